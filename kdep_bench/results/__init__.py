@@ -1,0 +1,15 @@
+"""Records, statistics, claims, leaderboard and page. Imports neither torch nor mm* packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def build(
+    results_dir: Path, suite: str | None = None, claims: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Rebuilds every table and the page of `results_dir` from its records; see `report.build`."""
+    from kdep_bench.results import report
+
+    return report.build(Path(results_dir), suite, claims)

@@ -1,0 +1,263 @@
+"""The Record: everything one transfer cell (arm, student, task, two seeds) leaves behind.
+
+One record is one JSON file. Metrics are fractions (0..1); tables show them x100. Times are
+seconds, sizes bytes, resolutions pixels. Text fields take any characters and lengths up to
+`TEXT_LIMIT`, because a hostile name has to be *shown*, as text, rather than break the report.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from kdep_bench.errors import KdepError
+
+SCHEMA = 1
+TEXT_LIMIT = 20_000
+LONG_TEXT_LIMIT = 200_000
+
+Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
+LongText = Annotated[str, Field(max_length=LONG_TEXT_LIMIT)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _iso_time(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("should be an ISO 8601 time") from None
+    if moment.tzinfo is None:
+        raise ValueError("should be an ISO 8601 time with a time zone, such as ...T12:00:00+00:00")
+    return text
+
+
+class Part(BaseModel):
+    """Base of the record and its parts: no unknown field, no NaN, no infinity, immutable."""
+
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, frozen=True, populate_by_name=True
+    )
+
+
+class Arm(Part):
+    """The pre-training arm. `reconstruction`: the formula is a reading, not the authors' own."""
+
+    method: Text
+    family: Text = ""
+    label_policy: Literal["label-free", "labels", "none"]
+    labels_used: bool
+    reconstruction: bool = False
+    source: Text = ""
+
+
+class Student(Part):
+    """The network that is pre-trained and transferred; flops of one forward pass at its input."""
+
+    name: Text
+    width: Count
+    params: Count | None = None
+    flops: Amount | None = None
+
+
+class Teacher(Part):
+    """The frozen teacher; flops of one forward pass at its input."""
+
+    name: Text
+    checksum: Text = ""
+    width: Count | None = None
+    flops: Amount | None = None
+
+
+class Data(Part):
+    """The data tree, and which share of its label-free pool pre-training saw."""
+
+    name: Text
+    fingerprint: Text
+    source: Text = ""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    images: Count | None = None
+
+
+class Budget(Part):
+    """Pre-training budget; None where it is not known (weights that somebody else trained)."""
+
+    images_seen: Count | None = None
+    epochs: Amount | None = None
+    steps: Count | None = None
+    views: Count | None = None
+
+
+class Seed(Part):
+    """The two seeds that make a pair."""
+
+    pretrain: int
+    transfer: int
+
+
+class Task(Part):
+    """The downstream task; chance is the score of an uninformed guess, as a fraction."""
+
+    name: Text
+    family: Text
+    version: int
+    split: Text
+    metric: Text
+    direction: Literal["max", "min"] = "max"
+    chance: Fraction | None = None
+
+
+class Gate(Part):
+    """Result of the load gate; `coverage` is the share of backbone tensors equal to the file."""
+
+    model_config = ConfigDict(
+        extra="allow", allow_inf_nan=False, frozen=True, populate_by_name=True
+    )
+    coverage: Fraction
+    matched: Count | None = None
+    missing: list[Text] = []
+    unexpected: list[Text] = []
+    mismatched: list[Any] = []
+
+
+class Cost(Part):
+    """What the cell cost. Seconds are wall time; `cache_s` is filling the teacher cache, whole."""
+
+    pretrain_s: Amount | None = None
+    cache_s: Amount | None = None
+    align_s: Amount | None = None
+    transfer_s: Amount | None = None
+    images_per_s: Amount | None = None
+    cache_bytes: Count | None = None
+    peak_memory_bytes: Count | None = None
+    device: Text | None = None
+    threads: Count | None = None
+
+    @property
+    def pretraining_s(self) -> float | None:
+        """Seconds before transfer, teacher cache and alignment included; None if none is known."""
+        known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
+        return sum(known) if known else None
+
+
+class Align(Part):
+    """Alignment diagnostics; Std Ratio = largest over smallest channel standard deviation."""
+
+    energy_kept: Annotated[float, Field(ge=0, le=1 + 1e-6)] | None = None
+    std_ratio_before: Amount | None = None
+    std_ratio_after_svd: Amount | None = None
+    std_ratio_after_transform: Amount | None = None
+
+
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Record(Part):
+    """One transfer cell. `status` 'ok' has a value; 'failed' and 'missing' have none.
+
+    A failed record says why in `error`, as one sentence.
+    """
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    id: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
+    suite: Text
+    status: Literal["ok", "failed", "missing"]
+    error: LongText | None = None
+    arm: Arm
+    student: Student
+    teacher: Teacher | None = None
+    data: Data
+    budget: Budget = Budget()
+    seed: Seed
+    task: Task
+    value: Fraction | None = None
+    metrics: dict[Text, float] = {}
+    per_class: dict[Text, float | None] = {}
+    gate: Gate | None = None
+    cost: Cost = Cost()
+    align: Align | None = None
+    curves: dict[Text, list[Point]] = {}
+    pictures: list[Text] = []
+    notes: list[LongText] = []
+    stages: dict[Text, Text] = {}
+    config_hash: Text = ""
+    git: Text = ""
+    packages: dict[Text, Text] = {}
+    created: Annotated[str, Field(max_length=64), AfterValidator(_iso_time)]
+
+    @model_validator(mode="after")
+    def _status_fits(self) -> Record:
+        if self.status == "ok" and self.value is None:
+            raise ValueError("status 'ok' needs a value")
+        if self.status != "ok" and self.value is not None:
+            raise ValueError(f"status {self.status!r} cannot have a value")
+        if self.status == "failed" and not self.error:
+            raise ValueError("status 'failed' needs an error sentence")
+        return self
+
+
+def _refusal(where: str, error: ValidationError) -> KdepError:
+    """One sentence of the first faults pydantic names."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False)[:3]:
+        place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
+        faults.append(f"{place}: {fault['msg'][:200]}")
+    more = error.error_count() - len(faults)
+    text = ", ".join(faults) + (f" and {more} more" if more > 0 else "")
+    if any(f["loc"] == ("schema",) for f in error.errors(include_url=False)):
+        return KdepError(
+            f"the record {where} has another schema version",
+            f"schema {SCHEMA}, the only one this kdep_bench reads",
+            "rerun its stage, or read it with the kdep_bench that wrote it",
+        )
+    return KdepError(
+        f"the record {where} is damaged ({text})",
+        f"a record of schema {SCHEMA}",
+        "delete the file and rerun its stage",
+    )
+
+
+def parse(raw: bytes | str, where: str = "given") -> Record:
+    """The record in JSON text; `where` names it in the KdepError a bad one raises."""
+    try:
+        return Record.model_validate_json(raw)
+    except ValidationError as e:
+        raise _refusal(where, e) from None
+
+
+def make(fields: dict[str, Any]) -> Record:
+    """A record from plain values (as a stage collector has them); KdepError where they misfit."""
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as e:
+        raise _refusal(str(fields.get("id", "given"))[:120], e) from None
+
+
+def load(path: str | Path) -> Record:
+    """The record in the file `path`; a missing, damaged or foreign one is a KdepError."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as e:
+        raise KdepError(
+            f"the record {path} cannot be read ({e.strerror})", "a readable file", "check the disk"
+        ) from None
+    return parse(raw, str(path))
+
+
+def dump(record: Record) -> str:
+    """Strict, indented JSON with sorted keys: equal records give equal text."""
+    import json
+
+    value = record.model_dump(mode="json", by_alias=True)
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -1,0 +1,257 @@
+"""The store: one atomic JSON file a record, in results/<suite>/records/.
+
+Reading is built for 100,000 records: files are parsed and validated in a fast path (pydantic's own
+JSON reader), in a few processes once there are many, and reduced to `Run`, which holds what the
+tables need with equal parts shared. Curves and per-class scores stay on disk until a page asks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import safe_name, write_atomic
+from kdep_bench.results.record import (
+    Align,
+    Arm,
+    Budget,
+    Cost,
+    Data,
+    Record,
+    Student,
+    Task,
+    Teacher,
+    dump,
+    load,
+    parse,
+)
+
+RECORDS = "records"
+_PARALLEL_FROM = 4000  # below this a second process costs more than it saves
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What tables need of one record; `when` is its creation time in seconds since 1970."""
+
+    id: str
+    file: str
+    suite: str
+    status: str
+    error: str | None
+    arm: Arm
+    student: Student
+    teacher: Teacher | None
+    data: Data
+    budget: Budget
+    pretrain_seed: int
+    transfer_seed: int
+    task: Task
+    value: float | None
+    coverage: float | None
+    cost: Cost
+    align: Align | None
+    pretrained: bool
+    when: float
+    git: str
+    config_hash: str
+    packages: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file in records/ that is no valid record, and the sentence that says why."""
+
+    file: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All that was found in one records/ folder, sorted by file name."""
+
+    runs: list[Run]
+    damaged: list[Damaged]
+
+
+def records_dir(results_dir: str | Path) -> Path:
+    """results/<suite> -> results/<suite>/records."""
+    return Path(results_dir) / RECORDS
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    return (
+        record.suite,
+        record.arm.method,
+        record.student.name,
+        record.data.share,
+        record.seed,
+        record.task.name,
+    )
+
+
+def write(results_dir: str | Path, record: Record) -> Path:
+    """Writes `record` atomically as records/<id>.json and returns the path.
+
+    The same cell may be written again (a rerun replaces it); a different cell under the same id
+    is a KdepError, for one of the two would be lost.
+    """
+    path = records_dir(results_dir) / f"{safe_name(record.id, 'record id')}.json"
+    if path.exists():
+        try:
+            old = load(path)
+        except KdepError:
+            old = None  # a damaged file is what a rerun is meant to replace
+        if old is not None and _identity(old) != _identity(record):
+            raise KdepError(
+                f"the record id {record.id!r} is taken by another cell",
+                "one id a cell",
+                f"move {path} away, or rerun with other stage names",
+            )
+    write_atomic(path, dump(record))
+    return path
+
+
+def _run(record: Record, file: str) -> Run:
+    return Run(
+        record.id,
+        file,
+        record.suite,
+        record.status,
+        record.error,
+        record.arm,
+        record.student,
+        record.teacher,
+        record.data,
+        record.budget,
+        record.seed.pretrain,
+        record.seed.transfer,
+        record.task,
+        record.value,
+        None if record.gate is None else record.gate.coverage,
+        record.cost,
+        record.align,
+        "pretrain" in record.stages and record.budget.images_seen != 0,
+        datetime.fromisoformat(record.created).timestamp(),
+        record.git,
+        record.config_hash,
+        tuple(sorted(record.packages.items())),
+        tuple(record.notes),
+    )
+
+
+class _Sharer:
+    """Gives equal values one object, so that 100,000 runs share the few arms and tasks they name.
+
+    Every shared part is a frozen pydantic model, hashed by its fields.
+    """
+
+    _PARTS = ("suite", "arm", "student", "teacher", "data", "budget", "task", "cost", "align")
+    _MORE = ("git", "config_hash", "packages", "notes")
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, Any] = {}
+
+    def __call__(self, run: Run) -> Run:
+        for name in (*self._PARTS, *self._MORE):
+            value = getattr(run, name)
+            if value is not None:
+                key = (name, value) if isinstance(value, str | tuple) else self._key(name, value)
+                object.__setattr__(run, name, self._seen.setdefault(key, value))
+        return run
+
+    @staticmethod
+    def _key(name: str, part: Any) -> tuple[Any, ...]:
+        return (name, *part.__dict__.values())
+
+
+def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    share = _Sharer()
+    for name in names:
+        path = f"{directory}/{name}"
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                # One read of the known size: `open` and Path cost more than the parsing does.
+                raw = os.read(fd, os.fstat(fd).st_size + 1)
+            finally:
+                os.close(fd)
+            runs.append(share(_run(parse(raw, name), name)))
+        except KdepError as e:
+            damaged.append(Damaged(name, str(e)))
+        except OSError as e:
+            sentence = f"the record {name} cannot be read ({e.strerror}); check the disk."
+            damaged.append(Damaged(name, sentence))
+    return runs, damaged
+
+
+def _list(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            names = [e.name for e in entries if e.name.endswith(".json")]
+    except FileNotFoundError:
+        return []
+    # Names that start with a dot are `write_atomic`'s unfinished files.
+    return sorted(n for n in names if not n.startswith("."))
+
+
+def read(results_dir: str | Path) -> Store:
+    """Every record of `results_dir`; damaged files are listed, never skipped in silence.
+
+    Raises:
+        KdepError: `results_dir` is no folder.
+    """
+    if not Path(results_dir).is_dir():
+        raise KdepError(
+            f"the results folder {results_dir} does not exist",
+            "a folder with records/ in it, such as results/pocket",
+            "run the suite first, or name another folder",
+        )
+    directory = records_dir(results_dir)
+    names = _list(directory)
+    if len(names) < _PARALLEL_FROM or not _can_fork():
+        return Store(*_read_some(str(directory), names))
+    return _read_parallel(directory, names)
+
+
+def _can_fork() -> bool:
+    # A process that has torch loaded has threads, and forking those may hang.
+    return sys.platform.startswith("linux") and "torch" not in sys.modules
+
+
+def _read_parallel(directory: Path, names: list[str]) -> Store:
+    import gc
+    import multiprocessing
+
+    workers = min(8, len(os.sched_getaffinity(0)))
+    size = max(1, -(-len(names) // (workers * 4)))
+    jobs = [(str(directory), names[i : i + size]) for i in range(0, len(names), size)]
+    share = _Sharer()
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    # The cyclic collector would walk a growing heap of objects that hold no cycle.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            for some, bad in pool.starmap(_read_some, jobs, chunksize=1):
+                runs.extend(share(run) for run in some)
+                damaged.extend(bad)
+    finally:
+        if collecting:
+            gc.enable()
+    return Store(runs, damaged)
+
+
+def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
+    """The whole records (curves, per-class scores, pictures) behind `runs`."""
+    return [load(records_dir(results_dir) / run.file) for run in runs]
