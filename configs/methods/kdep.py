@@ -1,0 +1,19 @@
+"""KDEP (CVPR 2022): regress the teacher's SVD-compressed, power-temperature-scaled feature.
+
+Label-free, nothing learnable between the networks. T and n are the public code's defaults; the loss
+weight follows the rule in `kdep_bench/objectives/feature_regression.py` instead of a number per
+teacher.
+"""
+
+from kdep_bench.features.transform import PowerTemperature
+from kdep_bench.objectives.feature_regression import FeatureRegression
+
+method = dict(
+    name="kdep",
+    family="feature",
+    labels_used=False,
+    source="He et al., CVPR 2022; CVMI-Lab/KDEP src/gen_svd_weights.py, src/train_distill.py",
+    objective=dict(type=FeatureRegression, weight="auto"),
+    align=dict(type="svd"),
+    transform=dict(type=PowerTemperature, T=0.1, n=3.0),
+)

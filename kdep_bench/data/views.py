@@ -1,0 +1,170 @@
+"""Fixed views: every pool image cropped and flipped V times, once, and kept decoded.
+
+A view is a seeded (crop box, flip) of one pool image. The student reads it from a memory-mapped
+uint8 array at its own resolution; the teacher renders the *same* box at its resolution when the
+cache is filled. Every method, student seed and suite that shares the data and the seed shares the
+views, so decode and augmentation cost nothing during training, and a teacher feature belongs to
+exactly the pixels the student sees. ("Fixed views": Beyer et al. 2022, "Knowledge distillation: a
+good teacher is patient and consistent", the case for showing both networks the same crop.)
+
+Row order is image-major: row = image * views + view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, file_hash, read_json, text_hash, write_json
+
+PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one pool, opened.
+
+    Attributes:
+        root: folder of the pool images.
+        files: N image paths relative to `root`, sorted.
+        box: [R, 4] float32, x0, y0, width, height as shares of the image.
+        flip: [R] bool, mirrored left-right.
+        views: V, so R = N * V.
+        pixels: [R, px, px, 3] uint8 RGB, memory-mapped.
+    """
+
+    root: Path
+    files: list[str]
+    box: np.ndarray
+    flip: np.ndarray
+    views: int
+    pixels: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.flip)
+
+
+def draw_recipe(
+    images: int, views: int, seed: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N*V, 4] and flips [N*V] of a RandomResizedCrop on square images.
+
+    Area share is uniform in `scale`, log aspect ratio uniform in log `ratio`, as in torchvision's
+    RandomResizedCrop; a side is cut at the image's edge. The draw for (image, view) depends on
+    `seed`, N and V only.
+    """
+    rng = np.random.default_rng([seed, images, views])
+    n = images * views
+    area = rng.uniform(*scale, n)
+    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), n))
+    w = np.minimum(np.sqrt(area * aspect), 1.0)
+    h = np.minimum(np.sqrt(area / aspect), 1.0)
+    x = rng.uniform(0, 1, n) * (1 - w)
+    y = rng.uniform(0, 1, n) * (1 - h)
+    return np.stack([x, y, w, h], 1).astype(np.float32), rng.random(n) < 0.5
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 RGB; a file that cannot be decoded is a KdepError that names it."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise KdepError(
+            f"the image {path} could not be decoded",
+            "a JPEG or PNG picture",
+            "replace or remove the file, then run again",
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def render(image: np.ndarray, box: np.ndarray, flip: bool, px: int) -> np.ndarray:
+    """One view of a decoded image [H, W, 3] at [px, px, 3]: crop, area or linear resize, flip."""
+    h, w = image.shape[:2]
+    x0, y0 = int(box[0] * w), int(box[1] * h)
+    x1 = min(w, max(x0 + 1, round(float(box[0] + box[2]) * w)))
+    y1 = min(h, max(y0 + 1, round(float(box[1] + box[3]) * h)))
+    crop = image[y0:y1, x0:x1]
+    how = cv2.INTER_AREA if min(crop.shape[:2]) >= px else cv2.INTER_LINEAR
+    out = cv2.resize(crop, (px, px), interpolation=how)
+    return out[:, ::-1] if flip else out
+
+
+def run(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:
+    """Stage `views`: draws the recipe and renders every view at the student's size.
+
+    Spec: `views` V, `px` student side in pixels, `seed`, `scale`, `ratio`; `pool` folder of images
+    relative to the data folder (default `pool/images`).
+    """
+    root = inputs["prepare"] / "data" / spec.get("pool", "pool/images")
+    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    if not files:
+        raise KdepError(f"the pool {root} holds no image", "at least one", "prepare the data first")
+    v, px = int(spec["views"]), int(spec["px"])
+    box, flip = draw_recipe(
+        len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
+    )
+    pixels = open_memmap(
+        out / PIXELS, mode="w+", dtype=np.uint8, shape=(len(files) * v, px, px, 3)
+    )
+    for i, name in enumerate(files):
+        image = read_rgb(root / name)
+        for k in range(i * v, (i + 1) * v):
+            pixels[k] = render(image, box[k], bool(flip[k]), px)
+        progress(i + 1, len(files), "rendering views")
+    pixels.flush()
+    np.savez(out / RECIPE, box=box, flip=flip)
+    write_json(out / LISTING, {"pool": spec.get("pool", "pool/images"), "files": files, "views": v})
+    return {
+        "rows": len(flip),
+        "images": len(files),
+        "views": v,
+        "px": px,
+        "fingerprint": text_hash(canonical_json([files, file_hash(out / PIXELS)])),
+        "bytes": int(pixels.nbytes),
+    }
+
+
+def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
+    """Opens a finished `views` stage; `prepare_dir` is needed to read the source images again."""
+    listing = read_json(views_dir / LISTING)
+    recipe = np.load(views_dir / RECIPE)
+    pixels = np.load(views_dir / PIXELS, mmap_mode="r")
+    if len(pixels) != len(recipe["flip"]) or len(pixels) != len(listing["files"]) * listing["views"]:
+        raise KdepError(
+            f"the views in {views_dir} disagree: {len(pixels)} rendered, "
+            f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",
+            "images x views rows in each",
+            "delete that stage folder and run again",
+        )
+    root = (prepare_dir / "data" / listing["pool"]) if prepare_dir else Path()
+    return Views(
+        root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels
+    )
+
+
+def subset(images: int, share: float, seed: int = 0) -> np.ndarray:
+    """Sorted indices of a label-free random share of the images: nested for growing shares.
+
+    The first `round(share * images)` of one seeded permutation, so the 1 % list lies inside the
+    10 % list. Raises KdepError unless 0 < share <= 1 and at least one image is left.
+    """
+    count = round(share * images)
+    if not 0 < share <= 1 or count < 1:
+        raise KdepError(
+            f"a data share of {share} of {images} images leaves {count}",
+            "a share in (0, 1] that leaves at least one image",
+        )
+    return np.sort(np.random.default_rng([seed, 20220321]).permutation(images)[:count])

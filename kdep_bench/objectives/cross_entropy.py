@@ -1,0 +1,35 @@
+"""Supervised pre-training: cross-entropy of a linear head on the activated pooled feature."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.objectives.base import Context, Objective
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy over `classes`; the linear head lives here and is dropped at export.
+
+    Args:
+        width: Ds, set by the pre-training stage.
+        classes: number of classes, set by the pre-training stage from the labels file.
+        label_smoothing: as in torch's `cross_entropy`.
+    """
+
+    needs = frozenset({"labels"})
+
+    def __init__(self, width: int, classes: int, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.label_smoothing = label_smoothing
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        loss = F.cross_entropy(
+            self.head(ctx.after),
+            ctx.labels,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return {"cross_entropy": loss}

@@ -1,0 +1,93 @@
+"""The pre-training model: student, fixed target and one objective, as an mmengine model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.align import open_basis
+from kdep_bench.objectives.base import Context
+from kdep_bench.registry import build
+from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
+
+# ImageNet statistics on the 0-255 scale: the same normalisation in pre-training and every transfer.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Target(nn.Module):
+    """Teacher feature [B, Dt] -> regression target [B, Ds]: alignment, then transform; no gradient."""
+
+    def __init__(self, align: nn.Module, transform: nn.Module) -> None:
+        super().__init__()
+        self.align, self.transform = align, transform
+
+    @torch.no_grad()
+    def forward(self, f_BD: Tensor) -> Tensor:
+        return self.transform(self.align(f_BD.float()))
+
+
+def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
+    """The fixed target of a finished `align` stage; Whitening gets the basis's channel spread."""
+    basis = open_basis(Path(align_dir))
+    needs_std = str(transform["type"]).endswith("Whitening")
+    return Target(basis, build(transform, **({"std": basis.std} if needs_std else {})))
+
+
+class Distiller(BaseModel):
+    """Student backbone + objective. The state dict's `backbone.*` is what gets exported.
+
+    Args:
+        student: student config page.
+        objective: {type, ...} of the objective.
+        target: {align_dir, transform}, or None for an objective without a teacher.
+    """
+
+    def __init__(
+        self,
+        student: Mapping[str, Any],
+        objective: Mapping[str, Any],
+        target: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(student)
+        self._tap = [PreActivationTap(self.backbone, student.get("tap"))]
+        self._tap[0].verify(student["width"], student["input_px"])
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = build(objective)
+        self.target = build_target(**target) if target else None
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def init_weights(self) -> None:
+        """Nothing: the backbone was initialised, under the run's seed, when it was built."""
+
+    def forward(
+        self,
+        images: Tensor,
+        teacher: Tensor | None = None,
+        labels: Tensor | None = None,
+        mode: str = "loss",
+    ) -> dict[str, Tensor]:
+        """`images` [B, 3, px, px] uint8; returns the mean of every term, keyed `loss_<term>`."""
+        if mode != "loss":
+            raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
+        x = ((images.float() - self.mean) / self.std).contiguous(
+            memory_format=torch.channels_last
+        )
+        before, after = self._tap[0](x)
+        target = self.target(teacher) if self.target is not None and teacher is not None else None
+        terms = self.objective.terms(Context(pool(before), pool(after), target, labels))
+        for name, term in terms.items():
+            if term.shape != (len(images),):
+                raise KdepError(
+                    f"term {name!r} of {type(self.objective).__name__} has shape "
+                    f"{tuple(term.shape)}",
+                    f"({len(images)},), one value a sample",
+                )
+        return {f"loss_{name}": term.mean() for name, term in terms.items()}

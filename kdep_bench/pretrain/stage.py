@@ -1,0 +1,207 @@
+"""Stage `pretrain`: one student, one method, one seed, on an mmengine Runner."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdep_bench import openmmlab
+from kdep_bench.data.views import open_views, subset
+from kdep_bench.errors import KdepError
+from kdep_bench.features.align import finite, rows_of
+from kdep_bench.features.cache import open_cache
+from kdep_bench.features.transform import Moments, std_ratio
+from kdep_bench.files import read_json
+from kdep_bench.pretrain.distiller import build_target
+from kdep_bench.registry import locate, type_path
+from kdep_bench.students.backbone import build_backbone
+
+CHECKPOINT = "student.pth"
+
+
+def run(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:
+    """Trains the student and writes its state dict to `student.pth`.
+
+    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule}, `share`,
+    `share_seed`, `seed`. A method without objective is the scratch arm: the initialised student
+    itself. A method with `weights` is a reference: a builder of given backbone weights.
+    """
+    method, student = spec["method"], spec["student"]
+    if method.get("objective") is None:
+        return untrained(spec, out)
+    views = open_views(inputs["views"])
+    images = len(subset(len(views.files), spec["share"], spec["share_seed"]))
+    budget = spec["budget"]
+    steps = max(1, math.floor(budget["epochs"] * images / budget["batch"]))
+    objective, target, probes = objective_config(spec, inputs)
+    stream = {
+        "type": "kdep_bench.pretrain.stream.ViewStream",
+        "views": str(inputs["views"]),
+        "length": steps * budget["batch"],
+        "share": spec["share"],
+        "share_seed": spec["share_seed"],
+        "seed": spec["seed"],
+        "cache": str(inputs["cache"]) if target else None,
+        "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+    }
+    model = {
+        "type": "kdep_bench.pretrain.distiller.Distiller",
+        "student": student,
+        "objective": objective,
+        "target": target,
+    }
+    start = time.perf_counter()
+    runner, curve = openmmlab.train_by_iterations(
+        model=model,
+        dataset=stream,
+        collate="kdep_bench.pretrain.stream.already_batched",
+        steps=steps,
+        batch=budget["batch"],
+        optimizer=budget["optimizer"],
+        schedule=schedule(budget, steps),
+        seed=spec["seed"],
+        work_dir=out / "run",
+        progress=progress,
+        checkpoint_every=max(1, steps // 4),
+    )
+    seconds = time.perf_counter() - start
+    save_state(runner.model.state_dict(), out)
+    return {
+        "steps": steps,
+        "epochs": steps * budget["batch"] / images,
+        "images": images,
+        "images_seen": steps * budget["batch"],
+        "views": views.views,
+        "labels_used": bool(method["labels_used"]),
+        "images_per_s": round(steps * budget["batch"] / seconds, 1),
+        "train_s": round(seconds, 2),
+        "curves": {"pretrain_loss": curve},
+        **probes,
+    }
+
+
+def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The scratch arm (seeded random weights) or a reference whose weights are given."""
+    method = spec["method"]
+    torch.manual_seed(spec["seed"])
+    backbone = build_backbone(spec["student"])
+    if method.get("weights") is not None:
+        locate(method["weights"]["type"])(
+            backbone, **{k: v for k, v in method["weights"].items() if k != "type"}
+        )
+    save_state({f"backbone.{k}": v for k, v in backbone.state_dict().items()}, out)
+    return {
+        "steps": 0,
+        "epochs": 0.0,
+        "images": 0,
+        "images_seen": 0,
+        "views": 0,
+        "labels_used": bool(method["labels_used"]),
+        "images_per_s": None,
+        "train_s": 0.0,
+        "curves": {},
+    }
+
+
+def save_state(state: dict[str, Any], out: Path) -> None:
+    """Pure tensors, contiguous, written whole or not at all."""
+    partial = out / f".{CHECKPOINT}"
+    torch.save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, partial)
+    partial.replace(out / CHECKPOINT)
+
+
+def labels_file(inputs: dict[str, Path]) -> Path:
+    return inputs["prepare"] / "data" / "pool" / "labels.json"
+
+
+def objective_config(
+    spec: dict[str, Any], inputs: dict[str, Path]
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
+    """(objective config with what only the data can tell, target config, probes)."""
+    method = spec["method"]
+    objective = dict(method["objective"])
+    needs = locate(objective["type"]).needs
+    if "labels" in needs:
+        if not method["labels_used"]:
+            raise KdepError(
+                f"the objective {type_path(objective['type'])} needs labels and the method "
+                f"{method['name']} says labels_used=False",
+                "a label-free objective",
+                "set labels_used=True",
+            )
+        classes = len(read_json(labels_file(inputs))["classes"])
+        objective.update(width=spec["student"]["width"], classes=classes)
+    if "target" not in needs:
+        return objective, None, {}
+    target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
+    probes = target_probes(spec, inputs, target)
+    objective["target_energy"] = probes["target_energy"]
+    return objective, target, probes
+
+
+def target_probes(
+    spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any], most: int = 65536
+) -> dict[str, Any]:
+    """Mean square and Std Ratio of the target over (at most `most` of) the fitting rows."""
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    images = subset(len(views.files), spec["share"], spec["share_seed"])
+    rows = rows_of(images, views.views)[:most]
+    head, moments, square = build_target(**target), Moments(spec["student"]["width"]), 0.0
+    for start in range(0, len(rows), 4096):
+        g = head(torch.from_numpy(cache.rows(rows[start : start + 4096])))
+        moments.add(g)
+        square += float(g.double().square().mean(1).sum())
+    return {
+        "target_energy": square / len(rows),
+        "std_ratio_after_transform": finite(std_ratio(moments.std)),
+    }
+
+
+def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Learning-rate schedule by iteration, its shape stretched over the budget.
+
+    "cosine": linear warm-up over the share `warmup` of the steps, then half a cosine to zero.
+    "step": x0.1 after each third, KDEP's shape (x0.1 every 30 of 90 epochs).
+    """
+    warm = int(budget.get("warmup", 0.0) * steps)
+    plan: list[dict[str, Any]] = []
+    if warm:
+        plan.append(
+            {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warm}
+        )
+    shape = budget.get("schedule", "cosine")
+    if shape == "cosine":
+        plan.append(
+            {
+                "type": "CosineAnnealingLR",
+                "T_max": max(1, steps - warm),
+                "eta_min": 0.0,
+                "by_epoch": False,
+                "begin": warm,
+                "end": steps,
+            }
+        )
+    elif shape == "step":
+        plan.append(
+            {
+                "type": "MultiStepLR",
+                "milestones": [max(1, steps // 3), max(2, 2 * steps // 3)],
+                "gamma": 0.1,
+                "by_epoch": False,
+            }
+        )
+    else:
+        raise KdepError(f"unknown schedule {shape!r}", "'cosine' or 'step'")
+    return plan
+
+

@@ -1,0 +1,111 @@
+"""The pre-training samples as one fixed sequence, so that a step number alone says what it reads.
+
+Position p of the sequence belongs to epoch p // N; every epoch is a seeded permutation of the N
+images of the data share, and view (epoch mod V) of each. A run that is cut at step k and resumed
+therefore reads exactly what an uninterrupted one would, and R ranks that share a global batch read
+together what one process would.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from kdep_bench.data.views import open_views, subset
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache import open_cache
+from kdep_bench.files import read_json
+
+
+class ViewStream(Dataset):
+    """`length` samples drawn in the order above, read batch-wise from memory maps.
+
+    Args:
+        views: folder of the `views` stage.
+        length: number of samples in the whole run.
+        share, share_seed: the label-free random data share.
+        seed: seed of the epoch permutations.
+        cache: folder of the `cache` stage, or None.
+        labels: path of the pool's labels file, or None. Without it the set is label-free and
+            asking for a label raises.
+    """
+
+    def __init__(
+        self,
+        views: str | Path,
+        length: int,
+        share: float,
+        share_seed: int,
+        seed: int,
+        cache: str | Path | None = None,
+        labels: str | Path | None = None,
+    ) -> None:
+        self.views = open_views(Path(views))
+        self.images = subset(len(self.views.files), share, share_seed)
+        self.length, self.seed = length, seed
+        self.cache = open_cache(Path(cache)) if cache else None
+        self._labels = read_labels(Path(labels), self.views.files) if labels else None
+        self._order: tuple[int, np.ndarray] = (-1, self.images)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row(self, position: int) -> int:
+        """The row (image-major) read at a position of the sequence."""
+        epoch, k = divmod(position, len(self.images))
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
+            self._order = (epoch, order)
+        return int(self._order[1][k]) * self.views.views + epoch % self.views.views
+
+    def label(self, rows: np.ndarray) -> torch.Tensor:
+        """[B] class numbers of rows; KdepError in a label-free set."""
+        if self._labels is None:
+            raise KdepError(
+                "a label was asked of a label-free pre-training set",
+                "no use of labels in this arm",
+                "set labels_used=True in the method if it needs them",
+            )
+        return torch.from_numpy(self._labels[rows // self.views.views])
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        return {k: v[0] for k, v in self.__getitems__([position]).items()}
+
+    def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
+        """A whole batch: images [B, 3, px, px] uint8, and teacher [B, Dt] float16 or labels [B]."""
+        rows = np.array([self.row(p) for p in positions])
+        batch = {"images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2)}
+        if self.cache is not None:
+            batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
+        if self._labels is not None:
+            batch["labels"] = self.label(rows)
+        return batch
+
+
+def already_batched(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collate function for a data set whose `__getitems__` returns a batch."""
+    return batch
+
+
+def read_labels(path: Path, files: list[str]) -> np.ndarray:
+    """[N] int64 class numbers of the pool images; every image must have one in range."""
+    stored: dict[str, Any] = read_json(path)
+    missing = [f for f in files if f not in stored["labels"]]
+    if missing:
+        raise KdepError(
+            f"{len(missing)} pool images have no label in {path}, first {missing[0]}",
+            "a label for every image of a supervised arm",
+            "prepare the data again",
+        )
+    labels = np.array([stored["labels"][f] for f in files], np.int64)
+    if labels.min() < 0 or labels.max() >= len(stored["classes"]):
+        raise KdepError(
+            f"labels in {path} run from {labels.min()} to {labels.max()}",
+            f"0 to {len(stored['classes']) - 1}",
+            "prepare the data again",
+        )
+    return labels

@@ -1,0 +1,48 @@
+"""From a config's `type=` to the class: a dotted path is the whole registry.
+
+A new method, teacher or task is found by its own import path, so no list is edited to add one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from kdep_bench.errors import KdepError
+
+
+def type_path(kind: Any) -> str:
+    """The dotted path of a `type=` value: a string, a class, or mmengine's lazily imported name."""
+    if isinstance(kind, str):
+        return kind
+    if hasattr(kind, "dump_str"):
+        return str(kind.dump_str)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def locate(kind: Any) -> Any:
+    """The object a `type=` value names; KdepError when it cannot be imported."""
+    path = type_path(kind)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise KdepError(
+            f"the type {path!r} cannot be imported ({e})",
+            "the dotted path of a class",
+            "correct `type=` in the config",
+        ) from e
+
+
+def build(config: Mapping[str, Any], **more: Any) -> Any:
+    """`locate(config['type'])` called with the rest of the config and `more`."""
+    args = {k: v for k, v in config.items() if k != "type"}
+    try:
+        return locate(config["type"])(**args, **more)
+    except TypeError as e:
+        raise KdepError(
+            f"{type_path(config['type'])} does not take these arguments ({e})",
+            f"got {sorted(args)}",
+            "compare the config with the class's docstring",
+        ) from e

@@ -1,0 +1,101 @@
+"""Students: plain mm backbones, and the tap that reads the pooled feature before the last ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench import openmmlab
+from kdep_bench.errors import KdepError
+
+# The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
+LAST_ACTIVATION = {
+    "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
+    "MobileNetV2": lambda net: "conv2.activate",
+}
+
+
+def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
+    """The student's backbone from the mm registry, with initialised weights.
+
+    `more` overrides backbone arguments (`out_indices`, `init_cfg`, ...). Randomness comes from
+    torch's global generator: seed it first.
+    """
+    openmmlab.setup("mmpretrain")
+    from mmpretrain.registry import MODELS
+
+    net = MODELS.build({**student["backbone"], **more})
+    if not isinstance(net, nn.Module):
+        raise KdepError(f"{student['backbone'].get('type')} built no network", "a backbone")
+    net.init_weights()  # type: ignore[operator]
+    return net
+
+
+class PreActivationTap(nn.Module):
+    """Runs a backbone and returns its last map before and after the final activation.
+
+    The last activation module of the network is called without `inplace` (it has no parameters,
+    so the state dict is unchanged) and its input is recorded; ResNet blocks call theirs twice, the
+    second time on the block's sum, so the last call is the one that counts.
+
+    Args:
+        backbone: an mm backbone whose last output is the final map.
+        activation: module path of its last activation; None finds it by class name.
+    """
+
+    def __init__(self, backbone: nn.Module, activation: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        kind = type(backbone).__name__
+        if activation is None:
+            if kind not in LAST_ACTIVATION:
+                raise KdepError(
+                    f"no tap is known for the backbone {kind}",
+                    f"one of {sorted(LAST_ACTIVATION)}",
+                    "name the module path of its last activation as `tap=` in the student config",
+                )
+            activation = LAST_ACTIVATION[kind](backbone)
+        module = backbone.get_submodule(activation)
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
+        module.register_forward_pre_hook(self._record)
+        self._activation = [module]  # in a list: no second registration in the state dict
+        self._seen: Tensor | None = None
+
+    def _record(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._seen = args[0]
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """(before, after): two maps [B, Ds, H, W] of the last stage."""
+        out = self.backbone(x_B3HW)
+        after = out[-1] if isinstance(out, (tuple, list)) else out
+        before, self._seen = self._seen, None
+        assert before is not None
+        return before, after
+
+    @torch.no_grad()
+    def verify(self, width: int, px: int) -> None:
+        """Proves on noise that activation(before) is the backbone's own output, `width` wide."""
+        mode = self.training
+        before, after = self.eval()(torch.randn(2, 3, px, px))
+        self.train(mode)
+        if before.shape[1] != width:
+            raise KdepError(
+                f"the student's last map has {before.shape[1]} channels",
+                f"width={width} as its config says",
+                "correct `width` in the student config",
+            )
+        if not torch.equal(self._activation[0](before), after):
+            raise KdepError(
+                f"the tap of {type(self.backbone).__name__} does not sit before the final output",
+                "activation(tap) equal to the backbone's output",
+                "name the last activation as `tap=` in the student config",
+            )
+
+
+def pool(x_BCHW: Tensor) -> Tensor:
+    """Global average pooling: [B, C, H, W] -> [B, C]."""
+    return x_BCHW.mean((2, 3))

@@ -1,0 +1,1 @@
+"""Frozen teachers behind one face: see `kdep_bench.teachers.base`."""

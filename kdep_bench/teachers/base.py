@@ -1,0 +1,109 @@
+"""One face for every teacher: uint8 pictures in, pooled features (and logits) out, never trained."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.registry import build
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What a teacher says of a batch: `pooled` [B, Dt] float32 and, with a head, `logits` [B, C]."""
+
+    pooled: Tensor
+    logits: Tensor | None
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen network. Subclasses set the attributes and implement `features`.
+
+    Attributes:
+        name: short name used in records.
+        width: Dt, the width of the pooled feature.
+        input_px: side of the square input in pixels.
+        mean, std: per-channel normalisation on the 0-255 scale.
+        has_logits: whether `logits` is not None.
+    """
+
+    name: str
+    width: int
+    input_px: int
+    has_logits: bool
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """Pooled feature and logits of a *normalised* float batch."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> TeacherOutput:
+        """`images`: [B, 3, H, W] uint8 RGB of any size H = W; the result carries no gradient."""
+        if images.dtype != torch.uint8:
+            raise KdepError(f"the teacher got {images.dtype} pictures", "uint8 RGB")
+        x = (images.float() - self.mean) / self.std
+        out = self.features(x.contiguous(memory_format=torch.channels_last))
+        if out.pooled.shape != (len(images), self.width):
+            raise KdepError(
+                f"teacher {self.name} returned a feature of shape {tuple(out.pooled.shape)}",
+                f"({len(images)}, {self.width})",
+            )
+        return out
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Always stays in eval mode: BatchNorm statistics of a teacher must not move."""
+        return super().train(False)
+
+    def checksum(self) -> str:
+        """SHA-256 over every named tensor, 16 hex digits: the teacher's identity in cache keys."""
+        h = hashlib.sha256()
+        for key, value in sorted(self.state_dict().items()):
+            h.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            h.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()[:16]
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Eval mode, no gradients, channels-last: how every teacher runs."""
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads `tensors` into `module` and proves it: same keys, same shapes, same values after.
+
+    Raises KdepError naming the first offenders; nothing is ever skipped.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if missing or extra or shapes:
+        raise KdepError(
+            f"the weights in {source} do not fit: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}",
+            f"exactly the {len(own)} tensors of {type(module).__name__}",
+            "use the checkpoint of this very architecture",
+        )
+    module.load_state_dict(dict(tensors), strict=True)
+    unequal = [k for k, v in module.state_dict().items() if not torch.equal(v, tensors[k].to(v))]
+    if unequal:
+        raise KdepError(f"{len(unequal)} tensors differ after loading {source}: {unequal[:3]}")
+
+
+def build_teacher(config: Mapping[str, Any]) -> Teacher:
+    """Builds the teacher of a config page; its `card` is for people and is left aside."""
+    teacher = build({k: v for k, v in config.items() if k != "card"})
+    if not isinstance(teacher, Teacher):
+        raise KdepError(f"{config['type']} is no Teacher", "a subclass of kdep_bench's Teacher")
+    return teacher

