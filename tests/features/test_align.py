@@ -1,0 +1,127 @@
+"""SVD alignment, power temperature scaling and Std Ratio against closed forms and full SVDs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.align import svd_basis
+from kdep_bench.features.transform import (
+    Moments,
+    NoTransform,
+    PowerTemperature,
+    Whitening,
+    std_ratio,
+)
+
+
+def features(n: int = 500, d: int = 24, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.linspace(0.1, 3, d)
+    return x @ torch.randn(d, d, generator=g, dtype=torch.float64) + 5.0
+
+
+def moments(x: torch.Tensor, batch: int = 37) -> Moments:
+    m = Moments(x.shape[1])
+    for i in range(0, len(x), batch):
+        m.add(x[i : i + batch])
+    return m
+
+
+def test_streaming_basis_equals_the_full_svd_up_to_sign():
+    x = features()
+    basis, values = svd_basis(moments(x), 8)
+    _, s, vh = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    torch.testing.assert_close(values, s**2 / len(x))
+    cosine = (basis.components.double() * vh[:8].T).sum(0).abs()
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-6, rtol=0)
+
+
+def test_channel_std_after_svd_is_singular_value_over_sqrt_n():
+    x = features()
+    basis, _ = svd_basis(moments(x), 8)
+    s = torch.linalg.svdvals(x - x.mean(0))[:8] / len(x) ** 0.5
+    torch.testing.assert_close(basis.std, s.float())
+    torch.testing.assert_close(basis(x.float()).std(0, correction=0), s.float(), rtol=1e-4, atol=0)
+
+
+def test_reconstruction_error_is_the_energy_left_out():
+    x = features()
+    basis, values = svd_basis(moments(x), 8)
+    v, mu = basis.components.double(), x.mean(0)
+    error = ((x - mu) - (x - mu) @ v @ v.T).square().sum() / len(x)
+    torch.testing.assert_close(error, values[8:].sum(), rtol=1e-5, atol=1e-9)
+
+
+def test_the_sign_rule_makes_the_basis_independent_of_the_order_of_rows():
+    x = features()
+    a, _ = svd_basis(moments(x), 8)
+    b, _ = svd_basis(moments(x.flip(0), batch=11), 8)
+    torch.testing.assert_close(a.components, b.components, atol=1e-6, rtol=1e-5)
+
+
+def test_moments_do_not_cancel_far_from_zero():
+    x = features() + 1e6
+    torch.testing.assert_close(
+        moments(x).covariance, torch.cov(x.T, correction=0), rtol=1e-7, atol=1e-7
+    )
+
+
+def test_a_wider_student_than_the_teacher_is_refused():
+    with pytest.raises(KdepError, match="no wider than the teacher"):
+        svd_basis(moments(features()), 25)
+
+
+def test_fewer_images_than_directions_are_refused():
+    with pytest.raises(KdepError, match="cannot fix 8 directions"):
+        svd_basis(moments(features(n=8)), 8)
+
+
+def test_rank_deficient_features_are_refused():
+    x = features()
+    low = (x - x.mean(0))[:, :4] @ torch.randn(4, 24, dtype=torch.float64)
+    with pytest.raises(KdepError, match="rank 4"):
+        svd_basis(moments(low), 8)
+
+
+def test_a_nan_feature_is_refused():
+    with pytest.raises(KdepError, match="NaN"):
+        Moments(3).add(torch.tensor([[1.0, float("nan"), 0.0]]))
+
+
+def test_pts_is_the_identity_at_one():
+    x = features()
+    torch.testing.assert_close(PowerTemperature(1, 1)(x), x)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.01, 10), st.floats(1, 6), st.floats(-100, 100), st.floats(-100, 100))
+def test_pts_is_odd_and_monotone(t: float, n: float, a: float, b: float):
+    pts = PowerTemperature(t, n)
+    x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    assert float(pts(-x)) == -float(pts(x))
+    assert (float(pts(x)) <= float(pts(y))) == (a <= b) or a == pytest.approx(b)
+
+
+def test_pts_maps_a_std_ratio_r_to_its_nth_root():
+    g = torch.Generator().manual_seed(0)
+    shape = torch.randn(200_000, 1, generator=g, dtype=torch.float64)
+    a = shape * torch.tensor([[1.0, 100.0]])
+    assert std_ratio(PowerTemperature(0.1, 3)(a).std(0)) == pytest.approx(100 ** (1 / 3), rel=1e-6)
+
+
+def test_whitening_gives_unit_variance_and_no_transform_changes_nothing():
+    x = features().float()
+    basis, _ = svd_basis(moments(x), 8)
+    z = Whitening(basis.std)(basis(x))
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(8), rtol=1e-3, atol=0)
+    assert NoTransform()(x) is x
+
+
+@pytest.mark.parametrize(("t", "n"), [(0, 3), (-1, 3), (0.1, 0.5)])
+def test_pts_refuses_impossible_parameters(t: float, n: float):
+    with pytest.raises(KdepError, match="T > 0 and n >= 1"):
+        PowerTemperature(t, n)
