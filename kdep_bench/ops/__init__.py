@@ -1,0 +1,74 @@
+"""mmcv's compiled operators, supplied from torchvision where mmcv is `mmcv-lite`.
+
+`install()` appends a finder to `sys.meta_path`. It answers for the one module `mmcv._ext`, and only
+after every ordinary finder has failed, so an mmcv that was built with its extension always wins.
+With it `import mmcv.ops`, `import mmdet` and `import mmseg` work with nothing to compile, on every
+device torchvision's own operators run on.
+
+Importing this package costs nothing: torch is imported when `mmcv._ext` itself is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from kdep_bench.errors import KdepError
+
+_NAME = "mmcv._ext"
+_STAND_IN = Path(__file__).with_name("_ext.py")
+
+
+class _StandInFinder(MetaPathFinder):
+    """Finds `mmcv._ext` as `_ext.py` of this package, and nothing else."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _NAME:
+            return None
+        return importlib.util.spec_from_file_location(fullname, _STAND_IN)
+
+
+_FINDER = _StandInFinder()
+
+
+def install() -> None:
+    """Makes `mmcv._ext` importable; call it before the first `import mmcv.ops`. Idempotent.
+
+    The finder is moved to the end of `sys.meta_path` on every call, so that finders which others
+    have appended in between are still asked before it.
+    """
+    if _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
+    sys.meta_path.append(_FINDER)
+
+
+def backend() -> Literal["compiled", "torchvision"]:
+    """Which operators `mmcv.ops` uses here; imports neither torch nor mmcv to find out.
+
+    Raises KdepError when mmcv is not installed at all.
+    """
+    loaded = sys.modules.get(_NAME)
+    if loaded is not None:
+        return "torchvision" if hasattr(loaded, "KDEP_STAND_IN") else "compiled"
+    parent = sys.modules.get("mmcv")
+    if parent is not None:
+        folders: Sequence[str] | None = parent.__path__
+    else:
+        spec = PathFinder.find_spec("mmcv")
+        folders = spec.submodule_search_locations if spec else None
+    if folders is None:
+        raise KdepError(
+            "mmcv is not installed", "mmcv-lite 2.1.0", "run: pip install mmcv-lite==2.1.0"
+        )
+    return "compiled" if PathFinder.find_spec(_NAME, list(folders)) else "torchvision"
+
+
+__all__ = ["backend", "install"]

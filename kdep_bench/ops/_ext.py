@@ -1,0 +1,81 @@
+"""The module that stands in for `mmcv._ext`: it is imported under that name, never as itself.
+
+mmcv calls its extension in C style: the caller allocates the outputs, the function fills them. Each
+operator keeps mmcv's argument names and order. `mmcv.ops` asserts at import that 112 names exist;
+those that no model here needs exist as well and raise a sentence when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+import torchvision
+
+from kdep_bench.errors import KdepError
+from kdep_bench.ops.attention import ms_deform_attn_backward, ms_deform_attn_forward
+from kdep_bench.ops.boxes import bbox_overlaps, nms, nms_match, softnms
+from kdep_bench.ops.deform_conv import (
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+)
+from kdep_bench.ops.focal import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
+from kdep_bench.ops.masked_conv import masked_col2im_forward, masked_im2col_forward
+from kdep_bench.ops.roi_align import roi_align_backward, roi_align_forward
+
+KDEP_STAND_IN = True  # how kdep_bench.ops.backend() tells it from the compiled module
+
+
+def get_compiler_version() -> str:
+    """What mmcv prints as its compiler."""
+    return f"none, operators of torchvision {torchvision.__version__}"
+
+
+def get_compiling_cuda_version() -> str:
+    """The CUDA version torch (and torchvision's operators) were built with."""
+    return torch.version.cuda or "not available"
+
+
+def _missing(name: str) -> Callable[..., NoReturn]:
+    def call(*args: Any, **kwargs: Any) -> NoReturn:
+        raise KdepError(
+            f"the mmcv operator {name!r} was called, and mmcv has no compiled extension here",
+            "one of the operators that kdep_bench.ops supplies from torchvision",
+            "install a compiled mmcv 2.1.0 for this torch, or choose a model that does not need it",
+        )
+
+    call.__name__ = name
+    return call
+
+
+def __getattr__(name: str) -> Callable[..., NoReturn]:
+    if name.startswith("_"):  # what the import system and pickle look for stays absent
+        raise AttributeError(name)
+    return globals().setdefault(name, _missing(name))
+
+
+__all__ = [
+    "bbox_overlaps",
+    "deform_conv_backward_input",
+    "deform_conv_backward_parameters",
+    "deform_conv_forward",
+    "get_compiler_version",
+    "get_compiling_cuda_version",
+    "masked_col2im_forward",
+    "masked_im2col_forward",
+    "modulated_deform_conv_backward",
+    "modulated_deform_conv_forward",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
+    "nms",
+    "nms_match",
+    "roi_align_backward",
+    "roi_align_forward",
+    "sigmoid_focal_loss_backward",
+    "sigmoid_focal_loss_forward",
+    "softnms",
+]
