@@ -44,10 +44,10 @@ def _is_class(target: Tensor, logits: Tensor) -> Tensor:
 def _weighted(values: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None or weight.numel() == 0 or target.numel() == 0:
         return values
-    if int(target.max()) >= weight.numel():
-        # mmcv reads past the end of the weights here
+    highest = int(target.max())
+    if highest >= weight.numel():  # mmcv reads past the end of the weights here
         raise KdepError(
-            f"the focal loss has {weight.numel()} class weights and a target of {int(target.max())}",
+            f"the focal loss has {weight.numel()} class weights and a target of {highest}",
             "a weight for every target, the background's included",
             "append the background's weight, or leave the weights out",
         )

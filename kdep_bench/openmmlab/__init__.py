@@ -1,0 +1,62 @@
+"""The one room that knows OpenMMLab's quirks: versions, scope, operators, loading, Runner, logs.
+
+    from kdep_bench import openmmlab
+
+    openmmlab.setup("mmdet")                       # once, first thing in a stage's process
+    curve = openmmlab.ProgressHook(progress)
+    runner = openmmlab.build_runner(cfg, work_dir=out / "run", seed=0, hooks=[curve], resume=True)
+    runner.train()
+    seen = openmmlab.DetectionCount()
+    runner.register_hook(seen)
+    metrics, notes = openmmlab.read_metrics(runner.test(), ["coco/bbox_mAP_50"], detections=seen)
+    outputs["curves"]["loss"] = curve.points
+
+Importing it imports neither torch nor an mm toolkit; the names below that need them are loaded when
+they are first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kdep_bench.openmmlab.environment import backend, check_versions, current_scope, setup, versions
+from kdep_bench.openmmlab.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from kdep_bench.openmmlab.hooks import DetectionCount, ProgressHook, SealHook, StopOnBadLoss
+    from kdep_bench.openmmlab.loading import latest_sealed, load_weights
+    from kdep_bench.openmmlab.runner import build_runner
+
+_LAZY = {
+    "DetectionCount": "hooks",
+    "ProgressHook": "hooks",
+    "SealHook": "hooks",
+    "StopOnBadLoss": "hooks",
+    "build_runner": "runner",
+    "latest_sealed": "loading",
+    "load_weights": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+__all__ = [
+    "DetectionCount",
+    "ProgressHook",
+    "SealHook",
+    "StopOnBadLoss",
+    "backend",
+    "build_runner",
+    "check_versions",
+    "current_scope",
+    "latest_sealed",
+    "load_weights",
+    "read_metrics",
+    "setup",
+    "versions",
+]

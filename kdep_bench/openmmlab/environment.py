@@ -1,0 +1,230 @@
+"""Which packages are here, whether they work together, and the toolkit a process works in."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, NamedTuple
+
+from packaging.version import Version
+
+from kdep_bench import ops
+from kdep_bench.errors import KdepError, unknown_name
+
+Scope = Literal["mmpretrain", "mmdet", "mmseg"]
+
+
+class _Need(NamedTuple):
+    """Known to work: `at_least` <= version < `below`, of the first distribution that is here."""
+
+    distributions: tuple[str, ...]
+    at_least: str
+    below: str
+    why: str
+    install: str
+
+
+_COMMON = (
+    _Need(
+        ("setuptools",),
+        "60",
+        "82",
+        "82 has no pkg_resources, which the toolkits import",
+        "setuptools<82",
+    ),
+    _Need(("numpy",), "1.26", "3", "the toolkits were tried with these", "numpy>=2,<3"),
+    _Need(("torch",), "2.6", "2.15", "the toolkits were tried with these", "torch==2.14.1"),
+    _Need(
+        ("torchvision",), "0.21", "0.30", "its operators stand in for mmcv's", "torchvision==0.29.1"
+    ),
+    _Need(
+        ("mmengine", "onedl-mmengine"),
+        "0.10.7",
+        "0.11",
+        "the toolkits were tried with these",
+        "mmengine==0.10.7",
+    ),
+    _Need(
+        ("mmcv", "mmcv-lite"), "2.1.0", "2.2.0", "mmdet and mmseg refuse 2.2", "mmcv-lite==2.1.0"
+    ),
+)
+_MMPRETRAIN = _Need(("mmpretrain",), "1.2.0", "1.3", "students come from it", "mmpretrain==1.2.0")
+_MMDET = _Need(("mmdet",), "3.3.0", "3.4", "detection runs on it", "mmdet==3.3.0")
+_MMSEG = _Need(
+    ("mmsegmentation",), "1.2.2", "1.3", "segmentation runs on it", "mmsegmentation==1.2.2"
+)
+# mmseg imports both and declares neither
+_FTFY = _Need(("ftfy",), "0", "100", "mmseg imports it", "ftfy")
+_REGEX = _Need(("regex",), "0", "9999", "mmseg imports it", "regex")
+
+_NEEDS: dict[str, tuple[_Need, ...]] = {
+    "mmpretrain": (*_COMMON, _MMPRETRAIN),
+    "mmdet": (*_COMMON, _MMPRETRAIN, _MMDET),
+    "mmseg": (*_COMMON, _MMPRETRAIN, _MMSEG, _FTFY, _REGEX),
+}
+
+# Students are mmpretrain backbones in every task, so its models are registered in every scope.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "mmpretrain": (
+        "mmpretrain.datasets",
+        "mmpretrain.engine",
+        "mmpretrain.evaluation",
+        "mmpretrain.models",
+        "mmpretrain.structures",
+        "mmpretrain.visualization",
+    ),
+    "mmdet": (
+        "mmdet.datasets",
+        "mmdet.engine",
+        "mmdet.evaluation",
+        "mmdet.models",
+        "mmdet.visualization",
+        "mmpretrain.models",
+    ),
+    "mmseg": (
+        "mmseg.datasets",
+        "mmseg.engine",
+        "mmseg.evaluation",
+        "mmseg.models",
+        "mmseg.structures",
+        "mmseg.visualization",
+        "mmpretrain.models",
+    ),
+}
+
+# Warnings the toolkits give on import or on every use that no user can act on.
+_NOISE = (
+    r".*has been moved to ``mmcv\.ops",
+    r".*pkg_resources is deprecated",
+    r".*Failed to search registry with scope",
+    r".*invalid escape sequence",
+    r".*is deprecated.*torch\.(cuda|cpu)\.amp",
+    r".*torch\.meshgrid",
+)
+
+_LISTED = (
+    "kdep_bench",
+    "torch",
+    "torchvision",
+    "mmengine",
+    "onedl-mmengine",
+    "mmcv",
+    "mmcv-lite",
+    "mmdet",
+    "mmsegmentation",
+    "mmpretrain",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "setuptools",
+    "opencv-python-headless",
+    "opencv-python",
+    "pycocotools",
+    "Pillow",
+    "pydantic",
+)
+
+_scope: str | None = None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by distribution name, and `python`; reads metadata, imports nothing."""
+    found = {name: v for name in _LISTED if (v := _version(name)) is not None}
+    return {"python": platform.python_version(), **found}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def check_versions(scope: str) -> None:
+    """Raises KdepError for the first package missing or outside the range known to work.
+
+    The sentence names the version found, the range, the reason and the pip command.
+    """
+    for need in _needs(scope):
+        found = [(name, v) for name in need.distributions if (v := _version(name)) is not None]
+        label = " or ".join(need.distributions)
+        expected = f"{label} >= {need.at_least}, < {need.below} ({need.why})"
+        remedy = f"run: pip install '{need.install}'"
+        if not found:
+            raise KdepError(f"{label} is not installed", expected, remedy)
+        name, got = found[0]
+        # the base version: "2.14.1+cu130" and "2.9.0.dev1" are judged by their release
+        if not Version(need.at_least) <= Version(Version(got).base_version) < Version(need.below):
+            raise KdepError(f"{name} {got} is installed", expected, remedy)
+
+
+def _needs(scope: str) -> tuple[_Need, ...]:
+    if scope not in _NEEDS:
+        raise unknown_name("OpenMMLab toolkit", scope, _NEEDS)
+    return _NEEDS[scope]
+
+
+def backend() -> Literal["compiled", "torchvision"]:
+    """Which operators `mmcv.ops` uses here; imports neither torch nor mmcv."""
+    return ops.backend()
+
+
+def current_scope() -> str | None:
+    """The toolkit `setup` chose in this process, None before."""
+    return _scope
+
+
+def setup(scope: str, *, switch: bool = False) -> None:
+    """Makes this process one of a toolkit: operators, imports, registries, default scope.
+
+    Args:
+        scope: 'mmpretrain', 'mmdet' or 'mmseg'. The backbones of mmpretrain are registered in all.
+        switch: allow another scope than an earlier call chose. Only where every earlier Runner of
+            this process has finished for good, as in a test session.
+
+    Raises KdepError for an unknown scope, a wrong or missing package, an mmcv extension that does
+    not load, and a second scope in one process (mmengine's globals leak between toolkits, and a
+    transform is then looked up in the wrong registry).
+    """
+    global _scope
+    check_versions(scope)
+    if _scope not in (None, scope) and not switch:
+        raise KdepError(
+            f"this process was set up for {_scope} and then asked for {scope}",
+            "one toolkit a process, because mmengine's default scope leaks",
+            "run each stage in a process of its own",
+        )
+    # albumentations, imported by all three, would ask the network for a newer version of itself
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    ops.install()
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    _import_toolkit(scope)
+    _set_default_scope(scope)
+    _scope = scope
+
+
+def _import_toolkit(scope: str) -> None:
+    try:
+        importlib.import_module("mmcv.ops")
+    except (ImportError, AssertionError) as e:
+        raise KdepError(
+            f"the operators of mmcv ({backend()}) do not load: {e}",
+            "an mmcv extension built for this torch, or mmcv-lite",
+            "run: pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
+        ) from e
+    for module in _MODULES[scope]:
+        importlib.import_module(module)
+
+
+def _set_default_scope(scope: str) -> None:
+    from mmengine.registry import DefaultScope
+
+    current = DefaultScope.get_current_instance()
+    if current is None or current.scope_name != scope:
+        # a new name each time: get_instance of a known name would return the older scope
+        DefaultScope.get_instance(f"kdep_bench-{scope}-{id(current)}", scope_name=scope)

@@ -1,0 +1,189 @@
+"""mmengine hooks shared by all stages. This module imports mmengine, and so torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmengine.hooks import Hook
+
+from kdep_bench.errors import KdepError
+from kdep_bench.openmmlab import loading
+
+
+class Progress(Protocol):
+    """What a stage is given to say how far it is."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
+
+
+def _plain(value: Any) -> float:
+    return value.item() if hasattr(value, "item") else float(value)
+
+
+class StopOnBadLoss(Hook):
+    """Raises KdepError in the iteration in which a loss is NaN or infinite.
+
+    mmengine itself reads every loss each iteration for its log, so this costs no extra wait on a
+    GPU. The step of that iteration has been taken: the model in memory is spoilt, and nothing is
+    saved after it, because the hook comes before the one that saves.
+    """
+
+    priority = "VERY_HIGH"
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        terms = {k: _plain(v) for k, v in (outputs or {}).items() if "loss" in k}
+        bad = [f"{k} = {v}" for k, v in terms.items() if not math.isfinite(v)]
+        if bad:
+            fine = ", ".join(f"{k} = {v:.4g}" for k, v in terms.items() if math.isfinite(v))
+            raise KdepError(
+                f"the loss went bad in iteration {runner.iter + 1} of {runner.max_iters}: "
+                f"{', '.join(bad)}" + (f" (still finite: {fine})" if fine else ""),
+                "finite losses",
+                "lower the learning rate, add warm-up or gradient clipping, or check the data",
+            )
+
+
+class LossCurve:
+    """[step, mean loss since the last point], never more than `limit` points.
+
+    When full, neighbours are joined and each point covers twice as many steps from then on.
+    """
+
+    def __init__(self, limit: int = 200) -> None:
+        if limit < 2 or limit % 2:
+            raise ValueError("limit must be even and at least 2")
+        self.limit, self.stride = limit, 1
+        self.points: list[list[float]] = []
+        self._sum, self._count = 0.0, 0
+
+    def add(self, step: int, value: float) -> None:
+        """Takes the loss of one more step."""
+        self._sum, self._count = self._sum + value, self._count + 1
+        if self._count < self.stride:
+            return
+        if len(self.points) == self.limit:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [[b[0], (a[1] + b[1]) / 2] for a, b in pairs]
+            self.stride *= 2
+            if self._count < self.stride:
+                return
+        self.points.append([step, self._sum / self._count])
+        self._sum, self._count = 0.0, 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that `restore` takes."""
+        return {
+            "points": [list(p) for p in self.points],
+            "stride": self.stride,
+            "sum": self._sum,
+            "count": self._count,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken."""
+        self.points = [list(p) for p in state["points"]]
+        self.stride, self._sum, self._count = state["stride"], state["sum"], state["count"]
+
+
+class ProgressHook(Hook):
+    """Tells `progress(done, total, note)` each training iteration and keeps the loss curve.
+
+    `points` is the curve, [[step, loss], ...], at most `limit` of them. It is stored in resume
+    files and continues after a resume.
+    """
+
+    priority = "BELOW_NORMAL"
+    _KEY = "kdep_loss_curve"
+
+    def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
+        self._progress = progress
+        self._curve = LossCurve(limit)
+
+    @property
+    def points(self) -> list[list[float]]:
+        """The curve as plain lists, ready for JSON."""
+        return [list(p) for p in self._curve.points]
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        step = runner.iter + 1
+        loss = (outputs or {}).get("loss")
+        note = ""
+        if loss is not None:
+            value = _plain(loss)
+            self._curve.add(step, value)
+            note = f"loss {value:.3f}"
+        self._progress(step, runner.max_iters, note)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self._KEY] = self._curve.state()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if self._KEY in checkpoint:
+            self._curve.restore(checkpoint[self._KEY])
+
+
+class SealHook(Hook):
+    """Seals each checkpoint that mmengine's CheckpointHook has just written."""
+
+    priority = "LOWEST"  # after CheckpointHook, which is VERY_LOW
+
+    def __init__(self) -> None:
+        self._sealed: str | None = None
+
+    def _seal(self, runner: Any) -> None:
+        if runner.rank != 0 or "last_ckpt" not in runner.message_hub.runtime_info:
+            return
+        last = runner.message_hub.get_info("last_ckpt")
+        if last != self._sealed and Path(last).is_file():
+            loading.seal(Path(last))
+            loading.drop_orphan_seals(Path(last).parent)
+            self._sealed = last
+
+    def before_train(self, runner: Any) -> None:
+        if "last_ckpt" in runner.message_hub.runtime_info:  # from a resume file: already sealed
+            self._sealed = runner.message_hub.get_info("last_ckpt")
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._seal(runner)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._seal(runner)
+
+
+class DetectionCount(Hook):
+    """Counts images and detections of the latest val or test pass, for `read_metrics`."""
+
+    priority = "LOW"
+
+    def __init__(self) -> None:
+        self.images = self.detections = 0
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self.images = self.detections = 0
+
+    def before_test_epoch(self, runner: Any) -> None:
+        self.images = self.detections = 0
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._count(outputs)
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._count(outputs)
+
+    def _count(self, outputs: Sequence[Any] | None) -> None:
+        for sample in outputs or ():
+            self.images += 1
+            self.detections += len(sample.pred_instances)

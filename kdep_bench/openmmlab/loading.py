@@ -1,0 +1,113 @@
+"""Loading of checkpoints: everything as plain tensors, except resume files we sealed ourselves.
+
+mmengine's resume files hold pickled objects (HistoryBuffer and what it drags in), which
+`weights_only=True` refuses, rightly. They are loaded as pickles under one condition: the file lies
+in the work dir of this process's Runner, and its SHA-256 equals the seal that `SealHook` wrote
+beside it. A seal proves that the file is whole and the one that was saved; it is no signature.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash, write_atomic
+
+RESUME = "kdep-resume://"  # the scheme of a sealed resume file: this prefix, then its path
+
+_roots: set[Path] = set()  # work dirs whose sealed files this process may unpickle
+
+
+def seal(checkpoint: Path) -> None:
+    """Writes `<checkpoint>.sha256`."""
+    write_atomic(_seal_path(checkpoint), file_hash(checkpoint) + "\n")
+
+
+def is_sealed(checkpoint: Path) -> bool:
+    """Whether the file is there and equal to its seal."""
+    mark = _seal_path(checkpoint)
+    return (
+        checkpoint.is_file()
+        and mark.is_file()
+        and mark.read_text().strip() == file_hash(checkpoint)
+    )
+
+
+def _seal_path(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+def drop_orphan_seals(work_dir: Path) -> None:
+    """Removes the seals of checkpoints that mmengine has deleted."""
+    for mark in work_dir.glob("*.pth.sha256"):
+        if not mark.with_suffix("").exists():
+            mark.unlink(missing_ok=True)
+
+
+def latest_sealed(work_dir: str | Path) -> Path | None:
+    """The newest whole resume file in `work_dir`, None if there is none.
+
+    One that was cut while it was written has no matching seal and is passed over.
+    """
+    files = sorted(Path(work_dir).glob("*.pth"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    return next((p for p in files if is_sealed(p)), None)
+
+
+def trust_work_dir(work_dir: Path) -> None:
+    """Lets this process resume from sealed files directly in `work_dir`."""
+    _roots.add(work_dir.resolve())
+
+
+def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
+    """`torch.load(weights_only=True)`; KdepError when missing, damaged or more than tensors."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise KdepError(f"the checkpoint {path} does not exist", "a file of tensors there")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as e:
+        reason = str(e).strip().splitlines()[0]
+        raise KdepError(
+            f"the checkpoint {path} is refused as plain weights ({reason})",
+            "tensors in plain containers, as torch.save(state_dict) writes them",
+            "save its state_dict alone and use that file",
+        ) from e
+    except (RuntimeError, EOFError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise KdepError(
+            f"the checkpoint {path} cannot be read ({reason})", "", "get or write it again"
+        ) from e
+
+
+def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
+    """Loader of the `kdep-resume://` scheme; raises KdepError for a file that is not ours."""
+    path = Path(filename.removeprefix(RESUME))
+    if path.resolve().parent not in _roots:
+        raise KdepError(
+            f"{path} was given to resume from, outside the work dir of this run",
+            "a checkpoint this stage wrote in its own directory",
+            "give other weights to init_cfg or load_from, which read tensors only",
+        )
+    if not is_sealed(path):
+        raise KdepError(
+            f"the resume file {path} does not match its seal",
+            "the file as it was saved",
+            "delete it; the stage then resumes from an older one or starts again",
+        )
+    return torch.load(path, map_location=map_location, weights_only=False)
+
+
+def load_from_tensors(filename: str, map_location: Any = None) -> Any:
+    """Loader of every other local path: `load_weights`."""
+    return load_weights(filename, map_location)
+
+
+def register_loaders() -> None:
+    """Puts both loaders into mmengine, in place of its loader of local files. Idempotent."""
+    CheckpointLoader.register_scheme("", load_from_tensors, force=True)
+    CheckpointLoader.register_scheme(RESUME, load_from_sealed, force=True)

@@ -1,0 +1,56 @@
+"""Reading what an mm evaluator returned, without taking silence for success. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from kdep_bench.errors import KdepError
+
+
+class Counted(Protocol):
+    """What `DetectionCount` says after a pass: images seen, objects detected in them."""
+
+    images: int
+    detections: int
+
+
+def read_metrics(
+    metrics: Mapping[str, Any], wanted: Sequence[str], detections: Counted | None = None
+) -> tuple[dict[str, float], list[str]]:
+    """The `wanted` entries of what `runner.test()` or `runner.val()` returned, and notes.
+
+    Args:
+        metrics: the evaluator's dict, with keys such as 'coco/bbox_mAP_50'.
+        wanted: keys, with their prefix.
+        detections: for a COCO evaluator, the DetectionCount that watched the pass. CocoMetric logs
+            no metric at all when nothing was detected; with a count that shows images but not one
+            detection every wanted metric is 0, with a note. Any other absence is a KdepError.
+
+    Returns values keyed as in `wanted`, finite, in the evaluator's own unit.
+    Raises KdepError when a metric is absent, not a number, NaN or infinite.
+    """
+    absent = [key for key in wanted if key not in metrics]
+    if absent and detections is not None and detections.images and not detections.detections:
+        note = f"nothing was detected in {detections.images} images: {', '.join(absent)} counts 0"
+        return {key: _number(metrics.get(key, 0.0), key) for key in wanted}, [note]
+    if absent:
+        raise KdepError(
+            f"the evaluator returned no {', '.join(absent)} but {sorted(metrics) or 'nothing'}",
+            "every metric the task names",
+            "compare the task's metric with the evaluator's prefix and its classes",
+        )
+    return {key: _number(metrics[key], key) for key in wanted}, []
+
+
+def _number(value: Any, key: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise KdepError(
+            f"the metric {key} is {value!r}", "a finite number", "look at the stage's log"
+        )
+    return number

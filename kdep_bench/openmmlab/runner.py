@@ -1,0 +1,151 @@
+"""An mmengine Runner from an ordinary mm Config, with the known traps taken out of its way."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from kdep_bench.errors import KdepError
+from kdep_bench.openmmlab import environment, loading
+from kdep_bench.openmmlab.hooks import SealHook, StopOnBadLoss
+
+_number = itertools.count()  # makes the experiment name of every Runner of a process its own
+
+
+class _FileLogRunner(Runner):
+    """Logs to `work_dir/log.txt`; the console gets only what is an error."""
+
+    def build_logger(
+        self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
+    ):
+        log_file = log_file or str(Path(self.work_dir) / "log.txt")
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        return logger
+
+
+def build_runner(
+    cfg: Config,
+    *,
+    work_dir: str | Path | None = None,
+    seed: int | None = None,
+    hooks: Sequence[Hook] = (),
+    log_level: str = "INFO",
+    resume: bool = False,
+) -> Runner:
+    """`Runner.from_cfg` of a copy of `cfg`; call `setup(scope)` before.
+
+    Args:
+        cfg: a Config the stock runner of the toolkit could run.
+        work_dir: replaces cfg.work_dir; the log is `work_dir/log.txt`.
+        seed: replaces cfg.randomness.seed. One of them must be given.
+        hooks: more hooks, each at its own priority.
+        log_level: of the log file. The console gets errors alone.
+        resume: continue from the newest sealed checkpoint in `work_dir`; start afresh if there is
+            none (`latest_sealed(work_dir)` says which it will be).
+
+    A loss that is NaN or infinite stops the training (StopOnBadLoss), and checkpoints are sealed as
+    they are written (SealHook). Under `torchrun` the process group is started here and the model
+    wrapped in DDP, on a CPU too; a plain process is not distributed.
+
+    Raises KdepError when `setup` was not called, the config has another default scope, no seed or
+    no work dir, or asks to resume a file that is not ours.
+    """
+    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    scope = _check_scope(cfg)
+    out = _settle_work_dir(cfg, work_dir)
+    _settle_seed(cfg, seed)
+    _settle_distributed(cfg)
+    _settle_resume(cfg, out, resume)
+    loading.register_loaders()
+    loading.trust_work_dir(out)
+    cfg.log_level = log_level
+    # Two Runners of one second would otherwise share a name, and with it scope and message hub.
+    cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_number)}"
+    cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
+    cfg.visualizer.setdefault("name", cfg.experiment_name)
+    runner = _FileLogRunner.from_cfg(cfg)
+    for hook in (StopOnBadLoss(), SealHook(), *hooks):
+        runner.register_hook(hook)
+    return runner
+
+
+def _check_scope(cfg: Config) -> str:
+    scope = environment.current_scope()
+    if scope is None:
+        raise KdepError(
+            "a Runner was asked for before a toolkit was chosen",
+            "openmmlab.setup('mmpretrain' | 'mmdet' | 'mmseg') first",
+            "call it at the start of the stage",
+        )
+    if cfg.setdefault("default_scope", scope) != scope:
+        raise KdepError(
+            f"the config has default_scope {cfg.default_scope!r} in a process set up for {scope}",
+            "the same toolkit in both",
+            "run the stage with setup() of the config's toolkit",
+        )
+    return scope
+
+
+def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
+    if work_dir is not None:
+        cfg.work_dir = str(work_dir)
+    if not cfg.get("work_dir"):
+        raise KdepError("the config names no work_dir", "a directory for logs and checkpoints")
+    out = Path(cfg.work_dir).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    cfg.work_dir = str(out)
+    return out
+
+
+def _settle_seed(cfg: Config, seed: int | None) -> None:
+    randomness = dict(cfg.get("randomness") or {})
+    if seed is not None:
+        randomness["seed"] = seed
+    if randomness.get("seed") is None:
+        raise KdepError(
+            "the run has no seed", "a whole number", "give it to build_runner or in cfg.randomness"
+        )
+    cfg.randomness = randomness
+
+
+def _settle_distributed(cfg: Config) -> None:
+    """Trap: mmengine's own launcher calls torch.cuda.set_device and gives DDP device ids."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        cfg.launcher = "none"
+        return
+    cfg.launcher = "pytorch"
+    if torch.cuda.is_available():
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    wrapper = dict(cfg.get("model_wrapper_cfg") or {})
+    wrapper.setdefault("type", "mmengine.MMDistributedDataParallel")
+    wrapper.setdefault("broadcast_buffers", False)  # as mmengine's default wrapper
+    wrapper.setdefault("find_unused_parameters", cfg.get("find_unused_parameters", False))
+    wrapper["device_ids"] = None
+    cfg.model_wrapper_cfg = ConfigDict(wrapper)
+
+
+def _settle_resume(cfg: Config, out: Path, resume: bool) -> None:
+    """Resuming is ours alone: from a sealed file in the work dir, by the named loader."""
+    if cfg.get("resume"):
+        raise KdepError(
+            "the config asks to resume by itself",
+            "build_runner(cfg, resume=True)",
+            "remove `resume` from the config",
+        )
+    latest = loading.latest_sealed(out) if resume else None
+    if latest is not None:
+        cfg.resume, cfg.load_from = True, f"{loading.RESUME}{latest}"
