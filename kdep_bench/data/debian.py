@@ -1,0 +1,140 @@
+"""Debian packages by name, without root: download, check, unpack into a cache folder.
+
+apt verifies each package against the signed lists of its release; we record the SHA-256 of the
+file, and a package changed in the cache afterwards is told from the one that came down.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash, write_atomic
+
+#: SHA-256 of the releases this data maker was written against (Debian 12).
+KNOWN = {
+    "gcompris-qt-data_3.1-2_all.deb": "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
+    "lomiri-wallpapers-16.04_20.04.0-2_all.deb": "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb": "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+}
+
+
+class Unavailable(Exception):
+    """A package cannot be had here (no apt, no network); the caller may fall back."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One unpacked package: `file` name and `sha256` of the .deb, and the `root` of its tree."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    root: Path
+
+
+def cache_dir() -> Path:
+    """$KDEP_CACHE or ~/.cache/kdep_bench."""
+    return Path(os.environ.get("KDEP_CACHE") or "~/.cache/kdep_bench").expanduser()
+
+
+def fetch(name: str) -> Package:
+    """The package `name`, downloaded if the cache lacks it, unpacked and checked.
+
+    Raises:
+        Unavailable: no apt-get/dpkg-deb, or nothing could be downloaded; str() says why.
+        KdepError: the package in the cache is damaged.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise Unavailable("apt-get or dpkg-deb is not installed")
+    cache = cache_dir() / "debian"
+    cache.mkdir(parents=True, exist_ok=True)
+    deb = _cached(cache, name) or _download(cache, name)
+    digest = _checked(deb)
+    root = cache / "unpacked" / f"{deb.stem}-{digest[:12]}"
+    if not root.is_dir():
+        _unpack(deb, root)
+    return Package(name, deb.name.split("_")[1], deb.name, digest, root)
+
+
+def _cached(cache: Path, name: str) -> Path | None:
+    return max(cache.glob(f"{name}_*.deb"), default=None)
+
+
+def _checked(deb: Path) -> str:
+    """SHA-256 of `deb`, equal to the known one and to the one noted when it came down."""
+    digest, note = file_hash(deb), deb.with_suffix(".sha256")
+    wanted = KNOWN.get(deb.name) or (note.read_text().split()[0] if note.exists() else digest)
+    if digest != wanted:
+        raise KdepError(
+            f"the package {deb} has SHA-256 {digest[:12]}...",
+            f"{wanted[:12]}...",
+            "delete that file and run again, it will be downloaded anew",
+        )
+    if not note.exists():
+        write_atomic(note, f"{digest}  {deb.name}\n")
+    return digest
+
+
+def _download(cache: Path, name: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=cache) as tmp:
+        own = _own_lists(cache)
+        why = _run(["apt-get", "download", name], Path(tmp))
+        if why:  # lists missing, stale or unreadable: fetch our own, no root needed
+            updated = _run(["apt-get", *own, "update"], Path(tmp))
+            why = updated or _run(["apt-get", *own, "download", name], Path(tmp))
+        found = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
+        if found is None:
+            raise Unavailable(f"apt-get could not download {name} ({why or 'no file came'})")
+        target = cache / found.name.replace("%3a", ":")
+        os.replace(found, target)
+        return target
+
+
+def _own_lists(cache: Path) -> list[str]:
+    lists = cache / "apt"
+    for part in ("lists/partial", "cache/archives/partial"):
+        (lists / part).mkdir(parents=True, exist_ok=True)
+    return [
+        *("-o", f"Dir::State::lists={lists / 'lists'}"),
+        *("-o", f"Dir::Cache={lists / 'cache'}"),
+        *("-o", "Debug::NoLocking=1"),
+    ]
+
+
+def _run(command: list[str], cwd: Path) -> str:
+    """Runs apt-get; returns '' when it worked, else the last line that says why not."""
+    environment = dict(os.environ, LC_ALL="C", DEBIAN_FRONTEND="noninteractive")
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return f"{type(e).__name__}: {e}"
+    if done.returncode == 0:
+        return ""
+    lines = [x for x in (done.stderr + done.stdout).splitlines() if x.strip()]
+    return next((x for x in lines if x.startswith("E:")), lines[-1] if lines else "no message")
+
+
+def _unpack(deb: Path, root: Path) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=root.parent))
+    done = subprocess.run(["dpkg-deb", "-x", str(deb), str(tmp)], capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise KdepError(
+            f"the package {deb} could not be unpacked ({done.stderr.strip()[:200]})",
+            "a whole .deb and free disk space",
+            "free some space, or delete that file and run again",
+        )
+    try:
+        os.rename(tmp, root)
+    except OSError:  # somebody else unpacked it meanwhile
+        shutil.rmtree(tmp, ignore_errors=True)

@@ -1,0 +1,458 @@
+"""The pocket data: small real-format data sets composed from real photographs, made locally.
+
+`prepare` writes, under out/data,
+    manifest.json, checksums.txt (sha256sum format)
+    pool/images/00/000123.jpg, pool/labels.json        label-free pool; labels for one arm only
+    classify/{train,val,test}/<class>/0123.jpg         held-out objects on held-out backgrounds
+    photos/<class>/<name>.jpg                          real photographs, no composites
+    detect/{train,val,test}/000001.jpg, detect/annotations/{split}.json      COCO format
+    cityscapes/{leftImg8bit,gtFine}/{split}/pocket/pocket_000001_000019_*    Cityscapes layout
+No source object (with its twins) and no background is in two of pool, train, val, test. An image
+is a function of (seed, kind, split, index) alone, so the number of processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from kdep_bench.data import compose
+from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Material, Photo, gather
+from kdep_bench.data.splits import SHARES, split_by_group
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic, write_json
+
+Progress = Callable[..., None]
+DEFAULTS: dict[str, Any] = {
+    "name": "pocket",
+    "seed": 0,
+    "source": "auto",
+    "px": 128,
+    "pool_composites": 24000,
+    "pool_crops": 8000,
+    "classify": {"train": 1600, "val": 400, "test": 1600},
+    "scenes": {"train": 400, "val": 100, "test": 300},
+    "scene_size": [160, 120],
+}
+SCENE_ID, IGNORE = len(CLASSES), 255
+#: gtFine_labelIds: numbered apart from train ids, as in Cityscapes, so that a mix-up shows.
+LABEL_IDS = np.array([*range(11, 11 + len(CLASSES)), 23], np.uint8)
+LABEL_ID_UNLABELLED = 0
+QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 90]
+_CHUNK = 250
+_BYTES_PER_IMAGE = 9000  # upper bound on the mean at 128 px, for the disk space check
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images start..stop-1 of one kind ('pool', 'crops', 'classify', 'scenes') and split."""
+
+    kind: str
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Written:
+    """What a job wrote: (relative path, SHA-256), and per image what annotations need."""
+
+    files: list[tuple[str, str]]
+    facts: list[dict[str, Any]]
+
+
+class Maker:
+    """Makes images of any job; one lives in each worker process."""
+
+    def __init__(self, spec: dict[str, Any], shelves: dict[str, compose.Shelf], root: Path):
+        self.spec, self.shelves, self.root = spec, shelves, root
+
+    def run(self, job: Job) -> Written:
+        make = {
+            "pool": self._composite,
+            "crops": self._crop,
+            "classify": self._classify,
+            "scenes": self._scene,
+        }[job.kind]
+        out = Written([], [])
+        for index in range(job.start, job.stop):
+            code = [zlib.crc32(job.kind.encode()), zlib.crc32(job.split.encode()), index]
+            make(np.random.default_rng([self.spec["seed"], *code]), job.split, index, out)
+        return out
+
+    def _composite(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        label = index % len(CLASSES)
+        image, main = compose.single(rng, self.shelves[split], CLASSES[label], self.spec["px"])
+        name = pool_name(index)
+        self._image(out, f"pool/images/{name}", image)
+        out.facts.append({"file": name, "label": label, "fine": main.group})
+
+    def _crop(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        px, photo = self.spec["px"], compose.pick(rng, self.shelves[split].photos)
+        name = pool_name(self.spec["pool_composites"] + index)
+        self._image(out, f"pool/images/{name}", compose.detail(rng, photo, px))
+        out.facts.append({"file": name, "label": SCENE_ID, "fine": photo.group})
+
+    def _classify(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        label = CLASSES[index % len(CLASSES)]
+        image, _ = compose.single(rng, self.shelves[split], label, self.spec["px"])
+        self._image(out, f"classify/{split}/{label}/{index:05d}.jpg", image)
+
+    def _scene(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        made = compose.scene(rng, self.shelves[split], tuple(self.spec["scene_size"]))
+        file = f"{index + 1:06d}.jpg"
+        self._image(out, f"detect/{split}/{file}", made.image)
+        stem = f"{split}/pocket/pocket_{index + 1:06d}_000019"
+        self._image(out, f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", made.image)
+        train_ids, label_ids = segmentation(made)
+        self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelTrainIds.png", train_ids)
+        self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", label_ids)
+        height, width = made.instances.shape
+        image = {"file_name": file, "height": height, "width": width}
+        out.facts.append({"image": image, "objects": annotations(made)})
+
+    def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
+        ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
+        if not ok:
+            raise KdepError(f"OpenCV could not encode {rel} from {image.shape} {image.dtype}")
+        out.files.append((rel, write_file(self.root / rel, raw.tobytes())))
+
+
+def pool_name(index: int) -> str:
+    """Path of pool image `index` below pool/images."""
+    return f"{index // 1000:02d}/{index:06d}.jpg"
+
+
+def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """(train ids, label ids), [h, w] uint8; a pixel whose right or lower neighbour is another
+    instance is ignored (255, label id 0): there the photograph mixes both."""
+    inst = scene.instances
+    train = np.array([SCENE_ID, *scene.labels], np.uint8)[inst]
+    edge = np.zeros(inst.shape, bool)
+    edge[:, :-1] |= inst[:, :-1] != inst[:, 1:]
+    edge[:-1] |= inst[:-1] != inst[1:]
+    label = LABEL_IDS[train]
+    train[edge], label[edge] = IGNORE, LABEL_ID_UNLABELLED
+    return train, label
+
+
+def annotations(scene: compose.Scene) -> list[dict[str, Any]]:
+    """COCO annotations (without ids) of the visible masks: RLE, area, bbox [x, y, w, h]."""
+    out = []
+    for number, label in enumerate(scene.labels, 1):
+        mask = scene.instances == number
+        ys, xs = np.nonzero(mask)
+        x, y = int(xs.min()), int(ys.min())
+        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        out.append(
+            {
+                "category_id": label + 1,
+                "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+            }
+        )
+    return out
+
+
+def write_file(path: Path, raw: bytes) -> str:
+    """Writes `raw`, returns its SHA-256; a full disk is a KdepError.
+
+    Not atomic: a stage is complete only once its manifest is there.
+    """
+    try:
+        try:
+            path.write_bytes(raw)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+    except OSError as e:
+        raise KdepError(
+            f"the file {path} cannot be written ({e.strerror})",
+            "free disk space and permission to write",
+            "free some space or choose another work folder, then run again",
+        ) from None
+    return hashlib.sha256(raw).hexdigest()
+
+
+def prepare(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Stage: writes the pocket data into out/data; `spec` as DEFAULTS, unknown keys refused.
+
+    Returns:
+        {data, fingerprint, source, counts, classes, licences, notes, images_per_s}.
+
+    Raises:
+        KdepError: bad spec, no material, unreadable source image, full disk.
+    """
+    spec = checked_spec(spec)
+    started = time.perf_counter()
+    total = images_in(spec)
+    progress(0, total, "reading photographs and cut-outs")
+    root = Path(out) / "data"
+    shutil.rmtree(root, ignore_errors=True)
+    _check_space(Path(out), total)
+    cv2.setNumThreads(1)  # the processes share the cores; also, a thread pool does not survive fork
+    material = gather(spec["source"])
+    objects = split_by_group(material.cutouts, spec["seed"])
+    photos = split_by_group(material.backgrounds, spec["seed"])
+    shelves = {s: _shelf(s, objects[s], photos[s]) for s in SHARES}
+    drawing = time.perf_counter()
+    written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, total)
+    seconds = time.perf_counter() - drawing
+    files = [entry for part in written.values() for entry in part.files]
+    files += _write_photos(root, material.checks)
+    files += _write_pool_labels(root, written)
+    files += _write_coco(root, written, spec)
+    fingerprint = _write_checksums(root, files)
+    summary = {
+        "fingerprint": fingerprint,
+        "source": material.source,
+        "counts": _counts(files, shelves),
+        "classes": list(CLASSES),
+        "licences": material.licences,
+        "notes": material.notes,
+    }
+    manifest = {
+        **summary,
+        "spec": spec,
+        "seed": spec["seed"],
+        "packages": material.packages,
+        "splits": {
+            "objects": {s: sorted(c.name for c in objects[s]) for s in SHARES},
+            "backgrounds": {s: sorted(p.name for p in photos[s]) for s in SHARES},
+        },
+        "codecs": {"opencv": cv2.__version__, "numpy": np.__version__},
+    }
+    write_json(root / "manifest.json", manifest)
+    progress(total, total, "done")
+    rate = {"images_per_s": round(total / seconds, 1), "seconds": time.perf_counter() - started}
+    return {"data": "data", **summary, **rate}
+
+
+def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """`spec` over DEFAULTS; raises KdepError for unknown keys and impossible values."""
+    for key in spec:
+        if key not in DEFAULTS and key != "type":
+            raise unknown_name("key of the pocket data", key, DEFAULTS)
+    full = {k: spec.get(k, v) for k, v in DEFAULTS.items()}
+    for key in ("classify", "scenes"):
+        if set(full[key]) != {"train", "val", "test"}:
+            raise KdepError(
+                f"{key} of the pocket data names the splits {sorted(full[key])}",
+                "train, val and test",
+            )
+    sizes = [full["px"], *full["scene_size"]]
+    counts = [full["pool_composites"], full["pool_crops"], full["seed"]]
+    counts += [*full["classify"].values(), *full["scenes"].values()]
+    if not all(type(v) is int and v >= 0 for v in counts):
+        raise KdepError(f"the counts or the seed of the pocket data are {counts}", "integers >= 0")
+    if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
+        raise KdepError(f"px and scene_size of the pocket data are {sizes}", "integers 32..512")
+    if full["source"] not in ("auto", "debian+pip", "pip-only"):
+        raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
+    full["scene_size"] = list(full["scene_size"])
+    return full
+
+
+def images_in(spec: dict[str, Any]) -> int:
+    """Number of images that will be drawn."""
+    per_split = sum(spec["classify"].values()) + sum(spec["scenes"].values())
+    return spec["pool_composites"] + spec["pool_crops"] + per_split
+
+
+def jobs(spec: dict[str, Any]) -> Iterable[Job]:
+    """The work, cut into pieces of at most _CHUNK images."""
+    sizes = [("pool", "pool", spec["pool_composites"]), ("crops", "pool", spec["pool_crops"])]
+    sizes += [("classify", split, n) for split, n in spec["classify"].items()]
+    sizes += [("scenes", split, n) for split, n in spec["scenes"].items()]
+    for kind, split, count in sizes:
+        for start in range(0, count, _CHUNK):
+            yield Job(kind, split, start, min(count, start + _CHUNK))
+
+
+def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Shelf:
+    by_label: dict[str, list[Cutout]] = {label: [] for label in (*CLASSES, DISTRACTOR)}
+    for cutout in cutouts:
+        by_label[cutout.label].append(cutout)
+    empty = [label for label, found in by_label.items() if not found]
+    if empty or not photos:
+        lacking = ", ".join(empty) or "backgrounds"
+        raise KdepError(f"the split {split} of the pocket data has no {lacking}", "one at least")
+    return compose.Shelf(by_label, photos)
+
+
+def _check_space(out: Path, images: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    free, need = shutil.disk_usage(out).free, images * _BYTES_PER_IMAGE
+    if free < need:
+        raise KdepError(
+            f"{free / 1e6:.0f} MB are free in {out}",
+            f"about {need / 1e6:.0f} MB for {images} images",
+            "free some space or choose another work folder",
+        )
+
+
+def _draw(maker: Maker, todo: list[Job], progress: Progress, total: int) -> dict[Job, Written]:
+    """Runs all jobs, in processes where that is possible; result in the order of `todo`."""
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+    done: dict[Job, Written] = {}
+    count = 0
+    if workers < 2 or total < 2 * _CHUNK or multiprocessing.current_process().daemon:
+        for job in todo:
+            done[job] = maker.run(job)
+            count += job.stop - job.start
+            progress(count, total, f"{job.kind} {job.split}")
+        return done
+    start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(start), _start_worker, (maker, os.getpid())
+    )
+    try:
+        futures: dict[Future[Written], Job] = {pool.submit(_work, job): job for job in todo}
+        for future in as_completed(futures):
+            job = futures[future]
+            done[job] = future.result()
+            count += job.stop - job.start
+            progress(count, total, f"{job.kind} {job.split}")
+    except BrokenProcessPool:
+        raise KdepError(
+            "a process that draws images was killed",
+            "about 400 MB of memory for each",
+            "free some memory and run again",
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return {job: done[job] for job in todo}
+
+
+_MAKER: Maker | None = None
+
+
+def _start_worker(maker: Maker, parent: int) -> None:
+    """Keeps the maker, and ends this process when its parent is gone (killed, not finished)."""
+    global _MAKER
+    _MAKER = maker
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(job: Job) -> Written:
+    assert _MAKER is not None, "the initialiser has run"
+    return _MAKER.run(job)
+
+
+def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
+    out = []
+    for photo in photos:
+        rel = f"photos/{photo.label}/{photo.name}.jpg"
+        raw = cv2.imencode(".jpg", photo.image, QUALITY)[1].tobytes()
+        out.append((rel, write_file(root / rel, raw)))
+    return out
+
+
+def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:
+    facts = [f for j, w in written.items() if j.kind in ("pool", "crops") for f in w.facts]
+    table = {
+        "classes": [*CLASSES, SCENE],
+        "labels": {f["file"]: f["label"] for f in facts},
+        "fine": {f["file"]: f["fine"] for f in facts},
+    }
+    return [("pool/labels.json", write_file(root / "pool/labels.json", _json(table)))]
+
+
+def _write_coco(
+    root: Path, written: dict[Job, Written], spec: dict[str, Any]
+) -> list[tuple[str, str]]:
+    out = []
+    categories = [{"id": i, "name": c, "supercategory": "pocket"} for i, c in enumerate(CLASSES, 1)]
+    for split in spec["scenes"]:
+        facts = [f for j, w in written.items() if (j.kind, j.split) == ("scenes", split)
+                 for f in w.facts]  # fmt: skip
+        images, boxes = [], []
+        for image_id, fact in enumerate(facts, 1):
+            images.append({"id": image_id, **fact["image"]})
+            for item in fact["objects"]:
+                boxes.append({"id": len(boxes) + 1, "image_id": image_id, **item})
+        info = {"description": "pocket scenes: composites, not COCO", "seed": spec["seed"]}
+        table = {"info": info, "images": images, "annotations": boxes, "categories": categories}
+        rel = f"detect/annotations/{split}.json"
+        out.append((rel, write_file(root / rel, _json(table))))
+    return out
+
+
+def _json(value: Any) -> bytes:
+    return canonical_json(value).encode()
+
+
+def _write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
+    """Writes checksums.txt in the format of sha256sum(1); its own SHA-256 is the fingerprint."""
+    text = "".join(f"{digest}  {rel}\n" for rel, digest in sorted(files))
+    write_atomic(root / "checksums.txt", text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counts(files: list[tuple[str, str]], shelves: dict[str, compose.Shelf]) -> dict[str, Any]:
+    images = [rel.split("/") for rel, _ in files if rel.endswith(".jpg")]
+    names = ("/".join(p[:2]) if p[0] != "pool" else "pool" for p in images)
+    return {
+        "images": dict(sorted(Counter(names).items())),
+        "objects": {
+            s: {k: len(v) for k, v in shelf.objects.items()} for s, shelf in shelves.items()
+        },
+        "backgrounds": {s: len(shelf.photos) for s, shelf in shelves.items()},
+    }
+
+
+def verify(data_dir: str | Path) -> str:
+    """Recomputes every checksum of a data folder (out/data of `prepare`).
+
+    Returns:
+        the fingerprint.
+
+    Raises:
+        KdepError: names the first file (in path order) that is missing, changed or unlisted.
+    """
+    root = Path(data_dir)
+    expected = read_json(root / "manifest.json")["fingerprint"]
+    listing = root / "checksums.txt"
+    if not listing.is_file() or file_hash(listing) != expected:
+        raise _damaged(listing, "missing or changed", f"SHA-256 {expected[:12]}...")
+    for line in listing.read_text().splitlines():
+        digest, rel = line.split("  ", 1)
+        path = root / rel
+        if not path.is_file():
+            raise _damaged(path, "missing", "a file listed in checksums.txt")
+        if (got := file_hash(path)) != digest:
+            raise _damaged(path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
+    return expected
+
+
+def _damaged(path: Path, what: str, expected: str) -> KdepError:
+    return KdepError(
+        f"the data file {path} is {what}", expected, "delete the stage folder and run again"
+    )
