@@ -1,0 +1,25 @@
+"""Linear probe on 255 real photographs, 7 classes: stratified 5-fold, repetition = transfer seed.
+
+Chance is the share of the commonest class (buildings, 76 of 255); the record holds the measured one.
+"""
+
+task = dict(
+    type="kdep_bench.transfer.classification.LinearProbe",
+    name="pocket_photos",
+    family="classification",
+    version=1,
+    split="folds",
+    metric="top1",
+    direction="max",
+    chance=0.298,
+    recipe=dict(
+        folder="photos",
+        protocol="folds",
+        batch=64,
+        c_grid=(1e-4, 1e-3, 1e-2, 1e-1),
+        max_iter=500,
+        train_share=1.0,
+        folds=5,
+        inner_folds=3,
+    ),
+)

@@ -1,0 +1,57 @@
+"""Segmentation of 8 classes and the scene behind them (Cityscapes layout): PSPNet at stride 8."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.models.pspnet_small import model, norm_cfg
+
+task = dict(
+    type="kdep_bench.transfer.segmentation.Segmentation",
+    name="pocket_seg",
+    family="segmentation",
+    version=1,
+    split="test",
+    metric="mIoU",
+    direction="max",
+    chance=0.0,
+    recipe=dict(
+        folder="cityscapes",
+        model=model,
+        classes=(
+            "mammal",
+            "bird",
+            "other_animal",
+            "food",
+            "plant",
+            "household",
+            "coin",
+            "vehicle",
+            "scene",
+        ),
+        palette=(
+            (230, 25, 75),
+            (60, 180, 75),
+            (255, 225, 25),
+            (0, 130, 200),
+            (245, 130, 48),
+            (145, 30, 180),
+            (70, 240, 240),
+            (240, 50, 230),
+            (60, 60, 60),
+        ),
+        scale=(160, 120),
+        resize_ratio=(0.75, 1.5),
+        crop=(112, 144),
+        iters=300,
+        batch=8,
+        lr=0.02,
+        head_lr_mult=10,
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip_norm=None,
+        warmup=20,
+        poly_power=0.9,
+        frozen_stages=-1,
+        norm_eval=False,
+    ),
+)

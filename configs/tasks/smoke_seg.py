@@ -1,0 +1,9 @@
+"""Smoke version of pocket_seg: the same code, a handful of steps; its score means nothing."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .pocket_seg import task
+
+task.update(name="smoke_seg")
+task["recipe"].update(iters=12, warmup=4)

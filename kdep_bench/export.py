@@ -1,0 +1,115 @@
+"""Export: the plain backbone out of a pre-training checkpoint, proven whole, stripped of the rest."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash
+from kdep_bench.transfer.gate import check, read_tensors
+
+PREFIX = "backbone."
+
+
+def strip(
+    tensors: Mapping[str, Tensor], path: str | Path = "the checkpoint"
+) -> tuple[OrderedDict[str, Tensor], list[str]]:
+    """Splits a pre-training model's tensors into the backbone's (without prefix) and the rest.
+
+    Returns:
+        The backbone's tensors and the sorted top-level names of everything dropped
+        (for instance `["aligner", "head"]`).
+
+    Raises:
+        KdepError: when no tensor has the prefix `backbone.`.
+    """
+    kept = OrderedDict(
+        (k[len(PREFIX) :], v.detach().contiguous().cpu())
+        for k, v in tensors.items()
+        if k.startswith(PREFIX)
+    )
+    heads = sorted({k.split(".")[0] for k in tensors if not k.startswith(PREFIX)})
+    if not kept:
+        raise KdepError(
+            f"{path} has no tensor named {PREFIX}*, its names begin with {', '.join(heads[:6])}",
+            f"the student's tensors under the prefix {PREFIX!r}",
+            "save the state dict of the whole pre-training model, not wrapped and not of a part",
+        )
+    return kept, heads
+
+
+def build_plain_backbone(backbone_cfg: Mapping[str, Any]) -> nn.Module:
+    """The mm backbone a student config names, as a downstream model would build it."""
+    from kdep_bench.openmmlab import setup
+
+    setup("mmpretrain")
+    from mmpretrain.registry import MODELS
+
+    return MODELS.build(dict(backbone_cfg))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Writes a flat mapping of tensors atomically; returns the file's SHA-256."""
+    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(fd)
+    try:
+        torch.save(OrderedDict(tensors), tmp)
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
+    except (OSError, RuntimeError) as e:
+        raise KdepError(
+            f"cannot write {path} ({e})", "room on the disk", "free space and run again"
+        ) from None
+    finally:
+        Path(tmp).unlink(missing_ok=True)
+    return file_hash(path)
+
+
+def run(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:
+    """Stage `export`: `student.pth` of the pretrain stage -> `backbone.pth`.
+
+    Args:
+        spec: uses `student.backbone` (a mm backbone config) and, if given, `allow_missing`.
+        inputs: `pretrain`, a finished stage directory with `student.pth`.
+        out: receives `backbone.pth`: a flat OrderedDict of tensors, keys as in the mm backbone.
+
+    Returns:
+        `checksum` (SHA-256 of the file), `coverage` (share of the backbone's elements in it),
+        `tensors`, `parameters` (elements of learnable tensors), `dropped` (top-level names).
+
+    Raises:
+        KdepError: when a backbone tensor is missing, surplus, of the wrong shape, or not finite.
+    """
+    source = Path(inputs["pretrain"]) / "student.pth"
+    progress(0, 1, "reading the student")
+    kept, dropped = strip(read_tensors(source), source)
+    backbone = build_plain_backbone(spec["student"]["backbone"])
+    own = backbone.state_dict()
+    # Load what fits, then let the gate judge: it names every fault at once, as it does downstream.
+    fits = {k: v for k, v in kept.items() if k in own and own[k].shape == v.shape}
+    backbone.load_state_dict(fits, strict=False)
+    gate = check(backbone, source, spec.get("allow_missing", ()), tensors=kept)
+    target = Path(out) / "backbone.pth"
+    checksum = save_tensors(kept, target)
+    check(backbone, target, spec.get("allow_missing", ()))  # the file as others will read it
+    progress(1, 1, "exported")
+    return {
+        "checksum": checksum,
+        "coverage": gate["coverage"],
+        "tensors": len(kept),
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "dropped": dropped,
+    }

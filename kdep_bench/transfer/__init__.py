@@ -1,0 +1,1 @@
+"""Transfer: one exported backbone into the stock mm models, trained and scored per task."""

@@ -1,0 +1,448 @@
+"""What every transfer task shares: the mm Config around a backbone, one training, one test.
+
+A task's `build_cfg` returns an ordinary mm Config: dumped to a file it can be run by the stock
+mmpretrain, mmdet or mmseg runner. `run` builds it, trains, proves the load gate, scores the test
+split exactly once and returns the outputs of the transfer stage.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdep_bench.errors import KdepError
+
+# ImageNet statistics, RGB, 0..255: the same in pre-training and in every transfer.
+MEAN = [123.675, 116.28, 103.53]
+STD = [58.395, 57.12, 57.375]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+CURVE_POINTS = 100
+
+ProgressFn = Callable[..., None]
+
+
+class Task(ABC):
+    """One downstream task of one family.
+
+    Args:
+        name, family, version, split, metric, direction, chance: what is measured, on which split,
+            which key of the metrics is the value, 'max' or 'min', and what guessing scores.
+        recipe: every number of the training recipe; the same for all arms.
+    """
+
+    scope: ClassVar[str]
+    recipe_keys: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        family: str,
+        metric: str,
+        recipe: Mapping[str, Any],
+        version: int = 1,
+        split: str = "test",
+        direction: str = "max",
+        chance: float = 0.0,
+    ) -> None:
+        self.name, self.family, self.version, self.split = name, family, version, split
+        self.metric, self.direction, self.chance = metric, direction, chance
+        self.recipe = plain(recipe)
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        got = set(self.recipe)
+        if surplus := got - self.recipe_keys:
+            raise KdepError(
+                f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(surplus))}",
+                f"keys among {', '.join(sorted(self.recipe_keys))}",
+                "remove or rename them in the task config",
+            )
+        if lacking := self.recipe_keys - got:
+            raise KdepError(
+                f"the recipe of task {self.name} lacks: {', '.join(sorted(lacking))}",
+                "all its numbers stated",
+                "add them to the task config",
+            )
+
+    @abstractmethod
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        """The mm Config (mmengine.Config): model with the exported backbone, data, schedule."""
+
+    @abstractmethod
+    def run(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        out: Path,
+        progress: ProgressFn,
+    ) -> dict[str, Any]:
+        """Trains and scores; returns the outputs of the transfer stage (strict JSON)."""
+
+    def outputs(
+        self,
+        *,
+        metrics: Mapping[str, float],
+        per_class: Mapping[str, float],
+        gate: Mapping[str, Any],
+        curves: Mapping[str, Any],
+        train_s: float,
+        eval_s: float,
+        images_per_s: float,
+        notes: Sequence[str] = (),
+        pictures: Sequence[str] = (),
+        chance: float | None = None,
+    ) -> dict[str, Any]:
+        """The stage's outputs; a value that is not a finite number is a fault, never stored."""
+        value = metrics.get(self.metric)
+        if value is None or not math.isfinite(value):
+            raise KdepError(
+                f"task {self.name} measured {self.metric} = {value}",
+                f"a finite number (measured: {', '.join(sorted(metrics)) or 'nothing'})",
+                "look at the loss curve in the stage's log",
+            )
+        notes = list(notes)
+        undefined = sorted(k for k, v in per_class.items() if not math.isfinite(v))
+        if undefined:
+            notes.append(f"no value for classes absent from the split: {', '.join(undefined)}")
+        return {
+            "value": float(value),
+            "metric": self.metric,
+            "metrics": {k: float(v) for k, v in metrics.items() if math.isfinite(v)},
+            "per_class": {k: float(v) for k, v in per_class.items() if math.isfinite(v)},
+            "gate": dict(gate),
+            "chance": float(self.chance if chance is None else chance),
+            "curves": dict(curves),
+            "train_s": round(train_s, 3),
+            "eval_s": round(eval_s, 3),
+            "images_per_s": round(images_per_s, 2),
+            "pictures": list(pictures),
+            "notes": notes,
+        }
+
+
+class MMTask(Task):
+    """A task trained and tested by the mm Runner."""
+
+    @abstractmethod
+    def check_data(self, data_root: Path) -> None:
+        """Raises KdepError for data that would train or score wrongly without a word."""
+
+    @abstractmethod
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        """The Runner's test metrics as fractions: (metrics, per class, notes).
+
+        `count` is the DetectionCount of the pass (zeros outside detection).
+        """
+
+    def draw(self, runner: Any, out: Path) -> list[str]:
+        """Sample prediction pictures for a person; relative file names."""
+        return []
+
+    def run(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        out: Path,
+        progress: ProgressFn,
+    ) -> dict[str, Any]:
+        from mmengine.utils import import_modules_from_strings
+
+        from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner, setup
+        from kdep_bench.transfer.gate import LoadGate, read_tensors
+
+        setup(self.scope)
+        read_tensors(checkpoint)  # a damaged file is told before any work
+        self.check_data(data_root)
+        work_dir = out / "mm"
+        shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted try
+        cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
+        import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
+        curve = ProgressHook(progress, limit=CURVE_POINTS)
+        runner = build_runner(cfg, hooks=[curve])
+        prefer_channels_last(runner.model)
+        with reading_images(self.name):
+            start = time.perf_counter()
+            runner.train()
+            train_s = time.perf_counter() - start
+            gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
+            if len(gates) != 1 or gates[0].gate is None:
+                raise KdepError(
+                    f"the load gate did not run in task {self.name}",
+                    "one KdepLoadGate in custom_hooks, run before the first step",
+                )
+            count = DetectionCount()
+            if self.family == "detection":
+                runner.register_hook(count)
+            start = time.perf_counter()
+            raw = runner.test()
+            eval_s = time.perf_counter() - start
+        metrics, per_class, notes = self.read_metrics(raw, cfg, count)
+        progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
+        return self.outputs(
+            metrics=metrics,
+            per_class=per_class,
+            gate=gates[0].gate,
+            curves={"loss": curve.points},
+            train_s=train_s,
+            eval_s=eval_s,
+            images_per_s=runner.iter * cfg.train_dataloader.batch_size / max(train_s, 1e-9),
+            notes=notes,
+            pictures=self.draw(runner, out) if seed == 0 else [],
+        )
+
+
+# ---- pieces of configs ----
+
+
+def plain(value: Any) -> Any:
+    """A deep copy in plain dicts, lists and numbers (of ConfigDicts, tuples, lazy types)."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    from kdep_bench.registry import type_path
+
+    return type_path(value)
+
+
+def backbone_cfg(
+    student: Mapping[str, Any],
+    checkpoint: Path,
+    out_indices: Sequence[int] | None,
+    *,
+    frozen_stages: int = -1,
+    norm_eval: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """The student's backbone config, told to load `checkpoint`; the same class in every task."""
+    cfg = copy.deepcopy(plain(student["backbone"]))
+    if out_indices is not None:
+        cfg["out_indices"] = tuple(out_indices)
+    cfg.update(frozen_stages=frozen_stages, norm_eval=norm_eval, **more)
+    cfg["init_cfg"] = dict(type="Pretrained", checkpoint=str(checkpoint))
+    return cfg
+
+
+def runtime_cfg(
+    scope: str, work_dir: Path, seed: int, checkpoint: Path, allow_missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The part of a Config that is no task's own: hooks, seeds, logs, the load gate."""
+    return dict(
+        default_scope=scope,
+        custom_imports=dict(
+            imports=[f"{scope}.models", "mmpretrain.models", "kdep_bench.transfer.gate"],
+            allow_failed_imports=False,
+        ),
+        default_hooks=dict(
+            runtime_info=dict(type="RuntimeInfoHook"),
+            timer=dict(type="IterTimerHook"),
+            sampler_seed=dict(type="DistSamplerSeedHook"),
+            logger=dict(type="LoggerHook", interval=50),
+            param_scheduler=dict(type="ParamSchedulerHook"),
+        ),
+        custom_hooks=[
+            dict(
+                type="KdepLoadGate",
+                checkpoint=str(checkpoint),
+                allow_missing=list(allow_missing),
+            )
+        ],
+        env_cfg=dict(
+            cudnn_benchmark=False,
+            mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+            dist_cfg=dict(backend="nccl"),
+        ),
+        randomness=dict(seed=int(seed), deterministic=False, diff_rank_seed=False),
+        log_processor=dict(window_size=20, by_epoch=False),
+        log_level="WARNING",
+        load_from=None,
+        resume=False,
+        launcher="none",
+        work_dir=str(work_dir),
+    )
+
+
+def loader(
+    dataset: Mapping[str, Any], batch: int, *, train: bool, infinite: bool = False
+) -> dict[str, Any]:
+    """A dataloader config without worker processes (sets are small, a stage owns one core)."""
+    kind = "InfiniteSampler" if infinite else "DefaultSampler"
+    return dict(
+        batch_size=int(batch),
+        num_workers=0,
+        persistent_workers=False,
+        drop_last=bool(train and not infinite),
+        sampler=dict(type=kind, shuffle=train),
+        dataset=dict(dataset),
+    )
+
+
+def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[str, Any]:
+    """SGD with momentum from `lr`, `momentum`, `weight_decay`, `clip_norm` of the recipe.
+
+    `head_lr_mult` multiplies the rate of every parameter outside the backbone.
+    """
+    wrapper: dict[str, Any] = dict(
+        type="OptimWrapper",
+        optimizer=dict(
+            type="SGD",
+            lr=recipe["lr"],
+            momentum=recipe["momentum"],
+            weight_decay=recipe["weight_decay"],
+        ),
+        clip_grad=dict(max_norm=recipe["clip_norm"]) if recipe["clip_norm"] else None,
+    )
+    if head_lr_mult is not None and head_lr_mult != 1:
+        wrapper["optimizer"]["lr"] = recipe["lr"] * head_lr_mult
+        wrapper["paramwise_cfg"] = dict(custom_keys={"backbone": dict(lr_mult=1 / head_lr_mult)})
+    return wrapper
+
+
+def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
+    """Linear warm-up over `warmup` steps, then x0.1 at the shares `steps` of `iters`."""
+    return [
+        dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=recipe["warmup"]),
+        dict(
+            type="MultiStepLR",
+            by_epoch=False,
+            begin=0,
+            end=iters,
+            milestones=[round(iters * s) for s in recipe["steps"]],
+            gamma=0.1,
+        ),
+    ]
+
+
+def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
+    """Linear warm-up over `warmup` steps, then (1 - t)^`poly_power` down to 1 % of the rate."""
+    warmup = int(recipe["warmup"])
+    return [
+        dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=warmup),
+        dict(
+            type="PolyLR",
+            power=recipe["poly_power"],
+            eta_min=0.01 * recipe["lr"],
+            by_epoch=False,
+            begin=warmup,
+            end=iters,
+        ),
+    ]
+
+
+def without_sync_bn(cfg: Any) -> Any:
+    """SyncBN -> BN in place, where there is no process group to synchronise over."""
+    if isinstance(cfg, dict):
+        if cfg.get("type") == "SyncBN":
+            cfg["type"] = "BN"
+        for value in cfg.values():
+            without_sync_bn(value)
+    elif isinstance(cfg, list | tuple):
+        for value in cfg:
+            without_sync_bn(value)
+    return cfg
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several (torchrun sets WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+# ---- pieces of runs ----
+
+
+def prefer_channels_last(model: Any) -> None:
+    """Convolution weights channels-last: 1.2x on CPU for these networks, values unchanged."""
+    import torch
+
+    model.to(memory_format=torch.channels_last)
+
+
+class reading_images:
+    """Turns the decoder's exceptions into a sentence that names the file."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, KdepError):
+            return
+        text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+        if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
+            raise KdepError(
+                f"task {self.task} cannot read an image ({text[:200]})",
+                "every listed image present and decodable",
+                "prepare the data again",
+            ) from error
+
+
+def check_images(paths: Iterable[Path]) -> int:
+    """Decodes every image once; returns how many.
+
+    mm's decoder fills a truncated JPEG with grey and says nothing, so this uses PIL, which
+    refuses it.
+
+    Raises:
+        KdepError: for the first unreadable image, or when there is none.
+    """
+    from PIL import Image
+
+    count = 0
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError) as e:
+            raise KdepError(
+                f"the image {path} is unreadable ({e})",
+                "a whole image file",
+                "prepare the data again",
+            ) from None
+        count += 1
+    if not count:
+        raise KdepError("there is no image to read", "at least one", "prepare the data again")
+    return count
+
+
+def class_folders(root: Path) -> list[str]:
+    """Sorted names of the class folders under `root`; KdepError when there are fewer than two."""
+    if not root.is_dir():
+        raise KdepError(
+            f"the folder {root} does not exist", "one folder a class", "prepare the data again"
+        )
+    names = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if len(names) < 2:
+        raise KdepError(
+            f"{root} has {len(names)} class folders", "two at least", "prepare the data again"
+        )
+    return names
+
+
+def images_under(root: Path) -> list[Path]:
+    """Every image file below `root`, sorted."""
+    return sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,0 +1,362 @@
+"""Classification: a linear probe on frozen features, and fine-tuning of the whole network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kdep_bench.errors import KdepError
+from kdep_bench.transfer import base
+from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
+
+SPLITS = ("train", "val", "test")
+
+
+def _classifier(
+    student: Mapping[str, Any], checkpoint: Path, classes: int, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    return dict(
+        type="ImageClassifier",
+        data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=True, num_classes=classes),
+        backbone=base.backbone_cfg(
+            student,
+            checkpoint,
+            None,
+            frozen_stages=recipe["frozen_stages"],
+            norm_eval=recipe["norm_eval"],
+        ),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(
+            type="LinearClsHead",
+            num_classes=classes,
+            in_channels=int(student["width"]),
+            loss=dict(type="CrossEntropyLoss", loss_weight=1.0),
+            topk=(1,),
+        ),
+    )
+
+
+def _dataset(root: Path, classes: Sequence[str], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    return dict(
+        type="CustomDataset",
+        data_root=str(root),
+        data_prefix="",
+        metainfo=dict(classes=tuple(classes)),
+        pipeline=pipeline,
+    )
+
+
+def _test_pipeline(px: int) -> list[dict[str, Any]]:
+    return [
+        dict(type="LoadImageFromFile"),
+        dict(type="ResizeEdge", scale=px, edge="short", interpolation="area"),
+        dict(type="CenterCrop", crop_size=px),
+        dict(type="PackInputs"),
+    ]
+
+
+def _train_pipeline(px: int, scale: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        dict(type="LoadImageFromFile"),
+        dict(
+            type="RandomResizedCrop",
+            scale=px,
+            crop_ratio_range=tuple(scale),
+            interpolation="area",
+        ),
+        dict(type="RandomFlip", prob=0.5, direction="horizontal"),
+        dict(type="PackInputs"),
+    ]
+
+
+def _cfg(
+    root: Path,
+    splits: Mapping[str, str],
+    student: Mapping[str, Any],
+    checkpoint: Path,
+    seed: int,
+    work_dir: Path,
+    recipe: Mapping[str, Any],
+) -> Any:
+    """The mm Config of an ImageClassifier over folders `root/splits[role]`, roles train and test."""
+    from mmengine import Config
+
+    classes = base.class_folders(root / splits["train"])
+    px = int(student["input_px"])
+    train = _dataset(root / splits["train"], classes, _train_pipeline(px, recipe["crop_scale"]))
+    test = _dataset(root / splits["test"], classes, _test_pipeline(px))
+    cfg = base.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
+    cfg.update(
+        model=_classifier(student, checkpoint, len(classes), recipe),
+        train_dataloader=base.loader(train, recipe["batch"], train=True),
+        train_cfg=dict(by_epoch=True, max_epochs=int(recipe["epochs"]), val_interval=10**9),
+        val_dataloader=None,
+        val_cfg=None,
+        val_evaluator=None,
+        test_dataloader=base.loader(test, recipe["test_batch"], train=False),
+        test_cfg=dict(),
+        test_evaluator=[
+            dict(type="Accuracy", topk=(1,)),
+            dict(type="SingleLabelMetric", items=("recall",), average=None),
+        ],
+        optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+        param_scheduler=[
+            dict(
+                type="CosineAnnealingLR",
+                T_max=int(recipe["epochs"]),
+                eta_min_ratio=0.01,
+                by_epoch=True,
+                convert_to_iter_based=True,
+            )
+        ],
+    )
+    return Config(base.without_sync_bn(cfg))
+
+
+def _check_folders(root: Path, splits: Sequence[str]) -> list[str]:
+    """The class names, equal in every split, every image readable."""
+    classes = base.class_folders(root / splits[0])
+    for split in splits:
+        if (got := base.class_folders(root / split)) != classes:
+            odd = sorted(set(got) ^ set(classes))
+            raise KdepError(
+                f"the class folders of {root / split} and {splits[0]} differ in {', '.join(odd)}",
+                "the same classes in every split",
+                "prepare the data again",
+            )
+        for name in classes:
+            base.check_images(base.images_under(root / split / name))
+    return classes
+
+
+class FineTune(MMTask):
+    """The whole network trained on `classify/train`, its last epoch scored on `classify/test`.
+
+    No epoch is chosen: choosing by test accuracy, as KDEP's public code does, is biased upwards.
+    """
+
+    scope: ClassVar[str] = "mmpretrain"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        "folder epochs batch test_batch lr head_lr_mult momentum weight_decay clip_norm "
+        "crop_scale frozen_stages norm_eval".split()
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        root = Path(data_root) / self.recipe["folder"]
+        splits = {"train": "train", "test": self.split}
+        return _cfg(root, splits, student, checkpoint, seed, work_dir, self.recipe)
+
+    def check_data(self, data_root: Path) -> None:
+        _check_folders(Path(data_root) / self.recipe["folder"], ("train", self.split))
+
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        classes = cfg.test_dataloader.dataset.metainfo.classes
+        recall = raw["single-label/recall_classwise"]
+        per_class = {c: float(r) / 100 for c, r in zip(classes, recall, strict=True)}
+        return {"top1": float(raw["accuracy/top1"]) / 100}, per_class, []
+
+
+class LinearProbe(Task):
+    """Multinomial logistic regression on the frozen backbone's pooled features.
+
+    The feature is that of the standard architecture in eval mode (after its last activation,
+    globally averaged), taken from an mmpretrain ImageClassifier with the exported backbone.
+    Features are standardised by the training set's mean and deviation.
+
+    `protocol` 'split': C chosen on `val`, scored on `test`; the seed draws a stratified
+    `train_share` of the training images. 'folds': one folder of classes, `folds` stratified folds,
+    C chosen by inner folds of each training part, all out-of-fold predictions scored; the seed is
+    the repetition.
+    """
+
+    scope: ClassVar[str] = "mmpretrain"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        "folder protocol batch c_grid max_iter train_share folds inner_folds".split()
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        """A classifier with every stage frozen: `run` takes its features; a stock runner would
+        train its linear head by SGD, which this probe replaces by an exact fit."""
+        splits = {"train": "train", "test": self.split}
+        if self.recipe["protocol"] == "folds":
+            splits = {"train": ".", "test": "."}
+        frozen = len(student["pyramid"]["out_indices"])
+        recipe = dict(
+            epochs=10,
+            batch=self.recipe["batch"],
+            test_batch=self.recipe["batch"],
+            lr=0.1,
+            head_lr_mult=1,
+            momentum=0.9,
+            weight_decay=0.0,
+            clip_norm=None,
+            crop_scale=(0.5, 1.0),
+            frozen_stages=frozen,
+            norm_eval=True,
+        )
+        root = Path(data_root) / self.recipe["folder"]
+        return _cfg(root, splits, student, checkpoint, seed, work_dir, recipe)
+
+    def run(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        out: Path,
+        progress: ProgressFn,
+    ) -> dict[str, Any]:
+        from kdep_bench.openmmlab import setup
+
+        setup(self.scope)
+        root = Path(data_root) / self.recipe["folder"]
+        folds = self.recipe["protocol"] == "folds"
+        splits = (".",) if folds else SPLITS
+        classes = _check_folders(root, splits)
+        cfg = self.build_cfg(data_root, student, checkpoint, seed, out / "mm")
+        start = time.perf_counter()
+        model, gate = _frozen_model(cfg, checkpoint)
+        sets = {}
+        with base.reading_images(self.name):
+            for i, split in enumerate(splits):
+                progress(i, len(splits) + 1, f"features of {split}")
+                sets[split] = _features(model, cfg, root / split)
+        images = sum(len(y) for _, y in sets.values())
+        features_s = time.perf_counter() - start
+        progress(len(splits), len(splits) + 1, "fitting")
+        start = time.perf_counter()
+        if folds:
+            truth, guess, curve, notes = self._fit_folds(*sets["."], seed)
+        else:
+            truth, guess, curve, notes = self._fit_split(sets, seed)
+        fit_s = time.perf_counter() - start
+        recall = {c: float((guess[truth == i] == i).mean()) for i, c in enumerate(classes)}
+        top1 = float((guess == truth).mean())
+        progress(1, 1, f"top1 {top1:.4f}")
+        shares = np.bincount(truth, minlength=len(classes)) / len(truth)
+        return self.outputs(
+            metrics={"top1": top1, "mean_class_recall": float(np.mean(list(recall.values())))},
+            per_class=recall,
+            gate=gate,
+            curves={"val": curve},
+            train_s=features_s + fit_s,
+            eval_s=0.0,
+            images_per_s=images / max(features_s, 1e-9),
+            notes=notes,
+            chance=float(shares.max()),  # always naming the commonest class
+        )
+
+    def _fit_split(self, sets: Mapping[str, Any], seed: int) -> tuple[Any, Any, list, list[str]]:
+        from sklearn.model_selection import train_test_split
+
+        x, y = sets["train"]
+        share = float(self.recipe["train_share"])
+        if share < 1:
+            x, _, y, _ = train_test_split(x, y, train_size=share, stratify=y, random_state=seed)
+        best, curve, model = -1.0, [], None
+        c_best = 0.0
+        for c in sorted(self.recipe["c_grid"]):
+            fitted = self._logistic(c).fit(x, y)
+            score = float(fitted.score(*sets["val"]))
+            curve.append([float(np.log10(c)), score])
+            if score > best:  # the smaller C of equals: the stronger regularisation
+                best, model, c_best = score, fitted, c
+        assert model is not None
+        test_x, test_y = sets["test"]
+        notes = [f"C = {c_best:g} chosen on val ({best:.4f}); {len(y)} training images"]
+        return test_y, model.predict(test_x), curve, notes
+
+    def _fit_folds(self, x: Any, y: Any, seed: int) -> tuple[Any, Any, list, list[str]]:
+        from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+        least = int(np.bincount(y).min())
+        if least < self.recipe["folds"]:
+            raise KdepError(
+                f"the smallest class of {self.recipe['folder']} has {least} images",
+                f"{self.recipe['folds']} at least, one a fold",
+                "set fewer folds in the task's recipe",
+            )
+        guess, curve, chosen = np.full_like(y, -1), [], []
+        outer = StratifiedKFold(self.recipe["folds"], shuffle=True, random_state=seed)
+        for fold, (train, test) in enumerate(outer.split(x, y)):
+            inner = StratifiedKFold(self.recipe["inner_folds"], shuffle=True, random_state=seed)
+            scores = [
+                cross_val_score(self._logistic(c), x[train], y[train], cv=inner).mean()
+                for c in sorted(self.recipe["c_grid"])
+            ]
+            c = sorted(self.recipe["c_grid"])[int(np.argmax(scores))]
+            chosen.append(c)
+            guess[test] = self._logistic(c).fit(x[train], y[train]).predict(x[test])
+            curve.append([float(fold), float(max(scores))])
+        return y, guess, curve, [f"C by inner folds: {', '.join(f'{c:g}' for c in chosen)}"]
+
+    def _logistic(self, c: float) -> Any:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        return make_pipeline(
+            StandardScaler(), LogisticRegression(C=c, max_iter=int(self.recipe["max_iter"]))
+        )
+
+
+def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    """The ImageClassifier in eval mode and its load gate."""
+    from mmengine.logging import MMLogger
+    from mmpretrain.registry import MODELS
+
+    from kdep_bench.transfer.gate import check, read_tensors
+
+    MMLogger.get_current_instance().setLevel("ERROR")  # it lists every tensor it initialises
+    tensors = read_tensors(checkpoint)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    gate = check(model.backbone, checkpoint, tensors=tensors)
+    base.prefer_channels_last(model)
+    return model.eval(), gate
+
+
+def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features [N, width] (float64) and labels [N] of every image under `folder`."""
+    import copy
+
+    import torch
+    from mmengine.runner import Runner
+
+    loader_cfg = copy.deepcopy(cfg.test_dataloader)
+    loader_cfg.dataset.data_root = str(folder)
+    features, labels = [], []
+    with torch.inference_mode():
+        for batch in Runner.build_dataloader(loader_cfg, seed=0):
+            data = model.data_preprocessor(batch, training=False)
+            pooled = model.extract_feat(data["inputs"], stage="neck")[-1]
+            features.append(pooled.flatten(1).double().numpy())
+            labels += [int(s.gt_label) for s in data["data_samples"]]
+    x = np.concatenate(features)
+    if not np.isfinite(x).all():
+        raise KdepError(
+            f"the backbone's features of {folder} are not finite",
+            "finite features",
+            "look at the pre-training loss",
+        )
+    return x, np.asarray(labels)

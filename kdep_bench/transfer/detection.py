@@ -1,0 +1,165 @@
+"""Detection: mmdet's Faster R-CNN + FPN on the exported backbone, scored by CocoMetric."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdep_bench.files import read_json
+from kdep_bench.openmmlab import read_metrics
+from kdep_bench.transfer import base
+from kdep_bench.transfer.base import MEAN, STD, MMTask
+from kdep_bench.transfer.pictures import draw_boxes, save_small
+
+PICTURES = 4
+SHOWN_SCORE = 0.3
+
+
+class Detection(MMTask):
+    """Fixed number of steps on `train`, one evaluation of bbox AP on the split.
+
+    `frozen_stages` and `norm_eval` are stated in the recipe and equal for all arms. `model` in the
+    recipe is a mm detector config without backbone, class counts and normalisation.
+    """
+
+    scope: ClassVar[str] = "mmdet"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        "folder model scale iters batch test_batch lr head_lr_mult momentum weight_decay "
+        "clip_norm warmup steps frozen_stages norm_eval".split()
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        from mmengine import Config
+
+        recipe, iters = self.recipe, int(self.recipe["iters"])
+        root = Path(data_root) / recipe["folder"]
+        classes = self._classes(root)
+        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg.update(
+            model=self._model(student, checkpoint, len(classes)),
+            train_dataloader=base.loader(
+                self._dataset(root, "train", classes), recipe["batch"], train=True, infinite=True
+            ),
+            train_cfg=dict(
+                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+            ),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+            test_dataloader=base.loader(
+                self._dataset(root, self.split, classes), recipe["test_batch"], train=False
+            ),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=dict(
+                type="CocoMetric",
+                ann_file=str(root / "annotations" / f"{self.split}.json"),
+                metric="bbox",
+                classwise=True,
+            ),
+            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=base.step_schedule(recipe, iters),
+        )
+        return Config(cfg if base.is_distributed() else base.without_sync_bn(cfg))
+
+    def check_data(self, data_root: Path) -> None:
+        from kdep_bench.data.checks import check_coco
+
+        root = Path(data_root) / self.recipe["folder"]
+        for split in ("train", self.split):
+            check_coco(root / "annotations" / f"{split}.json", root / split)
+            base.check_images(base.images_under(root / split))
+
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        classes = cfg.test_dataloader.dataset.metainfo.classes
+        names = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
+        found, notes = read_metrics(raw, [f"coco/{n}" for n in names], detections=count)
+        metrics = {n: found[f"coco/{n}"] for n in names}
+        if notes:  # nothing detected anywhere: CocoMetric is silent about the classes too
+            return metrics, dict.fromkeys(classes, 0.0), notes
+        return metrics, {c: float(raw[f"coco/{c}_precision"]) for c in classes}, []
+
+    def draw(self, runner: Any, out: Path) -> list[str]:
+        """The first scenes of the split with truth (thin white) and detections (coloured)."""
+        import torch
+        from mmdet.registry import DATASETS
+
+        dataset = runner.test_dataloader.dataset
+        truth_cfg = copy.deepcopy(runner.cfg.test_dataloader.dataset)
+        truth = DATASETS.build(truth_cfg)
+        model, names = runner.model.eval(), []
+        for i in range(min(PICTURES, len(dataset))):
+            with torch.inference_mode():
+                sample = dataset[i]
+                found = model.test_step(
+                    {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+                )[0].pred_instances
+            info = truth.get_data_info(i)
+            keep = found.scores > SHOWN_SCORE
+            picture = draw_boxes(
+                Path(info["img_path"]),
+                [x["bbox"] for x in info["instances"]],
+                found.bboxes[keep].tolist(),
+                [
+                    f"{dataset.metainfo['classes'][c]} {s:.2f}"
+                    for c, s in zip(
+                        found.labels[keep].tolist(), found.scores[keep].tolist(), strict=True
+                    )
+                ],
+            )
+            names.append(save_small(picture, out / f"prediction_{i}.png"))
+        return names
+
+    def _classes(self, root: Path) -> list[str]:
+        """Category names of the training annotations in order of their ids."""
+        categories = read_json(root / "annotations" / "train.json")["categories"]
+        return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+
+    def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
+        recipe, pyramid = self.recipe, student["pyramid"]
+        model = copy.deepcopy(recipe["model"])
+        model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
+        model["backbone"] = base.backbone_cfg(
+            student,
+            checkpoint,
+            pyramid["out_indices"],
+            frozen_stages=recipe["frozen_stages"],
+            norm_eval=recipe["norm_eval"],
+        )
+        model["neck"]["in_channels"] = list(pyramid["channels"])
+        model["roi_head"]["bbox_head"]["num_classes"] = classes
+        return model
+
+    def _dataset(self, root: Path, split: str, classes: list[str]) -> dict[str, Any]:
+        scale = tuple(self.recipe["scale"])
+        train = split == "train"
+        pipeline: list[dict[str, Any]] = [
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations", with_bbox=True),
+            dict(type="Resize", scale=scale, keep_ratio=True),
+        ]
+        if train:
+            pipeline += [dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")]
+        else:
+            keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+            pipeline = [pipeline[0], pipeline[2], dict(type="PackDetInputs", meta_keys=keys)]
+        return dict(
+            type="CocoDataset",
+            data_root=str(root),
+            ann_file=f"annotations/{split}.json",
+            data_prefix=dict(img=f"{split}/"),
+            metainfo=dict(classes=tuple(classes)),
+            filter_cfg=dict(filter_empty_gt=True, min_size=16) if train else None,
+            test_mode=not train,
+            pipeline=pipeline,
+        )

@@ -1,0 +1,167 @@
+"""Segmentation: mmseg's PSPNet on the exported backbone, scored by IoUMetric."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdep_bench.transfer import base
+from kdep_bench.transfer.base import MEAN, STD, MMTask
+from kdep_bench.transfer.pictures import draw_masks, save_small
+
+PICTURES = 4
+IMAGE_SUFFIX = "_leftImg8bit.png"
+LABEL_SUFFIX = "_gtFine_labelTrainIds.png"
+IGNORE = 255
+
+
+class Segmentation(MMTask):
+    """Fixed number of steps on `train`, one single-scale evaluation of mIoU on the split.
+
+    A student with `dilated` (strides and dilations of its stages) keeps stride 8 to the end and the
+    head reads its last stage, as in the paper; any other student gives the head its levels from
+    stride 8 on, resized to stride 8 and concatenated (mmseg's `resize_concat`).
+    """
+
+    scope: ClassVar[str] = "mmseg"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        "folder model classes palette scale resize_ratio crop iters batch lr head_lr_mult momentum "
+        "weight_decay clip_norm warmup poly_power frozen_stages norm_eval".split()
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        from mmengine import Config
+
+        recipe, iters = self.recipe, int(self.recipe["iters"])
+        root = Path(data_root) / recipe["folder"]
+        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg["custom_imports"]["imports"].append("kdep_bench.transfer.iou")
+        cfg.update(
+            model=self._model(student, checkpoint),
+            train_dataloader=base.loader(
+                self._dataset(root, "train"), recipe["batch"], train=True, infinite=True
+            ),
+            train_cfg=dict(
+                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+            ),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+            test_dataloader=base.loader(self._dataset(root, self.split), 1, train=False),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=dict(type="KdepIoUMetric", iou_metrics=["mIoU"]),
+            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=base.poly_schedule(recipe, iters),
+        )
+        return Config(cfg if base.is_distributed() else base.without_sync_bn(cfg))
+
+    def check_data(self, data_root: Path) -> None:
+        from kdep_bench.data.checks import check_segmentation
+
+        root = Path(data_root) / self.recipe["folder"]
+        for split in ("train", self.split):
+            check_segmentation(root, split, len(self.recipe["classes"]))
+            base.check_images(base.images_under(root / "leftImg8bit" / split))
+
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        metrics = {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
+        per_class = {c: float(raw[f"IoU.{c}"]) / 100 for c in self.recipe["classes"]}
+        return metrics, per_class, []
+
+    def draw(self, runner: Any, out: Path) -> list[str]:
+        """The first scenes of the split: image, truth, prediction."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        dataset, model, names = runner.test_dataloader.dataset, runner.model.eval(), []
+        for i in range(min(PICTURES, len(dataset))):
+            sample = dataset[i]
+            with torch.inference_mode():
+                found = model.test_step(
+                    {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+                )[0].pred_sem_seg.data[0]
+            info = dataset.get_data_info(i)
+            with Image.open(info["seg_map_path"]) as labels:
+                truth = np.asarray(labels)
+            picture = draw_masks(
+                Path(info["img_path"]), truth, found.numpy(), self.recipe["palette"]
+            )
+            names.append(save_small(picture, out / f"prediction_{i}.png"))
+        return names
+
+    def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+        recipe, pyramid = self.recipe, base.plain(student["pyramid"])
+        dilated = base.plain(student.get("dilated")) or {}
+        channels, classes = pyramid["channels"], len(recipe["classes"])
+        model = copy.deepcopy(recipe["model"])
+        model["data_preprocessor"].update(
+            mean=MEAN, std=STD, bgr_to_rgb=True, size=tuple(recipe["crop"])
+        )
+        model["backbone"] = base.backbone_cfg(
+            student,
+            checkpoint,
+            pyramid["out_indices"],
+            frozen_stages=recipe["frozen_stages"],
+            norm_eval=recipe["norm_eval"],
+            **{k: tuple(v) for k, v in dilated.items()},
+        )
+        head = model["decode_head"]
+        head["num_classes"] = classes
+        last = len(channels) - 1
+        if dilated:
+            head.update(in_channels=channels[last], in_index=last)
+        else:
+            levels = [i for i, s in enumerate(pyramid["strides"]) if s >= 8]
+            head.update(
+                in_channels=[channels[i] for i in levels],
+                in_index=levels,
+                input_transform="resize_concat",
+            )
+        if aux := model.get("auxiliary_head"):
+            aux.update(in_channels=channels[last - 1], in_index=last - 1, num_classes=classes)
+        return model
+
+    def _dataset(self, root: Path, split: str) -> dict[str, Any]:
+        recipe = self.recipe
+        scale = tuple(recipe["scale"])
+        pipeline: list[dict[str, Any]] = [dict(type="LoadImageFromFile")]
+        if split == "train":
+            pipeline += [
+                dict(type="LoadAnnotations"),
+                dict(
+                    type="RandomResize",
+                    scale=scale,
+                    ratio_range=tuple(recipe["resize_ratio"]),
+                    keep_ratio=True,
+                ),
+                dict(type="RandomCrop", crop_size=tuple(recipe["crop"]), cat_max_ratio=0.9),
+                dict(type="RandomFlip", prob=0.5),
+            ]
+        else:  # labels after the resize: they are scored at their own size
+            pipeline += [
+                dict(type="Resize", scale=scale, keep_ratio=True),
+                dict(type="LoadAnnotations"),
+            ]
+        return dict(
+            type="BaseSegDataset",
+            data_root=str(root),
+            img_suffix=IMAGE_SUFFIX,
+            seg_map_suffix=LABEL_SUFFIX,
+            ignore_index=IGNORE,
+            data_prefix=dict(img_path=f"leftImg8bit/{split}", seg_map_path=f"gtFine/{split}"),
+            metainfo=dict(classes=tuple(recipe["classes"]), palette=recipe["palette"]),
+            test_mode=split != "train",
+            pipeline=[*pipeline, dict(type="PackSegInputs")],
+        )
