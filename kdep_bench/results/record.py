@@ -144,12 +144,6 @@ class Cost(Part):
     device: Text | None = None
     threads: Count | None = None
 
-    @property
-    def pretraining_s(self) -> float | None:
-        """Seconds before transfer, teacher cache and alignment included; None if none is known."""
-        known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
-        return sum(known) if known else None
-
 
 class Align(Part):
     """Alignment diagnostics; Std Ratio = largest over smallest channel standard deviation."""

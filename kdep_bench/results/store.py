@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import safe_name, write_atomic
@@ -21,7 +21,6 @@ from kdep_bench.results.record import (
     Align,
     Arm,
     Budget,
-    Cost,
     Data,
     Record,
     Student,
@@ -36,8 +35,27 @@ RECORDS = "records"
 _PARALLEL_FROM = 4000  # below this a second process costs more than it saves
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Spent(NamedTuple):
+    """`record.Cost` as a plain tuple: it differs in every record, and tuples are cheap."""
+
+    pretrain_s: float | None
+    cache_s: float | None
+    align_s: float | None
+    transfer_s: float | None
+    images_per_s: float | None
+    cache_bytes: int | None
+    peak_memory_bytes: int | None
+    device: str | None
+    threads: int | None
+
+    @property
+    def pretraining_s(self) -> float | None:
+        """Seconds before transfer, teacher cache and alignment included; None if none is known."""
+        known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
+        return sum(known) if known else None
+
+
+class Run(NamedTuple):
     """What tables need of one record; `when` is its creation time in seconds since 1970."""
 
     id: str
@@ -55,7 +73,7 @@ class Run:
     task: Task
     value: float | None
     coverage: float | None
-    cost: Cost
+    cost: Spent
     align: Align | None
     pretrained: bool
     when: float
@@ -119,57 +137,63 @@ def write(results_dir: str | Path, record: Record) -> Path:
     return path
 
 
-def _run(record: Record, file: str) -> Run:
-    return Run(
-        record.id,
-        file,
-        record.suite,
-        record.status,
-        record.error,
-        record.arm,
-        record.student,
-        record.teacher,
-        record.data,
-        record.budget,
-        record.seed.pretrain,
-        record.seed.transfer,
-        record.task,
-        record.value,
-        None if record.gate is None else record.gate.coverage,
-        record.cost,
-        record.align,
-        "pretrain" in record.stages and record.budget.images_seen != 0,
-        datetime.fromisoformat(record.created).timestamp(),
-        record.git,
-        record.config_hash,
-        tuple(sorted(record.packages.items())),
-        tuple(record.notes),
-    )
-
-
 class _Sharer:
     """Gives equal values one object, so that 100,000 runs share the few arms and tasks they name.
 
-    Every shared part is a frozen pydantic model, hashed by its fields.
+    Pickle keeps the sharing inside one message, which is what makes worker processes pay.
     """
-
-    _PARTS = ("suite", "arm", "student", "teacher", "data", "budget", "task", "cost", "align")
-    _MORE = ("git", "config_hash", "packages", "notes")
 
     def __init__(self) -> None:
         self._seen: dict[Any, Any] = {}
 
-    def __call__(self, run: Run) -> Run:
-        for name in (*self._PARTS, *self._MORE):
-            value = getattr(run, name)
-            if value is not None:
-                key = (name, value) if isinstance(value, str | tuple) else self._key(name, value)
-                object.__setattr__(run, name, self._seen.setdefault(key, value))
-        return run
+    def part(self, part: Any) -> Any:
+        """`part` (a frozen pydantic model or None), or the equal one seen before."""
+        if part is None:
+            return None
+        return self._seen.setdefault((type(part), *part.__dict__.values()), part)
 
-    @staticmethod
-    def _key(name: str, part: Any) -> tuple[Any, ...]:
-        return (name, *part.__dict__.values())
+    def value(self, value: Any) -> Any:
+        """`value` (a string or tuple), or the equal one seen before."""
+        return self._seen.setdefault(value, value)
+
+    def run(self, record: Record, file: str) -> Run:
+        """The `Run` of `record`."""
+        c = record.cost
+        return Run(
+            id=record.id,
+            file=file,
+            suite=self.value(record.suite),
+            status=self.value(record.status),
+            error=record.error,
+            arm=self.part(record.arm),
+            student=self.part(record.student),
+            teacher=self.part(record.teacher),
+            data=self.part(record.data),
+            budget=self.part(record.budget),
+            pretrain_seed=record.seed.pretrain,
+            transfer_seed=record.seed.transfer,
+            task=self.part(record.task),
+            value=record.value,
+            coverage=None if record.gate is None else record.gate.coverage,
+            cost=Spent(
+                c.pretrain_s,
+                c.cache_s,
+                c.align_s,
+                c.transfer_s,
+                c.images_per_s,
+                c.cache_bytes,
+                c.peak_memory_bytes,
+                self.value(c.device),
+                c.threads,
+            ),
+            align=self.part(record.align),
+            pretrained="pretrain" in record.stages and record.budget.images_seen != 0,
+            when=datetime.fromisoformat(record.created).timestamp(),
+            git=self.value(record.git),
+            config_hash=self.value(record.config_hash),
+            packages=self.value(tuple(sorted(record.packages.items()))),
+            notes=self.value(tuple(record.notes)),
+        )
 
 
 def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:
@@ -185,7 +209,7 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
                 raw = os.read(fd, os.fstat(fd).st_size + 1)
             finally:
                 os.close(fd)
-            runs.append(share(_run(parse(raw, name), name)))
+            runs.append(share.run(parse(raw, name), name))
         except KdepError as e:
             damaged.append(Damaged(name, str(e)))
         except OSError as e:
@@ -235,7 +259,6 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
     workers = min(8, len(os.sched_getaffinity(0)))
     size = max(1, -(-len(names) // (workers * 4)))
     jobs = [(str(directory), names[i : i + size]) for i in range(0, len(names), size)]
-    share = _Sharer()
     runs: list[Run] = []
     damaged: list[Damaged] = []
     # The cyclic collector would walk a growing heap of objects that hold no cycle.
@@ -244,7 +267,7 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
     try:
         with multiprocessing.get_context("fork").Pool(workers) as pool:
             for some, bad in pool.starmap(_read_some, jobs, chunksize=1):
-                runs.extend(share(run) for run in some)
+                runs.extend(some)
                 damaged.extend(bad)
     finally:
         if collecting:

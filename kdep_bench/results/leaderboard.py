@@ -1,0 +1,380 @@
+"""leaderboard.md, leaderboard.csv and leaderboard.tex of a board."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdep_bench.results import compare, text
+from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
+
+if TYPE_CHECKING:
+    from kdep_bench.results.claims import Verdict
+
+HOW_TO_READ = (
+    "Scores are x100: mean ± standard deviation (number of seeds). **Bold** is the best and all it "
+    "cannot be told from: the bold set holds the truly best arm with 95 % confidence (one-sided "
+    "paired t tests over seeds, Bonferroni). Intervals are 95 % and speak of the seeds named, not "
+    "of another test set. A failed or missing seed stays visible and is never averaged over."
+)
+
+
+@dataclass(slots=True)
+class View:
+    """A board with what every output format asks of it, worked out once."""
+
+    board: Board
+    labels: dict[ArmKey, str]
+    facts: dict[ArmKey, ArmFacts]
+    bold: dict[tuple[str, Column], set[ArmKey]]
+    verdicts: list[Verdict]
+
+    def is_bold(self, arm: ArmKey, column: Column) -> bool:
+        """Whether this cell is among the best of its student."""
+        return arm in self.bold.get((arm.student, column), set())
+
+    def rows(self, columns: Sequence[Column]) -> list[ArmKey]:
+        """Rows that have a cell in any of `columns`."""
+        return [a for a in self.board.arms if any((a, c) in self.board.cells for c in columns)]
+
+
+def make_view(board: Board, verdicts: list[Verdict] | None = None) -> View:
+    """The view of `board`."""
+    bold = {
+        (s, c): compare.best(board, s, c)
+        for s in board.students
+        for c in compare.columns_of(board, s)
+    }
+    facts = {a: arm_facts(board, a) for a in board.arms}
+    return View(board, arm_labels(board), facts, bold, verdicts or [])
+
+
+def column_names(columns: Sequence[Column]) -> dict[Column, str]:
+    """Headings: the task, and version or data where the task alone is not enough."""
+    many = Counter(c.task for c in columns)
+    versions = {t: {c.version for c in columns if c.task == t} for t in many}
+    prints = {t: {c.fingerprint for c in columns if c.task == t} for t in many}
+    names = {}
+    for c in columns:
+        extra = f" v{c.version}" if len(versions[c.task]) > 1 else ""
+        if len(prints[c.task]) > 1:
+            extra += f" data {c.fingerprint[:8] or 'unknown'}"
+        names[c] = f"{c.task}{extra} ({c.metric}{', less is better' if c.sign < 0 else ''})"
+    return names
+
+
+def labels_text(facts: ArmFacts) -> str:
+    """What labels the arm's pre-training used."""
+    if facts.arm.label_policy == "none":
+        return "none (no pre-training)"
+    return "yes" if facts.arm.labels_used else "no"
+
+
+def arm_name(view: View, arm: ArmKey) -> str:
+    """The row's label; a reconstruction says so."""
+    note = " (reconstruction)" if view.facts[arm].arm.reconstruction else ""
+    return view.labels[arm] + note
+
+
+def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """A GitHub table; the first `left` columns are left-aligned. Cells are already escaped."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    lines = [head, rule, *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _summary(view: View) -> list[str]:
+    lines = ["## Summary", "", "Mean rank over all tasks, among rows with no hole.", ""]
+    rows = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        columns = compare.columns_of(view.board, student)
+        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for arm in arms:
+            facts = view.facts[arm]
+            won = sum(view.is_bold(arm, c) for c in columns)
+            rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
+            rows.append(
+                [
+                    text.md(student),
+                    text.md(arm_name(view, arm)),
+                    rank,
+                    f"{won} of {len(columns)}",
+                    labels_text(facts),
+                    f"{100 * arm.share:g} %",
+                    text.count(facts.images_seen),
+                    text.seconds(facts.cost_s),
+                    text.seconds(facts.cache_s),
+                    text.ratio(facts.coverage),
+                ]
+            )
+    head = ["student", "arm", "mean rank", "among the best", "labels used", "data share"]
+    head += ["images seen", "pre-training cost", "of it teacher cache", "key coverage"]
+    return [*lines, *md_table(head, rows, 2), ""]
+
+
+def _family(view: View, family: str) -> list[str]:
+    columns = view.board.columns_of(family)
+    names = column_names(columns)
+    head = ["student", "arm", *(text.md(names[c]) for c in columns)]
+    head += ["labels used", "data share", "images seen", "pre-training cost", "key coverage"]
+    rows = []
+    for arm in view.rows(columns):
+        facts = view.facts[arm]
+        cells = []
+        for c in columns:
+            shown = text.score(view.board.cell(arm, c))
+            cells.append(f"**{shown}**" if view.is_bold(arm, c) else shown)
+        rows.append(
+            [text.md(arm.student), text.md(arm_name(view, arm)), *cells]
+            + [labels_text(facts), f"{100 * arm.share:g} %", text.count(facts.images_seen)]
+            + [text.seconds(facts.cost_s), text.ratio(facts.coverage)]
+        )
+    chance = [text.points(view.board.chance[c]) for c in columns]
+    rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
+    return [f"## {text.md(family)}", "", *md_table(head, rows, 2), ""]
+
+
+def _differences(view: View) -> list[str]:
+    rows = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = column_names(columns)
+        for arm, other in compare.compared(view.board, student):
+            labels = f"{view.labels[arm]} - {view.labels[other]}"
+            found = [compare.difference(view.board, arm, other, c) for c in columns]
+            mean = compare.mean_difference(view.board, arm, other, columns)
+            for d in [*found, *([mean] if mean and len(columns) > 1 else [])]:
+                what = f"mean of {d.tasks} tasks" if d.column is None else names[d.column]
+                seeds = d.estimate.seeds if d.estimate else "—"
+                rows.append(
+                    [text.md(student), text.md(labels), text.md(what), text.gap(d.estimate)]
+                    + [str(d.pairs), seeds, d.verdict]
+                )
+    if not rows:
+        return []
+    head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
+    note = "Paired by (pre-training seed, transfer seed); each interval alone is a 95 % one."
+    return ["## Paired differences", "", note, "", *md_table(head, rows, 3), ""]
+
+
+def _claims(view: View) -> list[str]:
+    if not view.verdicts:
+        return []
+    rows = []
+    for v in view.verdicts:
+        more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
+        rows.append(
+            [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
+            + [text.md(v.interval), text.md(v.threshold), text.md(v.cost), more]
+            + [text.md(v.reason, 300)]
+        )
+    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
+    head += ["seeds that would decide", "why"]
+    return ["## Claims", "", *md_table(head, rows, 3), ""]
+
+
+def _diagnostics(view: View) -> list[str]:
+    lines = []
+    rows = [
+        [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
+        + [text.ratio(f.energy_kept, 3), text.ratio(f.std_ratio_before)]
+        + [text.ratio(f.std_ratio_after_svd), text.ratio(f.std_ratio_after_transform)]
+        for a in view.board.arms
+        if (f := view.facts[a].align) is not None
+    ]
+    if rows:
+        head = ["student", "arm", "teacher", "energy kept", "Std Ratio before"]
+        head += ["after SVD", "after the transform"]
+        lines += ["## Alignment", "", *md_table(head, rows, 3), ""]
+    noises = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = column_names(columns)
+        for c in columns:
+            n = compare.noise(view.board, student, c)
+            if n is not None:
+                gap_now = text.points(n.gap_now)
+                noises.append(
+                    [text.md(student), text.md(names[c]), text.points(n.sd), str(n.df), str(n.n)]
+                    + [gap_now]
+                )
+    if noises:
+        head = ["student", "task", "sd between seeds", "degrees of freedom", "seeds an arm"]
+        head += ["smallest gap they show (power 0.8)"]
+        lines += ["## Noise floor (x100)", "", *md_table(head, noises, 2), ""]
+    return lines
+
+
+def failures(view: View) -> list[tuple[str, str, str]]:
+    """(what, status, sentence) of everything that failed, is missing or is damaged."""
+    found = []
+    for (arm, column), cell in sorted(
+        view.board.cells.items(), key=lambda kv: (kv[0][0].order(), kv[0][1])
+    ):
+        for run in [*cell.failed, *cell.missing]:
+            where = f"{arm.student}, {view.labels[arm]}, {column.task}, "
+            where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
+            found.append((where, run.status, run.error or "not run yet"))
+    found += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
+    return found
+
+
+def _failures(view: View, most: int = 200) -> list[str]:
+    found = failures(view)
+    lines = []
+    if found:
+        rows = [[text.md(a, 200), b, text.md(c, 500)] for a, b, c in found[:most]]
+        lines = ["## Failed, missing, damaged", ""]
+        lines += [*md_table(["what", "status", "why"], rows, 3), ""]
+        if len(found) > most:
+            lines += [f"... and {len(found) - most} more in leaderboard.csv and records/.", ""]
+    if view.board.remarks:
+        lines += ["## Remarks", "", *_capped(view.board.remarks, most), ""]
+    return lines
+
+
+def _capped(remarks: list[str], most: int) -> list[str]:
+    lines = [f"- {text.md(r, 600)}" for r in remarks[:most]]
+    rest = len(remarks) - most
+    return [*lines, f"- ... and {rest} more remarks."] if rest > 0 else lines
+
+
+def environment(board: Board) -> dict[str, list[str]]:
+    """What the records say of devices, threads, data, code and packages; each value with its count
+    where there are several."""
+    ok = [r for r in board.runs if r.status == "ok"]
+    facts = {
+        "device": Counter(r.cost.device or "unknown" for r in ok),
+        "threads": Counter(
+            "unknown" if r.cost.threads is None else str(r.cost.threads) for r in ok
+        ),
+        "data": Counter(f"{r.data.name} ({r.data.source})" for r in ok),
+        "data fingerprint": Counter(r.data.fingerprint or "unknown" for r in ok),
+        "teacher": Counter(
+            f"{r.teacher.name} {r.teacher.checksum}".strip() for r in ok if r.teacher
+        ),
+        "git": Counter(r.git or "unknown" for r in ok),
+        "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
+    }
+    shown = {}
+    for what, counts in facts.items():
+        values = sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+        lone = len(values) == 1
+        shown[what] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
+    return {k: v for k, v in shown.items() if v}
+
+
+def _environment(view: View) -> list[str]:
+    rows = [
+        [what, "<br>".join(text.md(v, 400) for v in values[:20])]
+        for what, values in environment(view.board).items()
+    ]
+    return ["## Environment", "", *md_table(["what", "value"], rows, 2), ""] if rows else []
+
+
+def _reproduce(view: View) -> list[str]:
+    rows = []
+    for arm in view.board.arms:
+        line = text.command(view.board.suite, arm.method)
+        rows.append([text.md(arm.student), text.md(view.labels[arm]), text.code(line)])
+    if not rows:
+        return []
+    note = "`python tools/report.py` with the results folder rebuilds this file from the records."
+    return ["## Reproduce", "", note, "", *md_table(["student", "arm", "command"], rows, 3), ""]
+
+
+def markdown(view: View) -> str:
+    """The whole leaderboard.md."""
+    board = view.board
+    counts = Counter(r.status for r in board.runs)
+    many = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "missing") if counts[s])
+    if board.damaged:
+        many += f", {len(board.damaged)} damaged"
+    lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
+    lines += [HOW_TO_READ, ""]
+    if view.board.runs:
+        lines += _summary(view)
+        for family in board.families:
+            lines += _family(view, family)
+    lines += _differences(view) + _claims(view) + _diagnostics(view) + _failures(view)
+    lines += _environment(view) + _reproduce(view)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+CSV_HEAD = (
+    "suite student arm method teacher reconstruction labels_used label_policy data_share "
+    "images_seen epochs pretrain_s cache_s align_s cost_s transfer_s key_coverage task family "
+    "version split metric direction chance data fingerprint mean sd n low95 high95 among_best "
+    "rank_best rank_worst ok failed missing energy_kept std_ratio_before std_ratio_after_svd "
+    "std_ratio_after_transform command"
+).split()
+
+
+def _csv_row(view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None) -> list[object]:
+    f, cell, est = view.facts[arm], view.board.cell(arm, c), view.board.cell(arm, c).estimate
+    al = f.align
+    row: list[object] = [view.board.suite, arm.student, view.labels[arm], arm.method, arm.teacher]
+    row += [f.arm.reconstruction, f.arm.labels_used, f.arm.label_policy, arm.share, f.images_seen]
+    row += [arm.epochs, f.pretrain_s, f.cache_s, f.align_s, f.cost_s, f.transfer_s, f.coverage]
+    row += [c.task, c.family, c.version, c.split, c.metric, c.direction, view.board.chance[c]]
+    row += [c.data, c.fingerprint]
+    row += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
+    row += [view.is_bold(arm, c), *(rank or (None, None))]
+    row += [len(cell.values), len(cell.failed), len(cell.missing)]
+    row += [al.energy_kept, al.std_ratio_before] if al else [None, None]
+    row += [al.std_ratio_after_svd, al.std_ratio_after_transform] if al else [None, None]
+    return [*row, text.command(view.board.suite, arm.method)]
+
+
+def _csv_cell(value: object) -> object:
+    if isinstance(value, str):
+        return text.csv_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return json.dumps(round(value, 10))
+    return "" if value is None else value
+
+
+def csv_table(view: View) -> str:
+    """leaderboard.csv: one line an (arm, task), numbers as fractions and seconds, unrounded.
+
+    Text that a spreadsheet could take for a formula starts with a quote mark.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(CSV_HEAD)
+    for student in view.board.students:
+        for c in compare.columns_of(view.board, student):
+            ranks = compare.ranks(view.board, student, c)
+            for arm in view.board.arms_of(student):
+                row = _csv_row(view, arm, c, ranks.get(arm))
+                writer.writerow([_csv_cell(v) for v in row])
+    return out.getvalue()
+
+
+def latex(view: View) -> str:
+    """leaderboard.tex: one booktabs table a family, to \\input."""
+    lines = ["% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (seeds).", ""]
+    for family in view.board.families:
+        columns = view.board.columns_of(family)
+        names = column_names(columns)
+        lines += ["\\begin{tabular}{ll" + "r" * (len(columns) + 2) + "}", "\\toprule"]
+        head = ["student", "arm", *(names[c] for c in columns), "data", "cost"]
+        lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]
+        for arm in view.rows(columns):
+            cells = []
+            for c in columns:
+                shown = text.tex(text.score(view.board.cell(arm, c)))
+                cells.append(f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown)
+            ends = [f"{100 * arm.share:g} \\%", text.tex(text.seconds(view.facts[arm].cost_s))]
+            names_ = [text.tex(arm.student), text.tex(arm_name(view, arm))]
+            lines.append(" & ".join([*names_, *cells, *ends]) + r" \\")
+        lines += ["\\bottomrule", "\\end{tabular}", f"% {text.plain(family)}", ""]
+    return "\n".join(lines)

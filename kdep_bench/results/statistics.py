@@ -1,0 +1,351 @@
+"""Means, intervals, paired differences, best sets, ranks and power over seeds.
+
+Scores are fractions; a cell's values are keyed by (pretrain seed, transfer seed). Two facts shape
+everything here:
+
+* With three seeds a percentile bootstrap of the mean covers about 75 % where it says 95 %, and BCa
+  little more, for it cannot see beyond three values. Student's t covers 95 % on normal data at any
+  n (Student 1908). So: t below `BOOTSTRAP_FROM` values, BCa (Efron 1987) from there on, t again
+  above `BOOTSTRAP_TO`, where the two agree. tests/results/test_statistics.py simulates all of it.
+* Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
+  of the mean is Vp + Vt - Ve (cluster by either seed, take off what is counted twice: Cameron,
+  Gelbach and Miller 2011), degrees of freedom after Satterthwaite (1946).
+
+The intervals speak of seeds only: another test set, or another task, is another experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
+
+LEVEL = 0.95
+POWER = 0.80
+BOOTSTRAP_FROM = 50
+BOOTSTRAP_TO = 300
+MOST_SEEDS = 1000
+
+Key = tuple[int, int]
+Values = Mapping[Key, float]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval. `sd`, `se`, `low`, `high` are None where n = 1 cannot say.
+
+    `method`: 't', 'bca', 'crossed t' or 'none'; `df` degrees of freedom; `seeds` says over what.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    se: float | None
+    df: float | None
+    low: float | None
+    high: float | None
+    method: str
+    seeds: str
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the interval leaves zero out; False where there is no interval."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def t_interval(values: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Mean, low, high of `values` [..., n], n >= 2, by Student's t."""
+    n = values.shape[-1]
+    mean = values.mean(-1)
+    half = stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def bca_interval(
+    values: Array, level: float = LEVEL, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """Bias-corrected and accelerated bootstrap interval of the mean of `values` [n] (Efron 1987).
+
+    Deterministic: the resampling generator is seeded, so a report is the same twice.
+    """
+    n = len(values)
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    rng = np.random.default_rng(seed)
+    means = np.sort(values[rng.integers(0, n, (resamples, n))].mean(1))
+    mean = values.mean()
+    below = (np.sum(means < mean) + 0.5 * np.sum(means == mean)) / resamples
+    z0 = ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples))
+    # For the mean the jackknife deviations are the centred values over n - 1.
+    d = values - mean
+    acceleration = np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
+    z = z0 + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    share = ndtr(z0 + z / (1 - acceleration * z))
+    low, high = np.quantile(means, share)
+    return float(low), float(high)
+
+
+def crossed_moments(grid: Array) -> tuple[Array, Array, Array]:
+    """Mean, standard error and degrees of freedom of complete grids [..., P, T], P, T >= 2."""
+    p, t = grid.shape[-2:]
+    mean = grid.mean((-2, -1))
+    rows, cols = grid.mean(-1), grid.mean(-2)
+    rest = grid - rows[..., :, None] - cols[..., None, :] + mean[..., None, None]
+    v_rows = rows.var(-1, ddof=1) / p
+    v_cols = cols.var(-1, ddof=1) / t
+    v_rest = (rest**2).sum((-2, -1)) / ((p - 1) * (t - 1)) / (p * t)
+    variance = np.maximum(v_rows + v_cols - v_rest, np.maximum(v_rows, v_cols))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = variance**2 / (
+            v_rows**2 / (p - 1) + v_cols**2 / (t - 1) + v_rest**2 / ((p - 1) * (t - 1))
+        )
+    most = p * t - 1
+    df = np.clip(np.nan_to_num(df, nan=most, posinf=most), min(p, t) - 1, most)
+    return mean, np.sqrt(variance), df
+
+
+def _seed_text(p: int, t: int, grid: bool) -> str:
+    if p > 1 and t > 1:
+        return f"{p} x {t} seeds" if grid else f"{p} pre-training seeds"
+    if p > 1:
+        return f"{p} pre-training seeds"
+    return f"{t} transfer seed{'s' if t > 1 else ''}"
+
+
+@lru_cache(maxsize=4096)
+def _layout(keys: tuple[Key, ...]) -> tuple[int, int]:
+    """How many pre-training and transfer seeds `keys` name."""
+    return len({k[0] for k in keys}), len({k[1] for k in keys})
+
+
+def estimate(values: Values, level: float = LEVEL) -> Estimate:
+    """Mean and interval of `values`, keyed by (pretrain seed, transfer seed).
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values:
+        raise ValueError("no values to estimate from")
+    # Sorted keys: float sums, and so the last digit, must not hang on the order of the records.
+    keys = tuple(sorted(values))
+    return _estimate(keys, np.array([values[k] for k in keys], dtype=float), level)
+
+
+def _estimate(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> Estimate:
+    p, t = _layout(keys)
+    n = len(keys)
+    sd = float(x.std(ddof=1)) if n > 1 else None
+    full = n == p * t
+    seeds = _seed_text(p, t, full)
+    if n == 1:
+        return Estimate(float(x[0]), None, 1, None, None, None, None, "none", seeds)
+    if p > 1 and t > 1 and full:
+        mean, se, df = (float(v) for v in crossed_moments(x.reshape(p, t)))
+        half = float(stdtrit(df, (1 + level) / 2)) * se
+        return Estimate(mean, sd, n, se, df, mean - half, mean + half, "crossed t", seeds)
+    if p > 1 and t > 1:  # an incomplete grid: only pre-training seeds are independent
+        of = np.array([k[0] for k in keys])
+        x = np.array([x[of == q].mean() for q in np.unique(of)])
+    mean, low, high = (float(v) for v in t_interval(x, level))
+    m, method = len(x), "t"
+    if BOOTSTRAP_FROM <= m <= BOOTSTRAP_TO:
+        (low, high), method = bca_interval(x, level), "bca"
+    se = float(x.std(ddof=1)) / m**0.5
+    return Estimate(mean, sd, n, se, float(m - 1), low, high, method, seeds)
+
+
+def differences(a: Values, b: Values, fixed_b: bool = False) -> dict[Key, float]:
+    """a - b at every seed pair both have. `fixed_b`: b has no pre-training seed to vary (published
+    weights), so its one pre-training seed stands against each of a's."""
+    if fixed_b and len({k[0] for k in b}) == 1:
+        by_transfer = {k[1]: v for k, v in b.items()}
+        return {k: a[k] - by_transfer[k[1]] for k in sorted(a) if k[1] in by_transfer}
+    return {k: a[k] - b[k] for k in sorted(a) if k in b}
+
+
+def mean_over(many: Sequence[Values]) -> dict[Key, float]:
+    """Mean over tasks at every seed pair that *all* of `many` have (none is averaged over)."""
+    if not many:
+        return {}
+    keys = set(many[0]).intersection(*many[1:])
+    return {k: float(np.mean([v[k] for v in many])) for k in sorted(keys)}
+
+
+def p_less(est: Estimate, margin: float = 0.0) -> float:
+    """One-sided p of the data if the true mean were at least `margin` (small: it is less)."""
+    if est.se is None or est.df is None:
+        return 1.0
+    if est.se == 0:
+        return 0.0 if est.mean < margin else 1.0
+    return float(stdtr(est.df, (est.mean - margin) / est.se))
+
+
+def best_set(cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
+    """The cells that cannot be told from the best one; `sign` -1 where small is good.
+
+    A cell is left out when a one-sided paired t test against the best mean says it is worse at
+    (1 - level) / (k - 1), k cells: a subset that holds the truly best with probability `level`
+    (Gupta 1965; Hsu 1984, with Bonferroni for his constant). What has no pairs with the best,
+    or only one, cannot be told from it and stays in.
+    """
+    means = {k: sign * estimate(v).mean for k, v in cells.items() if v}
+    if not means:
+        return set()
+    top = max(means.values())
+    best = min((k for k in means if means[k] == top), key=repr)
+    inside = {best}
+    for name in means:
+        if name == best:
+            continue
+        gaps = {k: sign * v for k, v in differences(cells[name], cells[best]).items()}
+        p = p_less(estimate(gaps)) if gaps else 1.0
+        if p >= (1 - level) / (len(means) - 1):
+            inside.add(name)
+    return inside
+
+
+def rank_intervals(
+    cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL
+) -> dict[Any, tuple[int, int]]:
+    """For each cell the ranks (1 = best) it may have, from paired tests against every other.
+
+    Each test is two-sided at (1 - level) / (k - 1); equal intervals are ties.
+    """
+    names = [k for k, v in cells.items() if v]
+    alpha = (1 - level) / max(1, len(names) - 1) / 2
+    keys = {n: tuple(sorted(cells[n])) for n in names}
+    arrays = {n: sign * np.array([cells[n][k] for k in keys[n]]) for n in names}
+    above, below = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            if keys[a] == keys[b]:
+                est = _estimate(keys[a], arrays[a] - arrays[b], level)
+            else:
+                gaps = differences(cells[a], cells[b])
+                if not gaps:
+                    continue
+                est = estimate({k: sign * v for k, v in gaps.items()}, level)
+            less = p_less(est) < alpha
+            more = p_less(_negative(est)) < alpha
+            above[a] += less
+            below[b] += less
+            above[b] += more
+            below[a] += more
+    return {n: (1 + above[n], len(names) - below[n]) for n in names}
+
+
+def _negative(e: Estimate) -> Estimate:
+    low = None if e.high is None else -e.high
+    high = None if e.low is None else -e.low
+    return Estimate(-e.mean, e.sd, e.n, e.se, e.df, low, high, e.method, e.seeds)
+
+
+def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> dict[Any, float]:
+    """Mean over columns of the rank (1 = best, ties share the middle) of complete rows.
+
+    Args:
+        table: row -> one mean a column; the caller leaves out rows that lack a column.
+        signs: +1 or -1 a column, -1 where small is good.
+    """
+    names = list(table)
+    if not names:
+        return {}
+    scores = np.array([[s * v for s, v in zip(signs, table[n], strict=True)] for n in names])
+    better = (scores[None, :, :] > scores[:, None, :]).sum(1)
+    equal = (scores[None, :, :] == scores[:, None, :]).sum(1)
+    ranks = better + (equal + 1) / 2
+    return {n: float(ranks[i].mean()) for i, n in enumerate(names)}
+
+
+def power(gap: float, sd: float, n: int, level: float = LEVEL) -> float:
+    """Power of the two-sided paired t test at `n` pairs for a true mean difference `gap`.
+
+    `sd` is the standard deviation of the paired differences. Noncentral t (Cohen 1988).
+    """
+    if n < 2:
+        return 0.0
+    if sd == 0:
+        return 1.0 if gap else 0.0
+    df, centre = n - 1, abs(gap) / sd * n**0.5
+    critical = float(stdtrit(df, (1 + level) / 2))
+    upper = 1 - _nct(df, centre, critical)
+    lower = _nct(df, centre, -critical)
+    return float(np.clip(upper + lower, 0.0, 1.0))
+
+
+def _nct(df: float, centre: float, t: float) -> float:
+    # The series loses its way far from the centre; there the normal approximation is exact enough
+    # (Abramowitz and Stegun 26.7.10).
+    if centre < 30:
+        value = float(nctdtr(df, centre, t))
+        if np.isfinite(value):
+            return value
+    z = (t * (1 - 1 / (4 * df)) - centre) / (1 + t * t / (2 * df)) ** 0.5
+    return float(ndtr(z))
+
+
+def seeds_needed(gap: float, sd: float, level: float = LEVEL, goal: float = POWER) -> int | None:
+    """Smallest number of seed pairs that shows a true difference `gap` with power `goal`.
+
+    None where more than `MOST_SEEDS` would be needed, or the gap is zero.
+    """
+    if gap == 0:
+        return None
+    low, high = 2, 2
+    while power(gap, sd, high, level) < goal:
+        if high >= MOST_SEEDS:
+            return None
+        low, high = high, min(MOST_SEEDS, high * 2)
+    while low < high:  # power grows with n
+        middle = (low + high) // 2
+        if power(gap, sd, middle, level) >= goal:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def smallest_gap(sd: float, n: int, level: float = LEVEL, goal: float = POWER) -> float | None:
+    """Smallest true difference that `n` seed pairs show with power `goal`; None below two pairs."""
+    if n < 2:
+        return None
+    if sd == 0:
+        return 0.0
+    low, high = 0.0, sd
+    while power(high, sd, n, level) < goal:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, sd, n, level) >= goal else (middle, high)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Noise floor of a task: `sd` of repeated seeds within an arm, pooled over arms (`df`).
+
+    `gap_now` is the smallest true paired difference that `n` seeds, the arms' usual number, show
+    with power 0.8, taking the difference of two arms as sqrt(2) times as noisy as one.
+    """
+
+    sd: float
+    df: int
+    n: int
+    gap_now: float | None
+
+
+def noise_floor(cells: Sequence[Values]) -> Noise | None:
+    """Noise of `cells` (arms of one task and student); None where no arm has two seeds."""
+    groups = [np.array([v[k] for k in sorted(v)]) for v in cells if len(v) > 1]
+    if not groups:
+        return None
+    df = sum(len(g) - 1 for g in groups)
+    sd = float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df))
+    n = int(np.median([len(g) for g in groups]))
+    return Noise(sd, df, n, smallest_gap(sd * 2**0.5, n))

@@ -1,0 +1,123 @@
+"""Numbers and hostile names as text, for each output format."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+
+from kdep_bench.results.statistics import Estimate
+from kdep_bench.results.table import Cell, shorten
+
+# C0 and C1 controls, line separators, and the marks that turn the reading direction around.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# An underscore inside a word is no emphasis on GitHub and stays readable.
+_MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "—": "---",
+}
+
+
+def plain(text: str, limit: int = 120) -> str:
+    """One visible line of `text`: control characters as spaces, the middle of a long one cut."""
+    return shorten(_CONTROL.sub(" ", text), limit).strip()
+
+
+def md(text: str, limit: int = 120) -> str:
+    """`text` as literal text in a GitHub table cell."""
+    line = html.escape(plain(text, limit), quote=False)
+    # "@name" and "#1" would become links to people and issues; a zero-width joiner stops that.
+    return _MARKDOWN.sub(r"\\\1", line).replace("@", "@\u2060").replace("://", ":\u2060//")
+
+
+def code(text: str, limit: int = 300) -> str:
+    """`text` as inline code in a GitHub table cell, whatever backticks and bars it holds."""
+    line = plain(text, limit).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    ticks = "`" * (longest + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def csv_text(text: str) -> str:
+    """`text` that no spreadsheet takes for a formula: a leading quote mark where one could start
+    (OWASP, CSV injection); control characters become spaces."""
+    clean = _CONTROL.sub(" ", text)
+    return f"'{clean}" if clean.lstrip()[:1] in tuple("=+-@|%") else clean
+
+
+def tex(text: str, limit: int = 120) -> str:
+    """`text` as literal LaTeX."""
+    return "".join(_TEX.get(c, c) for c in plain(text, limit))
+
+
+def points(fraction: float | None, sign: bool = False) -> str:
+    """A fraction x100 with one decimal; a dash where there is none."""
+    if fraction is None:
+        return "—"
+    text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text
+
+
+def score(cell: Cell) -> str:
+    """mean ± sd (n), and what failed or is missing; never an average over a hole."""
+    parts = []
+    est = cell.estimate
+    if est is not None:
+        spread = "" if est.sd is None else f" ± {100 * est.sd:.1f}"
+        parts.append(f"{points(est.mean)}{spread} ({est.n})")
+    if cell.failed:
+        parts.append(f"{len(cell.failed)} failed" if est or len(cell.failed) > 1 else "failed")
+    if cell.missing:
+        parts.append(f"{len(cell.missing)} missing" if est or len(cell.missing) > 1 else "missing")
+    return ", ".join(parts) or "—"
+
+
+def gap(est: Estimate | None) -> str:
+    """A difference x100 with its 95 % interval."""
+    if est is None:
+        return "—"
+    if est.low is None or est.high is None:
+        return f"{points(est.mean, True)} (n = 1)"
+    return f"{points(est.mean, True)} [{points(est.low, True)}, {points(est.high, True)}]"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds as a person says them; a dash where unknown."""
+    if value is None:
+        return "—"
+    if value < 120:
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def count(value: int | None) -> str:
+    """An integer with thin thousands; a dash where unknown."""
+    return "—" if value is None else f"{value:,}"
+
+
+def ratio(value: float | None, digits: int = 2) -> str:
+    """A plain number; a dash where unknown."""
+    if value is None:
+        return "—"
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
+
+
+def command(suite: str, method: str) -> str:
+    """The command that reproduces a row, safe to paste into a shell."""
+    path = shlex.quote(f"configs/suites/{plain(suite, 200)}.py")
+    return f"python tools/run_suite.py {path} --only {shlex.quote(plain(method, 200))}"

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Rebuild tables and page from records alone, or compare two result folders.
+
+python tools/report.py results/pocket
+python tools/report.py diff results/pocket results/pocket_new
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kdep_bench.errors import KdepError
+
+
+def _build(folder: Path, suite: str | None) -> int:
+    from kdep_bench.results import build
+
+    done = build(folder, suite)
+    counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
+    print(f"{done['suite']}: {done['records']} records ({counts})")
+    for name, verdict in done["claims"].items():
+        print(f"  claim {name}: {verdict}")
+    for path in done["files"]:
+        print(f"  wrote {path}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="+", metavar="FOLDER", help="a results folder, or: diff A B")
+    parser.add_argument("--suite", help="only records of this suite")
+    args = parser.parse_args(argv)
+    try:
+        if args.what[0] == "diff":
+            if len(args.what) != 3:
+                parser.error("diff takes two results folders")
+            from kdep_bench.results.diff import diff
+
+            print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
+            return 0
+        for folder in args.what:
+            _build(Path(folder), args.suite)
+        return 0
+    except KdepError as e:
+        print(e, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
