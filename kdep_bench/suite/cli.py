@@ -1,0 +1,179 @@
+"""`tools/run_suite.py`: plan, explain, run, collect. Torch is imported in the stages alone."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdep_bench.errors import KdepError
+
+if TYPE_CHECKING:
+    from kdep_bench.suite.execute import Outcome
+    from kdep_bench.suite.plan import Plan
+    from kdep_bench.suite.state import Status
+
+EPILOG = """A config is code and is executed: read a stranger's suite before you run it.
+Exit codes: 0 all done, 1 something failed, 2 bad config or argument, 130/143 stopped."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
+    p = argparse.ArgumentParser(
+        prog="run_suite.py",
+        description="Runs a suite: what is done is kept, what was cut is resumed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("suite", nargs="?", help="a suite config, or its name in configs/suites/")
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument("--results-dir", type=Path, help="default: results/<suite name>/")
+    p.add_argument("--jobs", "-j", type=int, help="stages at once (default: as the cores allow)")
+    p.add_argument("--gpus", help="device numbers, as 0,1 ('' = none; default: all there are)")
+    p.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="stages of this method, task, student, kind or id (part or glob), with what they need",
+    )
+    p.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run these stages (kind, part of the id, or glob) and all that follows again",
+    )
+    p.add_argument("--retry", type=int, default=0, metavar="N", help="further tries of a failure")
+    stop = p.add_mutually_exclusive_group()
+    stop.add_argument("--keep-going", action="store_true", help="the default")
+    stop.add_argument("--fail-fast", action="store_true", help="begin nothing after a failure")
+    p.add_argument("--dry-run", action="store_true", help="what would run, in order, and why")
+    p.add_argument("--verify", action="store_true", help="check every file's checksum first")
+    p.add_argument("--report", action="store_true", help="rebuild tables even if nothing is new")
+    p.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
+    p.add_argument(
+        "--list", choices=("methods", "teachers", "students", "tasks", "suites", "data", "claims")
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code. A KdepError becomes one sentence and 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    p = parser()
+    args = p.parse_args(arguments)
+    try:
+        if args.list:
+            return _list(args.list)
+        if not args.suite:
+            p.error("a suite is needed (see --list suites)")
+        for name in ("jobs", "retry"):
+            value = getattr(args, name)
+            if value is not None and value < (1 if name == "jobs" else 0):
+                raise KdepError(f"--{name} is {value}", "a positive number", "correct it")
+        return _run(args, arguments)
+    except KdepError as e:
+        print(f"run_suite: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+
+
+def _list(what: str) -> int:
+    from kdep_bench.suite.config import CONFIGS, FOLDERS, names
+
+    room = {folder: room for room, folder in FOLDERS.items()}[what]
+    for name in names(room):
+        path = CONFIGS / FOLDERS[room] / f"{name}.py"
+        print(f"{name:24s} {_first_line(path)}")
+    return 0
+
+
+def _first_line(path: Path) -> str:
+    import ast
+
+    try:
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    except (SyntaxError, UnicodeDecodeError):
+        return "(cannot be read)"
+    return said.partition("\n")[0]
+
+
+def _run(args: argparse.Namespace, arguments: list[str]) -> int:
+    from kdep_bench.suite import execute, state
+    from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.plan import build_plan
+
+    suite = load_suite(args.suite)
+    plan = build_plan(suite)
+    work = (args.work_dir or REPO / "work_dirs").absolute()
+    results = (args.results_dir or REPO / "results" / suite.name).absolute()
+    wanted = execute.select_stages(plan, args.only)
+    hits = [execute.matcher(f) for f in args.force]
+    for pattern, hit in zip(args.force, hits, strict=True):
+        if not any(hit(s.id) for s in plan.stages.values()):
+            raise KdepError(
+                f"--force {pattern!r} matches no stage", "a part of a stage id", "see --dry-run"
+            )
+    known = state.statuses(
+        plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
+    )
+    if args.dry_run:
+        print(explain(plan, known))
+        return 0
+    from kdep_bench.suite.progress import view_for
+
+    gpus = execute.find_gpus() if args.gpus is None else tuple(g for g in args.gpus.split(",") if g)
+    options = execute.Options(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
+    outcome = execute.run_plan(plan, work, known, options, view_for(sys.stdout, args.plain))
+    again = "python tools/run_suite.py " + shlex.join(arguments)
+    code = summarise(plan, known, outcome, again)
+    from kdep_bench.suite.collect import collect
+
+    counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
+    print(
+        f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
+        f"{counts['written']} new; tables in {results}"
+    )
+    return code
+
+
+def explain(plan: Plan, known: Mapping[str, Status]) -> str:
+    """The text of --dry-run: every stage, done or run, and why."""
+    from kdep_bench.suite.execute import chain_costs, measured_costs
+    from kdep_bench.suite.progress import duration
+
+    todo = {i for i, s in known.items() if s.run}
+    cost = measured_costs((plan.stages[i] for i in todo), known)
+    chain = chain_costs(plan, todo, cost)
+    lines = []
+    for one, status in known.items():
+        word = "run " if status.run else "done" if status.done else "pass"
+        why = "" if status.why == "done" else f"  {status.why}"
+        took = f"  ~{duration(cost[one])}" if status.run else ""
+        lines.append(f"{word}  {one}{took}{why}")
+    done = sum(s.done for s in known.values())
+    lines.append(
+        f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, "
+        f"{duration(sum(cost.values()))} of work by estimate, longest chain "
+        f"{duration(max(chain.values(), default=0.0))}; {len(plan.cells)} cells"
+    )
+    return "\n".join(lines)
+
+
+def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, again: str) -> int:
+    """Prints how a run ended; returns its exit code."""
+    done = sum(s.done for s in known.values()) + len([i for i in outcome.ran if not known[i].done])
+    for one, sentence in outcome.failed.items():
+        print(f"failed: {one}: {sentence}", file=sys.stderr)
+    if outcome.skipped:
+        print(f"{len(outcome.skipped)} stage(s) skipped for that", file=sys.stderr)
+    print(f"{plan.name}: {len(outcome.ran)} ran, {done} of {len(known)} stages are done")
+    if outcome.signal:
+        print(f"stopped; what is done is kept, go on with: {again}", file=sys.stderr)
+        return 128 + outcome.signal
+    return 0 if outcome.ok else 1

@@ -1,0 +1,313 @@
+"""Finished chains -> one Record a transfer cell -> tables and page.
+
+A record says what its cell cost from the stage.json of every stage in its chain, and what it
+measured from that of its transfer. Nothing is rerun and nothing is averaged here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, text_hash
+from kdep_bench.suite import state
+from kdep_bench.suite.config import Json, Suite, method_needs
+from kdep_bench.suite.plan import Cell, Plan
+
+if TYPE_CHECKING:
+    from kdep_bench.results.record import Record
+
+CURVE_POINTS = 200
+SUPERSEDED = "superseded"
+
+
+def collect(
+    suite: Suite,
+    plan: Plan,
+    work: Path,
+    results: Path,
+    failed: Mapping[str, str] | None = None,
+    rebuild: bool = False,
+) -> Json:
+    """Writes the records of every cell of `plan` below `results`, then the tables where needed.
+
+    A record that would say 'missing' never replaces one that has a value: the work dir may have
+    been pruned, or belong to another machine. Records of cells that the suite no longer plans are
+    moved to `superseded/`.
+
+    Args:
+        failed: stage id -> sentence of this run's failures, where failed.json could not be written.
+        rebuild: make the tables also when no record is new.
+
+    Returns:
+        counts {'ok', 'failed', 'missing', 'written'} and, where tables were made, 'report'.
+    """
+    from kdep_bench import results as results_room
+    from kdep_bench.results import store
+
+    chains = _Chains(plan, work, failed or {})
+    counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
+    superseded = _set_aside(results, {c.id for c in plan.cells})
+    for cell in plan.cells:
+        record = record_of(suite, cell, chains)
+        old = _old(store.records_dir(results) / f"{cell.id}.json")
+        if record.status == "missing" and old is not None and old.status == "ok":
+            record = old
+        counts[record.status] += 1
+        if old is None or not _same(old, record):
+            _copy_pictures(record, state.folder(work, cell.id), results)
+            store.write(results, record)
+            counts["written"] += 1
+    out: Json = dict(counts)
+    if rebuild or superseded or counts["written"] or not (results / "leaderboard.md").exists():
+        out["report"] = results_room.build(results, suite.name, suite.claims)
+    return out
+
+
+class _Chains:
+    """The stage.json of every stage, read once; damaged ones count as absent."""
+
+    def __init__(self, plan: Plan, work: Path, failed: Mapping[str, str]) -> None:
+        self.plan, self.work, self.failed = plan, work, failed
+        self._read: dict[str, Json | None] = {}
+
+    def stage(self, one: str | None) -> Json | None:
+        if one is None:
+            return None
+        if one not in self._read:
+            self._read[one] = state.finished(self.plan.stages[one], self.work)[0]
+        return self._read[one]
+
+    def failure(self, one: str) -> tuple[str, str] | None:
+        """(sentence, time) of the last try of a stage that is not done."""
+        if self.stage(one) is not None:
+            return None
+        said = state.failure(state.folder(self.work, one))
+        if said is not None:
+            return said["error"], said["at"]
+        return (self.failed[one], _now()) if one in self.failed else None
+
+
+def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
+    """The Record of one cell as its stage directories have it now."""
+    from kdep_bench.results import record
+
+    found = {kind: chains.stage(one) for kind, one in cell.chain.items()}
+    fields = _planned(suite, cell, found)
+    transfer = found["transfer"]
+    if transfer is not None:
+        fields.update(_measured(cell, found, transfer))
+        return record.make(fields)
+    for kind, one in cell.chain.items():
+        said = chains.failure(one)
+        if said is not None:
+            sentence = said[0] if kind == "transfer" else f"{kind} failed: {said[0]}"
+            fields.update(status="failed", error=sentence, created=said[1])
+            return record.make(fields)
+    fields.update(status="missing", created=_now())
+    return record.make(fields)
+
+
+def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json:
+    """What the plan knows of a cell, with what its upstream stages have told so far."""
+    method, task = cell.method, cell.task
+    prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
+    trained = method.get("weights") is None
+    policy = method.get("label_policy")
+    if policy is None:
+        needs = method_needs(method)
+        nothing = trained and not needs
+        policy = "none" if nothing else "labels" if method.get("labels_used") else "label-free"
+    known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
+    return {
+        "id": cell.id,
+        "suite": suite.name,
+        "arm": {
+            "method": method["name"],
+            "family": method.get("family", ""),
+            "label_policy": policy,
+            "labels_used": bool(method.get("labels_used")),
+            "reconstruction": bool(method.get("reconstruction")),
+            "source": method.get("source", ""),
+        },
+        "student": {
+            "name": cell.student["name"],
+            "width": cell.student["width"],
+            "params": _outputs(found, "export").get("parameters"),
+        },
+        "teacher": _teacher(cell, found),
+        "data": {
+            "name": suite.data["name"],
+            "fingerprint": prepare.get("fingerprint", ""),
+            "source": prepare.get("source", ""),
+            "share": cell.share,
+            "images": pretrain.get("images") if trained else None,
+        },
+        "budget": known if trained else {},
+        "seed": {"pretrain": cell.pretrain_seed, "transfer": cell.transfer_seed},
+        "task": {
+            "name": task["name"],
+            "family": task.get("family", ""),
+            "version": task.get("version", 1),
+            "split": task.get("split", "test"),
+            "metric": task["metric"],
+            "direction": task.get("direction", "max"),
+            "chance": task.get("chance"),
+        },
+        "align": _align(found),
+        "cost": _cost(cell, found),
+        "curves": _thinned(pretrain.get("curves")),
+        "stages": dict(cell.chain),
+        "config_hash": text_hash(canonical_json([method, cell.student, cell.teacher, task])),
+    }
+
+
+def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> Json:
+    said, environment = transfer["outputs"], transfer["environment"]
+    wanted = ("value", "metrics", "per_class", "gate")
+    lacking = [k for k in wanted if k not in said]
+    if lacking:
+        raise KdepError(
+            f"the stage {cell.id} gave no {', '.join(lacking)}",
+            "value, metrics, per_class and gate among its outputs",
+            "correct the task",
+        )
+    fields: Json = {
+        "status": "ok",
+        **{k: said[k] for k in wanted},
+        "curves": {
+            **_thinned(_outputs(found, "pretrain").get("curves")),
+            **_thinned(said.get("curves")),
+        },
+        "notes": said.get("notes", []),
+        "pictures": [f"pictures/{cell.id}/{p}" for p in said.get("pictures", [])],
+        "git": environment.get("git", ""),
+        "packages": environment.get("packages", {}),
+        "created": transfer["finished"],
+    }
+    if said.get("chance") is not None:
+        task = cell.task
+        fields["task"] = {
+            "name": task["name"],
+            "family": task.get("family", ""),
+            "version": task.get("version", 1),
+            "split": task.get("split", "test"),
+            "metric": said.get("metric", task["metric"]),
+            "direction": task.get("direction", "max"),
+            "chance": said["chance"],
+        }
+    return fields
+
+
+def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:
+    record = found.get(kind)
+    return record["outputs"] if record else {}
+
+
+def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
+    if cell.teacher is None:
+        return None
+    said = _outputs(found, "cache").get("teacher", {})
+    return {
+        "name": cell.teacher["name"],
+        "checksum": said.get("checksum", ""),
+        "width": said.get("width", cell.teacher.get("width")),
+        "flops": said.get("flops"),
+    }
+
+
+def _align(found: Mapping[str, Json | None]) -> Json | None:
+    both = {**_outputs(found, "align"), **_outputs(found, "pretrain")}
+    keys = ("energy_kept", "std_ratio_before", "std_ratio_after_svd", "std_ratio_after_transform")
+    got = {k: both[k] for k in keys if both.get(k) is not None}
+    return got or None
+
+
+def _cost(cell: Cell, found: Mapping[str, Json | None]) -> Json:
+    """Wall seconds of the chain; of the cache, which serves every share, the cell's share."""
+
+    def wall(kind: str) -> float | None:
+        record = found.get(kind)
+        return record["wall_s"] if record else None
+
+    cache, pretrain, transfer = wall("cache"), found.get("pretrain"), found.get("transfer")
+    size = _outputs(found, "cache").get("bytes")
+    last = transfer or pretrain
+    given = cell.method.get("weights") is not None
+    peaks = [r["peak_rss"] for r in (pretrain, transfer) if r]
+    return {
+        "pretrain_s": None if given else wall("pretrain"),
+        "cache_s": None if cache is None else round(cache * cell.share, 3),
+        "align_s": wall("align"),
+        "transfer_s": wall("transfer"),
+        "images_per_s": _outputs(found, "pretrain").get("images_per_s"),
+        "cache_bytes": None if size is None else round(size * cell.share),
+        "peak_memory_bytes": max(peaks, default=None),
+        "device": last["environment"].get("device") if last else None,
+        "threads": last["environment"].get("threads") if last else None,
+    }
+
+
+def _thinned(curves: Any) -> Json:
+    """Every curve with at most CURVE_POINTS points, first and last kept."""
+    out = {}
+    for name, points in (curves or {}).items():
+        if len(points) > CURVE_POINTS:
+            last = len(points) - 1
+            points = [points[i * last // (CURVE_POINTS - 1)] for i in range(CURVE_POINTS)]
+        out[name] = points
+    return out
+
+
+def _old(path: Path) -> Record | None:
+    from kdep_bench.results import record
+
+    try:
+        return record.load(path) if path.exists() else None
+    except KdepError:
+        return None  # damaged: written anew
+
+
+def _same(old: Record, new: Record) -> bool:
+    """Equal but for the time of a 'missing', which is only the time of looking."""
+    if new.status == "missing":
+        new = new.model_copy(update={"created": old.created})
+    return old == new
+
+
+def _set_aside(results: Path, planned: set[str]) -> int:
+    """Moves records of cells that are not planned any more out of the way; returns how many."""
+    from kdep_bench.results import store
+
+    moved = 0
+    for path in sorted(store.records_dir(results).glob("*.json")):
+        if path.stem not in planned and not path.name.startswith("."):
+            (results / SUPERSEDED).mkdir(exist_ok=True)
+            path.replace(results / SUPERSEDED / path.name)
+            moved += 1
+    return moved
+
+
+def _copy_pictures(record: Record, stage_dir: Path, results: Path) -> None:
+    """Pictures go beside the records: a results folder is whole without its work dir."""
+    prefix = f"pictures/{record.id}/"
+    for picture in record.pictures:
+        source, target = stage_dir / picture.removeprefix(prefix), results / picture
+        if stage_dir.resolve() not in source.resolve().parents:
+            raise KdepError(
+                f"the stage {record.id} names the picture {picture!r} outside its directory",
+                "a relative path in it",
+                "correct the task",
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source, target)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,459 @@
+"""Suite configs: mmengine pure-Python files -> one frozen, checked, JSON-able Suite.
+
+A suite names its data, students, teacher, methods, tasks and claims by file name in
+`configs/<room>s/`, or as `dict(base='kdep', <overrides>)`. Classes imported in a config stay
+lazy: they become dotted path strings, so that reading a config never imports torch.
+
+A config file is code and is executed; read a stranger's suite before running it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import safe_name
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / "configs"
+FOLDERS = {
+    "data": "data",
+    "teacher": "teachers",
+    "student": "students",
+    "method": "methods",
+    "task": "tasks",
+    "claim": "claims",
+    "suite": "suites",
+}
+# What a method may ask of its inputs; all but labels come from a teacher.
+NEEDS = ("labels", "pooled", "logits", "maps", "tokens")
+NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
+
+Json = dict[str, Any]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Budget(_Part):
+    """Pre-training budget of every arm.
+
+    epochs over the images of the share, batch size, `views` fixed views an image, an mmengine
+    optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps).
+    """
+
+    epochs: float = Field(gt=0)
+    batch: int = Field(ge=1)
+    optimizer: Json
+    views: int = Field(ge=1, default=1)
+    schedule: str = "cosine"
+    warmup: float = Field(ge=0, lt=1, default=0.0)
+
+
+class Seeds(_Part):
+    """`pairs`: 'product' runs every (pretrain, transfer) pair, 'diagonal' the i-th with the i-th.
+
+    `share` seeds the row subset of a share below 1.0; `views` seeds the crops.
+    """
+
+    pretrain: list[int] = Field(min_length=1)
+    transfer: list[int] = Field(min_length=1)
+    pairs: str = "product"
+    share: int = 0
+    views: int = 0
+
+
+class ViewRecipe(_Part):
+    """Crops of the fixed views: range of area share, range of aspect ratio (width / height)."""
+
+    scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
+    ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
+
+
+class Runtime(_Part):
+    """Cores and time limits (seconds) by stage kind; no part of any stage's identity."""
+
+    cpus: dict[str, int] = {}
+    timeout: dict[str, float] = {}
+
+
+class _Student(_Part):
+    name: str
+    backbone: Json
+    width: int = Field(ge=1)
+    input_px: int = Field(ge=8)
+    tap: Any
+    pyramid: Json = {}
+    dilated: Json | None = None
+    about: str = ""
+
+
+class _Method(_Part):
+    name: str
+    family: str = ""
+    labels_used: bool = False
+    label_policy: str | None = None
+    reconstruction: bool = False
+    source: str = ""
+    about: str = ""
+    objective: Json | None = None
+    align: Json | None = None
+    transform: Json | None = None
+    weights: Any = None
+    steps: bool = True
+    needs: list[str] | None = None
+    students: list[str] | None = None
+
+
+class _Task(_Part):
+    type: str
+    name: str
+    family: str
+    version: int = 1
+    split: str = "test"
+    metric: str
+    direction: str = "max"
+    chance: float | None = None
+    recipe: Json = {}
+    about: str = ""
+
+
+class _Named(BaseModel):
+    """Data, teachers and claims: their own rooms check the rest."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    name: str
+
+
+class _SuiteFile(_Part):
+    name: str
+    about: str = ""
+    data: Any
+    teacher: Any = None
+    students: list[Any] = Field(min_length=1)
+    methods: list[Any] = Field(min_length=1)
+    tasks: list[Any] = Field(min_length=1)
+    claims: list[Any] = []
+    shares: list[float] = Field(min_length=1, default=[1.0])
+    views: ViewRecipe = ViewRecipe()
+    budget: Budget
+    seeds: Seeds
+    runtime: Runtime = Runtime()
+
+
+class Suite(_Part):
+    """A resolved suite. Every nested config is a plain JSON value.
+
+    `teachers` has one entry a student name; None where the suite has no teacher at all.
+    """
+
+    name: str
+    about: str
+    data: Json
+    teachers: dict[str, Json | None]
+    students: list[Json]
+    methods: list[Json]
+    tasks: list[Json]
+    claims: list[Json]
+    shares: list[float]
+    views: ViewRecipe
+    budget: Budget
+    seeds: Seeds
+    runtime: Runtime
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "data": _Named,
+    "teacher": _Named,
+    "student": _Student,
+    "method": _Method,
+    "task": _Task,
+    "claim": _Named,
+}
+
+
+def method_needs(method: Json) -> set[str]:
+    """What a method asks for, among NEEDS; by default the pooled teacher feature, or labels."""
+    if method.get("needs") is not None:
+        return set(method["needs"])
+    if method.get("objective") is None:
+        return set()
+    return {"labels"} if method.get("labels_used") else {"pooled"}
+
+
+def uses_teacher(method: Json) -> bool:
+    """Whether a method reads teacher features."""
+    return bool(method_needs(method) - {"labels"})
+
+
+def names(room: str, configs: Path = CONFIGS) -> list[str]:
+    """The config names of a room ('method', 'suite', ...), sorted."""
+    return sorted(p.stem for p in (configs / FOLDERS[room]).glob("*.py") if p.stem != "__init__")
+
+
+def read_config(path: Path) -> Json:
+    """All plain variables of an mmengine pure-Python config; classes as dotted path strings."""
+    from mmengine.config import Config
+    from mmengine.config.config import _lazy2string
+
+    try:
+        cfg = Config.fromfile(path, lazy_import=True)
+    except KdepError:
+        raise
+    except Exception as e:  # a config is code: anything may come out of it
+        raise KdepError(
+            f"the config {path} cannot be read ({type(e).__name__}: {e})",
+            "a pure-Python mmengine config",
+            "correct that file",
+        ) from e
+    plain = _lazy2string(cfg._cfg_dict._to_lazy_dict(), dict)
+    return {k: v for k, v in plain.items() if k not in cfg._imported_names and k != "read_base"}
+
+
+def _json(value: Any, where: str) -> Any:
+    """`value` as plain JSON (tuples become lists); KdepError where it is none."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise KdepError(
+            f"the config {where} holds something that is not plain data ({e})",
+            "numbers, strings, lists, dicts and imported classes",
+            "replace it",
+        ) from None
+
+
+def read_room(room: str, name: str, configs: Path = CONFIGS) -> Json:
+    """The dict that `configs/<room>s/<name>.py` defines, as plain JSON."""
+    known = names(room, configs)
+    if name not in known:
+        raise unknown_name(f"{room} config", name, known)
+    path = configs / FOLDERS[room] / f"{name}.py"
+    found = read_config(path)
+    if not isinstance(found.get(room), dict):
+        raise KdepError(
+            f"the config {path} defines no dict named {room!r} "
+            f"(but {', '.join(sorted(found)) or 'nothing'})",
+            f"`{room} = dict(...)`",
+            "name it so",
+        )
+    return _json(found[room], str(path))
+
+
+def merged(base: Json, over: Json, where: str) -> Json:
+    """`base` with `over` laid on it, dict by dict.
+
+    A key that the base lacks is refused as a slip; `_delete_=True` in a dict of `over` replaces
+    the whole dict, and may then hold any key.
+    """
+    if over.get("_delete_"):
+        return {k: v for k, v in over.items() if k != "_delete_"}
+    out = copy.deepcopy(base)
+    for key, value in over.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            out[key] = merged(old, value, f"{where}.{key}")
+        elif key in base:
+            out[key] = (
+                {k: v for k, v in value.items() if k != "_delete_"}
+                if isinstance(value, dict)
+                else value
+            )
+        else:
+            raise unknown_name(f"key of {where}", key, base)
+    return out
+
+
+def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
+    """A reference of a suite -> its checked config: a file name, or dict(base=..., overrides)."""
+    if isinstance(ref, str):
+        got = read_room(room, ref, configs)
+        got.setdefault("name", ref)
+    elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
+        base = read_room(room, ref["base"], configs)
+        base.setdefault("name", ref["base"])
+        model = _MODELS[room].model_fields
+        known = {**dict.fromkeys(set(model) - set(base)), **base}
+        over = {k: v for k, v in ref.items() if k != "base"}
+        got = merged(known, over, f"{room} {ref['base']!r}")
+        got = {k: v for k, v in got.items() if k in base or k in over}
+    else:
+        raise KdepError(
+            f"the {room} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
+            f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', <overrides>)",
+            "correct the suite",
+        )
+    check(_MODELS[room], got, f"{room} {got.get('name', ref)!r}")
+    safe_name(got["name"], f"{room} name")
+    if len(got["name"]) > NAME_LIMIT:
+        raise KdepError(
+            f"the {room} name {got['name']!r} has {len(got['name'])} characters",
+            f"at most {NAME_LIMIT}",
+            "shorten it",
+        )
+    return got
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def check(model: type[_Model], value: Any, where: str) -> _Model:
+    """`value` as `model`; the first fault as a KdepError, with the nearest name for a bad key."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as e:
+        fault = e.errors(include_url=False)[0]
+    place = [str(p) for p in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        fields = _fields_at(model, place[:-1])
+        raise unknown_name(f"key of the {'.'.join([where, *place[:-1]])}", place[-1], fields)
+    if fault["type"] == "missing":
+        raise KdepError(
+            f"the {where} has no {'.'.join(place)!r}", "that key", "add it to the config"
+        )
+    got = fault.get("input")
+    raise KdepError(
+        f"the {where} has {'.'.join(place)} = {got!r:.80}",
+        fault["msg"].removeprefix("Input should be "),
+        "correct the config",
+    )
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def _unique(what: str, found: list[str]) -> None:
+    twice = sorted({n for n in found if found.count(n) > 1})
+    if twice:
+        raise KdepError(
+            f"the suite has {what} {', '.join(twice)} more than once",
+            "each name once",
+            "drop one, or give the override a `name` of its own",
+        )
+
+
+def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
+    """The file of a suite given as a path or as a name in configs/suites/."""
+    path = Path(ref)
+    if path.suffix == ".py" or path.is_file():
+        if not path.is_file():
+            near = names("suite", configs)
+            raise KdepError(
+                f"the suite file {ref} does not exist",
+                "a path to a suite config, or one of: " + ", ".join(near),
+                "check the path",
+            )
+        return path
+    if ref not in names("suite", configs):
+        raise unknown_name("suite", ref, names("suite", configs))
+    return configs / FOLDERS["suite"] / f"{ref}.py"
+
+
+def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
+    """Reads, resolves and checks a suite.
+
+    Args:
+        ref: path of a suite config, or the name of one in `configs/suites/`.
+        configs: folder with the rooms; default: the repository's `configs/`.
+
+    Raises:
+        KdepError: an unknown key or name (with the nearest valid ones), a wrong type, an empty
+            list, a name twice.
+    """
+    configs = configs or CONFIGS
+    path = find_suite(str(ref), configs)
+    found = read_config(path)
+    if not isinstance(found.get("suite"), dict):
+        raise KdepError(
+            f"the suite file {path} defines no dict named 'suite'", "`suite = dict(...)`", ""
+        )
+    return build_suite(_json(found["suite"], str(path)), configs)
+
+
+def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
+    """A Suite from the plain dict of a suite file; see `load_suite`."""
+    file = check(_SuiteFile, raw, "suite")
+    safe_name(file.name, "suite name")
+    everything: Callable[[str, list[Any]], list[Json]] = lambda room, refs: [  # noqa: E731
+        resolve(room, r, configs) for r in refs
+    ]
+    students = everything("student", file.students)
+    methods = everything("method", file.methods)
+    tasks = everything("task", file.tasks)
+    claims = everything("claim", file.claims)
+    for what, group in (
+        ("student", students),
+        ("method", methods),
+        ("task", tasks),
+        ("claim", claims),
+    ):
+        _unique(what, [g["name"] for g in group])
+    _unique("share", [str(s) for s in file.shares])
+    for share in file.shares:
+        if not 0 < share <= 1:
+            raise KdepError(f"the suite has the share {share}", "more than 0, at most 1", "")
+    for method in methods:
+        for need in method.get("needs") or []:
+            if need not in NEEDS:
+                raise unknown_name(f"need of method {method['name']!r}", need, NEEDS)
+    seeds = file.seeds
+    _unique("pretrain seed", [str(s) for s in seeds.pretrain])
+    _unique("transfer seed", [str(s) for s in seeds.transfer])
+    if seeds.pairs not in ("product", "diagonal"):
+        raise unknown_name("value of seeds.pairs", seeds.pairs, ("product", "diagonal"))
+    if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
+        raise KdepError(
+            f"seeds.pairs is 'diagonal' with {len(seeds.pretrain)} pre-training and "
+            f"{len(seeds.transfer)} transfer seeds",
+            "as many of one as of the other",
+            "",
+        )
+    return Suite(
+        name=file.name,
+        about=file.about,
+        data=resolve("data", file.data, configs),
+        teachers=_teachers(file.teacher, students, configs),
+        students=students,
+        methods=methods,
+        tasks=tasks,
+        claims=claims,
+        shares=file.shares,
+        views=file.views,
+        budget=file.budget,
+        seeds=seeds,
+        runtime=file.runtime,
+    )
+
+
+def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json | None]:
+    """One teacher a student: a single reference for all, or a dict student name -> reference."""
+    wanted = [s["name"] for s in students]
+    if ref is None:
+        return dict.fromkeys(wanted)
+    if isinstance(ref, str) or (isinstance(ref, dict) and "base" in ref):
+        return dict.fromkeys(wanted, resolve("teacher", ref, configs))
+    if not isinstance(ref, dict):
+        raise KdepError(f"the suite has teacher = {ref!r:.80}", "a name, or one a student", "")
+    for name in ref:
+        if name not in wanted:
+            raise unknown_name("student under suite.teacher", name, wanted)
+    missing = [w for w in wanted if w not in ref]
+    if missing:
+        raise KdepError(
+            f"suite.teacher names no teacher for the student {', '.join(missing)}",
+            "one for each student (None where it has none)",
+            "add it",
+        )
+    return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in wanted}

@@ -1,0 +1,76 @@
+"""The table of stage kinds: which function does a kind of stage, at which version, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage.
+
+    Attributes:
+        function: 'package.module:function', called as run(spec, inputs, out, progress).
+        version: raised by hand when the function's results change for the same spec; part of the
+            stage id, so that every stage of the kind and all that follows runs again.
+        resumable: the function continues from its own leftovers; otherwise the directory of an
+            interrupted try is emptied first.
+        cpus: CPU cores (threads) it is given unless the suite says otherwise; 0 = all.
+        gpu: takes one GPU where the machine has any.
+        timeout: seconds after which it is taken for hung, unless the suite says otherwise.
+        cost: seconds guessed for ordering and ETA until a measured time exists.
+        rooms: parts of the package (paths below kdep_bench/) whose source the stage runs; a done
+            stage made by other source is reported, not rerun.
+    """
+
+    function: str
+    version: int = 1
+    resumable: bool = False
+    cpus: int = 1
+    gpu: bool = False
+    timeout: float = 12 * _HOUR
+    cost: float = 60.0
+    rooms: tuple[str, ...] = field(default=())
+
+
+_MM = ("openmmlab.py", "ops")
+
+KINDS: Mapping[str, StageKind] = {
+    "prepare": StageKind("kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, rooms=("data",)),
+    "views": StageKind("kdep_bench.data.views:run", 1, cpus=0, cost=40, rooms=("data/views.py",)),
+    "cache": StageKind(
+        "kdep_bench.features.cache:run",
+        1,
+        resumable=True,
+        cpus=0,
+        gpu=True,
+        cost=400,
+        rooms=("features/cache.py", "teachers", "data/views.py"),
+    ),
+    "align": StageKind(
+        "kdep_bench.features.align:run", 1, cpus=0, cost=20, rooms=("features", "data/views.py")
+    ),
+    "pretrain": StageKind(
+        "kdep_bench.pretrain.stage:run",
+        1,
+        resumable=True,
+        gpu=True,
+        timeout=72 * _HOUR,
+        cost=600,
+        rooms=("pretrain", "objectives", "students", "features", "data/views.py", *_MM),
+    ),
+    "export": StageKind(
+        "kdep_bench.export:run", 1, cost=5, rooms=("export.py", "students", "pretrain", *_MM)
+    ),
+    "transfer": StageKind(
+        "kdep_bench.transfer.stage:run",
+        1,
+        gpu=True,
+        timeout=72 * _HOUR,
+        cost=120,
+        rooms=("transfer", "students", *_MM),
+    ),
+}

@@ -1,0 +1,402 @@
+"""Suite -> graph of stages. Pure arithmetic on configs: nothing is run and no file is read.
+
+prepare -> views -> cache -> align -> pretrain -> export -> transfer. A stage's id is its kind, its
+name and a hash of (kind, kind version, spec, upstream ids): whatever changes one of these changes
+the id of that stage and of all that follow, and of nothing else. So the transform of a method
+(T of PTS) belongs to `pretrain`, not to `align`, and recipes that only `transfer` reads are in no
+earlier spec. Arms share every stage whose id is equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, safe_name, text_hash
+from kdep_bench.suite.config import Json, Suite, method_needs, uses_teacher
+from kdep_bench.suite.kinds import KINDS, StageKind
+
+# Keys that describe a config to people; no stage reads them, so none runs again when they change.
+_PROSE = {"about", "source", "reconstruction", "card"}
+# Keys of a method that the planner itself consumes.
+_PLANNING = {"align", "family", "label_policy", "students", "needs"}
+_SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a plan.
+
+    Attributes:
+        id: `kind-name-hash12`, also its directory's name.
+        spec: what its function gets; JSON-able.
+        needs: role -> id of the upstream stage.
+        cpus: cores it is given; 0 = all of the machine.
+        gpus: GPUs it is given where the machine has any.
+        timeout: seconds.
+        function: 'module:function'.
+        resumable: keeps its leftovers for its next try.
+        cost: guessed seconds.
+    """
+
+    id: str
+    kind: str
+    name: str
+    spec: Json
+    needs: Mapping[str, str]
+    version: int
+    function: str
+    cpus: int = 1
+    gpus: int = 0
+    timeout: float = 43200.0
+    resumable: bool = False
+    cost: float = 60.0
+    rooms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One transfer run of the suite: what its Record is about. `chain`: kind -> stage id."""
+
+    method: Json
+    student: Json
+    teacher: Json | None
+    task: Json
+    share: float
+    pretrain_seed: int
+    transfer_seed: int
+    chain: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.chain["transfer"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages by id, upstream first, and the cells they serve."""
+
+    name: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+
+    def consumers(self) -> dict[str, list[str]]:
+        """Stage id -> ids of the stages that need it directly."""
+        out: dict[str, list[str]] = {i: [] for i in self.stages}
+        for stage in self.stages.values():
+            for up in set(stage.needs.values()):
+                out[up].append(stage.id)
+        return out
+
+    def upstream(self, ids: Iterable[str]) -> set[str]:
+        """`ids` and everything they need, directly or not."""
+        seen: set[str] = set()
+        todo = list(ids)
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo.extend(self.stages[one].needs.values())
+        return seen
+
+    def downstream(self, ids: Iterable[str]) -> set[str]:
+        """`ids` and everything that needs them, directly or not."""
+        consumers, seen, todo = self.consumers(), set[str](), list(ids)
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo.extend(consumers[one])
+        return seen
+
+
+def stage_id(kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]) -> str:
+    """`kind-name-hash12`; the name is cut where the whole would pass 110 characters."""
+    text = canonical_json([kind, version, spec, dict(needs)])
+    return safe_name(f"{kind}-{name[: 96 - len(kind)]}-{text_hash(text)}", "stage id")
+
+
+def add_stage(
+    plan: Plan,
+    kind: str,
+    name: str,
+    spec: Json,
+    needs: Mapping[str, str] | None = None,
+    *,
+    kinds: Mapping[str, StageKind] = KINDS,
+    function: str | None = None,
+    cpus: int | None = None,
+    timeout: float | None = None,
+) -> str:
+    """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
+
+    `function` overrides the kind's; `cpus` and `timeout` are no part of the id.
+    """
+    how = kinds[kind]
+    needs = dict(needs or {})
+    if function is not None and function != how.function:
+        spec = {**spec, "type": function}
+    one = stage_id(kind, name, how.version, spec, needs)
+    if one not in plan.stages:
+        for up in needs.values():
+            if up not in plan.stages:
+                raise KeyError(f"{one} needs {up}, which is not planned")
+        plan.stages[one] = Stage(
+            id=one,
+            kind=kind,
+            name=name,
+            spec=spec,
+            needs=needs,
+            version=how.version,
+            function=function or how.function,
+            cpus=how.cpus if cpus is None else cpus,
+            gpus=int(how.gpu),
+            timeout=how.timeout if timeout is None else timeout,
+            resumable=how.resumable,
+            cost=how.cost,
+            rooms=how.rooms,
+        )
+    return one
+
+
+def without(config: Json, keys: set[str]) -> Json:
+    """`config` less some top-level keys."""
+    return {k: v for k, v in config.items() if k not in keys}
+
+
+def check_pair(suite: Suite, student: Json, method: Json) -> None:
+    """Refuses a method that cannot work with this student, teacher and data: KdepError."""
+    who = f"method {method['name']!r} on student {student['name']!r}"
+    teacher, needs = suite.teachers[student["name"]], method_needs(method)
+    if method.get("objective") is None and method.get("align"):
+        raise KdepError(
+            f"method {method['name']!r} has an alignment and no objective",
+            "both or neither",
+            "correct the method",
+        )
+    if "labels" in needs and not method.get("labels_used"):
+        raise KdepError(
+            f"method {method['name']!r} needs labels and says labels_used=False",
+            "labels_used=True for an arm that reads labels",
+            "correct the method",
+        )
+    if "labels" in needs and suite.data.get("labels", True) is False:
+        raise KdepError(
+            f"{who} needs labels, and the data {suite.data['name']!r} has none",
+            "labelled data, or a label-free method",
+            "drop the arm",
+        )
+    if not uses_teacher(method):
+        return
+    if teacher is None:
+        raise KdepError(
+            f"{who} needs a teacher, and the suite names none for that student",
+            "a teacher",
+            "set suite.teacher",
+        )
+    if "logits" in needs and teacher.get("has_logits", True) is False:
+        raise KdepError(
+            f"{who} needs logits, and the teacher {teacher['name']!r} has none",
+            "a teacher with a classifier, or a feature method",
+            "choose another teacher",
+        )
+    align, width = method.get("align"), teacher.get("width")
+    policy = (align or {}).get("policy")
+    if align and align.get("type") == "svd" and width and student["width"] > width and not policy:
+        raise KdepError(
+            f"{who}: the student is {student['width']} wide and the teacher "
+            f"{teacher['name']!r} {width}",
+            "a student no wider than the teacher for an SVD alignment",
+            "choose a wider teacher or a narrower student, or name a policy in method.align",
+        )
+
+
+class _Builder:
+    """Adds the stages of one suite to one plan."""
+
+    def __init__(self, suite: Suite, kinds: Mapping[str, StageKind]) -> None:
+        self.suite, self.kinds, self.plan = suite, kinds, Plan(suite.name)
+        known = set(kinds)
+        for what, given in (("cpus", suite.runtime.cpus), ("timeout", suite.runtime.timeout)):
+            for kind in set(given) - known:
+                from kdep_bench.errors import unknown_name
+
+                raise unknown_name(f"stage kind in runtime.{what}", kind, known)
+
+    def add(
+        self, kind: str, name: str, spec: Json, needs: Mapping[str, str], function: Any = None
+    ) -> str:
+        runtime = self.suite.runtime
+        return add_stage(
+            self.plan,
+            kind,
+            name,
+            spec,
+            needs,
+            kinds=self.kinds,
+            function=function,
+            cpus=runtime.cpus.get(kind),
+            timeout=runtime.timeout.get(kind),
+        )
+
+    def build(self) -> Plan:
+        suite = self.suite
+        kind = suite.data.get("type")
+        maker = None if kind is None else kind if ":" in kind else ":".join(kind.rsplit(".", 1))
+        prepare = self.add(
+            "prepare",
+            suite.data["name"],
+            without(suite.data, _PROSE | {"name", "type", "labels"}),
+            {},
+            maker,
+        )
+        for student in suite.students:
+            arms = [
+                m
+                for m in suite.methods
+                if m.get("students") is None or student["name"] in m["students"]
+            ]
+            for method in arms:
+                check_pair(suite, student, method)
+                for share in self.shares(method):
+                    for p, t in self.pairs(method):
+                        self.cell(prepare, student, method, share, p, t)
+        if not self.plan.cells:
+            raise KdepError(
+                f"the suite {suite.name!r} plans no run at all",
+                "one method for one of its students at least",
+                "check `students` in its methods",
+            )
+        return self.plan
+
+    def shares(self, method: Json) -> list[float]:
+        """An arm that takes no training step saw no share: planned once, beside the largest."""
+        return self.suite.shares if trains(method) else [max(self.suite.shares)]
+
+    def pairs(self, method: Json) -> list[tuple[int, int]]:
+        seeds = self.suite.seeds
+        if seeds.pairs == "diagonal":
+            return list(zip(seeds.pretrain, seeds.transfer, strict=True))
+        # Given weights are the same for every pre-training seed: run them with the first only.
+        first = seeds.pretrain[:1] if method.get("weights") is not None else seeds.pretrain
+        return [(p, t) for p in first for t in seeds.transfer]
+
+    def views(self, prepare: str, student: Json) -> str:
+        suite, px = self.suite, student["input_px"]
+        spec = {
+            "views": suite.budget.views,
+            "px": px,
+            "seed": suite.seeds.views,
+            "scale": suite.views.scale,
+            "ratio": suite.views.ratio,
+        }
+        name = f"{suite.data['name']}.{px}px.x{suite.budget.views}"
+        return self.add("views", name, spec, {"prepare": prepare})
+
+    def teaching(
+        self, prepare: str, views: str, student: Json, method: Json, share: float
+    ) -> dict[str, str]:
+        """The cache and, for a method with alignment, the basis: role -> stage id."""
+        teacher = self.suite.teachers[student["name"]]
+        assert teacher is not None
+        cache = self.add(
+            "cache",
+            teacher["name"],
+            {"teacher": without(teacher, _PROSE)},
+            {"prepare": prepare, "views": views},
+        )
+        if not method.get("align"):
+            return {"cache": cache}
+        spec = {
+            "align": method["align"],
+            "width": student["width"],
+            "share": share,
+            "share_seed": self.suite.seeds.share,
+        }
+        name = f"{teacher['name']}.{method['align'].get('type', 'align')}{student['width']}"
+        align = self.add("align", f"{name}{_share(share)}", spec, {"views": views, "cache": cache})
+        return {"cache": cache, "align": align}
+
+    def cell(self, prepare: str, student: Json, method: Json, share: float, p: int, t: int) -> None:
+        suite, chain = self.suite, {"prepare": prepare}
+        needs: dict[str, str] = {}
+        spec: Json = {
+            "student": without(student, _PROSE),
+            "method": {
+                "labels_used": False,
+                "transform": None,
+                **without(method, _PROSE | _PLANNING),
+            },
+            "seed": p,
+        }
+        if trains(method):
+            chain["views"] = needs["views"] = self.views(prepare, student)
+            if "labels" in method_needs(method):
+                needs["prepare"] = prepare
+            if uses_teacher(method):
+                more = self.teaching(prepare, needs["views"], student, method, share)
+                needs.update(more)
+                chain.update(more)
+            budget = suite.budget.model_dump(exclude={"views"})
+            spec.update(budget=budget, share=share, share_seed=suite.seeds.share)
+        elif method.get("weights") is not None:
+            spec["seed"] = 0
+        else:
+            # Another random initialisation for every pair of seeds; equal to the transfer seed
+            # where the suite has the one pre-training seed 0.
+            spec["seed"] = p * _SEED_STEP + t if suite.seeds.pairs == "product" else t
+        label = f"{student['name']}.{method['name']}{_share(share)}"
+        chain["pretrain"] = self.add("pretrain", f"{label}.s{spec['seed']}", spec, needs)
+        chain["export"] = self.add(
+            "export",
+            f"{label}.s{spec['seed']}",
+            {"student": without(student, _PROSE)},
+            {"pretrain": chain["pretrain"]},
+        )
+        for task in suite.tasks:
+            stage = self.add(
+                "transfer",
+                f"{task['name']}.{label}.s{spec['seed']}-{t}",
+                {
+                    "task": without(task, _PROSE),
+                    "student": without(student, _PROSE),
+                    "seed": t,
+                },
+                {"prepare": prepare, "export": chain["export"]},
+            )
+            self.plan.cells.append(
+                Cell(
+                    method=method,
+                    student=student,
+                    teacher=suite.teachers[student["name"]] if uses_teacher(method) else None,
+                    task=task,
+                    share=share,
+                    pretrain_seed=p,
+                    transfer_seed=t,
+                    chain={**chain, "transfer": stage},
+                )
+            )
+
+
+def trains(method: Json) -> bool:
+    """Whether an arm takes pre-training steps at all (scratch and given weights do not)."""
+    return (
+        method.get("objective") is not None
+        and method.get("weights") is None
+        and method.get("steps", True)
+    )
+
+
+def _share(share: float) -> str:
+    return "" if share == 1 else f".{share:g}"
+
+
+def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
+    """The whole graph of a suite, every shared stage once, upstream first.
+
+    Raises:
+        KdepError: a method that cannot work with its student, teacher or data; nothing to run.
+    """
+    return _Builder(suite, kinds).build()

@@ -1,0 +1,41 @@
+"""Imported once by the fork server, so that every stage starts with the toolkits in memory.
+
+Thread numbers are set before torch is imported: a fork must not inherit running threads.
+"""
+
+import os
+import traceback
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+# The fork server swallows import errors; the worker looks here and says so in the stage's log.
+FAILURE = ""
+
+
+def _load() -> None:
+    import gc
+    import importlib
+
+    import kdep_bench.ops
+
+    kdep_bench.ops.install()
+    for name in (
+        "kdep_bench.suite.worker",
+        "torch",
+        "torchvision",
+        "kdep_bench.openmmlab",
+        "mmengine.runner",
+        "mmpretrain.models",
+        "mmdet.apis",
+        "mmseg.apis",
+    ):
+        importlib.import_module(name)
+    # What is here now lives as long as the server: keep the collector (and its copies) off it.
+    gc.freeze()
+
+
+try:
+    _load()
+except Exception:
+    FAILURE = traceback.format_exc()

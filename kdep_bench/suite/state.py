@@ -1,0 +1,389 @@
+"""What the stage directories say: done or not, and why not. They are the only state there is.
+
+`<work>/<stage id>/stage.json` is written last and atomically; without it, or with one that does
+not fit, a stage is not done. Paths in it are relative, so a moved or copied work dir still counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, file_hash, read_json
+from kdep_bench.suite.config import REPO, Json
+from kdep_bench.suite.plan import Plan, Stage
+
+SCHEMA = 1
+STAGE, FAILED, LOG, LOCKS = "stage.json", "failed.json", "stage.log", ".locks"
+_OURS = {STAGE, FAILED, LOG}
+LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
+VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
+
+
+def folder(work: Path, stage: Stage | str) -> Path:
+    """Directory of a stage."""
+    return work / (stage if isinstance(stage, str) else stage.id)
+
+
+# --- files of a finished stage ---------------------------------------------------------------
+
+
+def walk(out: Path) -> Iterator[tuple[str, int]]:
+    """(relative path, size) of every regular file below `out` but the engine's own, sorted."""
+    found = []
+    for base, _, files in os.walk(out):
+        for name in files:
+            path = os.path.join(base, name)
+            relative = os.path.relpath(path, out)
+            if relative not in _OURS and not (name.startswith(".") and name.endswith(".tmp")):
+                found.append((relative, os.stat(path).st_size))
+    # Files at the top first: manifests and checkpoints are listed before the trees they describe.
+    return iter(sorted(found, key=lambda f: (f[0].count("/"), f[0])))
+
+
+def take_stock(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
+    """(files: {relative path: [bytes, sha256]}, rest): `rest` sums up files beyond LISTED_FILES."""
+    everything = list(walk(out))
+    listed, rest = everything[:LISTED_FILES], everything[LISTED_FILES:]
+    files = {name: [size, file_hash(out / name)] for name, size in listed}
+    return files, _summary(rest) if rest else None
+
+
+def _summary(rest: list[tuple[str, int]]) -> Json:
+    digest = hashlib.sha256(canonical_json(sorted(rest)).encode()).hexdigest()
+    return {"count": len(rest), "bytes": sum(s for _, s in rest), "names_and_sizes": digest}
+
+
+def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None) -> str | None:
+    """The first file that is not as recorded, as a clause; None when all are."""
+    files: dict[str, list[Any]] = record["files"]
+    for name, (size, _) in files.items():
+        try:
+            now = os.stat(out / name).st_size
+        except OSError:
+            return f"its file {name} is gone"
+        if now != size:
+            return f"its file {name} has {now} bytes instead of {size}"
+    if not checksums:
+        return None
+    for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
+        if budget is not None:
+            budget -= size
+            if budget < 0:
+                break
+        if file_hash(out / name) != digest:
+            return f"its file {name} has another checksum than when it was made"
+    if budget is None and record.get("rest"):
+        rest = [f for f in walk(out) if f[0] not in files]
+        if _summary(rest) != record["rest"]:
+            return f"files are missing or changed among the {record['rest']['count']} not listed"
+    return None
+
+
+# --- one stage ---------------------------------------------------------------------------------
+
+
+def read_stage(out: Path) -> Json | None:
+    """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
+    path = out / STAGE
+    if not path.exists():
+        return None
+    record = read_json(path)
+    try:
+        if record["schema"] != SCHEMA:
+            raise KdepError(
+                f"{path} has schema {record['schema']}", f"{SCHEMA}", "run that stage again"
+            )
+        for key, kind in (
+            ("id", str),
+            ("version", int),
+            ("files", dict),
+            ("outputs", dict),
+            ("spec", dict),
+            ("needs", dict),
+            ("environment", dict),
+        ):
+            if not isinstance(record[key], kind):
+                raise TypeError(key)
+        for _, (size, digest) in record["files"].items():
+            if not (isinstance(size, int) and isinstance(digest, str)):
+                raise TypeError("files")
+    except (KeyError, TypeError, ValueError) as e:
+        raise KdepError(f"{path} is damaged ({e})", "a whole stage.json", "run again") from None
+    return record
+
+
+def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | None, str | None]:
+    """(record, None) of a done stage; (None, clause) of one that is damaged; (None, None) of none.
+
+    Cheap: parses stage.json, compares id and version, looks at file sizes. `verify` adds every
+    checksum.
+    """
+    out = folder(work, stage)
+    try:
+        record = read_stage(out)
+    except KdepError as e:
+        return None, e.got
+    if record is None:
+        return None, None
+    if record["id"] != stage.id:
+        return None, f"its stage.json is that of {record['id']}"
+    if record["version"] != stage.version:
+        return None, f"stage version {record['version']} -> {stage.version}"
+    fault = _misfit(out, record, verify)
+    return (None, fault) if fault else (record, None)
+
+
+def verify_input(work: Path, one: str) -> None:
+    """Checks an upstream stage before it is read: sizes of all, checksums of the smaller files.
+
+    A stage that does not fit loses its stage.json, so that the next run makes it again: KdepError.
+    """
+    out = folder(work, one)
+    try:
+        record = read_stage(out)
+        fault = "it has no stage.json" if record is None else None
+        fault = fault or _misfit(out, record or {}, True, VERIFY_BYTES)
+    except KdepError as e:
+        fault = e.got
+    if fault:
+        with contextlib.suppress(OSError):
+            os.replace(out / STAGE, out / f"{STAGE}.damaged")
+        raise KdepError(
+            f"the input {one} is damaged: {fault}",
+            "the files as that stage left them",
+            "run the suite again: that stage is made anew",
+        )
+
+
+def failure(out: Path) -> Json | None:
+    """What failed.json says of the last try, or None."""
+    try:
+        said = read_json(out / FAILED)
+        return said if isinstance(said.get("error"), str) else None
+    except (KdepError, AttributeError):
+        return None
+
+
+def clear(out: Path, keep_leftovers: bool) -> None:
+    """Readies a stage directory for a try; the log stays."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (STAGE, FAILED):
+        (out / name).unlink(missing_ok=True)
+    if keep_leftovers:
+        return
+    for entry in os.scandir(out):
+        if entry.name == LOG:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+# --- the lock ------------------------------------------------------------------------------------
+
+
+class StageLock:
+    """An exclusive flock on `<work>/.locks/<id>`, held by the process that runs the stage.
+
+    The kernel frees it when that process dies, however it dies.
+    """
+
+    def __init__(self, work: Path, one: str) -> None:
+        self.path = work / LOCKS / one
+        self._fd: int | None = None
+
+    def take(self) -> bool:
+        """Whether the lock is ours now; never waits."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        with contextlib.suppress(OSError):  # the owner's number is for people; a full disk may pass
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+        return True
+
+    def free(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def held_elsewhere(self) -> bool:
+        """Whether some live process has it."""
+        if not self.path.exists():
+            return False
+        with open(self.path) as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def owner(self) -> str:
+        """Process number of the last owner, as text."""
+        try:
+            return self.path.read_text().strip() or "?"
+        except OSError:
+            return "?"
+
+
+# --- a whole plan --------------------------------------------------------------------------------
+
+
+@dataclass
+class Status:
+    """Where a stage stands: `done`, or whether it must `run`, and why in a clause."""
+
+    done: bool
+    run: bool
+    why: str
+    record: Json | None = None
+
+
+def statuses(
+    plan: Plan,
+    work: Path,
+    wanted: set[str] | None = None,
+    force: Callable[[Stage], bool] = lambda _: False,
+    verify: bool = False,
+) -> dict[str, Status]:
+    """Every stage of `wanted` (default: all), upstream first, with whether it must run.
+
+    A stage that is not done runs if it is a last one, if something after it must run, or if what
+    it left is damaged: work whose results are all there is not repeated. `force` marks stages to
+    run again with all that follow.
+    """
+    chosen = [s for s in plan.stages.values() if wanted is None or s.id in wanted]
+    ids = {s.id for s in chosen}
+    consumers = {i: [c for c in cs if c in ids] for i, cs in plan.consumers().items() if i in ids}
+    out: dict[str, Status] = {}
+    forced: set[str] = set()
+    damaged: set[str] = set()
+    for stage in chosen:
+        record, fault = finished(stage, work, verify)
+        after = [u for u in stage.needs.values() if u in forced]
+        if force(stage) or after:
+            forced.add(stage.id)
+            why = "forced" if force(stage) else f"upstream {after[0]} will run"
+            out[stage.id] = Status(False, True, why)
+        elif record is not None:
+            out[stage.id] = Status(True, False, "done", record)
+        else:
+            if fault:
+                damaged.add(stage.id)
+            out[stage.id] = Status(False, False, fault or "")
+    for stage in reversed(chosen):
+        status = out[stage.id]
+        if not status.done and not status.run:
+            mine = consumers[stage.id]
+            status.run = not mine or stage.id in damaged or any(out[c].run for c in mine)
+            if not status.run:
+                status.why = "not here, and not needed: all that follows is done"
+    newest = _Newest(work)
+    for stage in chosen:
+        status = out[stage.id]
+        if status.run and not status.why:
+            status.why = _why(stage, work, out, newest)
+        elif status.done and status.record is not None:
+            made = status.record.get("code")
+            if made and made != code_hash(stage.rooms):
+                status.why = "done, by other source code than this (--force runs it again)"
+    return out
+
+
+def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
+    before = failure(folder(work, stage))
+    if before:
+        return f"failed before: {before['error']}"
+    if folder(work, stage).exists():
+        return "begun and not finished"
+    other = newest.of(stage)
+    if other is not None:
+        changes = differences(other["spec"], stage.spec)
+        if other["version"] != stage.version:
+            changes.insert(0, f"stage version {other['version']} -> {stage.version}")
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            return f"spec changed: {', '.join(changes[:3])}{more}"
+    for up in stage.needs.values():
+        if up in known and known[up].run:
+            return f"upstream {up} will run"
+    if other is not None:
+        for role, up in stage.needs.items():
+            if other["needs"].get(role) != up:
+                return f"upstream changed: {other['needs'].get(role)} -> {up}"
+    return "never run"
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """What changed between two specs, as 'budget.epochs 3 -> 4'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        out = []
+        for key in sorted(old.keys() | new.keys()):
+            place = f"{at}.{key}" if at else key
+            if key not in new:
+                out.append(f"{place} dropped")
+            elif key not in old:
+                out.append(f"{place} added")
+            else:
+                out += differences(old[key], new[key], place)
+        return out
+    if old == new:
+        return []
+    return [f"{at} {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+class _Newest:
+    """The newest finished directory of a kind and name, looked up once a work dir."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._found: dict[str, list[str]] | None = None
+
+    def of(self, stage: Stage) -> Json | None:
+        if self._found is None:
+            self._found = {}
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(self.work):
+                    self._found.setdefault(entry.name.rpartition("-")[0], []).append(entry.path)
+        best: tuple[float, Json] | None = None
+        for path in self._found.get(stage.id.rpartition("-")[0], []):
+            with contextlib.suppress(KdepError, OSError):
+                when = os.stat(os.path.join(path, STAGE)).st_mtime
+                if best is None or when > best[0]:
+                    record = read_stage(Path(path))
+                    if record is not None and record["id"] != stage.id:
+                        best = (when, record)
+        return best[1] if best else None
+
+
+@cache
+def code_hash(rooms: tuple[str, ...]) -> str:
+    """Hash of the package's source in `rooms` (paths below kdep_bench/)."""
+    root, h = REPO / "kdep_bench", hashlib.sha256()
+    for room in rooms:
+        place = root / room
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            h.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()[:16]

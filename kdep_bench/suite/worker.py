@@ -1,0 +1,340 @@
+"""The child's side: one stage, in a process and session of its own.
+
+`run_stage` is the engine-neutral entry: it takes the stage's lock, checks the inputs, calls the
+function, and writes stage.json or failed.json. `main` wraps it for the local pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, write_json
+from kdep_bench.suite import state
+from kdep_bench.suite.plan import Stage
+
+DONE, FAULT, BUSY, STOPPED = 0, 1, 75, 143
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "mmengine",
+    "mmcv-lite",
+    "mmcv",
+    "mmdet",
+    "mmsegmentation",
+    "mmpretrain",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "pycocotools",
+    "opencv-python-headless",
+    "kdep_bench",
+)
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived: unwinds the stage so that `finally` blocks run."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is asked to do; everything in it is plain data.
+
+    Attributes:
+        stage: the stage; `cpus` already a true number.
+        work: the work dir.
+        force: run although it is done.
+        gpus: device numbers this stage may see.
+        git: revision of the repository, '' if unknown.
+        submitted: time.time() of the request, for the measured start overhead.
+    """
+
+    stage: Stage
+    work: Path
+    force: bool = False
+    gpus: tuple[str, ...] = ()
+    git: str = ""
+    submitted: float = field(default_factory=time.time)
+
+
+class Reporter:
+    """The `progress(done, total, note)` a stage calls: cheap, at most one line every 0.3 s.
+
+    Writes JSON lines to a non-blocking pipe; a reader that is gone or slow never holds the stage.
+    """
+
+    def __init__(self, fd: int | None, every: float = 0.3) -> None:
+        self.fd, self.every, self._next = fd, every, 0.0
+        if fd is not None:
+            os.set_blocking(fd, False)
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self.fd is None or (now < self._next and done != total):
+            return
+        self._next = now + self.every
+        line = json.dumps([int(done), int(total), str(note)[:200]]) + "\n"
+        with contextlib.suppress(OSError):
+            os.write(self.fd, line.encode())
+
+
+def main(order: Order, pipe: Any) -> None:
+    """Process body in the local pool. Never returns."""
+    os.setsid()
+    # If the fork server dies (because the runner was killed) the stage goes with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    code = FAULT
+    try:
+        set_threads(order.stage.cpus)
+        # A stage without a GPU slot sees no GPU at all.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpus)
+        code = run_stage(order, Reporter(None if pipe is None else pipe.fileno()))
+    except Stopped:
+        code = STOPPED
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # No interpreter shutdown: with the toolkits loaded it costs as much as a small stage.
+        os._exit(code)
+
+
+def _stop(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped
+
+
+def set_threads(cpus: int) -> None:
+    """Gives this process `cpus` threads, in the environment and in what is already imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEP_CPUS"):
+        os.environ[name] = str(cpus)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(cpus)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(cpus)
+
+
+def run_stage(order: Order, progress: Callable[..., None]) -> int:
+    """Runs one stage to its stage.json; returns DONE, FAULT or BUSY (another process has it)."""
+    stage, work = order.stage, order.work
+    out = state.folder(work, stage)
+    lock = state.StageLock(work, stage.id)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not lock.take():
+            return BUSY
+    except OSError as e:
+        return _failed(out, _sentence(e, stage), stage)
+    try:
+        if not order.force and state.finished(stage, work)[0] is not None:
+            return DONE
+        state.clear(out, keep_leftovers=stage.resumable and not order.force)
+        _log_to(out / state.LOG, order)
+        _execute(order, out, progress)
+        return DONE
+    except Exception as e:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+        return _failed(out, _sentence(e, stage), stage)
+    except SystemExit as e:
+        said = f"{stage.id} left through sys.exit({e.code!r}) instead of returning its outputs"
+        return _failed(out, str(KdepError(said, "a returned dict", "see its log")), stage)
+    finally:
+        lock.free()
+
+
+def _log_to(path: Path, order: Order) -> None:
+    """Sends this process's output, and that of its children, to the stage's log."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    sys.stdout = open(1, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
+    print(f"--- {order.stage.id} at {_now()}, {order.stage.cpus} threads, pid {os.getpid()}")
+    preload = sys.modules.get("kdep_bench.suite.preload")
+    if preload is not None and preload.FAILURE:
+        print(f"the fork server could not import the toolkits:\n{preload.FAILURE}")
+
+
+def _execute(order: Order, out: Path, progress: Callable[..., None]) -> None:
+    stage, work = order.stage, order.work
+    for up in sorted(set(stage.needs.values())):
+        state.verify_input(work, up)
+    inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
+    started, begun = _now(), time.time()
+    clock, cpu = time.monotonic(), _cpu_seconds()
+    function = locate(stage.function)
+    # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
+    spec = json.loads(canonical_json(stage.spec))
+    outputs = function(spec, inputs, out.resolve(), progress)
+    wall = time.monotonic() - clock
+    check_outputs(stage, outputs)
+    files, rest = state.take_stock(out)
+    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    write_json(
+        out / state.STAGE,
+        {
+            "schema": state.SCHEMA,
+            "id": stage.id,
+            "kind": stage.kind,
+            "name": stage.name,
+            "spec": stage.spec,
+            "needs": dict(stage.needs),
+            "version": stage.version,
+            "function": stage.function,
+            "code": state.code_hash(stage.rooms),
+            "started": started,
+            "finished": _now(),
+            "wall_s": round(wall, 3),
+            "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "start_s": round(begun - order.submitted, 3),
+            # Linux counts kibibytes.
+            "peak_rss": max(u.ru_maxrss for u in usage) * 1024,
+            "environment": environment(order),
+            "outputs": outputs,
+            "files": files,
+            "rest": rest,
+        },
+    )
+
+
+def locate(path: str) -> Callable[..., Any]:
+    """'module:function' -> the function; KdepError where there is none that fits."""
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise KdepError(
+            f"the stage function {path!r} cannot be imported ({e})",
+            "'module:function'",
+            "install what it needs, or correct the table of stage kinds",
+        ) from e
+    try:
+        inspect.signature(function).bind({}, {}, Path(), None)
+    except (TypeError, ValueError) as e:
+        raise KdepError(
+            f"the stage function {path!r} does not take (spec, inputs, out, progress): {e}",
+            "these four arguments",
+            "correct it",
+        ) from None
+    return function
+
+
+def check_outputs(stage: Stage, outputs: Any) -> None:
+    """Strict JSON in a dict, or KdepError."""
+    if not isinstance(outputs, dict):
+        raise KdepError(
+            f"{stage.function} returned {type(outputs).__name__}", "a dict of outputs", "correct it"
+        )
+    try:
+        canonical_json(outputs)
+    except (TypeError, ValueError) as e:
+        raise KdepError(
+            f"{stage.function} returned outputs that are not strict JSON ({e})",
+            "finite numbers, strings, lists and dicts",
+            "find the NaN or the foreign object in what it returns",
+        ) from None
+
+
+def _failed(out: Path, sentence: str, stage: Stage) -> int:
+    note_failure(out, sentence, stage)
+    return FAULT
+
+
+def note_failure(out: Path, sentence: str, stage: Stage) -> None:
+    """Writes failed.json; on a full disk the log and the runner's own message must do."""
+    said = {"id": stage.id, "error": sentence, "at": _now(), "log": state.LOG}
+    with contextlib.suppress(OSError):
+        write_json(out / state.FAILED, said)
+
+
+def _sentence(e: BaseException, stage: Stage) -> str:
+    """One sentence for any exception: KdepErrors are theirs already."""
+    if isinstance(e, KdepError):
+        return str(e)
+    text = " ".join(str(e).split())[:300]
+    if (isinstance(e, OSError) and e.errno == 28) or "No space left on device" in text:
+        return str(
+            KdepError(
+                f"{stage.id} ran out of disk space ({text})",
+                "room for its outputs",
+                "free space in the work dir and run again",
+            )
+        )
+    if isinstance(e, MemoryError) or "can't allocate memory" in text:
+        return str(
+            KdepError(
+                f"{stage.id} ran out of memory ({text})",
+                "memory for its outputs",
+                "run fewer stages at once (--jobs) or lower the batch size",
+            )
+        )
+    return str(
+        KdepError(
+            f"{stage.id} stopped with {type(e).__name__}: {text}",
+            "",
+            f"read the traceback at the end of its {state.LOG}",
+        )
+    )
+
+
+def environment(order: Order) -> dict[str, Any]:
+    """What ran: versions, device, threads, revision. No host name, no path."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device(),
+        "threads": order.stage.cpus,
+        "git": order.git,
+    }
+
+
+def device() -> str:
+    """The GPU's name where this stage used CUDA, else the processor's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return f"cuda: {torch.cuda.get_device_name(0)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu: {line.partition(':')[2].strip()}"
+    return f"cpu: {platform.machine()}"
+
+
+def _cpu_seconds() -> float:
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        u = resource.getrusage(who)
+        total += u.ru_utime + u.ru_stime
+    return total
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Runs a suite of pre-training and transfer stages; `--help` lists the options."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from kdep_bench.suite.cli import main
+
+    sys.exit(main())
