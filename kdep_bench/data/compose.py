@@ -173,8 +173,8 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
             mask = layer[..., 3] > 127
             area = int(mask.sum())
             left = np.bincount(instances[~mask], minlength=len(labels) + 1)[1:]
-            enough = [v >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * w) for v, w in zip(left, whole)]
-            if all(enough) and (index < 0 or area >= MIN_VISIBLE_PX):
+            floor = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * np.array(whole))
+            if np.all(left >= floor) and (index < 0 or area >= MIN_VISIBLE_PX):
                 break
         else:
             continue

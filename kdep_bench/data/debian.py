@@ -18,9 +18,15 @@ from kdep_bench.files import file_hash, write_atomic
 
 #: SHA-256 of the releases this data maker was written against (Debian 12).
 KNOWN = {
-    "gcompris-qt-data_3.1-2_all.deb": "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
-    "lomiri-wallpapers-16.04_20.04.0-2_all.deb": "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
-    "tuxpaint-stamps-default_2022.06.04-1_all.deb": "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    "gcompris-qt-data_3.1-2_all.deb": (
+        "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"
+    ),
+    "lomiri-wallpapers-16.04_20.04.0-2_all.deb": (
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab"
+    ),
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb": (
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
+    ),
 }
 
 

@@ -50,7 +50,6 @@ SAME_PLACE = {
     "kutubminar": "qutubminar",
     "greatwall": "greatwallofchina",
     "greatpyramid": "greatpyramidofgiza",
-    "empirestate": "empirestate",
 }
 _ACTIVITY = re.compile(r"activities/(\w+)/resource/(.*)\.webp$")
 
@@ -221,7 +220,7 @@ def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
 def _shoot(stem: str) -> str:
     """Group of an interior: numbers that begin alike (of 7 digits) show the same rooms."""
     number = stem.rsplit("-", 1)[-1]
-    return f"shoot-{number[:4]}" if len(number) == 7 else f"shoot-{number}"
+    return f"shoot-{number[:3]}" if len(number) == 7 else f"shoot-{number}"
 
 
 def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:

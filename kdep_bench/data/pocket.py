@@ -33,7 +33,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from kdep_bench.data import compose
-from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Material, Photo, gather
+from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Photo, gather
 from kdep_bench.data.splits import SHARES, split_by_group
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic, write_json
@@ -125,7 +125,7 @@ class Maker:
         self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", label_ids)
         height, width = made.instances.shape
         image = {"file_name": file, "height": height, "width": width}
-        out.facts.append({"image": image, "objects": annotations(made)})
+        out.facts.append({"image": image, "objects": coco_annotations(made)})
 
     def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
         ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
@@ -152,7 +152,7 @@ def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
     return train, label
 
 
-def annotations(scene: compose.Scene) -> list[dict[str, Any]]:
+def coco_annotations(scene: compose.Scene) -> list[dict[str, Any]]:
     """COCO annotations (without ids) of the visible masks: RLE, area, bbox [x, y, w, h]."""
     out = []
     for number, label in enumerate(scene.labels, 1):
@@ -160,13 +160,15 @@ def annotations(scene: compose.Scene) -> list[dict[str, Any]]:
         ys, xs = np.nonzero(mask)
         x, y = int(xs.min()), int(ys.min())
         rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        counts = rle["counts"]  # bytes at run time; JSON takes text
+        counts = counts if isinstance(counts, str) else counts.decode()
         out.append(
             {
                 "category_id": label + 1,
                 "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
                 "area": int(mask.sum()),
                 "iscrowd": 0,
-                "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+                "segmentation": {"size": list(mask.shape), "counts": counts},
             }
         )
     return out
@@ -442,6 +444,7 @@ def verify(data_dir: str | Path) -> str:
     listing = root / "checksums.txt"
     if not listing.is_file() or file_hash(listing) != expected:
         raise _damaged(listing, "missing or changed", f"SHA-256 {expected[:12]}...")
+    listed = {"manifest.json", "checksums.txt"}
     for line in listing.read_text().splitlines():
         digest, rel = line.split("  ", 1)
         path = root / rel
@@ -449,6 +452,10 @@ def verify(data_dir: str | Path) -> str:
             raise _damaged(path, "missing", "a file listed in checksums.txt")
         if (got := file_hash(path)) != digest:
             raise _damaged(path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
+        listed.add(rel)
+    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    if extra := sorted(found - listed):
+        raise _damaged(root / extra[0], "not listed in checksums.txt", "no such file")
     return expected
 
 

@@ -42,7 +42,7 @@ def split_by_group(items: Iterable[Item], seed: int) -> dict[str, list[Item]]:
         shuffled = sorted((by_label[label][i] for i in order), key=len, reverse=True)
         total, taken = sum(map(len, shuffled)), dict.fromkeys(SHARES, 0)
         for members in shuffled:
-            split = max(SHARES, key=lambda s: SHARES[s] * total - taken[s])  # noqa: B023
+            split = max(SHARES, key=lambda s: SHARES[s] * total - taken[s])
             taken[split] += len(members)
             out[split].extend(members)
     return out

@@ -1,0 +1,377 @@
+"""Checks of image data sets before hours are spent on them: images, COCO, Cityscapes, folders.
+
+Each check raises KdepError for the first fault, naming the file, what was got, what was expected
+and the remedy; when all is well it returns what it counted, so that a caller can show that
+something was looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IGNORE = 255  # train id of pixels that neither train nor score (Cityscapes)
+_EIGHT_BIT = {"RGB", "L", "P"}
+_FETCH = "copy or download it again"
+
+
+class ImageFacts(NamedTuple):
+    """Size in pixels and PIL mode of an image that decodes."""
+
+    width: int
+    height: int
+    mode: str
+
+
+def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
+    """Decodes the whole image.
+
+    Args:
+        path: the file.
+        alpha: whether an alpha channel is fine; data sets are expected without.
+
+    Raises:
+        KdepError: missing, empty, no image, truncated or damaged, 16-bit, CMYK or with alpha.
+    """
+    path = Path(path)
+    _check_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                facts = ImageFacts(*image.size, image.mode)
+    except UnidentifiedImageError:
+        head = path.read_bytes()[:8]
+        raise KdepError(
+            f"the file {path} is not an image (it begins with {head!r})",
+            "JPEG, PNG, WebP, BMP or TIFF",
+            _FETCH,
+        ) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
+        raise KdepError(f"the image {path} is too large ({e})", "under 89 megapixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
+        what = "truncated" if "truncated" in str(e).lower() else "damaged"
+        raise KdepError(f"the image {path} is {what} ({e})", "a whole image", _FETCH) from None
+    _check_mode(path, facts.mode, alpha)
+    return facts
+
+
+def _check_bytes(path: Path) -> None:
+    if not path.is_file():
+        raise KdepError(f"the image {path} does not exist", "a file there", "check the data root")
+    try:
+        empty = path.stat().st_size == 0
+        with path.open("rb") as f:
+            f.read(1)
+    except OSError as e:
+        raise KdepError(
+            f"the image {path} cannot be read ({e.strerror})", "a readable file", "check its rights"
+        ) from None
+    if empty:
+        raise KdepError(f"the image {path} has zero bytes", "a whole image", _FETCH)
+
+
+def _check_mode(path: Path, mode: str, alpha: bool) -> None:
+    if mode in _EIGHT_BIT or (alpha and mode in ("RGBA", "LA")):
+        return
+    name = {"CMYK": "CMYK", "YCCK": "CMYK", "RGBA": "RGB with alpha", "LA": "grey with alpha"}
+    deep = mode.startswith("I") or mode == "F"
+    what = "16-bit or deeper" if deep else name.get(mode, "of an unusual kind")
+    raise KdepError(
+        f"the image {path} is {what} (mode {mode})",
+        "8-bit RGB or grey",
+        "convert it, for example with PIL: Image.open(f).convert('RGB').save(...)",
+    )
+
+
+def check_coco(
+    json_path: str | Path, image_dir: str | Path | None = None, decode: int | None = None
+) -> dict[str, int]:
+    """A COCO annotation file and its images.
+
+    Args:
+        json_path: with images, annotations, categories (https://cocodataset.org/#format-data).
+        image_dir: folder of the images; None checks the json alone.
+        decode: how many images to decode in full, None for all; that they
+            exist is always checked.
+
+    Returns:
+        {images, annotations, categories, decoded}.
+
+    Raises:
+        KdepError: duplicate or dangling ids, unknown categories, boxes outside the image or
+            without area, missing or broken images, sizes that differ from the json.
+    """
+    json_path = Path(json_path)
+    table = read_json(json_path)
+    keys = ("images", "annotations", "categories")
+    if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in keys):
+        found = sorted(table) if isinstance(table, dict) else type(table).__name__
+        raise KdepError(
+            f"the file {json_path} holds {found}", "lists named images, annotations, categories"
+        )
+    for key in ("images", "categories"):
+        if not table[key]:
+            raise KdepError(f"the file {json_path} has no {key}", "one at least")
+    images, _, categories = (_by_id(json_path, key, table[key]) for key in keys)
+    for annotation in table["annotations"]:
+        _check_annotation(json_path, annotation, images, categories)
+    decoded = 0
+    if image_dir is not None:
+        decoded = _check_coco_images(json_path, Path(image_dir), table["images"], decode)
+    return {k: len(table[k]) for k in keys} | {"decoded": decoded}
+
+
+def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, Any]]:
+    out: dict[Hashable, dict[str, Any]] = {}
+    for position, item in enumerate(items):
+        if not isinstance(item, dict) or not isinstance(item.get("id"), int):
+            raise KdepError(
+                f"entry {position} of {kind} in {path} has no whole-number id", "an id in each"
+            )
+        if item["id"] in out:
+            raise KdepError(
+                f"the id {item['id']} occurs twice in {kind} of {path}",
+                "unique ids",
+                "number them anew (merged files often clash)",
+            )
+        out[item["id"]] = item
+    return out
+
+
+def _check_annotation(
+    path: Path,
+    annotation: dict[str, Any],
+    images: dict[Hashable, dict[str, Any]],
+    categories: dict[Hashable, dict[str, Any]],
+) -> None:
+    here = f"annotation {annotation['id']} in {path}"
+    image = images.get(annotation.get("image_id"))
+    if image is None:
+        raise KdepError(
+            f"{here} points to image id {annotation.get('image_id')}, which is not in images",
+            f"one of {len(images)} image ids",
+            "drop the annotation or add the image entry",
+        )
+    if annotation.get("category_id") not in categories:
+        raise KdepError(
+            f"{here} has category id {annotation.get('category_id')}",
+            f"one of {sorted(map(str, categories))[:12]}",
+            "mend the id or add the category",
+        )
+    _check_box(here, annotation, image)
+
+
+def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> None:
+    box = annotation.get("bbox")
+    number = (int, float)
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(isinstance(v, number) and math.isfinite(v) for v in box)
+    ):
+        raise KdepError(f"{here} has the bbox {box!r}", "[x, y, width, height] in pixels")
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise KdepError(
+            f"{here} has a bbox without area: {box}", "width and height above 0", "drop it"
+        )
+    width, height = image.get("width"), image.get("height")
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise KdepError(f"{here}: its image {image.get('file_name')} states no width and height")
+    # half a pixel of slack: real COCO rounds to 0.01 px and some boxes end at width + 0.49
+    if x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
+        raise KdepError(
+            f"{here} has the bbox {box}, outside its image of {width}x{height}",
+            "x + width <= image width, y + height <= image height",
+            "clip the box; if many are outside, they may be [x1, y1, x2, y2]",
+        )
+    area = annotation.get("area")
+    if not isinstance(area, number) or not area > 0:
+        raise KdepError(f"{here} has the area {area!r}", "above 0", "recompute it or drop it")
+
+
+def _check_coco_images(
+    json_path: Path, folder: Path, images: list[dict[str, Any]], decode: int | None
+) -> int:
+    if not folder.is_dir():
+        raise KdepError(f"the image folder {folder} does not exist", f"images of {json_path}")
+    missing = [i["file_name"] for i in images if not (folder / str(i.get("file_name"))).is_file()]
+    if missing:
+        raise KdepError(
+            f"{len(missing)} of {len(images)} images named in {json_path} are not in {folder}, "
+            f"the first is {missing[0]}",
+            "all of them",
+            "check the image folder and that the download is complete",
+        )
+    count = len(images) if decode is None else min(decode, len(images))
+    for image in images[:count]:
+        facts = check_image(folder / image["file_name"])
+        stated = image.get("width"), image.get("height")
+        if stated != (facts.width, facts.height):
+            raise KdepError(
+                f"the image {folder / image['file_name']} is {facts.width}x{facts.height}",
+                f"{stated[0]}x{stated[1]} as {json_path} says",
+                "annotations and images are of different versions: fetch both anew",
+            )
+    return count
+
+
+def check_segmentation(
+    tree: str | Path,
+    num_classes: int,
+    splits: Sequence[str] = ("train", "val", "test"),
+    mask_suffix: str = "_gtFine_labelTrainIds.png",
+    limit: int | None = None,
+) -> dict[str, int]:
+    """A Cityscapes tree: leftImg8bit/<split>/<city>/*, gtFine/<split>/<city>/* with train ids.
+
+    Args:
+        tree: folder that holds leftImg8bit and gtFine.
+        num_classes: masks may hold 0..num_classes-1 and 255.
+        splits: which must exist.
+        mask_suffix: of the mask that belongs to X_leftImg8bit.png.
+        limit: check so many pairs of each split, None for all.
+
+    Returns:
+        pairs checked, by split.
+
+    Raises:
+        KdepError: missing folder or partner, sizes that differ, label ids for train ids.
+    """
+    tree = Path(tree)
+    counts = {}
+    for split in splits:
+        images, masks = tree / "leftImg8bit" / split, tree / "gtFine" / split
+        names = _stems(images, "_leftImg8bit.png")
+        if not names:
+            raise KdepError(
+                f"the folder {images} holds no *_leftImg8bit.png",
+                "a Cityscapes tree: leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/",
+                "check the data root",
+            )
+        _check_pairs(names, _stems(masks, mask_suffix), images, masks, mask_suffix)
+        chosen = sorted(names)[:limit]
+        for name in chosen:
+            facts = check_image(images / f"{name}_leftImg8bit.png")
+            _check_mask(masks / f"{name}{mask_suffix}", facts, num_classes)
+        counts[split] = len(chosen)
+    return counts
+
+
+def _stems(folder: Path, suffix: str) -> set[str]:
+    """Paths below `folder` that end in `suffix`, without it."""
+    found = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
+    return {p.relative_to(folder).as_posix().removesuffix(suffix) for p in found}
+
+
+def _check_pairs(
+    images: set[str], masks: set[str], image_dir: Path, mask_dir: Path, suffix: str
+) -> None:
+    if lonely := sorted(images - masks):
+        remedy = "fetch the masks of this split"
+        if suffix.endswith("labelTrainIds.png") and _stems(mask_dir, "_gtFine_labelIds.png"):
+            remedy = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
+        raise KdepError(
+            f"{len(lonely)} images in {image_dir} have no mask, the first is {lonely[0]}",
+            f"{mask_dir / (lonely[0] + suffix)}",
+            remedy,
+        )
+    if lonely := sorted(masks - images):
+        raise KdepError(
+            f"{len(lonely)} masks in {mask_dir} have no image, the first is {lonely[0]}",
+            f"{image_dir / (lonely[0] + '_leftImg8bit.png')}",
+            "fetch the images of this split",
+        )
+
+
+def _check_mask(path: Path, image: ImageFacts, num_classes: int) -> None:
+    facts = check_image(path)
+    if facts.mode not in ("L", "P"):
+        raise KdepError(f"the mask {path} has mode {facts.mode}", "one 8-bit channel of class ids")
+    if facts[:2] != image[:2]:
+        raise KdepError(
+            f"the mask {path} is {facts.width}x{facts.height}",
+            f"{image.width}x{image.height} like its image",
+            "fetch both anew; a mask is resized with nearest neighbour only",
+        )
+    with Image.open(path) as opened:
+        values = np.unique(np.asarray(opened))
+    wrong = [int(v) for v in values if v >= num_classes and v != IGNORE]
+    if wrong:
+        raise KdepError(
+            f"the mask {path} holds the values {wrong[:12]}: these look like labelIds where "
+            "trainIds belong",
+            f"0..{num_classes - 1} and {IGNORE}",
+            "use the *_labelTrainIds.png files, or mend num_classes",
+        )
+
+
+def check_image_folder(
+    root: str | Path,
+    classes: Iterable[str] | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """A folder of class folders of images, as mmpretrain's CustomDataset and torchvision read it.
+
+    Args:
+        root: with one folder a class.
+        classes: the names expected; None takes what is there.
+        limit: decode so many images of each class, None for all.
+        progress: called with (done, total) classes.
+
+    Returns:
+        number of images by class.
+
+    Raises:
+        KdepError: no root, missing, unexpected or empty class folder, a file that is no image,
+            a broken image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise KdepError(f"the image folder {root} does not exist", "a folder of class folders")
+    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    expected = sorted(classes) if classes is not None else found
+    if not expected:
+        raise KdepError(f"the folder {root} has no class folders", "one folder a class")
+    for name in expected:
+        if name not in found:
+            raise KdepError(f"the class folder {root / name} is missing", f"one of {expected}")
+    if extra := sorted(set(found) - set(expected)):
+        raise KdepError(
+            f"the class folder {root / extra[0]} is not among the classes",
+            f"only {', '.join(expected)}",
+            "move it away; an extra class shifts the numbers of the others",
+        )
+    counts = {}
+    for done, name in enumerate(expected):
+        counts[name] = _check_class(root / name, limit)
+        if progress:
+            progress(done + 1, len(expected))
+    return counts
+
+
+def _check_class(folder: Path, limit: int | None) -> int:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if not files:
+        raise KdepError(f"the class folder {folder} is empty", "one image at least")
+    for file in files:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            raise KdepError(
+                f"the file {file} has no image suffix", ", ".join(sorted(IMAGE_SUFFIXES)), "move it"
+            )
+    for file in files[:limit]:
+        check_image(file)
+    return len(files)
