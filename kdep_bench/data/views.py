@@ -116,9 +116,7 @@ def run(
     box, flip = draw_recipe(
         len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
     )
-    pixels = open_memmap(
-        out / PIXELS, mode="w+", dtype=np.uint8, shape=(len(files) * v, px, px, 3)
-    )
+    pixels = open_memmap(out / PIXELS, mode="w+", dtype=np.uint8, shape=(len(files) * v, px, px, 3))
     for i, name in enumerate(files):
         image = read_rgb(root / name)
         for k in range(i * v, (i + 1) * v):
@@ -142,7 +140,10 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     listing = read_json(views_dir / LISTING)
     recipe = np.load(views_dir / RECIPE)
     pixels = np.load(views_dir / PIXELS, mmap_mode="r")
-    if len(pixels) != len(recipe["flip"]) or len(pixels) != len(listing["files"]) * listing["views"]:
+    if (
+        len(pixels) != len(recipe["flip"])
+        or len(pixels) != len(listing["files"]) * listing["views"]
+    ):
         raise KdepError(
             f"the views in {views_dir} disagree: {len(pixels)} rendered, "
             f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",
@@ -150,9 +151,7 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
             "delete that stage folder and run again",
         )
     root = (prepare_dir / "data" / listing["pool"]) if prepare_dir else Path()
-    return Views(
-        root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels
-    )
+    return Views(root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels)
 
 
 def subset(images: int, share: float, seed: int = 0) -> np.ndarray:

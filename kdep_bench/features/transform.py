@@ -97,7 +97,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[D, D] population covariance (divided by N, so that channel std after SVD = s/sqrt(N))."""
+        """[D, D] population covariance (divided by N: after SVD a channel's std is s/sqrt(N))."""
         return self.scatter / self.n
 
     @property

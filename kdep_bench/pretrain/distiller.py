@@ -21,7 +21,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Target(nn.Module):
-    """Teacher feature [B, Dt] -> regression target [B, Ds]: alignment, then transform; no gradient."""
+    """Teacher feature [B, Dt] -> target [B, Ds]: alignment, then transform; no gradient."""
 
     def __init__(self, align: nn.Module, transform: nn.Module) -> None:
         super().__init__()
@@ -48,6 +48,9 @@ class Distiller(BaseModel):
         target: {align_dir, transform}, or None for an objective without a teacher.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         student: Mapping[str, Any],
@@ -56,7 +59,7 @@ class Distiller(BaseModel):
     ) -> None:
         super().__init__()
         self.backbone = build_backbone(student)
-        self._tap = [PreActivationTap(self.backbone, student.get("tap"))]
+        self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = build(objective)
@@ -77,9 +80,7 @@ class Distiller(BaseModel):
         """`images` [B, 3, px, px] uint8; returns the mean of every term, keyed `loss_<term>`."""
         if mode != "loss":
             raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
-        x = ((images.float() - self.mean) / self.std).contiguous(
-            memory_format=torch.channels_last
-        )
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         before, after = self._tap[0](x)
         target = self.target(teacher) if self.target is not None and teacher is not None else None
         terms = self.objective.terms(Context(pool(before), pool(after), target, labels))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from kdep_bench import openmmlab
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
@@ -18,6 +17,7 @@ from kdep_bench.features.cache import open_cache
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
 from kdep_bench.pretrain.distiller import build_target
+from kdep_bench.pretrain.train import runner_config, train
 from kdep_bench.registry import locate, type_path
 from kdep_bench.students.backbone import build_backbone
 
@@ -61,7 +61,7 @@ def run(
         "target": target,
     }
     start = time.perf_counter()
-    runner, curve = openmmlab.train_by_iterations(
+    config = runner_config(
         model=model,
         dataset=stream,
         collate="kdep_bench.pretrain.stream.already_batched",
@@ -69,13 +69,13 @@ def run(
         batch=budget["batch"],
         optimizer=budget["optimizer"],
         schedule=schedule(budget, steps),
-        seed=spec["seed"],
-        work_dir=out / "run",
-        progress=progress,
         checkpoint_every=max(1, steps // 4),
     )
+    trained, curve = train(config, spec["seed"], out / "run", progress)
     seconds = time.perf_counter() - start
-    save_state(runner.model.state_dict(), out)
+    save_state(trained.state_dict(), out)
+    for used in (out / "run").glob("*.pth*"):
+        used.unlink()
     return {
         "steps": steps,
         "epochs": steps * budget["batch"] / images,
@@ -203,5 +203,3 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     else:
         raise KdepError(f"unknown schedule {shape!r}", "'cosine' or 'step'")
     return plan
-
-

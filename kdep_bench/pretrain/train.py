@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.model import BaseModel, is_model_wrapper
+
 from kdep_bench import openmmlab
 
 
@@ -17,8 +20,6 @@ def runner_config(
     batch: int,
     optimizer: dict[str, Any],
     schedule: list[dict[str, Any]],
-    seed: int,
-    work_dir: Path,
     checkpoint_every: int,
     world_size: int = 1,
 ) -> dict[str, Any]:
@@ -50,13 +51,24 @@ def runner_config(
                 "save_last": False,
             },
         },
-        "default_scope": "mmengine",
-        "randomness": {"seed": seed},
-        "resume": True,
-        "work_dir": str(work_dir),
     }
 
 
-def train(config: dict[str, Any], progress: Callable[..., None]) -> tuple[Any, list[list[float]]]:
-    """Runs the config; returns (the trained mmengine model, thinned loss curve [[step, loss]])."""
-    return openmmlab.train(config, progress)
+def train(
+    config: dict[str, Any],
+    seed: int,
+    work_dir: Path,
+    progress: Callable[..., None],
+) -> tuple[BaseModel, list[list[float]]]:
+    """Runs the config, from the newest whole checkpoint in `work_dir` if there is one.
+
+    Returns the trained model and its loss curve [[step, loss], ...].
+    """
+    openmmlab.setup("mmpretrain")
+    hook = openmmlab.ProgressHook(progress)
+    runner = openmmlab.build_runner(
+        Config(config), work_dir=work_dir, seed=seed, hooks=[hook], resume=True
+    )
+    runner.train()
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model, hook.points

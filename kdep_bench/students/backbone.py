@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 
 # The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
-LAST_ACTIVATION = {
+LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
     "MobileNetV2": lambda net: "conv2.activate",
+    "EfficientNetLite": lambda net: "bn2.act",
 }
 
 
@@ -34,6 +35,28 @@ def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
     return net
 
 
+def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
+    """The backbone's last activation; KdepError for a class or a path that is not known."""
+    kind = type(backbone).__name__
+    path = tap
+    if tap == "last_pre_activation":
+        if kind not in LAST_ACTIVATION:
+            raise KdepError(
+                f"no tap is known for the backbone {kind}",
+                f"one of {sorted(LAST_ACTIVATION)}",
+                "name the module path of its last activation as `tap=` in the student config",
+            )
+        path = LAST_ACTIVATION[kind](backbone)
+    try:
+        return backbone.get_submodule(path)
+    except AttributeError:
+        raise KdepError(
+            f"the backbone {kind} has no module {path!r}",
+            "the path of its last activation",
+            "correct `tap=` in the student config",
+        ) from None
+
+
 class PreActivationTap(nn.Module):
     """Runs a backbone and returns its last map before and after the final activation.
 
@@ -43,22 +66,14 @@ class PreActivationTap(nn.Module):
 
     Args:
         backbone: an mm backbone whose last output is the final map.
-        activation: module path of its last activation; None finds it by class name.
+        tap: "last_pre_activation" finds the last activation by the backbone's class; any other
+            value is the module path of that activation.
     """
 
-    def __init__(self, backbone: nn.Module, activation: str | None = None) -> None:
+    def __init__(self, backbone: nn.Module, tap: str = "last_pre_activation") -> None:
         super().__init__()
         self.backbone = backbone
-        kind = type(backbone).__name__
-        if activation is None:
-            if kind not in LAST_ACTIVATION:
-                raise KdepError(
-                    f"no tap is known for the backbone {kind}",
-                    f"one of {sorted(LAST_ACTIVATION)}",
-                    "name the module path of its last activation as `tap=` in the student config",
-                )
-            activation = LAST_ACTIVATION[kind](backbone)
-        module = backbone.get_submodule(activation)
+        module = activation_module(backbone, tap)
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
         module.register_forward_pre_hook(self._record)
@@ -78,9 +93,22 @@ class PreActivationTap(nn.Module):
 
     @torch.no_grad()
     def verify(self, width: int, px: int) -> None:
-        """Proves on noise that activation(before) is the backbone's own output, `width` wide."""
+        """Proves on noise that activation(before) is the backbone's own output, `width` wide.
+
+        Norm scales that start at zero (residual branches) are one meanwhile: with them a block is
+        the identity, and a tap one block too early would pass.
+        """
         mode = self.training
+        zero = [
+            m.weight
+            for m in self.modules()
+            if isinstance(getattr(m, "weight", None), Tensor) and not m.weight.any()
+        ]
+        for weight in zero:
+            weight.fill_(1.0)
         before, after = self.eval()(torch.randn(2, 3, px, px))
+        for weight in zero:
+            weight.zero_()
         self.train(mode)
         if before.shape[1] != width:
             raise KdepError(

@@ -1,4 +1,4 @@
-"""One face for every teacher: uint8 pictures in, pooled features (and logits) out, never trained."""
+"""One face for every teacher: uint8 pictures in, pooled features and logits out, never trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdep_bench.registry import build
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher says of a batch: `pooled` [B, Dt] float32 and, with a head, `logits` [B, C]."""
+    """A batch as a teacher sees it: `pooled` [B, Dt] float32; `logits` [B, C] if it has a head."""
 
     pooled: Tensor
     logits: Tensor | None
@@ -38,6 +38,8 @@ class Teacher(nn.Module, ABC):
     width: int
     input_px: int
     has_logits: bool
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

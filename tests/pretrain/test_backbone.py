@@ -1,0 +1,121 @@
+"""Students: the tap sits before the last activation, and given weights are given exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdep_bench.errors import KdepError
+from kdep_bench.students.backbone import PreActivationTap, build_backbone
+from kdep_bench.students.efficientnet_lite import EfficientNetLite, imagenet_weights
+
+RESNET: dict[str, Any] = dict(
+    backbone=dict(
+        type="mmpretrain.ResNet",
+        depth=18,
+        base_channels=16,
+        stem_channels=16,
+        zero_init_residual=False,
+    ),
+)
+MOBILENET: dict[str, Any] = dict(backbone=dict(type="mmpretrain.MobileNetV2", widen_factor=0.5))
+LITE: dict[str, Any] = dict(backbone=dict(type=f"{EfficientNetLite.__module__}.EfficientNetLite"))
+
+
+@pytest.mark.parametrize(
+    ("student", "width"),
+    [(RESNET, 128), (MOBILENET, 1280), (LITE, 1280)],
+    ids=["r18", "mnv2", "l0"],
+)
+def test_tap_is_the_network_without_its_last_activation(student: dict[str, Any], width: int):
+    net = build_backbone(student)
+    keys = list(net.state_dict())
+    tap = PreActivationTap(net)
+    tap.verify(width, 64)
+    before, after = tap.eval()(torch.randn(2, 3, 64, 64))
+    assert bool((before < 0).any())
+    assert not torch.equal(before, after)
+    assert list(net.state_dict()) == keys
+
+
+def test_resnet_tap_equals_an_independent_forward():
+    net = build_backbone(RESNET)
+    net.eval()
+    tap, x = PreActivationTap(net), torch.randn(2, 3, 64, 64)
+    before, _ = tap.eval()(x)
+    h = net.maxpool(net.relu(net.norm1(net.conv1(x))))  # type: ignore[operator]
+    for name in ("layer1", "layer2", "layer3"):
+        h = getattr(net, name)(h)
+    first, last = net.layer4  # type: ignore[misc]
+    h = first(h)
+    own = h + last.norm2(last.conv2(last.norm1(last.conv1(h)).relu()))
+    torch.testing.assert_close(before, own)
+
+
+def test_gradient_reaches_the_student_through_the_tap():
+    net = build_backbone(RESNET)
+    before, _ = PreActivationTap(net)(torch.randn(2, 3, 32, 32))
+    before.mean().backward()
+    grads = [p.grad for p in net.parameters()]
+    assert all(g is not None for g in grads)
+    assert bool(net.conv1.weight.grad.abs().sum() > 0)  # type: ignore[union-attr]
+
+
+def test_a_wrong_width_is_refused():
+    with pytest.raises(KdepError, match="128 channels"):
+        PreActivationTap(build_backbone(RESNET)).verify(256, 64)
+
+
+def test_a_tap_inside_the_network_is_refused():
+    tap = PreActivationTap(
+        build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
+        "layer4.0.relu",
+    )
+    with pytest.raises(KdepError, match="does not sit before the final output"):
+        tap.verify(128, 64)
+
+
+def test_an_unknown_tap_path_is_refused():
+    with pytest.raises(KdepError, match="no module 'nowhere'"):
+        PreActivationTap(build_backbone(RESNET), "nowhere")
+
+
+def test_lite0_with_its_imagenet_weights_equals_timm_s_features():
+    import timm
+
+    from kdep_bench.teachers.efficientnet_lite import timm_state
+
+    net = EfficientNetLite(0).eval()
+    imagenet_weights(net)
+    reference = timm.create_model("tf_efficientnet_lite0").eval()
+    reference.load_state_dict(timm_state(0))
+    pixels = torch.rand(2, 3, 64, 64) * 255
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
+    ours = net((pixels - mean) / std)[-1]
+    theirs = reference.forward_features((pixels - 127.5) / 127.5)  # type: ignore[operator]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_lite_levels_have_the_strides_and_channels_of_the_config():
+    net = EfficientNetLite(0, out_indices=(0, 1, 2, 3)).eval()
+    shapes = [tuple(o.shape[1:]) for o in net(torch.randn(1, 3, 64, 64))]
+    assert shapes == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+    dense = EfficientNetLite(0, out_indices=(3,), output_stride=8).eval()
+    assert dense(torch.randn(1, 3, 64, 64))[0].shape == (1, 320, 8, 8)
+
+
+def test_weights_of_another_variant_are_refused():
+    from kdep_bench.teachers.efficientnet_lite import timm_state, weights_file
+
+    with pytest.raises(KdepError, match="tensors"):
+        timm_state(2, weights_file(0))
+
+
+def test_a_missing_weights_file_is_a_sentence():
+    from kdep_bench.teachers.efficientnet_lite import timm_state
+
+    with pytest.raises(KdepError, match="does not exist"):
+        timm_state(0, "nowhere.pth")
