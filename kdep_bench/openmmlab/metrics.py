@@ -29,7 +29,7 @@ def read_metrics(
             detection every wanted metric is 0, with a note. Any other absence is a KdepError.
 
     Returns values keyed as in `wanted`, finite, in the evaluator's own unit.
-    Raises KdepError when a metric is absent, not a number, NaN or infinite.
+    Raises KdepError when a metric is absent, not a number, NaN, infinite, or COCO's -1.
     """
     absent = [key for key in wanted if key not in metrics]
     if absent and detections is not None and detections.images and not detections.detections:
@@ -52,5 +52,11 @@ def _number(value: Any, key: str) -> float:
     if not math.isfinite(number):
         raise KdepError(
             f"the metric {key} is {value!r}", "a finite number", "look at the stage's log"
+        )
+    if number == -1.0:  # COCOeval's mark for a group without any ground truth
+        raise KdepError(
+            f"the metric {key} is -1, which means no ground truth of that kind",
+            "annotated objects in the split",
+            "leave the metric out of the task, or look at its annotation file",
         )
     return number

@@ -59,13 +59,14 @@ def build_runner(
     they are written (SealHook). Under `torchrun` the process group is started here and the model
     wrapped in DDP, on a CPU too; a plain process is not distributed.
 
-    Raises KdepError when `setup` was not called, the config has another default scope, no seed or
-    no work dir, or asks to resume a file that is not ours.
+    Raises KdepError when `setup` was not called, the config has another default scope, no seed, no
+    work dir, mixed precision without a GPU, or `resume` set in itself.
     """
     cfg = Config(cfg.to_dict(), filename=cfg.filename)
     scope = _check_scope(cfg)
     out = _settle_work_dir(cfg, work_dir)
     _settle_seed(cfg, seed)
+    _check_precision(cfg)
     _settle_distributed(cfg)
     _settle_resume(cfg, out, resume)
     loading.register_loaders()
@@ -118,6 +119,17 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
             "the run has no seed", "a whole number", "give it to build_runner or in cfg.randomness"
         )
     cfg.randomness = randomness
+
+
+def _check_precision(cfg: Config) -> None:
+    """Trap: mmengine's AmpOptimWrapper fails an assertion on a CPU."""
+    kind = str((cfg.get("optim_wrapper") or {}).get("type", ""))
+    if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
+        raise KdepError(
+            "the config asks for AmpOptimWrapper on a machine without a GPU",
+            "OptimWrapper, which trains in float32",
+            "remove optim_wrapper.type from the recipe",
+        )
 
 
 def _settle_distributed(cfg: Config) -> None:

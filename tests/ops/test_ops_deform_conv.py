@@ -1,0 +1,101 @@
+"""Deformable convolution against F.conv2d, against sampling by grid_sample, and gradcheck."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+from torch import Tensor
+
+STRIDE, PAD, DILATION = 2, 1, 1
+
+
+def make(groups: int = 1, offset_groups: int = 1, device: torch.device | str = "cpu") -> dict:
+    g = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device)
+
+    taps = offset_groups * 9
+    return {
+        "x": normal(2, 4, 6, 7),
+        "offset": normal(2, 2 * taps, 3, 4) * 0.7,
+        "mask": normal(2, taps, 3, 4).sigmoid(),
+        "weight": normal(6, 4 // groups, 3, 3),
+        "bias": normal(6),
+    }
+
+
+def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One offset group: each tap is sampled with grid_sample, then the taps are contracted."""
+    height, width = x.shape[-2:]
+    out_h, out_w = offset.shape[-2:]
+    rows = torch.arange(out_h, dtype=x.dtype)[:, None] * STRIDE - PAD
+    columns = torch.arange(out_w, dtype=x.dtype)[None] * STRIDE - PAD
+    taps = []
+    for k in range(9):
+        y = rows + k // 3 * DILATION + offset[:, 2 * k]
+        z = columns + k % 3 * DILATION + offset[:, 2 * k + 1]
+        grid = torch.stack([2 * z / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)
+        taps.append(F.grid_sample(x, grid, align_corners=True) * mask[:, k : k + 1])
+    kernel = weight.reshape(*weight.shape[:2], 9)
+    return torch.einsum("ock,knchw->nohw", kernel, torch.stack(taps)) + bias[:, None, None]
+
+
+def test_zero_offset_is_a_convolution(device: torch.device) -> None:
+    t = make(groups=2, device=device)
+    x, weight = t["x"].requires_grad_(), t["weight"].requires_grad_()
+    zero = torch.zeros_like(t["offset"])
+    plain = F.conv2d(x, weight, None, STRIDE, PAD, DILATION, 2)
+    deformed = deform_conv2d(x, zero, weight, STRIDE, PAD, DILATION, 2, 1)
+    torch.testing.assert_close(deformed, plain, rtol=0, atol=1e-12)
+    upstream = torch.randn_like(plain)
+    for ours, theirs in zip(
+        torch.autograd.grad(deformed, (x, weight), upstream),
+        torch.autograd.grad(plain, (x, weight), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_modulated_with_zero_offset_scales_a_convolution(device: torch.device) -> None:
+    t = make(device=device)
+    zero, half = torch.zeros_like(t["offset"]), torch.full_like(t["mask"], 0.5)
+    plain = F.conv2d(t["x"], t["weight"], None, STRIDE, PAD)
+    for bias, shift in ((t["bias"], t["bias"][:, None, None]), (None, 0.0)):
+        deformed = modulated_deform_conv2d(t["x"], zero, half, t["weight"], bias, STRIDE, PAD)
+        torch.testing.assert_close(deformed, 0.5 * plain + shift, rtol=0, atol=1e-12)
+
+
+def test_forward_and_gradients_equal_the_sampled_reference() -> None:
+    t = {name: v.requires_grad_() for name, v in make().items()}
+    expected = reference(t["x"], t["offset"], t["mask"], t["weight"], t["bias"])
+    ours = modulated_deform_conv2d(
+        t["x"], t["offset"], t["mask"], t["weight"], t["bias"], STRIDE, PAD, DILATION
+    )
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    names = ("x", "offset", "mask", "weight", "bias")
+    pairs = zip(
+        torch.autograd.grad(ours, [t[n] for n in names], upstream),
+        torch.autograd.grad(expected, [t[n] for n in names], upstream),
+        strict=True,
+    )
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (2, 2)])
+def test_gradcheck(groups: int, offset_groups: int) -> None:
+    t = {name: v.requires_grad_() for name, v in make(groups, offset_groups).items()}
+    args = (STRIDE, PAD, DILATION, groups, offset_groups)
+    fast = {"fast_mode": True}
+    assert torch.autograd.gradcheck(
+        lambda x, o, w: deform_conv2d(x, o, w, *args), (t["x"], t["offset"], t["weight"]), **fast
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, o, m, w, b: modulated_deform_conv2d(x, o, m, w, b, *args),
+        (t["x"], t["offset"], t["mask"], t["weight"], t["bias"]),
+        **fast,
+    )
