@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections import Counter
@@ -130,32 +131,38 @@ def _family(view: View, family: str) -> list[str]:
         for c in columns:
             shown = text.score(view.board.cell(arm, c))
             cells.append(f"**{shown}**" if view.is_bold(arm, c) else shown)
-        rows.append(
-            [text.md(arm.student), text.md(arm_name(view, arm)), *cells]
-            + [labels_text(facts), f"{100 * arm.share:g} %", text.count(facts.images_seen)]
-            + [text.seconds(facts.cost_s), text.ratio(facts.coverage)]
-        )
+        row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
+        row += [f"{100 * arm.share:g} %", text.count(facts.images_seen)]
+        rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
     return [f"## {text.md(family)}", "", *md_table(head, rows, 2), ""]
 
 
-def _differences(view: View) -> list[str]:
+def difference_rows(
+    view: View, student: str | None = None
+) -> list[tuple[str, str, str, compare.Difference]]:
+    """(student, 'a - b', task, difference) of every pair shown, the mean over tasks last."""
     rows = []
-    for student in view.board.students:
-        columns = compare.columns_of(view.board, student)
+    for owner in view.board.students if student is None else [student]:
+        columns = compare.columns_of(view.board, owner)
         names = column_names(columns)
-        for arm, other in compare.compared(view.board, student):
-            labels = f"{view.labels[arm]} - {view.labels[other]}"
+        for arm, other in compare.compared(view.board, owner):
+            label = f"{view.labels[arm]} - {view.labels[other]}"
             found = [compare.difference(view.board, arm, other, c) for c in columns]
             mean = compare.mean_difference(view.board, arm, other, columns)
             for d in [*found, *([mean] if mean and len(columns) > 1 else [])]:
                 what = f"mean of {d.tasks} tasks" if d.column is None else names[d.column]
-                seeds = d.estimate.seeds if d.estimate else "—"
-                rows.append(
-                    [text.md(student), text.md(labels), text.md(what), text.gap(d.estimate)]
-                    + [str(d.pairs), seeds, d.verdict]
-                )
+                rows.append((owner, label, what, d))
+    return rows
+
+
+def _differences(view: View) -> list[str]:
+    rows = []
+    for student, label, what, d in difference_rows(view):
+        seeds = d.estimate.seeds if d.estimate else "—"
+        cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
+        rows.append([*cells, str(d.pairs), seeds, d.verdict])
     if not rows:
         return []
     head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
@@ -169,25 +176,24 @@ def _claims(view: View) -> list[str]:
     rows = []
     for v in view.verdicts:
         more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
-        rows.append(
-            [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
-            + [text.md(v.interval), text.md(v.threshold), text.md(v.cost), more]
-            + [text.md(v.reason, 300)]
-        )
+        who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
+        what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
+        rows.append([*who, *what, more, text.md(v.reason, 300)])
     head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
     head += ["seeds that would decide", "why"]
-    return ["## Claims", "", *md_table(head, rows, 3), ""]
+    return ["## Claims", "", *md_table(head, rows, 4), ""]
 
 
 def _diagnostics(view: View) -> list[str]:
     lines = []
-    rows = [
-        [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
-        + [text.ratio(f.energy_kept, 3), text.ratio(f.std_ratio_before)]
-        + [text.ratio(f.std_ratio_after_svd), text.ratio(f.std_ratio_after_transform)]
-        for a in view.board.arms
-        if (f := view.facts[a].align) is not None
-    ]
+    rows = []
+    for a in view.board.arms:
+        f = view.facts[a].align
+        if f is not None:
+            row = [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
+            row += [text.ratio(f.energy_kept, 3), text.ratio(f.std_ratio_before)]
+            ratios = (f.std_ratio_after_svd, f.std_ratio_after_transform)
+            rows.append([*row, *map(text.ratio, ratios)])
     if rows:
         head = ["student", "arm", "teacher", "energy kept", "Std Ratio before"]
         head += ["after SVD", "after the transform"]
@@ -199,11 +205,8 @@ def _diagnostics(view: View) -> list[str]:
         for c in columns:
             n = compare.noise(view.board, student, c)
             if n is not None:
-                gap_now = text.points(n.gap_now)
-                noises.append(
-                    [text.md(student), text.md(names[c]), text.points(n.sd), str(n.df), str(n.n)]
-                    + [gap_now]
-                )
+                row = [text.md(student), text.md(names[c]), text.points(n.sd)]
+                noises.append([*row, str(n.df), str(n.n), text.points(n.gap_now)])
     if noises:
         head = ["student", "task", "sd between seeds", "degrees of freedom", "seeds an arm"]
         head += ["smallest gap they show (power 0.8)"]
@@ -307,13 +310,50 @@ def markdown(view: View) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-CSV_HEAD = (
-    "suite student arm method teacher reconstruction labels_used label_policy data_share "
-    "images_seen epochs pretrain_s cache_s align_s cost_s transfer_s key_coverage task family "
-    "version split metric direction chance data fingerprint mean sd n low95 high95 among_best "
-    "rank_best rank_worst ok failed missing energy_kept std_ratio_before std_ratio_after_svd "
-    "std_ratio_after_transform command"
-).split()
+CSV_HEAD = [
+    "suite",
+    "student",
+    "arm",
+    "method",
+    "teacher",
+    "reconstruction",
+    "labels_used",
+    "label_policy",
+    "data_share",
+    "images_seen",
+    "epochs",
+    "pretrain_s",
+    "cache_s",
+    "align_s",
+    "cost_s",
+    "transfer_s",
+    "key_coverage",
+    "task",
+    "family",
+    "version",
+    "split",
+    "metric",
+    "direction",
+    "chance",
+    "data",
+    "fingerprint",
+    "mean",
+    "sd",
+    "n",
+    "low95",
+    "high95",
+    "among_best",
+    "rank_best",
+    "rank_worst",
+    "ok",
+    "failed",
+    "missing",
+    "energy_kept",
+    "std_ratio_before",
+    "std_ratio_after_svd",
+    "std_ratio_after_transform",
+    "command",
+]
 
 
 def _csv_row(view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None) -> list[object]:

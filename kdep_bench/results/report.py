@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.files import write_atomic
-from kdep_bench.results import leaderboard, store
+from kdep_bench.files import read_json, write_atomic, write_json
+from kdep_bench.results import leaderboard, page, plots, store
+from kdep_bench.results.charts import standalone
+from kdep_bench.results.claims import Verdict, judge, make_claim
 from kdep_bench.results.table import make_board
 
 
@@ -30,21 +33,72 @@ def build(
     """
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
-    view = leaderboard.make_view(board, [])
+    verdicts = judge(board, _claims(results_dir, claims))
+    view = leaderboard.make_view(board, verdicts)
+    full = store.load_full(results_dir, _shown_in_full(board.runs))
+    drawn = plots.draw(view, full)
     files = {
         "leaderboard.md": leaderboard.markdown(view),
         "leaderboard.csv": leaderboard.csv_table(view),
         "leaderboard.tex": leaderboard.latex(view),
+        "index.html": page.page(view, results_dir, full, drawn),
+        **{f"plots/{p.name}.svg": standalone(p.svg) for p in drawn},
     }
     for name, content in files.items():
-        write_atomic(results_dir / name, content)
+        _write_if_new(results_dir / name, content)
+    _drop_old_plots(results_dir / "plots", {f"{p.name}.svg" for p in drawn})
     counts = Counter(r.status for r in board.runs)
     return {
         "suite": board.suite,
         "records": len(board.runs),
         **{s: counts[s] for s in ("ok", "failed", "missing")},
         "damaged": len(board.damaged),
-        "claims": {},
+        "claims": _rulings(verdicts),
         "remarks": board.remarks,
-        "files": [str(results_dir / name) for name in files],
+        "files": [str(results_dir / n) for n in files if not n.startswith("plots/")],
+        "plots": len(drawn),
     }
+
+
+def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The claims given, which are kept; else those kept by an earlier call."""
+    path = results_dir / "claims.json"
+    if claims is None:
+        return read_json(path) if path.is_file() else []
+    for claim in claims:
+        make_claim(claim)  # refuse before anything is kept
+    write_json(path, claims)
+    return claims
+
+
+def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:
+    """claim -> 'student: scope' -> verdict."""
+    found: dict[str, dict[str, str]] = {}
+    for v in verdicts:
+        found.setdefault(v.name, {})[f"{v.student or 'no student'}: {v.scope}"] = v.verdict
+    return found
+
+
+MOST_IN_FULL = 3000
+
+
+def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
+    """The runs whose curves, pictures and per-class scores are read: all, or of very many those
+    of the first seeds, so that a report of 100,000 records stays quick."""
+    if len(runs) <= MOST_IN_FULL:
+        return runs
+    return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
+
+
+def _write_if_new(path: Path, content: str) -> None:
+    """Atomic, and nothing at all where the file holds this already."""
+    if not path.is_file() or path.read_bytes() != content.encode():
+        write_atomic(path, content)
+
+
+def _drop_old_plots(folder: Path, keep: set[str]) -> None:
+    """Charts of an earlier report that this one does not have would look current."""
+    pattern = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.]svg")
+    for path in folder.glob("*.svg"):
+        if path.name not in keep and pattern.fullmatch(path.name):
+            path.unlink()

@@ -349,3 +349,8 @@ def noise_floor(cells: Sequence[Values]) -> Noise | None:
     sd = float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df))
     n = int(np.median([len(g) for g in groups]))
     return Noise(sd, df, n, smallest_gap(sd * 2**0.5, n))
+
+
+def normal_quantile(level: float = LEVEL) -> float:
+    """The two-sided normal quantile, 1.96 at 95 %."""
+    return float(ndtri((1 + level) / 2))

@@ -1,0 +1,14 @@
+"""A compact teacher (much energy in few directions) makes a worse student: rank correlation over
+teachers. Needs five teachers."""
+
+claim = dict(
+    name="compact_teacher_is_worse",
+    title="A more compact teacher is a worse KDEP teacher",
+    statement="Over teachers, the energy kept by the SVD and the student's mean score correlate "
+    "below zero (Spearman).",
+    source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
+    kind="rank_correlation",
+    a=dict(method="kdep"),
+    by="energy_kept",
+    at_most=0.0,
+)

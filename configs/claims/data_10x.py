@@ -1,0 +1,14 @@
+"""Ten times less data as a curve: images that KDEP needs for the score of supervised on all."""
+
+claim = dict(
+    name="data_10x",
+    title="KDEP needs 10 x fewer images",
+    statement="On its score-against-images curve kdep reaches supervised with a tenth of the "
+    "images.",
+    source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180, abstract",
+    kind="efficiency",
+    a=dict(method="kdep"),
+    b=dict(method="supervised", share=1.0),
+    axis="images",
+    at_least=10.0,
+)

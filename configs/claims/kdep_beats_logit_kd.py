@@ -1,0 +1,11 @@
+"""Feature distillation against logit distillation, both label-free."""
+
+claim = dict(
+    name="kdep_beats_logit_kd",
+    title="KDEP beats logit distillation",
+    statement="kdep scores above logit KD at the same data and budget.",
+    source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
+    kind="difference",
+    a=dict(method="kdep", share=1.0),
+    b=dict(method=("logit_kd", "kd"), share=1.0),
+)

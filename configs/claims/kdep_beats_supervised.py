@@ -1,0 +1,11 @@
+"""Label-free KDEP against supervised pre-training on the same images, budget and views."""
+
+claim = dict(
+    name="kdep_beats_supervised",
+    title="KDEP beats supervised pre-training on the same images",
+    statement="kdep scores above supervised at equal images and epochs.",
+    source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
+    kind="difference",
+    a=dict(method="kdep", share=1.0),
+    b=dict(method="supervised", share=1.0),
+)

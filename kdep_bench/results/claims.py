@@ -1,0 +1,421 @@
+"""Claims as code: a config says what would have to be measured, the records answer.
+
+Three kinds, each a dict in configs/claims/<name>.py:
+
+* `difference`: arm `a` scores at least `margin` above arm `b` (a negative margin: not worse than
+  that), at no more than `max_cost_ratio` times its pre-training cost;
+* `efficiency`: method `a` needs at least `at_least` times less of `axis` to reach the score that
+  `b` has at its largest budget; read off a's curve by monotone interpolation in log(axis);
+* `rank_correlation`: over teachers, Spearman's correlation of `by` with the score, against
+  `at_most` or `at_least`.
+
+A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
+otherwise 'undecided', with the seeds that would decide it; 'not testable here' where an arm is not
+in the records. Costs hold the whole teacher cache and the alignment.
+"""
+
+from __future__ import annotations
+
+import math
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.results import compare, efficiency, text
+from kdep_bench.results import statistics as st
+from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
+
+Ruling = Literal["supported", "refuted", "undecided", "not testable here"]
+NOT_TESTABLE: Ruling = "not testable here"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Side(_Strict):
+    """Which arm: the first of `method` that exists; the longest training where several fit."""
+
+    method: str | tuple[str, ...]
+    share: float | None = None
+    epochs: float | None = None
+    teacher: str | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names tried, in order."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+
+class Claim(_Strict):
+    """One claim config; see the module for the three kinds."""
+
+    name: str
+    title: str
+    kind: Literal["difference", "efficiency", "rank_correlation"] = "difference"
+    statement: str = ""
+    source: str = ""
+    a: Side
+    b: Side | None = None
+    families: tuple[str, ...] | None = None
+    per_family: bool = True
+    margin: float = 0.0
+    max_cost_ratio: float | None = Field(default=None, gt=0)
+    axis: efficiency.Axis = "images"
+    at_least: float | None = None
+    at_most: float | None = None
+    by: Literal["energy_kept"] | dict[str, float] = "energy_kept"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Claim:
+        if self.kind != "rank_correlation" and self.b is None:
+            raise ValueError(f"kind {self.kind!r} needs b")
+        if self.kind == "efficiency" and (self.at_least is None or self.at_least <= 0):
+            raise ValueError("kind 'efficiency' needs at_least above 0")
+        if self.kind == "rank_correlation" and (self.at_least is None) == (self.at_most is None):
+            raise ValueError("kind 'rank_correlation' needs one of at_least and at_most")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one student and scope (a task family, or all tasks); texts ready to show."""
+
+    name: str
+    title: str
+    student: str
+    scope: str
+    verdict: Ruling
+    interval: str
+    threshold: str
+    cost: str
+    seeds_to_decide: int | None
+    reason: str
+    statement: str = ""
+    source: str = ""
+
+
+def make_claim(fields: dict[str, Any]) -> Claim:
+    """A validated claim; an unknown key or a misfit is a KdepError."""
+    name = str(fields.get("name", "without a name"))[:80]
+    for key in fields:
+        if key not in Claim.model_fields:
+            raise unknown_name(f"key in the claim {name}", str(key), Claim.model_fields)
+    try:
+        return Claim.model_validate(fields)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in first["loc"]) or "the whole"
+        raise KdepError(
+            f"the claim {name} is no valid claim ({place}: {first['msg']})",
+            "the keys described in kdep_bench/results/claims.py",
+            "mend its config",
+        ) from None
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The dict `claim` of a claim config."""
+    try:
+        if "read_base" in path.read_text():
+            from mmengine.config import Config  # only here: importing it costs half a second
+
+            return dict(Config.fromfile(path).to_dict()["claim"])
+        return dict(runpy.run_path(str(path))["claim"])
+    except (OSError, KeyError, SyntaxError) as e:
+        raise KdepError(
+            f"the claim config {path} cannot be used ({type(e).__name__}: {e})",
+            "a Python file that defines claim = dict(...)",
+            "mend the file",
+        ) from None
+
+
+def load_folder(folder: Path) -> list[dict[str, Any]]:
+    """Every claim of a folder of configs, by file name."""
+    return [load_config(p) for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")]
+
+
+def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
+    """The verdicts of `claims` on `board`, in the order of the claims.
+
+    Raises:
+        KdepError: a claim is malformed, or two have one name.
+    """
+    made = [make_claim(c) for c in claims]
+    names = [c.name for c in made]
+    if len(set(names)) < len(names):
+        double = next(n for n in names if names.count(n) > 1)
+        raise KdepError(f"two claims are called {double!r}", "one name a claim", "rename one")
+    verdicts = []
+    for claim in made:
+        found = [v for s in board.students for v in _judge_student(board, claim, s)]
+        tested = [v for v in found if v.verdict != NOT_TESTABLE]
+        # One line says that nothing here can test a claim; a line for every student would not.
+        verdicts += tested or found[:1] or [_untestable(claim, "", "there are no records")]
+    return verdicts
+
+
+def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
+    columns = compare.columns_of(board, student)
+    if claim.families is not None:
+        columns = [c for c in columns if c.family in claim.families]
+    if not columns:
+        return [_untestable(claim, student, "no task of these families is in the records")]
+    families = sorted({c.family for c in columns})
+    scopes = [(f, [c for c in columns if c.family == f]) for f in families]
+    if len(families) == 1:
+        pass
+    elif claim.per_family:
+        scopes.append(("all tasks", columns))
+    else:
+        scopes = [("all tasks", columns)]
+    rule = {
+        "difference": _difference,
+        "efficiency": _efficiency,
+        "rank_correlation": _rank_correlation,
+    }[claim.kind]
+    found = [rule(board, claim, student, scope, some) for scope, some in scopes]
+    if all(v.verdict == NOT_TESTABLE for v in found):
+        return found[-1:]
+    return found
+
+
+def _untestable(claim: Claim, student: str, why: str, scope: str = "all tasks") -> Verdict:
+    return Verdict(
+        claim.name,
+        claim.title,
+        student,
+        scope,
+        NOT_TESTABLE,
+        "—",
+        "—",
+        "—",
+        None,
+        why,
+        claim.statement,
+        claim.source,
+    )
+
+
+def _pick(board: Board, student: str, side: Side) -> ArmKey | None:
+    """The arm a side means: full data unless it says otherwise, the longest training."""
+    arms = board.arms_of(student)
+    for method in side.methods:
+        found = [a for a in arms if a.method == method]
+        if side.share is not None:
+            fixed = [a for a in found if board.fixed(a)]
+            found = [a for a in found if math.isclose(a.share, side.share)] or fixed
+        elif found:
+            most = max(a.share for a in found)
+            found = [a for a in found if a.share == most]
+        if side.epochs is not None:
+            found = [a for a in found if a.epochs == side.epochs]
+        if side.teacher is not None:
+            found = [a for a in found if a.teacher == side.teacher]
+        if found:
+            return max(found, key=lambda a: (a.epochs or 0.0, a.teacher))
+    return None
+
+
+def _name(side: Side) -> str:
+    share = "" if side.share is None else f" at {100 * side.share:g} % of the data"
+    return " or ".join(side.methods) + share
+
+
+def _holes(board: Board, arms: list[ArmKey], columns: list[Column]) -> int:
+    return sum(not board.cell(a, c).complete for a in arms for c in columns)
+
+
+def _cost_ratio(board: Board, a: ArmKey, b: ArmKey) -> float | None:
+    x, y = arm_facts(board, a).cost_s, arm_facts(board, b).cost_s
+    return x / y if x is not None and y else None
+
+
+def _rule(low: float | None, high: float | None, threshold: float) -> Ruling:
+    if low is not None and low > threshold:
+        return "supported"
+    if high is not None and high < threshold:
+        return "refuted"
+    return "undecided"
+
+
+def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
+    """Seeds that would put the threshold outside the interval with power 0.8, were the mean and
+    spread what they look like now."""
+    if est.se is None:
+        return None
+    return st.seeds_needed(est.mean - threshold, est.se * units**0.5)
+
+
+def _units(values: st.Values) -> int:
+    pretrain, transfer = {k[0] for k in values}, {k[1] for k in values}
+    return len(pretrain) if len(pretrain) > 1 else len(transfer)
+
+
+def _difference(
+    board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
+) -> Verdict:
+    assert claim.b is not None
+    a, b = _pick(board, student, claim.a), _pick(board, student, claim.b)
+    for arm, side in ((a, claim.a), (b, claim.b)):
+        if arm is None:
+            return _untestable(claim, student, f"no records of {_name(side)}", scope)
+    assert a is not None
+    assert b is not None
+    found = st.mean_over([compare.gaps(board, a, b, c) for c in columns])
+    ratio = _cost_ratio(board, a, b)
+    cost = "—" if ratio is None else f"{ratio:.2f}"
+    holes = _holes(board, [a, b], columns)
+    est = st.estimate(found) if found else None
+    ruling: Ruling = "undecided"
+    more = None
+    if holes:
+        reason = f"{holes} of the cells failed or missing; nothing is averaged over a hole"
+        est = None
+    elif est is None:
+        reason = "the two arms share no pair of seeds"
+    elif est.low is None:
+        reason = "one pair of seeds has no interval"
+    else:
+        ruling = _rule(est.low, est.high, claim.margin)
+        reason = f"paired over {est.seeds}"
+        if ruling == "undecided":
+            more = _seeds(est, claim.margin, _units(found))
+            reason += ": the interval holds the threshold"
+            if more is None:
+                reason += f", and more than {st.MOST_SEEDS} seeds would be needed"
+    threshold = f"> {text.points(claim.margin, True)}"
+    if claim.max_cost_ratio is not None:
+        threshold += f" at <= {claim.max_cost_ratio:g} x the cost"
+        if ratio is None and ruling == "supported":
+            ruling, reason = "undecided", "the cost of one arm is not known"
+        elif ratio is not None and ratio > claim.max_cost_ratio:
+            ruling, more = "refuted", None
+            reason = f"it cost {ratio:.2f} x, teacher cache included"
+    return Verdict(
+        claim.name,
+        claim.title,
+        student,
+        scope,
+        ruling,
+        text.gap(est),
+        threshold,
+        cost,
+        more,
+        reason,
+        claim.statement,
+        claim.source,
+    )
+
+
+def _efficiency(
+    board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
+) -> Verdict:
+    assert claim.b is not None
+    assert claim.at_least is not None
+    goal = _pick(board, student, claim.b)
+    if goal is None:
+        return _untestable(claim, student, f"no records of {_name(claim.b)}", scope)
+    curve = [
+        arm
+        for arm in board.arms_of(student)
+        if arm.method == claim.a.methods[0] and not _holes(board, [arm], columns)
+    ]
+    if _holes(board, [goal], columns):
+        return _untestable(claim, student, f"{_name(claim.b)} has holes", scope)
+    found = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
+    if found is None:
+        why = f"the curve of {_name(claim.a)} over {claim.axis} needs two complete points or more"
+        return _untestable(claim, student, why, scope)
+    est = st.estimate(found.log_ratios)
+    goal_log = math.log(claim.at_least)
+    ruling = _rule(est.low, est.high, goal_log)
+    bound = {(True, False): "at least ", (False, True): "at most "}.get(
+        (found.at_least, found.at_most), ""
+    )
+    reason = f"{bound}{math.exp(est.mean):.2g} x, over {est.seeds}"
+    if found.at_least and found.at_most:
+        ruling, reason = "undecided", "some seeds reach the score at once, others never"
+    elif found.at_least and ruling == "refuted":
+        ruling, reason = "undecided", reason + ": the smallest budget tried already suffices"
+    elif found.at_most and ruling == "supported":
+        ruling, reason = "undecided", reason + ": the largest budget tried does not suffice"
+    low, high = est.low, est.high
+    shown = f"{math.exp(est.mean):.2g} x"
+    if low is not None and high is not None:
+        shown = f"{bound}{shown} [{math.exp(low):.2g}, {math.exp(high):.2g}]"
+    more = _seeds(est, goal_log, _units(found.log_ratios)) if ruling == "undecided" else None
+    if found.at_least or found.at_most:
+        more = None  # more seeds do not move the end of a curve
+    return Verdict(
+        claim.name,
+        claim.title,
+        student,
+        scope,
+        ruling,
+        shown,
+        f">= {claim.at_least:g} x less: {efficiency.AXES[claim.axis]}",
+        "—",
+        more,
+        reason,
+        claim.statement,
+        claim.source,
+    )
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    def rank(v: np.ndarray) -> np.ndarray:
+        return (v[None, :] < v[:, None]).sum(1) + ((v[None, :] == v[:, None]).sum(1) - 1) / 2
+
+    rx, ry = rank(x), rank(y)
+    if rx.std() == 0 or ry.std() == 0:
+        return 0.0
+    return float(np.corrcoef(rx, ry)[0, 1])
+
+
+def _rank_correlation(
+    board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
+) -> Verdict:
+    """Interval after Fisher's z with the standard error of Bonett and Wright (2000)."""
+    arms = {
+        a.teacher: a
+        for a in board.arms_of(student)
+        if a.method in claim.a.methods and a.teacher and not _holes(board, [a], columns)
+    }
+    points = []
+    for teacher, arm in sorted(arms.items()):
+        align = arm_facts(board, arm).align
+        by = claim.by.get(teacher) if isinstance(claim.by, dict) else align and align.energy_kept
+        means = [c.sign * e.mean for c in columns if (e := board.cell(arm, c).estimate)]
+        if by is not None:
+            points.append((by, float(np.mean(means))))
+    if len(points) < 5:
+        why = f"needs five teachers with complete rows, {len(points)} here"
+        return _untestable(claim, student, why, scope)
+    x, y = np.array(points).T
+    rho = float(np.clip(_spearman(x, y), -0.9999, 0.9999))
+    half = st.normal_quantile() * ((1 + rho**2 / 2) / (len(points) - 3)) ** 0.5
+    low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+    if claim.at_least is not None:
+        ruling, threshold = _rule(low, high, claim.at_least), f">= {claim.at_least:g}"
+    else:
+        assert claim.at_most is not None
+        ruling, threshold = _rule(-high, -low, -claim.at_most), f"<= {claim.at_most:g}"
+    return Verdict(
+        claim.name,
+        claim.title,
+        student,
+        scope,
+        ruling,
+        f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]",
+        threshold,
+        "—",
+        None,
+        f"Spearman over {len(points)} teachers",
+        claim.statement,
+        claim.source,
+    )

@@ -1,0 +1,66 @@
+"use strict";
+// Sorting and filtering; the page is complete without them.
+(() => {
+  const tables = [...document.querySelectorAll("table.sortable")];
+  const key = (row, i) => {
+    const cell = row.cells[i];
+    const v = cell.dataset.v;
+    return v === undefined ? cell.textContent.trim() : v === "" ? null : Number(v);
+  };
+  const compare = (a, b) => {
+    if (a === null || b === null) return (a === null) - (b === null);
+    if (typeof a === "number" && typeof b === "number") return a - b;
+    return String(a).localeCompare(String(b), undefined, { numeric: true });
+  };
+  const sort = (table, th, i) => {
+    const up = th.getAttribute("aria-sort") === "descending" ||
+      (!th.hasAttribute("aria-sort") && !th.dataset.down);
+    for (const other of th.parentNode.cells) other.removeAttribute("aria-sort");
+    th.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const body = table.tBodies[0];
+    const fixed = [...body.rows].filter((r) => r.classList.contains("chance"));
+    const rows = [...body.rows].filter((r) => !r.classList.contains("chance"));
+    rows.sort((p, q) => {
+      const a = key(p, i), b = key(q, i);
+      // An empty cell stays last whichever way the column is sorted.
+      return a === null || b === null ? compare(a, b) : up ? compare(a, b) : compare(b, a);
+    });
+    body.append(...rows, ...fixed);
+  };
+  for (const table of tables) {
+    [...table.tHead.rows[0].cells].forEach((th, i) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = th.textContent;
+      th.replaceChildren(button);
+      button.addEventListener("click", () => sort(table, th, i));
+    });
+  }
+  const tools = document.getElementById("tools");
+  if (!tools) return;
+  tools.hidden = false;
+  const word = document.getElementById("filter");
+  const student = document.getElementById("student");
+  const said = document.getElementById("shown");
+  const filter = () => {
+    const words = word.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const one = student ? student.value : "";
+    let shown = 0, all = 0;
+    for (const row of document.querySelectorAll("table.sortable tbody tr")) {
+      if (row.classList.contains("chance")) continue;
+      all += 1;
+      const line = row.textContent.toLowerCase();
+      const fits = words.every((w) => line.includes(w)) &&
+        (!one || row.dataset.student === undefined || row.dataset.student === one);
+      row.hidden = !fits;
+      shown += fits;
+    }
+    for (const figure of document.querySelectorAll("figure[data-student]")) {
+      figure.hidden = Boolean(one) && figure.dataset.student !== one;
+    }
+    said.textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+  };
+  word.addEventListener("input", filter);
+  if (student) student.addEventListener("change", filter);
+  filter();
+})();

@@ -1,0 +1,515 @@
+"""index.html: the whole report as one offline file.
+
+It asks the network for nothing, and its Content-Security-Policy lets nothing else in: one inline
+style and one inline script, each by its SHA-256, and pictures as data: addresses. Every name from
+a record goes through `markup`, which escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdep_bench.results import compare, leaderboard, plots, text
+from kdep_bench.results.leaderboard import View
+from kdep_bench.results.markup import Raw, join, tag
+from kdep_bench.results.record import Record
+from kdep_bench.results.table import ArmKey, Board, Column
+
+_HERE = Path(__file__).parent
+PICTURE_BYTES = 400_000
+PICTURES = 24
+MOST_ROWS = 2000
+
+
+def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]) -> str:
+    """The page of `view`. `full`: whole records, for pictures and per-class scores; `drawn`: the
+    charts of `plots.draw`."""
+    style = (_HERE / "chart.css").read_text() + (_HERE / "page.css").read_text()
+    script = (_HERE / "page.js").read_text()
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{text.plain(view.board.suite)} - kdep_bench"),
+        tag("style", Raw(style)),
+    )
+    sections = [s for s in _sections(view, results_dir, full, drawn) if s is not None]
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", href="#main", class_="skip"),
+        _header(view, sections),
+        tag("main", _tools(view), *(s.markup for s in sections), id="main"),
+        tag("footer", tag("p", "Rebuilt from records alone by tools/report.py.")),
+        tag("script", Raw(script)),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(content: str) -> str:
+        raw = hashlib.sha256(content.encode()).digest()
+        return f"'sha256-{base64.b64encode(raw).decode()}'"
+
+    return (
+        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+class Section:
+    """A titled part of the page with an anchor."""
+
+    def __init__(self, anchor: str, title: str, *children: object) -> None:
+        self.anchor, self.title = anchor, title
+        heading = tag("h2", title, id=f"h-{anchor}")
+        self.markup = tag("section", heading, *children, id=anchor, aria_labelledby=f"h-{anchor}")
+
+
+def _header(view: View, sections: list[Section]) -> Raw:
+    board = view.board
+    counts = Counter(r.status for r in board.runs)
+    facts = [
+        ("records", len(board.runs), ""),
+        ("ok", counts["ok"], ""),
+        ("failed", counts["failed"], "bad" if counts["failed"] else ""),
+        ("missing", counts["missing"], "bad" if counts["missing"] else ""),
+    ]
+    if board.damaged:
+        facts.append(("damaged files", len(board.damaged), "bad"))
+    facts.append(("tasks", len(board.columns), ""))
+    facts.append(("arms", len(board.arms), ""))
+    rows = [
+        tag("div", tag("dt", name), tag("dd", f"{n:,}", class_=css or None))
+        for name, n, css in facts
+    ]
+    links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
+    how = leaderboard.HOW_TO_READ.replace("**", "").replace("Bold is", "A tinted cell is")
+    return tag(
+        "header",
+        tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
+        tag("p", how, class_="dim small"),
+        tag("dl", *rows, class_="facts"),
+        tag("nav", tag("ul", *links), aria_label="Sections"),
+    )
+
+
+def _tools(view: View) -> Raw:
+    students = view.board.students
+    choice = None
+    if len(students) > 1:
+        options = [tag("option", "all", value="")]
+        options += [tag("option", text.plain(s, 60), value=text.plain(s)) for s in students]
+        choice = tag("label", "Student", tag("select", *options, id="student"))
+    word = tag("input", id="filter", type="search", autocomplete="off", spellcheck="false")
+    shown = tag("output", id="shown", aria_live="polite", for_="filter")
+    box = tag("label", "Filter the rows of every table", word)
+    return tag("div", box, choice, shown, id="tools", class_="tools", role="search", hidden=True)
+
+
+class Cell:
+    """A table cell: what it shows, its sort value, its class."""
+
+    def __init__(self, shown: object, value: float | None = None, css: str = "", is_number=False):
+        self.shown, self.value, self.css, self.is_number = shown, value, css, is_number
+
+    def markup(self) -> Raw:
+        sort = None
+        if self.is_number:
+            sort = "" if self.value is None else repr(float(self.value))
+        return tag("td", self.shown, class_=self.css or None, data_v=sort)
+
+
+def _number(shown: str, value: float | None, css: str = "n") -> Cell:
+    return Cell(shown, value, css, True)
+
+
+def _name(name: str, limit: int = 80) -> Cell:
+    return Cell(text.plain(name, limit), css="l")
+
+
+def _table(
+    caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], left: int = 1
+) -> Raw:
+    """A sortable table in a scroller the keyboard reaches; a row is (student, cells)."""
+    cells = []
+    for i, name in enumerate(head):
+        cells.append(tag("th", name, scope="col", class_="l" if i < left else None))
+    body = []
+    for student, row in rows[:MOST_ROWS]:
+        css = "chance" if student == "\0chance" else None
+        owner = text.plain(student) if student and css is None else None
+        body.append(tag("tr", *(c.markup() for c in row), class_=css, data_student=owner))
+    if len(rows) > MOST_ROWS:
+        more = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
+        body.append(tag("tr", tag("td", more, colspan=len(head), class_="l"), class_="chance"))
+    table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_="sortable")
+    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+_COLOURED = {"supported", "refuted", "undecided", "better", "worse"}
+_COLOURED |= {"ok", "failed", "missing", "damaged"}
+
+
+def _chip(word: str) -> Raw:
+    return tag("span", word, class_=f"chip {word if word in _COLOURED else 'plain'}")
+
+
+def _sections(
+    view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+) -> list[Section | None]:
+    found = [_claims(view), _summary(view)]
+    found += [_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
+    return [
+        *found,
+        _differences(view, drawn),
+        _charts("efficiency", "Efficiency", drawn, "efficiency"),
+        _alignment(view, drawn),
+        _noise(view),
+        _charts("training", "Training curves", drawn, "training"),
+        _per_class(view, full),
+        _pictures(results_dir, full),
+        _failures(view),
+        _environment(view.board),
+        _reproduce(view),
+    ]
+
+
+def _claims(view: View) -> Section | None:
+    if not view.verdicts:
+        return None
+    rows = []
+    for v in view.verdicts:
+        rows.append(
+            (
+                v.student,
+                [
+                    Cell(
+                        tag("span", text.plain(v.title), title=text.plain(v.statement, 500)),
+                        css="l w",
+                    ),
+                    _name(v.student or "—"),
+                    _name(v.scope),
+                    Cell(_chip(v.verdict), css="l n"),
+                    Cell(v.interval, css="n"),
+                    Cell(v.threshold, css="n"),
+                    Cell(v.cost),
+                    _number(text.count(v.seeds_to_decide), v.seeds_to_decide),
+                    Cell(text.plain(v.reason, 300), css="l w"),
+                ],
+            )
+        )
+    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
+    head += ["seeds that would decide", "why"]
+    note = "Each verdict is judged from the records; a cost holds the whole teacher cache."
+    return Section(
+        "claims", "Claims", tag("p", note, class_="dim small"), _table("Claims", head, rows, 4)
+    )
+
+
+def _arm_cell(view: View, arm: ArmKey) -> Cell:
+    name = leaderboard.arm_name(view, arm)
+    source = text.plain(view.facts[arm].arm.source, 200)
+    return Cell(tag("span", text.plain(name, 80), title=source or None), css="l")
+
+
+def _summary(view: View) -> Section | None:
+    if not view.board.runs:
+        return Section("summary", "Summary", tag("p", "There are no records yet."))
+    rows = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        columns = compare.columns_of(view.board, student)
+        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for arm in arms:
+            f = view.facts[arm]
+            won = sum(view.is_bold(arm, c) for c in columns)
+            rank = ranks.get(arm)
+            cells = [
+                _name(student),
+                _arm_cell(view, arm),
+                _number("incomplete" if rank is None else f"{rank:.2f}", rank),
+                _number(f"{won} of {len(columns)}", won),
+                Cell(leaderboard.labels_text(f)),
+                _number(f"{100 * arm.share:g} %", arm.share),
+                _number(text.count(f.images_seen), f.images_seen),
+                _number(text.seconds(f.cost_s), f.cost_s),
+                _number(text.seconds(f.cache_s), f.cache_s),
+                _number(text.ratio(f.coverage), f.coverage),
+            ]
+            rows.append((student, cells))
+    head = ["student", "arm", "mean rank", "among the best", "labels used", "data share"]
+    head += ["images seen", "pre-training cost", "of it teacher cache", "key coverage"]
+    note = "Mean rank over all tasks of the student, among rows with no hole."
+    return Section(
+        "summary", "Summary", tag("p", note, class_="dim small"), _table("Summary", head, rows, 2)
+    )
+
+
+def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
+    cell = view.board.cell(arm, column)
+    est = cell.estimate
+    css = "n"
+    if view.is_bold(arm, column):
+        css += " best"
+    elif not cell.values:
+        css += " hole"
+    shown = text.score(cell)
+    if est is not None and est.low is not None:
+        span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
+        return Cell(tag("span", shown, title=span), est.mean, css, True)
+    return Cell(shown, None if est is None else est.mean, css, True)
+
+
+def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
+    columns = view.board.columns_of(family)
+    names = leaderboard.column_names(columns)
+    rows = []
+    for arm in view.rows(columns):
+        f = view.facts[arm]
+        cells = [_name(arm.student), _arm_cell(view, arm)]
+        cells += [_score_cell(view, arm, c) for c in columns]
+        cells += [
+            Cell(leaderboard.labels_text(f)),
+            _number(f"{100 * arm.share:g} %", arm.share),
+            _number(text.count(f.images_seen), f.images_seen),
+            _number(text.seconds(f.cost_s), f.cost_s),
+            _number(text.ratio(f.coverage), f.coverage),
+        ]
+        rows.append((arm.student, cells))
+    chance = [_number(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns]
+    blank = [Cell("") for _ in range(5)]
+    rows.append(("\0chance", [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
+    head = ["student", "arm", *(text.plain(names[c], 60) for c in columns)]
+    head += ["labels used", "data share", "images seen", "pre-training cost", "key coverage"]
+    title = text.plain(family, 60)
+    title = title[:1].upper() + title[1:]
+    charts = _figures([p for p in drawn if p.group == "scores" and p.family == family])
+    return Section(
+        f"family-{index}", title or "Unnamed family", _table(title, head, rows, 2), charts
+    )
+
+
+def _figures(some: Sequence[plots.Plot]) -> Raw | None:
+    figures = []
+    for p in some:
+        scroller = tag(
+            "div", p.svg, class_="scroll", tabindex=0, role="region", aria_label=p.caption
+        )
+        owner = text.plain(p.student) if p.student else None
+        figures.append(tag("figure", tag("figcaption", p.caption), scroller, data_student=owner))
+    return tag("div", *figures, class_="figures") if figures else None
+
+
+def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Section | None:
+    some = [p for p in drawn if p.group == group]
+    return Section(anchor, title, _figures(some)) if some else None
+
+
+def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
+    rows = []
+    for student, label, what, d in leaderboard.difference_rows(view):
+        est = d.estimate
+        cells = [
+            _name(student),
+            Cell(text.plain(label), css="l"),
+            _name(what),
+            _number(text.gap(est), est.mean if est else None),
+            _number(str(d.pairs), d.pairs),
+            Cell(est.seeds if est else "—", css="n"),
+            Cell(_chip(d.verdict), css="n"),
+        ]
+        rows.append((student, cells))
+    if not rows:
+        return None
+    head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
+    note = "Paired by (pre-training seed, transfer seed); each interval alone is a 95 % one."
+    table = tag(
+        "details",
+        tag("summary", f"All {len(rows)} differences as a table"),
+        _table("Paired differences", head, rows, 3),
+    )
+    charts = _figures([p for p in drawn if p.group == "differences"])
+    return Section(
+        "differences", "Paired differences", tag("p", note, class_="dim small"), charts, table
+    )
+
+
+def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
+    rows = []
+    for arm in view.board.arms:
+        f = view.facts[arm].align
+        if f is None:
+            continue
+        values = [f.std_ratio_before, f.std_ratio_after_svd, f.std_ratio_after_transform]
+        cells = [_name(arm.student), _arm_cell(view, arm), _name(arm.teacher or "—")]
+        cells.append(_number(text.ratio(f.energy_kept, 3), f.energy_kept))
+        cells += [_number(text.ratio(v), v) for v in values]
+        rows.append((arm.student, cells))
+    if not rows:
+        return None
+    head = ["student", "arm", "teacher", "energy kept", "Std Ratio before", "after SVD"]
+    head.append("after the transform")
+    note = "Std Ratio: largest over smallest channel standard deviation of the target."
+    return Section(
+        "alignment",
+        "Alignment",
+        tag("p", note, class_="dim small"),
+        _table("Alignment", head, rows, 3),
+    )
+
+
+def _noise(view: View) -> Section | None:
+    rows = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = leaderboard.column_names(columns)
+        for c in columns:
+            n = compare.noise(view.board, student, c)
+            if n is not None:
+                cells = [_name(student), _name(names[c]), _number(text.points(n.sd), n.sd)]
+                cells += [_number(str(n.df), n.df), _number(str(n.n), n.n)]
+                cells.append(_number(text.points(n.gap_now), n.gap_now))
+                rows.append((student, cells))
+    if not rows:
+        return None
+    head = ["student", "task", "sd between seeds", "degrees of freedom", "seeds an arm"]
+    head.append("smallest gap they show (power 0.8)")
+    return Section("noise", "Noise floor (x100)", _table("Noise floor", head, rows, 2))
+
+
+def _per_class(view: View, full: Sequence[Record]) -> Section | None:
+    tables = plots.per_class(view, full)
+    if not tables:
+        return None
+    parts = []
+    for title, classes, rows in tables:
+        lines = []
+        for arm, means in rows:
+            best = [_number(text.points(m), m) for m in means]
+            lines.append((arm.student, [_name(arm.student), _arm_cell(view, arm), *best]))
+        head = ["student", "arm", *(text.plain(c, 40) for c in classes)]
+        parts += [tag("h3", title), _table(f"Per class: {title}", head, lines, 2)]
+    note = "Mean over the seeds, x100; no intervals, so read small gaps as noise."
+    return Section("classes", "Per class", tag("p", note, class_="dim small"), *parts)
+
+
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+def _inline(results_dir: Path, name: str) -> str | None:
+    """The picture as a data: address; None unless it is a small PNG or JPEG inside the folder."""
+    try:
+        root = results_dir.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root) or path.stat().st_size > PICTURE_BYTES:
+            return None
+        raw = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    kind = next((k for magic, k in _MAGIC.items() if raw.startswith(magic)), None)
+    return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def _pictures(results_dir: Path, full: Sequence[Record]) -> Section | None:
+    figures, refused = [], []
+    named = [(r, name) for r in full for name in r.pictures]
+    for record, name in named:
+        if len(figures) >= PICTURES:
+            break
+        source = _inline(results_dir, name)
+        what = f"{record.student.name}, {record.arm.method}, {record.task.name}, "
+        what += f"seeds {record.seed.pretrain}/{record.seed.transfer}"
+        if source is None:
+            refused.append(tag("li", f"{text.plain(what)}: {text.plain(name)}"))
+            continue
+        label = text.plain(what, 200)
+        image = tag("img", src=source, alt=f"Predictions: {label}")
+        figures.append(
+            tag(
+                "figure",
+                image,
+                tag("figcaption", label, class_="small dim"),
+                data_student=text.plain(record.student.name),
+            )
+        )
+    if not figures and not refused:
+        return None
+    parts: list[object] = [tag("div", *figures, class_="pictures")] if figures else []
+    if len(named) > len(figures) + len(refused):
+        parts.append(tag("p", f"The first {PICTURES} of {len(named)}.", class_="small dim"))
+    if refused:
+        why = "Not shown (absent, outside the results folder, too large, or no PNG or JPEG):"
+        parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]
+    return Section("pictures", "Sample pictures", *parts)
+
+
+def _failures(view: View) -> Section | None:
+    found = leaderboard.failures(view)
+    parts: list[object] = []
+    if found:
+        rows = [
+            (
+                "",
+                [
+                    Cell(text.plain(w, 200), css="l w"),
+                    Cell(_chip(s), css="l"),
+                    Cell(text.plain(why, 600), css="l w"),
+                ],
+            )
+            for w, s, why in found
+        ]
+        parts.append(_table("Failures", ["what", "status", "why"], rows, 3))
+    if view.board.remarks:
+        parts += [
+            tag("h3", "Remarks"),
+            tag("ul", *(tag("li", text.plain(r, 800)) for r in view.board.remarks[:200])),
+        ]
+        if len(view.board.remarks) > 200:
+            parts.append(tag("p", f"... and {len(view.board.remarks) - 200} more remarks."))
+    return Section("failures", "Failed, missing, damaged", *parts) if parts else None
+
+
+def _environment(board: Board) -> Section | None:
+    facts = leaderboard.environment(board)
+    if not facts:
+        return None
+    rows = [
+        tag(
+            "tr",
+            tag("th", what, scope="row"),
+            tag("td", join((text.plain(v, 600) for v in values[:20]), "<br>"), class_="l"),
+        )
+        for what, values in facts.items()
+    ]
+    table = tag("table", tag("tbody", *rows))
+    return Section(
+        "environment",
+        "Environment",
+        tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Environment"),
+    )
+
+
+def _reproduce(view: View) -> Section | None:
+    rows = [
+        (
+            a.student,
+            [
+                _name(a.student),
+                _arm_cell(view, a),
+                Cell(tag("code", text.command(view.board.suite, a.method)), css="l w"),
+            ],
+        )
+        for a in view.board.arms
+    ]
+    if not rows:
+        return None
+    return Section(
+        "reproduce", "Reproduce", _table("Reproduce", ["student", "arm", "command"], rows, 3)
+    )

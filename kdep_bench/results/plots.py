@@ -1,0 +1,218 @@
+"""The charts of a board, and the per-class means: what the page shows and plots/ holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdep_bench.results import compare, efficiency, text
+from kdep_bench.results import statistics as st
+from kdep_bench.results.charts import COLOURS, Dot, Line, dots, lines
+from kdep_bench.results.leaderboard import View, column_names, difference_rows
+from kdep_bench.results.markup import Raw
+from kdep_bench.results.record import Record
+from kdep_bench.results.table import ArmKey
+
+# The usual arms keep their colour in every chart and report.
+_COLOURS = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
+MOST_LINES = 8
+MOST_DOTS = 40
+MOST_POINTS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A chart, the group and file it belongs to, and its caption."""
+
+    name: str
+    group: str
+    family: str
+    student: str
+    caption: str
+    svg: Raw
+
+
+def colours(view: View) -> dict[ArmKey, int]:
+    """A colour class for each row; rows of one method share it where there are many."""
+    methods = sorted({a.method for a in view.board.arms} - set(_COLOURS))
+    of = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
+    return {a: of[a.method] for a in view.board.arms}
+
+
+def draw(view: View, full: Sequence[Record]) -> list[Plot]:
+    """Every chart. `full`: whole records, for training curves."""
+    found = []
+    for i, student in enumerate(view.board.students):
+        found += _scores(view, student, i)
+        found += _differences(view, student, i)
+        found += _efficiency(view, student, i)
+    return found + _training(view, full)
+
+
+def _owner(view: View, student: str) -> str:
+    """The student's name in a caption, where there is more than one."""
+    return f" · {text.plain(student, 40)}" if len(view.board.students) > 1 else ""
+
+
+def _scores(view: View, student: str, index: int) -> list[Plot]:
+    columns = compare.columns_of(view.board, student)
+    names = column_names(columns)
+    colour = colours(view)
+    found = []
+    for j, c in enumerate(columns):
+        rows = []
+        for arm in view.board.arms_of(student):
+            e = view.board.cell(arm, c).estimate
+            if e is not None:
+                low, high = (None if v is None else 100 * v for v in (e.low, e.high))
+                label = text.plain(view.labels[arm], 60)
+                bold = view.is_bold(arm, c)
+                rows.append(Dot(label, 100 * e.mean, low, high, colour[arm], bold))
+        rows.sort(key=lambda r: (-c.sign * r.value, r.label))
+        if not rows:
+            continue
+        chance = view.board.chance[c]
+        mark = None if chance is None else 100 * chance
+        caption = text.plain(names[c], 60) + _owner(view, student)
+        title = f"{caption}: mean and 95 % interval of each arm"
+        svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
+        found.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
+    return found
+
+
+def _differences(view: View, student: str, index: int) -> list[Plot]:
+    colour = colours(view)
+    groups: dict[tuple[ArmKey, ArmKey], list[Dot]] = defaultdict(list)
+    for owner, _, what, d in difference_rows(view, student):
+        e = d.estimate
+        if owner == student and e is not None and e.low is not None and e.high is not None:
+            label = text.plain(what, 60)
+            dot = Dot(
+                label, 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], e.told_from_zero
+            )
+            groups[d.arm, d.other].append(dot)
+    found = []
+    for j, ((arm, other), rows) in enumerate(list(groups.items())[:24]):
+        caption = f"{text.plain(view.labels[arm], 50)} - {text.plain(view.labels[other], 50)}"
+        caption += _owner(view, student)
+        svg = dots(
+            rows[:MOST_DOTS],
+            f"{caption}: paired differences with 95 % interval",
+            "difference x100, mean and 95 % interval",
+            0.0,
+            "no difference",
+        )
+        found.append(Plot(f"difference-{index}-{j}", "differences", "", student, caption, svg))
+    return found
+
+
+def _efficiency(view: View, student: str, index: int) -> list[Plot]:
+    """Score (mean over the tasks) against each budget, where a method was tried at several."""
+    board = view.board
+    columns = compare.columns_of(board, student)
+    colour = colours(view)
+    found = []
+    for axis, label in efficiency.AXES.items():
+        series: dict[str, list[tuple[float, st.Estimate, int]]] = defaultdict(list)
+        for arm in compare.complete_rows(board, student):
+            x = efficiency.amount(board, arm, axis)  # type: ignore[arg-type]
+            values = st.mean_over([board.values(arm, c) for c in columns])
+            if x and values:
+                series[arm.method].append((x, st.estimate(values), colour[arm]))
+        if not any(len({p[0] for p in points}) > 1 for points in series.values()):
+            continue
+        drawn = []
+        for method, points in sorted(series.items()):
+            points.sort(key=lambda p: p[0])
+            line = [(x, 100 * e.mean) for x, e, _ in points]
+            band = [
+                (x, 100 * e.low, 100 * e.high)
+                for x, e, _ in points
+                if e.low is not None and e.high is not None
+            ]
+            drawn.append(Line(text.plain(method, 40), line, points[0][2], band, marks=True))
+        caption = f"Score against {label}{_owner(view, student)}"
+        unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
+        svg = lines(drawn[:MOST_LINES], caption, unit, f"mean of {len(columns)} tasks x100", True)
+        found.append(Plot(f"efficiency-{index}-{axis}", "efficiency", "", student, caption, svg))
+    return found
+
+
+def _training(view: View, full: Sequence[Record]) -> list[Plot]:
+    """Mean over seeds with the smallest and largest as a band; pre-training once, not a task."""
+    groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
+    labels = {}
+    for r in full:
+        for name in r.curves:
+            task = "pre-training" if name.startswith("pretrain") else r.task.name
+            arms = groups[r.student.name, task, name]
+            share = f" · {100 * r.data.share:g} % data" if r.data.share < 1 else ""
+            label = r.arm.method + share
+            labels[label] = r.arm.method
+            arms.setdefault(label, []).append(r)
+    by_method = {a.method: n for a, n in colours(view).items()}
+    found = []
+    for j, ((student, task, name), arms) in enumerate(sorted(groups.items())[:60]):
+        drawn = []
+        for label in sorted(arms)[:MOST_LINES]:
+            line = _mean_curve([r.curves[name] for r in arms[label]])
+            if line:
+                points = [(x, y) for x, y, _, _ in line]
+                band = [(x, low, high) for x, _, low, high in line]
+                shown = text.plain(label, 40)
+                drawn.append(Line(shown, points, by_method.get(labels[label], 7), band))
+        if not drawn:
+            continue
+        caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
+        if len(arms) > MOST_LINES:
+            caption += f" ({MOST_LINES} of {len(arms)} arms)"
+        svg = lines(drawn, caption, "step", text.plain(name, 30))
+        found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
+    return found
+
+
+def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:
+    """(x, mean, smallest, largest) over seeds; the first seed alone where their x differ."""
+    curves = [c for c in curves if c]
+    if not curves:
+        return []
+    first = np.array(curves[0])
+    same = [np.array(c) for c in curves if len(c) == len(first)]
+    same = [c for c in same if np.array_equal(c[:, 0], first[:, 0])]
+    y = np.stack([c[:, 1] for c in same])
+    keep = np.unique(np.linspace(0, len(first) - 1, min(len(first), MOST_POINTS)).astype(int))
+    table = np.stack([first[:, 0], y.mean(0), y.min(0), y.max(0)], 1)[keep]
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in table]
+
+
+def per_class(
+    view: View, full: Sequence[Record]
+) -> list[tuple[str, list[str], list[tuple[ArmKey, list[float | None]]]]]:
+    """(task, classes, rows of means over seeds) of every task with per-class scores."""
+    by_id = {r.id: r for r in full}
+    found = []
+    for c, name in column_names(view.board.columns).items():
+        rows = []
+        classes: dict[str, None] = {}
+        for arm in view.board.arms:
+            records = [by_id[r.id] for r in view.board.cell(arm, c).runs if r.id in by_id]
+            scores: dict[str, list[float]] = defaultdict(list)
+            for record in records:
+                for key, value in record.per_class.items():
+                    if value is not None and record.status == "ok":
+                        scores[key].append(value)
+            if scores:
+                classes.update(dict.fromkeys(sorted(scores)))
+                rows.append((arm, scores))
+        shown = list(classes)[:60]
+        table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
+        if table:
+            found.append((text.plain(name, 80), shown, table))
+    return found
+
+
+def _average(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
