@@ -80,7 +80,7 @@ def run(
     views = open_views(inputs["views"], inputs["prepare"])
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
     resumable(out, identity)
-    batch, forwards, start = int(spec.get("batch", 64)), 0, time.perf_counter()
+    batch, forwards, start = int(spec.get("batch", 32)), 0, time.perf_counter()
     for k, first in enumerate(range(0, views.rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, views.rows - first)
         if shard_path(out, k).exists():

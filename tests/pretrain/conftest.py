@@ -1,0 +1,85 @@
+"""A tiny pool of real files, run through the real stages once for all tests of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench.data import views
+from kdep_bench.features import align, cache
+from kdep_bench.files import write_json
+
+IMAGES, PX, WIDTH = 48, 32, 32
+TEACHER: dict[str, Any] = dict(
+    type="kdep_bench.teachers.efficientnet_lite.EfficientNetLite",
+    name="lite0",
+    variant=0,
+    input_px=32,
+)
+STUDENT: dict[str, Any] = dict(
+    name="r18_w4",
+    backbone=dict(type="mmpretrain.ResNet", depth=18, base_channels=4, stem_channels=4),
+    width=WIDTH,
+    input_px=PX,
+    tap="last_pre_activation",
+)
+VIEWS: dict[str, Any] = dict(views=2, px=PX, seed=0, scale=[0.4, 1.0], ratio=[0.75, 1.33])
+BUDGET: dict[str, Any] = dict(
+    epochs=4,
+    batch=16,
+    optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4),
+    schedule="cosine",
+    warmup=0.1,
+)
+
+
+def silent(*_: Any) -> None:
+    """A progress callback that says nothing."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_pool(root: Path, images: int = IMAGES) -> Path:
+    """Blobs of colour, 40 px, with labels by hue; returns the folder of a `prepare` stage."""
+    rng = np.random.default_rng(0)
+    labels = {}
+    pool = root / "data" / "pool" / "images" / "00"
+    pool.mkdir(parents=True)
+    for i in range(images):
+        picture = cv2.resize(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8), (40, 40))
+        picture[8:32, 8:32, i % 3] = 255
+        cv2.imwrite(str(pool / f"{i:06d}.jpg"), picture)
+        labels[f"00/{i:06d}.jpg"] = i % 3
+    write_json(
+        root / "data" / "pool" / "labels.json", {"classes": ["b", "g", "r"], "labels": labels}
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished stages: prepare, views, cache, align."""
+    root = tmp_path_factory.mktemp("stages")
+    done = {"prepare": make_pool(root / "prepare")}
+    for kind, function, spec in (
+        ("views", views.run, VIEWS),
+        ("cache", cache.run, {"teacher": TEACHER, "batch": 16}),
+        ("align", align.run, dict(width=WIDTH, share=1.0, share_seed=0, align={"type": "svd"})),
+    ):
+        out = root / kind
+        out.mkdir()
+        function(spec, done, out, silent)
+        done[kind] = out
+    return done
