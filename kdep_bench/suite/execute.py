@@ -8,6 +8,7 @@ what this module knows is lost when it is killed, and nothing depends on it.
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -81,6 +82,7 @@ class _Running:
     gpus: tuple[str, ...]
     pending: bytes = b""
     timed_out: bool = False
+    said: str | None = None
 
 
 def cpu_count() -> int:
@@ -121,14 +123,23 @@ def git_revision() -> str:
     return said.stdout.strip() if said.returncode == 0 else ""
 
 
+def cost_group(kind: str, name: str) -> str:
+    """Stages that take about as long: the kind with the first part of the name (task, student)."""
+    return f"{kind}-{name.partition('.')[0]}"
+
+
 def measured_costs(stages: Iterable[Stage], known: Mapping[str, state.Status]) -> dict[str, float]:
-    """Seconds a stage: its kind's measured median where some are done, else the kind's guess."""
+    """Seconds a stage: the median of those done of its group, else of its kind, else a guess."""
     seen: dict[str, list[float]] = {}
     for status in known.values():
-        if status.record is not None:
-            seen.setdefault(status.record["kind"], []).append(status.record["wall_s"])
+        if (r := status.record) is not None:
+            for group in (r["kind"], cost_group(r["kind"], r["name"])):
+                seen.setdefault(group, []).append(r["wall_s"])
     median = {k: sorted(v)[len(v) // 2] for k, v in seen.items()}
-    return {s.id: max(0.01, median.get(s.kind, s.cost)) for s in stages}
+    return {
+        s.id: max(0.01, median.get(cost_group(s.kind, s.name), median.get(s.kind, s.cost)))
+        for s in stages
+    }
 
 
 def chain_costs(plan: Plan, run: set[str], cost: Mapping[str, float]) -> dict[str, float]:
@@ -155,11 +166,12 @@ class Pool:
         self.options = options or Options()
         self.plan, self.work, self.view = plan, work, view or Silent()
         self.todo = {i for i, s in known.items() if s.run}
-        self.forced = {i for i in self.todo if known[i].why.startswith(("forced", "upstream"))}
+        self.forced = {i for i in self.todo if known[i].forced}
         self.cpus = self.options.cpus or cpu_count()
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
         self.cost = measured_costs((plan.stages[i] for i in self.todo), known)
+        self.measured: dict[str, float] = {}
         self.chain = chain_costs(plan, self.todo, self.cost)
         self.done = {i for i, s in known.items() if s.done}
         self.waits = {
@@ -347,12 +359,15 @@ class Pool:
             r.pipe.close()
             return
         *lines, r.pending = (r.pending + piece).split(b"\n")
-        if lines:
-            import json
-
-            with contextlib.suppress(ValueError):
-                done, total, note = json.loads(lines[-1])
-                self.view.progress(r.stage, done, total, note)
+        latest = None
+        for line in lines:
+            message = json.loads(line)
+            if isinstance(message, str):
+                r.said = message
+            else:
+                latest = message
+        if latest is not None:
+            self.view.progress(r.stage, *latest)
 
     def _finish(self, r: _Running) -> None:
         """Books a child that has ended: stage.json alone says whether it succeeded."""
@@ -360,7 +375,9 @@ class Pool:
         code = r.process.exitcode
         with contextlib.suppress(OSError):  # sweep up what the stage may have left running
             os.killpg(r.process.pid, signal.SIGKILL)
-        r.pipe.close()
+        if not r.pipe.closed:
+            self._read_progress(r)
+            r.pipe.close()
         del self.running[r.stage.id]
         self.free_cpus += self._cpus_of(r.stage)
         self.free_gpus.extend(r.gpus)
@@ -389,8 +406,12 @@ class Pool:
         """Better guesses for the stages of this kind that are still to come."""
         if not record.get("wall_s"):
             return
+        group, kind = cost_group(stage.kind, stage.name), stage.kind
+        self.measured.update({group: record["wall_s"], kind: record["wall_s"]})
         for one in (*self.todo, *self.running):
-            if self.plan.stages[one].kind == stage.kind:
+            other = self.plan.stages[one]
+            fits = cost_group(other.kind, other.name)
+            if other.kind == kind and (fits == group or fits not in self.measured):
                 self.cost[one] = max(0.01, record["wall_s"])
         live = self.todo | set(self.running)
         self.chain = chain_costs(self.plan, live, self.cost)
@@ -399,11 +420,12 @@ class Pool:
         stage = r.stage
         out = state.folder(self.work, stage)
         said = state.failure(out)
-        sentence = said["error"] if said and not r.timed_out else self._cause(r, code, fault)
+        told: str | None = r.said or (said["error"] if said else None)
+        sentence = told if told and not r.timed_out else self._cause(r, code, fault)
         if self.signal:  # it was stopped, it did not fail
             self.todo.add(stage.id)
             return
-        if not said or r.timed_out:
+        if not said or said["error"] != sentence:
             worker.note_failure(out, sentence, stage)
         self.tries[stage.id] = self.tries.get(stage.id, 0) + 1
         if self.tries[stage.id] <= self.options.retry:
@@ -424,7 +446,7 @@ class Pool:
             self.elsewhere.clear()
 
     def _cause(self, r: _Running, code: int | None, fault: str | None) -> str:
-        one, log = r.stage.id, f"read its {state.LOG}"
+        one, log = "the stage", f"read its {state.LOG}"
         if r.timed_out:
             return str(
                 KdepError(

@@ -76,11 +76,11 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
             return f"its file {name} has {now} bytes instead of {size}"
     if not checksums:
         return None
+    left = float("inf") if budget is None else budget
     for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
-        if budget is not None:
-            budget -= size
-            if budget < 0:
-                break
+        left -= size
+        if left < 0:
+            break
         if file_hash(out / name) != digest:
             return f"its file {name} has another checksum than when it was made"
     if budget is None and record.get("rest"):
@@ -248,12 +248,16 @@ class StageLock:
 
 @dataclass
 class Status:
-    """Where a stage stands: `done`, or whether it must `run`, and why in a clause."""
+    """Where a stage stands: `done`, or whether it must `run`, and why in a clause.
+
+    `forced`: it runs although what it left may be whole.
+    """
 
     done: bool
     run: bool
     why: str
     record: Json | None = None
+    forced: bool = False
 
 
 def statuses(
@@ -281,7 +285,7 @@ def statuses(
         if force(stage) or after:
             forced.add(stage.id)
             why = "forced" if force(stage) else f"upstream {after[0]} will run"
-            out[stage.id] = Status(False, True, why)
+            out[stage.id] = Status(False, True, why, forced=True)
         elif record is not None:
             out[stage.id] = Status(True, False, "done", record)
         else:

@@ -15,8 +15,10 @@ import json
 import os
 import platform
 import resource
+import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -47,6 +49,7 @@ PACKAGES = (
     "opencv-python-headless",
     "kdep_bench",
 )
+ORPHAN_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -91,16 +94,26 @@ class Reporter:
         if self.fd is None or (now < self._next and done != total):
             return
         self._next = now + self.every
-        line = json.dumps([int(done), int(total), str(note)[:200]]) + "\n"
-        with contextlib.suppress(OSError):
-            os.write(self.fd, line.encode())
+        self._send([int(done), int(total), str(note)[:200]])
+
+    def tell(self, sentence: str) -> None:
+        """Sends the cause of a failure, which a full disk may keep out of failed.json."""
+        self._send(sentence[:1500])
+
+    def _send(self, message: Any) -> None:
+        # Short enough (PIPE_BUF) to arrive whole or not at all.
+        if self.fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.fd, (json.dumps(message) + "\n").encode())
 
 
 def main(order: Order, pipe: Any) -> None:
     """Process body in the local pool. Never returns."""
     os.setsid()
-    # If the fork server dies (because the runner was killed) the stage goes with it.
+    # Nobody would watch an orphan: the stage goes when the fork server dies, or the runner.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if pipe is not None:
+        threading.Thread(target=_leave_with_reader, args=(pipe.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     code = FAULT
@@ -108,7 +121,10 @@ def main(order: Order, pipe: Any) -> None:
         set_threads(order.stage.cpus)
         # A stage without a GPU slot sees no GPU at all.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpus)
-        code = run_stage(order, Reporter(None if pipe is None else pipe.fileno()))
+        reporter = Reporter(None if pipe is None else pipe.fileno())
+        code, sentence = run_stage(order, reporter)
+        if sentence:
+            reporter.tell(sentence)
     except Stopped:
         code = STOPPED
     finally:
@@ -117,6 +133,17 @@ def main(order: Order, pipe: Any) -> None:
             sys.stderr.flush()
         # No interpreter shutdown: with the toolkits loaded it costs as much as a small stage.
         os._exit(code)
+
+
+def _leave_with_reader(fd: int) -> None:
+    """Ends this process group once the pipe's reader, the runner, is gone."""
+    poll = select.poll()
+    poll.register(fd, 0)  # errors only, and the reader's end closing is one
+    while not poll.poll():
+        pass
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(ORPHAN_GRACE)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _stop(*_: Any) -> None:
@@ -134,30 +161,34 @@ def set_threads(cpus: int) -> None:
         sys.modules["cv2"].setNumThreads(cpus)
 
 
-def run_stage(order: Order, progress: Callable[..., None]) -> int:
-    """Runs one stage to its stage.json; returns DONE, FAULT or BUSY (another process has it)."""
+def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | None]:
+    """Runs one stage to its stage.json.
+
+    Returns:
+        (DONE, None), (BUSY, None) when another process has it, or (FAULT, sentence).
+    """
     stage, work = order.stage, order.work
     out = state.folder(work, stage)
     lock = state.StageLock(work, stage.id)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not lock.take():
-            return BUSY
+            return BUSY, None
     except OSError as e:
-        return _failed(out, _sentence(e, stage), stage)
+        return _failed(out, _sentence(e), stage)
     try:
         if not order.force and state.finished(stage, work)[0] is not None:
-            return DONE
+            return DONE, None
         state.clear(out, keep_leftovers=stage.resumable and not order.force)
         _log_to(out / state.LOG, order)
         _execute(order, out, progress)
-        return DONE
+        return DONE, None
     except Exception as e:
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
-        return _failed(out, _sentence(e, stage), stage)
+        return _failed(out, _sentence(e), stage)
     except SystemExit as e:
-        said = f"{stage.id} left through sys.exit({e.code!r}) instead of returning its outputs"
+        said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
         return _failed(out, str(KdepError(said, "a returned dict", "see its log")), stage)
     finally:
         lock.free()
@@ -259,9 +290,9 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
         ) from None
 
 
-def _failed(out: Path, sentence: str, stage: Stage) -> int:
+def _failed(out: Path, sentence: str, stage: Stage) -> tuple[int, str]:
     note_failure(out, sentence, stage)
-    return FAULT
+    return FAULT, sentence
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:
@@ -271,7 +302,7 @@ def note_failure(out: Path, sentence: str, stage: Stage) -> None:
         write_json(out / state.FAILED, said)
 
 
-def _sentence(e: BaseException, stage: Stage) -> str:
+def _sentence(e: BaseException) -> str:
     """One sentence for any exception: KdepErrors are theirs already."""
     if isinstance(e, KdepError):
         return str(e)
@@ -279,7 +310,7 @@ def _sentence(e: BaseException, stage: Stage) -> str:
     if (isinstance(e, OSError) and e.errno == 28) or "No space left on device" in text:
         return str(
             KdepError(
-                f"{stage.id} ran out of disk space ({text})",
+                f"the stage ran out of disk space ({text})",
                 "room for its outputs",
                 "free space in the work dir and run again",
             )
@@ -287,14 +318,14 @@ def _sentence(e: BaseException, stage: Stage) -> str:
     if isinstance(e, MemoryError) or "can't allocate memory" in text:
         return str(
             KdepError(
-                f"{stage.id} ran out of memory ({text})",
+                f"the stage ran out of memory ({text})",
                 "memory for its outputs",
                 "run fewer stages at once (--jobs) or lower the batch size",
             )
         )
     return str(
         KdepError(
-            f"{stage.id} stopped with {type(e).__name__}: {text}",
+            f"the stage stopped with {type(e).__name__}: {text}",
             "",
             f"read the traceback at the end of its {state.LOG}",
         )

@@ -1,0 +1,154 @@
+"""Tiny stage functions and graphs for the engine's tests: real processes, real files, no torch.
+
+Every execution of a stage appends a line to `trace.log` in the work dir, so that a test can count
+what really ran.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite import execute, state
+from kdep_bench.suite.kinds import StageKind
+from kdep_bench.suite.plan import Plan, add_stage
+
+HERE = Path(__file__).resolve().parent
+KINDS: Mapping[str, StageKind] = {
+    "make": StageKind("suite_fakes:make", 1, cost=1.0, timeout=60),
+    "join": StageKind("suite_fakes:make", 1, cost=1.0, timeout=60),
+    "grow": StageKind("suite_fakes:grow", 1, resumable=True, cost=1.0, timeout=60),
+}
+FAST = execute.Options(jobs=2, cpus=2, preload="kdep_bench.suite.worker")
+
+
+def trace(out: Path, what: str) -> None:
+    with open(out.parent / "trace.log", "a") as f:
+        f.write(f"{what} {out.name} {time.time():.4f} {os.getpid()}\n")
+
+
+def make(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Sums its inputs and its own value; misbehaves as `spec['do']` says."""
+    trace(out, "begin")
+    (out / "half.bin").write_bytes(b"x" * 1000)
+    do = spec.get("do")
+    if do == "raise":
+        raise ValueError("a fault of the stage")
+    if do == "kdep":
+        raise KdepError("a wrong thing", "a right thing", "mend it")
+    if do == "once" and not (out.parent / "second-try").exists():
+        (out.parent / "second-try").touch()
+        raise ValueError("only the first time")
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "sys.exit":
+        sys.exit(0)
+    if do == "os._exit":
+        os._exit(0)
+    if do == "nan":
+        return {"value": float("nan")}
+    if do == "none":
+        return None  # type: ignore[return-value]
+    if do == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+    if do == "orphan":
+        subprocess.Popen(["sleep", "54.321"])
+    if do == "fill":
+        with open(out / "big.bin", "wb") as f:
+            for _ in range(64):
+                f.write(b"y" * (1 << 20))
+    end = time.monotonic() + float(spec.get("sleep", 0))
+    while time.monotonic() < end:
+        progress(1, 2, "sleeping")
+        time.sleep(0.02)
+    total = spec.get("value", 0) + sum(int((p / "value.txt").read_text()) for p in inputs.values())
+    (out / "value.txt").write_text(str(total))
+    (out / "half.bin").unlink()
+    progress(2, 2, "done")
+    trace(out, "end")
+    return {"value": total, "threads": int(os.environ["OMP_NUM_THREADS"])}
+
+
+def grow(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """A resumable stage: appends one line a step and continues where it was cut."""
+    trace(out, "begin")
+    steps = out / "steps.txt"
+    first = len(steps.read_text().splitlines()) if steps.exists() else 0
+    for k in range(first, spec["steps"]):
+        with open(steps, "a") as f:
+            f.write(f"{k}\n")
+        progress(k + 1, spec["steps"])
+        time.sleep(spec.get("sleep", 0.05))
+    (out / "value.txt").write_text(str(spec["steps"]))
+    trace(out, "end")
+    return {"value": spec["steps"], "resumed_at": first}
+
+
+def wrong_face(spec: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def diamond(**specs: Any) -> Plan:
+    """a -> b, c -> d; keyword `b={'do': 'raise'}` sets a stage's spec."""
+    plan = Plan("diamond")
+    a = add_stage(plan, "make", "a", {"value": 1, **specs.get("a", {})}, kinds=KINDS)
+    b = add_stage(plan, "make", "b", {"value": 10, **specs.get("b", {})}, {"x": a}, kinds=KINDS)
+    c = add_stage(plan, "make", "c", {"value": 100, **specs.get("c", {})}, {"x": a}, kinds=KINDS)
+    add_stage(plan, "join", "d", specs.get("d", {}), {"l": b, "r": c}, kinds=KINDS)
+    return plan
+
+
+def chain(length: int, width: int = 1, **spec: Any) -> Plan:
+    """`width` chains of `length` stages."""
+    plan = Plan("chain")
+    for w in range(width):
+        needs: dict[str, str] = {}
+        for k in range(length):
+            one = add_stage(plan, "make", f"w{w}k{k}", {"value": 1, **spec}, needs, kinds=KINDS)
+            needs = {"x": one}
+    return plan
+
+
+def one(plan: Plan, name: str) -> str:
+    """Id of the stage called `name`."""
+    return next(s.id for s in plan.stages.values() if s.name == name)
+
+
+def run(plan: Plan, work: Path, force: Any = None, **options: Any) -> execute.Outcome:
+    """Looks what is to do, and does it."""
+    known = state.statuses(plan, work, force=force or (lambda _: False))
+    from dataclasses import replace
+
+    return execute.run_plan(plan, work, known, replace(FAST, **options))
+
+
+def traced(work: Path, what: str = "begin") -> list[str]:
+    """Names of the stages that began (or ended), in order."""
+    path = work / "trace.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.split()[1].split("-")[1] for line in lines if line.startswith(what)]
+
+
+def main() -> None:
+    """`python suite_fakes.py WORK PLAN`: a runner to be killed. PLAN is a Python expression."""
+    work, expression = Path(sys.argv[1]), sys.argv[2]
+    plan = eval(expression)  # the test's own text
+    outcome = run(plan, work)
+    print(sorted(outcome.ran), outcome.failed, outcome.signal, flush=True)
+    sys.exit(128 + outcome.signal if outcome.signal else int(not outcome.ok))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""The local pool with real processes: order, isolation, kills, locks, faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import suite_fakes as fakes
+
+from kdep_bench.files import read_json
+from kdep_bench.suite import execute, state
+
+
+def value(plan, work: Path, name: str) -> int:
+    return read_json(work / fakes.one(plan, name) / "stage.json")["outputs"]["value"]
+
+
+def wait_for(what, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def begun_pids(work: Path) -> list[int]:
+    path = work / "trace.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [int(line.split()[3]) for line in lines if line.startswith("begin")]
+
+
+def start_runner(work: Path, expression: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(fakes.HERE / "suite_fakes.py"), str(work), expression],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_order_values_and_what_a_stage_leaves(tmp_path):
+    plan = fakes.diamond()
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok
+    assert len(outcome.ran) == 4
+    order = fakes.traced(tmp_path)
+    assert order[0] == "a"
+    assert order[-1] == "d"
+    assert value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
+    record = read_json(tmp_path / fakes.one(plan, "d") / "stage.json")
+    assert record["files"]["value.txt"][0] == 3
+    assert set(record["files"]) == {"value.txt"}
+    assert record["peak_rss"] > 1 << 20
+    assert record["environment"]["threads"] == record["outputs"]["threads"] == 1
+    assert not any(os.uname().nodename in str(v) for v in record["environment"].values())
+    assert str(tmp_path) not in (tmp_path / fakes.one(plan, "d") / "stage.json").read_text()
+
+
+def test_a_second_run_does_nothing(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok
+    assert outcome.ran == []
+    assert len(fakes.traced(tmp_path)) == 4
+
+
+def test_exactly_what_changed_runs_again(tmp_path):
+    fakes.run(fakes.diamond(), tmp_path)
+    outcome = fakes.run(fakes.diamond(b={"value": 11}), tmp_path)
+    assert sorted(i.split("-")[1] for i in outcome.ran) == ["b", "d"]
+    assert fakes.run(fakes.diamond(), tmp_path).ran == []
+
+
+def test_force_runs_a_stage_and_what_follows(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    outcome = fakes.run(plan, tmp_path, force=lambda s: s.name == "c")
+    assert sorted(i.split("-")[1] for i in outcome.ran) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("do", "says"),
+    [
+        ("raise", "ValueError: a fault of the stage"),
+        ("kdep", "a wrong thing; expected a right thing; to mend it: mend it."),
+        ("kill", "killed by SIGKILL"),
+        ("sys.exit", "sys.exit(0)"),
+        ("os._exit", "exit code 0 and no result"),
+        ("nan", "not strict JSON"),
+        ("none", "returned NoneType"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_the_rest_goes_on(tmp_path, do, says):
+    plan = fakes.diamond(b={"do": do})
+    outcome = fakes.run(plan, tmp_path)
+    b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
+    assert set(outcome.failed) == {b}
+    assert says in outcome.failed[b]
+    assert "\n" not in outcome.failed[b]
+    assert set(outcome.skipped) == {d}
+    assert b in outcome.skipped[d]
+    assert sorted(fakes.traced(tmp_path, "end")) == ["a", "c"]
+    assert read_json(tmp_path / b / "failed.json")["error"] == outcome.failed[b]
+    known = state.statuses(plan, tmp_path)
+    assert known[b].why.startswith("failed before: ")
+    assert says in known[b].why
+    if do == "raise":
+        assert "Traceback" in (tmp_path / b / "stage.log").read_text()
+
+
+def test_fail_fast_begins_nothing_more(tmp_path):
+    plan = fakes.diamond(b={"do": "raise"}, c={"sleep": 0.5})
+    outcome = fakes.run(plan, tmp_path, jobs=1, fail_fast=True)
+    assert len(outcome.failed) == 1
+    assert fakes.traced(tmp_path) == ["a", "b"]
+    assert len(outcome.skipped) == 2
+
+
+def test_retry(tmp_path):
+    assert not fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "no").ok
+    outcome = fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "yes", retry=1)
+    assert outcome.ok
+    assert fakes.traced(tmp_path / "yes").count("b") == 2
+
+
+@pytest.mark.parametrize("do", [None, "stubborn"])
+def test_timeout(tmp_path, monkeypatch, do):
+    monkeypatch.setattr(execute, "GRACE", 0.5)
+    plan = fakes.diamond()
+    b = fakes.add_stage(
+        plan, "make", "slow", {"sleep": 60, "do": do}, kinds=fakes.KINDS, timeout=0.6
+    )
+    begun = time.monotonic()
+    outcome = fakes.run(plan, tmp_path)
+    assert time.monotonic() - begun < 10
+    assert set(outcome.failed) == {b}
+    assert "stopped after 0.6 s" in outcome.failed[b]
+    assert len(outcome.ran) == 4
+    assert not any(alive(p) for p in begun_pids(tmp_path))
+
+
+def test_processes_a_stage_leaves_behind_are_ended(tmp_path):
+    assert fakes.run(fakes.diamond(a={"do": "orphan"}), tmp_path).ok
+    left = subprocess.run(["pgrep", "-f", "^sleep 54.321$"], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_wide_stages_and_jobs_share_the_cores(tmp_path):
+    plan = fakes.chain(1, width=4, sleep=0.2)
+    wide = fakes.add_stage(plan, "make", "wide", {"sleep": 0.2}, kinds=fakes.KINDS, cpus=0)
+    assert fakes.run(plan, tmp_path).ok
+    assert read_json(tmp_path / wide / "stage.json")["outputs"]["threads"] == 2
+    spans = {}
+    for line in (tmp_path / "trace.log").read_text().splitlines():
+        what, name, when, _ = line.split()
+        spans.setdefault(name, {})[what] = float(when)
+
+    def load(moment: float) -> int:
+        return sum(
+            2 if name == wide else 1 for name, s in spans.items() if s["begin"] <= moment < s["end"]
+        )
+
+    assert max(load(s["begin"]) for s in spans.values()) == 2
+
+
+def test_longest_chain_first(tmp_path):
+    plan = fakes.chain(1, width=2)
+    needs = {}
+    for k in range(3):
+        needs = {"x": fakes.add_stage(plan, "make", f"z{k}", {}, needs, kinds=fakes.KINDS)}
+    assert fakes.run(plan, tmp_path, jobs=1).ok
+    assert fakes.traced(tmp_path)[0] == "z0"
+
+
+def test_wrong_stage_functions_are_sentences(tmp_path):
+    kinds = {
+        "none": fakes.StageKind("suite_fakes:not_there"),
+        "face": fakes.StageKind("suite_fakes:wrong_face"),
+    }
+    plan = fakes.Plan("wrong")
+    a = fakes.add_stage(plan, "none", "a", {}, kinds=kinds)
+    b = fakes.add_stage(plan, "face", "b", {}, kinds=kinds)
+    failed = fakes.run(plan, tmp_path).failed
+    assert "cannot be imported" in failed[a]
+    assert "does not take" in failed[b]
+
+
+def test_a_killed_stage_begins_from_an_empty_directory_a_resumable_one_goes_on(tmp_path):
+    plan = fakes.Plan("kill")
+    fakes.add_stage(plan, "make", "plain", {"sleep": 3.0}, kinds=fakes.KINDS)
+    grow = fakes.add_stage(plan, "grow", "grown", {"steps": 40}, kinds=fakes.KINDS)
+    expression = (
+        "(p := Plan('kill'), add_stage(p, 'make', 'plain', {'sleep': 3.0}, kinds=KINDS), "
+        "add_stage(p, 'grow', 'grown', {'steps': 40}, kinds=KINDS))[0]"
+    )
+    runner = start_runner(tmp_path, expression)
+    steps = tmp_path / grow / "steps.txt"
+    wait_for(lambda: steps.exists() and steps.read_text().count("\n") > 5)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 2)
+    for pid in begun_pids(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    said, _ = runner.communicate(timeout=20)
+    assert runner.returncode == 1, said
+    assert "killed by SIGKILL" in said
+    plain = tmp_path / fakes.one(plan, "plain")
+    assert (plain / "half.bin").exists()
+    (plain / "leftover").mkdir()
+    assert fakes.run(plan, tmp_path).ok
+    assert not (plain / "leftover").exists()
+    assert read_json(tmp_path / grow / "stage.json")["outputs"]["resumed_at"] > 5
+    assert steps.read_text().splitlines() == [str(k) for k in range(40)]
+
+
+def test_kill_of_the_runner_takes_its_stages_along_and_a_rerun_completes(tmp_path):
+    expression = "diamond(b={'sleep': 30}, c={'sleep': 30})"
+    runner = start_runner(tmp_path, expression)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 3)
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: not any(alive(p) for p in begun_pids(tmp_path)), 5)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    assert fakes.traced(tmp_path).count("a") == 1
+    assert value(plan, tmp_path, "d") == 112
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly(tmp_path, number):
+    runner = start_runner(tmp_path, "diamond(b={'sleep': 30}, c={'sleep': 30})")
+    wait_for(lambda: len(begun_pids(tmp_path)) == 3)
+    begun = time.monotonic()
+    runner.send_signal(number)
+    said, _ = runner.communicate(timeout=20)
+    assert time.monotonic() - begun < 5
+    assert runner.returncode == 128 + number, said
+    assert not any(alive(p) for p in begun_pids(tmp_path))
+    plan = fakes.diamond(b={"sleep": 30}, c={"sleep": 30})
+    known = state.statuses(plan, tmp_path)
+    assert known[fakes.one(plan, "a")].done
+    assert known[fakes.one(plan, "b")].why == "begun and not finished"
+    assert not (tmp_path / fakes.one(plan, "b") / "failed.json").exists()
+
+
+def test_two_runners_do_no_stage_twice(tmp_path):
+    expression = "chain(3, width=3, sleep=0.3)"
+    runners = [start_runner(tmp_path, expression) for _ in range(2)]
+    for runner in runners:
+        said, _ = runner.communicate(timeout=60)
+        assert runner.returncode == 0, said
+    assert len(fakes.traced(tmp_path)) == 9
+    assert len(set(fakes.traced(tmp_path))) == 9
+
+
+def test_the_second_runner_takes_over_when_the_first_is_killed(tmp_path):
+    expression = "diamond(a={'sleep': 5.0})"
+    first = start_runner(tmp_path, expression)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 1)
+    second = start_runner(tmp_path, expression)
+    time.sleep(1.0)
+    assert second.poll() is None
+    first.kill()
+    first.wait()
+    said, _ = second.communicate(timeout=30)
+    assert second.returncode == 0, said
+    assert fakes.traced(tmp_path).count("a") == 2
+    assert fakes.traced(tmp_path, "end").count("a") == 1
+
+
+def test_a_moved_work_dir_still_counts(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path / "old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert fakes.run(plan, tmp_path / "new").ran == []
+
+
+def test_a_truncated_stage_json_is_not_done(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    path = tmp_path / fakes.one(plan, "c") / "stage.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    known = state.statuses(plan, tmp_path)
+    assert "not valid JSON" in known[fakes.one(plan, "c")].why
+    assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
+
+
+def test_a_flipped_bit_in_an_input_is_found_and_mended(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("99")  # same size as "11"
+    shutil.rmtree(tmp_path / fakes.one(plan, "d"))
+    outcome = fakes.run(plan, tmp_path)
+    assert "another checksum" in outcome.failed[fakes.one(plan, "d")]
+    assert fakes.run(plan, tmp_path).ok
+    assert value(plan, tmp_path, "d") == 112
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no mount here")
+    try:
+        plan = fakes.diamond(b={"do": "fill"})
+        outcome = fakes.run(plan, disk)
+        b = fakes.one(plan, "b")
+        assert b in outcome.failed  # and perhaps its neighbour, for the same cause
+        assert all("ran out of disk space" in s for s in outcome.failed.values())
+        assert (disk / fakes.one(plan, "a") / "stage.json").exists()
+        assert not (disk / b / "stage.json").exists()
+        good = fakes.diamond()
+        shutil.rmtree(disk / b)  # room again
+        assert fakes.run(good, disk).ok
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_start_overhead_after_the_first(tmp_path):
+    plan = fakes.chain(6)
+    assert fakes.run(plan, tmp_path).ok
+    starts = [read_json(tmp_path / i / "stage.json")["start_s"] for i in list(plan.stages)[1:]]
+    assert max(starts) < 0.3
+
+
+def test_only_and_force_patterns(tmp_path):
+    plan = fakes.diamond()
+    chosen = execute.select_stages(plan, ["make-b*"])
+    assert chosen == {fakes.one(plan, "a"), fakes.one(plan, "b")}
+    with pytest.raises(Exception, match="matches no stage"):
+        execute.select_stages(plan, ["nothing"])
+    assert execute.select_stages(plan, []) is None
