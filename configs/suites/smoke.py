@@ -13,10 +13,10 @@ suite = dict(
     tasks=["smoke_probe", "smoke_finetune", "smoke_photos", "smoke_det", "smoke_seg"],
     shares=[1.0],
     budget=dict(
-        epochs=1,
+        epochs=2,
         views=1,
         batch=64,
-        optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4),
+        optimizer=dict(type="SGD", lr=0.5, momentum=0.9, weight_decay=5e-4),
         schedule="cosine",
         warmup=0.1,
     ),
