@@ -1,0 +1,42 @@
+# Everything a newcomer needs: `make pocket` runs the main job, `make test` passes the tests.
+PYTHON ?= python3.11
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: pocket smoke pocket-full test check unit e2e install clean
+
+pocket: install
+	$(PY) tools/run_suite.py configs/suites/pocket.py
+
+smoke: install
+	$(PY) tools/run_suite.py configs/suites/smoke.py
+
+pocket-full: install
+	$(PY) tools/run_suite.py configs/suites/pocket_full.py
+
+test: install check
+	$(PY) -m pytest
+
+check: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m basedpyright --pythonpath $(PY)
+
+unit: install
+	$(PY) -m pytest -m "not e2e"
+
+e2e: install
+	$(PY) -m pytest -m e2e
+
+install: $(VENV)/.installed
+
+# --no-deps: the lock is complete, and resolving would bring the GUI build of OpenCV (see the lock).
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --no-deps -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) work_dirs
