@@ -164,6 +164,7 @@ def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
         f"from {scope}.registry import MODELS, {own[0]}\n"
         "net = MODELS.build(dict(type='mmpretrain.ResNet', depth=18, base_channels=8,\n"
         "    stem_channels=8))\n"
+        "net.init_weights()\n"
         f"print(type(net).__module__, {own[0]}.get({own[1]!r}) is not None)",
         PYTHONWARNINGS="default",
     )

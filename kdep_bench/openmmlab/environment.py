@@ -204,6 +204,7 @@ def setup(scope: str, *, switch: bool = False) -> None:
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
     _import_toolkit(scope)
+    _quiet_default_logger()
     _set_default_scope(scope)
     _scope = scope
 
@@ -219,6 +220,13 @@ def _import_toolkit(scope: str) -> None:
         ) from e
     for module in _MODULES[scope]:
         importlib.import_module(module)
+
+
+def _quiet_default_logger() -> None:
+    """Without a Runner `init_weights` prints a paragraph for every tensor; warnings still come."""
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance("mmengine", log_level="WARNING").setLevel("WARNING")
 
 
 def _set_default_scope(scope: str) -> None:
