@@ -64,7 +64,8 @@ def train(
 
     Returns the trained model and its loss curve [[step, loss], ...].
     """
-    openmmlab.setup("mmpretrain")
+    if openmmlab.current_scope() is None:
+        openmmlab.setup("mmpretrain")
     hook = openmmlab.ProgressHook(progress)
     runner = openmmlab.build_runner(
         Config(config), work_dir=work_dir, seed=seed, hooks=[hook], resume=True

@@ -25,7 +25,8 @@ def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
     `more` overrides backbone arguments (`out_indices`, `init_cfg`, ...). Randomness comes from
     torch's global generator: seed it first.
     """
-    openmmlab.setup("mmpretrain")
+    if openmmlab.current_scope() is None:  # every scope has mmpretrain's models
+        openmmlab.setup("mmpretrain")
     from mmpretrain.registry import MODELS
 
     net = MODELS.build({**student["backbone"], **more})
