@@ -21,5 +21,5 @@ suite = dict(
         warmup=0.05,
     ),
     seeds=dict(pretrain=[0], transfer=[0, 1, 2]),
-    claims=[],
+    claims=["kdep_beats_scratch", "kdep_beats_supervised"],
 )

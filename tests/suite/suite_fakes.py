@@ -17,6 +17,7 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import execute, state
+from kdep_bench.suite.kinds import KINDS as REAL_KINDS
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.plan import Plan, add_stage
 
@@ -96,6 +97,46 @@ def grow(
     return {"value": spec["steps"], "resumed_at": first}
 
 
+def pretend(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Any stage of the true graph, with outputs of the true form and made-up content."""
+    trace(out, "begin")
+    kind = out.name.partition("-")[0]
+    (out / "made.txt").write_text(kind)
+    if kind == "transfer":
+        if (out.parent / "break-transfers").exists():
+            raise KdepError("a broken transfer", "a whole one", "mend it")
+        (out / "shown.png").write_bytes(b"png")
+        return {
+            "value": 0.25 + 0.01 * spec["seed"],
+            "metric": spec["task"]["metric"],
+            "metrics": {spec["task"]["metric"]: 0.25},
+            "per_class": {"x": 0.5},
+            "gate": {"coverage": 1.0, "matched": 3, "missing": [], "unexpected": []},
+            "chance": 0.125,
+            "curves": {"loss": [[k, 1.0 / (k + 1)] for k in range(1000)]},
+            "pictures": ["shown.png"],
+            "notes": [],
+        }
+    return {
+        "prepare": {"fingerprint": "f" * 64, "source": "debian+pip"},
+        "cache": {"teacher": {"name": "t", "checksum": "c" * 64, "width": 1280}, "bytes": 1000},
+        "align": {"energy_kept": 0.9, "std_ratio_before": 5.0, "std_ratio_after_svd": 8.0},
+        "pretrain": {
+            "images": 10,
+            "images_seen": 20,
+            "steps": 2,
+            "epochs": 2.0,
+            "views": 1,
+            "images_per_s": 3.0,
+            "std_ratio_after_transform": 2.0,
+            "curves": {"pretrain_loss": [[1, 0.5]]},
+        },
+        "export": {"parameters": 7},
+    }.get(kind, {})
+
+
 def wrong_face(spec: dict[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -139,6 +180,9 @@ def traced(work: Path, what: str = "begin") -> list[str]:
     path = work / "trace.log"
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.split()[1].split("-")[1] for line in lines if line.startswith(what)]
+
+
+PRETEND = {kind: StageKind("suite_fakes:pretend", cost=0.1, timeout=60) for kind in REAL_KINDS}
 
 
 def main() -> None:

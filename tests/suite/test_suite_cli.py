@@ -1,0 +1,83 @@
+"""tools/run_suite.py: speed without torch, exit codes, one sentence for a bad config."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPO / "tools" / "run_suite.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["smoke", "--dry-run"], ["pocket", "--dry-run"], ["--list", "tasks"]]
+)
+def test_answers_in_a_moment_without_torch(arguments, tmp_path):
+    if "--dry-run" in arguments:
+        arguments = [*arguments, "--work-dir", str(tmp_path / "w")]
+    code = (
+        "import sys, time, resource; from kdep_bench.suite.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "u = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('CPU', u.ru_utime + u.ru_stime, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    _, cpu, torch = said.stdout.splitlines()[-1].split()
+    assert torch == "False"
+    assert float(cpu) < 1.5  # CPU seconds: the bar is wall time, on a machine of one's own
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_dry_run_lists_every_stage_and_why(tmp_path):
+    said = run("smoke", "--dry-run", "--work-dir", str(tmp_path)).stdout
+    assert "run   prepare-smoke-" in said
+    assert "never run" in said
+    assert "upstream prepare-smoke-" in said
+    assert "25 stages, 0 done, 25 to run" in said
+    some = run("smoke", "--dry-run", "--only", "scratch", "--work-dir", str(tmp_path)).stdout
+    assert "supervised" not in some
+    assert "prepare-smoke-" in some
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pockt"], "did you mean pocket"),
+        (["no/such/file.py"], "does not exist"),
+        (["smoke", "--only", "nonsense"], "matches no stage"),
+        (["smoke", "--force", "nonsense"], "matches no stage"),
+        (["smoke", "--jobs", "0"], "--jobs is 0"),
+    ],
+)
+def test_a_bad_call_is_one_sentence_and_code_2(arguments, says, tmp_path):
+    said = run(*arguments, "--work-dir", str(tmp_path))
+    assert said.returncode == 2
+    assert says in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_a_broken_config_is_one_sentence_and_code_2(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("suite = dict(name='x', data='smoke', studnets=['resnet18_w32'])\n")
+    said = run(str(path))
+    assert said.returncode == 2
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_help_wall_time():
+    begun = time.monotonic()
+    assert run("--help").returncode == 0
+    assert time.monotonic() - begun < 1.5

@@ -1,0 +1,144 @@
+"""Records out of chains of real stage directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import suite_fakes as fakes
+from test_suite_config import build
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results import record as records
+from kdep_bench.suite.collect import CURVE_POINTS, collect
+from kdep_bench.suite.plan import build_plan
+
+
+def world(tmp_path: Path, **change):
+    suite = build(**change)
+    return suite, build_plan(suite, fakes.PRETEND), tmp_path / "work", tmp_path / "results"
+
+
+def of(results: Path, method: str, seed: int = 0) -> records.Record:
+    found = [records.load(p) for p in (results / "records").glob("*.json")]
+    return next(r for r in found if r.arm.method == method and r.seed.transfer == seed)
+
+
+def test_a_record_tells_what_its_chain_did(tmp_path):
+    suite, plan, work, results = world(tmp_path, methods=["kdep", "supervised", "scratch"])
+    assert fakes.run(plan, work).ok
+    said = collect(suite, plan, work, results)
+    assert {k: said[k] for k in ("ok", "failed", "missing", "written")} == {
+        "ok": 6,
+        "failed": 0,
+        "missing": 0,
+        "written": 6,
+    }
+    kdep = of(results, "kdep", 1)
+    assert kdep.value == 0.26
+    assert kdep.arm.label_policy == "label-free"
+    assert kdep.teacher is not None
+    assert kdep.teacher.checksum == "c" * 64
+    assert kdep.align is not None
+    assert kdep.align.std_ratio_after_transform == 2.0
+    assert kdep.student.params == 7
+    assert kdep.data.fingerprint == "f" * 64
+    assert kdep.cost.cache_bytes == 1000
+    assert kdep.cost.pretrain_s is not None
+    assert set(kdep.stages) == {
+        "prepare", "views", "cache", "align", "pretrain", "export", "transfer"
+    }  # fmt: skip
+    assert len(kdep.curves["loss"]) == CURVE_POINTS
+    assert kdep.curves["loss"][-1][0] == 999
+    assert (results / kdep.pictures[0]).read_bytes() == b"png"
+    assert of(results, "supervised").teacher is None
+    assert of(results, "supervised").arm.label_policy == "labels"
+    assert of(results, "scratch").arm.label_policy == "none"
+    assert (results / "leaderboard.md").exists()
+
+
+def test_nothing_new_writes_nothing(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()}
+    said = collect(suite, plan, work, results)
+    assert said["written"] == 0
+    assert "report" not in said
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()} == before
+
+
+def test_the_cache_is_charged_by_share(tmp_path):
+    suite, plan, work, results = world(tmp_path, shares=[1.0, 0.1], methods=["kdep"])
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    found = [records.load(p) for p in (results / "records").glob("*.json")]
+    assert {r.cost.cache_bytes for r in found if r.data.share == 0.1} == {100}
+    assert {r.cost.cache_bytes for r in found if r.data.share == 1.0} == {1000}
+
+
+def test_missing_and_failed_cells_are_records_too(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    said = collect(suite, plan, work, results)
+    assert said["missing"] == 4
+    work.mkdir(exist_ok=True)
+    (work / "break-transfers").touch()
+    outcome = fakes.run(plan, work)
+    said = collect(suite, plan, work, results, outcome.failed)
+    assert said["failed"] == 4
+    assert (
+        of(results, "kdep").error == "a broken transfer; expected a whole one; to mend it: mend it."
+    )
+    (work / "break-transfers").unlink()
+    assert fakes.run(plan, work).ok
+    assert collect(suite, plan, work, results)["ok"] == 4
+
+
+def test_an_upstream_failure_is_named(tmp_path):
+    suite, plan, work, results = world(tmp_path, methods=["kdep"])
+    cache = next(i for i in plan.stages if i.startswith("cache-"))
+    said = collect(suite, plan, work, results, {cache: "no teacher."})
+    assert said["failed"] == 2
+    assert of(results, "kdep").error == "cache failed: no teacher."
+
+
+def test_a_pruned_work_dir_takes_no_result_away(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    said = collect(suite, plan, tmp_path / "elsewhere", results)
+    assert said["ok"] == 4
+    assert said["written"] == 0
+
+
+def test_records_of_cells_no_longer_planned_are_set_aside(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    suite, plan, work, results = world(tmp_path, methods=["scratch"])
+    collect(suite, plan, work, results)
+    assert len(list((results / "records").glob("*.json"))) == 2
+    assert len(list((results / "superseded").glob("*.json"))) == 2
+
+
+def test_a_truncated_record_is_written_anew(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    path = next((results / "records").glob("*.json"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert collect(suite, plan, work, results)["written"] == 1
+    assert path.read_bytes() == whole
+
+
+def test_a_picture_outside_its_stage_is_refused(tmp_path):
+    from kdep_bench.suite.collect import _copy_pictures
+
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    bad = of(results, "kdep")
+    bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
+    with pytest.raises(KdepError, match="outside its directory"):
+        _copy_pictures(bad, work / bad.id, results)

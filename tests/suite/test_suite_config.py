@@ -1,0 +1,123 @@
+"""Suite configs: resolution by name, overrides, and every refusal a sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite import config
+
+GOOD: dict[str, Any] = {
+    "name": "tiny",
+    "data": "smoke",
+    "teacher": "efficientnet_lite0",
+    "students": ["resnet18_w32"],
+    "methods": ["kdep", "scratch"],
+    "tasks": ["smoke_probe"],
+    "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+    "seeds": {"pretrain": [0], "transfer": [0, 1]},
+}
+
+
+def build(**change: Any) -> config.Suite:
+    return config.build_suite({**GOOD, **change})
+
+
+def refusal(**change: Any) -> str:
+    with pytest.raises(KdepError) as e:
+        build(**change)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("name", config.names("suite"))
+def test_every_suite_of_the_repository_is_valid(name):
+    assert config.load_suite(name).name == name
+
+
+def test_references_are_resolved_and_classes_become_strings():
+    suite = build()
+    objective = suite.methods[0]["objective"]
+    assert objective["type"] == "kdep_bench.objectives.feature_regression.FeatureRegression"
+    assert suite.students[0]["width"] == 256
+    assert suite.teachers["resnet18_w32"]["name"] == "efficientnet_lite0"
+
+
+def test_overrides_are_merged_and_a_slip_in_one_is_refused():
+    suite = build(methods=[{"base": "kdep", "name": "kdep_T1", "transform": {"T": 1.0}}])
+    assert suite.methods[0]["transform"] == {**build().methods[0]["transform"], "T": 1.0}
+    said = refusal(methods=[{"base": "kdep", "transform": {"t": 1.0}}])
+    assert "did you mean T" in said or "'t'" in said
+    replaced = build(methods=[{"base": "kdep", "transform": {"_delete_": True, "type": "x.Y"}}])
+    assert replaced.methods[0]["transform"] == {"type": "x.Y"}
+    assert "labels_used" in refusal(methods=[{"base": "kdep", "labels_usd": True}])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"metods": ["kdep"]}, "did you mean methods"),
+        ({"budget": {**GOOD["budget"], "epoch": 3}}, "did you mean epochs"),
+        ({"seeds": {"pretrain": [0], "tranfer": [0]}}, "transfer"),
+        ({"methods": ["kdpe"]}, "did you mean kdep"),
+        ({"students": []}, "students"),
+        ({"tasks": "smoke_probe"}, "valid list"),
+        ({"budget": {**GOOD["budget"], "epochs": "three"}}, "valid number"),
+        ({"budget": {**GOOD["budget"], "batch": 0}}, "greater than or equal to 1"),
+        ({"methods": ["kdep", "kdep"]}, "more than once"),
+        ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
+        ({"seeds": {"pretrain": [0, 0], "transfer": [0]}}, "pretrain seed 0 more than once"),
+        ({"seeds": {"pretrain": [0], "transfer": [0, 1], "pairs": "diagonal"}}, "as many"),
+        ({"seeds": {"pretrain": [0], "transfer": [0], "pairs": "diagnal"}}, "diagonal"),
+        ({"shares": [0.0]}, "more than 0"),
+        ({"shares": [1.0, 1.0]}, "more than once"),
+        ({"name": "../escape"}, "cannot be a file name"),
+        ({"methods": [{"base": "kdep", "name": "a/b"}]}, "cannot be a file name"),
+        ({"methods": [{"base": "kdep", "name": "k" * 60}]}, "at most 48"),
+        ({"methods": [{"base": "../../x"}]}, "unknown method config"),
+        ({"methods": [{"name": "kdep"}]}, "neither a name nor a dict"),
+        ({"teacher": {"resnet18_w23": "efficientnet_lite0"}}, "did you mean resnet18_w32"),
+        ({"methods": [{"base": "kdep", "needs": ["logit"]}]}, "did you mean logits"),
+    ],
+)
+def test_a_bad_suite_is_one_sentence(change, says):
+    assert says in refusal(**change)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(KdepError, match="no 'budget'"):
+        config.build_suite({k: v for k, v in GOOD.items() if k != "budget"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("suite = dict(", "cannot be read"),
+        ("raise SystemError('no')", "cannot be read"),
+        ("suites = dict()", "defines no dict named 'suite'"),
+        ("suite = dict(name=lambda: 1)", "not plain data"),
+        ("suite = dict(name=float('nan'))", "not plain data"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text, says):
+    path = tmp_path / "s.py"
+    path.write_text(text)
+    with pytest.raises(KdepError, match=says):
+        config.load_suite(path)
+    with pytest.raises(KdepError, match="does not exist"):
+        config.load_suite(tmp_path / "other.py")
+
+
+def test_reading_configs_imports_no_torch():
+    code = (
+        "import sys; from kdep_bench.suite import cli, collect, config, execute, plan, progress\n"
+        "plan.build_plan(config.load_suite('pocket'))\n"
+        "print([m for m in ('torch', 'mmdet', 'mmcv') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

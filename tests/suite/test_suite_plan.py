@@ -1,0 +1,163 @@
+"""The graph: what is shared, what an id depends on, and what is refused."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+
+import pytest
+from test_suite_config import build
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import safe_name
+from kdep_bench.suite.config import Suite
+from kdep_bench.suite.plan import Plan, build_plan
+
+
+def kinds(plan: Plan) -> Counter:
+    return Counter(s.kind for s in plan.stages.values())
+
+
+def changed(a: Plan, b: Plan) -> set[str]:
+    return {s.kind for i, s in b.stages.items() if i not in a.stages}
+
+
+def test_the_true_graph_and_what_is_shared():
+    plan = build_plan(build(methods=["kdep", "svd", "supervised", "scratch"]))
+    assert kinds(plan) == {
+        "prepare": 1,
+        "views": 1,
+        "cache": 1,
+        "align": 1,  # kdep and svd differ in the transform alone
+        "pretrain": 5,  # scratch: one initialisation a transfer seed
+        "export": 5,
+        "transfer": 8,
+    }
+    seen: set[str] = set()
+    for stage in plan.stages.values():  # upstream first
+        assert set(stage.needs.values()) <= seen
+        assert safe_name(stage.id) == stage.id
+        seen.add(stage.id)
+    by_name = {s.name: s for s in plan.stages.values() if s.kind == "pretrain"}
+    assert set(by_name["resnet18_w32.kdep.s0"].needs) == {"views", "cache", "align"}
+    assert set(by_name["resnet18_w32.supervised.s0"].needs) == {"views", "prepare"}
+    assert not by_name["resnet18_w32.scratch.s0"].needs
+
+
+def test_a_label_free_arm_is_never_given_the_labels():
+    plan = build_plan(build())
+    for stage in plan.stages.values():
+        if stage.kind == "pretrain" and not stage.spec["method"]["labels_used"]:
+            assert "prepare" not in stage.needs
+
+
+def test_changing_T_touches_pretraining_and_its_transfers_alone():
+    one = build_plan(build())
+    two = build_plan(build(methods=[{"base": "kdep", "transform": {"T": 0.3}}, "scratch"]))
+    assert changed(one, two) == {"pretrain", "export", "transfer"}
+    assert kinds(two) == kinds(one)
+    new = [s for i, s in two.stages.items() if i not in one.stages]
+    assert all("kdep" in s.name for s in new)
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds_changed"),
+    [
+        ({"claims": ["kdep_beats_scratch"]}, set()),
+        ({"about": "other"}, set()),
+        ({"runtime": {"cpus": {"transfer": 2}, "timeout": {"cache": 5.0}}}, set()),
+        ({"methods": [{"base": "kdep", "source": "elsewhere"}, "scratch"]}, set()),
+        ({"tasks": [{"base": "smoke_probe", "recipe": {"max_iter": 5}}]}, {"transfer"}),
+        (
+            {"budget": {"epochs": 2, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}},
+            {"pretrain", "export", "transfer"},
+        ),
+        (
+            {
+                "budget": {
+                    "epochs": 1,
+                    "batch": 8,
+                    "views": 2,
+                    "optimizer": {"type": "SGD", "lr": 0.1},
+                }
+            },
+            {"views", "cache", "align", "pretrain", "export", "transfer"},
+        ),
+    ],
+)
+def test_what_a_change_touches(change, kinds_changed):
+    assert changed(build_plan(build()), build_plan(build(**change))) == kinds_changed
+
+
+def test_shares_and_seeds():
+    plan = build_plan(build(shares=[1.0, 0.1], seeds={"pretrain": [0, 1], "transfer": [0, 1]}))
+    count = kinds(plan)
+    assert count["views"] == count["cache"] == 1  # a share is a subset of the one cache
+    assert count["align"] == 2
+    kdep = [c for c in plan.cells if c.method["name"] == "kdep"]
+    scratch = [c for c in plan.cells if c.method["name"] == "scratch"]
+    assert len(kdep) == 2 * 2 * 2
+    assert len(scratch) == 2 * 2  # saw no image of any share: once
+    assert {c.share for c in scratch} == {1.0}
+    assert len({c.chain["pretrain"] for c in scratch}) == 4
+    assert len({c.id for c in plan.cells}) == len(plan.cells)
+
+
+def test_diagonal_seeds():
+    plan = build_plan(build(seeds={"pretrain": [0, 1], "transfer": [5, 6], "pairs": "diagonal"}))
+    pairs = {(c.pretrain_seed, c.transfer_seed) for c in plan.cells}
+    assert pairs == {(0, 5), (1, 6)}
+
+
+def test_a_method_for_other_students_is_not_planned():
+    plan = build_plan(build(methods=["kdep", "imagenet"]))
+    assert {c.method["name"] for c in plan.cells} == {"kdep"}
+    with pytest.raises(KdepError, match="plans no run at all"):
+        build_plan(build(methods=["imagenet"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"teacher": None}, "needs a teacher"),
+        ({"methods": [{"base": "kdep", "needs": ["labels", "pooled"]}]}, "labels_used=False"),
+        ({"methods": [{"base": "scratch", "align": {"type": "svd"}}]}, "both or neither"),
+        ({"runtime": {"cpus": {"pretran": 1}}}, "did you mean pretrain"),
+    ],
+)
+def test_impossible_pairs_fail_when_planned(change, says):
+    with pytest.raises(KdepError, match=says):
+        build_plan(build(**change))
+
+
+def test_a_student_wider_than_its_teacher_needs_a_policy():
+    suite = build()
+    narrow = {"name": "narrow", "width": 128}
+    suite = suite.model_copy(update={"teachers": {"resnet18_w32": narrow}})
+    with pytest.raises(KdepError, match="256 wide and the teacher 'narrow' 128"):
+        build_plan(suite)
+
+
+def test_logits_from_a_teacher_without_any():
+    suite = build(methods=[{"base": "kdep", "needs": ["logits"]}])
+    mute = {"name": "mute", "has_logits": False}
+    with pytest.raises(KdepError, match="has none"):
+        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": mute}}))
+
+
+def ten_thousand() -> Suite:
+    seeds = {"pretrain": list(range(25)), "transfer": list(range(25))}
+    tasks = [{"base": "pocket_det", "name": f"det{k}"} for k in range(8)]
+    return build(tasks=tasks, seeds=seeds, methods=["kdep", "svd"], shares=[1.0])
+
+
+def test_planning_10000_stages_is_fast_and_small():
+    suite = ten_thousand()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.process_time()
+    plan = build_plan(suite)
+    spent = time.process_time() - begun
+    assert len(plan.stages) > 10_000
+    assert spent < 2.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10

@@ -1,0 +1,113 @@
+"""What stage directories say: done, damaged, changed, and why something would run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import suite_fakes as fakes
+
+from kdep_bench.files import read_json, write_json
+from kdep_bench.suite import state
+
+
+def why(plan, work, name: str, **how) -> str:
+    return state.statuses(plan, work, **how)[fakes.one(plan, name)].why
+
+
+def test_reasons(tmp_path):
+    plan = fakes.diamond()
+    assert why(plan, tmp_path, "a") == "never run"
+    assert why(plan, tmp_path, "b") == f"upstream {fakes.one(plan, 'a')} will run"
+    fakes.run(plan, tmp_path)
+    assert why(plan, tmp_path, "a") == "done"
+    other = fakes.diamond(a={"value": 2})
+    assert why(other, tmp_path, "a") == "spec changed: value 1 -> 2"
+    assert why(other, tmp_path, "b") == f"upstream {fakes.one(other, 'a')} will run"
+    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("long")
+    assert "4 bytes instead of 2" in why(plan, tmp_path, "b")
+    (tmp_path / fakes.one(plan, "b") / "value.txt").unlink()
+    assert "value.txt is gone" in why(plan, tmp_path, "b")
+
+
+def test_another_version_and_other_source_are_reported(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    path = tmp_path / fakes.one(plan, "a") / "stage.json"
+    record = read_json(path)
+    write_json(path, {**record, "code": "0123456789abcdef"})
+    assert "other source code" in why(plan, tmp_path, "a")
+    assert state.statuses(plan, tmp_path)[fakes.one(plan, "a")].done
+    write_json(path, {**record, "version": 0})
+    assert why(plan, tmp_path, "a") == "stage version 0 -> 1"
+
+
+def test_checksums_are_checked_on_request(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    (tmp_path / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    assert why(plan, tmp_path, "c") == "done"
+    assert "another checksum" in why(plan, tmp_path, "c", verify=True)
+
+
+def test_what_nothing_needs_any_more_is_not_made_again(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    shutil.rmtree(tmp_path / fakes.one(plan, "a"))
+    status = state.statuses(plan, tmp_path)[fakes.one(plan, "a")]
+    assert not status.run
+    assert "not needed" in status.why
+    assert fakes.run(plan, tmp_path).ran == []
+
+
+def test_every_cut_of_a_stage_json_counts_as_not_done(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    stage = plan.stages[fakes.one(plan, "d")]
+    path = tmp_path / stage.id / "stage.json"
+    whole = path.read_bytes()
+    for cut in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:cut])
+        assert state.finished(stage, tmp_path)[0] is None
+    for key in json.loads(whole):
+        kept = {k: v for k, v in json.loads(whole).items() if k != key}
+        path.write_text(json.dumps(kept))
+        if key in ("schema", "id", "version", "files", "outputs", "spec", "needs", "environment"):
+            assert state.finished(stage, tmp_path)[0] is None
+    path.write_bytes(whole)
+    assert state.finished(stage, tmp_path)[0] is not None
+
+
+def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "LISTED_FILES", 5)
+    out = tmp_path / "stage"
+    for k in range(12):
+        (out / "tree").mkdir(parents=True, exist_ok=True)
+        (out / "tree" / f"{k:02d}").write_text("x" * k)
+    (out / "manifest.json").write_text("{}")
+    files, rest = state.take_stock(out)
+    assert len(files) == 5
+    assert "manifest.json" in files
+    assert rest is not None
+    assert rest["count"] == 8
+    record = {"files": files, "rest": rest}
+    assert state._misfit(out, record, checksums=True) is None
+    (out / "tree" / "11").unlink()
+    assert "not listed" in (state._misfit(out, record, checksums=True) or "")
+
+
+def test_differences_are_readable():
+    old, new = {"a": {"b": 1, "c": [1]}, "gone": 1}, {"a": {"b": 2, "c": [1]}, "new": 1}
+    assert state.differences(old, new) == ["a.b 1 -> 2", "gone dropped", "new added"]
+
+
+def test_the_lock_is_exclusive_and_names_its_owner(tmp_path):
+    one, two = state.StageLock(tmp_path, "x"), state.StageLock(tmp_path, "x")
+    assert not two.held_elsewhere()
+    assert one.take()
+    assert not two.take()
+    assert two.held_elsewhere()
+    assert two.owner().isdigit()
+    one.free()
+    assert two.take()
+    two.free()
