@@ -1,4 +1,4 @@
-"""Export: the plain backbone out of a pre-training checkpoint, proven whole, stripped of the rest."""
+"""Export: the plain backbone out of a pre-training checkpoint, proven whole, without the rest."""
 
 from __future__ import annotations
 

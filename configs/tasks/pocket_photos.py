@@ -1,6 +1,6 @@
-"""Linear probe on 255 real photographs, 7 classes: stratified 5-fold, repetition = transfer seed.
+"""Linear probe on 178 real photographs, 6 classes: stratified 5-fold, repetition = transfer seed.
 
-Chance is the share of the commonest class (buildings, 76 of 255); the record holds the measured one.
+Chance is the share of the commonest class (57 animals of 178); the record holds the measured one.
 """
 
 task = dict(
@@ -11,7 +11,7 @@ task = dict(
     split="folds",
     metric="top1",
     direction="max",
-    chance=0.298,
+    chance=0.320,
     recipe=dict(
         folder="photos",
         protocol="folds",

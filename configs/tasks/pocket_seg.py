@@ -1,4 +1,8 @@
-"""Segmentation of 8 classes and the scene behind them (Cityscapes layout): PSPNet at stride 8."""
+"""Segmentation of 8 classes and the scene behind them (Cityscapes layout): PSPNet at stride 8.
+
+Chance is the mIoU of naming the scene everywhere; the record holds the measured one. About 75 s on
+one core for the half-width ResNet-18.
+"""
 
 from mmengine.config import read_base
 
@@ -13,7 +17,7 @@ task = dict(
     split="test",
     metric="mIoU",
     direction="max",
-    chance=0.0,
+    chance=0.09,
     recipe=dict(
         folder="cityscapes",
         model=model,
@@ -41,8 +45,8 @@ task = dict(
         ),
         scale=(160, 120),
         resize_ratio=(0.75, 1.5),
-        crop=(112, 144),
-        iters=300,
+        crop=(96, 128),
+        iters=240,
         batch=8,
         lr=0.02,
         head_lr_mult=10,

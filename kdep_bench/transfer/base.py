@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,6 @@ from kdep_bench.errors import KdepError
 # ImageNet statistics, RGB, 0..255: the same in pre-training and in every transfer.
 MEAN = [123.675, 116.28, 103.53]
 STD = [58.395, 57.12, 57.375]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 CURVE_POINTS = 100
 
 ProgressFn = Callable[..., None]
@@ -70,6 +69,14 @@ class Task(ABC):
                 f"the recipe of task {self.name} lacks: {', '.join(sorted(lacking))}",
                 "all its numbers stated",
                 "add them to the task config",
+            )
+
+        iters, warmup = self.recipe.get("iters"), self.recipe.get("warmup")
+        if iters is not None and warmup is not None and not 0 < warmup < iters:
+            raise KdepError(
+                f"the recipe of task {self.name} warms up for {warmup} of {iters} steps",
+                "at least 1 step of warm-up, and fewer than iters",
+                "change warmup or iters in the task config",
             )
 
     @abstractmethod
@@ -138,7 +145,10 @@ class Task(ABC):
 
 
 class MMTask(Task):
-    """A task trained and tested by the mm Runner."""
+    """A task trained and tested by the mm Runner.
+
+    A metric `constant_<metric>`, where the task measures one, replaces the config's `chance`.
+    """
 
     @abstractmethod
     def check_data(self, data_root: Path) -> None:
@@ -209,6 +219,7 @@ class MMTask(Task):
             images_per_s=runner.iter * cfg.train_dataloader.batch_size / max(train_s, 1e-9),
             notes=notes,
             pictures=self.draw(runner, out) if seed == 0 else [],
+            chance=metrics.get(f"constant_{self.metric}"),
         )
 
 
@@ -401,34 +412,6 @@ class reading_images:
             ) from error
 
 
-def check_images(paths: Iterable[Path]) -> int:
-    """Decodes every image once; returns how many.
-
-    mm's decoder fills a truncated JPEG with grey and says nothing, so this uses PIL, which
-    refuses it.
-
-    Raises:
-        KdepError: for the first unreadable image, or when there is none.
-    """
-    from PIL import Image
-
-    count = 0
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as e:
-            raise KdepError(
-                f"the image {path} is unreadable ({e})",
-                "a whole image file",
-                "prepare the data again",
-            ) from None
-        count += 1
-    if not count:
-        raise KdepError("there is no image to read", "at least one", "prepare the data again")
-    return count
-
-
 def class_folders(root: Path) -> list[str]:
     """Sorted names of the class folders under `root`; KdepError when there are fewer than two."""
     if not root.is_dir():
@@ -441,8 +424,3 @@ def class_folders(root: Path) -> list[str]:
             f"{root} has {len(names)} class folders", "two at least", "prepare the data again"
         )
     return names
-
-
-def images_under(root: Path) -> list[Path]:
-    """Every image file below `root`, sorted."""
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

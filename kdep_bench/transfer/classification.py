@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdep_bench.data.checks import check_image_folder
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
@@ -82,7 +83,7 @@ def _cfg(
     work_dir: Path,
     recipe: Mapping[str, Any],
 ) -> Any:
-    """The mm Config of an ImageClassifier over folders `root/splits[role]`, roles train and test."""
+    """The mm Config of a classifier over folders `root/splits[role]`, roles train and test."""
     from mmengine import Config
 
     classes = base.class_folders(root / splits["train"])
@@ -98,7 +99,7 @@ def _cfg(
         val_cfg=None,
         val_evaluator=None,
         test_dataloader=base.loader(test, recipe["test_batch"], train=False),
-        test_cfg=dict(),
+        test_cfg=dict(type="TestLoop"),
         test_evaluator=[
             dict(type="Accuracy", topk=(1,)),
             dict(type="SingleLabelMetric", items=("recall",), average=None),
@@ -118,18 +119,13 @@ def _cfg(
 
 
 def _check_folders(root: Path, splits: Sequence[str]) -> list[str]:
-    """The class names, equal in every split, every image readable."""
+    """The class names, equal in every split; every image is decoded once.
+
+    mm's decoder fills a truncated JPEG with grey and says nothing; the check refuses it.
+    """
     classes = base.class_folders(root / splits[0])
     for split in splits:
-        if (got := base.class_folders(root / split)) != classes:
-            odd = sorted(set(got) ^ set(classes))
-            raise KdepError(
-                f"the class folders of {root / split} and {splits[0]} differ in {', '.join(odd)}",
-                "the same classes in every split",
-                "prepare the data again",
-            )
-        for name in classes:
-            base.check_images(base.images_under(root / split / name))
+        check_image_folder(root / split, classes)
     return classes
 
 
@@ -141,8 +137,10 @@ class FineTune(MMTask):
 
     scope: ClassVar[str] = "mmpretrain"
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        "folder epochs batch test_batch lr head_lr_mult momentum weight_decay clip_norm "
-        "crop_scale frozen_stages norm_eval".split()
+        (
+            *("folder", "epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
+            *("weight_decay", "clip_norm", "crop_scale", "frozen_stages", "norm_eval"),
+        )
     )
 
     def build_cfg(
@@ -184,7 +182,10 @@ class LinearProbe(Task):
 
     scope: ClassVar[str] = "mmpretrain"
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        "folder protocol batch c_grid max_iter train_share folds inner_folds".split()
+        (
+            *("folder", "protocol", "batch", "c_grid", "max_iter"),
+            *("train_share", "folds", "inner_folds"),
+        )
     )
 
     def build_cfg(
@@ -246,7 +247,7 @@ class LinearProbe(Task):
         progress(len(splits), len(splits) + 1, "fitting")
         start = time.perf_counter()
         if folds:
-            truth, guess, curve, notes = self._fit_folds(*sets["."], seed)
+            truth, guess, curve, notes = self._fit_folds(sets["."], seed)
         else:
             truth, guess, curve, notes = self._fit_split(sets, seed)
         fit_s = time.perf_counter() - start
@@ -286,9 +287,10 @@ class LinearProbe(Task):
         notes = [f"C = {c_best:g} chosen on val ({best:.4f}); {len(y)} training images"]
         return test_y, model.predict(test_x), curve, notes
 
-    def _fit_folds(self, x: Any, y: Any, seed: int) -> tuple[Any, Any, list, list[str]]:
+    def _fit_folds(self, images: tuple[Any, Any], seed: int) -> tuple[Any, Any, list, list[str]]:
         from sklearn.model_selection import StratifiedKFold, cross_val_score
 
+        x, y = images
         least = int(np.bincount(y).min())
         if least < self.recipe["folds"]:
             raise KdepError(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kdep_bench.data.checks import check_coco
+from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 from kdep_bench.openmmlab import read_metrics
 from kdep_bench.transfer import base
@@ -26,8 +28,11 @@ class Detection(MMTask):
 
     scope: ClassVar[str] = "mmdet"
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        "folder model scale iters batch test_batch lr head_lr_mult momentum weight_decay "
-        "clip_norm warmup steps frozen_stages norm_eval".split()
+        (
+            *("folder", "model", "scale", "iters", "batch", "test_batch", "lr", "head_lr_mult"),
+            *("momentum", "weight_decay", "clip_norm", "warmup", "steps"),
+            *("frozen_stages", "norm_eval"),
+        )
     )
 
     def build_cfg(
@@ -47,7 +52,10 @@ class Detection(MMTask):
         cfg.update(
             model=self._model(student, checkpoint, len(classes)),
             train_dataloader=base.loader(
-                self._dataset(root, "train", classes), recipe["batch"], train=True, infinite=True
+                self._dataset(root, "train", classes, train=True),
+                recipe["batch"],
+                train=True,
+                infinite=True,
             ),
             train_cfg=dict(
                 type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
@@ -56,7 +64,9 @@ class Detection(MMTask):
             val_cfg=None,
             val_evaluator=None,
             test_dataloader=base.loader(
-                self._dataset(root, self.split, classes), recipe["test_batch"], train=False
+                self._dataset(root, self.split, classes, train=False),
+                recipe["test_batch"],
+                train=False,
             ),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=dict(
@@ -71,12 +81,15 @@ class Detection(MMTask):
         return Config(cfg if base.is_distributed() else base.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> None:
-        from kdep_bench.data.checks import check_coco
-
         root = Path(data_root) / self.recipe["folder"]
         for split in ("train", self.split):
             check_coco(root / "annotations" / f"{split}.json", root / split)
-            base.check_images(base.images_under(root / split))
+        if (got := self._classes(root, self.split)) != (classes := self._classes(root, "train")):
+            raise KdepError(
+                f"the categories of train and {self.split} under {root} differ: {classes}, {got}",
+                "the same categories with the same ids in every split",
+                "prepare the data again",
+            )
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
@@ -120,9 +133,9 @@ class Detection(MMTask):
             names.append(save_small(picture, out / f"prediction_{i}.png"))
         return names
 
-    def _classes(self, root: Path) -> list[str]:
-        """Category names of the training annotations in order of their ids."""
-        categories = read_json(root / "annotations" / "train.json")["categories"]
+    def _classes(self, root: Path, split: str = "train") -> list[str]:
+        """Category names of a split's annotations in order of their ids."""
+        categories = read_json(root / "annotations" / f"{split}.json")["categories"]
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
@@ -140,9 +153,10 @@ class Detection(MMTask):
         model["roi_head"]["bbox_head"]["num_classes"] = classes
         return model
 
-    def _dataset(self, root: Path, split: str, classes: list[str]) -> dict[str, Any]:
+    def _dataset(
+        self, root: Path, split: str, classes: list[str], *, train: bool
+    ) -> dict[str, Any]:
         scale = tuple(self.recipe["scale"])
-        train = split == "train"
         pipeline: list[dict[str, Any]] = [
             dict(type="LoadImageFromFile"),
             dict(type="LoadAnnotations", with_bbox=True),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kdep_bench.data.checks import check_segmentation
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.pictures import draw_masks, save_small
@@ -27,8 +28,11 @@ class Segmentation(MMTask):
 
     scope: ClassVar[str] = "mmseg"
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        "folder model classes palette scale resize_ratio crop iters batch lr head_lr_mult momentum "
-        "weight_decay clip_norm warmup poly_power frozen_stages norm_eval".split()
+        (
+            *("folder", "model", "classes", "palette", "scale", "resize_ratio", "crop"),
+            *("iters", "batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
+            *("warmup", "poly_power", "frozen_stages", "norm_eval"),
+        )
     )
 
     def build_cfg(
@@ -48,7 +52,7 @@ class Segmentation(MMTask):
         cfg.update(
             model=self._model(student, checkpoint),
             train_dataloader=base.loader(
-                self._dataset(root, "train"), recipe["batch"], train=True, infinite=True
+                self._dataset(root, "train", train=True), recipe["batch"], train=True, infinite=True
             ),
             train_cfg=dict(
                 type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
@@ -56,7 +60,9 @@ class Segmentation(MMTask):
             val_dataloader=None,
             val_cfg=None,
             val_evaluator=None,
-            test_dataloader=base.loader(self._dataset(root, self.split), 1, train=False),
+            test_dataloader=base.loader(
+                self._dataset(root, self.split, train=False), 1, train=False
+            ),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=dict(type="KdepIoUMetric", iou_metrics=["mIoU"]),
             optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
@@ -65,17 +71,13 @@ class Segmentation(MMTask):
         return Config(cfg if base.is_distributed() else base.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> None:
-        from kdep_bench.data.checks import check_segmentation
-
         root = Path(data_root) / self.recipe["folder"]
-        for split in ("train", self.split):
-            check_segmentation(root, split, len(self.recipe["classes"]))
-            base.check_images(base.images_under(root / "leftImg8bit" / split))
+        check_segmentation(root, len(self.recipe["classes"]), ("train", self.split))
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        metrics = {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
+        metrics = {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc", "constant_mIoU")}
         per_class = {c: float(raw[f"IoU.{c}"]) / 100 for c in self.recipe["classes"]}
         return metrics, per_class, []
 
@@ -133,11 +135,11 @@ class Segmentation(MMTask):
             aux.update(in_channels=channels[last - 1], in_index=last - 1, num_classes=classes)
         return model
 
-    def _dataset(self, root: Path, split: str) -> dict[str, Any]:
+    def _dataset(self, root: Path, split: str, *, train: bool) -> dict[str, Any]:
         recipe = self.recipe
         scale = tuple(recipe["scale"])
         pipeline: list[dict[str, Any]] = [dict(type="LoadImageFromFile")]
-        if split == "train":
+        if train:
             pipeline += [
                 dict(type="LoadAnnotations"),
                 dict(
@@ -162,6 +164,6 @@ class Segmentation(MMTask):
             ignore_index=IGNORE,
             data_prefix=dict(img_path=f"leftImg8bit/{split}", seg_map_path=f"gtFine/{split}"),
             metainfo=dict(classes=tuple(recipe["classes"]), palette=recipe["palette"]),
-            test_mode=split != "train",
+            test_mode=not train,
             pipeline=[*pipeline, dict(type="PackSegInputs")],
         )

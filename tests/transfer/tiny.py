@@ -1,4 +1,4 @@
-"""A tiny data tree in the layout of the pocket data: coloured shapes on noise, learnable at once."""
+"""A tiny data tree in the layout of the pocket data: coloured shapes on noise, easily learnt."""
 
 from __future__ import annotations
 

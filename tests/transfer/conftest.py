@@ -1,0 +1,78 @@
+"""Shared by the transfer tests: tiny data, a random exported student, stages in own processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.transfer import tiny
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def config(room: str, name: str) -> dict[str, Any]:
+    """The one dict of configs/<room>/<name>.py in plain values, as a stage's spec carries it."""
+    from mmengine.config import Config
+
+    from kdep_bench.transfer.base import plain
+
+    return plain(Config.fromfile(REPO / "configs" / room / f"{name}.py")[room[:-1]])
+
+
+def quiet(done: int, total: int, note: str = "") -> None:
+    """A progress function that can be sent to another process."""
+
+
+def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Initialises a pre-training model with a backbone and a head, saves it, exports it."""
+    import torch
+
+    from kdep_bench import export
+
+    torch.manual_seed(0)
+    backbone = export.build_plain_backbone(student["backbone"])
+    backbone.init_weights()  # type: ignore[operator]
+    tensors = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+    (out / "pretrain").mkdir(parents=True, exist_ok=True)
+    tensors["aligner.weight"] = torch.zeros(3, 3)
+    torch.save(tensors, out / "pretrain" / "student.pth")
+    (out / "export").mkdir(exist_ok=True)
+    return export.run({"student": student}, {"pretrain": out / "pretrain"}, out / "export", quiet)
+
+
+@pytest.fixture(scope="session")
+def apart() -> Iterator[Callable[..., Any]]:
+    """`apart(function, *args)` runs it in a fresh process: mm toolkits do not share one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.transfer.preload"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result(timeout=300)
+
+
+@pytest.fixture(scope="session")
+def student() -> dict[str, Any]:
+    return config("students", "resnet18_w32")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory,
+    student: dict[str, Any],
+    apart: Callable[..., Any],
+) -> Path:
+    """Directory of a finished export stage of a random student."""
+    out = tmp_path_factory.mktemp("student")
+    outputs = apart(export_random, student, out)
+    assert outputs["coverage"] == 1.0
+    assert outputs["dropped"] == ["aligner"]
+    return out / "export"

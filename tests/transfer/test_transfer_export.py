@@ -1,0 +1,111 @@
+"""Export proves the backbone whole and strips the rest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdep_bench import export
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash
+from tests.transfer.conftest import config, export_random, quiet
+
+SMALL = {"backbone": {"type": "mmpretrain.ResNet", "depth": 18, "stem_channels": 4}}
+SMALL["backbone"]["base_channels"] = 4
+
+
+def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
+    """Exports a student damaged in one way; returns the sentence, or the outputs."""
+    export_random(SMALL, out)
+    source = out / "pretrain" / "student.pth"
+    tensors = torch.load(source, weights_only=True)
+    name = "backbone.layer1.0.conv1.weight"
+    if case == "missing":
+        del tensors[name]
+    elif case == "shape":
+        tensors[name] = tensors[name][:, :2].clone()
+    elif case == "surplus":
+        tensors["backbone.layer9.weight"] = torch.zeros(2)
+    elif case == "wrapped":
+        tensors = {"state_dict": tensors}
+    elif case == "prefix":
+        tensors = {f"module.{k}": v for k, v in tensors.items()}
+    elif case == "nan":
+        tensors[name][0] = float("nan")
+    torch.save(tensors, source)
+    (out / "export" / "backbone.pth").unlink()
+    try:
+        return "", export.run(
+            {"student": SMALL}, {"pretrain": out / "pretrain"}, out / "export", quiet
+        )
+    except KdepError as e:
+        assert not (out / "export" / "backbone.pth").exists()
+        return str(e), None
+
+
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("missing", "1 missing from the file (layer1.0.conv1.weight)"),
+        ("shape", "shape [4, 4, 3, 3] in the model, [4, 2, 3, 3] in the file"),
+        ("surplus", "1 in the file only (layer9.weight)"),
+        ("prefix", "no tensor named backbone.*, its names begin with module"),
+        ("nan", "NaN or infinity"),
+    ],
+)
+def test_a_damaged_student_is_refused(case, sentence, tmp_path, apart):
+    told, outputs = apart(spoil_and_export, tmp_path, case)
+    assert outputs is None
+    assert sentence in told
+
+
+def test_a_wrapped_state_dict_is_opened(tmp_path, apart):
+    told, outputs = apart(spoil_and_export, tmp_path, "wrapped")
+    assert not told
+    assert outputs["coverage"] == 1.0
+
+
+def test_the_file_holds_the_plain_backbone(exported):
+    tensors = torch.load(exported / "backbone.pth", weights_only=True)
+    assert isinstance(tensors, OrderedDict)
+    assert all(isinstance(v, torch.Tensor) for v in tensors.values())
+    assert {k.split(".")[0] for k in tensors} == {
+        *("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    }
+
+
+def test_outputs_say_what_was_written(tmp_path, apart):
+    outputs = apart(export_random, SMALL, tmp_path)
+    path = tmp_path / "export" / "backbone.pth"
+    tensors = torch.load(path, weights_only=True)
+    assert outputs["checksum"] == file_hash(path)
+    assert outputs["tensors"] == len(tensors)
+    learnt = sum(
+        v.numel() for k, v in tensors.items() if not k.endswith(("mean", "var", "tracked"))
+    )
+    assert outputs["parameters"] == learnt
+
+
+@pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
+def test_student_configs_state_what_the_backbone_gives(name, apart):
+    apart(check_student, config("students", name))
+
+
+def check_student(student: dict[str, Any]) -> None:
+    """Width and pyramid of a student config against the backbone's real output."""
+    pyramid, px = student["pyramid"], student["input_px"]
+    image = torch.zeros(1, 3, px, px)
+    backbone = export.build_plain_backbone(student["backbone"])
+    backbone.eval()
+    assert backbone(image)[-1].shape[1] == student["width"]
+    backbone = export.build_plain_backbone(
+        {**student["backbone"], "out_indices": pyramid["out_indices"]}
+    )
+    backbone.eval()
+    maps = backbone(image)
+    assert [m.shape[1] for m in maps] == pyramid["channels"]
+    assert [px // m.shape[2] for m in maps] == pyramid["strides"]

@@ -1,0 +1,193 @@
+"""The load gate stops every way of not loading, each with a sentence."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.model import BaseModule
+from torch import nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.transfer.gate import LoadGate, check, compare, read_tensors
+
+
+class Backbone(BaseModule):
+    """Stands for a mm backbone: convolution and BatchNorm, loaded through `init_cfg`."""
+
+    def __init__(self, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+
+class Careless(Backbone):
+    """Loads nothing and says nothing, as some backbones of the toolkits do."""
+
+    def init_weights(self) -> None:
+        return None
+
+
+class Model(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+class FakeRunner:
+    def __init__(self, backbone: nn.Module) -> None:
+        self.model = Model(backbone)
+
+
+@pytest.fixture
+def tensors() -> OrderedDict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    source = Backbone()
+    nn.init.normal_(source.bn.weight)
+    return OrderedDict((k, v.clone()) for k, v in source.state_dict().items())
+
+
+def save(tensors: dict, path: Path) -> Path:
+    torch.save(tensors, path)
+    return path
+
+
+def loaded(path: Path, kind: type[Backbone] = Backbone) -> Backbone:
+    backbone = kind(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
+    backbone.init_weights()
+    return backbone
+
+
+def test_a_loaded_backbone_passes(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    gate = check(loaded(path), path)
+    assert gate["coverage"] == 1.0
+    assert gate["matched"] == len(tensors) == 7
+    assert gate["missing"] == gate["unexpected"] == gate["mismatched"] == gate["waived"] == []
+
+
+def test_the_hook_keeps_the_gate(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    hook = LoadGate(str(path))
+    hook.before_train(FakeRunner(loaded(path)))
+    assert hook.gate is not None
+    assert hook.gate["coverage"] == 1.0
+
+
+def test_wrong_prefix(tensors, tmp_path):
+    path = save({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "b.pth")
+    with pytest.raises(KdepError, match=r"strip the prefix 'student\.'") as error:
+        check(loaded(path), path)
+    assert "0.0%" in str(error.value)
+    assert "7 missing from the file" in str(error.value)
+
+
+def test_transposed_shape(tensors, tmp_path):
+    tensors["conv.weight"] = tensors["conv.weight"].transpose(0, 1).contiguous()
+    path = save(tensors, tmp_path / "b.pth")
+    with pytest.raises(KdepError, match=r"shape \[4, 3, 3, 3\] in the model, \[3, 4, 3, 3\]"):
+        check(loaded(path), path)
+
+
+def test_other_type_of_number(tensors, tmp_path):
+    tensors["conv.weight"] = tensors["conv.weight"].half()
+    path = save(tensors, tmp_path / "b.pth")
+    with pytest.raises(KdepError, match=r"torch\.float16 in the file"):
+        check(loaded(path), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"no checkpoint", "not a whole file"),
+        (None, "does not exist"),
+    ],
+)
+def test_no_usable_file(content, sentence, tmp_path):
+    path = tmp_path / "b.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(KdepError, match=sentence):
+        read_tensors(path)
+
+
+def test_cut_file(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(KdepError, match="not a whole file"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "no tensor at all"),
+        ({"state_dict": {}}, "no tensor at all"),
+        ({"epoch": 3, "w": torch.zeros(1)}, r"no tensors \(epoch\)"),
+        ([torch.zeros(1)], "holds a list"),
+        ({"w": torch.tensor([1.0, float("nan")])}, r"NaN or infinity in 1 tensors \(w\)"),
+    ],
+)
+def test_wrong_content(content, sentence, tmp_path):
+    with pytest.raises(KdepError, match=sentence):
+        read_tensors(save(content, tmp_path / "b.pth"))
+
+
+def test_a_pickled_object_is_refused(tmp_path):
+    path = save({"w": Path("x")}, tmp_path / "b.pth")
+    with pytest.raises(KdepError, match="weights_only=True"):
+        read_tensors(path)
+
+
+def test_one_changed_value_after_init(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    backbone = loaded(path)
+    with torch.no_grad():
+        backbone.conv.weight[0, 0, 0, 0] += 1e-6
+    with pytest.raises(KdepError, match=r"conv\.weight: 1 of 108 values differ"):
+        check(backbone, path)
+
+
+def test_a_changed_buffer_counts(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    backbone = loaded(path)
+    assert isinstance(backbone.bn.running_mean, torch.Tensor)
+    backbone.bn.running_mean += 1
+    with pytest.raises(KdepError, match=r"bn\.running_mean: 4 of 4 values differ"):
+        check(backbone, path)
+
+
+def test_init_weights_that_skips_in_silence(tensors, tmp_path):
+    path = save(tensors, tmp_path / "b.pth")
+    hook = LoadGate(str(path))
+    with pytest.raises(KdepError, match="re-initialises or skips the backbone"):
+        hook.before_train(FakeRunner(loaded(path, Careless)))
+
+
+def test_surplus_tensors_are_told(tensors, tmp_path):
+    tensors["layer5.weight"] = torch.zeros(2)
+    path = save(tensors, tmp_path / "b.pth")
+    with pytest.raises(KdepError, match=r"1 in the file only \(layer5\.weight\)"):
+        check(loaded(path), path)
+
+
+def test_waiver_by_name(tensors, tmp_path):
+    del tensors["bn.bias"]
+    path = save(tensors, tmp_path / "b.pth")
+    backbone = loaded(path)
+    with pytest.raises(KdepError, match=r"bn\.bias"):
+        check(backbone, path, ["bn"])  # a part of the name waives nothing
+    gate = check(backbone, path, [r"bn\.bias"])
+    assert gate["waived"] == ["bn.bias"]
+    assert gate["coverage"] == pytest.approx(1 - 4 / 129)
+
+
+def test_coverage_counts_elements(tensors):
+    backbone = Backbone()
+    backbone.load_state_dict(tensors)
+    del tensors["conv.weight"]
+    total = 108 + 4 + 4 * 4 + 1
+    assert compare(backbone, tensors)["coverage"] == pytest.approx(1 - 108 / total)

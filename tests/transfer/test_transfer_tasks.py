@@ -1,0 +1,245 @@
+"""The tasks end to end on tiny data, with a random exported student, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from kdep_bench.errors import KdepError
+from kdep_bench.registry import build
+from kdep_bench.transfer import stage
+from tests.transfer.conftest import config, export_random, quiet
+
+TASKS = ("probe", "photos", "finetune", "det", "seg")
+TRAINED = ("finetune", "det", "seg")
+OVERFIT = {
+    "det": {"iters": 90, "batch": 4, "warmup": 10},
+    "seg": {"iters": 60, "batch": 4, "warmup": 5},
+}
+
+
+def task_config(kind: str, **recipe: Any) -> dict[str, Any]:
+    task = config("tasks", f"smoke_{kind}")
+    if kind == "photos":
+        recipe = {"folds": 4, **recipe}
+    task["recipe"].update(recipe)
+    return task
+
+
+def run_stage(
+    task: dict[str, Any], student: dict[str, Any], seed: int, data: Path, export: Path, out: Path
+) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    spec = {"task": task, "student": student, "seed": seed, "threads": 1}
+    return stage.run(spec, {"prepare": data.parent, "export": export}, out, quiet)
+
+
+def sentence(*args: Any) -> str:
+    """The KdepError of a stage that must fail."""
+    try:
+        run_stage(*args)
+    except KdepError as e:
+        return str(e)
+    return ""
+
+
+def rebuild(
+    task: dict[str, Any], student: dict[str, Any], data: Path, export: Path, out: Path
+) -> tuple[dict, dict]:
+    """Dumps a task's Config, reloads the dump, and builds the model and data it describes."""
+    from mmengine.config import Config
+
+    from kdep_bench.openmmlab import setup
+
+    built = build(task)
+    setup(built.scope)
+    cfg = built.build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
+    cfg.dump(out / "dumped.py")
+    reloaded = Config.fromfile(out / "dumped.py")
+    dicts = cfg.to_dict(), reloaded.to_dict()  # before building: some models edit their config
+    from mmengine.registry import DATASETS, EVALUATOR, HOOKS, MODELS
+
+    MODELS.build(reloaded.model)
+    DATASETS.build(reloaded.train_dataloader.dataset)
+    HOOKS.build(reloaded.custom_hooks[0])
+    EVALUATOR.build({"type": "mmengine.Evaluator", "metrics": reloaded.test_evaluator})
+    return dicts
+
+
+def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> None:
+    json.dumps(outputs, allow_nan=False)
+    assert outputs["metric"] == task["metric"]
+    assert outputs["value"] == outputs["metrics"][task["metric"]]
+    assert 0 <= outputs["value"] <= 1
+    assert outputs["gate"]["coverage"] == 1.0
+    assert outputs["train_s"] > 0
+    assert outputs["images_per_s"] > 0
+    assert outputs["per_class"]
+    assert all(0 <= v <= 1 for v in outputs["per_class"].values())
+    for picture in outputs["pictures"]:
+        assert (out / picture).stat().st_size <= 30_000
+        Image.open(out / picture).load()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
+def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, apart):
+    student = config("students", name)
+    built, reloaded = apart(rebuild, task_config(kind), student, data, exported, tmp_path)
+    assert reloaded == built
+    assert reloaded["custom_hooks"][0]["type"] == "KdepLoadGate"
+    backbone = reloaded["model"]["backbone"]
+    assert backbone["type"] == student["backbone"]["type"]
+    assert backbone["init_cfg"] == {
+        "type": "Pretrained",
+        "checkpoint": str(exported / "backbone.pth"),
+    }
+    normal = reloaded["model"]["data_preprocessor"]
+    assert normal["mean"] == [123.675, 116.28, 103.53]
+    assert normal.get("to_rgb") or normal.get("bgr_to_rgb")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, apart):
+    task = task_config(kind)
+    first, again = (
+        apart(run_stage, task, student, 0, data, exported, tmp_path / name) for name in "ab"
+    )
+    check_outputs(first, task, tmp_path / "a")
+    timed = {"train_s", "eval_s", "images_per_s"}
+    assert {k: v for k, v in first.items() if k not in timed} == {
+        k: v for k, v in again.items() if k not in timed
+    }
+    assert bool(first["pictures"]) == (kind in ("det", "seg"))
+
+
+@pytest.mark.e2e
+def test_another_seed_draws_otherwise(data, exported, student, tmp_path, apart):
+    runs = [
+        apart(run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s))
+        for s in (0, 1)
+    ]
+    assert runs[0]["curves"]["loss"] != runs[1]["curves"]["loss"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("kind", "reached"), [("det", 0.3), ("seg", 0.5)])
+def test_eight_scenes_are_learnt(kind, reached, data, exported, student, tmp_path, apart):
+    """Scored on the training scenes: the whole path of images, labels and boxes fits together."""
+    task = task_config(kind, **OVERFIT[kind])
+    task["split"] = "train"
+    outputs = apart(run_stage, task, student, 1, data, exported, tmp_path)
+    losses = [v for _, v in outputs["curves"]["loss"]]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert outputs["value"] > reached
+    assert outputs["pictures"] == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["det", "seg"])
+def test_a_backbone_without_dilation(kind, data, tmp_path, apart):
+    student = config("students", "mobilenetv2_w50")
+    apart(export_random, student, tmp_path)
+    task = task_config(kind, iters=2, warmup=1)
+    outputs = apart(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
+    check_outputs(outputs, task, tmp_path / "t")
+
+
+@pytest.mark.e2e
+def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, apart):
+    task = task_config("det", iters=2, warmup=1, lr=1e-9)
+    task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99
+    outputs = apart(run_stage, task, student, 0, data, exported, tmp_path)
+    assert outputs["value"] == 0.0
+    assert "nothing was detected" in outputs["notes"][0]
+    assert set(outputs["per_class"].values()) == {0.0}
+
+
+# ---- faults ----
+
+
+@pytest.fixture
+def spoilt(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
+
+
+def test_dangling_image_id(spoilt, exported, student, tmp_path, apart):
+    path = spoilt / "detect" / "annotations" / "train.json"
+    table = json.loads(path.read_text())
+    table["annotations"][3]["image_id"] = 999
+    path.write_text(json.dumps(table))
+    told = apart(sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t")
+    assert "points to image id 999" in told
+
+
+def test_categories_that_differ_between_splits(spoilt, exported, student, tmp_path, apart):
+    path = spoilt / "detect" / "annotations" / "test.json"
+    table = json.loads(path.read_text())
+    table["categories"][0]["name"], table["categories"][1]["name"] = "bird", "mammal"
+    path.write_text(json.dumps(table))
+    told = apart(sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t")
+    assert "the categories of train and test" in told
+
+
+def test_label_ids_for_train_ids(spoilt, exported, student, tmp_path, apart):
+    fine = spoilt / "cityscapes" / "gtFine" / "train" / "pocket"
+    for ids in fine.glob("*_labelIds.png"):
+        shutil.copy(ids, str(ids).replace("_labelIds", "_labelTrainIds"))
+    told = apart(sentence, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
+    assert "look like labelIds where trainIds belong" in told
+
+
+@pytest.mark.parametrize("kind", ["probe", "finetune"])
+def test_truncated_image(kind, spoilt, exported, student, tmp_path, apart):
+    path = next((spoilt / "classify" / "test" / "coin").glob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:700])
+    told = apart(sentence, task_config(kind), student, 0, spoilt, exported, tmp_path / "t")
+    assert str(path) in told
+    assert "truncated" in told
+
+
+def test_missing_class_folder(spoilt, exported, student, tmp_path, apart):
+    shutil.rmtree(spoilt / "classify" / "test" / "coin")
+    told = apart(sentence, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t")
+    assert "coin is missing" in told
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_checkpoint_of_another_shape(kind, data, exported, student, tmp_path, apart):
+    tensors = torch.load(exported / "backbone.pth", weights_only=True)
+    name = "layer2.0.conv1.weight"
+    tensors[name] = tensors[name].transpose(0, 1).contiguous()
+    torch.save(tensors, tmp_path / "backbone.pth")
+    told = apart(sentence, task_config(kind), student, 0, data, tmp_path, tmp_path / "t")
+    assert f"{name}: shape [64, 32, 3, 3] in the model, [32, 64, 3, 3] in the file" in told
+
+
+def test_empty_checkpoint(data, student, tmp_path, apart):
+    (tmp_path / "backbone.pth").write_bytes(b"")
+    told = apart(sentence, task_config("seg"), student, 0, data, tmp_path, tmp_path / "t")
+    assert "backbone.pth is empty" in told
+
+
+def test_exploding_loss(data, exported, student, tmp_path, apart):
+    task = task_config("seg", lr=1e30, warmup=1)
+    told = apart(sentence, task, student, 0, data, exported, tmp_path / "t")
+    assert "the loss went bad in iteration" in told
+
+
+def test_recipe_keys_are_checked():
+    task = task_config("seg", iter=5)
+    with pytest.raises(KdepError, match="unknown keys: iter"):
+        build(task)
+    with pytest.raises(KdepError, match="warms up for 12 of 12 steps"):
+        build(task_config("det", warmup=12))
+    task = task_config("seg")
+    del task["recipe"]["lr"]
+    with pytest.raises(KdepError, match="lacks: lr"):
+        build(task)
