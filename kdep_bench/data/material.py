@@ -271,6 +271,10 @@ def _usable(files: Iterable[Path]) -> list[Path]:
 def _photo(file: Path) -> np.ndarray:
     """Decodes at an eighth to the whole of its size, whichever still exceeds PHOTO_PX."""
     raw = _bytes(file)
+    if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
+        raise KdepError(
+            f"the photograph {file} is truncated", "a whole JPEG", "reinstall its package"
+        )
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
         image = decode(raw, str(file), flags)
         if min(image.shape[:2]) >= PHOTO_PX or flags == cv2.IMREAD_COLOR:

