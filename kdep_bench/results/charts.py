@@ -15,7 +15,8 @@ from kdep_bench.results.markup import Raw, join, tag
 
 WIDTH = 640
 COLOURS = 8
-_CHAR = 6.4  # mean width of a 12 px character, in px; labels are cut to what fits
+# Mean width of a 12 px character, plain and bold, in px; labels are cut to what fits.
+_CHAR, _BOLD = 6.4, 7.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,8 @@ def _number(x: float) -> str:
     return f"{x:.3g}" if size < 1000 else f"{x:.0f}"
 
 
-def _cut(label: str, px: float) -> str:
-    most = max(4, int(px / _CHAR))
+def _cut(label: str, px: float, char: float = _CHAR) -> str:
+    most = max(4, int(px / char))
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
@@ -104,7 +105,8 @@ def dots(
     rows: Sequence[Dot], title: str, unit: str, mark: float | None = None, mark_name: str = ""
 ) -> Raw:
     """A dot with its interval for each row; `mark` draws a dashed line (chance, or zero)."""
-    left = min(260.0, max(len(r.label) for r in rows) * _CHAR + 14)
+    widest = max(len(r.label) * (_BOLD if r.strong else _CHAR) for r in rows)
+    left = min(260.0, widest + 14)
     right, top, step = WIDTH - 14.0, 22.0, 22.0
     ends = [v for r in rows for v in (r.low, r.value, r.high) if v is not None]
     low, high = _range(ends + ([mark] if mark is not None else []))
@@ -122,7 +124,8 @@ def dots(
     if mark is not None:
         at = _round(x(mark))
         parts.append(tag("line", x1=at, x2=at, y1=top - 6, y2=_round(bottom), class_="mark"))
-        parts.append(tag("text", mark_name, x=at, y=10, class_="tick", text_anchor="middle"))
+        side = "end" if x(mark) > right - 45 else "middle"
+        parts.append(tag("text", mark_name, x=at, y=10, class_="tick", text_anchor=side))
     for i, r in enumerate(rows):
         parts += _dot(r, i, left, top + step * (i + 0.5), x)
     end = _round((left + right) / 2)
@@ -134,8 +137,15 @@ def dots(
 def _dot(r: Dot, i: int, left: float, y: float, x) -> list[object]:
     at, mid = _round(y), _round(y + 4)
     bold = "label strong" if r.strong else "label"
-    name = tag("text", _cut(r.label, left - 10), x=_round(left - 8), y=mid, class_=bold)
-    parts: list[object] = [Raw(name.replace("<text ", '<text text-anchor="end" ', 1))]
+    name = tag(
+        "text",
+        _cut(r.label, left - 10, _BOLD if r.strong else _CHAR),
+        x=_round(left - 8),
+        y=mid,
+        class_=bold,
+        text_anchor="end",
+    )
+    parts: list[object] = [name]
     colour = f"c{r.colour}"
     if r.low is not None and r.high is not None:
         a, b = x(r.low), x(r.high)
@@ -168,8 +178,9 @@ def lines(series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: b
     for t in _ticks(y0, y1):
         at = fy(t)
         parts.append(tag("line", x1=left, x2=right, y1=_round(at), y2=_round(at), class_="grid"))
-        label = tag("text", _number(t), x=left - 6, y=_round(at + 4), class_="tick")
-        parts.append(Raw(label.replace("<text ", '<text text-anchor="end" ', 1)))
+        parts.append(
+            tag("text", _number(t), x=left - 6, y=_round(at + 4), class_="tick", text_anchor="end")
+        )
     for t in x_ticks:
         at = _round(fx(t))
         parts.append(tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, class_="axis"))

@@ -100,6 +100,12 @@ class Verdict:
     source: str = ""
 
 
+def headlines(verdicts: list[Verdict]) -> list[Verdict]:
+    """One verdict a claim and student: over all tasks, or over the only family there is."""
+    last = {(v.name, v.student): v for v in verdicts}  # `judge` puts the widest scope last
+    return list(last.values())
+
+
 def make_claim(fields: dict[str, Any]) -> Claim:
     """A validated claim; an unknown key or a misfit is a KdepError."""
     name = str(fields.get("name", "without a name"))[:80]
@@ -152,8 +158,11 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
         raise KdepError(f"two claims are called {double!r}", "one name a claim", "rename one")
     verdicts = []
     for claim in made:
-        found = [v for s in board.students for v in _judge_student(board, claim, s)]
-        tested = [v for v in found if v.verdict != NOT_TESTABLE]
+        by_student = [_judge_student(board, claim, s) for s in board.students]
+        found = [v for some in by_student for v in some]
+        tested = [
+            v for some in by_student if any(w.verdict != NOT_TESTABLE for w in some) for v in some
+        ]
         # One line says that nothing here can test a claim; a line for every student would not.
         verdicts += tested or found[:1] or [_untestable(claim, "", "there are no records")]
     return verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdep_bench.results import statistics as st
@@ -71,7 +72,7 @@ def compared(board: Board, student: str) -> list[tuple[ArmKey, ArmKey]]:
     return pairs
 
 
-def comparable(board: Board, student: str, column: Column) -> dict[ArmKey, st.Values]:
+def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st.Values]:
     """The values of a column's rows. A row without pre-training of its own, so with one
     pre-training seed, stands against every pre-training seed of the others."""
     cells = {a: v for a in board.arms_of(student) if (v := board.values(a, column))}

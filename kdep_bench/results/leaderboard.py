@@ -9,19 +9,22 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kdep_bench.results import compare, text
+from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
-
-if TYPE_CHECKING:
-    from kdep_bench.results.claims import Verdict
 
 HOW_TO_READ = (
     "Scores are x100: mean ± standard deviation (number of seeds). **Bold** is the best and all it "
     "cannot be told from: the bold set holds the truly best arm with 95 % confidence (one-sided "
     "paired t tests over seeds, Bonferroni). Intervals are 95 % and speak of the seeds named, not "
     "of another test set. A failed or missing seed stays visible and is never averaged over."
+)
+
+PAIRED = (
+    "Paired by (pre-training seed, transfer seed). Each interval alone is a 95 % one, so it may "
+    "tell two arms apart that the marking of the best, which guards against all comparisons at "
+    "once, leaves together."
 )
 
 
@@ -72,8 +75,13 @@ def column_names(columns: Sequence[Column]) -> dict[Column, str]:
 def labels_text(facts: ArmFacts) -> str:
     """What labels the arm's pre-training used."""
     if facts.arm.label_policy == "none":
-        return "none (no pre-training)"
+        return "no pre-training"
     return "yes" if facts.arm.labels_used else "no"
+
+
+def share_text(view: View, arm: ArmKey) -> str:
+    """The share of the pool that pre-training saw; a dash for arms not pre-trained here."""
+    return "—" if view.board.fixed(arm) else f"{100 * arm.share:g} %"
 
 
 def arm_name(view: View, arm: ArmKey) -> str:
@@ -107,7 +115,7 @@ def _summary(view: View) -> list[str]:
                     rank,
                     f"{won} of {len(columns)}",
                     labels_text(facts),
-                    f"{100 * arm.share:g} %",
+                    share_text(view, arm),
                     text.count(facts.images_seen),
                     text.seconds(facts.cost_s),
                     text.seconds(facts.cache_s),
@@ -132,7 +140,7 @@ def _family(view: View, family: str) -> list[str]:
             shown = text.score(view.board.cell(arm, c))
             cells.append(f"**{shown}**" if view.is_bold(arm, c) else shown)
         row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
-        row += [f"{100 * arm.share:g} %", text.count(facts.images_seen)]
+        row += [share_text(view, arm), text.count(facts.images_seen)]
         rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
@@ -166,22 +174,29 @@ def _differences(view: View) -> list[str]:
     if not rows:
         return []
     head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
-    note = "Paired by (pre-training seed, transfer seed); each interval alone is a 95 % one."
-    return ["## Paired differences", "", note, "", *md_table(head, rows, 3), ""]
+    return ["## Paired differences", "", PAIRED, "", *md_table(head, rows, 3), ""]
 
 
 def _claims(view: View) -> list[str]:
     if not view.verdicts:
         return []
+    first = headlines(view.verdicts)
+    lines = ["## Claims", "", *_claim_table(first), ""]
+    if len(first) < len(view.verdicts):
+        lines += ["<details><summary>By task family</summary>", ""]
+        lines += [*_claim_table(view.verdicts), "", "</details>", ""]
+    return lines
+
+
+def _claim_table(verdicts: list[Verdict]) -> list[str]:
     rows = []
-    for v in view.verdicts:
+    for v in verdicts:
         more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
         who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
         what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*who, *what, more, text.md(v.reason, 300)])
     head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
-    head += ["seeds that would decide", "why"]
-    return ["## Claims", "", *md_table(head, rows, 4), ""]
+    return md_table([*head, "seeds that would decide", "why"], rows, 4)
 
 
 def _diagnostics(view: View) -> list[str]:
@@ -413,8 +428,8 @@ def latex(view: View) -> str:
             for c in columns:
                 shown = text.tex(text.score(view.board.cell(arm, c)))
                 cells.append(f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown)
-            ends = [f"{100 * arm.share:g} \\%", text.tex(text.seconds(view.facts[arm].cost_s))]
+            ends = [text.tex(share_text(view, arm)), text.tex(text.seconds(view.facts[arm].cost_s))]
             names_ = [text.tex(arm.student), text.tex(arm_name(view, arm))]
             lines.append(" & ".join([*names_, *cells, *ends]) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}", f"% {text.plain(family)}", ""]
+        lines += ["\\bottomrule", "\\end{tabular}", f"% {text.tex(family)}", ""]
     return "\n".join(lines)

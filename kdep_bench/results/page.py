@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdep_bench.results import compare, leaderboard, plots, text
+from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
 from kdep_bench.results.record import Record
@@ -90,7 +91,8 @@ def _header(view: View, sections: list[Section]) -> Raw:
         for name, n, css in facts
     ]
     links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
-    how = leaderboard.HOW_TO_READ.replace("**", "").replace("Bold is", "A tinted cell is")
+    how = leaderboard.HOW_TO_READ.replace("**", "").replace("Bold is", "Tinted is")
+    how = how.replace("the bold set", "the tinted set")
     return tag(
         "header",
         tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
@@ -131,7 +133,8 @@ def _number(shown: str, value: float | None, css: str = "n") -> Cell:
 
 
 def _name(name: str, limit: int = 80) -> Cell:
-    return Cell(text.plain(name, limit), css="l")
+    shown = text.plain(name, limit)
+    return Cell(shown, css="l n" if len(shown) <= 34 else "l")
 
 
 def _table(
@@ -164,7 +167,7 @@ def _chip(word: str) -> Raw:
 def _sections(
     view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
-    found = [_claims(view), _summary(view)]
+    found = [_summary(view), _claims(view)]
     found += [_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
         *found,
@@ -184,39 +187,46 @@ def _sections(
 def _claims(view: View) -> Section | None:
     if not view.verdicts:
         return None
-    rows = []
-    for v in view.verdicts:
-        rows.append(
-            (
-                v.student,
-                [
-                    Cell(
-                        tag("span", text.plain(v.title), title=text.plain(v.statement, 500)),
-                        css="l w",
-                    ),
-                    _name(v.student or "—"),
-                    _name(v.scope),
-                    Cell(_chip(v.verdict), css="l n"),
-                    Cell(v.interval, css="n"),
-                    Cell(v.threshold, css="n"),
-                    Cell(v.cost),
-                    _number(text.count(v.seeds_to_decide), v.seeds_to_decide),
-                    Cell(text.plain(v.reason, 300), css="l w"),
-                ],
-            )
-        )
-    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
-    head += ["seeds that would decide", "why"]
     note = "Each verdict is judged from the records; a cost holds the whole teacher cache."
-    return Section(
-        "claims", "Claims", tag("p", note, class_="dim small"), _table("Claims", head, rows, 4)
-    )
+    first = headlines(view.verdicts)
+    rest = None
+    if len(first) < len(view.verdicts):
+        table = _claim_table("Claims by task family", view.verdicts)
+        rest = tag("details", tag("summary", "By task family"), table)
+    dim = tag("p", note, class_="dim small")
+    return Section("claims", "Claims", dim, _claim_table("Claims", first), rest)
+
+
+def _claim_table(caption: str, verdicts: list[Verdict]) -> Raw:
+    rows = []
+    for v in verdicts:
+        title = tag("span", text.plain(v.title), title=text.plain(v.statement, 500))
+        cells = [
+            Cell(title, css="l w"),
+            _name(v.student or "—"),
+            _name(v.scope),
+            Cell(_chip(v.verdict), css="l n"),
+            Cell(v.interval, css="l m"),
+            Cell(v.threshold, css="l m"),
+            Cell(v.cost),
+            _number(text.count(v.seeds_to_decide), v.seeds_to_decide),
+            Cell(text.plain(v.reason, 300), css="l w"),
+        ]
+        rows.append((v.student, cells))
+    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
+    return _table(caption, [*head, "seeds that would decide", "why"], rows, 6)
 
 
 def _arm_cell(view: View, arm: ArmKey) -> Cell:
     name = leaderboard.arm_name(view, arm)
     source = text.plain(view.facts[arm].arm.source, 200)
-    return Cell(tag("span", text.plain(name, 80), title=source or None), css="l")
+    shown = text.plain(name, 80)
+    css = "l n" if len(shown) <= 34 else "l"
+    return Cell(tag("span", shown, title=source or None), css=css)
+
+
+def _share(view: View, arm: ArmKey) -> Cell:
+    return _number(leaderboard.share_text(view, arm), None if view.board.fixed(arm) else arm.share)
 
 
 def _summary(view: View) -> Section | None:
@@ -236,8 +246,8 @@ def _summary(view: View) -> Section | None:
                 _arm_cell(view, arm),
                 _number("incomplete" if rank is None else f"{rank:.2f}", rank),
                 _number(f"{won} of {len(columns)}", won),
-                Cell(leaderboard.labels_text(f)),
-                _number(f"{100 * arm.share:g} %", arm.share),
+                Cell(leaderboard.labels_text(f), css="n"),
+                _share(view, arm),
                 _number(text.count(f.images_seen), f.images_seen),
                 _number(text.seconds(f.cost_s), f.cost_s),
                 _number(text.seconds(f.cache_s), f.cache_s),
@@ -276,8 +286,8 @@ def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Sec
         cells = [_name(arm.student), _arm_cell(view, arm)]
         cells += [_score_cell(view, arm, c) for c in columns]
         cells += [
-            Cell(leaderboard.labels_text(f)),
-            _number(f"{100 * arm.share:g} %", arm.share),
+            Cell(leaderboard.labels_text(f), css="n"),
+            _share(view, arm),
             _number(text.count(f.images_seen), f.images_seen),
             _number(text.seconds(f.cost_s), f.cost_s),
             _number(text.ratio(f.coverage), f.coverage),
@@ -329,7 +339,6 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     if not rows:
         return None
     head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
-    note = "Paired by (pre-training seed, transfer seed); each interval alone is a 95 % one."
     table = tag(
         "details",
         tag("summary", f"All {len(rows)} differences as a table"),
@@ -337,7 +346,11 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     )
     charts = _figures([p for p in drawn if p.group == "differences"])
     return Section(
-        "differences", "Paired differences", tag("p", note, class_="dim small"), charts, table
+        "differences",
+        "Paired differences",
+        tag("p", leaderboard.PAIRED, class_="dim small"),
+        charts,
+        table,
     )
 
 

@@ -6,7 +6,7 @@ everything here:
 * With three seeds a percentile bootstrap of the mean covers about 75 % where it says 95 %, and BCa
   little more, for it cannot see beyond three values. Student's t covers 95 % on normal data at any
   n (Student 1908). So: t below `BOOTSTRAP_FROM` values, BCa (Efron 1987) from there on, t again
-  above `BOOTSTRAP_TO`, where the two agree. tests/results/test_statistics.py simulates all of it.
+  above `BOOTSTRAP_TO`, where the two agree. The tests of this module simulate all of it.
 * Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
   of the mean is Vp + Vt - Ve (cluster by either seed, take off what is counted twice: Cameron,
   Gelbach and Miller 2011), degrees of freedom after Satterthwaite (1946).
@@ -349,6 +349,11 @@ def noise_floor(cells: Sequence[Values]) -> Noise | None:
     sd = float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df))
     n = int(np.median([len(g) for g in groups]))
     return Noise(sd, df, n, smallest_gap(sd * 2**0.5, n))
+
+
+def t_quantile(df: float, level: float = LEVEL) -> float:
+    """The two-sided quantile of Student's t with `df` degrees of freedom."""
+    return float(stdtrit(df, (1 + level) / 2))
 
 
 def normal_quantile(level: float = LEVEL) -> float:

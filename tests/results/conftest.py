@@ -1,0 +1,25 @@
+"""Fixtures of the results room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.results import store
+from kdep_bench.results.record import Record
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[[Iterable[Record]], Path]:
+    """Writes records into a fresh results folder and returns it."""
+
+    def fill(records: Iterable[Record], name: str = "golden") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for r in records:
+            store.write(folder, r)
+        return folder
+
+    return fill

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_records import fields, grid
+from test_results_tables import BEATS, SCORES, board_of
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results import efficiency
+from kdep_bench.results.claims import headlines, judge, load_config, load_folder, make_claim
+from kdep_bench.results.record import make
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
+
+
+def verdict(records, **claim):
+    """The verdict over all tasks of one claim."""
+    (found,) = headlines(judge(board_of(records), [BEATS | claim]))
+    return found
+
+
+def cell(method, values, share=1.0, cost=None, images=None):
+    found = []
+    for t, v in enumerate(values):
+        f = fields(method, "probe", v, transfer=t, share=share)
+        if cost is not None:
+            f["cost"]["pretrain_s"] = cost
+        if images is not None:
+            f["data"]["images"] = images
+        found.append(make(f))
+    return found
+
+
+def test_a_clear_difference_is_supported_or_refuted():
+    v = verdict(grid(SCORES))
+    assert (v.verdict, v.scope) == ("supported", "all tasks")
+    assert verdict(grid(SCORES), a={"method": "scratch"}, b={"method": "kdep"}).verdict == "refuted"
+
+
+def test_a_family_each_and_all_tasks_last():
+    found = judge(board_of(grid(SCORES)), [BEATS])
+    assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]
+
+
+def test_what_noise_hides_is_undecided_and_says_how_many_seeds_would_tell():
+    records = cell("kdep", [0.50, 0.53, 0.47]) + cell("scratch", [0.49, 0.48, 0.50])
+    v = verdict(records)
+    assert v.verdict == "undecided"
+    assert v.seeds_to_decide is not None
+    assert v.seeds_to_decide > 3
+
+
+def test_a_margin_makes_not_worse_than():
+    records = cell("kdep", [0.50, 0.51, 0.52]) + cell("scratch", [0.501, 0.512, 0.521])
+    assert verdict(records, margin=-0.01).verdict == "supported"
+    assert verdict(records, margin=0.01).verdict == "refuted"
+
+
+def test_an_arm_that_is_not_there_is_said_to_be_untestable():
+    v = verdict(grid({"kdep": SCORES["kdep"]}))
+    assert v.verdict == "not testable here"
+    assert "scratch" in v.reason
+
+
+def test_one_seed_decides_nothing():
+    assert verdict(cell("kdep", [0.9]) + cell("scratch", [0.1])).verdict == "undecided"
+
+
+def test_a_hole_is_not_averaged_over():
+    records = grid(SCORES)
+    records[0] = records[0].model_copy(
+        update={"status": "failed", "error": "it broke", "value": None}
+    )
+    found = {v.scope: v for v in judge(board_of(records), [BEATS])}
+    assert found["classification"].verdict == found["all tasks"].verdict == "undecided"
+    assert found["detection"].verdict == "supported"
+    assert "failed or missing" in found["all tasks"].reason
+
+
+def test_the_cost_holds_the_teacher_cache():
+    records = cell("kdep", [0.8, 0.81, 0.82], cost=10) + cell(
+        "supervised", [0.5, 0.51, 0.52], cost=100
+    )
+    claim = {"b": {"method": "supervised"}, "max_cost_ratio": 0.2}
+    # 10 s of training, but 102 s of cache and alignment.
+    v = verdict(records, **claim)
+    assert (v.verdict, v.cost) == ("refuted", "1.12")
+    assert verdict(records, **(claim | {"max_cost_ratio": 1.2})).verdict == "supported"
+
+
+def test_an_unknown_cost_supports_no_claim_about_cost():
+    records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52])
+    assert verdict(records, max_cost_ratio=2.0).verdict == "undecided"
+
+
+def _curve(noise=0.002, top=0.50):
+    rng = np.random.default_rng(0)
+    records = []
+    for share, score in ((0.01, 0.30), (0.1, 0.40), (1.0, top)):
+        values = score + noise * rng.normal(size=3)
+        records += cell("kdep", values, share, images=round(100_000 * share))
+    return records
+
+
+EFFICIENCY = {"kind": "efficiency", "b": {"method": "supervised"}, "axis": "images"}
+
+
+def test_data_efficiency_is_read_off_the_curve():
+    # kdep reaches .45 half-way between 10,000 and 100,000 images in log: a factor sqrt(10).
+    records = _curve() + cell("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    v = verdict(records, **EFFICIENCY, at_least=2.0)
+    assert v.verdict == "supported"
+    assert float(v.interval.split()[0]) == pytest.approx(math.sqrt(10), rel=0.05)
+    assert verdict(records, **EFFICIENCY, at_least=10.0).verdict == "refuted"
+
+
+def test_a_score_never_reached_refutes_and_one_reached_at_once_is_a_lower_bound():
+    high = _curve() + cell("supervised", [0.6, 0.61, 0.59], images=100_000)
+    v = verdict(high, **EFFICIENCY, at_least=2.0)
+    assert v.verdict == "refuted"
+    assert "at most" in v.interval
+    low = _curve() + cell("supervised", [0.2, 0.21, 0.19], images=100_000)
+    v = verdict(low, **EFFICIENCY, at_least=10.0)
+    assert v.verdict == "supported"
+    assert "at least" in v.interval
+    assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
+
+
+def test_a_curve_of_one_point_is_no_curve():
+    records = cell("kdep", [0.5, 0.51, 0.52]) + cell("supervised", [0.4, 0.41, 0.42])
+    assert verdict(records, **EFFICIENCY, at_least=2.0).verdict == "not testable here"
+
+
+def test_amounts_count_the_teacher():
+    board = board_of(cell("kdep", [0.5, 0.6]) + cell("scratch", [0.1, 0.2]))
+    kdep, scratch = board.arms
+    assert efficiency.amount(board, kdep, "seconds") == 402.0
+    # 60,000 images forward and backward, and the teacher once over 10,000 images in 2 views.
+    assert efficiency.amount(board, kdep, "flops_without_teacher") == 60_000 * 1e8 * 3
+    assert efficiency.amount(board, kdep, "flops") == 60_000 * 1e8 * 3 + 20_000 * 4e8
+    assert efficiency.amount(board, scratch, "images") is None
+
+
+def _teachers(energies, scores):
+    records = []
+    for i, (energy, score) in enumerate(zip(energies, scores, strict=True)):
+        for t in range(2):
+            f = fields("kdep", "probe", score, transfer=t, id=f"r{i}-{t}")
+            f["teacher"]["name"] = f"teacher{i}"
+            f["align"]["energy_kept"] = energy
+            records.append(make(f))
+    return records
+
+
+def test_rank_correlation_over_teachers():
+    claim = {"kind": "rank_correlation", "b": None, "at_most": 0.0}
+    energies = np.linspace(0.5, 0.95, 8)
+    falling = _teachers(energies, np.linspace(0.6, 0.3, 8))
+    assert verdict(falling, **claim).verdict == "supported"
+    assert verdict(_teachers(energies, np.linspace(0.3, 0.6, 8)), **claim).verdict == "refuted"
+    assert verdict(_teachers(energies[:4], [0.1] * 4), **claim).verdict == "not testable here"
+
+
+def test_the_stated_false_positive_rate():
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(150):
+        records = cell("kdep", rng.normal(0.5, 0.01, 3)) + cell("scratch", rng.normal(0.5, 0.01, 3))
+        wrong += verdict(records).verdict != "undecided"
+    assert wrong / 150 < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"margn": 1}, "margin"),
+        ({"b": None}, "needs b"),
+        ({"kind": "efficiency"}, "at_least"),
+        ({"kind": "rank_correlation"}, "at_least and at_most"),
+        ({"a": {"methd": "x", "method": "y"}}, "methd"),
+        ({"max_cost_ratio": 0}, "max_cost_ratio"),
+    ],
+)
+def test_a_malformed_claim_is_a_sentence(change, word):
+    with pytest.raises(KdepError) as e:
+        make_claim(BEATS | change)
+    assert word in str(e.value)
+
+
+def test_two_claims_of_one_name_are_refused():
+    with pytest.raises(KdepError, match="two claims"):
+        judge(board_of([]), [BEATS, BEATS])
+
+
+def test_shipped_claims_are_valid_and_named_after_their_files():
+    claims = load_folder(CONFIGS)
+    assert len(claims) >= 8
+    assert [c["name"] for c in claims] == sorted(p.stem for p in CONFIGS.glob("*.py"))
+    found = judge(board_of(grid(SCORES)), claims)
+    assert {v.name for v in found} == {c["name"] for c in claims}
+    assert {v.verdict for v in found if v.name == "kdep_beats_scratch"} == {"supported"}
+    assert {v.verdict for v in found if v.name == "kdep_beats_conv1x1"} == {"not testable here"}
+
+
+def test_a_broken_claim_file_is_a_sentence(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("claims = 1\n")
+    with pytest.raises(KdepError, match=r"bad\.py"):
+        load_config(path)

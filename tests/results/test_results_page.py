@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pytest
+from make_records import fields, grid, record
+from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
+
+from kdep_bench.results import build
+from kdep_bench.results.charts import Dot, Line, dots, lines
+from kdep_bench.results.markup import Raw, tag
+from kdep_bench.results.record import make
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+VOID = {"meta", "img", "input", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, and checks that they close in order."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.stack, self.texts = [], [], []
+        self.feed(source)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def page_of(folder, **kwargs):
+    build(folder, **kwargs)
+    return (folder / "index.html").read_text()
+
+
+def test_the_page_is_offline_and_its_policy_holds(results):
+    source = page_of(results(golden_records()), claims=[BEATS])
+    page = Reader(source)
+    names = [t for t, _ in page.tags]
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(names)
+    assert names.count("script") == names.count("style") == 1
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    for name in ("script", "style"):
+        (inner,) = re.findall(rf"<{name}>(.*?)</{name}>", source, re.S)
+        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    for _, attrs in page.tags:
+        assert not [k for k in attrs if k.startswith("on") or k == "style"]
+        for key in ("src", "href", "data", "srcset", "xlink:href"):
+            value = attrs.get(key)
+            assert value is None or value.startswith(("#", "data:image/"))
+    assert not re.search(
+        r"url\(|@import|fetch\(|XMLHttp|https?://(?!www\.w3\.org/2000/svg)", source
+    )
+
+
+def test_the_page_can_be_used_by_keyboard_and_reader(results):
+    page = Reader(page_of(results(golden_records()), claims=[BEATS]))
+    names = [t for t, _ in page.tags]
+    assert {"main", "header", "nav", "footer"} <= set(names)
+    assert names.count("h1") == 1
+    first_link = next(a for t, a in page.tags if t == "a")
+    assert first_link["href"] == "#main"
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for _, a in page.tags:
+        for key in ("href", "aria-labelledby"):
+            if (a.get(key) or "").startswith("#") or (key == "aria-labelledby" and key in a):
+                assert a[key].lstrip("#") in ids
+    for tag_name, a in page.tags:
+        if tag_name == "svg":
+            assert a["role"] == "img"
+        if tag_name == "img":
+            assert a["alt"]
+        if "scroll" in (a.get("class") or ""):
+            assert a["tabindex"] == "0"
+            assert a["aria-label"]
+    html = next(a for t, a in page.tags if t == "html")
+    assert html["lang"] == "en"
+
+
+def test_the_page_says_what_the_records_say(results):
+    source = page_of(results(golden_records()), claims=[BEATS])
+    for words in (
+        "51.0 ± 1.0 (3)",
+        "supported",
+        "the loss became NaN",
+        "1 failed",
+        "missing",
+        "kdep · 10 % data",
+        "f0f0f0f0f0f0f0f0",
+        "2.14.1",
+        "--only kdep",
+        "incomplete",
+    ):
+        assert words in source, words
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text(name, results):
+    source = page_of(results(hostile_records(name)))
+    page = Reader(source)
+    assert [t for t, _ in page.tags].count("script") == 1
+    for _, attrs in page.tags:
+        assert not [k for k in attrs if k.startswith("on")]
+    assert len(source) < 400_000
+    shown = "".join(page.texts)
+    visible = re.sub("[\x00-\x1f\u202e]", " ", name).strip()
+    if len(visible) < 100:
+        assert visible in shown
+    else:
+        assert "(10000 characters)" in shown
+
+
+def test_pictures_come_from_the_folder_alone(results, tmp_path):
+    (tmp_path / "secret.png").write_bytes(PNG)
+    names = [
+        "pictures/a.png",
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "pictures/x.svg",
+        "gone.png",
+    ]
+    folder = results([record(pictures=names)])
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").write_bytes(PNG)
+    (folder / "pictures" / "x.svg").write_text("<svg onload='alert(1)'/>")
+    source = page_of(folder)
+    assert source.count("<img") == 1
+    assert base64.b64encode(PNG).decode() in source
+    assert "../secret.png" in source
+    assert "Not shown" in source
+
+
+def test_charts_of_flat_and_single_values_do_not_break():
+    one = dots([Dot("a", 0.0, None, None, 0)], "t", "u", 0.0, "chance")
+    flat = lines([Line("a", [(1, 2.0), (1, 2.0)], 0), Line("b", [], 1)], "t", "x", "y")
+    log = lines([Line("a", [(0, 1.0), (10, 1.0), (1000, 2.0)], 0)], "t", "x", "y", log_x=True)
+    for svg in (one, flat, log):
+        assert svg.startswith("<svg")
+        assert "nan" not in svg
+        Reader(svg)
+
+
+def test_markup_escapes_what_it_did_not_make():
+    assert tag("p", "<b>", Raw("<i>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i></p>'
+
+
+def test_efficiency_curves_and_plot_files(results):
+    records = grid(SCORES)
+    records += grid({"kdep": {t: [v - 0.1 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
+    folder = results(records)
+    source = page_of(folder)
+    assert "Score against images" in source
+    plots = {p.name for p in (folder / "plots").glob("*.svg")}
+    assert "efficiency-0-images.svg" in plots
+    (folder / "plots" / "scores-9-9.svg").write_text("old")
+    (folder / "plots" / "mine.svg").write_text("kept")
+    page_of(folder)
+    assert {p.name for p in (folder / "plots").glob("*.svg")} == plots | {"mine.svg"}
+
+
+def test_two_students_can_be_told_apart(results):
+    other = [
+        make(
+            fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)
+            | {"id": f"{r.id}-b", "student": {"name": "lite0", "width": 1280}}
+        )
+        for r in grid(SCORES)
+    ]
+    page = Reader(page_of(results(grid(SCORES) + other)))
+    assert any(t == "select" for t, _ in page.tags)
+    assert {a["data-student"] for t, a in page.tags if t == "tr" and a.get("data-student")} == {
+        "lite0",
+        "resnet18_w32",
+    }

@@ -1,0 +1,108 @@
+"""tools/report.py as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from make_records import grid
+from test_results_tables import BEATS, SCORES, golden_records
+
+from kdep_bench.results import build
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "report.py"
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True
+    )
+
+
+def test_a_rebuild_is_the_same_to_the_byte_and_quick(results):
+    folder = results(golden_records())
+    build(folder, claims=[BEATS])
+    names = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html")
+    before = {n: (folder / n).read_bytes() for n in names}
+    for n in names:
+        (folder / n).unlink()
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run(folder)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert {n: (folder / n).read_bytes() for n in names} == before
+    assert best < 1.5
+    assert "claim kdep_beats_scratch" in done.stdout
+
+
+def test_neither_torch_nor_mm_packages_are_imported(results):
+    folder = results(golden_records())
+    code = (
+        "import sys; sys.argv = ['report', sys.argv[1]]; import runpy\n"
+        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "bad = {m.split('.')[0] for m in sys.modules} & {'torch', 'torchvision', 'mmengine', "
+        "'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm', 'matplotlib'}\n"
+        "print(sorted(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_shipped_claims_are_used_where_none_were_kept(results):
+    folder = results(golden_records())
+    assert run(folder).returncode == 0
+    kept = json.loads((folder / "claims.json").read_text())
+    assert "pts_helps" in {c["name"] for c in kept}
+
+
+def test_faults_are_sentences(tmp_path):
+    done = run(tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run("diff", tmp_path).returncode == 2
+    assert run("--help").returncode == 0
+
+
+def test_diff_tells_change_from_noise(results):
+    old = results(grid(SCORES), "old")
+    better = {
+        "kdep": {
+            "probe": [0.60, 0.62, 0.61],
+            "det": [0.29, 0.32, 0.32],
+            "seg": SCORES["kdep"]["seg"],
+        }
+    }
+    new = results(grid(better), "new")
+    out = run("diff", old, new).stdout
+    assert "kdep (lite0, 100 % data, 6 epochs), probe: +10.0 [+10.0, +10.0] x100: better" in out
+    assert "det: 0.0 [-2.5, +2.5] x100: within noise" in out
+    assert ", seg:" not in out
+    assert "Only in the old (9)" in out
+    assert "3 cells in both, 1 of them the same" in out
+    same = run("diff", old, old).stdout
+    assert same.strip() == "12 cells in both, 12 of them the same."
+
+
+def test_diff_without_common_seeds_is_unpaired(results):
+    old = results(grid({"kdep": {"probe": [0.5, 0.51, 0.52]}}), "old")
+    shifted = [
+        r.model_copy(update={"id": f"s{i}", "seed": r.seed.model_copy(update={"transfer": 10 + i})})
+        for i, r in enumerate(grid({"kdep": {"probe": [0.7, 0.71, 0.72]}}))
+    ]
+    out = run("diff", old, results(shifted, "new")).stdout
+    assert "better, more than noise" in out
+
+
+def test_records_of_another_suite_are_left_out_and_that_is_said(results):
+    folder = results([*grid(SCORES), *grid({"other": {"probe": [0.1, 0.2]}}, suite="other")])
+    done = build(folder, "golden")
+    assert done["records"] == 36
+    assert any("other suites" in r for r in done["remarks"])

@@ -1,0 +1,330 @@
+"""The board and the leaderboard: golden files, and what must never mislead."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from make_records import failed, fields, grid, record
+
+from kdep_bench.results import build, compare, leaderboard, store, text
+from kdep_bench.results.claims import judge
+from kdep_bench.results.record import Record, make
+from kdep_bench.results.store import Damaged, Run, Store
+from kdep_bench.results.table import Board, make_board
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "results"
+SCORES = {
+    "kdep": {"probe": [0.50, 0.52, 0.51], "det": [0.30, 0.31, 0.32], "seg": [0.42, 0.43, 0.41]},
+    "svd": {"probe": [0.49, 0.52, 0.50], "det": [0.29, 0.31, 0.33], "seg": [0.40, 0.42, 0.42]},
+    "supervised": {
+        "probe": [0.45, 0.44, 0.46],
+        "det": [0.29, 0.32, 0.30],
+        "seg": [0.40, 0.43, 0.4],
+    },
+    "scratch": {"probe": [0.20, 0.22, 0.21], "det": [0.10, 0.12, 0.11], "seg": [0.30, 0.31, 0.29]},
+}
+BEATS = {
+    "name": "kdep_beats_scratch",
+    "title": "KDEP beats no pre-training",
+    "a": {"method": "kdep"},
+    "b": {"method": "scratch"},
+}
+
+
+def golden_records() -> list[Record]:
+    """Three complete arms, one with a failed and one with a missing seed, one on a tenth."""
+    found = grid(SCORES)
+    found += grid({"kdep": {"probe": [0.47, 0.48, 0.46], "det": [0.27, 0.26, 0.28]}}, share=0.1)
+    found[8 + 9] = failed("svd", "seg", transfer=2)
+    found.append(make(fields("kdep", "seg", None, share=0.1) | {"status": "missing"}))
+    return found
+
+
+def board_of(records: list[Record], damaged: list[Damaged] | None = None) -> Board:
+    """A board without the disk."""
+    share = store._Sharer()
+    runs: list[Run] = [share.run(r, f"{r.id}.json") for r in records]
+    return make_board(Store(runs, damaged or []))
+
+
+def everything(records: list[Record]) -> tuple[str, str, str]:
+    """All three tables."""
+    board = board_of(records)
+    view = leaderboard.make_view(board, judge(board, [BEATS]))
+    return leaderboard.markdown(view), leaderboard.csv_table(view), leaderboard.latex(view)
+
+
+def rows(csv_text: str) -> list[dict[str, str]]:
+    """The CSV as a spreadsheet reads it."""
+    return list(csv.DictReader(io.StringIO(csv_text)))
+
+
+@pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.csv", "leaderboard.tex"])
+def test_golden(name, results):
+    folder = results(golden_records())
+    build(folder, "golden", [BEATS])
+    got = (folder / name).read_text()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        (GOLDEN / name).write_text(got)
+    assert got == (GOLDEN / name).read_text(), "run with UPDATE_GOLDEN=1 where this is meant"
+
+
+def test_the_golden_csv_holds_what_numpy_says():
+    kdep = next(
+        r
+        for r in rows(everything(golden_records())[1])
+        if r["arm"] == "kdep · 100 % data" and r["task"] == "probe"
+    )
+    assert float(kdep["mean"]) == pytest.approx(0.51)
+    assert float(kdep["sd"]) == pytest.approx(0.01)
+    assert float(kdep["low95"]) == pytest.approx(0.51 - 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+    assert (kdep["n"], kdep["among_best"], kdep["labels_used"]) == ("3", "yes", "no")
+    assert float(kdep["cost_s"]) == 402.0
+    assert kdep["command"] == "python tools/run_suite.py configs/suites/golden.py --only kdep"
+
+
+@settings(max_examples=15, deadline=None)
+@given(some.integers(0, 10**6))
+def test_the_order_of_records_never_matters(seed):
+    records = golden_records()
+    shuffled = records[:]
+    random.Random(seed).shuffle(shuffled)
+    assert everything(shuffled) == everything(records)
+
+
+def test_holes_are_visible_and_never_averaged_over():
+    board = board_of(golden_records())
+    md, table, _ = everything(golden_records())
+    assert "2 failed" not in md
+    assert "41.0 ± 1.4 (2), 1 failed" in md
+    assert "| missing |" in md
+    svd = next(a for a in board.arms if a.method == "svd")
+    tenth = next(a for a in board.arms if a.share < 1)
+    for arm in (svd, tenth):
+        assert arm not in compare.complete_rows(board, "resnet18_w32")
+        assert arm not in compare.mean_ranks(board, "resnet18_w32")
+    kdep = next(a for a in board.arms if a.method == "kdep" and a.share == 1)
+    columns = compare.columns_of(board, "resnet18_w32")
+    assert compare.mean_difference(board, svd, kdep, columns) is None
+    assert "the loss became NaN" in md
+    seg = next(r for r in rows(table) if r["method"] == "svd" and r["task"] == "seg")
+    assert (seg["ok"], seg["failed"], seg["n"]) == ("2", "1", "2")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(some.sets(some.integers(0, 35), max_size=12), some.booleans())
+def test_a_hole_anywhere_keeps_its_row_out_of_the_mean_rank(holes, missing):
+    records = grid(SCORES)
+    for i in holes:
+        r = records[i]
+        status = (
+            {"status": "missing", "error": None}
+            if missing
+            else {"status": "failed", "error": "it broke"}
+        )
+        records[i] = r.model_copy(update={"value": None, **status})
+    board = board_of(records)
+    broken = {records[i].arm.method for i in holes}
+    ranked = {a.method for a in compare.mean_ranks(board, "resnet18_w32")}
+    assert ranked == set(SCORES) - broken
+
+
+def test_an_identical_duplicate_changes_nothing_but_is_said():
+    records = golden_records()
+    again = records[0].model_copy(update={"id": "copy"})
+    board, plain = board_of([*records, again]), board_of(records)
+    assert {k: c.values for k, c in board.cells.items()} == {
+        k: c.values for k, c in plain.cells.items()
+    }
+    assert any("Set aside" in r and "copy" in r for r in board.remarks)
+
+
+def test_the_newer_of_two_records_counts_and_that_is_said():
+    newer = record("kdep", "probe", 0.9, created="2026-02-01T00:00:00+00:00", id="newer")
+    for order in ([newer, *golden_records()], [*golden_records(), newer]):
+        board = board_of(order)
+        cell = next(
+            c
+            for (a, col), c in board.cells.items()
+            if a.method == "kdep" and a.share == 1 and col.task == "probe"
+        )
+        assert cell.values[0, 0] == 0.9
+        assert any("Set aside" in r and "newer" in r for r in board.remarks)
+
+
+def test_time_zones_are_understood_when_looking_for_the_newer():
+    early = record(value=0.1, created="2026-01-01T12:00:00+05:00", id="early")
+    late = record(value=0.2, created="2026-01-01T08:00:00+00:00", id="late")
+    cell = next(iter(board_of([late, early]).cells.values()))
+    assert cell.values == {(0, 0): 0.2}
+
+
+def test_two_of_one_age_that_disagree_are_a_conflict():
+    rival = record("kdep", "probe", 0.9, id="rival")
+    board = board_of([*golden_records(), rival])
+    cell = next(
+        c
+        for (a, col), c in board.cells.items()
+        if a.method == "kdep" and a.share == 1 and col.task == "probe"
+    )
+    assert (0, 0) not in cell.values
+    assert len(cell.failed) == 1
+    assert any(r.startswith("Conflict") for r in board.remarks)
+
+
+@settings(max_examples=20, deadline=None)
+@given(some.integers(0, 35), some.floats(0, 1), some.booleans())
+def test_a_duplicate_never_changes_a_verdict_in_silence(index, value, newer):
+    records = grid(SCORES)
+    created = "2026-03-01T00:00:00+00:00" if newer else records[0].created
+    double = records[index].model_copy(update={"id": "double", "value": value, "created": created})
+    before, after = board_of(records), board_of([*records, double])
+    verdicts = [[v.verdict for v in judge(b, [BEATS])] for b in (before, after)]
+    assert verdicts[0] == verdicts[1] or after.remarks
+    assert after.remarks
+
+
+def test_other_data_is_another_column():
+    other = [
+        r.model_copy(
+            update={"id": f"{r.id}-b", "data": r.data.model_copy(update={"fingerprint": "beef"})}
+        )
+        for r in grid({"supervised": {"probe": [0.9, 0.9, 0.91]}})
+    ]
+    records = grid({"kdep": {"probe": [0.5, 0.51, 0.52]}}) + other
+    board = board_of(records)
+    assert len(board.columns) == 2
+    assert any("different data fingerprints" in r for r in board.remarks)
+    (kdep,) = [a for a in board.arms if a.method == "kdep"]
+    (sup,) = [a for a in board.arms if a.method == "supervised"]
+    for column in board.columns:
+        assert compare.difference(board, kdep, sup, column).estimate is None
+
+
+def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
+    early = failed(
+        "kdep",
+        "probe",
+        transfer=3,
+        teacher=None,
+        budget={},
+        data={"name": "pocket", "fingerprint": ""},
+    )
+    board = board_of([*grid({"kdep": {"probe": [0.5, 0.51, 0.52]}}), early])
+    assert len(board.columns) == len(board.arms) == 1
+    assert len(next(iter(board.cells.values())).failed) == 1
+
+
+def test_seeds_without_effect_are_pointed_out():
+    board = board_of(grid({"kdep": {"probe": [0.5, 0.5, 0.5]}}))
+    assert any("may have no effect" in r for r in board.remarks)
+
+
+def test_a_low_coverage_is_pointed_out():
+    board = board_of([record(gate={"coverage": 0.5})])
+    assert any("Key coverage below 1.0" in r for r in board.remarks)
+
+
+def test_small_is_good_where_the_task_says_so():
+    scores = {"kdep": {"probe": [0.1, 0.11, 0.12]}, "scratch": {"probe": [0.5, 0.51, 0.52]}}
+    down = {"direction": "min"}
+    records = [r.model_copy(update={"task": r.task.model_copy(update=down)}) for r in grid(scores)]
+    board = board_of(records)
+    (column,) = board.columns
+    assert {a.method for a in compare.best(board, "resnet18_w32", column)} == {"kdep"}
+    kdep, scratch = board.arms
+    assert compare.difference(board, kdep, scratch, column).verdict == "better"
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '=cmd|"/c calc"!A1',
+    "@SUM(1+1)",
+    "../../etc/passwd",
+    "x" * 10_000,
+    "a|b\n|c|",
+    "`code` **bold** [x](javascript:1)",
+    '"; rm -rf ~; "',
+    "\u202egnp.exe",
+    "名前 é",
+    "\\input{/etc/passwd} $x$ & % # _",
+    "' onmouseover='x",
+]
+
+
+def hostile_records(name: str) -> list[Record]:
+    """Records whose every free text is `name`."""
+    found = []
+    for method in (name, "scratch"):
+        for t in range(2):
+            f = fields(method, name, 0.5 + 0.01 * t, transfer=t)
+            f["id"] = f"r-{method == name}-{t}"
+            f["suite"] = name
+            f["arm"]["source"] = name
+            f["student"]["name"] = name
+            f["task"] |= {"family": name, "metric": name, "split": name}
+            f["data"]["name"] = name
+            f["per_class"] = {name: 0.5}
+            f["curves"] = {name: [[0, 1.0], [1, 0.5]]}
+            f["pictures"] = [name]
+            f["notes"] = [name]
+            f["packages"] = {name: name}
+            f["git"] = name
+            f["cost"]["device"] = name
+            found.append(make(f))
+    found.append(failed(name, name, transfer=9, id="r-bad", error=name, suite=name))
+    return found
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text_in_every_table(name, results):
+    folder = results(hostile_records(name))
+    build(folder)
+    md = (folder / "leaderboard.md").read_text()
+    # Inside a code span GitHub shows every character as it is.
+    assert "<script" not in re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", md)
+    assert max(map(len, md.splitlines())) < 8000
+    tables = [line for line in md.splitlines() if line.startswith("|")]
+    for line, after in itertools.pairwise(tables):
+        if set(after) <= set("|-: "):
+            assert line.count("|") - line.count("\\|") == after.count("|")
+    for row in csv.reader(io.StringIO((folder / "leaderboard.csv").read_text())):
+        assert len(row) == len(leaderboard.CSV_HEAD)
+        assert not [c for c in row if c[:1] in "=+@\t\r" and c[:1]]
+    tex = (folder / "leaderboard.tex").read_text()
+    assert "\\input" not in tex
+    assert "\u202e" not in md + tex
+
+
+@settings(max_examples=40, deadline=None)
+@given(some.text(max_size=40))
+def test_any_name_stays_one_cell(name):
+    assert "\n" not in text.md(name)
+    assert "|" not in text.md(name).replace("\\|", "")
+    assert "<" not in text.md(name)
+    assert text.csv_text(name)[:1] not in tuple("=+-@|%")
+
+
+def test_an_empty_folder_gives_an_empty_report(tmp_path):
+    done = build(tmp_path, claims=[BEATS])
+    assert done["records"] == 0
+    assert "Records: none" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_a_damaged_file_is_in_every_output(results):
+    folder = results(grid(SCORES))
+    (folder / "records" / "hurt.json").write_text("{")
+    done = build(folder)
+    assert done["damaged"] == 1
+    for name in ("leaderboard.md", "index.html"):
+        assert "hurt.json" in (folder / name).read_text()
