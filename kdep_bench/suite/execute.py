@@ -14,8 +14,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
@@ -267,7 +269,7 @@ class Pool:
         try:
             self._context.set_forkserver_preload([self.options.preload])
             first = self._context.Process(target=_nothing)
-            thread = threading.Thread(target=first.start, daemon=True)
+            thread = threading.Thread(target=_start, args=(first,), daemon=True)
             thread.start()
             while thread.is_alive() and not self.signal:
                 thread.join(0.1)
@@ -277,8 +279,15 @@ class Pool:
                 del os.environ["PYTHONPATH"]
             else:
                 os.environ["PYTHONPATH"] = old
-        if not thread.is_alive():
-            first.join()
+        if thread.is_alive():
+            return
+        if first.pid is None:
+            raise KdepError(
+                "the fork server could not be started",
+                "one more process and memory for the toolkits",
+                "see the message above; free memory, or raise the process limit",
+            )
+        first.join()
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
 
     def _cpus_of(self, stage: Stage) -> int:
@@ -311,7 +320,7 @@ class Pool:
             replace(stage, cpus=cpus), self.work, stage.id in self.forced, gpus, self.git
         )
         process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
-        process.start()
+        _start(process)
         writer.close()
         os.set_blocking(reader.fileno(), False)
         self.running[stage.id] = _Running(stage, process, reader, time.monotonic(), gpus)
@@ -517,6 +526,16 @@ def _signal_group(pid: int | None, number: int) -> None:
             os.killpg(pid, number)
         else:
             os.kill(pid, number)
+
+
+def _start(process: Any) -> None:
+    """Starts a process that does not run this program's main file again, guarded or not."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _nothing() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.suite.config import Json, Suite, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -81,6 +81,16 @@ class Plan:
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    # id of a dict -> (that dict, its canonical text): a recipe is in thousands of specs.
+    texts: dict[int, tuple[Json, str]] = field(default_factory=dict, repr=False)
+
+    def text(self, value: Any) -> str:
+        """`canonical_json(value)`, remembered for dicts, which must not change any more."""
+        if not isinstance(value, dict):
+            return canonical_json(value)
+        if id(value) not in self.texts:
+            self.texts[id(value)] = value, canonical_json(value)
+        return self.texts[id(value)][1]
 
     def consumers(self) -> dict[str, list[str]]:
         """Stage id -> ids of the stages that need it directly."""
@@ -112,9 +122,13 @@ class Plan:
         return seen
 
 
-def stage_id(kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]) -> str:
+def stage_id(
+    plan: Plan, kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]
+) -> str:
     """`kind-name-hash12`; the name is cut where the whole would pass 110 characters."""
-    text = canonical_json([kind, version, spec, dict(needs)])
+    # The text of canonical_json([kind, version, spec, needs]), put together from remembered parts.
+    inner = ",".join(f"{canonical_json(k)}:{plan.text(spec[k])}" for k in sorted(spec))
+    text = f"[{canonical_json(kind)},{version},{{{inner}}},{canonical_json(dict(needs))}]"
     return safe_name(f"{kind}-{name[: 96 - len(kind)]}-{text_hash(text)}", "stage id")
 
 
@@ -138,7 +152,7 @@ def add_stage(
     needs = dict(needs or {})
     if function is not None and function != how.function:
         spec = {**spec, "type": function}
-    one = stage_id(kind, name, how.version, spec, needs)
+    one = stage_id(plan, kind, name, how.version, spec, needs)
     if one not in plan.stages:
         for up in needs.values():
             if up not in plan.stages:
@@ -218,11 +232,17 @@ class _Builder:
 
     def __init__(self, suite: Suite, kinds: Mapping[str, StageKind]) -> None:
         self.suite, self.kinds, self.plan = suite, kinds, Plan(suite.name)
+        # What stages are told of each config: one dict each, so that its text is made once.
+        self.students = {s["name"]: without(s, _PROSE) for s in suite.students}
+        self.tasks = {t["name"]: without(t, _PROSE) for t in suite.tasks}
+        self.methods = {
+            m["name"]: {"labels_used": False, "transform": None, **without(m, _PROSE | _PLANNING)}
+            for m in suite.methods
+        }
+        self.budget = suite.budget.model_dump(exclude={"views"})
         known = set(kinds)
         for what, given in (("cpus", suite.runtime.cpus), ("timeout", suite.runtime.timeout)):
             for kind in set(given) - known:
-                from kdep_bench.errors import unknown_name
-
                 raise unknown_name(f"stage kind in runtime.{what}", kind, known)
 
     def add(
@@ -323,12 +343,8 @@ class _Builder:
         suite, chain = self.suite, {"prepare": prepare}
         needs: dict[str, str] = {}
         spec: Json = {
-            "student": without(student, _PROSE),
-            "method": {
-                "labels_used": False,
-                "transform": None,
-                **without(method, _PROSE | _PLANNING),
-            },
+            "student": self.students[student["name"]],
+            "method": self.methods[method["name"]],
             "seed": p,
         }
         if trains(method):
@@ -339,8 +355,7 @@ class _Builder:
                 more = self.teaching(prepare, needs["views"], student, method, share)
                 needs.update(more)
                 chain.update(more)
-            budget = suite.budget.model_dump(exclude={"views"})
-            spec.update(budget=budget, share=share, share_seed=suite.seeds.share)
+            spec.update(budget=self.budget, share=share, share_seed=suite.seeds.share)
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:
@@ -352,7 +367,7 @@ class _Builder:
         chain["export"] = self.add(
             "export",
             f"{label}.s{spec['seed']}",
-            {"student": without(student, _PROSE)},
+            {"student": self.students[student["name"]]},
             {"pretrain": chain["pretrain"]},
         )
         for task in suite.tasks:
@@ -360,8 +375,8 @@ class _Builder:
                 "transfer",
                 f"{task['name']}.{label}.s{spec['seed']}-{t}",
                 {
-                    "task": without(task, _PROSE),
-                    "student": without(student, _PROSE),
+                    "task": self.tasks[task["name"]],
+                    "student": self.students[student["name"]],
                     "seed": t,
                 },
                 {"prepare": prepare, "export": chain["export"]},

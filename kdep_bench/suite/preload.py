@@ -18,10 +18,10 @@ def _load() -> None:
     import importlib
 
     import kdep_bench.ops
+    import kdep_bench.suite.worker
 
     kdep_bench.ops.install()
     for name in (
-        "kdep_bench.suite.worker",
         "torch",
         "torchvision",
         "kdep_bench.openmmlab",
@@ -31,6 +31,7 @@ def _load() -> None:
         "mmseg.apis",
     ):
         importlib.import_module(name)
+    kdep_bench.suite.worker.packages()
     # What is here now lives as long as the server: keep the collector (and its copies) off it.
     gc.freeze()
 

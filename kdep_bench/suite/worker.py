@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -334,17 +335,23 @@ def _sentence(e: BaseException) -> str:
 
 def environment(order: Order) -> dict[str, Any]:
     """What ran: versions, device, threads, revision. No host name, no path."""
-    packages = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": packages(),
         "device": device(),
         "threads": order.stage.cpus,
         "git": order.git,
     }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of what results depend on; looked up once, in the fork server."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def device() -> str:

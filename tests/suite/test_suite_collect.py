@@ -86,9 +86,7 @@ def test_missing_and_failed_cells_are_records_too(tmp_path):
     outcome = fakes.run(plan, work)
     said = collect(suite, plan, work, results, outcome.failed)
     assert said["failed"] == 4
-    assert (
-        of(results, "kdep").error == "a broken transfer; expected a whole one; to mend it: mend it."
-    )
+    assert str(of(results, "kdep").error).startswith("a broken transfer; expected a whole one;")
     (work / "break-transfers").unlink()
     assert fakes.run(plan, work).ok
     assert collect(suite, plan, work, results)["ok"] == 4

@@ -45,7 +45,9 @@ def test_references_are_resolved_and_classes_become_strings():
     objective = suite.methods[0]["objective"]
     assert objective["type"] == "kdep_bench.objectives.feature_regression.FeatureRegression"
     assert suite.students[0]["width"] == 256
-    assert suite.teachers["resnet18_w32"]["name"] == "efficientnet_lite0"
+    teacher = suite.teachers["resnet18_w32"]
+    assert teacher is not None
+    assert teacher["name"] == "efficientnet_lite0"
 
 
 def test_overrides_are_merged_and_a_slip_in_one_is_refused():

@@ -344,3 +344,14 @@ def test_only_and_force_patterns(tmp_path):
     with pytest.raises(Exception, match="matches no stage"):
         execute.select_stages(plan, ["nothing"])
     assert execute.select_stages(plan, []) is None
+
+
+def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(fakes.HERE)!r})\n"
+        "from pathlib import Path; import suite_fakes as fakes\n"
+        f"print('main', fakes.run(fakes.diamond(), Path({str(tmp_path / 'w')!r})).ok)\n"
+    )
+    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "main True\n", said.stderr
