@@ -1,13 +1,11 @@
 """Imported once by the tests' fork server, so that each stage's process starts at once."""
 
+import importlib
 import os
 
+from kdep_bench import ops
+
 os.environ["OMP_NUM_THREADS"] = "1"
-
-from kdep_bench import ops  # noqa: E402
-
 ops.install()
-
-import mmdet.apis  # noqa: E402
-import mmpretrain.apis  # noqa: E402
-import mmseg.apis  # noqa: E402, F401
+for toolkit in ("mmdet", "mmpretrain", "mmseg"):
+    importlib.import_module(f"{toolkit}.apis")
