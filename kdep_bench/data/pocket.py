@@ -229,6 +229,7 @@ def make(
     seconds = time.perf_counter() - started
     files = [entry for part in written.values() for entry in part.files]
     files += _write_photos(root, material.checks)
+    files += _write_known(root, material.cutouts)
     files += _write_pool_labels(root, written)
     files += _write_coco(root, written, spec)
     summary = {
@@ -388,6 +389,33 @@ def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
         raw = cv2.imencode(".jpg", photo.image, QUALITY)[1].tobytes()
         out.append((rel, write_file(root / rel, raw)))
     return out
+
+
+def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
+    """Cut-outs of known ImageNet-1k class on grey, for the check of a teacher as it loads.
+
+    `known.json` beside this module maps the stamp's file to its class number, assigned by what the
+    photograph shows. A source without those photographs writes nothing.
+    """
+    by_name = {c.name: c.image for c in cutouts}
+    files, classes = [], {}
+    for name, number in read_json(Path(__file__).with_name("known.json")).items():
+        if name not in by_name:
+            continue
+        cutout = by_name[name].astype(np.float32)
+        h, w = cutout.shape[:2]
+        side = round(1.15 * max(h, w))
+        canvas = np.full((side, side, 3), 128, np.float32)
+        y, x = (side - h) // 2, (side - w) // 2
+        cover = cutout[..., 3:] / 255
+        canvas[y : y + h, x : x + w] = canvas[y : y + h, x : x + w] * (1 - cover) + cutout[..., :3]
+        file = f"{Path(name).stem}.png"
+        raw = cv2.imencode(".png", canvas.clip(0, 255).astype(np.uint8))[1].tobytes()
+        files.append((f"known/{file}", write_file(root / "known" / file, raw)))
+        classes[file] = number
+    if classes:
+        files.append(("known/known.json", write_file(root / "known/known.json", _json(classes))))
+    return files
 
 
 def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:

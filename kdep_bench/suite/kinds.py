@@ -36,7 +36,7 @@ class StageKind:
     rooms: tuple[str, ...] = field(default=())
 
 
-_MM = ("openmmlab.py", "ops")
+_MM = ("openmmlab", "ops")
 
 KINDS: Mapping[str, StageKind] = {
     "prepare": StageKind("kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, rooms=("data",)),
@@ -45,7 +45,6 @@ KINDS: Mapping[str, StageKind] = {
         "kdep_bench.features.cache:run",
         1,
         resumable=True,
-        cpus=0,
         gpu=True,
         cost=400,
         rooms=("features/cache.py", "teachers", "data/views.py"),
