@@ -58,6 +58,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
         for m in (1, 2, 5)
         if low * 0.999 <= m * 10.0**e <= high * 1.001
     ]
+    if len(ticks) < 3:  # less than a decade: round numbers serve
+        return [t for t in _ticks(low, high, 4) if t > 0]
     return ticks if len(ticks) <= 8 else [t for t in ticks if f"{t:e}".startswith("1.")]
 
 

@@ -84,8 +84,12 @@ def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st
 
 
 def best(board: Board, student: str, column: Column) -> set[ArmKey]:
-    """The rows of a column that are bold: the best, and all that cannot be told from it."""
-    return st.best_set(comparable(board, student, column), column.sign)
+    """The rows of a column that are bold: the best, and all that cannot be told from it. None
+    where no row has two seeds: nothing can be told there, and marking all would look like a tie."""
+    cells = comparable(board, student, column)
+    if all(len(v) < 2 for v in cells.values()):
+        return set()
+    return st.best_set(cells, column.sign)
 
 
 def complete_rows(board: Board, student: str) -> list[ArmKey]:

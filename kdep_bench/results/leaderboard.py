@@ -17,8 +17,9 @@ from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts,
 HOW_TO_READ = (
     "Scores are x100: mean ± standard deviation (number of seeds). **Bold** is the best and all it "
     "cannot be told from: the bold set holds the truly best arm with 95 % confidence (one-sided "
-    "paired t tests over seeds, Bonferroni). Intervals are 95 % and speak of the seeds named, not "
-    "of another test set. A failed or missing seed stays visible and is never averaged over."
+    "paired t tests over seeds, Bonferroni); with one seed nothing is marked. Intervals are 95 % "
+    "and speak of the seeds named, not of another test set. A failed or missing seed stays visible "
+    "and is never averaged over."
 )
 
 PAIRED = (
@@ -41,6 +42,11 @@ class View:
     def is_bold(self, arm: ArmKey, column: Column) -> bool:
         """Whether this cell is among the best of its student."""
         return arm in self.bold.get((arm.student, column), set())
+
+    def won(self, arm: ArmKey, columns: Sequence[Column]) -> tuple[int, int]:
+        """On how many of `columns` the row is among the best, of how many that have a best."""
+        marked = [c for c in columns if self.bold.get((arm.student, c))]
+        return sum(self.is_bold(arm, c) for c in marked), len(marked)
 
     def rows(self, columns: Sequence[Column]) -> list[ArmKey]:
         """Rows that have a cell in any of `columns`."""
@@ -106,14 +112,14 @@ def _summary(view: View) -> list[str]:
         arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
         for arm in arms:
             facts = view.facts[arm]
-            won = sum(view.is_bold(arm, c) for c in columns)
+            won, marked = view.won(arm, columns)
             rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
             rows.append(
                 [
                     text.md(student),
                     text.md(arm_name(view, arm)),
                     rank,
-                    f"{won} of {len(columns)}",
+                    f"{won} of {marked}" if marked else "—",
                     labels_text(facts),
                     share_text(view, arm),
                     text.count(facts.images_seen),
@@ -223,7 +229,13 @@ def _diagnostics(view: View) -> list[str]:
                 row = [text.md(student), text.md(names[c]), text.points(n.sd)]
                 noises.append([*row, str(n.df), str(n.n), text.points(n.gap_now)])
     if noises:
-        head = ["student", "task", "sd between seeds", "degrees of freedom", "seeds an arm"]
+        head = [
+            "student",
+            "task",
+            "sd between seeds",
+            "degrees of freedom",
+            "independent seeds an arm",
+        ]
         head += ["smallest gap they show (power 0.8)"]
         lines += ["## Noise floor (x100)", "", *md_table(head, noises, 2), ""]
     return lines

@@ -23,6 +23,7 @@ from kdep_bench.results.table import ArmKey, Board, Column
 _HERE = Path(__file__).parent
 PICTURE_BYTES = 400_000
 PICTURES = 24
+PICTURES_BYTES = 6_000_000
 MOST_ROWS = 2000
 
 
@@ -239,13 +240,13 @@ def _summary(view: View) -> Section | None:
         arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
         for arm in arms:
             f = view.facts[arm]
-            won = sum(view.is_bold(arm, c) for c in columns)
+            won, marked = view.won(arm, columns)
             rank = ranks.get(arm)
             cells = [
                 _name(student),
                 _arm_cell(view, arm),
                 _number("incomplete" if rank is None else f"{rank:.2f}", rank),
-                _number(f"{won} of {len(columns)}", won),
+                _number(f"{won} of {marked}" if marked else "—", won),
                 Cell(leaderboard.labels_text(f), css="n"),
                 _share(view, arm),
                 _number(text.count(f.images_seen), f.images_seen),
@@ -392,7 +393,7 @@ def _noise(view: View) -> Section | None:
                 rows.append((student, cells))
     if not rows:
         return None
-    head = ["student", "task", "sd between seeds", "degrees of freedom", "seeds an arm"]
+    head = ["student", "task", "sd between seeds", "degrees of freedom", "independent seeds an arm"]
     head.append("smallest gap they show (power 0.8)")
     return Section("noise", "Noise floor (x100)", _table("Noise floor", head, rows, 2))
 
@@ -430,11 +431,23 @@ def _inline(results_dir: Path, name: str) -> str | None:
     return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
+def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[Record, str]]:
+    """The first seeds' pictures, ordered so that the first of every task and arm come first and
+    the arms of one scene lie side by side."""
+    first: dict[tuple[str, str, str, float], Record] = {}
+    for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
+        if r.pictures:
+            key = (r.task.name, r.student.name, r.arm.method, -r.data.share)
+            first.setdefault(key, r)
+    turns = [(i, key, name) for key, r in first.items() for i, name in enumerate(r.pictures)]
+    return [(first[key], name) for _, key, name in sorted(turns)]
+
+
 def _pictures(results_dir: Path, full: Sequence[Record]) -> Section | None:
-    figures, refused = [], []
-    named = [(r, name) for r in full for name in r.pictures]
+    figures, refused, size = [], [], 0
+    named = _pictures_in_turn(full)
     for record, name in named:
-        if len(figures) >= PICTURES:
+        if len(figures) >= PICTURES or size > PICTURES_BYTES:
             break
         source = _inline(results_dir, name)
         what = f"{record.student.name}, {record.arm.method}, {record.task.name}, "
@@ -442,6 +455,7 @@ def _pictures(results_dir: Path, full: Sequence[Record]) -> Section | None:
         if source is None:
             refused.append(tag("li", f"{text.plain(what)}: {text.plain(name)}"))
             continue
+        size += len(source)
         label = text.plain(what, 200)
         image = tag("img", src=source, alt=f"Predictions: {label}")
         figures.append(

@@ -157,13 +157,15 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
     found = []
     for j, ((student, task, name), arms) in enumerate(sorted(groups.items())[:60]):
         drawn = []
-        for label in sorted(arms)[:MOST_LINES]:
+        shown = sorted(arms)[:MOST_LINES]
+        colour = _line_colours(shown, labels, by_method)
+        for label in shown:
             line = _mean_curve([r.curves[name] for r in arms[label]])
             if line:
                 points = [(x, y) for x, y, _, _ in line]
-                band = [(x, low, high) for x, _, low, high in line]
-                shown = text.plain(label, 40)
-                drawn.append(Line(shown, points, by_method.get(labels[label], 7), band))
+                # Bands of many arms would hide the lines.
+                band = [(x, low, high) for x, _, low, high in line] if len(shown) <= 4 else []
+                drawn.append(Line(text.plain(label, 40), points, colour[label], band))
         if not drawn:
             continue
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
@@ -172,6 +174,19 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
         svg = lines(drawn, caption, "step", text.plain(name, 30))
         found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
     return found
+
+
+def _line_colours(
+    shown: list[str], methods: dict[str, str], by_method: dict[str, int]
+) -> dict[str, int]:
+    """Each line its own colour and dashes: the method's, or a free one where that is taken."""
+    colour: dict[str, int] = {}
+    for label in shown:
+        wish = by_method.get(methods[label], COLOURS - 1)
+        taken = set(colour.values())
+        free = [c for c in range(COLOURS - 1, -1, -1) if c not in taken]
+        colour[label] = wish if wish not in taken or not free else free[0]
+    return colour
 
 
 def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:

@@ -330,8 +330,10 @@ def smallest_gap(sd: float, n: int, level: float = LEVEL, goal: float = POWER) -
 class Noise:
     """Noise floor of a task: `sd` of repeated seeds within an arm, pooled over arms (`df`).
 
-    `gap_now` is the smallest true paired difference that `n` seeds, the arms' usual number, show
-    with power 0.8, taking the difference of two arms as sqrt(2) times as noisy as one.
+    `gap_now` is the smallest true paired difference that `n` independent seeds, the arms' usual
+    number, show with power 0.8, taking the difference of two arms as sqrt(2) times as noisy as
+    one. Where an arm has several pre-training seeds, those are the independent ones, and their
+    means what varies.
     """
 
     sd: float
@@ -340,15 +342,31 @@ class Noise:
     gap_now: float | None
 
 
+def _pooled(groups: Sequence[Array]) -> tuple[float, int]:
+    df = sum(len(g) - 1 for g in groups)
+    return float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df)), df
+
+
+def _units(values: Values) -> Array:
+    """What varies independently: the means of pre-training seeds, or the values of only one."""
+    pretrain = sorted({k[0] for k in values})
+    if len(pretrain) > 1:
+        return np.array(
+            [np.mean([values[k] for k in sorted(values) if k[0] == p]) for p in pretrain]
+        )
+    return np.array([values[k] for k in sorted(values)])
+
+
 def noise_floor(cells: Sequence[Values]) -> Noise | None:
     """Noise of `cells` (arms of one task and student); None where no arm has two seeds."""
-    groups = [np.array([v[k] for k in sorted(v)]) for v in cells if len(v) > 1]
-    if not groups:
+    many = [v for v in cells if len(v) > 1]
+    if not many:
         return None
-    df = sum(len(g) - 1 for g in groups)
-    sd = float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df))
-    n = int(np.median([len(g) for g in groups]))
-    return Noise(sd, df, n, smallest_gap(sd * 2**0.5, n))
+    sd, df = _pooled([np.array([v[k] for k in sorted(v)]) for v in many])
+    several = [v for v in many if len({k[0] for k in v}) > 1]
+    units = [_units(v) for v in several or many]
+    n = int(np.median([len(u) for u in units]))
+    return Noise(sd, df, n, smallest_gap(_pooled(units)[0] * 2**0.5, n))
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:

@@ -164,6 +164,18 @@ def test_noise_floor_pools_within_arms():
     assert st.noise_floor([_cell([0.5])]) is None
 
 
+def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
+    rng = np.random.default_rng(0)
+    cells = []
+    for _ in range(40):
+        grid = 0.05 * rng.normal(size=(3, 1)) + 0.001 * rng.normal(size=(3, 3))
+        cells.append({(p, t): float(grid[p, t]) for p in range(3) for t in range(3)})
+    floor = st.noise_floor(cells)
+    assert floor is not None
+    assert floor.n == 3
+    assert floor.gap_now == pytest.approx(st.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
+
+
 def test_ranks_share_ties():
     ranks = st.mean_ranks({"a": [0.5, 0.1], "b": [0.5, 0.2], "c": [0.1, 0.3]}, [1, -1])
     assert ranks == {"a": 1.25, "b": 1.75, "c": 3.0}

