@@ -1,7 +1,8 @@
 """Detection of 8 classes in pocket scenes (COCO format): Faster R-CNN FPN with a reduced head.
 
 No stage is frozen and BatchNorm trains in every arm: stock detector settings (one stage frozen,
-norm_eval) are tuned for ImageNet ResNets and would hold a random student back. About 120 s on one core for the half-width ResNet-18.
+norm_eval) are tuned for ImageNet ResNets and would hold a random student back.
+About 120 s on one core for the half-width ResNet-18.
 """
 
 from mmengine.config import read_base

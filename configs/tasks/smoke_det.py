@@ -6,4 +6,4 @@ with read_base():
     from .pocket_det import task
 
 task.update(name="smoke_det")
-task["recipe"].update(iters=12, warmup=4)
+task["recipe"].update(iters=10, batch=2, warmup=4)
