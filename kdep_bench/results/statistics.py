@@ -350,11 +350,10 @@ def _pooled(groups: Sequence[Array]) -> tuple[float, int]:
 def _units(values: Values) -> Array:
     """What varies independently: the means of pre-training seeds, or the values of only one."""
     pretrain = sorted({k[0] for k in values})
-    if len(pretrain) > 1:
-        return np.array(
-            [np.mean([values[k] for k in sorted(values) if k[0] == p]) for p in pretrain]
-        )
-    return np.array([values[k] for k in sorted(values)])
+    if len(pretrain) == 1:
+        return np.array([values[k] for k in sorted(values)], dtype=np.float64)
+    groups = [[values[k] for k in sorted(values) if k[0] == p] for p in pretrain]
+    return np.array([sum(g) / len(g) for g in groups], dtype=np.float64)
 
 
 def noise_floor(cells: Sequence[Values]) -> Noise | None:
