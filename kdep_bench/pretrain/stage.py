@@ -32,7 +32,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains the student and writes its state dict to `student.pth`.
 
-    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule}, `share`,
+    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule,
+    precision}, `share`,
     `share_seed`, `seed`. A method without objective is the scratch arm: the initialised student
     itself. A method with `weights` is a reference: a builder of given backbone weights.
     """
@@ -59,6 +60,7 @@ def run(
         "student": student,
         "objective": objective,
         "target": target,
+        "precision": budget.get("precision", "float32"),
     }
     start = time.perf_counter()
     config = runner_config(

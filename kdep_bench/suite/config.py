@@ -13,7 +13,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,7 +46,8 @@ class Budget(_Part):
     """Pre-training budget of every arm.
 
     epochs over the images of the share, batch size, `views` fixed views an image, an mmengine
-    optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps).
+    optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps);
+    `precision` 'float32' or 'bfloat16' (the backbone under autocast).
     """
 
     epochs: float = Field(gt=0)
@@ -55,6 +56,7 @@ class Budget(_Part):
     views: int = Field(ge=1, default=1)
     schedule: str = "cosine"
     warmup: float = Field(ge=0, lt=1, default=0.0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Seeds(_Part):

@@ -38,7 +38,7 @@ SUPERVISED: dict[str, Any] = dict(
     objective=dict(type="kdep_bench.objectives.cross_entropy.CrossEntropy"),
     transform=None,
 )
-LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.2))
+LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
 SCRATCH: dict[str, Any] = dict(name="scratch", labels_used=False, objective=None, transform=None)
 
 
@@ -193,6 +193,15 @@ def test_kdep_loss_falls_and_exports_only_what_it_should(stages: dict[str, Path]
     assert outputs["labels_used"] is False
     assert outputs["std_ratio_after_transform"] > 1
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
+
+
+def test_bfloat16_follows_float32(stages: dict[str, Path], tmp_path: Path):
+    full, _ = pretrain(tmp_path / "a", stages, KDEP)
+    half, state = pretrain(tmp_path / "b", stages, KDEP, budget=BUDGET | {"precision": "bfloat16"})
+    a, b = (np.array(o["curves"]["pretrain_loss"])[:, 1] for o in (full, half))
+    np.testing.assert_allclose(a, b, rtol=0.05)
+    assert not np.array_equal(a, b)
+    assert all(v.dtype != torch.bfloat16 for v in state.values())
 
 
 def test_kdep_never_opens_the_labels(stages: dict[str, Path], tmp_path: Path):

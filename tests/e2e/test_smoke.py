@@ -1,0 +1,92 @@
+"""The smoke suite end to end, from real packages to the leaderboard, and what comes after it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+TASKS = {"smoke_probe", "smoke_finetune", "smoke_photos", "smoke_det", "smoke_seg"}
+
+pytestmark = pytest.mark.e2e
+
+
+def run_suite(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            str(REPO / "tools/run_suite.py"),
+            str(REPO / "configs/suites/smoke.py"),
+            f"--work-dir={home / 'work'}",
+            f"--results-dir={home / 'results'}",
+            *more,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the smoke suite has run."""
+    home = tmp_path_factory.mktemp("smoke")
+    start = time.perf_counter()
+    done = run_suite(home)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(f"smoke suite: {time.perf_counter() - start:.0f} s")
+    return home
+
+
+def records(home: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in sorted(home.glob("results/**/records/*.json"))]
+
+
+def test_every_cell_has_a_record_that_says_how_it_was_made(home: Path):
+    got = records(home)
+    assert {r["task"]["name"] for r in got} == TASKS
+    assert {r["arm"]["method"] for r in got} == {"kdep", "supervised", "scratch"}
+    assert len(got) == 15
+    for r in got:
+        assert r["status"] == "ok"
+        assert r["gate"]["coverage"] == 1.0
+        assert 0 <= r["value"] <= 1
+        assert r["stages"]["transfer"] == r["id"]
+
+
+def test_labels_are_used_by_the_supervised_arm_alone_and_the_teacher_by_kdep_alone(home: Path):
+    for r in records(home):
+        assert r["arm"]["labels_used"] == (r["arm"]["method"] == "supervised")
+        assert (r["teacher"] is not None) == (r["arm"]["method"] == "kdep")
+
+
+def test_the_teacher_ran_once_per_image_and_view(home: Path):
+    (cache,) = home.glob("work/cache-*/stage.json")
+    outputs = json.loads(cache.read_text())["outputs"]
+    assert outputs["forwards"] == outputs["rows"]
+
+
+def test_tables_and_page_are_there(home: Path):
+    (board,) = home.glob("results/**/leaderboard.md")
+    text = board.read_text()
+    assert all(task in text for task in TASKS)
+    for name in ("leaderboard.csv", "index.html"):
+        assert (board.parent / name).stat().st_size > 500
+
+
+def test_a_second_run_does_nothing_and_a_dry_run_answers_at_once(home: Path):
+    start = time.perf_counter()
+    again = run_suite(home)
+    assert again.returncode == 0
+    assert "0 ran" in again.stdout or "nothing to run" in again.stdout, again.stdout
+    assert time.perf_counter() - start < 3
+    start = time.perf_counter()
+    dry = run_suite(home, "--dry-run")
+    assert "0 to run" in dry.stdout
+    assert time.perf_counter() - start < 1.5
