@@ -1,6 +1,14 @@
 """The main job: KDEP against supervised pre-training and no pre-training, on three tasks.
 
-Command: python tools/run_suite.py pocket
+Command   python tools/run_suite.py configs/suites/pocket.py   (or `make pocket`)
+Cost      see README: under an hour on two CPU cores with bfloat16 units, 1.2 GB below work_dirs/
+Outcome   45 cells: 3 arms x 5 tasks x 3 transfer seeds, one pre-training seed. Expect kdep above
+          scratch; supervised has the very labels the transfer asks for and is hard to beat here.
+
+Every arm sees 16 epochs of the same 32,000 images in two fixed views, in the same order, with SGD
+as in the paper (momentum 0.9, weight decay 5e-4) at batch 64 and rate 0.2; the loss weight of the
+kdep arm follows from its target's scale. Departures from the paper's protocol: cosine instead of
+steps, 64 px for the student and 128 px for the teacher, bfloat16, batch 64.
 """
 
 suite = dict(
@@ -12,13 +20,15 @@ suite = dict(
     methods=["kdep", "supervised", "scratch"],
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos", "pocket_det", "pocket_seg"],
     shares=[1.0],
+    views=dict(scale=[0.4, 1.0]),
     budget=dict(
-        epochs=12,
-        views=4,
-        batch=128,
-        optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4),
+        epochs=16,
+        views=2,
+        batch=64,
+        optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=5e-4),
         schedule="cosine",
-        warmup=0.05,
+        warmup=0.03,
+        precision="bfloat16",
     ),
     seeds=dict(pretrain=[0], transfer=[0, 1, 2]),
     claims=["kdep_beats_scratch", "kdep_beats_supervised"],

@@ -15,8 +15,8 @@ suite = dict(
     budget=dict(
         epochs=2,
         views=1,
-        batch=64,
-        optimizer=dict(type="SGD", lr=0.5, momentum=0.9, weight_decay=5e-4),
+        batch=32,
+        optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule="cosine",
         warmup=0.1,
     ),

@@ -11,7 +11,7 @@ Three kinds, each a dict in configs/claims/<name>.py:
 
 A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
 otherwise 'undecided', with the seeds that would decide it; 'not testable here' where an arm is not
-in the records. Costs hold the whole teacher cache and the alignment.
+in the records. Costs hold the teacher cache of the data share and the alignment.
 """
 
 from __future__ import annotations

@@ -329,7 +329,7 @@ class ArmFacts:
 
     @property
     def cost_s(self) -> float | None:
-        """Pre-training seconds, the whole teacher cache and alignment included."""
+        """Pre-training seconds, its share of the teacher cache and the alignment included."""
         known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
         return sum(known) if known else None
 

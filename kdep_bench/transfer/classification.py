@@ -283,7 +283,7 @@ class LinearProbe(Task):
             if score > best:  # the smaller C of equals: the stronger regularisation
                 best, model, c_best = score, fitted, c
         assert model is not None
-        test_x, test_y = sets["test"]
+        test_x, test_y = sets[self.split]
         notes = [f"C = {c_best:g} chosen on val ({best:.4f}); {len(y)} training images"]
         return test_y, model.predict(test_x), curve, notes
 
