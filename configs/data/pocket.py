@@ -5,11 +5,14 @@ Cost      221 MB of downloads once (cached); 125 s of CPU (103 s on 2 shared cor
 Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 classes, 800 scenes
           at 160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
           backgrounds of pool, train, val and test are disjoint
+
+Seed 0 split the sources while the recipes were settled; the published suite uses seed 1, whose test
+split no choice has seen.
 """
 
 data = dict(
     name="pocket",
-    seed=0,
+    seed=1,
     source="auto",  # 'debian+pip', or 'pip-only' where its packages cannot be had
     px=128,
     pool_composites=24000,

@@ -21,9 +21,10 @@ IGNORE = 255
 class Segmentation(MMTask):
     """Fixed number of steps on `train`, one single-scale evaluation of mIoU on the split.
 
-    A student with `dilated` (strides and dilations of its stages) keeps stride 8 to the end and the
-    head reads its last stage, as in the paper; any other student gives the head its levels from
-    stride 8 on, resized to stride 8 and concatenated (mmseg's `resize_concat`).
+    With `dilate` in the recipe, a student with `dilated` (strides and dilations of its stages) keeps
+    stride 8 to the end and the head reads its last stage, as in the paper. Otherwise the backbone is
+    left as it was pre-trained and gives the head its levels from stride 8 on, resized to stride 8
+    and concatenated (mmseg's `resize_concat`).
     """
 
     scope: ClassVar[str] = "mmseg"
@@ -31,7 +32,7 @@ class Segmentation(MMTask):
         (
             *("folder", "model", "classes", "palette", "scale", "resize_ratio", "crop"),
             *("iters", "batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
-            *("warmup", "poly_power", "frozen_stages", "norm_eval"),
+            *("warmup", "poly_power", "frozen_stages", "norm_eval", "dilate"),
         )
     )
 
@@ -105,7 +106,7 @@ class Segmentation(MMTask):
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         recipe, pyramid = self.recipe, base.plain(student["pyramid"])
-        dilated = base.plain(student.get("dilated")) or {}
+        dilated = base.plain(student.get("dilated")) or {} if recipe["dilate"] else {}
         channels, classes = pyramid["channels"], len(recipe["classes"])
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(
