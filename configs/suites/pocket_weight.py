@@ -23,7 +23,9 @@ suite.update(
         dict(
             base="kdep",
             name=f"kdep_scale{scale}",
-            objective=dict(_delete_=True, type=FeatureRegression, weight="auto", scale=float(scale)),
+            objective=dict(
+                _delete_=True, type=FeatureRegression, weight="auto", scale=float(scale)
+            ),
         )
         for scale in (1, 5, 20, 100)
     ],

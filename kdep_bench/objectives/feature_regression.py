@@ -7,7 +7,6 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
-
 # With this factor the KDEP arm trains at the learning rates of the supervised arm (see
 # `configs/suites/pocket_weight.py`, which varies it): the loss starts at AUTO, and the weight decay
 # of the paper keeps its meaning, which a large learning rate in place of the weight would not.
@@ -21,7 +20,7 @@ class FeatureRegression(Objective):
     public scripts use w = 3 for one teacher and 20 for another.
 
     The weight multiplies the learning rate under SGD, so a fixed w ties the rate to the scale of
-    one teacher's target. "auto" removes the scale: w = `scale` / (mean square of the target over the
+    one teacher's target. "auto" removes it: w = `scale` / (mean square of the target over the
     fitting rows), so that the loss is `scale` times the share of the target's energy not yet
     explained, whatever the teacher, T or n.
 

@@ -64,7 +64,7 @@ class Distiller(BaseModel):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise KdepError(f"unknown precision {precision!r}", "'float32' or 'bfloat16'")
-        self.half = precision == "bfloat16"
+        self.use_bfloat16 = precision == "bfloat16"
         self.backbone = build_backbone(student)
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])
@@ -88,7 +88,7 @@ class Distiller(BaseModel):
         if mode != "loss":
             raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             before, after = self._tap[0](x)
         before, after = pool(before.float()), pool(after.float())
         target = self.target(teacher) if self.target is not None and teacher is not None else None

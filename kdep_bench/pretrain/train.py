@@ -71,5 +71,5 @@ def train(
         Config(config), work_dir=work_dir, seed=seed, hooks=[hook], resume=True
     )
     runner.train()
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model, hook.points
+    model: Any = runner.model
+    return (model.module if is_model_wrapper(model) else model), hook.points

@@ -132,7 +132,7 @@ class Gate(Part):
 
 
 class Cost(Part):
-    """What the cell cost. Seconds are wall time; `cache_s` fills the cache for the share's images."""
+    """What the cell cost. Wall seconds; `cache_s` fills the cache for the share's images."""
 
     pretrain_s: Amount | None = None
     cache_s: Amount | None = None

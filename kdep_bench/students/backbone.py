@@ -100,11 +100,8 @@ class PreActivationTap(nn.Module):
         the identity, and a tap one block too early would pass.
         """
         mode = self.training
-        zero = [
-            m.weight
-            for m in self.modules()
-            if isinstance(getattr(m, "weight", None), Tensor) and not m.weight.any()
-        ]
+        scales = [getattr(m, "weight", None) for m in self.modules()]
+        zero = [w for w in scales if isinstance(w, Tensor) and not bool(w.any())]
         for weight in zero:
             weight.fill_(1.0)
         before, after = self.eval()(torch.randn(2, 3, px, px))

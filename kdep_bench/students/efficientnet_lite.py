@@ -39,6 +39,14 @@ class EfficientNetLite(BaseModule):
         frozen_stages, norm_eval: accepted for the common recipe; only -1 and False are supported.
     """
 
+    scale: Tensor
+    shift: Tensor
+    conv_stem: nn.Module
+    bn1: nn.Module
+    blocks: nn.Sequential
+    conv_head: nn.Module
+    bn2: nn.Module
+
     def __init__(
         self,
         variant: int = 0,
@@ -57,7 +65,7 @@ class EfficientNetLite(BaseModule):
             )
         if not out_indices or not set(out_indices) <= set(range(HEAD + 1)):
             raise KdepError(f"out_indices {tuple(out_indices)}", f"some of 0..{HEAD}")
-        net = timm.create_model(
+        net: Any = timm.create_model(
             f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
         )
         self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
@@ -67,14 +75,11 @@ class EfficientNetLite(BaseModule):
         self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - OWN[0]) / OWN[1]).view(1, 3, 1, 1), persistent=False)
 
-    scale: Tensor
-    shift: Tensor
-
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
         """House-normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""
         x = self.bn1(self.conv_stem(x_B3HW * self.scale + self.shift))
         out = []
-        for i, block in enumerate(self.blocks):  # type: ignore[arg-type]
+        for i, block in enumerate(self.blocks):
             x = block(x)
             if i in LEVEL_ENDS and LEVEL_ENDS.index(i) in self.out_indices:
                 out.append(x)

@@ -21,10 +21,10 @@ IGNORE = 255
 class Segmentation(MMTask):
     """Fixed number of steps on `train`, one single-scale evaluation of mIoU on the split.
 
-    With `dilate` in the recipe, a student with `dilated` (strides and dilations of its stages) keeps
-    stride 8 to the end and the head reads its last stage, as in the paper. Otherwise the backbone is
-    left as it was pre-trained and gives the head its levels from stride 8 on, resized to stride 8
-    and concatenated (mmseg's `resize_concat`).
+    With `dilate` in the recipe, a student with `dilated` (strides and dilations of its stages)
+    keeps stride 8 to the end and the head reads its last stage, as in the paper. Otherwise the
+    backbone is left as it was pre-trained and gives the head its levels from stride 8 on, resized
+    to stride 8 and concatenated (mmseg's `resize_concat`).
     """
 
     scope: ClassVar[str] = "mmseg"
