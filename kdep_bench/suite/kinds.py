@@ -40,7 +40,7 @@ _MM = ("openmmlab", "ops")
 
 KINDS: Mapping[str, StageKind] = {
     "prepare": StageKind("kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, rooms=("data",)),
-    "views": StageKind("kdep_bench.data.views:run", 1, cpus=0, cost=40, rooms=("data/views.py",)),
+    "views": StageKind("kdep_bench.data.views:run", 1, cost=20, rooms=("data/views.py",)),
     "cache": StageKind(
         "kdep_bench.features.cache:run",
         1,
@@ -50,7 +50,7 @@ KINDS: Mapping[str, StageKind] = {
         rooms=("features/cache.py", "teachers", "data/views.py"),
     ),
     "align": StageKind(
-        "kdep_bench.features.align:run", 1, cpus=0, cost=20, rooms=("features", "data/views.py")
+        "kdep_bench.features.align:run", 1, cost=20, rooms=("features", "data/views.py")
     ),
     "pretrain": StageKind(
         "kdep_bench.pretrain.stage:run",
