@@ -1,7 +1,7 @@
 """The main job with MobileNetV2 of width 0.5 as the student; shares data, views and cache with it.
 
 Command   python tools/run_suite.py configs/suites/pocket_mnv2.py
-Cost      more than `pocket`: this student trains about a third as fast per image on a CPU
+Cost      not measured yet on an idle machine; `--dry-run` estimates it
 Outcome   45 cells, as `pocket`
 """
 
