@@ -10,7 +10,8 @@ Three kinds, each a dict in configs/claims/<name>.py:
   `at_most` or `at_least`.
 
 A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
-otherwise 'undecided', with the seeds that would decide it; 'not testable here' where an arm is not
+otherwise 'undecided', with the seeds that would decide it, and over all tasks also where a family's
+own verdict is the opposite one; 'not testable here' where an arm is not
 in the records. Costs hold the teacher cache of the data share and the alignment.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 import runpy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,7 +191,26 @@ def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
     found = [rule(board, claim, student, scope, some) for scope, some in scopes]
     if all(v.verdict == NOT_TESTABLE for v in found):
         return found[-1:]
+    if claim.per_family and len(found) > 1:
+        found[-1] = _unless_families_disagree(found[-1], found[:-1])
     return found
+
+
+def _unless_families_disagree(overall: Verdict, families: list[Verdict]) -> Verdict:
+    """`overall`, or undecided where a task family's own verdict is the opposite one.
+
+    A mean over tasks can be carried by one task with a large gap; a headline must not say
+    'supported' of a claim that a whole family of tasks refutes.
+    """
+    opposite = {"supported": "refuted", "refuted": "supported"}.get(overall.verdict)
+    if opposite is None or not any(v.verdict == opposite for v in families):
+        return overall
+    apart = ", ".join(f"{v.verdict} on {v.scope}" for v in families)
+    return replace(
+        overall,
+        verdict="undecided",
+        reason=f"the task families disagree: {apart}; the mean alone would be {overall.verdict}",
+    )
 
 
 def _untestable(claim: Claim, student: str, why: str, scope: str = "all tasks") -> Verdict:

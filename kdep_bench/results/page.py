@@ -188,7 +188,7 @@ def _sections(
 def _claims(view: View) -> Section | None:
     if not view.verdicts:
         return None
-    note = "Each verdict is judged from the records; a cost holds the whole teacher cache."
+    note = "Each verdict is judged from the records; a cost holds its share of the teacher cache."
     first = headlines(view.verdicts)
     rest = None
     if len(first) < len(view.verdicts):

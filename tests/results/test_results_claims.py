@@ -45,6 +45,25 @@ def test_a_family_each_and_all_tasks_last():
     assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]
 
 
+def test_a_mean_carried_by_one_family_is_no_headline_when_another_says_the_opposite():
+    gaps = {"classification": 0.30, "detection": -0.05, "segmentation": 0.05}
+    apart = {
+        method: {
+            task: [v + (gaps[family] if method == "kdep" else 0.0) for v in (0.40, 0.41, 0.42)]
+            for task, family in (
+                ("probe", "classification"),
+                ("det", "detection"),
+                ("seg", "segmentation"),
+            )
+        }
+        for method in ("kdep", "scratch")
+    }
+    v = verdict(grid(apart))
+    assert v.verdict == "undecided"
+    assert "refuted on detection" in v.reason
+    assert "would be supported" in v.reason
+
+
 def test_what_noise_hides_is_undecided_and_says_how_many_seeds_would_tell():
     records = cell("kdep", [0.50, 0.53, 0.47]) + cell("scratch", [0.49, 0.48, 0.50])
     v = verdict(records)
