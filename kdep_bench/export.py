@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
+from kdep_bench.students.backbone import build_backbone
 from kdep_bench.transfer.gate import check, read_tensors
 
 PREFIX = "backbone."
@@ -44,16 +45,6 @@ def strip(
             "save the state dict of the whole pre-training model, not wrapped and not of a part",
         )
     return kept, heads
-
-
-def build_plain_backbone(backbone_cfg: Mapping[str, Any]) -> nn.Module:
-    """The mm backbone a student config names, as a downstream model would build it."""
-    from kdep_bench.openmmlab import setup
-
-    setup("mmpretrain")
-    from mmpretrain.registry import MODELS
-
-    return MODELS.build(dict(backbone_cfg))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -96,7 +87,7 @@ def run(
     source = Path(inputs["pretrain"]) / "student.pth"
     progress(0, 1, "reading the student")
     kept, dropped = strip(read_tensors(source), source)
-    backbone = build_plain_backbone(spec["student"]["backbone"])
+    backbone = build_backbone(spec["student"])
     own = backbone.state_dict()
     # Load what fits, then let the gate judge: it names every fault at once, as it does downstream.
     fits = {k: v for k, v in kept.items() if k in own and own[k].shape == v.shape}

@@ -1,7 +1,7 @@
 """The main job: KDEP against supervised pre-training and no pre-training, on three tasks.
 
 Command   python tools/run_suite.py configs/suites/pocket.py   (or `make pocket`)
-Cost      see README: under an hour on two CPU cores with bfloat16 units, 1.2 GB below work_dirs/
+Cost      see README: under an hour on two CPU cores with bfloat16 units, 3 GB below work_dirs/
 Outcome   45 cells: 3 arms x 5 tasks x 3 transfer seeds, one pre-training seed. Expect kdep above
           scratch; supervised has the very labels the transfer asks for and is hard to beat here.
 

@@ -1,7 +1,7 @@
 """The teacher cache: one forward per (image, view), shared by every method, student and seed.
 
-Float16 features in memory-mapped shards, the manifest last. Before use, a sample of rows is
-computed again by the live teacher and compared; a mismatch refuses.
+Float16 features in memory-mapped shards, the manifest last. When the cache is full, a sample of its
+rows is read back, computed again by the live teacher and compared; a mismatch refuses.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def run(
     views = open_views(inputs["views"], inputs["prepare"])
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
     resumable(out, identity)
-    batch, forwards, start = int(spec.get("batch", 32)), 0, time.perf_counter()
+    batch = int(spec.get("batch", 32))
     for k, first in enumerate(range(0, views.rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, views.rows - first)
         if shard_path(out, k).exists():
             continue
-        shard = np.empty((count, teacher.width), np.float16)
+        shard, start = np.empty((count, teacher.width), np.float16), time.perf_counter()
         for i in range(0, count, batch):
             rows = range(first + i, first + min(i + batch, count))
             pooled = teacher(render_rows(views, rows, teacher.input_px)).pooled
@@ -97,15 +97,18 @@ def run(
                     "check the teacher's weights and normalisation",
                 )
             shard[i : i + len(rows)] = pooled.half().numpy()
-            forwards += len(rows)
             progress(rows[-1] + 1, views.rows, f"{teacher.name} features")
         partial = out / f".shard-{k}.npy"
         np.save(partial, shard)
+        # Beside the shard, so that a resumed cache still costs what filling all of it took.
+        spent = {"seconds": time.perf_counter() - start, "forwards": count}
+        write_json(shard_path(out, k).with_suffix(".json"), spent)
         partial.replace(shard_path(out, k))
-    seconds = time.perf_counter() - start
     if teacher.checksum() != checksum:
         raise KdepError(f"teacher {teacher.name} changed while it was only read", "frozen weights")
     shards = -(-views.rows // SHARD_ROWS)
+    spent = [read_json(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
+    forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
     manifest = {
         "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
         "rows": views.rows,
@@ -120,7 +123,8 @@ def run(
         "rows": views.rows,
         "bytes": views.rows * teacher.width * 2,
         "forwards": forwards,
-        "images_per_s": round(forwards / seconds, 1) if forwards else None,
+        "fill_s": round(seconds, 2),
+        "images_per_s": round(forwards / seconds, 1),
         "known_images": check,
     }
 

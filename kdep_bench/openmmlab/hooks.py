@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,8 +94,9 @@ class LossCurve:
 class ProgressHook(Hook):
     """Tells `progress(done, total, note)` each training iteration and keeps the loss curve.
 
-    `points` is the curve, [[step, loss], ...], at most `limit` of them. It is stored in resume
-    files and continues after a resume.
+    `points` is the curve, [[step, loss], ...], at most `limit` of them; `seconds` the time the
+    training took. Both are stored in resume files and continue after a resume, so that a run that
+    was cut still says what all of its steps cost.
     """
 
     priority = "BELOW_NORMAL"
@@ -103,6 +105,8 @@ class ProgressHook(Hook):
     def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
         self._progress = progress
         self._curve = LossCurve(limit)
+        self._earlier = 0.0  # seconds of earlier tries, up to the checkpoint resumed from
+        self._start = time.perf_counter()
 
     @property
     def points(self) -> list[list[float]]:
@@ -121,12 +125,21 @@ class ProgressHook(Hook):
             note = f"loss {value:.3f}"
         self._progress(step, runner.max_iters, note)
 
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training: this process's, and those that led to its checkpoint."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def before_train(self, runner: Any) -> None:
+        self._start = time.perf_counter()
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint[self._KEY] = self._curve.state()
+        checkpoint[self._KEY] = {**self._curve.state(), "seconds": self.seconds}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         if self._KEY in checkpoint:
             self._curve.restore(checkpoint[self._KEY])
+            self._earlier = checkpoint[self._KEY]["seconds"]
 
 
 class SealHook(Hook):

@@ -10,14 +10,12 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import open_basis
 from kdep_bench.objectives.base import Context
 from kdep_bench.registry import build
 from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
-
-# ImageNet statistics on the 0-255 scale: the same normalisation in pre-training and every transfer.
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Target(nn.Module):

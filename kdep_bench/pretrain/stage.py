@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains the student and writes its state dict to `student.pth`.
 
-    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule,
-    precision}, `share`,
-    `share_seed`, `seed`. A method without objective is the scratch arm: the initialised student
-    itself. A method with `weights` is a reference: a builder of given backbone weights.
+    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule, precision},
+    `share`, `share_seed`, `seed`. A method without objective is the scratch arm: the initialised
+    student itself. A method with `weights` is a reference: a builder of given backbone weights.
     """
     method, student = spec["method"], spec["student"]
     if method.get("objective") is None:
@@ -62,7 +60,6 @@ def run(
         "target": target,
         "precision": budget.get("precision", "float32"),
     }
-    start = time.perf_counter()
     config = runner_config(
         model=model,
         dataset=stream,
@@ -73,8 +70,7 @@ def run(
         schedule=schedule(budget, steps),
         checkpoint_every=max(1, steps // 4),
     )
-    trained, curve = train(config, spec["seed"], out / "run", progress)
-    seconds = time.perf_counter() - start
+    trained, curve, seconds = train(config, spec["seed"], out / "run", progress)
     save_state(trained.state_dict(), out)
     for used in (out / "run").glob("*.pth*"):
         used.unlink()
@@ -145,6 +141,13 @@ def objective_config(
         objective.update(width=spec["student"]["width"], classes=classes)
     if "target" not in needs:
         return objective, None, {}
+    if "align" not in inputs or method.get("transform") is None:
+        raise KdepError(
+            f"the objective {type_path(objective['type'])} regresses a teacher's feature and the "
+            f"method {method['name']} names no alignment or no transform",
+            "both",
+            "set `align` and `transform` in the method's config",
+        )
     target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
     probes = target_probes(spec, inputs, target)
     objective["target_energy"] = probes["target_energy"]

@@ -59,10 +59,11 @@ def train(
     seed: int,
     work_dir: Path,
     progress: Callable[..., None],
-) -> tuple[BaseModel, list[list[float]]]:
+) -> tuple[BaseModel, list[list[float]], float]:
     """Runs the config, from the newest whole checkpoint in `work_dir` if there is one.
 
-    Returns the trained model and its loss curve [[step, loss], ...].
+    Returns the trained model, its loss curve [[step, loss], ...] and the seconds all steps took,
+    those before a resume included.
     """
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
@@ -72,4 +73,4 @@ def train(
     )
     runner.train()
     model: Any = runner.model
-    return (model.module if is_model_wrapper(model) else model), hook.points
+    return (model.module if is_model_wrapper(model) else model), hook.points, hook.seconds

@@ -11,6 +11,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
 from kdep_bench.teachers.efficientnet_lite import timm_state
@@ -18,9 +19,7 @@ from kdep_bench.teachers.efficientnet_lite import timm_state
 # Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
 LEVEL_ENDS = (1, 2, 4, 6)
 HEAD = len(LEVEL_ENDS)
-# The house normalisation of every student (ImageNet statistics) and the one this network's own
-# weights were trained with (0.5 / 0.5), both on the 0-255 scale.
-HOUSE = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# What this network's own weights were trained with (mean and std 0.5), on the 0-255 scale.
 OWN = (127.5, 127.5)
 
 
@@ -71,7 +70,7 @@ class EfficientNetLite(BaseModule):
         self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
         self.conv_head, self.bn2 = net.conv_head, net.bn2
         self.out_indices = tuple(out_indices)
-        mean, std = torch.tensor(HOUSE[0]), torch.tensor(HOUSE[1])
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
         self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - OWN[0]) / OWN[1]).view(1, 3, 1, 1), persistent=False)
 

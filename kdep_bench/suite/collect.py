@@ -229,11 +229,18 @@ def _align(found: Mapping[str, Json | None]) -> Json | None:
 
 
 def _cost(cell: Cell, found: Mapping[str, Json | None]) -> Json:
-    """Wall seconds of the chain; of the cache, which serves every share, the cell's share."""
+    """Wall seconds of the chain; of the cache, which serves every share, the cell's share.
+
+    The wall time of a resumed stage is that of its last try; what the stage says the whole of its
+    work took is never less.
+    """
 
     def wall(kind: str) -> float | None:
         record = found.get(kind)
-        return record["wall_s"] if record else None
+        if not record:
+            return None
+        said = record["outputs"].get({"cache": "fill_s", "pretrain": "train_s"}.get(kind, ""))
+        return max(record["wall_s"], said or 0.0)
 
     cache, pretrain, transfer = wall("cache"), found.get("pretrain"), found.get("transfer")
     size = _outputs(found, "cache").get("bytes")

@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError
 
-# ImageNet statistics, RGB, 0..255: the same in pre-training and in every transfer.
-MEAN = [123.675, 116.28, 103.53]
-STD = [58.395, 57.12, 57.375]
+MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
 CURVE_POINTS = 100
 
 ProgressFn = Callable[..., None]

@@ -105,6 +105,19 @@ def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
     assert len(opened) == v.rows
 
 
+def test_a_cache_resumed_after_its_last_shard_still_says_what_it_cost(
+    stages: dict[str, Path], tmp_path: Path
+):
+    out = tmp_path / "c"
+    out.mkdir()
+    first = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
+    (out / cache.MANIFEST).unlink()
+    again = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
+    assert again == first
+    assert again["forwards"] == again["rows"] == 2 * IMAGES
+    assert again["fill_s"] > 0
+
+
 def test_cache_of_another_teacher_view_or_normalisation_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
@@ -225,6 +238,14 @@ def test_an_objective_that_needs_labels_in_a_label_free_method_is_refused(
         pretrain(tmp_path, stages, SUPERVISED | {"labels_used": False})
 
 
+def test_a_feature_objective_without_an_alignment_is_refused(
+    stages: dict[str, Path], tmp_path: Path
+):
+    bare = {k: v for k, v in stages.items() if k != "align"}
+    with pytest.raises(KdepError, match="names no alignment"):
+        pretrain(tmp_path, bare, KDEP)
+
+
 def test_scratch_is_seeded_and_untrained(stages: dict[str, Path], tmp_path: Path):
     a = pretrain(tmp_path / "a", stages, SCRATCH)
     b = pretrain(tmp_path / "b", stages, SCRATCH)
@@ -270,15 +291,16 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     stages: dict[str, Path], tmp_path: Path
 ):
     """kill -9 after a checkpoint, then again: the same weights to the last bit."""
-    _, whole = pretrain(tmp_path / "whole", stages, KDEP)
+    undisturbed, whole = pretrain(tmp_path / "whole", stages, KDEP)
     cut = tmp_path / "cut"
     cut.mkdir()
     code = (
-        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
+        "import os, signal, time, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from tests.pretrain.test_pretrain import KDEP, spec, stage\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
         "def die(done, total, note=''):\n"
+        "    time.sleep(0.2)\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"stage.run(spec(KDEP), {{k: Path(p) for k, p in stages.items()}}, Path({str(cut)!r}), die)"
     )
@@ -287,6 +309,9 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     assert done.returncode == -signal.SIGKILL
     assert list((cut / "run").glob("*.pth"))
     assert not (cut / stage.CHECKPOINT).exists()
-    _, resumed = pretrain(cut, stages, KDEP)
+    outputs, resumed = pretrain(cut, stages, KDEP)
+    # Six steps of at least 0.2 s led to the checkpoint; they are part of what the run cost.
+    assert outputs["train_s"] > 1.2
+    assert outputs["curves"] == undisturbed["curves"]
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())

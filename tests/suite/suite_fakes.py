@@ -121,7 +121,11 @@ def pretend(
         }
     return {
         "prepare": {"fingerprint": "f" * 64, "source": "debian+pip"},
-        "cache": {"teacher": {"name": "t", "checksum": "c" * 64, "width": 1280}, "bytes": 1000},
+        "cache": {
+            "teacher": {"name": "t", "checksum": "c" * 64, "width": 1280},
+            "bytes": 1000,
+            "fill_s": 5000.0,
+        },
         "align": {"energy_kept": 0.9, "std_ratio_before": 5.0, "std_ratio_after_svd": 8.0},
         "pretrain": {
             "images": 10,
@@ -130,6 +134,7 @@ def pretend(
             "epochs": 2.0,
             "views": 1,
             "images_per_s": 3.0,
+            "train_s": 7000.0,
             "std_ratio_after_transform": 2.0,
             "curves": {"pretrain_loss": [[1, 0.5]]},
         },

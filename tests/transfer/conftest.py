@@ -33,10 +33,10 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
     import torch
 
     from kdep_bench import export
+    from kdep_bench.students.backbone import build_backbone
 
     torch.manual_seed(0)
-    backbone = export.build_plain_backbone(student["backbone"])
-    backbone.init_weights()  # type: ignore[operator]
+    backbone = build_backbone(student)
     tensors = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     (out / "pretrain").mkdir(parents=True, exist_ok=True)
     tensors["aligner.weight"] = torch.zeros(3, 3)

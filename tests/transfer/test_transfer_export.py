@@ -12,6 +12,7 @@ import torch
 from kdep_bench import export
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
+from kdep_bench.students.backbone import build_backbone
 from tests.transfer.conftest import config, export_random, quiet
 
 SMALL = {"backbone": {"type": "mmpretrain.ResNet", "depth": 18, "stem_channels": 4}}
@@ -99,12 +100,10 @@ def check_student(student: dict[str, Any]) -> None:
     """Width and pyramid of a student config against the backbone's real output."""
     pyramid, px = student["pyramid"], student["input_px"]
     image = torch.zeros(1, 3, px, px)
-    backbone = export.build_plain_backbone(student["backbone"])
+    backbone = build_backbone(student)
     backbone.eval()
     assert backbone(image)[-1].shape[1] == student["width"]
-    backbone = export.build_plain_backbone(
-        {**student["backbone"], "out_indices": pyramid["out_indices"]}
-    )
+    backbone = build_backbone(student, out_indices=pyramid["out_indices"])
     backbone.eval()
     maps = backbone(image)
     assert [m.shape[1] for m in maps] == pyramid["channels"]
