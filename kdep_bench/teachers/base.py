@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,10 +17,19 @@ from kdep_bench.registry import build
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A batch as a teacher sees it: `pooled` [B, Dt] float32; `logits` [B, C] if it has a head."""
+    """A batch as a teacher sees it, float32, without gradient.
+
+    Attributes:
+        pooled: [B, Dt], the feature KDEP regresses, read at the teacher's tap.
+        logits: [B, C], or None without a classifier.
+        maps: spatial maps by name, each [B, C, H, W]; the teacher says which (`map_names`).
+        tokens: [B, T, C], the token sequence after the last norm, or None for a convolutional net.
+    """
 
     pooled: Tensor
     logits: Tensor | None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
 
 
 class Teacher(nn.Module, ABC):
