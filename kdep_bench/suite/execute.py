@@ -27,6 +27,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import state, worker
 from kdep_bench.suite.config import REPO
+from kdep_bench.suite.lock import LOCKS, StageLock, Watch
 from kdep_bench.suite.plan import Plan, Stage
 from kdep_bench.suite.progress import Silent, View
 
@@ -182,6 +183,7 @@ class Pool:
         self.consumers = plan.consumers()
         self.running: dict[str, _Running] = {}
         self.elsewhere: dict[str, float] = {}
+        self.watch = Watch(work)
         self.tries: dict[str, int] = {}
         self.outcome = Outcome()
         self.signal = 0
@@ -214,7 +216,7 @@ class Pool:
 
     def _prepare_work_dir(self) -> None:
         try:
-            (self.work / state.LOCKS).mkdir(parents=True, exist_ok=True)
+            (self.work / LOCKS).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise KdepError(
                 f"the work dir {self.work} cannot be written ({e.strerror})",
@@ -309,10 +311,9 @@ class Pool:
             self._start(stage, (self.free_gpus.pop(0),) if wants_gpu else ())
 
     def _start(self, stage: Stage, gpus: tuple[str, ...]) -> None:
-        lock = state.StageLock(self.work, stage.id)
-        if lock.held_elsewhere():
+        if self.watch.held(stage.id):
             self.free_gpus.extend(gpus)
-            self._postpone(stage, lock)
+            self._postpone(stage)
             return
         reader, writer = self._context.Pipe(duplex=False)
         cpus = self._cpus_of(stage)
@@ -328,9 +329,9 @@ class Pool:
         self.free_cpus -= cpus
         self.view.started(stage)
 
-    def _postpone(self, stage: Stage, lock: state.StageLock) -> None:
+    def _postpone(self, stage: Stage) -> None:
         if stage.id not in self.elsewhere:
-            self.view.elsewhere(stage, lock.owner())
+            self.view.elsewhere(stage, StageLock(self.work, stage.id).owner())
         self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
 
     # --- watching ---
@@ -392,7 +393,7 @@ class Pool:
         self.free_gpus.extend(r.gpus)
         if code == worker.BUSY:
             self.todo.add(r.stage.id)
-            self._postpone(r.stage, state.StageLock(self.work, r.stage.id))
+            self._postpone(r.stage)
             return
         record, fault = state.finished(r.stage, self.work)
         if record is not None and not r.timed_out and code == worker.DONE:
@@ -480,8 +481,7 @@ class Pool:
 
     def _look_elsewhere(self, stage: Stage) -> None:
         """Another runner has this stage: takes its result, or the stage, once its lock is free."""
-        lock = state.StageLock(self.work, stage.id)
-        if lock.held_elsewhere():
+        if self.watch.held(stage.id):
             self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
             return
         del self.elsewhere[stage.id]

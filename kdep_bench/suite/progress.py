@@ -79,7 +79,7 @@ class Plain(View):
         self.say(f"again  {stage.id} (try {tried + 1} of {most + 1}): {sentence}")
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
-        self.say(f"wait   {stage.id}: process {owner} is running it")
+        self.say(f"wait   {stage.id}: {owner} is running it")
 
     def note(self, text: str) -> None:
         self.say(text)
@@ -129,7 +129,7 @@ class Live(View):
         self._print(f"[yellow]again[/]  {stage.id}, {tried + 1} of {most + 1}: {escape(sentence)}")
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
-        self._print(f"[yellow]wait[/]   {stage.id}: process {owner} is running it")
+        self._print(f"[yellow]wait[/]   {stage.id}: {owner} is running it")
 
     def note(self, text: str) -> None:
         from rich.markup import escape

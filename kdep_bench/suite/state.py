@@ -7,10 +7,10 @@ not fit, a stage is not done. Paths in it are relative, so a moved or copied wor
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, file_hash, read_json
+from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic
 from kdep_bench.suite.config import REPO, Json
 from kdep_bench.suite.plan import Plan, Stage
 
 SCHEMA = 1
-STAGE, FAILED, LOG, LOCKS = "stage.json", "failed.json", "stage.log", ".locks"
+STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 _OURS = {STAGE, FAILED, LOG}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
 VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
@@ -92,14 +92,47 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
 
 # --- one stage ---------------------------------------------------------------------------------
 
+_SUM = re.compile(rb'^ "sum": "([0-9a-f]{64})"', re.MULTILINE)  # at the top level: one space in
+_NO_SUM = "0" * 64
+
+
+def write_stage(out: Path, record: Json) -> None:
+    """Writes stage.json atomically, with the SHA-256 of its own text in `sum`.
+
+    The sum is that of the file with 64 zeros in its place, so that checking it needs no parsing.
+    """
+    text = json.dumps({**record, "sum": _NO_SUM}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    raw = text.encode()
+    found = _SUM.search(raw)
+    assert found is not None
+    digest = hashlib.sha256(raw).hexdigest().encode()
+    write_atomic(out / STAGE, raw[: found.start(1)] + digest + raw[found.end(1) :])
+
+
+def _whole(raw: bytes) -> bool:
+    """Whether a stage.json is as it was written; one from before there were sums counts as such."""
+    found = _SUM.search(raw)
+    if found is None:
+        return True
+    blank = raw[: found.start(1)] + _NO_SUM.encode() + raw[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest().encode() == found.group(1)
+
 
 def read_stage(out: Path) -> Json | None:
     """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
     path = out / STAGE
-    if not path.exists():
-        return None
-    record = read_json(path)
     try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise KdepError(f"{path} cannot be read ({e.strerror})", "a readable file") from None
+    try:
+        if not _whole(raw):
+            raise KdepError(
+                f"{path} does not match its own checksum", "it as it was written", "run again"
+            )
+        record = json.loads(raw)
         if record["schema"] != SCHEMA:
             raise KdepError(
                 f"{path} has schema {record['schema']}", f"{SCHEMA}", "run that stage again"
@@ -189,58 +222,6 @@ def clear(out: Path, keep_leftovers: bool) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
-
-
-# --- the lock ------------------------------------------------------------------------------------
-
-
-class StageLock:
-    """An exclusive flock on `<work>/.locks/<id>`, held by the process that runs the stage.
-
-    The kernel frees it when that process dies, however it dies.
-    """
-
-    def __init__(self, work: Path, one: str) -> None:
-        self.path = work / LOCKS / one
-        self._fd: int | None = None
-
-    def take(self) -> bool:
-        """Whether the lock is ours now; never waits."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        with contextlib.suppress(OSError):  # the owner's number is for people; a full disk may pass
-            os.ftruncate(fd, 0)
-            os.write(fd, f"{os.getpid()}\n".encode())
-        self._fd = fd
-        return True
-
-    def free(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def held_elsewhere(self) -> bool:
-        """Whether some live process has it."""
-        if not self.path.exists():
-            return False
-        with open(self.path) as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
-
-    def owner(self) -> str:
-        """Process number of the last owner, as text."""
-        try:
-            return self.path.read_text().strip() or "?"
-        except OSError:
-            return "?"
 
 
 # --- a whole plan --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_json
 from kdep_bench.suite import state
+from kdep_bench.suite.lock import StageLock
 from kdep_bench.suite.plan import Stage
 
 DONE, FAULT, BUSY, STOPPED = 0, 1, 75, 143
@@ -166,14 +167,16 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
     """Runs one stage to its stage.json.
 
     Returns:
-        (DONE, None), (BUSY, None) when another process has it, or (FAULT, sentence).
+        (DONE, None), (BUSY, None) when another process has it or took it over, or
+        (FAULT, sentence).
     """
     stage, work = order.stage, order.work
     out = state.folder(work, stage)
-    lock = state.StageLock(work, stage.id)
+    lock = StageLock(work, stage.id)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not lock.take():
+        # Taken for dead and taken over: this process goes, by its own SIGTERM handler.
+        if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except OSError as e:
         return _failed(out, _sentence(e), stage)
@@ -182,9 +185,16 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
             return DONE, None
         state.clear(out, keep_leftovers=stage.resumable and not order.force)
         _log_to(out / state.LOG, order)
-        _execute(order, out, progress)
+        if not _execute(order, out, progress, lock.mine):
+            return BUSY, None
         return DONE, None
+    except Stopped:
+        if not lock.mine():
+            return BUSY, None
+        raise
     except Exception as e:
+        if not lock.mine():  # the new owner may have cleared what this one was writing
+            return BUSY, None
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
         return _failed(out, _sentence(e), stage)
@@ -211,7 +221,10 @@ def _log_to(path: Path, order: Order) -> None:
         print(f"the fork server could not import the toolkits:\n{preload.FAILURE}")
 
 
-def _execute(order: Order, out: Path, progress: Callable[..., None]) -> None:
+def _execute(
+    order: Order, out: Path, progress: Callable[..., None], mine: Callable[[], bool]
+) -> bool:
+    """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = order.stage, order.work
     for up in sorted(set(stage.needs.values())):
         state.verify_input(work, up)
@@ -226,8 +239,10 @@ def _execute(order: Order, out: Path, progress: Callable[..., None]) -> None:
     check_outputs(stage, outputs)
     files, rest = state.take_stock(out)
     usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    write_json(
-        out / state.STAGE,
+    if not mine():
+        return False
+    state.write_stage(
+        out,
         {
             "schema": state.SCHEMA,
             "id": stage.id,
@@ -251,6 +266,7 @@ def _execute(order: Order, out: Path, progress: Callable[..., None]) -> None:
             "rest": rest,
         },
     )
+    return True
 
 
 def locate(path: str) -> Callable[..., Any]:

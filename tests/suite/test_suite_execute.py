@@ -293,7 +293,7 @@ def test_a_truncated_stage_json_is_not_done(tmp_path):
     path = tmp_path / fakes.one(plan, "c") / "stage.json"
     path.write_bytes(path.read_bytes()[:-40])
     known = state.statuses(plan, tmp_path)
-    assert "not valid JSON" in known[fakes.one(plan, "c")].why
+    assert "stage.json is damaged" in known[fakes.one(plan, "c")].why
     assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
 
 

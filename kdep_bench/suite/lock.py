@@ -1,0 +1,289 @@
+"""One process a stage: a lock with an owner and a heartbeat, taken over from a dead owner.
+
+`<work>/.locks/<stage id>` is held by flock(2) and says who holds it. On the owner's own machine the
+kernel frees the lock when the owner dies, however it dies, and nothing else is asked. Between
+machines flock may not reach (some network file systems) or outlive its host, so the owner also
+counts up a heartbeat in the file, and an owner on another machine whose heartbeat has stood still
+for STALE seconds *of the watcher's own monotonic clock* is dead. No two clocks are ever compared: a
+clock that is wrong, or goes backwards, neither breaks a lock nor keeps one.
+
+Where flock does not reach, two runners that start one stage in the same moment both see it free.
+The later entry in the file counts: the other one leaves at its next heartbeat, and `mine()` is
+asked before a stage's result is written, so that one result is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+LOCKS = ".locks"
+BEAT = 10.0  # seconds between heartbeats
+STALE = 120.0  # an owner elsewhere whose heartbeat stands still as long is dead
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        host: name of its machine.
+        boot: the kernel's boot id: equal where flock alone decides.
+        pid: process number there.
+        started: start of that process in clock ticks since boot (proc(5), field 22): with `pid`
+            it names one process and none that got the number later.
+        since: when it took the lock, by its own clock; for people.
+        token: a random word of this taking.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    started: int
+    since: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+@cache
+def boot_id() -> str:
+    """This kernel's boot id; '' where it cannot be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> int:
+    """Start of a process in clock ticks since boot; 0 if there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def this_process() -> Owner:
+    """An Owner entry for this process with a token of its own."""
+    pid = os.getpid()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return Owner(
+        socket.gethostname(), boot_id(), pid, process_start(pid), since, uuid.uuid4().hex[:16]
+    )
+
+
+class StageLock:
+    """The lock of one stage; held by the process that runs it."""
+
+    def __init__(self, work: Path, one: str) -> None:
+        self.path = work / LOCKS / one
+        self.entry: Owner | None = None  # ours, while we hold it
+        self._fd: int | None = None
+        self._free = threading.Event()
+        self._writing = threading.Lock()  # a heartbeat must not meet a closed, reused descriptor
+
+    # --- the owner's side ---
+
+    def take(self, on_loss: Callable[[], None] | None = None, beat: float | None = None) -> bool:
+        """Whether the lock is ours now; never waits.
+
+        The lock of a dead owner on this machine is free; that of an owner on another machine is
+        not, until a `Watch` has found it dead and cleared it.
+
+        Args:
+            on_loss: called from the heartbeat thread if another owner's entry replaces ours.
+            beat: seconds between heartbeats; default BEAT.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not _flock(fd) or _foreign(_read(fd)):
+            os.close(fd)
+            return False
+        self._fd, self.entry = fd, this_process()
+        _close_in_children(self)
+        with contextlib.suppress(OSError):  # on a full disk the kernel's lock must do
+            _write(fd, _text(self.entry, 0))
+        self._free.clear()
+        every = BEAT if beat is None else beat
+        threading.Thread(target=self._beat, args=(every, on_loss), daemon=True).start()
+        return True
+
+    def _beat(self, every: float, on_loss: Callable[[], None] | None) -> None:
+        entry, count = self.entry, 0
+        while not self._free.wait(every):
+            if not self.mine():
+                if on_loss is not None and not self._free.is_set():
+                    on_loss()
+                return
+            count += 1
+            with self._writing, contextlib.suppress(OSError):
+                if self._fd is not None and entry is not None:
+                    _write(self._fd, _text(entry, count))
+
+    def mine(self) -> bool:
+        """Whether the file still names us: nobody took us for dead while we were held up."""
+        if self.entry is None:
+            return False
+        try:
+            now = _owner(self.path.read_bytes())
+        except OSError:
+            return True  # unreadable for a moment is not taken over
+        # None: our own entry could not be written (full disk), or a folder was wiped by hand.
+        return now is None or now.token == self.entry.token
+
+    def free(self) -> None:
+        """Gives the lock back; no effect where it is not held."""
+        self._free.set()
+        with self._writing:
+            fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        with contextlib.suppress(OSError):
+            if self.mine():
+                os.ftruncate(fd, 0)
+        self.entry = None
+        os.close(fd)
+
+    # --- everybody's side ---
+
+    def content(self) -> bytes | None:
+        """The entry of whoever has the lock, as it stands in the file; None where it is free.
+
+        An owner on this machine that died has it no more; one elsewhere may be dead: see `Watch`.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            held = not _flock(fd, fcntl.LOCK_SH)
+            text = _read(fd)
+            return text if held or _foreign(text) else None
+        finally:
+            os.close(fd)
+
+    def held_elsewhere(self) -> bool:
+        """Whether some process has it, or is said to have it on another machine."""
+        return self.content() is not None
+
+    def owner(self) -> str:
+        """The last owner, in words for people."""
+        try:
+            text = self.path.read_bytes()
+        except OSError:
+            text = b""
+        return str(_owner(text) or "another process")
+
+    def clear(self, seen: bytes) -> bool:
+        """Strikes the entry `seen` of a dead owner out; False if it is alive after all."""
+        fd = os.open(self.path, os.O_RDWR)
+        try:
+            if not _flock(fd) or _read(fd) != seen:
+                return False
+            os.ftruncate(fd, 0)
+            return True
+        finally:
+            os.close(fd)
+
+
+class Watch:
+    """Watches locks from outside, and clears those whose owner has died on another machine."""
+
+    def __init__(self, work: Path, stale: float | None = None) -> None:
+        self.work = work
+        self.stale = STALE if stale is None else stale
+        self._seen: dict[str, tuple[bytes, float]] = {}
+
+    def held(self, one: str) -> bool:
+        """Whether a live process has the stage `one`; called again and again, about every second.
+
+        Death elsewhere is known only after the same entry was seen for `stale` seconds.
+        """
+        lock = StageLock(self.work, one)
+        text = lock.content()
+        if text is None:
+            self._seen.pop(one, None)
+            return False
+        now = time.monotonic()
+        seen, since = self._seen.get(one, (b"", now))
+        if seen != text:
+            self._seen[one] = text, now
+            return True
+        if now - since < self.stale or not _foreign(text):
+            return True
+        with contextlib.suppress(OSError):
+            if lock.clear(text):
+                del self._seen[one]
+                return False
+        return True
+
+
+def _flock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(fd: int) -> bytes:
+    return os.pread(fd, 4096, 0)
+
+
+def _write(fd: int, text: bytes) -> None:
+    os.pwrite(fd, text, 0)
+    os.fsync(fd)  # readers on other machines see what is on the server
+
+
+def _text(owner: Owner, beat: int) -> bytes:
+    # The counter has a fixed width: an entry is overwritten in place, one write, never longer.
+    return json.dumps({**asdict(owner), "beat": f"{beat:012d}"}).encode() + b"\n"
+
+
+def _owner(text: bytes) -> Owner | None:
+    try:
+        said = json.loads(text)
+        del said["beat"]
+        return Owner(**said)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _foreign(text: bytes) -> bool:
+    """Whether the entry is one that flock on this machine does not vouch for."""
+    if not text.strip() or text.strip().isdigit():
+        return False
+    owner = _owner(text)
+    return owner is None or owner.boot != boot_id() or not owner.boot
+
+
+# A forked child (a data loader's worker) shares its parent's flock: it would hold a dead stage's
+# lock as long as it lives. So children close it.
+_held: weakref.WeakSet[StageLock] = weakref.WeakSet()
+
+
+def _close_in_children(lock: StageLock) -> None:
+    _held.add(lock)
+
+
+def _after_fork() -> None:
+    for lock in list(_held):
+        fd, lock._fd, lock.entry = lock._fd, None, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+os.register_at_fork(after_in_child=_after_fork)
