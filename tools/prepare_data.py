@@ -1,8 +1,14 @@
 #!/usr/bin/env python
-"""Makes the pocket data of a data config, or verifies a folder of it.
+"""Lays out, converts and verifies an official data set; or makes the pocket data of a config.
 
+python tools/prepare_data.py coco --root /data --archives ~/Downloads     # unpack, convert, verify
+python tools/prepare_data.py coco --root /data --check --decode all       # verify what is there
+python tools/prepare_data.py --list                                       # sets and their archives
 python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
 python tools/prepare_data.py --verify work_dirs/pocket_data/data
+
+Nothing is downloaded: most of these sets ask for an account or for consent to their terms. A run
+that was cut goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,21 +20,103 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", nargs="?", type=Path, help="file in configs/data")
-    parser.add_argument("--out", type=Path, help="folder to make; the data go to OUT/data")
-    parser.add_argument("--verify", type=Path, metavar="DATA", help="recompute all checksums")
-    args = parser.parse_args(argv)
-    if (args.config is None) == (args.verify is None) or (args.config and not args.out):
-        parser.error("give a config and --out, or --verify alone")
+    p.add_argument("what", nargs="?", metavar="SET|CONFIG", help="a data set, or a data config")
+    p.add_argument("--list", action="store_true", help="the sets, their archives and checksums")
+    p.add_argument("--root", type=Path, help="folder of all sets (default: $KDEP_DATA)")
+    p.add_argument(
+        "--archives",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder with the downloaded archives (default: the set's folder and the root)",
+    )
+    p.add_argument("--check", action="store_true", help="verify only; unpack and convert nothing")
+    p.add_argument("--decode", default="8", help="images of each split to decode, or 'all'")
+    p.add_argument("--no-checksums", action="store_true", help="do not compute archives' MD5")
+    p.add_argument("--out", type=Path, help="of a config: folder to make; the data go to OUT/data")
+    p.add_argument("--verify", type=Path, metavar="DATA", help="recompute a folder's checksums")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code. A KdepError becomes one sentence and 1."""
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list + (args.what is not None) + (args.verify is not None) != 1:
+        p.error("give a SET and --root, a CONFIG and --out, --verify DATA, or --list")
     try:
-        return _verify(args.verify) if args.verify else _prepare(args.config, args.out)
+        if args.list:
+            return _list()
+        if args.verify:
+            return _verify(args.verify)
+        if args.what.endswith(".py"):
+            if not args.out:
+                p.error("a config needs --out")
+            return _prepare(Path(args.what), args.out)
+        return _official(args)
     except KdepError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+
+
+def _list() -> int:
+    from kdep_bench.data.official.base import get_set, set_names
+
+    for one in map(get_set, set_names()):
+        print(f"{one.name}: {one.title}; {one.licence}; {one.page}")
+        for a in one.archives:
+            known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 not known to us"
+            print(f"  {a.name}{' (optional)' if a.optional else ''}: {known}")
+    return 0
+
+
+def _official(args: argparse.Namespace) -> int:
+    from kdep_bench.data.official import base
+
+    one = base.get_set(args.what)
+    decode = None if args.decode == "all" else _count(args.decode)
+    if args.check:
+        root = base.data_root(args.root)
+    else:
+        if args.root:
+            args.root.mkdir(parents=True, exist_ok=True)
+        root = base.data_root(args.root)
+        digests = base.lay_out(one, root, args.archives, _Line(), not args.no_checksums)
+        for archive in one.archives:
+            if archive.name in digests and archive.md5 is None:
+                print(f"{archive.name}: md5 {digests[archive.name]}, none known to compare with")
+    counts = base.verify(one, root, decode)
+    for note in one.notes:
+        print(f"note: {note}")
+    print(f"{root / one.name}: {one.title} is whole")
+    for name, count in counts.items():
+        print(f"  {name:28}{count:9}")
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise KdepError(f"--decode is {text!r}", "a number, or 'all'", "correct it")
+    return int(text)
+
+
+class _Line:
+    """One line a second on a terminal, one a tenth of the work otherwise."""
+
+    def __init__(self) -> None:
+        self.last = ("", -1)
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        tenth = 10 * done // max(total, 1)
+        if (note, tenth) != self.last:
+            self.last = (note, tenth)
+            end = "\r" if sys.stdout.isatty() else "\n"
+            print(f"{100 * done // max(total, 1):3} %  {note:60}", end=end, flush=True)
 
 
 def _verify(data: Path) -> int:
@@ -47,6 +135,12 @@ def _prepare(config: Path, out: Path) -> int:
     spec = read_config(config).get("data")
     if not isinstance(spec, dict):
         raise KdepError(f"the config {config} defines no `data`", "data = dict(...)")
+    if "type" in spec:
+        raise KdepError(
+            f"the config {config} is of official data",
+            "a pocket data config",
+            "lay its sets out one by one: tools/prepare_data.py --list",
+        )
     made = prepare(spec, {}, out, _show)
     print()
     for note in made["notes"]:

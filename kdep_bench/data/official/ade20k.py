@@ -1,0 +1,91 @@
+"""ADE20K scene parsing (2016): ADEChallengeData2016/{images,annotations}/{training,validation}/.
+
+Masks hold 0 for 'other' and 1..150 for the classes; mmseg's `reduce_zero_label` turns 0 into
+255 and the rest into 0..149.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.checks import check_image
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive
+from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
+from kdep_bench.errors import KdepError
+
+FOLDER = "ADEChallengeData2016"
+CLASSES = 150
+_PAGE = "http://sceneparsing.csail.mit.edu/"
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Every image has its mask of the same size with values 0..150, and the other way round."""
+    base, counts = folder / FOLDER, {}
+    for split in ("training", "validation"):
+        images = need_dir(base / "images" / split, "the images of ADEChallengeData2016.zip")
+        masks = need_dir(base / "annotations" / split, "the masks of ADEChallengeData2016.zip")
+        names = sorted(p.stem for p in images.glob("*.jpg"))
+        if not names:
+            raise KdepError(f"the folder {images} holds no *.jpg", "images", "unpack it again")
+        need_files(masks, (f"{n}.png" for n in names), images)
+        need_files(images, (f"{p.stem}.jpg" for p in masks.glob("*.png")), masks)
+        step = 1 if decode is None else max(1, len(names) // max(decode, 1))
+        for name in names[::step][:decode]:
+            _check_pair(images / f"{name}.jpg", masks / f"{name}.png")
+        counts[f"{split}_images"] = len(names)
+    return counts
+
+
+def _check_pair(image: Path, mask: Path) -> None:
+    facts, picture = check_image(mask), check_image(image)
+    if facts.mode not in ("L", "P"):
+        raise KdepError(
+            f"the mask {mask} has mode {facts.mode}",
+            "one 8-bit channel",
+            "this is the full ADE20K release: fetch ADEChallengeData2016.zip",
+        )
+    if facts[:2] != picture[:2]:
+        raise KdepError(
+            f"the mask {mask} is {facts.width}x{facts.height}",
+            f"{picture.width}x{picture.height} like its image",
+            "unpack both from the same archive",
+        )
+    with Image.open(mask) as opened:
+        top = int(np.asarray(opened).max())
+    if top > CLASSES:
+        raise KdepError(f"the mask {mask} holds the value {top}", f"0..{CLASSES}", "")
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """4 training and 2 validation images; masks 0..150."""
+    base = folder / FOLDER
+    for split, code, count in (("training", "train", 4), ("validation", "val", 2)):
+        for i in range(1, count + 1):
+            name = f"ADE_{code}_{i:08d}"
+            draw.save(base / "images" / split / f"{name}.jpg", draw.picture(rng))
+            labels = draw.mask(rng, CLASSES) + 1
+            labels[:4] = 0
+            draw.save(base / "annotations" / split / f"{name}.png", labels.astype(np.uint8))
+
+
+SET = OfficialSet(
+    name="ade20k",
+    title="ADE20K scene parsing (2016)",
+    page=_PAGE,
+    licence="images: non-commercial research; annotations and code: BSD-3-Clause",
+    archives=(
+        Archive(
+            "ADEChallengeData2016.zip",
+            _PAGE,
+            "7328b3957e407ddae1d3cbf487f149ef",
+            "the value several public loaders check; no official one is published",
+        ),
+    ),
+    counts={"training_images": 20210, "validation_images": 2000},
+    verify=verify,
+    tiny=tiny,
+)

@@ -1,0 +1,219 @@
+"""What every official set states and does; how sets are found, laid out and checked."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kdep_bench.data.checks import check_image
+from kdep_bench.data.official.archives import (
+    Archive,
+    Progress,
+    check_archive,
+    find_archive,
+    unpack,
+)
+from kdep_bench.errors import KdepError, unknown_name
+
+ROOT = "KDEP_DATA"  # the environment variable that names the root of all sets
+# Modules of this package that are no sets.
+_ROOM = {"__init__", "archives", "base", "tiny", "stage"}
+
+
+@dataclass(frozen=True)
+class OfficialSet:
+    """One data set in its official format.
+
+    Attributes:
+        name: its folder below the root, and its name on the command line.
+        title, page, licence: for people.
+        archives: what to fetch; unpacked into the folder unless `lay_out` does it.
+        counts: what a whole copy counts, by the keys that `verify` returns.
+        verify: (folder, decode) -> counts. Raises KdepError for the first fault; `decode` is how
+            many images of each split are read to their last byte, None for all.
+        tiny: (folder, rng): writes a tiny copy in the same format.
+        convert: (folder, progress): makes what the archives do not bring; must bear a second run.
+        lay_out: (folder, archives found, progress): replaces the plain unpacking.
+    """
+
+    name: str
+    title: str
+    page: str
+    licence: str
+    archives: tuple[Archive, ...]
+    counts: Mapping[str, int]
+    verify: Callable[[Path, int | None], dict[str, int]]
+    tiny: Callable[[Path, np.random.Generator], None]
+    convert: Callable[[Path, Progress], None] | None = None
+    lay_out: Callable[[Path, Mapping[str, Path], Progress], None] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def set_names() -> list[str]:
+    """The names of all sets, by file name; nothing is imported."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _ROOM)
+
+
+def get_set(name: str) -> OfficialSet:
+    """The set of that name; KdepError with the nearest names otherwise."""
+    if name not in set_names():
+        raise unknown_name("data set", name, set_names())
+    return importlib.import_module(f"kdep_bench.data.official.{name}").SET
+
+
+def data_root(given: str | Path | None = None) -> Path:
+    """The root of all sets: `given`, or $KDEP_DATA; KdepError where neither names a folder."""
+    chosen = given or os.environ.get(ROOT)
+    if not chosen:
+        raise KdepError(
+            f"the root of the data sets is not named (${ROOT} is not set)",
+            "a folder with one folder a set",
+            f"export {ROOT}=/path/to/data",
+        )
+    if not Path(chosen).is_dir():
+        raise KdepError(
+            f"the root of the data sets {chosen} does not exist",
+            "a folder with one folder a set",
+            "make it with tools/prepare_data.py SET --root DIR",
+        )
+    return Path(chosen)
+
+
+def lay_out(
+    one: OfficialSet, root: Path, archives: list[Path], progress: Progress, checksums: bool = True
+) -> dict[str, str]:
+    """Archives -> the set's folder below `root`: checked, unpacked, converted. May be cut anywhere.
+
+    Args:
+        archives: folders in which the official archives lie.
+        checksums: compute the MD5 of each archive, also of those with none to compare with.
+
+    Returns:
+        MD5 by archive name, for those computed.
+
+    Raises:
+        KdepError: an archive that is missing, damaged, of another size or checksum, or unsafe.
+    """
+    folder = root / one.name
+    found: dict[str, Path] = {}
+    for archive in one.archives:
+        path = find_archive(archive, [*archives, folder, root])
+        if path is not None:
+            found[archive.name] = path
+        elif not archive.optional:
+            raise KdepError(
+                f"the archive {archive.name} of {one.title} is in none of "
+                f"{', '.join(str(a) for a in [*archives, folder])}",
+                f"the file as {archive.page} gives it",
+                "download it there and name its folder with --archives",
+            )
+    digests = {}
+    for archive in one.archives:
+        if checksums and archive.name in found:
+            digests[archive.name] = check_archive(found[archive.name], archive, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    if one.lay_out is not None:
+        one.lay_out(folder, found, progress)
+    else:
+        for path in found.values():
+            unpack(path, folder, progress)
+    if one.convert is not None:
+        one.convert(folder, progress)
+    return digests
+
+
+def verify(one: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
+    """Checks a set below `root`; returns what was counted.
+
+    Args:
+        decode: see `OfficialSet.verify`.
+        whole: compare the counts with those of the official release.
+
+    Raises:
+        KdepError: no folder, the first fault of the set, or a count that is not the release's.
+    """
+    folder = root / one.name
+    if not folder.is_dir():
+        raise KdepError(
+            f"the data set {one.title} is not at {folder}",
+            "its folder below the root",
+            f"python tools/prepare_data.py {one.name} --root {root}",
+        )
+    counts = one.verify(folder, decode)
+    for key, official in one.counts.items() if whole else ():
+        if counts.get(key) != official:
+            raise KdepError(
+                f"{one.title} at {folder} counts {counts.get(key)} {key}",
+                f"{official}, as the official release has",
+                f"the archive was unpacked in part or is another release: "
+                f"python tools/prepare_data.py {one.name} --root {root}",
+            )
+    return counts
+
+
+# ---- pieces of checks ----
+
+
+def need_dir(path: Path, what: str) -> Path:
+    """`path` if it is a folder; KdepError otherwise."""
+    if not path.is_dir():
+        raise KdepError(
+            f"the folder {path} does not exist", what, "lay the set out with tools/prepare_data.py"
+        )
+    return path
+
+
+def need_file(path: Path, what: str) -> Path:
+    """`path` if it is a file with something in it; KdepError otherwise."""
+    if not path.is_file():
+        raise KdepError(
+            f"the file {path} does not exist", what, "lay the set out with tools/prepare_data.py"
+        )
+    if path.stat().st_size == 0:
+        raise KdepError(f"the file {path} has zero bytes", what, "unpack its archive again")
+    return path
+
+
+def lines(path: Path, what: str) -> list[str]:
+    """The non-empty lines of a split or list file; KdepError when it is missing or empty."""
+    found = [x.strip() for x in need_file(path, what).read_text().splitlines() if x.strip()]
+    if not found:
+        raise KdepError(f"the file {path} lists nothing", what, "unpack its archive again")
+    return found
+
+
+def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
+    """Counts `names` below `folder`; KdepError names the first that is missing or empty."""
+    count = 0
+    for name in names:
+        path = folder / name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise KdepError(
+                f"the file {path} does not exist",
+                f"every file that {source} names",
+                "the archive was unpacked in part: lay the set out again",
+            ) from None
+        if size == 0:
+            raise KdepError(
+                f"the file {path} has zero bytes", "a whole file", "delete it and lay out again"
+            )
+        count += 1
+    return count
+
+
+def decode_some(files: Iterable[Path], limit: int | None) -> int:
+    """Decodes `limit` of the files, spread evenly (None: all); returns how many."""
+    files = list(files)
+    if limit is not None and len(files) > limit:
+        step = len(files) / max(limit, 1)
+        files = [files[int(i * step)] for i in range(limit)]
+    for file in files:
+        check_image(file)
+    return len(files)

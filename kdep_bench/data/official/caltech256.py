@@ -1,0 +1,119 @@
+"""Caltech-256: 256_ObjectCategories/<number>.<name>/*.jpg, 257 classes with the clutter.
+
+No split comes with it. KDEP's public code takes the first 60 images of each class for training and
+the rest for testing; `convert` writes these lists once, `kdep_train.txt` and `kdep_test.txt`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive, Progress
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    decode_some,
+    lines,
+    need_dir,
+    need_files,
+)
+from kdep_bench.errors import KdepError
+from kdep_bench.files import write_atomic
+
+FOLDER = "256_ObjectCategories"
+TRAIN_PER_CLASS = 60
+LISTS = {"train": "kdep_train.txt", "test": "kdep_test.txt"}
+_CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
+
+
+def classes(folder: Path) -> list[str]:
+    """The class folders in order of their numbers; KdepError for one that has none."""
+    found = sorted(p.name for p in need_dir(folder / FOLDER, "class folders").iterdir())
+    found = [n for n in found if (folder / FOLDER / n).is_dir() and not n.startswith(".")]
+    for position, name in enumerate(found, 1):
+        m = _CLASS.fullmatch(name)
+        if m is None or int(m[1]) != position:
+            raise KdepError(
+                f"the class folder {folder / FOLDER / name} stands at place {position}",
+                f"the folder {position:03d}.<name>: numbers from 001 without a gap",
+                "unpack the archive again",
+            )
+    if not found:
+        raise KdepError(f"the folder {folder / FOLDER} has no class folders", "257", "")
+    return found
+
+
+def convert(folder: Path, progress: Progress) -> None:
+    """Writes the lists 'path label'. The archive's stray entries (no .jpg in a class) are left."""
+    write_lists(folder, TRAIN_PER_CLASS)
+
+
+def write_lists(folder: Path, per_class: int) -> None:
+    """The first `per_class` images by name train, the rest test."""
+    rows: dict[str, list[str]] = {"train": [], "test": []}
+    for label, name in enumerate(classes(folder)):
+        images = sorted(p.name for p in (folder / FOLDER / name).glob("*.jpg"))
+        if len(images) <= per_class:
+            raise KdepError(
+                f"the class folder {folder / FOLDER / name} holds {len(images)} images",
+                f"more than {per_class}",
+                "unpack the archive again",
+            )
+        for split, part in (("train", images[:per_class]), ("test", images[per_class:])):
+            rows[split] += [f"{FOLDER}/{name}/{i} {label}" for i in part]
+    for split, file in LISTS.items():
+        write_atomic(folder / file, "".join(f"{r}\n" for r in rows[split]))
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Folders numbered without a gap, lists that name existing images, and all of them."""
+    names = classes(folder)
+    listed: list[str] = []
+    counts = {}
+    for split, file in LISTS.items():
+        part = [r.rsplit(" ", 1)[0] for r in lines(folder / file, "one 'path label' a line")]
+        counts[f"{split}_images"] = len(part)
+        listed += part
+    there = sum(len(list((folder / FOLDER / n).glob("*.jpg"))) for n in names)
+    if len(set(listed)) != len(listed) or len(listed) != there:
+        raise KdepError(
+            f"the lists in {folder} name {len(set(listed))} different images of {there}",
+            "every image in exactly one list",
+            "lay the set out again",
+        )
+    need_files(folder, listed, f"{folder}/kdep_*.txt")
+    decode_some((folder / n for n in listed), decode)
+    return {"classes": len(names), "images": there, **counts}
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """Three classes and the clutter, 6 images each, of which 4 train."""
+    for number, name in enumerate(("ak47", "american-flag", "backpack", "clutter"), 1):
+        for i in range(1, 7):
+            file = f"{number:03d}.{name}/{number:03d}_{i:04d}.jpg"
+            draw.save(folder / FOLDER / file, draw.picture(rng))
+    write_lists(folder, 4)
+
+
+SET = OfficialSet(
+    name="caltech256",
+    title="Caltech-256",
+    page="https://data.caltech.edu/records/nyy15-4j048",
+    licence="CC BY 4.0",
+    archives=(
+        Archive(
+            "256_ObjectCategories.tar",
+            "https://data.caltech.edu/records/nyy15-4j048",
+            "67b4f42ca05d46448c6bb8ecd2220f6d",
+            "torchvision 0.29.1, datasets/caltech.py",
+        ),
+    ),
+    # 30,607 images: the data set's own page; 257 x 60 train.
+    counts={"classes": 257, "images": 30607, "train_images": 15420, "test_images": 15187},
+    verify=verify,
+    tiny=tiny,
+    convert=convert,
+)

@@ -1,0 +1,125 @@
+"""CIFAR-100, python version: cifar-100-python/{train,test,meta}, pickles of Python 2.
+
+Read by an unpickler that builds arrays, lists and strings only: a pickle can run code otherwise.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive
+from kdep_bench.data.official.base import OfficialSet, need_dir, need_file
+from kdep_bench.errors import KdepError
+
+FOLDER = "cifar-100-python"
+_SOURCE = "mmpretrain 1.2.0 and torchvision 0.29.1, datasets/cifar.py"
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class _Arrays(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A CIFAR pickle as a dict; KdepError when it is damaged or asks for anything but arrays."""
+    need_file(path, "a pickle of CIFAR-100")
+    try:
+        with path.open("rb") as f:
+            table = _Arrays(f, encoding="latin1").load()
+    except Exception as e:  # a damaged pickle raises whatever it meets first
+        raise KdepError(
+            f"the CIFAR file {path} cannot be read ({type(e).__name__}: {e})",
+            "a pickle of one dict of arrays and lists, as the official archive has it",
+            "unpack the official archive again",
+        ) from None
+    if not isinstance(table, dict):
+        raise KdepError(f"the CIFAR file {path} holds a {type(table).__name__}", "a dict")
+    return table
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[str]]:
+    """(images [N, 32, 32, 3] uint8 RGB, fine labels, names of the fine classes)."""
+    base = need_dir(folder / FOLDER, "the folder of the CIFAR-100 archive")
+    table, meta = read_pickle(base / split), read_pickle(base / "meta")
+    names = meta.get("fine_label_names")
+    data, labels = np.asarray(table.get("data")), table.get("fine_labels")
+    if not isinstance(names, list) or data.dtype != np.uint8 or data.ndim != 2:
+        raise KdepError(
+            f"the files {base / split} and meta hold data {data.dtype} {data.shape} and "
+            f"{type(names).__name__} fine_label_names",
+            "data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
+            "unpack cifar-100-python.tar.gz",
+        )
+    if data.shape[1] != 3072 or not isinstance(labels, list) or len(labels) != len(data):
+        raise KdepError(
+            f"the file {base / split} holds {data.shape[1]} values an image and "
+            f"{len(labels) if isinstance(labels, list) else 'no'} fine_labels for {len(data)}",
+            "3072 values and one label an image",
+            "unpack the archive again",
+        )
+    if wrong := [v for v in labels if not 0 <= v < len(names)]:
+        raise KdepError(f"the file {base / split} has the label {wrong[0]}", f"0..{len(names) - 1}")
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, names
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Reads both splits whole (they are one file each)."""
+    counts = {}
+    for split in ("train", "test"):
+        images, _, names = read_split(folder, split)
+        counts[f"{split}_images"] = len(images)
+        counts["classes"] = len(names)
+    return counts
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """All 100 class names; 40 training and 20 test images, in protocol-2 pickles."""
+    base = folder / FOLDER
+    base.mkdir(parents=True)
+    fine = [f"fine_{i:02d}" for i in range(100)]
+    meta = {"fine_label_names": fine, "coarse_label_names": [f"coarse_{i}" for i in range(20)]}
+    (base / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    for split, count in (("train", 40), ("test", 20)):
+        images = np.stack([draw.picture(rng, (32, 32)) for _ in range(count)])
+        labels = [int(i) for i in rng.integers(0, 100, count)]
+        table = {
+            "data": images.transpose(0, 3, 1, 2).reshape(count, 3072),
+            "fine_labels": labels,
+            "coarse_labels": [i // 5 for i in labels],
+            "filenames": [f"tiny_{split}_{i:04d}.png" for i in range(count)],
+            "batch_label": f"{split}ing batch 1 of 1",
+        }
+        (base / split).write_bytes(pickle.dumps(table, protocol=2))
+
+
+SET = OfficialSet(
+    name="cifar100",
+    title="CIFAR-100",
+    page="https://www.cs.toronto.edu/~kriz/cifar.html",
+    licence="none stated; cite Krizhevsky 2009",
+    archives=(
+        Archive(
+            "cifar-100-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            "eb9058c3a382ffc7106e4002c42a8d85",
+            _SOURCE,
+        ),
+    ),
+    counts={"train_images": 50000, "test_images": 10000, "classes": 100},
+    verify=verify,
+    tiny=tiny,
+)

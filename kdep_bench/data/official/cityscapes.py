@@ -1,0 +1,81 @@
+"""Cityscapes, fine annotations: leftImg8bit/<split>/<city>/, gtFine/<split>/<city>/.
+
+The archives bring labelIds; `convert` writes the labelTrainIds that training needs. The numbers are
+those of cityscapesScripts `helpers/labels.py` (19 evaluated classes, everything else 255); its own
+converter draws both images from the same polygons in the same order, so the table gives its result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.checks import check_segmentation
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive, Progress
+from kdep_bench.data.official.base import OfficialSet, need_dir
+
+_PAGE = "https://www.cityscapes-dataset.com/downloads/"
+CLASSES = 19
+#: labelIds of the evaluated classes, in the order of their train ids.
+EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+TO_TRAIN = np.full(256, 255, np.uint8)
+TO_TRAIN[list(EVALUATED)] = range(CLASSES)
+IDS, TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
+SPLITS = ("train", "val")
+
+
+def convert(folder: Path, progress: Progress) -> None:
+    """labelIds -> labelTrainIds beside them; existing ones are kept."""
+    files = [f for s in SPLITS for f in sorted((folder / "gtFine" / s).glob(f"*/*{IDS}"))]
+    for i, file in enumerate(files):
+        target = file.with_name(file.name.removesuffix(IDS) + TRAIN_IDS)
+        if not target.is_file() or target.stat().st_size == 0:
+            with Image.open(file) as opened:
+                ids = np.asarray(opened)
+            partial = target.with_name(f".{target.name}.partial")
+            Image.fromarray(TO_TRAIN[ids]).save(partial, "PNG")
+            partial.replace(target)
+        progress(i + 1, len(files), "label ids to train ids")
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Images and train-id masks pair up, sizes agree, values are train ids (not label ids)."""
+    need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
+    need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
+    check_segmentation(folder, CLASSES, SPLITS, limit=decode)
+    return {
+        f"{s}_images": len(list((folder / "leftImg8bit" / s).glob("*/*_leftImg8bit.png")))
+        for s in SPLITS
+    }
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """4 training and 2 validation scenes with label ids of every kind; train ids converted."""
+    for split, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            stem = f"{split}/tinytown/tinytown_{i:06d}_000019"
+            draw.save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", draw.picture(rng))
+            ids = np.asarray(EVALUATED, np.uint8)[draw.mask(rng, CLASSES)]
+            ids[:4] = 1  # ego vehicle: not evaluated
+            draw.save(folder / "gtFine" / f"{stem}{IDS}", ids)
+    convert(folder, lambda *_: None)
+
+
+SET = OfficialSet(
+    name="cityscapes",
+    title="Cityscapes (fine)",
+    page=_PAGE,
+    licence="Cityscapes licence: non-commercial",
+    archives=(
+        Archive("leftImg8bit_trainvaltest.zip", _PAGE),
+        Archive("gtFine_trainvaltest.zip", _PAGE),
+    ),
+    counts={"train_images": 2975, "val_images": 500},
+    verify=verify,
+    tiny=tiny,
+    convert=convert,
+    notes=("the page gives checksums to registered users only: none is compared",),
+)

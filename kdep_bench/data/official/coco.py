@@ -1,0 +1,175 @@
+"""COCO 2017 detection: train2017/, val2017/, annotations/instances_{train,val}2017.json.
+
+Crowd regions (iscrowd = 1, run-length masks) neither train nor count against a detector: mmdet
+marks them `ignore_flag` and pycocotools leaves them out of the score.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.data.checks import check_image
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive
+from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+
+_PAGE = "https://cocodataset.org/#download"
+_MD5_SOURCE = "the value several public download scripts check; none is published officially"
+SPLITS = ("train2017", "val2017")
+#: Categories of the tiny copy: real ids and names, in the real order, so that gaps are met.
+NAMES = json.loads(
+    '{"1":"person","2":"bicycle","3":"car","4":"motorcycle","5":"airplane","6":"bus","7":"train",'
+    '"8":"truck","9":"boat","10":"traffic light","11":"fire hydrant","13":"stop sign",'
+    '"14":"parking meter","15":"bench","16":"bird","17":"cat","18":"dog","19":"horse","20":"sheep",'
+    '"21":"cow","22":"elephant","23":"bear","24":"zebra","25":"giraffe","27":"backpack",'
+    '"28":"umbrella","31":"handbag","32":"tie","33":"suitcase","34":"frisbee","35":"skis",'
+    '"36":"snowboard","37":"sports ball","38":"kite","39":"baseball bat","40":"baseball glove",'
+    '"41":"skateboard","42":"surfboard","43":"tennis racket","44":"bottle","46":"wine glass",'
+    '"47":"cup","48":"fork","49":"knife","50":"spoon","51":"bowl","52":"banana","53":"apple",'
+    '"54":"sandwich","55":"orange","56":"broccoli","57":"carrot","58":"hot dog","59":"pizza",'
+    '"60":"donut","61":"cake","62":"chair","63":"couch","64":"potted plant","65":"bed",'
+    '"67":"dining table","70":"toilet","72":"tv","73":"laptop","74":"mouse","75":"remote",'
+    '"76":"keyboard","77":"cell phone","78":"microwave","79":"oven","80":"toaster","81":"sink",'
+    '"82":"refrigerator","84":"book","85":"clock","86":"vase","87":"scissors","88":"teddy bear",'
+    '"89":"hair drier","90":"toothbrush"}'
+)
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Ids resolve, the 80 categories are COCO's, images exist; some are decoded and measured."""
+    counts: dict[str, int] = {}
+    for split in SPLITS:
+        path = folder / "annotations" / f"instances_{split}.json"
+        table = read_json(path)
+        check_table(path, table)
+        images = need_dir(folder / split, f"the images of {split}.zip")
+        need_files(images, (i["file_name"] for i in table["images"]), path)
+        step = 1 if decode is None else max(1, len(table["images"]) // max(decode, 1))
+        for image in table["images"][::step][:decode]:
+            _check_size(images / image["file_name"], image, path)
+        counts |= {
+            f"{split}_images": len(table["images"]),
+            "categories": len(table["categories"]),
+        }
+    return counts
+
+
+def check_table(path: Path, table: Any) -> dict[str, int]:
+    """The parts and the ids of an annotation file; returns {images, annotations, crowds}."""
+    if not isinstance(table, dict) or not all(
+        isinstance(table.get(k), list) for k in ("images", "annotations", "categories")
+    ):
+        raise KdepError(
+            f"the file {path} is no detection annotation",
+            "lists named images, annotations and categories",
+            "use instances_*.json, not captions_* or person_keypoints_*",
+        )
+    names = {str(c["id"]): c["name"] for c in table["categories"]}
+    if names != NAMES:
+        odd = sorted(set(names.items()) ^ set(NAMES.items()))
+        raise KdepError(
+            f"the categories of {path} are not COCO's: {len(names)}, the first difference is "
+            f"{odd[0]}",
+            "the 80 ids and names of COCO 2017",
+            "for a data set of your own, name its classes in the task's recipe",
+        )
+    images = {i["id"] for i in table["images"]}
+    if len(images) != len(table["images"]):
+        raise KdepError(f"the file {path} has an image id twice", "unique ids", "fetch it again")
+    crowds = 0
+    for a in table["annotations"]:
+        if a["image_id"] not in images or str(a["category_id"]) not in names:
+            raise KdepError(
+                f"annotation {a['id']} in {path} has image {a['image_id']} and category "
+                f"{a['category_id']}",
+                "ids that are in the file",
+                "images and annotations are of different versions: fetch both again",
+            )
+        crowds += int(a.get("iscrowd", 0))
+    return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
+
+
+def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
+    facts = check_image(file)
+    if facts[:2] != (stated["width"], stated["height"]):
+        raise KdepError(
+            f"the image {file} is {facts.width}x{facts.height}",
+            f"{stated['width']}x{stated['height']} as {path} says",
+            "images and annotations are of different versions: fetch both again",
+        )
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """8 training and 4 validation images, two objects each, every fourth a crowd with an RLE."""
+    for split, count in (("train2017", 8), ("val2017", 4)):
+        images, annotations = [], []
+        for i in range(1, count + 1):
+            file = f"{i:012d}.jpg"
+            draw.save(folder / split / file, draw.picture(rng))
+            size = {"width": draw.SIZE[0], "height": draw.SIZE[1]}
+            images.append({"id": i, "file_name": file, **size})
+            for _ in range(2):
+                annotations.append(_object(rng, len(annotations) + 1, i))
+        table = {
+            "info": {"description": "tiny copy in COCO's format"},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": [
+                {"id": int(i), "name": n, "supercategory": ""} for i, n in NAMES.items()
+            ],
+        }
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(table))
+
+
+def _object(rng: np.random.Generator, number: int, image: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = draw.box(rng)
+    w, h = x1 - x0, y1 - y0
+    width, height = draw.SIZE
+    crowd = number % 4 == 0
+    if crowd:  # uncompressed RLE, column by column, as COCO writes crowds
+        counts = [x0 * height + y0]
+        for _ in range(w - 1):
+            counts += [h, height - h]
+        counts += [h, width * height - (x1 - 1) * height - y1]
+        shape: Any = {"counts": counts, "size": [height, width]}
+    else:
+        shape = [[float(v) for v in (x0, y0, x1, y0, x1, y1, x0, y1)]]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": int(list(NAMES)[int(rng.integers(len(NAMES)))]),
+        "bbox": [float(x0), float(y0), float(w), float(h)],
+        "area": float(w * h),
+        "iscrowd": int(crowd),
+        "segmentation": shape,
+    }
+
+
+SET = OfficialSet(
+    name="coco",
+    title="COCO 2017",
+    page=_PAGE,
+    licence="annotations: CC BY 4.0; images: Flickr terms of use",
+    archives=(
+        Archive("train2017.zip", _PAGE, "cced6f7f71b7629ddf16f17bbcfab6b2", _MD5_SOURCE),
+        Archive("val2017.zip", _PAGE, "442b8da7639aecaf257c1dceb8ba8c80", _MD5_SOURCE),
+        Archive(
+            "annotations_trainval2017.zip",
+            _PAGE,
+            "f4bbac642086de4f52a3fdda2de5fa2c",
+            _MD5_SOURCE,
+        ),
+    ),
+    counts={"train2017_images": 118287, "val2017_images": 5000, "categories": 80},
+    verify=verify,
+    tiny=tiny,
+)

@@ -1,0 +1,87 @@
+"""CUB-200-2011: CUB_200_2011/ with images/ and the lists of names, classes and the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive
+from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_files
+from kdep_bench.errors import KdepError
+
+FOLDER = "CUB_200_2011"
+_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """The three lists agree on their ids, every listed image exists, classes run from 1."""
+    base = folder / FOLDER
+    images, labels, split = (_table(base / name) for name in _LISTS)
+    for name, table in zip(_LISTS[1:], (labels, split), strict=True):
+        if table.keys() != images.keys():
+            odd = sorted(table.keys() ^ images.keys())
+            raise KdepError(
+                f"the file {base / name} and images.txt disagree on {len(odd)} image ids, the "
+                f"first is {odd[0]}",
+                "the same ids in both",
+                "unpack the archive again",
+            )
+    classes = {int(v) for v in labels.values()}
+    if min(classes) < 1 or max(classes) > 200:
+        raise KdepError(
+            f"the file {base / _LISTS[1]} has classes {min(classes)}..{max(classes)}", "1..200"
+        )
+    if wrong := set(split.values()) - {"0", "1"}:
+        raise KdepError(f"the file {base / _LISTS[2]} holds {sorted(wrong)[:3]}", "0 and 1")
+    need_files(base / "images", images.values(), base / "images.txt")
+    decode_some((base / "images" / v for v in images.values()), decode)
+    train = sum(v == "1" for v in split.values())
+    return {
+        "images": len(images),
+        "train_images": train,
+        "test_images": len(images) - train,
+        "classes": len(classes),
+    }
+
+
+def _table(path: Path) -> dict[int, str]:
+    out = {}
+    for row in lines(path, "one 'id value' a line"):
+        key, _, value = row.partition(" ")
+        if not key.isdigit() or not value:
+            raise KdepError(f"the file {path} holds the line {row[:60]!r}", "'id value'", "")
+        out[int(key)] = value
+    return out
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """4 of the 200 classes, 4 training and 2 test images each."""
+    base, rows = folder / FOLDER, []
+    for number, bird in enumerate(("Black_Wren", "Blue_Wren", "Red_Wren", "Sand_Wren"), 1):
+        for i in range(6):
+            name = f"{number:03d}.{bird}/{bird}_{i:04d}_{number}{i}.jpg"
+            draw.save(base / "images" / name, draw.picture(rng))
+            rows.append((name, number, int(i < 4)))
+    for k, name in enumerate(_LISTS):
+        draw.write_lines(base / name, [f"{i} {row[k]}" for i, row in enumerate(rows, 1)])
+
+
+SET = OfficialSet(
+    name="cub200",
+    title="CUB-200-2011",
+    page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    licence="non-commercial research and education",
+    archives=(
+        Archive(
+            "CUB_200_2011.tgz",
+            "https://data.caltech.edu/records/65de6-vp158",
+            "97eceeb196236b17998738112f37df78",
+            "the value many public loaders check, for instance avalanche's datasets/cub200.py",
+        ),
+    ),
+    counts={"images": 11788, "train_images": 5994, "test_images": 5794, "classes": 200},
+    verify=verify,
+    tiny=tiny,
+)

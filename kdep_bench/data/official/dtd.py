@@ -1,0 +1,102 @@
+"""Describable Textures (DTD r1.0.1): dtd/{images/<texture>/, labels/, imdb/imdb.mat}, split 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive
+from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_files
+from kdep_bench.errors import KdepError
+
+FOLDER = "dtd"
+SPLITS = ("train1", "val1", "test1")
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Split 1 is disjoint, its images exist, and imdb.mat (which mmpretrain reads) says the same.
+
+    imdb.mat numbers the splits 1 train, 2 val, 3 test; mmpretrain 1.2.0 `datasets/dtd.py`.
+    """
+    base = folder / FOLDER
+    parts = {s: lines(base / "labels" / f"{s}.txt", "one image a line") for s in SPLITS}
+    names = [n for s in SPLITS for n in parts[s]]
+    if len(set(names)) != len(names):
+        raise KdepError(f"the splits in {base / 'labels'} share images", "disjoint splits", "")
+    need_files(base / "images", names, base / "labels")
+    table = _imdb(base / "imdb" / "imdb.mat")
+    for number, split in enumerate(SPLITS, 1):
+        stored = {n for n, s in zip(table["name"], table["set"], strict=True) if s == number}
+        if stored != set(parts[split]):
+            raise KdepError(
+                f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
+                "the same images in both",
+                "unpack the archive again",
+            )
+    decode_some((base / "images" / n for n in names), decode)
+    counts = {f"{s.rstrip('1')}_images": len(parts[s]) for s in SPLITS}
+    return {"images": len(names), **counts, "classes": len({n.split("/")[0] for n in names})}
+
+
+def _imdb(path: Path) -> dict[str, list]:
+    import mat4py
+
+    from kdep_bench.data.official.base import need_file
+
+    try:
+        return mat4py.loadmat(str(need_file(path, "DTD's table of images")))["images"]
+    except Exception as e:  # mat4py has an error class of its own that it does not export
+        raise KdepError(
+            f"the file {path} cannot be read ({e})", "MATLAB 5 with `images`", "unpack it again"
+        ) from None
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """4 of the 47 textures, 2 images in each part of split 1."""
+    from scipy.io import savemat
+
+    base = folder / FOLDER
+    parts: dict[str, list[str]] = {s: [] for s in SPLITS}
+    rows = []
+    for number, texture in enumerate(("banded", "blotchy", "braided", "bubbly"), 1):
+        for i in range(6):
+            split = i % 3
+            name = f"{texture}/{texture}_{i:04d}.jpg"
+            draw.save(base / "images" / name, draw.picture(rng))
+            parts[SPLITS[split]].append(name)
+            rows.append((name, number, split + 1))
+    for split, names in parts.items():
+        draw.write_lines(base / "labels" / f"{split}.txt", names)
+    (base / "imdb").mkdir(parents=True)
+    cells = np.empty((1, len(rows)), object)
+    cells[0] = [r[0] for r in rows]
+    numbers = {k: np.array([[r[j] for r in rows]], float) for k, j in (("class", 1), ("set", 2))}
+    table = {"id": np.arange(1.0, len(rows) + 1)[None], "name": cells, **numbers}
+    savemat(base / "imdb" / "imdb.mat", {"images": table})
+
+
+SET = OfficialSet(
+    name="dtd",
+    title="Describable Textures (DTD)",
+    page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    licence="research use",
+    archives=(
+        Archive(
+            "dtd-r1.0.1.tar.gz",
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+            "fff73e5086ae6bdbea199a49dfb8a4c1",
+            "torchvision 0.29.1, datasets/dtd.py",
+        ),
+    ),
+    counts={
+        "images": 5640,
+        "train_images": 1880,
+        "val_images": 1880,
+        "test_images": 1880,
+        "classes": 47,
+    },
+    verify=verify,
+    tiny=tiny,
+)

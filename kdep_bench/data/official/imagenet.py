@@ -1,0 +1,184 @@
+"""ImageNet-1K (ILSVRC 2012), the pre-training pool: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG.
+
+The training archive is a tar of 1000 tars; the validation images come flat and are sorted into
+class folders by the devkit's ground truth, as torchvision and mmpretrain expect them. The pool
+needs `train` alone; `val` and the devkit are optional.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import (
+    SEALS,
+    Archive,
+    Progress,
+    place,
+    safe_member,
+    tar_members,
+    unpack,
+)
+from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_dir, need_file
+from kdep_bench.errors import KdepError
+
+_PAGE = "https://image-net.org/challenges/LSVRC/2012/"
+_TORCHVISION = "torchvision 0.29.1, datasets/imagenet.py"
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_WNID = re.compile(r"n\d{8}")
+#: Made-up wnids of the tiny copy (real ones begin with n0 or n1).
+TINY_WNIDS = tuple(f"n9000000{i}" for i in range(4))
+TINY_IMAGES = 24  # of each class
+
+
+def lay_out(folder: Path, found: Mapping[str, Path], progress: Progress) -> None:
+    """The tar of tars into train/, the validation images into class folders of val/."""
+    _train(found[TRAIN], folder / "train", progress)
+    if DEVKIT in found:
+        unpack(found[DEVKIT], folder / "devkit", progress, strip=1)
+    if VAL in found:
+        unpack(found[VAL], folder / "val", progress)
+        _sort_val(folder, progress)
+
+
+def _train(path: Path, target: Path, progress: Progress) -> None:
+    """Every inner tar is unpacked as it streams by; one seal a class makes it resumable."""
+    seals = target / SEALS
+    seals.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(path) as outer:
+            for number, inner in enumerate(tar_members(outer, path)):
+                safe_member(inner.name, path)
+                wnid = inner.name.removesuffix(".tar")
+                if not _WNID.fullmatch(wnid):
+                    raise KdepError(
+                        f"the archive {path} holds {inner.name[:60]!r}",
+                        "one n########.tar a class",
+                        "use the official training archive",
+                    )
+                if not (seals / wnid).is_file():
+                    with inner.open() as data, tarfile.open(fileobj=data) as t:
+                        for member in tar_members(t, path):
+                            rel = safe_member(f"{wnid}/{member.name}", path)
+                            assert rel is not None
+                            place(member, target, rel, path)
+                    (seals / wnid).touch()
+                progress(number + 1, 1000, f"unpacking {wnid}")
+    except (tarfile.TarError, EOFError) as e:
+        raise KdepError(
+            f"the archive {path} is damaged or cut short ({e})",
+            "a whole archive",
+            "download it again; classes already unpacked are kept",
+        ) from None
+
+
+def _sort_val(folder: Path, progress: Progress) -> None:
+    """val/ILSVRC2012_val_########.JPEG -> val/<wnid>/...; what is sorted already stays."""
+    flat = sorted((folder / "val").glob("ILSVRC2012_val_*.JPEG"))
+    if not flat:
+        return
+    data = need_dir(folder / "devkit" / "data", f"the devkit ({DEVKIT})")
+    wnids = _wnids(data / "meta.mat")
+    truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number an image")
+    for i, file in enumerate(flat):
+        number = int(file.stem.rsplit("_", 1)[1])
+        target = folder / "val" / wnids[int(truth[number - 1])]
+        target.mkdir(exist_ok=True)
+        file.replace(target / file.name)
+        progress(i + 1, len(flat), "sorting val")
+
+
+def _wnids(meta: Path) -> dict[int, str]:
+    """ILSVRC class number -> wnid, of the leaves (torchvision's `_parse_meta_mat`)."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(need_file(meta, "the devkit's table of classes"), squeeze_me=True)["synsets"]
+    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if not s["num_children"]}
+
+
+def class_folders(split: Path) -> list[Path]:
+    """The wnid folders of a split, sorted: the position is the class number everywhere."""
+    found = sorted(p for p in need_dir(split, "one folder a class").iterdir() if p.is_dir())
+    return [p for p in found if not p.name.startswith(".")]
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Counts classes and images of train (and of val, where it is)."""
+    counts = {}
+    for split in ("train", "val"):
+        if split == "val" and not (folder / split).is_dir():
+            continue
+        classes = class_folders(folder / split)
+        files: list[Path] = []
+        for one in classes:
+            if not _WNID.fullmatch(one.name):
+                raise KdepError(
+                    f"the folder {one} is no WordNet id", "n and eight digits", "move it away"
+                )
+            images = sorted(one.glob("*.JPEG"))
+            if not images:
+                raise KdepError(
+                    f"the class folder {one} holds no *.JPEG", "its images", "unpack it again"
+                )
+            empty = next((f for f in images if f.stat().st_size == 0), None)
+            if empty is not None:
+                raise KdepError(
+                    f"the image {empty} has zero bytes", "a whole image", "unpack it again"
+                )
+            files += images
+        if split == "val" and [c.name for c in classes] != [
+            c.name for c in class_folders(folder / "train")
+        ]:
+            raise KdepError(
+                f"the classes of {folder / 'val'} are not those of train",
+                "the same 1000 folders",
+                "sort the validation images anew",
+            )
+        # ImageNet has 22 CMYK JPEGs and one PNG named .JPEG: decoders cope, so none is refused.
+        decode_some([f for f in files if not _known_odd(f)], decode)
+        counts |= {f"{split}_classes": len(classes), f"{split}_images": len(files)}
+    return counts
+
+
+def _known_odd(file: Path) -> bool:
+    with file.open("rb") as f:
+        head = f.read(2)
+    if head != b"\xff\xd8":
+        return True
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.mode == "CMYK"
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """4 classes of 24 images, and two validation images a class."""
+    for wnid in TINY_WNIDS:
+        for i in range(TINY_IMAGES):
+            draw.save(folder / "train" / wnid / f"{wnid}_{i}.JPEG", draw.picture(rng))
+        for i in range(2):
+            name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+            draw.save(folder / "val" / wnid / name, draw.picture(rng))
+
+
+SET = OfficialSet(
+    name="imagenet",
+    title="ImageNet-1K (ILSVRC 2012)",
+    page=_PAGE,
+    licence="ImageNet terms of access: non-commercial research and education",
+    archives=(
+        Archive(TRAIN, _PAGE, "1d675b47d978889d74fa0da5fadfb00e", _TORCHVISION),
+        Archive(VAL, _PAGE, "29b22e2961454d5413ddabcf34fc5622", _TORCHVISION, optional=True),
+        Archive(DEVKIT, _PAGE, "fa75699e90414af021442c21a62c3abf", _TORCHVISION, optional=True),
+    ),
+    counts={"train_classes": 1000, "train_images": 1281167},
+    verify=verify,
+    tiny=tiny,
+    lay_out=lay_out,
+)

@@ -1,0 +1,127 @@
+"""Stage `prepare` over official sets: checks them, and links them below out/data.
+
+    out/data/<set>                  a link to the set's folder below $KDEP_DATA
+    out/data/pool/images            a link to the images that pre-training reads (ImageNet's train)
+    out/data/pool/labels.json       their classes, read by supervised arms alone
+    out/data/sets.json              what was counted
+
+The path of the root is no part of the stage's identity: a root that moved still counts as the same
+data as long as files and sizes agree (the fingerprint in the outputs is over these).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.data.checks import IMAGE_SUFFIXES
+from kdep_bench.data.official.base import OfficialSet, data_root, get_set, need_dir, verify
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import canonical_json, write_atomic, write_json
+
+KEYS = frozenset({"name", "sets", "pool", "pool_folder", "root", "decode", "tiny_seed"})
+
+
+def prepare(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Stage `prepare` of the full-scale suites.
+
+    Spec: `sets` names of the sets that the suite's tasks read; `pool` the set whose `pool_folder`
+    (default 'train') is the pre-training pool, one folder a class; `root` (default $KDEP_DATA);
+    `decode` images of each split to decode (default 8). With `tiny_seed` no root is read: tiny
+    copies of all sets are generated in their real formats, for a rehearsal.
+
+    Returns: data, fingerprint, source, counts, licences.
+
+    Raises:
+        KdepError: a set that is missing, incomplete or damaged.
+    """
+    if unknown := set(spec) - KEYS:
+        raise unknown_name("key of the official data", sorted(unknown)[0], KEYS)
+    names = sorted({*spec["sets"], spec["pool"]})
+    sets = [get_set(n) for n in names]
+    tiny = spec.get("tiny_seed") is not None
+    root = _generate(sets, out / "sets", int(spec["tiny_seed"])) if tiny else data_root(
+        spec.get("root")
+    )  # fmt: skip
+    counts, prints = {}, {}
+    for i, one in enumerate(sets):
+        progress(i, len(sets) + 1, f"checking {one.title}")
+        counts[one.name] = verify(one, root, spec.get("decode", 8), whole=not tiny)
+        prints[one.name] = fingerprint(root / one.name)
+        _link(root / one.name, out / "data" / one.name)
+    progress(len(sets), len(sets) + 1, "listing the pool")
+    pool = root / spec["pool"] / spec.get("pool_folder", "train")
+    images = _pool(pool, out / "data" / "pool")
+    write_json(out / "data" / "sets.json", {"counts": counts, "fingerprints": prints})
+    progress(len(sets) + 1, len(sets) + 1, "done")
+    return {
+        "data": "data",
+        "source": "tiny copies in the real formats (a rehearsal)" if tiny else "official",
+        "fingerprint": hashlib.sha256(canonical_json(prints).encode()).hexdigest(),
+        "counts": {"images": {"pool": images}, **counts},
+        "licences": {one.title: one.licence for one in sets},
+        "notes": [note for one in sets for note in one.notes],
+    }
+
+
+def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
+    for one in sets:
+        (root / one.name).mkdir(parents=True)
+        code = int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:4], "big")
+        one.tiny(root / one.name, np.random.default_rng([seed, code]))
+    return root
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    # A rehearsal's sets lie in the stage itself: a relative link survives a move of the work dir.
+    inside = target.resolve().is_relative_to(link.parent.parent.resolve())
+    here = os.path.relpath(target, link.parent) if inside else target.resolve()
+    link.unlink(missing_ok=True)
+    link.symlink_to(here, target_is_directory=True)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over (relative path, size) of every file, hidden ones left out; order-free."""
+    rows = []
+    stack = [folder]
+    while stack:
+        with os.scandir(stack.pop()) as entries:
+            for e in entries:
+                if e.name.startswith("."):
+                    continue
+                if e.is_dir():
+                    stack.append(Path(e.path))
+                else:
+                    rows.append(f"{os.path.relpath(e.path, folder)} {e.stat().st_size}")
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def _pool(source: Path, pool: Path) -> int:
+    """Links the pool's images and writes labels.json from its class folders."""
+    classes = sorted(p.name for p in need_dir(source, "the pre-training images").iterdir()
+                     if p.is_dir() and not p.name.startswith("."))  # fmt: skip
+    labels: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        with os.scandir(source / name) as entries:
+            for e in entries:
+                if e.name.startswith(".") or not e.is_file():
+                    continue
+                if Path(e.name).suffix.lower() not in IMAGE_SUFFIXES:
+                    raise KdepError(
+                        f"the file {e.path} of the pool has no image suffix", "images", "move it"
+                    )
+                labels[f"{name}/{e.name}"] = number
+    if not labels:
+        raise KdepError(f"the pool {source} holds no image", "one folder a class", "")
+    _link(source, pool / "images")
+    text = canonical_json({"classes": classes, "labels": labels})
+    write_atomic(pool / "labels.json", text)
+    return len(labels)

@@ -1,0 +1,71 @@
+"""Pictures and masks for tiny copies of the official sets: small, seeded, in the real formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+SIZE = (64, 48)  # width, height
+
+
+def picture(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """[h, w, 3] uint8: smooth coloured noise, another one at every call."""
+    w, h = size
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
+    grain = rng.integers(-12, 13, (h, w, 3))
+    return np.clip(smooth.astype(int) + grain, 0, 255).astype(np.uint8)
+
+
+def save(path: Path, image: np.ndarray) -> Path:
+    """Writes [h, w, 3] RGB or [h, w] grey in the format of the suffix (.JPEG, .jpg, .png)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def mask(
+    rng: np.random.Generator,
+    classes: int,
+    size: tuple[int, int] = SIZE,
+    ignore: int | None = None,
+) -> np.ndarray:
+    """[h, w] uint8 class numbers: four quarters of random classes, an ignored cross between."""
+    w, h = size
+    out = np.empty((h, w), np.uint8)
+    for rows in (slice(0, h // 2), slice(h // 2, h)):
+        for columns in (slice(0, w // 2), slice(w // 2, w)):
+            out[rows, columns] = rng.integers(classes)
+    if ignore is not None:
+        out[h // 2], out[:, w // 2] = ignore, ignore
+    return out
+
+
+def save_palette(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Path:
+    """A PNG of colour-mapped class numbers, as VOC has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels, mode="P")
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.asarray(palette, np.uint8)
+    image.putpalette(table.ravel().tolist())
+    image.save(path)
+    return path
+
+
+def box(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) inside a picture, x1 and y1 exclusive, at least a quarter of each side."""
+    w, h = size
+    bw, bh = int(rng.integers(w // 4, w // 2)), int(rng.integers(h // 4, h // 2))
+    x, y = int(rng.integers(0, w - bw)), int(rng.integers(0, h - bh))
+    return x, y, x + bw, y + bh
+
+
+def write_lines(path: Path, rows: Sequence[str]) -> Path:
+    """A text file, one row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{r}\n" for r in rows))
+    return path

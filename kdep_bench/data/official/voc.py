@@ -1,0 +1,303 @@
+"""PASCAL VOC 2007 and 2012 below VOCdevkit/, and the augmented masks of SBD.
+
+Detection reads Annotations/*.xml by ImageSets/Main lists; segmentation reads the masks of
+SegmentationClass/ by ImageSets/Segmentation lists. The 10,582 training masks ("trainaug") are VOC's
+own `train` and the SBD masks of images that are in neither VOC list, as mmseg's voc_aug.py makes
+them: `convert` writes SegmentationClassAug/*.png and ImageSets/Segmentation/aug.txt.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.checks import check_image
+from kdep_bench.data.official import tiny as draw
+from kdep_bench.data.official.archives import Archive, Progress, unpack
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    decode_some,
+    lines,
+    need_dir,
+    need_file,
+    need_files,
+)
+from kdep_bench.errors import KdepError
+from kdep_bench.files import write_atomic
+
+DEVKIT, SBD = "VOCdevkit", "sbd"
+#: The 20 object classes, in the order of mask values 1..20.
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+#: (year, list) of the detection task, and of the segmentation task.
+DETECTION = (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
+_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
+_TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
+_SBD_PAGE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
+_BENCHMARK = "benchmark.tgz"
+
+
+def lay_out(folder: Path, found: Mapping[str, Path], progress: Progress) -> None:
+    """The VOC archives bring VOCdevkit/ with them; SBD goes to sbd/."""
+    for name, path in found.items():
+        if name == _BENCHMARK:
+            unpack(path, folder / SBD, progress, strip=1)
+        else:
+            unpack(path, folder, progress)
+
+
+def convert(folder: Path, progress: Progress) -> None:
+    """SBD's MATLAB masks -> SegmentationClassAug/*.png, and the list aug.txt."""
+    source = folder / SBD / "dataset"
+    if not source.is_dir():
+        return
+    year = folder / DEVKIT / "VOC2012"
+    own = {n for s in ("train", "val") for n in _segmentation(year, s)}
+    names = {n for s in ("train", "val") for n in lines(source / f"{s}.txt", "SBD's list")}
+    wanted = sorted(names - own)
+    for i, name in enumerate(wanted):
+        target = year / "SegmentationClassAug" / f"{name}.png"
+        if not target.is_file() or target.stat().st_size == 0:
+            _write_mask(source / "cls" / f"{name}.mat", target)
+        progress(i + 1, len(wanted), "SBD masks")
+    write_atomic(year / "ImageSets/Segmentation/aug.txt", "".join(f"{n}\n" for n in wanted))
+
+
+def _write_mask(mat: Path, target: Path) -> None:
+    """`GTcls.Segmentation` of an SBD file (mmseg tools/dataset_converters/voc_aug.py)."""
+    from scipy.io import loadmat
+
+    try:
+        stored = loadmat(need_file(mat, "a mask of SBD"))["GTcls"][0, 0]["Segmentation"]
+        labels = np.asarray(stored, np.uint8)
+    except (KeyError, IndexError, ValueError, TypeError, NotImplementedError) as e:
+        raise KdepError(
+            f"the SBD file {mat} cannot be read ({e})", "MATLAB with GTcls", "unpack it again"
+        ) from None
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    Image.fromarray(labels).save(partial, "PNG")
+    partial.replace(target)
+
+
+def verify(folder: Path, decode: int | None) -> dict[str, int]:
+    """Every list names existing images with an xml or a mask; some are read in full."""
+    devkit = need_dir(folder / DEVKIT, "the folder of the VOC archives")
+    counts = {}
+    for year, split in DETECTION:
+        names = ids(devkit / year / "ImageSets/Main" / f"{split}.txt")
+        need_files(devkit / year / "JPEGImages", (f"{n}.jpg" for n in names), split)
+        xmls = [f"{n}.xml" for n in names]
+        need_files(devkit / year / "Annotations", xmls, f"{year} {split}")
+        for xml in _some(xmls, decode):
+            check_xml(devkit / year / "Annotations" / xml)
+        counts[f"{year[3:]}_{split}_images"] = len(names)
+        decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), decode)
+    year = devkit / "VOC2012"
+    for split, masks in (("train", ""), ("val", ""), ("aug", "Aug")):
+        names = _segmentation(year, split)
+        need_files(year / "JPEGImages", (f"{n}.jpg" for n in names), f"{split}.txt")
+        need_files(year / f"SegmentationClass{masks}", (f"{n}.png" for n in names), f"{split}.txt")
+        for name in _some(names, decode):
+            image = year / "JPEGImages" / f"{name}.jpg"
+            check_mask(year / f"SegmentationClass{masks}" / f"{name}.png", image)
+        counts[f"segmentation_{split}_images"] = len(names)
+    train, val = set(_segmentation(year, "train")), set(_segmentation(year, "val"))
+    if shared := (train | set(_segmentation(year, "aug"))) & val:
+        raise KdepError(
+            f"{len(shared)} images of {year} are in the training lists and in val, the first is "
+            f"{sorted(shared)[0]}",
+            "disjoint lists",
+            "delete ImageSets/Segmentation/aug.txt and lay the set out again",
+        )
+    return counts
+
+
+def ids(path: Path) -> list[str]:
+    """The image ids of a list; the split files of single classes ('id 1') are refused."""
+    found = lines(path, "a VOC list, one image id a line")
+    if any(" " in x for x in found):
+        raise KdepError(
+            f"the list {path} has more than an id in a line ({found[0][:40]!r})",
+            "the list of the whole split",
+            "use trainval.txt, not <class>_trainval.txt",
+        )
+    return found
+
+
+def _segmentation(year: Path, split: str) -> list[str]:
+    return ids(year / "ImageSets/Segmentation" / f"{split}.txt")
+
+
+def _some(names: list[str], limit: int | None) -> Iterable[str]:
+    return names if limit is None else names[:: max(1, len(names) // max(limit, 1))][:limit]
+
+
+def check_xml(path: Path) -> dict[str, int]:
+    """One annotation: size, known classes, boxes inside. Returns {objects, difficult}.
+
+    Difficult objects neither train nor count in the score; mmdet marks them `ignore_flag`.
+    """
+    try:
+        root = ET.parse(need_file(path, "a VOC annotation")).getroot()
+        size = {k: int(root.findtext(f"size/{k}") or "x") for k in ("width", "height")}
+    except (ET.ParseError, ValueError) as e:
+        raise KdepError(
+            f"the annotation {path} cannot be read ({e})",
+            "VOC xml with size/width and size/height",
+            "unpack the archive again",
+        ) from None
+    objects = difficult = 0
+    for item in root.iter("object"):
+        name, flag = item.findtext("name"), item.findtext("difficult")
+        if name not in CLASSES:
+            raise KdepError(
+                f"the annotation {path} names the class {name!r}",
+                "one of the 20 VOC classes",
+                "mend the name; mmdet would drop the object without a word",
+            )
+        if flag not in (None, "0", "1"):
+            raise KdepError(f"the annotation {path} has difficult={flag!r}", "0 or 1")
+        try:
+            x0, y0, x1, y1 = (
+                float(item.findtext(f"bndbox/{k}") or "x") for k in ("xmin", "ymin", "xmax", "ymax")
+            )
+        except ValueError:
+            raise KdepError(
+                f"an object {name} in {path} has no whole bndbox", "xmin, ymin, xmax, ymax"
+            ) from None
+        # VOC counts pixels from 1; a few official boxes end one beyond the stated size.
+        if not (0 <= x0 < x1 <= size["width"] + 1 and 0 <= y0 < y1 <= size["height"] + 1):
+            raise KdepError(
+                f"an object {name} in {path} has the box {[x0, y0, x1, y1]} in an image of "
+                f"{size['width']}x{size['height']}",
+                "1 <= xmin < xmax <= width, the same for y",
+                "mend the annotation",
+            )
+        objects += 1
+        difficult += flag == "1"
+    return {"objects": objects, "difficult": difficult}
+
+
+def check_mask(path: Path, image: Path) -> None:
+    """A class mask: one channel, the size of its image, values 0..20 and 255."""
+    facts, picture = check_image(path), check_image(image)
+    if facts.mode not in ("P", "L"):
+        raise KdepError(
+            f"the mask {path} has mode {facts.mode}",
+            "one 8-bit channel of class numbers",
+            "use SegmentationClass as it comes; a tool has converted its colours",
+        )
+    if facts[:2] != picture[:2]:
+        raise KdepError(
+            f"the mask {path} is {facts.width}x{facts.height}",
+            f"{picture.width}x{picture.height} like {image.name}",
+            "unpack both from the same release",
+        )
+    with Image.open(path) as opened:
+        values = np.unique(np.asarray(opened))
+    if wrong := [int(v) for v in values if v > len(CLASSES) and v != 255]:
+        raise KdepError(
+            f"the mask {path} holds the values {wrong[:8]}", f"0..{len(CLASSES)} and 255", ""
+        )
+
+
+def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict]) -> None:
+    """A VOC annotation. Objects: {name, difficult, box (x0, y0, x1, y1) from 0, end exclusive}."""
+    root = ET.Element("annotation")
+    ET.SubElement(root, "filename").text = file
+    node = ET.SubElement(root, "size")
+    for key, value in zip(("width", "height", "depth"), (*size, 3), strict=True):
+        ET.SubElement(node, key).text = str(value)
+    for item in objects:
+        node = ET.SubElement(root, "object")
+        for key in ("name", "difficult"):
+            ET.SubElement(node, key).text = str(item[key])
+        x0, y0, x1, y1 = item["box"]
+        edges = ET.SubElement(node, "bndbox")
+        for key, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
+            ET.SubElement(edges, key).text = str(value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ET.ElementTree(root).write(path)
+
+
+def tiny(folder: Path, rng: np.random.Generator) -> None:
+    """Both years; every third object is difficult; own masks, SBD masks in MATLAB, all lists."""
+    from scipy.io import savemat
+
+    devkit, size = folder / DEVKIT, draw.SIZE
+    for year, split in DETECTION:
+        names = [f"{'2012_' if year == 'VOC2012' else ''}{split}_{i:06d}" for i in range(4)]
+        for k, name in enumerate(names):
+            draw.save(devkit / year / "JPEGImages" / f"{name}.jpg", draw.picture(rng))
+            objects = [
+                {
+                    "name": CLASSES[int(rng.integers(len(CLASSES)))],
+                    "difficult": int((k + j) % 3 == 2),
+                    "box": draw.box(rng),
+                }
+                for j in range(2)
+            ]
+            write_xml(devkit / year / "Annotations" / f"{name}.xml", f"{name}.jpg", size, objects)
+        draw.write_lines(devkit / year / "ImageSets/Main" / f"{split}.txt", names)
+    year, palette = devkit / "VOC2012", rng.integers(0, 256, (21, 3)).tolist()
+    sbd = folder / SBD / "dataset"
+    for split in ("train", "val", "aug"):
+        names = [f"2012_{split}_{i:06d}" for i in range(4 if split != "val" else 2)]
+        for name in names:
+            draw.save(year / "JPEGImages" / f"{name}.jpg", draw.picture(rng))
+            labels = draw.mask(rng, 21, ignore=255 if split != "aug" else None)
+            if split == "aug":
+                (sbd / "cls").mkdir(parents=True, exist_ok=True)
+                savemat(sbd / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
+            else:
+                draw.save_palette(year / "SegmentationClass" / f"{name}.png", labels, palette)
+        if split == "aug":
+            draw.write_lines(sbd / "train.txt", names[:2])
+            draw.write_lines(sbd / "val.txt", names[2:])
+        else:
+            draw.write_lines(year / "ImageSets/Segmentation" / f"{split}.txt", names)
+    convert(folder, lambda *_: None)
+
+
+SET = OfficialSet(
+    name="voc",
+    title="PASCAL VOC 2007 and 2012, with SBD",
+    page=_PAGE,
+    licence="images: Flickr terms of use; annotations: research use",
+    archives=(
+        Archive(
+            "VOCtrainval_06-Nov-2007.tar", _PAGE, "c52e279531787c972589f7e41ab4ae64", _TORCHVISION
+        ),
+        Archive("VOCtest_06-Nov-2007.tar", _PAGE, "b6e924de25625d8de591ea690078ad9f", _TORCHVISION),
+        Archive(
+            "VOCtrainval_11-May-2012.tar", _PAGE, "6cd6e144f989b92b3379bac3b3de84fd", _TORCHVISION
+        ),
+        Archive(
+            _BENCHMARK,
+            _SBD_PAGE,
+            "82b4d87ceb2ed10f6038a1cba92111cb",
+            "torchvision 0.29.1, datasets/sbd.py",
+        ),
+    ),
+    # The VOC development kits' statistics; 10,582 = 1,464 + 9,118 training masks.
+    counts={
+        "2007_trainval_images": 5011,
+        "2007_test_images": 4952,
+        "2012_trainval_images": 11540,
+        "segmentation_train_images": 1464,
+        "segmentation_val_images": 1449,
+        "segmentation_aug_images": 9118,
+    },
+    verify=verify,
+    tiny=tiny,
+    convert=convert,
+    lay_out=lay_out,
+)

@@ -1,0 +1,433 @@
+"""Official sets: tiny copies in the real formats, the wrong ones, and the archives they come in."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdep_bench.data.official import caltech256, cifar100, cityscapes, coco, imagenet, voc
+from kdep_bench.data.official.archives import Archive, check_archive, unpack
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    data_root,
+    get_set,
+    lay_out,
+    set_names,
+    verify,
+)
+from kdep_bench.data.official.stage import prepare
+from kdep_bench.errors import KdepError
+from tools import prepare_data
+
+
+def quiet(*_: object) -> None:
+    return None
+
+
+def make(name: str, root: Path) -> OfficialSet:
+    one = get_set(name)
+    (root / name).mkdir(parents=True)
+    one.tiny(root / name, np.random.default_rng(0))
+    return one
+
+
+@pytest.fixture(params=set_names())
+def tiny_set(request: pytest.FixtureRequest, tmp_path: Path) -> OfficialSet:
+    return make(request.param, tmp_path)
+
+
+def test_every_set_is_found_by_its_file() -> None:
+    assert set_names() == [
+        *("ade20k", "caltech256", "cifar100", "cityscapes", "coco", "cub200", "dtd", "imagenet"),
+        "voc",
+    ]
+    for name in set_names():
+        assert get_set(name).name == name
+    with pytest.raises(KdepError, match="did you mean coco"):
+        get_set("cocoo")
+
+
+def test_a_tiny_copy_passes_its_own_checks(tiny_set: OfficialSet, tmp_path: Path) -> None:
+    counts = verify(tiny_set, tmp_path, None, whole=False)
+    assert set(tiny_set.counts) <= set(counts)
+    assert all(n > 0 for n in counts.values())
+
+
+def test_a_tiny_copy_is_not_the_release(tiny_set: OfficialSet, tmp_path: Path) -> None:
+    with pytest.raises(KdepError, match="as the official release has"):
+        verify(tiny_set, tmp_path)
+
+
+def test_an_image_of_zero_bytes_is_found(tiny_set: OfficialSet, tmp_path: Path) -> None:
+    files = sorted(
+        p
+        for p in (tmp_path / tiny_set.name).rglob("*")
+        if p.suffix.lower() in (".jpg", ".jpeg", ".png") and "labelIds" not in p.name
+    )
+    if not files:  # CIFAR has no image files
+        files = [tmp_path / "cifar100" / cifar100.FOLDER / "train"]
+    files[0].write_bytes(b"")
+    with pytest.raises(KdepError, match=r"zero bytes") as e:
+        verify(tiny_set, tmp_path, None, whole=False)
+    assert files[0].name in str(e.value)
+
+
+def test_an_absent_set_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(KdepError, match=r"prepare_data.py coco --root"):
+        verify(get_set("coco"), tmp_path)
+
+
+def test_root_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDEP_DATA", raising=False)
+    with pytest.raises(KdepError, match="KDEP_DATA"):
+        data_root()
+    monkeypatch.setenv("KDEP_DATA", str(tmp_path))
+    assert data_root() == tmp_path
+
+
+# ---- the wrong ones ----
+
+
+def test_cityscapes_label_ids_for_train_ids(tmp_path: Path) -> None:
+    one = make("cityscapes", tmp_path)
+    mask = next((tmp_path / "cityscapes/gtFine/train").rglob(f"*{cityscapes.TRAIN_IDS}"))
+    ids = mask.with_name(mask.name.replace("labelTrainIds", "labelIds"))
+    mask.write_bytes(ids.read_bytes())
+    with pytest.raises(KdepError, match="look like labelIds"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
+    make("cityscapes", tmp_path)
+    for ids in (tmp_path / "cityscapes/gtFine").rglob(f"*{cityscapes.IDS}"):
+        train = ids.with_name(ids.name.replace("labelIds", "labelTrainIds"))
+        a, b = np.asarray(Image.open(ids)), np.asarray(Image.open(train))
+        assert (b[a == 1] == 255).all()
+        for number, label in enumerate(cityscapes.EVALUATED):
+            assert (b[a == label] == number).all()
+
+
+def test_cityscapes_mask_of_another_size(tmp_path: Path) -> None:
+    one = make("cityscapes", tmp_path)
+    mask = next((tmp_path / "cityscapes/gtFine/val").rglob(f"*{cityscapes.TRAIN_IDS}"))
+    Image.open(mask).resize((32, 24)).save(mask)
+    with pytest.raises(KdepError, match="32x24"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_voc_missing_split_file(tmp_path: Path) -> None:
+    one = make("voc", tmp_path)
+    (tmp_path / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(KdepError, match=r"Segmentation/val.txt does not exist"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_voc_list_of_one_class_is_refused(tmp_path: Path) -> None:
+    one = make("voc", tmp_path)
+    path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
+    path.write_text("".join(f"{x}  1\n" for x in path.read_text().split()))
+    with pytest.raises(KdepError, match=r"not <class>_trainval\.txt"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_voc_difficult_flags(tmp_path: Path) -> None:
+    make("voc", tmp_path)
+    xmls = sorted((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
+    facts = [voc.check_xml(x) for x in xmls]
+    assert sum(f["difficult"] for f in facts) > 0
+    assert sum(f["objects"] for f in facts) == 2 * len(xmls)
+    hard = xmls[0].read_text().replace("<difficult>0", "<difficult>maybe", 1)
+    xmls[0].write_text(hard)
+    with pytest.raises(KdepError, match="difficult='maybe'"):
+        voc.check_xml(xmls[0])
+
+
+def test_voc_unknown_class(tmp_path: Path) -> None:
+    make("voc", tmp_path)
+    xml = next((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
+    text = xml.read_text()
+    start = text.index("<name>") + 6
+    xml.write_text(text[:start] + "unicorn" + text[text.index("</name>") :])
+    with pytest.raises(KdepError, match="'unicorn'"):
+        voc.check_xml(xml)
+
+
+def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> None:
+    one = make("voc", tmp_path)
+    folder = tmp_path / "voc"
+    lists = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    own = (lists / "val.txt").read_text().split()[0]
+    with (folder / "sbd/dataset/val.txt").open("a") as f:
+        f.write(f"{own}\n")
+    voc.convert(folder, quiet)
+    assert own not in (lists / "aug.txt").read_text().split()
+    verify(one, tmp_path, None, whole=False)
+    (lists / "aug.txt").open("a").write(f"{own}\n")
+    with pytest.raises(KdepError, match=r"SegmentationClassAug|are in the training lists"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None:
+    one = make("coco", tmp_path)
+    path = tmp_path / "coco/annotations/instances_train2017.json"
+    table = json.loads(path.read_text())
+    assert coco.check_table(path, table)["crowds"] == 4
+    table["categories"][0]["name"] = "persons"
+    path.write_text(json.dumps(table))
+    with pytest.raises(KdepError, match=r"not COCO's.*person"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_coco_half_unpacked_images(tmp_path: Path) -> None:
+    one = make("coco", tmp_path)
+    sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
+    with pytest.raises(KdepError, match="unpacked in part"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_ade20k_coloured_mask(tmp_path: Path) -> None:
+    one = make("ade20k", tmp_path)
+    mask = next((tmp_path / "ade20k").rglob("annotations/training/*.png"))
+    Image.open(mask).convert("RGB").save(mask)
+    with pytest.raises(KdepError, match="mode RGB"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    make("cifar100", tmp_path)
+    mark = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (mark,)
+
+    path = tmp_path / "cifar100" / cifar100.FOLDER / "train"
+    path.write_bytes(pickle.dumps(Bomb(), protocol=2))
+    with pytest.raises(KdepError, match="cannot be read"):
+        cifar100.read_split(tmp_path / "cifar100", "train")
+    assert not mark.exists()
+
+
+def test_cifar10_in_place_of_cifar100(tmp_path: Path) -> None:
+    make("cifar100", tmp_path)
+    base = tmp_path / "cifar100" / cifar100.FOLDER
+    (base / "meta").write_bytes(pickle.dumps({"label_names": ["a"]}, protocol=2))
+    with pytest.raises(KdepError, match="not CIFAR-10"):
+        cifar100.read_split(tmp_path / "cifar100", "train")
+
+
+def test_cub_lists_that_disagree(tmp_path: Path) -> None:
+    one = make("cub200", tmp_path)
+    path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
+    path.write_text("".join(f"{x}\n" for x in path.read_text().splitlines()[:-1]))
+    with pytest.raises(KdepError, match="disagree on 1 image ids"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_dtd_lists_and_table_that_disagree(tmp_path: Path) -> None:
+    one = make("dtd", tmp_path)
+    labels = tmp_path / "dtd/dtd/labels"
+    a, b = (labels / "train1.txt").read_text(), (labels / "val1.txt").read_text()
+    (labels / "train1.txt").write_text(b)
+    (labels / "val1.txt").write_text(a)
+    with pytest.raises(KdepError, match=r"differs from labels/train1.txt"):
+        verify(one, tmp_path, None, whole=False)
+
+
+def test_caltech_class_number_missing(tmp_path: Path) -> None:
+    make("caltech256", tmp_path)
+    base = tmp_path / "caltech256" / caltech256.FOLDER
+    (base / "002.american-flag").rename(base / "009.american-flag")
+    with pytest.raises(KdepError, match="without a gap"):
+        caltech256.classes(tmp_path / "caltech256")
+
+
+# ---- archives ----
+
+
+def tar(path: Path, files: dict[str, bytes], extra: tarfile.TarInfo | None = None) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as t:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+        if extra is not None:
+            t.addfile(extra)
+    return path
+
+
+def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+@pytest.mark.parametrize("name", ["/abs.jpg", "../up.jpg", "a/../../b", "C:\\x", "a\\b", "a\nb"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_paths_that_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        tar(path, {"fine.jpg": b"x", name: b"x"})
+    else:
+        with zipfile.ZipFile(path, "w") as z:
+            z.writestr("fine.jpg", "x")
+            z.writestr(zipfile.ZipInfo(name), "x")
+    with pytest.raises(KdepError, match="could leave its folder"):
+        unpack(path, tmp_path / "out", quiet)
+    assert not list((tmp_path / "out").rglob("*.jpg"))  # refused before the first file
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices(tmp_path: Path, kind: bytes) -> None:
+    path = tar(tmp_path / "a.tar", {"fine.jpg": b"x"}, link("odd", kind))
+    with pytest.raises(KdepError, match=r"link|device"):
+        unpack(path, tmp_path / "out", quiet)
+
+
+def test_zip_symlink(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("odd")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        z.writestr(info, "/etc/passwd")
+    with pytest.raises(KdepError, match="link"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", quiet)
+
+
+def test_a_link_in_the_target_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(KdepError, match="through a link"):
+        unpack(tar(tmp_path / "a.tar", {"a/b.jpg": b"x"}), tmp_path / "out", quiet)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_unpacking_resumes_and_is_sealed(tmp_path: Path) -> None:
+    files = {f"d/{i}.jpg": bytes([i]) * 50 for i in range(6)}
+    path, out = tar(tmp_path / "a.tgz", files), tmp_path / "out"
+    (out / "d").mkdir(parents=True)
+    (out / "d/0.jpg").write_bytes(files["d/0.jpg"])
+    (out / "d/1.jpg").write_bytes(b"half")
+    assert unpack(path, out, quiet) == {"files": 6, "bytes": 300, "skipped": 1}
+    assert all((out / n).read_bytes() == data for n, data in files.items())
+    (out / "d/0.jpg").unlink()  # sealed: what was unpacked once is a person's own
+    assert unpack(path, out, quiet)["skipped"] == 6
+    assert not list(out.rglob(".unpack.*"))
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
+def test_half_an_archive(tmp_path: Path, suffix: str) -> None:
+    path, data = tmp_path / f"a.{suffix}", np.random.default_rng(0).bytes(60000)
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w") as z:
+            z.writestr("a.jpg", data)
+    else:
+        tar(path, {"a.jpg": data})
+    path.write_bytes(path.read_bytes()[:30000])
+    with pytest.raises(KdepError, match=r"damaged or cut short|no tar or zip|ends \d+ bytes"):
+        unpack(path, tmp_path / "out", quiet)
+    assert not (tmp_path / "out/a.jpg").exists()
+
+
+def test_wrong_size_and_checksum(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"a.jpg": b"x"})
+    with pytest.raises(KdepError, match="download it again"):
+        check_archive(path, Archive("a.tar", "", bytes=7), quiet)
+    with pytest.raises(KdepError, match=r"MD5 .* 00 \(somewhere\)"):
+        check_archive(path, Archive("a.tar", "", "00", "somewhere"), quiet)
+
+
+def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
+    """The official nesting: unpacked into class folders, a cut run goes on, others are refused."""
+    make("imagenet", tmp_path / "source")
+    tree, outer = tmp_path / "source/imagenet/train", {}
+    for wnid in imagenet.TINY_WNIDS:
+        inner = {p.name: p.read_bytes() for p in sorted((tree / wnid).iterdir())}
+        outer[f"{wnid}.tar"] = tar(tmp_path / "inner.tar", inner).read_bytes()
+    (tmp_path / "down").mkdir()
+    path = tar(tmp_path / "down" / imagenet.TRAIN, outer)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    one, root = get_set("imagenet"), tmp_path / "root"
+    with pytest.raises(KdepError, match=r"cut short|ends"):
+        lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
+    path.write_bytes(whole)
+    with pytest.raises(KdepError, match="1d675b47d978889d74fa0da5fadfb00e"):
+        lay_out(one, root, [tmp_path / "down"], quiet)
+    lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
+    counts = verify(one, root, None, whole=False)
+    assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
+
+
+def test_a_set_from_its_archives_by_the_tool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Archives of a tiny VOC -> laid out, SBD converted; its counts are then not the release's."""
+    make("voc", tmp_path / "source")
+    source, down = tmp_path / "source/voc", tmp_path / "down"
+    down.mkdir()
+    for archive, year in zip(get_set("voc").archives, ("2007", "2007", "2012"), strict=False):
+        keep = [p for p in sorted(source.rglob(f"VOC{year}/**/*")) if p.is_file()]
+        test = "test" in archive.name
+        keep = [p for p in keep if year == "2012" or (("test" in p.name) == test)]
+        keep = [p for p in keep if "Aug" not in str(p) and p.name != "aug.txt"]
+        files = {str(p.relative_to(source)): p.read_bytes() for p in keep}
+        tar(down / archive.name, files)
+    sbd = {
+        f"benchmark_RELEASE/{p.relative_to(source / 'sbd')}": p.read_bytes()
+        for p in sorted((source / "sbd").rglob("*"))
+        if p.is_file()
+    }
+    tar(down / "benchmark.tgz", sbd)
+    args = ["voc", "--root", str(tmp_path / "root"), "--archives", str(down), "--no-checksums"]
+    assert prepare_data.main(args) == 1
+    assert "as the official release has" in capsys.readouterr().err
+    assert verify(get_set("voc"), tmp_path / "root", None, whole=False)
+    (down / "benchmark.tgz").unlink()
+    assert prepare_data.main([*args[:2], str(tmp_path / "other"), *args[3:]]) == 1
+    assert "download it there" in capsys.readouterr().err
+
+
+# ---- the stage ----
+
+
+def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
+    spec = {"sets": ["coco", "voc"], "pool": "imagenet", "tiny_seed": 0}
+    out = tmp_path / "stage"
+    out.mkdir()
+    made = prepare(spec, {}, out, quiet)
+    assert made["counts"]["images"]["pool"] == 4 * imagenet.TINY_IMAGES
+    labels = json.loads((out / "data/pool/labels.json").read_text())
+    for name, number in labels["labels"].items():
+        assert (out / "data/pool/images" / name).is_file()
+        assert name.startswith(labels["classes"][number])
+    moved = out.rename(tmp_path / "moved")
+    assert (moved / "data/coco/train2017").is_dir()
+    again = tmp_path / "again"
+    again.mkdir()
+    assert prepare(spec, {}, again, quiet)["fingerprint"] == made["fingerprint"]
+
+
+def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:
+    make("imagenet", tmp_path)
+    with pytest.raises(KdepError, match="official release"):
+        prepare({"sets": [], "pool": "imagenet", "root": str(tmp_path)}, {}, tmp_path, quiet)
+    with pytest.raises(KdepError, match="unknown key"):
+        prepare({"sets": [], "pool": "imagenet", "roots": ""}, {}, tmp_path, quiet)
+
+
+def test_list_names_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare_data.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert "md5 not known to us" in said
+    assert "1d675b47d978889d74fa0da5fadfb00e" in said
