@@ -1,12 +1,14 @@
 """What is done to an aligned teacher feature before the student regresses it.
 
 `a` below is the aligned feature [B, Ds]. Every transform is fixed before training: no parameters,
-no gradient.
+no gradient. It is found by the dotted path of its class, `transform=dict(type=...)` in a method's
+config; what it has to know of the fitted alignment it names in `asks`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,27 @@ from torch import Tensor, nn
 from kdep_bench.errors import KdepError
 
 
-class NoTransform(nn.Module):
+class Transform(nn.Module):
+    """A fixed map of aligned features [B, Ds] -> [B, Ds].
+
+    `asks` names attributes of the fitted `Basis` (`std`, `covariance`, `raw_std`) that the
+    constructor gets beside the config's own arguments.
+    """
+
+    asks: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class NoTransform(Transform):
     """The aligned feature as it is ("SVD without PTS")."""
 
     def forward(self, a: Tensor) -> Tensor:
         return a
 
 
-class PowerTemperature(nn.Module):
+class PowerTemperature(Transform):
     """Power temperature scaling: sign(a) * |a / T| ** (1 / n).
 
     Source: KDEP, CVMI-Lab/KDEP `src/train_distill.py`; defaults T=0.1, n=3 there. Odd, monotone,
@@ -42,22 +57,112 @@ class PowerTemperature(nn.Module):
         return a.sign() * (a.abs() / self.T) ** (1.0 / self.n)
 
 
-class Whitening(nn.Module):
-    """Every channel divided by its standard deviation over the fitting rows.
+class Whitening(Transform):
+    """Uncorrelated channels of unit variance: a -> L^(-1/2) U' a, with U L U' the covariance of a.
 
-    After SVD the channels are uncorrelated, so this whitens. Needs `std` [Ds] from the alignment.
+    PCA whitening; after SVD, whose channels are uncorrelated already, U is the identity and every
+    channel is divided by its standard deviation. The first step of the "variance matching" in the
+    comments of CVMI-Lab/KDEP `src/resnet.py`, which divides by the singular values (times 500).
+
+    Args:
+        covariance: [Ds, Ds] of the aligned feature over the fitting rows; of full rank.
     """
 
-    std: Tensor
+    asks = ("covariance",)
+    matrix: Tensor
 
-    def __init__(self, std: Tensor) -> None:
+    def __init__(self, covariance: Tensor) -> None:
         super().__init__()
-        if not bool((std > 0).all()):
-            raise KdepError("a channel of the aligned feature never varies", "positive variance")
-        self.register_buffer("std", std.float())
+        values, u = principal_axes(covariance)
+        if not float(values.min()) > 0:
+            raise KdepError(
+                f"{int((values <= 0).sum())} of {len(values)} directions of the aligned feature "
+                "never vary",
+                "positive variance in every direction for whitening",
+                "choose a narrower student, the alignment svd, or another transform",
+            )
+        self.register_buffer("matrix", (u / values.sqrt()).float())
 
     def forward(self, a: Tensor) -> Tensor:
-        return a / self.std
+        return a @ self.matrix
+
+
+class StdMatch(Transform):
+    """Gives the aligned channels the spread that the teacher's raw channels had.
+
+    After SVD the channel stds fall as the singular values do; this sets them by rank instead. By
+    default the k-th largest becomes the k-th largest std of the raw feature ("match to original
+    variance"); with `ratio` r they run from r down to 1, linear in the old std s:
+    (max - r min + (r - 1) s) / (max - min).
+
+    Source: CVMI-Lab/KDEP `src/resnet.py`, comments "Var matching", step 2, methods 2 and 1 (r =
+    2.98 or 4.57 there, then times 357: a factor that the loss weight's rule makes needless).
+
+    Args:
+        std: [Ds] of the aligned feature over the fitting rows, all positive.
+        raw_std: [Dt] of the raw feature, Dt >= Ds.
+        ratio: Std Ratio to reach, >= 1; None for the raw feature's own stds.
+    """
+
+    asks = ("std", "raw_std")
+    scale: Tensor
+
+    def __init__(self, std: Tensor, raw_std: Tensor | None, ratio: float | None = None) -> None:
+        super().__init__()
+        s = std.double()
+        if not bool((s > 0).all()):
+            raise KdepError(
+                f"{int((s <= 0).sum())} of {len(s)} channels of the aligned feature never vary",
+                "positive variance in every channel for variance matching",
+                "choose a narrower student, the alignment svd, or another transform",
+            )
+        if ratio is not None:
+            if not ratio >= 1:
+                raise KdepError(f"variance matching got ratio={ratio}", "at least 1", "correct it")
+            low, high = s.min(), s.max()
+            wanted = (high - ratio * low + (ratio - 1) * s) / (high - low).clamp(min=1e-30)
+            wanted = torch.where(high > low, wanted, torch.ones_like(s))
+        else:
+            wanted = torch.empty_like(s)
+            wanted[s.argsort(descending=True, stable=True)] = _largest(raw_std, len(s))
+        self.register_buffer("scale", (wanted / s).float())
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a * self.scale
+
+
+def _largest(raw_std: Tensor | None, count: int) -> Tensor:
+    """The `count` largest raw channel stds, largest first."""
+    if raw_std is None:
+        raise KdepError(
+            "the alignment stage was made before raw channel stds were kept",
+            "channels.pt beside its basis.pt",
+            "run that stage again (--force align), or give StdMatch a `ratio`",
+        )
+    found = raw_std.double().sort(descending=True).values[:count]
+    if len(found) < count or not bool((found > 0).all()):
+        raise KdepError(
+            f"{int((found > 0).sum())} of the teacher's channels ever vary",
+            f"{count} stds to give to the student's channels",
+            "give StdMatch a `ratio`",
+        )
+    return found
+
+
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances [D] and orthonormal axes [D, D] (columns) of a covariance, noise set to 0.
+
+    The axes of a diagonal covariance are the channels, in their own order.
+    """
+    c = covariance.double()
+    if bool((c == c.diagonal().diag()).all()):
+        values, axes = c.diagonal(), torch.eye(len(c), dtype=c.dtype)
+    else:
+        values, axes = torch.linalg.eigh(c)
+        values, axes = values.flip(0), axes.flip(1)
+    # float64 sums of D products leave about D ulp of the largest.
+    noise = values.max() * len(c) * torch.finfo(c.dtype).eps
+    return torch.where(values > noise, values, torch.zeros_like(values)), axes
 
 
 def std_ratio(std: Tensor) -> float:

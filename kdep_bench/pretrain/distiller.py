@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
-from kdep_bench.features.align import open_basis
+from kdep_bench.features.target import build_target
 from kdep_bench.objectives.base import Context
 from kdep_bench.registry import build
 from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
-
-
-class Target(nn.Module):
-    """Teacher feature [B, Dt] -> target [B, Ds]: alignment, then transform; no gradient."""
-
-    def __init__(self, align: nn.Module, transform: nn.Module) -> None:
-        super().__init__()
-        self.align, self.transform = align, transform
-
-    @torch.no_grad()
-    def forward(self, f_BD: Tensor) -> Tensor:
-        return self.transform(self.align(f_BD.float()))
-
-
-def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
-    """The fixed target of a finished `align` stage; Whitening gets the basis's channel spread."""
-    basis = open_basis(Path(align_dir))
-    needs_std = str(transform["type"]).endswith("Whitening")
-    return Target(basis, build(transform, **({"std": basis.std} if needs_std else {})))
 
 
 class Distiller(BaseModel):

@@ -13,9 +13,9 @@ from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache import open_cache
+from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
-from kdep_bench.pretrain.distiller import build_target
 from kdep_bench.pretrain.train import runner_config, train
 from kdep_bench.registry import locate, type_path
 from kdep_bench.students.backbone import build_backbone

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.suite.config import Json, Suite, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -216,15 +217,20 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
             "a teacher with a classifier, or a feature method",
             "choose another teacher",
         )
-    align, width = method.get("align"), teacher.get("width")
-    policy = (align or {}).get("policy")
-    if align and align.get("type") == "svd" and width and student["width"] > width and not policy:
-        raise KdepError(
-            f"{who}: the student is {student['width']} wide and the teacher "
-            f"{teacher['name']!r} {width}",
-            "a student no wider than the teacher for an SVD alignment",
-            "choose a wider teacher or a narrower student, or name a policy in method.align",
-        )
+    align = method.get("align")
+    width = teacher.get("width") or teacher.get("card", {}).get("width")
+    if align:
+        equal = str(align.get("type")).endswith("features.aligners.Identity")
+        try:
+            check_widths(
+                student["width"],
+                width or student["width"],
+                align.get("policy"),
+                f"the teacher {teacher['name']!r}",
+                equal,
+            )
+        except KdepError as e:
+            raise KdepError(f"{who}: {e.got}", e.expected, e.remedy) from None
 
 
 class _Builder:
@@ -335,7 +341,8 @@ class _Builder:
             "share": share,
             "share_seed": self.suite.seeds.share,
         }
-        name = f"{teacher['name']}.{method['align'].get('type', 'align')}{student['width']}"
+        kind = str(method["align"].get("type", "align")).rpartition(".")[2]
+        name = f"{teacher['name']}.{kind}{student['width']}"
         align = self.add("align", f"{name}{_share(share)}", spec, {"views": views, "cache": cache})
         return {"cache": cache, "align": align}
 

@@ -1,21 +1,13 @@
-"""SVD alignment, power temperature scaling and Std Ratio against closed forms and full SVDs."""
+"""SVD alignment and streaming moments against closed forms and full SVDs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kdep_bench.errors import KdepError
-from kdep_bench.features.align import svd_basis
-from kdep_bench.features.transform import (
-    Moments,
-    NoTransform,
-    PowerTemperature,
-    Whitening,
-    std_ratio,
-)
+from kdep_bench.features.aligners import svd_basis
+from kdep_bench.features.transform import Moments
 
 
 def features(n: int = 500, d: int = 24, seed: int = 0) -> torch.Tensor:
@@ -90,38 +82,3 @@ def test_rank_deficient_features_are_refused():
 def test_a_nan_feature_is_refused():
     with pytest.raises(KdepError, match="NaN"):
         Moments(3).add(torch.tensor([[1.0, float("nan"), 0.0]]))
-
-
-def test_pts_is_the_identity_at_one():
-    x = features()
-    torch.testing.assert_close(PowerTemperature(1, 1)(x), x)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.floats(0.01, 10), st.floats(1, 6), st.floats(-100, 100), st.floats(-100, 100))
-def test_pts_is_odd_and_monotone(t: float, n: float, a: float, b: float):
-    pts = PowerTemperature(t, n)
-    x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    assert float(pts(-x)) == -float(pts(x))
-    assert (float(pts(x)) <= float(pts(y))) == (a <= b) or a == pytest.approx(b)
-
-
-def test_pts_maps_a_std_ratio_r_to_its_nth_root():
-    g = torch.Generator().manual_seed(0)
-    shape = torch.randn(200_000, 1, generator=g, dtype=torch.float64)
-    a = shape * torch.tensor([[1.0, 100.0]])
-    assert std_ratio(PowerTemperature(0.1, 3)(a).std(0)) == pytest.approx(100 ** (1 / 3), rel=1e-6)
-
-
-def test_whitening_gives_unit_variance_and_no_transform_changes_nothing():
-    x = features().float()
-    basis, _ = svd_basis(moments(x), 8)
-    z = Whitening(basis.std)(basis(x))
-    torch.testing.assert_close(z.std(0, correction=0), torch.ones(8), rtol=1e-3, atol=0)
-    assert NoTransform()(x) is x
-
-
-@pytest.mark.parametrize(("t", "n"), [(0, 3), (-1, 3), (0.1, 0.5)])
-def test_pts_refuses_impossible_parameters(t: float, n: float):
-    with pytest.raises(KdepError, match="T > 0 and n >= 1"):
-        PowerTemperature(t, n)

@@ -18,10 +18,11 @@ from kdep_bench.data import views
 from kdep_bench.data.views import draw_recipe, open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features import cache
-from kdep_bench.features.align import open_basis
+from kdep_bench.features.basis import open_basis
+from kdep_bench.features.target import build_target
 from kdep_bench.objectives.feature_regression import AUTO, FeatureRegression
 from kdep_bench.pretrain import stage
-from kdep_bench.pretrain.distiller import Distiller, build_target
+from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
 from kdep_bench.teachers.base import build_teacher
 from tests.pretrain.conftest import BUDGET, IMAGES, PX, STUDENT, TEACHER, VIEWS, silent

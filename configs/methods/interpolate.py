@@ -1,0 +1,21 @@
+"""1-D interpolation of the teacher's channels down to the student's width (row B-2).
+
+Source       CVMI-Lab/KDEP src/resnet.py, comments "interpolate" (nearest, torch's default there).
+Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
+Expectation  with nearest and Dt a multiple of Ds this is every (Dt / Ds)-th channel: about Ds / Dt
+             of the energy, chosen by position, since channels have no order.
+"""
+
+from kdep_bench.features.aligners import Interpolate
+from kdep_bench.features.transform import NoTransform
+from kdep_bench.objectives.feature_regression import FeatureRegression
+
+method = dict(
+    name="interpolate",
+    family="feature",
+    labels_used=False,
+    source="ablation of He et al., CVPR 2022; CVMI-Lab/KDEP src/resnet.py, comments",
+    objective=dict(type=FeatureRegression, weight="auto"),
+    align=dict(type=Interpolate, mode="nearest"),
+    transform=dict(type=NoTransform),
+)

@@ -1,0 +1,21 @@
+"""A random orthonormal basis: what an alignment is worth that looked at no feature (row B-2).
+
+Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice" (random singular vectors there;
+             a uniformly random basis here).
+Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
+Expectation  Ds / Dt of the energy on average, and a low Std Ratio: channels are alike mixtures.
+"""
+
+from kdep_bench.features.aligners import RandomBasis
+from kdep_bench.features.transform import NoTransform
+from kdep_bench.objectives.feature_regression import FeatureRegression
+
+method = dict(
+    name="random_basis",
+    family="feature",
+    labels_used=False,
+    source="ablation of He et al., CVPR 2022; CVMI-Lab/KDEP src/resnet.py, comments",
+    objective=dict(type=FeatureRegression, weight="auto"),
+    align=dict(type=RandomBasis, seed=0),
+    transform=dict(type=NoTransform),
+)

@@ -1,0 +1,20 @@
+"""The teacher's Ds channels of largest variance, unrotated (row B-2).
+
+Source       CVMI-Lab/KDEP src/resnet.py, comments "directly select by var".
+Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
+Expectation  more energy than `interpolate`, less than `svd`: both by construction.
+"""
+
+from kdep_bench.features.aligners import TopVariance
+from kdep_bench.features.transform import NoTransform
+from kdep_bench.objectives.feature_regression import FeatureRegression
+
+method = dict(
+    name="top_variance",
+    family="feature",
+    labels_used=False,
+    source="ablation of He et al., CVPR 2022; CVMI-Lab/KDEP src/resnet.py, comments",
+    objective=dict(type=FeatureRegression, weight="auto"),
+    align=dict(type=TopVariance),
+    transform=dict(type=NoTransform),
+)

@@ -1,0 +1,235 @@
+"""Fixed aligners: linear maps from the teacher's width Dt to the student's Ds, fitted once.
+
+An aligner is found by the dotted path of its class, `align=dict(type=...)` in a method's config;
+the word 'svd' stands for `Svd`. All of them are z = (f - mean) V with a V [Dt, Ds] of their own, so
+that two methods can differ in the alignment alone.
+
+Sources: CVMI-Lab/KDEP `src/gen_svd_weights.py` (SVD) and the alternatives in the comments of
+`src/resnet.py`, class ResNet_feat_svd_pre_relu: channels of largest variance, interpolation, random
+and smallest singular vectors. There, chosen and interpolated channels keep their mean; here every
+aligner centres, so that the loss weight's rule means the same in each arm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.basis import Basis
+from kdep_bench.features.policies import check_widths
+from kdep_bench.features.transform import Moments
+
+# Eigenvalues below this share of the largest are rounding noise of float16 features
+# (half precision carries about 2**-11 relative error, squared for a variance).
+RANK_TOLERANCE = 2.0**-22
+
+
+class Aligner(ABC):
+    """Chooses V from the moments of the teacher's features.
+
+    Args:
+        policy: what to do when Ds > Dt, one of `policies.POLICIES`; None refuses.
+        seed: of everything random in it.
+    """
+
+    correlated = True  # whether the channels of z are correlated over the fitting rows
+    eigenvalues: Tensor | None = None  # [Dt], largest first, where fitting found them
+
+    def __init__(self, policy: str | None = None, seed: int = 0) -> None:
+        check_widths(0, 0, policy)
+        self.policy, self.seed = policy, seed
+
+    @abstractmethod
+    def components(self, moments: Moments, width: int) -> Tensor:
+        """V [Dt, width] float64 for a `width` of at most Dt."""
+
+    def fit(self, moments: Moments, width: int) -> Basis:
+        """The fitted basis for a student `width` Ds wide.
+
+        Raises KdepError when Ds > Dt without a policy, when there are not more rows than
+        directions, or when the features never vary.
+        """
+        dt = len(moments.mean)
+        check_widths(width, dt, self.policy)
+        narrow = min(width, dt)
+        enough_rows(moments, narrow)
+        v = self.components(moments, narrow)
+        if width > dt:
+            v = v @ widening(str(self.policy), dt, width, self.seed)
+        covariance = v.T @ moments.covariance @ v
+        variance = covariance.diagonal().clamp(min=0)
+        kept = covariance if self.correlated or width > dt else None
+        return Basis(moments.mean, v, variance.sqrt(), kept, moments.std)
+
+
+class Svd(Aligner):
+    """The first Ds principal directions: KDEP's choice, the least squared error of any rank-Ds map.
+
+    The right singular vectors of the centred features are the eigenvectors of their covariance,
+    which one streaming pass gives with memory O(Dt^2). Rotated and cut, not whitened.
+    """
+
+    correlated = False
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        self.eigenvalues, vectors = spectrum(moments)
+        # Where a policy pads Dt channels to more, a direction without variance is one more pad.
+        if self.policy is None or width < len(moments.mean):
+            enough_rank(self.eigenvalues, width)
+        return vectors[:, :width]
+
+
+class SmallestBasis(Aligner):
+    """The last Ds principal directions that are not rounding noise: the SVD turned upside down."""
+
+    correlated = False
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        values, vectors = spectrum(moments)
+        rank = enough_rank(values, width)
+        return vectors[:, rank - width : rank]
+
+
+class RandomBasis(Aligner):
+    """A seeded random orthonormal basis of Ds directions (uniform over all of them).
+
+    Keeps Ds / Dt of the energy in expectation.
+    """
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        return orthogonal(len(moments.mean), self.seed)[:, :width]
+
+
+class TopVariance(Aligner):
+    """The Ds channels of largest variance, in their own order of variance; no rotation."""
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        order = moments.std.argsort(descending=True, stable=True)[:width]
+        alive = int((moments.std > 0).sum())
+        if alive < width:
+            raise KdepError(
+                f"{alive} of the teacher's {len(moments.mean)} channels ever vary, and the student "
+                f"is {width} wide",
+                "a varying channel for each of the student's",
+                "choose another alignment, such as svd, or a narrower student",
+            )
+        return _columns(len(moments.mean), order)
+
+
+class Interpolate(Aligner):
+    """1-D interpolation along the channel axis, as if neighbouring channels were alike.
+
+    Args:
+        mode: 'nearest' (the public code's `torch.nn.functional.interpolate` default, which for
+            2048 -> 512 keeps every fourth channel) or 'linear'.
+    """
+
+    def __init__(self, mode: str = "nearest", policy: str | None = None, seed: int = 0) -> None:
+        super().__init__(policy, seed)
+        if mode not in ("nearest", "linear"):
+            raise KdepError(f"interpolation mode {mode!r}", "'nearest' or 'linear'", "correct it")
+        self.mode = mode
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        # The map is linear, so its matrix is what it does to the unit vectors.
+        unit = torch.eye(len(moments.mean), dtype=torch.float64)[:, None]
+        return torch.nn.functional.interpolate(unit, size=width, mode=self.mode)[:, 0]
+
+
+class Identity(Aligner):
+    """The teacher's feature, centred and otherwise as it is; for Ds = Dt only."""
+
+    def components(self, moments: Moments, width: int) -> Tensor:
+        dt = len(moments.mean)
+        check_widths(width, dt, self.policy, equal=True)
+        return torch.eye(dt, dtype=torch.float64)
+
+
+def svd_basis(moments: Moments, width: int) -> tuple[Basis, Tensor]:
+    """The basis of `Svd` and all eigenvalues [Dt], largest first."""
+    svd = Svd()
+    basis = svd.fit(moments, width)
+    assert svd.eigenvalues is not None
+    return basis, svd.eigenvalues
+
+
+def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [Dt] of the covariance, largest first, and eigenvectors [Dt, Dt] as columns.
+
+    Sign rule: the entry of largest magnitude of every direction is positive, so that the same
+    covariance gives the same basis.
+    """
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    v = vectors.flip(1)
+    return values.flip(0).clamp(min=0), v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
+
+
+def enough_rows(moments: Moments, width: int) -> None:
+    """Raises KdepError unless there are more rows than directions, and any variance at all."""
+    if moments.n <= width:
+        raise KdepError(
+            f"{moments.n} features cannot fix {width} directions",
+            f"more than {width} images",
+            "use a larger data share",
+        )
+    if not float(moments.std.max()) > 0:
+        raise KdepError(
+            "the teacher gives the same feature for every image",
+            "features that vary",
+            "check the teacher's weights and its tap",
+        )
+
+
+def enough_rank(values: Tensor, width: int) -> int:
+    """The numerical rank; KdepError when it is below `width`."""
+    rank = int((values > values[0] * RANK_TOLERANCE).sum())
+    if rank < width:
+        raise KdepError(
+            f"the teacher's features have rank {rank}, and the student is {width} wide",
+            "a rank of at least the student's width",
+            "tap the teacher after its last activation (a last linear layer limits the rank)",
+        )
+    return rank
+
+
+def energy_kept(moments: Moments, basis: Basis) -> float:
+    """Share of the teacher's variance inside the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
+
+    One minus it is the squared error of the best linear reconstruction from within that span,
+    relative to the total; for the SVD, the sum of the first Ds eigenvalues over the sum of all.
+    """
+    q = basis.components.double()
+    if not torch.allclose(q.T @ q, torch.eye(q.shape[1], dtype=q.dtype), atol=1e-5):
+        u, s, _ = torch.linalg.svd(q, full_matrices=False)
+        q = u[:, s > s[0] * 1e-6]
+    return float(((moments.covariance @ q) * q).sum() / moments.covariance.trace())
+
+
+def widening(policy: str, dt: int, width: int, seed: int) -> Tensor:
+    """[Dt, width] float64 map of Dt channels to more; see `policies.POLICIES`.
+
+    Orthonormal rows for 'zero_pad' and 'random_rotation', so that both keep every distance.
+    """
+    if policy == "repeat":
+        return _columns(dt, torch.arange(width) % dt)
+    padded = torch.eye(dt, width, dtype=torch.float64)
+    return padded if policy == "zero_pad" else padded @ orthogonal(width, seed)
+
+
+def orthogonal(n: int, seed: int) -> Tensor:
+    """A seeded orthogonal matrix [n, n], float64, uniform (Haar).
+
+    QR of a Gaussian matrix with the signs of R's diagonal moved into Q: Mezzadri 2007, "How to
+    generate random matrices from the classical compact groups".
+    """
+    gauss = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q, r = torch.linalg.qr(gauss)
+    return q * r.diagonal().sign()
+
+
+def _columns(dt: int, index: Tensor) -> Tensor:
+    """[Dt, len(index)] with a one at (index[j], j)."""
+    return torch.eye(dt, dtype=torch.float64)[:, index]

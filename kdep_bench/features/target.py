@@ -1,0 +1,39 @@
+"""The regression target of a feature method: alignment, then transform, both fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.basis import open_basis
+from kdep_bench.features.transform import Transform
+from kdep_bench.registry import build, locate, type_path
+
+
+class Target(nn.Module):
+    """Teacher feature [B, Dt] -> target [B, Ds]: alignment, then transform; no gradient."""
+
+    def __init__(self, align: nn.Module, transform: nn.Module) -> None:
+        super().__init__()
+        self.align, self.transform = align, transform
+
+    @torch.no_grad()
+    def forward(self, f_BD: Tensor) -> Tensor:
+        return self.transform(self.align(f_BD.float()))
+
+
+def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
+    """The fixed target of a finished `align` stage; a transform gets the facts that it asks for."""
+    basis, kind = open_basis(Path(align_dir)), locate(transform["type"])
+    if not (isinstance(kind, type) and issubclass(kind, Transform)):
+        raise KdepError(
+            f"the transform {type_path(transform['type'])} is no Transform",
+            "a class of kdep_bench.features, such as transform.PowerTemperature",
+            "correct `transform` in the method",
+        )
+    return Target(basis, build(transform, **{name: getattr(basis, name) for name in kind.asks}))
