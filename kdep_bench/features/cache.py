@@ -17,7 +17,7 @@ import torch
 
 from kdep_bench.data.views import Views, open_views, read_rgb, render
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import file_hash, read_json, write_json
 from kdep_bench.teachers.base import Teacher, build_teacher
 
 MANIFEST = "cache.json"
@@ -70,7 +70,7 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Stage `cache`: fills the shards; a finished shard of an interrupted try is kept.
+    """Stage `cache`: fills the shards; a finished, whole shard of an interrupted try is kept.
 
     Spec: `teacher` config, `batch`.
     """
@@ -83,7 +83,7 @@ def run(
     batch = int(spec.get("batch", 32))
     for k, first in enumerate(range(0, views.rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, views.rows - first)
-        if shard_path(out, k).exists():
+        if is_whole(out, k):
             continue
         shard, start = np.empty((count, teacher.width), np.float16), time.perf_counter()
         for i in range(0, count, batch):
@@ -101,7 +101,11 @@ def run(
         partial = out / f".shard-{k}.npy"
         np.save(partial, shard)
         # Beside the shard, so that a resumed cache still costs what filling all of it took.
-        spent = {"seconds": time.perf_counter() - start, "forwards": count}
+        spent = {
+            "seconds": time.perf_counter() - start,
+            "forwards": count,
+            "sha256": file_hash(partial),
+        }
         write_json(shard_path(out, k).with_suffix(".json"), spent)
         partial.replace(shard_path(out, k))
     if teacher.checksum() != checksum:
@@ -136,6 +140,15 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
         for old in out.glob("*.npy"):
             old.unlink()
     write_json(mark, identity)
+
+
+def is_whole(out: Path, k: int) -> bool:
+    """Whether shard k of an interrupted try is there and as it was written."""
+    try:
+        told = read_json(shard_path(out, k).with_suffix(".json"))
+        return shard_path(out, k).exists() and file_hash(shard_path(out, k)) == told["sha256"]
+    except (KdepError, KeyError, TypeError):
+        return False
 
 
 def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:

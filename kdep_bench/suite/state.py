@@ -25,7 +25,8 @@ from kdep_bench.suite.plan import Plan, Stage
 
 SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
-_OURS = {STAGE, FAILED, LOG}
+DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
+_OURS = {STAGE, FAILED, LOG, DAMAGED}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
 VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
 
@@ -190,13 +191,18 @@ def verify_input(work: Path, one: str) -> None:
     except KdepError as e:
         fault = e.got
     if fault:
-        with contextlib.suppress(OSError):
-            os.replace(out / STAGE, out / f"{STAGE}.damaged")
+        mark_damaged(out)
         raise KdepError(
             f"the input {one} is damaged: {fault}",
             "the files as that stage left them",
             "run the suite again: that stage is made anew",
         )
+
+
+def mark_damaged(out: Path) -> None:
+    """Turns stage.json into DAMAGED: the stage is not done, and its next try starts afresh."""
+    with contextlib.suppress(OSError):
+        os.replace(out / STAGE, out / DAMAGED)
 
 
 def failure(out: Path) -> Json | None:
@@ -216,12 +222,14 @@ def clear(out: Path, keep_leftovers: bool) -> None:
     if keep_leftovers:
         return
     for entry in os.scandir(out):
-        if entry.name == LOG:
+        if entry.name in (LOG, DAMAGED):
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+    # Last: a try that is cut in this loop leaves the mark, and so does not resume from the rest.
+    (out / DAMAGED).unlink(missing_ok=True)
 
 
 # --- a whole plan --------------------------------------------------------------------------------
@@ -272,7 +280,8 @@ def statuses(
         else:
             if fault:
                 damaged.add(stage.id)
-            out[stage.id] = Status(False, False, fault or "")
+            # Sizes alone would let a damage that only a checksum shows pass for done again.
+            out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
     for stage in reversed(chosen):
         status = out[stage.id]
         if not status.done and not status.run:

@@ -181,9 +181,14 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
     except OSError as e:
         return _failed(out, _sentence(e), stage)
     try:
-        if not order.force and state.finished(stage, work)[0] is not None:
+        record, fault = state.finished(stage, work)
+        if record is not None and not order.force:
             return DONE, None
-        state.clear(out, keep_leftovers=stage.resumable and not order.force)
+        if fault:
+            state.mark_damaged(out)
+        # Nothing is resumed from what was found damaged: the damage would get a good checksum.
+        afresh = order.force or (out / state.DAMAGED).exists()
+        state.clear(out, keep_leftovers=stage.resumable and not afresh)
         _log_to(out / state.LOG, order)
         if not _execute(order, out, progress, lock.mine):
             return BUSY, None

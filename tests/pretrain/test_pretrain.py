@@ -119,6 +119,25 @@ def test_a_cache_resumed_after_its_last_shard_still_says_what_it_cost(
     assert again["fill_s"] > 0
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "no note"])
+def test_a_damaged_shard_of_an_interrupted_try_is_filled_anew(
+    stages: dict[str, Path], tmp_path: Path, damage: str
+):
+    out = tmp_path / "c"
+    shutil.copytree(stages["cache"], out)
+    (out / cache.MANIFEST).unlink()
+    shard = cache.shard_path(out, 0)
+    whole = shard.read_bytes()
+    bent = bytearray(whole)
+    bent[-100] ^= 4
+    if damage == "no note":
+        shard.with_suffix(".json").unlink()
+    else:
+        shard.write_bytes(bytes(bent) if damage == "flip" else whole[:-10])
+    cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
+    assert shard.read_bytes() == whole
+
+
 def test_cache_of_another_teacher_view_or_normalisation_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):

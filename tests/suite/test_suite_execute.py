@@ -308,6 +308,21 @@ def test_a_flipped_bit_in_an_input_is_found_and_mended(tmp_path):
     assert value(plan, tmp_path, "d") == 112
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_resumable_stage_resumes_from_nothing_that_was_found_damaged(tmp_path, damage):
+    plan = fakes.Plan("grown")
+    grow = fakes.add_stage(plan, "grow", "g", {"steps": 3, "sleep": 0}, kinds=fakes.KINDS)
+    last = fakes.add_stage(plan, "make", "m", {}, {"x": grow}, kinds=fakes.KINDS)
+    assert fakes.run(plan, tmp_path).ok
+    shutil.rmtree(tmp_path / last)
+    steps = tmp_path / grow / "steps.txt"
+    steps.write_text("0\n1\n" if damage == "cut" else "0\n1\n3\n")
+    while not fakes.run(plan, tmp_path).ok:  # found when the next stage reads it
+        assert not (tmp_path / grow / "stage.json").exists()
+    assert steps.read_text() == "0\n1\n2\n"
+    assert not (tmp_path / grow / state.DAMAGED).exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_full_disk(tmp_path):
     disk = tmp_path / "disk"

@@ -120,7 +120,7 @@ def test_a_flipped_bit_of_a_stage_json_is_never_believed(tmp_path):
             assert {k: v for k, v in record.items() if k in true and k != "sum"} == {
                 k: v for k, v in true.items() if k != "sum"
             }
-    assert found >= len(whole) // 7 - 4
+    assert found >= len(whole) // 7 - 12  # the line of the sum itself has some 75 bytes
 
 
 def test_a_stage_json_from_before_there_were_sums_counts(tmp_path):

@@ -1,0 +1,185 @@
+"""What lies in a work dir: stage directories and their sizes, and the pruning of what none cites.
+
+A stage is kept when a record below a results folder cites it (its `stages` name the whole chain),
+when a given suite plans it, when a kept stage was made from it, or while a process has it. Only
+directories that look like a stage's are ever touched. Records that are set aside
+(`superseded/`) are on no leaderboard and keep nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+from kdep_bench.suite import state
+from kdep_bench.suite.lock import StageLock
+
+_STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage directory.
+
+    Attributes:
+        id: its name.
+        bytes: sizes of its files together.
+        state: 'done', 'failed', 'cut' (begun and not finished), 'damaged' or 'running'.
+        finished: when it was done, UTC; '' if it is not.
+        needs: ids of the stages it was made from.
+        kept_by: why it stays: names of results folders and suites, 'needed by ...', 'running'.
+    """
+
+    id: str
+    bytes: int
+    state: str
+    finished: str
+    needs: tuple[str, ...]
+    kept_by: tuple[str, ...] = ()
+
+
+def survey(
+    work: Path, cited: Mapping[str, Iterable[str]], planned: Mapping[str, Iterable[str]]
+) -> list[Entry]:
+    """Every stage directory in `work`, largest first, with who keeps it.
+
+    Args:
+        cited: stage id -> names of the results folders whose records cite it; see `citations`.
+        planned: stage id -> names of the suites that plan it.
+
+    Raises:
+        KdepError: `work` is no folder.
+    """
+    if not work.is_dir():
+        raise KdepError(f"the work dir {work} does not exist", "a folder", "check --work-dir")
+    found = {}
+    for one in os.scandir(work):
+        if one.is_dir(follow_symlinks=False) and _STAGE_DIR.fullmatch(one.name):
+            found[one.name] = _look(work, one.name)
+    kept: dict[str, list[str]] = {}
+    for i, entry in found.items():
+        kept[i] = [*cited.get(i, ()), *(f"suite {n}" for n in planned.get(i, ()))]
+        if entry.state == "running":
+            kept[i].append("running")
+    todo = [i for i, why in kept.items() if why]
+    while todo:
+        one = todo.pop()
+        for up in found[one].needs:
+            if up in kept and not kept[up]:
+                kept[up] = [f"needed by {one}"]
+                todo.append(up)
+    entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
+               for i, e in found.items()]  # fmt: skip
+    return sorted(entries, key=lambda e: (-e.bytes, e.id))
+
+
+def _look(work: Path, one: str) -> Entry:
+    out = work / one
+    finished, needs = "", ()
+    try:
+        record = state.read_stage(out)
+        if record is None:
+            how = "failed" if state.failure(out) else "cut"
+        elif record["id"] != one:
+            how = "damaged"
+        else:
+            how, finished = "done", str(record.get("finished", ""))
+            needs = tuple(sorted(set(record["needs"].values())))
+    except KdepError:
+        how = "damaged"
+    if StageLock(work, one).held_elsewhere():
+        how = "running"
+    return Entry(one, size_of(out), how, finished, needs)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`; links are not followed."""
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a running stage removes files
+                total += os.lstat(os.path.join(base, name)).st_size
+    return total
+
+
+def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """Stage id -> names of the results folders with a record that cites it.
+
+    Raises:
+        KdepError: a record that cannot be read: what it cites is not known, so nothing may go.
+    """
+    out: dict[str, list[str]] = {}
+    for folder in folders:
+        for path in sorted((folder / "records").glob("*.json")):
+            said = read_json(path)
+            stages = said.get("stages") if isinstance(said, dict) else None
+            if not isinstance(stages, dict):
+                raise KdepError(
+                    f"the record {path} names no stages",
+                    "a whole record",
+                    "run its suite again, or take the file away",
+                )
+            for one in {str(said.get("id")), *map(str, stages.values())}:
+                names = out.setdefault(one, [])
+                if folder.name not in names:
+                    names.append(folder.name)
+    return out
+
+
+def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
+    """What nothing keeps. KdepError where nothing at all was cited or planned."""
+    if not any_claim:
+        raise KdepError(
+            "no record cites a stage and no suite was given, so everything would go",
+            "records below the results folder, or suites by name",
+            "name the suites to keep, or --results-dir; or delete the work dir yourself",
+        )
+    return [e for e in entries if not e.kept_by]
+
+
+def remove(work: Path, entry: Entry) -> bool:
+    """Deletes one stage directory under its lock; False where a process has taken it meanwhile.
+
+    stage.json goes first: a removal that is cut leaves a stage that is not done.
+    """
+    out, lock = work / entry.id, StageLock(work, entry.id)
+    if not _STAGE_DIR.fullmatch(entry.id) or out.parent != work or not lock.take():
+        return False
+    try:
+        (out / state.STAGE).unlink(missing_ok=True)
+        shutil.rmtree(out)
+    finally:
+        lock.free()
+    return True
+
+
+def size_text(size: float) -> str:
+    """'12 B', '3.4 MB', '1.2 GB'; decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def table(entries: Iterable[Entry]) -> str:
+    """The list for people: size, state, day, id, who keeps it."""
+    lines = []
+    for e in entries:
+        kept = ", ".join(e.kept_by) or "nothing keeps it"
+        day = e.finished[:10] or "-"
+        lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {kept}")
+    return "\n".join(lines)
+
+
+def as_json(entries: Iterable[Entry]) -> str:
+    """The list for programs."""
+    return json.dumps([vars(e) for e in entries], indent=1)

@@ -1,0 +1,170 @@
+"""Work dirs: listed, sized, pruned, moved and copied."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import suite_fakes as fakes
+from test_suite_collect import world
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite import hygiene, state
+from kdep_bench.suite.collect import collect
+from kdep_bench.suite.lock import StageLock
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPO / "tools" / "work_dir.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def pruned(work: Path, results: list[Path], plans: list[fakes.Plan]) -> set[str]:
+    """Kind-and-name of what goes."""
+    planned = {i: [p.name] for p in plans for i in p.stages}
+    cited = hygiene.citations(results)
+    gone = hygiene.prunable(hygiene.survey(work, cited, planned), bool(cited or planned))
+    assert all(hygiene.remove(work, e) for e in gone)
+    assert not any((work / e.id).exists() for e in gone)
+    return {e.id.rpartition("-")[0] for e in gone}
+
+
+def test_sizes_and_states(tmp_path):
+    plan = fakes.diamond(b={"do": "raise"})
+    fakes.run(plan, tmp_path)
+    (tmp_path / "make-cut-0123456789ab").mkdir()
+    (tmp_path / "notes").mkdir()
+    bad = tmp_path / fakes.one(plan, "c") / "stage.json"
+    bad.write_bytes(bad.read_bytes()[:50])
+    entries = {e.id: e for e in hygiene.survey(tmp_path, {}, {})}
+    assert {e.state for e in entries.values()} == {"done", "failed", "cut", "damaged"}
+    a = tmp_path / fakes.one(plan, "a")
+    said = subprocess.run(["du", "-sb", str(a)], capture_output=True, text=True)
+    folder = a.stat().st_size  # du counts the directory itself
+    assert entries[a.name].bytes == int(said.stdout.split()[0]) - folder
+    assert "notes" not in entries
+    assert entries["make-cut-0123456789ab"].bytes == 0
+
+
+def test_what_records_cite_and_suites_plan_stays_and_the_rest_goes(tmp_path):
+    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    _, other_plan, _, _ = world(tmp_path, methods=[{"base": "kdep", "transform": {"T": 0.9}}])
+    assert fakes.run(other_plan, work).ok
+    (work / "notes").mkdir()
+    kept = set(plan.stages)
+    new = set(other_plan.stages) - kept
+    assert pruned(work, [results], [other_plan]) == set()
+    gone = pruned(work, [results], [])
+    assert gone == {i.rpartition("-")[0] for i in new}
+    assert {p.name for p in work.iterdir()} >= kept | {"notes"}
+    assert fakes.run(plan, work).ran == []
+    assert len(fakes.run(other_plan, work).ran) == len(new)
+
+
+def test_what_a_kept_stage_was_made_from_stays(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    d = fakes.one(plan, "d")
+    fakes.run(fakes.diamond(a={"value": 5}), tmp_path)
+    entries = hygiene.survey(tmp_path, {d: ["board"]}, {})
+    kept = {e.id: e.kept_by for e in entries if e.kept_by}
+    assert set(kept) == set(plan.stages)
+    assert kept[d] == ("board",)
+    assert kept[fakes.one(plan, "b")] == (f"needed by {d}",)
+
+
+def test_a_set_aside_record_keeps_nothing_and_a_damaged_one_stops_all(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    path = next((results / "records").glob("*.json"))
+    (results / "superseded").mkdir()
+    whole = path.read_text()
+    path.rename(results / "superseded" / path.name)
+    assert path.stem not in hygiene.citations([results])
+    path.write_text(whole[:200])
+    with pytest.raises(KdepError, match="not valid JSON"):
+        hygiene.citations([results])
+    path.write_text("{}")
+    with pytest.raises(KdepError, match="names no stages"):
+        hygiene.citations([results])
+
+
+def test_everything_is_never_pruned_by_oversight(tmp_path):
+    fakes.run(fakes.diamond(), tmp_path)
+    with pytest.raises(KdepError, match="everything would go"):
+        hygiene.prunable(hygiene.survey(tmp_path, {}, {}), False)
+
+
+def test_a_running_stage_is_kept_and_one_taken_meanwhile_is_left(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    a = fakes.one(plan, "a")
+    (entry,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.id == a)
+    lock = StageLock(tmp_path, a)
+    assert lock.take()
+    (held,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.id == a)
+    assert held.kept_by == ("running",)
+    assert not hygiene.remove(tmp_path, entry)
+    assert (tmp_path / a / "stage.json").exists()
+    lock.free()
+    assert hygiene.remove(tmp_path, entry)
+
+
+def test_links_out_of_the_work_dir_are_not_followed(tmp_path):
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    stage = work / "make-x-0123456789ab"
+    stage.mkdir(parents=True)
+    (stage / "link").symlink_to(outside)
+    (work / "make-y-0123456789ab").symlink_to(outside)
+    entries = hygiene.survey(work, {}, {})
+    assert [e.id for e in entries] == [stage.name]
+    assert hygiene.remove(work, entries[0])
+    assert (outside / "precious").exists()
+
+
+def test_the_command_is_dry_unless_told(tmp_path):
+    work, old = tmp_path / "w", "make-old-0123456789ab"
+    (work / old).mkdir(parents=True)
+    (work / old / "big.bin").write_bytes(b"x" * 12345)
+    said = tool("--work-dir", str(work))
+    assert "12.3 kB" in said.stdout
+    assert "1 stage directories" in said.stdout
+    dry = tool("smoke", "--work-dir", str(work), "--gc")
+    assert "1 kept by nothing, 12.3 kB; --delete removes them" in dry.stdout
+    assert (work / old).exists()
+    assert json.loads(tool("--work-dir", str(work), "--json").stdout)[0]["id"] == old
+    done = tool("smoke", "--work-dir", str(work), "--gc", "--delete")
+    assert "removed 1 stage directories, 12.3 kB" in done.stdout
+    assert not (work / old).exists()
+    assert tool("--work-dir", str(tmp_path / "none")).returncode == 2
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_work_dir_counts_and_verify_finds_what_the_copy_broke(tmp_path, how):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path / "old")
+    how(tmp_path / "old", tmp_path / "new")
+    new = tmp_path / "new"
+    assert all(s.done for s in state.statuses(plan, new, verify=True).values())
+    (new / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    assert all(s.done for s in state.statuses(plan, new).values())
+    known = state.statuses(plan, new, verify=True)
+    assert "another checksum" in known[fakes.one(plan, "c")].why
+    outcome = fakes.execute.run_plan(plan, new, known, fakes.FAST)
+    assert [i.split("-")[1] for i in outcome.ran] == ["c"]
+    assert (new / fakes.one(plan, "c") / "value.txt").read_text() == "101"

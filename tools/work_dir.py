@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""List, size and prune the stage directories of a work dir.
+
+python tools/work_dir.py                      # what is there, how big, and what keeps it
+python tools/work_dir.py pocket smoke --gc    # what would go
+python tools/work_dir.py pocket smoke --gc --delete
+
+Kept: what a record in results/*/records cites, what a named suite plans, what those were made from,
+and what is running. Without --delete nothing is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kdep_bench.errors import KdepError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="keep what these suites plan")
+    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/")
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a folder with records/ to respect as well, beside results/*",
+    )
+    parser.add_argument("--gc", action="store_true", help="show what nothing keeps")
+    parser.add_argument("--delete", action="store_true", help="with --gc: remove it")
+    parser.add_argument("--json", action="store_true", help="the list for programs")
+    args = parser.parse_args(argv)
+    if args.delete and not args.gc:
+        parser.error("--delete goes with --gc")
+    try:
+        return _run(args)
+    except KdepError as e:
+        print(f"work_dir: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    from kdep_bench.suite import hygiene
+    from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.plan import build_plan
+
+    for folder in args.results_dir or []:
+        if not (folder / "records").is_dir():
+            raise KdepError(f"{folder} has no records/", "a results folder", "check --results-dir")
+    # A results folder named on the command line adds to the published ones and replaces none.
+    folders = sorted((REPO / "results").glob("*")) + [f.absolute() for f in args.results_dir or []]
+    planned: dict[str, list[str]] = {}
+    for name in args.suites:
+        plan = build_plan(load_suite(name))
+        for one in plan.stages:
+            planned.setdefault(one, []).append(plan.name)
+    cited = hygiene.citations(folders)
+    work = (args.work_dir or REPO / "work_dirs").absolute()
+    entries = hygiene.survey(work, cited, planned)
+    chosen = entries
+    if args.gc:
+        chosen = hygiene.prunable(entries, bool(cited or planned))
+    print(hygiene.as_json(chosen) if args.json else hygiene.table(chosen))
+    out = sys.stderr if args.json else sys.stdout
+    total = hygiene.size_text(sum(e.bytes for e in entries))
+    print(f"{work}: {len(entries)} stage directories, {total}", file=out)
+    if not args.gc:
+        return 0
+    size = hygiene.size_text(sum(e.bytes for e in chosen))
+    if not args.delete:
+        print(f"{len(chosen)} kept by nothing, {size}; --delete removes them", file=out)
+        return 0
+    gone = [e for e in chosen if hygiene.remove(work, e)]
+    freed = hygiene.size_text(sum(e.bytes for e in gone))
+    print(f"removed {len(gone)} stage directories, {freed}", file=out)
+    for e in chosen:
+        if e not in gone:
+            print(f"left {e.id}: a process has taken it meanwhile", file=out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
