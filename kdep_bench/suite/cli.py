@@ -87,10 +87,32 @@ def _list(what: str) -> int:
     from kdep_bench.suite.config import CONFIGS, FOLDERS, names
 
     room = {folder: room for room, folder in FOLDERS.items()}[what]
+    if room == "method":
+        print("\n".join(method_table()))
+        return 0
     for name in names(room):
         path = CONFIGS / FOLDERS[room] / f"{name}.py"
         print(f"{name:24s} {_first_line(path)}")
     return 0
+
+
+def method_table() -> list[str]:
+    """Lines of `--list methods`: name, family, needs, label policy and source in columns."""
+    from kdep_bench.suite.config import label_policy, method_needs, names, read_room
+
+    rows = [("METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE")]
+    for name in names("method"):
+        try:
+            m = read_room("method", name)
+        except KdepError as e:
+            rows.append((name, "-", "-", "-", f"(cannot be read: {e.got})"))
+            continue
+        needs = ", ".join(sorted(method_needs(m))) or "-"
+        source = m.get("source", "") + (" (reconstruction)" if m.get("reconstruction") else "")
+        rows.append((name, m.get("family") or "-", needs, label_policy(m), source))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
+    return [layout.format(*row) for row in rows]
 
 
 def _first_line(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.suite import state
-from kdep_bench.suite.config import Json, Suite, method_needs
+from kdep_bench.suite.config import Json, Suite, label_policy
 from kdep_bench.suite.plan import Cell, Plan
 
 if TYPE_CHECKING:
@@ -118,11 +118,6 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
     method, task = cell.method, cell.task
     prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
     trained = method.get("weights") is None
-    policy = method.get("label_policy")
-    if policy is None:
-        needs = method_needs(method)
-        nothing = trained and not needs
-        policy = "none" if nothing else "labels" if method.get("labels_used") else "label-free"
     known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
     return {
         "id": cell.id,
@@ -130,7 +125,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
         "arm": {
             "method": method["name"],
             "family": method.get("family", ""),
-            "label_policy": policy,
+            "label_policy": label_policy(method),
             "labels_used": bool(method.get("labels_used")),
             "reconstruction": bool(method.get("reconstruction")),
             "source": method.get("source", ""),

@@ -190,6 +190,15 @@ def method_needs(method: Json) -> set[str]:
     return {"labels"} if method.get("labels_used") else {"pooled"}
 
 
+def label_policy(method: Json) -> str:
+    """'label-free', 'labels', or 'none' for an arm that is neither taught nor given weights."""
+    if method.get("label_policy") is not None:
+        return method["label_policy"]
+    if method.get("weights") is None and not method_needs(method):
+        return "none"
+    return "labels" if method.get("labels_used") else "label-free"
+
+
 def uses_teacher(method: Json) -> bool:
     """Whether a method reads teacher features."""
     return bool(method_needs(method) - {"labels"})

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kdep_bench.suite.config import names
+
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -22,7 +24,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["smoke", "--dry-run"], ["pocket", "--dry-run"], ["--list", "tasks"]]
+    "arguments",
+    [
+        ["--help"],
+        ["smoke", "--dry-run"],
+        ["pocket", "--dry-run"],
+        ["--list", "tasks"],
+        ["--list", "methods"],
+    ],
 )
 def test_answers_in_a_moment_without_torch(arguments, tmp_path):
     if "--dry-run" in arguments:
@@ -39,6 +48,17 @@ def test_answers_in_a_moment_without_torch(arguments, tmp_path):
     assert torch == "False"
     assert float(cpu) < 1.5  # CPU seconds: the bar is wall time, on a machine of one's own
     assert not (tmp_path / "w").exists()
+
+
+def test_methods_are_listed_with_what_they_ask_for():
+    rows = [line.split(None, 4) for line in run("--list", "methods").stdout.splitlines()]
+    assert rows[0] == ["METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE"]
+    table = {row[0]: row[1:] for row in rows[1:]}
+    assert set(table) == set(names("method"))
+    assert table["kdep"][:3] == ["feature", "pooled", "label-free"]
+    assert table["supervised"][:3] == ["supervised", "labels", "labels"]
+    assert table["scratch"][:3] == ["none", "-", "none"]
+    assert all(row[3] for row in table.values())
 
 
 def test_a_dry_run_lists_every_stage_and_why(tmp_path):
