@@ -3,38 +3,142 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.registry import build, locate, type_path
+
+if TYPE_CHECKING:
+    from kdep_bench.teachers.base import TeacherOutput
+
+# What an objective may read of a batch, and what it may be told when it is built.
+NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens"})
+ASKS = frozenset(
+    {
+        "width",  # Ds of the student
+        "classes",  # number of classes of the labels file
+        "epochs",  # epochs of the run, for schedules with a span
+        "target_energy",  # mean square of the target over the fitting rows
+        "teacher_width",  # Dt
+        "teacher_classes",  # number of classes of the teacher's logits
+        "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
+        "teacher_maps",  # the same of Context.teacher.maps
+    }
+)
 
 
 @dataclass(frozen=True)
 class Context:
-    """One training batch as an objective sees it.
+    """One training batch as an objective sees it. All tensors are float32 unless said otherwise.
 
     Attributes:
         before: [B, Ds] pooled student feature before the last activation (the KDEP tap).
         after: [B, Ds] pooled student feature after it (what a classifier would read).
-        target: [B, Ds] aligned and transformed teacher feature, without gradient, or None.
-        labels: [B] int64 class numbers, or None in a label-free run.
+        target: [B, Ds] aligned and transformed teacher feature, without gradient; with need
+            "target".
+        labels: [B] int64 class numbers; with need "labels", None in a label-free run.
+        teacher: what the teacher said, without gradient: `pooled` [B, Dt] as tapped, `logits`
+            [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
+            with "tokens". None in a run without a teacher.
+        maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
+            pixels; filled with need "maps" alone.
+        rows: [B] int64 row number (image-major) of each view: image = row // views.
+        step: optimiser step, from 0. The micro-batches of gradient accumulation share one.
+        steps: optimiser steps of the whole run.
     """
 
     before: Tensor
     after: Tensor
-    target: Tensor | None
-    labels: Tensor | None
+    target: Tensor | None = None
+    labels: Tensor | None = None
+    teacher: TeacherOutput | None = None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that lies behind this step, in [0, 1)."""
+        return self.step / self.steps
 
 
 class Objective(nn.Module, ABC):
     """One objective, one file.
 
-    `needs` is a subset of {"target", "labels"}: the plan is refused when the method's config does
-    not provide it. Parameters of an objective are trained and dropped at export.
+    Class attributes:
+        needs: subset of NEEDS, what the terms read of a batch. The method's config declares the
+            same in its `needs` ("target" there is "pooled" and an alignment), so that an
+            impossible pair is refused when the plan is built.
+        asks: subset of ASKS, keyword arguments of the constructor that only the data, the student
+            or the teacher can tell; the pre-training stage gives exactly these.
+        relates: whether a term of one sample depends on the other samples of the batch (Gram
+            matrices, contrast). Such an objective is refused where a batch is split, by gradient
+            accumulation or over several processes, because it would see another batch.
+
+    Parameters of an objective are trained and dropped at export; buffers are kept in resume files.
     """
 
     needs: ClassVar[frozenset[str]]
+    asks: ClassVar[frozenset[str]] = frozenset()
+    relates: ClassVar[bool] = False
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Un-reduced terms, each of shape (B,); the loss is the mean over B of their sum."""
+
+    def after_step(self) -> None:
+        """Called after every optimiser step, without gradient: the place of moving averages."""
+
+    @classmethod
+    def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Configs of the objectives that `config`, a config of this class, is made of."""
+        return []
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the objective of a config and all its parts need, ask and relate."""
+
+    needs: frozenset[str]
+    asks: frozenset[str]
+    relates: bool
+
+
+def demands(config: Mapping[str, Any]) -> Demands:
+    """The demands of an objective config, its parts included; nothing is built.
+
+    Raises KdepError for a type that is no Objective, or that declares a word not in NEEDS or ASKS.
+    """
+    kind = locate(config["type"])
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise KdepError(f"{type_path(config['type'])} is no Objective", "a class of objectives/")
+    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
+        for word in sorted(got - known):
+            raise unknown_name(f"{what} of {type_path(kind)}", word, known)
+    inner = [demands(part) for part in kind.parts(config)]
+    return Demands(
+        kind.needs.union(*(d.needs for d in inner)),
+        kind.asks.union(*(d.asks for d in inner)),
+        kind.relates or any(d.relates for d in inner),
+    )
+
+
+def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Objective:
+    """The objective of a config, told exactly those of `facts` that it asks for.
+
+    `facts` values win over nothing: a config that sets an asked argument itself keeps its value.
+    """
+    asked = demands(config).asks
+    lacking = sorted(asked - set(facts) - set(config))
+    if lacking:
+        raise KdepError(
+            f"{type_path(config['type'])} asks for {', '.join(lacking)}",
+            "facts the pre-training stage can tell",
+            "check its `asks`",
+        )
+    return build(config, **{k: facts[k] for k in sorted(asked - set(config))})

@@ -18,6 +18,7 @@ class CrossEntropy(Objective):
     """
 
     needs = frozenset({"labels"})
+    asks = frozenset({"width", "classes"})
 
     def __init__(self, width: int, classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ class FeatureRegression(Objective):
     """
 
     needs = frozenset({"target"})
+    asks = frozenset({"target_energy"})
 
     def __init__(
         self, weight: float | str = "auto", scale: float = AUTO, target_energy: float | None = None

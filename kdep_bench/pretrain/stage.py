@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from kdep_bench.features.cache import open_cache
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
+from kdep_bench.objectives.base import demands
+from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.train import runner_config, train
 from kdep_bench.registry import locate, type_path
 from kdep_bench.students.backbone import build_backbone
@@ -43,6 +45,7 @@ def run(
     budget = spec["budget"]
     steps = max(1, math.floor(budget["epochs"] * images / budget["batch"]))
     objective, target, probes = objective_config(spec, inputs)
+    needs = demands(method["objective"]).needs
     stream = {
         "type": "kdep_bench.pretrain.stream.ViewStream",
         "views": str(inputs["views"]),
@@ -50,7 +53,7 @@ def run(
         "share": spec["share"],
         "share_seed": spec["share_seed"],
         "seed": spec["seed"],
-        "cache": str(inputs["cache"]) if target else None,
+        "cache": str(inputs["cache"]) if needs - {"labels"} else None,
         "labels": str(labels_file(inputs)) if method["labels_used"] else None,
     }
     model = {
@@ -59,6 +62,7 @@ def run(
         "objective": objective,
         "target": target,
         "precision": budget.get("precision", "float32"),
+        "maps": "maps" in needs,
     }
     config = runner_config(
         model=model,
@@ -70,8 +74,8 @@ def run(
         schedule=schedule(budget, steps),
         checkpoint_every=max(1, steps // 4),
     )
-    trained, curve, seconds = train(config, spec["seed"], out / "run", progress)
-    save_state(trained.state_dict(), out)
+    trained = train(config, spec["seed"], out / "run", progress)
+    save_state(trained.model.state_dict(), out)
     for used in (out / "run").glob("*.pth*"):
         used.unlink()
     return {
@@ -81,9 +85,10 @@ def run(
         "images_seen": steps * budget["batch"],
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
-        "images_per_s": round(steps * budget["batch"] / seconds, 1),
-        "train_s": round(seconds, 2),
-        "curves": {"pretrain_loss": curve},
+        "images_per_s": round(steps * budget["batch"] / trained.seconds, 1),
+        "train_s": round(trained.seconds, 2),
+        "curves": {"pretrain_loss": trained.curve},
+        "terms": trained.terms,
         **probes,
     }
 
@@ -125,33 +130,69 @@ def labels_file(inputs: dict[str, Path]) -> Path:
 def objective_config(
     spec: dict[str, Any], inputs: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """(objective config with what only the data can tell, target config, probes)."""
+    """(objective config with everything it asks for, target config, probes).
+
+    Raises KdepError for an objective that this method's labels, alignment or cache cannot serve.
+    """
     method = spec["method"]
-    objective = dict(method["objective"])
-    needs = locate(objective["type"]).needs
-    if "labels" in needs:
-        if not method["labels_used"]:
-            raise KdepError(
-                f"the objective {type_path(objective['type'])} needs labels and the method "
-                f"{method['name']} says labels_used=False",
-                "a label-free objective",
-                "set labels_used=True",
-            )
-        classes = len(read_json(labels_file(inputs))["classes"])
-        objective.update(width=spec["student"]["width"], classes=classes)
-    if "target" not in needs:
-        return objective, None, {}
-    if "align" not in inputs or method.get("transform") is None:
+    objective, name = dict(method["objective"]), type_path(method["objective"]["type"])
+    wanted = demands(objective)
+    if "labels" in wanted.needs and not method["labels_used"]:
         raise KdepError(
-            f"the objective {type_path(objective['type'])} regresses a teacher's feature and the "
-            f"method {method['name']} names no alignment or no transform",
-            "both",
-            "set `align` and `transform` in the method's config",
+            f"the objective {name} needs labels and the method {method['name']} says "
+            f"labels_used=False",
+            "a label-free objective",
+            "set labels_used=True",
         )
-    target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
-    probes = target_probes(spec, inputs, target)
-    objective["target_energy"] = probes["target_energy"]
+    from_teacher = wanted.needs & {"pooled", "logits", "maps", "tokens"}
+    if from_teacher and "cache" not in inputs:
+        raise KdepError(
+            f"the objective {name} needs {', '.join(sorted(from_teacher))} of a teacher, and the "
+            f"method {method['name']} plans none",
+            "needs=[...] in the method's config",
+            "declare what the objective reads",
+        )
+    unheard = from_teacher - {"pooled"}
+    if unheard:
+        raise KdepError(
+            f"the objective {name} needs {', '.join(sorted(unheard))}, and the cache holds pooled "
+            f"features alone",
+            "an objective on pooled features",
+            "choose another method",
+        )
+    target, probes = None, {}
+    if "target" in wanted.needs:
+        if "align" not in inputs or method.get("transform") is None:
+            raise KdepError(
+                f"the objective {name} regresses a teacher's feature and the method "
+                f"{method['name']} names no alignment or no transform",
+                "both",
+                "set `align` and `transform` in the method's config",
+            )
+        target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
+        probes = target_probes(spec, inputs, target)
+    objective.update(facts(wanted.asks - set(objective), spec, inputs, probes))
     return objective, target, probes
+
+
+def facts(
+    asks: Iterable[str], spec: dict[str, Any], inputs: dict[str, Path], probes: dict[str, Any]
+) -> dict[str, Any]:
+    """The answer to each question of an objective; see `ASKS` in objectives/base.py."""
+    answers: dict[str, Callable[[], Any]] = {
+        "width": lambda: spec["student"]["width"],
+        "classes": lambda: len(read_json(labels_file(inputs))["classes"]),
+        "epochs": lambda: spec["budget"]["epochs"],
+        "target_energy": lambda: probes.get("target_energy"),
+        "teacher_width": lambda: open_cache(inputs["cache"]).width,
+        "student_maps": lambda: describe(spec["student"]),
+    }
+    unknown = sorted(set(asks) - set(answers))
+    if unknown:
+        raise KdepError(
+            f"nothing here knows {', '.join(unknown)}", f"one of {', '.join(sorted(answers))}"
+        )
+    return {a: answers[a]() for a in sorted(asks)}
 
 
 def target_probes(

@@ -76,9 +76,15 @@ class ViewStream(Dataset):
         return {k: v[0] for k, v in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
-        """A whole batch: images [B, 3, px, px] uint8, and teacher [B, Dt] float16 or labels [B]."""
-        rows = np.array([self.row(p) for p in positions])
-        batch = {"images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2)}
+        """A whole batch: `images` [B, 3, px, px] uint8 and `rows` [B] int64.
+
+        With a cache also `teacher` [B, Dt] float16; in a set with labels `labels` [B] int64.
+        """
+        rows = np.array([self.row(p) for p in positions], np.int64)
+        batch = {
+            "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),
+            "rows": torch.from_numpy(rows),
+        }
         if self.cache is not None:
             batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
         if self._labels is not None:

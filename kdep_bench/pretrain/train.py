@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 
 from kdep_bench import openmmlab
+from kdep_bench.pretrain.hooks import Clock, TermShares, unwrapped
 
 
 def runner_config(
@@ -54,23 +56,35 @@ def runner_config(
     }
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves.
+
+    Attributes:
+        model: the trained model, out of any wrapper.
+        curve: loss curve [[step, loss], ...].
+        terms: each term's mean share of the loss over all steps, {term: share}.
+        seconds: wall seconds of all steps, those before a resume included.
+    """
+
+    model: BaseModel
+    curve: list[list[float]]
+    terms: dict[str, float]
+    seconds: float
+
+
 def train(
     config: dict[str, Any],
     seed: int,
     work_dir: Path,
     progress: Callable[..., None],
-) -> tuple[BaseModel, list[list[float]], float]:
-    """Runs the config, from the newest whole checkpoint in `work_dir` if there is one.
-
-    Returns the trained model, its loss curve [[step, loss], ...] and the seconds all steps took,
-    those before a resume included.
-    """
+) -> Trained:
+    """Runs the config, from the newest whole checkpoint in `work_dir` if there is one."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
-    hook = openmmlab.ProgressHook(progress)
+    told, shares = openmmlab.ProgressHook(progress), TermShares()
     runner = openmmlab.build_runner(
-        Config(config), work_dir=work_dir, seed=seed, hooks=[hook], resume=True
+        Config(config), work_dir=work_dir, seed=seed, hooks=[Clock(), shares, told], resume=True
     )
     runner.train()
-    model: Any = runner.model
-    return (model.module if is_model_wrapper(model) else model), hook.points, hook.seconds
+    return Trained(unwrapped(runner), told.points, shares.shares, told.seconds)

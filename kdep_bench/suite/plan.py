@@ -16,6 +16,7 @@ from typing import Any
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
+from kdep_bench.schedules.base import check_span, spans
 from kdep_bench.suite.config import Json, Suite, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
 
@@ -203,6 +204,8 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
             "labelled data, or a label-free method",
             "drop the arm",
         )
+    for span in spans(method.get("objective")):
+        check_span(span, suite.budget.epochs, f"method {method['name']!r}")
     if not uses_teacher(method):
         return
     if teacher is None:

@@ -201,7 +201,7 @@ def test_a_label_free_set_raises_when_a_label_is_asked_for(stages: dict[str, Pat
     s = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
     with pytest.raises(KdepError, match="label-free"):
         s.label(np.array([0]))
-    assert set(s.__getitems__([0, 1])) == {"images", "teacher"}
+    assert set(s.__getitems__([0, 1])) == {"images", "rows", "teacher"}
 
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):

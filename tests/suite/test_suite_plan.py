@@ -161,3 +161,14 @@ def test_planning_10000_stages_is_fast_and_small():
     assert len(plan.stages) > 10_000
     assert spent < 2.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+def test_a_schedule_longer_than_the_run_is_refused_when_planned():
+    weight = {"type": "kdep_bench.schedules.linear.Linear", "start": 1, "end": 0, "span": 99}
+    objective = {
+        "_delete_": True,
+        "type": "kdep_bench.objectives.weighted_sum.WeightedSum",
+        "parts": {"f": {"objective": {"type": "x"}, "weight": weight}},
+    }
+    with pytest.raises(KdepError, match="schedule of 99 epochs"):
+        build_plan(build(methods=[{"base": "kdep", "objective": objective}]))

@@ -1,0 +1,66 @@
+"""Several objectives added up, each with a weight that may change over training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective, build_objective
+from kdep_bench.schedules.base import as_schedule
+
+
+class WeightedSum(Objective):
+    """L = sum over parts k of w_k(step) * L_k.
+
+    A term of part `a` called `b` is returned as "a.b", weighted, or as "a" where the part has one
+    term alone; so the record's share of each term is its share of the loss as optimised.
+
+    Args:
+        parts: {name: {"objective": {type, ...}, "weight": number or {type: schedule, ...}}}.
+        epochs, facts: set by the pre-training stage; each part gets what it asks for.
+    """
+
+    needs = frozenset()
+    asks = frozenset({"epochs"})
+
+    def __init__(
+        self, parts: Mapping[str, Mapping[str, Any]], epochs: float | None = None, **facts: Any
+    ) -> None:
+        super().__init__()
+        if not parts:
+            raise KdepError("a weighted sum has no parts", "one at least", "correct `parts`")
+        for name, part in parts.items():
+            if set(part) - {"objective", "weight"} or "objective" not in part or "." in name:
+                raise KdepError(
+                    f"the part {name!r} of a weighted sum has the keys {sorted(part)}",
+                    "a name without a dot, 'objective', and 'weight' (1 when left out)",
+                    "correct the method's config",
+                )
+        self.members = nn.ModuleDict(
+            {
+                k: build_objective(p["objective"], {**facts, "epochs": epochs})
+                for k, p in parts.items()
+            }
+        )
+        self.weights = {k: as_schedule(p.get("weight", 1.0), epochs) for k, p in parts.items()}
+
+    @classmethod
+    def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [part["objective"] for part in config.get("parts", {}).values()]
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, member in self.members.items():
+            assert isinstance(member, Objective)
+            weight, terms = self.weights[name](ctx.step, ctx.steps), member.terms(ctx)
+            for term, value in terms.items():
+                out[name if len(terms) == 1 else f"{name}.{term}"] = weight * value
+        return out
+
+    def after_step(self) -> None:
+        for member in self.members.values():
+            assert isinstance(member, Objective)
+            member.after_step()

@@ -1,0 +1,88 @@
+"""A number that changes over training: a pure function of (step, steps). Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.registry import build, type_path
+
+
+class Schedule(ABC):
+    """One schedule, one file.
+
+    Args:
+        span: epochs the schedule takes; it stays at its last value after them. None: the whole
+            run. A span longer than the run is refused when the plan is built, because a schedule
+            that never arrives is another schedule.
+        epochs: epochs of the whole run, given by `as_schedule`; only needed with a `span`.
+    """
+
+    def __init__(self, span: float | None = None, epochs: float | None = None) -> None:
+        if span is not None:
+            if not span > 0:
+                raise KdepError(f"a schedule has span={span}", "a positive number of epochs")
+            if epochs is not None:
+                check_span(span, epochs, type_path(type(self)))
+        self.span, self.epochs = span, epochs
+
+    def done(self, step: int, steps: int) -> float:
+        """Share of the schedule that lies behind step `step` (from 0) of `steps`, 0 to 1."""
+        share = 1.0
+        if self.span is not None:
+            if self.epochs is None:
+                raise KdepError(
+                    f"{type_path(type(self))} has a span and was not told the run's epochs",
+                    "as_schedule(config, epochs)",
+                )
+            share = self.span / self.epochs
+        return min(1.0, step / max(1.0, steps * share))
+
+    @abstractmethod
+    def at(self, x: float) -> float:
+        """The value when the share `x` in [0, 1] of the schedule is done."""
+
+    def __call__(self, step: int, steps: int) -> float:
+        """The value in optimiser step `step`, counted from 0, of a run of `steps`."""
+        return self.at(self.done(step, steps))
+
+
+def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
+    """A number, or the config `dict(type=..., ...)` of a schedule, as a Schedule."""
+    from kdep_bench.schedules.constant import Constant
+
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, Mapping):
+        made = build(value, epochs=epochs)
+        if not isinstance(made, Schedule):
+            raise KdepError(f"{type_path(value['type'])} is no Schedule", "a class of schedules/")
+        return made
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise KdepError(f"a weight is {value!r}", "a number, or dict(type=<schedule>, ...)")
+    return Constant(value)
+
+
+def check_span(span: float, epochs: float, who: str) -> None:
+    """KdepError when a schedule of `span` epochs does not fit into a run of `epochs`."""
+    if span > epochs:
+        raise KdepError(
+            f"{who} has a schedule of {span:g} epochs, and the run has {epochs:g}",
+            "a span no longer than the run",
+            "shorten the span, or leave it out: the schedule then takes the whole run",
+        )
+
+
+def spans(config: Any) -> Iterator[float]:
+    """Every `span` in a nested config; what the plan checks before anything runs."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "span" and isinstance(value, int | float) and not isinstance(value, bool):
+                yield float(value)
+            else:
+                yield from spans(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from spans(value)

@@ -1,0 +1,16 @@
+"""The schedule that is no schedule."""
+
+from __future__ import annotations
+
+from kdep_bench.schedules.base import Schedule
+
+
+class Constant(Schedule):
+    """`value` in every step."""
+
+    def __init__(self, value: float, epochs: float | None = None) -> None:
+        super().__init__(None, epochs)
+        self.value = float(value)
+
+    def at(self, x: float) -> float:
+        return self.value

@@ -1,0 +1,20 @@
+"""Half a cosine."""
+
+from __future__ import annotations
+
+import math
+
+from kdep_bench.schedules.base import Schedule
+
+
+class Cosine(Schedule):
+    """From `start` to `end` along half a cosine: end + (start - end) (1 + cos(pi x)) / 2."""
+
+    def __init__(
+        self, start: float, end: float, span: float | None = None, epochs: float | None = None
+    ) -> None:
+        super().__init__(span, epochs)
+        self.start, self.end = float(start), float(end)
+
+    def at(self, x: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * x)) / 2

@@ -1,0 +1,18 @@
+"""A straight line."""
+
+from __future__ import annotations
+
+from kdep_bench.schedules.base import Schedule
+
+
+class Linear(Schedule):
+    """From `start` to `end` along a line: start + (end - start) x."""
+
+    def __init__(
+        self, start: float, end: float, span: float | None = None, epochs: float | None = None
+    ) -> None:
+        super().__init__(span, epochs)
+        self.start, self.end = float(start), float(end)
+
+    def at(self, x: float) -> float:
+        return self.start + (self.end - self.start) * x

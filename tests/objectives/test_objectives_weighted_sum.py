@@ -1,0 +1,109 @@
+"""What objectives declare, what they are told, and sums of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective, build_objective, demands
+
+HERE = __name__
+REGRESSION = "kdep_bench.objectives.feature_regression.FeatureRegression"
+ENTROPY = "kdep_bench.objectives.cross_entropy.CrossEntropy"
+SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
+
+
+class TwoTerms(Objective):
+    needs = frozenset({"pooled"})
+    asks = frozenset({"teacher_width"})
+    relates = True
+
+    def __init__(self, teacher_width: int) -> None:
+        super().__init__()
+        self.teacher_width, self.done = teacher_width, 0
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        return {"a": ctx.before.sum(1), "b": ctx.after.sum(1)}
+
+    def after_step(self) -> None:
+        self.done += 1
+
+
+class Misspelt(TwoTerms):
+    needs = frozenset({"lables"})
+
+
+def config(**weights: Any) -> dict[str, Any]:
+    return dict(
+        type=SUM,
+        parts=dict(
+            feature=dict(objective=dict(type=REGRESSION, weight=2.0)),
+            two=dict(objective=dict(type=f"{HERE}.TwoTerms"), **weights),
+        ),
+    )
+
+
+def context(**more: Any) -> Context:
+    one = torch.ones(3, 4)
+    return Context(before=one, after=2 * one, target=0 * one, **more)
+
+
+def test_a_sum_demands_what_its_parts_demand():
+    got = demands(config())
+    assert got.needs == {"target", "pooled"}
+    assert got.asks == {"epochs", "target_energy", "teacher_width"}
+    assert got.relates
+    assert not demands({"type": REGRESSION}).relates
+
+
+def test_terms_are_weighted_and_named_by_part():
+    facts = dict(epochs=10, target_energy=1.0, teacher_width=7, width=99)
+    line = dict(type="kdep_bench.schedules.linear.Linear", start=1.0, end=0.0, span=5)
+    made = build_objective(config(weight=line), facts)
+    terms = made.terms(context(step=1, steps=10))
+    assert set(terms) == {"feature", "two.a", "two.b"}
+    assert terms["feature"].tolist() == [2.0] * 3  # weight 2 x mean square 1
+    assert terms["two.a"].tolist() == pytest.approx([0.8 * 4] * 3)  # 1 of 5 steps done
+    assert terms["two.b"].tolist() == pytest.approx([0.8 * 8] * 3)
+    assert made.terms(context(step=5, steps=10))["two.a"].tolist() == [0.0] * 3
+    made.after_step()
+    assert made.members["two"].done == 1  # type: ignore[index]
+
+
+def test_a_sum_of_one_part_is_that_part():
+    torch.manual_seed(0)
+    plain = build_objective({"type": ENTROPY}, dict(width=4, classes=3))
+    torch.manual_seed(0)
+    parts = dict(only=dict(objective=dict(type=ENTROPY)))
+    summed = build_objective(dict(type=SUM, parts=parts), dict(width=4, classes=3, epochs=1))
+    ctx = context(labels=torch.tensor([0, 1, 2]))
+    assert torch.equal(plain.terms(ctx)["cross_entropy"], summed.terms(ctx)["only"])
+
+
+def test_what_an_objective_asks_for_and_nobody_knows_is_named():
+    with pytest.raises(KdepError, match="asks for target_energy, teacher_width"):
+        build_objective(config(), dict(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (dict(type=f"{HERE}.Misspelt"), "did you mean labels"),
+        (dict(type="torch.nn.Linear"), "is no Objective"),
+        (dict(type=SUM, parts={}), "has no parts"),
+        (dict(type=SUM, parts={"a.b": dict(objective=dict(type=REGRESSION))}), "without a dot"),
+        (dict(type=SUM, parts=dict(a=dict(objective=dict(type=REGRESSION), wieght=1))), "wieght"),
+    ],
+)
+def test_misdeclared_objectives_are_refused(bad: dict[str, Any], says: str):
+    with pytest.raises(KdepError, match=says):
+        build_objective(bad, dict(epochs=1, target_energy=1.0, teacher_width=3))
+
+
+def test_progress_stays_below_one():
+    assert context(step=9, steps=10).progress == 0.9
+    assert context().progress == 0.0

@@ -1,0 +1,129 @@
+"""What an objective sees in a real run of the stage: facts, teacher, maps, rows, clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.pretrain import stage
+from kdep_bench.pretrain.distiller import Distiller
+from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, WIDTH, silent
+from tests.pretrain.test_pretrain import KDEP, pretrain, spec
+
+R18: dict[str, Any] = {
+    **STUDENT,
+    "pyramid": dict(out_indices=(0, 1, 2, 3), channels=(4, 8, 16, 32), strides=(4, 8, 16, 32)),
+}
+
+
+class Witness(Objective):
+    """Keeps what it was told and shown."""
+
+    needs = frozenset({"target", "pooled", "maps"})
+    asks = frozenset({"width", "teacher_width", "student_maps", "epochs"})
+    seen: ClassVar[list[Context]] = []
+    told: ClassVar[dict[str, Any]] = {}
+    done: ClassVar[list[int]] = []
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__()
+        self.told.update(told)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        self.seen.append(ctx)
+        assert ctx.target is not None
+        return {"a": (ctx.before - ctx.target).square().mean(1), "b": ctx.before.square().mean(1)}
+
+    def after_step(self) -> None:
+        assert not torch.is_grad_enabled()
+        self.done.append(len(self.seen))
+
+
+class Pooled(Witness):
+    needs = frozenset({"target", "pooled"})
+    asks = Witness.asks - {"student_maps"}
+
+
+METHOD = KDEP | dict(objective=dict(type=f"{__name__}.Pooled"))
+
+
+def test_facts_rows_and_the_clock(stages: dict[str, Path], tmp_path: Path):
+    Witness.seen.clear()
+    outputs, _ = pretrain(tmp_path, stages, METHOD)
+    assert Witness.told["width"] == WIDTH
+    assert Witness.told["teacher_width"] == 1280
+    assert Witness.told["epochs"] == BUDGET["epochs"]
+    steps = outputs["steps"]
+    assert [c.step for c in Witness.seen] == list(range(steps))
+    assert {c.steps for c in Witness.seen} == {steps}
+    assert 0 <= Witness.seen[0].progress < Witness.seen[-1].progress < 1
+    assert Witness.done == list(range(1, steps + 1))
+    rows = torch.cat([c.rows for c in Witness.seen[: IMAGES // 16] if c.rows is not None])
+    assert sorted(rows.tolist()) == [2 * i for i in range(IMAGES)]  # view 0 in the first epoch
+    teacher = Witness.seen[0].teacher
+    assert teacher is not None
+    assert teacher.pooled.shape == (16, 1280)
+    assert not teacher.pooled.requires_grad
+    assert sum(outputs["terms"].values()) == pytest.approx(1)
+    assert set(outputs["terms"]) == {"a", "b"}
+
+
+def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
+    x = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    seen = []
+    for maps in (False, True):
+        torch.manual_seed(3)
+        d = Distiller(R18, dict(type=f"{__name__}.Plain"), maps=maps)
+        d(x, mode="loss")
+        seen.append((d.backbone.state_dict(), Witness.seen[-1]))
+    (w0, plain), (w1, deep) = seen
+    assert all(torch.equal(v, w1[k]) for k, v in w0.items())
+    assert torch.equal(plain.before, deep.before)
+    assert not plain.maps
+    shapes = {k: tuple(v.shape) for k, v in deep.maps.items()}
+    assert shapes == {
+        "s4": (4, 4, 8, 8),
+        "s8": (4, 8, 4, 4),
+        "s16": (4, 16, 2, 2),
+        "s32": (4, 32, 1, 1),
+    }
+    torch.testing.assert_close(deep.maps["s32"].mean((2, 3)), deep.after)
+    assert deep.maps["s4"].requires_grad
+
+
+class Plain(Witness):
+    needs = frozenset()
+    asks = frozenset()
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        self.seen.append(ctx)
+        return {"a": ctx.before.sum(1)}
+
+
+@pytest.mark.parametrize(
+    ("pyramid", "says"),
+    [
+        ({}, "declares no pyramid"),
+        (dict(out_indices=(0, 1), channels=(4, 9), strides=(4, 8)), r"level s8 .*\(8, 4, 4\)"),
+        (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "each stride once"),
+    ],
+)
+def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], says: str):
+    with pytest.raises(KdepError, match=says):
+        Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.Plain"), maps=True)
+
+
+def test_an_objective_whose_teacher_is_not_planned_is_refused(
+    stages: dict[str, Path], tmp_path: Path
+):
+    bare = {k: v for k, v in stages.items() if k not in ("align", "cache")}
+    with pytest.raises(
+        KdepError, match="needs pooled of a teacher, and the method kdep plans none"
+    ):
+        stage.run(spec(METHOD), bare, tmp_path, silent)
