@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
     )
     if args.dry_run:
-        print(explain(plan, known))
+        print(explain(plan, known, work))
         return 0
     from kdep_bench.suite.progress import view_for
 
@@ -164,13 +164,16 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     return code
 
 
-def explain(plan: Plan, known: Mapping[str, Status]) -> str:
+def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
     """The text of --dry-run: every stage, done or run, and why."""
-    from kdep_bench.suite.execute import chain_costs, measured_costs
+    from kdep_bench.suite import state
+    from kdep_bench.suite.costs import Costs
+    from kdep_bench.suite.execute import chain_costs
     from kdep_bench.suite.progress import duration
 
     todo = {i for i, s in known.items() if s.run}
-    cost = measured_costs((plan.stages[i] for i in todo), known)
+    records = state.records(work, known) if todo else []
+    cost = Costs(plan, records).of(plan.stages[i] for i in todo)
     chain = chain_costs(plan, todo, cost)
     lines = []
     for one, status in known.items():

@@ -27,6 +27,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import state, worker
 from kdep_bench.suite.config import REPO
+from kdep_bench.suite.costs import Costs
 from kdep_bench.suite.lock import LOCKS, StageLock, Watch
 from kdep_bench.suite.plan import Plan, Stage
 from kdep_bench.suite.progress import Silent, View
@@ -126,25 +127,6 @@ def git_revision() -> str:
     return said.stdout.strip() if said.returncode == 0 else ""
 
 
-def cost_group(kind: str, name: str) -> str:
-    """Stages that take about as long: the kind with the first part of the name (task, student)."""
-    return f"{kind}-{name.partition('.')[0]}"
-
-
-def measured_costs(stages: Iterable[Stage], known: Mapping[str, state.Status]) -> dict[str, float]:
-    """Seconds a stage: the median of those done of its group, else of its kind, else a guess."""
-    seen: dict[str, list[float]] = {}
-    for status in known.values():
-        if (r := status.record) is not None:
-            for group in (r["kind"], cost_group(r["kind"], r["name"])):
-                seen.setdefault(group, []).append(r["wall_s"])
-    median = {k: sorted(v)[len(v) // 2] for k, v in seen.items()}
-    return {
-        s.id: max(0.01, median.get(cost_group(s.kind, s.name), median.get(s.kind, s.cost)))
-        for s in stages
-    }
-
-
 def chain_costs(plan: Plan, run: set[str], cost: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the longest chain that starts at each stage of `run`, itself included."""
     consumers, out = plan.consumers(), dict[str, float]()
@@ -173,8 +155,8 @@ class Pool:
         self.cpus = self.options.cpus or cpu_count()
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
-        self.cost = measured_costs((plan.stages[i] for i in self.todo), known)
-        self.measured: dict[str, float] = {}
+        self.costs = Costs(plan, state.records(work, known))
+        self.cost = self.costs.of(plan.stages[i] for i in self.todo)
         self.chain = chain_costs(plan, self.todo, self.cost)
         self.done = {i for i, s in known.items() if s.done}
         self.waits = {
@@ -413,18 +395,16 @@ class Pool:
         self.view.finished(stage, record, len(self.todo) + len(self.running))
 
     def _learn(self, stage: Stage, record: dict[str, Any]) -> None:
-        """Better guesses for the stages of this kind that are still to come."""
-        if not record.get("wall_s"):
-            return
-        group, kind = cost_group(stage.kind, stage.name), stage.kind
-        self.measured.update({group: record["wall_s"], kind: record["wall_s"]})
-        for one in (*self.todo, *self.running):
-            other = self.plan.stages[one]
-            fits = cost_group(other.kind, other.name)
-            if other.kind == kind and (fits == group or fits not in self.measured):
-                self.cost[one] = max(0.01, record["wall_s"])
+        """Better guesses for the stages that are still to come."""
+        self.costs.learn(record)
         live = self.todo | set(self.running)
-        self.chain = chain_costs(self.plan, live, self.cost)
+        alike = (self.plan.stages[i] for i in live)
+        if stage.kind not in ("prepare", "views"):  # these tell how much work the others have
+            alike = (s for s in alike if s.kind == stage.kind)
+        new = self.costs.of(alike)
+        if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in new.items()):
+            self.cost.update(new)
+            self.chain = chain_costs(self.plan, live, self.cost)
 
     def _fail(self, r: _Running, code: int | None, fault: str | None) -> None:
         stage = r.stage

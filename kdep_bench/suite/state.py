@@ -301,6 +301,26 @@ def statuses(
     return out
 
 
+def records(work: Path, known: Mapping[str, Status], most: int = 500) -> list[Json]:
+    """stage.json of all that is done, for what it took: first the newest `most` outside `known`.
+
+    Those are of earlier versions of the plan, and of other suites with the same work dir.
+    """
+    outside = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(work):
+            if entry.name not in known and not entry.name.startswith("."):
+                with contextlib.suppress(OSError):
+                    outside.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
+    found = []
+    for _, path in sorted(outside)[-most:]:
+        with contextlib.suppress(KdepError):
+            record = read_stage(Path(path))
+            if record is not None:
+                found.append(record)
+    return found + [s.record for s in known.values() if s.record is not None]
+
+
 def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
     before = failure(folder(work, stage))
     if before:
