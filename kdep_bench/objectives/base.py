@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from kdep_bench.teachers.base import TeacherOutput
 
 # What an objective may read of a batch, and what it may be told when it is built.
-NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens"})
+# "views": the fixed views of an image stand one after another in the batch.
+NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens", "views"})
 ASKS = frozenset(
     {
         "width",  # Ds of the student
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
+        "views",  # fixed views an image
         "target_energy",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
         "teacher_classes",  # number of classes of the teacher's logits

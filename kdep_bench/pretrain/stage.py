@@ -53,8 +53,9 @@ def run(
         "share": spec["share"],
         "share_seed": spec["share_seed"],
         "seed": spec["seed"],
-        "cache": str(inputs["cache"]) if needs - {"labels"} else None,
+        "cache": str(inputs["cache"]) if needs - {"labels", "views"} else None,
         "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+        "together": "views" in needs,
     }
     model = {
         "type": "kdep_bench.pretrain.distiller.Distiller",
@@ -183,6 +184,7 @@ def facts(
         "width": lambda: spec["student"]["width"],
         "classes": lambda: len(read_json(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
+        "views": lambda: open_views(inputs["views"]).views,
         "target_energy": lambda: probes.get("target_energy"),
         "teacher_width": lambda: open_cache(inputs["cache"]).width,
         "student_maps": lambda: describe(spec["student"]),

@@ -3,7 +3,8 @@
 Position p of the sequence belongs to epoch p // N; every epoch is a seeded permutation of the N
 images of the data share, and view (epoch mod V) of each. A run that is cut at step k and resumed
 therefore reads exactly what an uninterrupted one would, and R ranks that share a global batch read
-together what one process would.
+together what one process would. With `together` the V views of an image follow each other, and a
+permutation takes V epochs: V epochs show the same samples, in another order.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class ViewStream(Dataset):
         cache: folder of the `cache` stage, or None.
         labels: path of the pool's labels file, or None. Without it the set is label-free and
             asking for a label raises.
+        together: the views of an image one after another.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class ViewStream(Dataset):
         seed: int,
         cache: str | Path | None = None,
         labels: str | Path | None = None,
+        together: bool = False,
     ) -> None:
+        self.together = together
         self.views = open_views(Path(views))
         self.images = subset(len(self.views.files), share, share_seed)
         self.length, self.seed = length, seed
@@ -56,11 +60,13 @@ class ViewStream(Dataset):
 
     def row(self, position: int) -> int:
         """The row (image-major) read at a position of the sequence."""
-        epoch, k = divmod(position, len(self.images))
+        side = self.views.views if self.together else 1
+        epoch, k = divmod(position, len(self.images) * side)
         if self._order[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
             self._order = (epoch, order)
-        return int(self._order[1][k]) * self.views.views + epoch % self.views.views
+        view = k % side if self.together else epoch % self.views.views
+        return int(self._order[1][k // side]) * self.views.views + view
 
     def label(self, rows: np.ndarray) -> torch.Tensor:
         """[B] class numbers of rows; KdepError in a label-free set."""

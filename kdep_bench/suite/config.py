@@ -31,8 +31,9 @@ FOLDERS = {
     "claim": "claims",
     "suite": "suites",
 }
-# What a method may ask of its inputs; all but labels come from a teacher.
-NEEDS = ("labels", "pooled", "logits", "maps", "tokens")
+# What a method may ask of its inputs; all but labels and views come from a teacher. "views": all
+# fixed views of an image in one batch.
+NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views")
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
 Json = dict[str, Any]
@@ -201,7 +202,7 @@ def label_policy(method: Json) -> str:
 
 def uses_teacher(method: Json) -> bool:
     """Whether a method reads teacher features."""
-    return bool(method_needs(method) - {"labels"})
+    return bool(method_needs(method) - {"labels", "views"})
 
 
 def names(room: str, configs: Path = CONFIGS) -> list[str]:

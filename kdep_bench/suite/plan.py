@@ -204,6 +204,13 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
             "labelled data, or a label-free method",
             "drop the arm",
         )
+    if "views" in needs and (suite.budget.views < 2 or suite.budget.batch % suite.budget.views):
+        raise KdepError(
+            f"{who} compares the views of an image, and the budget has views={suite.budget.views} "
+            f"at batch={suite.budget.batch}",
+            "two views or more, and a batch that is a multiple of them",
+            "change the budget, or drop the arm",
+        )
     for span in spans(method.get("objective")):
         check_span(span, suite.budget.epochs, f"method {method['name']!r}")
     if not uses_teacher(method):

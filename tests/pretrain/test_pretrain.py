@@ -197,6 +197,15 @@ def test_every_epoch_reads_every_image_once_and_the_views_in_turn(stages: dict[s
     assert [r // 2 for r in first] != [r // 2 for r in second]
 
 
+def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, Path]):
+    s = ViewStream(stages["views"], IMAGES * 4, 1.0, 0, seed=3, together=True)
+    rows = np.array([s.row(p) for p in range(4 * IMAGES)])
+    assert sorted(rows[: 2 * IMAGES]) == list(range(2 * IMAGES))
+    np.testing.assert_array_equal(rows[1::2], rows[::2] + 1)
+    assert (rows[::2] % 2 == 0).all()
+    assert not np.array_equal(rows[: 2 * IMAGES], rows[2 * IMAGES :])
+
+
 def test_a_label_free_set_raises_when_a_label_is_asked_for(stages: dict[str, Path]):
     s = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
     with pytest.raises(KdepError, match="label-free"):

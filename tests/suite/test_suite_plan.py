@@ -172,3 +172,11 @@ def test_a_schedule_longer_than_the_run_is_refused_when_planned():
     }
     with pytest.raises(KdepError, match="schedule of 99 epochs"):
         build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
+
+
+def test_comparing_views_needs_two_of_them_in_a_batch():
+    budget = {"epochs": 1, "batch": 8, "views": 1, "optimizer": {"type": "SGD", "lr": 0.1}}
+    build_plan(build(methods=["view_gram"], budget={**budget, "views": 2}))
+    for wrong in ({}, {"views": 3}):
+        with pytest.raises(KdepError, match="compares the views of an image"):
+            build_plan(build(methods=["view_gram"], budget={**budget, **wrong}))

@@ -1,0 +1,20 @@
+"""Correlation congruence: a Gaussian kernel of the images of a batch, label-free.
+
+Source       Peng et al., ICCV 2019; the kernel as in AberHu's zoo. The weight is this project's:
+             the loss starts at the order of the other arms'.
+Differs      from `similarity` in the kernel (Taylor series of order 2) in place of the Gram matrix.
+Cost         O(B^2 D) a batch.
+"""
+
+from kdep_bench.objectives.correlation_congruence import CorrelationCongruence
+
+method = dict(
+    name="correlation",
+    family="relation",
+    labels_used=False,
+    needs=["pooled"],
+    source="Peng et al., ICCV 2019; AberHu/Knowledge-Distillation-Zoo kd_losses/cc.py",
+    objective=dict(type=CorrelationCongruence, gamma=0.4, order=2, weight=1000.0),
+    align=None,
+    transform=None,
+)

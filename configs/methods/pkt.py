@@ -1,0 +1,19 @@
+"""Probabilistic knowledge transfer: whom each image of a batch resembles, as probabilities.
+
+Source       Passalis and Tefas, ECCV 2018; weight of RepDistiller.
+Differs      from `similarity` in cosines as rows of probabilities compared by KL.
+Cost         O(B^2 D) a batch.
+"""
+
+from kdep_bench.objectives.pkt import PKT
+
+method = dict(
+    name="pkt",
+    family="relation",
+    labels_used=False,
+    needs=["pooled"],
+    source="Passalis and Tefas, ECCV 2018; HobbitLong/RepDistiller distiller_zoo/PKT.py",
+    objective=dict(type=PKT, weight=30000.0),
+    align=None,
+    transform=None,
+)

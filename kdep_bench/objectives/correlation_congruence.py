@@ -1,0 +1,54 @@
+"""Correlation congruence (Peng et al., ICCV 2019), its correlation term."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+
+
+class CorrelationCongruence(Objective):
+    """w * mean over B^2 of (K_s - K_t)^2, K a Gaussian kernel of normalised features.
+
+    K(x, y) = exp(-gamma |x - y|^2) = exp(-2 gamma) exp(2 gamma x.y) for |x| = |y| = 1, by its
+    Taylor series to order P: exp(-2 gamma) sum_p (2 gamma)^p / p! (x.y)^p.
+
+    Source: the paper's kernel as in AberHu/Knowledge-Distillation-Zoo `kd_losses/cc.py` (gamma 0.4,
+    P = 2). RepDistiller's `CC.py` is something else, neighbouring differences of projected
+    features, and needs equal widths. The weight is this project's.
+
+    Args:
+        gamma, order: of the kernel.
+        weight: w.
+    """
+
+    needs = frozenset({"pooled"})
+    relates = True
+
+    def __init__(self, gamma: float = 0.4, order: int = 2, weight: float = 1000.0) -> None:
+        super().__init__()
+        if not gamma > 0 or order < 1:
+            raise KdepError(
+                f"correlation congruence got gamma={gamma}, order={order}",
+                "gamma above 0, order 1 or more",
+            )
+        self.gamma, self.order, self.weight = float(gamma), order, float(weight)
+
+    def kernel(self, x_BD: Tensor) -> Tensor:
+        """[B, B]: the kernel of every pair."""
+        unit = F.normalize(x_BD, dim=1)
+        cosine = unit @ unit.T
+        total = torch.zeros_like(cosine)
+        for p in range(self.order + 1):
+            total = total + (2 * self.gamma) ** p / math.factorial(p) * cosine**p
+        return math.exp(-2 * self.gamma) * total
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        apart = self.kernel(ctx.before) - self.kernel(ctx.teacher.pooled)
+        return {"correlation": self.weight * apart.square().mean(1)}

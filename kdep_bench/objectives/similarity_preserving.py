@@ -1,0 +1,34 @@
+"""Similarity-preserving distillation (Tung and Mori, ICCV 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdep_bench.objectives.base import Context, Objective
+
+
+def row_gram(x_BD: Tensor) -> Tensor:
+    """[B, B]: the Gram matrix with every row divided by its length."""
+    return F.normalize(x_BD @ x_BD.T, dim=1)
+
+
+class SimilarityPreserving(Objective):
+    """w * |G_s - G_t|_F^2 / B^2 with G = Q Q^T, its rows normalised.
+
+    Source: HobbitLong/RepDistiller `distiller_zoo/SP.py`, weight 3000. Invariant to rotation and
+    scale of either side; widths may differ. O(B^2 D).
+    """
+
+    needs = frozenset({"pooled"})
+    relates = True
+
+    def __init__(self, weight: float = 3000.0) -> None:
+        super().__init__()
+        self.weight = float(weight)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        apart = row_gram(ctx.before) - row_gram(ctx.teacher.pooled)
+        # The mean over B of a row's mean square is the sum over B^2.
+        return {"similarity": self.weight * apart.square().mean(1)}

@@ -1,0 +1,68 @@
+"""The Gram matrix of the views of one image: a reading of modality-level Gram distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+
+
+class ViewGram(Objective):
+    """w * |G^s - G^t|_F^2 / M^2, G = A A^T of the M views of an image, A [M, D].
+
+    Reconstruction of "Modality-level Gram Matrix" (arXiv 2112.11447), of which the abstract alone
+    was read: relations between the *modalities* of a sample are matched, not only its output. Here
+    the modalities are the fixed views (crops) of an image, so it is named for what it is. No
+    projector; invariant to a rotation common to all views; M = 1 matches lengths alone.
+
+    Features are divided by the root of their mean squared length over the batch first, on both
+    sides, because the two networks' scales have nothing to do with each other; `cosine` divides
+    each by its own length instead.
+
+    Args:
+        views: M, set by the pre-training stage.
+        weight: w.
+        cosine: compare angles between views and no lengths.
+    """
+
+    needs = frozenset({"pooled", "views"})
+    asks = frozenset({"views"})
+    relates = True
+
+    def __init__(self, views: int, weight: float = 20.0, cosine: bool = False) -> None:
+        super().__init__()
+        if cosine and views < 2:
+            raise KdepError(
+                "the view Gram of cosines has one view",
+                "two views or more: a cosine with itself is 1 whatever is learned",
+                "set budget.views=2",
+            )
+        self.views, self.weight, self.cosine = views, float(weight), cosine
+
+    def gram(self, x_BD: Tensor) -> Tensor:
+        """[B / M, M, M] inner products of the views of each image."""
+        if self.cosine:
+            x = F.normalize(x_BD, dim=1)
+        else:
+            x = x_BD / x_BD.square().sum(1).mean().clamp(min=1e-12).sqrt()
+        stacked = x.unflatten(0, (-1, self.views))
+        return stacked @ stacked.transpose(1, 2)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        assert ctx.rows is not None
+        image = (ctx.rows // self.views).unflatten(0, (-1, self.views))
+        if not bool((image == image[:, :1]).all()):
+            raise KdepError(
+                "the views of an image do not stand together in the batch",
+                f"{self.views} rows of one image after another",
+                "declare the need 'views'",
+            )
+        with torch.no_grad():
+            wanted = self.gram(ctx.teacher.pooled)
+        apart = (self.gram(ctx.before) - wanted).square().mean(2)
+        # One value a view: the mean over a row of G, so that the mean over B is |.|^2 / M^2.
+        return {"gram": self.weight * apart.flatten()}

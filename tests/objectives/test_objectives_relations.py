@@ -1,0 +1,168 @@
+"""The relation family: invariances, closed forms and costs of each objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.correlation_congruence import CorrelationCongruence
+from kdep_bench.objectives.instance_graph import InstanceGraph
+from kdep_bench.objectives.pkt import PKT
+from kdep_bench.objectives.rkd import RKD, angles, scaled_distances
+from kdep_bench.objectives.similarity_preserving import SimilarityPreserving
+from kdep_bench.objectives.view_gram import ViewGram
+from kdep_bench.teachers.base import TeacherOutput
+
+B, DS, DT = 6, 5, 9
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(d: int) -> Tensor:
+    return torch.linalg.qr(rand(d, d, seed=7))[0]
+
+
+def context(s: Tensor, t: Tensor, **more: Any) -> Context:
+    return Context(before=s, after=s.relu(), teacher=TeacherOutput(t, None), **more)
+
+
+def total(objective: Objective, s: Tensor, t: Tensor, **more: Any) -> Tensor:
+    terms = objective.terms(context(s, t, **more))
+    assert all(v.shape == (len(s),) for v in terms.values())
+    return torch.stack([v.mean() for v in terms.values()]).sum()
+
+
+def views(m: int) -> ViewGram:
+    return ViewGram(views=m)
+
+
+ROWS = torch.arange(B)
+RELATIONS: dict[str, Objective] = {
+    "rkd": RKD(),
+    "sp": SimilarityPreserving(),
+    "pkt": PKT(),
+    "cc": CorrelationCongruence(),
+    "graph": InstanceGraph(None),
+    "attention": InstanceGraph(None, form="attention"),
+    "view_gram": views(2),
+}
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_zero_for_a_rotated_and_scaled_teacher_of_any_width(name: str):
+    s = rand(B, DS)
+    wide = torch.cat((s, torch.zeros(B, DT - DS, dtype=s.dtype)), 1)
+    assert float(total(RELATIONS[name], s, 3 * wide @ rotation(DT), rows=ROWS)) < 1e-6
+    other = total(RELATIONS[name], s, rand(B, DT, seed=1), rows=ROWS)
+    assert float(other) > 1e-3
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_gradients_are_those_of_finite_differences(name: str):
+    s, t = rand(B, DS).requires_grad_(), rand(B, DT, seed=1)
+    assert torch.autograd.gradcheck(lambda x: total(RELATIONS[name], x, t, rows=ROWS), (s,))
+
+
+def test_rkd_is_what_its_formula_says():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    d = torch.cdist(s, s)
+    assert torch.allclose(scaled_distances(s), d / d[d > 0].mean(), atol=1e-5)
+    i, j, k = 1, 3, 4
+    a, b = s[j] - s[i], s[k] - s[i]
+    assert float(angles(s, B)[i, j, k]) == pytest.approx(float(a @ b / a.norm() / b.norm()))
+    terms = RKD(distance=1.0, angle=2.0).terms(context(s, t))
+    huber = torch.nn.functional.smooth_l1_loss
+    dt = torch.cdist(t, t)
+    want = huber(d / d[d > 0].mean(), dt / dt[dt > 0].mean())
+    assert float(terms["distance"].mean()) == pytest.approx(float(want), abs=1e-6)
+    assert float(terms["angle"].mean()) == pytest.approx(
+        2 * float(huber(angles(s, B), angles(t, B)))
+    )
+    # A shift of the teacher's feature is no change either.
+    assert float(total(RKD(), s, t + 5)) == pytest.approx(float(total(RKD(), s, t)))
+
+
+def test_fewer_vertices_estimate_the_same_mean():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    every = RKD(distance=0).terms(context(s, t))["angle"]
+    some = RKD(distance=0, vertices=2).terms(context(s, t))["angle"]
+    assert torch.allclose(some[:2], every[:2] * B / 2)
+    assert not some[2:].any()
+    with pytest.raises(KdepError, match="vertices=0"):
+        RKD(vertices=0)
+
+
+def test_similarity_preserving_is_the_frobenius_norm_of_the_grams():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    g = [torch.nn.functional.normalize(x @ x.T, dim=1) for x in (s, t)]
+    want = 3000 * (g[0] - g[1]).square().sum() / B**2
+    assert float(total(SimilarityPreserving(), s, t)) == pytest.approx(float(want))
+
+
+def test_pkt_rows_are_probabilities_and_lengths_do_not_matter():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    lengths = torch.linspace(0.5, 4, B, dtype=s.dtype)[:, None]
+    assert float(total(PKT(), s * lengths, t)) == pytest.approx(float(total(PKT(), s, t)), rel=1e-4)
+
+
+def test_the_kernel_of_correlation_congruence_converges_to_the_gaussian():
+    s = torch.nn.functional.normalize(rand(B, DS), dim=1)
+    gauss = (-0.4 * torch.cdist(s, s).square()).exp()
+    assert torch.allclose(CorrelationCongruence(order=12).kernel(s), gauss)
+    assert not torch.allclose(CorrelationCongruence(order=2).kernel(s), gauss)
+
+
+def test_an_instance_graph_of_one_layer_is_similarity_preserving():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    assert torch.equal(
+        InstanceGraph(None, edges=7.0).terms(context(s, t))["edges"],
+        SimilarityPreserving(weight=7.0).terms(context(s, t))["similarity"],
+    )
+
+
+@pytest.mark.parametrize("form", ["gram", "attention"])
+def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
+    late, early = rand(B, DS), rand(B, 3, 2, 2, seed=3)
+    same = TeacherOutput(late, None, {"e": 2 * early})
+    ctx = Context(before=late, after=late, teacher=same, maps={"s8": early})
+    graph = InstanceGraph({"s8": "e"}, form=form)
+    terms = graph.terms(ctx)
+    assert set(terms) == {"edges", "early", "change"}
+    assert all(float(v.abs().max()) < 1e-6 for v in terms.values())
+    other = TeacherOutput(late, None, {"e": rand(B, 4, 5, 5, seed=4)})
+    moved = graph.terms(Context(before=late, after=late, teacher=other, maps={"s8": early}))
+    assert float(moved["change"].mean()) > 1e-3
+    assert float(moved["edges"].abs().max()) < 1e-6
+
+
+def test_view_gram_matches_norms_for_one_view_and_ignores_the_order_of_views():
+    s, t = rand(B, DS), rand(B, DT, seed=1)
+    alone = total(views(1), s, t, rows=ROWS)
+    n = [x.square().sum(1) / x.square().sum(1).mean() for x in (s, t)]
+    assert float(alone) == pytest.approx(20 * float((n[0] - n[1]).square().mean()))
+    swap = torch.tensor([1, 0, 3, 2, 5, 4])
+    assert float(total(views(2), s[swap], t[swap], rows=ROWS)) == pytest.approx(
+        float(total(views(2), s, t, rows=ROWS))
+    )
+    with pytest.raises(KdepError, match="do not stand together"):
+        total(views(2), s, t, rows=torch.tensor([0, 2, 1, 3, 4, 5]))
+    with pytest.raises(KdepError, match="one view"):
+        ViewGram(views=1, cosine=True)
+
+
+def test_bad_arguments_are_refused():
+    for make in (
+        lambda: CorrelationCongruence(gamma=0),
+        lambda: InstanceGraph(None, form="none"),
+        lambda: InstanceGraph(None, tau=0),
+        lambda: InstanceGraph({"a": "a", "b": "b"}),
+    ):
+        with pytest.raises(KdepError):
+            make()
