@@ -155,7 +155,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
             "chance": task.get("chance"),
         },
         "align": _align(found),
-        "cost": _cost(cell, found),
+        "cost": _cost(cell, found, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
         "stages": dict(cell.chain),
         "config_hash": text_hash(canonical_json([method, cell.student, cell.teacher, task])),
@@ -223,8 +223,10 @@ def _align(found: Mapping[str, Json | None]) -> Json | None:
     return got or None
 
 
-def _cost(cell: Cell, found: Mapping[str, Json | None]) -> Json:
+def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
     """Wall seconds of the chain; of the cache, which serves every share, the cell's share.
+
+    Without `timed` (see `Runtime`) there are sizes and no seconds.
 
     The wall time of a resumed stage is that of its last try; what the stage says the whole of its
     work took is never less.
@@ -232,7 +234,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None]) -> Json:
 
     def wall(kind: str) -> float | None:
         record = found.get(kind)
-        if not record:
+        if not record or not timed:
             return None
         said = record["outputs"].get({"cache": "fill_s", "pretrain": "train_s"}.get(kind, ""))
         return max(record["wall_s"], said or 0.0)
@@ -247,7 +249,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None]) -> Json:
         "cache_s": None if cache is None else round(cache * cell.share, 3),
         "align_s": wall("align"),
         "transfer_s": wall("transfer"),
-        "images_per_s": _outputs(found, "pretrain").get("images_per_s"),
+        "images_per_s": _outputs(found, "pretrain").get("images_per_s") if timed else None,
         "cache_bytes": None if size is None else round(size * cell.share),
         "peak_memory_bytes": max(peaks, default=None),
         "device": last["environment"].get("device") if last else None,

@@ -81,10 +81,15 @@ class ViewRecipe(_Part):
 
 
 class Runtime(_Part):
-    """Cores and time limits (seconds) by stage kind; no part of any stage's identity."""
+    """Cores and time limits (seconds) by stage kind; no part of any stage's identity.
+
+    `timed`: False where other work shares the machine, so that wall times would mislead: they stay
+    out of the records, and a claim about time is undecided.
+    """
 
     cpus: dict[str, int] = {}
     timeout: dict[str, float] = {}
+    timed: bool = True
 
 
 class _Student(_Part):

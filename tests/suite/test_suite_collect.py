@@ -79,6 +79,17 @@ def test_the_cache_is_charged_by_share(tmp_path):
     assert {r.cost.cache_bytes for r in found if r.data.share == 1.0} == {1000}
 
 
+def test_an_untimed_suite_keeps_wall_times_out_of_its_records(tmp_path):
+    suite, plan, work, results = world(tmp_path, methods=["kdep"], runtime={"timed": False})
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    cost = of(results, "kdep").cost
+    seconds = (cost.pretrain_s, cost.cache_s, cost.align_s, cost.transfer_s, cost.images_per_s)
+    assert seconds == (None,) * 5
+    assert cost.cache_bytes == 1000
+    assert set(plan.stages) == set(world(tmp_path, methods=["kdep"])[1].stages)
+
+
 def test_missing_and_failed_cells_are_records_too(tmp_path):
     suite, plan, work, results = world(tmp_path)
     said = collect(suite, plan, work, results)
