@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
@@ -187,6 +188,7 @@ def facts(
         "views": lambda: open_views(inputs["views"]).views,
         "target_energy": lambda: probes.get("target_energy"),
         "teacher_width": lambda: open_cache(inputs["cache"]).width,
+        "teacher_energy": lambda: mean_square(lambda f: f, spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
     }
     unknown = sorted(set(asks) - set(answers))
@@ -198,21 +200,36 @@ def facts(
 
 
 def target_probes(
-    spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any], most: int = 65536
+    spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any]
 ) -> dict[str, Any]:
-    """Mean square and Std Ratio of the target over (at most `most` of) the fitting rows."""
-    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    images = subset(len(views.files), spec["share"], spec["share_seed"])
-    rows = rows_of(images, views.views)[:most]
-    head, moments, square = build_target(**target), Moments(spec["student"]["width"]), 0.0
-    for start in range(0, len(rows), 4096):
-        g = head(torch.from_numpy(cache.rows(rows[start : start + 4096])))
+    """Mean square and Std Ratio of the target over the fitting rows."""
+    head, moments = build_target(**target), Moments(spec["student"]["width"])
+
+    def told(f: Tensor) -> Tensor:
+        g = head(f)
         moments.add(g)
-        square += float(g.double().square().mean(1).sum())
+        return g
+
     return {
-        "target_energy": square / len(rows),
+        "target_energy": mean_square(told, spec, inputs),
         "std_ratio_after_transform": finite(std_ratio(moments.std)),
     }
+
+
+def mean_square(
+    of: Callable[[Tensor], Tensor], spec: dict[str, Any], inputs: dict[str, Path], most: int = 65536
+) -> float:
+    """Mean square, over channels, of a map of the teacher's feature over the fitting rows.
+
+    Of at most `most` rows: the standard error is then far below what a loss weight can feel.
+    """
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    images = subset(len(views.files), spec["share"], spec["share_seed"])
+    rows, total = rows_of(images, views.views)[:most], 0.0
+    for start in range(0, len(rows), 4096):
+        f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
+        total += float(of(f).double().square().mean(1).sum())
+    return total / len(rows)
 
 
 def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:

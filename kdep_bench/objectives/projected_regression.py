@@ -1,0 +1,56 @@
+"""Regression of the teacher's own feature through a learned projector on the student's side.
+
+The parametric alignment that KDEP argues against (row B-2), in a linear and a non-linear form.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.weight import AUTO, loss_weight
+
+
+class ProjectedRegression(Objective):
+    """w * mean over channels of (p(student) - teacher)^2, per sample; p is dropped at export.
+
+    p is linear, Ds -> Dt with a bias: on pooled features this is the 1x1 convolution of FitNets
+    (Romero et al. 2015) and of KDEP's comparison, since a 1x1 convolution commutes with average
+    pooling. With `hidden` it is Linear, ReLU, Linear.
+
+    Args:
+        width: Ds. teacher_width: Dt. teacher_energy: mean square of the teacher's feature; all
+            three told by the pre-training stage.
+        hidden: width of the MLP's hidden layer; None for the linear projector.
+        weight, scale: as in FeatureRegression.
+    """
+
+    needs = frozenset({"pooled"})
+    asks = frozenset({"width", "teacher_width", "teacher_energy"})
+
+    def __init__(
+        self,
+        width: int,
+        teacher_width: int,
+        teacher_energy: float | None = None,
+        hidden: int | None = None,
+        weight: float | str = "auto",
+        scale: float = AUTO,
+    ) -> None:
+        super().__init__()
+        if hidden is not None and hidden < 1:
+            raise KdepError(f"the projector's hidden width is {hidden}", "1 or more, or None")
+        self.weight = loss_weight(weight, scale, teacher_energy)
+        self.projector = (
+            nn.Linear(width, teacher_width)
+            if hidden is None
+            else nn.Sequential(
+                nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, teacher_width)
+            )
+        )
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        error = self.projector(ctx.before) - ctx.teacher.pooled
+        return {"feature": self.weight * error.square().mean(1)}

@@ -1,0 +1,161 @@
+"""Feature regression and its weight rule, learned projectors, VkD: closed forms and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.feature_regression import FeatureRegression
+from kdep_bench.objectives.projected_regression import ProjectedRegression
+from kdep_bench.objectives.vkd import OrthogonalProjection
+from kdep_bench.objectives.weight import AUTO, loss_weight
+from kdep_bench.teachers.base import TeacherOutput
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def context(student: torch.Tensor, teacher: torch.Tensor) -> Context:
+    return Context(student, student, target=teacher, teacher=TeacherOutput(teacher, None))
+
+
+# -- the weight's rule --------------------------------------------------------------------------
+
+
+def test_the_weight_is_scale_over_energy_and_a_number_stays():
+    assert loss_weight("auto", 20.0, 4.0) == 5.0
+    assert loss_weight(3, 20.0, None) == 3.0
+
+
+@pytest.mark.parametrize("energy", [None, 0.0, float("nan"), float("inf"), -1.0])
+def test_no_rule_without_a_positive_finite_energy(energy: float | None):
+    with pytest.raises(KdepError, match="mean square"):
+        FeatureRegression(target_energy=energy)
+    with pytest.raises(KdepError, match="mean square"):
+        FeatureRegression(target_energy=energy, unit=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-3, 1e3), st.booleans())
+def test_an_output_of_zero_costs_the_same_for_every_teacher(c: float, unit: bool):
+    target = c * noise(64, 8)
+    rule = FeatureRegression(target_energy=float(target.square().mean()), unit=unit)
+    loss = rule.terms(context(torch.zeros(64, 8), target))["feature"]
+    assert loss.shape == (64,)
+    assert float(loss.mean()) == pytest.approx(AUTO, rel=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-3, 1e3))
+def test_in_its_own_unit_a_target_gives_the_same_loss_and_gradient_whatever_its_scale(c: float):
+    def loss_and_gradient(c: float) -> tuple[torch.Tensor, torch.Tensor]:
+        target, student = c * noise(16, 8), noise(16, 8, seed=1).requires_grad_()
+        rule = FeatureRegression(target_energy=float(target.square().mean()), unit=True)
+        loss = rule.terms(context(student, target))["feature"].mean()
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    torch.testing.assert_close(loss_and_gradient(c), loss_and_gradient(1.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_squared_error_times_w():
+    s, t = noise(16, 8), noise(16, 8, seed=1)
+    got = FeatureRegression(weight=3).terms(context(s, t))["feature"].mean()
+    torch.testing.assert_close(got, 3 * torch.nn.functional.mse_loss(s, t))
+
+
+# -- projectors ---------------------------------------------------------------------------------
+
+
+def projectors(ds: int, dt: int) -> list[Objective]:
+    return [
+        ProjectedRegression(ds, dt, teacher_energy=1.0),
+        ProjectedRegression(ds, dt, teacher_energy=1.0, hidden=5),
+        OrthogonalProjection(ds, dt),
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 9), st.integers(0, 2))
+def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teacher(
+    ds: int, dt: int, which: int
+):
+    objective = projectors(ds, dt)[which]
+    s, t = noise(6, ds).requires_grad_(), noise(6, dt, seed=1)
+    loss = objective.terms(context(s, t))["feature"]
+    assert loss.shape == (6,)
+    assert bool((loss >= 0).all())
+    loss.mean().backward()
+    assert s.grad is not None
+    assert not t.requires_grad
+    assert all(p.grad is not None for p in objective.parameters())
+    alone = objective.terms(context(s[2:3], t[2:3]))["feature"]
+    torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_a_1x1_convolution_before_pooling_is_the_linear_projector_after_it():
+    objective = ProjectedRegression(4, 7, teacher_energy=1.0)
+    linear = objective.projector
+    assert isinstance(linear, torch.nn.Linear)
+    maps = noise(3, 4, 5, 5)
+    conv = torch.nn.functional.conv2d(maps, linear.weight[:, :, None, None], linear.bias)
+    torch.testing.assert_close(conv.mean((2, 3)), linear(maps.mean((2, 3))))
+
+
+def test_the_identity_projector_gives_zero_on_equal_features():
+    objective = ProjectedRegression(4, 4, weight=1.0)
+    assert isinstance(objective.projector, torch.nn.Linear)
+    torch.nn.init.eye_(objective.projector.weight)
+    torch.nn.init.zeros_(objective.projector.bias)
+    f = noise(5, 4)
+    torch.testing.assert_close(objective.terms(context(f, f))["feature"], torch.zeros(5))
+
+
+def test_a_hidden_layer_of_nothing_is_refused():
+    with pytest.raises(KdepError, match="hidden width is 0"):
+        ProjectedRegression(4, 4, weight=1.0, hidden=0)
+
+
+@pytest.mark.parametrize(("ds", "dt"), [(4, 9), (9, 4), (6, 6)])
+def test_the_vkd_projector_is_orthogonal_and_stays_so_under_sgd(ds: int, dt: int):
+    torch.manual_seed(0)
+    objective = OrthogonalProjection(ds, dt)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    before = objective.projector().detach()
+    for k in range(20):
+        optimizer.zero_grad()
+        loss = objective.terms(context(noise(32, ds, seed=k), noise(32, dt, seed=k + 1)))
+        loss["feature"].mean().backward()
+        optimizer.step()
+    w = objective.projector().detach()
+    narrow = w.T @ w if dt >= ds else w @ w.T
+    torch.testing.assert_close(narrow, torch.eye(min(ds, dt)), atol=1e-4, rtol=0)
+    assert not torch.allclose(w, before, atol=1e-3)
+
+
+def test_vkd_is_smooth_l1_to_the_layer_normalised_teacher():
+    objective = OrthogonalProjection(4, 6, weight=1.0)
+    s, t = noise(8, 4), 5 * noise(8, 6, seed=1) + 3
+    target = (t - t.mean(1, keepdim=True)) / (t.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    wanted = torch.nn.functional.smooth_l1_loss(s @ objective.projector().T, target)
+    torch.testing.assert_close(objective.terms(context(s, t))["feature"].mean(), wanted)
+
+
+def test_vkd_does_not_feel_the_unit_of_the_teacher():
+    objective = OrthogonalProjection(4, 6)
+    s, t = noise(8, 4), noise(8, 6, seed=1)
+    one, other = (objective.terms(context(s, c * t + 2))["feature"] for c in (1.0, 100.0))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_vkd_near_its_target_has_the_slope_of_the_weight_rule():
+    objective = OrthogonalProjection(6, 6)
+    t = noise(8, 6)
+    target = torch.nn.functional.layer_norm(t, (6,))
+    s = ((target + 0.01) @ objective.projector()).detach()  # P' is the inverse of P
+    got = objective.terms(context(s, t))["feature"].mean()
+    torch.testing.assert_close(got, torch.tensor(AUTO * 0.01**2), rtol=1e-3, atol=1e-6)

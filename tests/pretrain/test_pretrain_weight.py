@@ -1,0 +1,132 @@
+"""The loss weight's rule on real teachers, and learned projectors through stage and export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench import export
+from kdep_bench.features import align, cache
+from kdep_bench.features.target import build_target
+from kdep_bench.objectives.weight import AUTO
+from kdep_bench.pretrain import stage
+from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, TEACHER, WIDTH, silent
+from tests.pretrain.test_pretrain import KDEP, pretrain, spec
+
+C = 128.0  # about 100 times, and exact in float16
+FEATURE = "kdep_bench.objectives.feature_regression.FeatureRegression"
+SVD: dict[str, Any] = KDEP | dict(
+    name="svd", transform=dict(type="kdep_bench.features.transform.NoTransform")
+)
+PROJECTORS = {
+    "conv1x1": dict(type="kdep_bench.objectives.projected_regression.ProjectedRegression"),
+    "mlp": dict(type="kdep_bench.objectives.projected_regression.ProjectedRegression", hidden=16),
+    "vkd": dict(type="kdep_bench.objectives.vkd.OrthogonalProjection"),
+}
+
+
+def aligned(stages: dict[str, Path], out: Path) -> None:
+    out.mkdir()
+    align.run(
+        dict(width=WIDTH, share=1.0, share_seed=0, align={"type": "svd"}), stages, out, silent
+    )
+
+
+@pytest.fixture(scope="module")
+def louder(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same teacher with every feature times C: its cache, and the alignment fitted to it."""
+    root = tmp_path_factory.mktemp("louder")
+    shutil.copytree(stages["cache"], root / "cache")
+    shard = root / "cache" / "features-00000.npy"
+    scaled = np.load(shard) * np.float16(C)
+    assert np.isfinite(scaled).all()
+    np.save(shard, scaled)
+    done = stages | {"cache": root / "cache"}
+    aligned(done, root / "align")
+    return done | {"align": root / "align"}
+
+
+def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[float, float]:
+    """(w, the loss of an output of zero over all rows)."""
+    objective, target, _ = stage.objective_config(spec(method), stages)
+    assert target is not None
+    rows = torch.from_numpy(cache.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
+    weight = AUTO / objective["target_energy"]
+    return weight, weight * float(build_target(**target)(rows).square().mean())
+
+
+def curve(method: dict[str, Any], stages: dict[str, Path], out: Path) -> np.ndarray:
+    outputs, _ = pretrain(out, stages, method, budget=BUDGET | {"epochs": 3})
+    return np.array(outputs["curves"]["pretrain_loss"])
+
+
+def test_raw_targets_100_times_apart_start_at_the_same_loss(
+    stages: dict[str, Path], louder: dict[str, Path]
+):
+    (w, loss), (w_louder, loss_louder) = (zero_output_loss(SVD, s) for s in (stages, louder))
+    assert w / w_louder == pytest.approx(C**2, rel=1e-3)
+    assert loss == pytest.approx(AUTO, rel=1e-4)
+    assert loss_louder == pytest.approx(AUTO, rel=1e-4)
+
+
+def test_scaling_features_and_t_alike_changes_no_step(
+    stages: dict[str, Path], louder: dict[str, Path], tmp_path: Path
+):
+    moved = KDEP | dict(transform=KDEP["transform"] | {"T": 0.1 * C})
+    a, b = curve(KDEP, stages, tmp_path / "a"), curve(moved, louder, tmp_path / "b")
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert a[-1, 1] < a[0, 1]
+
+
+@pytest.mark.parametrize("method", [SVD, KDEP], ids=["svd", "kdep"])
+def test_in_the_targets_own_unit_a_teacher_times_c_changes_no_step(
+    method: dict[str, Any], stages: dict[str, Path], louder: dict[str, Path], tmp_path: Path
+):
+    unit = method | dict(objective=dict(type=FEATURE, unit=True))
+    a, b = curve(unit, stages, tmp_path / "a"), curve(unit, louder, tmp_path / "b")
+    np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
+def test_two_teachers_need_two_weights_and_the_rule_finds_both(
+    stages: dict[str, Path], tmp_path: Path
+):
+    """EfficientNet-Lite0 and Lite2, real weights."""
+    (tmp_path / "cache").mkdir()
+    other = stages | {"cache": tmp_path / "cache"}
+    cache.run(
+        {"teacher": TEACHER | {"variant": 2, "name": "lite2", "input_px": 96}},
+        stages,
+        other["cache"],
+        silent,
+    )
+    other["align"] = tmp_path / "align"
+    aligned(other, other["align"])
+    for method in (SVD, KDEP):
+        (w0, loss0), (w2, loss2) = (zero_output_loss(method, s) for s in (stages, other))
+        assert abs(w0 / w2 - 1) > 0.02
+        assert loss0 == pytest.approx(AUTO, rel=1e-4)
+        assert loss2 == pytest.approx(AUTO, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_a_learned_projector_trains_without_labels_and_is_dropped_at_export(
+    name: str, stages: dict[str, Path], tmp_path: Path
+):
+    method = dict(name=name, labels_used=False, objective=PROJECTORS[name], transform=None)
+    bare = {"views": stages["views"], "cache": stages["cache"]}
+    outputs, state = pretrain(tmp_path / "p", bare, method)
+    losses = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    assert losses[-1] < losses[0]
+    assert outputs["labels_used"] is False
+    assert {k.split(".")[0] for k in state} == {"backbone", "objective"}
+    (tmp_path / "e").mkdir()
+    export.run({"student": STUDENT}, {"pretrain": tmp_path / "p"}, tmp_path / "e", silent)
+    exported = torch.load(tmp_path / "e" / "backbone.pth", weights_only=True)
+    assert set(exported) == {
+        k.removeprefix("backbone.") for k in state if k.startswith("backbone.")
+    }
