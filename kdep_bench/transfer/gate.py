@@ -188,6 +188,30 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
+class Parts(nn.Module):
+    """Modules that hold one backbone between them, under one flat state dict.
+
+    A C4 detector, for instance, keeps the last stage in its RoI head.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = list(modules)  # a plain list: their names stay as they are
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        joined: OrderedDict[str, Tensor] = OrderedDict()
+        for part in self.parts:
+            own = part.state_dict()
+            if twice := joined.keys() & own.keys():
+                raise KdepError(
+                    f"two parts of the model hold the tensor {min(twice)!r}",
+                    "each backbone tensor in one part",
+                    "correct `parts` of the load gate",
+                )
+            joined.update(own)
+        return joined
+
+
 @HOOKS.register_module(name="KdepLoadGate")
 class LoadGate(Hook):
     """Runs the gate when training begins, after mm has initialised the model, before any step.
@@ -195,14 +219,22 @@ class LoadGate(Hook):
     Args:
         checkpoint: the exported backbone file.
         allow_missing: see `compare`.
+        parts: module paths that hold the backbone between them.
     """
 
-    def __init__(self, checkpoint: str, allow_missing: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        allow_missing: Sequence[str] = (),
+        parts: Sequence[str] = ("backbone",),
+    ) -> None:
         self.checkpoint = checkpoint
         self.allow_missing = list(allow_missing)
+        self.parts = list(parts)
         self.gate: dict[str, Any] | None = None
 
     def before_train(self, runner: Any) -> None:
-        model = runner.model
-        backbone = getattr(getattr(model, "module", model), "backbone")  # noqa: B009
+        model = getattr(runner.model, "module", runner.model)
+        modules = [model.get_submodule(p) for p in self.parts]
+        backbone = modules[0] if len(modules) == 1 else Parts(modules)
         self.gate = check(backbone, self.checkpoint, self.allow_missing)

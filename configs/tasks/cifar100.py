@@ -1,0 +1,37 @@
+"""CIFAR-100, fine-tuned: 50,000 training and 10,000 test images of 32 px, scaled to 224.
+
+CVMI-Lab/KDEP's downstream recipe: 224 px, SGD, batch 64, weight decay 5e-4, 150 epochs, rate x0.1
+every 50, RandomResizedCrop and flip. Test images are scaled to 224 px outright.
+
+Departures from the public code: the last epoch is scored, once (it reports the best *test* epoch,
+which is biased upwards); every run has its own seed; the normalisation is the backbone's own in
+pre-training and transfer; the runs are the suite's transfer seeds (it makes 2).
+"""
+
+task = dict(
+    type="kdep_bench.transfer.full_classification.OfficialFineTune",
+    name="cifar100",
+    family="classification",
+    version=1,
+    split="test",
+    metric="top1",
+    direction="max",
+    chance=0.01,
+    recipe=dict(
+        set="cifar100",
+        epochs=150,
+        step_epochs=50,
+        batch=64,
+        test_batch=256,
+        lr=0.001,
+        head_lr_mult=1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        clip_norm=None,
+        crop_scale=(0.08, 1.0),
+        resize=None,
+        workers=4,
+        frozen_stages=-1,
+        norm_eval=False,
+    ),
+)

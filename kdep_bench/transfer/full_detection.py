@@ -1,0 +1,196 @@
+"""Faster R-CNN (C4 or FPN) on VOC07+12 and COCO, on mmdet's own data sets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdep_bench.data.official import coco, voc
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer.base import MEAN, STD
+from kdep_bench.transfer.detection import Detection
+
+TEST_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+
+def datasets(
+    name: str, root: Path, *, train: bool, pipeline: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """mmdet's data set of the official splits; `root` is the set's folder."""
+    common: dict[str, Any] = dict(pipeline=pipeline, test_mode=not train)
+    if train:
+        common["filter_cfg"] = dict(filter_empty_gt=True, min_size=32)
+    if name == "coco":
+        split = "train2017" if train else "val2017"
+        return dict(
+            common,
+            type="CocoDataset",
+            data_root=str(root),
+            ann_file=f"annotations/instances_{split}.json",
+            data_prefix=dict(img=f"{split}/"),
+        )
+    if name != "voc":
+        raise unknown_name("detection set", name, ("coco", "voc"))
+
+    def part(year: str, split: str) -> dict[str, Any]:
+        return dict(
+            common,
+            type="VOCDataset",
+            data_root=str(root / voc.DEVKIT),
+            ann_file=f"{year}/ImageSets/Main/{split}.txt",
+            data_prefix=dict(sub_data_root=f"{year}/"),
+        )
+
+    if not train:
+        return part(*voc.DETECTION[2])
+    return dict(type="ConcatDataset", datasets=[part(*d) for d in voc.DETECTION[:2]])
+
+
+class OfficialDetection(Detection):
+    """A fixed number of steps on the training splits, one evaluation on val2017 or 07 test.
+
+    `head` 'c4': the backbone's first three stages feed the RPN at stride 16, its last stage works
+    on every RoI; 'fpn': all four stages. Either way every tensor of the exported backbone is in the
+    detector, and the load gate compares all of them. COCO is scored by CocoMetric, VOC by the
+    11-point AP over ten IoU thresholds.
+
+    Recipe: `set`; `scales` short edges drawn in training, `test_scale` in testing, `long_edge` the
+    bound; `steps` in shares of `iters`; `sync_bn` as in the segmentation tasks.
+    """
+
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("set", "head", "model", "scales", "test_scale", "long_edge", "iters", "batch"),
+            *("test_batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
+            *("warmup", "steps", "frozen_stages", "norm_eval", "sync_bn", "workers"),
+        )
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        from mmengine import Config
+
+        recipe, iters = self.recipe, int(self.recipe["iters"])
+        name, root = recipe["set"], Path(data_root) / self.recipe["set"]
+        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg["custom_imports"]["imports"].append("kdep_bench.transfer.datasets")
+        if recipe["head"] == "c4":
+            cfg["custom_hooks"][0]["parts"] = ["backbone", "roi_head.shared_head"]
+        train = datasets(name, root, train=True, pipeline=self._pipeline(train=True))
+        test = datasets(name, root, train=False, pipeline=self._pipeline(train=False))
+        model = self._full_model(student, checkpoint)
+        cfg.update(
+            model=model,
+            train_dataloader=full_scale.loader(recipe, train, train=True, infinite=True),
+            train_cfg=dict(
+                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+            ),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+            test_dataloader=full_scale.loader(recipe, test, train=False),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=self._evaluator(root),
+            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=base.step_schedule(recipe, iters),
+        )
+        return Config(full_scale.settle_norm(cfg, model["backbone"], recipe["sync_bn"]))
+
+    def check_data(self, data_root: Path) -> None:
+        full_scale.check_set(self.recipe["set"], data_root)
+
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        if self.recipe["set"] == "coco":
+            named = copy.deepcopy(cfg)
+            named.test_dataloader.dataset.metainfo = dict(classes=tuple(coco.NAMES.values()))
+            return super().read_metrics(raw, named, count)
+        metrics = {k: float(raw[f"pascal_voc/{k}"]) for k in ("AP", "AP50", "AP75")}
+        return metrics, {c: float(raw[f"pascal_voc/AP.{c}"]) for c in voc.CLASSES}, []
+
+    def draw(self, runner: Any, out: Path) -> list[str]:
+        return []  # photographs of other people: none is copied
+
+    def _evaluator(self, root: Path) -> dict[str, Any]:
+        if self.recipe["set"] == "voc":
+            return dict(type="KdepVOCMetric", metric="mAP", eval_mode="11points")
+        file = root / "annotations" / "instances_val2017.json"
+        return dict(type="CocoMetric", ann_file=str(file), metric="bbox", classwise=True)
+
+    def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+        recipe, pyramid = self.recipe, base.plain(student["pyramid"])
+        classes = len(voc.CLASSES) if recipe["set"] == "voc" else len(coco.NAMES)
+        model = copy.deepcopy(recipe["model"])
+        model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
+        stages: dict[str, Any] = {}
+        indices = pyramid["out_indices"]
+        if recipe["head"] == "c4":
+            if not str(student["backbone"]["type"]).endswith("ResNet"):
+                raise KdepError(
+                    f"task {self.name} builds a C4 detector and the student "
+                    f"{student['name']} is a {student['backbone']['type']}",
+                    "a ResNet, whose last stage can work on RoIs",
+                    "use the FPN task of the same data set",
+                )
+            indices = pyramid["out_indices"][2:3]
+            stages = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
+            self._share_last_stage(model, student, checkpoint, pyramid["channels"])
+        else:
+            model["neck"]["in_channels"] = list(pyramid["channels"])
+        model["backbone"] = base.backbone_cfg(
+            student,
+            checkpoint,
+            indices,
+            frozen_stages=recipe["frozen_stages"],
+            norm_eval=recipe["norm_eval"],
+            **stages,
+        )
+        model["roi_head"]["bbox_head"]["num_classes"] = classes
+        return model
+
+    def _share_last_stage(
+        self,
+        model: dict[str, Any],
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        channels: list[int],
+    ) -> None:
+        """Stage 4 as mmdet's ResLayer in the RoI head, from the same exported file."""
+        roi = model["roi_head"]
+        roi["shared_head"] = dict(
+            type="ResLayer",
+            depth=int(student["backbone"]["depth"]),
+            stage=3,
+            stride=2,
+            style="pytorch",
+            norm_cfg=dict(type="SyncBN" if self.recipe["sync_bn"] else "BN", requires_grad=True),
+            norm_eval=self.recipe["norm_eval"],
+            init_cfg=dict(type="Pretrained", checkpoint=str(checkpoint)),
+        )
+        model["rpn_head"]["in_channels"] = channels[2]
+        roi["bbox_roi_extractor"]["out_channels"] = channels[2]
+        roi["bbox_head"]["in_channels"] = channels[3]
+
+    def _pipeline(self, *, train: bool) -> list[dict[str, Any]]:
+        recipe = self.recipe
+        load = dict(type="LoadImageFromFile")
+        labels = dict(type="LoadAnnotations", with_bbox=True)
+        if train:
+            scales = [(recipe["long_edge"], s) for s in recipe["scales"]]
+            resize = dict(type="RandomChoiceResize", scales=scales, keep_ratio=True)
+            flip = dict(type="RandomFlip", prob=0.5)
+            return [load, labels, resize, flip, dict(type="PackDetInputs")]
+        scale = (recipe["long_edge"], recipe["test_scale"])
+        resize = dict(type="Resize", scale=scale, keep_ratio=True)
+        # Labels after the resize: VOCMetric reads them, at the image's own size.
+        return [load, resize, labels, dict(type="PackDetInputs", meta_keys=TEST_KEYS)]

@@ -1,0 +1,148 @@
+"""PSPNet on Cityscapes, VOC12 (trainaug) and ADE20K, on mmseg's own data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdep_bench.data.official import ade20k, voc
+from kdep_bench.errors import unknown_name
+from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer.segmentation import Segmentation
+
+KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
+
+
+def datasets(
+    name: str, root: Path, *, train: bool, pipeline: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """mmseg's data set of the official training or validation split; `root` is the set's folder."""
+    if name not in KINDS:
+        raise unknown_name("segmentation set", name, KINDS)
+    common = dict(type=KINDS[name], test_mode=not train, pipeline=pipeline)
+    if name == "cityscapes":
+        split = "train" if train else "val"
+        prefix = dict(img_path=f"leftImg8bit/{split}", seg_map_path=f"gtFine/{split}")
+        return dict(common, data_root=str(root), data_prefix=prefix)
+    if name == "ade20k":
+        split = "training" if train else "validation"
+        prefix = dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}")
+        return dict(common, data_root=str(root / ade20k.FOLDER), data_prefix=prefix)
+
+    def part(split: str, masks: str) -> dict[str, Any]:
+        return dict(
+            common,
+            data_root=str(root / voc.DEVKIT / "VOC2012"),
+            data_prefix=dict(img_path="JPEGImages", seg_map_path=masks),
+            ann_file=f"ImageSets/Segmentation/{split}.txt",
+        )
+
+    if not train:
+        return part("val", "SegmentationClass")
+    both = [part("train", "SegmentationClass"), part("aug", "SegmentationClassAug")]
+    return dict(type="ConcatDataset", datasets=both)
+
+
+def class_names(name: str) -> tuple[tuple[str, ...], list[list[int]]]:
+    """(classes, palette) as mmseg has them."""
+    import mmseg.datasets
+
+    meta = getattr(mmseg.datasets, KINDS[name]).METAINFO
+    return tuple(meta["classes"]), [list(c) for c in meta["palette"]]
+
+
+class OfficialSegmentation(Segmentation):
+    """Steps on the training split, one single-scale mIoU at full size on the validation split.
+
+    Recipe: `set`; `scale` the size that `resize_ratio` multiplies; `sync_bn`: also the backbone's
+    BatchNorm is synchronised over GPUs. No warm-up; the rate falls as (1 - t) ** `poly_power` to 0.
+    """
+
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("set", "model", "scale", "resize_ratio", "crop", "iters", "batch", "test_batch"),
+            *("lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm", "poly_power"),
+            *("frozen_stages", "norm_eval", "dilate", "sync_bn", "workers"),
+        )
+    )
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        from mmengine import Config
+
+        recipe, iters = self.recipe, int(self.recipe["iters"])
+        name, root = recipe["set"], Path(data_root) / self.recipe["set"]
+        self._name_classes()
+        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg["custom_imports"]["imports"].append("kdep_bench.transfer.iou")
+        train = datasets(name, root, train=True, pipeline=self._pipeline(train=True))
+        test = datasets(name, root, train=False, pipeline=self._pipeline(train=False))
+        model = self._model(student, checkpoint)
+        cfg.update(
+            model=model,
+            train_dataloader=full_scale.loader(recipe, train, train=True, infinite=True),
+            train_cfg=dict(
+                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+            ),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+            test_dataloader=full_scale.loader(recipe, test, train=False),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=dict(type="KdepIoUMetric", iou_metrics=["mIoU"]),
+            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=[
+                dict(
+                    type="PolyLR",
+                    power=recipe["poly_power"],
+                    eta_min=0.0,
+                    by_epoch=False,
+                    begin=0,
+                    end=iters,
+                )
+            ],
+        )
+        return Config(full_scale.settle_norm(cfg, model["backbone"], recipe["sync_bn"]))
+
+    def check_data(self, data_root: Path) -> None:
+        full_scale.check_set(self.recipe["set"], data_root)
+
+    def read_metrics(
+        self, raw: Mapping[str, Any], cfg: Any, count: Any
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        self._name_classes()
+        return super().read_metrics(raw, cfg, count)
+
+    def draw(self, runner: Any, out: Path) -> list[str]:
+        return []  # full-size scenes belong to their data sets' licences: none is copied
+
+    def _name_classes(self) -> None:
+        self.recipe["classes"], self.recipe["palette"] = class_names(self.recipe["set"])
+
+    def _pipeline(self, *, train: bool) -> list[dict[str, Any]]:
+        recipe = self.recipe
+        labels: dict[str, Any] = dict(type="LoadAnnotations")
+        if recipe["set"] == "ade20k":
+            labels["reduce_zero_label"] = True
+        if not train:  # labels and image at their own size
+            return [dict(type="LoadImageFromFile"), labels, dict(type="PackSegInputs")]
+        return [
+            dict(type="LoadImageFromFile"),
+            labels,
+            dict(
+                type="RandomResize",
+                scale=tuple(recipe["scale"]),
+                ratio_range=tuple(recipe["resize_ratio"]),
+                keep_ratio=True,
+            ),
+            dict(type="RandomCrop", crop_size=tuple(recipe["crop"]), cat_max_ratio=0.75),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PackSegInputs"),
+        ]
