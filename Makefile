@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full test check unit e2e install clean
+.PHONY: pocket smoke pocket-full test check unit e2e browser install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -28,6 +28,16 @@ unit: install
 
 e2e: install
 	$(PY) -m pytest -m e2e
+
+# The report's page in a headless Chromium, with axe-core; needs Debian's chromium and npm.
+# SCREENSHOTS=folder keeps what it saw.
+AXE := 4.14.1
+browser: install
+	$(PY) -m pip install --quiet --no-deps -r requirements-browser.lock
+	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	  (cd "$$tmp" && npm pack --silent axe-core@$(AXE) > /dev/null && tar xzf axe-core-$(AXE).tgz) && \
+	  KDEP_AXE="$$tmp/package/axe.min.js" KDEP_SCREENSHOTS="$(abspath $(SCREENSHOTS))" \
+	  $(PY) -m pytest -rs tests/results/test_results_browser.py
 
 install: $(VENV)/.installed
 

@@ -1,22 +1,29 @@
 """Two kinds of SVG chart, written by hand: dots with intervals, and lines with bands.
 
 Colours come from classes (c0 ... c7), so that one drawing serves light and dark pages; `standalone`
-adds the style a file of its own needs. No script, no style attribute, no reference to the outside.
+adds the style a file of its own needs, and `png` draws that file. No script, no style attribute, no
+reference to the outside. The drawing is narrow enough to be read on a phone without scrolling.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from kdep_bench.results.markup import Raw, join, tag
 
-WIDTH = 640
+WIDTH = 440
 COLOURS = 8
-# Mean width of a 12 px character, plain and bold, in px; labels are cut to what fits.
-_CHAR, _BOLD = 6.4, 7.2
+# Mean width of a 12 px character of a wide face (DejaVu Sans), plain and bold, in px; labels are
+# cut to what fits.
+_CHAR, _BOLD = 7.0, 8.0
+# Labels wider than this stand above their row: cut ones might all look the same.
+_BESIDE = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,9 @@ def dots(
 ) -> Raw:
     """A dot with its interval for each row; `mark` draws a dashed line (chance, or zero)."""
     widest = max(len(r.label) * (_BOLD if r.strong else _CHAR) for r in rows)
-    left = min(260.0, widest + 14)
-    right, top, step = WIDTH - 14.0, 22.0, 22.0
+    beside = widest <= _BESIDE
+    left = widest + 14 if beside else 8.0
+    right, top, step = WIDTH - 14.0, 22.0, 22.0 if beside else 38.0
     ends = [v for r in rows for v in (r.low, r.value, r.high) if v is not None]
     low, high = _range(ends + ([mark] if mark is not None else []))
 
@@ -126,28 +134,25 @@ def dots(
     if mark is not None:
         at = _round(x(mark))
         parts.append(tag("line", x1=at, x2=at, y1=top - 6, y2=_round(bottom), class_="mark"))
-        side = "end" if x(mark) > right - 45 else "middle"
+        side = "end" if x(mark) > right - 45 else "start" if x(mark) < 45 else "middle"
         parts.append(tag("text", mark_name, x=at, y=10, class_="tick", text_anchor=side))
     for i, r in enumerate(rows):
-        parts += _dot(r, i, left, top + step * (i + 0.5), x)
+        parts += _dot(r, left if beside else None, top + step * (i + (0.5 if beside else 0.7)), x)
     end = _round((left + right) / 2)
     below = _round(bottom + 31)
     parts.append(tag("text", unit, x=end, y=below, class_="tick", text_anchor="middle"))
     return _svg(bottom + 38, title, join(parts))
 
 
-def _dot(r: Dot, i: int, left: float, y: float, x) -> list[object]:
-    at, mid = _round(y), _round(y + 4)
+def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
+    """One row at height `y`; its label ends left of `left`, or stands above where that is None."""
+    at = _round(y)
+    place = {"x": 8, "y": _round(y - 10)}
+    if left is not None:
+        place = {"x": _round(left - 8), "y": _round(y + 4), "text_anchor": "end"}
     bold = "label strong" if r.strong else "label"
-    name = tag(
-        "text",
-        _cut(r.label, left - 10, _BOLD if r.strong else _CHAR),
-        x=_round(left - 8),
-        y=mid,
-        class_=bold,
-        text_anchor="end",
-    )
-    parts: list[object] = [name]
+    shown = _cut(r.label, WIDTH - 12, _BOLD if r.strong else _CHAR)
+    parts: list[object] = [tag("text", shown, class_=bold, **place)]
     colour = f"c{r.colour}"
     if r.low is not None and r.high is not None:
         a, b = x(r.low), x(r.high)
@@ -167,7 +172,7 @@ def lines(series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: b
     kept = [(s, p) for s, p in kept if p]
     if not kept:
         return Raw("")
-    left, right, top, bottom = 52.0, WIDTH - 14.0, 14.0, 234.0
+    left, right, top, bottom = 46.0, WIDTH - 14.0, 24.0, 224.0
     xs = [a for _, p in kept for a, _ in p]
     ys = [b for _, p in kept for _, b in p] + [v for s, _ in kept for _, *e in s.band for v in e]
     y0, y1 = _range(ys)
@@ -234,12 +239,13 @@ def _line(s: Line, points: list[tuple[float, float]], fx, fy) -> list[object]:
 
 def _legend(series: list[Line], top: float) -> tuple[list[object], float]:
     parts: list[object] = []
-    x, y = 52.0, top
+    first = 8.0
+    x, y = first, top
     for s in series:
-        label = _cut(s.label, 240)
+        label = _cut(s.label, WIDTH - 48)
         width = len(label) * _CHAR + 40
-        if x + width > WIDTH and x > 52:
-            x, y = 52.0, y + 18
+        if x + width > WIDTH and x > first:
+            x, y = first, y + 18
         swatch = f"M{_round(x)} {_round(y - 4)}h22"
         parts.append(tag("path", d=swatch, class_=f"line c{s.colour} d{s.colour}"))
         parts.append(tag("text", label, x=_round(x + 27), y=_round(y), class_="tick"))
@@ -247,7 +253,51 @@ def _legend(series: list[Line], top: float) -> tuple[list[object], float]:
     return parts, y + 10
 
 
-def standalone(svg: Raw) -> str:
-    """The same chart as a file of its own, with the page's chart styles inside."""
+@cache
+def _file_style() -> str:
+    """chart.css with its light colours written out: drawing programs know no CSS variables."""
     css = Path(__file__).with_name("chart.css").read_text()
-    return svg.replace("<title>", f"<style>{css}</style><title>", 1) + "\n"
+    css = re.sub(r"light-dark[(]([^,()]+),[^,()]+[)]", r"\1", css)
+    values = dict(re.findall(r"(--[\w-]+):([^;}]+)", css))
+    css = re.sub(r"--[\w-]+:[^;}]+;?", "", css)
+    return re.sub(r"var[(](--[\w-]+)[)]", lambda m: values[m[1]], css)
+
+
+def standalone(svg: Raw) -> str:
+    """The same chart as a file of its own: on white, with the page's chart styles inside."""
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'
+    inside = f"<style>{_file_style()}</style>\\1{paper}"
+    return re.sub(r"(<title>.*?</title>)", inside, svg, count=1, flags=re.S) + "\n"
+
+
+PNG_ZOOM = 2
+
+
+def png(drawing: str) -> bytes:
+    """`standalone`'s drawing as a PNG of twice its size, with resvg (no browser, no system font).
+
+    The letters come from the DejaVu Sans that matplotlib brings along, so that a file is the same
+    on every machine; matplotlib itself is not imported.
+    """
+    import resvg_py
+
+    return resvg_py.svg_to_bytes(
+        svg_string=drawing,
+        zoom=PNG_ZOOM,
+        skip_system_fonts=True,
+        font_files=_fonts(),
+        font_family=_FACE,
+        sans_serif_family=_FACE,
+    )
+
+
+_FACE = "DejaVu Sans"
+
+
+@cache
+def _fonts() -> list[str]:
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return [str(folder / f"DejaVuSans{kind}.ttf") for kind in ("", "-Bold")]

@@ -260,6 +260,9 @@ def _holes(board: Board, arms: list[ArmKey], columns: list[Column]) -> int:
 
 
 def _cost_ratio(board: Board, a: ArmKey, b: ArmKey) -> float | None:
+    """None also against an arm without pre-training: nothing was spent that could be compared."""
+    if board.fixed(b):
+        return None
     x, y = arm_facts(board, a).cost_s, arm_facts(board, b).cost_s
     return x / y if x is not None and y else None
 
@@ -360,23 +363,16 @@ def _efficiency(
     if found is None:
         why = f"the curve of {_name(claim.a)} over {claim.axis} needs two complete points or more"
         return _untestable(claim, student, why, scope)
-    est = st.estimate(found.log_ratios)
+    est = found.estimate
     goal_log = math.log(claim.at_least)
     ruling = _rule(est.low, est.high, goal_log)
-    bound = {(True, False): "at least ", (False, True): "at most "}.get(
-        (found.at_least, found.at_most), ""
-    )
-    reason = f"{bound}{math.exp(est.mean):.2g} x, over {est.seeds}"
+    reason = f"{found.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
     if found.at_least and found.at_most:
         ruling, reason = "undecided", "some seeds reach the score at once, others never"
     elif found.at_least and ruling == "refuted":
         ruling, reason = "undecided", reason + ": the smallest budget tried already suffices"
     elif found.at_most and ruling == "supported":
         ruling, reason = "undecided", reason + ": the largest budget tried does not suffice"
-    low, high = est.low, est.high
-    shown = f"{math.exp(est.mean):.2g} x"
-    if low is not None and high is not None:
-        shown = f"{bound}{shown} [{math.exp(low):.2g}, {math.exp(high):.2g}]"
     more = _seeds(est, goal_log, _units(found.log_ratios)) if ruling == "undecided" else None
     if found.at_least or found.at_most:
         more = None  # more seeds do not move the end of a curve
@@ -386,7 +382,7 @@ def _efficiency(
         student,
         scope,
         ruling,
-        shown,
+        text.times(est, found.bound),
         f">= {claim.at_least:g} x less: {efficiency.AXES[claim.axis]}",
         "—",
         more,

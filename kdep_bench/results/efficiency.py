@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from kdep_bench.results import statistics as st
+from kdep_bench.results.compare import columns_of, complete_rows
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
 
 Axis = Literal["images", "images_seen", "seconds", "flops", "flops_without_teacher"]
-AXES: dict[str, str] = {
+AXES: dict[Axis, str] = {
     "images": "images",
     "images_seen": "images seen",
     "seconds": "pre-training time (teacher cache included)",
@@ -68,6 +70,17 @@ class Saving:
     at_least: bool
     at_most: bool
 
+    @property
+    def estimate(self) -> st.Estimate:
+        """The logarithm of the ratio, with its interval."""
+        return st.estimate(self.log_ratios)
+
+    @property
+    def bound(self) -> str:
+        """'at least', 'at most', 'beyond both ends:' or, for a plain ratio, ''."""
+        words = ("", "at most", "at least", "beyond both ends:")
+        return words[2 * self.at_least + self.at_most]
+
 
 def saving(
     board: Board,
@@ -88,19 +101,51 @@ def saving(
     if reference is None or len({amounts[a] for a in arms}) < 2:
         return None
     scores = [st.mean_over([_signed(board, a, c) for c in columns]) for a in [*arms, goal]]
-    keys = set(scores[0]).intersection(*scores[1:])
-    if not keys:
+    if not set(scores[0]).intersection(*scores[1:]):
         return None
-    logs = np.log([amounts[a] for a in arms])
-    ratios: dict[st.Key, float] = {}
+    reached = reaches([math.log(amounts[a]) for a in arms], scores[:-1], scores[-1], margin)
     at_least = at_most = False
-    for key in sorted(keys):
-        y = np.maximum.accumulate([s[key] for s in scores[:-1]])
+    for key in reached:
+        y = [s[key] for s in scores[:-1]]
         target = scores[-1][key] + margin
-        at_least |= bool(y[0] >= target)
-        at_most |= bool(y[-1] < target)
-        ratios[key] = math.log(reference) - _reach(logs, y, target)
-    return Saving(ratios, at_least, at_most)
+        at_least |= y[0] >= target
+        at_most |= max(y) < target
+    return Saving({k: math.log(reference) - v for k, v in reached.items()}, at_least, at_most)
+
+
+def reaches(
+    logs: Sequence[float], curve: Sequence[st.Values], goal: st.Values, margin: float = 0.0
+) -> dict[st.Key, float]:
+    """log(amount) at which `curve` reaches the score of `goal` + `margin`, by seed pair.
+
+    Args:
+        logs: log(amount) of each point of the curve, rising.
+        curve: the scores of each point by seed pair, larger is better.
+    """
+    found: dict[st.Key, float] = {}
+    for key in sorted(set(goal).intersection(*curve)):
+        y = np.maximum.accumulate([s[key] for s in curve])
+        found[key] = _reach(np.asarray(logs), y, goal[key] + margin)
+    return found
+
+
+def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]]:
+    """(method, the arm whose score it reaches, axis, saving) of every method with a curve, over
+    all of the student's tasks, against supervised pre-training at its largest budget."""
+    columns = columns_of(board, student)
+    whole = complete_rows(board, student)
+    goals = [a for a in whole if a.method == "supervised"]
+    if not goals:
+        return []
+    goal = max(goals, key=lambda a: (a.share, a.epochs or 0.0, a.teacher))
+    found = []
+    for method in sorted({a.method for a in whole} - {goal.method}):
+        curve = [a for a in whole if a.method == method]
+        for axis in AXES:
+            got = saving(board, curve, goal, columns, axis)
+            if got is not None:
+                found.append((method, goal, axis, got))
+    return found
 
 
 def _signed(board: Board, arm: ArmKey, column: Column) -> dict[st.Key, float]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import html
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdep_bench.results import compare, text
+from kdep_bench.results import compare, efficiency, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
@@ -26,6 +28,14 @@ PAIRED = (
     "Paired by (pre-training seed, transfer seed). Each interval alone is a 95 % one, so it may "
     "tell two arms apart that the marking of the best, which guards against all comparisons at "
     "once, leaves together."
+)
+
+
+SAVING = (
+    "How much less of each budget a method needs for the score of another at its largest budget: "
+    "read off the method's curve, the score a mean over all tasks, made monotone and interpolated "
+    "in the logarithm of the budget, seed by seed. 'at least' and 'at most': beyond the end of the "
+    "curve, so the ratio is a bound."
 )
 
 
@@ -183,6 +193,26 @@ def _differences(view: View) -> list[str]:
     return ["## Paired differences", "", PAIRED, "", *md_table(head, rows, 3), ""]
 
 
+def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
+    """(student, method, the row whose score it reaches, budget, saving)."""
+    return [
+        (student, method, view.labels[goal], efficiency.AXES[axis], found)
+        for student in view.board.students
+        for method, goal, axis, found in efficiency.savings(view.board, student)
+    ]
+
+
+def _savings(view: View) -> list[str]:
+    rows = []
+    for student, method, against, axis, found in saving_rows(view):
+        cells = [text.md(student), text.md(method), text.md(against), axis]
+        rows.append([*cells, text.times(found.estimate, found.bound), found.estimate.seeds])
+    if not rows:
+        return []
+    head = ["student", "method", "at the score of", "of what", "times less [95 %]", "over"]
+    return ["## Efficiency", "", SAVING, "", *md_table(head, rows, 4), ""]
+
+
 def _claims(view: View) -> list[str]:
     if not view.verdicts:
         return []
@@ -308,10 +338,21 @@ def _environment(view: View) -> list[str]:
     return ["## Environment", "", *md_table(["what", "value"], rows, 2), ""] if rows else []
 
 
+def command(board: Board, arm: ArmKey) -> str:
+    """The command that reproduces a row: by a pattern of the row's own stages where the records'
+    ids (which are those of the transfer stages) show that it fits, else by the method."""
+    share = "" if arm.share == 1 else f".{arm.share:g}"
+    pattern = f"transfer-*.{arm.student}.{arm.method}{share}.s*"
+    fits = re.compile(fnmatch.translate(pattern)).match
+    runs = board.runs_of(arm)
+    only = pattern if all(fits(r.id) for r in runs) else arm.method
+    return text.command(runs[0].suite, only)
+
+
 def _reproduce(view: View) -> list[str]:
     rows = []
     for arm in view.board.arms:
-        line = text.command(view.board.suite, arm.method)
+        line = command(view.board, arm)
         rows.append([text.md(arm.student), text.md(view.labels[arm]), text.code(line)])
     if not rows:
         return []
@@ -332,8 +373,8 @@ def markdown(view: View) -> str:
         lines += _summary(view)
         for family in board.families:
             lines += _family(view, family)
-    lines += _differences(view) + _claims(view) + _diagnostics(view) + _failures(view)
-    lines += _environment(view) + _reproduce(view)
+    lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
+    lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -379,11 +420,14 @@ CSV_HEAD = [
     "std_ratio_before",
     "std_ratio_after_svd",
     "std_ratio_after_transform",
+    "mean_rank",
     "command",
 ]
 
 
-def _csv_row(view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None) -> list[object]:
+def _csv_row(
+    view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None, ends: tuple[object, object]
+) -> list[object]:
     f, cell, est = view.facts[arm], view.board.cell(arm, c), view.board.cell(arm, c).estimate
     al = f.align
     row: list[object] = [view.board.suite, arm.student, view.labels[arm], arm.method, arm.teacher]
@@ -396,7 +440,7 @@ def _csv_row(view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None) -
     row += [len(cell.values), len(cell.failed), len(cell.missing)]
     row += [al.energy_kept, al.std_ratio_before] if al else [None, None]
     row += [al.std_ratio_after_svd, al.std_ratio_after_transform] if al else [None, None]
-    return [*row, text.command(view.board.suite, arm.method)]
+    return [*row, *ends]
 
 
 def _csv_cell(value: object) -> object:
@@ -418,30 +462,63 @@ def csv_table(view: View) -> str:
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(CSV_HEAD)
     for student in view.board.students:
+        means = compare.mean_ranks(view.board, student)
+        arms = view.board.arms_of(student)
+        ends = {a: (means.get(a), command(view.board, a)) for a in arms}
         for c in compare.columns_of(view.board, student):
             ranks = compare.ranks(view.board, student, c)
-            for arm in view.board.arms_of(student):
-                row = _csv_row(view, arm, c, ranks.get(arm))
+            for arm in arms:
+                row = _csv_row(view, arm, c, ranks.get(arm), ends[arm])
                 writer.writerow([_csv_cell(v) for v in row])
     return out.getvalue()
 
 
+_TEX_ENDS = ["labels", "data", "images seen", "cost", "coverage"]
+
+
+def _tex_ends(view: View, arm: ArmKey) -> list[str]:
+    f = view.facts[arm]
+    ends = [labels_text(f), share_text(view, arm), text.count(f.images_seen)]
+    return [*ends, text.seconds(f.cost_s), text.ratio(f.coverage)]
+
+
+def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> list[str]:
+    """A booktabs table; the cells of `rows` are LaTeX already."""
+    columns = "l" * left + "r" * (len(head) - left)
+    lines = [f"% {text.tex(note)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]
+    lines += [" & ".join(row) + r" \\" for row in rows]
+    return [*lines, "\\bottomrule", "\\end{tabular}", ""]
+
+
 def latex(view: View) -> str:
-    """leaderboard.tex: one booktabs table a family, to \\input."""
+    """leaderboard.tex: booktabs tables to \\input, the summary and one a family; each row's command
+    in a comment."""
     lines = ["% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (seeds).", ""]
+    rows = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        arms = view.board.arms_of(student)
+        for arm in sorted(arms, key=lambda a: (ranks.get(a, 1e9), a.order())):
+            rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
+            cells = [student, arm_name(view, arm), rank, *_tex_ends(view, arm)]
+            rows.append([text.tex(c) for c in cells])
+    if rows:
+        note = "Summary: mean rank over all tasks, among rows with no hole"
+        lines += _tex_table(["student", "arm", "mean rank", *_TEX_ENDS], rows, 2, note)
     for family in view.board.families:
         columns = view.board.columns_of(family)
         names = column_names(columns)
-        lines += ["\\begin{tabular}{ll" + "r" * (len(columns) + 2) + "}", "\\toprule"]
-        head = ["student", "arm", *(names[c] for c in columns), "data", "cost"]
-        lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]
+        rows = []
         for arm in view.rows(columns):
-            cells = []
+            row = [text.tex(arm.student), text.tex(arm_name(view, arm))]
             for c in columns:
                 shown = text.tex(text.score(view.board.cell(arm, c)))
-                cells.append(f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown)
-            ends = [text.tex(share_text(view, arm)), text.tex(text.seconds(view.facts[arm].cost_s))]
-            names_ = [text.tex(arm.student), text.tex(arm_name(view, arm))]
-            lines.append(" & ".join([*names_, *cells, *ends]) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}", f"% {text.tex(family)}", ""]
-    return "\n".join(lines)
+                row.append(f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown)
+            rows.append([*row, *(text.tex(c) for c in _tex_ends(view, arm))])
+        head = ["student", "arm", *(names[c] for c in columns), *_TEX_ENDS]
+        lines += _tex_table(head, rows, 2, family)
+    for arm in view.board.arms:
+        line = text.plain(f"{arm.student}, {view.labels[arm]}: {command(view.board, arm)}", 600)
+        lines.append("% " + line.replace("\\", r"\textbackslash{}"))
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering; the page is complete without them.
+// Sorting, filtering and the theme; the page is complete without them.
 (() => {
   const tables = [...document.querySelectorAll("table.sortable")];
   const key = (row, i) => {
@@ -39,6 +39,20 @@
   const tools = document.getElementById("tools");
   if (!tools) return;
   tools.hidden = false;
+  const theme = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const paint = () => {
+    const chosen = document.documentElement.dataset.theme;
+    const dark = chosen ? chosen === "dark" : system.matches;
+    theme.setAttribute("aria-pressed", String(dark));
+  };
+  theme.addEventListener("click", () => {
+    const dark = theme.getAttribute("aria-pressed") === "true";
+    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    paint();
+  });
+  system.addEventListener("change", paint);
+  paint();
   const word = document.getElementById("filter");
   const student = document.getElementById("student");
   const said = document.getElementById("shown");

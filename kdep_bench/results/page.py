@@ -25,6 +25,7 @@ PICTURE_BYTES = 400_000
 PICTURES = 24
 PICTURES_BYTES = 6_000_000
 MOST_ROWS = 2000
+CHANCE = "\0chance"  # stands for the student in the row of chance scores
 
 
 def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]) -> str:
@@ -94,9 +95,11 @@ def _header(view: View, sections: list[Section]) -> Raw:
     links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
     how = leaderboard.HOW_TO_READ.replace("**", "").replace("Bold is", "Tinted is")
     how = how.replace("the bold set", "the tinted set")
+    lone = board.students[0] if len(board.students) == 1 else ""
     return tag(
         "header",
         tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
+        tag("p", f"Student: {text.plain(lone)}.") if lone else None,
         tag("p", how, class_="dim small"),
         tag("dl", *rows, class_="facts"),
         tag("nav", tag("ul", *links), aria_label="Sections"),
@@ -113,7 +116,9 @@ def _tools(view: View) -> Raw:
     word = tag("input", id="filter", type="search", autocomplete="off", spellcheck="false")
     shown = tag("output", id="shown", aria_live="polite", for_="filter")
     box = tag("label", "Filter the rows of every table", word)
-    return tag("div", box, choice, shown, id="tools", class_="tools", role="search", hidden=True)
+    theme = tag("button", "Dark theme", id="theme", type="button", aria_pressed="false")
+    find = tag("div", box, choice, shown, class_="find", role="search")
+    return tag("div", find, theme, id="tools", class_="tools", hidden=True)
 
 
 class Cell:
@@ -139,22 +144,37 @@ def _name(name: str, limit: int = 80) -> Cell:
 
 
 def _table(
-    caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], left: int = 1
+    view: View,
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Cell]]],
+    left: int = 1,
+    css: str = "pin",
 ) -> Raw:
-    """A sortable table in a scroller the keyboard reaches; a row is (student, cells)."""
+    """A sortable table in a scroller the keyboard reaches; a row is (student, cells). The column
+    'student' is left out where there is only one, whom the header names; 'pin' keeps the column
+    that names the row in sight on a narrow screen."""
+    if len(view.board.students) == 1 and "student" in head:
+        at = list(head).index("student")
+        head = [*head[:at], *head[at + 1 :]]
+        rows = [(who, [*row[:at], *row[at + 1 :]]) for who, row in rows]
+        left -= at < left
     cells = []
     for i, name in enumerate(head):
         cells.append(tag("th", name, scope="col", class_="l" if i < left else None))
     body = []
     for student, row in rows[:MOST_ROWS]:
-        css = "chance" if student == "\0chance" else None
-        owner = text.plain(student) if student and css is None else None
-        body.append(tag("tr", *(c.markup() for c in row), class_=css, data_student=owner))
+        kind = "chance" if student == CHANCE else None
+        owner = text.plain(student) if student and kind is None else None
+        body.append(tag("tr", *(c.markup() for c in row), class_=kind, data_student=owner))
     if len(rows) > MOST_ROWS:
         more = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
         body.append(tag("tr", tag("td", more, colspan=len(head), class_="l"), class_="chance"))
-    table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_="sortable")
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    if css == "pin" and list(head[:2]) == ["student", "arm"]:
+        css = "pin second"
+    css = f"sortable {css}".strip()
+    table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_=css)
+    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
 
 
 _COLOURED = {"supported", "refuted", "undecided", "better", "worse"}
@@ -173,12 +193,12 @@ def _sections(
     return [
         *found,
         _differences(view, drawn),
-        _charts("efficiency", "Efficiency", drawn, "efficiency"),
+        _efficiency(view, drawn),
         _alignment(view, drawn),
         _noise(view),
         _charts("training", "Training curves", drawn, "training"),
         _per_class(view, full),
-        _pictures(results_dir, full),
+        _pictures(view, results_dir, full),
         _failures(view),
         _environment(view.board),
         _reproduce(view),
@@ -192,30 +212,32 @@ def _claims(view: View) -> Section | None:
     first = headlines(view.verdicts)
     rest = None
     if len(first) < len(view.verdicts):
-        table = _claim_table("Claims by task family", view.verdicts)
+        table = _claim_table(view, "Claims by task family", view.verdicts)
         rest = tag("details", tag("summary", "By task family"), table)
     dim = tag("p", note, class_="dim small")
-    return Section("claims", "Claims", dim, _claim_table("Claims", first), rest)
+    return Section("claims", "Claims", dim, _claim_table(view, "Claims", first), rest)
 
 
-def _claim_table(caption: str, verdicts: list[Verdict]) -> Raw:
+def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
     rows = []
     for v in verdicts:
-        title = tag("span", text.plain(v.title), title=text.plain(v.statement, 500))
+        title = [tag("b", text.plain(v.title))]
+        if v.statement:
+            title.append(tag("div", text.plain(v.statement, 500), class_="small dim"))
         cells = [
-            Cell(title, css="l w"),
+            Cell(_chip(v.verdict), css="l n"),
+            Cell(join(title), css="l w"),
             _name(v.student or "—"),
             _name(v.scope),
-            Cell(_chip(v.verdict), css="l n"),
-            Cell(v.interval, css="l m"),
-            Cell(v.threshold, css="l m"),
+            Cell(v.interval, css="l n"),
+            Cell(v.threshold, css="l s"),
+            Cell(text.plain(v.reason, 300), css="l w"),
             Cell(v.cost),
             _number(text.count(v.seeds_to_decide), v.seeds_to_decide),
-            Cell(text.plain(v.reason, 300), css="l w"),
         ]
         rows.append((v.student, cells))
-    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
-    return _table(caption, [*head, "seeds that would decide", "why"], rows, 6)
+    head = ["verdict", "claim", "student", "on", "measured [95\u00a0%]", "needed", "why"]
+    return _table(view, caption, [*head, "cost ratio", "seeds to decide"], rows, 7, css="")
 
 
 def _arm_cell(view: View, arm: ArmKey) -> Cell:
@@ -259,7 +281,10 @@ def _summary(view: View) -> Section | None:
     head += ["images seen", "pre-training cost", "of it teacher cache", "key coverage"]
     note = "Mean rank over all tasks of the student, among rows with no hole."
     return Section(
-        "summary", "Summary", tag("p", note, class_="dim small"), _table("Summary", head, rows, 2)
+        "summary",
+        "Summary",
+        tag("p", note, class_="dim small"),
+        _table(view, "Summary", head, rows, 2),
     )
 
 
@@ -296,31 +321,45 @@ def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Sec
         rows.append((arm.student, cells))
     chance = [_number(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns]
     blank = [Cell("") for _ in range(5)]
-    rows.append(("\0chance", [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
+    rows.append((CHANCE, [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
     head = ["student", "arm", *(text.plain(names[c], 60) for c in columns)]
     head += ["labels used", "data share", "images seen", "pre-training cost", "key coverage"]
     title = text.plain(family, 60)
     title = title[:1].upper() + title[1:]
     charts = _figures([p for p in drawn if p.group == "scores" and p.family == family])
     return Section(
-        f"family-{index}", title or "Unnamed family", _table(title, head, rows, 2), charts
+        f"family-{index}", title or "Unnamed family", _table(view, title, head, rows, 2), charts
     )
 
 
 def _figures(some: Sequence[plots.Plot]) -> Raw | None:
     figures = []
     for p in some:
-        scroller = tag(
-            "div", p.svg, class_="scroll", tabindex=0, role="region", aria_label=p.caption
-        )
         owner = text.plain(p.student) if p.student else None
-        figures.append(tag("figure", tag("figcaption", p.caption), scroller, data_student=owner))
+        figures.append(tag("figure", tag("figcaption", p.caption), p.svg, data_student=owner))
     return tag("div", *figures, class_="figures") if figures else None
 
 
 def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Section | None:
     some = [p for p in drawn if p.group == group]
     return Section(anchor, title, _figures(some)) if some else None
+
+
+def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
+    """The curves first, then what they say at equal score."""
+    charts = _figures([p for p in drawn if p.group == "efficiency"])
+    rows = []
+    for student, method, against, axis, r in leaderboard.saving_rows(view):
+        times = Cell(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
+        cells = [_name(student), _name(method), _name(against), _name(axis), times]
+        rows.append((student, [*cells, Cell(r.estimate.seeds, css="n")]))
+    if not charts and not rows:
+        return None
+    head = ["student", "method", "at the score of", "of what", "times less [95\u00a0%]", "over"]
+    table = _table(view, "Times less at equal score", head, rows, 4) if rows else None
+    note = tag("p", leaderboard.SAVING, class_="dim small") if rows else None
+    title = tag("h3", "At equal score") if rows else None
+    return Section("efficiency", "Efficiency", charts, title, note, table)
 
 
 def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
@@ -343,7 +382,7 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     table = tag(
         "details",
         tag("summary", f"All {len(rows)} differences as a table"),
-        _table("Paired differences", head, rows, 3),
+        _table(view, "Paired differences", head, rows, 3),
     )
     charts = _figures([p for p in drawn if p.group == "differences"])
     return Section(
@@ -375,7 +414,7 @@ def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
         "alignment",
         "Alignment",
         tag("p", note, class_="dim small"),
-        _table("Alignment", head, rows, 3),
+        _table(view, "Alignment", head, rows, 3),
     )
 
 
@@ -395,7 +434,7 @@ def _noise(view: View) -> Section | None:
         return None
     head = ["student", "task", "sd between seeds", "degrees of freedom", "independent seeds an arm"]
     head.append("smallest gap they show (power 0.8)")
-    return Section("noise", "Noise floor (x100)", _table("Noise floor", head, rows, 2))
+    return Section("noise", "Noise floor (x100)", _table(view, "Noise floor", head, rows, 2))
 
 
 def _per_class(view: View, full: Sequence[Record]) -> Section | None:
@@ -409,7 +448,7 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
             best = [_number(text.points(m), m) for m in means]
             lines.append((arm.student, [_name(arm.student), _arm_cell(view, arm), *best]))
         head = ["student", "arm", *(text.plain(c, 40) for c in classes)]
-        parts += [tag("h3", title), _table(f"Per class: {title}", head, lines, 2)]
+        parts += [tag("h3", title), _table(view, f"Per class: {title}", head, lines, 2)]
     note = "Mean over the seeds, x100; no intervals, so read small gaps as noise."
     return Section("classes", "Per class", tag("p", note, class_="dim small"), *parts)
 
@@ -431,50 +470,65 @@ def _inline(results_dir: Path, name: str) -> str | None:
     return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
-def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[Record, str]]:
-    """The first seeds' pictures, ordered so that the first of every task and arm come first and
-    the arms of one scene lie side by side."""
+def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
+    """(scene, record, picture) of the first seeds, ordered so that the first scene of every task
+    and arm come first and the arms of one scene lie side by side."""
     first: dict[tuple[str, str, str, float], Record] = {}
     for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
         if r.pictures:
             key = (r.task.name, r.student.name, r.arm.method, -r.data.share)
             first.setdefault(key, r)
     turns = [(i, key, name) for key, r in first.items() for i, name in enumerate(r.pictures)]
-    return [(first[key], name) for _, key, name in sorted(turns)]
+    return [(i, first[key], name) for i, key, name in sorted(turns)]
 
 
-def _pictures(results_dir: Path, full: Sequence[Record]) -> Section | None:
-    figures, refused, size = [], [], 0
+# How kdep_bench/transfer/pictures.py draws each family.
+_DRAWN = {
+    "detection": "White: the true boxes. Red: the boxes found, with class and score.",
+    "segmentation": "From left to right: the image, the true classes, the classes found.",
+}
+
+
+def _pictures(view: View, results_dir: Path, full: Sequence[Record]) -> Section | None:
+    figures: dict[tuple[str, str], dict[int, list[Raw]]] = {}
+    refused, shown, size = [], 0, 0
     named = _pictures_in_turn(full)
-    for record, name in named:
-        if len(figures) >= PICTURES or size > PICTURES_BYTES:
+    lone = len(view.board.students) == 1
+    for scene, record, name in named:
+        if shown >= PICTURES or size > PICTURES_BYTES:
             break
         source = _inline(results_dir, name)
-        what = f"{record.student.name}, {record.arm.method}, {record.task.name}, "
-        what += f"seeds {record.seed.pretrain}/{record.seed.transfer}"
+        share = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
+        what = "" if lone else f"{record.student.name}, "
+        what += f"{record.arm.method}{share}, seeds {record.seed.pretrain}/{record.seed.transfer}"
+        task = record.task.name
         if source is None:
-            refused.append(tag("li", f"{text.plain(what)}: {text.plain(name)}"))
+            refused.append(tag("li", f"{text.plain(f'{what}, {task}')}: {text.plain(name)}"))
             continue
-        size += len(source)
-        label = text.plain(what, 200)
-        image = tag("img", src=source, alt=f"Predictions: {label}")
-        figures.append(
-            tag(
-                "figure",
-                image,
-                tag("figcaption", label, class_="small dim"),
-                data_student=text.plain(record.student.name),
-            )
+        shown, size = shown + 1, size + len(source)
+        alt = text.plain(f"Predictions on {task}: {what}", 240)
+        figure = tag(
+            "figure",
+            tag("img", src=source, alt=alt),
+            tag("figcaption", text.plain(what, 200), class_="small dim"),
+            data_student=text.plain(record.student.name),
         )
+        figures.setdefault((task, record.task.family), {}).setdefault(scene, []).append(figure)
     if not figures and not refused:
         return None
-    parts: list[object] = [tag("div", *figures, class_="pictures")] if figures else []
-    if len(named) > len(figures) + len(refused):
+    parts: list[object] = []
+    for (task, family), scenes in sorted(figures.items()):
+        parts.append(tag("h3", text.plain(task, 80)))
+        if family in _DRAWN:
+            parts.append(tag("p", _DRAWN[family], class_="small dim"))
+        wide = " wide" if family == "segmentation" else ""
+        parts += [tag("div", *some, class_=f"pictures{wide}") for some in scenes.values()]
+    if len(named) > shown + len(refused):
         parts.append(tag("p", f"The first {PICTURES} of {len(named)}.", class_="small dim"))
     if refused:
         why = "Not shown (absent, outside the results folder, too large, or no PNG or JPEG):"
         parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]
-    return Section("pictures", "Sample pictures", *parts)
+    return Section("pictures", "Sample predictions", *parts)
 
 
 def _failures(view: View) -> Section | None:
@@ -492,7 +546,7 @@ def _failures(view: View) -> Section | None:
             )
             for w, s, why in found
         ]
-        parts.append(_table("Failures", ["what", "status", "why"], rows, 3))
+        parts.append(_table(view, "Failures", ["what", "status", "why"], rows, 3, css=""))
     if view.board.remarks:
         parts += [
             tag("h3", "Remarks"),
@@ -519,7 +573,7 @@ def _environment(board: Board) -> Section | None:
     return Section(
         "environment",
         "Environment",
-        tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Environment"),
+        tag("div", table, class_="scroll", tabindex=0, role="group", aria_label="Environment"),
     )
 
 
@@ -530,7 +584,7 @@ def _reproduce(view: View) -> Section | None:
             [
                 _name(a.student),
                 _arm_cell(view, a),
-                Cell(tag("code", text.command(view.board.suite, a.method)), css="l w"),
+                Cell(tag("code", leaderboard.command(view.board, a)), css="l w"),
             ],
         )
         for a in view.board.arms
@@ -538,5 +592,5 @@ def _reproduce(view: View) -> Section | None:
     if not rows:
         return None
     return Section(
-        "reproduce", "Reproduce", _table("Reproduce", ["student", "arm", "command"], rows, 3)
+        "reproduce", "Reproduce", _table(view, "Reproduce", ["student", "arm", "command"], rows, 3)
     )

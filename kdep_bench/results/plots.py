@@ -118,7 +118,7 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
     for axis, label in efficiency.AXES.items():
         series: dict[str, list[tuple[float, st.Estimate, int]]] = defaultdict(list)
         for arm in compare.complete_rows(board, student):
-            x = efficiency.amount(board, arm, axis)  # type: ignore[arg-type]
+            x = efficiency.amount(board, arm, axis)
             values = st.mean_over([board.values(arm, c) for c in columns])
             if x and values:
                 series[arm.method].append((x, st.estimate(values), colour[arm]))
@@ -139,6 +139,10 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
         svg = lines(drawn[:MOST_LINES], caption, unit, f"mean of {len(columns)} tasks x100", True)
         found.append(Plot(f"efficiency-{index}-{axis}", "efficiency", "", student, caption, svg))
     return found
+
+
+# kdep_bench/transfer/classification.py: the scores a linear probe chose its regularisation by.
+_X = {"val": "log10 of C tried, or fold of the cross-validation"}
 
 
 def _training(view: View, full: Sequence[Record]) -> list[Plot]:
@@ -171,7 +175,10 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
         if len(arms) > MOST_LINES:
             caption += f" ({MOST_LINES} of {len(arms)} arms)"
-        svg = lines(drawn, caption, "step", text.plain(name, 30))
+        what = text.plain(name, 30)
+        if task == "pre-training" and len(drawn) > 1:
+            what += " (each arm its own: levels do not compare)"
+        svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), what)
         found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdep_bench.files import read_json, write_atomic, write_json
 from kdep_bench.results import leaderboard, page, plots, store
-from kdep_bench.results.charts import standalone
+from kdep_bench.results.charts import png, standalone
 from kdep_bench.results.claims import Verdict, judge, make_claim
 from kdep_bench.results.table import make_board
 
@@ -42,11 +42,10 @@ def build(
         "leaderboard.csv": leaderboard.csv_table(view),
         "leaderboard.tex": leaderboard.latex(view),
         "index.html": page.page(view, results_dir, full, drawn),
-        **{f"plots/{p.name}.svg": standalone(p.svg) for p in drawn},
     }
     for name, content in files.items():
         _write_if_new(results_dir / name, content)
-    _drop_old_plots(results_dir / "plots", {f"{p.name}.svg" for p in drawn})
+    _write_plots(results_dir / "plots", drawn)
     counts = Counter(r.status for r in board.runs)
     return {
         "suite": board.suite,
@@ -55,7 +54,7 @@ def build(
         "damaged": len(board.damaged),
         "claims": _rulings(verdicts),
         "remarks": board.remarks,
-        "files": [str(results_dir / n) for n in files if not n.startswith("plots/")],
+        "files": [str(results_dir / n) for n in files],
         "plots": len(drawn),
     }
 
@@ -90,15 +89,28 @@ def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
     return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
 
 
+def _holds(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_bytes() == content.encode()
+
+
 def _write_if_new(path: Path, content: str) -> None:
     """Atomic, and nothing at all where the file holds this already."""
-    if not path.is_file() or path.read_bytes() != content.encode():
+    if not _holds(path, content):
         write_atomic(path, content)
 
 
-def _drop_old_plots(folder: Path, keep: set[str]) -> None:
-    """Charts of an earlier report that this one does not have would look current."""
-    pattern = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.]svg")
-    for path in folder.glob("*.svg"):
-        if path.name not in keep and pattern.fullmatch(path.name):
+def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
+    """Every chart as SVG and PNG. Those of an earlier report that this one does not have would
+    look current, and go."""
+    for plot in drawn:
+        drawing = standalone(plot.svg)
+        path, picture = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
+        # The picture first: a drawing on disk vouches for the picture beside it.
+        if not _holds(path, drawing) or not picture.is_file():
+            write_atomic(picture, png(drawing))
+        _write_if_new(path, drawing)
+    keep = {p.name for p in drawn}
+    ours = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.](svg|png)")
+    for path in folder.glob("*.*"):
+        if path.stem not in keep and ours.fullmatch(path.name):
             path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import shlex
 
@@ -117,7 +118,16 @@ def ratio(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
 
 
-def command(suite: str, method: str) -> str:
-    """The command that reproduces a row, safe to paste into a shell."""
+def times(log_ratio: Estimate, bound: str = "") -> str:
+    """A ratio given as the estimate of its logarithm: '3.2 x [2.9, 3.6]'; `bound` ('at least' or
+    'at most') where it lies beyond the end of a curve."""
+    shown = f"{bound} {math.exp(log_ratio.mean):.2g} x".lstrip()
+    if log_ratio.low is None or log_ratio.high is None:
+        return shown
+    return f"{shown} [{math.exp(log_ratio.low):.2g}, {math.exp(log_ratio.high):.2g}]"
+
+
+def command(suite: str, only: str) -> str:
+    """The command that runs the stages `only` names, safe to paste into a shell."""
     path = shlex.quote(f"configs/suites/{plain(suite, 200)}.py")
-    return f"python tools/run_suite.py {path} --only {shlex.quote(plain(method, 200))}"
+    return f"python tools/run_suite.py {path} --only {shlex.quote(plain(only, 200))}"

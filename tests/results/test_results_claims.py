@@ -9,7 +9,8 @@ from make_records import fields, grid
 from test_results_tables import BEATS, SCORES, board_of
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import efficiency
+from kdep_bench.results import efficiency, leaderboard, text
+from kdep_bench.results import statistics as st
 from kdep_bench.results.claims import headlines, judge, load_config, load_folder, make_claim
 from kdep_bench.results.record import make
 
@@ -146,6 +147,42 @@ def test_a_score_never_reached_refutes_and_one_reached_at_once_is_a_lower_bound(
     assert v.verdict == "supported"
     assert "at least" in v.interval
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
+
+
+def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
+    records = _curve() + cell("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    board = board_of(records)
+    found = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    # Only the images differ between these arms; the other axes have no curve.
+    assert set(found) == {"images", "flops"}
+    shown = text.times(found["images"].estimate, found["images"].bound)
+    assert shown == verdict(records, **EFFICIENCY, at_least=2.0).interval
+    assert shown in leaderboard.markdown(leaderboard.make_view(board))
+
+
+def test_no_cost_ratio_against_an_arm_that_was_not_pretrained():
+    records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52], cost=0.2)
+    assert verdict(records).cost == "—"
+
+
+@pytest.mark.parametrize("noise", [0.004, 0.012])
+def test_the_efficiency_ratio_covers_a_known_one(noise):
+    """kdep gains .1 a decade of images and supervised has its score at sqrt(10) times as many."""
+    rng = np.random.default_rng(int(noise * 1000))
+    truth, hits, many = 0.5 * math.log(10), 0, 1200
+    keys = [(0, t) for t in range(3)]
+    for _ in range(many):
+        scores = {
+            share: dict(zip(keys, level + noise * rng.normal(size=3), strict=True))
+            for share, level in ((0.01, 0.3), (0.1, 0.4), (1.0, 0.5))
+        }
+        goal = dict(zip(keys, 0.45 + noise * rng.normal(size=3), strict=True))
+        ratios = efficiency.reaches([math.log(1e5 * s) for s in scores], [*scores.values()], goal)
+        e = st.estimate({k: math.log(1e5) - v for k, v in ratios.items()})
+        assert e.low is not None
+        assert e.high is not None
+        hits += e.low < truth < e.high
+    assert 0.93 < hits / many < 0.97
 
 
 def test_a_curve_of_one_point_is_no_curve():

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 from html.parser import HTMLParser
 
 import pytest
 from make_records import fields, grid, record
+from PIL import Image
 from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
 
 from kdep_bench.results import build
-from kdep_bench.results.charts import Dot, Line, dots, lines
+from kdep_bench.results.charts import Dot, Line, dots, lines, png, standalone
 from kdep_bench.results.markup import Raw, tag
 from kdep_bench.results.record import make
 
@@ -171,12 +173,45 @@ def test_efficiency_curves_and_plot_files(results):
     folder = results(records)
     source = page_of(folder)
     assert "Score against images" in source
-    plots = {p.name for p in (folder / "plots").glob("*.svg")}
-    assert "efficiency-0-images.svg" in plots
-    (folder / "plots" / "scores-9-9.svg").write_text("old")
-    (folder / "plots" / "mine.svg").write_text("kept")
+    plots = {p.name for p in (folder / "plots").iterdir()}
+    assert {"efficiency-0-images.svg", "efficiency-0-images.png"} <= plots
+    assert {p[:-4] for p in plots if p.endswith("svg")} == {
+        p[:-4] for p in plots if p[-3:] == "png"
+    }
+    for name in ("scores-9-9.svg", "scores-9-9.png", "mine.svg"):
+        (folder / "plots" / name).write_text("old")
     page_of(folder)
-    assert {p.name for p in (folder / "plots").glob("*.svg")} == plots | {"mine.svg"}
+    assert {p.name for p in (folder / "plots").iterdir()} == plots | {"mine.svg"}
+
+
+def test_a_chart_file_needs_no_page_around_it_and_its_png_shows_it(tmp_path):
+    rows = [Dot("kdep", 50.0, 45.0, 55.0, 0, True), Dot("x" * 60, 20.0, 19.0, 21.0, 1)]
+    drawing = standalone(dots(rows, "</title><script>", "u", 12.5, "chance"))
+    assert not re.search(r"var\(|--|light-dark|@media|<script", drawing)
+    Reader(drawing)
+    with Image.open(io.BytesIO(png(drawing))) as image:
+        seen = image.convert("RGB")
+    width, height = re.findall(r'(?:width|height)="([\d.]+)"', drawing)[:2]
+    assert seen.size == (2 * int(width), 2 * round(float(height)))
+    colours = {c for n, c in seen.getcolors(2**20) or [] if n > 20}
+    assert {(255, 255, 255), (0x1B, 0x63, 0xC0), (0xB4, 0x54, 0x0A), (0x1B, 0x1F, 0x24)} <= colours
+    # Letters are drawn, with no font of the system: ink left of the bold row's dot.
+    ink = seen.crop((0, 44, 300, 100)).getcolors(2**20) or []
+    assert sum(n for n, c in ink if sum(c) < 200) > 100
+
+
+def test_a_lost_or_old_png_is_drawn_anew(results):
+    folder = results(golden_records())
+    page_of(folder)
+    one = folder / "plots" / "scores-0-0.png"
+    before = one.read_bytes()
+    one.unlink()
+    page_of(folder)
+    assert one.read_bytes() == before
+    (folder / "plots" / "scores-0-0.svg").write_text("another drawing")
+    one.write_bytes(b"another picture")
+    page_of(folder)
+    assert one.read_bytes() == before
 
 
 def test_two_students_can_be_told_apart(results):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import io
 import itertools
 import os
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,31 @@ def test_the_golden_csv_holds_what_numpy_says():
     assert (kdep["n"], kdep["among_best"], kdep["labels_used"]) == ("3", "yes", "no")
     assert float(kdep["cost_s"]) == 402.0
     assert kdep["command"] == "python tools/run_suite.py configs/suites/golden.py --only kdep"
+
+
+def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
+    records = []
+    for share, part in ((1.0, ""), (0.1, ".0.1")):
+        for t in range(2):
+            f = fields("kdep", "probe", 0.5, transfer=t, share=share)
+            f["id"] = f"transfer-probe.resnet18_w32.kdep{part}.s0-{t}-0123456789ab"
+            records.append(make(f))
+    board = board_of(records)
+    lines = [leaderboard.command(board, a) for a in board.arms]
+    start = "python tools/run_suite.py configs/suites/golden.py --only "
+    assert lines == [
+        f"{start}'transfer-*.resnet18_w32.kdep.s*'",
+        f"{start}'transfer-*.resnet18_w32.kdep.0.1.s*'",
+    ]
+
+
+def test_the_commands_of_the_published_rows_select_those_rows_alone():
+    folder = Path(__file__).resolve().parents[2] / "results" / "pocket"
+    board = make_board(store.read(folder))
+    ids = {a: {r.id for r in board.runs_of(a)} for a in board.arms}
+    for arm, mine in ids.items():
+        pattern = shlex.split(leaderboard.command(board, arm))[-1]
+        assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == mine
 
 
 @settings(max_examples=15, deadline=None)
