@@ -48,12 +48,6 @@ class Spent(NamedTuple):
     device: str | None
     threads: int | None
 
-    @property
-    def pretraining_s(self) -> float | None:
-        """Seconds before transfer, teacher cache and alignment included; None if none is known."""
-        known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
-        return sum(known) if known else None
-
 
 class Run(NamedTuple):
     """What tables need of one record; `when` is its creation time in seconds since 1970."""

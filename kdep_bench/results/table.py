@@ -329,9 +329,11 @@ class ArmFacts:
 
     @property
     def cost_s(self) -> float | None:
-        """Pre-training seconds, its share of the teacher cache and the alignment included."""
-        known = [s for s in (self.pretrain_s, self.cache_s, self.align_s) if s is not None]
-        return sum(known) if known else None
+        """Pre-training seconds, its share of the teacher cache and the alignment included; None
+        where the training's or the cache's part is not known, for the rest would look cheap."""
+        if self.pretrain_s is None or (self.teacher is not None and self.cache_s is None):
+            return None
+        return self.pretrain_s + (self.cache_s or 0.0) + (self.align_s or 0.0)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -160,6 +160,13 @@ def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
     assert shown in leaderboard.markdown(leaderboard.make_view(board))
 
 
+def test_a_cost_with_an_unknown_part_is_unknown():
+    f = fields("kdep", "probe", 0.5)
+    f["cost"]["cache_s"] = None
+    board = board_of([make(f)])
+    assert efficiency.amount(board, board.arms[0], "seconds") is None
+
+
 def test_no_cost_ratio_against_an_arm_that_was_not_pretrained():
     records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52], cost=0.2)
     assert verdict(records).cost == "—"
