@@ -108,6 +108,20 @@ def test_versions_lists_what_is_installed() -> None:
     assert all(isinstance(v, str) and v[0].isdigit() for v in found.values())
 
 
+def test_mmpretrain_imports_beside_transformers_5(
+    tmp_path: Path,
+) -> None:
+    """A stand-in of the name and version: like transformers 5 it lacks what BLIP asks for."""
+    info = tmp_path / "transformers-5.23.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.23.0\n")
+    (tmp_path / "transformers.py").write_text("")
+    code = "from kdep_bench import openmmlab; openmmlab.setup('mmpretrain')"
+    env = dict(os.environ, PYTHONPATH=f"{REPO}{os.pathsep}{tmp_path}")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     ("distribution", "version", "sentence"),
     [

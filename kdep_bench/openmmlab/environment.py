@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
+import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from packaging.version import Version
@@ -209,7 +212,28 @@ def setup(scope: str, *, switch: bool = False) -> None:
     _scope = scope
 
 
+def without_multimodal() -> None:
+    """Trap: mmpretrain 1.2.0 does not import beside transformers 5 (BLIP needs what is gone there).
+
+    It asks once, in this module, whether to load its multi-modal models; the answer is no. Loaded
+    from its file, because importing it by name would import the whole package first.
+    """
+    name = "mmpretrain.utils.dependency"
+    package = importlib.util.find_spec("mmpretrain")
+    if name in sys.modules or package is None or package.origin is None:
+        return
+    path = Path(package.origin).parent / "utils" / "dependency.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    vars(module)["WITH_MULTIMODAL"] = False
+    sys.modules[name] = module
+
+
 def _import_toolkit(scope: str) -> None:
+    without_multimodal()
     try:
         importlib.import_module("mmcv.ops")
     except (ImportError, AssertionError) as e:

@@ -19,8 +19,10 @@ def _load() -> None:
 
     import kdep_bench.ops
     import kdep_bench.suite.worker
+    from kdep_bench.openmmlab.environment import without_multimodal
 
     kdep_bench.ops.install()
+    without_multimodal()
     for name in (
         "torch",
         "torchvision",

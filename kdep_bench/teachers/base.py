@@ -41,12 +41,16 @@ class Teacher(nn.Module, ABC):
         input_px: side of the square input in pixels.
         mean, std: per-channel normalisation on the 0-255 scale.
         has_logits: whether `logits` is not None.
+        tap: where the pooled feature is read, in words.
+        map_names: names of the spatial maps it gives.
     """
 
     name: str
     width: int
     input_px: int
     has_logits: bool
+    tap: str
+    map_names: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
 
@@ -88,7 +92,8 @@ class Teacher(nn.Module, ABC):
 
 def freeze(module: nn.Module) -> nn.Module:
     """Eval mode, no gradients, channels-last: how every teacher runs."""
-    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    module.eval()  # not chained: mm backbones return nothing from it
+    return module.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

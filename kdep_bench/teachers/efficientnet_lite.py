@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -72,6 +73,8 @@ class EfficientNetLite(Teacher):
 
     has_logits = True
     width = 1280
+    tap = "after the last activation"
+    map_names = ("last",)
 
     def __init__(
         self, name: str, variant: int, input_px: int, weights: str | Path | None = None
@@ -83,5 +86,7 @@ class EfficientNetLite(Teacher):
         self.net = freeze(net)
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        pooled = self.net.global_pool(self.net.forward_features(x_B3HW))  # type: ignore[operator]
-        return TeacherOutput(pooled, self.net.classifier(pooled))  # type: ignore[operator]
+        net: Any = self.net
+        last = net.forward_features(x_B3HW)
+        pooled = net.global_pool(last)
+        return TeacherOutput(pooled, net.classifier(pooled), {"last": last})

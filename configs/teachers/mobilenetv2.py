@@ -1,0 +1,34 @@
+"""MobileNetV2, ImageNet-1k supervised.
+
+Weights: torchvision's `IMAGENET1K_V2`, 14 MB from
+https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth
+The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
+folder is used; else give `weights=` its path, or `download=True`.
+Tap: after the last activation. Before it the feature is linear from 320 channels, so an SVD
+beyond rank 320 would fit noise; tap="before" is KDEP's place all the same.
+"""
+
+from kdep_bench.teachers.torchvision_models import Torchvision
+
+teacher = dict(
+    type=Torchvision,
+    name="mobilenetv2",
+    model="mobilenet_v2",
+    input_px=224,
+    args=dict(hub="IMAGENET1K_V2"),
+    weights=None,
+    sha256="7ebf99e0",
+    download=False,
+    tap="read",
+    maps={},
+    width=1280,
+    has_logits=True,
+    card=dict(
+        pretraining="ImageNet-1k, 1.28 M labelled images",
+        labels_used=True,
+        top1=0.72154,
+        top1_of="ImageNet-1k validation, torchvision's own figure for these weights",
+        licence="BSD-3-Clause (code); torchvision states none for the weights",
+        source="https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.mobilenet_v2.html",
+    ),
+)

@@ -1,0 +1,33 @@
+"""ResNet-50, ImageNet-1k supervised, the classic recipe.
+
+Weights: torchvision's `IMAGENET1K_V1`, 98 MB from
+https://download.pytorch.org/models/resnet50-0676ba61.pth
+The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
+folder is used; else give `weights=` its path, or `download=True`.
+Tap: before the last ReLU, KDEP's.
+"""
+
+from kdep_bench.teachers.torchvision_models import Torchvision
+
+teacher = dict(
+    type=Torchvision,
+    name="resnet50",
+    model="resnet50",
+    input_px=224,
+    args=dict(hub="IMAGENET1K_V1"),
+    weights=None,
+    sha256="0676ba61",
+    download=False,
+    tap="before",
+    maps={},
+    width=2048,
+    has_logits=True,
+    card=dict(
+        pretraining="ImageNet-1k, 1.28 M labelled images",
+        labels_used=True,
+        top1=0.7613,
+        top1_of="ImageNet-1k validation, torchvision's own figure for these weights",
+        licence="BSD-3-Clause (code); torchvision states none for the weights",
+        source="https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.resnet50.html",
+    ),
+)

@@ -1,0 +1,33 @@
+"""Swin-B, ImageNet-1k supervised.
+
+Weights: torchvision's `IMAGENET1K_V1`, 335 MB from
+https://download.pytorch.org/models/swin_b-68c6b09e.pth
+The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
+folder is used; else give `weights=` its path, or `download=True`.
+Tap: the mean of the last map after its norm; no activation follows.
+"""
+
+from kdep_bench.teachers.torchvision_models import Torchvision
+
+teacher = dict(
+    type=Torchvision,
+    name="swin_b",
+    model="swin_b",
+    input_px=224,
+    args=dict(hub="IMAGENET1K_V1"),
+    weights=None,
+    sha256="68c6b09e",
+    download=False,
+    tap="before",
+    maps={},
+    width=1024,
+    has_logits=True,
+    card=dict(
+        pretraining="ImageNet-1k, 1.28 M labelled images",
+        labels_used=True,
+        top1=0.83582,
+        top1_of="ImageNet-1k validation, torchvision's own figure for these weights",
+        licence="BSD-3-Clause (code); torchvision states none for the weights",
+        source="https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.swin_b.html",
+    ),
+)

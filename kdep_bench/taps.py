@@ -1,0 +1,133 @@
+"""Where a network's last activation sits: found by running the network, then proved.
+
+KDEP reads the pooled feature before the last ReLU, on both sides (He et al., CVPR 2022;
+CVMI-Lab/KDEP src/resnet.py, src/mobilenet.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Side = Literal["in", "out"]
+
+
+def global_mean(x_BCHW: Tensor) -> Tensor:
+    """Global average pooling: [B, C, H, W] -> [B, C]."""
+    return x_BCHW.mean((2, 3))
+
+
+@contextmanager
+def captured(net: nn.Module, wanted: Mapping[str, tuple[str, Side]]) -> Iterator[dict[str, Any]]:
+    """Records what named submodules read or give while the body of the `with` runs.
+
+    Args:
+        net: any network.
+        wanted: name -> (module path, "in" for its first argument or "out" for its result).
+
+    A module that runs several times in a forward (the ReLU of a ResNet block) leaves its last call.
+    """
+    seen: dict[str, Any] = {}
+    handles = []
+
+    def take(name: str, side: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            seen[name] = args[0] if side == "in" else out
+
+        return hook
+
+    try:
+        for name, (path, side) in wanted.items():
+            handles.append(net.get_submodule(path).register_forward_hook(take(name, side)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def nonzero_scales(net: nn.Module) -> Iterator[None]:
+    """Sets all-zero `weight`s (zero-initialised residual branches) to one for the time being.
+
+    With them a block is the identity, and a tap one block too early would look right.
+    """
+    scales = [getattr(m, "weight", None) for m in net.modules()]
+    zero = [w for w in scales if isinstance(w, Tensor) and not w.is_meta and not bool(w.any())]
+    with torch.no_grad():
+        for weight in zero:
+            weight.fill_(1.0)
+        try:
+            yield
+        finally:
+            for weight in zero:
+                weight.zero_()
+
+
+@torch.no_grad()
+def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str | None:
+    """The module path of the activation whose output is the network's final map, or None.
+
+    Args:
+        net: the network, in eval mode.
+        forward: runs `net` on noise and returns its final map.
+
+    A candidate has neither parameters nor children, keeps the shape, changes its input, and its
+    output equals the final map bit for bit; of several, the one that ran last. The one found is
+    left without `inplace`, so that its input can be read.
+    """
+    leaves = {
+        path: module
+        for path, module in net.named_modules()
+        if not [*module.children(), *module.parameters(), *module.buffers()]
+    }
+    inplace = [m for m in leaves.values() if getattr(m, "inplace", False)]
+    calls: dict[str, tuple[int, Tensor, Tensor]] = {}
+    handles = []
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+                calls[path] = (len(order), args[0], out)
+                order.append(path)
+
+        return hook
+
+    order: list[str] = []
+    found: str | None = None
+    try:
+        for module in inplace:
+            module.inplace = False  # type: ignore[assignment]
+        handles = [m.register_forward_hook(watch(p)) for p, m in leaves.items()]
+        with nonzero_scales(net):
+            final = forward()
+        fits = [
+            (number, path)
+            for path, (number, before, after) in calls.items()
+            if after.shape == final.shape == before.shape
+            and torch.equal(after, final)
+            and not torch.equal(before, after)
+        ]
+        found = max(fits)[1] if fits else None
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in inplace:
+            module.inplace = found is None or module is not leaves[found]  # type: ignore[assignment]
+    return found
+
+
+def rectified(last_BCHW: Tensor, read_BD: Tensor) -> bool:
+    """Whether a ReLU lies on the way from a network's last map to what its classifier reads.
+
+    Either the map has no negative value and exact zeros (an in-place ReLU, or pooling after one),
+    or the classifier reads the mean of its rectified values (DenseNet).
+    """
+    if bool((last_BCHW >= 0).all()) and bool((last_BCHW == 0).any()):
+        return True
+    if last_BCHW.shape[1] != read_BD.shape[1] or bool((last_BCHW >= 0).all()):
+        return False
+    return torch.allclose(global_mean(last_BCHW.relu()), read_BD, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,95 @@
+"""A teacher from a checkpoint of one's own: an architecture, a file, and a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdep_bench.data import normalisation
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.teachers import mmpretrain_models, timm_models, torchvision_models
+from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.weights import Hub
+
+LIBRARIES = {"timm": timm_models, "torchvision": torchvision_models}
+
+
+class Checkpoint(NetworkTeacher):
+    """The trunk of a network with the weights of a file.
+
+    `model` is "torchvision/resnet50", "timm/resnet50", or a mm backbone as a dict
+    (`dict(type="mmpretrain.ResNet", depth=50)`). A file names tensors as that library does, after
+    `prefix` ("module.model.", "backbone."). The classifier is left away unless `has_logits=True`,
+    and so are its tensors; other surplus is named by `drop`. The input normalisation is ImageNet's
+    unless `mean` and `std` say otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        input_px: int,
+        *,
+        has_logits: bool | None = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(name, model, input_px, has_logits=bool(has_logits), **more)
+
+    def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+        if isinstance(model, Mapping):
+            if head:
+                raise KdepError(
+                    "a mm backbone was asked for logits", "has_logits=False", "use MMPretrain"
+                )
+            return make_backbone(model, args), ""
+        library, name = split(model)
+        return LIBRARIES[library].make(name, args, head)
+
+    def parts(self, x_B3HW: Tensor) -> Parts:
+        if isinstance(self.model, Mapping):
+            outs, final, tokens = mmpretrain_models.backbone_parts(self.net, x_B3HW)
+            return Parts(final, mmpretrain_models.pooled(outs[-1]), None, tokens)
+        if split(self.model)[0] == "timm":
+            return timm_models.parts(self.net, x_B3HW)
+        return torchvision_models.parts(self.net, x_B3HW, self.head)
+
+    def as_map(self, out: Any) -> Tensor:
+        if isinstance(self.model, Mapping):
+            extra = int(getattr(self.net, "num_extra_tokens", 0))  # type: ignore[arg-type]
+            tokens = isinstance(out, Tensor) and out.ndim == 3
+            return grid(out, extra) if tokens else super().as_map(out)
+        library = LIBRARIES[split(self.model)[0]]
+        return super().as_map(library.as_map(self.net, out))
+
+    def hub(self, model: Any, args: dict[str, Any], net: nn.Module) -> Hub | None:
+        return None
+
+    def statistics(
+        self, model: Any, args: dict[str, Any], net: nn.Module
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        return normalisation.MEAN, normalisation.STD
+
+
+def split(model: Any) -> tuple[str, str]:
+    """ "timm/resnet50" -> ("timm", "resnet50")."""
+    library, _, name = str(model).partition("/")
+    if library not in LIBRARIES or not name:
+        raise unknown_name(f"library of the model {model!r}:", library, LIBRARIES)
+    return library, name
+
+
+def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
+    """A mm backbone with random weights."""
+    mmpretrain_models.ready()
+    from mmpretrain.registry import MODELS
+
+    try:
+        net: Any = MODELS.build({**model, **args, "init_cfg": None})
+    except (KeyError, TypeError, ValueError, AssertionError) as e:
+        raise KdepError(
+            f"the backbone {dict(model)} cannot be built ({e})", "a mm backbone", "correct `model=`"
+        ) from e
+    net.init_weights()
+    return net

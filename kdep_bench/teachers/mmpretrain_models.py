@@ -1,0 +1,147 @@
+"""Teachers from mmpretrain: a name of its model zoo ("resnet50_8xb32_in1k") or a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdep_bench import openmmlab
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.taps import captured, global_mean
+from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.weights import Hub, size_of, url_hub
+
+
+def ready() -> None:
+    """mmpretrain's models are registered (in every scope)."""
+    if openmmlab.current_scope() is None:
+        openmmlab.setup("mmpretrain")
+
+
+def zoo_entry(model: str) -> Any:
+    """mmpretrain's metainfo of a zoo name: `.config` and `.weights` (an address or None)."""
+    ready()
+    from mmpretrain.apis import list_models
+    from mmpretrain.apis.model import ModelHub
+
+    names = list_models()
+    if model.lower() not in (n.lower() for n in names):
+        raise unknown_name("model of mmpretrain's zoo", model, names)
+    return ModelHub.get(model)
+
+
+def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    """mmpretrain's ImageClassifier with random weights, and "head"."""
+    ready()
+    from mmengine.config import Config, ConfigDict
+    from mmengine.registry import DefaultScope
+    from mmpretrain.registry import MODELS
+
+    is_file = str(model).endswith(".py")
+    if is_file and not Path(model).is_file():
+        raise KdepError(f"the mmpretrain config {model} does not exist", "", "check `model=`")
+    config = Config.fromfile(model) if is_file else zoo_entry(model).config
+    classifier = ConfigDict(config.model)
+    if classifier.type != "ImageClassifier":
+        raise KdepError(
+            f"{model} is a {classifier.type} in mmpretrain",
+            "an ImageClassifier",
+            "name another model",
+        )
+    classifier.setdefault("data_preprocessor", config.get("data_preprocessor"))
+    classifier.pop("init_cfg", None)
+    classifier.backbone.pop("init_cfg", None)  # never its own unchecked loading
+    if not head:
+        classifier.pop("head", None)
+    holder = Config({"model": classifier})
+    try:
+        holder.merge_from_dict({"model": args})
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            net: Any = MODELS.build(holder.model)
+    except (KeyError, TypeError, ValueError, AssertionError) as e:
+        raise KdepError(
+            f"mmpretrain does not build {model} with {args} ({e})",
+            "arguments it takes",
+            "correct `args=`",
+        ) from e
+    net.init_weights()
+    return net, "head"
+
+
+def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, Tensor | None]:
+    """(the backbone's outputs, last map or None, tokens or None) of a mm backbone.
+
+    A ViT gives its class token alone and ConvNeXt the norm of its mean; their tokens and map are
+    read from inside.
+    """
+    wanted: dict[str, Any] = {}
+    extra = getattr(backbone, "num_extra_tokens", None)
+    if extra is not None and hasattr(backbone, "ln1"):
+        wanted["tokens"] = ("ln1", "out")
+    elif getattr(backbone, "gap_before_final_norm", False):
+        wanted["final"] = (f"stages.{len(backbone.stages) - 1}", "out")
+    with captured(backbone, wanted) as seen:
+        outs = backbone(x_B3HW)
+    last, tokens = outs[-1], seen.get("tokens")
+    if tokens is not None:
+        return outs, grid(tokens, int(extra or 0)), tokens
+    if isinstance(last, Tensor) and last.ndim == 4:
+        return outs, last, None
+    return outs, seen.get("final"), None
+
+
+def parts(net: Any, x_B3HW: Tensor) -> Parts:
+    """Backbone, neck and head, taken apart."""
+    outs, final, tokens = backbone_parts(net.backbone, x_B3HW)
+    feats = net.neck(outs) if net.with_neck else outs
+    if not net.with_head:
+        return Parts(final, pooled(feats[-1]), None, tokens)
+    return Parts(final, pooled(net.head.pre_logits(feats)), net.head(feats), tokens)
+
+
+def pooled(feature: Any) -> Tensor:
+    """A feature as [B, D]: maps are averaged; of a list the class token, which comes last."""
+    feature = feature[-1] if isinstance(feature, (list, tuple)) else feature
+    return global_mean(feature) if feature.ndim == 4 else feature.flatten(1)
+
+
+class MMPretrain(NetworkTeacher):
+    """An ImageClassifier of mmpretrain; `args` are merged into its model config.
+
+    `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` leaves the head away
+    where the file has none. Pictures and statistics are turned round for a model trained on BGR.
+    """
+
+    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+        return make(model, args, head)
+
+    def parts(self, x_B3HW: Tensor) -> Parts:
+        rgb = self.net.data_preprocessor.to_rgb  # type: ignore[union-attr]
+        return parts(self.net, x_B3HW if rgb else x_B3HW.flip(1))
+
+    def as_map(self, out: Any) -> Tensor:
+        if isinstance(out, Tensor) and out.ndim == 3:
+            return grid(out, int(getattr(self.net.backbone, "num_extra_tokens", 0)))  # type: ignore[arg-type]
+        return super().as_map(out)
+
+    def hub(self, model: str, args: dict[str, Any], net: nn.Module) -> Hub | None:
+        if str(model).endswith(".py"):
+            return None
+        url = zoo_entry(model).weights
+        return url_hub(url, size_of(net)) if url else None
+
+    def statistics(
+        self, model: str, args: dict[str, Any], net: Any
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        data = net.data_preprocessor
+        if not getattr(data, "_enable_normalize", False):
+            raise KdepError(
+                f"the config of {model} declares no normalisation",
+                "a data_preprocessor with mean and std",
+                "give `mean=` and `std=`, RGB, on the 0-255 scale",
+            )
+        mean, std = data.mean.flatten().tolist(), data.std.flatten().tolist()
+        return (mean, std) if data.to_rgb else (mean[::-1], std[::-1])

@@ -1,0 +1,101 @@
+"""Teachers from timm, by its model names ("resnet50.a1_in1k")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of, url_hub
+
+# timm's own order of preference (timm/models/_hub.py, load_state_dict_from_hf).
+HF_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    """A timm model with random weights and the path of its classifier ("" for none)."""
+    if not timm.is_model(model.split(".")[0]):
+        raise unknown_name("timm model", model, timm.list_models())
+    try:
+        net: Any = timm.create_model(model, pretrained=False, **args)
+    except (TypeError, RuntimeError) as e:
+        raise KdepError(
+            f"timm does not build {model} with {args} ({e})",
+            "arguments it takes",
+            "correct `args=`",
+        ) from e
+    path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
+    if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):
+        path = ""  # built without classes: an Identity stands there
+    if path and not head:
+        net.reset_classifier(0)
+    return net, path
+
+
+def parts(net: Any, x_B3HW: Tensor) -> Parts:
+    """timm's `forward_features` and `forward_head`, taken apart."""
+    out = net.forward_features(x_B3HW)
+    if not isinstance(out, Tensor):
+        raise KdepError(
+            f"{type(net).__name__}.forward_features gives a {type(out).__name__}",
+            "one tensor",
+            "choose another architecture",
+        )
+    read = net.forward_head(out, pre_logits=True)
+    logits = net.forward_head(out) if getattr(net, "num_classes", 0) else None
+    tokens = out if out.ndim == 3 else None
+    final = as_map(net, out)
+    return Parts(final, read.flatten(1), logits, tokens)
+
+
+def as_map(net: Any, out: Any) -> Any:
+    """A stage's output as [B, C, H, W]: from NHWC (Swin) or from tokens."""
+    if not isinstance(out, Tensor):
+        return out
+    if out.ndim == 3:
+        return grid(out, getattr(net, "num_prefix_tokens", 0))
+    return out.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else out
+
+
+class Timm(NetworkTeacher):
+    """A timm model; `args` go to `timm.create_model` (`dynamic_img_size=True`, `num_classes=0`...).
+
+    A weights file has timm's own names, as the files of huggingface.co/timm do. Tokens: those of a
+    ViT as `forward_features` returns them (class and register tokens first). `maps` are outputs of
+    named modules ("stages.2", "blocks.11"), tokens made into a grid.
+    """
+
+    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+        return make(model, args, head)
+
+    def parts(self, x_B3HW: Tensor) -> Parts:
+        return parts(self.net, x_B3HW)
+
+    def as_map(self, out: Any) -> Tensor:
+        return super().as_map(as_map(self.net, out))
+
+    def hub(self, model: str, args: dict[str, Any], net: Any) -> Hub | None:
+        return hub(net)
+
+    def statistics(
+        self, model: str, args: dict[str, Any], net: Any
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        return statistics(net)
+
+
+def hub(net: Any) -> Hub | None:
+    """Where timm's weights of a built model come from."""
+    cfg = net.pretrained_cfg
+    if cfg.get("hf_hub_id"):
+        return hugging_face_hub(cfg["hf_hub_id"], HF_FILES, size_of(net))
+    return url_hub(cfg["url"], size_of(net)) if cfg.get("url") else None
+
+
+def statistics(net: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """The normalisation that timm declares for a model, on the 0-255 scale."""
+    mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    return [255 * v for v in mean], [255 * v for v in std]

@@ -1,0 +1,117 @@
+"""Teachers from torchvision, by its model names ("resnet50", "swin_b")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import SwinTransformer
+
+from kdep_bench.data import normalisation
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.taps import Side, captured
+from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.weights import Hub, url_hub
+
+# Where the last map is, by the submodules torchvision's classifiers have; the first that fits.
+# All but the last pool what they read; ViT's encoder gives tokens, the class token first.
+FINAL: tuple[tuple[str, Side], ...] = (
+    ("avgpool", "in"),
+    ("encoder", "out"),
+    ("conv5", "out"),  # ShuffleNetV2
+    ("layers", "out"),  # MNASNet
+    ("features", "out"),  # DenseNet, SqueezeNet
+)
+
+
+def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    """A torchvision classifier with random weights and the path of its last linear layer."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model not in names:
+        raise unknown_name("torchvision model", model, names)
+    try:
+        net = torchvision.models.get_model(model, weights=None, **args)
+    except TypeError as e:
+        raise KdepError(
+            f"torchvision does not build {model} with {args} ({e})",
+            "arguments it takes",
+            "correct `args=`",
+        ) from e
+    path = last_linear(net)
+    if not head:
+        net.set_submodule(path, nn.Identity())
+    return net, path
+
+
+def last_linear(net: nn.Module) -> str:
+    """The path of the last nn.Linear, by order of definition: the classifier in torchvision."""
+    found = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not found:
+        raise KdepError(
+            f"{type(net).__name__} has no linear classifier", "one", "choose another architecture"
+        )
+    return found[-1]
+
+
+def parts(net: Any, x_B3HW: Tensor, head: str) -> Parts:
+    """One forward, with the last map and the input of the classifier at `head` recorded."""
+    place: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
+    if place is None:
+        raise KdepError(
+            f"it is not known where {type(net).__name__} has its last map",
+            f"one of the submodules {', '.join(p for p, _ in FINAL)}",
+            "choose another architecture",
+        )
+    wanted: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
+    with captured(net, wanted) as seen:
+        out = net(x_B3HW)
+    final, read = seen["final"], seen["read"]
+    logits = None if isinstance(net.get_submodule(head), nn.Identity) else out
+    tokens = final if final.ndim == 3 else None
+    return Parts(grid(final, 1) if tokens is not None else final, read.flatten(1), logits, tokens)
+
+
+def as_map(net: Any, out: Any) -> Any:
+    """A stage's output as [B, C, H, W]: from Swin's [B, H, W, C] or from ViT's tokens."""
+    if isinstance(out, Tensor) and out.ndim == 3:
+        return grid(out, 1)
+    return out.permute(0, 3, 1, 2) if isinstance(net, SwinTransformer) else out
+
+
+class Torchvision(NetworkTeacher):
+    """A torchvision classifier.
+
+    `args` go to `torchvision.models.get_model`; the entry `hub` is not passed on and names the
+    weights ("IMAGENET1K_V1") that are taken where no file is given (default: torchvision's).
+    `maps` are outputs of named modules ("layer3", "features.5").
+    """
+
+    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+        return make(model, {k: v for k, v in args.items() if k != "hub"}, head)
+
+    def parts(self, x_B3HW: Tensor) -> Parts:
+        return parts(self.net, x_B3HW, self.head)
+
+    def as_map(self, out: Any) -> Tensor:
+        return super().as_map(as_map(self.net, out))
+
+    def hub(self, model: str, args: dict[str, Any], net: nn.Module) -> Hub | None:
+        return hub(model, args.get("hub", "DEFAULT"))
+
+    def statistics(
+        self, model: str, args: dict[str, Any], net: nn.Module
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Those of ImageNet: every classifier of torchvision is trained with them."""
+        return normalisation.MEAN, normalisation.STD
+
+
+def hub(model: str, name: str) -> Hub:
+    """Where torchvision's weights `name` of a model come from."""
+    known = torchvision.models.get_model_weights(model)
+    if name not in known.__members__:
+        raise unknown_name(f"weights of torchvision's {model}", name, known.__members__)
+    entry = known[name]
+    megabytes = entry.meta.get("_file_size")
+    return url_hub(entry.url, f"{megabytes:.0f} MB" if megabytes else "")

@@ -1,0 +1,102 @@
+"""Every teacher page: a whole card, and a teacher that builds and is as wide as the page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import names, read_room, resolve
+from kdep_bench.teachers.base import build_teacher
+from tests.teachers.conftest import asked, pictures
+
+CARD = {"pretraining", "labels_used", "top1", "licence", "source"}
+# A tiny network of the same family in place of the page's, which then is as wide as said here.
+SMALL: dict[str, tuple[int, dict[str, Any]]] = {
+    "resnet50": (2048, {}),
+    "microsoft_resnet50": (2048, {}),
+    "efficientnet_b0": (1280, {}),
+    "mobilenetv2": (1280, {}),
+    "dinov2_vitb14": (
+        48,
+        dict(args=dict(depth=1, embed_dim=48, num_heads=3, dynamic_img_size=True)),
+    ),
+    "clip_vitb16": (
+        48,
+        dict(args=dict(num_hidden_layers=1, hidden_size=48, intermediate_size=96, image_size=64)),
+    ),
+}
+LARGE = {"swin_b": "head", "convnext_b": "classifier"}
+INSTALLED = {"efficientnet_lite0", "efficientnet_lite2"}
+
+
+def page(name: str) -> dict[str, Any]:
+    return resolve("teacher", name)
+
+
+def test_every_page_is_tested_here():
+    assert set(names("teacher")) == set(SMALL) | set(LARGE) | INSTALLED
+
+
+@pytest.mark.parametrize("name", names("teacher"))
+def test_every_card_declares_what_the_teacher_was_made_of(name: str):
+    card = read_room("teacher", name)["card"]
+    assert set(card) - {"top1_of"} == CARD
+    assert isinstance(card["labels_used"], bool)
+    assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_of"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_page_builds(name: str):
+    if name == "clip_vitb16":
+        pytest.importorskip("transformers", reason="the optional extra `hf` is not installed")
+    width, over = SMALL[name]
+    px = 70 if name.startswith("dinov2") else 64
+    config = {**page(name), "weights": "random", "input_px": px, "width": width}
+    if over:
+        config["args"] = {**config["args"], **over["args"]}
+    teacher = build_teacher(config)
+    out = asked(teacher, pictures(px, 1))
+    assert out.pooled.shape == (1, width)
+
+
+def test_the_large_pages_are_as_wide_as_they_say():
+    for name in LARGE:
+        config = page(name)
+        with torch.device("meta"):
+            net: Any = torchvision.models.get_model(config["model"])
+        linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
+        assert linear.in_features == config["width"]
+    with torch.device("meta"):
+        net = timm.create_model(page("dinov2_vitb14")["model"])
+    assert net.num_features == page("dinov2_vitb14")["width"]
+    clip = page("clip_vitb16")
+    assert clip["args"]["hidden_size"] == clip["width"]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "microsoft_resnet50", "dinov2_vitb14"])
+def test_a_page_without_its_weights_says_where_they_come_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = page(name)
+    if name == "dinov2_vitb14":
+        config["args"]["depth"] = 1  # quick to build
+    with pytest.raises(KdepError, match=r"downloaded from https|give `weights=` a path"):
+        build_teacher(config)
+
+
+def test_the_checksums_of_torchvision_s_pages_are_those_in_the_names_of_their_files():
+    for name in ("resnet50", "swin_b", "convnext_b", "efficientnet_b0", "mobilenetv2"):
+        config = page(name)
+        entry = torchvision.models.get_model_weights(config["model"])[config["args"]["hub"]]
+        assert f"-{config['sha256']}.pth" in entry.url
+        assert config["card"]["top1"] == pytest.approx(
+            entry.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+        )

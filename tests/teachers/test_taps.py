@@ -1,0 +1,394 @@
+"""Every kind of teacher gives the right tap: against the same weights in another library.
+
+The reference never goes through the code under test: its network is another implementation of the
+architecture, run by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+
+from kdep_bench.errors import KdepError
+from kdep_bench.teachers.base import Teacher, build_teacher
+from kdep_bench.teachers.checkpoint import Checkpoint
+from kdep_bench.teachers.mmpretrain_models import MMPretrain
+from kdep_bench.teachers.timm_models import Timm
+from kdep_bench.teachers.torchvision_models import Torchvision
+from tests.teachers.conftest import asked, close, lively, normalised, pictures
+
+TINY_VIT: dict[str, Any] = dict(
+    img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5
+)
+TINY_SWIN: dict[str, Any] = dict(
+    img_size=64, window_size=2, embed_dim=12, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 3)
+)
+
+
+def by_order(target: nn.Module, source: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `source` under the names of `target`: order, shapes and last parts agree."""
+    a, b = target.state_dict(), source.state_dict()
+    for (one, x), (two, y) in zip(a.items(), b.items(), strict=True):
+        assert x.shape == y.shape
+        assert one.split(".")[-1] == two.split(".")[-1]
+    return dict(zip(a, b.values(), strict=True))
+
+
+def saved(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
+    torch.save(tensors, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+# -- ResNet -------------------------------------------------------------------------------------
+
+
+def resnet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(last map before its ReLU, logits, third stage) of torchvision's ResNet-18."""
+    h = net.maxpool(torch.relu(net.bn1(net.conv1(x))))
+    h = third = net.layer3(net.layer2(net.layer1(h)))
+    first, last = net.layer4
+    h = first(h)
+    before = h + last.bn2(last.conv2(torch.relu(last.bn1(last.conv1(h)))))
+    return before, net.fc(torch.relu(before).mean((2, 3))), third
+
+
+def test_resnet_in_four_ways_is_torchvision_s_resnet_without_its_last_relu(tmp_path: Path):
+    reference = lively(torchvision.models.resnet18(num_classes=7))
+    state = dict(reference.state_dict())
+    plain = saved(tmp_path, state)
+    prefixed = tmp_path / "own.pth"
+    torch.save({"epoch": 3, "model": {f"module.net.{k}": v for k, v in state.items()}}, prefixed)
+    mm = tmp_path / "mm.pth"
+    torch.save(
+        {("head." if k.startswith("fc.") else "backbone.") + k: v for k, v in state.items()}, mm
+    )
+    trunk = tmp_path / "trunk.pth"
+    torch.save({k: v for k, v in state.items() if not k.startswith("fc.")}, trunk)
+    classes: dict[str, Any] = dict(args=dict(num_classes=7))
+    teachers: list[Teacher] = [
+        Torchvision("tv", "resnet18", 64, weights=plain, maps={"s3": "layer3"}, **classes),
+        Timm("timm", "resnet18", 64, weights=plain, maps={"s3": "layer3"}, **classes),
+        MMPretrain(
+            "mm",
+            "resnet18_8xb32_in1k",
+            64,
+            weights=mm,
+            maps={"s3": "backbone.layer3"},
+            args=dict(head=dict(num_classes=7)),
+        ),
+        Checkpoint(
+            "own",
+            "torchvision/resnet18",
+            64,
+            weights=prefixed,
+            prefix="module.net.",
+            maps={"s3": "layer3"},
+            **classes,
+        ),
+        Checkpoint("trunk", dict(type="mmpretrain.ResNet", depth=18), 64, weights=trunk),
+    ]
+    images = pictures(64)
+    for teacher in teachers:
+        out = asked(teacher, images)
+        before, logits, third = resnet_by_hand(reference, normalised(teacher, images))
+        assert bool((out.pooled < 0).any())
+        close(out.pooled, before.mean((2, 3)))
+        close(out.maps["last"], before)
+        assert teacher.tap.startswith("before ")
+        if "s3" in out.maps:
+            close(out.maps["s3"], third)
+        if teacher.has_logits:
+            close(out.logits, logits)
+    assert [t.has_logits for t in teachers] == [True, True, True, False, False]
+    read = Torchvision("read", "resnet18", 64, weights=plain, tap="read", **classes)
+    before, _, _ = resnet_by_hand(reference, normalised(read, images))
+    close(asked(read, images).pooled, before.relu().mean((2, 3)))
+
+
+# -- MobileNetV2, EfficientNet ------------------------------------------------------------------
+
+
+def mobilenet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(last map before ReLU6, logits) of torchvision's MobileNetV2."""
+    h = net.features[:-1](x)
+    conv, norm, _ = net.features[-1]
+    before = norm(conv(h))
+    return before, net.classifier[1](before.clamp(0, 6).mean((2, 3)))
+
+
+def efficientnet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(last map before SiLU, logits) of torchvision's EfficientNet."""
+    h = net.features[:-1](x)
+    conv, norm, _ = net.features[-1]
+    before = norm(conv(h))
+    return before, net.classifier[1]((before * before.sigmoid()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "by_hand", "args"),
+    [
+        ("mobilenet_v2", "mobilenetv2_100", mobilenet_by_hand, {}),
+        ("efficientnet_b0", "efficientnet_b0", efficientnet_by_hand, {}),
+    ],
+)
+def test_mobilenet_and_efficientnet_equal_torchvision_s_before_the_last_activation(
+    tmp_path: Path, here: str, there: str, by_hand: Any, args: dict[str, Any]
+):
+    reference = lively(torchvision.models.get_model(here, num_classes=3))
+    of_timm = timm.create_model(there, num_classes=3, **args)
+    path = saved(tmp_path, by_order(of_timm, reference))
+    torch.save(reference.state_dict(), tmp_path / "tv.pth")
+    images = pictures(64)
+    for teacher in (
+        Timm("timm", there, 64, weights=path, args=dict(num_classes=3)),
+        Torchvision("tv", here, 64, weights=tmp_path / "tv.pth", args=dict(num_classes=3)),
+    ):
+        out = asked(teacher, images)
+        before, logits = by_hand(reference, normalised(teacher, images))
+        close(out.pooled, before.mean((2, 3)))
+        close(out.maps["last"], before)
+        close(out.logits, logits)
+        assert teacher.width == 1280
+
+
+# -- Swin, ViT, ConvNeXt: a norm is last ----------------------------------------------------------
+
+
+def test_swin_gives_the_mean_of_its_normed_map():
+    teacher = Timm(
+        "swin",
+        "swin_tiny_patch4_window7_224",
+        64,
+        weights="random",
+        maps={"s3": "layers.2"},
+        args=TINY_SWIN,
+    )
+    net: Any = teacher.net
+    images = pictures(64)
+    out = asked(teacher, images)
+    h = net.patch_embed(normalised(teacher, images))
+    for layer in net.layers[:3]:
+        h = layer(h)
+    third = h
+    h = net.layers[3](h)
+    own = torch.nn.functional.layer_norm(h, h.shape[-1:], net.norm.weight, net.norm.bias, 1e-5)
+    close(out.pooled, own.mean((1, 2)))
+    close(out.maps["last"], own.permute(0, 3, 1, 2))
+    close(out.maps["s3"], third.permute(0, 3, 1, 2))
+    close(out.logits, net.head.fc(own.mean((1, 2))))
+    assert "does not end in an activation" in teacher.tap
+
+
+def test_torchvision_s_swin_gives_the_mean_of_its_normed_map():
+    teacher = Torchvision("swin", "swin_t", 32, weights="random", maps={"s1": "features.1"})
+    net: Any = teacher.net
+    images = pictures(32, 1)
+    out = asked(teacher, images)
+    x = normalised(teacher, images)
+    normed = net.norm(net.features(x))
+    close(out.pooled, normed.mean((1, 2)))
+    close(out.maps["s1"], net.features[:2](x).permute(0, 3, 1, 2))
+    close(out.logits, net(x))
+
+
+def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's ViT tensors under timm's names."""
+    pairs = (
+        ("class_token", "cls_token"),
+        ("conv_proj", "patch_embed.proj"),
+        ("encoder.pos_embedding", "pos_embed"),
+        (r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"),
+        ("ln_(.)", r"norm\1"),
+        ("self_attention.in_proj_", "attn.qkv."),
+        ("self_attention.out_proj", "attn.proj"),
+        (r"mlp\.0", "mlp.fc1"),
+        (r"mlp\.3", "mlp.fc2"),
+        (r"encoder\.ln\.", "norm."),
+        ("heads.head", "head"),
+    )
+    out = {}
+    for name, value in state.items():
+        for old, new in pairs:
+            name = re.sub(old, new, name)
+        out[name] = value
+    return out
+
+
+def test_vit_gives_the_normed_class_token_of_torchvision_s_vit(tmp_path: Path):
+    reference: Any = lively(
+        torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96, num_classes=5)
+    )
+    path = saved(tmp_path, vit_names(reference.state_dict()))
+    teacher = Timm(
+        "vit",
+        "vit_tiny_patch16_224",
+        32,
+        weights=path,
+        maps={"first": "blocks.0"},
+        width=24,
+        has_logits=True,
+        args=TINY_VIT,
+    )
+    images = pictures(32)
+    out = asked(teacher, images)
+    x = reference._process_input(normalised(teacher, images))
+    x = torch.cat([reference.class_token.expand(2, -1, -1), x], 1)
+    tokens = reference.encoder(x)
+    close(out.tokens, tokens)
+    close(out.pooled, tokens[:, 0])
+    close(out.logits, reference.heads(tokens[:, 0]))
+    close(out.maps["last"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
+    first = reference.encoder.layers[0](x + reference.encoder.pos_embedding)
+    close(out.maps["first"], first[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
+
+
+def test_mmpretrain_s_vit_gives_the_normed_class_token(tmp_path: Path):
+    teacher = MMPretrain(
+        "deit",
+        "deit-tiny_4xb256_in1k",
+        32,
+        weights="random",
+        args=dict(backbone=dict(img_size=32, patch_size=8)),
+    )
+    net: Any = teacher.net
+    images = pictures(32)
+    out = asked(teacher, images)
+    x = normalised(teacher, images)
+    tokens = net.backbone.patch_embed(x)[0]
+    tokens = torch.cat([net.backbone.cls_token.expand(2, -1, -1), tokens], 1)
+    tokens = tokens + net.backbone.pos_embed
+    for layer in net.backbone.layers:
+        tokens = layer(tokens)
+    tokens = net.backbone.ln1(tokens)
+    close(out.tokens, tokens)
+    close(out.pooled, tokens[:, 0])
+    close(out.logits, net.head.layers.head(tokens[:, 0]))
+
+
+def convnext_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's ConvNeXt tensors under timm's names."""
+    out = {}
+    for name, value in state.items():
+        name = re.sub(r"^features\.0\.", "stem.", name)
+        if found := re.match(r"features\.(\d)\.(\d+)\.(.*)", name):
+            part, inner, rest = int(found[1]), found[2], found[3]
+            if part % 2:
+                rest = re.sub(r"^block\.(\d)", lambda m: BLOCK[m[1]], rest)
+                rest = rest.replace("layer_scale", "gamma")
+                name = f"stages.{part // 2}.blocks.{inner}.{rest}"
+            else:
+                name = f"stages.{part // 2}.downsample.{inner}.{rest}"
+        name = name.replace("classifier.0", "head.norm").replace("classifier.2", "head.fc")
+        out[name] = value.flatten() if name.endswith("gamma") else value
+    return out
+
+
+BLOCK = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
+
+
+def test_convnext_gives_the_norm_of_the_mean_of_torchvision_s_convnext(tmp_path: Path):
+    dims = (8, 12, 16, 24)
+    blocks = [CNBlockConfig(a, b, 1) for a, b in zip(dims, (*dims[1:], None), strict=True)]
+    reference: Any = lively(torchvision.models.ConvNeXt(blocks, num_classes=5))
+    path = saved(tmp_path, convnext_names(reference.state_dict()))
+    teacher = Timm(
+        "convnext",
+        "convnext_tiny",
+        64,
+        weights=path,
+        args=dict(depths=(1, 1, 1, 1), dims=dims, num_classes=5),
+    )
+    images = pictures(64)
+    out = asked(teacher, images)
+    x = normalised(teacher, images)
+    last = reference.features(x)
+    read = reference.classifier[0](reference.avgpool(last)).flatten(1)
+    close(out.maps["last"], last)
+    close(out.pooled, read)
+    close(out.logits, reference.classifier[2](read))
+
+
+def test_mmpretrain_s_convnext_gives_the_norm_of_the_mean():
+    arch = dict(_delete_=True, depths=[1, 1, 1, 1], channels=[8, 12, 16, 24])
+    teacher = MMPretrain(
+        "convnext",
+        "convnext-tiny_32xb128_in1k",
+        64,
+        weights="random",
+        args=dict(backbone=dict(arch=arch), head=dict(in_channels=24)),
+    )
+    net: Any = teacher.net.backbone
+    images = pictures(64)
+    out = asked(teacher, images)
+    h = normalised(teacher, images)
+    for down, stage in zip(net.downsample_layers, net.stages, strict=True):
+        h = stage(down(h))
+    close(out.maps["last"], h)
+    mean = h.mean((2, 3))
+    norm = net.norm3
+    close(out.pooled, nn.functional.layer_norm(mean, (24,), norm.weight, norm.bias, norm.eps))
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
+    with pytest.raises(KdepError, match="tap='read'"):  # torchvision's is a function
+        Torchvision("dense", "densenet121", 32, weights="random")
+    teacher = Torchvision("dense", "densenet121", 32, weights="random", tap="read")
+    images = pictures(32)
+    out = asked(teacher, images)
+    net: Any = teacher.net
+    close(out.pooled, net.features(normalised(teacher, images)).relu().mean((2, 3)))
+    before = Timm("dense", "densenet121", 32, weights="random")  # timm's is a module
+    assert asked(before, images).pooled.min() < 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "more", "sentence"),
+    [
+        (Timm, "resnt18", {}, "did you mean resnet18"),
+        (Torchvision, "resnet81", {}, "did you mean resnet18"),
+        (MMPretrain, "resnet18_8xb3_in1k", {}, "did you mean resnet18_8xb32_in1k"),
+        (MMPretrain, "nowhere.py", {}, "does not exist"),
+        (MMPretrain, "mocov2_resnet50_8xb32-coslr-200e_in1k", {}, "an ImageClassifier"),
+        (Checkpoint, "tim/resnet18", {}, "did you mean timm"),
+        (Checkpoint, dict(type="mmpretrain.ResNt"), {}, "cannot be built"),
+        (Timm, "resnet18", dict(args=dict(depht=3)), "depht"),
+        (Torchvision, "resnet18", dict(args=dict(depht=3)), "depht"),
+        (Timm, "resnet18", dict(width=2048), "has width=512; expected 2048"),
+        (Timm, "resnet18", dict(args=dict(num_classes=0), has_logits=True), "has_logits=False"),
+        (Timm, "resnet18", dict(maps={"a": "layer9"}), "layer9"),
+        (Timm, "resnet18", dict(maps={"a": "fc"}), r"expected \[B, C, H, W\]"),
+        (Timm, "resnet18", dict(tap="after"), "'before' or 'read'"),
+        (Timm, "vit_tiny_patch16_224", dict(args=dict(depth=1)), "does not run on pictures of 64"),
+    ],
+)
+def test_a_slip_in_a_teacher_s_config_is_a_sentence(
+    kind: Any, model: Any, more: dict[str, Any], sentence: str
+):
+    with pytest.raises(KdepError, match=sentence):
+        kind("t", model, 64, weights="random", **more)
+
+
+def test_random_weights_are_the_same_in_every_process():
+    config = dict(
+        type="kdep_bench.teachers.timm_models.Timm",
+        name="r",
+        model="convnext_atto",
+        input_px=32,
+        weights="random",
+        card=dict(top1=None),
+    )
+    torch.manual_seed(5)
+    one = build_teacher(config).checksum()
+    torch.manual_seed(6)
+    assert build_teacher(config).checksum() == one

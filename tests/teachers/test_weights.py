@@ -1,0 +1,183 @@
+"""Weights come from a checked file, or from a hub by permission; every fault is a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.teachers import torchvision_models, weights
+from kdep_bench.teachers.mmpretrain_models import MMPretrain
+from kdep_bench.teachers.timm_models import Timm
+from kdep_bench.teachers.torchvision_models import Torchvision
+from tests.teachers.conftest import asked, close, lively, pictures
+
+ARGS: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return dict(lively(timm.create_model("convnext_atto", **ARGS)).state_dict())
+
+
+def teacher(path: Path | str | None, **more: Any) -> Timm:
+    return Timm("t", "convnext_atto", 32, weights=path, args=ARGS, **more)
+
+
+def write(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def test_every_layout_of_a_file_gives_the_same_teacher(tmp_path: Path, state: dict[str, Tensor]):
+    plain = write(tmp_path / "plain.pth", state)
+    save_file(state, tmp_path / "a.safetensors")
+    wrapped = write(tmp_path / "w.pth", {"epoch": 1, "state_dict": state, "args": {"lr": 0.1}})
+    two = {"model": {"x": torch.ones(1)}, "model_ema": state}
+    ema = write(tmp_path / "ema.pth", two)
+    inner = {f"net.{k}": v for k, v in state.items()} | {"net.extra.x": torch.ones(1), "o": state}
+    prefixed = write(tmp_path / "p.pth", {k: v for k, v in inner.items() if k != "o"})
+    checksums = {
+        t.checksum()
+        for t in (
+            teacher(plain),
+            teacher(str(tmp_path / "a.safetensors")),
+            teacher(wrapped),
+            teacher(ema, key="model_ema"),
+            teacher(prefixed, prefix="net.", drop=["extra."]),
+            teacher(plain, sha256=hashlib.sha256(plain.read_bytes()).hexdigest()),
+        )
+    }
+    assert len(checksums) == 1
+    assert checksums != {teacher("random").checksum()}
+
+
+def test_a_headless_teacher_leaves_the_classifier_in_the_file(
+    tmp_path: Path, state: dict[str, Tensor]
+):
+    path = write(tmp_path / "plain.pth", state)
+    whole, headless = teacher(path), teacher(path, has_logits=False)
+    images = pictures(32)
+    close(asked(whole, images).pooled, asked(headless, images).pooled)
+    assert asked(headless, images).logits is None
+
+
+def test_half_precision_files_are_read_in_full(tmp_path: Path, state: dict[str, Tensor]):
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    out = asked(teacher(write(tmp_path / "half.pth", half)), pictures(32))
+    assert out.pooled.dtype is torch.float32
+
+
+def test_old_checkpoints_without_batch_counters_are_taken(tmp_path: Path):
+    net = lively(timm.create_model("resnet18", num_classes=3))
+    old = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    path = write(tmp_path / "old.pth", old)
+    read = Timm("old", "resnet18", 32, weights=path, args=dict(num_classes=3))
+    close(read.net.state_dict()["layer4.1.bn2.running_var"], old["layer4.1.bn2.running_var"])
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("run",)
+
+
+def test_faults_of_a_file_are_sentences(tmp_path: Path, state: dict[str, Tensor]):
+    first = next(iter(state))
+    plain = write(tmp_path / "plain.pth", state)
+    faults: list[tuple[Any, dict[str, Any], str]] = [
+        ({k: v for k, v in state.items() if k != first}, {}, "1 missing"),
+        (state | {"new": torch.ones(1)}, {}, r"1 unexpected \['new'\]"),
+        (state | {first: torch.ones(1)}, {}, "1 of another shape"),
+        (state | {first: torch.full_like(state[first], torch.nan)}, {}, "NaN or infinity"),
+        ({f"a.b.{k}": v for k, v in state.items()}, {}, r"set prefix='a\.b\.'"),
+        (state, dict(prefix="backbone."), "begins with 'backbone.'"),
+        (state, dict(drop=["text."]), "begins with 'text.'"),
+        (state, dict(sha256="00000000"), "one that starts with 00000000"),
+        (state, dict(sha256="XY"), "hex digits"),
+        (state, dict(key="ema"), "no set of tensors 'ema'"),
+        ({"a": state, "b": state}, {}, "several sets of tensors: a, b"),
+        ({"a": 1, **state}, {}, "no tensors"),
+        ({}, {}, "no tensor"),
+        ({"x": _Code()}, {}, "refused as plain weights"),
+    ]
+    for i, (content, more, sentence) in enumerate(faults):
+        with pytest.raises(KdepError, match=sentence):
+            teacher(write(tmp_path / f"{i}.pth", content), **more)
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(plain.read_bytes()[:-200])
+    with pytest.raises(KdepError, match="cannot be read"):
+        teacher(cut)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 20)
+    with pytest.raises(KdepError, match="cannot be read"):
+        teacher(broken)
+    with pytest.raises(KdepError, match="does not exist"):
+        teacher(tmp_path / "nowhere.pth")
+
+
+@pytest.fixture
+def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No earlier download is found; nothing is reached."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "where"),
+    [
+        (Timm, "resnet18.a1_in1k", r"huggingface\.co/timm/resnet18\.a1_in1k \(about 47 MB\)"),
+        (Torchvision, "resnet18", r"resnet18-f37072fd\.pth \(45 MB\)"),
+        (MMPretrain, "resnet18_8xb32_in1k", r"resnet18_8xb32_in1k_20210831-fbbb1da6\.pth \(about"),
+    ],
+)
+def test_a_hub_s_name_says_what_it_would_download(
+    empty_caches: Path, kind: Any, model: str, where: str
+):
+    with pytest.raises(KdepError, match=where) as e:
+        kind("t", model, 32)
+    assert "download=True" in str(e.value)
+
+
+def test_a_failed_download_is_a_sentence(empty_caches: Path):
+    with pytest.raises(
+        KdepError, match=r"could not be downloaded from https://huggingface\.co/timm"
+    ):
+        Timm("t", "resnet18.a1_in1k", 32, download=True)
+    gone = weights.url_hub((empty_caches / "gone-01234567.pth").as_uri())
+    with pytest.raises(KdepError, match="could not be downloaded from file://"):
+        weights.settle("t", None, gone, True)
+
+
+def test_a_download_is_checked_kept_and_found_again(empty_caches: Path, state: dict[str, Tensor]):
+    source = write(empty_caches / "a.pth", state)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    named = source.rename(empty_caches / f"net-{digest[:8]}.pth")
+    hub = weights.url_hub(named.as_uri())
+    with pytest.raises(KdepError, match="download=True"):
+        weights.settle("t", None, hub, False)
+    path = weights.settle("t", None, hub, True)
+    assert path.read_bytes() == named.read_bytes()
+    again = weights.url_hub(named.as_uri())
+    assert weights.settle("t", None, again, False) == path
+    path.write_bytes(b"other")
+    with pytest.raises(KdepError, match="checksum its name states"):
+        weights.settle("t", None, again, False)
+    wrong = named.rename(empty_caches / "net-00000000.pth")
+    with pytest.raises(KdepError, match="could not be downloaded"):
+        weights.settle("t", None, weights.url_hub(wrong.as_uri()), True)
+
+
+def test_no_source_and_unknown_weights_are_sentences(tmp_path: Path):
+    with pytest.raises(KdepError, match="has no weights"):
+        weights.settle("t", None, None, True)
+    with pytest.raises(KdepError, match="did you mean IMAGENET1K_V2"):
+        torchvision_models.hub("resnet50", "IMAGENET1K_V3")
