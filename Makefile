@@ -1,10 +1,11 @@
 # Everything a newcomer needs: `make pocket` runs the main job, `make test` passes the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
+CLUSTER ?= .venv-cluster
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full test check unit e2e browser install clean
+.PHONY: pocket smoke pocket-full test check unit e2e browser cluster slurm-test install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -39,6 +40,15 @@ browser: install
 	  KDEP_AXE="$$tmp/package/axe.min.js" KDEP_SCREENSHOTS="$(abspath $(SCREENSHOTS))" \
 	  $(PY) -m pytest -rs tests/results/test_results_browser.py
 
+# Snakemake in a virtual environment of its own: for `run_suite.py --executor slurm`.
+cluster: $(CLUSTER)/.installed
+
+# On a real Slurm that the tests start here, as root; about 15 minutes.
+slurm-test: install cluster
+	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
+	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
+	$(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
+
 install: $(VENV)/.installed
 
 # --no-deps: the lock is complete, and resolving would bring the GUI build of OpenCV (see the lock).
@@ -48,5 +58,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
+$(CLUSTER)/.installed: requirements-cluster.lock
+	test -x $(CLUSTER)/bin/python || $(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet --no-deps -r requirements-cluster.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) work_dirs
+	rm -rf $(VENV) $(CLUSTER) work_dirs

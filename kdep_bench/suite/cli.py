@@ -52,6 +52,24 @@ def parser() -> argparse.ArgumentParser:
     stop.add_argument("--keep-going", action="store_true", help="the default")
     stop.add_argument("--fail-fast", action="store_true", help="begin nothing after a failure")
     p.add_argument("--dry-run", action="store_true", help="what would run, in order, and why")
+    p.add_argument(
+        "--executor",
+        default="local",
+        metavar="NAME",
+        help="local (the default), or by Snakemake: slurm, snakemake-local, or another plugin",
+    )
+    p.add_argument(
+        "--snakemake",
+        default="",
+        metavar="'ARGUMENTS'",
+        help="further arguments of Snakemake, as '--default-resources slurm_partition=main'",
+    )
+    p.add_argument(
+        "--write-plan",
+        type=Path,
+        metavar="FILE",
+        help="write the plan for `python -m kdep_bench.suite.stage`, run nothing",
+    )
     p.add_argument("--verify", action="store_true", help="check every file's checksum first")
     p.add_argument("--report", action="store_true", help="rebuild tables even if nothing is new")
     p.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
@@ -147,11 +165,24 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.dry_run:
         print(explain(plan, known, work))
         return 0
+    if args.write_plan:
+        from kdep_bench.suite.stage import write_plan
+
+        write_plan(args.write_plan, plan.name, plan.stages.values())
+        return 0
     from kdep_bench.suite.progress import view_for
 
     gpus = execute.find_gpus() if args.gpus is None else tuple(g for g in args.gpus.split(",") if g)
-    options = execute.Options(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
-    outcome = execute.run_plan(plan, work, known, options, view_for(sys.stdout, args.plain))
+    view = view_for(sys.stdout, args.plain)
+    options = dict(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
+    if args.executor == "local":
+        outcome = execute.run_plan(plan, work, known, execute.Options(**options), view)
+    else:
+        from kdep_bench.suite import cluster
+
+        more = tuple(shlex.split(args.snakemake))
+        through = cluster.Options(executor=args.executor, more=more, **options)
+        outcome = cluster.run_plan(plan, work, known, through, view)
     again = "python tools/run_suite.py " + shlex.join(arguments)
     code = summarise(plan, known, outcome, again)
     from kdep_bench.suite.collect import collect

@@ -13,7 +13,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -80,15 +80,27 @@ class ViewRecipe(_Part):
     ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
 
 
-class Runtime(_Part):
-    """Cores and time limits (seconds) by stage kind; no part of any stage's identity.
+_Count = Annotated[int, Field(ge=1)]
 
+
+class Runtime(_Part):
+    """What the stages of a kind may use, by stage kind; no part of any stage's identity.
+
+    `cpus` cores a process, `timeout` seconds after which a stage is taken for hung. `gpus` a node,
+    `processes` a node (default: one a GPU), `nodes`: more than one process in all is DDP. For
+    clusters alone: `memory` MiB a node, and `time`, the seconds one job may last (default:
+    `timeout`); a stage that can resume goes on in a next job until `timeout`.
     `timed`: False where other work shares the machine, so that wall times would mislead: they stay
     out of the records, and a claim about time is undecided.
     """
 
     cpus: dict[str, int] = {}
     timeout: dict[str, float] = {}
+    gpus: dict[str, _Count] = {}
+    processes: dict[str, _Count] = {}
+    nodes: dict[str, _Count] = {}
+    memory: dict[str, _Count] = {}
+    time: dict[str, Annotated[float, Field(ge=60)]] = {}
     timed: bool = True
 
 

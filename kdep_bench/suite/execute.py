@@ -275,22 +275,22 @@ class Pool:
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
 
     def _cpus_of(self, stage: Stage) -> int:
-        return min(stage.cpus or self.cpus, self.cpus)
+        return min(stage.cpus * stage.processes or self.cpus, self.cpus)
 
     def _start_ready(self) -> None:
         """Starts what is ready, longest chain first; a stage too wide for now is waited for."""
         ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
         for one in sorted(ready, key=lambda i: (-self.chain[i], i)):
             stage = self.plan.stages[one]
-            wants_gpu = bool(stage.gpus and self.options.gpus)
+            gpus = min(stage.gpus, len(self.options.gpus))
             if (
                 len(self.running) >= self.jobs
                 or self._cpus_of(stage) > self.free_cpus
-                or (wants_gpu and not self.free_gpus)
+                or gpus > len(self.free_gpus)
                 or self.signal
             ):
                 return
-            self._start(stage, (self.free_gpus.pop(0),) if wants_gpu else ())
+            self._start(stage, tuple(self.free_gpus.pop(0) for _ in range(gpus)))
 
     def _start(self, stage: Stage, gpus: tuple[str, ...]) -> None:
         if self.watch.held(stage.id):
@@ -299,9 +299,10 @@ class Pool:
             return
         reader, writer = self._context.Pipe(duplex=False)
         cpus = self._cpus_of(stage)
-        order = worker.Order(
-            replace(stage, cpus=cpus), self.work, stage.id in self.forced, gpus, self.git
-        )
+        # As many processes as GPUs where there are any, and the cores shared out among them.
+        processes = len(gpus) if gpus else stage.processes
+        mine = replace(stage, cpus=max(1, cpus // processes), processes=processes)
+        order = worker.Order(mine, self.work, stage.id in self.forced, gpus, self.git)
         process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
         _start(process)
         writer.close()

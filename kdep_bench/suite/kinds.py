@@ -22,6 +22,9 @@ class StageKind:
         gpu: takes one GPU where the machine has any.
         timeout: seconds after which it is taken for hung, unless the suite says otherwise.
         cost: seconds guessed for ordering and ETA until a measured time exists.
+        memory: MiB asked for on a cluster, a process, unless the suite says otherwise; the pocket
+            suite's largest stage peaks at 1.7 GiB.
+        ddp: the function may run as several processes at once (torchrun), with the same results.
         rooms: parts of the package (paths below kdep_bench/) whose source the stage runs; a done
             stage made by other source is reported, not rerun.
     """
@@ -33,6 +36,8 @@ class StageKind:
     gpu: bool = False
     timeout: float = 12 * _HOUR
     cost: float = 60.0
+    memory: int = 4096
+    ddp: bool = False
     rooms: tuple[str, ...] = field(default=())
 
 

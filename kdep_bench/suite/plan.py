@@ -35,12 +35,16 @@ class Stage:
         id: `kind-name-hash12`, also its directory's name.
         spec: what its function gets; JSON-able.
         needs: role -> id of the upstream stage.
-        cpus: cores it is given; 0 = all of the machine.
-        gpus: GPUs it is given where the machine has any.
+        cpus: cores a process of it is given; 0 = all of the machine.
+        gpus: GPUs a node it is given where the machine has any.
         timeout: seconds.
         function: 'module:function'.
         resumable: keeps its leftovers for its next try.
         cost: guessed seconds.
+        nodes: machines it spans on a cluster; one elsewhere.
+        processes: processes a node; more than one in all is DDP under torchrun.
+        memory: MiB a node, asked of a cluster.
+        time: seconds a cluster's job may last; 0 = `timeout`.
     """
 
     id: str
@@ -56,6 +60,10 @@ class Stage:
     resumable: bool = False
     cost: float = 60.0
     rooms: tuple[str, ...] = ()
+    nodes: int = 1
+    processes: int = 1
+    memory: int = 0
+    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +151,12 @@ def add_stage(
     *,
     kinds: Mapping[str, StageKind] = KINDS,
     function: str | None = None,
-    cpus: int | None = None,
-    timeout: float | None = None,
+    **runtime: Any,
 ) -> str:
     """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
 
-    `function` overrides the kind's; `cpus` and `timeout` are no part of the id.
+    `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time)
+    is no part of the id. KdepError: several processes for a kind that runs as one.
     """
     how = kinds[kind]
     needs = dict(needs or {})
@@ -167,14 +175,34 @@ def add_stage(
             needs=needs,
             version=how.version,
             function=function or how.function,
-            cpus=how.cpus if cpus is None else cpus,
-            gpus=int(how.gpu),
-            timeout=how.timeout if timeout is None else timeout,
             resumable=how.resumable,
             cost=how.cost,
             rooms=how.rooms,
+            **_resources(kind, how, runtime),
         )
     return one
+
+
+def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
+    """The kind's defaults under what the suite says; None says nothing."""
+    said = {k: v for k, v in runtime.items() if v is not None}
+    gpus = said.get("gpus", int(how.gpu))
+    processes, nodes = said.get("processes", max(1, gpus)), said.get("nodes", 1)
+    if processes * nodes > 1 and not how.ddp:
+        raise KdepError(
+            f"the suite gives {processes * nodes} processes to each {kind} stage",
+            "one process: this kind does not run distributed",
+            f"drop runtime.gpus, .processes and .nodes of {kind!r}",
+        )
+    given = {
+        "cpus": how.cpus,
+        "timeout": how.timeout,
+        "gpus": gpus,
+        "processes": processes,
+        "nodes": nodes,
+        "memory": how.memory * processes,
+    }
+    return given | said
 
 
 def without(config: Json, keys: set[str]) -> Json:
@@ -256,15 +284,14 @@ class _Builder:
             for m in suite.methods
         }
         self.budget = suite.budget.model_dump(exclude={"views"})
-        known = set(kinds)
-        for what, given in (("cpus", suite.runtime.cpus), ("timeout", suite.runtime.timeout)):
-            for kind in set(given) - known:
-                raise unknown_name(f"stage kind in runtime.{what}", kind, known)
+        self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(exclude={"timed"})
+        for what, given in self.runtime.items():
+            for kind in set(given) - set(kinds):
+                raise unknown_name(f"stage kind in runtime.{what}", kind, set(kinds))
 
     def add(
         self, kind: str, name: str, spec: Json, needs: Mapping[str, str], function: Any = None
     ) -> str:
-        runtime = self.suite.runtime
         return add_stage(
             self.plan,
             kind,
@@ -273,8 +300,7 @@ class _Builder:
             needs,
             kinds=self.kinds,
             function=function,
-            cpus=runtime.cpus.get(kind),
-            timeout=runtime.timeout.get(kind),
+            **{what: given.get(kind) for what, given in self.runtime.items()},
         )
 
     def build(self) -> Plan:

@@ -52,7 +52,7 @@ PACKAGES = (
     "kdep_bench",
 )
 ORPHAN_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Stopped(BaseException):
@@ -113,11 +113,11 @@ def main(order: Order, pipe: Any) -> None:
     """Process body in the local pool. Never returns."""
     os.setsid()
     # Nobody would watch an orphan: the stage goes when the fork server dies, or the runner.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if pipe is not None:
         threading.Thread(target=_leave_with_reader, args=(pipe.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     code = FAULT
     try:
         set_threads(order.stage.cpus)
@@ -148,7 +148,7 @@ def _leave_with_reader(fd: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _stop(*_: Any) -> None:
+def stop(*_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped
 
@@ -179,7 +179,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except OSError as e:
-        return _failed(out, _sentence(e), stage)
+        return _failed(out, sentence_of(e), stage)
     try:
         record, fault = state.finished(stage, work)
         if record is not None and not order.force:
@@ -202,7 +202,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
-        return _failed(out, _sentence(e), stage)
+        return _failed(out, sentence_of(e), stage)
     except SystemExit as e:
         said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
         return _failed(out, str(KdepError(said, "a returned dict", "see its log")), stage)
@@ -236,10 +236,7 @@ def _execute(
     inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
     started, begun = _now(), time.time()
     clock, cpu = time.monotonic(), _cpu_seconds()
-    function = locate(stage.function)
-    # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
-    spec = json.loads(canonical_json(stage.spec))
-    outputs = function(spec, inputs, out.resolve(), progress)
+    outputs, ranks = _call(order, inputs, out.resolve(), progress)
     wall = time.monotonic() - clock
     check_outputs(stage, outputs)
     files, rest = state.take_stock(out)
@@ -261,17 +258,34 @@ def _execute(
             "started": started,
             "finished": _now(),
             "wall_s": round(wall, 3),
-            "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "cpu_s": round(sum(r["cpu_s"] for r in ranks) or _cpu_seconds() - cpu, 3),
             "start_s": round(begun - order.submitted, 3),
             # Linux counts kibibytes.
-            "peak_rss": max(u.ru_maxrss for u in usage) * 1024,
-            "environment": environment(order),
+            "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
+            "environment": environment(order) | _distributed(ranks),
             "outputs": outputs,
             "files": files,
             "rest": rest,
         },
     )
     return True
+
+
+def _call(
+    order: Order, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The function's outputs and, where it ran as several processes, what each of them used."""
+    from kdep_bench.suite import ddp
+
+    if ddp.shape(order.stage) != (1, 1):
+        return ddp.launch(order, inputs, out, progress)
+    # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
+    spec = json.loads(canonical_json(order.stage.spec))
+    return locate(order.stage.function)(spec, inputs, out, progress), []
+
+
+def _distributed(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"processes": len(ranks), "device": ranks[0]["device"]} if ranks else {}
 
 
 def locate(path: str) -> Callable[..., Any]:
@@ -324,7 +338,7 @@ def note_failure(out: Path, sentence: str, stage: Stage) -> None:
         write_json(out / state.FAILED, said)
 
 
-def _sentence(e: BaseException) -> str:
+def sentence_of(e: BaseException) -> str:
     """One sentence for any exception: KdepErrors are theirs already."""
     if isinstance(e, KdepError):
         return str(e)

@@ -138,7 +138,7 @@ def test_an_owner_taken_for_dead_notices_and_its_stage_leaves_without_a_result(
     monkeypatch.setattr(lock, "BEAT", 0.05)
     plan = fakes.Plan("lost")
     one = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
-    old = signal.signal(signal.SIGTERM, worker._stop)
+    old = signal.signal(signal.SIGTERM, worker.stop)
     out, err = os.dup(1), os.dup(2)
     streams = sys.stdout, sys.stderr
     try:

@@ -1,0 +1,212 @@
+"""One stage as several processes (DDP): torchrun, under srun where it spans several nodes.
+
+The stage's own process holds its lock, launches, and alone writes stage.json; every rank calls the
+stage function with the same spec, inputs and directory, and the outputs are rank 0's. What the two
+sides tell each other lies in `<stage>/.ddp/` and is gone when they are done.
+
+`python -m kdep_bench.suite.ddp node DIR` is what srun starts on each node, `... rank DIR` what
+torchrun starts for each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json, write_json
+from kdep_bench.suite import worker
+from kdep_bench.suite.config import REPO
+from kdep_bench.suite.plan import Stage
+
+ROOM = ".ddp"
+_ORDER, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
+# Outside Linux's ephemeral range (32768 on) and what services commonly use: torchrun's default
+# 29500 collides as soon as two jobs share a node.
+_PORTS = range(20000, 32000)
+
+
+def shape(stage: Stage) -> tuple[int, int]:
+    """(nodes, processes a node) the stage runs as here: several nodes only in a Slurm job."""
+    return (stage.nodes if "SLURM_JOB_ID" in os.environ else 1), stage.processes
+
+
+def launch(
+    order: worker.Order, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Runs the stage function in all ranks.
+
+    Returns:
+        The outputs of rank 0, and what each rank used: {device, cpu_s, peak_rss in bytes}.
+
+    Raises:
+        KdepError: a rank failed (the first one's sentence), vanished or was stopped.
+    """
+    nodes, processes = shape(order.stage)
+    room = out / ROOM
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir()
+    stage = asdict(order.stage) | {"nodes": nodes, "rooms": list(order.stage.rooms)}
+    paths = {role: str(path) for role, path in inputs.items()}
+    write_json(room / _ORDER, {"stage": stage, "inputs": paths, "out": str(out)})
+    code = _watch(_command(room, nodes, processes, order.stage.cpus), room, progress)
+    fault, ranks = _read(room / _FAULT), sorted(room.glob("rank-*.json"))
+    if code or fault or len(ranks) != nodes * processes:
+        said = fault["error"] if fault else f"a process ended with exit code {code}"
+        raise KdepError(
+            f"{len(ranks)} of the stage's {nodes * processes} processes finished; {said}".rstrip(
+                "."
+            ),
+            "",
+            "read its stage.log",
+        )
+    got = read_json(room / _OUTPUTS), [read_json(r) for r in ranks]
+    shutil.rmtree(room)
+    return got
+
+
+def _command(room: Path, nodes: int, processes: int, cpus: int) -> list[str]:
+    me = [sys.executable, "-m", "kdep_bench.suite.ddp"]
+    if nodes == 1:
+        return _torchrun(room, processes, "--standalone")
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={cpus * processes}",
+        "--kill-on-bad-exit=1",
+        *me,
+        "node",
+        str(room),
+    ]
+
+
+def _torchrun(room: Path, processes: int, *rendezvous: str) -> list[str]:
+    # No restarts: what broke is told at once, and a rerun resumes where the function can.
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", *rendezvous, "--max-restarts=0"),
+        *(f"--nproc-per-node={processes}", "-m", "kdep_bench.suite.ddp", "rank", str(room)),
+    ]
+
+
+def _watch(command: list[str], room: Path, progress: Callable[..., None]) -> int:
+    libc = ctypes.CDLL(None)
+    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        # Ranks without the process that holds the lock would write beside its successor's.
+        preexec_fn=lambda: libc.prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    shown = None
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=0.5)
+            now = _read(room / _PROGRESS)
+            if now is not None and now != shown:
+                shown = now
+                progress(*now)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(worker.ORPHAN_GRACE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
+
+
+def node(room: Path) -> None:
+    """One torchrun agent; the rendezvous is known here, in the srun task, and nowhere before."""
+    order = read_json(room / _ORDER)
+    said = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    port = _PORTS[(job * 31 + step) % len(_PORTS)]
+    command = _torchrun(
+        room,
+        order["stage"]["processes"],
+        f"--nnodes={os.environ['SLURM_STEP_NUM_NODES']}",
+        f"--node-rank={os.environ['SLURM_NODEID']}",
+        f"--master-addr={said.stdout.split()[0]}",
+        f"--master-port={port}",
+    )
+    os.execv(command[0], command)
+
+
+def rank(room: Path) -> None:
+    """One process of the stage."""
+    ctypes.CDLL(None).prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # SIGTERM ends a rank at once: a handler would not run while it waits in a collective.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    order = read_json(room / _ORDER)
+    stage, me = order["stage"], int(os.environ["RANK"])
+    try:
+        worker.set_threads(stage["cpus"])
+        function = worker.locate(stage["function"])
+        inputs = {role: Path(path) for role, path in order["inputs"].items()}
+        progress = _Teller(room / _PROGRESS) if me == 0 else _quiet
+        outputs = function(stage["spec"], inputs, Path(order["out"]), progress)
+        if me == 0:
+            worker.check_outputs(Stage(**stage), outputs)
+            write_json(room / _OUTPUTS, outputs)
+    except BaseException as e:
+        _fault(room, f"rank {me}: {worker.sentence_of(e)}")
+        raise
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    write_json(
+        room / f"rank-{me:05d}.json",
+        {
+            "device": worker.device(),
+            "cpu_s": used.ru_utime + used.ru_stime,
+            "peak_rss": used.ru_maxrss * 1024,
+        },
+    )
+
+
+class _Teller:
+    """`progress` of rank 0, at most every second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._next = path, 0.0
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1
+            write_json(self.path, [int(done), int(total), str(note)[:200]])
+
+
+def _quiet(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+def _fault(room: Path, sentence: str) -> None:
+    """The first rank's word counts: what the others say is mostly that they lost the first."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError), open(room / _FAULT, "x") as f:
+        f.write(json.dumps({"error": sentence}))
+
+
+if __name__ == "__main__":
+    {"node": node, "rank": rank}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,256 @@
+"""One stage of a written plan, by command: what every engine calls, and plain sbatch too.
+
+`python -m kdep_bench.suite.stage --plan plan.json --stage ID --work-dir W`. It takes the stage's
+lock (and waits while another process has it), leaves at once when the stage is done, checks its
+inputs, runs it and writes its stage.json.
+In a Slurm job it asks to be requeued when it is preempted, or when the job's time ends and the
+stage can resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import read_json, write_json
+from kdep_bench.suite import state, worker
+from kdep_bench.suite.execute import cpu_count, git_revision
+from kdep_bench.suite.lock import StageLock, Watch
+from kdep_bench.suite.plan import Plan, Stage, stage_id
+
+PLAN_SCHEMA = 1
+NOTICE = 120.0  # seconds before a job's end at which it is told, at most
+_SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
+_POLL = 2.0
+EPILOG = """Exit codes: 0 done (or was done already), 1 failed (see failed.json and stage.log),
+2 bad plan or argument, 75 another process is running it, 143 stopped; run it again to go on."""
+
+
+# --- the plan as a file --------------------------------------------------------------------------
+
+
+def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
+    """Stages as JSON, with the revision of the source they were planned by."""
+    rows = [asdict(s) | {"rooms": list(s.rooms), "needs": dict(s.needs)} for s in stages]
+    write_json(path, {"schema": PLAN_SCHEMA, "name": name, "git": git_revision(), "stages": rows})
+
+
+def read_stage(path: Path, one: str) -> tuple[Stage, str]:
+    """The stage called `one` of a written plan, and the plan's revision.
+
+    Raises:
+        KdepError: no plan, no such stage, or a stage whose content is not what its id says.
+    """
+    said = read_json(path)
+    if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
+        raise KdepError(f"{path} is no plan of schema {PLAN_SCHEMA}", "one", "write it again")
+    rows = {row["id"]: row for row in said["stages"]}
+    if one not in rows:
+        raise unknown_name("stage", one, rows)
+    try:
+        stage = TypeAdapter(Stage).validate_python(rows[one])
+    except ValidationError as e:
+        fault = e.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in fault["loc"])
+        raise KdepError(
+            f"the stage {one} in {path} has a wrong {place} ({fault['msg']})",
+            "a plan as it was written",
+            "write it again",
+        ) from None
+    real = stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
+    if real != one:
+        raise KdepError(
+            f"the stage {one} in {path} has the content of {real}",
+            "a plan as it was written",
+            "write it again",
+        )
+    return stage, said["git"]
+
+
+# --- GPUs ----------------------------------------------------------------------------------------
+
+
+def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
+    """Waits for `count` free ones of `gpus` and holds them until this process ends, however.
+
+    For schedulers that count GPUs and do not tell which. All or none are taken, so that two stages
+    never wait for each other.
+    """
+    room = Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}"
+    room.mkdir(exist_ok=True)
+    if count > len(gpus):
+        raise KdepError(
+            f"the stage asks for {count} GPUs of {len(gpus)}", "enough", "lower runtime.gpus"
+        )
+    while True:
+        held: dict[str, int] = {}
+        for gpu in gpus:
+            fd = os.open(room / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held[gpu] = fd
+            except BlockingIOError:
+                os.close(fd)
+            if len(held) == count:
+                return tuple(held)
+        for fd in held.values():
+            os.close(fd)
+        time.sleep(_POLL)
+
+
+# --- Slurm ---------------------------------------------------------------------------------------
+
+
+def _job() -> dict[str, str]:
+    """What Slurm says of the job this runs in; empty outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    said = subprocess.run(
+        ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return dict(re.findall(r"(\w+)=(\S+)", said.stdout))
+
+
+def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
+    """(requeue the job, sentence of a failure) for a stage stopped by SIGTERM in a Slurm job.
+
+    A cancelled job is neither. A preempted one goes back to the queue. One whose time is ending
+    does so if the stage resumes and its tries so far, each as long, stay below the stage's
+    timeout; else it is a stage that took too long.
+    """
+    if job.get("JobState") != "RUNNING":
+        return False, None
+    if job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
+        return True, None
+    try:
+        begin, end = (datetime.fromisoformat(job[k]) for k in ("StartTime", "EndTime"))
+    except (KeyError, ValueError):  # no limit
+        return False, None
+    if (end - now).total_seconds() > NOTICE + _SLURM_LATE + _POLL:
+        return False, None
+    limit, tries = (end - begin).total_seconds(), int(job.get("Restarts", 0)) + 1
+    if stage.resumable and limit * tries < stage.timeout:
+        return True, None
+    said = KdepError(
+        f"the stage was stopped at the end of its job's {limit:.0f} s (job no. {tries} of it)",
+        f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
+        if stage.resumable
+        else "an end within one job, for it cannot resume",
+        f"read its {state.LOG}; if it did not hang, raise runtime.timeout or runtime.time",
+    )
+    return False, str(said)
+
+
+def _stopped(stage: Stage, work: Path) -> int:
+    job = _job()
+    requeue, fault = after_stop(stage, job, datetime.now())
+    if fault:
+        worker.note_failure(state.folder(work, stage), fault, stage)
+        return worker.FAULT
+    return _requeue(stage, work, job) if requeue else worker.STOPPED
+
+
+def _requeue(stage: Stage, work: Path, job: dict[str, str]) -> int:
+    (state.folder(work, stage) / state.FAILED).unlink(missing_ok=True)
+    done = subprocess.run(["scontrol", "requeue", job["JobId"]], check=False).returncode == 0
+    print(f"--- {'back to the queue' if done else 'not requeued'}", flush=True)
+    return worker.STOPPED
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m kdep_bench.suite.stage",
+        description="Runs one stage of a written plan.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--plan", type=Path, required=True, help="from run_suite.py --write-plan")
+    p.add_argument("--stage", required=True, metavar="ID")
+    p.add_argument("--work-dir", type=Path, required=True)
+    p.add_argument("--gpus", default="", help="take free ones of these, as 0,1 (not under Slurm)")
+    p.add_argument("--no-wait", action="store_true", help="leave (75) if another process runs it")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    work = args.work_dir.absolute()
+    try:
+        stage, git = read_stage(args.plan, args.stage)
+        if state.finished(stage, work)[0] is not None:
+            return worker.DONE
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, worker.stop)
+        try:
+            code = _run(_order(stage, work, git, args.gpus), not args.no_wait)
+        except worker.Stopped:
+            return _stopped(stage, work)
+        # Slurm's notice goes to a job's steps: with several nodes to the ranks, and not to here.
+        if code == worker.FAULT and stage.nodes > 1:
+            job = _job()
+            if after_stop(stage, job, datetime.now())[0]:
+                return _requeue(stage, work, job)
+        return code
+    except KdepError as e:
+        print(f"stage: {e}", file=sys.stderr)
+        return 2
+
+
+def _order(stage: Stage, work: Path, git: str, gpus: str) -> worker.Order:
+    """The stage with what this process was given: cores, and GPUs by number."""
+    in_slurm = "SLURM_JOB_ID" in os.environ
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
+    visible = tuple(g for g in mine.split(",") if g)
+    if gpus and stage.gpus and not in_slurm:
+        visible = take_gpus(gpus.split(","), stage.gpus)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
+    stage = replace(stage, cpus=stage.cpus or given)
+    worker.set_threads(stage.cpus)
+    return worker.Order(stage, work, gpus=visible, git=git)
+
+
+def _run(order: worker.Order, wait: bool) -> int:
+    one, caller = order.stage.id, os.dup(2)  # a stage's own output goes to its log from here on
+    watch = Watch(order.work)
+    while True:
+        code, sentence = worker.run_stage(order, _quiet)
+        if code != worker.BUSY or not wait:
+            break
+        owner = StageLock(order.work, one).owner()
+        print(f"{one}: {owner} is running it, waiting", flush=True)
+        while watch.held(one):
+            time.sleep(_POLL)
+    if sentence:
+        os.write(caller, f"{one}: {sentence}\n".encode())
+    return code
+
+
+def _quiet(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
