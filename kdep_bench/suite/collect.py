@@ -207,12 +207,14 @@ def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:
 def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
     if cell.teacher is None:
         return None
-    said = _outputs(found, "cache").get("teacher", {})
+    said, card = _outputs(found, "cache").get("teacher", {}), cell.teacher.get("card", {})
     return {
         "name": cell.teacher["name"],
         "checksum": said.get("checksum", ""),
         "width": said.get("width", cell.teacher.get("width")),
         "flops": said.get("flops"),
+        "top1": card.get("top1"),
+        "top1_source": card.get("top1_source", ""),
     }
 
 

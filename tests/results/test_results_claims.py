@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_records import fields, grid
+from scipy.stats import spearmanr
 from test_results_tables import BEATS, SCORES, board_of
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import efficiency, leaderboard, text
 from kdep_bench.results import statistics as st
-from kdep_bench.results.claims import headlines, judge, load_config, load_folder, make_claim
+from kdep_bench.results.claims import (
+    FEWEST_TEACHERS,
+    correlation_interval,
+    headlines,
+    judge,
+    load_config,
+    load_folder,
+    make_claim,
+)
 from kdep_bench.results.record import make
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
@@ -207,24 +216,77 @@ def test_amounts_count_the_teacher():
     assert efficiency.amount(board, scratch, "images") is None
 
 
-def _teachers(energies, scores):
+def _teachers(energies, scores, tops=None, share=1.0, method="kdep"):
     records = []
     for i, (energy, score) in enumerate(zip(energies, scores, strict=True)):
         for t in range(2):
-            f = fields("kdep", "probe", score, transfer=t, id=f"r{i}-{t}")
+            f = fields(method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}")
             f["teacher"]["name"] = f"teacher{i}"
+            f["teacher"]["top1"] = None if tops is None else tops[i]
             f["align"]["energy_kept"] = energy
             records.append(make(f))
     return records
 
 
-def test_rank_correlation_over_teachers():
-    claim = {"kind": "rank_correlation", "b": None, "at_most": 0.0}
+COMPACT = load_config(CONFIGS / "compact_teacher_is_worse.py")
+BETTER = load_config(CONFIGS / "better_teacher_is_not_better.py")
+
+
+def test_compactness_over_teachers():
     energies = np.linspace(0.5, 0.95, 8)
     falling = _teachers(energies, np.linspace(0.6, 0.3, 8))
-    assert verdict(falling, **claim).verdict == "supported"
-    assert verdict(_teachers(energies, np.linspace(0.3, 0.6, 8)), **claim).verdict == "refuted"
-    assert verdict(_teachers(energies[:4], [0.1] * 4), **claim).verdict == "not testable here"
+    assert verdict(falling, **COMPACT).verdict == "supported"
+    assert verdict(_teachers(energies, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
+
+
+def test_accuracy_over_teachers_is_the_reported_one():
+    energies, tops = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
+    rising, falling = np.linspace(0.3, 0.6, 9), np.linspace(0.6, 0.3, 9)
+    assert verdict(_teachers(energies, rising, tops), **BETTER).verdict == "refuted"
+    assert verdict(_teachers(energies, falling, tops), **BETTER).verdict == "supported"
+    unrelated = verdict(_teachers(energies, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER)
+    assert unrelated.verdict == "undecided"
+    unknown = verdict(_teachers(energies, rising), **BETTER)
+    assert unknown.verdict == "not testable here"
+    assert "0 here" in unknown.reason
+
+
+@pytest.mark.parametrize("claim", [COMPACT, BETTER], ids=["compactness", "accuracy"])
+def test_few_teachers_decide_nothing(claim):
+    for n in (2, 5, 7):
+        x = np.linspace(0.5, 0.9, n)
+        v = verdict(_teachers(x, np.linspace(0.6, 0.3, n), x), **claim)
+        assert v.verdict == "undecided"
+        assert f"{n} teachers" in v.reason
+    assert verdict(_teachers([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
+
+
+def test_a_teacher_counts_with_its_arm_of_most_data():
+    energies = np.linspace(0.5, 0.95, 8)
+    whole = _teachers(energies, np.linspace(0.6, 0.3, 8))
+    tenth = _teachers(energies, np.linspace(0.2, 0.5, 8), share=0.1)
+    for records in ([*whole, *tenth], [*tenth, *whole]):
+        assert verdict(records, **COMPACT).interval.startswith("-1.00")
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = rng.integers(0, 5, 9), rng.normal(size=9)
+        assert correlation_interval(x, y)[0] == pytest.approx(np.asarray(spearmanr(x, y))[0])
+
+
+@pytest.mark.parametrize("n", [FEWEST_TEACHERS, 12])
+@pytest.mark.parametrize("r", [0.0, 0.5, -0.8, 0.95])
+def test_the_interval_of_a_correlation_covers_what_it_says(n, r):
+    rng = np.random.default_rng(n)
+    truth = 6 / math.pi * math.asin(r / 2)  # Spearman's rho of normal data (Pearson 1907)
+    hits = 0
+    for _ in range(800):
+        x = rng.normal(size=n)
+        _, low, high = correlation_interval(x, r * x + math.sqrt(1 - r * r) * rng.normal(size=n))
+        hits += low <= truth <= high
+    assert hits / 800 > 0.91
 
 
 def test_the_stated_false_positive_rate():

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from make_records import fields, record
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results.record import dump, load, make, parse
+from kdep_bench.results import store
+from kdep_bench.results.record import MIGRATIONS, SCHEMA, dump, load, make, parse
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_record_survives_the_file_unchanged(tmp_path):
@@ -14,7 +18,7 @@ def test_a_record_survives_the_file_unchanged(tmp_path):
     path = tmp_path / "r.json"
     path.write_text(dump(r))
     assert load(path) == r
-    assert json.loads(dump(r))["schema"] == 1
+    assert json.loads(dump(r))["schema"] == SCHEMA
     assert dump(load(path)) == dump(r)
 
 
@@ -43,12 +47,62 @@ def test_a_bad_record_is_refused_with_a_sentence(change, word):
     assert "to mend it" in str(e.value)
 
 
-def test_another_schema_is_refused_with_a_sentence():
-    raw = json.dumps(fields() | {"schema": 2})
-    with pytest.raises(KdepError, match="another schema version"):
+@pytest.mark.parametrize(
+    ("schema", "remedy"), [(SCHEMA + 1, "update"), (0, "rerun"), ("1", "rerun")]
+)
+def test_a_schema_that_cannot_be_read_is_refused_with_a_sentence(schema, remedy):
+    raw = json.dumps(fields() | {"schema": schema})
+    with pytest.raises(KdepError, match="another schema version") as e:
         parse(raw, "old.json")
-    with pytest.raises(KdepError, match=r"old\.json"):
-        parse(raw, "old.json")
+    assert "old.json" in str(e.value)
+    assert remedy in str(e.value)
+
+
+def test_a_file_that_names_no_schema_is_refused():
+    with pytest.raises(KdepError, match="names no schema"):
+        parse(json.dumps(fields()), "bare.json")
+
+
+def test_every_older_schema_has_a_way_up():
+    assert sorted(MIGRATIONS) == list(range(1, SCHEMA))
+
+
+def _without_new(value: dict) -> dict:
+    """A record's JSON less what schemas after the first added."""
+    out = json.loads(json.dumps(value))
+    del out["schema"]
+    if out["teacher"]:
+        assert out["teacher"].pop("top1", None) is None
+        assert out["teacher"].pop("top1_source", "") == ""
+    return out
+
+
+def test_published_records_of_schema_1_are_read_whole(results):
+    """The records of results/pocket were written under schema 1 and are left as they were."""
+    paths = sorted((ROOT / "results" / "pocket" / "records").glob("*.json"))
+    old = [p for p in paths if json.loads(p.read_text())["schema"] == 1]
+    for path in old[:12]:
+        r = load(path)
+        assert r.schema_version == SCHEMA
+        now = json.loads(dump(r))
+        assert _without_new(now) == _without_new(json.loads(path.read_text()))
+        assert load(store.write(path_of(results), r)) == r
+
+
+def path_of(results) -> Path:
+    """A fresh results folder."""
+    return results([], "again")
+
+
+def test_a_record_of_schema_1_is_brought_up(tmp_path):
+    new = json.loads(dump(record()))
+    old = _without_new(new) | {"schema": 1}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(old))
+    assert load(path) == record()
+    path.write_text(json.dumps(old | {"value": "high"}))
+    with pytest.raises(KdepError, match=r"r\.json is damaged .*value"):
+        load(path)
 
 
 @pytest.mark.parametrize("raw", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])

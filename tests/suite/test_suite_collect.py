@@ -10,7 +10,8 @@ from test_suite_config import build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
-from kdep_bench.suite.collect import CURVE_POINTS, collect
+from kdep_bench.suite.collect import CURVE_POINTS, _teacher, collect
+from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
 
 
@@ -153,3 +154,13 @@ def test_a_picture_outside_its_stage_is_refused(tmp_path):
     bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
     with pytest.raises(KdepError, match="outside its directory"):
         _copy_pictures(bad, work / bad.id, results)
+
+
+def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage():
+    suite = load_suite("pocket")
+    cell = next(c for c in build_plan(suite).cells if c.teacher)
+    said = _teacher(cell, {})
+    assert said is not None
+    assert said["top1"] == 0.751
+    assert said["top1_source"].startswith("reported")
+    assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
