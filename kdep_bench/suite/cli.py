@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the plan for `python -m kdep_bench.suite.stage`, run nothing",
     )
+    p.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="a full-scale suite's every stage on tiny generated data and random teachers; into "
+        "work_dirs/rehearsal/ unless told otherwise",
+    )
     p.add_argument("--verify", action="store_true", help="check every file's checksum first")
     p.add_argument("--report", action="store_true", help="rebuild tables even if nothing is new")
     p.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
@@ -149,9 +155,16 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     from kdep_bench.suite.plan import build_plan
 
     suite = load_suite(args.suite)
+    work = args.work_dir or REPO / "work_dirs"
+    results = args.results_dir or REPO / "results" / suite.name
+    if args.rehearse:
+        from kdep_bench.suite.rehearse import rehearsed
+
+        suite = rehearsed(suite)
+        work = args.work_dir or REPO / "work_dirs" / "rehearsal"
+        results = args.results_dir or work / "results" / suite.name
     plan = build_plan(suite)
-    work = (args.work_dir or REPO / "work_dirs").absolute()
-    results = (args.results_dir or REPO / "results" / suite.name).absolute()
+    work, results = work.absolute(), results.absolute()
     wanted = execute.select_stages(plan, args.only)
     hits = [execute.matcher(f) for f in args.force]
     for pattern, hit in zip(args.force, hits, strict=True):

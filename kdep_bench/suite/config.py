@@ -166,12 +166,24 @@ class _SuiteFile(_Part):
     budget: Budget
     seeds: Seeds
     runtime: Runtime = Runtime()
+    variants: list[Json] = []
+
+
+class _Variant(_Part):
+    """What a variant of a suite may say otherwise; `budget` is laid on the suite's."""
+
+    teacher: Any = None
+    methods: list[Any] | None = Field(min_length=1, default=None)
+    shares: list[float] | None = Field(min_length=1, default=None)
+    budget: Json = {}
 
 
 class Suite(_Part):
     """A resolved suite. Every nested config is a plain JSON value.
 
-    `teachers` has one entry a student name; None where the suite has no teacher at all.
+    `teachers` has one entry a student name; None where the suite has no teacher at all. A suite
+    with `variants` (several teachers, budgets by share) is the sum of these, itself not included;
+    stages and cells that are equal in several are run once.
     """
 
     name: str
@@ -187,6 +199,7 @@ class Suite(_Part):
     budget: Budget
     seeds: Seeds
     runtime: Runtime
+    variants: list[Suite] = []
 
 
 _MODELS: dict[str, type[BaseModel]] = {
@@ -429,10 +442,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         ("claim", claims),
     ):
         _unique(what, [g["name"] for g in group])
-    _unique("share", [str(s) for s in file.shares])
-    for share in file.shares:
-        if not 0 < share <= 1:
-            raise KdepError(f"the suite has the share {share}", "more than 0, at most 1", "")
+    _shares(file.shares)
     for method in methods:
         for need in method.get("needs") or []:
             if need not in NEEDS:
@@ -449,7 +459,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
             "as many of one as of the other",
             "",
         )
-    return Suite(
+    suite = Suite(
         name=file.name,
         about=file.about,
         data=resolve("data", file.data, configs),
@@ -464,6 +474,32 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         seeds=seeds,
         runtime=file.runtime,
     )
+    variants = [_variant(suite, v, i, configs) for i, v in enumerate(file.variants)]
+    return suite.model_copy(update={"variants": variants})
+
+
+def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
+    said = check(_Variant, raw, f"suite variant {number}")
+    update: Json = {}
+    if said.teacher is not None:
+        update["teachers"] = _teachers(said.teacher, suite.students, configs)
+    if said.methods is not None:
+        update["methods"] = [resolve("method", m, configs) for m in said.methods]
+        _unique(f"in variant {number} the method", [m["name"] for m in update["methods"]])
+    if said.shares is not None:
+        update["shares"] = _shares(said.shares)
+    budget = suite.budget.model_dump()
+    budget = merged(budget, said.budget, f"budget of suite variant {number}")
+    update["budget"] = check(Budget, budget, f"budget of suite variant {number}")
+    return suite.model_copy(update=update)
+
+
+def _shares(shares: list[float]) -> list[float]:
+    _unique("share", [str(s) for s in shares])
+    for share in shares:
+        if not 0 < share <= 1:
+            raise KdepError(f"the suite has the share {share}", "more than 0, at most 1", "")
+    return shares
 
 
 def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json | None]:

@@ -274,8 +274,8 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
 class _Builder:
     """Adds the stages of one suite to one plan."""
 
-    def __init__(self, suite: Suite, kinds: Mapping[str, StageKind]) -> None:
-        self.suite, self.kinds, self.plan = suite, kinds, Plan(suite.name)
+    def __init__(self, suite: Suite, kinds: Mapping[str, StageKind], plan: Plan) -> None:
+        self.suite, self.kinds, self.plan = suite, kinds, plan
         # What stages are told of each config: one dict each, so that its text is made once.
         self.students = {s["name"]: without(s, _PROSE) for s in suite.students}
         self.tasks = {t["name"]: without(t, _PROSE) for t in suite.tasks}
@@ -457,4 +457,11 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     Raises:
         KdepError: a method that cannot work with its student, teacher or data; nothing to run.
     """
-    return _Builder(suite, kinds).build()
+    plan = Plan(suite.name)
+    for variant in suite.variants or [suite]:
+        _Builder(variant, kinds, plan).build()
+    first: dict[str, Cell] = {}  # equal in several variants, as scratch is: one run, one record
+    for cell in plan.cells:
+        first.setdefault(cell.id, cell)
+    plan.cells[:] = first.values()
+    return plan

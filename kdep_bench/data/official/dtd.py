@@ -72,8 +72,9 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     (base / "imdb").mkdir(parents=True)
     cells = np.empty((1, len(rows)), object)
     cells[0] = [r[0] for r in rows]
-    numbers = {k: np.array([[r[j] for r in rows]], float) for k, j in (("class", 1), ("set", 2))}
-    table = {"id": np.arange(1.0, len(rows) + 1)[None], "name": cells, **numbers}
+    # MATLAB stores whole doubles as small integers, which is what mat4py then gives back.
+    numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
+    table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": cells, **numbers}
     savemat(base / "imdb" / "imdb.mat", {"images": table})
 
 

@@ -24,7 +24,7 @@ from kdep_bench.data.official.base import OfficialSet, data_root, get_set, need_
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
 
-KEYS = frozenset({"name", "sets", "pool", "pool_folder", "root", "decode", "tiny_seed"})
+KEYS = frozenset({"type", "name", "sets", "pool", "pool_folder", "root", "decode", "tiny_seed"})
 
 
 def prepare(

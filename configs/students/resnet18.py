@@ -1,0 +1,18 @@
+"""ResNet-18 (11.2 M parameters without classifier), mmpretrain's: KDEP's main student, 224 px."""
+
+student = dict(
+    name="resnet18",
+    backbone=dict(
+        type="mmpretrain.ResNet",
+        depth=18,
+        style="pytorch",
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+    ),
+    width=512,
+    input_px=224,
+    tap="last_pre_activation",
+    pyramid=dict(out_indices=(0, 1, 2, 3), channels=(64, 128, 256, 512), strides=(4, 8, 16, 32)),
+    # Stride 8 to the end, as KDEP's segmentation has it.
+    dilated=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+)
