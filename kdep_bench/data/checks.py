@@ -21,6 +21,7 @@ from kdep_bench.files import read_json
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 IGNORE = 255  # train id of pixels that neither train nor score (Cityscapes)
+_ORIENTATION = 0x0112  # the EXIF tag
 _EIGHT_BIT = {"RGB", "L", "P"}
 _FETCH = "copy or download it again"
 
@@ -65,6 +66,22 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
         raise KdepError(f"the image {path} is {what} ({e})", "a whole image", _FETCH) from None
     _check_mode(path, facts.mode, alpha)
     return facts
+
+
+def check_upright(path: str | Path) -> None:
+    """KdepError for an image that asks its reader to turn it (EXIF orientation other than 1).
+
+    OpenCV turns such an image and PIL does not, so boxes and masks fit for one reader only.
+    """
+    with Image.open(path) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        raise KdepError(
+            f"the image {path} is to be turned by its reader (EXIF orientation {orientation})",
+            "pixels stored upright",
+            "turn it for good with PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check "
+            "that its boxes and masks fit",
+        )
 
 
 def _check_bytes(path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Template: your own images, your COCO json, your masks. Copy it, and change the paths.
+
+Paths are absolute, or relative to $KDEP_DATA. Drop the parts you have not got, and their tasks in
+`configs/suites/mine.py` with them.
+"""
+
+data = dict(
+    type="kdep_bench.data.own.prepare",
+    name="mine",
+    labels=False,  # True where the sub-folders of the pool are classes
+    pool="mine/images",  # any images, without labels; sub-folders are fine
+    pool_labels=False,
+    coco=dict(
+        train=dict(json="mine/train.json", images="mine/train"),
+        test=dict(json="mine/test.json", images="mine/test"),
+    ),
+    masks=dict(
+        train=dict(images="mine/seg/train", masks="mine/seg/train_masks"),
+        test=dict(images="mine/seg/test", masks="mine/seg/test_masks"),
+    ),
+    classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
+)

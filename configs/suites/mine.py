@@ -1,0 +1,61 @@
+"""Template: pre-train ResNet-18 from your teacher on your images, test it on your boxes and masks.
+
+Command   python tools/run_suite.py mine --dry-run, then without it
+Cost      --dry-run forecasts it
+
+Change configs/data/mine.py (paths, class names) first, then here: the teacher and its weights file
+(`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. KDEP and no
+pre-training are compared; with class folders in the pool (labels=True, pool_labels=True) add
+"supervised", which is the comparison that decides.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.models.faster_rcnn_fpn import model as detector
+    from .._base_.models.pspnet_full import model as segmenter
+    from .._base_.models.pspnet_full import norm_cfg
+
+suite = dict(
+    name="mine",
+    about="my teacher, my images, my tasks",
+    data="mine",
+    # weights= takes a file; a teacher page says where its own weights come from.
+    teacher=dict(base="resnet50", weights=None),
+    students=["resnet18"],
+    methods=["kdep", "scratch"],
+    tasks=[
+        dict(
+            base="pocket_det",
+            name="mine_det",
+            recipe=dict(
+                model=dict(_delete_=True, **detector), scale=(1333, 800), iters=18000, batch=16
+            ),
+        ),
+        dict(
+            base="pocket_seg",
+            name="mine_seg",
+            recipe=dict(
+                model=dict(_delete_=True, **segmenter),
+                classes=("road", "field", "water"),
+                palette=((128, 64, 128), (107, 142, 35), (70, 130, 180)),
+                scale=(1024, 512),
+                crop=(512, 512),
+                dilate=True,
+                iters=20000,
+                batch=16,
+            ),
+        ),
+    ],
+    views=dict(scale=[0.2, 1.0]),
+    budget=dict(
+        epochs=90,
+        views=4,
+        batch=256,
+        optimizer=dict(type="SGD", lr=0.15, momentum=0.9, weight_decay=5e-4),
+        schedule="cosine",
+        warmup=0.03,
+    ),
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    claims=["kdep_beats_scratch"],
+)

@@ -1,0 +1,182 @@
+"""Stage `prepare` over data of one's own: checked, and linked in the layout that the tasks read.
+
+    pool/images, pool/labels.json          `pool`: any images; labels from class folders alone
+    classify/{train,val,test}/<class>/     `classify`: folders of class folders
+    detect/{split}, detect/annotations/    `coco`: a COCO json and its images for each split
+    cityscapes/...                         `masks`: images, and masks of the same names
+
+Nothing is copied. Paths are absolute, or relative to $KDEP_DATA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.checks import (
+    IMAGE_SUFFIXES,
+    check_coco,
+    check_image,
+    check_image_folder,
+    check_segmentation,
+    check_upright,
+)
+from kdep_bench.data.official.base import ROOT
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import canonical_json, read_json, write_atomic
+
+KEYS = ("type", "name", "pool", "pool_labels", "classify", "coco", "masks", "classes", "decode")
+
+
+def prepare(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Stage `prepare` of a suite on data of one's own.
+
+    Spec: `pool` folder of images for pre-training; `pool_labels` True where its sub-folders are
+    classes (a supervised arm needs them); `classify` {split: folder}; `coco` {split: {json,
+    images}}; `masks` {split: {images, masks}} and `classes`, their names by mask value; `decode`
+    images of each part to read in full (default 64, None for all).
+
+    Raises:
+        KdepError: the first fault, with its file and what to do.
+    """
+    if unknown := set(spec) - set(KEYS):
+        raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
+    data, decode = out / "data", spec.get("decode", 64)
+    data.mkdir(parents=True, exist_ok=True)
+    counts: dict[str, Any] = {"pool": _pool(spec, data, decode)}
+    for split, folder in (spec.get("classify") or {}).items():
+        check_image_folder(_path(folder), limit=decode)
+        _link(_path(folder), data / "classify" / split)
+        counts[f"classify/{split}"] = len(_images(_path(folder)))
+    if spec.get("coco"):
+        counts |= _coco(spec["coco"], data, decode)
+    if spec.get("masks"):
+        counts |= _masks(spec, data, decode)
+    text = canonical_json([counts, sorted(_listing(data))])
+    progress(1, 1, "done")
+    return {
+        "data": "data",
+        "source": "own",
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+        "counts": {"images": counts},
+        "licences": {},
+        "notes": [],
+    }
+
+
+def _path(given: str) -> Path:
+    path = Path(given).expanduser()
+    if not path.is_absolute() and os.environ.get(ROOT):
+        path = Path(os.environ[ROOT]) / path
+    if not path.exists():
+        raise KdepError(
+            f"the path {path} of the data config does not exist",
+            f"an absolute path, or one relative to ${ROOT}",
+            "correct the config",
+        )
+    return path.resolve()
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _pool(spec: Mapping[str, Any], data: Path, decode: int | None) -> int:
+    pool = _path(spec["pool"])
+    files = sorted(p for p in pool.rglob("*") if p.is_file())
+    if alien := [f for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]:
+        raise KdepError(
+            f"the file {alien[0]} of the pool is no image", "images alone", "move it elsewhere"
+        )
+    if not files:
+        raise KdepError(f"the pool {pool} holds no image", "at least one", "correct `pool`")
+    for file in files[:decode]:
+        check_image(file)
+        check_upright(file)
+    _link(pool, data / "pool" / "images")
+    if spec.get("pool_labels"):
+        names = [f.relative_to(pool).as_posix() for f in files]
+        if loose := [n for n in names if "/" not in n]:
+            raise KdepError(
+                f"the image {loose[0]} of the pool lies in no class folder",
+                "one folder a class where pool_labels=True",
+                "move it into its class, or set pool_labels=False and drop the supervised arm",
+            )
+        classes = sorted({n.split("/")[0] for n in names})
+        labels = {n: classes.index(n.split("/")[0]) for n in names}
+        text = canonical_json({"classes": classes, "labels": labels})
+        write_atomic(data / "pool" / "labels.json", text)
+    return len(files)
+
+
+def _coco(parts: Mapping[str, Any], data: Path, decode: int | None) -> dict[str, int]:
+    counts, categories = {}, {}
+    for split, part in parts.items():
+        json, images = _path(part["json"]), _path(part["images"])
+        counts[f"detect/{split}"] = check_coco(json, images, decode)["images"]
+        table = read_json(json)
+        for image in table["images"][:decode]:
+            check_upright(images / image["file_name"])
+        categories[split] = {c["id"]: c["name"] for c in table["categories"]}
+        if (first := next(iter(categories.values()))) != categories[split]:
+            odd = sorted(map(str, set(first.items()) ^ set(categories[split].items())))
+            raise KdepError(
+                f"the class list of {json} disagrees with that of {next(iter(categories))}: "
+                f"{', '.join(odd[:3])}",
+                "the same ids and names in every split",
+                "export all splits with one list of categories",
+            )
+        _link(images, data / "detect" / split)
+        _link(json, data / "detect" / "annotations" / f"{split}.json")
+    return counts
+
+
+def _masks(spec: Mapping[str, Any], data: Path, decode: int | None) -> dict[str, int]:
+    tree, counts = data / "cityscapes", {}
+    for split, part in spec["masks"].items():
+        images, masks = _path(part["images"]), _path(part["masks"])
+        files = _images(images)
+        for file in files:
+            mask = masks / file.relative_to(images).with_suffix(".png")
+            if not mask.is_file():
+                raise KdepError(
+                    f"the image {file} has no mask",
+                    f"{mask}",
+                    "masks are PNGs of class numbers, named like their images",
+                )
+            stem = f"{split}/own/{'-'.join(file.relative_to(images).with_suffix('').parts)}"
+            _link(file, tree / "leftImg8bit" / f"{stem}_leftImg8bit.png")
+            _link(mask, tree / "gtFine" / f"{stem}_gtFine_labelTrainIds.png")
+        for file in files[:decode]:
+            check_upright(file)
+        counts[f"cityscapes/{split}"] = len(files)
+    if not spec.get("classes"):
+        raise KdepError("the data config has `masks` and no `classes`", "their names by mask value")
+    check_segmentation(tree, len(spec["classes"]), tuple(spec["masks"]), limit=decode)
+    return counts
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() or link.exists():
+        raise KdepError(
+            f"two parts of the data come to {link}", "each file once", "rename one of them"
+        )
+    link.symlink_to(target)
+
+
+def _listing(data: Path) -> list[str]:
+    """Name and size of everything linked."""
+    rows = []
+    for base, folders, files in os.walk(data, followlinks=True):
+        folders.sort()
+        rows += [
+            f"{os.path.relpath(p, data)} {p.stat().st_size}"
+            for p in map(Path(base).joinpath, files)
+        ]
+    return rows
