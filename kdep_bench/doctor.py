@@ -1,0 +1,219 @@
+"""What stands in the way of a suite on this machine, each fault a sentence with its mend.
+
+Unlike a stage, which stops at the first fault, the doctor goes on and lists what it finds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdep_bench.errors import KdepError
+
+Word = Literal["ok", "note", "fault"]
+MOST = 20  # faults of one kind that are listed
+ROOM = 20e9  # bytes free below which the work dir gets a note
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, and what was found."""
+
+    word: Word
+    what: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.word:5}  {self.what}: {self.sentence}"
+
+
+def attempt(what: str, look: Callable[[], str]) -> Finding:
+    """`look()` as a Finding: what it returns is fine, a KdepError is a fault."""
+    try:
+        return Finding("ok", what, look())
+    except KdepError as e:
+        return Finding("fault", what, str(e))
+
+
+def machine(work: Path) -> Iterator[Finding]:
+    """Python, versions, operators, GPUs, cores, disk."""
+    found = sys.version_info
+    if (3, 11) <= found[:2] < (3, 13):
+        yield Finding("ok", "python", f"{found.major}.{found.minor}.{found.micro}")
+    else:
+        yield Finding(
+            "fault", "python", f"it is {found.major}.{found.minor}; expected 3.11 or 3.12."
+        )
+    yield attempt("versions", _versions)
+    yield attempt("operators", _operators)
+    yield _gpus()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("ok", "cores", str(cores))
+    place = work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(place).free
+    word: Word = "ok" if free > ROOM else "note"
+    yield Finding(word, "disk", f"{free / 1e9:.0f} GB free at {place}")
+
+
+def _versions() -> str:
+    from kdep_bench.openmmlab import environment
+
+    for scope in ("mmpretrain", "mmdet", "mmseg"):
+        environment.check_versions(scope)
+    return ", ".join(f"{k} {v}" for k, v in environment.versions().items())
+
+
+def _operators() -> str:
+    """Runs NMS on three boxes of which the first two overlap, on every kind of device here."""
+    import torch
+
+    from kdep_bench import ops
+
+    kind = ops.backend()
+    ops.install()
+    from mmcv.ops import nms
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]], device=device)
+        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
+        if kept != [0, 2]:
+            raise KdepError(
+                f"mmcv's NMS ({kind}) keeps the boxes {kept} on {device}",
+                "[0, 2]",
+                "reinstall torchvision, or mmcv, for this torch",
+            )
+    return f"{kind}, NMS right on {' and '.join(devices)}"
+
+
+def _gpus() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("note", "GPUs", "none: fine for pocket and smoke, not for full scale")
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    text = ", ".join(f"{c.name} with {c.total_memory / 2**30:.0f} GiB" for c in cards)
+    return Finding("ok", "GPUs", text)
+
+
+def suite(ref: str, decode: int | None = 8) -> Iterator[Finding]:
+    """A suite's configs, data sets and teachers.
+
+    Args:
+        ref: as `load_suite` takes it.
+        decode: images of each split to read in full; None for all.
+    """
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.plan import build_plan
+
+    try:
+        loaded = load_suite(ref)
+        plan = build_plan(loaded)
+    except KdepError as e:
+        yield Finding("fault", f"suite {ref}", str(e))
+        return
+    many = f"{len(plan.stages)} stages, {len(plan.cells)} cells"
+    yield Finding("ok", f"suite {loaded.name}", many)
+    if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
+        names = sorted({*loaded.data["sets"], loaded.data["pool"]})
+        yield from official(names, loaded.data.get("root"), decode)
+    elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
+        yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))
+    teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
+    for name, teacher in sorted(teachers.items()):
+        yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
+
+
+def _own(data: dict) -> str:
+    import tempfile
+
+    from kdep_bench.data.own import prepare
+
+    spec = {k: v for k, v in data.items() if k not in ("labels", "about")}
+    with tempfile.TemporaryDirectory() as out:  # links alone
+        counts = prepare(spec, {}, Path(out), lambda *_: None)["counts"]["images"]
+    return ", ".join(f"{v} {k}" for k, v in counts.items())
+
+
+def _teacher(config: dict) -> str:
+    from kdep_bench.teachers.base import build_teacher
+
+    teacher = build_teacher(config)
+    return f"loads, {teacher.width} wide, checksum {teacher.checksum()}"
+
+
+def official(
+    names: Iterable[str], given: str | Path | None = None, decode: int | None = 8
+) -> Iterator[Finding]:
+    """Each official set below the root: its checks, then what its files alone tell."""
+    from kdep_bench.data.official import base
+
+    try:
+        root = base.data_root(given)
+    except KdepError as e:
+        yield Finding("fault", "data", str(e))
+        return
+    for name in names:
+        one = base.get_set(name)
+
+        def look(one: base.OfficialSet = one) -> str:
+            counts = base.verify(one, root, decode)
+            return ", ".join(f"{v} {k}" for k, v in counts.items())
+
+        yield attempt(f"data set {name}", look)
+        if (root / name).is_dir():
+            yield from leftovers(root / name)
+            yield from odd_images(root / name, decode)
+
+
+def leftovers(folder: Path) -> Iterator[Finding]:
+    """Files that only an unpacking which was cut leaves behind."""
+    cut = next(folder.rglob(".unpack.*"), None)
+    if cut is not None:
+        yield Finding(
+            "fault",
+            f"data set {folder.name}",
+            f"an archive was unpacked in part: {cut} was left; to mend it: run "
+            f"tools/prepare_data.py {folder.name} again, which goes on there.",
+        )
+
+
+def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
+    """Images that decoders treat differently, a sample of each folder (None: all).
+
+    Broken ones are faults. CMYK, 16-bit and rotated ones are notes here: official sets hold some,
+    and OpenCV, which reads them in every stage, gives 8-bit RGB for them.
+    """
+    from kdep_bench.data.checks import IMAGE_SUFFIXES, check_image, check_upright
+
+    listed = 0
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        images = sorted(f for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES)
+        for name in images[:decode]:
+            for check in (check_image, check_upright):
+                try:
+                    check(Path(base) / name)
+                except KdepError as e:
+                    soft = any(w in str(e) for w in ("CMYK", "16-bit", "EXIF", "alpha"))
+                    yield Finding("note" if soft else "fault", f"data set {folder.name}", str(e))
+                    listed += 1
+                    break
+            if listed >= MOST:
+                yield Finding("note", f"data set {folder.name}", f"{MOST} listed, not looked on")
+                return
+
+
+def report(findings: Iterable[Finding], say: Callable[[str], object] = print) -> int:
+    """Says every finding as it comes; returns the number of faults."""
+    faults = 0
+    for finding in findings:
+        say(str(finding))
+        faults += finding.word == "fault"
+    say("nothing stands in the way" if not faults else f"{faults} fault(s)")
+    return faults
