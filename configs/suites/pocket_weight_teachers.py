@@ -3,12 +3,13 @@
 Command   python tools/run_suite.py configs/suites/pocket_weight_teachers.py
 Cost      not measured; beside a finished `pocket`, eight pre-trainings of two epochs and the cache
           of EfficientNet-Lite2 (`--dry-run` estimates it)
-Outcome   8 cells x 3 seeds, scored on the *validation* split by a linear probe with a fixed C.
-          A rule that holds is no worse than the better of w = 3 and w = 20 for either teacher.
+Outcome   24 cells: 4 arms x 2 teachers x 3 seeds, scored on the *validation* split by a linear
+          probe with a fixed C. A rule that holds is no worse than the better of w = 3 and w = 20
+          for either teacher.
 
-The student stands here twice, by two names, because a suite has one teacher a student. `kdep` is
-w = 20 / (mean square of the target); `kdep_unit` shows the target in units of its root mean square
-as well, so that neither w nor T depends on the teacher.
+`kdep` is w = 20 / (mean square of the target); `kdep_unit` shows the target in units of its root
+mean square as well, so that neither w nor T depends on the teacher. These two teachers are close:
+over 1,600 pocket views the rule gives w = 4.5 for Lite0 and 4.2 for Lite2.
 """
 
 from mmengine.config import read_base
@@ -21,11 +22,7 @@ with read_base():
 suite.update(
     name="pocket_weight_teachers",
     about="KDEP's loss weight on two teachers, two epochs, linear probe on the validation split",
-    students=["resnet18_w32", dict(base="resnet18_w32", name="resnet18_w32_lite2")],
-    teacher=dict(
-        resnet18_w32="efficientnet_lite0",
-        resnet18_w32_lite2="efficientnet_lite2",
-    ),
+    variants=[dict(teacher="efficientnet_lite0"), dict(teacher="efficientnet_lite2")],
     methods=[
         dict(
             base="kdep",

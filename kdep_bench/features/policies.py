@@ -1,7 +1,8 @@
 """What to do when the student is wider than the teacher (Ds > Dt). No torch: the plan reads this.
 
 KDEP's public code never meets the case (2048 -> 512 or 1280); ViT-S (384) -> ResNet-18 (512) does.
-Nothing is done unless the method's `align` names one of these as `policy`.
+Nothing is done unless the method's `align` names one of these as `policy`, in a suite for example
+`dict(base="kdep", name="kdep_padded", align=dict(_delete_=True, type="svd", policy="zero_pad"))`.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 import pytest
 
 from kdep_bench.errors import KdepError
+from kdep_bench.features.policies import POLICIES
 from kdep_bench.suite.config import CONFIGS, build_suite, load_suite, names, read_room
 from kdep_bench.suite.plan import Plan, build_plan
 
 
-def plan(*methods: str, width: int | None = None) -> Plan:
+def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
     suite = load_suite("smoke")
     raw = dict(
         name="several",
@@ -54,6 +56,17 @@ def test_methods_that_differ_in_the_transform_alone_share_one_alignment():
 def test_a_wider_student_is_refused_for_every_alignment(name: str):
     with pytest.raises(KdepError, match="256 wide and the teacher 'narrow' 200"):
         plan(name, width=200)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_serves_a_wider_student_and_is_part_of_the_alignments_identity(policy: str):
+    align = dict(_delete_=True, type="svd", policy=policy)
+    wide = plan(dict(base="kdep", name="wide", align=align), width=200)
+    (stage,) = [s for s in wide.stages.values() if s.kind == "align"]
+    assert stage.spec["align"] == {"type": "svd", "policy": policy}
+    align["policy"] = policy[:-1]
+    with pytest.raises(KdepError, match=f"did you mean {policy}"):
+        plan(dict(base="kdep", name="wide", align=align), width=200)
 
 
 def test_the_identity_wants_equal_widths_before_any_work():

@@ -1,0 +1,45 @@
+"""Every feature method's config page, through the real align and pretrain stages on tiny data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.features import align
+from kdep_bench.suite.config import read_room
+from tests.pretrain.conftest import BUDGET, WIDTH, silent
+from tests.pretrain.test_pretrain import pretrain
+
+FIXED = (
+    "phis",
+    "whiten",
+    "stdmatch",
+    "top_variance",
+    "interpolate",
+    "random_basis",
+    "smallest_basis",
+)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_alignment_trains_and_tells_what_it_keeps(
+    name: str, stages: dict[str, Path], tmp_path: Path
+):
+    method = read_room("method", name)
+    (tmp_path / "a").mkdir()
+    spec = dict(width=WIDTH, share=1.0, share_seed=0, align=method["align"])
+    told = align.run(spec, stages, tmp_path / "a", silent)
+    assert 0 < told["energy_kept"] <= 1 + 1e-6
+    assert told["energy_after"] <= told["energy_before"] * (1 + 1e-6)
+    if name != "interpolate":  # it may pick a channel that never fires: then there is no ratio
+        assert told["std_ratio_after_svd"] >= 1
+    outputs, state = pretrain(
+        tmp_path / "p", stages | {"align": tmp_path / "a"}, method, budget=BUDGET | {"epochs": 1}
+    )
+    assert outputs["steps"] == 3
+    assert outputs["target_energy"] > 0
+    if name in ("phis", "whiten"):
+        assert outputs["target_energy"] == pytest.approx(1, rel=1e-3)
+        assert outputs["std_ratio_after_transform"] == pytest.approx(1, rel=1e-2)
+    assert not any(k.startswith("objective.") for k in state)
