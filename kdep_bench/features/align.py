@@ -15,7 +15,7 @@ import torch
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features.aligners import Aligner, Svd, energy_kept
-from kdep_bench.features.cache import open_cache
+from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.registry import build, locate, type_path
 

@@ -1,67 +1,39 @@
 """The teacher cache: one forward per (image, view), shared by every method, student and seed.
 
-Float16 features in memory-mapped shards, the manifest last. When the cache is full, a sample of its
-rows is read back, computed again by the live teacher and compared; a mismatch refuses.
+Float16 features in memory-mapped shards, the manifest last; beside them whatever else a method
+reads of the teacher (logits, maps, tokens), each in shards of its own. When the cache is full, a
+sample of its rows is read back, computed again by the live teacher and compared; before every use
+the pictures of that sample, kept in the cache, are shown to the teacher again (`check_use`). A
+mismatch refuses.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 
 from kdep_bench.data.views import Views, open_views, read_rgb, render
 from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_check import (
+    compute_device,
+    further,
+    look,
+    normalisation,
+    recipe_hash,
+    render_rows,
+    sample_rows,
+    verify_pictures,
+)
+from kdep_bench.features.cache_read import MANIFEST, SAMPLE, SHARD_ROWS, open_cache, shard_path
 from kdep_bench.files import file_hash, read_json, write_json
 from kdep_bench.teachers.base import Teacher, build_teacher
-
-MANIFEST = "cache.json"
-SHARD_ROWS = 16384
-# Half precision has 11 significant bits; twice its half-ulp, relative to the feature's scale,
-# leaves room for a different batch size in the recomputation.
-TOLERANCE = 2.0**-10
-
-
-@dataclass(frozen=True)
-class Cache:
-    """An opened cache of R rows: `width` Dt, `shards` memory maps [<=SHARD_ROWS, Dt] float16."""
-
-    teacher: dict[str, Any]
-    width: int
-    shards: list[np.ndarray]
-
-    def __len__(self) -> int:
-        return sum(len(s) for s in self.shards)
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """[len(index), Dt] float16, in the order asked for."""
-        out = np.empty((len(index), self.width), np.float16)
-        which = index // SHARD_ROWS
-        for k in np.unique(which):
-            here = which == k
-            out[here] = self.shards[k][index[here] % SHARD_ROWS]
-        return out
-
-
-def shard_path(folder: Path, k: int) -> Path:
-    return folder / f"features-{k:05d}.npy"
-
-
-def render_rows(views: Views, rows: range | np.ndarray, px: int) -> torch.Tensor:
-    """[len(rows), 3, px, px] uint8: views rendered from their source images at `px`."""
-    batch = np.empty((len(rows), px, px, 3), np.uint8)
-    last, image = -1, np.empty(0)
-    for j, row in enumerate(rows):
-        if row // views.views != last:
-            last = int(row) // views.views
-            image = read_rgb(views.root / views.files[last])
-        batch[j] = render(image, views.box[row], bool(views.flip[row]), px)
-    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 def run(
@@ -70,44 +42,28 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Stage `cache`: fills the shards; a finished, whole shard of an interrupted try is kept.
+    """Stage `cache`: fills the shards; a finished shard of an interrupted try is kept.
 
-    Spec: `teacher` config, `batch`.
+    Spec: `teacher` config, `batch`, `outputs` (a subset of OUTPUTS, where a method reads more than
+    the pooled feature).
     """
     teacher = build_teacher(spec["teacher"])
-    checksum = teacher.checksum()
+    checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
+    teacher.to(compute_device())
     check = known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
-    resumable(out, identity)
+    resumable(out, identity | ({"outputs": outputs} if outputs else {}))
+    first = look(teacher, render_rows(views, range(1), teacher.input_px)) if outputs else None
+    shapes = {
+        name: list(value.shape[1:])
+        for name, value in (further(teacher, first, outputs) if first else {}).items()
+    }
     batch = int(spec.get("batch", 32))
-    for k, first in enumerate(range(0, views.rows, SHARD_ROWS)):
-        count = min(SHARD_ROWS, views.rows - first)
-        if is_whole(out, k):
-            continue
-        shard, start = np.empty((count, teacher.width), np.float16), time.perf_counter()
-        for i in range(0, count, batch):
-            rows = range(first + i, first + min(i + batch, count))
-            pooled = teacher(render_rows(views, rows, teacher.input_px)).pooled
-            if not bool(torch.isfinite(pooled.half()).all()):
-                raise KdepError(
-                    f"teacher {teacher.name} gave a NaN, an infinity or a value beyond float16 for "
-                    f"{views.files[rows[0] // views.views]} or one of the next {len(rows)} views",
-                    "finite features",
-                    "check the teacher's weights and normalisation",
-                )
-            shard[i : i + len(rows)] = pooled.half().numpy()
-            progress(rows[-1] + 1, views.rows, f"{teacher.name} features")
-        partial = out / f".shard-{k}.npy"
-        np.save(partial, shard)
-        # Beside the shard, so that a resumed cache still costs what filling all of it took.
-        spent = {
-            "seconds": time.perf_counter() - start,
-            "forwards": count,
-            "sha256": file_hash(partial),
-        }
-        write_json(shard_path(out, k).with_suffix(".json"), spent)
-        partial.replace(shard_path(out, k))
+    for k in range(-(-views.rows // SHARD_ROWS)):
+        if not is_whole(out, k, shapes):
+            fill_shard(k, teacher, views, batch, outputs, shapes, out, progress)
+    teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(f"teacher {teacher.name} changed while it was only read", "frozen weights")
     shards = -(-views.rows // SHARD_ROWS)
@@ -119,18 +75,80 @@ def run(
         "shards": shards,
         "precision": "float16",
         "px": teacher.input_px,
+        "outputs": shapes,
+        "config": spec["teacher"],
+        "normalisation": normalisation(teacher),
+        "recipe": recipe_hash(views),
     }
     write_json(out / MANIFEST, manifest)
-    verify_sample(open_cache(out), teacher, views)
+    teacher.to(compute_device())
+    cache = open_cache(out)
+    rows = sample_rows(views.rows)
+    pixels = render_rows(views, rows, teacher.input_px)
+    verify_pictures(cache, teacher, rows, pixels)
+    np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
+    numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
     return {
         "teacher": manifest["teacher"],
         "rows": views.rows,
-        "bytes": views.rows * teacher.width * 2,
+        "bytes": views.rows * numbers * 2,
         "forwards": forwards,
         "fill_s": round(seconds, 2),
         "images_per_s": round(forwards / seconds, 1),
         "known_images": check,
     }
+
+
+def fill_shard(
+    k: int,
+    teacher: Teacher,
+    views: Views,
+    batch: int,
+    outputs: Sequence[str],
+    shapes: Mapping[str, Sequence[int]],
+    out: Path,
+    progress: Callable[..., None],
+) -> None:
+    """Shard `k` of every array; the one of the pooled feature, by which it counts as done, last."""
+    first = k * SHARD_ROWS
+    count, start = min(SHARD_ROWS, views.rows - first), time.perf_counter()
+    shard = np.empty((count, teacher.width), np.float16)
+    partials = {name: out / f".{name}-{k}.npy" for name in shapes}
+    more = {
+        name: open_memmap(partials[name], "w+", np.float16, (count, *shape))
+        for name, shape in shapes.items()
+    }
+    for i in range(0, count, batch):
+        rows = range(first + i, first + min(i + batch, count))
+        said = look(teacher, render_rows(views, rows, teacher.input_px))
+        arrays = {"features": said.pooled, **further(teacher, said, outputs)}
+        for name, value in arrays.items():
+            half = value.half()
+            if not bool(torch.isfinite(half).all()):
+                raise KdepError(
+                    f"teacher {teacher.name} gave a NaN, an infinity or a value beyond float16 "
+                    f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
+                    f"{len(rows)} views",
+                    "finite features",
+                    "check the teacher's weights and normalisation",
+                )
+            (shard if name == "features" else more[name])[i : i + len(rows)] = half.numpy()
+        progress(rows[-1] + 1, views.rows, f"{teacher.name} features")
+    for name, array in more.items():
+        array.flush()
+        partials[name].replace(shard_path(out, k, name))
+    partial = out / f".shard-{k}.npy"
+    np.save(partial, shard)
+    # Beside the shard, so that a resumed cache still costs what filling all of it took.
+    spent: dict[str, Any] = {
+        "seconds": time.perf_counter() - start,
+        "forwards": count,
+        "sha256": file_hash(partial),
+    }
+    if shapes:
+        spent["further"] = {name: file_hash(shard_path(out, k, name)) for name in shapes}
+    write_json(shard_path(out, k).with_suffix(".json"), spent)
+    partial.replace(shard_path(out, k))
 
 
 def resumable(out: Path, identity: dict[str, Any]) -> None:
@@ -142,11 +160,13 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
     write_json(mark, identity)
 
 
-def is_whole(out: Path, k: int) -> bool:
-    """Whether shard k of an interrupted try is there and as it was written."""
+def is_whole(out: Path, k: int, names: Iterable[str] = ()) -> bool:
+    """Whether shard k of an interrupted try is there, in every array, and as it was written."""
     try:
         told = read_json(shard_path(out, k).with_suffix(".json"))
-        return shard_path(out, k).exists() and file_hash(shard_path(out, k)) == told["sha256"]
+        want = {"features": told["sha256"], **{name: told["further"][name] for name in names}}
+        paths = {name: shard_path(out, k, name) for name in want}
+        return all(path.exists() and file_hash(path) == want[n] for n, path in paths.items())
     except (KdepError, KeyError, TypeError):
         return False
 
@@ -163,7 +183,7 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     px = teacher.input_px
     whole = np.array([0, 0, 1, 1], np.float32)
     pictures = np.stack([render(read_rgb(folder / f), whole, False, px) for f in known])
-    logits = teacher(torch.from_numpy(pictures).permute(0, 3, 1, 2)).logits
+    logits = look(teacher, torch.from_numpy(pictures).permute(0, 3, 1, 2)).logits
     assert logits is not None
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())
     if hits < 0.6 * len(known):
@@ -173,56 +193,3 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
             "check its weights file, channel order and normalisation",
         )
     return {"right": hits, "of": len(known)}
-
-
-def open_cache(folder: Path) -> Cache:
-    """Opens a finished cache; KdepError for a missing, truncated or mis-shaped shard."""
-    m = read_json(folder / MANIFEST)
-    shards = []
-    for k in range(m["shards"]):
-        rows = min(SHARD_ROWS, m["rows"] - k * SHARD_ROWS)
-        try:
-            shard = np.load(shard_path(folder, k), mmap_mode="r")
-        except (OSError, ValueError) as e:
-            raise KdepError(
-                f"the cache shard {shard_path(folder, k)} cannot be read ({e})",
-                f"{rows} rows of {m['teacher']['width']} float16",
-                "delete that stage folder and run again",
-            ) from None
-        if shard.shape != (rows, m["teacher"]["width"]) or shard.dtype != np.float16:
-            raise KdepError(
-                f"the cache shard {shard_path(folder, k)} holds {shard.shape} {shard.dtype}",
-                f"({rows}, {m['teacher']['width']}) float16",
-                "delete that stage folder and run again",
-            )
-        shards.append(shard)
-    return Cache(m["teacher"], m["teacher"]["width"], shards)
-
-
-def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
-    """Recomputes `count` rows live and returns the largest error relative to the feature's scale.
-
-    Raises KdepError when the teacher is another one or a row differs by more than half precision
-    explains: another teacher, view, normalisation or resolution.
-    """
-    if cache.teacher["checksum"] != teacher.checksum():
-        raise KdepError(
-            f"the cache was made by teacher {cache.teacher['name']} "
-            f"({cache.teacher['checksum']}), not by {teacher.name} ({teacher.checksum()})",
-            "the same teacher",
-            "delete that cache stage and run again",
-        )
-    if len(cache) != views.rows:
-        raise KdepError(f"the cache has {len(cache)} rows", f"{views.rows}, one a view")
-    rows = np.sort(np.random.default_rng(0).choice(views.rows, min(count, views.rows), False))
-    live = teacher(render_rows(views, rows, teacher.input_px)).pooled
-    stored = torch.from_numpy(cache.rows(rows)).float()
-    scale = max(float(live.abs().max()), 1e-6)
-    error = float((live - stored).abs().max()) / scale
-    if not error <= TOLERANCE:
-        raise KdepError(
-            f"cached features differ from the live teacher by {error:.2g} of their scale",
-            f"at most {TOLERANCE:.2g} (half precision)",
-            "the views, the normalisation or the resolution changed: delete that cache stage",
-        )
-    return error

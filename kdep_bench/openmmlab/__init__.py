@@ -26,7 +26,12 @@ from kdep_bench.openmmlab.metrics import read_metrics
 if TYPE_CHECKING:
     from kdep_bench.openmmlab.hooks import DetectionCount, ProgressHook, SealHook, StopOnBadLoss
     from kdep_bench.openmmlab.loading import latest_sealed, load_weights
-    from kdep_bench.openmmlab.runner import build_runner
+    from kdep_bench.openmmlab.runner import (
+        build_runner,
+        is_main_rank,
+        leave_distributed,
+        planned_ranks,
+    )
 
 _LAZY = {
     "DetectionCount": "hooks",
@@ -34,8 +39,11 @@ _LAZY = {
     "SealHook": "hooks",
     "StopOnBadLoss": "hooks",
     "build_runner": "runner",
+    "is_main_rank": "runner",
     "latest_sealed": "loading",
+    "leave_distributed": "runner",
     "load_weights": "loading",
+    "planned_ranks": "runner",
 }
 
 
@@ -54,8 +62,11 @@ __all__ = [
     "build_runner",
     "check_versions",
     "current_scope",
+    "is_main_rank",
     "latest_sealed",
+    "leave_distributed",
     "load_weights",
+    "planned_ranks",
     "read_metrics",
     "setup",
     "versions",

@@ -132,9 +132,30 @@ def _check_precision(cfg: Config) -> None:
         )
 
 
+def planned_ranks() -> int:
+    """How many processes torchrun, or srun, started for this run; 1 in a plain process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_main_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return planned_ranks() == 1 or os.environ["RANK"] == "0"
+
+
+def leave_distributed() -> None:
+    """Leaves the process group, if there is one, together: the last thing of every rank's work.
+
+    Trap: a rank that exits, or destroys its group, while a peer is still in a collective or in
+    gloo's shutdown lets that peer see a closed connection and abort (SIGABRT) now and then.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _settle_distributed(cfg: Config) -> None:
     """Trap: mmengine's own launcher calls torch.cuda.set_device and gives DDP device ids."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if planned_ranks() == 1:
         cfg.launcher = "none"
         return
     cfg.launcher = "pytorch"

@@ -13,9 +13,19 @@ from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.base import Context, build_objective
+from kdep_bench.pretrain.compiled import compiled
+from kdep_bench.pretrain.parallel import (
+    accumulated_step,
+    mean_over_ranks,
+    share_batch_norm,
+    world_size,
+)
 from kdep_bench.pretrain.pyramid import Pyramid
+from kdep_bench.pretrain.teaching import TeacherSide
 from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.teachers.base import TeacherOutput
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Distiller(BaseModel):
@@ -25,10 +35,14 @@ class Distiller(BaseModel):
         student: student config page.
         objective: {type, ...} of the objective, with everything it asked for.
         target: {align_dir, transform}, or None for an objective without a teacher.
-        precision: "float32", or "bfloat16" to run the backbone under autocast (parameters,
-            BatchNorm statistics, target and loss stay float32). bfloat16 has float32's range, so
-            no loss scaling is needed, on CPU or CUDA.
+        precision: "float32", or "bfloat16" / "float16" to run the backbone under autocast
+            (parameters, BatchNorm statistics, target and loss stay float32). bfloat16 has float32's
+            range, so no loss scaling is needed, on CPU or CUDA; float16 is for CUDA and needs it
+            (AmpOptimWrapper).
         maps: whether the objective reads the student's pyramid.
+        teacher: arguments of TeacherSide.
+        accumulate: micro-batches a step.
+        compile: back end of torch.compile for the student, or None.
 
     `step` and `steps` are set by the training loop before every step.
     """
@@ -43,12 +57,16 @@ class Distiller(BaseModel):
         target: Mapping[str, Any] | None = None,
         precision: str = "float32",
         maps: bool = False,
+        teacher: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise KdepError(f"unknown precision {precision!r}", "'float32' or 'bfloat16'")
-        self.use_bfloat16 = precision == "bfloat16"
-        self.step, self.steps = 0, 1
+        if precision not in PRECISIONS:
+            raise KdepError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
+        self.dtype = PRECISIONS[precision]
+        self.step, self.steps, self.accumulate = 0, 1, accumulate
+        self.teacher_side = TeacherSide(**(teacher or {}))
         self._pyramid = Pyramid(student) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
@@ -56,6 +74,10 @@ class Distiller(BaseModel):
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._pyramid is not None:
             self._pyramid.verify()
+        self.compile_with = compile
+        self._student: list[Any] = []  # in a list: no second registration in the state dict
+        if world_size() > 1:
+            share_batch_norm(self.backbone)
         self.objective = build_objective(objective, {})
         self.target = build_target(**target) if target else None
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -64,22 +86,57 @@ class Distiller(BaseModel):
     def init_weights(self) -> None:
         """Nothing: the backbone was initialised, under the run's seed, when it was built."""
 
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        if self.accumulate == 1:
+            return super().train_step(data, optim_wrapper)
+        return accumulated_step(self, self, data, optim_wrapper, self.accumulate)
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, log = super().parse_losses(losses)
+        return loss, mean_over_ranks(log)
+
+    def student(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(before, after): the last maps of the backbone, eager or compiled."""
+        if not self._student:
+            tap = self._tap[0]
+            self._student.append(compiled(tap, self.compile_with, x) if self.compile_with else tap)
+        return self._student[0](x)
+
     def forward(
         self,
         images: Tensor,
         teacher: Tensor | None = None,
+        outputs: Mapping[str, Tensor] | None = None,
+        teacher_images: Tensor | None = None,
         labels: Tensor | None = None,
         rows: Tensor | None = None,
         mode: str = "loss",
     ) -> dict[str, Tensor]:
-        """`images` [B, 3, px, px] uint8; returns the mean of every term, keyed `loss_<term>`."""
+        """One batch, as ViewStream gives it; the mean of every term, keyed `loss_<term>`."""
         if mode != "loss":
             raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
+        device = images.device.type
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            before, after = self._tap[0](x)
-        before, after = pool(before.float()), pool(after.float())
-        said = None if teacher is None else TeacherOutput(teacher.float(), None)
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            before, after = self.student(x)
+        with torch.autocast(device, enabled=False):
+            return self.losses(
+                pool(before.float()),
+                pool(after.float()),
+                self.teacher_side(teacher, outputs or {}, teacher_images),
+                labels,
+                rows,
+            )
+
+    def losses(
+        self,
+        before: Tensor,
+        after: Tensor,
+        said: TeacherOutput | None,
+        labels: Tensor | None,
+        rows: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The objective's terms on one batch, each checked and averaged."""
         ctx = Context(
             before=before,
             after=after,
@@ -93,10 +150,10 @@ class Distiller(BaseModel):
         )
         terms = self.objective.terms(ctx)
         for name, term in terms.items():
-            if term.shape != (len(images),):
+            if term.shape != before.shape[:1]:
                 raise KdepError(
                     f"term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
-                    f"({len(images)},), one value a sample",
+                    f"({len(before)},), one value a sample",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

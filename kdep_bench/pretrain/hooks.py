@@ -72,3 +72,42 @@ class TermShares(Hook):
         if self._KEY in checkpoint:
             self._sums = dict(checkpoint[self._KEY]["sums"])
             self._steps = checkpoint[self._KEY]["steps"]
+
+
+class WeightAverage(Hook):
+    """Exponential moving average of the student: a <- decay * a + (1 - decay) * w, every step.
+
+    All floating tensors of the backbone, BatchNorm statistics included, in float32; counters are
+    copied. Starts as a copy of the initial weights. mmengine's EMAHook copies the whole model,
+    with its teacher and the hooks of its tap; this keeps the student alone.
+    """
+
+    priority = "NORMAL"
+    _KEY = "kdep_weight_average"
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, torch.Tensor] = {}
+
+    def before_train(self, runner: Any) -> None:
+        state = unwrapped(runner).backbone.state_dict()
+        if not self.average:
+            self.average = {k: v.detach().clone() for k, v in state.items()}
+        self.average = {k: v.to(state[k].device) for k, v in self.average.items()}
+
+    @torch.no_grad()
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        for name, value in unwrapped(runner).backbone.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - self.decay)
+            else:
+                self.average[name].copy_(value)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self._KEY] = {k: v.detach().cpu() for k, v in self.average.items()}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if self._KEY in checkpoint:
+            self.average = {k: v.clone() for k, v in checkpoint[self._KEY].items()}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdep_bench import openmmlab
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
-from kdep_bench.features.cache import open_cache
+from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
 from kdep_bench.objectives.base import demands
+from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
+from kdep_bench.pretrain.teaching import Teaching, teaching
 from kdep_bench.pretrain.train import runner_config, train
 from kdep_bench.registry import locate, type_path
 from kdep_bench.students.backbone import build_backbone
@@ -34,65 +37,95 @@ def run(
 ) -> dict[str, Any]:
     """Trains the student and writes its state dict to `student.pth`.
 
-    Spec: `student`, `method`, `budget` {epochs, batch, optimizer, warmup, schedule, precision},
-    `share`, `share_seed`, `seed`. A method without objective is the scratch arm: the initialised
-    student itself. A method with `weights` is a reference: a builder of given backbone weights.
+    Spec: `student`, `method`, `budget`, `share`, `share_seed`, `seed`; `teacher` (its config) where
+    it runs live, on images under the input `images`. A method without objective is the scratch arm:
+    the initialised student itself. A method with `weights` is a reference: a builder of given
+    backbone weights.
+
+    `budget`: epochs, batch, optimizer, warmup, schedule, precision; and where they are used
+    accumulate (micro-batches a step), ema (decay), compile (back end of torch.compile).
+
+    May run as several processes at once, one a rank, started by torchrun or srun with the same
+    arguments: the batch is the global one, rank 0 writes, every rank returns the same outputs, and
+    the process group is left at the end.
     """
-    method, student = spec["method"], spec["student"]
-    if method.get("objective") is None:
+    method, budget = spec["method"], spec["budget"] if spec["method"].get("objective") else {}
+    if not budget:
         return untrained(spec, out)
+    check_precision(budget.get("precision", "float32"))
     views = open_views(inputs["views"])
     images = len(subset(len(views.files), spec["share"], spec["share_seed"]))
-    budget = spec["budget"]
     steps = max(1, math.floor(budget["epochs"] * images / budget["batch"]))
-    objective, target, probes = objective_config(spec, inputs)
-    needs = demands(method["objective"]).needs
-    stream = {
-        "type": "kdep_bench.pretrain.stream.ViewStream",
-        "views": str(inputs["views"]),
-        "length": steps * budget["batch"],
-        "share": spec["share"],
-        "share_seed": spec["share_seed"],
-        "seed": spec["seed"],
-        "cache": str(inputs["cache"]) if needs - {"labels", "views"} else None,
-        "labels": str(labels_file(inputs)) if method["labels_used"] else None,
-        "together": "views" in needs,
-    }
-    model = {
-        "type": "kdep_bench.pretrain.distiller.Distiller",
-        "student": student,
-        "objective": objective,
-        "target": target,
-        "precision": budget.get("precision", "float32"),
-        "maps": "maps" in needs,
-    }
+    wanted = demands(method["objective"])
+    ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
+    check_split(budget["batch"], ranks, accumulate, wanted.relates)
+    taught = teaching(wanted.needs, spec, inputs, views)
+    objective, target, probes = objective_config(spec, inputs, taught)
     config = runner_config(
-        model=model,
-        dataset=stream,
+        model={
+            "type": "kdep_bench.pretrain.distiller.Distiller",
+            "student": spec["student"],
+            "objective": objective,
+            "target": target,
+            "precision": budget.get("precision", "float32"),
+            "maps": "maps" in wanted.needs,
+            "teacher": taught.model,
+            "accumulate": accumulate,
+            "compile": budget.get("compile"),
+        },
+        dataset={
+            "type": "kdep_bench.pretrain.stream.ViewStream",
+            "views": str(inputs["views"]),
+            "length": steps * budget["batch"],
+            "share": spec["share"],
+            "share_seed": spec["share_seed"],
+            "seed": spec["seed"],
+            "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+            "together": "views" in wanted.needs,
+            **taught.stream,
+        },
         collate="kdep_bench.pretrain.stream.already_batched",
         steps=steps,
         batch=budget["batch"],
         optimizer=budget["optimizer"],
         schedule=schedule(budget, steps),
         checkpoint_every=max(1, steps // 4),
+        world_size=ranks,
+        loss_scaling=budget.get("precision") == "float16",
+        some_unused="maps" in wanted.needs,
     )
-    trained = train(config, spec["seed"], out / "run", progress)
-    save_state(trained.model.state_dict(), out)
-    for used in (out / "run").glob("*.pth*"):
-        used.unlink()
+    trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
+    if openmmlab.is_main_rank():
+        save_state(trained.state, out)
+        for used in (out / "run").glob("*.pth*"):
+            used.unlink()
+    openmmlab.leave_distributed()
+    seen = steps * budget["batch"]
     return {
         "steps": steps,
-        "epochs": steps * budget["batch"] / images,
+        "epochs": seen / images,
         "images": images,
-        "images_seen": steps * budget["batch"],
+        "images_seen": seen,
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
-        "images_per_s": round(steps * budget["batch"] / trained.seconds, 1),
+        "images_per_s": round(seen / trained.seconds, 1),
         "train_s": round(trained.seconds, 2),
         "curves": {"pretrain_loss": trained.curve},
         "terms": trained.terms,
+        "processes": ranks,
+        **taught.outputs,
         **probes,
     }
+
+
+def check_precision(precision: str) -> None:
+    """Refuses float16 where there is no GPU: a CPU has no loss scaling and little use for it."""
+    if precision == "float16" and not torch.cuda.is_available():
+        raise KdepError(
+            "the budget asks for precision 'float16' on a machine without a GPU",
+            "'float32' or 'bfloat16'",
+            "choose one of these; bfloat16 needs no loss scaling",
+        )
 
 
 def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -130,11 +163,11 @@ def labels_file(inputs: dict[str, Path]) -> Path:
 
 
 def objective_config(
-    spec: dict[str, Any], inputs: dict[str, Path]
+    spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """(objective config with everything it asks for, target config, probes).
 
-    Raises KdepError for an objective that this method's labels, alignment or cache cannot serve.
+    Raises KdepError for an objective that this method's labels or alignment cannot serve.
     """
     method = spec["method"]
     objective, name = dict(method["objective"]), type_path(method["objective"]["type"])
@@ -145,22 +178,6 @@ def objective_config(
             f"labels_used=False",
             "a label-free objective",
             "set labels_used=True",
-        )
-    from_teacher = wanted.needs & {"pooled", "logits", "maps", "tokens"}
-    if from_teacher and "cache" not in inputs:
-        raise KdepError(
-            f"the objective {name} needs {', '.join(sorted(from_teacher))} of a teacher, and the "
-            f"method {method['name']} plans none",
-            "needs=[...] in the method's config",
-            "declare what the objective reads",
-        )
-    unheard = from_teacher - {"pooled"}
-    if unheard:
-        raise KdepError(
-            f"the objective {name} needs {', '.join(sorted(unheard))}, and the cache holds pooled "
-            f"features alone",
-            "an objective on pooled features",
-            "choose another method",
         )
     target, probes = None, {}
     if "target" in wanted.needs:
@@ -173,30 +190,25 @@ def objective_config(
             )
         target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
         probes = target_probes(spec, inputs, target)
-    objective.update(facts(wanted.asks - set(objective), spec, inputs, probes))
-    return objective, target, probes
-
-
-def facts(
-    asks: Iterable[str], spec: dict[str, Any], inputs: dict[str, Path], probes: dict[str, Any]
-) -> dict[str, Any]:
-    """The answer to each question of an objective; see `ASKS` in objectives/base.py."""
     answers: dict[str, Callable[[], Any]] = {
         "width": lambda: spec["student"]["width"],
         "classes": lambda: len(read_json(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
         "target_energy": lambda: probes.get("target_energy"),
-        "teacher_width": lambda: open_cache(inputs["cache"]).width,
         "teacher_energy": lambda: mean_square(lambda f: f, spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
+        **taught.facts,
     }
-    unknown = sorted(set(asks) - set(answers))
+    asked = sorted(wanted.asks - set(objective))
+    unknown = [a for a in asked if a not in answers]
     if unknown:
         raise KdepError(
-            f"nothing here knows {', '.join(unknown)}", f"one of {', '.join(sorted(answers))}"
+            f"the objective {name} asks for {', '.join(unknown)}, and nothing here knows",
+            f"questions among {', '.join(sorted(answers))}",
+            "add to its `needs` what it reads of the teacher",
         )
-    return {a: answers[a]() for a in sorted(asks)}
+    return objective | {a: answers[a]() for a in asked}, target, probes
 
 
 def target_probes(
@@ -223,6 +235,13 @@ def mean_square(
 
     Of at most `most` rows: the standard error is then far below what a loss weight can feel.
     """
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} weighs by the energy of the teacher's feature, "
+            f"and with a live teacher and no alignment nothing knows it before training",
+            "a cache",
+            "leave out budget.teacher='live'",
+        )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = subset(len(views.files), spec["share"], spec["share_seed"])
     rows, total = rows_of(images, views.views)[:most], 0.0

@@ -9,6 +9,7 @@ permutation takes V epochs: V epochs show the same samples, in another order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.utils.data import Dataset
 
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
-from kdep_bench.features.cache import open_cache
+from kdep_bench.features.cache_check import render_rows
+from kdep_bench.features.cache_read import open_cache
 from kdep_bench.files import read_json
 
 
@@ -31,6 +33,9 @@ class ViewStream(Dataset):
         share, share_seed: the label-free random data share.
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
+        outputs: names of the cache's further arrays (logits, maps, tokens) to read as well.
+        pool: folder of the `prepare` stage whose images a live teacher sees, rendered at
+            `teacher_px` in the very crops of the views; None without a live teacher.
         labels: path of the pool's labels file, or None. Without it the set is label-free and
             asking for a label raises.
         together: the views of an image one after another.
@@ -46,9 +51,13 @@ class ViewStream(Dataset):
         cache: str | Path | None = None,
         labels: str | Path | None = None,
         together: bool = False,
+        outputs: Sequence[str] = (),
+        pool: str | Path | None = None,
+        teacher_px: int = 0,
     ) -> None:
         self.together = together
-        self.views = open_views(Path(views))
+        self.views = open_views(Path(views), Path(pool) if pool else None)
+        self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
         self.images = subset(len(self.views.files), share, share_seed)
         self.length, self.seed = length, seed
         self.cache = open_cache(Path(cache)) if cache else None
@@ -78,21 +87,30 @@ class ViewStream(Dataset):
             )
         return torch.from_numpy(self._labels[rows // self.views.views])
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        return {k: v[0] for k, v in self.__getitems__([position]).items()}
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """A batch of one."""
+        return self.__getitems__([position])
 
-    def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, positions: list[int]) -> dict[str, Any]:
         """A whole batch: `images` [B, 3, px, px] uint8 and `rows` [B] int64.
 
-        With a cache also `teacher` [B, Dt] float16; in a set with labels `labels` [B] int64.
+        With a cache also `teacher` [B, Dt] float16 and `outputs` {name: [B, ...] float16}; for a
+        live teacher `teacher_images` [B, 3, teacher_px, teacher_px] uint8; in a set with labels
+        `labels` [B] int64.
         """
         rows = np.array([self.row(p) for p in positions], np.int64)
-        batch = {
+        batch: dict[str, Any] = {
             "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),
             "rows": torch.from_numpy(rows),
         }
         if self.cache is not None:
             batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
+        if self.cache is not None and self.outputs:
+            batch["outputs"] = {
+                name: torch.from_numpy(self.cache.rows(rows, name)) for name in self.outputs
+            }
+        if self.teacher_px:
+            batch["teacher_images"] = render_rows(self.views, rows, self.teacher_px)
         if self._labels is not None:
             batch["labels"] = self.label(rows)
         return batch

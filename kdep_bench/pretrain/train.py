@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import BaseModel
 
 from kdep_bench import openmmlab
-from kdep_bench.pretrain.hooks import Clock, TermShares, unwrapped
+from kdep_bench.pretrain.hooks import Clock, TermShares, WeightAverage, unwrapped
 
 
 def runner_config(
@@ -24,13 +23,22 @@ def runner_config(
     schedule: list[dict[str, Any]],
     checkpoint_every: int,
     world_size: int = 1,
+    loss_scaling: bool = False,
+    some_unused: bool = False,
 ) -> dict[str, Any]:
     """The mmengine config of a run of `steps` iterations at a *global* batch of `batch`.
 
     The sampler deals the fixed sequence of samples out to the ranks in turn, so the ranks read
-    together what one process would; no shuffling happens here.
+    together what one process would; no shuffling happens here. `loss_scaling` is for float16 on a
+    GPU; `some_unused` for losses that some weights have no part in.
     """
+    scaling = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     return {
+        "model_wrapper_cfg": {
+            "type": "kdep_bench.pretrain.parallel.DistributedDistiller",
+            "broadcast_buffers": False,  # equal on all ranks: see share_batch_norm
+            "find_unused_parameters": some_unused,
+        },
         "model": model,
         "train_dataloader": {
             "batch_size": batch // world_size,
@@ -41,7 +49,10 @@ def runner_config(
             "dataset": dataset,
         },
         "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": steps + 1},
-        "optim_wrapper": {"type": "OptimWrapper", "optimizer": optimizer},
+        "optim_wrapper": {
+            **(scaling if loss_scaling else {"type": "OptimWrapper"}),
+            "optimizer": optimizer,
+        },
         "param_scheduler": schedule,
         "default_hooks": {
             "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
@@ -61,13 +72,14 @@ class Trained:
     """What a run leaves.
 
     Attributes:
-        model: the trained model, out of any wrapper.
+        state: state dict of the trained model, out of any wrapper; with a weight average, the
+            backbone is that average.
         curve: loss curve [[step, loss], ...].
         terms: each term's mean share of the loss over all steps, {term: share}.
         seconds: wall seconds of all steps, those before a resume included.
     """
 
-    model: BaseModel
+    state: dict[str, Any]
     curve: list[list[float]]
     terms: dict[str, float]
     seconds: float
@@ -78,13 +90,21 @@ def train(
     seed: int,
     work_dir: Path,
     progress: Callable[..., None],
+    ema: float | None = None,
 ) -> Trained:
     """Runs the config, from the newest whole checkpoint in `work_dir` if there is one."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
     told, shares = openmmlab.ProgressHook(progress), TermShares()
+    average = None if ema is None else WeightAverage(ema)
+    hooks = [h for h in (Clock(), shares, average, told) if h is not None]
     runner = openmmlab.build_runner(
-        Config(config), work_dir=work_dir, seed=seed, hooks=[Clock(), shares, told], resume=True
+        Config(config), work_dir=work_dir, seed=seed, hooks=hooks, resume=True
     )
     runner.train()
-    return Trained(unwrapped(runner), told.points, shares.shares, told.seconds)
+    model = unwrapped(runner)
+    model.teacher_side.still_frozen()
+    state = model.state_dict()
+    if average is not None:
+        state |= {f"backbone.{k}": v for k, v in average.average.items()}
+    return Trained(state, told.points, shares.shares, told.seconds)

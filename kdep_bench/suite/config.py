@@ -48,7 +48,12 @@ class Budget(_Part):
 
     epochs over the images of the share, batch size, `views` fixed views an image, an mmengine
     optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps);
-    `precision` 'float32' or 'bfloat16' (the backbone under autocast).
+    `precision` 'float32', 'bfloat16' or, on a GPU, 'float16' (the backbone under autocast).
+
+    Options, in no stage's identity while they are left at their defaults: `teacher` 'live' runs it
+    in the step instead of reading its cache; `accumulate` micro-batches make one step of `batch`;
+    `ema` is the decay of a weight average, which is then what is exported; `compile` the back end
+    of torch.compile ('inductor') for the student.
     """
 
     epochs: float = Field(gt=0)
@@ -57,7 +62,17 @@ class Budget(_Part):
     views: int = Field(ge=1, default=1)
     schedule: str = "cosine"
     warmup: float = Field(ge=0, lt=1, default=0.0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    teacher: Literal["cached", "live"] = "cached"
+    accumulate: int = Field(ge=1, default=1)
+    ema: float | None = Field(gt=0, lt=1, default=None)
+    compile: str | None = None
+
+    def spec(self) -> Json:
+        """What the pre-training stage is told; an option that is not used is absent."""
+        told = self.model_dump(exclude={"views"})
+        options = {"teacher": "cached", "accumulate": 1, "ema": None, "compile": None}
+        return {k: v for k, v in told.items() if k not in options or v != options[k]}
 
 
 class Seeds(_Part):

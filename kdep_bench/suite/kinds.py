@@ -52,7 +52,13 @@ KINDS: Mapping[str, StageKind] = {
         resumable=True,
         gpu=True,
         cost=400,
-        rooms=("features/cache.py", "teachers", "data/views.py"),
+        rooms=(
+            "features/cache.py",
+            "features/cache_check.py",
+            "features/cache_read.py",
+            "teachers",
+            "data/views.py",
+        ),
     ),
     "align": StageKind(
         "kdep_bench.features.align:run", 1, cost=20, rooms=("features", "data/views.py")
@@ -62,6 +68,7 @@ KINDS: Mapping[str, StageKind] = {
         1,
         resumable=True,
         gpu=True,
+        ddp=True,
         timeout=72 * _HOUR,
         cost=600,
         rooms=("pretrain", "objectives", "students", "features", "data/views.py", *_MM),

@@ -24,6 +24,8 @@ from kdep_bench.suite.kinds import KINDS, StageKind
 _PROSE = {"about", "source", "reconstruction", "card"}
 # Keys of a method that the planner itself consumes.
 _PLANNING = {"align", "family", "label_policy", "students", "needs"}
+# What a cache holds beside the pooled feature, where a method of the suite reads it.
+STORED = {"logits", "maps", "tokens"}
 _SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
 
 
@@ -255,6 +257,12 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
             "a teacher with a classifier, or a feature method",
             "choose another teacher",
         )
+    if "maps" in needs and not student.get("pyramid"):
+        raise KdepError(
+            f"{who} reads maps, and the student declares no pyramid",
+            "pyramid=dict(out_indices=, channels=, strides=) in the student's config",
+            "add it",
+        )
     align = method.get("align")
     width = teacher.get("width") or teacher.get("card", {}).get("width")
     if align:
@@ -283,7 +291,15 @@ class _Builder:
             m["name"]: {"labels_used": False, "transform": None, **without(m, _PROSE | _PLANNING)}
             for m in suite.methods
         }
-        self.budget = suite.budget.model_dump(exclude={"views"})
+        self.budget = suite.budget.spec()
+        self.live = suite.budget.teacher == "live"
+        if suite.budget.batch % suite.budget.accumulate:
+            raise KdepError(
+                f"budget.batch = {suite.budget.batch} does not fall into "
+                f"{suite.budget.accumulate} micro-batches of one size",
+                "a multiple of budget.accumulate",
+                "change one of them",
+            )
         self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(exclude={"timed"})
         for what, given in self.runtime.items():
             for kind in set(given) - set(kinds):
@@ -360,15 +376,19 @@ class _Builder:
     def teaching(
         self, prepare: str, views: str, student: Json, method: Json, share: float
     ) -> dict[str, str]:
-        """The cache and, for a method with alignment, the basis: role -> stage id."""
+        """The cache and, for a method with alignment, the basis: role -> stage id.
+
+        A live teacher needs the images themselves, and a cache only to fit an alignment.
+        """
         teacher = self.suite.teachers[student["name"]]
         assert teacher is not None
-        cache = self.add(
-            "cache",
-            teacher["name"],
-            {"teacher": without(teacher, _PROSE)},
-            {"prepare": prepare, "views": views},
-        )
+        if self.live and not method.get("align"):
+            return {"images": prepare}
+        spec: Json = {"teacher": without(teacher, _PROSE)}
+        outputs = [] if self.live else self.outputs(teacher, student["input_px"])
+        if outputs:
+            spec["outputs"] = outputs
+        cache = self.add("cache", teacher["name"], spec, {"prepare": prepare, "views": views})
         if not method.get("align"):
             return {"cache": cache}
         spec = {
@@ -380,7 +400,24 @@ class _Builder:
         kind = str(method["align"].get("type", "align")).rpartition(".")[2]
         name = f"{teacher['name']}.{kind}{student['width']}"
         align = self.add("align", f"{name}{_share(share)}", spec, {"views": views, "cache": cache})
-        return {"cache": cache, "align": align}
+        live = {"images": prepare} if self.live else {}
+        return {"cache": cache, "align": align, **live}
+
+    def outputs(self, teacher: Json, px: int) -> list[str]:
+        """What the cache of a teacher holds beside the pooled feature, for all arms of the suite.
+
+        One cache for all of them, so that the teacher sees every (image, view) once. Logits that
+        follow from the pooled feature are not stored.
+        """
+        found: set[str] = set()
+        for student in self.suite.students:
+            if student["input_px"] == px and self.suite.teachers[student["name"]] == teacher:
+                for method in self.suite.methods:
+                    if student["name"] in (method.get("students") or [student["name"]]):
+                        found |= method_needs(method) & STORED
+        if teacher.get("card", {}).get("logits_from_pooled"):
+            found.discard("logits")
+        return sorted(found)
 
     def cell(self, prepare: str, student: Json, method: Json, share: float, p: int, t: int) -> None:
         suite, chain = self.suite, {"prepare": prepare}
@@ -397,7 +434,11 @@ class _Builder:
             if uses_teacher(method):
                 more = self.teaching(prepare, needs["views"], student, method, share)
                 needs.update(more)
-                chain.update(more)
+                chain.update({k: v for k, v in more.items() if k != "images"})
+                if self.live:
+                    taught = suite.teachers[student["name"]]
+                    assert taught is not None
+                    spec["teacher"] = without(taught, _PROSE)
             spec.update(budget=self.budget, share=share, share_seed=suite.seeds.share)
         elif method.get("weights") is not None:
             spec["seed"] = 0

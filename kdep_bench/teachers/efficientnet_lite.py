@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
@@ -84,6 +84,12 @@ class EfficientNetLite(Teacher):
         net = timm.create_model(f"tf_efficientnet_lite{variant}")
         load_exactly(net, timm_state(variant, weights), f"EfficientNet-Lite{variant}")
         self.net = freeze(net)
+
+    @property
+    def head(self) -> nn.Module:
+        classifier = self.net.classifier
+        assert isinstance(classifier, nn.Module)
+        return classifier
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         net: Any = self.net

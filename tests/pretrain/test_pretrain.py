@@ -17,13 +17,15 @@ import torch
 from kdep_bench.data import views
 from kdep_bench.data.views import draw_recipe, open_views, subset
 from kdep_bench.errors import KdepError
-from kdep_bench.features import cache
+from kdep_bench.features import cache, cache_check, cache_read
 from kdep_bench.features.basis import open_basis
 from kdep_bench.features.target import build_target
+from kdep_bench.objectives.base import demands
 from kdep_bench.objectives.feature_regression import AUTO, FeatureRegression
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
+from kdep_bench.pretrain.teaching import teaching
 from kdep_bench.teachers.base import build_teacher
 from tests.pretrain.conftest import BUDGET, IMAGES, PX, STUDENT, TEACHER, VIEWS, silent
 
@@ -53,6 +55,14 @@ def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **more:
     out.mkdir(parents=True, exist_ok=True)
     outputs = stage.run(spec(method, **more), stages, out, silent)
     return outputs, torch.load(out / stage.CHECKPOINT, weights_only=True)
+
+
+def configured(method: dict[str, Any], stages: dict[str, Path]):
+    """(objective config, target config, probes) as the stage works them out."""
+    one = spec(method)
+    needs = demands(method["objective"]).needs
+    taught = teaching(needs, one, stages, open_views(stages["views"]))
+    return stage.objective_config(one, stages, taught)
 
 
 # -- views and subsets --------------------------------------------------------------------------
@@ -101,8 +111,8 @@ def test_an_unreadable_image_is_named(stages: dict[str, Path], tmp_path: Path):
 def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
     teacher = build_teacher(TEACHER)
     v = open_views(stages["views"], stages["prepare"])
-    opened = cache.open_cache(stages["cache"])
-    assert cache.verify_sample(opened, teacher, v) <= cache.TOLERANCE
+    opened = cache_read.open_cache(stages["cache"])
+    assert cache_check.verify_sample(opened, teacher, v) <= cache_check.TOLERANCE
     assert len(opened) == v.rows
 
 
@@ -112,7 +122,7 @@ def test_a_cache_resumed_after_its_last_shard_still_says_what_it_cost(
     out = tmp_path / "c"
     out.mkdir()
     first = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
-    (out / cache.MANIFEST).unlink()
+    (out / cache_read.MANIFEST).unlink()
     again = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
     assert again == first
     assert again["forwards"] == again["rows"] == 2 * IMAGES
@@ -125,8 +135,8 @@ def test_a_damaged_shard_of_an_interrupted_try_is_filled_anew(
 ):
     out = tmp_path / "c"
     shutil.copytree(stages["cache"], out)
-    (out / cache.MANIFEST).unlink()
-    shard = cache.shard_path(out, 0)
+    (out / cache_read.MANIFEST).unlink()
+    shard = cache_read.shard_path(out, 0)
     whole = shard.read_bytes()
     bent = bytearray(whole)
     bent[-100] ^= 4
@@ -141,19 +151,19 @@ def test_a_damaged_shard_of_an_interrupted_try_is_filled_anew(
 def test_cache_of_another_teacher_view_or_normalisation_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
-    opened = cache.open_cache(stages["cache"])
+    opened = cache_read.open_cache(stages["cache"])
     v = open_views(stages["views"], stages["prepare"])
     teacher = build_teacher(TEACHER)
     teacher.mean += 20
     with pytest.raises(KdepError, match="differ from the live teacher"):
-        cache.verify_sample(opened, teacher, v)
+        cache_check.verify_sample(opened, teacher, v)
     teacher.mean -= 20
     v.flip[:] = ~v.flip
     with pytest.raises(KdepError, match="differ from the live teacher"):
-        cache.verify_sample(opened, teacher, v)
+        cache_check.verify_sample(opened, teacher, v)
     other = build_teacher({**TEACHER, "variant": 2})
     with pytest.raises(KdepError, match="was made by teacher lite0"):
-        cache.verify_sample(opened, other, v)
+        cache_check.verify_sample(opened, other, v)
 
 
 def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
@@ -161,7 +171,7 @@ def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
     shard = tmp_path / "c/features-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(KdepError, match=r"features-00000\.npy"):
-        cache.open_cache(tmp_path / "c")
+        cache_read.open_cache(tmp_path / "c")
 
 
 def test_shards_of_an_interrupted_try_are_kept_for_the_same_teacher_only(tmp_path: Path):
@@ -215,7 +225,7 @@ def test_a_label_free_set_raises_when_a_label_is_asked_for(stages: dict[str, Pat
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):
     s = ViewStream(stages["views"], IMAGES, 0.5, 0, seed=0, cache=stages["cache"])
-    opened, positions = cache.open_cache(stages["cache"]), [3, 0, 11]
+    opened, positions = cache_read.open_cache(stages["cache"]), [3, 0, 11]
     batch = s.__getitems__(positions)
     rows = np.array([s.row(p) for p in positions])
     np.testing.assert_array_equal(batch["teacher"].numpy(), opened.rows(rows))
@@ -288,7 +298,7 @@ def test_scratch_is_seeded_and_untrained(stages: dict[str, Path], tmp_path: Path
 def test_arms_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
     students = []
     for method in (KDEP, SUPERVISED):
-        objective, target, _ = stage.objective_config(spec(method), stages)
+        objective, target, _ = configured(method, stages)
         torch.manual_seed(5)
         students.append(Distiller(STUDENT, objective, target).backbone.state_dict())
     assert all(torch.equal(v, students[1][k]) for k, v in students[0].items())
@@ -298,8 +308,8 @@ def test_live_and_cached_training_see_the_same_target(stages: dict[str, Path]):
     teacher, v = build_teacher(TEACHER), open_views(stages["views"], stages["prepare"])
     target = build_target(stages["align"], {"type": KDEP["transform"]["type"]})
     rows = np.arange(16)
-    live = teacher(cache.render_rows(v, rows, 32)).pooled
-    stored = torch.from_numpy(cache.open_cache(stages["cache"]).rows(rows))
+    live = teacher(cache_check.render_rows(v, rows, 32)).pooled
+    stored = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(rows))
     # Half precision moves an SVD coordinate by about 2**-11 of the feature's scale; PTS has an
     # unbounded slope at zero, so the comparison is made before it.
     torch.testing.assert_close(target.align(stored.float()), target.align(live), atol=5e-3, rtol=0)
@@ -307,9 +317,9 @@ def test_live_and_cached_training_see_the_same_target(stages: dict[str, Path]):
 
 
 def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str, Path]):
-    _, target, probes = stage.objective_config(spec(KDEP), stages)
+    _, target, probes = configured(KDEP, stages)
     assert target is not None
-    rows = torch.from_numpy(cache.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
+    rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
     g = build_target(**target)(rows)
     weight = FeatureRegression(target_energy=probes["target_energy"]).weight
     assert float(g.square().mean()) * weight == pytest.approx(AUTO, rel=1e-4)

@@ -124,6 +124,6 @@ def test_an_objective_whose_teacher_is_not_planned_is_refused(
 ):
     bare = {k: v for k, v in stages.items() if k not in ("align", "cache")}
     with pytest.raises(
-        KdepError, match="needs pooled of a teacher, and the method kdep plans none"
+        KdepError, match="the method kdep reads pooled, target of a teacher, and plans none"
     ):
         stage.run(spec(METHOD), bare, tmp_path, silent)

@@ -1,0 +1,18 @@
+"""Logit distillation, label-free: the teacher's class probabilities instead of its feature.
+
+The rival of the feature arms that needs a teacher with a classifier. The linear head that follows
+the teacher's classes is dropped at export, like the supervised arm's.
+"""
+
+from kdep_bench.objectives.logit_kd import LogitKD
+
+method = dict(
+    name="logit_kd",
+    family="logit",
+    labels_used=False,
+    needs=["logits"],
+    source="Hinton et al. 2015, arXiv 1503.02531; tau of RepDistiller",
+    objective=dict(type=LogitKD, tau=4.0),
+    align=None,
+    transform=None,
+)

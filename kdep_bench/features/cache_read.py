@@ -1,0 +1,91 @@
+"""An opened teacher cache: memory-mapped float16 shards, read row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+
+MANIFEST, SAMPLE = "cache.json", "sample.npz"
+# What a cache holds beside the pooled feature where its spec says so.
+OUTPUTS = ("logits", "maps", "tokens")
+SHARD_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened cache of R rows: `width` Dt, `shards` memory maps [<=SHARD_ROWS, Dt] float16.
+
+    `extras`: shards [<=SHARD_ROWS, ...] float16 of each further array: "logits", "tokens",
+    "maps.<name>".
+    """
+
+    teacher: dict[str, Any]
+    width: int
+    shards: list[np.ndarray]
+    extras: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(s) for s in self.shards)
+
+    def rows(self, index: np.ndarray, name: str | None = None) -> np.ndarray:
+        """[len(index), Dt] float16, in the order asked for; of the further array `name` if given.
+
+        Only the rows asked for are read, so memory does not grow with the cache.
+        """
+        shards = self.shards if name is None else self.extras[name]
+        out = np.empty((len(index), *shards[0].shape[1:]), np.float16)
+        which = index // SHARD_ROWS
+        for k in np.unique(which):
+            here = which == k
+            out[here] = shards[k][index[here] % SHARD_ROWS]
+        return out
+
+    def wanted(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
+        """Names of the further arrays that serve the needs "logits", "maps" and "tokens"."""
+        return sorted(n for n in self.extras if n.partition(".")[0] in needs)
+
+
+def shard_path(folder: Path, k: int, name: str = "features") -> Path:
+    return folder / f"{name}-{k:05d}.npy"
+
+
+def open_cache(folder: Path) -> Cache:
+    """Opens a finished cache; KdepError for a missing, truncated or mis-shaped shard."""
+    m = read_json(folder / MANIFEST)
+    width = m["teacher"]["width"]
+
+    def shards(name: str, shape: Sequence[int]) -> list[np.ndarray]:
+        return [
+            open_shard(shard_path(folder, k, name), (rows, *shape))
+            for k in range(m["shards"])
+            for rows in [min(SHARD_ROWS, m["rows"] - k * SHARD_ROWS)]
+        ]
+
+    extras = {name: shards(name, shape) for name, shape in m.get("outputs", {}).items()}
+    return Cache(m["teacher"], width, shards("features", (width,)), extras)
+
+
+def open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """One memory-mapped float16 array of exactly that shape."""
+    try:
+        shard = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as e:
+        raise KdepError(
+            f"the cache shard {path} cannot be read ({e})",
+            f"float16 {shape}",
+            "delete that stage folder and run again",
+        ) from None
+    if shard.shape != shape or shard.dtype != np.float16:
+        raise KdepError(
+            f"the cache shard {path} holds {shard.shape} {shard.dtype}",
+            f"{shape} float16",
+            "delete that stage folder and run again",
+        )
+    return shard

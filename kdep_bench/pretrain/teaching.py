@@ -1,0 +1,167 @@
+"""What a pre-training run hears of its teacher: from the cache, or from the teacher itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdep_bench.data.views import Views
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_check import check_use, exact_float32, open_head
+from kdep_bench.features.cache_read import MANIFEST, open_cache
+from kdep_bench.files import read_json
+from kdep_bench.teachers.base import TeacherOutput, build_teacher
+
+FROM_TEACHER = frozenset({"target", "pooled", "logits", "maps", "tokens"})
+
+
+class TeacherSide:
+    """Turns what a batch carries into a TeacherOutput. It is no Module: nothing of it is trained,
+    checkpointed, averaged or exported.
+
+    Args:
+        live: config of a teacher that runs in the step, on the crops the student sees.
+        head: folder of a cache whose pooled features give the logits (`open_head`).
+    """
+
+    def __init__(self, live: Mapping[str, Any] | None = None, head: str | None = None) -> None:
+        self.live = None if live is None else build_teacher(live)
+        self.head = None if head is None else open_head(Path(head))
+        self.checksum = None if self.live is None else self.live.checksum()
+
+    @torch.no_grad()
+    def __call__(
+        self, pooled: Tensor | None, outputs: Mapping[str, Tensor], images: Tensor | None
+    ) -> TeacherOutput | None:
+        """`pooled` [B, Dt] and `outputs` (see Cache.extras) float16, or `images` uint8."""
+        if self.live is not None:
+            assert images is not None
+            with torch.autocast(images.device.type, enabled=False), exact_float32():
+                return self.live.to(images.device)(images)
+        if pooled is None:
+            return None
+        feature, logits = pooled.float(), outputs.get("logits")
+        if logits is None and self.head is not None:
+            logits = self.head.to(feature.device)(feature)
+        tokens = outputs.get("tokens")
+        return TeacherOutput(
+            feature,
+            None if logits is None else logits.float(),
+            {k[5:]: v.float() for k, v in outputs.items() if k.startswith("maps.")},
+            None if tokens is None else tokens.float(),
+        )
+
+    def still_frozen(self) -> None:
+        """KdepError when the live teacher is not what it was at the start."""
+        if self.live is not None and self.live.cpu().checksum() != self.checksum:
+            raise KdepError(f"teacher {self.live.name} changed during training", "frozen weights")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a run gets its teacher.
+
+    Attributes:
+        stream: arguments of ViewStream.
+        model: arguments of TeacherSide.
+        facts: answers to teacher_width, teacher_classes and teacher_maps.
+        outputs: what the stage tells of it.
+    """
+
+    stream: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+def teaching(
+    needs: frozenset[str], spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
+) -> Teaching:
+    """The teaching of a run, its cache or live teacher checked.
+
+    Raises KdepError for a need that neither serves, and what `check_use` raises.
+    """
+    wanted = needs & FROM_TEACHER
+    if not wanted:
+        return Teaching()
+    if spec.get("teacher") is not None:
+        return live_teaching(wanted, spec["teacher"], inputs)
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} reads {', '.join(sorted(wanted))} of a teacher, "
+            f"and plans none",
+            "needs=[...] in the method's config",
+            "declare what the objective reads",
+        )
+    return cached_teaching(wanted, inputs["cache"], views)
+
+
+def cached_teaching(wanted: frozenset[str], folder: Path, views: Views) -> Teaching:
+    checked = check_use(folder, views)
+    cache, px = open_cache(folder), read_json(folder / MANIFEST)["px"]
+    names = cache.wanted(wanted)
+    for need in sorted(wanted & {"maps", "tokens"}):
+        if not any(n.partition(".")[0] == need for n in names):
+            raise KdepError(
+                f"the cache of teacher {cache.teacher['name']} holds no {need}",
+                f"a cache stage with {need} among its outputs",
+                f"put {need!r} into the method's `needs`",
+            )
+    from_head = "logits" in wanted and "logits" not in names
+    head = open_head(folder) if from_head else None
+
+    def classes() -> int:
+        if head is None:
+            return int(cache.extras["logits"][0].shape[1])
+        return int(head(torch.zeros(1, cache.width)).shape[1])
+
+    return Teaching(
+        {"cache": str(folder), "outputs": names},
+        {"head": str(folder)} if from_head else {},
+        {
+            "teacher_width": lambda: cache.width,
+            "teacher_classes": classes,
+            "teacher_maps": lambda: {
+                n[5:]: {"channels": int(c), "stride": px // int(h)}
+                for n in names
+                if n.startswith("maps.")
+                for c, h in [cache.extras[n][0].shape[1:3]]
+            },
+        },
+        {"teacher_source": "cache", "cache_check": checked},
+    )
+
+
+def live_teaching(
+    wanted: frozenset[str], config: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> Teaching:
+    teacher = build_teacher(config)
+    px = teacher.input_px
+    said = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
+    has = {"logits": said.logits is not None, "maps": bool(said.maps)}
+    has["tokens"] = said.tokens is not None
+    for need, there in has.items():
+        if need in wanted and not there:
+            raise KdepError(
+                f"the teacher {teacher.name} gives no {need}",
+                f"a teacher with {need}",
+                "choose another teacher or method",
+            )
+    return Teaching(
+        {"pool": str(inputs["images"]), "teacher_px": px},
+        {"live": dict(config)},
+        {
+            "teacher_width": lambda: teacher.width,
+            "teacher_classes": lambda: None if said.logits is None else said.logits.shape[1],
+            "teacher_maps": lambda: {
+                k: {"channels": m.shape[1], "stride": px // m.shape[2]}
+                for k, m in said.maps.items()
+            },
+        },
+        {"teacher_source": "live", "teacher_checksum": teacher.checksum()},
+    )
