@@ -30,8 +30,10 @@ class TeacherSide:
     """
 
     def __init__(self, live: Mapping[str, Any] | None = None, head: str | None = None) -> None:
-        self.live = None if live is None else build_teacher(live)
-        self.head = None if head is None else open_head(Path(head))
+        # The student is initialised from the same generator: arms must start from one student.
+        with torch.random.fork_rng(devices=[]):
+            self.live = None if live is None else build_teacher(live)
+            self.head = None if head is None else open_head(Path(head))
         self.checksum = None if self.live is None else self.live.checksum()
 
     @torch.no_grad()

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from kdep_bench import export
-from kdep_bench.features import align, cache
+from kdep_bench.features import align, cache, cache_read
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.weight import AUTO
-from kdep_bench.pretrain import stage
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, TEACHER, WIDTH, silent
-from tests.pretrain.test_pretrain import KDEP, pretrain, spec
+from tests.pretrain.test_pretrain import KDEP, configured, pretrain
 
 C = 128.0  # about 100 times, and exact in float16
 FEATURE = "kdep_bench.objectives.feature_regression.FeatureRegression"
@@ -46,6 +45,8 @@ def louder(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     scaled = np.load(shard) * np.float16(C)
     assert np.isfinite(scaled).all()
     np.save(shard, scaled)
+    # Without it nothing computes rows again, which would show that no teacher gave these.
+    (root / "cache" / cache_read.SAMPLE).unlink()
     done = stages | {"cache": root / "cache"}
     aligned(done, root / "align")
     return done | {"align": root / "align"}
@@ -53,9 +54,9 @@ def louder(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[float, float]:
     """(w, the loss of an output of zero over all rows)."""
-    objective, target, _ = stage.objective_config(spec(method), stages)
+    objective, target, _ = configured(method, stages)
     assert target is not None
-    rows = torch.from_numpy(cache.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
+    rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
     weight = AUTO / objective["target_energy"]
     return weight, weight * float(build_target(**target)(rows).square().mean())
 

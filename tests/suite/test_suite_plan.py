@@ -180,3 +180,60 @@ def test_comparing_views_needs_two_of_them_in_a_batch():
     for wrong in ({}, {"views": 3}):
         with pytest.raises(KdepError, match="compares the views of an image"):
             build_plan(build(methods=["view_gram"], budget={**budget, **wrong}))
+
+
+def cache_specs(plan: Plan) -> list[dict]:
+    return [s.spec for s in plan.stages.values() if s.kind == "cache"]
+
+
+def test_options_of_the_budget_that_are_not_used_are_in_no_spec():
+    budget = {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
+    plain = build_plan(build(budget=budget))
+    defaults = {"teacher": "cached", "accumulate": 1, "ema": None, "compile": None}
+    assert build_plan(build(budget={**budget, **defaults})).stages.keys() == plain.stages.keys()
+    used = build_plan(build(budget={**budget, "accumulate": 2, "ema": 0.9}))
+    specs = [s.spec["budget"] for s in used.stages.values() if "budget" in s.spec]
+    assert all(s["accumulate"] == 2 and s["ema"] == 0.9 and "compile" not in s for s in specs)
+    assert changed(plain, used) == {"pretrain", "export", "transfer"}
+    with pytest.raises(KdepError, match="3 micro-batches"):
+        build_plan(build(budget={**budget, "accumulate": 3}))
+
+
+def test_logits_that_follow_from_the_pooled_feature_are_not_stored():
+    plain = build_plan(build(methods=["kdep", "scratch"]))
+    both = build_plan(build(methods=["kdep", "logit_kd", "scratch"]))
+    assert cache_specs(both) == cache_specs(plain)
+    (logit,) = [s for s in both.stages.values() if s.kind == "pretrain" and "logit" in s.name]
+    assert set(logit.needs) == {"views", "cache"}
+    assert not changed(both, plain)
+
+
+def test_other_logits_are_stored_once_for_all_arms():
+    suite = build(methods=["kdep", "logit_kd", {"base": "logit_kd", "name": "kd2"}])
+    teacher = dict(suite.teachers["resnet18_w32"] or {})
+    teacher["card"] = {}
+    plan = build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": teacher}}))
+    (spec,) = cache_specs(plan)
+    assert spec["outputs"] == ["logits"]
+
+
+def test_a_live_teacher_is_given_the_images_and_no_labels():
+    budget = {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}, "teacher": "live"}
+    plan = build_plan(build(budget=budget, methods=["kdep", "logit_kd", "supervised"]))
+    by_name = {s.name.split(".")[1]: s for s in plan.stages.values() if s.kind == "pretrain"}
+    assert set(by_name["kdep"].needs) == {"views", "cache", "align", "images"}
+    assert set(by_name["logit_kd"].needs) == {"views", "images"}
+    assert by_name["logit_kd"].spec["teacher"]["name"] == "efficientnet_lite0"
+    assert "teacher" not in by_name["supervised"].spec
+    assert set(by_name["supervised"].needs) == {"views", "prepare"}
+
+
+def test_logits_of_a_teacher_without_any_and_maps_of_a_student_without_any_are_refused():
+    suite = build(methods=["logit_kd"])
+    mute = {"name": "mute", "has_logits": False}
+    with pytest.raises(KdepError, match="'mute' has none"):
+        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": mute}}))
+    maps = [{"base": "logit_kd", "needs": ["maps"]}]
+    flat = [{"base": "resnet18_w32", "pyramid": {"_delete_": True}}]
+    with pytest.raises(KdepError, match="declares no pyramid"):
+        build_plan(build(methods=maps, students=flat))

@@ -1,0 +1,255 @@
+"""What a run hears of its teacher: stored, recomputed or live, and checked before each use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.data import views
+from kdep_bench.data.views import open_views
+from kdep_bench.errors import KdepError
+from kdep_bench.features import cache, cache_check, cache_read
+from kdep_bench.files import read_json, write_json
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.teachers.base import TeacherOutput, build_teacher
+from kdep_bench.teachers.efficientnet_lite import EfficientNetLite
+from tests.pretrain.conftest import BUDGET, STUDENT, TEACHER, VIEWS, silent
+from tests.pretrain.test_pretrain import KDEP, pretrain
+
+LOGIT_KD: dict[str, Any] = dict(
+    name="logit_kd",
+    labels_used=False,
+    objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"),
+    transform=None,
+)
+SVD = KDEP | dict(transform=dict(type="kdep_bench.features.transform.NoTransform"))
+R18: dict[str, Any] = {
+    **STUDENT,
+    "pyramid": dict(out_indices=(2, 3), channels=(16, 32), strides=(16, 32)),
+}
+
+
+class Spatial(EfficientNetLite):
+    """Gives its last map."""
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        net: Any = self.net
+        last = net.forward_features(x_B3HW)
+        pooled = net.global_pool(last)
+        return TeacherOutput(pooled, net.classifier(pooled), {"last": last})
+
+
+MAPS = {**TEACHER, "type": f"{__name__}.Spatial"}
+
+
+class Dumb(EfficientNetLite):
+    """The same network without a classifier, or with a wrong one."""
+
+    has_logits = False
+    head = None  # type: ignore[assignment]
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        return TeacherOutput(super().features(x_B3HW).pooled, None)
+
+
+class Crooked(EfficientNetLite):
+    @property
+    def head(self) -> torch.nn.Module:
+        return torch.nn.Linear(1280, 1000)
+
+
+class Reader(Objective):
+    """Reads everything a teacher can say."""
+
+    needs = frozenset({"pooled", "logits", "maps"})
+    asks = frozenset({"teacher_width", "teacher_classes", "teacher_maps", "student_maps"})
+    seen: ClassVar[list[TeacherOutput]] = []
+    told: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__()
+        self.told.update(told)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        self.seen.append(ctx.teacher)
+        return {"a": ctx.before.square().mean(1) + ctx.maps["s16"].square().mean((1, 2, 3))}
+
+
+READ = LOGIT_KD | dict(name="read", objective=dict(type=f"{__name__}.Reader"))
+
+
+@pytest.fixture(scope="module")
+def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The stages with a cache that holds logits and maps as well."""
+    out = tmp_path_factory.mktemp("rich")
+    told = cache.run(
+        {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]}, stages, out, silent
+    )
+    assert told["bytes"] == told["rows"] * 2 * (1280 + 1000 + 1280)
+    return {**stages, "cache": out}
+
+
+def test_stored_logits_and_maps_are_the_teacher_s(rich: dict[str, Path]):
+    opened = cache_read.open_cache(rich["cache"])
+    assert set(opened.extras) == {"logits", "maps.last"}
+    v = open_views(rich["views"], rich["prepare"])
+    rows = np.array([90, 3, 41])
+    said = build_teacher(MAPS)(cache_check.render_rows(v, rows, 32))
+    assert said.logits is not None
+    for name, want in (("logits", said.logits), ("maps.last", said.maps["last"])):
+        got = torch.from_numpy(opened.rows(rows, name)).float()
+        torch.testing.assert_close(got, want, atol=2e-3 * float(want.abs().max()), rtol=0)
+
+
+def test_logits_recomputed_from_the_cached_feature_are_those_stored(rich: dict[str, Path]):
+    opened, rows = cache_read.open_cache(rich["cache"]), np.arange(96)
+    head = cache_check.open_head(rich["cache"])
+    again = head(torch.from_numpy(opened.rows(rows)).float())
+    stored = torch.from_numpy(opened.rows(rows, "logits")).float()
+    assert not again.requires_grad
+    torch.testing.assert_close(again, stored, atol=2.0**-8 * float(stored.abs().max()), rtol=0)
+
+
+def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path], tmp_path: Path):
+    heard = {}
+    live = {k: v for k, v in rich.items() if k not in ("cache", "align")}
+    live["images"] = live.pop("prepare")
+    one = BUDGET | dict(epochs=1 / 3)
+    for name, inputs, more in (("cached", rich, {}), ("live", live, {"teacher": MAPS})):
+        Reader.seen.clear()
+        outputs, _ = pretrain(tmp_path / name, inputs, READ, student=R18, budget=one, **more)
+        assert outputs["teacher_source"] == name if name == "live" else "cache"
+        heard[name] = Reader.seen[0]
+        assert Reader.told["teacher_classes"] == 1000
+        assert Reader.told["teacher_maps"] == {"last": {"channels": 1280, "stride": 32}}
+    for a, b in (
+        (heard["cached"].pooled, heard["live"].pooled),
+        (heard["cached"].logits, heard["live"].logits),
+        (heard["cached"].maps["last"], heard["live"].maps["last"]),
+    ):
+        torch.testing.assert_close(a, b, atol=2.0**-10 * float(b.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("method", [KDEP, SVD, LOGIT_KD], ids=["kdep", "svd", "logit_kd"])
+def test_cached_and_live_training_give_the_same_loss_curve(
+    stages: dict[str, Path], tmp_path: Path, method: dict[str, Any]
+):
+    """Float16 moves a feature by 2**-11 of its scale, and the loss of one student by 1e-4 of itself.
+
+    At a rate at which training does not amplify differences of its own accord.
+    """
+    budget = BUDGET | dict(epochs=8 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
+    live = {**stages, "images": stages["prepare"]}
+    curves = []
+    for name, inputs, more in (("cached", stages, {}), ("live", live, {"teacher": TEACHER})):
+        outputs, _ = pretrain(tmp_path / name, inputs, method, budget=budget, **more)
+        curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
+    cached, lively = curves
+    assert len(cached) == 8
+    assert cached[-1] != cached[0]
+    np.testing.assert_allclose(cached[0], lively[0], rtol=5e-4)
+    np.testing.assert_allclose(cached, lively, rtol=5e-3)
+    assert not np.array_equal(cached, lively)  # they are two computations
+
+
+def test_logit_kd_learns_and_the_head_stays_out_of_the_file(
+    stages: dict[str, Path], tmp_path: Path
+):
+    budget = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.5))
+    outputs, state = pretrain(tmp_path, stages, LOGIT_KD, budget=budget)
+    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    assert np.mean(curve[-3:]) < 0.85 * np.mean(curve[:3])
+    assert outputs["cache_check"]["rows"] == 8
+    assert {k.split(".")[0] for k in state} == {"backbone", "objective"}
+
+
+def test_a_teacher_without_logits_is_refused_before_training(
+    stages: dict[str, Path], tmp_path: Path
+):
+    dumb = {**TEACHER, "type": f"{__name__}.Dumb"}
+    with pytest.raises(KdepError, match="lite0 gives no logits"):
+        cache.run({"teacher": dumb, "outputs": ["logits"]}, stages, tmp_path, silent)
+    live = {"views": stages["views"], "images": stages["prepare"]}
+    with pytest.raises(KdepError, match="lite0 gives no logits"):
+        pretrain(tmp_path / "l", live, LOGIT_KD, teacher=dumb)
+    told = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=dumb)
+    shutil.copytree(stages["cache"], tmp_path / "c")
+    write_json(tmp_path / "c" / cache_read.MANIFEST, told)
+    with pytest.raises(KdepError, match="do not follow from its pooled feature"):
+        pretrain(tmp_path / "p", {**stages, "cache": tmp_path / "c"}, LOGIT_KD)
+    with pytest.raises(KdepError, match="holds no maps"):
+        pretrain(tmp_path / "m", stages, READ, student=R18)
+
+
+def change(stages: dict[str, Path], folder: Path, **fields: Any) -> dict[str, Path]:
+    """The stages with a copy of the cache whose manifest says something else."""
+    shutil.copytree(stages["cache"], folder)
+    manifest = folder / cache_read.MANIFEST
+    write_json(manifest, {**read_json(manifest), **fields})
+    return {**stages, "cache": folder}
+
+
+def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_path: Path):
+    crooked = {**TEACHER, "type": f"{__name__}.Crooked"}
+    with pytest.raises(KdepError, match="does not give its logits"):
+        pretrain(tmp_path / "p", change(stages, tmp_path / "c", config=crooked), LOGIT_KD)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(config={**TEACHER, "variant": 2}), "was made by teacher lite0"),
+        (dict(config={**TEACHER, "input_px": 64}), "was filled with px 32"),
+        (dict(normalisation={"mean": [0] * 3, "std": [1] * 3}), "was filled with normalisation"),
+        (dict(recipe="another"), "other crops"),
+    ],
+)
+def test_a_cache_of_another_identity_is_refused_before_each_use(
+    stages: dict[str, Path], tmp_path: Path, fields: dict[str, Any], says: str
+):
+    with pytest.raises(KdepError, match=says):
+        pretrain(tmp_path / "p", change(stages, tmp_path / "c", **fields), KDEP)
+
+
+def test_a_row_that_rotted_is_found_before_use(stages: dict[str, Path], tmp_path: Path):
+    inputs = change(stages, tmp_path / "c")
+    path = cache_read.shard_path(tmp_path / "c", 0)
+    shard = np.load(path)
+    np.save(path, np.roll(shard, 1, 0))  # every row is another's
+    with pytest.raises(KdepError, match="differ from the live teacher"):
+        pretrain(tmp_path / "p", inputs, KDEP)
+
+
+def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Path):
+    (tmp_path / "v").mkdir()
+    views.run(VIEWS | dict(seed=1), stages, tmp_path / "v", silent)
+    with pytest.raises(KdepError, match="other crops than these views show"):
+        pretrain(tmp_path / "p", {**stages, "views": tmp_path / "v"}, KDEP)
+
+
+def test_a_cache_from_before_samples_is_used_and_says_so(stages: dict[str, Path], tmp_path: Path):
+    inputs = change(stages, tmp_path / "c")
+    (tmp_path / "c" / cache_read.SAMPLE).unlink()
+    checked = cache_check.check_use(inputs["cache"], open_views(inputs["views"]))
+    assert checked == {"rows": 0, "error": None}
+
+
+def test_a_damaged_further_array_of_an_interrupted_try_is_filled_anew(
+    rich: dict[str, Path], tmp_path: Path
+):
+    out = tmp_path / "c"
+    shutil.copytree(rich["cache"], out)
+    (out / cache_read.MANIFEST).unlink()
+    path = cache_read.shard_path(out, 0, "logits")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    spec = {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]}
+    cache.run(spec, rich, out, silent)
+    assert path.read_bytes() == whole
