@@ -201,7 +201,7 @@ def open_head(folder: Path) -> nn.Module:
     """
     config, cache = teacher_of(folder), open_cache(folder)
     teacher = None if config is None else build_teacher(config)
-    if teacher is None or teacher.head is None:
+    if teacher is None or teacher.logit_head is None:
         raise KdepError(
             f"the cache of teacher {cache.teacher['name']} holds no logits, and they do not follow "
             f"from its pooled feature",
@@ -214,13 +214,13 @@ def open_head(folder: Path) -> nn.Module:
             rows, pixels = sample["rows"][:8], torch.from_numpy(sample["pixels"][:8])
         own = teacher(pixels).logits
         with torch.no_grad():
-            ours = teacher.head(torch.from_numpy(cache.rows(rows)).float())
+            ours = teacher.logit_head(torch.from_numpy(cache.rows(rows)).float())
         # The feature's rounding, summed over Dt channels; a wrong head is off by the whole scale.
         if own is None or float((ours - own).abs().max()) > 2.0**-6 * float(own.abs().max()):
             raise KdepError(
                 f"the classifier of {teacher.name} does not give its logits from the cached "
                 f"feature",
-                "logits = head(pooled)",
-                "correct `head` of that teacher class",
+                "logits = logit_head(pooled)",
+                "correct `logit_head` of that teacher class",
             )
-    return teacher.head.requires_grad_(False)
+    return teacher.logit_head.requires_grad_(False)

@@ -71,7 +71,16 @@ KINDS: Mapping[str, StageKind] = {
         ddp=True,
         timeout=72 * _HOUR,
         cost=600,
-        rooms=("pretrain", "objectives", "students", "features", "data/views.py", *_MM),
+        rooms=(
+            "pretrain",
+            "objectives",
+            "schedules",
+            "students",
+            "teachers",
+            "features",
+            "data/views.py",
+            *_MM,
+        ),
     ),
     "export": StageKind(
         "kdep_bench.export:run", 1, cost=5, rooms=("export.py", "students", "pretrain", *_MM)

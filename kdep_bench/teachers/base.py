@@ -60,8 +60,8 @@ class Teacher(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @property
-    def head(self) -> nn.Module | None:
-        """The classifier, where the logits are exactly head(pooled); None otherwise.
+    def logit_head(self) -> nn.Module | None:
+        """The classifier, where the logits are exactly logit_head(pooled); None otherwise.
 
         A cached feature then gives the logits too. The teacher's config page says so to the plan
         as `card.logits_from_pooled`; without it the cache stores the logits.

@@ -86,7 +86,7 @@ class EfficientNetLite(Teacher):
         self.net = freeze(net)
 
     @property
-    def head(self) -> nn.Module:
+    def logit_head(self) -> nn.Module:
         classifier = self.net.classifier
         assert isinstance(classifier, nn.Module)
         return classifier

@@ -52,7 +52,7 @@ class Dumb(EfficientNetLite):
     """The same network without a classifier, or with a wrong one."""
 
     has_logits = False
-    head = None  # type: ignore[assignment]
+    logit_head = None  # type: ignore[assignment]
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         return TeacherOutput(super().features(x_B3HW).pooled, None)
@@ -60,7 +60,7 @@ class Dumb(EfficientNetLite):
 
 class Crooked(EfficientNetLite):
     @property
-    def head(self) -> torch.nn.Module:
+    def logit_head(self) -> torch.nn.Module:
         return torch.nn.Linear(1280, 1000)
 
 
@@ -141,7 +141,7 @@ def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path
 def test_cached_and_live_training_give_the_same_loss_curve(
     stages: dict[str, Path], tmp_path: Path, method: dict[str, Any]
 ):
-    """Float16 moves a feature by 2**-11 of its scale, and the loss of one student by 1e-4 of itself.
+    """Float16 moves a feature by 2**-11 of its scale, and the loss by less than 1e-4 of itself.
 
     At a rate at which training does not amplify differences of its own accord.
     """
