@@ -37,6 +37,7 @@ from kdep_bench.suite.stage import NOTICE, write_plan
 ROOM = ".cluster"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 WIDE = 4  # cores asked for a stage that takes all of one machine; runtime.cpus says otherwise
+SHORT = 120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
 JOBS = 100  # most jobs in a cluster's queue at once
 _POLL = 1.0
 
@@ -113,12 +114,11 @@ def row(stage: Stage, options: Options, before: Sequence[str] = ()) -> dict[str,
     nodes = 1 if options.here else stage.nodes
     wide = cpu_count() if options.here else WIDE
     limit = stage.time or stage.timeout
-    extra = [
-        # Told early enough to stop in order; in the job's steps, where the stage is.
-        f"--signal=TERM@{round(min(NOTICE, limit / 4))}",
-        "--open-mode=append",
-        *([f"--dependency=afterany:{':'.join(before)}"] if before else []),
-    ]
+    extra = ["--open-mode=append"]
+    if limit >= SHORT:  # told early enough to stop in order; in the job's steps, where the stage is
+        extra.append(f"--signal=TERM@{round(min(NOTICE, limit / 4))}")
+    if before:
+        extra.append(f"--dependency=afterany:{':'.join(before)}")
     return {
         "needs": [],
         "token": f"done/nodes/{stage.id}" if nodes > 1 else f"done/{stage.id}",
@@ -176,6 +176,12 @@ class _Run:
 
     def run(self) -> Outcome:
         program = find_snakemake()
+        if self.options.executor == "slurm" and shutil.which("sbatch") is None:
+            raise KdepError(
+                "Slurm's sbatch is not on this machine",
+                "a machine that submits jobs",
+                "run this on the cluster's login node",
+            )
         self._discard_forced()
         self.failures = {i: self._failure_time(i) for i in self.todo}
         home = self.work / ROOM

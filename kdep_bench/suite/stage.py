@@ -159,6 +159,14 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
     return False, str(said)
 
 
+class TooLong(worker.Stopped):
+    """The stage's own time is over."""
+
+
+def _late(*_: object) -> None:
+    raise TooLong
+
+
 def _stopped(stage: Stage, work: Path) -> int:
     job = _job()
     requeue, fault = after_stop(stage, job, datetime.now())
@@ -203,8 +211,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return worker.DONE
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.stop)
+        signal.signal(signal.SIGALRM, _late)
         try:
             code = _run(_order(stage, work, git, args.gpus), not args.no_wait)
+        except TooLong:
+            said = KdepError(
+                f"the stage was stopped after {stage.timeout:g} s",
+                "an end within that time",
+                f"read its {state.LOG}; if it did not hang, raise runtime.timeout['{stage.kind}']",
+            )
+            worker.note_failure(state.folder(work, stage), str(said), stage)
+            return worker.FAULT
         except worker.Stopped:
             return _stopped(stage, work)
         # Slurm's notice goes to a job's steps: with several nodes to the ranks, and not to here.
@@ -236,7 +253,9 @@ def _run(order: worker.Order, wait: bool) -> int:
     one, caller = order.stage.id, os.dup(2)  # a stage's own output goes to its log from here on
     watch = Watch(order.work)
     while True:
+        signal.setitimer(signal.ITIMER_REAL, order.stage.timeout)
         code, sentence = worker.run_stage(order, _quiet)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if code != worker.BUSY or not wait:
             break
         owner = StageLock(order.work, one).owner()

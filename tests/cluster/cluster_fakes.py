@@ -58,6 +58,7 @@ def descend(
             partial.replace(saved)
         progress(k + 1, spec["steps"])
         time.sleep(spec.get("sleep", 0.0))
+    dist.barrier()  # a rank that leaves before its peers can make them abort
     dist.destroy_process_group()
     (out / "value.txt").write_text("1")
     return {"w": model.weight.item(), "world": world, "resumed_at": first}

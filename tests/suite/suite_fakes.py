@@ -23,9 +23,9 @@ from kdep_bench.suite.plan import Plan, add_stage
 
 HERE = Path(__file__).resolve().parent
 KINDS: Mapping[str, StageKind] = {
-    "make": StageKind("suite_fakes:make", 1, cost=1.0, timeout=60),
-    "join": StageKind("suite_fakes:make", 1, cost=1.0, timeout=60),
-    "grow": StageKind("suite_fakes:grow", 1, resumable=True, cost=1.0, timeout=60),
+    "make": StageKind("suite_fakes:make", 1, cost=1.0, timeout=600),
+    "join": StageKind("suite_fakes:make", 1, cost=1.0, timeout=600),
+    "grow": StageKind("suite_fakes:grow", 1, resumable=True, cost=1.0, timeout=600),
 }
 FAST = execute.Options(jobs=2, cpus=2, preload="kdep_bench.suite.worker")
 

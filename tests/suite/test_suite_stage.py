@@ -116,7 +116,7 @@ def test_a_kind_that_runs_as_one_process_gets_no_more(what):
 def test_what_a_cluster_is_asked_for():
     plan = Plan("rows")
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4, cpus=3)
-    add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=90.0)
+    add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=240.0)
     two, wide = plan.stages.values()
     row = cluster.row(two, cluster.Options("slurm"), ["7", "8"])
     assert row["token"] == f"done/nodes/{two.id}"
@@ -124,8 +124,8 @@ def test_what_a_cluster_is_asked_for():
     assert (row["mem_mb"], row["runtime"]) == (3200, 10)
     assert "--dependency=afterany:7:8" in row["slurm_extra"]
     row = cluster.row(wide, cluster.Options("slurm"))
-    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == (cluster.WIDE, 2, "", 0)
-    assert "--signal=TERM@22" in row["slurm_extra"]
+    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == (cluster.WIDE, 4, "", 0)
+    assert "--signal=TERM@60" in row["slurm_extra"]
     here = cluster.row(two, cluster.Options("snakemake-local", gpus=("0",)))
     assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
 
@@ -191,6 +191,14 @@ def test_sigterm_stops_in_order_and_the_next_call_goes_on(tmp_path):
     assert finish(start(plan, tmp_path, "g"))[0] == 0
     assert outputs(plan, tmp_path, "g")["resumed_at"] > 4
     assert steps.read_text().split() == [str(k) for k in range(30)]
+
+
+def test_a_hung_stage_is_stopped(tmp_path):
+    plan = Plan("hung")
+    add_stage(plan, "make", "h", {"sleep": 60}, kinds=fakes.KINDS, timeout=1.0)
+    assert finish(start(plan, tmp_path, "h"))[0] == 1
+    said = read_json(tmp_path / fakes.one(plan, "h") / "failed.json")["error"]
+    assert "stopped after 1 s" in said
 
 
 def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
