@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from kdep_bench import trackers
 from kdep_bench.errors import KdepError
 from kdep_bench.openmmlab import environment, loading
 from kdep_bench.openmmlab.hooks import SealHook, StopOnBadLoss
@@ -55,6 +56,8 @@ def build_runner(
         resume: continue from the newest sealed checkpoint in `work_dir`; start afresh if there is
             none (`latest_sealed(work_dir)` says which it will be).
 
+    The Visualizer also logs to the backends the suite asked for in `runtime.trackers`.
+
     A loss that is NaN or infinite stops the training (StopOnBadLoss), and checkpoints are sealed as
     they are written (SealHook). Under `torchrun` the process group is started here and the model
     wrapped in DDP, on a CPU too; a plain process is not distributed.
@@ -76,6 +79,7 @@ def build_runner(
     cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_number)}"
     cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
     cfg.visualizer.setdefault("name", cfg.experiment_name)
+    cfg.visualizer.vis_backends = [*(cfg.visualizer.get("vis_backends") or []), *trackers.told()]
     runner = _FileLogRunner.from_cfg(cfg)
     for hook in (StopOnBadLoss(), SealHook(), *hooks):
         runner.register_hook(hook)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
 
@@ -107,6 +108,7 @@ class Runtime(_Part):
     `timeout`); a stage that can resume goes on in a next job until `timeout`.
     `timed`: False where other work shares the machine, so that wall times would mislead: they stay
     out of the records, and a claim about time is undecided.
+    `trackers`: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
     """
 
     cpus: dict[str, int] = {}
@@ -117,6 +119,7 @@ class Runtime(_Part):
     memory: dict[str, _Count] = {}
     time: dict[str, Annotated[float, Field(ge=60)]] = {}
     timed: bool = True
+    trackers: list[Any] = []
 
 
 class _Student(_Part):
@@ -487,7 +490,9 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         views=file.views,
         budget=file.budget,
         seeds=seeds,
-        runtime=file.runtime,
+        runtime=file.runtime.model_copy(
+            update={"trackers": trackers.resolve(file.runtime.trackers)}
+        ),
     )
     variants = [_variant(suite, v, i, configs) for i, v in enumerate(file.variants)]
     return suite.model_copy(update={"variants": variants})

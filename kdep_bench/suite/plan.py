@@ -9,10 +9,11 @@ earlier spec. Arms share every stage whose id is equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
@@ -47,6 +48,7 @@ class Stage:
         processes: processes a node; more than one in all is DDP under torchrun.
         memory: MiB a node, asked of a cluster.
         time: seconds a cluster's job may last; 0 = `timeout`.
+        trackers: configs of the Visualizer backends its Runners also log to.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Stage:
     processes: int = 1
     memory: int = 0
     time: float = 0.0
+    trackers: Sequence[Json] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,8 @@ def add_stage(
 ) -> str:
     """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
 
-    `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time)
-    is no part of the id. KdepError: several processes for a kind that runs as one.
+    `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
+    trackers) is no part of the id. KdepError: several processes for a kind that runs as one.
     """
     how = kinds[kind]
     needs = dict(needs or {})
@@ -300,7 +303,9 @@ class _Builder:
                 "a multiple of budget.accumulate",
                 "change one of them",
             )
-        self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(exclude={"timed"})
+        self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(
+            exclude={"timed", "trackers"}
+        )
         for what, given in self.runtime.items():
             for kind in set(given) - set(kinds):
                 raise unknown_name(f"stage kind in runtime.{what}", kind, set(kinds))
@@ -316,6 +321,7 @@ class _Builder:
             needs,
             kinds=self.kinds,
             function=function,
+            trackers=self.suite.runtime.trackers if kind in trackers.KINDS else None,
             **{what: given.get(kind) for what, given in self.runtime.items()},
         )
 

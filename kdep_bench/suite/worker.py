@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kdep_bench import trackers
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_json
 from kdep_bench.suite import state
@@ -236,6 +237,7 @@ def _execute(
     inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
     started, begun = _now(), time.time()
     clock, cpu = time.monotonic(), _cpu_seconds()
+    trackers.tell(stage.trackers, stage.id)  # processes it starts hear it too
     outputs, ranks = _call(order, inputs, out.resolve(), progress)
     wall = time.monotonic() - clock
     check_outputs(stage, outputs)

@@ -1,0 +1,92 @@
+"""`runtime.trackers` of a suite: where the Runners of pre-training and transfer also send scalars.
+
+By mmengine's own Visualizer backends. A stage hears of them through its environment and not its
+spec: what watches a training must not change what the training is called. Nothing is read back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kdep_bench.errors import KdepError, unknown_name
+
+Json = dict[str, Any]
+_VARIABLE = "KDEP_TRACKERS"
+KINDS = ("pretrain", "transfer")  # the stages that have a Runner
+
+
+class Tracker(NamedTuple):
+    """A backend of mmengine, the package it writes with, and the keys it may be given."""
+
+    backend: str
+    package: str
+    keys: tuple[str, ...]
+
+
+TRACKERS = {
+    "tensorboard": Tracker("mmengine.TensorboardVisBackend", "tensorboard", ()),
+    "mlflow": Tracker(
+        "mmengine.MLflowVisBackend", "mlflow", ("tracking_uri", "exp_name", "run_name", "tags")
+    ),
+}
+
+
+def resolve(wanted: Sequence[Any]) -> list[Json]:
+    """Backend configs of `runtime.trackers`.
+
+    Args:
+        wanted: names ('tensorboard', 'mlflow'), or dicts with the name as `type` and the backend's
+            keys, such as dict(type="mlflow", tracking_uri="http://host:5000").
+
+    Raises:
+        KdepError: an unknown name or key, or a package that is not installed.
+    """
+    return [_resolve(one) for one in wanted]
+
+
+def _resolve(one: Any) -> Json:
+    given = {"type": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else {}
+    name = given.pop("type", None)
+    if not isinstance(name, str):
+        raise KdepError(
+            f"runtime.trackers holds {one!r:.80}",
+            "a name, or dict(type=<name>, ...): " + ", ".join(TRACKERS),
+            "correct the suite",
+        )
+    if name not in TRACKERS:
+        raise unknown_name("tracker in runtime.trackers", name, TRACKERS)
+    tracker = TRACKERS[name]
+    for key in given:
+        if key not in tracker.keys:
+            raise unknown_name(f"key of the tracker {name!r}", str(key), tracker.keys)
+    if importlib.util.find_spec(tracker.package) is None:
+        raise KdepError(
+            f"the suite asks for the tracker {name!r}, and {tracker.package} is not installed",
+            "that package",
+            "pip install 'kdep_bench[trackers]', or drop it from runtime.trackers",
+        )
+    return {"type": tracker.backend, **given}
+
+
+def tell(backends: Sequence[Json], run: str) -> None:
+    """Makes every Runner of this process and of its children log to `backends` (from `resolve`) as
+    the run called `run`; to none where there are none."""
+    os.environ.pop(_VARIABLE, None)
+    named = [
+        {"exp_name": "kdep_bench", "run_name": run, **b} if "MLflow" in b["type"] else dict(b)
+        for b in backends
+    ]
+    if named:
+        os.environ[_VARIABLE] = json.dumps(named)
+    if any("MLflow" in b["type"] for b in named):
+        # Without a tracking_uri mmengine's backend writes files, which MLflow 3 only does if told.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+def told() -> list[Json]:
+    """The backend configs of the latest `tell`."""
+    return json.loads(os.environ.get(_VARIABLE, "[]"))

@@ -1,0 +1,53 @@
+"""What a tracker gets of a real pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdep_bench import trackers
+from tests.pretrain.conftest import BUDGET
+from tests.pretrain.test_pretrain import KDEP, pretrain
+
+STEPS = BUDGET | dict(epochs=34)  # 102 steps, of which mmengine logs the 50th and the 100th
+
+
+@pytest.fixture(autouse=True)
+def _told_nothing() -> Iterator[None]:
+    trackers.tell([], "")
+    yield
+    trackers.tell([], "")
+
+
+def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plain, state = pretrain(tmp_path / "plain", stages, KDEP, budget=STEPS)
+    trackers.tell(trackers.resolve(["tensorboard"]), "pretrain-x")
+    watched, same = pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
+    (events,) = (tmp_path / "watched").rglob("events.out.tfevents.*")
+    read = accumulator.EventAccumulator(str(events.parent)).Reload()
+    got = read.Scalars("loss")
+    assert [s.step for s in got] == [50, 100]
+    # mmengine smooths over a window of 10 steps; the record's curve of so few has one point each.
+    curve = dict(watched["curves"]["pretrain_loss"])
+    for s in got:
+        window = [curve[step] for step in range(s.step - 9, s.step + 1)]
+        assert s.value == pytest.approx(sum(window) / 10, rel=1e-5)
+    assert not list((tmp_path / "plain").rglob("events.out.tfevents.*"))
+    assert watched["curves"] == plain["curves"]
+    assert all((state[k] == same[k]).all() for k in state)
+
+
+def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="no mlflow here: pip install mlflow-skinny")
+    uri = (tmp_path / "mlruns").as_uri()
+    trackers.tell(trackers.resolve([dict(type="mlflow", tracking_uri=uri)]), "pretrain-x")
+    pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("kdep_bench").experiment_id])
+    assert run.info.run_name == "pretrain-x"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [50, 100]

@@ -1,0 +1,73 @@
+"""`runtime.trackers`: named in a suite, checked before any work, no part of a stage's identity."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import suite_fakes as fakes
+from test_suite_config import build
+
+from kdep_bench import trackers
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.plan import build_plan
+
+BOARD = {"type": "mmengine.TensorboardVisBackend"}
+
+
+@pytest.fixture(autouse=True)
+def _told_nothing(monkeypatch):
+    monkeypatch.delenv("KDEP_TRACKERS", raising=False)
+
+
+@pytest.fixture
+def all_installed(monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+
+
+def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
+    plain = build_plan(build(), fakes.PRETEND)
+    watched = build_plan(build(runtime=dict(trackers=["tensorboard"])), fakes.PRETEND)
+    assert list(plain.stages) == list(watched.stages)
+    assert not any(s.trackers for s in plain.stages.values())
+    for stage in watched.stages.values():
+        assert list(stage.trackers) == ([BOARD] if stage.kind in ("pretrain", "transfer") else [])
+        assert "ensorboard" not in str(stage.spec)
+
+
+def test_a_worker_tells_its_stage_and_forgets_the_last_one(all_installed):
+    wanted = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
+    trackers.tell(trackers.resolve(wanted), "pretrain-x")
+    told = trackers.told()
+    assert told[0] == BOARD
+    assert told[1]["tracking_uri"] == "http://host:5000"
+    assert told[1]["run_name"] == "pretrain-x"
+    trackers.tell([], "pretrain-y")
+    assert trackers.told() == []
+    assert "KDEP_TRACKERS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [
+        (["tensorbord"], "tensorboard"),
+        ([dict(type="mlflow", tracking_url="x")], "tracking_uri"),
+        ([3], "runtime.trackers holds 3"),
+        ([dict(save_dir="x")], "runtime.trackers holds"),
+    ],
+)
+def test_slips_are_sentences(all_installed, wanted, word):
+    with pytest.raises(KdepError) as e:
+        build(runtime=dict(trackers=wanted))
+    assert word in str(e.value)
+
+
+def test_an_absent_package_is_a_sentence_before_any_work(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n)
+    )
+    with pytest.raises(KdepError, match="mlflow is not installed") as e:
+        build(runtime=dict(trackers=["mlflow"]))
+    assert "kdep_bench[trackers]" in str(e.value)

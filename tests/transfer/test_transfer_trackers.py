@@ -1,0 +1,30 @@
+"""What a tracker gets of a real transfer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.transfer.test_transfer_tasks import run_stage, task_config
+
+
+def watched(task: dict[str, Any], *args: Any) -> dict[str, Any]:
+    """The stage, in a process that was told of TensorBoard."""
+    from kdep_bench import trackers
+
+    trackers.tell(trackers.resolve(["tensorboard"]), "transfer-x")
+    return run_stage(task, *args)
+
+
+def test_tensorboard_gets_the_losses(apart, student, data, exported, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    task = task_config("seg", iters=50)
+    outputs = apart(watched, task, student, 0, data, exported, tmp_path)
+    assert 0 <= outputs["value"] <= 1
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    read = accumulator.EventAccumulator(str(events.parent)).Reload()
+    got = read.Scalars("loss")
+    assert got[-1].step == 50
+    assert 0 < got[-1].value < 20
