@@ -70,6 +70,7 @@ class Run(NamedTuple):
     cost: Spent
     align: Align | None
     pretrained: bool
+    cached: bool
     when: float
     git: str
     config_hash: str
@@ -182,6 +183,7 @@ class _Sharer:
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,
+            cached="cache" in record.stages,
             when=datetime.fromisoformat(record.created).timestamp(),
             git=self.value(record.git),
             config_hash=self.value(record.config_hash),

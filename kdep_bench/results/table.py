@@ -326,12 +326,13 @@ class ArmFacts:
     images_per_s: float | None
     coverage: float | None
     align: Align | None
+    cached: bool
 
     @property
     def cost_s(self) -> float | None:
         """Pre-training seconds, its share of the teacher cache and the alignment included; None
         where the training's or the cache's part is not known, for the rest would look cheap."""
-        if self.pretrain_s is None or (self.teacher is not None and self.cache_s is None):
+        if self.pretrain_s is None or (self.cached and self.cache_s is None):
             return None
         return self.pretrain_s + (self.cache_s or 0.0) + (self.align_s or 0.0)
 
@@ -361,6 +362,7 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
         images_per_s=_mean(r.cost.images_per_s for r in per_seed),
         coverage=min(coverages) if coverages else None,
         align=next((r.align for r in per_seed if r.align is not None), None),
+        cached=any(r.cached for r in per_seed),
     )
 
 

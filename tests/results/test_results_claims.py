@@ -172,6 +172,9 @@ def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
 def test_a_cost_with_an_unknown_part_is_unknown():
     f = fields("kdep", "probe", 0.5)
     f["cost"]["cache_s"] = None
+    board = board_of([make(f)])  # a live teacher: its time is in the training's
+    assert efficiency.amount(board, board.arms[0], "seconds") == 302.0
+    f["stages"]["cache"] = "cache-x"
     board = board_of([make(f)])
     assert efficiency.amount(board, board.arms[0], "seconds") is None
 
