@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Copies a suite's finished students out: backbone.pth, backbone.safetensors, a model card each.
+
+python tools/publish.py pocket --out published [--only kdep]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 2 with a sentence for a fault."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("suite", help="a suite config, or its name in configs/suites/")
+    p.add_argument("--out", type=Path, required=True, help="one folder a student is made in it")
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument("--only", default="", metavar="TEXT", help="export stages with this in their id")
+    args = p.parse_args(argv)
+    from kdep_bench.errors import KdepError
+    from kdep_bench.publish import publish
+    from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.plan import build_plan
+
+    try:
+        suite = load_suite(args.suite)
+        plan = build_plan(suite)
+        work = (args.work_dir or REPO / "work_dirs").absolute()
+        wanted = {i for i, s in plan.stages.items() if s.kind == "export" and args.only in i}
+        for folder in publish(suite, plan, work, args.out, wanted):
+            print(folder)
+    except KdepError as e:
+        print(f"publish: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
