@@ -290,7 +290,7 @@ def test_ddp_on_two_cpu_processes(tmp_path: Path) -> None:
             name = type(runner.model).__name__
             with open({str(tmp_path)!r} + f"/rank{{dist.get_rank()}}.txt", "w") as f:
                 print(name, dist.get_world_size(), runner.iter, row, file=f)
-            dist.destroy_process_group()
+            openmmlab.leave_distributed()
             """
         )
     )
@@ -308,7 +308,7 @@ def test_ddp_on_two_cpu_processes(tmp_path: Path) -> None:
         timeout=180,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout + done.stderr  # of both ranks, whole
     first, second = [(tmp_path / f"rank{r}.txt").read_text() for r in (0, 1)]
     assert first == second  # averaged gradients: the same weights in both
     assert first.startswith("MMDistributedDataParallel 2 4 ")

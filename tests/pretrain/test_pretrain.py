@@ -42,6 +42,19 @@ SUPERVISED: dict[str, Any] = dict(
     transform=None,
 )
 LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
+STATEFUL = KDEP | dict(
+    objective=dict(
+        type="kdep_bench.objectives.weighted_sum.WeightedSum",
+        parts=dict(
+            feature=dict(
+                objective=KDEP["objective"],
+                weight=dict(type="kdep_bench.schedules.cosine.Cosine", start=1.0, end=0.2),
+            ),
+            logits=dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD")),
+        ),
+    )
+)
+KEEPING = BUDGET | dict(ema=0.9, accumulate=2)
 SCRATCH: dict[str, Any] = dict(name="scratch", labels_used=False, objective=None, transform=None)
 
 
@@ -329,28 +342,34 @@ def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str,
 def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """kill -9 after a checkpoint, then again: the same weights to the last bit."""
-    undisturbed, whole = pretrain(tmp_path / "whole", stages, KDEP)
+    """kill -9 after a checkpoint, then again: the same weights to the last bit.
+
+    With everything that keeps a state: momentum, schedules, the weight average, term shares; and
+    with accumulation, whose micro-batches must not count as steps.
+    """
+    undisturbed, whole = pretrain(tmp_path / "whole", stages, STATEFUL, budget=KEEPING)
     cut = tmp_path / "cut"
     cut.mkdir()
     code = (
         "import os, signal, time, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from tests.pretrain.test_pretrain import KDEP, spec, stage\n"
+        "from tests.pretrain.test_pretrain import KEEPING, STATEFUL, spec, stage\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
         "def die(done, total, note=''):\n"
         "    time.sleep(0.2)\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"stage.run(spec(KDEP), {{k: Path(p) for k, p in stages.items()}}, Path({str(cut)!r}), die)"
+        f"stage.run(spec(STATEFUL, budget=KEEPING), "
+        f"{{k: Path(p) for k, p in stages.items()}}, Path({str(cut)!r}), die)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list((cut / "run").glob("*.pth"))
     assert not (cut / stage.CHECKPOINT).exists()
-    outputs, resumed = pretrain(cut, stages, KDEP)
+    outputs, resumed = pretrain(cut, stages, STATEFUL, budget=KEEPING)
     # Six steps of at least 0.2 s led to the checkpoint; they are part of what the run cost.
     assert outputs["train_s"] > 1.2
     assert outputs["curves"] == undisturbed["curves"]
+    assert outputs["terms"] == undisturbed["terms"]
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())

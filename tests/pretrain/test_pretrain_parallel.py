@@ -1,0 +1,223 @@
+"""One global batch in parts: micro-batches and processes give what one process does at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.pretrain import stage
+from kdep_bench.pretrain.compiled import compiled
+from kdep_bench.pretrain.hooks import WeightAverage
+from kdep_bench.pretrain.parallel import check_split, micro_batches
+from kdep_bench.students.backbone import PreActivationTap, build_backbone
+from tests.pretrain.conftest import BUDGET, STUDENT, silent
+from tests.pretrain.test_pretrain import KDEP, pretrain, spec
+
+REPO = Path(__file__).parents[2]
+FREE: dict[str, Any] = {
+    **STUDENT,
+    "backbone": STUDENT["backbone"] | dict(norm_cfg=dict(type="GN", num_groups=2)),
+}
+# Small steps: what differs is rounding, and training must not amplify it.
+SHORT = BUDGET | dict(epochs=4 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
+
+
+def test_batches_fall_into_parts_nested_ones_too():
+    batch = {"a": torch.arange(6), "b": {"c": torch.arange(12).view(6, 2)}}
+    parts = list(micro_batches(batch, 3))
+    assert [p["a"].tolist() for p in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert torch.equal(torch.cat([p["b"]["c"] for p in parts]), batch["b"]["c"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((512, 3, 1, False), "3 processes x 1 micro-batches"),
+        ((512, 2, 3, False), "a multiple of 6"),
+        ((512, 1, 2, True), "relates the samples of a batch"),
+        ((512, 2, 1, True), "relates the samples of a batch"),
+    ],
+)
+def test_a_batch_that_must_not_be_split_is_refused(given: Any, says: str):
+    with pytest.raises(KdepError, match=says):
+        check_split(*given)
+    check_split(512, 2, 4, False)
+    check_split(512, 1, 1, True)
+
+
+def curve(outputs: dict[str, Any]) -> np.ndarray:
+    return np.array(outputs["curves"]["pretrain_loss"])
+
+
+def test_accumulation_equals_the_big_batch_without_batch_norm(
+    stages: dict[str, Path], tmp_path: Path
+):
+    big, w0 = pretrain(tmp_path / "1", stages, KDEP, student=FREE, budget=SHORT)
+    parts, w1 = pretrain(
+        tmp_path / "4", stages, KDEP, student=FREE, budget=SHORT | dict(accumulate=4)
+    )
+    assert big["steps"] == parts["steps"] == 4  # a step is an update, not a micro-batch
+    np.testing.assert_allclose(curve(parts), curve(big), rtol=1e-4)
+    for key, value in w0.items():
+        torch.testing.assert_close(w1[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_with_batch_norm_is_another_batch_norm(
+    stages: dict[str, Path], tmp_path: Path
+):
+    big, _ = pretrain(tmp_path / "1", stages, KDEP, budget=SHORT)
+    parts, _ = pretrain(tmp_path / "2", stages, KDEP, budget=SHORT | dict(accumulate=2))
+    assert not np.allclose(curve(parts), curve(big), rtol=1e-4)  # the stated caveat
+    np.testing.assert_allclose(curve(parts), curve(big), rtol=0.5)
+
+
+class Fake:
+    def __init__(self, net: nn.Module) -> None:
+        self.model = nn.Module()
+        self.model.backbone = net
+
+
+def test_the_weight_average_has_its_closed_form():
+    net = nn.BatchNorm1d(2)
+    hook, runner = WeightAverage(0.9), Fake(net)
+    hook.before_train(runner)
+    want = net.weight.detach().clone()
+    for value in (2.0, 5.0, -1.0):
+        nn.init.constant_(net.weight, value)
+        assert net.num_batches_tracked is not None
+        net.num_batches_tracked += 1
+        hook.after_train_iter(runner, 0)
+        want = 0.9 * want + 0.1 * value
+    torch.testing.assert_close(hook.average["weight"], want)
+    assert int(hook.average["num_batches_tracked"]) == 3
+    kept: dict[str, Any] = {}
+    hook.before_save_checkpoint(runner, kept)
+    again = WeightAverage(0.9)
+    again.after_load_checkpoint(runner, kept)
+    again.before_train(runner)
+    assert torch.equal(again.average["weight"], hook.average["weight"])
+
+
+def test_a_run_exports_its_average(stages: dict[str, Path], tmp_path: Path):
+    _, plain = pretrain(tmp_path / "p", stages, KDEP, budget=SHORT)
+    _, average = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT | dict(ema=0.5))
+    key = "backbone.layer4.1.conv2.weight"
+    assert plain.keys() == average.keys()
+    assert not torch.equal(plain[key], average[key])
+
+
+def test_a_compiled_student_is_checked_against_the_eager_one():
+    torch.manual_seed(0)
+    tap = PreActivationTap(build_backbone(STUDENT))
+    before = {k: v.clone() for k, v in tap.state_dict().items()}
+    x = torch.randn(4, 3, 32, 32)
+    fast = compiled(tap, "aot_eager", x)
+    assert all(torch.equal(v, before[k]) for k, v in tap.state_dict().items())
+    for a, b in zip(fast(x), tap(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    with pytest.raises(KdepError, match="back end 'no_such' fails"):
+        compiled(tap, "no_such", x)
+
+
+def test_a_compiler_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch):
+    tap = PreActivationTap(build_backbone(STUDENT))
+
+    def wrong(module: Any, backend: str) -> Any:
+        return lambda x: tuple(1.1 * out for out in module(x))
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    with pytest.raises(KdepError, match="differs from the eager one"):
+        compiled(tap, "inductor", torch.randn(4, 3, 32, 32))
+
+
+def test_float16_without_a_gpu_is_refused(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(KdepError, match="'float16' on a machine without a GPU"):
+        stage.run(spec(KDEP, budget=SHORT | dict(precision="float16")), stages, tmp_path, silent)
+
+
+class Pairs(Objective):
+    needs = frozenset()
+    relates = True
+
+    def terms(self, ctx: Context) -> dict[str, torch.Tensor]:
+        return {"a": ctx.before @ ctx.before.mean(0)}
+
+
+def test_an_objective_that_relates_samples_is_refused_with_accumulation(
+    stages: dict[str, Path], tmp_path: Path
+):
+    method = KDEP | dict(objective=dict(type=f"{__name__}.Pairs"))
+    with pytest.raises(KdepError, match="relates the samples"):
+        stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path], tmp_path: Path):
+    """With BatchNorm, whose statistics are the global batch's; gloo, torchrun, the real stage."""
+    budget = SHORT | dict(ema=0.9)
+    one, w0 = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
+    two = tmp_path / "two"
+    two.mkdir()
+    script = tmp_path / "rank.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import json, os, torch
+            torch.set_num_threads(1)
+            from pathlib import Path
+            from tests.pretrain.test_pretrain import KDEP, spec, stage
+            stages = { ({k: str(p) for k, p in stages.items()})!r}
+            outputs = stage.run(
+                spec(KDEP, budget={budget!r}),
+                {{k: Path(p) for k, p in stages.items()}},
+                Path({str(two)!r}),
+                lambda *_: None,
+            )
+            name = f"outputs-{{os.environ['RANK']}}.json"
+            (Path({str(two)!r}) / name).write_text(json.dumps(outputs))
+            """
+        )
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node=2", str(script)),
+        ],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [json.loads((two / f"outputs-{r}.json").read_text()) for r in (0, 1)]
+    assert told[0]["processes"] == 2
+    assert told[0]["curves"] == told[1]["curves"]
+    np.testing.assert_allclose(curve(told[0]), curve(one), rtol=1e-3)
+    w1 = torch.load(two / stage.CHECKPOINT, weights_only=True)
+    assert w1.keys() == w0.keys()
+    for key, value in w0.items():
+        scale = float(value.abs().max()) if value.numel() else 1.0
+        torch.testing.assert_close(
+            w1[key].float(), value.float(), rtol=0, atol=max(2e-3 * scale, 1e-6)
+        )
