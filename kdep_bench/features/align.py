@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from kdep_bench.data.views import open_views, subset
+from kdep_bench.data.shares import save_list, share_of
+from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.aligners import Aligner, Svd, energy_kept
 from kdep_bench.features.cache_read import open_cache
@@ -41,14 +42,15 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Fits `align` for a student `width` Ds wide on the rows of (`share`, `share_seed`).
+    """Fits `align` for a student `width` Ds wide on the images of a share (see `data.shares`).
 
     `std_ratio_after_svd` is the Std Ratio after the alignment, whichever it is; energies are sums
     of channel variances, in units of the teacher's feature squared.
     """
     aligner, width = build_aligner(spec["align"]), int(spec["width"])
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
-    rows = rows_of(subset(len(views.files), spec["share"], spec["share_seed"]), views.views)
+    images = share_of(views.files, spec, inputs)
+    rows = rows_of(images, views.views)
     moments = Moments(cache.width)
     for start in range(0, len(rows), 4096):
         moments.add(torch.from_numpy(cache.rows(rows[start : start + 4096])))
@@ -58,6 +60,7 @@ def run(
     basis.save(out, **({} if found is None else {"eigenvalues": found}))
     return {
         "rows": moments.n,
+        "image_list": save_list(out, views.files, images),
         "teacher_width": cache.width,
         "width": width,
         "energy_kept": energy_kept(moments, basis),

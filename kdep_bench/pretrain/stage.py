@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kdep_bench import openmmlab
-from kdep_bench.data.views import open_views, subset
+from kdep_bench.data.shares import labels_file, save_list, share_labels, share_of
+from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
@@ -54,8 +55,9 @@ def run(
         return untrained(spec, out)
     check_precision(budget.get("precision", "float32"))
     views = open_views(inputs["views"])
-    images = len(subset(len(views.files), spec["share"], spec["share_seed"]))
-    steps = max(1, math.floor(budget["epochs"] * images / budget["batch"]))
+    shared, drawn_by = share_of(views.files, spec, inputs), share_labels(spec, inputs)
+    images, listing = len(shared), save_list(out, views.files, shared)
+    steps = optimiser_steps(budget, images, len(views.files))
     wanted = demands(method["objective"])
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
     check_split(budget["batch"], ranks, accumulate, wanted.relates)
@@ -81,6 +83,7 @@ def run(
             "share_seed": spec["share_seed"],
             "seed": spec["seed"],
             "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+            "share_labels": drawn_by and str(drawn_by),
             "together": "views" in wanted.needs,
             **taught.stream,
         },
@@ -105,6 +108,8 @@ def run(
         "steps": steps,
         "epochs": seen / images,
         "images": images,
+        "image_list": listing,
+        "notes": ["the images of the share were drawn per class, by label"] if drawn_by else [],
         "images_seen": seen,
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
@@ -158,8 +163,10 @@ def save_state(state: dict[str, Any], out: Path) -> None:
     partial.replace(out / CHECKPOINT)
 
 
-def labels_file(inputs: dict[str, Path]) -> Path:
-    return inputs["prepare"] / "data" / "pool" / "labels.json"
+def optimiser_steps(budget: dict[str, Any], images: int, pool: int) -> int:
+    """Whole batches in the budget's epochs over `images` of a share, or over the `pool`'s."""
+    counted = pool if budget.get("epochs_over") == "pool" else images
+    return max(1, math.floor(budget["epochs"] * counted / budget["batch"]))
 
 
 def objective_config(
@@ -243,7 +250,7 @@ def mean_square(
             "leave out budget.teacher='live'",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    images = subset(len(views.files), spec["share"], spec["share_seed"])
+    images = share_of(views.files, spec, inputs)
     rows, total = rows_of(images, views.views)[:most], 0.0
     for start in range(0, len(rows), 4096):
         f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
@@ -258,6 +265,8 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     "step": x0.1 after each third, KDEP's shape (x0.1 every 30 of 90 epochs).
     """
     warm = int(budget.get("warmup", 0.0) * steps)
+    if warm == 1:  # mmengine's LinearLR of one step would keep its start factor for the whole run
+        warm = 0
     plan: list[dict[str, Any]] = []
     if warm:
         plan.append(

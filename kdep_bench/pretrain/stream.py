@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kdep_bench.data.views import open_views, subset
+from kdep_bench.data.shares import chosen, read_labels
+from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import render_rows
 from kdep_bench.features.cache_read import open_cache
-from kdep_bench.files import read_json
 
 
 class ViewStream(Dataset):
@@ -30,7 +30,9 @@ class ViewStream(Dataset):
     Args:
         views: folder of the `views` stage.
         length: number of samples in the whole run.
-        share, share_seed: the label-free random data share.
+        share, share_seed: the random data share.
+        share_labels: path of the pool's labels file where the share is drawn per class, read for
+            that alone; None for a label-free share.
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
         outputs: names of the cache's further arrays (logits, maps, tokens) to read as well.
@@ -50,6 +52,7 @@ class ViewStream(Dataset):
         seed: int,
         cache: str | Path | None = None,
         labels: str | Path | None = None,
+        share_labels: str | Path | None = None,
         together: bool = False,
         outputs: Sequence[str] = (),
         pool: str | Path | None = None,
@@ -58,7 +61,7 @@ class ViewStream(Dataset):
         self.together = together
         self.views = open_views(Path(views), Path(pool) if pool else None)
         self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
-        self.images = subset(len(self.views.files), share, share_seed)
+        self.images = chosen(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
         self.cache = open_cache(Path(cache)) if cache else None
         self._labels = read_labels(Path(labels), self.views.files) if labels else None
@@ -119,23 +122,3 @@ class ViewStream(Dataset):
 def already_batched(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collate function for a data set whose `__getitems__` returns a batch."""
     return batch
-
-
-def read_labels(path: Path, files: list[str]) -> np.ndarray:
-    """[N] int64 class numbers of the pool images; every image must have one in range."""
-    stored: dict[str, Any] = read_json(path)
-    missing = [f for f in files if f not in stored["labels"]]
-    if missing:
-        raise KdepError(
-            f"{len(missing)} pool images have no label in {path}, first {missing[0]}",
-            "a label for every image of a supervised arm",
-            "prepare the data again",
-        )
-    labels = np.array([stored["labels"][f] for f in files], np.int64)
-    if labels.min() < 0 or labels.max() >= len(stored["classes"]):
-        raise KdepError(
-            f"labels in {path} run from {labels.min()} to {labels.max()}",
-            f"0 to {len(stored['classes']) - 1}",
-            "prepare the data again",
-        )
-    return labels

@@ -179,7 +179,7 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
             **_thinned(_outputs(found, "pretrain").get("curves")),
             **_thinned(said.get("curves")),
         },
-        "notes": said.get("notes", []),
+        "notes": [*_outputs(found, "pretrain").get("notes", []), *said.get("notes", [])],
         "pictures": [f"pictures/{cell.id}/{p}" for p in said.get("pictures", [])],
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),

@@ -51,13 +51,15 @@ class Budget(_Part):
     optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps);
     `precision` 'float32', 'bfloat16' or, on a GPU, 'float16' (the backbone under autocast).
 
-    Options, in no stage's identity while they are left at their defaults: `teacher` 'live' runs it
-    in the step instead of reading its cache; `accumulate` micro-batches make one step of `batch`;
-    `ema` is the decay of a weight average, which is then what is exported; `compile` the back end
-    of torch.compile ('inductor') for the student.
+    Options, in no stage's identity while they are left at their defaults: `epochs_over` 'pool'
+    counts an epoch in images of the whole pool, so that every share sees as many; `teacher` 'live'
+    runs it in the step instead of reading its cache; `accumulate` micro-batches make one step of
+    `batch`; `ema` is the decay of a weight average, which is then what is exported; `compile` the
+    back end of torch.compile ('inductor') for the student.
     """
 
     epochs: float = Field(gt=0)
+    epochs_over: Literal["share", "pool"] = "share"
     batch: int = Field(ge=1)
     optimizer: Json
     views: int = Field(ge=1, default=1)
@@ -72,7 +74,7 @@ class Budget(_Part):
     def spec(self) -> Json:
         """What the pre-training stage is told; an option that is not used is absent."""
         told = self.model_dump(exclude={"views"})
-        options = {"teacher": "cached", "accumulate": 1, "ema": None, "compile": None}
+        options = dict(teacher="cached", accumulate=1, ema=None, compile=None, epochs_over="share")
         return {k: v for k, v in told.items() if k not in options or v != options[k]}
 
 
@@ -180,6 +182,7 @@ class _SuiteFile(_Part):
     tasks: list[Any] = Field(min_length=1)
     claims: list[Any] = []
     shares: list[float] = Field(min_length=1, default=[1.0])
+    share_by: Literal["image", "class"] = "image"
     views: ViewRecipe = ViewRecipe()
     budget: Budget
     seeds: Seeds
@@ -202,6 +205,8 @@ class Suite(_Part):
     `teachers` has one entry a student name; None where the suite has no teacher at all. A suite
     with `variants` (several teachers, budgets by share) is the sum of these, itself not included;
     stages and cells that are equal in several are run once.
+    `share_by` 'class' takes a share below 1 from every class alike, which reads the labels for the
+    choice of images; 'image' takes it label-free.
     """
 
     name: str
@@ -213,6 +218,7 @@ class Suite(_Part):
     tasks: list[Json]
     claims: list[Json]
     shares: list[float]
+    share_by: Literal["image", "class"]
     views: ViewRecipe
     budget: Budget
     seeds: Seeds
@@ -487,6 +493,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         tasks=tasks,
         claims=claims,
         shares=file.shares,
+        share_by=file.share_by,
         views=file.views,
         budget=file.budget,
         seeds=seeds,

@@ -83,7 +83,8 @@ class Costs:
         if images is None:
             return None
         if stage.kind == "pretrain":
-            return images * spec["share"] * spec["budget"]["epochs"]
+            whole = spec["budget"].get("epochs_over") == "pool"
+            return images * (1.0 if whole else spec["share"]) * spec["budget"]["epochs"]
         return images * views * spec.get("share", 1.0)
 
     def _images(self, stage: Stage) -> tuple[float | None, float]:

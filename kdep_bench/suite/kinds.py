@@ -42,6 +42,7 @@ class StageKind:
 
 
 _MM = ("openmmlab", "ops")
+_SAMPLES = ("data/views.py", "data/shares.py")
 
 KINDS: Mapping[str, StageKind] = {
     "prepare": StageKind("kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, rooms=("data",)),
@@ -61,7 +62,10 @@ KINDS: Mapping[str, StageKind] = {
         ),
     ),
     "align": StageKind(
-        "kdep_bench.features.align:run", 1, cost=20, rooms=("features", "data/views.py")
+        "kdep_bench.features.align:run",
+        1,
+        cost=20,
+        rooms=("features", *_SAMPLES),
     ),
     "pretrain": StageKind(
         "kdep_bench.pretrain.stage:run",
@@ -78,7 +82,7 @@ KINDS: Mapping[str, StageKind] = {
             "students",
             "teachers",
             "features",
-            "data/views.py",
+            *_SAMPLES,
             *_MM,
         ),
     ),

@@ -295,6 +295,8 @@ class _Builder:
             for m in suite.methods
         }
         self.budget = suite.budget.spec()
+        # Of the whole pool's images, both ways of counting an epoch are the same stage.
+        self.whole_budget = without(self.budget, {"epochs_over"})
         self.live = suite.budget.teacher == "live"
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
@@ -336,6 +338,14 @@ class _Builder:
             {},
             maker,
         )
+        drawn = suite.share_by == "class" and min(suite.shares) < 1
+        if drawn and suite.data.get("labels", True) is False:
+            raise KdepError(
+                f"the suite draws its shares per class, and the data {suite.data['name']!r} has no "
+                "labels",
+                "labelled data, or share_by='image'",
+                "correct the suite",
+            )
         for student in suite.students:
             arms = [
                 m
@@ -358,6 +368,12 @@ class _Builder:
     def shares(self, method: Json) -> list[float]:
         """An arm that takes no training step saw no share: planned once, beside the largest."""
         return self.suite.shares if trains(method) else [max(self.suite.shares)]
+
+    def share(self, share: float) -> Json:
+        """What a stage is told of its share; how it is drawn only where that is per class."""
+        told: Json = {"share": share, "share_seed": self.suite.seeds.share}
+        drawn = self.suite.share_by == "class" and share < 1
+        return told | ({"share_by": "class"} if drawn else {})
 
     def pairs(self, method: Json) -> list[tuple[int, int]]:
         seeds = self.suite.seeds
@@ -400,12 +416,14 @@ class _Builder:
         spec = {
             "align": method["align"],
             "width": student["width"],
-            "share": share,
-            "share_seed": self.suite.seeds.share,
+            **self.share(share),
         }
         kind = str(method["align"].get("type", "align")).rpartition(".")[2]
         name = f"{teacher['name']}.{kind}{student['width']}"
-        align = self.add("align", f"{name}{_share(share)}", spec, {"views": views, "cache": cache})
+        needs = {"views": views, "cache": cache}
+        if "share_by" in spec:
+            needs["prepare"] = prepare
+        align = self.add("align", f"{name}{_share(share)}", spec, needs)
         live = {"images": prepare} if self.live else {}
         return {"cache": cache, "align": align, **live}
 
@@ -435,7 +453,9 @@ class _Builder:
         }
         if trains(method):
             chain["views"] = needs["views"] = self.views(prepare, student)
-            if "labels" in method_needs(method):
+            spec.update(self.share(share))
+            spec["budget"] = self.whole_budget if share == 1 else self.budget
+            if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if uses_teacher(method):
                 more = self.teaching(prepare, needs["views"], student, method, share)
@@ -445,7 +465,6 @@ class _Builder:
                     taught = suite.teachers[student["name"]]
                     assert taught is not None
                     spec["teacher"] = without(taught, _PROSE)
-            spec.update(budget=self.budget, share=share, share_seed=suite.seeds.share)
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:

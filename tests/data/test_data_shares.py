@@ -1,0 +1,92 @@
+"""Data shares: seeded, nested, label-free or per class, and saved as a list."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdep_bench.data.shares import LIST, chosen, per_class, save_list, share_labels
+from kdep_bench.errors import KdepError
+from kdep_bench.files import write_json
+
+SHARES = (0.01, 0.05, 0.1, 1.0)
+FILES = [f"00/{i:06d}.jpg" for i in range(2000)]
+
+
+def labelled(path: Path, labels: np.ndarray) -> Path:
+    table = {f: int(label) for f, label in zip(FILES, labels, strict=True)}
+    write_json(path, {"classes": ["a", "b", "c"], "labels": table})
+    return path
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 5), st.booleans())
+def test_shares_are_seeded_nested_and_of_their_size(seed: int, by_class: bool):
+    labels = np.random.default_rng(seed).choice(3, 2000, p=[0.7, 0.25, 0.05])
+    draw = (
+        (lambda share, seed: per_class(labels, share, seed))
+        if by_class
+        else (lambda share, seed: chosen(FILES, share, seed))
+    )
+    lists = [draw(share, seed) for share in SHARES]
+    for small, large in pairwise(lists):
+        assert set(small) < set(large)
+    for share, got in zip(SHARES, lists, strict=True):
+        assert np.array_equal(got, np.unique(got))
+        assert np.array_equal(got, draw(share, seed))
+        assert abs(len(got) - share * 2000) <= 2
+    assert not np.array_equal(draw(0.1, seed), draw(0.1, seed + 1))
+    assert len(lists[-1]) == 2000
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.001, 1.0))
+def test_a_share_per_class_has_the_share_of_every_class_and_never_none(share: float):
+    labels = np.repeat([0, 1, 2], [1400, 590, 10])
+    counts = np.bincount(labels[per_class(labels, share)], minlength=3)
+    for n, got in zip((1400, 590, 10), counts, strict=True):
+        assert got == max(1, round(share * n))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_an_impossible_share_is_a_sentence(share: float):
+    with pytest.raises(KdepError, match="data share"):
+        per_class(np.zeros(10, int), share)
+    with pytest.raises(KdepError, match="data share"):
+        chosen(FILES, share)
+
+
+def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_path: Path):
+    inputs = {"prepare": tmp_path}
+    assert share_labels({"share": 0.1}, inputs) is None
+    wanted = share_labels({"share": 0.1, "share_by": "class"}, inputs)
+    assert wanted == tmp_path / "data" / "pool" / "labels.json"
+    with pytest.raises(KdepError, match="'image' or 'class'"):
+        share_labels({"share": 0.1, "share_by": "colour"}, inputs)
+    labels = np.arange(2000) % 3
+    path = labelled(tmp_path / "labels.json", labels)
+    assert np.array_equal(chosen(FILES, 0.1, 0, path), per_class(labels, 0.1, 0))
+    with pytest.raises(KdepError, match="have no label"):
+        chosen([*FILES, "unknown.jpg"], 0.1, 0, path)
+
+
+def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
+    images = chosen(FILES, 0.05, 3)
+    told = save_list(tmp_path, FILES, images)
+    saved = (tmp_path / LIST).read_bytes()
+    assert saved.decode().splitlines() == [FILES[i] for i in images]
+    sha = hashlib.sha256(saved).hexdigest()
+    assert told == {"images": 100, "of": 2000, "sha256": sha, "file": LIST}
+
+
+def test_of_the_whole_pool_only_the_checksum_is_kept(tmp_path: Path):
+    told = save_list(tmp_path, FILES, chosen(FILES, 1.0))
+    assert told["file"] is None
+    assert not (tmp_path / LIST).exists()
+    assert len(told["sha256"]) == 64
