@@ -35,7 +35,7 @@ teacher = dict(
         pretraining="400 M image-text pairs from the web; captions, no class labels",
         labels_used=False,
         top1=0.686,
-        top1_of="ImageNet-1k zero-shot, reported in the CLIP paper",
+        top1_source="ImageNet-1k zero-shot, reported in the CLIP paper",
         licence="MIT (https://github.com/openai/CLIP)",
         source="https://arxiv.org/abs/2103.00020",
     ),

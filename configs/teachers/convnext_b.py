@@ -26,7 +26,7 @@ teacher = dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
         labels_used=True,
         top1=0.84062,
-        top1_of="ImageNet-1k validation, torchvision's own figure for these weights",
+        top1_source="ImageNet-1k validation, torchvision's own figure for these weights",
         licence="BSD-3-Clause (code); torchvision states none for the weights",
         source="https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.convnext_base.html",
     ),

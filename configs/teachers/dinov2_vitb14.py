@@ -24,7 +24,7 @@ teacher = dict(
         pretraining="LVD-142M, 142 M images without labels",
         labels_used=False,
         top1=0.845,
-        top1_of="ImageNet-1k linear evaluation, reported by its authors",
+        top1_source="ImageNet-1k linear evaluation, reported by its authors",
         licence="Apache-2.0",
         source="https://github.com/facebookresearch/dinov2 (README, pretrained models)",
     ),

@@ -27,7 +27,7 @@ teacher = dict(
         pretraining="ImageNet-22k, COCO and two web-supervised sets, multi-task",
         labels_used=True,
         top1=0.7385,
-        top1_of="ImageNet-1k linear probe, reported by Microsoft",
+        top1_source="ImageNet-1k linear probe, reported by Microsoft",
         licence="not stated where its accuracy is; see the file's own terms",
         source="https://www.microsoft.com/en-us/research/blog/microsoft-vision-model-resnet-50-"
         "combines-web-scale-data-and-multi-task-learning-to-achieve-state-of-the-art",

@@ -26,6 +26,7 @@ from kdep_bench.pretrain.teaching import Teaching, teaching
 from kdep_bench.pretrain.train import runner_config, train
 from kdep_bench.registry import locate, type_path
 from kdep_bench.students.backbone import build_backbone
+from kdep_bench.students.discover import check_student
 
 CHECKPOINT = "student.pth"
 
@@ -54,6 +55,7 @@ def run(
     if not budget:
         return untrained(spec, out)
     check_precision(budget.get("precision", "float32"))
+    check_student(spec["student"])
     views = open_views(inputs["views"])
     shared, drawn_by = share_of(views.files, spec, inputs), share_labels(spec, inputs)
     images, listing = len(shared), save_list(out, views.files, shared)

@@ -1,4 +1,8 @@
-"""Students: plain mm backbones, and the tap that reads the pooled feature before the last ReLU."""
+"""Students: plain mm backbones, and the tap that reads the pooled feature before the last ReLU.
+
+A network that ends in no activation (ConvNeXt, Swin, ViT: a norm is last) has the tap "output":
+what its classifier pools. `kdep_bench/students/discover.py` finds the tap of any network.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,17 @@ from torch import Tensor, nn
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
+from kdep_bench.taps import find_last_activation, global_mean, nonzero_scales, rectified
 
 # The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
 LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
     "MobileNetV2": lambda net: "conv2.activate",
+    "MobileNetV3": lambda net: f"{net.layers[-1]}.activate",
     "EfficientNetLite": lambda net: "bn2.act",
 }
+
+OUTPUT = "output"
 
 
 def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
@@ -45,7 +53,8 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
             raise KdepError(
                 f"no tap is known for the backbone {kind}",
                 f"one of {sorted(LAST_ACTIVATION)}",
-                "name the module path of its last activation as `tap=` in the student config",
+                "name the module path of its last activation as `tap=` in the student config; "
+                "tools/make_student.py finds it",
             )
         path = LAST_ACTIVATION[kind](backbone)
     try:
@@ -67,19 +76,23 @@ class PreActivationTap(nn.Module):
 
     Args:
         backbone: an mm backbone whose last output is the final map.
-        tap: "last_pre_activation" finds the last activation by the backbone's class; any other
-            value is the module path of that activation.
+        tap: "last_pre_activation" finds the last activation by the backbone's class; "output" is
+            the last map itself, of a network that ends in no activation; any other value is the
+            module path of that activation.
     """
 
     def __init__(self, backbone: nn.Module, tap: str = "last_pre_activation") -> None:
         super().__init__()
         self.backbone = backbone
+        self._seen: Tensor | None = None
+        self._activation: list[nn.Module] = []  # a list: no second registration in the state dict
+        if tap == OUTPUT:
+            return
         module = activation_module(backbone, tap)
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
         module.register_forward_pre_hook(self._record)
-        self._activation = [module]  # in a list: no second registration in the state dict
-        self._seen: Tensor | None = None
+        self._activation.append(module)
 
     def _record(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._seen = args[0]
@@ -88,6 +101,8 @@ class PreActivationTap(nn.Module):
         """(before, after): two maps [B, Ds, H, W] of the last stage."""
         out = self.backbone(x_B3HW)
         after = out[-1] if isinstance(out, (tuple, list)) else out
+        if not self._activation:
+            return after, after
         before, self._seen = self._seen, None
         assert before is not None
         return before, after
@@ -100,13 +115,11 @@ class PreActivationTap(nn.Module):
         the identity, and a tap one block too early would pass.
         """
         mode = self.training
-        scales = [getattr(m, "weight", None) for m in self.modules()]
-        zero = [w for w in scales if isinstance(w, Tensor) and not bool(w.any())]
-        for weight in zero:
-            weight.fill_(1.0)
-        before, after = self.eval()(torch.randn(2, 3, px, px))
-        for weight in zero:
-            weight.zero_()
+        self.eval()
+        x = torch.randn(2, 3, px, px)
+        with nonzero_scales(self):
+            before, after = self(x)
+        hidden = None if self._activation else find_last_activation(self, lambda: self(x)[1])
         self.train(mode)
         if before.shape[1] != width:
             raise KdepError(
@@ -114,7 +127,14 @@ class PreActivationTap(nn.Module):
                 f"width={width} as its config says",
                 "correct `width` in the student config",
             )
-        if not torch.equal(self._activation[0](before), after):
+        if hidden is not None or (not self._activation and rectified(after, pool(after))):
+            raise KdepError(
+                f"{type(self.backbone).__name__} ends in an activation"
+                + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is no module"),
+                "none, as tap='output' says",
+                "name its module path as `tap=` in the student config",
+            )
+        if self._activation and not torch.equal(self._activation[0](before), after):
             raise KdepError(
                 f"the tap of {type(self.backbone).__name__} does not sit before the final output",
                 "activation(tap) equal to the backbone's output",
@@ -122,6 +142,4 @@ class PreActivationTap(nn.Module):
             )
 
 
-def pool(x_BCHW: Tensor) -> Tensor:
-    """Global average pooling: [B, C, H, W] -> [B, C]."""
-    return x_BCHW.mean((2, 3))
+pool = global_mean

@@ -215,6 +215,19 @@ def without(config: Json, keys: set[str]) -> Json:
     return {k: v for k, v in config.items() if k not in keys}
 
 
+DENSE = ("detection", "segmentation")
+
+
+def check_task(student: Json, task: Json) -> None:
+    """Refuses a dense task for a student without a pyramid: KdepError."""
+    if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
+        raise KdepError(
+            f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
+            "a student with `pyramid` in its config; without, it serves classification alone",
+            "drop the task or the student from the suite",
+        )
+
+
 def check_pair(suite: Suite, student: Json, method: Json) -> None:
     """Refuses a method that cannot work with this student, teacher and data: KdepError."""
     who = f"method {method['name']!r} on student {student['name']!r}"
@@ -347,6 +360,8 @@ class _Builder:
                 "correct the suite",
             )
         for student in suite.students:
+            for task in suite.tasks:
+                check_task(student, task)
             arms = [
                 m
                 for m in suite.methods

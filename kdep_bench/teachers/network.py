@@ -54,7 +54,8 @@ class NetworkTeacher(Teacher):
     token or mean (ViT), the norm of the mean (ConvNeXt). The tap "read" is that for any network.
 
     Where a linear 1x1 convolution comes last (EfficientNet: 320 -> 1280, MobileNetV2: 320 -> 1280),
-    the feature "before" has rank <= 320, so "read" is the richer target.
+    the feature "before" has rank <= 320, so "read" is the richer target. What comes out of a
+    LayerNorm lies in a hyperplane, whatever its scale and shift: rank <= width - 1.
 
     Args:
         name: name in records.

@@ -238,6 +238,18 @@ def plain(value: Any) -> Any:
     return type_path(value)
 
 
+def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The student's levels for a dense task; KdepError for one that has none (a plain ViT)."""
+    found = plain(student.get("pyramid") or {})
+    if not found.get("out_indices"):
+        raise KdepError(
+            f"task {task} reads a pyramid and the student {student['name']} has none",
+            "a student with `pyramid` in its config; without, it serves classification alone",
+            "drop the task or the student from the suite",
+        )
+    return found
+
+
 def backbone_cfg(
     student: Mapping[str, Any],
     checkpoint: Path,

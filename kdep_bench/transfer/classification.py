@@ -201,7 +201,7 @@ class LinearProbe(Task):
         splits = {"train": "train", "test": self.split}
         if self.recipe["protocol"] == "folds":
             splits = {"train": ".", "test": "."}
-        frozen = len(student["pyramid"]["out_indices"])
+        frozen = len((student.get("pyramid") or {}).get("out_indices", ()))
         recipe = dict(
             epochs=10,
             batch=self.recipe["batch"],

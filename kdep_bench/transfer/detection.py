@@ -139,7 +139,7 @@ class Detection(MMTask):
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, student["pyramid"]
+        recipe, pyramid = self.recipe, base.pyramid(student, self.name)
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
         model["backbone"] = base.backbone_cfg(

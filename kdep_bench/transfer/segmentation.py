@@ -105,7 +105,7 @@ class Segmentation(MMTask):
         return names
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, base.plain(student["pyramid"])
+        recipe, pyramid = self.recipe, base.pyramid(student, self.name)
         dilated = base.plain(student.get("dilated")) or {} if recipe["dilate"] else {}
         channels, classes = pyramid["channels"], len(recipe["classes"])
         model = copy.deepcopy(recipe["model"])

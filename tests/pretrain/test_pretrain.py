@@ -17,7 +17,7 @@ import torch
 from kdep_bench.data import views
 from kdep_bench.data.views import draw_recipe, open_views, subset
 from kdep_bench.errors import KdepError
-from kdep_bench.features import cache, cache_check, cache_read
+from kdep_bench.features import align, cache, cache_check, cache_read
 from kdep_bench.features.basis import open_basis
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.base import demands
@@ -373,3 +373,40 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     assert outputs["terms"] == undisturbed["terms"]
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+
+
+# -- other teachers and students ------------------------------------------------------------------
+
+
+def test_a_vit_teacher_and_a_student_that_ends_in_no_activation(
+    stages: dict[str, Path], tmp_path: Path
+):
+    teacher = dict(
+        type="kdep_bench.teachers.timm_models.Timm",
+        name="vit",
+        model="test_vit",
+        input_px=32,
+        weights="random",
+        args=dict(dynamic_img_size=True, embed_dim=96, num_heads=3),
+    )
+    student = dict(
+        name="convnext",
+        backbone=dict(type="kdep_bench.students.timm_backbone.TimmBackbone", model="test_convnext"),
+        width=64,
+        input_px=32,
+        tap="output",
+    )
+    done = dict(stages)
+    for kind, function, given in (
+        ("cache", cache.run, {"teacher": teacher, "batch": 16}),
+        ("align", align.run, dict(width=64, share=1.0, share_seed=0, align={"type": "svd"})),
+    ):
+        (tmp_path / kind).mkdir()
+        function(given, done, tmp_path / kind, silent)
+        done[kind] = tmp_path / kind
+    outputs, state = pretrain(tmp_path / "p", done, KDEP, student=student)
+    assert outputs["steps"] > 0
+    assert "backbone.net.head.norm.weight" in state
+    broken = {**student, "tap": "net.stages.0"}
+    with pytest.raises(KdepError, match="24 channels"):
+        pretrain(tmp_path / "q", done, KDEP, student=broken)

@@ -46,9 +46,9 @@ def test_every_page_is_tested_here():
 @pytest.mark.parametrize("name", names("teacher"))
 def test_every_card_declares_what_the_teacher_was_made_of(name: str):
     card = read_room("teacher", name)["card"]
-    assert set(card) - {"top1_of"} == CARD
+    assert set(card) - {"top1_source"} == CARD
     assert isinstance(card["labels_used"], bool)
-    assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_of"])
+    assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_source"])
 
 
 @pytest.mark.parametrize("name", SMALL)

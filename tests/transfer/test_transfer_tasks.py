@@ -153,6 +153,24 @@ def test_a_backbone_without_dilation(kind, data, tmp_path, apart):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["probe", "det"])
+def test_a_student_of_timm_s(kind, data, tmp_path, apart):
+    """ConvNeXt: its pyramid's levels and what its classifier pools share all parameters."""
+    student: dict[str, Any] = dict(
+        name="convnext",
+        backbone=dict(type="kdep_bench.students.timm_backbone.TimmBackbone", model="test_convnext"),
+        width=64,
+        input_px=64,
+        tap="output",
+        pyramid=dict(out_indices=(0, 1, 2, 3), channels=(24, 32, 48, 64), strides=(4, 8, 16, 32)),
+    )
+    apart(export_random, student, tmp_path)
+    task = task_config(kind) if kind == "probe" else task_config(kind, iters=2, warmup=1)
+    outputs = apart(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
+    check_outputs(outputs, task, tmp_path / "t")
+
+
+@pytest.mark.e2e
 def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, apart):
     task = task_config("det", iters=2, warmup=1, lr=1e-9)
     task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99

@@ -1,0 +1,17 @@
+"""ConvNeXt-T (27.8 M parameters without classifier), timm's, 224 px.
+
+It ends in no activation: the tap is the norm of the mean of its last map, which a classifier reads.
+Dense tasks read the maps before that norm.
+"""
+
+from kdep_bench.students.timm_backbone import TimmBackbone
+
+student = dict(
+    name="convnext_t",
+    backbone=dict(type=TimmBackbone, model="convnext_tiny"),
+    width=768,
+    input_px=224,
+    tap="output",
+    pyramid=dict(out_indices=(0, 1, 2, 3), channels=(96, 192, 384, 768), strides=(4, 8, 16, 32)),
+    dilated=dict(output_stride=8),
+)

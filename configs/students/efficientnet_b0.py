@@ -1,0 +1,16 @@
+"""EfficientNet-B0 (4.0 M parameters without classifier), timm's, 224 px.
+
+The tap is before the last SiLU; that feature is linear from 320 channels.
+"""
+
+from kdep_bench.students.timm_backbone import TimmBackbone
+
+student = dict(
+    name="efficientnet_b0",
+    backbone=dict(type=TimmBackbone, model="efficientnet_b0"),
+    width=1280,
+    input_px=224,
+    tap="net.bn2.act",
+    pyramid=dict(out_indices=(0, 1, 2, 3), channels=(24, 40, 112, 320), strides=(4, 8, 16, 32)),
+    dilated=dict(output_stride=8),
+)

@@ -1,0 +1,234 @@
+"""A student's config from a name alone: tap, width and pyramid found by running the network.
+
+    python tools/make_student.py timm/resnet18d
+
+writes a page to `configs/students/`, which a suite then names as any other. Everything in it was
+measured and proved; the pre-training stage proves it again before it trains.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.students.backbone import OUTPUT, PreActivationTap, build_backbone, pool
+from kdep_bench.taps import find_last_activation, nonzero_scales, rectified
+
+STRIDES = (4, 8, 16, 32)
+TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
+# Tried in turn, so that a network of fixed input size takes others: ViT, Swin, all the rest.
+TIMM_ARGS: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True},
+    {"strict_img_size": False, "always_partition": True},
+    {},
+)
+# Given by a task, or no part of an architecture.
+_NOT_OURS = {"init_cfg", "frozen_stages", "out_indices", "drop_path_rate"}
+_MOST_LEVELS = 20
+
+
+def discover(name: str, input_px: int = 224) -> dict[str, Any]:
+    """The student config of "timm/<model>" or "mmpretrain/<name in its zoo>".
+
+    Args:
+        name: the library and the library's name of the network.
+        input_px: side of the pictures in pre-training.
+
+    Raises KdepError for an unknown name (with the nearest ones) and for a network that the
+    pre-trainer cannot use.
+    """
+    library, _, model = name.partition("/")
+    if library == "timm":
+        backbone = _timm(model, input_px)
+    elif library == "mmpretrain":
+        backbone = _mmpretrain(model)
+    else:
+        raise unknown_name("library of a student", library, ("timm/<model>", "mmpretrain/<name>"))
+    net = _build(backbone)
+    width, tap = find_tap(net, input_px)
+    student: dict[str, Any] = dict(
+        name=re.sub(r"[^a-z0-9_]+", "_", model.lower()),
+        backbone=backbone,
+        width=width,
+        input_px=input_px,
+        tap=tap,
+    )
+    if pyramid := find_pyramid(backbone, net, input_px):
+        student["pyramid"] = pyramid
+    check_student(student)
+    return student
+
+
+def _timm(model: str, px: int) -> dict[str, Any]:
+    fault: Exception | None = None
+    for args in TIMM_ARGS:
+        config = {"type": TIMM, "model": model, **args}
+        try:
+            _outputs(_build(config), px)
+        except KdepError as e:
+            if "takes" not in e.expected:  # an unknown model, not an argument it lacks
+                raise
+            fault = e
+        except (AssertionError, RuntimeError) as e:
+            fault = e
+        else:
+            return config
+    raise KdepError(
+        f"timm's {model} does not run on pictures of {px} px ({fault})",
+        "a size it takes",
+        "choose another size or student",
+    )
+
+
+def _mmpretrain(model: str) -> dict[str, Any]:
+    from kdep_bench.teachers.mmpretrain_models import zoo_entry
+
+    entry = zoo_entry(model).config.model
+    backbone = {k: v for k, v in dict(entry.backbone).items() if k not in _NOT_OURS}
+    backbone["type"] = f"mmpretrain.{backbone['type']}"
+    return backbone
+
+
+def _build(backbone: Mapping[str, Any], **more: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_backbone({"backbone": backbone}, **more)
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tensor]:
+    """The maps of a backbone for one noise picture, in eval mode."""
+    net.eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, height, width or height, generator=generator)
+    out = net(x)
+    maps = list(out) if isinstance(out, (tuple, list)) else [out]
+    if not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
+        raise KdepError(
+            f"the backbone {type(net).__name__} gives "
+            f"{[tuple(getattr(m, 'shape', ())) for m in maps]}",
+            "maps [B, C, H, W]",
+            "take the student from timm ('timm/<model>')",
+        )
+    return maps
+
+
+def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
+    """(width, tap) of a backbone: the path of its last activation, or "output" if none is last."""
+    path = find_last_activation(net, lambda: _outputs(net, px)[-1])
+    with nonzero_scales(net):
+        last = _outputs(net, px)[-1]
+    if path is None and rectified(last, pool(last)):
+        raise KdepError(
+            f"the last map of {type(net).__name__} comes out of a ReLU that is no module",
+            "a network whose last activation can be found, or that ends in none",
+            "choose another student",
+        )
+    return last.shape[1], OUTPUT if path is None else path
+
+
+def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[str, Any] | None:
+    """`out_indices`, `channels` and `strides` of the last levels at 4, 8, 16 and 32, or None.
+
+    None also where a choice of levels changes the parameters (mmpretrain's ConvNeXt and Swin add a
+    norm for each): what was pre-trained could then not be loaded whole.
+    """
+    if hasattr(net, "strides") and hasattr(net, "channels"):  # TimmBackbone knows
+        indices: Sequence[int] = range(len(net.strides))  # type: ignore[arg-type]
+    else:
+        indices = _all_levels(backbone)
+    if not indices:
+        return None
+    every = _build(backbone, out_indices=tuple(indices))
+    if list(every.state_dict()) != list(net.state_dict()):
+        return None
+    side = max(64, 32 * (px // 32))
+    at: dict[int, tuple[int, int]] = {}
+    for index, level in zip(indices, _outputs(every, side), strict=True):
+        at[side // level.shape[2]] = index, level.shape[1]
+    if any(s not in at for s in STRIDES):
+        return None
+    return dict(
+        out_indices=tuple(at[s][0] for s in STRIDES),
+        channels=tuple(at[s][1] for s in STRIDES),
+        strides=STRIDES,
+    )
+
+
+def _all_levels(backbone: Mapping[str, Any]) -> range:
+    """Every level that a mm backbone can give; found by asking for fewer and fewer."""
+    for count in range(_MOST_LEVELS, len(STRIDES) - 1, -1):
+        try:
+            _outputs(_build(backbone, out_indices=tuple(range(count))), 64)
+        except (AssertionError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+            continue
+        return range(count)
+    return range(0)
+
+
+def check_student(student: Mapping[str, Any]) -> None:
+    """Proves tap, width and pyramid of a student config by running its network.
+
+    The pyramid's levels have the channels and strides it states, on a picture that is not square,
+    and the same parameters as the network that is pre-trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = build_backbone(student)
+        PreActivationTap(net, student["tap"]).verify(student["width"], student["input_px"])
+        check_pyramid(student, net)
+
+
+def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
+    """Proves the pyramid of a student whose network is `net`; nothing for one without."""
+    declared = student.get("pyramid") or {}
+    if not declared:
+        return
+    every = _build(student["backbone"], out_indices=tuple(declared["out_indices"]))
+    if list(every.state_dict()) != list(net.state_dict()):
+        raise KdepError(
+            f"the student {student['name']} has other parameters with its pyramid's levels",
+            "the same: what was pre-trained is what a task loads",
+            "take the student from timm ('timm/<model>'), or leave `pyramid` away",
+        )
+    height, width = 64, 96
+    found = [tuple(m.shape[1:]) for m in _outputs(every, height, width)]
+    expected = [
+        (c, height // s, width // s)
+        for c, s in zip(declared["channels"], declared["strides"], strict=True)
+    ]
+    if found != expected:
+        raise KdepError(
+            f"the levels of {student['name']} are {found} for a picture of {height}x{width}",
+            f"{expected}, as its `pyramid` says",
+            "correct `pyramid` in the student config; tools/make_student.py finds it",
+        )
+
+
+def page(student: Mapping[str, Any], source: str) -> str:
+    """A config page in Python; `source` is the name it was made from."""
+
+    def text(value: Any, indent: int) -> str:
+        if isinstance(value, str):
+            return json.dumps(value)
+        if not isinstance(value, dict):
+            return repr(value)
+        pad = " " * (indent + 4)
+        rows = "".join(f"{pad}{k}={text(v, indent + 4)},\n" for k, v in value.items())
+        return f"dict(\n{rows}{' ' * indent})"
+
+    if not student.get("pyramid"):
+        about = "It has no pyramid: classification only."
+    else:
+        about = "Its levels are at strides 4, 8, 16 and 32."
+    tap = "what its classifier pools" if student["tap"] == OUTPUT else f"before {student['tap']}"
+    return (
+        f'"""{source}, by tools/make_student.py: measured and proved.\n\n'
+        f'Tap: {tap}. {about}\n"""\n\nstudent = {text(dict(student), 0)}\n'
+    )

@@ -1,0 +1,191 @@
+"""Any timm network as a mm backbone, the same tensors in pre-training and in every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.taps import global_mean
+
+STRIDES = (4, 8, 16, 32)  # of a pyramid's levels
+
+
+class TimmBackbone(BaseModule):
+    """The network `model` of timm without its classifier.
+
+    Levels 0, 1, ... are the last stages of stride 4, 8, 16 and 32 (`channels`, `strides`); the one
+    after them is what the classifier pools: the last map, or, where the classifier reads something
+    else than a map's mean (the class token of a ViT, the norm of the mean in ConvNeXt), that as
+    [B, C, 1, 1]. A network without stages of stride 32 (ViT) has that level alone. Every choice of
+    levels has the same parameters.
+
+    Args:
+        model: a name of timm ("resnet18d").
+        out_indices: levels to return, ascending; None for the last.
+        frozen_stages: -1 none; 0 what comes before level 0; k also levels 0..k-1, all of the
+            network from the last one on.
+        norm_eval: BatchNorm keeps its statistics.
+        args: more arguments of `timm.create_model` (`output_stride=8` dilates where timm can).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+        **args: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not timm.is_model(model.split(".")[0]):
+            raise unknown_name("timm model", model, timm.list_models())
+        try:
+            self.net: Any = timm.create_model(model, pretrained=False, num_classes=0, **args)
+        except (TypeError, RuntimeError) as e:
+            raise KdepError(
+                f"timm does not build {model} with {args} ({e})",
+                "arguments it takes",
+                "correct the student's backbone",
+            ) from e
+        self._stages, self.channels, self.strides = stages(self.net, "output_stride" in args)
+        self.last = len(self._stages)
+        self.out_indices = (self.last,) if out_indices is None else tuple(out_indices)
+        if not self.out_indices or not set(self.out_indices) <= set(range(self.last + 1)):
+            what = f"some of 0..{self.last}" if self.last else "0: it has no pyramid"
+            raise KdepError(
+                f"the student's backbone {model} was asked for the levels {self.out_indices}",
+                what,
+                "correct out_indices, or use another student for tasks that need a pyramid",
+            )
+        self._settle_head(model)
+        self.norm_eval = norm_eval
+        self._freeze(frozen_stages)
+
+    def init_weights(self) -> None:
+        """Loads what `init_cfg` names; timm has initialised the rest when it built the network."""
+        if self.init_cfg:
+            super().init_weights()
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
+        """Normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""
+        chosen = [self._stages[i] for i in self.out_indices if i < self.last]
+        if not chosen:
+            return (self._head(self.net.forward_features(x_B3HW)),)
+        wants_head = self.last in self.out_indices
+        out = self.net.forward_intermediates(
+            x_B3HW,
+            indices=chosen,
+            norm=True,
+            output_fmt="NCHW",
+            intermediates_only=not wants_head,
+        )
+        if not wants_head:
+            return tuple(out)
+        return (*out[1], self._head(out[0]))
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and mode:
+                frozen = module.weight is not None and not module.weight.requires_grad
+                if self.norm_eval or frozen:
+                    module.eval()
+        return self
+
+    def _head(self, out: Tensor) -> Tensor:
+        if not self._head_is_map:
+            return self.net.forward_head(out, pre_logits=True).flatten(1)[:, :, None, None]
+        nhwc = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        return out.permute(0, 3, 1, 2).contiguous() if nhwc else out
+
+    @torch.no_grad()
+    def _settle_head(self, model: str) -> None:
+        """Whether the last level is a map, found by one forward; what that level skips is removed.
+
+        MobileNetV3 has a 1x1 convolution after pooling: with the map before it as the last level
+        it would be trained by nothing, so it goes.
+        """
+        ran: set[str] = set()
+        handles = [
+            module.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, child in self.net.named_children()
+            for module in child.modules()
+        ]
+        mode = self.net.training
+        self.net.eval()
+        try:
+            out = self.net.forward_features(pattern(64))
+        except (AssertionError, RuntimeError):  # a fixed input size
+            out = self.net.forward_features(pattern(self.net.pretrained_cfg["input_size"][-1]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not isinstance(out, Tensor):
+            raise KdepError(
+                f"timm's {model} gives a {type(out).__name__} as its features",
+                "one tensor",
+                "choose another student",
+            )
+        self._head_is_map = False
+        if out.ndim == 4:
+            self._head_is_map = True
+            last = self._head(out)
+            read = self.net.forward_head(out, pre_logits=True).flatten(1)
+            same_width = read.shape[1] == last.shape[1]
+            self._head_is_map = not same_width or torch.allclose(
+                global_mean(last), read, rtol=1e-3, atol=1e-5
+            )
+        if self._head_is_map:
+            for name, child in list(self.net.named_children()):
+                if name not in ran and any(True for _ in child.parameters()):
+                    setattr(self.net, name, nn.Identity())
+        self.net.train(mode)
+
+    def _freeze(self, stages_frozen: int) -> None:
+        names = [n for n, _ in self.net.named_parameters()]
+        if stages_frozen < 0:
+            return
+        end = len(names)
+        if stages_frozen < max(self.last, 1):
+            module = self.net.feature_info[self._stages[max(stages_frozen - 1, 0)]]["module"]
+            own = [i for i, n in enumerate(names) if n.startswith(module + ".")]
+            end = own[0] if stages_frozen == 0 else own[-1] + 1
+        for name, parameter in self.net.named_parameters():
+            if names.index(name) < end:
+                parameter.requires_grad_(False)
+
+
+def stages(net: Any, dilated: bool) -> tuple[list[int], list[int], list[int]]:
+    """(timm's numbers, channels, strides) of a network's last stages at stride 4, 8, 16 and 32.
+
+    Empty where it has no such pyramid. A dilated network keeps its stages, at smaller strides.
+    """
+    info = getattr(net, "feature_info", None)
+    if not info or not hasattr(net, "forward_intermediates"):
+        return [], [], []
+    rows = [dict(r) for r in (info.info if hasattr(info, "info") else info)]
+    if dilated:
+        found = list(range(len(rows)))[-len(STRIDES) :]
+    else:
+        at = {int(r["reduction"]): i for i, r in enumerate(rows)}
+        if any(s not in at for s in STRIDES):
+            return [], [], []
+        found = [at[s] for s in STRIDES]
+    return (
+        found,
+        [int(rows[i]["num_chs"]) for i in found],
+        [int(rows[i]["reduction"]) for i in found],
+    )
+
+
+def pattern(px: int) -> Tensor:
+    """[1, 3, px, px] that is no constant and takes nothing from the random generator."""
+    return torch.arange(3 * px * px, dtype=torch.float32).sin().reshape(1, 3, px, px)

@@ -1,0 +1,232 @@
+"""Every student's tap, width and pyramid; any timm network as a mm backbone; pages from names."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.students.backbone import PreActivationTap, build_backbone
+from kdep_bench.students.discover import check_student, discover
+from kdep_bench.students.timm_backbone import TimmBackbone
+from kdep_bench.suite.config import names, read_room, resolve
+from kdep_bench.suite.plan import check_task
+from kdep_bench.transfer import base
+
+REPO = Path(__file__).parents[2]
+TINY: dict[str, Any] = dict(type="kdep_bench.students.timm_backbone.TimmBackbone")
+SWIN: dict[str, Any] = dict(
+    embed_dim=12,
+    depths=(1, 1, 1, 1),
+    num_heads=(1, 2, 3, 3),
+    strict_img_size=False,
+    always_partition=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(px: int = 64, width: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, px, width or px, generator=generator)
+
+
+# -- the pages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("student"))
+def test_a_page_s_tap_width_and_pyramid_are_those_of_its_network(name: str):
+    student = resolve("student", name)
+    check_student({**student, "input_px": 64})
+    assert bool(student.get("pyramid")) == (name != "vit_t")
+
+
+DILATED = sorted(n for n in names("student") if read_room("student", n).get("dilated"))
+
+
+@pytest.mark.parametrize("name", [n for n in DILATED if n not in ("resnet34", "resnet50")])
+def test_a_dilated_student_keeps_stride_8_and_its_parameters(name: str):
+    student = resolve("student", name)
+    net = build_backbone(student, out_indices=student["pyramid"]["out_indices"])
+    dilated = build_backbone(
+        student, out_indices=student["pyramid"]["out_indices"], **student["dilated"]
+    )
+    assert list(dilated.state_dict()) == list(net.state_dict())
+    last = dilated(noise())[-1]
+    assert tuple(last.shape[1:]) == (student["pyramid"]["channels"][-1], 8, 8)
+
+
+def test_a_wrong_pyramid_or_tap_is_refused():
+    student = resolve("student", "resnet18_w32")
+    wrong = {**student, "pyramid": {**student["pyramid"], "channels": [32, 64, 128, 512]}}
+    with pytest.raises(KdepError, match=r"\(512, 2, 3\)\], as its `pyramid` says"):
+        check_student(wrong)
+    strides = {**student, "pyramid": {**student["pyramid"], "strides": [2, 4, 8, 16]}}
+    with pytest.raises(KdepError, match="as its `pyramid` says"):
+        check_student(strides)
+    with pytest.raises(KdepError, match=r"ends in an activation, layer4\.1\.relu"):
+        check_student({**student, "tap": "output"})
+
+
+def test_mmpretrain_s_swin_is_refused_a_pyramid_because_its_levels_add_parameters():
+    arch = dict(embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 3])
+    swin: dict[str, Any] = dict(
+        name="swin",
+        backbone=dict(type="mmpretrain.SwinTransformer", arch=arch, pad_small_map=True),
+        width=96,
+        input_px=64,
+        tap="output",
+    )
+    check_student(swin)
+    levels = dict(out_indices=(0, 1, 2, 3), channels=(12, 24, 48, 96), strides=(4, 8, 16, 32))
+    with pytest.raises(KdepError, match="other parameters"):
+        check_student({**swin, "pyramid": levels})
+
+
+def test_a_vit_is_refused_by_dense_tasks_in_the_plan_and_in_the_task():
+    vit = resolve("student", "vit_t")
+    for task in ("smoke_det", "smoke_seg"):
+        with pytest.raises(KdepError, match="serves classification alone"):
+            check_task(vit, resolve("task", task))
+        with pytest.raises(KdepError, match="serves classification alone"):
+            base.pyramid(vit, task)
+    check_task(vit, resolve("task", "smoke_finetune"))
+    check_task(resolve("student", "swin_t"), resolve("task", "smoke_det"))
+    with pytest.raises(KdepError, match="it has no pyramid"):
+        build_backbone(vit, out_indices=(0, 1, 2, 3))
+
+
+# -- a timm network as a backbone -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        ("test_resnet", {}),
+        ("mobilenetv3_small_050", {}),
+        ("test_efficientnet", {}),
+        ("test_convnext", {}),
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("test_vit", dict(dynamic_img_size=True)),
+    ],
+)
+def test_the_last_level_is_what_timm_s_own_classifier_pools(model: str, args: dict[str, Any]):
+    torch.manual_seed(0)
+    net = TimmBackbone(model, **args).eval()
+    reference: Any = timm.create_model(model, num_classes=0, **args).eval()
+    own = {k.removeprefix("net."): v for k, v in net.state_dict().items()}
+    _, leftover = reference.load_state_dict(own, strict=False)
+    assert leftover == []
+    features = reference.forward_features(noise())
+    if model.startswith("mobilenetv3"):  # pooled before its last convolution
+        pooled = features.mean((2, 3))
+    else:
+        assert set(own) == set(reference.state_dict())
+        pooled = reference.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(net(noise())[-1].mean((2, 3)), pooled, rtol=1e-4, atol=1e-5)
+    every = TimmBackbone(model, out_indices=range(net.last + 1), **args).eval()
+    every.load_state_dict(net.state_dict())
+    x = noise(64, 96)
+    assert torch.equal(every(x)[-1], net(x)[-1])
+    inner = reference.forward_intermediates(x, norm=True, output_fmt="NCHW")[1] if net.last else []
+    for level, i in zip(every(x), net._stages, strict=False):
+        torch.testing.assert_close(level, inner[i], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tap_before_a_swish_and_the_tap_of_a_network_without_a_last_activation():
+    net = build_backbone({"backbone": {**TINY, "model": "test_efficientnet"}})
+    tap = PreActivationTap(net, "net.bn2.act").eval()
+    before, after = tap(noise())
+    torch.testing.assert_close(before * before.sigmoid(), after)
+    plain = PreActivationTap(
+        build_backbone({"backbone": {**TINY, "model": "test_convnext"}}), "output"
+    )
+    before, after = plain.eval()(noise())
+    assert before is after
+    assert before.shape[2:] == (1, 1)
+    before.sum().backward()
+
+
+def test_frozen_stages_and_norm_eval_hold_in_training_mode():
+    net = TimmBackbone("test_resnet", frozen_stages=2, norm_eval=True)
+    net.train()
+    trained = {n.split(".")[1] for n, p in net.named_parameters() if p.requires_grad}
+    assert trained == {"layer3", "layer4"}
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)
+    partly = TimmBackbone("test_resnet", frozen_stages=1)
+    partly.train()
+    assert not partly.net.layer1[0].bn1.training
+    assert partly.net.layer2[0].bn1.training
+    whole = TimmBackbone("test_resnet", frozen_stages=4)
+    assert not any(p.requires_grad for p in whole.parameters())
+    assert any(p.requires_grad for p in TimmBackbone("test_resnet").net.conv1.parameters())
+
+
+# -- a page from a name ---------------------------------------------------------------------------
+
+
+def maker() -> Any:
+    spec = importlib.util.spec_from_file_location("make_student", REPO / "tools/make_student.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["make_student.py", *args])
+    return maker().main()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "tap", "dense"),
+    [
+        ("timm/test_resnet", 96, "net.layer4.0.act2", True),
+        ("timm/test_vit", 64, "output", False),
+        ("mmpretrain/mobilenet-v3-small-050_3rdparty_in1k", 288, "layer12.activate", True),
+    ],
+)
+def test_a_page_is_made_from_a_name_and_read_by_a_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int, tap: str, dense: bool
+):
+    (tmp_path / "students").mkdir()
+    arguments = (name, "--px", "64", "--out", str(tmp_path / "students"))
+    assert make(monkeypatch, *arguments) == 0
+    (page,) = (tmp_path / "students").glob("*.py")
+    student = resolve("student", page.stem, tmp_path)
+    assert (student["width"], student["tap"]) == (width, tap)
+    assert bool(student.get("pyramid")) == dense
+    check_student(student)
+    assert ("classification only" in page.read_text()) != dense
+    assert make(monkeypatch, *arguments) == 1  # it never overwrites
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("timm/resnt18", "did you mean resnet18"),
+        ("mmpretrain/resnet18_8xb32", "did you mean resnet18_8xb32_in1k"),
+        ("tim/resnet18", "timm/<model>"),
+        ("mmpretrain/convnext-tiny_32xb128_in1k", "take the student from timm"),
+    ],
+)
+def test_an_unknown_or_unfit_name_is_a_sentence(name: str, sentence: str):
+    with pytest.raises(KdepError, match=sentence):
+        discover(name, 64)

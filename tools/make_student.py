@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Writes a student's config page from a name, with tap, width and pyramid found and proved.
+
+python tools/make_student.py timm/resnet18d
+python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kdep_bench.errors import KdepError
+
+STUDENTS = Path(__file__).resolve().parents[1] / "configs" / "students"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write a student's config page from a name.")
+    parser.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
+    parser.add_argument("--px", type=int, default=224, help="side of the pictures (default 224)")
+    parser.add_argument("--out", type=Path, default=STUDENTS, help="folder of the page")
+    args = parser.parse_args()
+    try:
+        from kdep_bench.students.discover import discover, page
+
+        student = discover(args.name, args.px)
+        path = args.out / f"{student['name']}.py"
+        if path.exists():
+            raise KdepError(f"{path} exists already", "a new page", "remove it, or give --out")
+        path.write_text(page(student, args.name), encoding="utf-8")
+    except KdepError as e:
+        print(e, file=sys.stderr)
+        return 1
+    print(f"{path}: width {student['width']}, tap {student['tap']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
