@@ -5,7 +5,7 @@ CLUSTER ?= .venv-cluster
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full test check unit e2e browser cluster slurm-test install clean
+.PHONY: pocket smoke pocket-full test check unit e2e browser cluster slurm-test faults install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -48,6 +48,11 @@ slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
 	$(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
+
+# Kills, full disks, damage, memory, clocks: injected into the smoke suite; writes the table. As root
+# and with a C compiler for all of them; 15 minutes of one core.
+faults: install
+	$(PY) tests/suite/suite_faults.py --out results/faults.md
 
 install: $(VENV)/.installed
 

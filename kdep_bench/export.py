@@ -50,9 +50,10 @@ def strip(
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Writes a flat mapping of tensors atomically; returns the file's SHA-256."""
     fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(fd)
     try:
-        torch.save(OrderedDict(tensors), tmp)
+        # Through the handle: given a path, torch writes that (random) name into the file.
+        with os.fdopen(fd, "wb") as f:
+            torch.save(OrderedDict(tensors), f)
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:

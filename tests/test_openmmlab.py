@@ -350,6 +350,33 @@ class _Evil:
         return (os.mkdir, (os.environ["KDEP_TEST_EVIL"],))
 
 
+class _Sly:
+    """Reaches for more by way of the one `getattr` that resume files may use."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from mmengine.logging import HistoryBuffer
+
+        return (getattr, (HistoryBuffer, "__init__"))
+
+
+@pytest.mark.parametrize("bad", [_Evil, _Sly])
+def test_a_sealed_file_runs_no_code_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: type
+) -> None:
+    import torch
+
+    from kdep_bench.openmmlab import loading
+
+    monkeypatch.setenv("KDEP_TEST_EVIL", str(tmp_path / "made"))
+    path = tmp_path / "epoch_1.pth"
+    torch.save({"w": bad()}, path)
+    loading.seal(path)
+    loading.trust_work_dir(tmp_path)
+    with pytest.raises(KdepError, match="refused as plain weights"):
+        loading.load_from_sealed(f"{loading.RESUME}{path}")
+    assert not (tmp_path / "made").exists()
+
+
 def test_load_weights_never_runs_code_and_names_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,10 @@
-"""Loading of checkpoints: everything as plain tensors, except resume files we sealed ourselves.
+"""Loading of checkpoints: tensors and plain containers alone, always with `weights_only=True`.
 
-mmengine's resume files hold pickled objects (HistoryBuffer and what it drags in), which
-`weights_only=True` refuses, rightly. They are loaded as pickles under one condition: the file lies
-in the work dir of this process's Runner, and its SHA-256 equals the seal that `SealHook` wrote
-beside it. A seal proves that the file is whole and the one that was saved; it is no signature.
+mmengine's resume files hold one thing more, HistoryBuffer objects with their numpy arrays. For
+files of our own these few names are allowed, and `getattr` only as far as HistoryBuffer's own
+statistics; no other code can run from any file. Such a file must lie in the work dir of this
+process's Runner, and its SHA-256 equal the seal that `SealHook` wrote beside it: a seal proves that
+the file is whole and the one that was saved; it is no signature.
 """
 
 from __future__ import annotations
@@ -12,15 +13,39 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
+from numpy._core.multiarray import _reconstruct, scalar
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
 RESUME = "kdep-resume://"  # the scheme of a sealed resume file: this prefix, then its path
 
-_roots: set[Path] = set()  # work dirs whose sealed files this process may unpickle
+_roots: set[Path] = set()  # work dirs from whose sealed files this process may resume
+_STATISTICS = ("min", "max", "current", "mean")  # HistoryBuffer's, which pickle names by getattr
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """What `builtins.getattr` means in a resume file."""
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise pickle.UnpicklingError(f"it asks for {name!r} of {owner!r}")
+    return getattr(owner, name)
+
+
+_RESUME_GLOBALS: list[Any] = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+    _reconstruct,
+    scalar,
+    (_statistic, "builtins.getattr"),
+]
 
 
 def seal(checkpoint: Path) -> None:
@@ -99,7 +124,8 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
             "the file as it was saved",
             "delete it; the stage then resumes from an older one or starts again",
         )
-    return torch.load(path, map_location=map_location, weights_only=False)
+    with torch.serialization.safe_globals(_RESUME_GLOBALS):
+        return load_weights(path, map_location)
 
 
 def load_from_tensors(filename: str, map_location: Any = None) -> Any:

@@ -105,6 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
+    except OSError as e:
+        print(f"run_suite: {disk_fault(e)}", file=sys.stderr)
+        return 1
+
+
+def disk_fault(e: OSError) -> KdepError:
+    """A full or broken disk under the work dir or the results, as a sentence."""
+    return KdepError(
+        f"a file could not be written or read ({e})",
+        "",
+        "free space or mend the folder, then run the same again; what is done is kept",
+    )
 
 
 def _list(what: str) -> int:

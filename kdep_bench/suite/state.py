@@ -7,16 +7,18 @@ not fit, a stage is not done. Paths in it are relative, so a moved or copied wor
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic
@@ -68,9 +70,10 @@ def _summary(rest: list[tuple[str, int]]) -> Json:
 def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None) -> str | None:
     """The first file that is not as recorded, as a clause; None when all are."""
     files: dict[str, list[Any]] = record["files"]
+    base = os.fspath(out)
     for name, (size, _) in files.items():
         try:
-            now = os.stat(out / name).st_size
+            now = os.stat(f"{base}/{name}").st_size
         except OSError:
             return f"its file {name} is gone"
         if now != size:
@@ -93,37 +96,41 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
 
 # --- one stage ---------------------------------------------------------------------------------
 
-_SUM = re.compile(rb'^ "sum": "([0-9a-f]{64})"', re.MULTILINE)  # at the top level: one space in
-_NO_SUM = "0" * 64
+_SUM = b'\n "sum": "'  # at the top level: one space in
+_NO_SUM = b"0" * 64
 
 
 def write_stage(out: Path, record: Json) -> None:
-    """Writes stage.json atomically, with the SHA-256 of its own text in `sum`.
+    """Writes stage.json atomically."""
+    write_atomic(out / STAGE, stage_text(record))
 
-    The sum is that of the file with 64 zeros in its place, so that checking it needs no parsing.
+
+def stage_text(record: Json) -> bytes:
+    """The text of a stage.json, with the SHA-256 of itself in `sum`.
+
+    The sum is that of the text with 64 zeros in its place, so that checking it needs no parsing.
     """
-    text = json.dumps({**record, "sum": _NO_SUM}, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    raw = text.encode()
-    found = _SUM.search(raw)
-    assert found is not None
-    digest = hashlib.sha256(raw).hexdigest().encode()
-    write_atomic(out / STAGE, raw[: found.start(1)] + digest + raw[found.end(1) :])
+    blank = {**record, "sum": _NO_SUM.decode()}
+    raw = (json.dumps(blank, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    at = raw.rindex(_SUM) + len(_SUM)
+    return raw[:at] + hashlib.sha256(raw).hexdigest().encode() + raw[at + 64 :]
 
 
 def _whole(raw: bytes) -> bool:
     """Whether a stage.json is as it was written; one from before there were sums counts as such."""
-    found = _SUM.search(raw)
-    if found is None:
+    at = raw.rfind(_SUM) + len(_SUM)
+    if at < len(_SUM):
         return True
-    blank = raw[: found.start(1)] + _NO_SUM.encode() + raw[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest().encode() == found.group(1)
+    blank = hashlib.sha256(raw[:at] + _NO_SUM + raw[at + 64 :])
+    return blank.hexdigest().encode() == raw[at : at + 64]
 
 
 def read_stage(out: Path) -> Json | None:
     """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
-    path = out / STAGE
+    path = f"{os.fspath(out)}/{STAGE}"
     try:
-        raw = path.read_bytes()
+        with open(path, "rb", buffering=0) as f:
+            raw = f.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
@@ -133,7 +140,7 @@ def read_stage(out: Path) -> Json | None:
             raise KdepError(
                 f"{path} does not match its own checksum", "it as it was written", "run again"
             )
-        record = json.loads(raw)
+        record = from_json(raw)
         if record["schema"] != SCHEMA:
             raise KdepError(
                 f"{path} has schema {record['schema']}", f"{SCHEMA}", "run that stage again"
@@ -249,6 +256,18 @@ class Status:
     forced: bool = False
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection inside: it walks all that was read again and again, and finds none."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 def statuses(
     plan: Plan,
     work: Path,
@@ -268,8 +287,10 @@ def statuses(
     out: dict[str, Status] = {}
     forced: set[str] = set()
     damaged: set[str] = set()
+    with no_collection():
+        found = {s.id: finished(s, work, verify) for s in chosen}
     for stage in chosen:
-        record, fault = finished(stage, work, verify)
+        record, fault = found[stage.id]
         after = [u for u in stage.needs.values() if u in forced]
         if force(stage) or after:
             forced.add(stage.id)

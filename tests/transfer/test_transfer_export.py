@@ -108,3 +108,9 @@ def check_student(student: dict[str, Any]) -> None:
     maps = backbone(image)
     assert [m.shape[1] for m in maps] == pyramid["channels"]
     assert [px // m.shape[2] for m in maps] == pyramid["strides"]
+
+
+def test_the_same_tensors_make_the_same_file(tmp_path: Path):
+    tensors = {"w": torch.arange(3.0)}
+    one = export.save_tensors(tensors, tmp_path / "a.pth")
+    assert one == export.save_tensors(tensors, tmp_path / "b.pth")

@@ -1,0 +1,767 @@
+"""Faults injected for real into a running suite; a rerun must give what an undisturbed run gives.
+
+    python tests/suite/suite_faults.py --out results/faults.md     # the smoke suite: `make faults`
+    python tests/suite/suite_faults.py --toy                       # the same on stages of 0.2 s
+
+Every fault works on a work dir of its own: empty, or a copy of the undisturbed run's without the
+stages that shall run. After it the suite is run again until it says that all is done. Then every
+stage's outputs, every checkpoint and every record are compared with the undisturbed run's: all but
+times must be equal to the last digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import suite_fakes as fakes
+
+from kdep_bench.suite import state
+from kdep_bench.suite.config import Suite, load_suite
+from kdep_bench.suite.kinds import StageKind
+from kdep_bench.suite.lock import LOCKS, process_start
+from kdep_bench.suite.plan import Plan, build_plan
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+SMOKE = REPO / "configs" / "suites" / "smoke.py"
+# One arm and one task of it: stages and ids are smoke's own.
+CUT = "\nsuite.update(methods=['kdep'], tasks=['smoke_probe'])\n"
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
+_TIMES = ("_s", "created", "git", "packages", "cost", "notes")
+
+# --- the toy suite: the true graph of a small suite, stages of a fifth of a second ---------------
+
+
+def toy_stage(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """As `fakes.pretend`, in ten steps; what it writes depends on all that it reads."""
+    read = [p.read_text() for folder in inputs.values() for p in sorted(folder.glob("*.bin"))]
+    steps = out / "steps.txt"
+    done = len(steps.read_text().splitlines()) if steps.exists() else 0
+    for k in range(done, 10):
+        time.sleep(0.01)
+        hold = bytearray(8 << 20)  # what a limit on memory meets
+        with open(steps, "a") as f:
+            f.write(f"{k}\n")
+        progress(k, 10)
+        del hold
+    steps.unlink()
+    (out / "state.bin").write_text(f"{out.name} {len(read)} {hash_of(read)}" * 3000)
+    outputs = fakes.pretend(spec, inputs, out, progress)
+    outputs["read"] = hash_of(read)
+    return outputs
+
+
+def hash_of(texts: list[str]) -> str:
+    from kdep_bench.files import text_hash
+
+    return text_hash("\n".join(texts))
+
+
+def toy_suite() -> tuple[Suite, Plan]:
+    from test_suite_config import build
+
+    suite = build()
+    limit = float(os.environ.get("KDEP_TOY_TIMEOUT", "60"))
+    kinds = {
+        kind: StageKind(
+            "suite_faults:toy_stage", cost=0.2, timeout=limit, resumable=kind == "pretrain"
+        )
+        for kind in fakes.REAL_KINDS
+    }
+    return suite, build_plan(suite, kinds)
+
+
+def toy_main(work: Path, results: Path, retry: int) -> int:
+    """What tools/run_suite.py does, for the toy suite."""
+    from kdep_bench.suite import cli, execute
+    from kdep_bench.suite.collect import collect
+
+    suite, plan = toy_suite()
+    known = state.statuses(plan, work)
+    options = execute.Options(jobs=1, retry=retry, preload="kdep_bench.suite.worker")
+    outcome = execute.run_plan(plan, work, known, options)
+    code = cli.summarise(plan, known, outcome, "")
+    try:
+        collect(suite, plan, work, results, outcome.failed)
+    except OSError as e:
+        print(cli.disk_fault(e))
+        return 1
+    return code
+
+
+# --- worlds and cases ----------------------------------------------------------------------------
+
+
+class World:
+    """One suite with its undisturbed run."""
+
+    def __init__(
+        self, home: Path, toy: bool, reference: Path | None = None, suite: Path | None = None
+    ) -> None:
+        self.home, self.toy, self._cases = home, toy, 0
+        self.file = suite or SMOKE
+        self.plan = toy_suite()[1] if toy else build_plan(load_suite(self.file))
+        self.reference = Case(self, reference or home / "undisturbed")
+        if not (self.reference.results / "leaderboard.md").exists():
+            done = self.reference.run()
+            assert done.returncode == 0, done.stdout + done.stderr
+        self.wall = {
+            i: json.loads((self.reference.work / i / state.STAGE).read_text())["wall_s"]
+            for i in self.plan.stages
+        }
+
+    def one(self, part: str) -> str:
+        """The first stage id with `part` in it."""
+        return next(i for i in self.plan.stages if part in i)
+
+    def fresh(self) -> Case:
+        self._cases += 1
+        return Case(self, self.home / f"case{self._cases:03d}")
+
+    def copy(self, *without: str, at: Path | None = None) -> Case:
+        """A copy of the undisturbed run less these stages and all that follows them."""
+        self._cases += 1
+        case = Case(self, at or self.home / f"case{self._cases:03d}")
+        gone = self.plan.downstream(without)
+        for i in self.plan.stages:
+            source, target = self.reference.work / i, case.work / i
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if i in gone:
+                continue
+            if i.startswith("prepare-"):
+                target.symlink_to(source)  # large, and read alone
+            else:
+                shutil.copytree(source, target)
+        return case
+
+
+@dataclass
+class Case:
+    """A work dir and results folder with a runner."""
+
+    world: World
+    home: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        return self.home / "work"
+
+    @property
+    def results(self) -> Path:
+        return self.home / "results"
+
+    def start(self, *more: str, results: Path | None = None) -> subprocess.Popen:
+        results = results or self.results
+        if self.world.toy:
+            command = [str(HERE / "suite_faults.py"), "--toy-run", str(self.work), str(results)]
+        else:
+            command = [
+                *(str(REPO / "tools" / "run_suite.py"), str(self.world.file), "--plain"),
+                *("--jobs", "1"),
+                *("--work-dir", str(self.work), "--results-dir", str(results)),
+            ]
+        self.home.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, *command, *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **self.env},
+            start_new_session=True,
+        )
+
+    def run(self, *more: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
+        process = self.start(*more, results=results)
+        said, _ = process.communicate(timeout=1200)
+        return subprocess.CompletedProcess(process.args, process.returncode, said, "")
+
+    def settle(self, tries: int = 4) -> int:
+        """Runs until all is done; returns how many runs that took."""
+        said = ""
+        for k in range(1, tries + 1):
+            done = self.run()
+            if done.returncode == 0:
+                return k
+            said = done.stdout
+        raise AssertionError(f"not done after {tries} runs: {said[-3000:]}")
+
+    # --- looking ---
+
+    def running(self) -> list[tuple[str, int]]:
+        """(stage id, pid) of every stage that some process runs now, by the locks."""
+        out = []
+        with contextlib.suppress(FileNotFoundError):
+            for path in (self.work / LOCKS).iterdir():
+                with contextlib.suppress(ValueError, KeyError, OSError):
+                    said = json.loads(path.read_text())
+                    if process_start(said["pid"]) == said["started"] != 0:
+                        out.append((path.name, said["pid"]))
+        return out
+
+    def wait_running(self, one: str | None = None, runner: Any = None) -> tuple[str, int]:
+        """Waits until the stage `one` (default: any) runs."""
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            for found in self.running():
+                if one in (None, found[0]):
+                    return found
+            assert runner is None or runner.poll() is None, runner.communicate()[0][-2000:]
+            time.sleep(0.005)
+        raise AssertionError(f"{one} never ran")
+
+    def lost(self, one: str, pid: int) -> float:
+        """Seconds of work that go if the process is killed now: since its last saved state."""
+        begun = process_start(pid) / os.sysconf("SC_CLK_TCK")
+        spent = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
+        if not self.world.plan.stages[one].resumable:
+            return spent
+        out = self.work / one
+        saved = [*out.glob("run/*.pth.sha256"), *out.glob("features-*.json"), out / "steps.txt"]
+        ages = [time.time() - p.stat().st_mtime for p in saved if p.exists()]
+        return max(0.0, min([spent, *ages]))
+
+    def wrong(self) -> int:
+        """Stages and records that are not what the undisturbed run made of them."""
+        count, ours, theirs = 0, self.work, self.world.reference.work
+        for i, stage in self.world.plan.stages.items():
+            record, _ = state.finished(stage, ours, verify=True)
+            other, _ = state.finished(stage, theirs)
+            assert other is not None
+            same = record is not None and timeless(record["outputs"]) == timeless(other["outputs"])
+            for name, (_, digest) in other["files"].items():
+                if Path(name).suffix in (".npy", ".bin"):
+                    same = same and record is not None and record["files"][name][1] == digest
+                # Not byte by byte: the archive inside is named after a temporary file.
+                elif name.endswith(".pth") and stage.kind in ("pretrain", "export"):
+                    same = same and same_tensors(ours / i / name, theirs / i / name)
+            if not same:
+                print(f"WRONG: {i}", file=sys.stderr)
+                count += 1
+        found = {p.name for p in (self.results / "records").glob("*.json")}
+        for cell in self.world.plan.cells:
+            path = self.world.reference.results / "records" / f"{cell.id}.json"
+            mine = self.results / "records" / path.name
+            if path.name not in found or timeless(json.loads(mine.read_text())) != timeless(
+                json.loads(path.read_text())
+            ):
+                print(f"WRONG: record {path.name}", file=sys.stderr)
+                count += 1
+        return count
+
+    def close(self) -> None:
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same names and, to the last bit, the same tensors."""
+    import torch
+
+    one, two = (torch.load(p, map_location="cpu", weights_only=True) for p in (a, b))
+    one, two = one.get("state_dict", one), two.get("state_dict", two)
+    return one.keys() == two.keys() and all(
+        x.dtype == two[k].dtype and torch.equal(x, two[k]) for k, x in one.items()
+    )
+
+
+def timeless(value: Any) -> Any:
+    """`value` without what tells times, costs or the revision of the source."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if not k.endswith(_TIMES)}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def flip(path: Path, dice: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    at = dice.randrange(len(raw))
+    raw[at] ^= 1 << dice.randrange(8)
+    path.write_bytes(raw)
+
+
+def cut(path: Path, dice: random.Random) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[: dice.randrange(len(raw))])
+
+
+# --- the faults ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One line of the table: seconds of work lost, and results that were wrong afterwards."""
+
+    fault: str
+    times: int
+    lost: float
+    wrong: int
+    note: str = ""
+
+
+Dice = random.Random
+
+
+def kill_stages(world: World, dice: Dice, times: int) -> Row:
+    """kill -9 of stages at random moments of their lives, each retried by the same runner."""
+    done, lost, wrong = 0, 0.0, 0
+    while done < times:
+        case = world.fresh()
+        runner = case.start("--retry", "99")
+        each = -(-times // len(world.plan.stages))
+        left = dict.fromkeys(world.plan.stages, each + 1)
+        seen: set[int] = set()
+        while runner.poll() is None:
+            now = [r for r in case.running() if r[1] not in seen]
+            if not now or done >= times:
+                time.sleep(0.01)
+                continue
+            one, pid = now[0]
+            seen.add(pid)
+            if not left[one]:
+                continue
+            end = time.monotonic() + dice.uniform(0, world.wall[one] + 0.1)
+            while time.monotonic() < end and (one, pid) in case.running():
+                time.sleep(0.002)
+            if (one, pid) in case.running():
+                lost += case.lost(one, pid)
+                os.kill(pid, signal.SIGKILL)
+                left[one] -= 1
+                done += 1
+        said = runner.communicate()[0]
+        assert runner.returncode == 0, said[-3000:]
+        case.settle(1)
+        wrong += case.wrong()
+        case.close()
+    return Row("kill -9 of a stage", done, lost, wrong)
+
+
+def kill_runner(world: World, dice: Dice, times: int) -> Row:
+    """kill -9 of the runner, again and again on one work dir until `times` is reached."""
+    done, lost, wrong = 0, 0.0, 0
+    total = sum(world.wall.values())
+    while done < times:
+        case = world.fresh()
+        while done < times:
+            runner = case.start()
+            try:
+                case.wait_running(runner=runner)
+            except AssertionError:
+                break  # nothing was left to run
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                runner.wait(dice.uniform(0, 2.5 * total / times))
+                break
+            lost += sum(case.lost(*r) for r in case.running())
+            runner.kill()
+            runner.communicate()
+            done += 1
+            end = time.monotonic() + 15
+            while case.running() and time.monotonic() < end:
+                time.sleep(0.05)
+            assert not case.running(), "a stage outlived its runner"
+        case.settle(2)
+        wrong += case.wrong()
+        case.close()
+    return Row("kill -9 of the runner", done, lost, wrong)
+
+
+def terminate(world: World, dice: Dice, times: int) -> Row:
+    """SIGTERM to the runner: it ends its stages within the grace period and says how to go on."""
+    lost, wrong, slowest = 0.0, 0, 0.0
+    for _ in range(times):
+        case = world.copy(world.one("pretrain-resnet18_w32.kdep"))
+        runner = case.start()
+        one, _ = case.wait_running(runner=runner)
+        time.sleep(dice.uniform(0, world.wall[one]))
+        lost += sum(case.lost(*r) for r in case.running())
+        begun = time.monotonic()
+        runner.send_signal(signal.SIGTERM)
+        said = runner.communicate(timeout=60)[0]
+        slowest = max(slowest, time.monotonic() - begun)
+        assert runner.returncode == 128 + signal.SIGTERM, said[-2000:]
+        assert not case.running()
+        assert case.settle(2) == 1
+        wrong += case.wrong()
+        case.close()
+    return Row("SIGTERM to the runner", times, lost, wrong, f"it ended within {slowest:.1f} s")
+
+
+def two_runners(world: World, dice: Dice, times: int) -> Row:
+    """Two runners started at once on one work dir: each stage runs once, both end well."""
+    wrong, twice = 0, 0
+    for _ in range(times):
+        part = world.one("pretrain-resnet18_w32.kdep")
+        case = world.copy(part)
+        todo = world.plan.downstream([part])
+        runners = [
+            case.start(results=case.home / name) for name in ("results", "results_of_the_other")
+        ]
+        for runner in runners:
+            said = runner.communicate(timeout=1200)[0]
+            assert runner.returncode == 0, said[-3000:]
+        for one in todo:
+            headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")
+            twice += headers - 1
+        wrong += case.wrong()
+        case.close()
+    return Row("two runners at once", times, 0.0, wrong + twice, f"{twice} stages done twice")
+
+
+@contextlib.contextmanager
+def small_disk(at: Path, megabytes: int) -> Iterator[Path]:
+    at.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(at)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Takes the last byte of it, and whatever was freed since."""
+    with open(disk / "filler", "ab", buffering=0) as f:
+        for piece in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while f.write(b"\0" * piece):
+                    pass
+
+
+def full_disk(world: World, dice: Dice, part: str, what: str) -> Row:
+    """The disk is full from the moment the stage begins until it has failed."""
+    one = world.one(part)
+    lost = 0.0
+    with small_disk(world.home / "disk", 8 if world.toy else 400) as disk:
+        case = world.copy(one, at=disk / "case")
+        runner = case.start()
+        _, pid = case.wait_running(one, runner)
+        begun = time.monotonic()
+        while (one, pid) in case.running():
+            fill(disk)
+            time.sleep(0.005)
+        lost += time.monotonic() - begun
+        fill(disk)
+        said = runner.communicate(timeout=300)[0]
+        assert runner.returncode == 1, said[-3000:]
+        assert not (case.work / one / state.STAGE).exists()
+        assert "disk space" in said or "No space left" in said, said[-3000:]
+        (disk / "filler").unlink()
+        case.settle(2)
+        wrong = case.wrong()
+    return Row(f"disk full while {what}", 1, lost, wrong)
+
+
+def full_results(world: World, dice: Dice) -> Row:
+    """The results folder's disk is full when records are written."""
+    with small_disk(world.home / "disk", 4) as disk:
+        case = world.copy()
+        results = disk / "results"
+        shutil.copytree(world.reference.results, results, ignore=shutil.ignore_patterns("t*.json"))
+        fill(disk)
+        done = case.run(results=results)
+        assert done.returncode not in (0, None), done.stdout[-2000:]
+        assert "Traceback" not in done.stdout, done.stdout[-2000:]
+        half = [p for p in (results / "records").glob("*.json") if p.stat().st_size == 0]
+        assert not half
+        (disk / "filler").unlink()
+        assert case.run(results=results).returncode == 0
+        shutil.copytree(results, case.results)
+        wrong = case.wrong()
+        case.close()
+    return Row("disk full while records are written", 1, 0.0, wrong)
+
+
+DAMAGE = {"truncated": cut, "with a flipped bit": flip}
+
+
+def damage(world: World, dice: Dice, how: str, part: str, pattern: str, what: str) -> Row:
+    """A file of a done stage is damaged; all that reads it runs again."""
+    one = world.one(part)
+    case = world.copy()
+    for user in world.plan.consumers()[one]:
+        for i in world.plan.downstream([user]):
+            shutil.rmtree(case.work / i, ignore_errors=True)
+    path = next((case.work / one).glob(pattern))
+    DAMAGE[how](path, dice)
+    case.settle()
+    lost, wrong = world.wall[one], case.wrong()
+    case.close()
+    return Row(f"{what} {how}", 1, lost, wrong)
+
+
+def damaged_record(world: World, dice: Dice, how: str) -> Row:
+    """Records in the results folder are damaged: they are written anew."""
+    case = world.copy()
+    shutil.copytree(world.reference.results, case.results)
+    paths = sorted((case.results / "records").glob("*.json"))
+    for path in paths:
+        DAMAGE[how](path, dice)
+    case.settle(1)
+    wrong = case.wrong()
+    case.close()
+    return Row(f"record {how}", len(paths), 0.0, wrong)
+
+
+def damaged_resume(world: World, dice: Dice, how: str) -> Row:
+    """The checkpoint of a killed pre-training is damaged: it is not resumed from."""
+    one = world.one("pretrain-resnet18_w32.kdep")
+    case = world.copy(one)
+    runner = case.start()
+    _, pid = case.wait_running(one, runner)
+    out = case.work / one
+    while not list(out.glob("run/*.pth.sha256")):
+        assert (one, pid) in case.running()
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    runner.communicate()
+    lost = world.wall[one]
+    for path in out.glob("run/*.pth"):
+        DAMAGE[how](path, dice)
+    case.settle(1)
+    wrong = case.wrong()
+    case.close()
+    return Row(f"resume checkpoint {how}", 1, lost, wrong)
+
+
+def out_of_memory(world: World, dice: Dice, way: str) -> Row:
+    """A running stage gets no more memory: an rlimit (malloc fails) or a cgroup (SIGKILL)."""
+    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(one)
+    runner = case.start()
+    _, pid = case.wait_running(one, runner)
+    begun = time.monotonic()
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0 if way == "rlimit" else 1])
+    size = pages * os.sysconf("SC_PAGE_SIZE")
+    group = MEMORY_CGROUP / f"kdep_faults_{os.getpid()}"
+    if way == "rlimit":
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + (6 << 20), size + (6 << 20)))
+    else:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # what it takes from now on
+        (group / "cgroup.procs").write_text(str(pid))
+    said = runner.communicate(timeout=300)[0]
+    if group.exists():
+        group.rmdir()
+    assert runner.returncode == 1, said[-3000:]
+    assert any(w in said for w in ("memory", "killed by", "no result")), said[-3000:]
+    lost = time.monotonic() - begun
+    assert not (case.work / one / state.STAGE).exists()
+    case.settle(1)
+    wrong = case.wrong()
+    case.close()
+    return Row(f"out of memory ({way})", 1, lost, wrong)
+
+
+def hang(world: World, dice: Dice) -> Row:
+    """A stage stands still (SIGSTOP: it does not even heed SIGTERM) until its time is over."""
+    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(one)
+    runner = start_with_timeout(case, 2.0 if world.toy else 12.0)
+    _, pid = case.wait_running(one, runner)
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    said = runner.communicate(timeout=300)[0]
+    lost = time.monotonic() - begun
+    assert runner.returncode == 1, said[-3000:]
+    assert "was stopped after" in said, said[-3000:]
+    assert not case.running()
+    case.settle(1)
+    wrong = case.wrong()
+    case.close()
+    return Row("hung stage (timeout)", 1, lost, wrong)
+
+
+def start_with_timeout(case: Case, seconds: float) -> subprocess.Popen:
+    """The runner with a time limit, which is no part of any stage's identity."""
+    if case.world.toy:
+        case.env["KDEP_TOY_TIMEOUT"] = str(seconds)
+        runner = case.start()
+        del case.env["KDEP_TOY_TIMEOUT"]
+        return runner
+    text = case.world.file.read_text()
+    path = case.home / "smoke_timeout.py"
+    path.write_text(f"{text}\nsuite.update(runtime=dict(timeout=dict(transfer={seconds})))\n")
+    command = [
+        *(sys.executable, str(REPO / "tools" / "run_suite.py"), str(path), "--plain"),
+        *("--work-dir", str(case.work), "--results-dir", str(case.results), "--jobs", "1"),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
+        start_new_session=True,
+    )
+
+
+def clock_backwards(world: World, dice: Dice, times: int) -> Row:
+    """The wall clock jumps back while a suite runs, a kill and a resume between (clock_shim.c)."""
+    case = world.copy(world.one("pretrain-resnet18_w32.kdep"))
+    clock, shim = case.home / "clock", case.home / "clock_shim.so"
+    source = str(HERE / "clock_shim.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), source, "-ldl"], check=True)
+    clock.write_text("0")
+    case.env = {"LD_PRELOAD": str(shim), "KDEP_CLOCK": str(clock)}
+    runner = case.start("--retry", "1")
+    lost, jumps = 0.0, 0
+    one, pid = case.wait_running(runner=runner)
+    while runner.poll() is None:
+        if jumps < times:
+            jumps += 1
+            step = clock.with_suffix(".next")
+            step.write_text(str(3600 * jumps))
+            step.replace(clock)
+        if jumps == times // 2 and (one, pid) in case.running():
+            lost += case.lost(one, pid)
+            os.kill(pid, signal.SIGKILL)
+            pid = 0
+        time.sleep(0.3 if world.toy else 1.0)
+    said = runner.communicate()[0]
+    assert runner.returncode == 0, said[-3000:]
+    case.env = {}
+    assert case.settle(1) == 1
+    wrong = case.wrong()
+    case.close()
+    return Row("clock going backwards, by an hour each", jumps, lost, wrong)
+
+
+def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """(name, injection) of every fault that can be injected on this machine.
+
+    Stages are killed over the whole suite, `whole`; the rest is done to `world`, a cut of it.
+    """
+    dice, root = Dice(seed), os.geteuid() == 0
+    yield "stage", lambda: kill_stages(whole, dice, 10 if whole.toy else 50)
+    yield "runner", lambda: kill_runner(world, dice, 4)
+    yield "term", lambda: terminate(world, dice, 2)
+    yield "two", lambda: two_runners(world, dice, 2)
+    if root:
+        pre = "pretrain-resnet18_w32.kdep"
+        yield "disk-check", lambda: full_disk(world, dice, pre, "a checkpoint is written")
+        yield "disk-cache", lambda: full_disk(world, dice, "cache-", "a cache shard is written")
+        yield (
+            "disk-transfer",
+            lambda: full_disk(
+                world, dice, "transfer-smoke_probe", "a transfer's result is written"
+            ),
+        )
+        yield "disk-results", lambda: full_results(world, dice)
+    shard, weights = ("state.bin", "state.bin") if world.toy else ("features-*.npy", "*.pth")
+    pretrain, export = "pretrain-resnet18_w32.kdep", "export-resnet18_w32.kdep"
+    for how in DAMAGE:
+        yield "d-cache", lambda h=how: damage(world, dice, h, "cache-", shard, "cache shard")
+        yield "d-check", lambda h=how: damage(world, dice, h, pretrain, weights, "checkpoint")
+        yield "d-json", lambda h=how: damage(world, dice, h, export, "stage.json", "stage.json")
+        yield "d-record", lambda h=how: damaged_record(world, dice, h)
+        if not world.toy:
+            yield "d-resume", lambda h=how: damaged_resume(world, dice, h)
+    yield "oom-rlimit", lambda: out_of_memory(world, dice, "rlimit")
+    if root and (MEMORY_CGROUP / "memory.limit_in_bytes").exists():
+        yield "oom-cgroup", lambda: out_of_memory(world, dice, "cgroup")
+    yield "hang", lambda: hang(world, dice)
+    if shutil.which("cc"):
+        yield "clock", lambda: clock_backwards(world, dice, 6)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| fault | times injected | lost work (s) | wrong results |  |",
+        "|---|---:|---:|---:|---|",
+    ]
+    lines += [f"| {r.fault} | {r.times} | {r.lost:.1f} | {r.wrong} | {r.note} |" for r in rows]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+def report(world: World, rows: list[Row], seconds: float, command: str) -> str:
+    stages, cells = len(world.plan.stages), len(world.plan.cells)
+    return f"""# Faults injected into the smoke suite
+
+`{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread a
+stage, one stage at a time: {seconds / 60:.0f} minutes. The suite has {stages} stages and {cells} \
+records; undisturbed it
+computes for {sum(world.wall.values()):.0f} s. Stages were killed over the whole of it, the other \
+faults injected into its `kdep`
+arm with one task, whose stages are the same.
+
+{table(rows)}
+
+*Lost work* is what had to be computed again: the time since a killed stage began or last saved its
+state, the time until a starved or hung stage was given up, or the time that making a damaged file
+took in the undisturbed run; the start of a runner (about 5 s of imports) is not in it. *Wrong
+results* counts, after a rerun that said all is done, stages whose outputs, checkpoints or cache
+shards differ from the undisturbed run's in any digit, files that do not match their checksums,
+records that differ in anything but times and costs, and stages done twice by two runners.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toy", action="store_true", help="stages of 0.2 s instead of smoke")
+    parser.add_argument("--toy-run", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--retry", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help="faults whose short name has one of these parts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, help="folder for the work dirs (default: temporary)")
+    parser.add_argument("--reference", type=Path, help="folder with an undisturbed work/, results/")
+    parser.add_argument("--out", type=Path, help="write the report there")
+    args = parser.parse_args()
+    if args.toy_run:
+        work, results = args.toy_run
+        return toy_main(work, results, args.retry)
+    home = (args.home or Path(tempfile.mkdtemp(prefix="kdep-faults-"))).absolute()
+    begun, rows = time.monotonic(), []
+    world = whole = World(home, args.toy, args.reference)
+    if not args.toy:
+        part = home / "smoke_cut.py"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(SMOKE.read_text() + CUT)
+        world = World(home / "cut", False, whole.reference.home, part)
+    for name, inject in faults(whole, world, args.seed):
+        if any(part in name for part in args.only.split(",")):
+            try:
+                r = inject()
+            except Exception:  # the other faults are still to be tried
+                traceback.print_exc()
+                r = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
+            rows.append(r)
+            print(f"{r.fault}: {r.times} x, {r.lost:.1f} s lost, {r.wrong} wrong. {r.note}",
+                  flush=True)  # fmt: skip
+    print(table(rows))
+    if args.out:
+        args.out.write_text(report(whole, rows, time.monotonic() - begun, "make faults"))
+    if args.home is None:
+        shutil.rmtree(home, ignore_errors=True)
+    return int(any(r.wrong for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The quick ones of the faults; `make faults` injects all of them into the smoke suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import suite_faults as faults
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> faults.World:
+    """An undisturbed run of a toy suite: the true graph, quick stages, real processes."""
+    return faults.World(tmp_path_factory.mktemp("faults"), toy=True)
+
+
+@pytest.fixture
+def dice() -> faults.Dice:
+    return faults.Dice(0)
+
+
+def test_the_comparison_sees_a_wrong_stage_and_a_wrong_record(world):
+    case = world.copy()
+    case.settle(1)
+    assert case.wrong() == 0
+    record = next((case.results / "records").glob("*.json"))
+    record.write_text(record.read_text().replace('"value": 0.2', '"value": 0.3'))
+    (case.work / world.one("cache-") / "state.bin").write_text("other")
+    assert case.wrong() == 2
+
+
+def test_kill_9_of_stages_at_random_moments(world, dice):
+    row = faults.kill_stages(world, dice, 4)
+    assert (row.times, row.wrong) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "part", "what"),
+    [
+        ("with a flipped bit", "cache-", "state.bin"),
+        ("truncated", "pretrain-resnet18_w32.kdep", "state.bin"),
+        ("with a flipped bit", "export-resnet18_w32.kdep", "stage.json"),
+    ],
+)
+def test_a_damaged_file_is_never_used(world, dice, how, part, what):
+    assert faults.damage(world, dice, how, part, what, what).wrong == 0
+
+
+@pytest.mark.parametrize("how", list(faults.DAMAGE))
+def test_damaged_records_are_written_anew(world, dice, how):
+    assert faults.damaged_record(world, dice, how).wrong == 0
+
+
+def test_out_of_memory(world, dice):
+    assert faults.out_of_memory(world, dice, "rlimit").wrong == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk_under_the_results(world, dice, tmp_path):
+    try:
+        with faults.small_disk(tmp_path / "probe", 1):
+            pass
+    except faults.subprocess.CalledProcessError:
+        pytest.skip("no mount here")
+    assert faults.full_results(world, dice).wrong == 0
+
+
+def test_a_clock_that_goes_backwards(world, dice):
+    if not faults.shutil.which("cc"):
+        pytest.skip("no C compiler for the clock shim")
+    assert faults.clock_backwards(world, dice, 3).wrong == 0
