@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
+from kdep_bench.flops import forward_flops
 from kdep_bench.students.backbone import build_backbone
 from kdep_bench.transfer.gate import check, read_tensors
 
@@ -80,7 +81,8 @@ def run(
 
     Returns:
         `checksum` (SHA-256 of the file), `coverage` (share of the backbone's elements in it),
-        `tensors`, `parameters` (elements of learnable tensors), `dropped` (top-level names).
+        `tensors`, `parameters` (elements of learnable tensors), `flops` (of one image's forward
+        pass at the student's `input_px`), `dropped` (top-level names).
 
     Raises:
         KdepError: when a backbone tensor is missing, surplus, of the wrong shape, or not finite.
@@ -98,10 +100,12 @@ def run(
     checksum = save_tensors(kept, target)
     check(backbone, target, spec.get("allow_missing", ()))  # the file as others will read it
     progress(1, 1, "exported")
+    px = spec["student"].get("input_px")
     return {
         "checksum": checksum,
         "coverage": gate["coverage"],
         "tensors": len(kept),
         "parameters": sum(p.numel() for p in backbone.parameters()),
+        "flops": forward_flops(backbone, torch.zeros(1, 3, px, px)) if px else None,
         "dropped": dropped,
     }

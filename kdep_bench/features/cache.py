@@ -33,6 +33,7 @@ from kdep_bench.features.cache_check import (
 )
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, SHARD_ROWS, open_cache, shard_path
 from kdep_bench.files import file_hash, read_json, write_json
+from kdep_bench.flops import forward_flops
 from kdep_bench.teachers.base import Teacher, build_teacher
 
 
@@ -88,8 +89,9 @@ def run(
     verify_pictures(cache, teacher, rows, pixels)
     np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
     numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
+    one = pixels[:1].to(compute_device())
     return {
-        "teacher": manifest["teacher"],
+        "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, one)},
         "rows": views.rows,
         "bytes": views.rows * numbers * 2,
         "forwards": forwards,

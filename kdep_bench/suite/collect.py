@@ -134,6 +134,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
             "name": cell.student["name"],
             "width": cell.student["width"],
             "params": _outputs(found, "export").get("parameters"),
+            "flops": _outputs(found, "export").get("flops"),
         },
         "teacher": _teacher(cell, found),
         "data": {

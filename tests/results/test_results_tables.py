@@ -129,6 +129,55 @@ def test_the_order_of_records_never_matters(seed):
     assert everything(shuffled) == everything(records)
 
 
+def curve_records() -> list[Record]:
+    """Every kind of claim has something to judge: shares, eight teachers, a supervised goal."""
+    found = grid(SCORES)
+    found += grid({"kdep": {t: [v - 0.2 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
+    for i in range(8):
+        for t in range(2):
+            f = fields("svd", "probe", 0.3 + 0.02 * i + 0.01 * t, transfer=t, id=f"teacher{i}-{t}")
+            f["student"]["name"] = "other"
+            f["teacher"] |= {"name": f"t{i}", "top1": 0.9 - 0.01 * i}
+            f["align"]["energy_kept"] = 0.9 - 0.05 * i
+            found.append(make(f))
+    return found
+
+
+def every_claim() -> list[dict]:
+    """One claim of each kind."""
+    over = {"kind": "rank_correlation", "a": {"method": "svd"}, "at_most": 0.0, "title": "x"}
+    less = {"kind": "efficiency", "axis": "images", "at_least": 1.2, "b": {"method": "supervised"}}
+    return [
+        BEATS,
+        BEATS | less | {"name": "less"},
+        over | {"name": "compact", "by": "energy_kept"},
+        over | {"name": "accurate", "by": "top1"},
+    ]
+
+
+@settings(max_examples=8, deadline=None)
+@given(some.integers(0, 10**6))
+def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
+    records = curve_records()
+    before = judge(board_of(records), every_claim())
+    assert {v.verdict for v in before} >= {"supported"}
+    assert all("not testable" not in v.verdict for v in before if v.name == "less")
+    random.Random(seed).shuffle(records)
+    assert judge(board_of(records), every_claim()) == before
+
+
+@settings(max_examples=12, deadline=None)
+@given(some.integers(0, 10**6), some.floats(0, 1), some.booleans())
+def test_a_duplicated_seed_changes_no_kind_of_claim_in_silence(index, value, newer):
+    records = curve_records()
+    one = records[index % len(records)]
+    created = "2026-03-01T00:00:00+00:00" if newer else one.created
+    double = one.model_copy(update={"id": "double", "value": value, "created": created})
+    after = board_of([*records, double])
+    assert after.remarks
+    assert "double" in " ".join(after.remarks)
+
+
 def test_holes_are_visible_and_never_averaged_over():
     board = board_of(golden_records())
     md, table, _ = everything(golden_records())
@@ -330,6 +379,13 @@ def test_hostile_names_are_text_in_every_table(name, results):
         assert not [c for c in row if c[:1] in "=+@\t\r" and c[:1]]
     tex = (folder / "leaderboard.tex").read_text()
     assert "\\input" not in tex
+    assert max(map(len, tex.splitlines())) < 8000
+    for line in tex.splitlines():
+        if not line.startswith("%") and line.endswith(r"\\"):
+            # Escapes taken out, nothing is left that TeX would act upon.
+            bare = re.sub(r"\\text\w+\{\}|\\textbf|\$\\(pm|cdot)\$|\\[&%#_${}]|\\\\$", "", line)
+            assert not re.search(r"[\\$#%^~_]", bare), bare
+            assert bare.count("&") in (7, len(leaderboard._TEX_ENDS) + 2)
     assert "\u202e" not in md + tex
 
 

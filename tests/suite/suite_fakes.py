@@ -138,7 +138,7 @@ def pretend(
             "std_ratio_after_transform": 2.0,
             "curves": {"pretrain_loss": [[1, 0.5]]},
         },
-        "export": {"parameters": 7},
+        "export": {"parameters": 7, "flops": 9},
     }.get(kind, {})
 
 

@@ -38,6 +38,7 @@ def test_a_record_tells_what_its_chain_did(tmp_path):
     kdep = of(results, "kdep", 1)
     assert kdep.value == 0.26
     assert kdep.arm.label_policy == "label-free"
+    assert kdep.student.flops == 9
     assert kdep.teacher is not None
     assert kdep.teacher.checksum == "c" * 64
     assert kdep.align is not None

@@ -1,0 +1,38 @@
+"""FLOPs against counts on paper, and of the networks the records name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdep_bench.flops import forward_flops
+from tests.pretrain.conftest import STUDENT
+
+
+def test_a_convolution_and_a_linear_layer_cost_what_arithmetic_says() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten())
+    net.append(nn.Linear(8 * 16 * 16, 10))
+    net.train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for batch in (1, 4):
+        flops = forward_flops(net, torch.rand(batch, 3, 16, 16))
+        assert flops == 2 * (8 * 3 * 9) * 16 * 16 + 2 * 8 * 16 * 16 * 10
+    # Counting is no training: mode and BatchNorm statistics are as they were.
+    assert net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_an_exported_student_says_its_own(tmp_path: Path) -> None:
+    from kdep_bench import export
+    from kdep_bench.students.backbone import build_backbone
+
+    backbone: Any = build_backbone(STUDENT)
+    state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+    torch.save(state, tmp_path / "student.pth")
+    said = export.run({"student": STUDENT}, {"pretrain": tmp_path}, tmp_path, lambda *_: None)
+    # ResNet-18 at 224 px has 1.8 G multiply-adds (He et al. 2016, table 1); 16 times narrower it
+    # has about 1/256 of those of the inner layers, at 32 px 1/49.
+    assert 2 * 1.8e9 / 256 / 49 < said["flops"] < 2 * 1.8e9 / 16 / 49
