@@ -5,7 +5,7 @@ CLUSTER ?= .venv-cluster
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full test check unit e2e browser cluster slurm-test faults install clean
+.PHONY: pocket smoke pocket-full rehearse test check unit e2e browser cluster slurm-test faults install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -15,6 +15,11 @@ smoke: install
 
 pocket-full: install
 	$(PY) tools/run_suite.py configs/suites/pocket_full.py
+
+# Every stage of the full-scale suites (267 each) on tiny data in the real formats.
+rehearse: install
+	$(PY) tools/run_suite.py paper_r18 --rehearse
+	$(PY) tools/run_suite.py paper_mnv2 --rehearse
 
 test: install check
 	$(PY) -m pytest

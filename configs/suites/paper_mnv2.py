@@ -1,0 +1,57 @@
+"""The paper's protocol with MobileNetV2; as `paper_r18` but for what MobileNetV2 needs.
+
+Command   python tools/run_suite.py paper_mnv2 --dry-run     # and --rehearse, as paper_r18
+Cost      not run here; --dry-run forecasts it. Data, views and teacher caches are paper_r18's
+Outcome   as paper_r18
+
+From CVMI-Lab/KDEP: rate 0.1 in pre-training, 0.006 on Cityscapes; Faster R-CNN with FPN.
+
+Departures beside those of paper_r18: MobileNetV2 is 1280 wide and Swin-B (1024) and DINOv2 ViT-B
+(768) are not, a case the public code never meets: their arms pad the target with zeros and say so
+in their name. No dilation in segmentation, where the facts give ResNet-18's alone: the head reads
+the levels from stride 8 on.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .paper_r18 import suite
+
+suite.update(
+    name="paper_mnv2",
+    about="MobileNetV2 at 224 px, ImageNet-1K, the protocol of KDEP (CVPR 2022)",
+    students=["mobilenetv2"],
+    tasks=[
+        *("cifar100", "cub200", "dtd", "caltech256"),
+        dict(base="cityscapes", recipe=dict(lr=0.006)),
+        *("voc12_seg", "ade20k", "voc0712_fpn", "coco_fpn"),
+    ],
+    variants=[
+        dict(
+            teacher=teacher,
+            methods=[*methods, "conv1x1", "supervised", *["scratch"] * (share == 1)],
+            shares=[share],
+            budget=dict(epochs=epochs),
+        )
+        for teacher, methods in (
+            ("resnet50", ["kdep", "logit_kd"]),
+            ("microsoft_resnet50", ["kdep"]),
+            *(
+                (
+                    narrow,
+                    [
+                        dict(
+                            base="kdep",
+                            name="kdep_zero_pad",
+                            align=dict(_delete_=True, type="svd", policy="zero_pad"),
+                        ),
+                        *logits,
+                    ],
+                )
+                for narrow, logits in (("swin_b", ["logit_kd"]), ("dinov2_vitb14", []))
+            ),
+        )
+        for share, epochs in ((1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900))
+    ],
+)
+suite.budget.update(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4))

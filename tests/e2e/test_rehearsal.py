@@ -1,0 +1,79 @@
+"""A sample of the full-scale suites' rehearsals, by their own command; `make rehearse` runs all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.suite.config import REPO, load_suite
+from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.rehearse import rehearsed
+
+SUITES = ("paper_r18", "paper_mnv2")
+
+
+def plan(name: str) -> Plan:
+    return build_plan(rehearsed(load_suite(name)))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_protocol_is_whole(name: str) -> None:
+    """Four teachers, five arms, two shares at three budgets each, nine sets, three seeds."""
+    suite = load_suite(name)
+    assert {t["name"] for v in suite.variants for t in v.teachers.values() if t} == {
+        *("resnet50", "microsoft_resnet50", "swin_b", "dinov2_vitb14")
+    }
+    assert {m["family"] for v in suite.variants for m in v.methods} == {
+        *("feature", "logit", "supervised", "none")
+    }
+    steps = {(v.shares[0], v.budget.epochs) for v in suite.variants}
+    assert steps == {(1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900)}
+    assert sorted({round(s * e, 6) for s, e in steps}) == [9, 18, 90]  # equal images seen
+    full = build_plan(suite)
+    assert len({c.task["recipe"]["set"] + c.task["family"] for c in full.cells}) == 9
+    assert {c.transfer_seed for c in full.cells} == {0, 1, 2}
+    assert len({c.id for c in full.cells}) == len(full.cells) == (10 * 6 + 6 + 1) * 9 * 3
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_rehearsal_has_every_arm_and_task(name: str) -> None:
+    def arms(some: Plan) -> set[tuple[str, str, bool]]:
+        return {
+            (c.method["name"], (c.teacher or {}).get("name", "").removeprefix("random_"),
+             c.share == 1) for c in some.cells
+        }  # fmt: skip
+
+    full, small = build_plan(load_suite(name)), plan(name)
+    assert arms(small) == arms(full)
+    assert {c.task["name"] for c in small.cells} == {c.task["name"] for c in full.cells}
+
+
+@pytest.mark.e2e
+def test_a_sample_of_stages_runs(tmp_path: Path) -> None:
+    """The chain of one logit arm to its pre-training, and a transfer of the scratch arm."""
+    some = plan("paper_r18")
+    taught = next(
+        c for c in some.cells
+        if c.method["name"] == "logit_kd" and c.teacher and "resnet50" in c.teacher["name"]
+    )  # fmt: skip
+    scratch = next(
+        c for c in some.cells if c.method["name"] == "scratch" and c.task["name"] == "dtd"
+    )
+    wanted = [taught.chain["pretrain"], scratch.id]
+    command = [sys.executable, str(REPO / "tools/run_suite.py"), "paper_r18", "--rehearse"]
+    for one in wanted:
+        command += ["--only", one]
+    command += ["--work-dir", str(tmp_path), "--plain"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    trained = json.loads((tmp_path / wanted[0] / "stage.json").read_text())["outputs"]
+    assert trained["steps"] == 2
+    assert not trained["labels_used"]
+    scored = json.loads((tmp_path / wanted[1] / "stage.json").read_text())["outputs"]
+    assert scored["gate"]["coverage"] == 1.0
+    records = list((tmp_path / "results/rehearsal_paper_r18/records").glob("*dtd*scratch*.json"))
+    assert [json.loads(r.read_text())["status"] for r in records] == ["ok"]
