@@ -10,6 +10,7 @@ import timm
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
@@ -35,7 +36,8 @@ class EfficientNetLite(BaseModule):
         variant: 0, 1 or 2.
         out_indices: levels to return, ascending.
         output_stride: 32, or 8 or 16 by dilation, for segmentation.
-        frozen_stages, norm_eval: accepted for the common recipe; only -1 and False are supported.
+        frozen_stages: -1 none; 0 the stem; k also levels 0..k-1, all of the network from 4 on.
+        norm_eval: BatchNorm keeps its statistics.
     """
 
     scale: Tensor
@@ -56,12 +58,6 @@ class EfficientNetLite(BaseModule):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
-        if frozen_stages != -1 or norm_eval:
-            raise KdepError(
-                f"EfficientNetLite got frozen_stages={frozen_stages}, norm_eval={norm_eval}",
-                "-1 and False",
-                "change the recipe for every arm, or use another student",
-            )
         if not out_indices or not set(out_indices) <= set(range(HEAD + 1)):
             raise KdepError(f"out_indices {tuple(out_indices)}", f"some of 0..{HEAD}")
         net: Any = timm.create_model(
@@ -73,6 +69,27 @@ class EfficientNetLite(BaseModule):
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - OWN[0]) / OWN[1]).view(1, 3, 1, 1), persistent=False)
+        self.norm_eval = norm_eval
+        self._frozen = self._leading(frozen_stages)
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def _leading(self, stages: int) -> list[nn.Module]:
+        """The modules that `frozen_stages` freezes."""
+        if stages < 0:
+            return []
+        blocks = 0 if stages == 0 else LEVEL_ENDS[min(stages, HEAD) - 1] + 1
+        head = [self.conv_head, self.bn2] if stages >= HEAD else []
+        return [self.conv_stem, self.bn1, *list(self.blocks)[:blocks], *head]
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
         """House-normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""

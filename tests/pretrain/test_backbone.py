@@ -107,6 +107,26 @@ def test_lite_levels_have_the_strides_and_channels_of_the_config():
     assert dense(torch.randn(1, 3, 64, 64))[0].shape == (1, 320, 8, 8)
 
 
+@pytest.mark.parametrize(("frozen", "share"), [(-1, 0.0), (0, 0.0), (2, 0.01), (4, 1.0)])
+def test_lite0_freezes_its_leading_stages(frozen: int, share: float):
+    net = EfficientNetLite(0, out_indices=(3, 4), frozen_stages=frozen)
+    net.train()
+    held = [p for p in net.parameters() if not p.requires_grad]
+    every = [p.numel() for p in net.parameters()]
+    assert sum(p.numel() for p in held) / sum(every) == pytest.approx(share, abs=0.01)
+    assert (len(held) == len(every)) == (frozen == 4)
+    assert (len(held) == 0) == (frozen == -1)
+    assert net.bn1.training == (frozen == -1)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net(torch.randn(2, 3, 64, 64))
+    moved = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
+    assert bool(moved) == (frozen < 4)  # a frozen stage keeps its BatchNorm statistics
+    kept = EfficientNetLite(0, norm_eval=True)
+    kept.train()
+    assert not any(m.training for m in kept.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert all(p.requires_grad for p in kept.parameters())
+
+
 def test_weights_of_another_variant_are_refused():
     from kdep_bench.teachers.efficientnet_lite import timm_state, weights_file
 
