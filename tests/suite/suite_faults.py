@@ -315,6 +315,7 @@ class Row:
     lost: float
     wrong: int
     note: str = ""
+    on: str = ""
 
 
 Dice = random.Random
@@ -687,10 +688,12 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| fault | times injected | lost work (s) | wrong results |  |",
-        "|---|---:|---:|---:|---|",
+        "| fault | injected into | times injected | lost work (s) | wrong results |  |",
+        "|---|---|---:|---:|---:|---|",
     ]
-    lines += [f"| {r.fault} | {r.times} | {r.lost:.1f} | {r.wrong} | {r.note} |" for r in rows]
+    lines += [
+        f"| {r.fault} | {r.on} | {r.times} | {r.lost:.1f} | {r.wrong} | {r.note} |" for r in rows
+    ]
     return "\n".join(lines)
 
 
@@ -752,6 +755,7 @@ def main() -> int:
             except Exception:  # the other faults are still to be tried
                 traceback.print_exc()
                 r = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
+            r.on = "the toy suite" if args.toy else "smoke" if name == "stage" else "its kdep arm"
             rows.append(r)
             print(f"{r.fault}: {r.times} x, {r.lost:.1f} s lost, {r.wrong} wrong. {r.note}",
                   flush=True)  # fmt: skip

@@ -69,3 +69,15 @@ def test_a_clock_that_goes_backwards(world, dice):
     if not faults.shutil.which("cc"):
         pytest.skip("no C compiler for the clock shim")
     assert faults.clock_backwards(world, dice, 3).wrong == 0
+
+
+def test_the_published_table_has_no_wrong_result():
+    """results/faults.md is the last output of `make faults`."""
+    path = faults.REPO / "results" / "faults.md"
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in path.read_text().splitlines()
+        if line.startswith("| ") and "times injected" not in line
+    ]
+    assert {r[4] for r in rows} == {"0"}
+    assert int(next(r for r in rows if r[0] == "kill -9 of a stage")[2]) >= 50
