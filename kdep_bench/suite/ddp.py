@@ -35,6 +35,9 @@ ROOM = ".ddp"
 _ORDER, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
 # Outside Linux's ephemeral range (32768 on) and what services commonly use: torchrun's default
 # 29500 collides as soon as two jobs share a node.
+# Seconds the launcher may outlive a rank's fault. srun waits for the tasks of a lost node: longer
+# than Slurm's default SlurmdTimeout (300), so that Slurm finds the loss and requeues the job.
+_LINGER = 600.0
 _PORTS = range(20000, 32000)
 
 
@@ -111,15 +114,18 @@ def _watch(command: list[str], room: Path, progress: Callable[..., None]) -> int
         # Ranks without the process that holds the lock would write beside its successor's.
         preexec_fn=lambda: libc.prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL),
     )
-    shown = None
+    shown, fault = None, float("inf")
     try:
-        while True:
+        while time.monotonic() < fault + _LINGER:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(timeout=0.5)
+            if (room / _FAULT).exists():
+                fault = min(fault, time.monotonic())
             now = _read(room / _PROGRESS)
             if now is not None and now != shown:
                 shown = now
                 progress(*now)
+        return worker.FAULT
     finally:
         if child.poll() is None:
             child.terminate()

@@ -54,7 +54,7 @@ def free_ports(count: int) -> list[int]:
 class Slurm:
     """`with Slurm() as slurm:`; the environment of this process then points at it."""
 
-    def __init__(self, nodes: int = 2, gpus: int = 2, cpus: int = 8, memory: int = 32000) -> None:
+    def __init__(self, nodes: int = 3, gpus: int = 2, cpus: int = 8, memory: int = 32000) -> None:
         self.names = [f"kdepn{i}" for i in range(1, nodes + 1)]
         self.gpus, self.cpus, self.memory = gpus, cpus, memory
 
