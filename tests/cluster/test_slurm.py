@@ -174,7 +174,7 @@ def test_a_lost_node_s_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     assert slurm.job(job)["Restarts"] == "1"
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 8
     assert lines(out / "steps.txt") == [str(k) for k in range(120)]
-    wait_for(lambda: slurm.idle() == len(slurm.names), 60, "both nodes again")
+    wait_for(lambda: slurm.idle() == len(slurm.names), 60, "all nodes again")
 
 
 def test_a_killed_coordinator_loses_nothing_and_nothing_is_done_twice(slurm: Slurm, tmp_path):
@@ -319,7 +319,7 @@ def test_ddp_over_two_nodes_by_plain_sbatch_survives_the_loss_of_one(slurm: Slur
     got = record(plan, tmp_path, "d")["outputs"]
     assert got["resumed_at"] > 8
     assert got["w"] == pytest.approx(cluster_fakes.expected(160), abs=1e-12)
-    wait_for(lambda: slurm.idle() == len(slurm.names), 60, "both nodes again")
+    wait_for(lambda: slurm.idle() == len(slurm.names), 60, "all nodes again")
 
 
 def test_snakemake_on_this_machine_needs_no_slurm(snakemake: str, tmp_path):
