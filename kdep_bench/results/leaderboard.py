@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdep_bench.results import compare, efficiency, text
+from kdep_bench.results import compare, efficiency, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
@@ -271,6 +271,14 @@ def _diagnostics(view: View) -> list[str]:
     return lines
 
 
+def _reported(view: View) -> list[str]:
+    rows = reported.rows_for(view.board)
+    if not rows:
+        return []
+    table = md_table(reported.HEAD, [reported.cells(r) for r in rows], 2)
+    return ["## Reported elsewhere", "", reported.SOURCE, "", *table, ""]
+
+
 def failures(view: View) -> list[tuple[str, str, str]]:
     """(what, status, sentence) of everything that failed, is missing or is damaged."""
     found = []
@@ -374,6 +382,7 @@ def markdown(view: View) -> str:
         for family in board.families:
             lines += _family(view, family)
     lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
+    lines += _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdep_bench.results import compare, leaderboard, plots, text
+from kdep_bench.results import compare, leaderboard, plots, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
@@ -196,6 +196,7 @@ def _sections(
         _efficiency(view, drawn),
         _alignment(view, drawn),
         _noise(view),
+        _reported(view),
         _charts("training", "Training curves", drawn, "training"),
         _per_class(view, full),
         _pictures(view, results_dir, full),
@@ -435,6 +436,16 @@ def _noise(view: View) -> Section | None:
     head = ["student", "task", "sd between seeds", "degrees of freedom", "independent seeds an arm"]
     head.append("smallest gap they show (power 0.8)")
     return Section("noise", "Noise floor (x100)", _table(view, "Noise floor", head, rows, 2))
+
+
+def _reported(view: View) -> Section | None:
+    rows = reported.rows_for(view.board)
+    if not rows:
+        return None
+    cells = [("", [Cell(c) for c in reported.cells(r)]) for r in rows]
+    table = _table(view, "Reported elsewhere", reported.HEAD, cells, 2)
+    note = tag("p", reported.SOURCE)
+    return Section("reported", "Reported elsewhere", note, table)
 
 
 def _per_class(view: View, full: Sequence[Record]) -> Section | None:

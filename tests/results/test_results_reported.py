@@ -1,0 +1,68 @@
+"""The paper's figure from its reported points, its '5x' by our own arithmetic, and no mixing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from make_records import grid
+
+from kdep_bench.results import build, efficiency, leaderboard, reported, store
+from kdep_bench.results.charts import Line, lines
+from kdep_bench.results.table import make_board
+
+
+def curve(method: str, share: float) -> list[tuple[float, float]]:
+    return [(r.hours, r.top1) for r in reported.FIGURE_1 if (r.method, r.share) == (method, share)]
+
+
+def times_less(margin: float) -> float:
+    """By the code of the leaderboard's 'times less': KDEP at 10 % against supervised at its end."""
+    points = curve("kdep", 0.1)
+    hours, goal = curve("supervised", 1.0)[-1]
+    logs = [math.log(h) for h, _ in points]
+    found = efficiency.reaches(logs, [{(0, 0): y} for _, y in points], {(0, 0): goal}, margin)
+    return hours / math.exp(found[0, 0])
+
+
+def test_five_times_faster_is_recovered() -> None:
+    """77.07 at 8 h against 77.13 at 40 h: 5 x to within a tenth of a point, 4.6 x to the digit."""
+    assert times_less(margin=-0.1) == pytest.approx(5.0, rel=0.1)
+    exact = 8 * 5 ** ((77.13 - 77.07) / (78.21 - 77.07))
+    assert times_less(margin=0.0) == pytest.approx(40 / exact)
+    assert round(times_less(margin=0.0)) == 5
+
+
+def test_the_figure_is_drawn_from_the_reported_points() -> None:
+    series: dict[tuple[str, float], list[tuple[float, float]]] = defaultdict(list)
+    for row in reported.FIGURE_1:
+        series[row.method, row.share].append((row.hours, row.top1))
+    drawn = [
+        Line(f"{m}, {100 * s:g} %", points, i, marks=True)
+        for i, ((m, s), points) in enumerate(sorted(series.items()))
+    ]
+    svg = str(lines(drawn, "Figure 1 (reported)", "hours, log scale", "mean top-1 x100", True))
+    assert len(series) == 6
+    assert svg.count("<circle") == len(reported.FIGURE_1) == 16
+    for label in ("kdep, 10 %", "supervised, 100 %", "conv1x1, 10 %"):
+        assert label in svg
+
+
+def test_reported_rows_stand_beside_the_leaderboard_and_in_no_statistic(tmp_path: Path) -> None:
+    for folder, tasks in (("full", sorted(reported.TASKS)), ("pocket", ["probe", "seg"])):
+        scores = {m: {t: [0.4, 0.5, 0.6] for t in tasks} for m in ("kdep", "supervised")}
+        for record in grid(scores):
+            store.write(tmp_path / folder, record)
+        build(tmp_path / folder)
+    full, pocket = ((tmp_path / f / "leaderboard.md").read_text() for f in ("full", "pocket"))
+    assert full.count("(reported)") == len(reported.FIGURE_1)
+    assert "2203.05180" in full
+    assert "(reported)" not in pocket
+    assert "78.40" not in (tmp_path / "full" / "leaderboard.csv").read_text()
+    page = (tmp_path / "full" / "index.html").read_text()
+    assert page.count("(reported)") == len(reported.FIGURE_1)
+    board = make_board(store.read(tmp_path / "full"))
+    without = leaderboard.markdown(leaderboard.make_view(board)).split("## Reported")[0]
+    assert "78.40" not in without
