@@ -1,0 +1,186 @@
+"""What a pre-training step costs: warm cache, student alone, live teacher, the paper's own loop.
+
+All arms run in one process on the same pictures, a few steps of each in turn, so that whatever
+else the machine does meets all of them alike; medians over rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdep_bench import openmmlab
+from kdep_bench.data import views as views_stage
+from kdep_bench.data.views import draw_recipe, open_views, read_rgb, render
+from kdep_bench.features import align, cache
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.pretrain import stage
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.pretrain.stream import ViewStream
+from kdep_bench.pretrain.teaching import teaching
+from kdep_bench.suite.config import resolve
+from kdep_bench.teachers.base import build_teacher
+
+BATCH = 64
+
+
+class StudentAlone(Objective):
+    """The cheapest loss on the tap: a training step of the student with nothing to learn from."""
+
+    needs = frozenset()
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        return {"size": ctx.before.square().mean(1)}
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[str, Any]):
+    """prepare, views, cache and align of random blobs, 160 px JPEG files, by the real stages."""
+    rng, pool = np.random.default_rng(0), root / "prepare/data/pool/images/00"
+    pool.mkdir(parents=True)
+    for i in range(images):
+        small = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        cv2.imwrite(str(pool / f"{i:06d}.jpg"), cv2.resize(small, (160, 160)))
+    done = {"prepare": root / "prepare"}
+    recipe = dict(views=1, px=student["input_px"], seed=0, scale=[0.4, 1.0], ratio=[0.75, 4 / 3])
+    for kind, run, spec in (
+        ("views", views_stage.run, recipe),
+        ("cache", cache.run, {"teacher": teacher}),
+        (
+            "align",
+            align.run,
+            dict(width=student["width"], share=1.0, share_seed=0, align={"type": "svd"}),
+        ),
+    ):
+        (root / kind).mkdir()
+        run(spec, done, root / kind, silent)
+        done[kind] = root / kind
+    return done
+
+
+class Arm:
+    """One way to train: a loader of batches and a model that takes a step on them."""
+
+    def __init__(self, load: Callable[[int], Any], model: Distiller) -> None:
+        self.load, self.model = load, model.train()
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = OptimWrapper(sgd)
+
+    def once(self, k: int) -> tuple[float, float]:
+        """(seconds waited for data, seconds of the step)."""
+        a = time.perf_counter()
+        batch = self.load(k)
+        b = time.perf_counter()
+        self.model.train_step(batch, self.optimizer)
+        return b - a, time.perf_counter() - b
+
+
+def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, Any]:
+    """All arms on the pocket pair; seconds a step of BATCH images, the ratios, and the floors."""
+    openmmlab.setup("mmpretrain")
+    student = resolve("student", "resnet18_w32")
+    page = resolve("teacher", "efficientnet_lite0")
+    page = {k: v for k, v in page.items() if k != "card"}
+    method = resolve("method", "kdep")
+    done = make_stages(root, images, student, page)
+    spec = dict(
+        student=student, method={"labels_used": False, **method}, share=1.0, share_seed=0, seed=0
+    )
+    spec["budget"] = dict(epochs=1, batch=BATCH)
+    opened = open_views(done["views"], done["prepare"])
+    taught = teaching(frozenset({"target"}), spec, done, opened)
+    objective, target, _ = stage.objective_config(spec, done, taught)
+    live = {"live": page}
+    alone = {"type": f"{__name__}.StudentAlone"}
+
+    def stream(**more: Any) -> Callable[[int], Any]:
+        data = ViewStream(done["views"], 10**9, 1.0, 0, 0, **more)
+        return lambda k: data.__getitems__(list(range(k * BATCH, (k + 1) * BATCH)))
+
+    def as_the_paper(k: int) -> dict[str, Tensor]:
+        """Decode, a fresh random crop and flip for every picture, at both sizes."""
+        box, flip = draw_recipe(BATCH, 1, k, (0.4, 1.0), (0.75, 4 / 3))
+        pick = np.random.default_rng(k).integers(0, len(opened.files), BATCH)
+        pictures = [read_rgb(opened.root / opened.files[i]) for i in pick]
+        out = {}
+        for name, px in (("images", student["input_px"]), ("teacher_images", page["input_px"])):
+            made = [render(p, box[i], bool(flip[i]), px) for i, p in enumerate(pictures)]
+            out[name] = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+        return out
+
+    arms = {
+        "student": Arm(stream(), Distiller(student, alone)),
+        "kdep": Arm(
+            stream(**taught.stream), Distiller(student, objective, target, teacher=taught.model)
+        ),
+        "live": Arm(
+            stream(pool=str(done["prepare"]), teacher_px=page["input_px"]),
+            Distiller(student, objective, target, teacher=live),
+        ),
+        "paper": Arm(as_the_paper, Distiller(student, objective, target, teacher=live)),
+    }
+    teacher = build_teacher(page)
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in [*arms, "teacher"]}
+    crops = arms["live"].load(0)["teacher_images"]
+    for r in range(rounds + 1):
+        for name, arm in arms.items():
+            got = [arm.once(r * each + k) for k in range(each)]
+            seen[name] += got if r else []  # the first round warms up
+        a = time.perf_counter()
+        teacher(crops)
+        seen["teacher"] += [(0.0, time.perf_counter() - a)] if r else []
+    wait = {n: median(w for w, _ in s) for n, s in seen.items()}
+    step = {n: median(t for _, t in s) for n, s in seen.items()}
+    whole = {n: median(w + t for w, t in s) for n, s in seen.items()}
+    return {
+        "batch": BATCH,
+        "rounds": rounds,
+        "wait_s": wait,
+        "step_s": step,
+        "floors": floors(student, page),
+        "ratios": {
+            "warm-cache step / student-only step": whole["kdep"] / whole["student"],
+            "live step / (student step + teacher forward)": step["live"]
+            / (step["student"] + step["teacher"]),
+            "data wait, share of a warm-cache step": wait["kdep"] / whole["kdep"],
+            "cache read, share of a student step": (wait["kdep"] - wait["student"])
+            / whole["student"],
+            "throughput against the paper's live loop": whole["paper"] / whole["kdep"],
+        },
+    }
+
+
+def floors(student: dict[str, Any], page: dict[str, Any]) -> dict[str, float]:
+    """What a step must compute and read, before any overhead.
+
+    FLOPs by torch's counter: student forward and backward (three forwards), teacher forward, the
+    projection of the target; bytes of pictures and features a batch.
+    """
+    from kdep_bench.students.backbone import build_backbone
+
+    net, teacher, px = build_backbone(student), build_teacher(page), student["input_px"]
+    net.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as one:
+        net(torch.zeros(1, 3, px, px))
+    with FlopCounterMode(display=False) as two:
+        teacher(torch.zeros(1, 3, page["input_px"], page["input_px"], dtype=torch.uint8))
+    return {
+        "student_step_flops": 3.0 * BATCH * one.get_total_flops(),
+        "teacher_forward_flops": float(BATCH * two.get_total_flops()),
+        "target_flops": 2.0 * BATCH * teacher.width * student["width"],
+        "picture_bytes": 3.0 * BATCH * px * px,
+        "feature_bytes": 2.0 * BATCH * teacher.width,
+    }
