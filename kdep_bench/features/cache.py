@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from kdep_bench.data.shares import share_of
 from kdep_bench.data.views import Views, open_views, read_rgb, render
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import (
@@ -31,7 +32,14 @@ from kdep_bench.features.cache_check import (
     sample_rows,
     verify_pictures,
 )
-from kdep_bench.features.cache_read import MANIFEST, SAMPLE, SHARD_ROWS, open_cache, shard_path
+from kdep_bench.features.cache_read import (
+    INDEX,
+    MANIFEST,
+    SAMPLE,
+    SHARD_ROWS,
+    open_cache,
+    shard_path,
+)
 from kdep_bench.files import file_hash, read_json, write_json
 from kdep_bench.flops import forward_flops
 from kdep_bench.teachers.base import Teacher, build_teacher
@@ -45,46 +53,59 @@ def run(
 ) -> dict[str, Any]:
     """Stage `cache`: fills the shards; a finished shard of an interrupted try is kept.
 
-    Spec: `teacher` config, `batch`, `outputs` (a subset of OUTPUTS, where a method reads more than
-    the pooled feature).
+    Spec: `teacher` config, `batch`, `outputs` (of OUTPUTS, or "maps.<name>", where a method reads
+    more than the pooled feature), `share` and `share_seed` (where only the rows of that data share
+    are stored). A teacher that an arm of the suite made comes with the inputs `export` and
+    `pretrain` of that arm.
     """
-    teacher = build_teacher(spec["teacher"])
+    config = teacher_config(spec, inputs)
+    teacher = build_teacher(config)
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
     teacher.to(compute_device())
     check = known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
+    index = stored_rows(spec, inputs, views)
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
-    resumable(out, identity | ({"outputs": outputs} if outputs else {}))
+    part = (
+        {} if index is None else {"part": [spec["share"], spec["share_seed"], spec.get("share_by")]}
+    )
+    resumable(out, identity | part | ({"outputs": outputs} if outputs else {}))
+    order = np.arange(views.rows) if index is None else index
     first = look(teacher, render_rows(views, range(1), teacher.input_px)) if outputs else None
     shapes = {
         name: list(value.shape[1:])
         for name, value in (further(teacher, first, outputs) if first else {}).items()
     }
     batch = int(spec.get("batch", 32))
-    for k in range(-(-views.rows // SHARD_ROWS)):
+    shards = -(-len(order) // SHARD_ROWS)
+    for k in range(shards):
         if not is_whole(out, k, shapes):
-            fill_shard(k, teacher, views, batch, outputs, shapes, out, progress)
+            fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress)
     teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(f"teacher {teacher.name} changed while it was only read", "frozen weights")
-    shards = -(-views.rows // SHARD_ROWS)
     spent = [read_json(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
     manifest = {
         "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
-        "rows": views.rows,
+        "rows": len(order),
         "shards": shards,
         "precision": "float16",
         "px": teacher.input_px,
         "outputs": shapes,
-        "config": spec["teacher"],
+        "config": config,
         "normalisation": normalisation(teacher),
         "recipe": recipe_hash(views),
     }
+    if index is not None:
+        manifest["of"] = views.rows
+        np.save(out / INDEX, index)
+    if isinstance(getattr(teacher, "source", None), str):
+        manifest["teacher"]["export"] = teacher.source
     write_json(out / MANIFEST, manifest)
     teacher.to(compute_device())
     cache = open_cache(out)
-    rows = sample_rows(views.rows)
+    rows = order[sample_rows(len(order))]
     pixels = render_rows(views, rows, teacher.input_px)
     verify_pictures(cache, teacher, rows, pixels)
     np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
@@ -92,8 +113,8 @@ def run(
     one = pixels[:1].to(compute_device())
     return {
         "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, one)},
-        "rows": views.rows,
-        "bytes": views.rows * numbers * 2,
+        "rows": len(order),
+        "bytes": len(order) * numbers * 2,
         "forwards": forwards,
         "fill_s": round(seconds, 2),
         "images_per_s": round(forwards / seconds, 1),
@@ -101,8 +122,29 @@ def run(
     }
 
 
+def teacher_config(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The teacher's config, with the files of the arm that made it where an arm did."""
+    if "export" not in inputs:
+        return spec["teacher"]
+    files = {"backbone": str(inputs["export"] / "backbone.pth")}
+    if spec["teacher"]["has_logits"]:
+        files["checkpoint"] = str(inputs["pretrain"] / "student.pth")
+    return {**spec["teacher"], **files}
+
+
+def stored_rows(
+    spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
+) -> np.ndarray | None:
+    """Sorted row numbers of the data share that the cache holds; None for all."""
+    if "share" not in spec:
+        return None
+    images = np.sort(share_of(views.files, spec, inputs))
+    return (images[:, None] * views.views + np.arange(views.views)).ravel()
+
+
 def fill_shard(
     k: int,
+    order: np.ndarray,
     teacher: Teacher,
     views: Views,
     batch: int,
@@ -113,7 +155,7 @@ def fill_shard(
 ) -> None:
     """Shard `k` of every array; the one of the pooled feature, by which it counts as done, last."""
     first = k * SHARD_ROWS
-    count, start = min(SHARD_ROWS, views.rows - first), time.perf_counter()
+    count, start = min(SHARD_ROWS, len(order) - first), time.perf_counter()
     shard = np.empty((count, teacher.width), np.float16)
     partials = {name: out / f".{name}-{k}.npy" for name in shapes}
     more = {
@@ -121,7 +163,7 @@ def fill_shard(
         for name, shape in shapes.items()
     }
     for i in range(0, count, batch):
-        rows = range(first + i, first + min(i + batch, count))
+        rows = order[first + i : first + min(i + batch, count)]
         said = look(teacher, render_rows(views, rows, teacher.input_px))
         arrays = {"features": said.pooled, **further(teacher, said, outputs)}
         for name, value in arrays.items():
@@ -135,7 +177,7 @@ def fill_shard(
                     "check the teacher's weights and normalisation",
                 )
             (shard if name == "features" else more[name])[i : i + len(rows)] = half.numpy()
-        progress(rows[-1] + 1, views.rows, f"{teacher.name} features")
+        progress(first + i + len(rows), len(order), f"{teacher.name} features")
     for name, array in more.items():
         array.flush()
         partials[name].replace(shard_path(out, k, name))

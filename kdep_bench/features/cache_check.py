@@ -60,10 +60,11 @@ def further(teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]) -> dic
         got["logits"] = out.logits
     if "tokens" in outputs and out.tokens is not None:
         got["tokens"] = out.tokens
-    if "maps" in outputs:
-        got.update({safe_name(f"maps.{k}", "map name"): v for k, v in out.maps.items()})
+    for name, value in out.maps.items():
+        if "maps" in outputs or f"maps.{name}" in outputs:
+            got[safe_name(f"maps.{name}", "map name")] = value
     for wanted in outputs:
-        if not any(n.partition(".")[0] == wanted for n in got):
+        if not any(wanted in (n, n.partition(".")[0]) for n in got):
             raise KdepError(
                 f"the teacher {teacher.name} gives no {wanted}",
                 f"a teacher with {wanted}, for the methods that read them",
@@ -128,8 +129,10 @@ def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Te
     view, normalisation or resolution.
     """
     said, worst = look(teacher, pixels), 0.0
-    kinds = sorted({name.partition(".")[0] for name in cache.extras})
-    for name, live in {"features": said.pooled, **further(teacher, said, kinds)}.items():
+    for name, live in {
+        "features": said.pooled,
+        **further(teacher, said, sorted(cache.extras)),
+    }.items():
         stored = torch.from_numpy(cache.rows(rows, None if name == "features" else name)).float()
         scale = max(float(live.abs().max()), 1e-6)
         error = float((live - stored).abs().max()) / scale
@@ -165,7 +168,7 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     here any more.
     """
     m, cache = read_json(folder / MANIFEST), open_cache(folder)
-    if len(cache) != views.rows:
+    if m.get("of", len(cache)) != views.rows:
         raise KdepError(
             f"the cache {folder} has {len(cache)} rows", f"{views.rows}, one a view", "fill it"
         )

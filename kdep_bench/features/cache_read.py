@@ -12,7 +12,7 @@ import numpy as np
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 
-MANIFEST, SAMPLE = "cache.json", "sample.npz"
+MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
 # What a cache holds beside the pooled feature where its spec says so.
 OUTPUTS = ("logits", "maps", "tokens")
 SHARD_ROWS = 16384
@@ -23,13 +23,14 @@ class Cache:
     """An opened cache of R rows: `width` Dt, `shards` memory maps [<=SHARD_ROWS, Dt] float16.
 
     `extras`: shards [<=SHARD_ROWS, ...] float16 of each further array: "logits", "tokens",
-    "maps.<name>".
+    "maps.<name>". `index`: the sorted row numbers that are stored, None for all from 0.
     """
 
     teacher: dict[str, Any]
     width: int
     shards: list[np.ndarray]
     extras: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    index: np.ndarray | None = None
 
     def __len__(self) -> int:
         return sum(len(s) for s in self.shards)
@@ -37,8 +38,19 @@ class Cache:
     def rows(self, index: np.ndarray, name: str | None = None) -> np.ndarray:
         """[len(index), Dt] float16, in the order asked for; of the further array `name` if given.
 
-        Only the rows asked for are read, so memory does not grow with the cache.
+        Only the rows asked for are read, so memory does not grow with the cache. KdepError for a
+        row that a cache of one data share does not hold.
         """
+        if self.index is not None:
+            place = np.searchsorted(self.index, index)
+            held = self.index[np.minimum(place, len(self.index) - 1)] == index
+            if not held.all():
+                raise KdepError(
+                    f"row {index[~held][0]} is not in the cache of teacher {self.teacher['name']}",
+                    f"one of the {len(self.index)} rows of the data share it was filled for",
+                    "use the share of the suite that planned it",
+                )
+            index = place
         shards = self.shards if name is None else self.extras[name]
         out = np.empty((len(index), *shards[0].shape[1:]), np.float16)
         which = index // SHARD_ROWS
@@ -69,7 +81,8 @@ def open_cache(folder: Path) -> Cache:
         ]
 
     extras = {name: shards(name, shape) for name, shape in m.get("outputs", {}).items()}
-    return Cache(m["teacher"], width, shards("features", (width,)), extras)
+    index = np.load(folder / INDEX) if "of" in m else None
+    return Cache(m["teacher"], width, shards("features", (width,)), extras, index)
 
 
 def open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:

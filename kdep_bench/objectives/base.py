@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +49,8 @@ class Context:
             with "tokens". None in a run without a teacher.
         maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
             pixels; filled with need "maps" alone.
+        images: [B, 3, px, px] the student's normalised input, for an objective with networks of its
+            own (see `Objective.attach`).
         rows: [B] int64 row number (image-major) of each view: image = row // views.
         step: optimiser step, from 0. The micro-batches of gradient accumulation share one.
         steps: optimiser steps of the whole run.
@@ -60,6 +62,7 @@ class Context:
     labels: Tensor | None = None
     teacher: TeacherOutput | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
     rows: Tensor | None = None
     step: int = 0
     steps: int = 1
@@ -82,6 +85,7 @@ class Objective(nn.Module, ABC):
         relates: whether a term of one sample depends on the other samples of the batch (Gram
             matrices, contrast). Such an objective is refused where a batch is split, by gradient
             accumulation or over several processes, because it would see another batch.
+        forwards: forward passes a sample of networks of its own, for the cost columns.
 
     Parameters of an objective are trained and dropped at export; buffers are kept in resume files.
     """
@@ -89,10 +93,20 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[frozenset[str]]
     asks: ClassVar[frozenset[str]] = frozenset()
     relates: ClassVar[bool] = False
+    forwards: ClassVar[int] = 0
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Un-reduced terms, each of shape (B,); the loss is the mean over B of their sum."""
+
+    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+        """Called once, before training: the place of a second network (a peer, an average).
+
+        Args:
+            student: the backbone that is trained. Keep it in a list, or it is registered twice.
+            another: makes one more network of the student's kind, freshly initialised; called with
+                `Context.images` it returns (before, after), pooled like the student's.
+        """
 
     def after_step(self) -> None:
         """Called after every optimiser step, without gradient: the place of moving averages."""
@@ -110,6 +124,7 @@ class Demands:
     needs: frozenset[str]
     asks: frozenset[str]
     relates: bool
+    forwards: int = 0
 
 
 def demands(config: Mapping[str, Any]) -> Demands:
@@ -128,6 +143,7 @@ def demands(config: Mapping[str, Any]) -> Demands:
         kind.needs.union(*(d.needs for d in inner)),
         kind.asks.union(*(d.asks for d in inner)),
         kind.relates or any(d.relates for d in inner),
+        kind.forwards + sum(d.forwards for d in inner),
     )
 
 

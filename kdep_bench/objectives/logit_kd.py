@@ -16,7 +16,7 @@ from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.schedules.base import as_schedule
 
 
-def soft_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float) -> Tensor:
+def soft_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float | Tensor) -> Tensor:
     """tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau)), [B].
 
     Zero where the logits agree up to a constant a row; for tau -> infinity it goes to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class WeightedSum(Objective):
             for term, value in terms.items():
                 out[name if len(terms) == 1 else f"{name}.{term}"] = weight * value
         return out
+
+    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+        for member in self.members.values():
+            assert isinstance(member, Objective)
+            member.attach(student, another)
 
     def after_step(self) -> None:
         for member in self.members.values():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
@@ -26,6 +26,25 @@ from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.teachers.base import TeacherOutput
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Another(nn.Module):
+    """One more network of the student's kind: normalised images -> (before, after), pooled.
+
+    For objectives with networks of their own; runs in the precision the student runs in.
+    """
+
+    def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.backbone = build_backbone(student)
+        self._tap = [PreActivationTap(self.backbone, student["tap"])]
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = dtype
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x_B3HW.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            before, after = self._tap[0](x_B3HW)
+        return pool(before.float()), pool(after.float())
 
 
 class Distiller(BaseModel):
@@ -79,6 +98,7 @@ class Distiller(BaseModel):
         if world_size() > 1:
             share_batch_norm(self.backbone)
         self.objective = build_objective(objective, {})
+        self.objective.attach(self.backbone, lambda: Another(student, self.dtype))
         self.target = build_target(**target) if target else None
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -126,6 +146,7 @@ class Distiller(BaseModel):
                 self.teacher_side(teacher, outputs or {}, teacher_images),
                 labels,
                 rows,
+                x,
             )
 
     def losses(
@@ -135,6 +156,7 @@ class Distiller(BaseModel):
         said: TeacherOutput | None,
         labels: Tensor | None,
         rows: Tensor | None,
+        images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective's terms on one batch, each checked and averaged."""
         ctx = Context(
@@ -144,6 +166,7 @@ class Distiller(BaseModel):
             labels=labels,
             teacher=said,
             maps=self._pyramid.maps() if self._pyramid is not None else {},
+            images=images,
             rows=rows,
             step=self.step,
             steps=self.steps,

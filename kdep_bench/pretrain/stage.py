@@ -19,7 +19,7 @@ from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
-from kdep_bench.objectives.base import demands
+from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import Teaching, teaching
@@ -120,9 +120,29 @@ def run(
         "curves": {"pretrain_loss": trained.curve},
         "terms": trained.terms,
         "processes": ranks,
+        **extra_cost(trained.state, wanted, taught, seen),
         **taught.outputs,
         **probes,
     }
+
+
+def extra_cost(
+    state: dict[str, Any],
+    wanted: Demands,
+    taught: Teaching,
+    seen: int,
+) -> dict[str, Any]:
+    """What a method needs beside its student.
+
+    `extra_parameters`: elements of what is trained or kept beside the backbone and dropped at
+    export. `extra_forwards`: forward passes, in the `seen` samples of the run, of networks that
+    are not the student: a live teacher, a peer, an average. A cached teacher's are its cache's.
+    """
+    parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
+    forwards = wanted.forwards * seen
+    if "live" in taught.model:
+        forwards += seen
+    return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 
 def check_precision(precision: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build, type_path
 
+LOOKS = 200  # at how many places of a run its weights are looked at
+
 
 class Schedule(ABC):
     """One schedule, one file.
@@ -86,3 +88,22 @@ def spans(config: Any) -> Iterator[float]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from spans(value)
+
+
+def check_heard(objective: Any, epochs: float, who: str) -> None:
+    """KdepError when all weights of a sum are zero at some time of a run of `epochs`.
+
+    A student that has nothing left to learn from is not a shorter run of the same method: it is
+    weight decay. Early-stopped distillation needs another term, such as the labels'.
+    """
+    parts = objective.get("parts") if isinstance(objective, Mapping) else None
+    if not isinstance(parts, Mapping) or not parts:
+        return
+    weights = [as_schedule(part.get("weight", 1.0), epochs) for part in parts.values()]
+    for k in range(LOOKS):
+        if not any(w(k, LOOKS) for w in weights):
+            raise KdepError(
+                f"{who} gives every term the weight 0 after {k / LOOKS:.0%} of the run",
+                "a term to learn from at any time",
+                "stop later, or add a term that stays",
+            )

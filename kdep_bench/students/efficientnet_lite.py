@@ -15,10 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
-from kdep_bench.teachers.efficientnet_lite import timm_state
+from kdep_bench.teachers.efficientnet_lite import LEVEL_ENDS, timm_state
 
-# Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
-LEVEL_ENDS = (1, 2, 4, 6)
 HEAD = len(LEVEL_ENDS)
 # What this network's own weights were trained with (mean and std 0.5), on the 0-255 scale.
 OWN = (127.5, 127.5)

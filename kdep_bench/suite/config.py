@@ -150,6 +150,20 @@ class _Method(_Part):
     steps: bool = True
     needs: list[str] | None = None
     students: list[str] | None = None
+    teacher: Json | None = None
+
+
+class Assistant(_Part):
+    """`teacher` of a method: not the suite's, but what another arm made.
+
+    The student named is pre-trained by the method named, under the suite's teacher, budget, share
+    and seed, and its export teaches. `epochs` cuts that pre-training's budget (an early-stopped
+    teacher). The method may have such a teacher itself: a chain.
+    """
+
+    student: Any
+    method: Any
+    epochs: float | None = Field(gt=0, default=None)
 
 
 class _Task(_Part):
@@ -410,6 +424,30 @@ def _unique(what: str, found: list[str]) -> None:
         )
 
 
+def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) -> Json:
+    """`method` with the pages of the arm that teaches it read in, and of those that teach that."""
+    chain = (*below, method["name"])
+    if method["name"] in below:
+        raise KdepError(
+            f"the chain of teachers loops: {' <- '.join(chain)}",
+            "a chain that ends at the suite's teacher",
+            "correct `teacher` in one of these methods",
+        )
+    if method.get("teacher") is None:
+        return method
+    told = check(Assistant, method["teacher"], f"method {method['name']!r}.teacher")
+    if method.get("needs") is None:
+        method = {**method, "needs": sorted(method_needs(method))}
+    return {
+        **method,
+        "teacher": {
+            "student": resolve("student", told.student, configs),
+            "method": with_assistants(resolve("method", told.method, configs), configs, chain),
+            "epochs": told.epochs,
+        },
+    }
+
+
 def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
     """The file of a suite given as a path or as a name in configs/suites/."""
     path = Path(ref)
@@ -456,7 +494,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         resolve(room, r, configs) for r in refs
     ]
     students = everything("student", file.students)
-    methods = everything("method", file.methods)
+    methods = [with_assistants(m, configs) for m in everything("method", file.methods)]
     tasks = everything("task", file.tasks)
     claims = everything("claim", file.claims)
     for what, group in (

@@ -17,16 +17,17 @@ from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
-from kdep_bench.schedules.base import check_span, spans
-from kdep_bench.suite.config import Json, Suite, method_needs, uses_teacher
+from kdep_bench.schedules.base import check_heard, check_span, spans
+from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
 _PROSE = {"about", "source", "reconstruction", "card"}
 # Keys of a method that the planner itself consumes.
-_PLANNING = {"align", "family", "label_policy", "students", "needs"}
+_PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher"}
 # What a cache holds beside the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens"}
+_COMMON = {"prepare", "views"}  # stages that an arm and its teacher share
 _SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
 
 
@@ -228,10 +229,72 @@ def check_task(student: Json, task: Json) -> None:
         )
 
 
-def check_pair(suite: Suite, student: Json, method: Json) -> None:
-    """Refuses a method that cannot work with this student, teacher and data: KdepError."""
+EXPORTED = "kdep_bench.teachers.exported.Exported"
+
+
+def assistant_of(method: Json) -> Json | None:
+    """The teacher config that stands for the arm which teaches `method`; None without one.
+
+    Its file is told to the cache stage by the stages it comes from. It has logits where its
+    objective has one linear head, and gives no maps.
+    """
+    told = method.get("teacher")
+    if told is None:
+        return None
+    student, taught = told["student"], told["method"]
+    head = not (taught.get("objective") or {}).get("parts")
+    cut = "" if told["epochs"] is None else f".{told['epochs']:g}ep"
+    return {
+        "type": EXPORTED,
+        "name": f"{student['name']}.{taught['name']}{cut}",
+        "student": without(student, _PROSE),
+        "has_logits": head and bool(method_needs(taught) & {"labels", "logits"}),
+        "card": {"width": student["width"], "maps": False},
+    }
+
+
+def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
+    """Refuses an arm that cannot teach `method`, or that brings labels into a label-free one."""
+    told, who = method["teacher"], f"method {method['name']!r}"
+    if not trains(told["method"]):
+        raise KdepError(
+            f"{who} is taught by {told['method']['name']!r}, which does not train",
+            "a method with an objective",
+            "correct `teacher` in the method",
+        )
+    if told["epochs"] is not None and told["epochs"] > suite.budget.epochs:
+        raise KdepError(
+            f"{who} stops its teacher at {told['epochs']:g} epochs of {suite.budget.epochs:g}",
+            "no more than the budget's",
+            "correct `teacher.epochs`",
+        )
+    if label_policy(told["method"]) == "labels" and label_policy(method) != "labels":
+        raise KdepError(
+            f"{who} is called label-free, and its teacher {told['method']['name']!r} reads labels",
+            "label_policy='labels'",
+            "say so in the method, or choose a label-free teacher",
+        )
+    check_pair(suite, told["student"], told["method"], base)
+
+
+def levels_of(config: Any) -> set[str]:
+    """Names of the teacher's maps that an objective reads: the values of its `levels`."""
+    if isinstance(config, Mapping):
+        own = config.get("levels")
+        found = set(own.values()) if isinstance(own, Mapping) else set()
+        return found.union(*(levels_of(v) for v in config.values()))
+    return set()
+
+
+def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> None:
+    """Refuses a method that cannot work with this student, teacher and data: KdepError.
+
+    `base` is the suite's teacher; an arm's own is another where an assistant teaches it.
+    """
     who = f"method {method['name']!r} on student {student['name']!r}"
-    teacher, needs = suite.teachers[student["name"]], method_needs(method)
+    if method.get("teacher") is not None:
+        check_assistant(suite, base, method)
+    teacher, needs = assistant_of(method) or base, method_needs(method)
     if method.get("objective") is None and method.get("align"):
         raise KdepError(
             f"method {method['name']!r} has an alignment and no objective",
@@ -259,6 +322,7 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
         )
     for span in spans(method.get("objective")):
         check_span(span, suite.budget.epochs, f"method {method['name']!r}")
+    check_heard(method.get("objective"), suite.budget.epochs, f"method {method['name']!r}")
     if not uses_teacher(method):
         return
     if teacher is None:
@@ -271,6 +335,12 @@ def check_pair(suite: Suite, student: Json, method: Json) -> None:
         raise KdepError(
             f"{who} needs logits, and the teacher {teacher['name']!r} has none",
             "a teacher with a classifier, or a feature method",
+            "choose another teacher",
+        )
+    if "maps" in needs and teacher.get("card", {}).get("maps", True) is False:
+        raise KdepError(
+            f"{who} reads maps, and the teacher {teacher['name']!r} gives none",
+            "a teacher with maps, or a method on pooled features",
             "choose another teacher",
         )
     if "maps" in needs and not student.get("pyramid"):
@@ -301,15 +371,8 @@ class _Builder:
     def __init__(self, suite: Suite, kinds: Mapping[str, StageKind], plan: Plan) -> None:
         self.suite, self.kinds, self.plan = suite, kinds, plan
         # What stages are told of each config: one dict each, so that its text is made once.
-        self.students = {s["name"]: without(s, _PROSE) for s in suite.students}
-        self.tasks = {t["name"]: without(t, _PROSE) for t in suite.tasks}
-        self.methods = {
-            m["name"]: {"labels_used": False, "transform": None, **without(m, _PROSE | _PLANNING)}
-            for m in suite.methods
-        }
-        self.budget = suite.budget.spec()
-        # Of the whole pool's images, both ways of counting an epoch are the same stage.
-        self.whole_budget = without(self.budget, {"epochs_over"})
+        self.told: dict[int, Json] = {}
+        self.budgets: dict[tuple[float, bool], Json] = {}
         self.live = suite.budget.teacher == "live"
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
@@ -324,6 +387,25 @@ class _Builder:
         for what, given in self.runtime.items():
             for kind in set(given) - set(kinds):
                 raise unknown_name(f"stage kind in runtime.{what}", kind, set(kinds))
+
+    def config(self, page: Json, method: bool = False) -> Json:
+        """A student, task or method as its stages are told it."""
+        if id(page) not in self.told:
+            made = without(page, _PROSE | (_PLANNING if method else set()))
+            self.told[id(page)] = (
+                {"labels_used": False, "transform": None, **made} if method else made
+            )
+        return self.told[id(page)]
+
+    def budget_of(self, epochs: float, whole: bool) -> Json:
+        """The budget as a stage is told it, cut to `epochs`.
+
+        Of the whole pool's images, both ways of counting an epoch are the same stage.
+        """
+        if (epochs, whole) not in self.budgets:
+            told = {**self.suite.budget.spec(), "epochs": epochs}
+            self.budgets[epochs, whole] = without(told, {"epochs_over"} if whole else set())
+        return self.budgets[epochs, whole]
 
     def add(
         self, kind: str, name: str, spec: Json, needs: Mapping[str, str], function: Any = None
@@ -368,7 +450,7 @@ class _Builder:
                 if m.get("students") is None or student["name"] in m["students"]
             ]
             for method in arms:
-                check_pair(suite, student, method)
+                check_pair(suite, student, method, suite.teachers[student["name"]])
                 for share in self.shares(method):
                     for p, t in self.pairs(method):
                         self.cell(prepare, student, method, share, p, t)
@@ -411,21 +493,39 @@ class _Builder:
         return self.add("views", name, spec, {"prepare": prepare})
 
     def teaching(
-        self, prepare: str, views: str, student: Json, method: Json, share: float
+        self,
+        prepare: str,
+        views: str,
+        student: Json,
+        method: Json,
+        share: float,
+        base: Json | None,
+        upstream: Mapping[str, str] | None,
     ) -> dict[str, str]:
         """The cache and, for a method with alignment, the basis: role -> stage id.
 
-        A live teacher needs the images themselves, and a cache only to fit an alignment.
+        A live teacher needs the images themselves, and a cache only to fit an alignment. An
+        assistant (`upstream`: its chain) is always read from its cache.
         """
-        teacher = self.suite.teachers[student["name"]]
+        teacher = assistant_of(method) or base
         assert teacher is not None
-        if self.live and not method.get("align"):
+        live = self.live and upstream is None
+        if live and not method.get("align"):
             return {"images": prepare}
         spec: Json = {"teacher": without(teacher, _PROSE)}
-        outputs = [] if self.live else self.outputs(teacher, student["input_px"])
+        outputs = [] if live else self.outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
-        cache = self.add("cache", teacher["name"], spec, {"prepare": prepare, "views": views})
+        name, needs, most = teacher["name"], {"prepare": prepare, "views": views}, 1.0
+        if set(outputs) - {"logits"}:
+            most = max(self.suite.shares)
+        if upstream is not None:
+            most = share
+            needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
+        if most < 1:
+            # Maps are large and an assistant serves few arms: only rows that some arm reads.
+            spec |= self.share(most)
+        cache = self.add("cache", f"{name}{_share(most)}", spec, needs)
         if not method.get("align"):
             return {"cache": cache}
         spec = {
@@ -439,68 +539,110 @@ class _Builder:
         if "share_by" in spec:
             needs["prepare"] = prepare
         align = self.add("align", f"{name}{_share(share)}", spec, needs)
-        live = {"images": prepare} if self.live else {}
-        return {"cache": cache, "align": align, **live}
+        return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
 
-    def outputs(self, teacher: Json, px: int) -> list[str]:
-        """What the cache of a teacher holds beside the pooled feature, for all arms of the suite.
+    def outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
+        """What the cache that `method` reads holds beside the pooled feature.
 
-        One cache for all of them, so that the teacher sees every (image, view) once. Logits that
-        follow from the pooled feature are not stored.
+        Logits are small and stored for all arms of a teacher, unless they follow from the pooled
+        feature. Maps and tokens are large: the arms that read them share a cache of their own, so
+        that they touch no finished stage of the others; the teacher then runs once more.
         """
-        found: set[str] = set()
+
+        def stored(m: Json) -> set[str]:
+            found = method_needs(m) & STORED
+            if teacher.get("card", {}).get("logits_from_pooled"):
+                found.discard("logits")
+            maps = levels_of(m.get("objective"))
+            if "maps" in found and maps:
+                found = (found - {"maps"}) | {f"maps.{name}" for name in maps}
+            return found
+
+        found = stored(method)
+        large = bool(found - {"logits"})
         for student in self.suite.students:
-            if student["input_px"] == px and self.suite.teachers[student["name"]] == teacher:
-                for method in self.suite.methods:
-                    if student["name"] in (method.get("students") or [student["name"]]):
-                        found |= method_needs(method) & STORED
-        if teacher.get("card", {}).get("logits_from_pooled"):
-            found.discard("logits")
+            if student["input_px"] == px:
+                for m in self.suite.methods:
+                    taught_by = assistant_of(m) or self.suite.teachers[student["name"]]
+                    if taught_by == teacher and student["name"] in (
+                        m.get("students") or [student["name"]]
+                    ):
+                        found |= stored(m) if large else stored(m) & {"logits"}
         return sorted(found)
 
-    def cell(self, prepare: str, student: Json, method: Json, share: float, p: int, t: int) -> None:
+    def arm(
+        self,
+        prepare: str,
+        student: Json,
+        method: Json,
+        share: float,
+        p: int,
+        t: int,
+        base: Json | None,
+        epochs: float | None = None,
+    ) -> tuple[dict[str, str], str]:
+        """(chain of stages up to the export, label) of one arm at one pair of seeds.
+
+        Its teacher is `base`, or an arm of its own, whose stages are in the chain as "teacher.*".
+        """
         suite, chain = self.suite, {"prepare": prepare}
         needs: dict[str, str] = {}
         spec: Json = {
-            "student": self.students[student["name"]],
-            "method": self.methods[method["name"]],
+            "student": self.config(student),
+            "method": self.config(method, method=True),
             "seed": p,
         }
         if trains(method):
             chain["views"] = needs["views"] = self.views(prepare, student)
             spec.update(self.share(share))
-            spec["budget"] = self.whole_budget if share == 1 else self.budget
+            spec["budget"] = self.budget_of(epochs or suite.budget.epochs, share == 1)
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if uses_teacher(method):
-                more = self.teaching(prepare, needs["views"], student, method, share)
+                told, upstream = method.get("teacher"), None
+                if told is not None:
+                    upstream, _ = self.arm(
+                        prepare, told["student"], told["method"], share, p, t, base, told["epochs"]
+                    )
+                    chain.update(
+                        {f"teacher.{k}": v for k, v in upstream.items() if k not in _COMMON}
+                    )
+                more = self.teaching(
+                    prepare, needs["views"], student, method, share, base, upstream
+                )
                 needs.update(more)
                 chain.update({k: v for k, v in more.items() if k != "images"})
-                if self.live:
-                    taught = suite.teachers[student["name"]]
-                    assert taught is not None
-                    spec["teacher"] = without(taught, _PROSE)
+                if "images" in more:
+                    assert base is not None
+                    spec["teacher"] = without(base, _PROSE)
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:
             # Another random initialisation for every pair of seeds; equal to the transfer seed
             # where the suite has the one pre-training seed 0.
             spec["seed"] = p * _SEED_STEP + t if suite.seeds.pairs == "product" else t
-        label = f"{student['name']}.{method['name']}{_share(share)}"
+        cut = "" if epochs is None else f".{epochs:g}ep"
+        part = _share(share) if trains(method) else ""  # an untrained arm is that of any share
+        label = f"{student['name']}.{method['name']}{cut}{part}"
         chain["pretrain"] = self.add("pretrain", f"{label}.s{spec['seed']}", spec, needs)
         chain["export"] = self.add(
             "export",
             f"{label}.s{spec['seed']}",
-            {"student": self.students[student["name"]]},
+            {"student": self.config(student)},
             {"pretrain": chain["pretrain"]},
         )
-        for task in suite.tasks:
+        return chain, f"{label}.s{spec['seed']}"
+
+    def cell(self, prepare: str, student: Json, method: Json, share: float, p: int, t: int) -> None:
+        base = self.suite.teachers[student["name"]]
+        chain, label = self.arm(prepare, student, method, share, p, t, base)
+        for task in self.suite.tasks:
             stage = self.add(
                 "transfer",
-                f"{task['name']}.{label}.s{spec['seed']}-{t}",
+                f"{task['name']}.{label}-{t}",
                 {
-                    "task": self.tasks[task["name"]],
-                    "student": self.students[student["name"]],
+                    "task": self.config(task),
+                    "student": self.config(student),
                     "seed": t,
                 },
                 {"prepare": prepare, "export": chain["export"]},
@@ -509,7 +651,7 @@ class _Builder:
                 Cell(
                     method=method,
                     student=student,
-                    teacher=suite.teachers[student["name"]] if uses_teacher(method) else None,
+                    teacher=(assistant_of(method) or base) if uses_teacher(method) else None,
                     task=task,
                     share=share,
                     pretrain_seed=p,

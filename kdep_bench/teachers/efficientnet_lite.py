@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 
+# Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
+LEVEL_ENDS = (1, 2, 4, 6)
+LEVELS = ("s4", "s8", "s16", "s32")
+
 
 def weights_file(variant: int) -> Path:
     """Path of the installed weights; KdepError with the pip command when they are missing."""
@@ -74,7 +78,7 @@ class EfficientNetLite(Teacher):
     has_logits = True
     width = 1280
     tap = "after the last activation"
-    map_names = ("last",)
+    map_names = ("last", *LEVELS)
 
     def __init__(
         self, name: str, variant: int, input_px: int, weights: str | Path | None = None
@@ -93,6 +97,11 @@ class EfficientNetLite(Teacher):
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         net: Any = self.net
-        last = net.forward_features(x_B3HW)
+        x, maps = net.bn1(net.conv_stem(x_B3HW)), {}
+        for i, block in enumerate(net.blocks):
+            x = block(x)
+            if i in LEVEL_ENDS:
+                maps[LEVELS[LEVEL_ENDS.index(i)]] = x
+        last = net.bn2(net.conv_head(x))
         pooled = net.global_pool(last)
-        return TeacherOutput(pooled, net.classifier(pooled), {"last": last})
+        return TeacherOutput(pooled, net.classifier(pooled), {"last": last, **maps})

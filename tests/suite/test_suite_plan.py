@@ -237,3 +237,113 @@ def test_logits_of_a_teacher_without_any_and_maps_of_a_student_without_any_are_r
     flat = [{"base": "resnet18_w32", "pyramid": {"_delete_": True}}]
     with pytest.raises(KdepError, match="declares no pyramid"):
         build_plan(build(methods=maps, students=flat))
+
+
+def test_maps_have_a_cache_of_their_own_with_the_rows_and_levels_that_are_read():
+    plain = build_plan(build(methods=["kdep"], shares=[0.5]))
+    both = build_plan(build(methods=["kdep", "nfd", "fitnets"], shares=[0.5]))
+    assert not changed(both, plain)  # the arms without maps keep every stage
+    own, other = sorted(cache_specs(both), key=len)
+    assert set(own) == {"teacher"}
+    assert other["outputs"] == ["maps.s16"]
+    assert other["share"] == 0.5
+
+
+def chain(**more) -> dict:
+    told = {"student": "resnet18_w32", "method": "kdep", **more}
+    return {"base": "kdep", "name": "hop", "teacher": told}
+
+
+def test_an_assistant_is_an_arm_whose_export_teaches():
+    plan = build_plan(build(methods=["kdep", {**chain(epochs=0.5), "align": {"type": "svd"}}]))
+    cache = next(s for s in plan.stages.values() if s.kind == "cache" and "export" in s.needs)
+    made = plan.stages[cache.needs["export"]]
+    assert plan.stages[made.needs["pretrain"]].spec["budget"]["epochs"] == 0.5
+    assert cache.spec["teacher"]["name"] == "resnet18_w32.kdep.0.5ep"
+    assert cache.needs["pretrain"] == made.needs["pretrain"]
+    cell = next(c for c in plan.cells if c.method["name"] == "hop")
+    assert cell.chain["teacher.export"] == made.id
+    assert cell.chain["cache"] == cache.id
+    assert "teacher" not in plan.stages[cell.chain["pretrain"]].spec["method"]
+    # The whole budget is the very arm of the suite, not another one.
+    same = build_plan(build(methods=["kdep", chain()]))
+    hop, kdep = (next(c for c in same.cells if c.method["name"] == n) for n in ("hop", "kdep"))
+    assert hop.chain["teacher.export"] == kdep.chain["export"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        ([{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}], "not train"),
+        ([chain(epochs=99.0)], "stops its teacher at 99 epochs"),
+        (
+            [{**chain(), "teacher": {"student": "resnet18_w32", "method": "supervised"}}],
+            "called label-free",
+        ),
+        ([{**chain(), "base": "logit_kd"}], "needs logits, and the teacher 'resnet18_w32.kdep'"),
+        ([{**chain(), "base": "nfd"}], "reads maps, and the teacher"),
+        ([{**chain(), "teacher": {"student": "nobody", "method": "kdep"}}], "nobody"),
+        ([{**chain(), "teacher": {"student": "resnet18_w32"}}], "has no 'method'"),
+    ],
+)
+def test_impossible_assistants_are_refused_when_planned(methods, says):
+    with pytest.raises(KdepError, match=says):
+        build_plan(build(methods=methods))
+
+
+def test_a_chain_that_loops_is_refused(tmp_path):
+    import shutil
+
+    from kdep_bench.suite.config import CONFIGS, build_suite, load_suite
+
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"configs/methods/{name}.py").write_text(
+            f"method = dict(name={name!r}, source='x', family='feature', objective=dict(type='x'), "
+            f"teacher=dict(student='resnet18_w32', method={other!r}))\n"
+        )
+    smoke = load_suite("smoke")
+    raw = dict(
+        name="loop",
+        data="smoke",
+        teacher="efficientnet_lite0",
+        students=["resnet18_w32"],
+        methods=["a"],
+        tasks=["smoke_probe"],
+        budget=smoke.budget.model_dump(),
+        seeds=dict(pretrain=[0], transfer=[0]),
+    )
+    with pytest.raises(KdepError, match="loops: a <- b <- a"):
+        build_suite(raw, tmp_path / "configs")
+
+
+def test_nothing_left_to_learn_from_is_refused_when_planned():
+    stop = {"type": "kdep_bench.schedules.until.Until", "stop": 0.5}
+    objective = {
+        "_delete_": True,
+        "type": "kdep_bench.objectives.weighted_sum.WeightedSum",
+        "parts": {"f": {"objective": {"type": "x"}, "weight": stop}},
+    }
+    with pytest.raises(KdepError, match="weight 0 after 50%"):
+        build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
+    build_plan(build(methods=["eskd"]))
+
+
+def test_the_rivals_suite_shares_its_bars_and_its_arms_with_the_others():
+    from kdep_bench.suite.config import load_suite
+
+    rivals, full = build_plan(load_suite("methods_pocket")), build_plan(load_suite("pocket_full"))
+    dense = build_plan(load_suite("methods_pocket_dense"))
+    bars = {c.id for c in rivals.cells if c.method["name"] in ("kdep", "supervised", "scratch")}
+    assert len(bars) == 27
+    assert bars <= set(full.stages)
+    trained = {i for i, s in dense.stages.items() if s.kind == "pretrain"}
+    assert trained <= set(rivals.stages)
+    assert len({len(s) for s in _seeds(rivals).values()}) == 1  # no arm has fewer seeds
+
+
+def _seeds(plan: Plan) -> dict[str, set[int]]:
+    out: dict[str, set[int]] = {}
+    for c in plan.cells:
+        out.setdefault(f"{c.method['name']} {c.task['name']}", set()).add(c.pretrain_seed)
+    return out

@@ -1,0 +1,36 @@
+"""Continuation-KD with labels: from the faded-in teacher to cross-entropy, psi = min(e / 150, 1).
+
+Source       arXiv 2212.05998, eqs 3-5: psi is 1 after 150 of 200 epochs, so after 12 of 16 here.
+Differs      from `continuation` by the cross-entropy that takes over. The labels' classes are not
+             the teacher's, so each term has a linear head of its own.
+"""
+
+from kdep_bench.objectives.continuation import Continuation
+from kdep_bench.objectives.cross_entropy import CrossEntropy
+from kdep_bench.objectives.weighted_sum import WeightedSum
+from kdep_bench.schedules.annealing import Annealing
+from kdep_bench.schedules.ramp import Ramp
+
+method = dict(
+    name="continuation_labels",
+    family="logit",
+    labels_used=True,
+    needs=["labels", "logits"],
+    source="Jafari et al., arXiv 2212.05998, eqs 3-5, algorithm 1",
+    objective=dict(
+        type=WeightedSum,
+        parts=dict(
+            labels=dict(
+                objective=dict(type=CrossEntropy), weight=dict(type=Ramp, start=0, end=1, over=0.75)
+            ),
+            teacher=dict(
+                objective=dict(
+                    type=Continuation, margin=0.1, weight=20.0, phi=dict(type=Annealing, t_max=16)
+                ),
+                weight=dict(type=Ramp, start=1, end=0, over=0.75),
+            ),
+        ),
+    ),
+    align=None,
+    transform=None,
+)

@@ -1,0 +1,25 @@
+"""Curriculum temperature: logit KD whose temperature is learned against the student, label-free.
+
+Source       CTKD, AAAI 2023; zhengli97/CTKD, global temperature, 1 to 21 from 15.6.
+Differs      from `logit_kd` in the temperature alone; one more learned number.
+"""
+
+from kdep_bench.objectives.ctkd import CTKD
+from kdep_bench.schedules.cosine import Cosine
+
+method = dict(
+    name="ctkd",
+    family="logit",
+    labels_used=False,
+    needs=["logits"],
+    source="Li et al., AAAI 2023; zhengli97/CTKD models/temp_global.py, helper/loops.py",
+    objective=dict(
+        type=CTKD,
+        start=1.0,
+        range=20.0,
+        theta=1.0,
+        curriculum=dict(type=Cosine, start=0.0, end=-1.0, span=10.0),
+    ),
+    align=None,
+    transform=None,
+)

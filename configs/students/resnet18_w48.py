@@ -1,0 +1,16 @@
+"""ResNet-18 of three quarters of its width (48-96-192-384): the assistant of the pocket suites.
+
+Between the teacher and `resnet18_w32` in parameters and width; it teaches, and is not transferred.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .resnet18_w32 import student
+
+student.update(
+    name="resnet18_w48",
+    width=384,
+    pyramid=dict(out_indices=(0, 1, 2, 3), channels=(48, 96, 192, 384), strides=(4, 8, 16, 32)),
+)
+student["backbone"].update(stem_channels=48, base_channels=48)

@@ -1,0 +1,57 @@
+"""Every rival method under one protocol: the pocket data at a tenth of its images, three seeds.
+
+Command   python tools/run_suite.py configs/suites/methods_pocket.py   (can be stopped and resumed)
+Cost      an arm and seed is 800 steps at batch 64 (95 s on an idle core; an assistant, a peer
+          or an average adds to that), then the tasks; not run yet
+Outcome   the method families beside KDEP, supervised and no pre-training, each with step time,
+          memory, extra parameters and teacher forwards
+
+One protocol: the same 3,200 images in the same two fixed views, 16 epochs, batch 64, and one
+learning rate, weight decay and schedule; labels where a method says so. It is that of `pocket_full`
+at share 0.1, whose kdep, supervised and scratch cells are the very same stages. Detection and
+segmentation have a suite of their own with one seed, `methods_pocket_dense`: means over one and
+over three seeds must not stand in one table.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .pocket import suite
+
+suite.update(
+    name="methods_pocket",
+    about="rival methods under one protocol, a tenth of the pocket images, classification",
+    methods=[
+        "scratch",
+        "supervised",
+        "kdep",
+        "svd",
+        "phis",
+        "conv1x1",
+        "vkd",
+        "logit_kd",
+        "nkd",
+        "tf_nkd",
+        "continuation",
+        "continuation_labels",
+        "ctkd",
+        "eskd",
+        "eskd_teacher",
+        "fitnets",
+        "nfd",
+        "rkd",
+        "similarity",
+        "pkt",
+        "correlation",
+        "instance_graph",
+        "view_gram",
+        "takd",
+        "kdep_assistant",
+        "dml",
+        "mean_teacher",
+    ],
+    tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
+    shares=[0.1],
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    claims=[],  # theirs are about the whole pool
+)

@@ -1,0 +1,18 @@
+"""The arms of `methods_pocket` on detection and segmentation, with the first of its three seeds.
+
+Command   python tools/run_suite.py configs/suites/methods_pocket_dense.py
+Cost      the pre-trainings of `methods_pocket` are reused; two tasks an arm; not run yet
+Outcome   one seed: differences are shown without an interval and decide nothing
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .methods_pocket import suite
+
+suite.update(
+    name="methods_pocket_dense",
+    about="rival methods under one protocol, detection and segmentation, one seed",
+    tasks=["pocket_det", "pocket_seg"],
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
+)

@@ -1,0 +1,84 @@
+"""Curriculum temperature (CTKD): the temperature is learned against the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.logit_kd import soft_kl
+from kdep_bench.schedules.base import as_schedule
+
+CURRICULUM: Mapping[str, Any] = {
+    "type": "kdep_bench.schedules.cosine.Cosine",
+    "start": 0.0,
+    "end": -1.0,
+    "span": 10.0,
+}
+
+
+class ScaledGradient(torch.autograd.Function):
+    """x forward; its gradient times a number backward (negative: the parameter ascends)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return ctx.factor * grads[0], None
+
+
+class CTKD(Objective):
+    """Label-free logit KD at tau = start + range * sigmoid(theta), theta's gradient times lambda.
+
+    lambda goes along half a cosine from 0 to -1 over the first 10 epochs, so that the temperature
+    comes to *ascend* the loss while the student descends it. tau^2 is inside the graph.
+
+    Source: zhengli97/CTKD `models/temp_global.py`, `helper/loops.py`, `train_student.py`
+    CosineDecay: start 1, range 20, theta 1 at first (tau = 15.62), so tau stays in (1, 21).
+    The paper's cross-entropy is left out: no labels.
+
+    Args:
+        start, range, theta: see above.
+        curriculum: lambda, a number or a schedule.
+        width, teacher_classes, epochs: set by the pre-training stage.
+    """
+
+    needs = frozenset({"logits"})
+    asks = frozenset({"width", "teacher_classes", "epochs"})
+
+    def __init__(
+        self,
+        width: int,
+        teacher_classes: int,
+        start: float = 1.0,
+        range: float = 20.0,
+        theta: float = 1.0,
+        curriculum: float | Mapping[str, Any] = CURRICULUM,
+        epochs: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not (start > 0 and range >= 0):
+            raise KdepError(
+                f"CTKD got start={start}, range={range}", "start above 0, range 0 or more"
+            )
+        self.head = nn.Linear(width, teacher_classes)
+        self.start, self.range = float(start), float(range)
+        self.theta = nn.Parameter(torch.tensor(float(theta)))
+        self.curriculum = as_schedule(curriculum, epochs)
+
+    def temperature(self, factor: float) -> Tensor:
+        """tau, a scalar whose gradient to theta is multiplied by `factor`."""
+        return self.start + self.range * torch.sigmoid(ScaledGradient.apply(self.theta, factor))
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        assert ctx.teacher.logits is not None
+        tau = self.temperature(self.curriculum(ctx.step, ctx.steps))
+        return {"kl": soft_kl(ctx.teacher.logits, self.head(ctx.after), tau)}

@@ -1,0 +1,94 @@
+"""FitNets-style hints: chosen levels of the student regress maps of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+
+DISTANCES = {
+    "l2": lambda s, t: (s - t).square(),
+    "l1": lambda s, t: (s - t).abs(),
+    "huber": lambda s, t: F.smooth_l1_loss(s, t, reduction="none"),
+}
+
+
+class Hints(Objective):
+    """w * sum over levels of mean |r(F_s) - F_t|^p / energy of F_t.
+
+    Source: FitNets (Romero et al., ICLR 2015) in the form of HobbitLong/RepDistiller
+    `distiller_zoo/FitNet.py` (mean squared error after a 1x1 convolution, weight 100, one middle
+    level). Two departures: there is no cross-entropy beside it (label-free), and the weight is
+    relative to the mean of the teacher map's |F_t|^p in the first batch, as KDEP's here, so that
+    one number serves every teacher: an output of zero costs w a level.
+
+    Args:
+        levels: {student level: teacher map}.
+        weight: w.
+        distance: "l2", "l1" or "huber".
+        hidden: channels of a hidden layer that makes r non-linear; None for linear.
+        init: r's weights are drawn from U(-init, init), as AberHu's and RKD's code do; None for
+            torch's own.
+        student_maps, teacher_maps: set by the pre-training stage.
+    """
+
+    needs = frozenset({"maps"})
+    asks = frozenset({"student_maps", "teacher_maps"})
+    energy: Tensor
+
+    def __init__(
+        self,
+        levels: Mapping[str, str],
+        student_maps: Maps,
+        teacher_maps: Maps,
+        weight: float = 20.0,
+        distance: str = "l2",
+        hidden: int | None = None,
+        init: float | None = 0.005,
+    ) -> None:
+        super().__init__()
+        check_levels(levels, student_maps, teacher_maps)
+        if distance not in DISTANCES:
+            raise unknown_name("distance of the hints", distance, DISTANCES)
+        self.levels, self.weight, self.distance = dict(levels), float(weight), distance
+
+        def make(cs: int, ct: int) -> nn.Module:
+            if hidden is None:
+                layers = [nn.Conv2d(cs, ct, 1)]
+            else:
+                layers = [
+                    nn.Conv2d(cs, hidden, 1, bias=False),
+                    nn.BatchNorm2d(hidden),
+                    nn.ReLU(),
+                    nn.Conv2d(hidden, ct, 1),
+                ]
+            for layer in layers:
+                if isinstance(layer, nn.Conv2d) and init is not None:
+                    nn.init.uniform_(layer.weight, -init, init)
+            return nn.Sequential(*layers)
+
+        self.through = projectors(levels, student_maps, teacher_maps, make, always=True)
+        # In the resume files, so that a resumed run keeps the scale of its first batch.
+        self.register_buffer("energy", torch.zeros(len(levels)))
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
+            apart = DISTANCES[self.distance]
+            if not float(self.energy[k]) > 0:
+                found = float(apart(torch.zeros_like(t), t).mean())
+                if not found > 0:
+                    raise KdepError(
+                        f"the teacher's map for level {level} is zero in the whole first batch",
+                        "a map that says something",
+                        "choose another map in `levels`",
+                    )
+                self.energy[k] = found
+            out[level] = self.weight / self.energy[k] * apart(s, t).mean((1, 2, 3))
+        return out

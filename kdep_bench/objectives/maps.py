@@ -1,0 +1,64 @@
+"""What objectives on spatial maps share: level pairs, channels that fit, sizes that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.objectives.base import Context
+
+Maps = Mapping[str, Mapping[str, int]]
+
+
+def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps) -> None:
+    """KdepError for no levels, or one that the student or the teacher does not give."""
+    if not levels:
+        raise KdepError("an objective on maps names no level", "levels={student: teacher}", "")
+    for own, its in levels.items():
+        if own not in student_maps:
+            raise unknown_name("level of the student", own, student_maps)
+        if its not in teacher_maps:
+            raise unknown_name("map of the teacher", its, teacher_maps)
+
+
+def projectors(
+    levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps, make: Any, always: bool
+) -> nn.ModuleDict:
+    """{student level: make(Cs, Ct)}; the identity where channels agree, unless `always`."""
+    made = {}
+    for own, its in levels.items():
+        cs, ct = student_maps[own]["channels"], teacher_maps[its]["channels"]
+        made[own] = nn.Identity() if cs == ct and not always else make(cs, ct)
+    return nn.ModuleDict(made)
+
+
+def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, C, *size]: averaged down, or interpolated up (bilinear), never broadcast."""
+    h, w = x_BCHW.shape[2:]
+    if (h, w) == size:
+        return x_BCHW
+    if h >= size[0] and w >= size[1]:
+        return F.adaptive_avg_pool2d(x_BCHW, size)
+    return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def pairs(
+    ctx: Context, levels: Mapping[str, str], through: nn.ModuleDict
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(level, projected student map, teacher map) at the student's size, level by level."""
+    assert ctx.teacher is not None
+    for own, its in levels.items():
+        s = through[own](ctx.maps[own])
+        t = resized(ctx.teacher.maps[its], (s.shape[2], s.shape[3]))
+        if s.shape != t.shape:
+            raise KdepError(
+                f"level {own} of the student is {tuple(s.shape[1:])} and map {its} of the teacher "
+                f"{tuple(t.shape[1:])}",
+                "equal channels after the projector",
+                "correct the declared pyramid",
+            )
+        yield own, s, t

@@ -1,0 +1,104 @@
+"""Mean teacher: the student's moving average teaches it across two views of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.schedules.base import as_schedule
+
+RAMP: Mapping[str, Any] = {
+    "type": "kdep_bench.schedules.ramp.Ramp",
+    "start": 0.0,
+    "end": 10.0,
+    "over": 0.25,
+}
+
+
+def average(into: nn.Module, of: nn.Module, decay: float) -> None:
+    """into <- decay * into + (1 - decay) * of: parameters and floating buffers; counters copied."""
+    own = into.state_dict()
+    for name, value in of.state_dict().items():
+        if value.is_floating_point():
+            own[name].lerp_(value.detach(), 1 - decay)
+        else:
+            own[name].copy_(value)
+
+
+class MeanTeacher(Objective):
+    """CE(y, p_s(v)) + w(t) mean over classes of (p_s(v) - p_ema(v'))^2, v' the image's next view.
+
+    The teacher is the moving average of student and head, BatchNorm statistics included (the
+    averages in circulation that keep parameters alone leave those behind), run in eval mode.
+
+    Source: Tarvainen and Valpola 2017; CuriousAI/mean-teacher `pytorch/mean_teacher/losses.py`
+    (softmax_mse_loss). Here every image has a label, so the second term is a regulariser; decay
+    0.99 as in that repository, the weight and its ramp are this project's.
+
+    Args:
+        decay: of the average.
+        weight: w, a number or a schedule.
+        width, classes, views, epochs: set by the pre-training stage.
+    """
+
+    needs = frozenset({"labels", "views"})
+    asks = frozenset({"width", "classes", "views", "epochs"})
+    relates = True
+    forwards = 1
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        views: int,
+        decay: float = 0.99,
+        weight: float | Mapping[str, Any] = RAMP,
+        epochs: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise KdepError(f"the mean teacher got decay={decay}", "0 or more, below 1")
+        self.head, self.teacher_head = nn.Linear(width, classes), nn.Linear(width, classes)
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.teacher: nn.Module = nn.Identity()
+        self.views, self.decay = views, float(decay)
+        self.weight = as_schedule(weight, epochs)
+        self._student: list[nn.Module] = []
+
+    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+        self._student = [student]
+        self.teacher = another()
+        self.teacher.get_submodule("backbone").load_state_dict(student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MeanTeacher:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def opinion(self, ctx: Context) -> Tensor:
+        """[B, C]: the average's probabilities for the next view of each image."""
+        assert ctx.images is not None
+        self.teacher.eval()  # mm backbones switch themselves back when a parent trains
+        p = F.softmax(self.teacher_head(self.teacher(ctx.images)[1]), 1)
+        return p.unflatten(0, (-1, self.views)).roll(-1, 1).flatten(0, 1)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        z, w = self.head(ctx.after), self.weight(ctx.step, ctx.steps)
+        apart = (F.softmax(z, 1) - self.opinion(ctx)).square().mean(1)
+        hard = F.cross_entropy(z, ctx.labels, reduction="none")
+        return {"cross_entropy": hard, "consistency": w * apart}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        average(self.teacher.get_submodule("backbone"), self._student[0], self.decay)
+        average(self.teacher_head, self.head, self.decay)

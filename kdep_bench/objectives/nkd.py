@@ -1,0 +1,132 @@
+"""Normalised KD and its teacher-free form (Yang et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+
+
+def without(logits_BC: Tensor, y_B: Tensor) -> Tensor:
+    """[B, C - 1]: the logits less that of class y."""
+    others = torch.ones_like(logits_BC, dtype=torch.bool).scatter_(1, y_B[:, None], False)
+    return logits_BC[others].view(len(logits_BC), -1)
+
+
+def target_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor) -> Tensor:
+    """[B]: -p^t_y log p^s_y."""
+    one = y_B[:, None]
+    said = F.softmax(teacher_BC, 1).gather(1, one) * F.log_softmax(student_BC, 1).gather(1, one)
+    return -said[:, 0]
+
+
+def others_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor, tau: float) -> Tensor:
+    """[B]: cross-entropy over the classes other than y, both sides renormalised; 0 for C = 2."""
+    p_t = F.softmax(without(teacher_BC, y_B) / tau, 1)
+    return -(p_t * F.log_softmax(without(student_BC, y_B) / tau, 1)).sum(1)
+
+
+class NKD(Objective):
+    """CE(y) - p^t_y log p^s_y - gamma tau^2 sum_{i != y} q^t_i log q^s_i, label-free.
+
+    q is the softmax over the classes other than y, so that the teacher's confidence in y does not
+    weigh the rest. y is the teacher's own top-1 (the label-free form); NKDWithLabels takes labels.
+
+    Source: yzd-v/cls_KD `mmcls/models/dis_losses/nkd.py` (gamma 1.5, tau 1 on ImageNet),
+    arXiv 2208.10139. The linear head is dropped at export.
+
+    Args:
+        gamma, tau: see above.
+        hard: weight of CE(y).
+        width, teacher_classes: set by the pre-training stage.
+    """
+
+    needs = frozenset({"logits"})
+    asks = frozenset({"width", "teacher_classes"})
+
+    def __init__(
+        self,
+        width: int,
+        teacher_classes: int,
+        gamma: float = 1.5,
+        tau: float = 1.0,
+        hard: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not tau > 0:
+            raise KdepError(f"NKD got tau={tau}", "a positive temperature")
+        self.head = nn.Linear(width, teacher_classes)
+        self.gamma, self.tau, self.hard = float(gamma), float(tau), float(hard)
+
+    def target(self, ctx: Context) -> Tensor:
+        """[B]: the class that stands apart."""
+        assert ctx.teacher is not None
+        assert ctx.teacher.logits is not None
+        return ctx.teacher.logits.argmax(1)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        assert ctx.teacher.logits is not None
+        z, t, y = self.head(ctx.after), ctx.teacher.logits, self.target(ctx)
+        return {
+            "cross_entropy": self.hard * F.cross_entropy(z, y, reduction="none"),
+            "target": target_term(t, z, y),
+            "others": self.gamma * self.tau**2 * others_term(t, z, y, self.tau),
+        }
+
+
+class NKDWithLabels(NKD):
+    """NKD as published: y is the label. The labels must be those of the teacher's classifier."""
+
+    needs = frozenset({"logits", "labels"})
+    asks = NKD.asks | {"classes"}
+
+    def __init__(self, width: int, teacher_classes: int, classes: int, **more: float) -> None:
+        super().__init__(width, teacher_classes, **more)
+        if classes != teacher_classes:
+            raise KdepError(
+                f"the data has {classes} classes and the teacher {teacher_classes}",
+                "one set of classes: NKD looks the label up in the teacher's output",
+                "use the label-free NKD, or a teacher trained on these classes",
+            )
+
+    def target(self, ctx: Context) -> Tensor:
+        assert ctx.labels is not None
+        return ctx.labels
+
+
+class TeacherFreeNKD(Objective):
+    """CE(y) - w_b log p^s_y with w_b = p^s_y + v - (batch mean of p^s_y), no gradient in w.
+
+    No teacher: the student's own confidence, moved to mean v, takes the place of p^t_y.
+
+    Source: yzd-v/cls_KD (its older distiller's "tf-nkd"), arXiv 2208.10139 section 3.3; v is the
+    value of the label, 1 without mixup.
+
+    Args:
+        value: v.
+        width, classes: set by the pre-training stage.
+    """
+
+    needs = frozenset({"labels"})
+    asks = frozenset({"width", "classes"})
+    relates = True
+
+    def __init__(self, width: int, classes: int, value: float = 1.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.value = float(value)
+
+    def weights(self, log_py_B: Tensor) -> Tensor:
+        """[B], mean v, without gradient."""
+        p = log_py_B.detach().exp()
+        return p + self.value - p.mean()
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        z = self.head(ctx.after)
+        log_py = F.log_softmax(z, 1).gather(1, ctx.labels[:, None])[:, 0]
+        return {"cross_entropy": -log_py, "target": -self.weights(log_py) * log_py}

@@ -1,0 +1,27 @@
+"""Continuation-KD's phi: equal steps up to 1."""
+
+from __future__ import annotations
+
+from kdep_bench.errors import KdepError
+from kdep_bench.schedules.base import Schedule
+
+
+class Annealing(Schedule):
+    """phi = 1 - (T - 1) / t_max, T falling from t_max to 1 in equal parts of the span.
+
+    So 1 / t_max first and 1 in the last part, and after it.
+
+    Source: Continuation-KD (arXiv 2212.05998), eq. 5 and algorithm 1, as Annealing-KD. The
+    algorithm as printed goes on to T = 0 and phi = 1 + 1 / t_max; T stops at 1 here.
+    """
+
+    def __init__(
+        self, t_max: int = 20, span: float | None = None, epochs: float | None = None
+    ) -> None:
+        super().__init__(span, epochs)
+        if t_max < 1:
+            raise KdepError(f"an annealing schedule has t_max={t_max}", "1 or more")
+        self.t_max = t_max
+
+    def at(self, x: float) -> float:
+        return min(self.t_max, int(x * self.t_max) + 1) / self.t_max

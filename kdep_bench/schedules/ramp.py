@@ -1,0 +1,25 @@
+"""A straight line, then a plateau."""
+
+from __future__ import annotations
+
+from kdep_bench.errors import KdepError
+from kdep_bench.schedules.base import Schedule
+
+
+class Ramp(Schedule):
+    """From `start` to `end` along a line over the share `over` of the run, then `end`.
+
+    As Linear, with its span as a share: Continuation-KD's psi = min(e / 150, 1) of 200 epochs is
+    Ramp(0, 1, over=0.75), whatever the epochs of the run.
+    """
+
+    def __init__(
+        self, start: float, end: float, over: float = 1.0, epochs: float | None = None
+    ) -> None:
+        super().__init__(None, epochs)
+        if not 0 < over <= 1:
+            raise KdepError(f"a schedule has over={over}", "a share of the run, above 0, at most 1")
+        self.start, self.end, self.over = float(start), float(end), float(over)
+
+    def at(self, x: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, x / self.over)

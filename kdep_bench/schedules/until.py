@@ -1,0 +1,23 @@
+"""On, then off."""
+
+from __future__ import annotations
+
+from kdep_bench.errors import KdepError
+from kdep_bench.schedules.base import Schedule
+
+
+class Until(Schedule):
+    """`value` for the share `stop` of the run, 0 after it.
+
+    Early-stopped distillation (Cho and Hariharan, ICCV 2019) ends the teacher's term at an epoch e0
+    of E: stop = e0 / E. stop = 1 never ends it, stop = 0 never begins.
+    """
+
+    def __init__(self, stop: float, value: float = 1.0, epochs: float | None = None) -> None:
+        super().__init__(None, epochs)
+        if not 0 <= stop <= 1:
+            raise KdepError(f"a schedule has stop={stop}", "a share of the run, 0 to 1")
+        self.stop, self.value = float(stop), float(value)
+
+    def at(self, x: float) -> float:
+        return self.value if x < self.stop else 0.0

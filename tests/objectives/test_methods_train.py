@@ -1,0 +1,321 @@
+"""Every method of configs/methods, trained on tiny pictures: five detectors of a stub.
+
+A new method is tested here as soon as its config exists. What it asks for that no other one did
+must be answered in `facts`; an argument whose other value cannot be guessed goes to OTHERS.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.export import strip
+from kdep_bench.features.align import build_aligner
+from kdep_bench.features.target import build_target
+from kdep_bench.features.transform import Moments
+from kdep_bench.objectives.base import Demands, demands
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.pretrain.pyramid import describe
+from kdep_bench.registry import locate
+from kdep_bench.students.backbone import build_backbone
+from kdep_bench.suite.config import Json, names, resolve
+from tests.objectives import tiny
+
+TRAINED = [n for n in names("method") if resolve("method", n).get("objective") is not None]
+STEPS, BATCH, EPOCHS = 40, 32, 20.0
+# Another value of an argument that is neither a number nor a schedule.
+OTHERS: dict[str, Any] = {
+    "distance": "l1",
+    "hidden": 6,
+    "init": None,
+    "vertices": 2,
+    "form": "attention",
+    "cosine": True,
+    "levels": {"s8": "s16"},
+    "weight": 3.0,
+    "norm": None,
+    "bias": False,
+}
+# Arguments that change no loss, and why.
+SILENT = {"entropy_floor": "says when to warn", "tau of InstanceGraph": "tested by itself"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def teacher(width: int) -> tiny.TinyTeacher:
+    return tiny.TinyTeacher("t", width)
+
+
+@cache
+def fitted(width: int) -> tuple[Moments, Tensor]:
+    """Moments and features of the teacher on the pictures the alignments are fitted to."""
+    said = teacher(width)(tiny.batch(512, 1000)["images"]).pooled
+    moments = Moments(width)
+    moments.add(said)
+    return moments, said
+
+
+def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
+    """What the pre-training stage would tell an objective."""
+    feature = fitted(width)[1]
+    energy = None if target is None else float(build_target(**target)(feature).square().mean())
+    said = teacher(width)(tiny.batch(2, 0)["images"])
+    return {
+        "width": tiny.DS,
+        "classes": tiny.CLASSES,
+        "epochs": EPOCHS,
+        "views": tiny.VIEWS,
+        "target_energy": energy,
+        "teacher_energy": float(feature.square().mean()),
+        "teacher_width": width,
+        "teacher_classes": tiny.LOGITS,
+        "student_maps": describe(tiny.STUDENT),
+        "teacher_maps": {
+            k: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
+            for k, m in said.maps.items()
+        },
+    }
+
+
+class Arm:
+    """A method set up as the pre-training stage would, with a live tiny teacher."""
+
+    def __init__(self, name: str, folder: Path, objective: Json | None = None) -> None:
+        method = resolve("method", name)
+        config = copy.deepcopy(objective or method["objective"])
+        self.wanted: Demands = demands(config)
+        equal = "Identity" in str(method.get("align"))
+        self.width, target = tiny.DS if equal else tiny.DT, None
+        if "target" in self.wanted.needs:
+            basis = build_aligner(method["align"]).fit(fitted(self.width)[0], tiny.DS)
+            basis.save(folder)
+            target = {"align_dir": folder, "transform": method["transform"]}
+        told = facts(target, self.width)
+        config |= {a: told[a] for a in self.wanted.asks - set(config)}
+        self.taught = bool(self.wanted.needs - {"labels", "views"})
+        torch.manual_seed(0)
+        self.model = Distiller(
+            tiny.STUDENT,
+            config,
+            target,
+            maps="maps" in self.wanted.needs,
+            teacher={"live": {**tiny.TEACHER, "width": self.width}} if self.taught else {},
+        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
+        self.model.steps = STEPS
+
+    def terms(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        data = dict(data)
+        if self.taught:
+            data["teacher_images"] = data["images"]
+        if "labels" not in self.wanted.needs:
+            del data["labels"]  # label-free: there is none to look at
+        return self.model(**data, mode="loss")
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """The loss on held-out pictures, weighed as in the last step."""
+        self.model.step = STEPS - 1
+        return float(torch.stack(list(self.terms(tiny.batch(200, 7000)).values())).sum())
+
+    def train(self, steps: int, labels: torch.Generator | None = None) -> list[float]:
+        """Losses of `steps` steps; with a generator, labels belong to other images."""
+        self.model.train()
+        losses = []
+        for step in range(steps):
+            data = tiny.batch(BATCH, step)
+            if labels is not None:
+                data["labels"] = data["labels"][torch.randperm(BATCH, generator=labels)]
+            self.model.step = step
+            loss = torch.stack(list(self.terms(data).values())).sum()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.model.objective.after_step()
+            losses.append(loss.item())
+        return losses
+
+    @torch.no_grad()
+    def agreement(self) -> float:
+        """Linear CKA, on held-out pictures, of the student and what it is to learn.
+
+        The target, the teacher's feature, map or logits, or the labels; centred, so that a mean
+        counts for nothing.
+        """
+        data = tiny.batch(400, 5000)
+        self.model.eval()
+        self.model._tap[0].eval()
+        x = (data["images"].float() - self.model.mean) / self.model.std
+        outs = build_levels(self.model, x)
+        if not self.taught:
+            return cka(outs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
+        said = teacher(self.width)(data["images"])
+        if self.model.target is not None:
+            return cka(outs["pooled"], self.model.target(said.pooled))
+        if "pooled" in self.wanted.needs:
+            return cka(outs["pooled"], said.pooled)
+        if "maps" in self.wanted.needs:
+            return cka(places(outs["s16"]), places(said.maps["s16"]))
+        assert said.logits is not None
+        return cka(outs["pooled"], said.logits)
+
+
+def places(x_BCHW: Tensor) -> Tensor:
+    """[B H W, C]: every place a sample."""
+    return x_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def build_levels(model: Distiller, x: Tensor) -> dict[str, Tensor]:
+    """The student's pooled feature and its last map, in eval mode."""
+    before, after = model._tap[0](x)
+    return {"pooled": before.mean((2, 3)), "s16": after}
+
+
+def cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment (Kornblith et al. 2019)."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+@pytest.fixture
+def shuffled() -> Iterator[torch.Generator]:
+    """While it is set up, what the teacher says of a batch belongs to other images of it."""
+    tiny.TinyTeacher.shuffled = torch.Generator().manual_seed(3)
+    yield torch.Generator().manual_seed(4)
+    tiny.TinyTeacher.shuffled = None
+
+
+@cache
+def learned(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(held-out loss, agreement) before and after a method is taught as it should be."""
+    arm = Arm(name, folder)
+    before = arm.held_out(), arm.agreement()
+    arm.train(STEPS)
+    return before, (arm.held_out(), arm.agreement())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("align")
+
+
+def own(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
+    (loss, agreement), (later_loss, later_agreement) = learned(name, own(folder, name))
+    assert later_loss < loss
+    assert later_agreement > agreement + 0.05
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_shuffled_targets_teach_nothing(name: str, folder: Path, shuffled: torch.Generator):
+    tiny.TinyTeacher.shuffled, kept = None, tiny.TinyTeacher.shuffled
+    (_, before), (_, after) = learned(name, own(folder, name))
+    tiny.TinyTeacher.shuffled = kept
+    arm = Arm(name, own(folder, name))
+    arm.train(STEPS, labels=shuffled)
+    tiny.TinyTeacher.shuffled = None
+    gain = arm.agreement() - before
+    assert gain < 0.5 * (after - before)
+
+
+def arguments(config: Json) -> Iterator[tuple[str, Json]]:
+    """(name of an argument, config with another value of it), parts of a sum included."""
+    kind = locate(config["type"])
+    for part, inner in (config.get("parts") or {}).items():
+        for name, other in arguments(inner["objective"]):
+            changed = copy.deepcopy(config)
+            changed["parts"][part]["objective"] = other
+            yield f"{part}.{name}", changed
+        changed = copy.deepcopy(config)
+        changed["parts"][part]["weight"] = 0.37
+        yield f"{part}.weight", changed
+    if config.get("parts"):
+        return
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        skipped = {"self", *kind.asks, *SILENT}
+        if {name, f"{name} of {kind.__name__}"} & skipped or parameter.kind in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        ):
+            continue
+        value = config.get(name, parameter.default)
+        if isinstance(value, bool):
+            other = not value
+        elif isinstance(value, (int, float)):
+            other = value + 1 if isinstance(value, int) else 1.7 * value + 0.05
+            if isinstance(value, float) and 0.9 <= value < 1:
+                other = 0.5
+        elif name in OTHERS and OTHERS[name] != value:
+            other = OTHERS[name]
+        elif hasattr(value, "keys") and "type" in value:
+            other = 0.25
+        else:
+            raise AssertionError(f"{kind.__name__}.{name} = {value!r}: add another value to OTHERS")
+        yield name, {**config, name: other}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_argument_changes_what_is_learned(name: str, folder: Path):
+    def course(objective: Json | None) -> list[float]:
+        return Arm(name, own(folder, name), objective).train(2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        usual = course(None)
+        assert usual == course(None)  # or no difference would mean anything
+        for argument, config in arguments(resolve("method", name)["objective"]):
+            assert course(config) != usual, f"{argument} changes nothing"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradient_reaches_the_tap_alone_and_a_plain_backbone_is_left(name: str, folder: Path):
+    arm = Arm(name, own(folder, name))
+    arm.model.step = STEPS // 2
+    before = arm.model.teacher_side.live.checksum() if arm.taught else None  # type: ignore[union-attr]
+    torch.stack(list(arm.terms(tiny.batch(BATCH, 0)).values())).sum().backward()
+    deep = arm.model.backbone.get_parameter("convs.0.weight").grad
+    assert deep is not None
+    assert bool(deep.any())
+    if not ("maps" in arm.wanted.needs and "pooled" not in arm.wanted.needs):
+        last = arm.model.backbone.get_parameter("convs.3.weight").grad
+        assert last is not None
+        assert bool(last.any())
+    if arm.taught:
+        live = arm.model.teacher_side.live
+        assert live is not None
+        assert all(p.grad is None for p in live.parameters())
+        assert live.checksum() == before
+    kept, dropped = strip(arm.model.state_dict())
+    assert set(kept) == set(build_backbone(tiny.STUDENT).state_dict())
+    assert set(dropped) <= {"objective", "target"}
+
+
+def test_the_graphs_temperature_is_that_of_its_attention(folder: Path):
+    """The one argument that another argument of its method switches on."""
+    config = resolve("method", "instance_graph")["objective"]
+    one, two = (
+        Arm("instance_graph", folder, {**config, "form": "attention", "tau": tau}).train(1)
+        for tau in (0.1, 0.5)
+    )
+    assert one != two

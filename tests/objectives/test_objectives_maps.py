@@ -1,0 +1,133 @@
+"""Objectives on spatial maps: NFD and FitNets-style hints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.hints import Hints
+from kdep_bench.objectives.maps import resized
+from kdep_bench.objectives.nfd import NFD, standardised
+from kdep_bench.teachers.base import TeacherOutput
+
+STUDENT = {"s8": {"channels": 3, "stride": 8}, "s16": {"channels": 4, "stride": 16}}
+TEACHER = {"a": {"channels": 3, "stride": 8}, "b": {"channels": 6, "stride": 16}}
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def context(teacher: dict[str, Tensor], **maps: Tensor) -> Context:
+    one = torch.zeros(2, 4)
+    said = TeacherOutput(torch.zeros(2, 5), None, teacher)
+    return Context(before=one, after=one, teacher=said, maps=maps)
+
+
+def told(kind: Any, levels: dict[str, str], **more: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(levels, student_maps=STUDENT, teacher_maps=TEACHER, **more)
+
+
+def test_nfd_is_two_less_twice_the_correlation():
+    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    got = told(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
+    rho = torch.stack(
+        [
+            torch.stack([torch.corrcoef(torch.stack((s[b, c].ravel(), t[b, c].ravel())))[0, 1]])
+            for b in range(2)
+            for c in range(3)
+        ]
+    ).view(2, 3)
+    torch.testing.assert_close(got, (2 - 2 * rho).mean(1), atol=1e-4, rtol=0)
+
+
+def test_nfd_ignores_the_scale_and_shift_of_channels():
+    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    scale, shift = rand(1, 3, 1, 1, seed=2).abs() + 0.5, rand(1, 3, 1, 1, seed=3)
+    nfd = told(NFD, {"s8": "a"})
+    want = nfd.terms(context({"a": t}, s8=s))["s8"]
+    for other in (context({"a": t * scale + shift}, s8=s), context({"a": t}, s8=s * scale + shift)):
+        torch.testing.assert_close(nfd.terms(other)["s8"], want, atol=1e-3, rtol=1e-3)
+
+
+def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
+    s = torch.ones(2, 3, 4, 4, requires_grad=True)
+    loss = told(NFD, {"s8": "a"}).terms(context({"a": torch.ones(2, 3, 4, 4)}, s8=s))["s8"].sum()
+    loss.backward()
+    assert float(loss) == 0
+    assert s.grad is not None
+    assert bool(torch.isfinite(s.grad).all())
+    assert not standardised(torch.ones(1, 1, 2, 2)).any()
+
+
+@pytest.mark.parametrize("kind", [NFD, Hints])
+def test_maps_of_other_sizes_are_resampled(kind: Any):
+    t = rand(2, 6, 8, 8)
+    made = told(kind, {"s16": "b"})
+    small = made.terms(context({"b": t}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
+    again = told(kind, {"s16": "b"})
+    by_hand = torch.nn.functional.avg_pool2d(t, 2)
+    want = again.terms(context({"b": by_hand}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
+    torch.testing.assert_close(small, want)
+    assert small.shape == (2,)
+    # One teacher value is not spread over the student's map as a broadcast would.
+    up = resized(rand(2, 6, 2, 2), (4, 4))
+    assert up.shape == (2, 6, 4, 4)
+    assert len(up[0, 0].unique()) > 4
+
+
+def test_hints_are_zero_for_equal_features_through_the_identity():
+    hints = told(Hints, {"s8": "a"})
+    conv = hints.through["s8"][0]
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(3)[:, :, None, None])
+        conv.bias.zero_()
+    t = rand(2, 3, 4, 4)
+    assert not hints.terms(context({"a": t}, s8=t))["s8"].any()
+    turn = torch.linalg.qr(rand(3, 3, seed=5))[0]
+    turned = torch.einsum("dc,bchw->bdhw", turn, t)
+    assert hints.terms(context({"a": turned}, s8=t))["s8"].min() > 0.1
+    with torch.no_grad():
+        conv.weight.copy_(turn[:, :, None, None])  # a projector that absorbs the rotation
+    assert hints.terms(context({"a": turned}, s8=t))["s8"].max() < 1e-9
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1", "huber"])
+def test_an_output_of_zero_costs_the_weight_whatever_the_teachers_unit(distance: str):
+    for unit in (1.0, 100.0):
+        hints = told(Hints, {"s8": "a"}, distance=distance, weight=7.0, init=0.0)
+        torch.nn.init.zeros_(hints.through["s8"][0].bias)
+        got = hints.terms(context({"a": unit * rand(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4, seed=1)))
+        assert float(got["s8"].mean()) == pytest.approx(7.0, rel=1e-4)
+
+
+def test_the_scale_of_the_first_batch_is_kept_and_travels_with_the_state():
+    hints = told(Hints, {"s8": "a"}, hidden=5)
+    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    hints.terms(context({"a": t}, s8=s))
+    energy = hints.energy.clone()
+    hints.terms(context({"a": 10 * t}, s8=s))
+    assert torch.equal(hints.energy, energy)
+    again = told(Hints, {"s8": "a"}, hidden=5)
+    again.load_state_dict(hints.state_dict())
+    assert torch.equal(again.energy, energy)
+
+
+def test_bad_levels_are_refused():
+    for levels, says in (
+        ({}, "names no level"),
+        ({"s9": "a"}, "level of the student"),
+        ({"s8": "c"}, "map of the teacher"),
+    ):
+        with pytest.raises(KdepError, match=says):
+            told(NFD, levels)
+    with pytest.raises(KdepError, match="distance"):
+        told(Hints, {"s8": "a"}, distance="l3")
+    with pytest.raises(KdepError, match="first batch"):
+        told(Hints, {"s8": "a"}).terms(context({"a": torch.zeros(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4)))

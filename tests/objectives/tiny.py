@@ -1,0 +1,109 @@
+"""A student, a teacher and pictures so small that every method trains in a second."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
+
+PX, LATENTS, CLASSES, VIEWS = 32, 4, 3, 2
+DS, DT, LOGITS = 16, 24, 5
+CHANNELS, STRIDES = (6, 8, 12, DS), (2, 4, 8, 16)
+STUDENT: dict[str, Any] = dict(
+    name="tiny",
+    backbone=dict(type=f"{__name__}.TinyNet"),
+    width=DS,
+    input_px=PX,
+    tap="act",
+    pyramid=dict(out_indices=(0, 1, 2, 3), channels=CHANNELS, strides=STRIDES),
+)
+TEACHER: dict[str, Any] = dict(type=f"{__name__}.TinyTeacher", name="tiny_teacher")
+
+
+class TinyNet(BaseModule):
+    """Four strided convolutions with BatchNorm; an mm backbone in its interface."""
+
+    def __init__(self, out_indices: Sequence[int] = (3,), init_cfg: Any = None) -> None:
+        super().__init__(init_cfg)
+        widths = (3, *CHANNELS)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in CHANNELS)
+        self.act, self.out_indices = nn.ReLU(), tuple(out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        out = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x))
+            x = self.act(x) if len(out) == 3 else F.relu(x)
+            out.append(x)
+        return tuple(out[i] for i in self.out_indices)
+
+
+def patterns() -> Tensor:
+    """[LATENTS, 1, PX, PX]: slow waves, orthogonal to each other and to a constant."""
+    t = 2 * torch.pi * (torch.arange(PX) + 0.5) / PX
+    one = torch.ones(PX)
+    waves = [(torch.sin(t), one), (one, torch.sin(t)), (torch.sin(t), torch.cos(t)), (t.cos(), one)]
+    return torch.stack([torch.outer(a, b) for a, b in waves])[:, None]
+
+
+@cache
+def batch(count: int, seed: int) -> dict[str, Tensor]:
+    """`count` views of count / VIEWS images with labels: a view is its image with new noise."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(count // VIEWS, LATENTS, generator=g).repeat_interleave(VIEWS, 0)
+    z = z + 0.2 * torch.randn(z.shape, generator=g)
+    pixels = torch.einsum("bk,kchw->bchw", z, patterns()).expand(-1, 3, -1, -1)
+    noise = torch.randn(pixels.shape, generator=g)
+    images = (128 + 25 * pixels + 15 * noise).clamp(0, 255).to(torch.uint8)
+    sorts = torch.randn(LATENTS, CLASSES, generator=torch.Generator().manual_seed(99))
+    labels = (z @ sorts).argmax(1)
+    return {"images": images, "labels": labels, "rows": torch.arange(count)}
+
+
+class TinyTeacher(Teacher):
+    """Reads the latents off the pixels, then says a fixed random function of them.
+
+    `shuffled`: while it is set, the outputs of a batch belong to other images of it.
+    """
+
+    input_px, has_logits = PX, True
+    tap = "made up"
+    map_names = ("last", "s4", "s8", "s16")
+    shuffled: ClassVar[torch.Generator | None] = None
+
+    def __init__(self, name: str, width: int = DT) -> None:
+        super().__init__((128.0,) * 3, (25.0,) * 3)
+        self.name, self.width = name, width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(42)
+            self.first, self.second = nn.Linear(LATENTS, 32), nn.Linear(32, width)
+            self.classifier = nn.Linear(width, LOGITS)
+            self.local = nn.Conv2d(LATENTS, 10, 1)
+            for layer in (self.first, self.second, self.classifier, self.local):
+                nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
+        freeze(self)
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        seen = x_B3HW.mean(1, keepdim=True) * patterns()[:, 0][None]  # [B, LATENTS, H, W]
+        z = seen.mean((2, 3)) / patterns()[:, 0].square().mean((1, 2))
+        pooled = self.second(torch.tanh(self.first(z))).relu() * 2
+        maps = {
+            f"s{s}": torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))
+            for s in (4, 8, 16)
+        }
+        out = [pooled, self.classifier(pooled) * 2, maps["s16"], *maps.values()]
+        if self.shuffled is not None:
+            order = torch.randperm(len(pooled), generator=self.shuffled)
+            out = [v[order] for v in out]
+        return TeacherOutput(out[0], out[1], dict(zip(self.map_names, out[2:], strict=True)))

@@ -1,0 +1,139 @@
+"""The rival methods' config pages through the real cache and pre-training stages on tiny data."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench import export
+from kdep_bench.data.views import open_views, subset
+from kdep_bench.errors import KdepError
+from kdep_bench.features import align, cache
+from kdep_bench.features.cache_read import open_cache
+from kdep_bench.files import read_json
+from kdep_bench.suite.config import resolve
+from kdep_bench.suite.plan import assistant_of, levels_of
+from kdep_bench.teachers.base import build_teacher
+from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
+from tests.pretrain.test_pretrain import pretrain
+from tests.pretrain.test_pretrain_context import R18
+
+RIVALS = (
+    "rkd",
+    "similarity",
+    "pkt",
+    "correlation",
+    "instance_graph",
+    "view_gram",
+    "nkd",
+    "tf_nkd",
+    "continuation",
+    "continuation_labels",
+    "eskd",
+    "nfd",
+    "fitnets",
+    "dml",
+    "mean_teacher",
+)
+SHORT = BUDGET | {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def with_maps(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with one map level, of half of the images."""
+    out = tmp_path_factory.mktemp("maps")
+    told = dict(teacher=TEACHER, batch=16, outputs=["maps.s16"], share=0.5, share_seed=0)
+    cache.run(told, stages, out, silent)
+    return out
+
+
+def page(name: str) -> dict[str, Any]:
+    return copy.deepcopy(resolve("method", name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_trains_in_the_real_stage(
+    name: str, stages: dict[str, Path], with_maps: Path, tmp_path: Path
+):
+    method = page(name)
+    if levels_of(method["objective"]):
+        stages = stages | {"cache": with_maps}
+    outputs, state = pretrain(
+        tmp_path, stages, method, budget=SHORT | {"epochs": 2}, share=0.5, student=R18
+    )
+    assert outputs["steps"] == 3
+    assert sum(outputs["terms"].values()) == pytest.approx(1)
+    beside = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
+    assert outputs["extra_parameters"] == beside
+    peers = name in ("dml", "mean_teacher")
+    assert outputs["extra_forwards"] == (outputs["images_seen"] if peers else 0)
+    out = tmp_path / "e"
+    out.mkdir()
+    told = export.run({"student": R18}, {"pretrain": tmp_path}, out, silent)
+    assert told["coverage"] == 1
+    assert not any("peer" in k for k in torch.load(out / "backbone.pth", weights_only=True))
+
+
+def test_a_cache_of_a_share_holds_its_rows_alone(stages: dict[str, Path], with_maps: Path):
+    opened, whole = open_cache(with_maps), open_cache(stages["cache"])
+    views = open_views(stages["views"])
+    rows = np.sort(subset(IMAGES, 0.5, 0))[[0, 3, 7]] * views.views + 1
+    np.testing.assert_array_equal(opened.rows(rows), whole.rows(rows))
+    assert len(opened) == IMAGES  # half of the images in two views
+    assert opened.rows(rows, "maps.s16").shape == (3, 112, 2, 2)
+    assert list(opened.extras) == ["maps.s16"]
+    other = np.setdiff1d(np.arange(IMAGES), subset(IMAGES, 0.5, 0))[:1] * views.views
+    with pytest.raises(KdepError, match="is not in the cache"):
+        opened.rows(other)
+
+
+def test_the_temperature_of_ctkd_rises_against_the_student(stages: dict[str, Path], tmp_path: Path):
+    _, state = pretrain(tmp_path, stages, page("ctkd"), budget=SHORT | {"epochs": 10})
+    assert float(state["objective.theta"]) != 1.0
+
+
+def test_a_chain_is_taught_by_the_very_student_that_was_exported(
+    stages: dict[str, Path], tmp_path: Path
+):
+    """Logit KD -> assistant -> logit KD, or its feature: files, hashes and logits agree."""
+    ta = {"student": R18, "method": page("logit_kd"), "epochs": None}
+    config = assistant_of({"name": "takd", "teacher": ta})
+    assert config is not None
+    assert config["has_logits"]
+    pretrain(tmp_path / "ta", stages, page("logit_kd"), student=R18, budget=SHORT)
+    (tmp_path / "e").mkdir()
+    made = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
+    hop = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e")
+    told = {k: v for k, v in config.items() if k != "card"}
+    for folder in ("c", "a"):
+        (tmp_path / folder).mkdir()
+    filled = cache.run(dict(teacher=told, outputs=["logits"]), hop, tmp_path / "c", silent)
+    assert filled["teacher"]["export"] == made["checksum"]
+    hop["cache"] = tmp_path / "c"
+    teacher = build_teacher(read_json(tmp_path / "c/cache.json")["config"])
+    v = open_views(stages["views"])
+    pixels = torch.from_numpy(np.array(v.pixels[:4])).permute(0, 3, 1, 2)
+    state = torch.load(tmp_path / "ta/student.pth", weights_only=True)
+    logits = teacher(pixels).logits
+    assert logits is not None
+    assert logits.shape[1] == len(state["objective.head.bias"])
+    outputs, _ = pretrain(tmp_path / "s", hop, page("takd"), student=R18, budget=SHORT)
+    assert outputs["cache_check"]["rows"] > 0
+    same = page("identity")  # so little data leaves the assistant's feature a rank below 32
+    fit = dict(width=32, share=1.0, share_seed=0, align=same["align"])
+    align.run(fit, hop, tmp_path / "a", silent)
+    hop["align"] = tmp_path / "a"
+    regressed, _ = pretrain(tmp_path / "k", hop, same, student=R18, budget=SHORT)
+    assert regressed["target_energy"] > 0
+    # An assistant without a head cannot teach by logits, and says so.
+    headless = {**told, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
+    with pytest.raises(KdepError, match="without a linear head"):
+        build_teacher(headless)
+    with pytest.raises(KdepError, match="has no weights"):
+        build_teacher(told)
