@@ -140,7 +140,12 @@ class Gate(Part):
 
 
 class Cost(Part):
-    """What the cell cost. Wall seconds; `cache_s` fills the cache for the share's images."""
+    """What the cell cost. Wall seconds; `cache_s` fills the cache for the share's images.
+
+    Pre-training and cache include those of an arm that made the teacher. `extra_parameters` are
+    trained or kept beside the student and dropped at export; `teacher_forwards` counts passes of
+    every other network: cache rows of the share, live teachers, peers, averages.
+    """
 
     pretrain_s: Amount | None = None
     cache_s: Amount | None = None
@@ -149,6 +154,8 @@ class Cost(Part):
     images_per_s: Amount | None = None
     cache_bytes: Count | None = None
     peak_memory_bytes: Count | None = None
+    extra_parameters: Count | None = None
+    teacher_forwards: Count | None = None
     device: Text | None = None
     threads: Count | None = None
 

@@ -236,25 +236,41 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
     """
 
     def wall(kind: str) -> float | None:
-        record = found.get(kind)
-        if not record or not timed:
+        """Of this arm's stage, and of those of the arms that made its teacher."""
+        said = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
+        mine = [r for one, r in found.items() if one.rpartition(".")[2] == kind]
+        if not mine or not timed or any(r is None for r in mine):
             return None
-        said = record["outputs"].get({"cache": "fill_s", "pretrain": "train_s"}.get(kind, ""))
-        return max(record["wall_s"], said or 0.0)
+        seconds = [max(r["wall_s"], r["outputs"].get(said) or 0.0) * part(r) for r in mine if r]
+        return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
-    cache, pretrain, transfer = wall("cache"), found.get("pretrain"), found.get("transfer")
-    size = _outputs(found, "cache").get("bytes")
+    def part(record: Json) -> float:
+        """The part of a stage that this cell's share needs: less than all of a fuller cache."""
+        if "teacher" not in record["spec"] or record["kind"] != "cache":
+            return 1.0
+        return cell.share / record["spec"].get("share", 1.0)
+
+    def caches(what: str) -> float | None:
+        mine = [r for one, r in found.items() if r and one.rpartition(".")[2] == "cache"]
+        got = [r["outputs"].get(what) for r in mine]
+        return sum(g * part(r) for g, r in zip(got, mine, strict=True) if g) if any(got) else None
+
+    pretrain, transfer = found.get("pretrain"), found.get("transfer")
+    size, told = caches("bytes"), _outputs(found, "pretrain")
     last = transfer or pretrain
     given = cell.method.get("weights") is not None
     peaks = [r["peak_rss"] for r in (pretrain, transfer) if r]
+    extra = told.get("extra_forwards")  # absent in runs that did not count them
     return {
         "pretrain_s": None if given else wall("pretrain"),
-        "cache_s": None if cache is None else round(cache * cell.share, 3),
+        "cache_s": wall("cache"),
         "align_s": wall("align"),
         "transfer_s": wall("transfer"),
-        "images_per_s": _outputs(found, "pretrain").get("images_per_s") if timed else None,
-        "cache_bytes": None if size is None else round(size * cell.share),
+        "images_per_s": told.get("images_per_s") if timed else None,
+        "cache_bytes": None if size is None else round(size),
         "peak_memory_bytes": max(peaks, default=None),
+        "extra_parameters": told.get("extra_parameters"),
+        "teacher_forwards": None if extra is None else round(extra + (caches("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,
         "threads": last["environment"].get("threads") if last else None,
     }

@@ -10,9 +10,9 @@ from test_suite_config import build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
-from kdep_bench.suite.collect import CURVE_POINTS, _teacher, collect
+from kdep_bench.suite.collect import CURVE_POINTS, _cost, _teacher, collect
 from kdep_bench.suite.config import load_suite
-from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.plan import Cell, build_plan
 
 
 def world(tmp_path: Path, **change):
@@ -165,3 +165,33 @@ def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage()
     assert said["top1"] == 0.751
     assert "reported" in said["top1_source"]
     assert not any("top1_of" in str(s.spec) for s in build_plan(suite).stages.values())
+
+
+def test_an_arm_pays_for_the_arm_that_made_its_teacher():
+    def stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
+        return {
+            "kind": kind,
+            "wall_s": wall,
+            "spec": spec or {},
+            "outputs": outputs,
+            "peak_rss": 5,
+            "environment": {"device": "cpu", "threads": 1},
+        }
+
+    whole, part = {"teacher": {}}, {"teacher": {}, "share": 0.1}
+    found = {
+        "pretrain": stage("pretrain", 10.0, extra_forwards=7, extra_parameters=3),
+        "cache": stage("cache", 4.0, part, bytes=100, forwards=20),
+        "teacher.pretrain": stage("pretrain", 30.0),
+        "teacher.cache": stage("cache", 50.0, whole, bytes=1000, forwards=200),
+        "transfer": stage("transfer", 1.0),
+    }
+    cell = Cell({}, {}, None, {}, 0.1, 0, 0, {})
+    cost = _cost(cell, found, True)
+    assert cost["pretrain_s"] == 40.0
+    assert cost["cache_s"] == 4.0 + 5.0  # all of the share's cache, a tenth of the whole one
+    assert cost["cache_bytes"] == 200
+    assert cost["teacher_forwards"] == 7 + 20 + 20
+    assert cost["extra_parameters"] == 3
+    del found["pretrain"]["outputs"]["extra_forwards"]
+    assert _cost(cell, found, True)["teacher_forwards"] is None
