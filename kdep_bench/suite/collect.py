@@ -215,7 +215,7 @@ def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
         "width": said.get("width", cell.teacher.get("width")),
         "flops": said.get("flops"),
         "top1": card.get("top1"),
-        "top1_source": card.get("top1_of", ""),
+        "top1_source": card.get("top1_source", ""),
     }
 
 

@@ -164,7 +164,7 @@ def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage()
     assert said is not None
     assert said["top1"] == 0.751
     assert "reported" in said["top1_source"]
-    assert not any("top1_of" in str(s.spec) for s in build_plan(suite).stages.values())
+    assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
 
 
 def test_an_arm_pays_for_the_arm_that_made_its_teacher():
