@@ -4,9 +4,9 @@ One record is one JSON file. Metrics are fractions (0..1); tables show them x100
 seconds, sizes bytes, resolutions pixels. Text fields take any characters and lengths up to
 `TEXT_LIMIT`, because a hostile name has to be *shown*, as text, rather than break the report.
 
-Schemas. 1: the first. 2: the teacher's reported accuracy, `teacher.top1` and `top1_source`; a
-record of schema 1 is read as one of 2 that does not know it. A file keeps the schema it was written
-in until its stage is collected again.
+Schemas. 1: the first. 2: the teacher's reported accuracy, `teacher.top1` and `top1_source`, and
+`cost.extra_parameters` and `teacher_forwards`; a record of schema 1 is read as one of 2 that does
+not know them. A file keeps the schema it was written in until its stage is collected again.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ def _without_new(value: dict) -> dict:
     if out["teacher"]:
         assert out["teacher"].pop("top1", None) is None
         assert out["teacher"].pop("top1_source", "") == ""
+    for key in ("extra_parameters", "teacher_forwards"):
+        assert out["cost"].pop(key, None) is None
     return out
 
 
