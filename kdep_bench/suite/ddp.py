@@ -63,7 +63,8 @@ def launch(
     room.mkdir()
     stage = asdict(order.stage) | {"nodes": nodes, "rooms": list(order.stage.rooms)}
     paths = {role: str(path) for role, path in inputs.items()}
-    write_json(room / _ORDER, {"stage": stage, "inputs": paths, "out": str(out)})
+    order_file = {"stage": stage, "inputs": paths, "out": str(out), "sys_path": sys.path}
+    write_json(room / _ORDER, order_file)
     code = _watch(_command(room, nodes, processes, order.stage.cpus), room, progress)
     fault, ranks = _read(room / _FAULT), sorted(room.glob("rank-*.json"))
     if code or fault or len(ranks) != nodes * processes:
@@ -168,6 +169,8 @@ def rank(room: Path) -> None:
     # SIGTERM ends a rank at once: a handler would not run while it waits in a collective.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     order = read_json(room / _ORDER)
+    # A fork server's environment is that of its start: what this stage can import, its ranks can.
+    sys.path.extend(p for p in order["sys_path"] if p not in sys.path)
     stage, me = order["stage"], int(os.environ["RANK"])
     try:
         worker.set_threads(stage["cpus"])

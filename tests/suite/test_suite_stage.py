@@ -278,9 +278,7 @@ def ddp(**spec) -> Plan:
 
 
 @pytest.mark.slow
-def test_two_gloo_processes_through_the_pool(tmp_path, monkeypatch):
-    more = os.pathsep.join([str(HERE.parent / "cluster"), str(HERE)])
-    monkeypatch.setenv("PYTHONPATH", more)
+def test_two_gloo_processes_through_the_pool(tmp_path):
     plan = ddp()
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok, outcome.failed
