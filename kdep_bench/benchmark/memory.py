@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from kdep_bench.features.transform import Moments
 
 
 def peak() -> int:
-    """Largest resident memory of this process so far, bytes (Linux counts kibibytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident memory of this process so far, bytes. Not ru_maxrss, which a process takes
+    over from the one that started it."""
+    return resident("VmHWM")
 
 
 def resident(what: str = "RssAnon") -> int:
