@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from test_results_tables import BEATS, SCORES, board_of
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import efficiency, leaderboard, text
+from kdep_bench.results import efficiency, leaderboard, plots, text
 from kdep_bench.results import statistics as st
 from kdep_bench.results.claims import (
     FEWEST_TEACHERS,
@@ -338,3 +338,84 @@ def test_a_broken_claim_file_is_a_sentence(tmp_path):
     path.write_text("claims = 1\n")
     with pytest.raises(KdepError, match=r"bad\.py"):
         load_config(path)
+
+
+def _trained(method, score, teacher="", share=1.0, seen=60_000):
+    found = []
+    for t in range(3):
+        f = fields(method, "probe", score + 0.001 * t, transfer=t, share=share)
+        f["id"] += f"-{teacher}-{seen}"
+        f["teacher"] = {"name": teacher, "width": 1280, "flops": 4e8} if teacher else None
+        f["budget"] |= {"images_seen": seen, "epochs": seen / f["data"]["images"], "views": 2}
+        f["cost"] |= {"pretrain_s": seen / 100, "cache_s": 0.0, "align_s": 0.0}
+        found.append(make(f))
+    return found
+
+
+def test_each_teacher_and_share_has_a_line_of_its_own():
+    """lite0 at 10 % reaches the goal with 20,000 images seen, at 100 % with 40,000; lite2 never."""
+    scores = {
+        ("lite0", 0.1): (0.40, 0.50, 0.55),
+        ("lite0", 1.0): (0.30, 0.40, 0.50),
+        ("lite2", 1.0): (0.20, 0.30, 0.40),
+    }
+    seen = (10_000, 20_000, 40_000)
+    records = _trained("supervised", 0.50, seen=80_000)
+    for (teacher, share), line in scores.items():
+        for s, n in zip(line, seen, strict=True):
+            records += _trained("kdep", s, teacher, share, n)
+    board = board_of(records)
+    found = {
+        label: s
+        for label, _, axis, s in efficiency.savings(board, "resnet18_w32")
+        if axis == "images_seen"
+    }
+    times = {label: math.exp(s.estimate.mean) for label, s in found.items()}
+    assert times == pytest.approx(
+        {
+            "kdep · lite0 · 100 % data": 2,
+            "kdep · lite0 · 10 % data": 4,
+            "kdep · lite2 · 100 % data": 2,
+        }
+    )
+    assert [found[n].bound for n in sorted(found)] == ["", "", "at most"]
+    # The claim means the arm at full data that its side picks, and says so.
+    claim = EFFICIENCY | {"axis": "images_seen", "a": {"method": "kdep", "teacher": "lite0"}}
+    assert verdict(records, **claim, at_least=3.0).reason.startswith("kdep · lite0 · 100 % data:")
+    assert verdict(records, **claim, at_least=3.0).verdict == "refuted"
+    claim["a"] = claim["a"] | {"share": 0.1}
+    assert verdict(records, **claim, at_least=3.0).verdict == "supported"
+
+
+def test_on_the_axis_of_images_shares_are_the_points_of_a_line_of_equal_compute():
+    records = _trained("supervised", 0.50, seen=20_000)
+    for share, scores in ((0.1, (0.30, 0.50)), (1.0, (0.40, 0.60))):
+        for s, n in zip(scores, (10_000, 20_000), strict=True):
+            records += _trained("kdep", s, "lite0", share, n)
+    board = board_of(records)
+    arms = [a for a in board.arms if a.method == "kdep"]
+    lines = efficiency.lines_of(board, arms, "images")
+    assert {name: [a.share for a in some] for name, some in lines.items()} == {
+        "kdep · 0.02 M images seen": [1.0, 0.1],
+        "kdep · 0.01 M images seen": [1.0, 0.1],
+    }
+    found = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    least = found["kdep · 0.02 M images seen", "images"]
+    assert math.exp(least.estimate.mean) == pytest.approx(10)  # the tenth has the score at once
+
+
+def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
+    records = _trained("supervised", 0.5) + _trained("supervised", 0.6, seen=80_000)
+    for i in range(3):
+        for share in (0.01, 0.1, 1.0):
+            for n in (10_000, 20_000):
+                records += _trained("kdep", 0.3 + 1e-6 * n, f"teacher{i}", share, n)
+    view = leaderboard.make_view(board_of(records))
+    drawn = {p.name: p for p in plots.draw(view, [])}
+    charts = [n for n in drawn if n.startswith("efficiency-0-images_seen")]
+    assert charts == [f"efficiency-0-images_seen-{i}" for i in range(3)]
+    for i, name in enumerate(charts):
+        assert drawn[name].caption.endswith(f" · teacher{i}")
+        for line in ("supervised", *(f"kdep · teacher{i} · {s} % data" for s in (1, 10, 100))):
+            assert line in drawn[name].svg
+        assert f"teacher{(i + 1) % 3}" not in drawn[name].svg
