@@ -1,50 +1,14 @@
 """COCO 2017 detection, Faster R-CNN FPN (for MobileNetV2).
 
-118,287 training images, scored on val2017.
-
-CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, rate 0.02, 90,000 steps with x0.1 at 60,000 and
-80,000, Faster R-CNN FPN, SyncBN in every BatchNorm.
-
-Departures: mmdet's Faster R-CNN in place of Detectron2's; every run has its own seed; the
-normalisation is the backbone's own. The facts state no sizes and no warm-up: short edges of 640 to
-800 in training and 800 in testing and 1000 steps of linear warm-up are usual for this detector.
-Crowd regions neither train nor count.
+Recipe and departures: configs/_base_/tasks/coco.py; the detector:
+configs/_base_/models/faster_rcnn_fpn.py.
 """
 
 from mmengine.config import read_base
 
 with read_base():
     from .._base_.models.faster_rcnn_fpn import model
+    from .._base_.tasks.coco import task
 
-task = dict(
-    type="kdep_bench.transfer.full_detection.OfficialDetection",
-    name="coco_fpn",
-    family="detection",
-    version=1,
-    split="val2017",
-    metric="bbox_mAP",
-    direction="max",
-    chance=0.0,
-    recipe=dict(
-        set="coco",
-        head="fpn",
-        model=model,
-        scales=(640, 672, 704, 736, 768, 800),
-        test_scale=800,
-        long_edge=1333,
-        iters=90000,
-        steps=(60 / 90, 80 / 90),
-        batch=16,
-        test_batch=2,
-        lr=0.02,
-        head_lr_mult=1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        clip_norm=None,
-        warmup=1000,
-        frozen_stages=-1,
-        norm_eval=False,
-        sync_bn=True,
-        workers=4,
-    ),
-)
+task.update(name="coco_fpn")
+task["recipe"].update(head="fpn", model=model)

@@ -4,95 +4,16 @@ Stages 1-3 feed the RPN at stride 16; the RoI head's shared stage 4, and what de
 student's widths and the class count, are filled in by the task.
 """
 
-model = dict(
-    type="FasterRCNN",
-    data_preprocessor=dict(type="DetDataPreprocessor", pad_size_divisor=32),
-    rpn_head=dict(
-        type="RPNHead",
-        in_channels=256,
-        feat_channels=512,
-        anchor_generator=dict(
-            type="AnchorGenerator", scales=[2, 4, 8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[16]
-        ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
-        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
-    ),
-    roi_head=dict(
-        type="StandardRoIHead",
-        bbox_roi_extractor=dict(
-            type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
-            out_channels=256,
-            featmap_strides=[16],
-        ),
-        bbox_head=dict(
-            type="BBoxHead",
-            with_avg_pool=True,
-            in_channels=512,
-            roi_feat_size=7,
-            bbox_coder=dict(
-                type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
-            ),
-            reg_class_agnostic=False,
-            loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-            loss_bbox=dict(type="L1Loss", loss_weight=1.0),
-        ),
-    ),
-    train_cfg=dict(
-        rpn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.7,
-                neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(
-                type="RandomSampler",
-                num=256,
-                pos_fraction=0.5,
-                neg_pos_ub=-1,
-                add_gt_as_proposals=False,
-            ),
-            allowed_border=-1,
-            pos_weight=-1,
-            debug=False,
-        ),
-        rpn_proposal=dict(
-            nms_pre=12000,
-            max_per_img=2000,
-            nms=dict(type="nms", iou_threshold=0.7),
-            min_bbox_size=0,
-        ),
-        rcnn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.5,
-                neg_iou_thr=0.5,
-                min_pos_iou=0.5,
-                match_low_quality=False,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(
-                type="RandomSampler",
-                num=512,
-                pos_fraction=0.25,
-                neg_pos_ub=-1,
-                add_gt_as_proposals=True,
-            ),
-            pos_weight=-1,
-            debug=False,
-        ),
-    ),
-    test_cfg=dict(
-        rpn=dict(
-            nms_pre=6000,
-            max_per_img=1000,
-            nms=dict(type="nms", iou_threshold=0.7),
-            min_bbox_size=0,
-        ),
-        rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
-    ),
-)
+from mmengine.config import read_base
+
+with read_base():
+    from .faster_rcnn import model
+
+model["rpn_head"].update(in_channels=256, feat_channels=512)
+model["rpn_head"]["anchor_generator"].update(scales=[2, 4, 8, 16, 32], strides=[16])
+extractor = model["roi_head"]["bbox_roi_extractor"]
+extractor.update(out_channels=256, featmap_strides=[16])
+extractor["roi_layer"].update(output_size=14)
+model["roi_head"]["bbox_head"].update(type="BBoxHead", with_avg_pool=True, in_channels=512)
+model["train_cfg"]["rpn_proposal"].update(nms_pre=12000, max_per_img=2000)
+model["test_cfg"]["rpn"].update(nms_pre=6000, max_per_img=1000)

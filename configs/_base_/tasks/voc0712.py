@@ -1,0 +1,43 @@
+"""PASCAL VOC 07+12 detection; the detector is the task's.
+
+16,551 training images, scored on 07 test.
+
+CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, rate 0.02, 18,000 steps with x0.1 at 12,000 and
+16,000, SyncBN in every BatchNorm.
+
+Departures: mmdet's Faster R-CNN in place of Detectron2's; every run has its own seed; the
+normalisation is the backbone's own. The facts state no sizes and no warm-up: short edges of 480 to
+800 in training and 800 in testing and 100 steps of linear warm-up are usual for this detector. The
+score is the mean of the 11-point AP over IoU 0.50:0.05:0.95; difficult objects neither train nor
+count.
+"""
+
+task = dict(
+    type="kdep_bench.transfer.full_detection.OfficialDetection",
+    family="detection",
+    version=1,
+    split="test",
+    metric="AP",
+    direction="max",
+    chance=0.0,
+    recipe=dict(
+        set="voc",
+        scales=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        test_scale=800,
+        long_edge=1333,
+        iters=18000,
+        steps=(12 / 18, 16 / 18),
+        batch=16,
+        test_batch=2,
+        lr=0.02,
+        head_lr_mult=1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip_norm=None,
+        warmup=100,
+        frozen_stages=-1,
+        norm_eval=False,
+        sync_bn=True,
+        workers=4,
+    ),
+)
