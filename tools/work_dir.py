@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""List, size and prune the stage directories of a work dir.
+"""List, size and prune the stage directories of a work dir, and what runs on a cluster left.
 
 python tools/work_dir.py                      # what is there, how big, and what keeps it
 python tools/work_dir.py pocket smoke --gc    # what would go
 python tools/work_dir.py pocket smoke --gc --delete
 
 Kept: what a record in results/*/records cites, what a named suite plans, what those were made from,
-and what is running. Without --delete nothing is removed.
+and what is running or queued. Without --delete nothing is removed.
 """
 
 from __future__ import annotations
@@ -72,17 +72,14 @@ def _run(args: argparse.Namespace) -> int:
         chosen = hygiene.prunable(entries, bool(cited or planned))
     print(hygiene.as_json(chosen) if args.json else hygiene.table(chosen))
     out = sys.stderr if args.json else sys.stdout
-    total = hygiene.size_text(sum(e.bytes for e in entries))
-    print(f"{work}: {len(entries)} stage directories, {total}", file=out)
+    print(f"{work}: {hygiene.counted(entries)}", file=out)
     if not args.gc:
         return 0
-    size = hygiene.size_text(sum(e.bytes for e in chosen))
     if not args.delete:
-        print(f"{len(chosen)} kept by nothing, {size}; --delete removes them", file=out)
+        print(f"kept by nothing: {hygiene.counted(chosen)}; --delete removes them", file=out)
         return 0
     gone = [e for e in chosen if hygiene.remove(work, e)]
-    freed = hygiene.size_text(sum(e.bytes for e in gone))
-    print(f"removed {len(gone)} stage directories, {freed}", file=out)
+    print(f"removed {hygiene.counted(gone)}", file=out)
     for e in chosen:
         if e not in gone:
             print(f"left {e.id}: a process has taken it meanwhile", file=out)

@@ -34,7 +34,7 @@ from kdep_bench.suite.plan import Plan, Stage
 from kdep_bench.suite.progress import Silent, View
 from kdep_bench.suite.stage import NOTICE, write_plan
 
-ROOM = ".cluster"
+ROOM, RUN = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 WIDE = 4  # cores asked for a stage that takes all of one machine; runtime.cpus says otherwise
 SHORT = 120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
@@ -107,6 +107,11 @@ def queued(work: Path) -> dict[str, list[str]]:
         if name.startswith(prefix(work)):  # the plugin's comment: rule_stage_wildcards_<id>
             out.setdefault(comment.partition("_wildcards_")[2], []).append(job)
     return out
+
+
+def run_lock(room: Path) -> StageLock:
+    """What the coordinating process of a run holds as long as it lives."""
+    return StageLock(room, "run")
 
 
 def row(stage: Stage, options: Options, before: Sequence[str] = ()) -> dict[str, Any]:
@@ -187,6 +192,8 @@ class _Run:
         home = self.work / ROOM
         home.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f"{self.plan.name}-", dir=home))
+        lock = run_lock(room)
+        lock.take()
         self._write(room)
         log = room / "snakemake.log"
         self.view.begin(len(self.todo), lambda: sum(self.cost[i] for i in self.todo))
@@ -197,6 +204,7 @@ class _Run:
             self._watch(child)
         finally:
             self.view.end()
+            lock.free()
         self._settle(child.returncode, log)
         if self.outcome.ok:
             shutil.rmtree(room, ignore_errors=True)
@@ -229,11 +237,12 @@ class _Run:
         command += ["--plan", str(room / "plan.json"), "--work-dir", str(self.work)]
         if self.options.here and self.options.gpus:
             command += ["--gpus", ",".join(self.options.gpus)]
-        write_json(room / "suite.json", {"stages": stages, "command": shlex.join(command)})
+        said = {"stages": stages, "command": shlex.join(command), "executor": self.options.executor}
+        write_json(room / RUN, said)
 
     def _arguments(self, room: Path) -> list[str]:
         o = self.options
-        out = ["--snakefile", str(SNAKEFILE), "--configfile", str(room / "suite.json")]
+        out = ["--snakefile", str(SNAKEFILE), "--configfile", str(room / RUN)]
         out += ["--directory", str(room), "--nocolor", "--retries", str(o.retry)]
         out += [] if o.fail_fast else ["--keep-going"]
         if o.here:

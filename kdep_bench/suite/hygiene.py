@@ -1,9 +1,12 @@
-"""What lies in a work dir: stage directories and their sizes, and the pruning of what none cites.
+"""What lies in a work dir: stage directories and cluster runs, their sizes, and their pruning.
 
 A stage is kept when a record below a results folder cites it (its `stages` name the whole chain),
 when a given suite plans it, when a kept stage was made from it, or while a process has it. Only
 directories that look like a stage's are ever touched. Records that are set aside
 (`superseded/`) are on no leaderboard and keep nothing.
+
+A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, its jobs' logs) leaves its
+room behind when it did not go well. The room is kept while the run goes on, or jobs of it may.
 """
 
 from __future__ import annotations
@@ -19,20 +22,22 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
-from kdep_bench.suite import state
+from kdep_bench.suite import cluster, state
 from kdep_bench.suite.lock import StageLock
 
 _STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
+_RUN_DIR = re.compile(rf"{re.escape(cluster.ROOM)}/[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stage directory.
+    """One stage directory, or the room of one cluster run.
 
     Attributes:
-        id: its name.
+        id: its path in the work dir.
         bytes: sizes of its files together.
-        state: 'done', 'failed', 'cut' (begun and not finished), 'damaged' or 'running'.
+        state: 'done', 'failed', 'cut' (begun and not finished), 'damaged' or 'running'; of a
+            cluster run 'running', 'queued' (jobs of it are, or may be) or 'ended'.
         finished: when it was done, UTC; '' if it is not.
         needs: ids of the stages it was made from.
         kept_by: why it stays: names of results folders and suites, 'needed by ...', 'running'.
@@ -45,11 +50,15 @@ class Entry:
     needs: tuple[str, ...]
     kept_by: tuple[str, ...] = ()
 
+    @property
+    def is_run(self) -> bool:
+        return _RUN_DIR.fullmatch(self.id) is not None
+
 
 def survey(
     work: Path, cited: Mapping[str, Iterable[str]], planned: Mapping[str, Iterable[str]]
 ) -> list[Entry]:
-    """Every stage directory in `work`, largest first, with who keeps it.
+    """Every stage directory and cluster run in `work`, largest first, with who keeps it.
 
     Args:
         cited: stage id -> names of the results folders whose records cite it; see `citations`.
@@ -78,6 +87,7 @@ def survey(
                 todo.append(up)
     entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
                for i, e in found.items()]  # fmt: skip
+    entries += _runs(work)
     return sorted(entries, key=lambda e: (-e.bytes, e.id))
 
 
@@ -98,6 +108,38 @@ def _look(work: Path, one: str) -> Entry:
     if StageLock(work, one).held_elsewhere():
         how = "running"
     return Entry(one, size_of(out), how, finished, needs)
+
+
+def _runs(work: Path) -> list[Entry]:
+    """The rooms of cluster runs."""
+    out = []
+    queue = cluster.queued(work) if shutil.which("squeue") else None
+    for room in sorted((work / cluster.ROOM).glob("*")):
+        one = room.relative_to(work).as_posix()
+        if room.is_dir() and not room.is_symlink() and _RUN_DIR.fullmatch(one):
+            how, why = _look_run(work, room, queue)
+            out.append(Entry(one, size_of(room), how, "", (), (why,) if why else ()))
+    return out
+
+
+def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
+    """(state, what keeps it) of a run's room. `queue`: jobs by stage; None where none is seen."""
+    if cluster.run_lock(room).held_elsewhere():
+        return "running", "running"
+    try:
+        said = read_json(room / cluster.RUN)
+        stages, executor = list(said["stages"]), said.get("executor")
+    except (KdepError, KeyError, TypeError, AttributeError):
+        return "ended", ""  # cut before it had submitted anything
+    if any(StageLock(work, i).held_elsewhere() for i in stages):
+        return "running", "a stage of it is running"
+    jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
+    if jobs:
+        return "queued", f"Slurm's jobs {', '.join(jobs)}"
+    blind = executor != "snakemake-local" and (executor != "slurm" or queue is None)
+    if blind and not all((work / i / state.STAGE).exists() for i in stages):
+        return "queued", "jobs of it may be queued where this machine cannot look"
+    return "ended", ""
 
 
 def size_of(folder: Path) -> int:
@@ -146,12 +188,15 @@ def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
 
 
 def remove(work: Path, entry: Entry) -> bool:
-    """Deletes one stage directory under its lock; False where a process has taken it meanwhile.
+    """Deletes one entry under its lock; False where a process has taken it meanwhile.
 
     stage.json goes first: a removal that is cut leaves a stage that is not done.
     """
-    out, lock = work / entry.id, StageLock(work, entry.id)
-    if not _STAGE_DIR.fullmatch(entry.id) or out.parent != work or not lock.take():
+    out = work / entry.id
+    if not (entry.is_run or _STAGE_DIR.fullmatch(entry.id)) or not out.is_dir():
+        return False
+    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, entry.id)
+    if not lock.take():
         return False
     try:
         (out / state.STAGE).unlink(missing_ok=True)
@@ -168,6 +213,15 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def counted(entries: Iterable[Entry]) -> str:
+    """'3 stage directories, 1.2 GB', with the cluster runs where there are any."""
+    entries = list(entries)
+    runs = sum(e.is_run for e in entries)
+    said = f"{len(entries) - runs} stage directories"
+    said += f" and {runs} cluster runs" if runs else ""
+    return f"{said}, {size_text(sum(e.bytes for e in entries))}"
 
 
 def table(entries: Iterable[Entry]) -> str:

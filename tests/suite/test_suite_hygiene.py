@@ -13,7 +13,7 @@ import suite_fakes as fakes
 from test_suite_collect import world
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import hygiene, state
+from kdep_bench.suite import cluster, hygiene, state
 from kdep_bench.suite.collect import collect
 from kdep_bench.suite.lock import StageLock
 
@@ -137,20 +137,86 @@ def test_links_out_of_the_work_dir_are_not_followed(tmp_path):
     assert (outside / "precious").exists()
 
 
+def left_run(work: Path, executor: str, *stages: str) -> Path:
+    """The room of a cluster run as its coordinator leaves it."""
+    room = work / ".cluster" / "toy-ab12_xyz"
+    (room / ".snakemake" / "slurm_logs").mkdir(parents=True)
+    (room / ".snakemake" / "slurm_logs" / "1.log").write_bytes(b"x" * 1000)
+    said = {"stages": dict.fromkeys(stages), "executor": executor}
+    (room / "suite.json").write_text(json.dumps(said))
+    return room
+
+
+def test_a_cluster_run_stays_while_it_or_a_stage_of_it_goes_on(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    room = left_run(tmp_path, "snakemake-local", *plan.stages)
+
+    def look() -> hygiene.Entry:
+        (entry,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.is_run)
+        return entry
+
+    entry = look()
+    assert (entry.state, entry.kept_by, entry.id) == ("ended", (), ".cluster/toy-ab12_xyz")
+    assert entry.bytes == 1000 + (room / "suite.json").stat().st_size
+    for lock in (cluster.run_lock(room), StageLock(tmp_path, fakes.one(plan, "a"))):
+        assert lock.take()
+        assert look().state == "running"
+        assert look().kept_by
+        lock.free()
+    lock = cluster.run_lock(room)
+    assert lock.take()
+    assert not hygiene.remove(tmp_path, entry)  # taken since it was looked at
+    lock.free()
+    assert hygiene.remove(tmp_path, entry)
+    assert not room.exists()
+    assert len(hygiene.survey(tmp_path, {}, {})) == len(plan.stages)
+
+
+@pytest.mark.parametrize("executor", ["slurm", "kubernetes"])
+def test_a_cluster_run_whose_queue_is_out_of_sight_stays_until_its_stages_are_done(
+    tmp_path, monkeypatch, executor
+):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    plan = fakes.diamond()
+    left_run(tmp_path, executor, *plan.stages)
+    (entry,) = hygiene.survey(tmp_path, {}, {})
+    assert entry.state == "queued"
+    assert "where this machine cannot look" in entry.kept_by[0]
+    assert hygiene.prunable([entry], True) == []
+    for one in plan.stages:
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "stage.json").write_text("{}")
+    entries = hygiene.survey(tmp_path, {}, {i: ["toy"] for i in plan.stages})
+    assert [e.id for e in hygiene.prunable(entries, True)] == [entry.id]
+
+
+def test_a_link_is_no_cluster_run(tmp_path):
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    outside.mkdir()
+    (work / ".cluster").mkdir(parents=True)
+    (work / ".cluster" / "toy-ab12_xyz").symlink_to(outside)
+    assert hygiene.survey(work, {}, {}) == []
+
+
 def test_the_command_is_dry_unless_told(tmp_path):
     work, old = tmp_path / "w", "make-old-0123456789ab"
     (work / old).mkdir(parents=True)
     (work / old / "big.bin").write_bytes(b"x" * 12345)
     said = tool("--work-dir", str(work))
     assert "12.3 kB" in said.stdout
-    assert "1 stage directories" in said.stdout
+    assert "1 stage directories, 12.3 kB" in said.stdout
+    left_run(work, "snakemake-local", old)
+    assert "1 stage directories and 1 cluster runs" in tool("--work-dir", str(work)).stdout
     dry = tool("smoke", "--work-dir", str(work), "--gc")
-    assert "1 kept by nothing, 12.3 kB; --delete removes them" in dry.stdout
+    both = "1 stage directories and 1 cluster runs, 13.4 kB"
+    assert f"kept by nothing: {both}; --delete removes them" in dry.stdout
     assert (work / old).exists()
     assert json.loads(tool("--work-dir", str(work), "--json").stdout)[0]["id"] == old
     done = tool("smoke", "--work-dir", str(work), "--gc", "--delete")
-    assert "removed 1 stage directories, 12.3 kB" in done.stdout
+    assert f"removed {both}" in done.stdout
     assert not (work / old).exists()
+    assert list((work / ".cluster").iterdir()) == []
     assert tool("--work-dir", str(tmp_path / "none")).returncode == 2
 
 
