@@ -362,6 +362,11 @@ def _efficiency(
     ]
     if _holes(board, [goal], columns):
         return _untestable(claim, student, f"{_name(claim.b)} has holes", scope)
+    lines = efficiency.lines_of(board, curve, claim.axis)
+    line = ""
+    if len(lines) > 1:  # of several teachers or shares: the line of the arm that the side means
+        meant = _pick(board, student, claim.a)
+        line, curve = next(((n, some) for n, some in lines.items() if meant in some), ("", []))
     found = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
     if found is None:
         why = f"the curve of {_name(claim.a)} over {claim.axis} needs two complete points or more"
@@ -370,6 +375,7 @@ def _efficiency(
     goal_log = math.log(claim.at_least)
     ruling = _rule(est.low, est.high, goal_log)
     reason = f"{found.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
+    reason = f"{line}: {reason}" if line else reason
     if found.at_least and found.at_most:
         ruling, reason = "undecided", "some seeds reach the score at once, others never"
     elif found.at_least and ruling == "refuted":

@@ -1,4 +1,4 @@
-"""Score against budget, and how much less of a budget one method needs for another's score."""
+"""Score against budget, and how much less of a budget one line needs for another's score."""
 
 from __future__ import annotations
 
@@ -129,9 +129,50 @@ def reaches(
     return found
 
 
+def lines_of(board: Board, arms: Sequence[ArmKey], axis: Axis) -> dict[str, list[ArmKey]]:
+    """Label -> the arms of one line on `axis`: one method under one teacher, at one share.
+
+    On the axis of images the shares are the line's points, and what is held is the number of images
+    seen. Where no line of a method would have two points so, its shares are points of one line. The
+    label names the method, and what tells the line from the method's others.
+    """
+    found: dict[str, list[ArmKey]] = {}
+    for method in sorted({a.method for a in arms}):
+        mine = [a for a in arms if a.method == method]
+        parts = _parts(board, mine, axis)
+        teachers = {teacher for teacher, _ in parts}
+        for (teacher, held), some in sorted(parts.items(), key=_line_order):
+            extra = [teacher or "no teacher"] if len(teachers) > 1 else []
+            if held is not None and len({h for _, h in parts}) > 1:
+                shown = f"{held / 1e6:.3g} M images seen"
+                extra.append(shown if axis == "images" else f"{100 * held:g} % data")
+            found[" · ".join([method, *extra])] = some
+    return found
+
+
+def _parts(
+    board: Board, arms: Sequence[ArmKey], axis: Axis
+) -> dict[tuple[str, float | None], list[ArmKey]]:
+    """One method's arms by (teacher, what is held); None is held where shares are the points."""
+    fine: dict[tuple[str, float | None], list[ArmKey]] = {}
+    whole: dict[tuple[str, float | None], list[ArmKey]] = {}
+    for a in arms:
+        held = amount(board, a, "images_seen") if axis == "images" else a.share
+        fine.setdefault((a.teacher, held), []).append(a)
+        whole.setdefault((a.teacher, None), []).append(a)
+    amounts = {a: amount(board, a, axis) for a in arms}
+    lines = any(len({amounts[a] for a in some} - {None}) > 1 for some in fine.values())
+    return fine if lines else whole
+
+
+def _line_order(part: tuple[tuple[str, float | None], list[ArmKey]]) -> tuple[str, float]:
+    (teacher, held), _ = part
+    return teacher, -(held or 0.0)
+
+
 def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]]:
-    """(method, the arm whose score it reaches, axis, saving) of every method with a curve, over
-    all of the student's tasks, against supervised pre-training at its largest budget."""
+    """(line, the arm whose score it reaches, axis, saving) of every line of two points or more,
+    over all of the student's tasks, against supervised pre-training at its largest budget."""
     columns = columns_of(board, student)
     whole = complete_rows(board, student)
     goals = [a for a in whole if a.method == "supervised"]
@@ -140,11 +181,12 @@ def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]
     goal = max(goals, key=lambda a: (a.share, a.epochs or 0.0, a.teacher))
     found = []
     for method in sorted({a.method for a in whole} - {goal.method}):
-        curve = [a for a in whole if a.method == method]
+        mine = [a for a in whole if a.method == method]
         for axis in AXES:
-            got = saving(board, curve, goal, columns, axis)
-            if got is not None:
-                found.append((method, goal, axis, got))
+            for label, curve in lines_of(board, mine, axis).items():
+                got = saving(board, curve, goal, columns, axis)
+                if got is not None:
+                    found.append((label, goal, axis, got))
     return found
 
 

@@ -110,35 +110,64 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
 
 
 def _efficiency(view: View, student: str, index: int) -> list[Plot]:
-    """Score (mean over the tasks) against each budget, where a method was tried at several."""
+    """Score (mean over the tasks) against each budget, where a method was tried at several.
+
+    More lines than a chart holds go into one chart a teacher.
+    """
     board = view.board
     columns = compare.columns_of(board, student)
-    colour = colours(view)
+    colour = {a.method: n for a, n in colours(view).items()}
     found = []
     for axis, label in efficiency.AXES.items():
-        series: dict[str, list[tuple[float, st.Estimate, int]]] = defaultdict(list)
+        points: dict[ArmKey, tuple[float, st.Estimate]] = {}
         for arm in compare.complete_rows(board, student):
             x = efficiency.amount(board, arm, axis)
             values = st.mean_over([board.values(arm, c) for c in columns])
             if x and values:
-                series[arm.method].append((x, st.estimate(values), colour[arm]))
-        if not any(len({p[0] for p in points}) > 1 for points in series.values()):
+                points[arm] = x, st.estimate(values)
+        whole = efficiency.lines_of(board, list(points), axis)
+        if not any(len({points[a][0] for a in arms}) > 1 for arms in whole.values()):
             continue
-        drawn = []
-        for method, points in sorted(series.items()):
-            points.sort(key=lambda p: p[0])
-            line = [(x, 100 * e.mean) for x, e, _ in points]
-            band = [
-                (x, 100 * e.low, 100 * e.high)
-                for x, e, _ in points
-                if e.low is not None and e.high is not None
-            ]
-            drawn.append(Line(text.plain(method, 40), line, points[0][2], band, marks=True))
-        caption = f"Score against {label}{_owner(view, student)}"
-        unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
-        svg = lines(drawn[:MOST_LINES], caption, unit, f"mean of {len(columns)} tasks x100", True)
-        found.append(Plot(f"efficiency-{index}-{axis}", "efficiency", "", student, caption, svg))
+        for k, (teacher, some) in enumerate(_charts_of(whole)):
+            methods = {name: arms[0].method for name, arms in some.items()}
+            shown = list(some)[:MOST_LINES]
+            own = {name: colour[methods[name]] for name in shown}
+            if len({*methods.values()}) < len(methods):
+                own = _line_colours(shown, methods, colour)
+            drawn = [_line(n, [points[a] for a in some[n]], own[n]) for n in shown]
+            caption = f"Score against {label}{teacher}{_owner(view, student)}"
+            if len(some) > MOST_LINES:
+                caption += f" ({MOST_LINES} of {len(some)} lines)"
+            unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
+            svg = lines(drawn, caption, unit, f"mean of {len(columns)} tasks x100", True)
+            name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
+            found.append(Plot(name, "efficiency", "", student, caption, svg))
     return found
+
+
+def _charts_of(whole: dict[str, list[ArmKey]]) -> list[tuple[str, dict[str, list[ArmKey]]]]:
+    """(end of the caption, lines) of each chart; lines without a teacher are in every one."""
+    teachers = sorted({arms[0].teacher for arms in whole.values()} - {""})
+    if len(whole) <= MOST_LINES or len(teachers) < 2:
+        return [("", whole)]
+    return [
+        (
+            f" · {text.plain(teacher, 40)}",
+            {name: arms for name, arms in whole.items() if arms[0].teacher in ("", teacher)},
+        )
+        for teacher in teachers
+    ]
+
+
+def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> Line:
+    points = sorted(points, key=lambda p: p[0])
+    band = [
+        (x, 100 * e.low, 100 * e.high)
+        for x, e in points
+        if e.low is not None and e.high is not None
+    ]
+    name = text.plain(label, 60)
+    return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
 
 
 # kdep_bench/transfer/classification.py: the scores a linear probe chose its regularisation by.
