@@ -38,6 +38,7 @@ suite.update(
         "eskd",
         "eskd_teacher",
         "fitnets",
+        "pursuhint",
         "nfd",
         "rkd",
         "similarity",

@@ -10,6 +10,7 @@ mismatch refuses.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,11 +59,13 @@ def run(
     are stored). A teacher that an arm of the suite made comes with the inputs `export` and
     `pretrain` of that arm.
     """
-    config = teacher_config(spec, inputs)
-    teacher = build_teacher(config)
+    config, files = spec["teacher"], arm_files(spec, inputs)
+    teacher = build_teacher({**config, **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
     teacher.to(compute_device())
-    check = known_images(teacher, inputs["prepare"] / "data" / "known")
+    # An arm's student has its own classes, or has seen too little to know the photographs; that it
+    # is the very network that was exported is told by its files.
+    check = None if files else known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
     index = stored_rows(spec, inputs, views)
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
@@ -97,6 +100,8 @@ def run(
         "normalisation": normalisation(teacher),
         "recipe": recipe_hash(views),
     }
+    if files:  # beside this folder, wherever the work dir is moved to
+        manifest["files"] = {k: os.path.relpath(path, out) for k, path in files.items()}
     if index is not None:
         manifest["of"] = views.rows
         np.save(out / INDEX, index)
@@ -122,14 +127,14 @@ def run(
     }
 
 
-def teacher_config(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """The teacher's config, with the files of the arm that made it where an arm did."""
+def arm_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """The files of the arm that made the teacher, by argument; none where no arm did."""
     if "export" not in inputs:
-        return spec["teacher"]
-    files = {"backbone": str(inputs["export"] / "backbone.pth")}
+        return {}
+    files = {"backbone": inputs["export"] / "backbone.pth"}
     if spec["teacher"]["has_logits"]:
-        files["checkpoint"] = str(inputs["pretrain"] / "student.pth")
-    return {**spec["teacher"], **files}
+        files["checkpoint"] = inputs["pretrain"] / "student.pth"
+    return files
 
 
 def stored_rows(

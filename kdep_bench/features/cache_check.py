@@ -148,11 +148,16 @@ def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Te
 
 
 def teacher_of(folder: Path) -> dict[str, Any] | None:
-    """The config of the teacher that filled a cache; None where neither file says."""
-    config = read_json(folder / MANIFEST).get("config")
+    """The config of the teacher that filled a cache; None where neither file says.
+
+    The files of a teacher that an arm made are told relative to the cache's folder.
+    """
+    manifest = read_json(folder / MANIFEST)
+    config = manifest.get("config")
     if config is None and (folder / "stage.json").exists():  # written before manifests told it
         config = read_json(folder / "stage.json")["spec"]["teacher"]
-    return config
+    files = {k: str((folder / path).resolve()) for k, path in manifest.get("files", {}).items()}
+    return config if config is None else {**config, **files}
 
 
 def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:

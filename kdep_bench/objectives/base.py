@@ -30,6 +30,7 @@ ASKS = frozenset(
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps
+        "layer_distances",  # {map: {map: 1 - CKA}} of the teacher's maps among the `levels`
     }
 )
 

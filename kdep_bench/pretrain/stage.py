@@ -16,10 +16,12 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
+from kdep_bench.features.layers import layer_distances
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
 from kdep_bench.objectives.base import Demands, demands
+from kdep_bench.objectives.levels import levels_of
 from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import Teaching, teaching
@@ -227,6 +229,7 @@ def objective_config(
         "target_energy": lambda: probes.get("target_energy"),
         "teacher_energy": lambda: mean_square(lambda f: f, spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
+        "layer_distances": lambda: distances(spec, inputs),
         **taught.facts,
     }
     asked = sorted(wanted.asks - set(objective))
@@ -255,6 +258,20 @@ def target_probes(
         "target_energy": mean_square(told, spec, inputs),
         "std_ratio_after_transform": finite(std_ratio(moments.std)),
     }
+
+
+def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """How far the teacher's maps that the objective names are apart, over the fitting rows."""
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} compares layers of the teacher before training, "
+            f"and a live teacher has said nothing yet",
+            "a cache",
+            "leave out budget.teacher='live'",
+        )
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    return layer_distances(cache, rows, sorted(levels_of(spec["method"]["objective"])))
 
 
 def mean_square(

@@ -15,6 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import check_use, exact_float32, open_head
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_json
+from kdep_bench.objectives.levels import levels_of
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
 FROM_TEACHER = frozenset({"target", "pooled", "logits", "maps", "tokens"})
@@ -100,13 +101,18 @@ def teaching(
             "needs=[...] in the method's config",
             "declare what the objective reads",
         )
-    return cached_teaching(wanted, inputs["cache"], views)
+    return cached_teaching(wanted, levels_of(spec["method"]["objective"]), inputs["cache"], views)
 
 
-def cached_teaching(wanted: frozenset[str], folder: Path, views: Views) -> Teaching:
+def cached_teaching(
+    wanted: frozenset[str], levels: set[str], folder: Path, views: Views
+) -> Teaching:
+    """From the cache in `folder`; of its maps only `levels`, all where none is named."""
     checked = check_use(folder, views)
     cache, px = open_cache(folder), read_json(folder / MANIFEST)["px"]
     names = cache.wanted(wanted)
+    if levels:  # arms share a cache of maps, and each reads its own
+        names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]
     for need in sorted(wanted & {"maps", "tokens"}):
         if not any(n.partition(".")[0] == need for n in names):
             raise KdepError(

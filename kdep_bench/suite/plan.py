@@ -17,6 +17,7 @@ from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
+from kdep_bench.objectives.levels import levels_of
 from kdep_bench.schedules.base import check_heard, check_span, spans
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -275,15 +276,6 @@ def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
             "say so in the method, or choose a label-free teacher",
         )
     check_pair(suite, told["student"], told["method"], base)
-
-
-def levels_of(config: Any) -> set[str]:
-    """Names of the teacher's maps that an objective reads: the values of its `levels`."""
-    if isinstance(config, Mapping):
-        own = config.get("levels")
-        found = set(own.values()) if isinstance(own, Mapping) else set()
-        return found.union(*(levels_of(v) for v in config.values()))
-    return set()
 
 
 def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> None:

@@ -28,6 +28,7 @@ from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
 from kdep_bench.students.backbone import build_backbone
 from kdep_bench.suite.config import Json, names, resolve
+from kdep_bench.teachers.base import TeacherOutput
 from tests.objectives import tiny
 
 TRAINED = [n for n in names("method") if resolve("method", n).get("objective") is not None]
@@ -45,6 +46,8 @@ OTHERS: dict[str, Any] = {
     "norm": None,
     "bias": False,
 }
+# The same of one class, where the value above would not do.
+OTHERS_OF: dict[str, Any] = {"levels of Pursuhint": {"s8": "s16", "s16": "s8"}}
 # Arguments that change no loss, and why.
 SILENT = {"entropy_floor": "says when to warn", "tau of InstanceGraph": "tested by itself"}
 # The same of one method: a target whose root mean square is 1 by construction has no other unit.
@@ -77,7 +80,7 @@ def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
     """What the pre-training stage would tell an objective."""
     feature = fitted(width)[1]
     energy = None if target is None else float(build_target(**target)(feature).square().mean())
-    said = teacher(width)(tiny.batch(2, 0)["images"])
+    said = teacher(width)(tiny.batch(64, 0)["images"])
     return {
         "width": tiny.DS,
         "classes": tiny.CLASSES,
@@ -88,11 +91,18 @@ def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
         "teacher_width": width,
         "teacher_classes": tiny.LOGITS,
         "student_maps": describe(tiny.STUDENT),
+        "layer_distances": distances(said),
         "teacher_maps": {
             k: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
             for k, m in said.maps.items()
         },
     }
+
+
+def distances(said: TeacherOutput) -> dict[str, dict[str, float]]:
+    """1 - CKA of the averaged maps, as `features.layers.layer_distances` of a cache."""
+    means = {k: m.mean((2, 3)) for k, m in said.maps.items()}
+    return {a: {b: 1 - cka(means[a], means[b]) for b in means} for a in means}
 
 
 class Arm:
@@ -101,6 +111,8 @@ class Arm:
     def __init__(self, name: str, folder: Path, objective: Json | None = None) -> None:
         method = resolve("method", name)
         config = copy.deepcopy(objective or method["objective"])
+        if "levels" in config:  # the tiny networks end at stride 16
+            config["levels"] = {k: v for k, v in config["levels"].items() if k != "s32"}
         self.wanted: Demands = demands(config)
         equal = "Identity" in str(method.get("align"))
         self.width, target = tiny.DS if equal else tiny.DT, None
@@ -268,6 +280,8 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
             other = value + 1 if isinstance(value, int) else 1.7 * value + 0.05
             if isinstance(value, float) and 0.9 <= value < 1:
                 other = 0.5
+        elif f"{name} of {kind.__name__}" in OTHERS_OF:
+            other = OTHERS_OF[f"{name} of {kind.__name__}"]
         elif name in OTHERS and OTHERS[name] != value:
             other = OTHERS[name]
         elif hasattr(value, "keys") and "type" in value:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdep_bench import export
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
+from kdep_bench.features.cache_check import teacher_of
 from kdep_bench.features.cache_read import open_cache
-from kdep_bench.files import read_json
+from kdep_bench.files import read_json, write_json
+from kdep_bench.objectives.levels import levels_of
 from kdep_bench.suite.config import resolve
-from kdep_bench.suite.plan import assistant_of, levels_of
+from kdep_bench.suite.plan import assistant_of
 from kdep_bench.teachers.base import build_teacher
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
 from tests.pretrain.test_pretrain import pretrain
@@ -37,17 +41,19 @@ RIVALS = (
     "eskd",
     "nfd",
     "fitnets",
+    "pursuhint",
     "dml",
     "mean_teacher",
 )
+LEVELS = ["maps.s16", "maps.s32", "maps.s4", "maps.s8"]
 SHORT = BUDGET | {"epochs": 1}
 
 
 @pytest.fixture(scope="module")
 def with_maps(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with one map level, of half of the images."""
+    """A cache with four map levels, of half of the images."""
     out = tmp_path_factory.mktemp("maps")
-    told = dict(teacher=TEACHER, batch=16, outputs=["maps.s16"], share=0.5, share_seed=0)
+    told = dict(teacher=TEACHER, batch=16, outputs=LEVELS, share=0.5, share_seed=0)
     cache.run(told, stages, out, silent)
     return out
 
@@ -87,7 +93,7 @@ def test_a_cache_of_a_share_holds_its_rows_alone(stages: dict[str, Path], with_m
     np.testing.assert_array_equal(opened.rows(rows), whole.rows(rows))
     assert len(opened) == IMAGES  # half of the images in two views
     assert opened.rows(rows, "maps.s16").shape == (3, 112, 2, 2)
-    assert list(opened.extras) == ["maps.s16"]
+    assert sorted(opened.extras) == LEVELS
     other = np.setdiff1d(np.arange(IMAGES), subset(IMAGES, 0.5, 0))[:1] * views.views
     with pytest.raises(KdepError, match="is not in the cache"):
         opened.rows(other)
@@ -96,6 +102,15 @@ def test_a_cache_of_a_share_holds_its_rows_alone(stages: dict[str, Path], with_m
 def test_the_temperature_of_ctkd_rises_against_the_student(stages: dict[str, Path], tmp_path: Path):
     _, state = pretrain(tmp_path, stages, page("ctkd"), budget=SHORT | {"epochs": 10})
     assert float(state["objective.theta"]) != 1.0
+
+
+def know_photographs(folder: Path) -> None:
+    """Photographs of known ImageNet classes, which no student of an arm recognises."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{k}.png")
+    write_json(folder / "known.json", {f"{k}.png": 1 + k for k in range(3)})
 
 
 def test_a_chain_is_taught_by_the_very_student_that_was_exported(
@@ -109,14 +124,22 @@ def test_a_chain_is_taught_by_the_very_student_that_was_exported(
     pretrain(tmp_path / "ta", stages, page("logit_kd"), student=R18, budget=SHORT)
     (tmp_path / "e").mkdir()
     made = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
-    hop = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e")
+    hop = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
+    shutil.copytree(stages["prepare"], hop["prepare"])
+    know_photographs(hop["prepare"] / "data" / "known")
     told = {k: v for k, v in config.items() if k != "card"}
     for folder in ("c", "a"):
         (tmp_path / folder).mkdir()
     filled = cache.run(dict(teacher=told, outputs=["logits"]), hop, tmp_path / "c", silent)
     assert filled["teacher"]["export"] == made["checksum"]
     hop["cache"] = tmp_path / "c"
-    teacher = build_teacher(read_json(tmp_path / "c/cache.json")["config"])
+    # Moved with its work dir, the cache still finds its teacher.
+    assert not any(Path(f).is_absolute() for f in read_json(tmp_path / "c/cache.json")["files"])
+    shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    moved = teacher_of(tmp_path.with_name("moved") / "c")
+    assert moved is not None
+    assert str(tmp_path.with_name("moved")) in moved["backbone"]
+    teacher = build_teacher(moved)
     v = open_views(stages["views"])
     pixels = torch.from_numpy(np.array(v.pixels[:4])).permute(0, 3, 1, 2)
     state = torch.load(tmp_path / "ta/student.pth", weights_only=True)

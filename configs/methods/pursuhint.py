@@ -1,0 +1,26 @@
+"""Hint points chosen by clustering the teacher's levels: FitNets where the levels differ most.
+
+Source       PURSUhInT (Expert Systems with Applications 2023), as a re-implementation quotes it.
+Differs      from `fitnets` in who chooses the levels, and in their number: two of four, each at
+             half the weight, so that the loss starts at that of `fitnets`.
+Cost         the clustering looks at 10,000 cached views at most; two levels are read and regressed.
+"""
+
+from kdep_bench.objectives.pursuhint import Pursuhint
+
+method = dict(
+    name="pursuhint",
+    family="feature",
+    labels_used=False,
+    reconstruction=True,
+    needs=["maps"],
+    source="PURSUhInT, Expert Systems with Applications 2023, as a re-implementation quotes it",
+    objective=dict(
+        type=Pursuhint,
+        levels=dict(s4="s4", s8="s8", s16="s16", s32="s32"),
+        points=2,
+        weight=10.0,
+    ),
+    align=None,
+    transform=None,
+)

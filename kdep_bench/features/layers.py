@@ -1,0 +1,47 @@
+"""How alike the layers of a teacher are: linear CKA of their spatially averaged maps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_read import Cache
+
+MOST_ROWS = 10_000  # about as many as PURSUhInT looks at
+
+
+def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
+    """Linear centred kernel alignment in [0, 1]; 1 where b = a R s + t, R a rotation.
+
+    |A^T B|_F^2 / (|A^T A|_F |B^T B|_F) of centred A and B (Kornblith et al., ICML 2019, eq. 5).
+    KdepError for features that are the same for every sample.
+    """
+    a, b = a_NC - a_NC.mean(0), b_ND - b_ND.mean(0)
+    scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    if not scale > 0:
+        raise KdepError(
+            "a layer says the same of every image", "features that vary", "leave that layer out"
+        )
+    return float(np.square(a.T @ b).sum()) / scale
+
+
+def layer_distances(
+    cache: Cache, rows: NDArray[np.int64], names: list[str]
+) -> dict[str, dict[str, float]]:
+    """{layer: {layer: 1 - CKA}} of the cached maps `names`, over at most MOST_ROWS of `rows`."""
+    rows = np.sort(rows[:MOST_ROWS])
+    means = {name: _means(cache, rows, name) for name in names}
+    return {
+        a: {b: 0.0 if a == b else 1.0 - linear_cka(means[a], means[b]) for b in names}
+        for a in names
+    }
+
+
+def _means(cache: Cache, rows: NDArray[np.int64], name: str) -> NDArray[np.float64]:
+    """[len(rows), C]: the map of each row averaged over its places."""
+    parts = [
+        cache.rows(rows[k : k + 256], f"maps.{name}").mean((2, 3), dtype=np.float64)
+        for k in range(0, len(rows), 256)
+    ]
+    return np.concatenate(parts)
