@@ -38,4 +38,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from kdep_bench.console import leave
+
+    leave(main)

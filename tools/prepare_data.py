@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kdep_bench.console import leave
 from kdep_bench.errors import KdepError
 
 
@@ -157,4 +158,4 @@ def _show(done: int, total: int, note: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

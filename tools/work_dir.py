@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from kdep_bench.console import leave
 from kdep_bench.errors import KdepError
 
 
@@ -45,8 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     except KdepError as e:
         print(f"work_dir: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 1
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -87,4 +86,4 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.console import leave
 from kdep_bench.suite import execute, state
 from kdep_bench.suite.config import build_suite
 from kdep_bench.suite.kinds import StageKind
@@ -150,4 +151,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

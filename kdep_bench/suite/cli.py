@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KdepError as e:
         print(f"run_suite: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 1
+    except BrokenPipeError:  # an OSError that is no disk's
+        raise
     except OSError as e:
         print(f"run_suite: {disk_fault(e)}", file=sys.stderr)
         return 1
