@@ -30,6 +30,10 @@ PAIRED = (
     "once, leaves together."
 )
 
+UNTIMED = (
+    "No costs: other work shared the machine of this suite (runtime.timed is False), so its "
+    "records state no times."
+)
 
 SAVING = (
     "How much less of each budget a method needs for the score of another at its largest budget: "
@@ -113,8 +117,19 @@ def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
+def untimed_note(board: Board) -> str:
+    """Why the columns of costs are empty, where they are because the suite states no times."""
+    return UNTIMED if board.untimed else ""
+
+
+def _noted(view: View) -> list[str]:
+    said = untimed_note(view.board)
+    return [text.md(said), ""] if said else []
+
+
 def _summary(view: View) -> list[str]:
     lines = ["## Summary", "", "Mean rank over all tasks, among rows with no hole.", ""]
+    lines += _noted(view)
     rows = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
@@ -160,7 +175,7 @@ def _family(view: View, family: str) -> list[str]:
         rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
-    return [f"## {text.md(family)}", "", *md_table(head, rows, 2), ""]
+    return [f"## {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
 
 
 def difference_rows(

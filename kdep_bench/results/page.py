@@ -285,8 +285,14 @@ def _summary(view: View) -> Section | None:
         "summary",
         "Summary",
         tag("p", note, class_="dim small"),
+        _untimed(view),
         _table(view, "Summary", head, rows, 2),
     )
+
+
+def _untimed(view: View) -> Raw | None:
+    said = leaderboard.untimed_note(view.board)
+    return tag("p", said, class_="dim small") if said else None
 
 
 def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
@@ -328,9 +334,8 @@ def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Sec
     title = text.plain(family, 60)
     title = title[:1].upper() + title[1:]
     charts = _figures([p for p in drawn if p.group == "scores" and p.family == family])
-    return Section(
-        f"family-{index}", title or "Unnamed family", _table(view, title, head, rows, 2), charts
-    )
+    name, table = title or "Unnamed family", _table(view, title, head, rows, 2)
+    return Section(f"family-{index}", name, _untimed(view), table, charts)
 
 
 def _figures(some: Sequence[plots.Plot]) -> Raw | None:

@@ -100,6 +100,13 @@ class Board:
         """Task families, sorted."""
         return sorted({c.family for c in self.columns})
 
+    @property
+    def untimed(self) -> bool:
+        """Whether the suite states no times (`runtime.timed=False`): a run that was timed has at
+        least its transfer's."""
+        ok = [r for r in self.runs if r.status == "ok"]
+        return bool(ok) and all(r.cost.transfer_s is r.cost.pretrain_s is None for r in ok)
+
     def cell(self, arm: ArmKey, column: Column) -> Cell:
         """The cell, empty where nothing was recorded."""
         return self.cells.get((arm, column)) or Cell()

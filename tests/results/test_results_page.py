@@ -118,6 +118,15 @@ def test_the_page_says_what_the_records_say(results):
         assert words in source, words
 
 
+@pytest.mark.parametrize(("timed", "count"), [(True, 0), (False, 2)])
+def test_the_page_says_why_costs_are_dashes(results, timed, count):
+    some = [fields(m, "probe", v) for m, v in (("kdep", 0.5), ("scratch", 0.2))]
+    if not timed:
+        some = [f | {"cost": {"device": "cpu", "threads": 1}} for f in some]
+    source = page_of(results([make(f) for f in some]))
+    assert source.count("No costs: other work shared") == count  # over the summary and the family
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(name, results):
     source = page_of(results(hostile_records(name)))

@@ -306,6 +306,20 @@ def test_seeds_without_effect_are_pointed_out():
     assert any("may have no effect" in r for r in board.remarks)
 
 
+def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
+    records = golden_records()
+    assert leaderboard.UNTIMED not in everything(records)[0]
+    times = ("pretrain_s", "cache_s", "align_s", "transfer_s", "images_per_s")
+    blank = dict.fromkeys(times)
+    untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=blank)}) for r in records]
+    parts = everything(untimed)[0].split("\n## ")
+    where = [p.partition("\n")[0] for p in parts if "No costs: other work shared" in p]
+    assert where == ["Summary", "classification", "detection", "segmentation"]
+    # Those are all the tables that have such a column; one timed run would be another story.
+    assert len(where) == sum("| pre-training cost |" in p for p in parts)
+    assert "No costs" not in everything([*untimed[1:], records[0]])[0]
+
+
 def test_a_low_coverage_is_pointed_out():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("Key coverage below 1.0" in r for r in board.remarks)
