@@ -7,9 +7,12 @@ from typing import Any
 
 
 def build(
-    results_dir: Path, suite: str | None = None, claims: list[dict[str, Any]] | None = None
+    results_dir: Path,
+    suite: str | None = None,
+    claims: list[dict[str, Any]] | None = None,
+    pages: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds every table and the page of `results_dir` from its records; see `report.build`."""
     from kdep_bench.results import report
 
-    return report.build(Path(results_dir), suite, claims)
+    return report.build(Path(results_dir), suite, claims, pages)

@@ -9,10 +9,11 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from kdep_bench.results import compare, efficiency, reported, text
+from kdep_bench.results import compare, efficiency, families, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
@@ -52,6 +53,7 @@ class View:
     facts: dict[ArmKey, ArmFacts]
     bold: dict[tuple[str, Column], set[ArmKey]]
     verdicts: list[Verdict]
+    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def is_bold(self, arm: ArmKey, column: Column) -> bool:
         """Whether this cell is among the best of its student."""
@@ -67,15 +69,19 @@ class View:
         return [a for a in self.board.arms if any((a, c) in self.board.cells for c in columns)]
 
 
-def make_view(board: Board, verdicts: list[Verdict] | None = None) -> View:
-    """The view of `board`."""
+def make_view(
+    board: Board,
+    verdicts: list[Verdict] | None = None,
+    pages: Mapping[str, Mapping[str, Any]] | None = None,
+) -> View:
+    """The view of `board`; `pages` as in `report.build`."""
     bold = {
         (s, c): compare.best(board, s, c)
         for s in board.students
         for c in compare.columns_of(board, s)
     }
     facts = {a: arm_facts(board, a) for a in board.arms}
-    return View(board, arm_labels(board), facts, bold, verdicts or [])
+    return View(board, arm_labels(board), facts, bold, verdicts or [], pages or {})
 
 
 def column_names(columns: Sequence[Column]) -> dict[Column, str]:
@@ -206,6 +212,71 @@ def _differences(view: View) -> list[str]:
         return []
     head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
     return ["## Paired differences", "", PAIRED, "", *md_table(head, rows, 3), ""]
+
+
+COST_HEAD = ["step", "step over kdep's", "peak memory", "extra parameters"]
+COST_HEAD += ["other networks' passes a sample", "pre-training cost"]
+
+
+def cost_cells(cost: families.Cost) -> list[tuple[str, float | None]]:
+    """(text, number) of each column of COST_HEAD."""
+    f = cost.facts
+    return [
+        (families.milliseconds(f.step_s), f.step_s),
+        (text.ratio(cost.ratio), cost.ratio),
+        (families.mebibytes(f.peak_memory_bytes), f.peak_memory_bytes),
+        (text.count(f.extra_parameters), f.extra_parameters),
+        (text.ratio(cost.forwards), cost.forwards),
+        (text.seconds(f.cost_s), f.cost_s),
+    ]
+
+
+FAMILY_HEAD = ["labels used", "data share", "methods", "reads", "step over kdep's"]
+FAMILY_HEAD += ["peak memory, at most", "extra parameters", "other networks' passes a sample"]
+FAMILY_HEAD += [f"mean - {other} [95 %]" for other in families.REFERENCES] + ["left out"]
+
+
+def family_cells(
+    f: families.Family, name: Callable[[str, int], str]
+) -> list[tuple[str, float | None]]:
+    """(text, number) of each column of FAMILY_HEAD; `name` writes what others have named."""
+    reads = ", ".join(f"{what} ({n})" for what, n in f.reads.items())
+    memory = max((m for c in f.costs if (m := c.facts.peak_memory_bytes)), default=None)
+    cells: list[tuple[str, float | None]] = [
+        ("yes" if f.labels else "no", None),
+        (f"{100 * f.share:g} %", f.share),
+        (str(len(f.costs)), len(f.costs)),
+        (name(reads or "—", 300), None),
+        (families.spread([c.ratio for c in f.costs]), None),
+        (families.mebibytes(memory), memory),
+        (families.spread([c.facts.extra_parameters for c in f.costs], 0), None),
+        (families.spread([c.forwards for c in f.costs]), None),
+    ]
+    for found in f.strength.values():
+        est = found.estimate
+        of = f" of {found.methods}" if found.methods != len(f.costs) else ""
+        cells.append((text.gap(est) + of, est.mean) if est else ("—", None))
+    return [*cells, (name(", ".join(f.left_out) or "—", 300), None)]
+
+
+def _families(view: View) -> list[str]:
+    if not families.shown(view.board):
+        return []
+    rows = []
+    for cost in families.costs(view.board, view.facts):
+        row = [text.md(cost.arm.student), text.md(arm_name(view, cost.arm))]
+        row.append(text.md(cost.facts.arm.family or "—"))
+        rows.append([*row, *(shown for shown, _ in cost_cells(cost))])
+    head = ["student", "arm", "family", *COST_HEAD]
+    lines = ["## What each method costs", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+    rows = [
+        [text.md(f.student), text.md(f.name), *(c for c, _ in family_cells(f, text.md))]
+        for f in families.families(view.board, view.facts, view.pages)
+    ]
+    if rows:
+        head = ["student", "family", *FAMILY_HEAD]
+        lines += ["## Families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
+    return lines
 
 
 def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
@@ -396,7 +467,9 @@ def markdown(view: View) -> str:
         lines += _summary(view)
         for family in board.families:
             lines += _family(view, family)
-    lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
+    lines += (
+        _families(view) + _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
+    )
     lines += _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
@@ -467,6 +540,19 @@ def _csv_row(
     return [*row, *ends]
 
 
+# Of suites whose records tell them; see `families.shown`.
+CSV_COSTS = ["method_family", "step_s", "step_over_kdep", "peak_memory_bytes", "extra_parameters"]
+CSV_COSTS += ["teacher_forwards"]
+
+
+def _csv_costs(cost: families.Cost | None) -> list[object]:
+    if cost is None:
+        return [None] * len(CSV_COSTS)
+    f = cost.facts
+    costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.teacher_forwards]
+    return [f.arm.family, *costs]
+
+
 def _csv_cell(value: object) -> object:
     if isinstance(value, str):
         return text.csv_text(value)
@@ -484,7 +570,9 @@ def csv_table(view: View) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(CSV_HEAD)
+    told = families.costs(view.board, view.facts) if families.shown(view.board) else []
+    spent = {c.arm: c for c in told}
+    writer.writerow([*CSV_HEAD, *(CSV_COSTS if told else [])])
     for student in view.board.students:
         means = compare.mean_ranks(view.board, student)
         arms = view.board.arms_of(student)
@@ -493,6 +581,7 @@ def csv_table(view: View) -> str:
             ranks = compare.ranks(view.board, student, c)
             for arm in arms:
                 row = _csv_row(view, arm, c, ranks.get(arm), ends[arm])
+                row += _csv_costs(spent.get(arm)) if told else []
                 writer.writerow([_csv_cell(v) for v in row])
     return out.getvalue()
 

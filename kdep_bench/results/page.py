@@ -11,9 +11,10 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 
-from kdep_bench.results import compare, leaderboard, plots, reported, text
+from kdep_bench.results import compare, families, leaderboard, plots, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
@@ -192,6 +193,8 @@ def _sections(
     found += [_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
         *found,
+        _costs(view),
+        _families(view),
         _differences(view, drawn),
         _efficiency(view, drawn),
         _alignment(view, drawn),
@@ -366,6 +369,35 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
     note = tag("p", leaderboard.SAVING, class_="dim small") if rows else None
     title = tag("h3", "At equal score") if rows else None
     return Section("efficiency", "Efficiency", charts, title, note, table)
+
+
+def _costs(view: View) -> Section | None:
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for cost in families.costs(view.board, view.facts):
+        cells = [_name(cost.arm.student), _arm_cell(view, cost.arm)]
+        cells.append(_name(cost.facts.arm.family or "—"))
+        rows.append((cost.arm.student, [*cells, *starmap(_number, leaderboard.cost_cells(cost))]))
+    head = ["student", "arm", "family", *leaderboard.COST_HEAD]
+    note = tag("p", families.COSTS, class_="dim small")
+    return Section("costs", "What each method costs", note, _table(view, "Costs", head, rows, 3))
+
+
+def _families(view: View) -> Section | None:
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for f in families.families(view.board, view.facts, view.pages):
+        cells = [_name(f.student), _name(f.name)]
+        for shown, value in leaderboard.family_cells(f, text.plain):
+            cells.append(Cell(shown, css="l w") if value is None else _number(shown, value))
+        rows.append((f.student, cells))
+    if not rows:
+        return None
+    head = ["student", "family", *leaderboard.FAMILY_HEAD]
+    note = tag("p", families.FAMILIES, class_="dim small")
+    return Section("families", "Families", note, _table(view, "Families", head, rows, 2))
 
 
 def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:

@@ -7,15 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_atomic, write_json
-from kdep_bench.results import leaderboard, page, plots, store
+from kdep_bench.results import families, leaderboard, page, plots, store
 from kdep_bench.results.charts import png, standalone
 from kdep_bench.results.claims import Verdict, judge, make_claim
-from kdep_bench.results.table import make_board
+from kdep_bench.results.table import Board, make_board
 
 
 def build(
-    results_dir: Path, suite: str | None = None, claims: list[dict[str, Any]] | None = None
+    results_dir: Path,
+    suite: str | None = None,
+    claims: list[dict[str, Any]] | None = None,
+    pages: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
 
@@ -24,6 +28,8 @@ def build(
         suite: keep only records of this suite; all where None.
         claims: claim configs to judge; kept beside the records as claims.json, which is what a
             later call without `claims` uses.
+        pages: method -> {"reads": [...]}, what its page says it reads; kept as methods.json where
+            the records have the table of families that shows it, for a later call without.
 
     Returns:
         counts of records by status, the claims' verdicts, remarks, and the files written.
@@ -34,7 +40,7 @@ def build(
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
     verdicts = judge(board, _claims(results_dir, claims))
-    view = leaderboard.make_view(board, verdicts)
+    view = leaderboard.make_view(board, verdicts, _pages(results_dir, board, pages))
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full)
     files = {
@@ -68,6 +74,36 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
         make_claim(claim)  # refuse before anything is kept
     write_json(path, claims)
     return claims
+
+
+def _pages(
+    results_dir: Path, board: Board, pages: dict[str, dict[str, Any]] | None
+) -> dict[str, dict[str, Any]]:
+    """The pages given, which are kept where the families are shown; else those kept earlier."""
+    if not families.shown(board):
+        return {}
+    path = results_dir / "methods.json"
+    if pages is None:
+        return _checked(read_json(path), path) if path.is_file() else {}
+    write_json(path, pages)
+    return pages
+
+
+def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """KdepError unless `pages` is {method: {"reads": [text, ...]}}."""
+    fits = isinstance(pages, dict) and all(
+        isinstance(page, dict)
+        and isinstance(page.get("reads"), list)
+        and all(isinstance(what, str) for what in page["reads"])
+        for page in pages.values()
+    )
+    if not fits:
+        raise KdepError(
+            f"{path} is not what a suite writes",
+            'method -> {"reads": [...]}',
+            "delete it and run the suite with --report",
+        )
+    return pages
 
 
 def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:

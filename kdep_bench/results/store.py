@@ -47,6 +47,8 @@ class Spent(NamedTuple):
     peak_memory_bytes: int | None
     device: str | None
     threads: int | None
+    extra_parameters: int | None = None
+    teacher_forwards: int | None = None
 
 
 class Run(NamedTuple):
@@ -180,6 +182,8 @@ class _Sharer:
                 c.peak_memory_bytes,
                 self.value(c.device),
                 c.threads,
+                c.extra_parameters,
+                c.teacher_forwards,
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,

@@ -334,6 +334,10 @@ class ArmFacts:
     coverage: float | None
     align: Align | None
     cached: bool
+    step_s: float | None = None
+    peak_memory_bytes: int | None = None
+    extra_parameters: int | None = None
+    teacher_forwards: int | None = None
 
     @property
     def cost_s(self) -> float | None:
@@ -370,7 +374,22 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
         coverage=min(coverages) if coverages else None,
         align=next((r.align for r in per_seed if r.align is not None), None),
         cached=any(r.cached for r in per_seed),
+        step_s=_mean(_step_s(r) for r in per_seed),
+        # Of the larger of pre-training and one transfer: the lightest says most of the former.
+        peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
+        extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
+        teacher_forwards=_most(r.cost.teacher_forwards for r in per_seed),
     )
+
+
+def _step_s(run: Run) -> float | None:
+    """Seconds of one optimiser step of the run's own pre-training."""
+    seen, steps, rate = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
+    return seen / steps / rate if seen and steps and rate else None
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((v for v in values if v is not None), default=None)
 
 
 def arm_labels(board: Board) -> dict[ArmKey, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.suite import state
-from kdep_bench.suite.config import Json, Suite, label_policy
+from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
 from kdep_bench.suite.plan import Cell, Plan
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def collect(
             counts["written"] += 1
     out: Json = dict(counts)
     if rebuild or superseded or counts["written"] or not (results / "leaderboard.md").exists():
-        out["report"] = results_room.build(results, suite.name, suite.claims)
+        pages = {c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.cells}
+        out["report"] = results_room.build(results, suite.name, suite.claims, pages)
     return out
 
 

@@ -1,0 +1,181 @@
+"""The comparison of method families: closed forms, holes, and names nobody vouches for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_records import fields
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json, write_json
+from kdep_bench.results import build, families, leaderboard, store
+from kdep_bench.results.record import Record, make
+from kdep_bench.results.table import ArmFacts, ArmKey, Board, make_board
+
+SEEDS = 3
+# method -> (family, labels, score on probe, on seg, seconds of a step, extra parameters, forwards)
+ARMS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
+    "scratch": ("none", False, 0.20, 0.10, None, 0, 0),
+    "kdep": ("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
+    "fitnets": ("feature", False, 0.44, 0.36, 0.12, 5_000, 20_000),
+    "rkd": ("relation", False, 0.40, 0.30, 0.11, 0, 20_000),
+    "pkt": ("relation", False, 0.42, 0.32, 0.13, 0, 20_000),
+    "dml": ("online", True, 0.52, 0.41, 0.20, 2_800_000, 60_000),
+}
+PAGES = {
+    "kdep": {"reads": ["pooled"]},
+    "fitnets": {"reads": ["maps"]},
+    "rkd": {"reads": ["pooled"]},
+    "pkt": {"reads": ["pooled"]},
+    "dml": {"reads": ["labels"]},
+}
+
+
+def one(method: str, task: str, value: float | None, seed: int, told: bool = True) -> Record:
+    family, labels, _, _, step, extra, forwards = ARMS[method]
+    f = fields(method, task, value, pretrain=seed, transfer=seed)
+    f["arm"] |= {"family": family, "labels_used": labels}
+    f["arm"]["label_policy"] = (
+        "none" if method == "scratch" else "labels" if labels else "label-free"
+    )
+    f["cost"] |= {
+        "images_per_s": None if step is None else 120 / step,  # 60,000 images in 500 steps
+        "peak_memory_bytes": (2 if task == "seg" else 1) * 2**30,
+    }
+    if told:
+        f["cost"] |= {"extra_parameters": extra, "teacher_forwards": forwards}
+    return make(f | ({"status": "missing"} if value is None else {}))
+
+
+def records(hole: tuple[str, str, int] | None = None, told: bool = True) -> list[Record]:
+    """Seeds move all scores alike, so that every paired difference is exact."""
+    return [
+        one(m, task, None if hole == (m, task, s) else value + 0.01 * s, s, told)
+        for m, arm in ARMS.items()
+        for task, value in (("probe", arm[2]), ("seg", arm[3]))
+        for s in range(SEEDS)
+    ]
+
+
+def board_of(found: list[Record]) -> tuple[Board, dict[ArmKey, ArmFacts]]:
+    share = store._Sharer()
+    board = make_board(store.Store([share.run(r, f"{r.id}.json") for r in found], []))
+    return board, leaderboard.make_view(board).facts
+
+
+def named(board: Board, facts: dict[ArmKey, ArmFacts]) -> dict[str, families.Family]:
+    return {f.name: f for f in families.families(board, facts, PAGES)}
+
+
+def test_a_familys_strength_is_the_mean_of_its_paired_differences():
+    found = named(*board_of(records()))
+    assert set(found) == {"feature", "relation", "online"}  # scratch is a reference, no family
+    # ((0.40 + 0.42) / 2 - 0.50 + (0.30 + 0.32) / 2 - 0.40) / 2, the same for every seed
+    to_kdep = found["relation"].strength["kdep"]
+    assert to_kdep.methods == 2
+    assert to_kdep.estimate is not None
+    assert to_kdep.estimate.mean == pytest.approx(-0.09)
+    assert to_kdep.estimate.n == SEEDS
+    assert to_kdep.estimate.low == pytest.approx(-0.09, abs=1e-9)
+    scratch = found["relation"].strength["scratch"].estimate
+    assert scratch is not None
+    assert scratch.mean == pytest.approx(0.21)
+    # kdep is no rival of itself, but one of its family's rows beside scratch.
+    feature = found["feature"].strength
+    assert (feature["kdep"].methods, feature["scratch"].methods) == (1, 2)
+    assert feature["kdep"].estimate is not None
+    assert feature["kdep"].estimate.mean == pytest.approx(-0.05)
+    assert found["online"].labels
+    assert not found["feature"].labels
+    assert found["relation"].reads == {"pooled": 2}
+    assert found["feature"].reads == {"maps": 1, "pooled": 1}
+
+
+def test_the_interval_is_over_seeds_and_is_students():
+    found = records()
+    moved = [r if r.arm.method != "dml" else wobbled(r) for r in found]
+    dml = named(*board_of(moved))["online"].strength["kdep"].estimate
+    assert dml is not None
+    # Seed s is off by 0, 0.03 and 0.06 on both tasks: sd 0.03 around 0.015 + 0.03.
+    assert dml.mean == pytest.approx(0.045)
+    assert dml.low == pytest.approx(0.045 - 4.302653 * 0.03 / 3**0.5, abs=1e-6)
+
+
+def wobbled(r: Record) -> Record:
+    assert r.value is not None
+    return r.model_copy(update={"value": r.value + 0.03 * r.seed.pretrain})
+
+
+def test_a_hole_is_never_averaged_over():
+    board, facts = board_of(records(hole=("pkt", "seg", 1)))
+    relation = named(board, facts)["relation"]
+    assert relation.left_out == ["pkt"]
+    assert relation.strength["kdep"].methods == 1
+    assert relation.strength["kdep"].estimate is not None
+    assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # rkd alone
+    board, facts = board_of(records(hole=("kdep", "probe", 0)))
+    for family in named(board, facts).values():
+        assert family.strength["kdep"].estimate is None
+        assert family.strength["kdep"].methods == 0
+    assert named(board, facts)["relation"].strength["scratch"].methods == 2
+
+
+def test_costs_are_those_of_the_arms_own_training():
+    board, facts = board_of(records())
+    by_method = {c.arm.method: c for c in families.costs(board, facts)}
+    assert "scratch" not in by_method
+    assert by_method["dml"].facts.step_s == pytest.approx(0.2)
+    assert by_method["dml"].ratio == pytest.approx(2)
+    assert by_method["kdep"].ratio == 1
+    assert by_method["dml"].forwards == 1
+    assert by_method["dml"].facts.extra_parameters == 2_800_000
+    assert by_method["dml"].facts.peak_memory_bytes == 2**30  # not the transfer's 2 GiB
+    assert families.spread([0.5, 2.0, 1.0, None]) == "1.00 (0.50 to 2.00)"
+    assert families.spread([1.0]) == "1.00"
+    assert families.spread([None]) == "—"
+
+
+def test_tables_and_page_show_them_and_only_where_records_tell(
+    results: Callable[..., Path],
+):
+    folder = results(records())
+    build(folder, "golden", [], PAGES)
+    md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
+    assert "## Families" in md
+    assert "| resnet18_w32 | relation | no | 100 % | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
+    assert "-9.0 [-9.0, -9.0]" in md
+    assert 'id="families"' in html
+    assert 'id="costs"' in html
+    table = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
+    row = next(r for r in table if r["method"] == "dml")
+    assert (float(row["step_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
+    assert read_json(folder / "methods.json") == PAGES
+    build(folder, "golden")  # from the records and what was kept
+    assert (folder / "leaderboard.md").read_text() == md
+    write_json(folder / "methods.json", {"kdep": "pooled"})
+    with pytest.raises(KdepError, match="not what a suite writes"):
+        build(folder, "golden")
+    silent = results(records(told=False), "silent")
+    build(silent, "golden", [], PAGES)
+    assert "## Families" not in (silent / "leaderboard.md").read_text()
+    assert "step_s" not in (silent / "leaderboard.csv").read_text()
+    assert not (silent / "methods.json").exists()
+
+
+def test_a_hostile_family_and_page_stay_text(results: Callable[..., Path]):
+    bad: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
+    found = [
+        r.model_copy(update={"arm": r.arm.model_copy(update=bad)}) if r.arm.method == "pkt" else r
+        for r in records()
+    ]
+    folder = results(found)
+    build(folder, "golden", [], {"pkt": {"reads": ["<img src=x>|"]}})
+    for name in ("leaderboard.md", "index.html"):
+        shown = (folder / name).read_text()
+        assert "<script>x" not in shown
+        assert "<img src=x>" not in shown
