@@ -20,6 +20,11 @@ from pathlib import Path
 
 APT = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "setpriv")
+# Without slurmdbd there is no sacct; and a test cannot wait for the plugin's 40 s.
+QUICK = (
+    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
+    *("--seconds-between-status-checks", "1"),
+)
 ETC, HOSTS, MARK = Path("/etc/slurm"), Path("/etc/hosts"), "# kdep_bench test cluster"
 
 

@@ -13,18 +13,13 @@ from pathlib import Path
 import cluster_fakes
 import pytest
 import suite_fakes as fakes
-from slurm import Slurm, wait_for
+from slurm import QUICK, Slurm, wait_for
 
 from kdep_bench.files import read_json
-from kdep_bench.suite import cluster, execute, stage, state
+from kdep_bench.suite import cluster, execute, hygiene, stage, state
 from kdep_bench.suite.plan import Plan, add_stage
 
 HERE = Path(__file__).resolve().parent
-# Without slurmdbd there is no sacct; and a test cannot wait for the plugin's 40 s.
-QUICK = (
-    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
-    *("--seconds-between-status-checks", "1"),
-)
 SLURM = cluster.Options("slurm", more=QUICK)
 
 
@@ -185,6 +180,8 @@ def test_a_killed_coordinator_loses_nothing_and_nothing_is_done_twice(slurm: Slu
     process.wait()
     wait_for(lambda: not snakemakes(tmp_path), 10, "the end of its Snakemake")
     assert len(slurm.jobs()) == 2  # they go on
+    (left,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.is_run)
+    assert left.state == "running"  # a stage of it is: its plan is read when the next one starts
     again = coordinator(tmp_path, expression)
     wait_for(lambda: len(slurm.jobs("pending")) == 2, 60, "jobs that wait for those")
     assert all("afterany" in slurm.job(j)["Dependency"] for j in slurm.jobs("pending"))
@@ -326,4 +323,7 @@ def test_snakemake_on_this_machine_needs_no_slurm(snakemake: str, tmp_path):
     here = cluster.Options("snakemake-local")
     outcome = run(fakes.diamond(b={"do": "raise"}), tmp_path, here)
     assert len(outcome.failed) == len(outcome.skipped) == 1
+    (left,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.is_run)
+    assert (left.state, left.kept_by) == ("ended", ())
+    assert hygiene.remove(tmp_path, left)
     assert len(run(fakes.diamond(), tmp_path, here).ran) == 2  # b and d: the others are done

@@ -6,7 +6,7 @@
 Every fault works on a work dir of its own: empty, or a copy of the undisturbed run's without the
 stages that shall run. After it the suite is run again until it says that all is done. Then every
 stage's outputs, every checkpoint and every record are compared with the undisturbed run's: all but
-times must be equal to the last digit.
+times must be equal to the last digit. Cut, it goes on with the fault it was at, given the `--home`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cluster"))
 
+import slurm
 import suite_fakes as fakes
 
+from kdep_bench.errors import KdepError
+from kdep_bench.files import write_json
 from kdep_bench.suite import state
+from kdep_bench.suite.cluster import find_snakemake
 from kdep_bench.suite.config import Suite, load_suite
+from kdep_bench.suite.ddp import ROOM
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.lock import LOCKS, process_start
 from kdep_bench.suite.plan import Plan, build_plan
@@ -44,6 +50,9 @@ REPO = HERE.parents[1]
 SMOKE = REPO / "configs" / "suites" / "smoke.py"
 # One arm and one task of it: stages and ids are smoke's own.
 CUT = "\nsuite.update(methods=['kdep'], tasks=['smoke_probe'])\n"
+RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # processes on this machine, or nodes
+PRETRAIN = "pretrain-resnet18_w32.kdep"
+LIMIT = 3600.0  # seconds until a run hangs: other work may have the cores
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
 _TIMES = ("_s", "created", "git", "packages", "cost", "notes")
 
@@ -81,7 +90,7 @@ def toy_suite() -> tuple[Suite, Plan]:
     from test_suite_config import build
 
     suite = build()
-    limit = float(os.environ.get("KDEP_TOY_TIMEOUT", "60"))
+    limit = float(os.environ.get("KDEP_TOY_TIMEOUT", "600"))
     kinds = {
         kind: StageKind(
             "suite_faults:toy_stage", cost=0.2, timeout=limit, resumable=kind == "pretrain"
@@ -119,6 +128,8 @@ class World:
         self, home: Path, toy: bool, reference: Path | None = None, suite: Path | None = None
     ) -> None:
         self.home, self.toy, self._cases = home, toy, 0
+        for left in home.glob("case*"):
+            shutil.rmtree(left)
         self.file = suite or SMOKE
         self.plan = toy_suite()[1] if toy else build_plan(load_suite(self.file))
         self.reference = Case(self, reference or home / "undisturbed")
@@ -162,6 +173,7 @@ class Case:
     world: World
     home: Path
     env: dict[str, str] = field(default_factory=dict)
+    file: Path | None = None  # another page of the suite: other runtime, same stages
 
     @property
     def work(self) -> Path:
@@ -177,7 +189,11 @@ class Case:
             command = [str(HERE / "suite_faults.py"), "--toy-run", str(self.work), str(results)]
         else:
             command = [
-                *(str(REPO / "tools" / "run_suite.py"), str(self.world.file), "--plain"),
+                *(
+                    str(REPO / "tools" / "run_suite.py"),
+                    str(self.file or self.world.file),
+                    "--plain",
+                ),
                 *("--jobs", "1"),
                 *("--work-dir", str(self.work), "--results-dir", str(results)),
             ]
@@ -193,7 +209,7 @@ class Case:
 
     def run(self, *more: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*more, results=results)
-        said, _ = process.communicate(timeout=1200)
+        said, _ = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess(process.args, process.returncode, said, "")
 
     def settle(self, tries: int = 4) -> int:
@@ -221,7 +237,7 @@ class Case:
 
     def wait_running(self, one: str | None = None, runner: Any = None) -> tuple[str, int]:
         """Waits until the stage `one` (default: any) runs."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + LIMIT
         while time.monotonic() < end:
             for found in self.running():
                 if one in (None, found[0]):
@@ -316,6 +332,8 @@ class Row:
     wrong: int
     note: str = ""
     on: str = ""
+    took: float = 0.0
+    load: float = 0.0
 
 
 Dice = random.Random
@@ -374,7 +392,7 @@ def kill_runner(world: World, dice: Dice, times: int) -> Row:
             runner.kill()
             runner.communicate()
             done += 1
-            end = time.monotonic() + 15
+            end = time.monotonic() + 120
             while case.running() and time.monotonic() < end:
                 time.sleep(0.05)
             assert not case.running(), "a stage outlived its runner"
@@ -384,18 +402,115 @@ def kill_runner(world: World, dice: Dice, times: int) -> Row:
     return Row("kill -9 of the runner", done, lost, wrong)
 
 
+# --- several processes, several nodes ------------------------------------------------------------
+
+
+def ranks_world(world: World) -> World:
+    """`world` with its pre-training in two processes: the same stages, rounded otherwise."""
+    home = world.home / "ranks"
+    file = home / "smoke_ranks.py"
+    if not file.exists():
+        world.copy(world.one(PRETRAIN), at=home / "undisturbed")
+        file.write_text(world.file.read_text() + RANKS.format("processes"))
+    return World(home, False, home / "undisturbed", file)
+
+
+def wait_saved(case: Case, one: str, runner: subprocess.Popen) -> int:
+    """Waits until the running stage has a checkpoint to resume from; returns its process."""
+    end = time.monotonic() + LIMIT
+    while not list((case.work / one).glob("run/*.pth.sha256")):
+        assert runner.poll() is None, runner.communicate()[0][-2000:]
+        assert time.monotonic() < end, f"{one} saved nothing"
+        time.sleep(0.02)
+    return dict(case.running())[one]
+
+
+def rank_pids(case: Case, one: str) -> list[int]:
+    """The processes that torchrun started for the stage `one`."""
+    words = ["kdep_bench.suite.ddp", "rank", str(case.work / one / ROOM)]
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+            if command[-4:-1] == words and "--max-restarts=0" not in command:
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def kill_ranks(world: World, dice: Dice, times: int) -> Row:
+    """kill -9 of one of the two processes of a pre-training: the stage fails whole, and resumes."""
+    pair = ranks_world(world)
+    one = pair.one(PRETRAIN)
+    lost, wrong = 0.0, 0
+    for k in range(times):
+        case = pair.copy(one)
+        runner = case.start()
+        pid = wait_saved(case, one, runner)
+        ranks = rank_pids(case, one)
+        assert len(ranks) == 2, ranks
+        lost += case.lost(one, pid)
+        os.kill(ranks[k % 2], signal.SIGKILL)
+        said = runner.communicate(timeout=LIMIT)[0]
+        assert runner.returncode == 1, said[-3000:]
+        assert "of the stage's 2 processes finished" in said, said[-3000:]
+        assert not rank_pids(case, one), "a rank outlived the other"
+        case.settle(1)
+        wrong += case.wrong()
+        case.close()
+    return Row("kill -9 of a DDP rank", times, lost, wrong, "two gloo processes")
+
+
+def lost_node(world: World, dice: Dice, nodes: int) -> Row:
+    """A node of a real Slurm dies, slurmd and all, while its stage runs; the job is requeued."""
+    what = "a slurmd node" if nodes == 1 else "one of the two slurmd nodes of a DDP stage"
+    fault = f"death of {what}"
+    if no_cluster():
+        return Row(fault, 0, 0.0, 0, f"not injected: {no_cluster()}")
+    if nodes > 1:  # one process a node: what two processes of one machine make
+        world = ranks_world(world)
+    one = world.one(PRETRAIN)
+    case = world.copy(one)
+    if nodes > 1:
+        case.file = world.home / "smoke_nodes.py"
+        case.file.write_text(SMOKE.read_text() + CUT + RANKS.format("nodes"))
+    with slurm.Slurm() as cluster:
+        runner = case.start("--executor", "slurm", "--snakemake", " ".join(slurm.QUICK))
+        pid = wait_saved(case, one, runner)
+        (job,) = cluster.jobs("running")
+        doomed = cluster.ask("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])
+        assert len(doomed.split()) == nodes, doomed
+        lost = case.lost(one, pid)
+        cluster.node_down(doomed.split()[-1])
+        said = runner.communicate(timeout=LIMIT)[0]
+        assert runner.returncode == 0, said[-3000:]
+        assert cluster.job(job)["Restarts"] == "1"
+    case.settle(1)
+    wrong = case.wrong()
+    case.close()
+    return Row(fault, 1, lost, wrong, "requeued by Slurm, same command")
+
+
+def no_cluster() -> str:
+    """Why no Slurm can be tried here; '' when it can."""
+    try:
+        find_snakemake()
+    except KdepError as e:
+        return e.got
+    return slurm.why_not()
+
+
 def terminate(world: World, dice: Dice, times: int) -> Row:
     """SIGTERM to the runner: it ends its stages within the grace period and says how to go on."""
     lost, wrong, slowest = 0.0, 0, 0.0
     for _ in range(times):
-        case = world.copy(world.one("pretrain-resnet18_w32.kdep"))
+        case = world.copy(world.one(PRETRAIN))
         runner = case.start()
         one, _ = case.wait_running(runner=runner)
         time.sleep(dice.uniform(0, world.wall[one]))
         lost += sum(case.lost(*r) for r in case.running())
         begun = time.monotonic()
         runner.send_signal(signal.SIGTERM)
-        said = runner.communicate(timeout=60)[0]
+        said = runner.communicate(timeout=LIMIT)[0]
         slowest = max(slowest, time.monotonic() - begun)
         assert runner.returncode == 128 + signal.SIGTERM, said[-2000:]
         assert not case.running()
@@ -409,14 +524,14 @@ def two_runners(world: World, dice: Dice, times: int) -> Row:
     """Two runners started at once on one work dir: each stage runs once, both end well."""
     wrong, twice = 0, 0
     for _ in range(times):
-        part = world.one("pretrain-resnet18_w32.kdep")
+        part = world.one(PRETRAIN)
         case = world.copy(part)
         todo = world.plan.downstream([part])
         runners = [
             case.start(results=case.home / name) for name in ("results", "results_of_the_other")
         ]
         for runner in runners:
-            said = runner.communicate(timeout=1200)[0]
+            said = runner.communicate(timeout=LIMIT)[0]
             assert runner.returncode == 0, said[-3000:]
         for one in todo:
             headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")
@@ -460,7 +575,7 @@ def full_disk(world: World, dice: Dice, part: str, what: str) -> Row:
             time.sleep(0.005)
         lost += time.monotonic() - begun
         fill(disk)
-        said = runner.communicate(timeout=300)[0]
+        said = runner.communicate(timeout=LIMIT)[0]
         assert runner.returncode == 1, said[-3000:]
         assert not (case.work / one / state.STAGE).exists()
         assert "disk space" in said or "No space left" in said, said[-3000:]
@@ -523,7 +638,7 @@ def damaged_record(world: World, dice: Dice, how: str) -> Row:
 
 def damaged_resume(world: World, dice: Dice, how: str) -> Row:
     """The checkpoint of a killed pre-training is damaged: it is not resumed from."""
-    one = world.one("pretrain-resnet18_w32.kdep")
+    one = world.one(PRETRAIN)
     case = world.copy(one)
     runner = case.start()
     _, pid = case.wait_running(one, runner)
@@ -558,7 +673,7 @@ def out_of_memory(world: World, dice: Dice, way: str) -> Row:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # what it takes from now on
         (group / "cgroup.procs").write_text(str(pid))
-    said = runner.communicate(timeout=300)[0]
+    said = runner.communicate(timeout=LIMIT)[0]
     if group.exists():
         group.rmdir()
     assert runner.returncode == 1, said[-3000:]
@@ -579,7 +694,7 @@ def hang(world: World, dice: Dice) -> Row:
     _, pid = case.wait_running(one, runner)
     begun = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    said = runner.communicate(timeout=300)[0]
+    said = runner.communicate(timeout=LIMIT)[0]
     lost = time.monotonic() - begun
     assert runner.returncode == 1, said[-3000:]
     assert "was stopped after" in said, said[-3000:]
@@ -616,7 +731,7 @@ def start_with_timeout(case: Case, seconds: float) -> subprocess.Popen:
 
 def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     """The wall clock jumps back while a suite runs, a kill and a resume between (clock_shim.c)."""
-    case = world.copy(world.one("pretrain-resnet18_w32.kdep"))
+    case = world.copy(world.one(PRETRAIN))
     clock, shim = case.home / "clock", case.home / "clock_shim.so"
     source = str(HERE / "clock_shim.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), source, "-ldl"], check=True)
@@ -653,10 +768,12 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
     dice, root = Dice(seed), os.geteuid() == 0
     yield "stage", lambda: kill_stages(whole, dice, 10 if whole.toy else 50)
     yield "runner", lambda: kill_runner(world, dice, 4)
+    if not world.toy:
+        yield "rank", lambda: kill_ranks(world, dice, 2)
     yield "term", lambda: terminate(world, dice, 2)
     yield "two", lambda: two_runners(world, dice, 2)
     if root:
-        pre = "pretrain-resnet18_w32.kdep"
+        pre = PRETRAIN
         yield "disk-check", lambda: full_disk(world, dice, pre, "a checkpoint is written")
         yield "disk-cache", lambda: full_disk(world, dice, "cache-", "a cache shard is written")
         yield (
@@ -667,7 +784,7 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
         )
         yield "disk-results", lambda: full_results(world, dice)
     shard, weights = ("state.bin", "state.bin") if world.toy else ("features-*.npy", "*.pth")
-    pretrain, export = "pretrain-resnet18_w32.kdep", "export-resnet18_w32.kdep"
+    pretrain, export = PRETRAIN, "export-resnet18_w32.kdep"
     for how in DAMAGE:
         yield "d-cache", lambda h=how: damage(world, dice, h, "cache-", shard, "cache shard")
         yield "d-check", lambda h=how: damage(world, dice, h, pretrain, weights, "checkpoint")
@@ -681,6 +798,9 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
     yield "hang", lambda: hang(world, dice)
     if shutil.which("cc"):
         yield "clock", lambda: clock_backwards(world, dice, 6)
+    if not world.toy:
+        for nodes in (1, 2):
+            yield f"node{nodes}", lambda n=nodes: lost_node(world, dice, n)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -704,16 +824,17 @@ def processor() -> str:
     return "unknown processor"
 
 
-def report(world: World, rows: list[Row], seconds: float, command: str) -> str:
+def report(world: World, rows: list[Row], command: str) -> str:
+    minutes, loads = sum(r.took for r in rows) / 60, [r.load for r in rows]
     stages, cells = len(world.plan.stages), len(world.plan.cells)
     return f"""# Faults injected into the smoke suite
 
-`{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread a
-stage, one stage at a time: {seconds / 60:.0f} minutes. The suite has {stages} stages and {cells} \
-records; undisturbed it
-computes for {sum(world.wall.values()):.0f} s. Stages were killed over the whole of it, the other \
-faults injected into its `kdep`
-arm with one task, whose stages are the same.
+`{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread
+a stage, one stage at a time: {minutes:.0f} minutes, with the load of the machine between \
+{min(loads):.0f} and {max(loads):.0f}. The
+suite has {stages} stages and {cells} records; undisturbed it computes for \
+{sum(world.wall.values()):.0f} s. Stages were killed over the
+whole of it, the other faults injected into its `kdep` arm with one task, whose stages are the same.
 
 {table(rows)}
 
@@ -722,7 +843,9 @@ state, the time until a starved or hung stage was given up, or the time that mak
 took in the undisturbed run; the start of a runner (about 5 s of imports) is not in it. *Wrong
 results* counts, after a rerun that said all is done, stages whose outputs, checkpoints or cache
 shards differ from the undisturbed run's in any digit, files that do not match their checksums,
-records that differ in anything but times and costs, and stages done twice by two runners.
+records that differ in anything but times and costs, and stages done twice by two runners. What
+ran in two processes is compared with an undisturbed run in two processes. *Slurm* is a real one of
+three nodes, started on this machine.
 """
 
 
@@ -741,27 +864,36 @@ def main() -> int:
         work, results = args.toy_run
         return toy_main(work, results, args.retry)
     home = (args.home or Path(tempfile.mkdtemp(prefix="kdep-faults-"))).absolute()
-    begun, rows = time.monotonic(), []
+    rows = []
     world = whole = World(home, args.toy, args.reference)
     if not args.toy:
         part = home / "smoke_cut.py"
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(SMOKE.read_text() + CUT)
         world = World(home / "cut", False, whole.reference.home, part)
-    for name, inject in faults(whole, world, args.seed):
-        if any(part in name for part in args.only.split(",")):
+    journal = home / "rows.json"
+    known = json.loads(journal.read_text()) if journal.exists() else {}
+    for k, (name, inject) in enumerate(faults(whole, world, args.seed)):
+        if not any(part in name for part in args.only.split(",")):
+            continue
+        key = f"{k} {name}"
+        if key not in known:
+            begun = time.monotonic()
             try:
                 r = inject()
             except Exception:  # the other faults are still to be tried
                 traceback.print_exc()
                 r = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
             r.on = "the toy suite" if args.toy else "smoke" if name == "stage" else "its kdep arm"
-            rows.append(r)
-            print(f"{r.fault}: {r.times} x, {r.lost:.1f} s lost, {r.wrong} wrong. {r.note}",
-                  flush=True)  # fmt: skip
+            r.took, r.load = time.monotonic() - begun, os.getloadavg()[0]
+            known[key] = asdict(r)
+            write_json(journal, known)
+        r = Row(**known[key])
+        rows.append(r)
+        print(f"{r.fault}: {r.times} x, {r.lost:.1f} s lost, {r.wrong} wrong. {r.note}", flush=True)
     print(table(rows))
     if args.out:
-        args.out.write_text(report(whole, rows, time.monotonic() - begun, "make faults"))
+        args.out.write_text(report(whole, rows, "make faults"))
     if args.home is None:
         shutil.rmtree(home, ignore_errors=True)
     return int(any(r.wrong for r in rows))

@@ -1,0 +1,117 @@
+"""The smoke suite, with its real stages, on a real Slurm; what it must equal was run on this
+machine, with the same seeds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import suite_faults as faults
+from slurm import QUICK, Slurm
+
+from kdep_bench.files import read_json
+from kdep_bench.suite import cluster, state
+
+THROUGH = ("--executor", "slurm", "--jobs", "3", "--snakemake", " ".join(QUICK))
+# One epoch of small steps, so that training does not amplify what differs: rounding.
+SMALL = """
+suite["budget"].update(epochs=1, optimizer=dict(type="SGD", lr=0.005, momentum=0.9))
+"""
+
+
+@pytest.fixture(scope="module")
+def world(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> faults.World:
+    """The suite as it ends by the local pool."""
+    return faults.World(tmp_path_factory.mktemp("smoke"), toy=False)
+
+
+def jobs(slurm: Slurm, case: faults.Case) -> Counter[str]:
+    """Stage id -> how many of Slurm's jobs were for it, in the case's work dir."""
+    found = Counter()
+    for line in slurm.ask("scontrol", "show", "job", "-o").splitlines():
+        said = dict(re.findall(r"(\w+)=(\S+)", line))
+        if said["JobName"].startswith(cluster.prefix(case.work)):
+            assert said["JobState"] == "COMPLETED", line
+            found[said["Comment"].partition("_wildcards_")[2]] += 1
+    return found
+
+
+def runs(case: faults.Case) -> Counter[str]:
+    """How often each stage was begun."""
+    return Counter(
+        {i: (case.work / i / state.LOG).read_text().count(f"--- {i} at ")
+         for i in case.world.plan.stages}
+    )  # fmt: skip
+
+
+def test_the_whole_suite_ends_as_it_does_here(slurm: Slurm, world: faults.World):
+    case = world.fresh()
+    done = case.run(*THROUGH)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert jobs(slurm, case) == Counter(world.plan.stages)  # a job each
+    assert case.wrong() == 0  # outputs, checkpoints, features and records, to the last digit
+    board = (case.results / "leaderboard.md").read_text()
+    assert all(t in board for t in ("smoke_probe", "smoke_det", "smoke_seg"))
+    again = case.run(*THROUGH)
+    assert (again.returncode, "0 ran" in again.stdout) == (0, True), again.stdout
+    case.close()
+
+
+def test_what_began_here_ends_there_with_one_state(slurm: Slurm, world: faults.World):
+    case = world.copy(world.one(faults.PRETRAIN))
+    cells = world.plan.downstream([world.one(faults.PRETRAIN)])
+    there = {i for i in cells if i.startswith("transfer-") and "smoke_probe" not in i}
+    here = case.run("--only", "smoke_probe")
+    assert here.returncode == 0, here.stdout[-3000:]
+    assert f"{len(cells) - len(there)} ran" in here.stdout
+    done = case.run(*THROUGH)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert jobs(slurm, case) == Counter(there)
+    assert case.wrong() == 0
+    assert set(runs(case).values()) == {1}
+    assert case.run().stdout.count("0 ran") == 1  # nor has the pool anything left to do
+    case.close()
+
+
+def test_the_pre_trainer_over_two_nodes_equals_one_process(
+    slurm: Slurm, world: faults.World, tmp_path: Path
+):
+    """One process a node, gloo, torchrun under srun; the batch is the global one."""
+    import torch
+
+    small = faults.SMOKE.read_text() + faults.CUT + SMALL
+    files = {1: tmp_path / "one.py", 2: tmp_path / "two.py"}
+    files[1].write_text(small)
+    files[2].write_text(small + faults.RANKS.format("nodes"))
+    made = {}
+    for nodes, file in files.items():
+        case = world.copy(world.one(faults.PRETRAIN))
+        case.file = file
+        done = case.run("--only", "pretrain", *(THROUGH if nodes > 1 else ()))
+        assert done.returncode == 0, done.stdout[-3000:]
+        (out,) = (p.parent for p in case.work.glob("pretrain-*.kdep.*/stage.json"))
+        said = read_json(out / state.STAGE)
+        assert said["outputs"]["processes"] == nodes
+        assert said["environment"].get("processes", 1) == nodes
+        weights = torch.load(out / "student.pth", weights_only=True)
+        made[nodes] = said["id"], said["outputs"]["curves"]["pretrain_loss"], weights
+        if nodes > 1:
+            (job,) = (j for j in slurm.jobs("completed") if out.name in slurm.job(j)["Comment"])
+            assert slurm.job(job)["NumNodes"] == "2"
+        case.close()
+    (one, curve, w0), (other, curve2, w1) = made[1], made[2]
+    assert one == other  # how it ran is no part of what it is
+    assert len(curve) == len(curve2) > 2
+    for (step, loss), (step2, loss2) in zip(curve, curve2, strict=True):
+        assert (step, loss) == (step2, pytest.approx(loss2, rel=1e-3))
+    assert w0.keys() == w1.keys()
+    moved = 0
+    for key, value in w0.items():
+        scale = float(value.abs().max()) if value.numel() else 1.0
+        torch.testing.assert_close(
+            w1[key].float(), value.float(), rtol=0, atol=max(2e-3 * scale, 1e-6)
+        )
+        moved += not torch.equal(w1[key], value)
+    assert moved  # two processes did run: their sums are rounded otherwise
