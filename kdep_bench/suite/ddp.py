@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite import worker
@@ -174,6 +175,7 @@ def rank(room: Path) -> None:
     stage, me = order["stage"], int(os.environ["RANK"])
     try:
         worker.set_threads(stage["cpus"])
+        keep_freed_memory()
         function = worker.locate(stage["function"])
         inputs = {role: Path(path) for role, path in order["inputs"].items()}
         progress = _Teller(room / _PROGRESS) if me == 0 else _quiet

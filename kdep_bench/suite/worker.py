@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench import trackers
+from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_json
 from kdep_bench.suite import state
@@ -281,6 +282,7 @@ def _call(
 
     if ddp.shape(order.stage) != (1, 1):
         return ddp.launch(order, inputs, out, progress)
+    keep_freed_memory()
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
     spec = json.loads(canonical_json(order.stage.spec))
     return locate(order.stage.function)(spec, inputs, out, progress), []
