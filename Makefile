@@ -5,7 +5,8 @@ CLUSTER ?= .venv-cluster
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full rehearse test check unit e2e browser cluster slurm-test faults install clean
+.PHONY: pocket smoke pocket-full rehearse test check unit e2e browser cluster slurm-test faults scale \
+  install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -59,6 +60,10 @@ slurm-test: install cluster
 # FAULTS='--home DIR' keeps its work there: cut, it goes on with the fault it was at.
 faults: install
 	$(PY) tests/suite/suite_faults.py --out results/faults.md $(FAULTS)
+
+# What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
+scale: install
+	$(PY) -m kdep_bench.suite.bench
 
 install: $(VENV)/.installed
 

@@ -1,7 +1,8 @@
-"""What the engine itself costs: planning, looking, starting. `python -m kdep_bench.suite.bench`.
+"""What the engine itself costs: planning, looking, starting. `make scale` writes results/scale.md.
 
-Planning and looking are measured on 10,000 stages, starting on 1,000 stages that do nothing, each
-in a process of its own. Nothing here imports torch.
+Planning and looking are measured on 10,000 stages, scheduling on 1,000 stages that do nothing, each
+in a process of its own, and starting once more from a fork server that has imported the toolkits,
+as suites do. This process itself imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.console import leave
+from kdep_bench.files import write_atomic
 from kdep_bench.suite import execute, state
-from kdep_bench.suite.config import build_suite
+from kdep_bench.suite.config import REPO, build_suite
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.plan import Plan, add_stage, build_plan
 
+Measures = dict[str, float]
 _NOTHING = {
     "nothing": StageKind("kdep_bench.suite.bench:nothing", cpus=1, cost=0.01, timeout=600),
 }
@@ -53,13 +57,19 @@ def large_plan(stages: int = 10_000) -> Plan:
     )
 
 
-def planning(stages: int) -> dict[str, float]:
-    """Seconds and peak memory (MB) of this process for a plan of so many stages."""
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes. Not ru_maxrss, which a process takes
+    over from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def planning(stages: int) -> tuple[Plan, Measures]:
+    """A plan of so many stages, the seconds it took and this process's peak memory."""
     begun = time.perf_counter()
     plan = large_plan(stages)
     spent = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"stages": len(plan.stages), "plan_s": spent, "plan_peak_mb": peak}
+    return plan, {"stages": len(plan.stages), "plan_s": spent, "plan_peak_bytes": peak_memory()}
 
 
 def pretend_done(plan: Plan, work: Path) -> None:
@@ -88,7 +98,7 @@ def pretend_done(plan: Plan, work: Path) -> None:
         (out / state.STAGE).write_bytes(state.stage_text(record))
 
 
-def looking(plan: Plan, work: Path) -> dict[str, float]:
+def looking(plan: Plan, work: Path) -> Measures:
     """Seconds to say of every stage whether it is done."""
     begun = time.perf_counter()
     known = state.statuses(plan, work)
@@ -97,8 +107,9 @@ def looking(plan: Plan, work: Path) -> dict[str, float]:
     return {"status_s": spent}
 
 
-def starting(stages: int, work: Path, jobs: int, preload: str) -> dict[str, float]:
-    """Stages a second of a pool whose stages do nothing, and the start overhead of one."""
+def starting(stages: int, work: Path, jobs: int, preload: str) -> Measures:
+    """Stages a second of a pool whose stages do nothing, and the start overhead of one: from the
+    pool's order to the stage function."""
     plan = Plan("nothing")
     for k in range(stages):
         add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_NOTHING)
@@ -110,43 +121,91 @@ def starting(stages: int, work: Path, jobs: int, preload: str) -> dict[str, floa
     records = [json.loads((work / i / state.STAGE).read_text()) for i in outcome.ran]
     starts = [r["start_s"] for r in records[1:]]
     return {
-        "stages_run": stages,
-        "stages_per_s": stages / spent,
-        "start_first_s": records[0]["start_s"],
-        "start_median_s": sorted(starts)[len(starts) // 2],
-        "start_p99_s": sorted(starts)[len(starts) * 99 // 100],
+        "run": stages,
+        "per_s": stages / spent,
+        "median_s": sorted(starts)[len(starts) // 2],
+        "p99_s": sorted(starts)[len(starts) * 99 // 100],
     }
 
 
+def plain_imports(module: str) -> float:
+    """Seconds of a new Python that imports `module` and leaves: what the fork server saves."""
+    begun = time.perf_counter()
+    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    command = [sys.executable, "-c", f"import {module}"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    return time.perf_counter() - begun
+
+
+def table(got: dict[str, Measures]) -> str:
+    """The figures against the bars, as a markdown page."""
+    p, s, t = got["plan"], got["bare"], got["toolkits"]
+    jobs, n = f"{got['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
+
+    def row(what: str, value: float, unit: str, bar: float | None = None) -> str:
+        met = "" if bar is None else "yes" if value < bar else "no"
+        digits = 0 if value >= 100 else 1 if value >= 10 else 2 if unit == "s" else 1
+        asked = "" if bar is None else f"< {bar:g} {unit}"
+        return f"| {what} | {asked} | {value:.{digits}f} {unit} | {met} |"
+
+    rows = [
+        row(f"planning {n} stages", p["plan_s"], "s", 2),
+        row("peak memory of the process that did", p["plan_peak_bytes"] / 1e6, "MB", 300),
+        row(f"status of {n} stage directories", p["status_s"], "s", 2),
+        row(f"{s['run']:,.0f} stages that do nothing, {jobs} at once", s["per_s"], "stages/s"),
+        row("start of one, median", s["median_s"] * 1e3, "ms"),
+        row("start of one, 99th percentile", s["p99_s"] * 1e3, "ms"),
+        row("start with the toolkits, median", t["median_s"] * 1e3, "ms", 300),
+        row("start with the toolkits, 99th percentile", t["p99_s"] * 1e3, "ms", 300),
+        row("importing them in a new process", t["plain_s"], "s"),
+    ]
+    return f"""# What the engine costs
+
+`python -m kdep_bench.suite.bench` (`make scale`) on {os.cpu_count()} cores of {processor()}, \
+load {got["machine"]["load"]:.1f}
+when it began:
+
+| measure | bar | measured | met |
+|---|---|---:|---|
+{chr(10).join(rows)}
+
+A *start* is the time from the pool's order to the stage function, in a process of its own. *With
+the toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg,
+as every suite's stages start ({t["run"]:.0f} of them here).
+"""
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "an unknown processor"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Prints the figures as text, or as JSON for programs."""
+    """Prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, default=10_000, help="to plan and to look at")
     parser.add_argument("--runs", type=int, default=1_000, help="stages that do nothing, to run")
+    parser.add_argument("--starts", type=int, default=100, help="of them with the toolkits")
     parser.add_argument("--jobs", type=int, default=execute.cpu_count())
-    parser.add_argument(
-        "--toolkits", action="store_true", help="import the toolkits in the fork server, as suites"
-    )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--toolkits", default=execute.PRELOAD, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=REPO / "results" / "scale.md")
     args = parser.parse_args(argv)
-    preload = execute.PRELOAD if args.toolkits else "kdep_bench.suite.worker"
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:
         work = Path(folder)
-        got = planning(args.stages)
-        plan = large_plan(args.stages)
+        plan, planned = planning(args.stages)
         pretend_done(plan, work / "done")
-        got |= looking(plan, work / "done")
-        got |= starting(args.runs, work / "run", args.jobs, preload)
-    if args.json:
-        print(json.dumps(got))
-        return 0
-    print(f"planning {got['stages']} stages: {got['plan_s']:.2f} s, {got['plan_peak_mb']:.0f} MB")
-    print(f"status of as many directories: {got['status_s']:.2f} s")
-    print(
-        f"{args.runs} stages that do nothing, {args.jobs} at once on {os.cpu_count()} cores: "
-        f"{got['stages_per_s']:.1f} stages/s; start {got['start_median_s'] * 1000:.0f} ms in the "
-        f"median, {got['start_p99_s'] * 1000:.0f} ms at the 99th percentile"
-    )
+        planned |= looking(plan, work / "done")
+        bare = starting(args.runs, work / "bare", args.jobs, "kdep_bench.suite.worker")
+        with_them = starting(args.starts, work / "toolkits", args.jobs, args.toolkits)
+        with_them["plain_s"] = plain_imports(args.toolkits)
+    machine = {"jobs": args.jobs, "load": load}
+    said = table({"machine": machine, "plan": planned, "bare": bare, "toolkits": with_them})
+    write_atomic(args.out, said.encode())
+    print(said, end="")
     return 0
 
 

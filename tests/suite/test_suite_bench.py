@@ -21,15 +21,28 @@ def test_status_of_many_stage_directories(tmp_path: Path):
     assert spent < 2.0 * len(plan.stages) / 10_000 * 2  # twice the bar: a busy machine
 
 
-def test_the_command_prints_its_figures(capsys, monkeypatch):
-    assert bench.main(["--stages", "50", "--runs", "5", "--jobs", "2"]) == 0
+def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
+    out, bare = tmp_path / "scale.md", "kdep_bench.suite.worker"
+    sizes = ["--stages", "50", "--runs", "5", "--starts", "3", "--jobs", "2"]
+    assert bench.main([*sizes, "--toolkits", bare, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "stages/s" in said
-    assert "status of as many directories" in said
+    assert out.read_text() == said
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "|" in line]
+    assert [r[1] for r in rows if r[1].startswith("<")] == [
+        *("< 2 s", "< 300 MB", "< 2 s", "< 300 ms", "< 300 ms")
+    ]
+    assert any(r[0].startswith("5 stages that do nothing") and "stages/s" in r[2] for r in rows)
+
+
+def test_peak_memory_is_this_process_s_own():
+    before = bench.peak_memory()
+    hold = bytearray(b"x" * (64 << 20))
+    assert 60 << 20 < bench.peak_memory() - before < 300 << 20
+    assert len(hold) == 64 << 20
 
 
 def test_stages_that_do_nothing_are_real_ones(tmp_path: Path):
     got = bench.starting(4, tmp_path, 2, fakes.FAST.preload)
-    assert got["stages_run"] == 4
-    assert got["stages_per_s"] > 0
+    assert got["run"] == 4
+    assert got["per_s"] > 0
     assert len(list(tmp_path.glob("nothing-*/stage.json"))) == 4
