@@ -72,10 +72,10 @@ class Slurm:
             self._configure()
             self._munge()
             self._daemon("slurmctld", "-f", str(self.conf))
-            wait_for(lambda: "UP" in self.ask("scontrol", "ping"), 20, "slurmctld")
+            wait_for(lambda: "UP" in self.ask("scontrol", "ping"), 120, "slurmctld")
             for name in self.names:
                 self.node_up(name)
-            wait_for(lambda: self.idle() == len(self.names), 30, "idle nodes")
+            wait_for(lambda: self.idle() == len(self.names), 180, "idle nodes")
         except BaseException:
             self.__exit__()
             raise
@@ -182,7 +182,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
             *(f"--key-file={home}/key", f"--socket={home}/sock", f"--seed-file={home}/seed"),
             *(f"--pid-file={home}/munged.pid", f"--log-file={home}/log", "--num-threads=2"),
         )
-        wait_for(lambda: (home / "munged.pid").exists(), 10, "munged")
+        wait_for(lambda: (home / "munged.pid").exists(), 60, "munged")
 
     def _daemon(self, *command: str) -> None:
         """Starts a program that puts itself into the background, away from this one's pipes."""

@@ -62,6 +62,8 @@ def make(
     if do == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
+    while do == "wait" and not (out.parent / "go").exists():
+        time.sleep(0.05)
     if do == "orphan":
         subprocess.Popen(["sleep", "54.321"])
     if do == "fill":
