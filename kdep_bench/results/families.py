@@ -81,12 +81,13 @@ class Strength:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rows of one family, at one share, with or without labels."""
+    """The rows of one family, at one share and length, with or without labels."""
 
     student: str
     name: str
     labels: bool
     share: float
+    epochs: float | None
     costs: list[Cost]
     reads: dict[str, int]
     left_out: list[str]
@@ -97,22 +98,26 @@ def families(
     board: Board, facts: Mapping[ArmKey, ArmFacts], pages: Mapping[str, Mapping[str, Any]]
 ) -> list[Family]:
     """The families of every student. `pages`: method -> {"reads": [...]}, see `report.build`."""
-    groups: dict[tuple[str, str, bool, float], list[Cost]] = {}
+    groups: dict[tuple[str, str, bool, float, float], list[Cost]] = {}
     for cost in costs(board, facts):
         arm, told = cost.arm, cost.facts.arm
         if arm.method not in compare.AGAINST:
-            key = (arm.student, told.family or "other", told.label_policy == "labels", arm.share)
+            labels, epochs = (
+                told.label_policy == "labels",
+                -1.0 if arm.epochs is None else arm.epochs,
+            )
+            key = (arm.student, told.family or "other", labels, -arm.share, -epochs)
             groups.setdefault(key, []).append(cost)
     return [_family(board, key, members, pages) for key, members in sorted(groups.items())]
 
 
 def _family(
     board: Board,
-    key: tuple[str, str, bool, float],
+    key: tuple[str, str, bool, float, float],
     members: list[Cost],
     pages: Mapping[str, Mapping[str, Any]],
 ) -> Family:
-    student, name, labels, share = key
+    student, name, labels, _, _ = key
     columns = compare.columns_of(board, student)
     whole, left_out = [], []
     for arm in (c.arm for c in members):
@@ -123,7 +128,8 @@ def _family(
         student,
         name,
         labels,
-        share,
+        members[0].arm.share,
+        members[0].arm.epochs,
         members,
         dict(sorted(reads.items())),
         [a.method for a in left_out],

@@ -231,7 +231,7 @@ def cost_cells(cost: families.Cost) -> list[tuple[str, float | None]]:
     ]
 
 
-FAMILY_HEAD = ["labels used", "data share", "methods", "reads", "step over kdep's"]
+FAMILY_HEAD = ["labels used", "data share", "epochs", "methods", "reads", "step over kdep's"]
 FAMILY_HEAD += ["peak memory, at most", "extra parameters", "other networks' passes a sample"]
 FAMILY_HEAD += [f"mean - {other} [95 %]" for other in families.REFERENCES] + ["left out"]
 
@@ -245,6 +245,7 @@ def family_cells(
     cells: list[tuple[str, float | None]] = [
         ("yes" if f.labels else "no", None),
         (f"{100 * f.share:g} %", f.share),
+        ("—" if f.epochs is None else f"{f.epochs:g}", f.epochs),
         (str(len(f.costs)), len(f.costs)),
         (name(reads or "—", 300), None),
         (families.spread([c.ratio for c in f.costs]), None),
@@ -254,7 +255,7 @@ def family_cells(
     ]
     for found in f.strength.values():
         est = found.estimate
-        of = f" of {found.methods}" if found.methods != len(f.costs) else ""
+        of = f", {found.methods} methods" if found.methods != len(f.costs) else ""
         cells.append((text.gap(est) + of, est.mean) if est else ("—", None))
     return [*cells, (name(", ".join(f.left_out) or "—", 300), None)]
 

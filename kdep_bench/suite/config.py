@@ -136,6 +136,8 @@ class _Student(_Part):
 
 
 class _Method(_Part):
+    """`optimizer` is laid on the budget's, for a method that departs from it (a learning rate)."""
+
     name: str
     family: str = ""
     labels_used: bool = False
@@ -151,6 +153,7 @@ class _Method(_Part):
     needs: list[str] | None = None
     students: list[str] | None = None
     teacher: Json | None = None
+    optimizer: Json | None = None
 
 
 class Assistant(_Part):
@@ -549,7 +552,8 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
     if said.teacher is not None:
         update["teachers"] = _teachers(said.teacher, suite.students, configs)
     if said.methods is not None:
-        update["methods"] = [resolve("method", m, configs) for m in said.methods]
+        resolved = [resolve("method", m, configs) for m in said.methods]
+        update["methods"] = [with_assistants(m, configs) for m in resolved]
         _unique(f"in variant {number} the method", [m["name"] for m in update["methods"]])
     if said.shares is not None:
         update["shares"] = _shares(said.shares)

@@ -19,13 +19,13 @@ from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.schedules.base import check_heard, check_span, spans
-from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
+from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
 _PROSE = {"about", "source", "reconstruction", "card"}
 # Keys of a method that the planner itself consumes.
-_PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher"}
+_PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
 # What a cache holds beside the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens"}
 _COMMON = {"prepare", "views"}  # stages that an arm and its teacher share
@@ -364,7 +364,7 @@ class _Builder:
         self.suite, self.kinds, self.plan = suite, kinds, plan
         # What stages are told of each config: one dict each, so that its text is made once.
         self.told: dict[int, Json] = {}
-        self.budgets: dict[tuple[float, bool], Json] = {}
+        self.budgets: dict[tuple[float, bool, str], Json] = {}
         self.live = suite.budget.teacher == "live"
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
@@ -389,15 +389,20 @@ class _Builder:
             )
         return self.told[id(page)]
 
-    def budget_of(self, epochs: float, whole: bool) -> Json:
-        """The budget as a stage is told it, cut to `epochs`.
+    def budget_of(self, epochs: float, whole: bool, method: Json) -> Json:
+        """The budget as a stage of `method` is told it, cut to `epochs`.
 
         Of the whole pool's images, both ways of counting an epoch are the same stage.
         """
-        if (epochs, whole) not in self.budgets:
+        own = method.get("optimizer") or {}
+        key = epochs, whole, canonical_json(own)
+        if key not in self.budgets:
             told = {**self.suite.budget.spec(), "epochs": epochs}
-            self.budgets[epochs, whole] = without(told, {"epochs_over"} if whole else set())
-        return self.budgets[epochs, whole]
+            if own:
+                where = f"optimizer of method {method['name']!r}"
+                told["optimizer"] = merged(told["optimizer"], own, where)
+            self.budgets[key] = without(told, {"epochs_over"} if whole else set())
+        return self.budgets[key]
 
     def add(
         self, kind: str, name: str, spec: Json, needs: Mapping[str, str], function: Any = None
@@ -587,7 +592,7 @@ class _Builder:
         if trains(method):
             chain["views"] = needs["views"] = self.views(prepare, student)
             spec.update(self.share(share))
-            spec["budget"] = self.budget_of(epochs or suite.budget.epochs, share == 1)
+            spec["budget"] = self.budget_of(epochs or suite.budget.epochs, share == 1, method)
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if uses_teacher(method):

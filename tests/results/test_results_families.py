@@ -125,6 +125,19 @@ def test_a_hole_is_never_averaged_over():
     assert named(board, facts)["relation"].strength["scratch"].methods == 2
 
 
+def test_rows_of_another_length_are_a_row_of_their_own():
+    short = []
+    for r in records():
+        if r.arm.method == "dml":
+            value, budget = r.value or 0, r.budget.model_copy(update={"epochs": 3.0})
+            change = {"id": f"{r.id}-short", "budget": budget, "value": value - 0.1}
+            short.append(r.model_copy(update=change))
+    found = [f for f in families.families(*board_of(records() + short), PAGES) if f.labels]
+    assert [f.epochs for f in found] == [6, 3]
+    means = [f.strength["kdep"].estimate for f in found]
+    assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
+
+
 def test_costs_are_those_of_the_arms_own_training():
     board, facts = board_of(records())
     by_method = {c.arm.method: c for c in families.costs(board, facts)}
@@ -147,7 +160,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     build(folder, "golden", [], PAGES)
     md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
     assert "## Families" in md
-    assert "| resnet18_w32 | relation | no | 100 % | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
+    assert "| resnet18_w32 | relation | no | 100 % | 6 | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
     assert "-9.0 [-9.0, -9.0]" in md
     assert 'id="families"' in html
     assert 'id="costs"' in html

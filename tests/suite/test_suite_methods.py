@@ -12,6 +12,8 @@ from kdep_bench.features.policies import POLICIES
 from kdep_bench.suite.config import CONFIGS, build_suite, load_suite, names, read_room
 from kdep_bench.suite.plan import Plan, build_plan
 
+SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
+
 
 def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
     suite = load_suite("smoke")
@@ -73,3 +75,64 @@ def test_the_identity_wants_equal_widths_before_any_work():
     with pytest.raises(KdepError, match="equal widths"):
         plan("identity", width=512)
     plan("identity", width=256)
+
+
+def of(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
+    """Specs of the stages of a kind that train `method`."""
+    return [
+        s.spec
+        for s in plan.stages.values()
+        if s.kind == kind and s.spec["method"]["name"] == method and "budget" in s.spec
+    ]
+
+
+def test_a_methods_own_optimiser_is_laid_on_the_budgets_and_touches_it_alone():
+    usual, own = plan("kdep", "svd"), plan(dict(base="kdep", optimizer=dict(lr=0.05)), "svd")
+    new = [s for i, s in own.stages.items() if i not in usual.stages]
+    assert {s.kind for s in new} == {"pretrain", "export", "transfer"}
+    assert all("kdep" in s.name for s in new)
+    (told,) = of(own, "pretrain", "kdep")
+    assert told["budget"]["optimizer"] == {**SGD, "lr": 0.05}
+    assert "optimizer" not in told["method"]
+    with pytest.raises(KdepError, match="did you mean momentum"):
+        plan(dict(base="kdep", optimizer=dict(momentun=0.5)))
+
+
+def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
+    suite = load_suite("methods_pocket_grid")
+    every, grid = build_plan(load_suite("methods_pocket")), build_plan(suite)
+    assert {t["split"] for t in suite.tasks} == {"val"}
+    rates = {
+        s.id: s.spec["budget"]["optimizer"]["lr"]
+        for s in grid.stages.values()
+        if s.kind == "pretrain" and "budget" in s.spec
+    }
+    assert {i for i, lr in rates.items() if lr == 0.2} <= set(every.stages)
+    methods = [m["name"] for m in suite.methods if not m["name"].endswith("-lr0.1")]
+    assert methods == [m["name"] for m in load_suite("methods_pocket").methods]
+    assert sum(lr == 0.1 for lr in rates.values()) == len(methods) - 1  # scratch has no rate
+    assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(every.stages)
+
+
+def test_at_equal_compute_every_rival_costs_what_kdep_does():
+    """In passes of the student: 3 a step of its own, 2.25 times as many for the wider assistant."""
+    plan, wider = build_plan(load_suite("methods_pocket_compute")), 1.5**2
+    whole = {i for i, s in plan.stages.items() if s.spec.get("budget", {}).get("epochs") == 16}
+    assert whole <= set(build_plan(load_suite("methods_pocket")).stages)
+    assert {b["budget"]["epochs"] * 2 for b in of(plan, "pretrain", "dml")} == {16, 32}
+    assert {b["budget"]["epochs"] * 4 / 3 for b in of(plan, "pretrain", "mean_teacher")} == {
+        16,
+        16 * 4 / 3,
+    }
+    for arm, teacher in (
+        ("takd", "logit_kd"),
+        ("kdep_assistant", "kdep"),
+        ("eskd_teacher", "supervised"),
+    ):
+        short = min(b["budget"]["epochs"] for b in of(plan, "pretrain", arm))
+        above = min(
+            b["budget"]["epochs"]
+            for b in of(plan, "pretrain", teacher)
+            if b["student"]["name"] == "resnet18_w48"
+        )
+        assert short + wider * above == pytest.approx(16, abs=0.02)
