@@ -150,7 +150,8 @@ def leave_distributed() -> None:
     """Leaves the process group, if there is one, together: the last thing of every rank's work.
 
     Trap: a rank that exits, or destroys its group, while a peer is still in a collective or in
-    gloo's shutdown lets that peer see a closed connection and abort (SIGABRT) now and then.
+    gloo's shutdown lets that peer see a closed connection and abort (SIGABRT) now and then. The
+    store needs no such care: torchrun's agent on the first node hosts it, and outlives all ranks.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

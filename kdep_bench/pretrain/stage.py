@@ -166,7 +166,8 @@ def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
         locate(method["weights"]["type"])(
             backbone, **{k: v for k, v in method["weights"].items() if k != "type"}
         )
-    save_state({f"backbone.{k}": v for k, v in backbone.state_dict().items()}, out)
+    if openmmlab.is_main_rank():
+        save_state({f"backbone.{k}": v for k, v in backbone.state_dict().items()}, out)
     return {
         "steps": 0,
         "epochs": 0.0,

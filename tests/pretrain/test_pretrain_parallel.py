@@ -23,7 +23,7 @@ from kdep_bench.pretrain.hooks import WeightAverage
 from kdep_bench.pretrain.parallel import check_split, micro_batches
 from kdep_bench.students.backbone import PreActivationTap, build_backbone
 from tests.pretrain.conftest import BUDGET, STUDENT, silent
-from tests.pretrain.test_pretrain import KDEP, pretrain, spec
+from tests.pretrain.test_pretrain import KDEP, SCRATCH, pretrain, spec
 
 REPO = Path(__file__).parents[2]
 FREE: dict[str, Any] = {
@@ -164,6 +164,18 @@ def test_an_objective_that_relates_samples_is_refused_with_accumulation(
     method = KDEP | dict(objective=dict(type=f"{__name__}.Pairs"))
     with pytest.raises(KdepError, match="relates the samples"):
         stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
+
+
+def test_of_several_processes_the_first_alone_writes_what_is_not_trained(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        told.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
+        assert [p.name for p in tmp_path.iterdir()] == ([stage.CHECKPOINT] if rank == 0 else [])
+    assert told[0] == told[1]
 
 
 @pytest.mark.slow
