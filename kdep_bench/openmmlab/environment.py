@@ -70,7 +70,7 @@ _NEEDS: dict[str, tuple[_Need, ...]] = {
 }
 
 # Students are mmpretrain backbones in every task, so its models are registered in every scope.
-_MODULES: dict[str, tuple[str, ...]] = {
+MODULES: dict[str, tuple[str, ...]] = {
     "mmpretrain": (
         "mmpretrain.datasets",
         "mmpretrain.engine",
@@ -242,7 +242,7 @@ def _import_toolkit(scope: str) -> None:
             "an mmcv extension built for this torch, or mmcv-lite",
             "run: pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
         ) from e
-    for module in _MODULES[scope]:
+    for module in MODULES[scope]:
         importlib.import_module(module)
 
 

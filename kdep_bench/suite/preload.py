@@ -19,7 +19,7 @@ def _load() -> None:
 
     import kdep_bench.ops
     import kdep_bench.suite.worker
-    from kdep_bench.openmmlab.environment import without_multimodal
+    from kdep_bench.openmmlab.environment import MODULES, without_multimodal
 
     kdep_bench.ops.install()
     without_multimodal()
@@ -31,6 +31,7 @@ def _load() -> None:
         "mmpretrain.models",
         "mmdet.apis",
         "mmseg.apis",
+        *sorted({name for modules in MODULES.values() for name in modules}),
     ):
         importlib.import_module(name)
     kdep_bench.suite.worker.packages()

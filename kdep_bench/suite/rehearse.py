@@ -1,8 +1,9 @@
 """A suite shrunk for a rehearsal: every stage, the same configs and code, minutes on a CPU.
 
-What changes is listed here and nowhere else: counts of steps, batches and images, and sizes in
-pixels. Data are generated in each set's real format. Scores of a rehearsal mean nothing; its name,
-its data and therefore all its stage ids differ from the suite's.
+What changes is listed here and nowhere else (`changes` says it in words, and so does --dry-run):
+counts of steps, batches and images, sizes in pixels, and the width of task heads. Data are
+generated in each set's real format. Scores of a rehearsal mean nothing; its name, its data and
+therefore all its stage ids differ from the suite's.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import Json, Suite
 
-PX = 64  # input side of students
+PX = 32  # input side of students: one position left after their last stage
 TEACHER_PX = 28  # a multiple of every teacher's patch (4 for Swin, 14 for DINOv2)
 IMAGES = 96  # of the tiny ImageNet, data/official/imagenet.py
-SHARE = 0.5  # stands for every share below 1: a tenth of the tiny pool could fix no basis
-STEPS, BATCH = 2, 32
+SHARE = 0.875  # for every share below 1: a tenth of the tiny pool would need ten times the views
+STEPS, BATCH = 2, 16
 OFFICIAL = "kdep_bench.data.official.stage.prepare"
 # Key of a recipe -> its value in a rehearsal.
 RECIPE: dict[str, Any] = {
@@ -28,15 +29,38 @@ RECIPE: dict[str, Any] = {
     "batch": 2,
     "test_batch": 4,
     "workers": 0,
-    "scale": [96, 64],
-    "crop": [64, 64],
-    "scales": [64],
-    "test_scale": 64,
-    "long_edge": 96,
+    "scale": [64, 32],
+    "crop": [32, 32],
+    "scales": [32],
+    "test_scale": 32,
+    "long_edge": 64,
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
-PROPOSALS = 16  # RoIs of an untrained detector are many, and each costs a stage of the backbone
+# Place in a recipe's model -> its value: channels of heads, which are built, initialised and
+# stepped in every transfer, and RoIs of an untrained detector, each of which costs a stage.
+MODEL: dict[tuple[str, ...], int] = {
+    ("decode_head", "channels"): 16,
+    ("auxiliary_head", "channels"): 16,
+    ("rpn_head", "feat_channels"): 16,
+    ("roi_head", "bbox_head", "fc_out_channels"): 16,
+    ("train_cfg", "rpn_proposal", "max_per_img"): 4,
+    ("test_cfg", "rpn", "max_per_img"): 4,
+}
+
+
+def changes() -> str:
+    """What a rehearsal changes, in sentences for a person."""
+    recipe = ", ".join(f"{k} {v}" for k, v in RECIPE.items())
+    model = ", ".join(f"{'.'.join(k)} {v}" for k, v in MODEL.items())
+    return (
+        "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
+        f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
+        f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
+        f"seed a share, {SHARE:g} for shares below 1, as many views as an SVD needs rows); of "
+        f"transfer recipes, where they have them: {recipe} (batch {CLASSIFICATION_BATCH} in "
+        f"classification); of their heads: {model}. Its scores mean nothing."
+    )
 
 
 def shrink_task(task: Json) -> Json:
@@ -48,11 +72,12 @@ def shrink_task(task: Json) -> Json:
             recipe[key] = value
     if task["family"] == "classification" and "batch" in recipe:
         recipe["batch"] = CLASSIFICATION_BATCH
-    model = recipe.get("model") or {}
-    for place in (("train_cfg", "rpn_proposal"), ("test_cfg", "rpn")):
-        cfg = model.get(place[0], {}).get(place[1])
-        if cfg is not None:
-            cfg["max_per_img"] = PROPOSALS
+    for place, value in MODEL.items():
+        cfg = recipe.get("model") or {}
+        for key in place[:-1]:
+            cfg = cfg.get(key) or {}
+        if place[-1] in cfg:
+            cfg[place[-1]] = value
     return task
 
 

@@ -11,7 +11,17 @@ import pytest
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import Suite, build_suite, load_suite
 from kdep_bench.suite.plan import build_plan
-from kdep_bench.suite.rehearse import IMAGES, RECIPE, TEACHER_PX, rehearsed, shrink_task
+from kdep_bench.suite.rehearse import (
+    BATCH,
+    IMAGES,
+    MODEL,
+    RECIPE,
+    STEPS,
+    TEACHER_PX,
+    changes,
+    rehearsed,
+    shrink_task,
+)
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def test_a_rehearsal_has_every_stage_and_no_id_of_the_suite() -> None:
             assert teacher["input_px"] == TEACHER_PX
         rows = IMAGES * min(variant.shares) * variant.budget.views
         assert rows > max(s["width"] for s in variant.students)
-        assert variant.budget.epochs * IMAGES * variant.shares[0] == pytest.approx(2 * 32)
+        assert variant.budget.epochs * IMAGES * variant.shares[0] == pytest.approx(STEPS * BATCH)
 
 
 def test_budgets_and_seeds_of_one_share_become_one() -> None:
@@ -117,6 +127,12 @@ def test_budgets_and_seeds_of_one_share_become_one() -> None:
     assert kinds(rehearsed(suite))["pretrain"] == 3
 
 
+def differences(a: Any, b: Any, place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(a, dict) and a.keys() == b.keys():
+        return [found for k in a for found in differences(a[k], b[k], (*place, k))]
+    return [] if a == b else [place]
+
+
 def test_only_the_listed_numbers_change() -> None:
     """The rest of every task, its models and augmentations included, is rehearsed as it is."""
     suite = build_suite(raw())
@@ -124,9 +140,29 @@ def test_only_the_listed_numbers_change() -> None:
         small = shrink_task(task)
         different = {k for k in task["recipe"] if task["recipe"][k] != small["recipe"][k]}
         assert different <= set(RECIPE) | {"model"}
+        models = (t["recipe"].get("model") or {} for t in (task, small))
+        assert set(differences(*models)) <= set(MODEL)
         assert {k: v for k, v in task.items() if k != "recipe"} == {
             k: v for k, v in small.items() if k != "recipe"
         }
+
+
+def test_both_steps_are_taken_in_every_share() -> None:
+    """A share and an epoch that do not divide well would round to one step and a half."""
+    from kdep_bench.pretrain.stage import optimiser_steps
+
+    for variant in rehearsed(build_suite(raw(variants=variants()))).variants:
+        images = round(IMAGES * variant.shares[0])
+        assert optimiser_steps(variant.budget.spec(), images, IMAGES) == STEPS
+
+
+def test_a_rehearsal_says_what_it_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    from kdep_bench.suite.cli import main
+
+    assert main(["paper_r18", "--rehearse", "--dry-run", "--work-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert changes() in told
+    assert all(f"{key} " in told for key in (*RECIPE, *(".".join(m) for m in MODEL)))
 
 
 def test_the_tiny_pool_is_as_large_as_it_says() -> None:
