@@ -42,7 +42,6 @@ task = dict(
         poly_power=0.9,
         frozen_stages=-1,
         norm_eval=False,
-        sync_bn=True,
         workers=4,
     ),
 )

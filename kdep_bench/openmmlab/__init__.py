@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from kdep_bench.openmmlab.runner import (
         build_runner,
         is_main_rank,
+        join_distributed,
         leave_distributed,
         planned_ranks,
+        wait_for_ranks,
     )
 
 _LAZY = {
@@ -40,10 +42,12 @@ _LAZY = {
     "StopOnBadLoss": "hooks",
     "build_runner": "runner",
     "is_main_rank": "runner",
+    "join_distributed": "runner",
     "latest_sealed": "loading",
     "leave_distributed": "runner",
     "load_weights": "loading",
     "planned_ranks": "runner",
+    "wait_for_ranks": "runner",
 }
 
 
@@ -63,6 +67,7 @@ __all__ = [
     "check_versions",
     "current_scope",
     "is_main_rank",
+    "join_distributed",
     "latest_sealed",
     "leave_distributed",
     "load_weights",
@@ -70,4 +75,5 @@ __all__ = [
     "read_metrics",
     "setup",
     "versions",
+    "wait_for_ranks",
 ]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 
 from kdep_bench.errors import KdepError
@@ -173,7 +175,10 @@ class SealHook(Hook):
 
 
 class DetectionCount(Hook):
-    """Counts images and detections of the latest val or test pass, for `read_metrics`."""
+    """Counts images and detections of the latest val or test pass, for `read_metrics`.
+
+    Over all ranks; images by which ranks are padded to one length count as often as they are read.
+    """
 
     priority = "LOW"
 
@@ -185,6 +190,12 @@ class DetectionCount(Hook):
 
     def before_test_epoch(self, runner: Any) -> None:
         self.images = self.detections = 0
+
+    def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+        self._sum_over_ranks()
+
+    def after_test_epoch(self, runner: Any, metrics: Any = None) -> None:
+        self._sum_over_ranks()
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -200,3 +211,8 @@ class DetectionCount(Hook):
         for sample in outputs or ():
             self.images += 1
             self.detections += len(sample.pred_instances)
+
+    def _sum_over_ranks(self) -> None:
+        counts = torch.tensor([self.images, self.detections])
+        all_reduce(counts)
+        self.images, self.detections = counts.tolist()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import init_dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -65,7 +66,9 @@ def build_runner(
     Raises KdepError when `setup` was not called, the config has another default scope, no seed, no
     work dir, mixed precision without a GPU, or `resume` set in itself.
     """
-    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    # Trap: mmengine writes the config out up to five times, and yapf would lay it out each time:
+    # seconds of CPU for a detector or a segmenter. Unformatted it is the same Python.
+    cfg = Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
     scope = _check_scope(cfg)
     out = _settle_work_dir(cfg, work_dir)
     _settle_seed(cfg, seed)
@@ -158,16 +161,34 @@ def leave_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
+def join_distributed() -> None:
+    """Joins the ranks that torchrun or srun started, if this process is one of several.
+
+    nccl and one GPU a local rank (mmengine's own start) where there are GPUs, else gloo.
+    """
+    if planned_ranks() == 1 or torch.distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        init_dist("pytorch", backend="nccl")
+    else:
+        torch.distributed.init_process_group("gloo")
+
+
+def wait_for_ranks() -> None:
+    """Returns when every rank is here; at once in a plain process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def _settle_distributed(cfg: Config) -> None:
     """Trap: mmengine's own launcher calls torch.cuda.set_device and gives DDP device ids."""
     if planned_ranks() == 1:
         cfg.launcher = "none"
         return
     cfg.launcher = "pytorch"
+    join_distributed()
     if torch.cuda.is_available():
         return
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
     wrapper = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper.setdefault("type", "mmengine.MMDistributedDataParallel")
     wrapper.setdefault("broadcast_buffers", False)  # as mmengine's default wrapper

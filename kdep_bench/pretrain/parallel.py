@@ -119,26 +119,28 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _shared_norm(bn: Any, x: Tensor) -> Tensor:
-    """Batch norm of [B, C, ...] with the statistics of all ranks' samples, in float32."""
-    ranks, axes = world_size(), [d for d in range(x.ndim) if d != 1]
+    """Batch norm of [B, C, ...] with the statistics of all ranks' samples, in float32.
+
+    The ranks may hold different numbers of samples and positions, even none.
+    """
+    axes, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
     value = x.float()
-    own = value.mean(axes)
-    mean = _SumOverRanks.apply(own) / ranks  # type: ignore[operator]
-    spread = value.var(axes, unbiased=False) + (own - mean).square()
-    var = _SumOverRanks.apply(spread) / ranks  # type: ignore[operator]
+    count = value.new_tensor([value.numel() / value.shape[1]])
+    sums = _SumOverRanks.apply(torch.cat([value.sum(axes), count]))
+    n = sums[-1].detach()  # type: ignore[index]
+    mean = sums[:-1] / n  # type: ignore[index]
+    centred = value - mean.view(shape)
+    var = _SumOverRanks.apply(centred.square().sum(axes)) / n  # type: ignore[operator]
     if bn.track_running_stats:
         with torch.no_grad():
             bn.num_batches_tracked += 1
             rate = 1 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-            n = value.numel() / value.shape[1] * ranks
             bn.running_mean.lerp_(mean.detach(), rate)
-            bn.running_var.lerp_(var.detach() * n / (n - 1), rate)
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    scale = (var + bn.eps).rsqrt()
-    shift = -mean * scale
+            bn.running_var.lerp_(var.detach() * n / (n - 1).clamp(min=1), rate)
+    out = centred * (var + bn.eps).rsqrt().view(shape)
     if bn.affine:
-        scale, shift = scale * bn.weight, shift * bn.weight + bn.bias
-    return (value * scale.view(shape) + shift.view(shape)).to(x.dtype)
+        out = out * bn.weight.view(shape) + bn.bias.view(shape)
+    return out.to(x.dtype)
 
 
 def share_batch_norm(net: nn.Module) -> int:

@@ -162,11 +162,15 @@ def _first_line(path: Path) -> str:
 
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
-    from kdep_bench.suite import execute, state
+    from kdep_bench.suite import ddp, execute, state
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.plan import build_plan
 
-    suite = load_suite(args.suite)
+    rank, processes = ddp.leave_launcher()
+    if rank:
+        print(f"rank {rank}: rank 0 runs the suite and starts the processes of its stages")
+        return 0
+    suite = ddp.spread(load_suite(args.suite), processes)
     work = args.work_dir or REPO / "work_dirs"
     results = args.results_dir or REPO / "results" / suite.name
     if args.rehearse:
@@ -188,6 +192,10 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
     )
     if args.dry_run:
+        if args.rehearse:
+            from kdep_bench.suite.rehearse import changes
+
+            print(changes())
         print(explain(plan, known, work))
         return 0
     if args.write_plan:

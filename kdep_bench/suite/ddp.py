@@ -29,7 +29,8 @@ from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite import worker
-from kdep_bench.suite.config import REPO
+from kdep_bench.suite.config import REPO, Suite
+from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.plan import Stage
 
 ROOM = ".ddp"
@@ -40,6 +41,53 @@ _ORDER, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json"
 # than Slurm's default SlurmdTimeout (300), so that Slurm finds the loss and requeues the job.
 _LINGER = 600.0
 _PORTS = range(20000, 32000)
+# What torchrun tells its processes (torch.distributed.run), beside TORCHELASTIC_*.
+_TORCHRUN = frozenset(
+    (
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE"),
+        *("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    )
+)
+
+
+def leave_launcher() -> tuple[int, int]:
+    """(rank, processes a node) of the torchrun that started this process; (0, 1) without one.
+
+    Takes torchrun's variables out of the environment. A stage that inherited them would wait for a
+    rank that runs another stage, or, worse, train together with it.
+
+    Raises:
+        KdepError: a torchrun over several nodes.
+    """
+    told = {k: v for k, v in os.environ.items() if k in _TORCHRUN or k.startswith("TORCHELASTIC_")}
+    if "RANK" not in told or "WORLD_SIZE" not in told:
+        return 0, 1
+    if int(told.get("GROUP_WORLD_SIZE", "1")) > 1:
+        raise KdepError(
+            f"torchrun started this command on {told['GROUP_WORLD_SIZE']} nodes",
+            "one node; a stage over several is given runtime.nodes in the suite",
+            "start it without torchrun, with --executor slurm",
+        )
+    for key in told:
+        del os.environ[key]
+    return int(told["RANK"]), int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"]))
+
+
+def spread(suite: Suite, processes: int) -> Suite:
+    """The suite with so many processes, and GPUs where there are any, for each stage that can.
+
+    What the suite itself says of a kind of stage stands.
+    """
+    if processes == 1:
+        return suite
+    kinds = [name for name, kind in KINDS.items() if kind.ddp]
+    runtime = {}
+    for what in ("processes", "gpus"):
+        said = getattr(suite.runtime, what)
+        runtime[what] = {k: processes for k in kinds if k not in suite.runtime.gpus} | said
+    parts = [spread(v, processes) for v in suite.variants]
+    told = suite.runtime.model_copy(update=runtime)
+    return suite.model_copy(update={"runtime": told, "variants": parts})
 
 
 def shape(stage: Stage) -> tuple[int, int]:

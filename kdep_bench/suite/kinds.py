@@ -93,8 +93,9 @@ KINDS: Mapping[str, StageKind] = {
         "kdep_bench.transfer.stage:run",
         1,
         gpu=True,
+        ddp=True,
         timeout=72 * _HOUR,
         cost=120,
-        rooms=("transfer", "students", *_MM),
+        rooms=("transfer", "students", "pretrain/parallel.py", *_MM),
     ),
 }

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_json, write_json
-from kdep_bench.suite import state, worker
+from kdep_bench.suite import ddp, state, worker
 from kdep_bench.suite.execute import cpu_count, git_revision
 from kdep_bench.suite.lock import StageLock, Watch
 from kdep_bench.suite.plan import Plan, Stage, stage_id
@@ -206,6 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     work = args.work_dir.absolute()
     try:
+        if ddp.leave_launcher() != (0, 1):
+            raise KdepError(
+                "torchrun started this command",
+                "one process, which starts those of its stage",
+                "start it without torchrun; runtime.processes in the suite says how many",
+            )
         stage, git = read_stage(args.plan, args.stage)
         if state.finished(stage, work)[0] is not None:
             return worker.DONE

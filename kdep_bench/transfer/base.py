@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -37,6 +36,7 @@ class Task(ABC):
 
     scope: ClassVar[str]
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
+    alone: ClassVar[bool] = True  # runs in rank 0 alone where several processes were started
 
     def __init__(
         self,
@@ -144,10 +144,14 @@ class Task(ABC):
 
 
 class MMTask(Task):
-    """A task trained and tested by the mm Runner.
+    """A task trained and tested by the mm Runner, in one process or, under torchrun, in several.
+
+    Several train what one would (`parallel`); rank 0 writes, and every rank returns the outputs.
 
     A metric `constant_<metric>`, where the task measures one, replaces the config's `chance`.
     """
+
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def check_data(self, data_root: Path) -> None:
@@ -177,19 +181,29 @@ class MMTask(Task):
     ) -> dict[str, Any]:
         from mmengine.utils import import_modules_from_strings
 
-        from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner, setup
+        from kdep_bench import openmmlab
+        from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner
+        from kdep_bench.transfer import parallel
         from kdep_bench.transfer.gate import LoadGate, read_tensors
 
-        setup(self.scope)
+        openmmlab.setup(self.scope)
         read_tensors(checkpoint)  # a damaged file is told before any work
         self.check_data(data_root)
         work_dir = out / "mm"
-        shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted try
+        openmmlab.join_distributed()
+        if openmmlab.is_main_rank():
+            shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted try
+        openmmlab.wait_for_ranks()
         cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
         import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
         curve = ProgressHook(progress, limit=CURVE_POINTS)
-        runner = build_runner(cfg, hooks=[curve])
-        prefer_channels_last(runner.model)
+        batch = int(cfg.train_dataloader.batch_size)  # of all processes together
+        hooks = parallel.deal_out(cfg, seed, self.name)
+        runner = build_runner(cfg, hooks=[*hooks, curve])
+        # Not under DDP, which has laid out its gradients by now: losses of two ranks then left
+        # those of one process by more than a thousandth within four steps.
+        if openmmlab.planned_ranks() == 1:
+            prefer_channels_last(runner.model)
         with reading_images(self.name):
             start = time.perf_counter()
             runner.train()
@@ -200,14 +214,23 @@ class MMTask(Task):
                     f"the load gate did not run in task {self.name}",
                     "one KdepLoadGate in custom_hooks, run before the first step",
                 )
+            if not runner.iter:
+                raise KdepError(
+                    f"task {self.name} took no step: its training images do not fill one batch",
+                    f"{batch} images at least",
+                    "lower the batch in the task's recipe, or give it more images",
+                )
             count = DetectionCount()
             if self.family == "detection":
                 runner.register_hook(count)
             start = time.perf_counter()
+            parallel.collect_in(runner, work_dir)
             raw = runner.test()
             eval_s = time.perf_counter() - start
         metrics, per_class, notes = self.read_metrics(raw, cfg, count)
+        pictures = self.draw(runner, out) if seed == 0 and openmmlab.is_main_rank() else []
         progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
+        openmmlab.leave_distributed()
         return self.outputs(
             metrics=metrics,
             per_class=per_class,
@@ -215,9 +238,9 @@ class MMTask(Task):
             curves={"loss": curve.points},
             train_s=train_s,
             eval_s=eval_s,
-            images_per_s=runner.iter * cfg.train_dataloader.batch_size / max(train_s, 1e-9),
+            images_per_s=runner.iter * batch / max(train_s, 1e-9),
             notes=notes,
-            pictures=self.draw(runner, out) if seed == 0 else [],
+            pictures=pictures,
             chance=metrics.get(f"constant_{self.metric}"),
         )
 
@@ -284,6 +307,9 @@ def runtime_cfg(
             sampler_seed=dict(type="DistSamplerSeedHook"),
             logger=dict(type="LoggerHook", interval=50),
             param_scheduler=dict(type="ParamSchedulerHook"),
+            # None, or mmengine would keep a checkpoint of every epoch, and nothing reads them: a
+            # transfer that was cut begins again.
+            checkpoint=None,
         ),
         custom_hooks=[
             dict(
@@ -375,7 +401,7 @@ def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]
 
 
 def without_sync_bn(cfg: Any) -> Any:
-    """SyncBN -> BN in place, where there is no process group to synchronise over."""
+    """SyncBN -> BN in place: over which samples a BatchNorm goes, `parallel` decides."""
     if isinstance(cfg, dict):
         if cfg.get("type") == "SyncBN":
             cfg["type"] = "BN"
@@ -385,11 +411,6 @@ def without_sync_bn(cfg: Any) -> Any:
         for value in cfg:
             without_sync_bn(value)
     return cfg
-
-
-def is_distributed() -> bool:
-    """Whether this process is one of several (torchrun sets WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 # ---- pieces of runs ----

@@ -78,7 +78,7 @@ class Detection(MMTask):
             optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
             param_scheduler=base.step_schedule(recipe, iters),
         )
-        return Config(cfg if base.is_distributed() else base.without_sync_bn(cfg))
+        return Config(base.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> None:
         root = Path(data_root) / self.recipe["folder"]

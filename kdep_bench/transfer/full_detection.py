@@ -58,14 +58,14 @@ class OfficialDetection(Detection):
     11-point AP over ten IoU thresholds.
 
     Recipe: `set`; `scales` short edges drawn in training, `test_scale` in testing, `long_edge` the
-    bound; `steps` in shares of `iters`; `sync_bn` as in the segmentation tasks.
+    bound; `steps` in shares of `iters`.
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("set", "head", "model", "scales", "test_scale", "long_edge", "iters", "batch"),
             *("test_batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
-            *("warmup", "steps", "frozen_stages", "norm_eval", "sync_bn", "workers"),
+            *("warmup", "steps", "frozen_stages", "norm_eval", "workers"),
         )
     )
 
@@ -103,7 +103,7 @@ class OfficialDetection(Detection):
             optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
             param_scheduler=base.step_schedule(recipe, iters),
         )
-        return Config(full_scale.settle_norm(cfg, model["backbone"], recipe["sync_bn"]))
+        return Config(base.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> None:
         full_scale.check_set(self.recipe["set"], data_root)
@@ -173,7 +173,7 @@ class OfficialDetection(Detection):
             stage=3,
             stride=2,
             style="pytorch",
-            norm_cfg=dict(type="SyncBN" if self.recipe["sync_bn"] else "BN", requires_grad=True),
+            norm_cfg=dict(type="BN", requires_grad=True),
             norm_eval=self.recipe["norm_eval"],
             init_cfg=dict(type="Pretrained", checkpoint=str(checkpoint)),
         )

@@ -55,15 +55,15 @@ def class_names(name: str) -> tuple[tuple[str, ...], list[list[int]]]:
 class OfficialSegmentation(Segmentation):
     """Steps on the training split, one single-scale mIoU at full size on the validation split.
 
-    Recipe: `set`; `scale` the size that `resize_ratio` multiplies; `sync_bn`: also the backbone's
-    BatchNorm is synchronised over GPUs. No warm-up; the rate falls as (1 - t) ** `poly_power` to 0.
+    Recipe: `set`; `scale` the size that `resize_ratio` multiplies. No warm-up; the rate falls as
+    (1 - t) ** `poly_power` to 0.
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("set", "model", "scale", "resize_ratio", "crop", "iters", "batch", "test_batch"),
             *("lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm", "poly_power"),
-            *("frozen_stages", "norm_eval", "dilate", "sync_bn", "workers"),
+            *("frozen_stages", "norm_eval", "dilate", "workers"),
         )
     )
 
@@ -109,7 +109,7 @@ class OfficialSegmentation(Segmentation):
                 )
             ],
         )
-        return Config(full_scale.settle_norm(cfg, model["backbone"], recipe["sync_bn"]))
+        return Config(base.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> None:
         full_scale.check_set(self.recipe["set"], data_root)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
 from kdep_bench.transfer.base import ProgressFn, Task
@@ -16,6 +17,9 @@ def run(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: ProgressFn
 ) -> dict[str, Any]:
     """Trains and scores `spec["task"]` on the exported backbone.
+
+    May run as several processes at once, one a rank, started by torchrun or srun with the same
+    arguments: the recipe's batch is that of all together, rank 0 writes, and its outputs count.
 
     Args:
         spec: `task` (a task config), `student` (a student config), `seed`; `threads` if given.
@@ -38,6 +42,8 @@ def run(
             f"the task type {spec['task']['type']} is no transfer task",
             "a subclass of kdep_bench.transfer.base.Task",
         )
+    if task.alone and not openmmlab.is_main_rank():
+        return {}
     result = task.run(
         Path(inputs["prepare"]) / "data",
         spec["student"],

@@ -21,8 +21,9 @@ import cluster_fakes  # noqa: E402
 
 from kdep_bench.errors import KdepError  # noqa: E402
 from kdep_bench.files import read_json  # noqa: E402
-from kdep_bench.suite import cluster, stage, state  # noqa: E402
+from kdep_bench.suite import cli, cluster, stage, state  # noqa: E402
 from kdep_bench.suite.config import load_suite  # noqa: E402
+from kdep_bench.suite.ddp import leave_launcher  # noqa: E402
 from kdep_bench.suite.plan import Plan, add_stage, build_plan  # noqa: E402
 
 REPO = HERE.parents[1]
@@ -329,3 +330,60 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     got = outputs(plan, tmp_path, "d")
     assert got["resumed_at"] > first + 3
     assert got["w"] == pytest.approx(cluster_fakes.expected(60), abs=1e-12)
+
+
+TORCHRUN = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+
+
+def under_torchrun(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
+    for key, value in {**TORCHRUN, **more}.items():
+        monkeypatch.setenv(key, value)
+
+
+def test_torchrun_s_variables_do_not_reach_a_stage(monkeypatch):
+    """Two runners' stages would find each other through them and train together."""
+    under_torchrun(monkeypatch)
+    assert leave_launcher() == (1, 2)
+    assert not set(TORCHRUN) & set(os.environ)
+    assert leave_launcher() == (0, 1)
+
+
+def test_a_stage_command_under_torchrun_is_refused(monkeypatch, tmp_path, capsys):
+    plan = ddp()
+    stage.write_plan(tmp_path / "plan.json", plan.name, plan.stages.values())
+    under_torchrun(monkeypatch)
+    argv = ["--plan", str(tmp_path / "plan.json"), "--stage", fakes.one(plan, "d")]
+    assert stage.main([*argv, "--work-dir", str(tmp_path)]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_several_nodes_of_torchrun_are_refused(monkeypatch):
+    under_torchrun(monkeypatch, GROUP_WORLD_SIZE="2")
+    with pytest.raises(KdepError, match="--executor slurm"):
+        leave_launcher()
+
+
+def test_a_suite_under_torchrun_runs_in_rank_0_and_its_stages_as_many_processes(
+    monkeypatch, tmp_path, capsys
+):
+    plan = tmp_path / "plan.json"
+    argv = ["paper_r18", "--rehearse", "--work-dir", str(tmp_path), "--write-plan", str(plan)]
+    under_torchrun(monkeypatch)
+    assert cli.main(argv) == 0
+    assert "rank 0 runs the suite" in capsys.readouterr().out
+    assert not plan.exists()
+    under_torchrun(monkeypatch, RANK="0")
+    assert cli.main(argv) == 0
+    kinds = {}
+    for row in read_json(plan)["stages"]:
+        kinds.setdefault(row["kind"], set()).add(row["processes"])
+    assert {kind for kind, n in kinds.items() if n == {2}} == {"pretrain", "transfer"}
+    assert {kind for kind, n in kinds.items() if n == {1}} == set(kinds) - {"pretrain", "transfer"}

@@ -230,17 +230,6 @@ def test_a_c4_detector_refuses_a_student_without_a_last_stage(tmp_path: Path) ->
         task._full_model(student, tmp_path)
 
 
-def test_global_batch_is_divided_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdep_bench.transfer.full_scale import per_process
-
-    assert per_process(16, "batch") == 16
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert per_process(16, "batch") == 2
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(KdepError, match="over 3 processes"):
-        per_process(16, "batch")
-
-
 def test_the_gate_joins_parts_and_refuses_one_that_is_short(tmp_path: Path) -> None:
     a, b = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(3, 1))
     tensors = {k: v.clone() for m in (a, b) for k, v in m.state_dict().items()}

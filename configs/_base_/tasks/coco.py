@@ -36,7 +36,6 @@ task = dict(
         warmup=1000,
         frozen_stages=-1,
         norm_eval=False,
-        sync_bn=True,
         workers=4,
     ),
 )

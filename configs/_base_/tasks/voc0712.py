@@ -37,7 +37,6 @@ task = dict(
         warmup=100,
         frozen_stages=-1,
         norm_eval=False,
-        sync_bn=True,
         workers=4,
     ),
 )

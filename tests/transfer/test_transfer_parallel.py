@@ -1,0 +1,177 @@
+"""A transfer as two gloo processes: the same data, steps and scores as one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+
+from kdep_bench.data.official import stage as official
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import resolve
+from kdep_bench.suite.rehearse import shrink_task
+from kdep_bench.transfer import parallel
+from kdep_bench.transfer import stage as transfer_stage
+from kdep_bench.transfer.classification import FineTune
+from tests.transfer.conftest import config, quiet
+
+# ---- the order of images ----
+
+
+@given(images=st.integers(1, 200), part=st.integers(1, 8), ranks=st.integers(1, 5))
+def test_the_ranks_read_what_one_process_reads(images: int, part: int, ranks: int):
+    batch, data = part * ranks, range(images)
+    one = DefaultSampler(data, shuffle=True, seed=7)
+    one.set_epoch(3)
+    order = list(one)
+    want = [order[i : i + batch] for i in range(0, images - batch + 1, batch)]
+    dealt = []
+    for rank in range(ranks):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "get_dist_info", lambda rank=rank: (rank, ranks))
+            sampler = parallel.DealtBatches(data, batch=batch, seed=7)
+        sampler.set_epoch(3)
+        mine = list(sampler)
+        assert len(mine) == len(sampler) == len(want) * part
+        dealt.append([mine[i : i + part] for i in range(0, len(mine), part)])
+    got = [[i for mine in step for i in mine] for step in zip(*dealt, strict=True)]
+    assert [sorted(g) for g in got] == [sorted(w) for w in want]
+
+
+# ---- the config of a rank ----
+
+
+def one_process() -> Config:
+    return Config(
+        dict(
+            train_dataloader=dict(
+                batch_size=16, drop_last=True, sampler=dict(type="DefaultSampler", shuffle=True)
+            ),
+            randomness=dict(seed=3, diff_rank_seed=False),
+        )
+    )
+
+
+def test_one_process_is_left_alone():
+    cfg = one_process()
+    assert parallel.deal_out(cfg, 3, "t") == []
+    assert cfg.to_dict() == one_process().to_dict()
+
+
+def test_the_batch_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    cfg = one_process()
+    parallel.deal_out(cfg, 3, "t")
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.train_dataloader.sampler.batch == 16
+    assert cfg.train_dataloader.sampler.seed == 3
+    assert cfg.randomness.diff_rank_seed
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(KdepError, match=r"batch of task t of 16 images .* over 3 processes"):
+        parallel.deal_out(one_process(), 3, "t")
+
+
+# ---- two processes ----
+
+
+class Steady(FineTune):
+    """Fine-tuning without augmentation, the one thing in which ranks may draw otherwise."""
+
+    def build_cfg(self, *args: Any, **kwargs: Any) -> Any:
+        cfg = super().build_cfg(*args, **kwargs)
+        cfg.train_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline
+        return cfg
+
+
+def run_rank(
+    rank: int, ranks: int, port: int, task: dict[str, Any], student: dict[str, Any], *paths: Path
+) -> dict[str, Any]:
+    """One process of a transfer stage; `ranks` 1 is a plain process."""
+    prepare, export, out = paths
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # the store is the test's own, on a free port
+            CUDA_VISIBLE_DEVICES="",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)
+    spec = {"task": task, "student": student, "seed": 0, "threads": 1}
+    return transfer_stage.run(spec, {"prepare": prepare, "export": export}, out, quiet)
+
+
+def together(ranks: int, *args: Any) -> list[dict[str, Any]]:
+    """The outputs of every rank."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.transfer.preload"])
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
+        jobs = [pool.submit(run_rank, r, ranks, store.port, *args) for r in range(ranks)]
+        return [j.result(timeout=300) for j in jobs]
+
+
+def test_two_processes_train_and_score_as_one(
+    data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
+):
+    own = tmp_path / "p" / "data"
+    shutil.copytree(data / "classify", own / "classify")
+    next((own / "classify/test/bird").iterdir()).unlink()  # 47 images: the ranks are padded
+    next((own / "classify/train/bird").iterdir()).unlink()  # 47 again: 2 whole batches of 16
+    task = config("tasks", "smoke_finetune")
+    task.update(type=f"{Steady.__module__}.Steady")
+    task["recipe"].update(epochs=2, batch=16, test_batch=5, lr=0.01)
+    one = together(1, task, student, own.parent, exported, tmp_path / "one")[0]
+    two, other = together(2, task, student, own.parent, exported, tmp_path / "two")
+    assert [s for s, _ in two["curves"]["loss"]] == [1, 2, 3, 4]
+    np.testing.assert_allclose(two["curves"]["loss"], one["curves"]["loss"], rtol=1e-3)
+    assert two["value"] * 47 == pytest.approx(round(two["value"] * 47))
+    assert two["metrics"] == pytest.approx(one["metrics"])
+    assert two["per_class"] == pytest.approx(one["per_class"])
+    assert two["gate"] == one["gate"]
+    assert {k: v for k, v in other.items() if k in ("value", "curves", "per_class")} == {
+        k: v for k, v in two.items() if k in ("value", "curves", "per_class")
+    }
+    assert not list((tmp_path / "two").glob("**/.dist_test"))
+
+
+@pytest.mark.parametrize("name", ["voc12_seg", "voc0712_fpn"])
+def test_dense_tasks_run_as_two_processes(
+    name: str, exported: Path, student: dict[str, Any], tmp_path: Path
+):
+    prepared = tmp_path / "p"
+    prepared.mkdir()
+    official.prepare({"sets": ["voc"], "pool": "imagenet", "tiny_seed": 0}, {}, prepared, quiet)
+    task, student = shrink_task(resolve("task", name)), {**student, "input_px": 32}
+    args = (task, student, prepared, exported, tmp_path / "two")
+    two, other = together(2, *args)
+    assert two["gate"]["coverage"] == 1.0
+    assert two["curves"] == other["curves"]
+    assert two["value"] == other["value"]
+
+
+def test_a_task_of_its_own_runs_in_one_of_the_processes(
+    data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
+):
+    task = config("tasks", "smoke_photos")
+    first, second = together(2, task, student, data.parent, exported, tmp_path)
+    assert 0 <= first["value"] <= 1
+    assert second == {}
