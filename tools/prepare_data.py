@@ -142,7 +142,8 @@ def _prepare(config: Path, out: Path) -> int:
             "a pocket data config",
             "lay its sets out one by one: tools/prepare_data.py --list",
         )
-    made = prepare(spec, {}, out, _show)
+    # What the plan alone reads.
+    made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
     print()
     for note in made["notes"]:
         print(f"note: {note}")

@@ -12,4 +12,5 @@ data = dict(
     name="imagenet",
     sets=["cifar100", "cub200", "dtd", "caltech256", "cityscapes", "voc", "ade20k", "coco"],
     pool="imagenet",
+    pool_classes=1000,
 )

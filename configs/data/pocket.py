@@ -12,6 +12,7 @@ seed 1, whose test split no choice has seen. The photographs of `photos/` are th
 
 data = dict(
     name="pocket",
+    pool_classes=9,
     seed=1,
     source="auto",  # 'debian+pip', or 'pip-only' where its packages cannot be had
     px=128,

@@ -7,6 +7,7 @@ Outcome   400 pool images, 200 for classification, 44 scenes; numbers on it mean
 
 data = dict(
     name="smoke",
+    pool_classes=9,
     seed=0,
     source="auto",
     px=128,

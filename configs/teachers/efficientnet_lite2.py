@@ -14,6 +14,7 @@ teacher = dict(
     card=dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
         labels_used=True,
+        classes=1000,
         logits_from_pooled=True,
         licence="Apache-2.0",
         top1=0.776,

@@ -26,6 +26,7 @@ teacher = dict(
     card=dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
         labels_used=True,
+        classes=1000,
         top1=0.72154,
         top1_source="ImageNet-1k validation, torchvision's own figure for these weights",
         licence="BSD-3-Clause (code); torchvision states none for the weights",

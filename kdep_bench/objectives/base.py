@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # What an objective may read of a batch, and what it may be told when it is built.
 # "views": the fixed views of an image stand one after another in the batch.
-NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens", "views"})
+# "classes": the labels are those of the teacher's own classifier.
+NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"})
 ASKS = frozenset(
     {
         "width",  # Ds of the student

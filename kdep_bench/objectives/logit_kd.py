@@ -94,7 +94,7 @@ class LogitKDWithLabels(LogitKD):
         classes: number of classes of the labels, set by the pre-training stage.
     """
 
-    needs = frozenset({"logits", "labels"})
+    needs = frozenset({"logits", "labels", "classes"})
     asks = LogitKD.asks | {"classes"}
 
     def __init__(

@@ -81,7 +81,7 @@ class NKD(Objective):
 class NKDWithLabels(NKD):
     """NKD as published: y is the label. The labels must be those of the teacher's classifier."""
 
-    needs = frozenset({"logits", "labels"})
+    needs = frozenset({"logits", "labels", "classes"})
     asks = NKD.asks | {"classes"}
 
     def __init__(self, width: int, teacher_classes: int, classes: int, **more: float) -> None:

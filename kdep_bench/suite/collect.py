@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.suite import state
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
-from kdep_bench.suite.plan import Cell, Plan
+from kdep_bench.suite.plan import Cell, Plan, without
 
 if TYPE_CHECKING:
     from kdep_bench.results.record import Record
@@ -160,7 +160,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
         "cost": _cost(cell, found, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
         "stages": dict(cell.chain),
-        "config_hash": text_hash(canonical_json([method, cell.student, cell.teacher, task])),
+        "config_hash": text_hash(canonical_json([method, cell.student, _hashed(cell), task])),
     }
 
 
@@ -218,6 +218,13 @@ def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
         "top1": card.get("top1"),
         "top1_source": card.get("top1_source", ""),
     }
+
+
+def _hashed(cell: Cell) -> Json | None:
+    """The teacher as the config hash of published records has it: its card told no `classes`."""
+    if cell.teacher is None or "card" not in cell.teacher:
+        return cell.teacher
+    return {**cell.teacher, "card": without(cell.teacher["card"], {"classes"})}
 
 
 def _align(found: Mapping[str, Json | None]) -> Json | None:

@@ -33,8 +33,8 @@ FOLDERS = {
     "suite": "suites",
 }
 # What a method may ask of its inputs; all but labels and views come from a teacher. "views": all
-# fixed views of an image in one batch.
-NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views")
+# fixed views of an image in one batch; "classes": the labels are those of the teacher's classifier.
+NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views", "classes")
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
 Json = dict[str, Any]

@@ -278,6 +278,16 @@ def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
     check_pair(suite, told["student"], told["method"], base)
 
 
+def head_classes(suite: Suite, method: Json, base: Json | None) -> int | None:
+    """Classes of the logits that `method` is taught by; None where no page says."""
+    told = method.get("teacher")
+    if told is None:
+        return (base or {}).get("card", {}).get("classes")
+    if "labels" in method_needs(told["method"]):
+        return suite.data.get("pool_classes")
+    return head_classes(suite, told["method"], base)
+
+
 def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> None:
     """Refuses a method that cannot work with this student, teacher and data: KdepError.
 
@@ -328,6 +338,14 @@ def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> 
             f"{who} needs logits, and the teacher {teacher['name']!r} has none",
             "a teacher with a classifier, or a feature method",
             "choose another teacher",
+        )
+    counts = suite.data.get("pool_classes"), head_classes(suite, method, base)
+    if "classes" in needs and None not in counts and counts[0] != counts[1]:
+        raise KdepError(
+            f"{who} looks labels up in the teacher's output: the pool of {suite.data['name']!r} "
+            f"has {counts[0]} classes and the teacher {teacher['name']!r} {counts[1]}",
+            "one set of classes",
+            "choose the label-free form, or a teacher trained on these classes",
         )
     if "maps" in needs and teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
@@ -426,7 +444,7 @@ class _Builder:
         prepare = self.add(
             "prepare",
             suite.data["name"],
-            without(suite.data, _PROSE | {"name", "type", "labels"}),
+            without(suite.data, _PROSE | {"name", "type", "labels", "pool_classes"}),
             {},
             maker,
         )

@@ -97,7 +97,7 @@ def rehearsed(suite: Suite) -> Suite:
             f"data of type {OFFICIAL}",
             "run the suite `smoke`, which rehearses the pocket suites",
         )
-    data = {k: v for k, v in suite.data.items() if k not in ("root", "decode")}
+    data = {k: v for k, v in suite.data.items() if k not in ("root", "decode", "pool_classes")}
     seeds = suite.seeds.model_copy(
         update={"pretrain": suite.seeds.pretrain[:1], "transfer": suite.seeds.transfer[:1]}
     )

@@ -136,3 +136,22 @@ def test_at_equal_compute_every_rival_costs_what_kdep_does():
             if b["student"]["name"] == "resnet18_w48"
         )
         assert short + wider * above == pytest.approx(16, abs=0.02)
+
+
+LABELLED = dict(
+    base="nkd",
+    name="nkd_labels",
+    labels_used=True,
+    needs=["labels", "logits", "classes"],
+    objective=dict(type="kdep_bench.objectives.nkd.NKDWithLabels"),
+)
+
+
+def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
+    with pytest.raises(KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' 1000"):
+        plan(LABELLED)
+    # An arm trained on the pool's labels has its classes; one taught by logits has the teacher's.
+    plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="supervised")})
+    with pytest.raises(KdepError, match="looks labels up"):
+        plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="takd")})
+    plan("eskd", "continuation_labels")  # a head of their own for either set of classes

@@ -46,7 +46,7 @@ def test_every_page_is_tested_here():
 @pytest.mark.parametrize("name", names("teacher"))
 def test_every_card_declares_what_the_teacher_was_made_of(name: str):
     card = read_room("teacher", name)["card"]
-    assert set(card) - {"top1_source", "logits_from_pooled", "width"} == CARD
+    assert set(card) - {"top1_source", "logits_from_pooled", "width", "classes"} == CARD
     assert isinstance(card["labels_used"], bool)
     assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_source"])
 
@@ -63,6 +63,8 @@ def test_a_page_builds(name: str):
     teacher = build_teacher(config)
     out = asked(teacher, pictures(px, 1))
     assert out.pooled.shape == (1, width)
+    told = page(name)["card"].get("classes")
+    assert told == (None if out.logits is None else out.logits.shape[1])
 
 
 def test_the_large_pages_are_as_wide_as_they_say():
@@ -72,6 +74,7 @@ def test_the_large_pages_are_as_wide_as_they_say():
             net: Any = torchvision.models.get_model(config["model"])
         linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
         assert linear.in_features == config["width"]
+        assert linear.out_features == config["card"]["classes"]
     with torch.device("meta"):
         net = timm.create_model(page("dinov2_vitb14")["model"])
     assert net.num_features == page("dinov2_vitb14")["width"]
