@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kdep_bench.errors import KdepError
+
+if TYPE_CHECKING:
+    from kdep_bench.suite.plan import Plan
 
 Word = Literal["ok", "note", "fault"]
 MOST = 20  # faults of one kind that are listed
@@ -54,10 +57,15 @@ def machine(work: Path) -> Iterator[Finding]:
     yield _gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("ok", "cores", str(cores))
-    place = work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
+    place = _there(work)
     free = shutil.disk_usage(place).free
     word: Word = "ok" if free > ROOM else "note"
     yield Finding(word, "disk", f"{free / 1e9:.0f} GB free at {place}")
+
+
+def _there(work: Path) -> Path:
+    """The work dir, or the nearest folder above it that exists."""
+    return work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
 
 
 def _versions() -> str:
@@ -101,12 +109,13 @@ def _gpus() -> Finding:
     return Finding("ok", "GPUs", text)
 
 
-def suite(ref: str, decode: int | None = 8) -> Iterator[Finding]:
+def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> Iterator[Finding]:
     """A suite's configs, data sets and teachers.
 
     Args:
         ref: as `load_suite` takes it.
         decode: images of each split to read in full; None for all.
+        work: the work dir, on whose disk the fixed views must have room.
     """
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.plan import build_plan
@@ -122,11 +131,32 @@ def suite(ref: str, decode: int | None = 8) -> Iterator[Finding]:
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
+        yield attempt("room for views", lambda: _room(plan, _there(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
         yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))
     teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
     for name, teacher in sorted(teachers.items()):
         yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
+
+
+def _room(plan: Plan, place: Path) -> str:
+    """Room for the views of official pools, whose images their release counts.
+
+    What is rendered already counts as well: it takes its share of what is not free.
+    """
+    from kdep_bench.data.official.base import get_set
+    from kdep_bench.data.views import PIXELS, check_room, pixel_bytes
+
+    need = there = 0
+    for stage in plan.stages.values():
+        if stage.kind == "views":
+            pool = plan.stages[stage.needs["prepare"]].spec["pool"]
+            images = get_set(pool).counts["train_images"]
+            need += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
+            done = place / stage.id / PIXELS
+            there += done.stat().st_size if done.is_file() else 0
+    check_room(need - there, place, "the suite's views that are not rendered yet")
+    return f"{need / 1e9:.0f} GB of fixed views, {there / 1e9:.0f} GB of them rendered"
 
 
 def _own(data: dict) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +67,25 @@ def test_a_suite_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1].word == "fault"
     assert found[2].what == "teacher resnet50"
     assert found[2].word == "ok" or "weights" in found[2].sentence
+
+
+def test_a_suite_whose_views_have_no_room_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ImageNet at 224 px, two views of each of 1,281,167 images: 385.7 GB."""
+    monkeypatch.delenv("KDEP_DATA", raising=False)
+    monkeypatch.setattr(doctor, "_teacher", lambda config: "not looked at here")
+
+    def said(free: float) -> doctor.Finding:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        found = doctor.suite("paper_r18", work=tmp_path / "work")
+        return next(f for f in found if f.what == "room for views")
+
+    assert said(400e9) == doctor.Finding(
+        "ok", "room for views", "386 GB of fixed views, 0 GB of them rendered"
+    )
+    assert said(300e9).word == "fault"
+    assert "take 385.7 GB, and 300.0 GB are free" in said(300e9).sentence
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     from kdep_bench import doctor
     from kdep_bench.errors import KdepError
 
-    parts = [doctor.machine(args.work_dir), *(doctor.suite(s, decode) for s in args.suite)]
+    parts = [
+        doctor.machine(args.work_dir),
+        *(doctor.suite(s, decode, args.work_dir) for s in args.suite),
+    ]
     if args.data:
         parts.append(doctor.official(args.data, args.root, decode))
     try:

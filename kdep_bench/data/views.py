@@ -13,6 +13,7 @@ Row order is image-major: row = image * views + view.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,25 @@ def render(image: np.ndarray, box: np.ndarray, flip: bool, px: int) -> np.ndarra
     return out[:, ::-1] if flip else out
 
 
+def pixel_bytes(images: int, views: int, px: int) -> int:
+    """Bytes of the rendered views: [images * views, px, px, 3] uint8."""
+    return images * views * px * px * 3
+
+
+def check_room(need: int, folder: Path, what: str) -> None:
+    """KdepError where `need` bytes are more than what is free at `folder`.
+
+    Beforehand, because a memory map on a full disk ends the process without a word (SIGBUS).
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise KdepError(
+            f"{what} take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {folder}",
+            "room for them: they are kept decoded, so that no run decodes an image again",
+            "free space, or name a larger disk with --work-dir, or lower budget.views",
+        )
+
+
 def run(
     spec: dict[str, Any],
     inputs: dict[str, Path],
@@ -107,12 +127,16 @@ def run(
 
     Spec: `views` V, `px` student side in pixels, `seed`, `scale`, `ratio`; `pool` folder of images
     relative to the data folder (default `pool/images`).
+
+    Raises KdepError for an empty pool, and for a disk on which the pixels have no room.
     """
     root = inputs["prepare"] / "data" / spec.get("pool", "pool/images")
     files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
     if not files:
         raise KdepError(f"the pool {root} holds no image", "at least one", "prepare the data first")
     v, px = int(spec["views"]), int(spec["px"])
+    what = f"the views of {len(files)} images, {v} of each at {px} px,"
+    check_room(pixel_bytes(len(files), v, px), out, what)
     box, flip = draw_recipe(
         len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
     )
