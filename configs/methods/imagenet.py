@@ -13,5 +13,5 @@ method = dict(
     weights=dict(type="kdep_bench.students.efficientnet_lite.imagenet_weights", variant=0),
     align=None,
     transform=None,
-    students=["efficientnet_lite0"],
+    students=["efficientnet_lite0", "efficientnet_lite0_trunk"],
 )

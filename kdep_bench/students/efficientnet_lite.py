@@ -36,6 +36,8 @@ class EfficientNetLite(BaseModule):
         output_stride: 32, or 8 or 16 by dilation, for segmentation.
         frozen_stages: -1 none; 0 the stem; k also levels 0..k-1, all of the network from 4 on.
         norm_eval: BatchNorm keeps its statistics.
+        head: with the last 1x1 convolution; without it level 3 is the last map, and the network
+            has no weights that its own output does not use.
     """
 
     scale: Tensor
@@ -53,16 +55,22 @@ class EfficientNetLite(BaseModule):
         output_stride: int = 32,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        head: bool = True,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not out_indices or not set(out_indices) <= set(range(HEAD + 1)):
-            raise KdepError(f"out_indices {tuple(out_indices)}", f"some of 0..{HEAD}")
+        last = HEAD if head else HEAD - 1
+        if not out_indices or not set(out_indices) <= set(range(last + 1)):
+            raise KdepError(
+                f"out_indices {tuple(out_indices)}",
+                f"some of 0..{last}" + ("" if head else ", as head=False leaves level 4 out"),
+            )
         net: Any = timm.create_model(
             f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
         )
         self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
-        self.conv_head, self.bn2 = net.conv_head, net.bn2
+        if head:
+            self.conv_head, self.bn2 = net.conv_head, net.bn2
         self.out_indices = tuple(out_indices)
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
@@ -77,7 +85,8 @@ class EfficientNetLite(BaseModule):
         if stages < 0:
             return []
         blocks = 0 if stages == 0 else LEVEL_ENDS[min(stages, HEAD) - 1] + 1
-        head = [self.conv_head, self.bn2] if stages >= HEAD else []
+        whole = stages >= HEAD and hasattr(self, "conv_head")
+        head = [self.conv_head, self.bn2] if whole else []
         return [self.conv_stem, self.bn1, *list(self.blocks)[:blocks], *head]
 
     def train(self, mode: bool = True) -> EfficientNetLite:
@@ -105,8 +114,14 @@ class EfficientNetLite(BaseModule):
 def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
     """Loads the network's own supervised ImageNet-1k weights into `backbone`, proved tensor-wise.
 
-    The classifier of the file is left out by name; everything else must fit exactly.
+    The classifier of the file is left out by name, and the last convolution where the backbone was
+    built without; everything else must fit exactly.
     """
     stored = timm_state(variant, weights)
-    kept = {k: v for k, v in stored.items() if not k.startswith("classifier.")}
+    left = (
+        ("classifier.",)
+        if hasattr(backbone, "conv_head")
+        else ("classifier.", "conv_head.", "bn2.")
+    )
+    kept = {k: v for k, v in stored.items() if not k.startswith(left)}
     load_exactly(backbone, kept, f"EfficientNet-Lite{variant}")

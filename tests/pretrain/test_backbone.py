@@ -107,6 +107,25 @@ def test_lite_levels_have_the_strides_and_channels_of_the_config():
     assert dense(torch.randn(1, 3, 64, 64))[0].shape == (1, 320, 8, 8)
 
 
+def test_the_trunk_has_the_rank_that_the_whole_network_s_feature_lacks():
+    trunk = EfficientNetLite(0, out_indices=(3,), head=False).eval()
+    whole = EfficientNetLite(0, out_indices=(3,)).eval()
+    imagenet_weights(trunk)
+    imagenet_weights(whole)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(trunk(x)[0], whole(x)[0])
+    assert set(whole.state_dict()) - set(trunk.state_dict()) == {
+        k for k in whole.state_dict() if k.startswith(("conv_head.", "bn2."))
+    }
+    assert sum(p.numel() for p in trunk.parameters()) == pytest.approx(3.0e6, rel=0.02)
+    # Before its activation the 1280-channel feature is linear in the trunk's 320 channels.
+    weight = whole.conv_head.weight.flatten(1).double()  # type: ignore[union-attr]
+    assert weight.shape == (1280, 320)
+    assert int(torch.linalg.matrix_rank(weight)) <= 320
+    with pytest.raises(KdepError, match="head=False"):
+        EfficientNetLite(0, out_indices=(4,), head=False)
+
+
 @pytest.mark.parametrize(("frozen", "share"), [(-1, 0.0), (0, 0.0), (2, 0.01), (4, 1.0)])
 def test_lite0_freezes_its_leading_stages(frozen: int, share: float):
     net = EfficientNetLite(0, out_indices=(3, 4), frozen_stages=frozen)
