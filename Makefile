@@ -2,11 +2,12 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 CLUSTER ?= .venv-cluster
+LIGHTLY ?= .venv-lightly
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse test check unit e2e browser cluster slurm-test faults scale \
-  install clean
+  lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -65,6 +66,10 @@ faults: install
 scale: install
 	$(PY) -m kdep_bench.suite.bench
 
+# lightly-train, to measure against (`tools/benchmark.py --against lightly-train`), in a virtual
+# environment of its own that reads the project's: one torch, one timm for both.
+lightly: $(LIGHTLY)/.installed
+
 install: $(VENV)/.installed
 
 # --no-deps: the lock is complete, and resolving would bring the GUI build of OpenCV (see the lock).
@@ -79,5 +84,12 @@ $(CLUSTER)/.installed: requirements-cluster.lock
 	$(CLUSTER)/bin/python -m pip install --quiet --no-deps -r requirements-cluster.lock
 	touch $@
 
+$(LIGHTLY)/.installed: requirements-lightly.lock $(VENV)/.installed
+	test -x $(LIGHTLY)/bin/python || $(PYTHON) -m venv $(LIGHTLY)
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  $$($(LIGHTLY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
+	$(LIGHTLY)/bin/python -m pip install --quiet --no-deps -r requirements-lightly.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(CLUSTER) work_dirs
+	rm -rf $(VENV) $(CLUSTER) $(LIGHTLY) work_dirs

@@ -1,4 +1,11 @@
-"""Measures the pre-trainer against its bars; `--quick` only shows that every part runs."""
+"""Measures the pre-trainer against its bars, on an idle machine; the page keeps what an earlier run
+measured of other parts. `--quick` only shows that the parts run.
+
+    python tools/benchmark.py --threads 1
+    python tools/benchmark.py --threads 1 --parts --against lightly-train --venv .venv-lightly \\
+        --prepared work_dirs/prepare-pocket-...          # after `make lightly` and `make pocket`
+    python tools/benchmark.py --parts --count results/pocket_full --work-dir work_dirs
+"""
 
 from __future__ import annotations
 
@@ -6,34 +13,78 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from kdep_bench.benchmark import forwards, machine, report  # noqa: E402
+from kdep_bench.errors import KdepError  # noqa: E402
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__)
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
+    p.add_argument("--busy", action="store_true", help="measure although other work runs here")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--out", type=Path, default=REPO / "results/benchmark")
-    args = p.parse_args()
+    p.add_argument("--parts", nargs="*", choices=["steps", "memory"], default=["steps", "memory"])
+    p.add_argument("--against", choices=["lightly-train"], help="train a student with it as well")
+    p.add_argument("--venv", type=Path, default=REPO / ".venv-lightly", help="where that is")
+    p.add_argument("--prepared", type=Path, help="a finished `prepare` stage of the pocket data")
+    p.add_argument("--images", type=int, default=2048, help="of the pool, with --against")
+    p.add_argument("--epochs", type=int, default=8, help="with --against")
+    p.add_argument("--seeds", type=int, default=3, help="of the probe, with --against")
+    p.add_argument("--count", type=Path, metavar="RESULTS", help="a finished suite's forwards")
+    p.add_argument("--work-dir", type=Path, default=REPO / "work_dirs", help="with --count")
+    return p
+
+
+def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """What was asked for, by part."""
+    found: dict[str, Any] = {}
+    if args.against and args.prepared is None:
+        raise KdepError("--against trains on the pocket data", "--prepared", "name its stage")
+    if args.count:
+        found["forwards"] = forwards.count(args.count, args.work_dir)
+    if not args.parts and not args.against:
+        return found
+    busy = machine.busy_cores()
+    if not args.quick and not args.busy:
+        machine.check_idle(busy)
     import torch
 
-    from kdep_bench.benchmark import memory, report, steps
+    from kdep_bench.benchmark import memory, rival, steps
     from kdep_bench.suite.worker import device
 
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        found = {
-            "quick": args.quick,
-            "device": device(),
-            "threads": args.threads,
-            "steps": steps.measure(
-                Path(folder), 320 if args.quick else 1024, 1 if args.quick else 20
-            ),
-            "memory": memory.measure(Path(folder), args.quick),
-        }
-    report.write(found, args.out)
+    found |= {"device": device(), "threads": args.threads}
+    if "steps" in args.parts:
+        few = (320, 1) if args.quick else (1024, 20)
+        found["steps"] = steps.measure(root, *few)
+    if "memory" in args.parts:
+        found["memory"] = memory.measure(root, args.quick)
+    if args.against:
+        rival.check(args.venv, args.prepared, args.images)
+        found["rival"] = rival.measure(
+            root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
+        )
+    timed = [part for part in ("steps", "memory", "rival") if part in found]
+    if busy > machine.MOST and not args.quick:
+        found["busy"] = dict.fromkeys(timed, busy)
+    return found
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(args, Path(folder))
+        report.write({"quick": args.quick, **found}, args.out)
+    except KdepError as e:
+        sys.exit(f"benchmark: {e}")
     print((args.out / "benchmark.md").read_text())
 
 

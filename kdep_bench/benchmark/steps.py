@@ -1,7 +1,8 @@
 """What a pre-training step costs: warm cache, student alone, live teacher, the paper's own loop.
 
 All arms run in one process on the same pictures, a few steps of each in turn, so that whatever
-else the machine does meets all of them alike; medians over rounds.
+else the machine does meets all of them alike; medians over rounds. Freed memory is kept, as in
+every stage (kdep_bench/allocator.py).
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdep_bench import openmmlab
+from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.data import views as views_stage
 from kdep_bench.data.views import draw_recipe, open_views, read_rgb, render
 from kdep_bench.features import align, cache
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.distiller import Distiller
-from kdep_bench.pretrain.stream import ViewStream
+from kdep_bench.pretrain.stream import ViewStream, already_batched
 from kdep_bench.pretrain.teaching import teaching
 from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import build_teacher
@@ -71,6 +74,23 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
     return done
 
 
+class Once(NamedTuple):
+    """One step, in seconds: waiting for its batch, working, and the processor time of that."""
+
+    wait: float
+    work: float
+    cpu: float
+
+
+def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> Once:
+    """`work(load())`, timed."""
+    a = time.perf_counter()
+    batch = load()
+    b, cpu = time.perf_counter(), time.process_time()
+    work(batch)
+    return Once(b - a, time.perf_counter() - b, time.process_time() - cpu)
+
+
 class Arm:
     """One way to train: a loader of batches and a model that takes a step on them."""
 
@@ -79,17 +99,28 @@ class Arm:
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
         self.optimizer = OptimWrapper(sgd)
 
-    def once(self, k: int) -> tuple[float, float]:
-        """(seconds waited for data, seconds of the step)."""
-        a = time.perf_counter()
-        batch = self.load(k)
-        b = time.perf_counter()
+    def step(self, batch: Any) -> None:
         self.model.train_step(batch, self.optimizer)
-        return b - a, time.perf_counter() - b
+
+    def once(self, k: int) -> Once:
+        return clocked(lambda: self.load(k), self.step)
+
+
+def waiting(arm: Arm, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
+    """Share of the time in which `arm`, step after step, waits for a loader with `workers`.
+
+    The `first` steps are not counted: the workers start, and their queue (2 batches each) fills.
+    """
+    order, collate = range(BATCH * (first + steps)), cast("Any", already_batched)
+    loader = DataLoader(data, BATCH, sampler=order, num_workers=workers, collate_fn=collate)
+    batches = iter(loader)
+    seen = [clocked(lambda: next(batches), arm.step) for _ in range(first + steps)][first:]
+    return sum(s.wait for s in seen) / sum(s.wait + s.work for s in seen)
 
 
 def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, Any]:
     """All arms on the pocket pair; seconds a step of BATCH images, the ratios, and the floors."""
+    keep_freed_memory()
     openmmlab.setup("mmpretrain")
     student = resolve("student", "resnet18_w32")
     page = resolve("teacher", "efficientnet_lite0")
@@ -106,8 +137,11 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
     live = {"live": page}
     alone = {"type": f"{__name__}.StudentAlone"}
 
+    def views_of(**more: Any) -> ViewStream:
+        return ViewStream(done["views"], 10**9, 1.0, 0, 0, **more)
+
     def stream(**more: Any) -> Callable[[int], Any]:
-        data = ViewStream(done["views"], 10**9, 1.0, 0, 0, **more)
+        data = views_of(**more)
         return lambda k: data.__getitems__(list(range(k * BATCH, (k + 1) * BATCH)))
 
     def as_the_paper(k: int) -> dict[str, Tensor]:
@@ -133,29 +167,34 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
         "paper": Arm(as_the_paper, Distiller(student, objective, target, teacher=live)),
     }
     teacher = build_teacher(page)
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in [*arms, "teacher"]}
-    crops = arms["live"].load(0)["teacher_images"]
+    seen: dict[str, list[Once]] = {name: [] for name in [*arms, "teacher"]}
+    crops = arms["live"].load  # the teacher alone sees what the live arm has just shown it
     for r in range(rounds + 1):
         for name, arm in arms.items():
             got = [arm.once(r * each + k) for k in range(each)]
             seen[name] += got if r else []  # the first round warms up
-        a = time.perf_counter()
-        teacher(crops)
-        seen["teacher"] += [(0.0, time.perf_counter() - a)] if r else []
-    wait = {n: median(w for w, _ in s) for n, s in seen.items()}
-    step = {n: median(t for _, t in s) for n, s in seen.items()}
-    whole = {n: median(w + t for w, t in s) for n, s in seen.items()}
+        for k in range(r * each, (r + 1) * each):
+            got = clocked(lambda k=k: crops(k)["teacher_images"], teacher)
+            seen["teacher"] += [got] if r else []
+    wait = {n: median(o.wait for o in s) for n, s in seen.items()}
+    step = {n: median(o.work for o in s) for n, s in seen.items()}
+    whole = {n: median(o.wait + o.work for o in s) for n, s in seen.items()}
+    cpu = {n: median(o.cpu for o in s) for n, s in seen.items()}
+    workers = 2
+    told = waiting(arms["kdep"], views_of(**taught.stream), workers, rounds * each)
     return {
         "batch": BATCH,
         "rounds": rounds,
         "wait_s": wait,
         "step_s": step,
+        "cpu_s": cpu,
         "floors": floors(student, page),
         "ratios": {
             "warm-cache step / student-only step": whole["kdep"] / whole["student"],
             "live step / (student step + teacher forward)": step["live"]
             / (step["student"] + step["teacher"]),
             "data wait, share of a warm-cache step": wait["kdep"] / whole["kdep"],
+            f"data wait with {workers} workers, share of a warm-cache step": told,
             "cache read, share of a student step": (wait["kdep"] - wait["student"])
             / whole["student"],
             "throughput against the paper's live loop": whole["paper"] / whole["kdep"],

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.basis import Basis
-from kdep_bench.features.policies import check_widths
+from kdep_bench.features.policies import POLICIES, check_widths
 from kdep_bench.features.transform import Moments
 
 # Eigenvalues below this share of the largest are rounding noise of float16 features
@@ -78,7 +78,7 @@ class Svd(Aligner):
         self.eigenvalues, vectors = spectrum(moments)
         # Where a policy pads Dt channels to more, a direction without variance is one more pad.
         if self.policy is None or width < len(moments.mean):
-            enough_rank(self.eigenvalues, width)
+            enough_rank(self.eigenvalues, width, can_pad=width == len(moments.mean))
         return vectors[:, :width]
 
 
@@ -183,14 +183,21 @@ def enough_rows(moments: Moments, width: int) -> None:
         )
 
 
-def enough_rank(values: Tensor, width: int) -> int:
-    """The numerical rank; KdepError when it is below `width`."""
+def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
+    """The numerical rank; KdepError when it is below `width`.
+
+    `can_pad`: whether a policy would let all Dt directions through, those without variance too.
+    """
     rank = int((values > values[0] * RANK_TOLERANCE).sum())
     if rank < width:
         raise KdepError(
             f"the teacher's features have rank {rank}, and the student is {width} wide",
             "a rank of at least the student's width",
-            "tap the teacher after its last activation (a last linear layer limits the rank)",
+            f"what comes out of a LayerNorm has rank width - 1: name a policy in method.align "
+            f"({', '.join(POLICIES)}), for which a direction without variance is one more pad"
+            if can_pad
+            else "tap the teacher after its last activation (a last linear layer limits the rank), "
+            "or choose a narrower student",
         )
     return rank
 

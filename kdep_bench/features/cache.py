@@ -80,6 +80,10 @@ def run(
         for name, value in (further(teacher, first, outputs) if first else {}).items()
     }
     batch = int(spec.get("batch", 32))
+    numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
+    said = estimate(len(order), numbers, views.views)
+    print(f"cache of teacher {teacher.name}: {said}", flush=True)
+    progress(0, len(order), said)
     shards = -(-len(order) // SHARD_ROWS)
     for k in range(shards):
         if not is_whole(out, k, shapes):
@@ -114,7 +118,6 @@ def run(
     pixels = render_rows(views, rows, teacher.input_px)
     verify_pictures(cache, teacher, rows, pixels)
     np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
-    numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
     one = pixels[:1].to(compute_device())
     return {
         "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, one)},
@@ -125,6 +128,19 @@ def run(
         "images_per_s": round(forwards / seconds, 1),
         "known_images": check,
     }
+
+
+def estimate(rows: int, numbers: int, views: int) -> str:
+    """What filling `rows` of `numbers` float16 numbers each takes, and when it pays, in words.
+
+    A live teacher runs once for each sample of each arm, the cache once for each of an image's
+    `views`: epochs are summed over all arms, seeds and students that read it.
+    """
+    more = f"{views} epochs" if views > 1 else "one epoch"
+    return (
+        f"{rows * numbers * 2 / 1e6:.4g} MB on disk and {rows} teacher forwards; cheaper than a "
+        f"live teacher once the runs that share it train for more than {more} in all"
+    )
 
 
 def arm_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -210,9 +210,10 @@ def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
     if cell.teacher is None:
         return None
     said, card = _outputs(found, "cache").get("teacher", {}), cell.teacher.get("card", {})
+    live = _outputs(found, "pretrain").get("teacher_checksum", "")
     return {
         "name": cell.teacher["name"],
-        "checksum": said.get("checksum", ""),
+        "checksum": said.get("checksum", live),
         "width": said.get("width", cell.teacher.get("width")),
         "flops": said.get("flops"),
         "top1": card.get("top1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdep_bench.errors import KdepError
-from kdep_bench.features.aligners import svd_basis
+from kdep_bench.features.aligners import Svd, svd_basis
 from kdep_bench.features.transform import Moments
 
 
@@ -77,6 +77,15 @@ def test_rank_deficient_features_are_refused():
     low = (x - x.mean(0))[:, :4] @ torch.randn(4, 24, dtype=torch.float64)
     with pytest.raises(KdepError, match="rank 4"):
         svd_basis(moments(low), 8)
+
+
+def test_a_layer_norm_s_lost_rank_is_told_with_the_policy_that_bears_it():
+    x = torch.nn.functional.layer_norm(features(), (24,))  # every row sums to zero
+    with pytest.raises(KdepError, match=r"rank 23.*LayerNorm.*zero_pad"):
+        svd_basis(moments(x), 24)
+    basis = Svd(policy="zero_pad").fit(moments(x), 24)
+    assert float(basis.std[-1]) < 1e-6 * float(basis.std[0])
+    assert svd_basis(moments(x), 23)[0].components.shape == (24, 23)
 
 
 def test_a_nan_feature_is_refused():

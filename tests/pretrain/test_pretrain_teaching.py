@@ -89,11 +89,23 @@ READ = LOGIT_KD | dict(name="read", objective=dict(type=f"{__name__}.Reader"))
 def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The stages with a cache that holds logits and maps as well."""
     out = tmp_path_factory.mktemp("rich")
+    heard: list[str] = []
     told = cache.run(
-        {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]}, stages, out, silent
+        {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]},
+        stages,
+        out,
+        lambda done, total, note="": heard.append(f"{done}: {note}"),
     )
+    assert heard[0] == f"0: {cache.estimate(told['rows'], 1280 + 1000 + 1280, VIEWS['views'])}"
     assert told["bytes"] == told["rows"] * 2 * (1280 + 1000 + 1280)
     return {**stages, "cache": out}
+
+
+def test_a_cache_s_price_is_told_before_it_is_filled():
+    assert cache.estimate(64000, 1280, 2) == (  # pocket's
+        "163.8 MB on disk and 64000 teacher forwards; cheaper than a live teacher once the runs "
+        "that share it train for more than 2 epochs in all"
+    )
 
 
 def test_stored_logits_and_maps_are_the_teacher_s(rich: dict[str, Path]):

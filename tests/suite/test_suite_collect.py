@@ -167,6 +167,20 @@ def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage()
     assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
 
 
+def test_a_live_teachers_checksum_goes_into_the_record():
+    suite = load_suite("pocket")
+    plan = build_plan(suite)
+    cell = next(c for c in plan.cells if c.method["name"] == "kdep")
+    live = {"outputs": {"teacher_source": "live", "teacher_checksum": "1" * 16}}
+    told = _teacher(cell, {"pretrain": live})
+    assert told is not None
+    assert told["checksum"] == "1" * 16
+    cached = {"outputs": {"teacher": {"checksum": "2" * 16}}}
+    told = _teacher(cell, {"pretrain": {"outputs": {}}, "cache": cached})
+    assert told is not None
+    assert told["checksum"] == "2" * 16
+
+
 def test_an_arm_pays_for_the_arm_that_made_its_teacher():
     def stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
         return {

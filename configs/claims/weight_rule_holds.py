@@ -1,0 +1,14 @@
+"""The loss weight by rule against one of the public code's two guesses. A suite names the teacher
+and the guess: dict(base="weight_rule_holds", name=..., a=dict(teacher=...), b=dict(...))."""
+
+claim = dict(
+    name="weight_rule_holds",
+    title="The weight's rule is no worse than w = 20",
+    statement="kdep (w = 20 / mean square of the target) is not more than 1 point below the same "
+    "with a number from the public code.",
+    source="ours; 3 and 20: CVMI-Lab/KDEP, scripts",
+    kind="difference",
+    a=dict(method="kdep", teacher=None),
+    b=dict(method="kdep_w20", teacher=None),
+    margin=-0.01,
+)

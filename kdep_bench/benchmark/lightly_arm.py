@@ -1,0 +1,138 @@
+"""lightly-train's distillation, as it comes, on a given teacher, student and folder of images.
+
+Runs in the virtual environment of `make lightly`: `python -m kdep_bench.benchmark.lightly_arm
+order.json` writes `result.json` and `backbone.pth` beside the order. Teacher and student are
+wrapped as its "custom models"; its default method takes such a teacher (`method_args`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdep_bench import openmmlab
+from kdep_bench.allocator import keep_freed_memory
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+from kdep_bench.export import save_tensors
+from kdep_bench.files import read_json, write_json
+from kdep_bench.students.backbone import build_backbone
+from kdep_bench.teachers.base import build_teacher
+
+
+class Wrapped(nn.Module):
+    """What its custom models have in common: features [B, C, H, W], their mean, their width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def feature_dim(self) -> int:
+        return self.width
+
+    def forward_pool(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"pooled_features": F.adaptive_avg_pool2d(x["features"], 1)}
+
+
+class WrappedStudent(Wrapped):
+    """A student on views of the teacher's size, brought down to its own by averaging."""
+
+    def __init__(self, page: dict[str, Any], teacher_px: int) -> None:
+        super().__init__(page["width"])
+        if teacher_px % page["input_px"]:
+            raise KdepError(f"a teacher at {teacher_px} px", f"a multiple of {page['input_px']}")
+        self.by = teacher_px // page["input_px"]
+        self.net = build_backbone(page).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def get_model(self) -> nn.Module:
+        return self.net
+
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.avg_pool2d(x, self.by).contiguous(memory_format=torch.channels_last)
+        return {"features": self.net(x)[-1]}
+
+
+class WrappedTeacher(Wrapped):
+    """A teacher on views in ImageNet's normalisation, the one that lightly-train gives both.
+
+    `began` holds (wall, processor) seconds at the start of every forward, so of every step.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        teacher = build_teacher(config)
+        super().__init__(teacher.width)
+        self.teacher = teacher
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        self.register_buffer("scale", std / teacher.std, persistent=False)
+        self.register_buffer("shift", (mean - teacher.mean) / teacher.std, persistent=False)
+        self.began: list[tuple[float, float]] = []
+
+    def get_model(self) -> nn.Module:
+        return self.teacher
+
+    @torch.no_grad()
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        self.began.append((time.perf_counter(), time.process_time()))
+        x = (x * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
+        return {"features": self.teacher.features(x).maps["last"]}
+
+
+def pace(began: list[tuple[float, float]]) -> tuple[float, float]:
+    """(wall, processor) seconds of all steps that began at these times, the last one as the
+    others are on average; what comes before the first step is not counted."""
+    steps = len(began)
+    wall, cpu = (b - a for a, b in zip(began[0], began[-1], strict=True))
+    return wall * steps / (steps - 1), cpu * steps / (steps - 1)
+
+
+def main(path: Path) -> None:
+    order, here = read_json(path), path.parent
+    torch.set_num_threads(order["threads"])
+    keep_freed_memory()  # as our own stages do
+    openmmlab.setup("mmpretrain")
+    lightly_train = importlib.import_module("lightly_train")
+    torch.manual_seed(order["seed"])
+    teacher, px = WrappedTeacher(order["teacher"]), order["teacher"]["input_px"]
+    student = WrappedStudent(order["student"], px)
+    lightly_train.pretrain(
+        out=str(here / "run"),
+        data=order["data"],
+        model=student,
+        method="distillation",
+        method_args={"teacher": teacher},
+        epochs=order["epochs"],
+        batch_size=order["batch"],
+        num_workers=0,
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        float32_matmul_precision="highest",
+        seed=order["seed"],
+        transform_args={"image_size": (px, px)},
+    )
+    save_tensors(student.net.state_dict(), here / "backbone.pth")
+    seconds, cpu = pace(teacher.began)
+    write_json(
+        here / "result.json",
+        {
+            "version": importlib.metadata.version("lightly-train"),
+            "steps": len(teacher.began),
+            "seconds": seconds,
+            "cpu_s": cpu,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

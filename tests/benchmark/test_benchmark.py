@@ -1,0 +1,287 @@
+"""The benchmark's arithmetic, its page, and what it refuses."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdep_bench.benchmark import forwards, lightly_arm, machine, memory, report, rival, steps
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json, write_json
+from kdep_bench.suite.config import resolve
+
+REPO = Path(__file__).resolve().parents[2]
+
+# --- the machine ---------------------------------------------------------------------------------
+
+STAT = "cpu  {user} 20 30 {idle} 50 6 7 8 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+
+
+def test_a_core_is_in_use_unless_idle_or_waiting_for_a_disk():
+    ticks = machine.used(STAT.format(user=100, idle=4000)) * machine.os.sysconf("SC_CLK_TCK")
+    assert ticks == 100 + 20 + 30 + 6 + 7 + 8  # neither 4000 (idle) nor 50 (disk)
+
+
+def test_busy_cores_are_those_in_use_between_two_looks(tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text(STAT.format(user=100, idle=4000))
+    assert machine.busy_cores(0.01, stat) == 0
+
+
+def test_a_busy_machine_is_refused():
+    machine.check_idle(machine.MOST)
+    with pytest.raises(KdepError, match=r"other work takes 1\.5 cores.*--busy"):
+        machine.check_idle(1.5)
+
+
+# --- a suite's forwards --------------------------------------------------------------------------
+
+
+def test_pocket_full_ran_its_teacher_once_an_image_and_view(tmp_path):
+    results = REPO / "results/pocket_full"
+    told = {"outputs": {"forwards": 64000, "rows": 64000}}
+    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
+    got = forwards.count(results, tmp_path)
+    assert got == {
+        "suite": "pocket_full",
+        "records": 75,
+        "pretrainings": 6,  # three seeds on all images, three on a tenth
+        "caches": 1,
+        "forwards": 64000,
+        "rows": 64000,
+        "samples": 3 * (512000 + 51200),
+    }
+    with pytest.raises(KdepError, match="does not exist"):
+        forwards.count(results, tmp_path / "elsewhere")
+    del told["outputs"]["forwards"]
+    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
+    with pytest.raises(KdepError, match="tells no forwards"):
+        forwards.count(results, tmp_path)
+
+
+def test_a_suite_without_a_record_has_no_count(tmp_path):
+    with pytest.raises(KdepError, match="no finished record"):
+        forwards.count(tmp_path, tmp_path)
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def found(**change):
+    ratios = dict.fromkeys(report.BARS, 1.0) | {"throughput against the paper's live loop": 3.0}
+    seconds = {"student": 1.0, "teacher": 2.0, "live": 3.3}
+    told = {
+        "quick": False,
+        "device": "cpu: some",
+        "threads": 1,
+        "steps": {
+            "batch": 64,
+            "rounds": 3,
+            "step_s": seconds,
+            "wait_s": dict.fromkeys(seconds, 0.0),
+            "cpu_s": seconds,
+            "floors": {"student_step_flops": 1.5e10},
+            "ratios": ratios,
+        },
+        "memory": {
+            "svd_width": 8,
+            "svd": [
+                {"rows": 10, "pass_s": 1.0, "extra_bytes": 1e6},
+                {"rows": 100, "pass_s": 11.0, "extra_bytes": 299e6},
+            ],
+            "svd_agreement": 1.0,
+            "reads": [{"rows": 10, "grown_bytes": 0.0}, {"rows": 100, "grown_bytes": 2e6}],
+        },
+        "forwards": {
+            "suite": "s",
+            "records": 9,
+            "pretrainings": 4,
+            "caches": 1,
+            "forwards": 10,
+            "rows": 10,
+            "samples": 80,
+        },
+        "rival": {
+            "rival": "lightly-train",
+            "version": "1.0",
+            "images": 64,
+            "epochs": 2,
+            "ours": {"seconds": 10.0, "cpu_s": 8.0, "train_s": 5.0},
+            "other": {"seconds": 20.0, "cpu_s": 20.0},
+            "task": "probe",
+            "seeds": 3,
+            "scores": {"kdep": 0.25, "lightly-train": 0.2, "scratch": 0.1},
+            "setting": "How.",
+        },
+    }
+    return told | change
+
+
+def line(page: str, start: str) -> str:
+    return next(row for row in page.splitlines() if row.startswith(f"| {start}"))
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "kept"),
+    [
+        (1.0, "<=", True),
+        (1.01, "<=", False),
+        (0.99, "<", True),
+        (1.0, "<", False),
+        (1.0, ">=", True),
+        (0.99, ">=", False),
+    ],
+)
+def test_a_bar_is_kept_or_not(value, sign, kept):
+    assert report.reaches(value, sign, 1.0) is kept
+
+
+def test_every_measure_stands_against_its_bar():
+    page = report.table(found())
+    assert line(page, "warm-cache step") == (
+        "| warm-cache step / student-only step | <= 1.05 | 1.000 | yes |"
+    )
+    assert line(page, "data wait, share").endswith("| < 0.05 | 1.000 | no |")
+    assert line(page, "throughput against the paper").endswith("| >= 2 | 3.000 | yes |")
+    assert line(page, "teacher forwards").endswith("| 10; a live teacher: 80 | yes |")
+    assert line(page, "throughput against lightly").endswith(
+        "| >= 1.5 | 2.00 (2.50 in processor time) | yes |"
+    )
+    assert line(page, "the same, training").endswith("| 4.00 |  |")
+    assert line(page, "top-1").endswith("| kdep 25.0, lightly-train 20.0, scratch 10.0 |  |")
+    assert line(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
+    assert line(page, "its time, N=100 against N=10").endswith("| 1.10 |  |")
+    assert "the live step's ratio is 1.100" in page
+    assert report.NOT_MEASURED not in page
+
+
+def test_forwards_beyond_the_rows_miss_their_bar():
+    more = found()["forwards"] | {"forwards": 11}
+    assert line(report.table(found(forwards=more)), "teacher forwards").endswith("| no |")
+
+
+def test_what_was_not_measured_says_so():
+    page = report.table({"quick": False, "device": "cpu", "threads": 1})
+    rows = [row for row in page.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == len(report.BARS) + 3
+    assert all(row.endswith("| not measured |  |") for row in rows)
+
+
+def test_a_run_keeps_what_an_earlier_one_measured(tmp_path):
+    report.write(found(), tmp_path)
+    alone = {k: v for k, v in found().items() if k in ("quick", "device", "threads", "steps")}
+    report.write(alone | {"device": "cpu: other", "busy": {"steps": 1.5}}, tmp_path)
+    now = read_json(tmp_path / "benchmark.json")
+    assert now["memory"] == found()["memory"]
+    assert now["device"] == "cpu: other"
+    page = (tmp_path / "benchmark.md").read_text()
+    assert "other work used 1.5 cores, no measurement: steps" in page
+    report.write(alone, tmp_path)  # measured again, on an idle machine
+    assert "other work" not in (tmp_path / "benchmark.md").read_text()
+    report.write(alone | {"quick": True}, tmp_path)
+    assert "memory" not in read_json(tmp_path / "benchmark.json")
+    assert "its figures mean nothing" in (tmp_path / "benchmark.md").read_text()
+
+
+# --- clocks and parts ----------------------------------------------------------------------------
+
+
+def test_a_step_s_seconds_are_its_own(monkeypatch):
+    wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
+    assert steps.clocked(lambda: "batch", len) == steps.Once(2.0, 5.0, 3.0)
+
+
+def test_the_student_alone_has_its_features_mean_square_as_loss():
+    class Ctx:
+        before = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+
+    size = steps.StudentAlone().terms(Ctx())["size"]  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(size, torch.tensor([12.5, 2.0]))
+
+
+def test_streaming_directions_are_those_of_the_full_svd():
+    assert memory.agreement(rows=400, width=16, keep=4) > 1 - 1e-9
+
+
+def test_random_reads_of_a_file_are_timed_and_the_file_goes(tmp_path):
+    got = memory.reads(str(tmp_path), 1000, 4, batches=2)
+    assert got["rows"] == 1000
+    assert got["read_s"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_resident_memory_is_read_by_name():
+    assert 0 < memory.resident("RssAnon") <= memory.resident("VmRSS") <= memory.peak()
+    with pytest.raises(RuntimeError, match="no Rubbish"):
+        memory.resident("Rubbish")
+
+
+# --- beside lightly-train ------------------------------------------------------------------------
+
+
+def test_the_pace_counts_whole_steps_and_nothing_before_the_first():
+    began = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]  # the third one's end is not known
+    assert lightly_arm.pace(began) == (12.0, 6.0)
+
+
+def test_the_wrapped_teacher_gives_what_the_teacher_gives():
+    page = resolve("teacher", "efficientnet_lite0") | {"input_px": 64}
+    wrapped = lightly_arm.WrappedTeacher(page)
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (lightly_arm.MEAN, lightly_arm.STD))
+    said = wrapped.forward_features((images.float() - mean) / std)
+    pooled = wrapped.forward_pool(said)["pooled_features"].flatten(1)
+    torch.testing.assert_close(pooled, wrapped.teacher(images).pooled, rtol=1e-3, atol=1e-4)
+    assert wrapped.feature_dim() == 1280
+    assert len(wrapped.began) == 1
+
+
+def test_the_wrapped_student_sees_its_own_size():
+    page = resolve("student", "resnet18_w32")
+    wrapped = lightly_arm.WrappedStudent(page, 128)
+    seen = []
+    wrapped.net.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    out = wrapped.forward_features(torch.zeros(2, 3, 128, 128))["features"]
+    assert seen == [(2, 3, 64, 64)]
+    assert tuple(out.shape) == (2, 256, 2, 2)
+    with pytest.raises(KdepError, match="a multiple of 64"):
+        lightly_arm.WrappedStudent(page, 96)
+
+
+def test_the_rival_s_images_are_links_spread_over_the_pool(tmp_path):
+    pool = tmp_path / "prepare" / rival.POOL
+    for i in range(130):
+        (pool / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        (pool / f"{i % 2}" / f"{i:03d}.jpg").write_bytes(b"x")
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").touch()
+    rival.check(tmp_path / "venv", tmp_path / "prepare", 64)
+    made = sorted((rival.some_of(tmp_path / "prepare", 64, tmp_path / "some")).rglob("*.jpg"))
+    assert len(made) == 64
+    assert all(p.is_symlink() and p.read_bytes() == b"x" for p in made)
+    assert {p.parent.name for p in made} == {"0", "1"}
+    for images, said in ((100, "a multiple of 64"), (192, "192 images of a pool of 130")):
+        with pytest.raises(KdepError, match=said):
+            rival.check(tmp_path / "venv", tmp_path / "prepare", images)
+    with pytest.raises(KdepError, match="make lightly"):
+        rival.check(tmp_path, tmp_path / "prepare", 64)
+    with pytest.raises(KdepError, match="no data/pool/images"):
+        rival.check(tmp_path / "venv", tmp_path, 64)
+
+
+def test_the_command_refuses_a_busy_machine_and_a_rival_without_data(tmp_path, monkeypatch):
+    tool = runpy.run_path(str(REPO / "tools/benchmark.py"))
+    monkeypatch.setattr(machine, "busy_cores", lambda: 1.9)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"other work takes 1\.9 cores"):
+        tool["main"]()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--against", "lightly-train"])
+    with pytest.raises(SystemExit, match="--prepared"):
+        tool["main"]()
+    assert not list(tmp_path.iterdir())
