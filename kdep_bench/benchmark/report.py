@@ -129,7 +129,7 @@ def table(found: dict[str, Any]) -> str:
     lines += [str(row) for row in rows(found)]
     steps, rival = found.get("steps"), found.get("rival")
     if steps is not None:
-        lines += ["", _seconds(steps), "", _floors(steps["floors"])]
+        lines += ["", _seconds(steps), "", _floors(steps)]
     lines += [
         "",
         "The pictures that a student reads lie decoded and cropped in one memory-mapped array, and "
@@ -155,9 +155,18 @@ def _seconds(steps: dict[str, Any]) -> str:
     return f"{said}{arms}. In processor time the live step's ratio is {ratio:.3f}."
 
 
-def _floors(floors: dict[str, float]) -> str:
+def _floors(steps: dict[str, Any]) -> str:
+    floors, rate = steps["floors"], steps.get("flops_per_s")
     said = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in floors.items())
-    return f"Floors of a step: {said}."
+    if rate is None:
+        return f"Floors of a step: {said}."
+    student, teacher = floors["student_step_flops"], floors["teacher_forward_flops"]
+    least = {"student": student, "kdep": student + floors["target_flops"], "teacher": teacher}
+    gaps = ", ".join(f"{n} {steps['step_s'][n] / (f / rate):.2f}" for n, f in least.items())
+    return (
+        f"Floors of a step: {said}. Times the seconds that these FLOPs take at the rate of a large "
+        f"matrix product here ({rate / 1e9:.0f} GFLOP/s): {gaps}."
+    )
 
 
 def write(found: dict[str, Any], out: Path) -> None:

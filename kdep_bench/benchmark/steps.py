@@ -189,6 +189,7 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
         "step_s": step,
         "cpu_s": cpu,
         "floors": floors(student, page),
+        "flops_per_s": reach(),
         "ratios": {
             "warm-cache step / student-only step": whole["kdep"] / whole["student"],
             "live step / (student step + teacher forward)": step["live"]
@@ -223,3 +224,13 @@ def floors(student: dict[str, Any], page: dict[str, Any]) -> dict[str, float]:
         "picture_bytes": 3.0 * BATCH * px * px,
         "feature_bytes": 2.0 * BATCH * teacher.width,
     }
+
+
+def reach(side: int = 1024, times: int = 8) -> float:
+    """FLOP/s of a large float32 matrix product, the best of some: what this machine can do."""
+    a, best = torch.randn(side, side), float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * side**3 / best

@@ -73,7 +73,7 @@ def test_a_suite_without_a_record_has_no_count(tmp_path):
 
 def found(**change):
     ratios = dict.fromkeys(report.BARS, 1.0) | {"throughput against the paper's live loop": 3.0}
-    seconds = {"student": 1.0, "teacher": 2.0, "live": 3.3}
+    seconds = {"student": 1.0, "kdep": 1.0, "teacher": 2.0, "live": 3.3}
     told = {
         "quick": False,
         "device": "cpu: some",
@@ -84,7 +84,12 @@ def found(**change):
             "step_s": seconds,
             "wait_s": dict.fromkeys(seconds, 0.0),
             "cpu_s": seconds,
-            "floors": {"student_step_flops": 1.5e10},
+            "floors": {
+                "student_step_flops": 4e9,
+                "target_flops": 1e9,
+                "teacher_forward_flops": 8e9,
+            },
+            "flops_per_s": 1e10,
             "ratios": ratios,
         },
         "memory": {
@@ -156,6 +161,7 @@ def test_every_measure_stands_against_its_bar():
     assert line(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
     assert line(page, "its time, N=100 against N=10").endswith("| 1.10 |  |")
     assert "the live step's ratio is 1.100" in page
+    assert "(10 GFLOP/s): student 2.50, kdep 2.00, teacher 2.50." in page
     assert report.NOT_MEASURED not in page
 
 
@@ -207,6 +213,10 @@ def test_the_student_alone_has_its_features_mean_square_as_loss():
 
 def test_streaming_directions_are_those_of_the_full_svd():
     assert memory.agreement(rows=400, width=16, keep=4) > 1 - 1e-9
+
+
+def test_a_matrix_product_has_a_rate():
+    assert steps.reach(side=64, times=2) > 0
 
 
 def test_random_reads_of_a_file_are_timed_and_the_file_goes(tmp_path):
