@@ -17,7 +17,7 @@ from kdep_bench.suite import cluster, state
 THROUGH = ("--executor", "slurm", "--jobs", "3", "--snakemake", " ".join(QUICK))
 # One epoch of small steps, so that training does not amplify what differs: rounding.
 SMALL = """
-suite["budget"].update(epochs=1, optimizer=dict(type="SGD", lr=0.005, momentum=0.9))
+suite["budget"].update(epochs=1, optimizer=dict(type="SGD", lr=0.0005, momentum=0.9))
 """
 
 
@@ -101,17 +101,21 @@ def test_the_pre_trainer_over_two_nodes_equals_one_process(
             (job,) = (j for j in slurm.jobs("completed") if out.name in slurm.job(j)["Comment"])
             assert slurm.job(job)["NumNodes"] == "2"
         case.close()
-    (one, curve, w0), (other, curve2, w1) = made[1], made[2]
+    (one, curve, w1), (other, curve2, w2) = made[1], made[2]
     assert one == other  # how it ran is no part of what it is
-    assert len(curve) == len(curve2) > 2
+    assert len(curve) == len(curve2) > 10
     for (step, loss), (step2, loss2) in zip(curve, curve2, strict=True):
-        assert (step, loss) == (step2, pytest.approx(loss2, rel=1e-3))
-    assert w0.keys() == w1.keys()
-    moved = 0
-    for key, value in w0.items():
-        scale = float(value.abs().max()) if value.numel() else 1.0
-        torch.testing.assert_close(
-            w1[key].float(), value.float(), rtol=0, atol=max(2e-3 * scale, 1e-6)
-        )
-        moved += not torch.equal(w1[key], value)
-    assert moved  # two processes did run: their sums are rounded otherwise
+        assert (step, loss) == (step2, pytest.approx(loss2, rel=1e-4))
+    scratch = world.reference.work / world.one("pretrain-resnet18_w32.scratch")
+    w0 = torch.load(scratch / "student.pth", weights_only=True)  # what both began with
+    assert w1.keys() == w2.keys() > w0.keys()
+    trained = [k for k, v in w0.items() if v.is_floating_point() and "running_" not in k]
+
+    def apart(a: dict, b: dict) -> float:
+        return sum(float((a[k].double() - b[k].double()).square().sum()) for k in trained) ** 0.5
+
+    # Gradients that are not averaged, or batch statistics of one half, would make these alike.
+    assert 0 < apart(w1, w2) < 0.02 * apart(w1, w0)
+    for key in w0:
+        if "running_" in key:
+            torch.testing.assert_close(w2[key], w1[key], rtol=1e-3, atol=1e-4)
