@@ -13,7 +13,8 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` and ends the process with what it returns.
 
     Where the reader of standard output is gone (`| head`), the code is that of a program that
-    SIGPIPE ended, 141, and nothing is said: no reader wants to know.
+    SIGPIPE ended, 141, and nothing is said: no reader wants to know. Ctrl-C, where a command does
+    not answer it itself, ends it with 130 and a word.
     """
     try:
         try:
@@ -24,4 +25,7 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
         # What is still buffered would be tried once more, and complained about, at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 128 + signal.SIGINT
     sys.exit(code)

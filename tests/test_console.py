@@ -47,6 +47,14 @@ def test_nor_in_the_middle_of_a_long_output() -> None:
     assert unread("tools/run_suite.py", "paper_r18", "--dry-run") == (GONE, "")
 
 
+def test_ctrl_c_is_a_word_and_no_traceback() -> None:
+    code = "import signal; from kdep_bench.console import leave; "
+    code += "leave(lambda: signal.raise_signal(signal.SIGINT))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
 @pytest.mark.parametrize(
     ("main", "code"),
     [("lambda: 3", 3), ("lambda: None", 0), ("lambda: exit(4)", 4), ("lambda: 1 / 0", 1)],

@@ -20,7 +20,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,7 @@ class Pool:
         try:
             self._context.set_forkserver_preload([self.options.preload])
             first = self._context.Process(target=_nothing)
-            thread = threading.Thread(target=_start, args=(first,), daemon=True)
+            thread = threading.Thread(target=self._start_first, args=(first,), daemon=True)
             thread.start()
             while thread.is_alive() and not self.signal:
                 thread.join(0.1)
@@ -263,7 +263,8 @@ class Pool:
                 del os.environ["PYTHONPATH"]
             else:
                 os.environ["PYTHONPATH"] = old
-        if thread.is_alive():
+        if self.signal:
+            _end_server()
             return
         if first.pid is None:
             raise KdepError(
@@ -273,6 +274,18 @@ class Pool:
             )
         first.join()
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
+
+    def _start_first(self, process: Any) -> None:
+        # The terminal sends Ctrl-C to all processes; the pool alone answers, and ends the others.
+        # What this thread starts, the fork server and so the stages, inherits its mask; the tracker
+        # first, for its start unblocks Ctrl-C again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            _start(process)
+        except (EOFError, OSError):
+            if not self.signal:  # which ends the server in the middle of its imports
+                raise
 
     def _cpus_of(self, stage: Stage) -> int:
         return min(stage.cpus * stage.processes or self.cpus, self.cpus)
@@ -517,6 +530,14 @@ def _start(process: Any) -> None:
         process.start()
     finally:
         sys.modules["__main__"] = main
+
+
+def _end_server() -> None:
+    """Ends the fork server at once: in the middle of its imports it would not notice our end."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _nothing() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,3 +104,40 @@ def test_help_wall_time():
     begun = time.monotonic()
     assert run("--help").returncode == 0
     assert time.monotonic() - begun < 1.5
+
+
+def test_ctrl_c_while_the_toolkits_are_imported(tmp_path):
+    """The terminal sends it to the fork server too."""
+    command = [sys.executable, str(REPO / "tools" / "run_suite.py"), "smoke", "--plain"]
+    command += [f"--work-dir={tmp_path / 'w'}", f"--results-dir={tmp_path / 'r'}"]
+    runner = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert runner.stdout is not None
+    said = runner.stdout.readline()
+    assert "25 stage(s) to run" in said
+    end = time.monotonic() + 60
+    while not servers(runner.pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(runner.pid, signal.SIGINT)
+    said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130, said
+    assert "Traceback" not in said
+    assert "go on with: python tools/run_suite.py smoke" in said
+    assert not servers(runner.pid)
+
+
+def servers(group: int) -> list[int]:
+    """The fork servers of a process group."""
+    out = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            inside = os.getpgid(int(process.name)) == group
+            if inside and b"forkserver" in (process / "cmdline").read_bytes():
+                out.append(int(process.name))
+    return out
