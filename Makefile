@@ -50,7 +50,7 @@ browser: install
 # Snakemake in a virtual environment of its own: for `run_suite.py --executor slurm`.
 cluster: $(CLUSTER)/.installed
 
-# On a real Slurm that the tests start here, as root; about 15 minutes.
+# On a real Slurm that the tests start here, as root, the smoke suite included; half an hour.
 slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done

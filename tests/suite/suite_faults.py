@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -460,12 +461,8 @@ def kill_ranks(world: World, dice: Dice, times: int) -> Row:
     return Row("kill -9 of a DDP rank", times, lost, wrong, "two gloo processes")
 
 
-def lost_node(world: World, dice: Dice, nodes: int) -> Row:
+def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
     """A node of a real Slurm dies, slurmd and all, while its stage runs; the job is requeued."""
-    what = "a slurmd node" if nodes == 1 else "one of the two slurmd nodes of a DDP stage"
-    fault = f"death of {what}"
-    if no_cluster():
-        return Row(fault, 0, 0.0, 0, f"not injected: {no_cluster()}")
     if nodes > 1:  # one process a node: what two processes of one machine make
         world = ranks_world(world)
     one = world.one(PRETRAIN)
@@ -561,7 +558,7 @@ def fill(disk: Path) -> None:
                     pass
 
 
-def full_disk(world: World, dice: Dice, part: str, what: str) -> Row:
+def full_disk(world: World, dice: Dice, part: str, fault: str) -> Row:
     """The disk is full from the moment the stage begins until it has failed."""
     one = world.one(part)
     lost = 0.0
@@ -582,10 +579,10 @@ def full_disk(world: World, dice: Dice, part: str, what: str) -> Row:
         (disk / "filler").unlink()
         case.settle(2)
         wrong = case.wrong()
-    return Row(f"disk full while {what}", 1, lost, wrong)
+    return Row(fault, 1, lost, wrong)
 
 
-def full_results(world: World, dice: Dice) -> Row:
+def full_results(world: World, dice: Dice, fault: str = "disk full") -> Row:
     """The results folder's disk is full when records are written."""
     with small_disk(world.home / "disk", 4) as disk:
         case = world.copy()
@@ -602,7 +599,7 @@ def full_results(world: World, dice: Dice) -> Row:
         shutil.copytree(results, case.results)
         wrong = case.wrong()
         case.close()
-    return Row("disk full while records are written", 1, 0.0, wrong)
+    return Row(fault, 1, 0.0, wrong)
 
 
 DAMAGE = {"truncated": cut, "with a flipped bit": flip}
@@ -760,47 +757,57 @@ def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     return Row("clock going backwards, by an hour each", jumps, lost, wrong)
 
 
+def unless(why_not: str, fault: str, inject: Callable[[], Row]) -> Callable[[], Row]:
+    """`inject`, or a line that says why it cannot be done here."""
+    return (lambda: Row(fault, 0, 0.0, 0, f"not injected: {why_not}")) if why_not else inject
+
+
 def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """(name, injection) of every fault that can be injected on this machine.
+    """(name, injection) of every fault.
 
     Stages are killed over the whole suite, `whole`; the rest is done to `world`, a cut of it.
     """
-    dice, root = Dice(seed), os.geteuid() == 0
+    dice = Dice(seed)
+    root = "" if os.geteuid() == 0 else "it needs root"
+    cgroup = (MEMORY_CGROUP / "memory.limit_in_bytes").exists()
+    limit = root or ("" if cgroup else f"no memory controller at {MEMORY_CGROUP}")
+    compiler = "" if shutil.which("cc") else "no C compiler"
+
+    def disk(part: str, what: str) -> Callable[[], Row]:
+        fault = f"disk full while {what}"
+        return unless(root, fault, partial(full_disk, world, dice, part, fault))
+
     yield "stage", lambda: kill_stages(whole, dice, 10 if whole.toy else 50)
     yield "runner", lambda: kill_runner(world, dice, 4)
     if not world.toy:
         yield "rank", lambda: kill_ranks(world, dice, 2)
     yield "term", lambda: terminate(world, dice, 2)
     yield "two", lambda: two_runners(world, dice, 2)
-    if root:
-        pre = PRETRAIN
-        yield "disk-check", lambda: full_disk(world, dice, pre, "a checkpoint is written")
-        yield "disk-cache", lambda: full_disk(world, dice, "cache-", "a cache shard is written")
-        yield (
-            "disk-transfer",
-            lambda: full_disk(
-                world, dice, "transfer-smoke_probe", "a transfer's result is written"
-            ),
-        )
-        yield "disk-results", lambda: full_results(world, dice)
+    yield "disk-check", disk(PRETRAIN, "a checkpoint is written")
+    yield "disk-cache", disk("cache-", "a cache shard is written")
+    yield "disk-transfer", disk("transfer-smoke_probe", "a transfer's result is written")
+    fault = "disk full while records are written"
+    yield "disk-results", unless(root, fault, partial(full_results, world, dice, fault))
     shard, weights = ("state.bin", "state.bin") if world.toy else ("features-*.npy", "*.pth")
-    pretrain, export = PRETRAIN, "export-resnet18_w32.kdep"
+    export = "export-resnet18_w32.kdep"
     for how in DAMAGE:
         yield "d-cache", lambda h=how: damage(world, dice, h, "cache-", shard, "cache shard")
-        yield "d-check", lambda h=how: damage(world, dice, h, pretrain, weights, "checkpoint")
+        yield "d-check", lambda h=how: damage(world, dice, h, PRETRAIN, weights, "checkpoint")
         yield "d-json", lambda h=how: damage(world, dice, h, export, "stage.json", "stage.json")
         yield "d-record", lambda h=how: damaged_record(world, dice, h)
         if not world.toy:
             yield "d-resume", lambda h=how: damaged_resume(world, dice, h)
     yield "oom-rlimit", lambda: out_of_memory(world, dice, "rlimit")
-    if root and (MEMORY_CGROUP / "memory.limit_in_bytes").exists():
-        yield "oom-cgroup", lambda: out_of_memory(world, dice, "cgroup")
+    starve = partial(out_of_memory, world, dice, "cgroup")
+    yield "oom-cgroup", unless(limit, "out of memory (cgroup)", starve)
     yield "hang", lambda: hang(world, dice)
-    if shutil.which("cc"):
-        yield "clock", lambda: clock_backwards(world, dice, 6)
+    fault = "clock going backwards, by an hour each"
+    yield "clock", unless(compiler, fault, partial(clock_backwards, world, dice, 6))
     if not world.toy:
-        for nodes in (1, 2):
-            yield f"node{nodes}", lambda n=nodes: lost_node(world, dice, n)
+        for nodes, what in ((1, "a slurmd node"), (2, "one of a DDP stage's two slurmd nodes")):
+            fault = f"death of {what}"
+            lose = partial(lost_node, world, dice, nodes, fault)
+            yield f"node{nodes}", unless(no_cluster(), fault, lose)
 
 
 # --- the table -----------------------------------------------------------------------------------
