@@ -35,11 +35,11 @@ from kdep_bench.suite.plan import Stage
 
 ROOM = ".ddp"
 _ORDER, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
-# Outside Linux's ephemeral range (32768 on) and what services commonly use: torchrun's default
-# 29500 collides as soon as two jobs share a node.
 # Seconds the launcher may outlive a rank's fault. srun waits for the tasks of a lost node: longer
 # than Slurm's default SlurmdTimeout (300), so that Slurm finds the loss and requeues the job.
 _LINGER = 600.0
+# Outside Linux's ephemeral range (32768 on) and what services commonly use: torchrun's default
+# 29500 collides as soon as two jobs share a node.
 _PORTS = range(20000, 32000)
 # What torchrun tells its processes (torch.distributed.run), beside TORCHELASTIC_*.
 _TORCHRUN = frozenset(
