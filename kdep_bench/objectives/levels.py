@@ -1,15 +1,25 @@
-"""Which maps of the teacher an objective's config names. Imports no torch: the plan asks too."""
+"""Which maps an objective's config names. Imports no torch: the plan asks too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def levels_of(config: Any) -> set[str]:
     """Names of the teacher's maps that an objective reads: the values of its `levels`."""
+    return {its for levels in _levels(config) for its in levels.values()}
+
+
+def student_levels(config: Any) -> set[str]:
+    """Names of the student's levels that an objective reads: the keys of its `levels`."""
+    return {own for levels in _levels(config) for own in levels}
+
+
+def _levels(config: Any) -> Iterator[Mapping[str, str]]:
+    """Every `levels` of a config and its parts."""
     if isinstance(config, Mapping):
-        own = config.get("levels")
-        found = set(own.values()) if isinstance(own, Mapping) else set()
-        return found.union(*(levels_of(v) for v in config.values()))
-    return set()
+        if isinstance(config.get("levels"), Mapping):
+            yield config["levels"]
+        for value in config.values():
+            yield from _levels(value)

@@ -23,8 +23,8 @@ COSTS = (
     "Of the arm's own training: seconds of a step, also over those of kdep, and what is trained or "
     "kept beside the student and dropped at export. Peak memory is of the pre-training, or of the "
     "lightest transfer where that takes more. Other networks' passes are a sample's: rows of the "
-    "teacher's cache, a live teacher, a peer, an average, and the pre-training of an assistant is "
-    "in the cost column above, not here."
+    "teacher's cache, a live teacher, a peer, an average; the pre-training of an assistant is in "
+    "the pre-training cost. Terms: of a loss of several, each one's share of the magnitude."
 )
 FAMILIES = (
     "Generated from the rows. Reads: what the methods' pages say they read, with the number of "

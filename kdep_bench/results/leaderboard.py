@@ -215,12 +215,15 @@ def _differences(view: View) -> list[str]:
 
 
 COST_HEAD = ["step", "step over kdep's", "peak memory", "extra parameters"]
-COST_HEAD += ["other networks' passes a sample", "pre-training cost"]
+COST_HEAD += ["other networks' passes a sample", "pre-training cost", "terms of the loss"]
 
 
-def cost_cells(cost: families.Cost) -> list[tuple[str, float | None]]:
-    """(text, number) of each column of COST_HEAD."""
+def cost_cells(
+    cost: families.Cost, name: Callable[[str, int], str]
+) -> list[tuple[str, float | None]]:
+    """(text, number) of each column of COST_HEAD; `name` writes what others have named."""
     f = cost.facts
+    terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in f.terms.items())
     return [
         (families.milliseconds(f.step_s), f.step_s),
         (text.ratio(cost.ratio), cost.ratio),
@@ -228,6 +231,7 @@ def cost_cells(cost: families.Cost) -> list[tuple[str, float | None]]:
         (text.count(f.extra_parameters), f.extra_parameters),
         (text.ratio(cost.forwards), cost.forwards),
         (text.seconds(f.cost_s), f.cost_s),
+        (name(terms or "—", 300), None),
     ]
 
 
@@ -267,7 +271,7 @@ def _families(view: View) -> list[str]:
     for cost in families.costs(view.board, view.facts):
         row = [text.md(cost.arm.student), text.md(arm_name(view, cost.arm))]
         row.append(text.md(cost.facts.arm.family or "—"))
-        rows.append([*row, *(shown for shown, _ in cost_cells(cost))])
+        rows.append([*row, *(shown for shown, _ in cost_cells(cost, text.md))])
     head = ["student", "arm", "family", *COST_HEAD]
     lines = ["## What each method costs", "", families.COSTS, "", *md_table(head, rows, 3), ""]
     rows = [

@@ -378,7 +378,9 @@ def _costs(view: View) -> Section | None:
     for cost in families.costs(view.board, view.facts):
         cells = [_name(cost.arm.student), _arm_cell(view, cost.arm)]
         cells.append(_name(cost.facts.arm.family or "—"))
-        rows.append((cost.arm.student, [*cells, *starmap(_number, leaderboard.cost_cells(cost))]))
+        *numbers, (terms, _) = leaderboard.cost_cells(cost, text.plain)
+        cells += [*starmap(_number, numbers), Cell(terms, css="l w")]
+        rows.append((cost.arm.student, cells))
     head = ["student", "arm", "family", *leaderboard.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
     return Section("costs", "What each method costs", note, _table(view, "Costs", head, rows, 3))

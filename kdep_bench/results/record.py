@@ -6,7 +6,8 @@ seconds, sizes bytes, resolutions pixels. Text fields take any characters and le
 
 Schemas. 1: the first. 2: the teacher's reported accuracy, `teacher.top1` and `top1_source`, and
 `cost.extra_parameters` and `teacher_forwards`; a record of schema 1 is read as one of 2 that does
-not know them. A file keeps the schema it was written in until its stage is collected again.
+not know them. A file keeps the schema it was written in until its stage is collected again. `terms`
+is in the file only where a loss has several: records of one term are as they were before it came.
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 class Record(Part):
     """One transfer cell. `status` 'ok' has a value; 'failed' and 'missing' have none.
 
-    A failed record says why in `error`, as one sentence.
+    A failed record says why in `error`, as one sentence. `terms`: of a pre-training loss of several
+    terms, the mean over all steps of each one's magnitude over the sum of all.
     """
 
     schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
@@ -197,6 +199,7 @@ class Record(Part):
     cost: Cost = Cost()
     align: Align | None = None
     curves: dict[Text, list[Point]] = {}
+    terms: dict[Text, Fraction] = {}
     pictures: list[Text] = []
     notes: list[LongText] = []
     stages: dict[Text, Text] = {}
@@ -314,4 +317,6 @@ def dump(record: Record) -> str:
     import json
 
     value = record.model_dump(mode="json", by_alias=True)
+    if not record.terms:
+        del value["terms"]
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

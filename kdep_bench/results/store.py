@@ -78,6 +78,7 @@ class Run(NamedTuple):
     config_hash: str
     packages: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    terms: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,7 @@ class _Sharer:
             config_hash=self.value(record.config_hash),
             packages=self.value(tuple(sorted(record.packages.items()))),
             notes=self.value(tuple(record.notes)),
+            terms=tuple(sorted(record.terms.items())),
         )
 
 

@@ -12,7 +12,7 @@ what could mislead:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -338,6 +338,7 @@ class ArmFacts:
     peak_memory_bytes: int | None = None
     extra_parameters: int | None = None
     teacher_forwards: int | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cost_s(self) -> float | None:
@@ -379,6 +380,7 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
         extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
         teacher_forwards=_most(r.cost.teacher_forwards for r in per_seed),
+        terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
     )
 
 
@@ -386,6 +388,12 @@ def _step_s(run: Run) -> float | None:
     """Seconds of one optimiser step of the run's own pre-training."""
     seen, steps, rate = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
     return seen / steps / rate if seen and steps and rate else None
+
+
+def _mean_terms(several: list[dict[str, float]]) -> dict[str, float]:
+    """Mean share of each term; one that a seed does not have (other hint points) counts as 0."""
+    names = sorted({name for one in several for name in one})
+    return {name: sum(one.get(name, 0.0) for one in several) / len(several) for name in names}
 
 
 def _most(values: Iterable[int | None]) -> int | None:

@@ -118,7 +118,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
     """What the plan knows of a cell, with what its upstream stages have told so far."""
     method, task = cell.method, cell.task
     prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
-    trained = method.get("weights") is None
+    trained, terms = method.get("weights") is None, pretrain.get("terms") or {}
     known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
     return {
         "id": cell.id,
@@ -159,6 +159,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
         "align": _align(found),
         "cost": _cost(cell, found, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
+        "terms": terms if len(terms) > 1 else {},  # one alone is all of the loss
         "stages": dict(cell.chain),
         "config_hash": text_hash(canonical_json([method, cell.student, _hashed(cell), task])),
     }

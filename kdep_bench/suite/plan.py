@@ -17,7 +17,7 @@ from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
-from kdep_bench.objectives.levels import levels_of
+from kdep_bench.objectives.levels import levels_of, student_levels
 from kdep_bench.schedules.base import check_heard, check_span, spans
 from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -353,6 +353,10 @@ def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> 
             "a teacher with maps, or a method on pooled features",
             "choose another teacher",
         )
+    strides = (student.get("pyramid") or {}).get("strides", [])
+    for level in sorted(student_levels(method.get("objective"))) if strides else []:
+        if level not in (own := [f"s{s}" for s in strides]):
+            raise unknown_name(f"level that {who} reads", level, own)
     if "maps" in needs and not student.get("pyramid"):
         raise KdepError(
             f"{who} reads maps, and the student declares no pyramid",

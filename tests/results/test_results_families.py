@@ -47,6 +47,8 @@ def one(method: str, task: str, value: float | None, seed: int, told: bool = Tru
         "images_per_s": None if step is None else 120 / step,  # 60,000 images in 500 steps
         "peak_memory_bytes": (2 if task == "seg" else 1) * 2**30,
     }
+    if method == "dml":
+        f["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
     if told:
         f["cost"] |= {"extra_parameters": extra, "teacher_forwards": forwards}
     return make(f | ({"status": "missing"} if value is None else {}))
@@ -162,6 +164,9 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     assert "## Families" in md
     assert "| resnet18_w32 | relation | no | 100 % | 6 | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
     assert "-9.0 [-9.0, -9.0]" in md
+    assert "cross_entropy 80 %, mut\\|ual 20 %" in md  # the mean of three seeds
+    assert '"terms"' in next((folder / "records").glob("*dml*")).read_text()
+    assert '"terms"' not in next((folder / "records").glob("*kdep*")).read_text()
     assert 'id="families"' in html
     assert 'id="costs"' in html
     table = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))

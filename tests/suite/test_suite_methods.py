@@ -155,3 +155,9 @@ def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
     with pytest.raises(KdepError, match="looks labels up"):
         plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="takd")})
     plan("eskd", "continuation_labels")  # a head of their own for either set of classes
+
+
+def test_a_level_the_student_does_not_have_is_refused_by_the_plan():
+    levels = dict(_delete_=True, s12="s16")
+    with pytest.raises(KdepError, match="level that method 'fitnets'"):
+        plan(dict(base="fitnets", objective=dict(levels=levels)))
