@@ -6,8 +6,8 @@ LIGHTLY ?= .venv-lightly
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full rehearse test check unit e2e browser cluster slurm-test faults scale \
-  lightly install clean
+.PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
+  faults scale lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -22,6 +22,12 @@ pocket-full: install
 rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
+
+# One arm and its nine transfers with two gloo processes each. Every process imports its toolkit: 20 s
+# of CPU a stage.
+rehearse-ddp: install
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py paper_r18 \
+	  --rehearse --work-dir work_dirs/rehearsal_ddp --only 'transfer-*.supervised.s0-*'
 
 test: install check
 	$(PY) -m pytest

@@ -24,7 +24,8 @@ class StageKind:
         cost: seconds guessed for ordering and ETA until a measured time exists.
         memory: MiB asked for on a cluster, a process, unless the suite says otherwise; the pocket
             suite's largest stage peaks at 1.7 GiB.
-        ddp: the function may run as several processes at once (torchrun), with the same results.
+        ddp: the function may run as several processes at once (torchrun); how many changes no
+            result but by rounding and, in transfers, the random draws of augmentations.
         rooms: parts of the package (paths below kdep_bench/) whose source the stage runs; a done
             stage made by other source is reported, not rerun.
     """

@@ -206,6 +206,14 @@ class MMTask(Task):
             prefer_channels_last(runner.model)
         with reading_images(self.name):
             start = time.perf_counter()
+            images: Any = runner.train_dataloader
+            if not len(images):
+                raise KdepError(
+                    f"the {len(images.dataset)} training images of task "
+                    f"{self.name} do not fill one batch",
+                    f"{batch} images at least",
+                    "lower the batch in the task's recipe, or give it more images",
+                )
             runner.train()
             train_s = time.perf_counter() - start
             gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
@@ -213,12 +221,6 @@ class MMTask(Task):
                 raise KdepError(
                     f"the load gate did not run in task {self.name}",
                     "one KdepLoadGate in custom_hooks, run before the first step",
-                )
-            if not runner.iter:
-                raise KdepError(
-                    f"task {self.name} took no step: its training images do not fill one batch",
-                    f"{batch} images at least",
-                    "lower the batch in the task's recipe, or give it more images",
                 )
             count = DetectionCount()
             if self.family == "detection":

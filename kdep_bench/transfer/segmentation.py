@@ -99,7 +99,7 @@ class Segmentation(MMTask):
             with Image.open(info["seg_map_path"]) as labels:
                 truth = np.asarray(labels)
             picture = draw_masks(
-                Path(info["img_path"]), truth, found.numpy(), self.recipe["palette"]
+                Path(info["img_path"]), truth, found.cpu().numpy(), self.recipe["palette"]
             )
             names.append(save_small(picture, out / f"prediction_{i}.png"))
         return names

@@ -261,3 +261,9 @@ def test_recipe_keys_are_checked():
     del task["recipe"]["lr"]
     with pytest.raises(KdepError, match="lacks: lr"):
         build(task)
+
+
+def test_fewer_images_than_a_batch(data, exported, student, tmp_path, apart):
+    task = task_config("finetune", batch=64)
+    told = apart(sentence, task, student, 0, data, exported, tmp_path)
+    assert "the 48 training images of task smoke_finetune do not fill one batch" in told
