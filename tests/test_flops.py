@@ -25,6 +25,22 @@ def test_a_convolution_and_a_linear_layer_cost_what_arithmetic_says() -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def test_attention_counts_its_products_whatever_kernel_there_is() -> None:
+    width, tokens = 32, 17
+    net = nn.MultiheadAttention(width, 4, batch_first=True)
+
+    class Itself(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = (x.reshape(len(x), tokens, 4, 8).transpose(1, 2) for _ in range(3))
+            return net.out_proj(
+                nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            )
+
+    # Queries by keys, weights by values, and the layer after them.
+    products = 2 * tokens * tokens * width * 2 + 2 * tokens * width * width
+    assert forward_flops(Itself(), torch.rand(2, tokens, width)) == products
+
+
 def test_an_exported_student_says_its_own(tmp_path: Path) -> None:
     from kdep_bench import export
     from kdep_bench.students.backbone import build_backbone

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.results import statistics as st
 from kdep_bench.results.compare import columns_of, complete_rows
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
@@ -21,8 +22,6 @@ AXES: dict[Axis, str] = {
     "flops": "compute (teacher included)",
     "flops_without_teacher": "compute (teacher left out)",
 }
-# A backward pass costs about two forward passes (Kaplan et al. 2020, section 2.1).
-FORWARD_AND_BACKWARD = 3
 
 
 def amount(board: Board, arm: ArmKey, axis: Axis) -> float | None:
