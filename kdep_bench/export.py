@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdep_bench.cards import CARD, PTH, card, outputs_before
 from kdep_bench.errors import KdepError
-from kdep_bench.files import file_hash
+from kdep_bench.files import file_hash, write_atomic
 from kdep_bench.flops import forward_flops
 from kdep_bench.students.backbone import build_backbone
 from kdep_bench.transfer.gate import check, read_tensors
@@ -75,9 +76,11 @@ def run(
     """Stage `export`: `student.pth` of the pretrain stage -> `backbone.pth`.
 
     Args:
-        spec: uses `student.backbone` (a mm backbone config) and, if given, `allow_missing`.
+        spec: uses `student.backbone` (a mm backbone config) and, if given, `allow_missing`;
+            `about` is what the plan tells its card (see `kdep_bench.cards.about`).
         inputs: `pretrain`, a finished stage directory with `student.pth`.
-        out: receives `backbone.pth`: a flat OrderedDict of tensors, keys as in the mm backbone.
+        out: receives `backbone.pth`: a flat OrderedDict of tensors, keys as in the mm backbone;
+            and `README.md`, its model card.
 
     Returns:
         `checksum` (SHA-256 of the file), `coverage` (share of the backbone's elements in it),
@@ -96,12 +99,12 @@ def run(
     fits = {k: v for k, v in kept.items() if k in own and own[k].shape == v.shape}
     backbone.load_state_dict(fits, strict=False)
     gate = check(backbone, source, spec.get("allow_missing", ()), tensors=kept)
-    target = Path(out) / "backbone.pth"
+    target = Path(out) / PTH
     checksum = save_tensors(kept, target)
     check(backbone, target, spec.get("allow_missing", ()))  # the file as others will read it
     progress(1, 1, "exported")
     px = spec["student"].get("input_px")
-    return {
+    made = {
         "checksum": checksum,
         "coverage": gate["coverage"],
         "tensors": len(kept),
@@ -109,3 +112,8 @@ def run(
         "flops": forward_flops(backbone, torch.zeros(1, 3, px, px)) if px else None,
         "dropped": dropped,
     }
+    before = outputs_before(Path(inputs["pretrain"]))
+    told, files = spec.get("about", {}), {PTH: checksum}
+    text = card(told, spec["student"], before, made, files, Path(out).name)
+    write_atomic(Path(out) / CARD, text)
+    return made

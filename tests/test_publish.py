@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from kdep_bench.cards import CARD, PTH, SAFE, card
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
-from kdep_bench.publish import CARD, PTH, SAFE, card, publish, to_safetensors
+from kdep_bench.publish import publish, to_safetensors
 from kdep_bench.suite import state
 from kdep_bench.suite.config import build_suite, resolve
 from kdep_bench.suite.plan import build_plan
@@ -139,12 +139,11 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
 
 
 def test_a_card_says_so_when_no_licence_is_known_and_trusts_no_name() -> None:
-    suite = build_suite(SUITE)
-    cell = next(c for c in build_plan(suite).cells if c.method["name"] == "kdep")
-    assert cell.teacher is not None
-    nameless = {**cell.teacher, "name": "a|b<script>", "card": {}}
-    odd = dataclasses.replace(cell, teacher=nameless)
-    text = card(suite, odd, {}, {"parameters": 1}, {PTH: "0"})
+    plan = build_plan(build_suite(SUITE))
+    one = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
+    assert one.about["teacher"]["card"]["licence"] == "Apache-2.0"
+    odd = {**one.about, "teacher": {"name": "a|b<script>", "card": {}}}
+    text = card(odd, one.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, one.id)
     assert "not stated: ask its makers" in text
     assert "<script>" not in text
     assert "a&#124;b" in text

@@ -88,7 +88,10 @@ KINDS: Mapping[str, StageKind] = {
         ),
     ),
     "export": StageKind(
-        "kdep_bench.export:run", 1, cost=5, rooms=("export.py", "students", "pretrain", *_MM)
+        "kdep_bench.export:run",
+        1,
+        cost=5,
+        rooms=("export.py", "cards.py", "students", "pretrain", *_MM),
     ),
     "transfer": StageKind(
         "kdep_bench.transfer.stage:run",

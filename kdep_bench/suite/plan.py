@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdep_bench import trackers
+from kdep_bench import cards, trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
@@ -51,6 +51,7 @@ class Stage:
         memory: MiB a node, asked of a cluster.
         time: seconds a cluster's job may last; 0 = `timeout`.
         trackers: configs of the Visualizer backends its Runners also log to.
+        about: what people are told of its outcome, given to its function as `spec["about"]`.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Stage:
     memory: int = 0
     time: float = 0.0
     trackers: Sequence[Json] = ()
+    about: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def add_stage(
     """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
 
     `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
-    trackers) is no part of the id. KdepError: several processes for a kind that runs as one.
+    trackers, about) is no part of the id. KdepError: several processes for a kind that runs as one.
     """
     how = kinds[kind]
     needs = dict(needs or {})
@@ -252,6 +254,11 @@ def assistant_of(method: Json) -> Json | None:
         "has_logits": head and bool(method_needs(taught) & {"labels", "logits"}),
         "card": {"width": student["width"], "maps": False},
     }
+
+
+def taught_by(method: Json, base: Json | None) -> Json | None:
+    """The teacher of an arm: its own, the suite's (`base`), or None for an arm that has none."""
+    return (assistant_of(method) or base) if uses_teacher(method) else None
 
 
 def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
@@ -427,7 +434,13 @@ class _Builder:
         return self.budgets[key]
 
     def add(
-        self, kind: str, name: str, spec: Json, needs: Mapping[str, str], function: Any = None
+        self,
+        kind: str,
+        name: str,
+        spec: Json,
+        needs: Mapping[str, str],
+        function: Any = None,
+        about: Json | None = None,
     ) -> str:
         return add_stage(
             self.plan,
@@ -438,6 +451,7 @@ class _Builder:
             kinds=self.kinds,
             function=function,
             trackers=self.suite.runtime.trackers if kind in trackers.KINDS else None,
+            about=about,
             **{what: given.get(kind) for what, given in self.runtime.items()},
         )
 
@@ -649,6 +663,9 @@ class _Builder:
             f"{label}.s{spec['seed']}",
             {"student": self.config(student)},
             {"pretrain": chain["pretrain"]},
+            about=cards.about(
+                method, student, taught_by(method, base), suite.data["name"], share, spec["seed"]
+            ),
         )
         return chain, f"{label}.s{spec['seed']}"
 
@@ -670,7 +687,7 @@ class _Builder:
                 Cell(
                     method=method,
                     student=student,
-                    teacher=(assistant_of(method) or base) if uses_teacher(method) else None,
+                    teacher=taught_by(method, base),
                     task=task,
                     share=share,
                     pretrain_seed=p,

@@ -285,6 +285,8 @@ def _call(
     keep_freed_memory()
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
     spec = json.loads(canonical_json(order.stage.spec))
+    if order.stage.about:
+        spec["about"] = order.stage.about
     return locate(order.stage.function)(spec, inputs, out, progress), []
 
 

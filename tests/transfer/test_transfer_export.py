@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdep_bench import export
+from kdep_bench import cards, export
 from kdep_bench.errors import KdepError
-from kdep_bench.files import file_hash
+from kdep_bench.files import file_hash, write_json
 from kdep_bench.students.backbone import build_backbone
 from tests.transfer.conftest import config, export_random, quiet
 
@@ -114,3 +114,44 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
     tensors = {"w": torch.arange(3.0)}
     one = export.save_tensors(tensors, tmp_path / "a.pth")
     assert one == export.save_tensors(tensors, tmp_path / "b.pth")
+
+
+def test_a_card_lies_beside_the_backbone(tmp_path, apart):
+    """Of what the plan tells, and of the stages before, as far as they say anything."""
+    apart(export_random, SMALL, tmp_path)
+    bare = (tmp_path / "export" / "README.md").read_text()
+    digest = file_hash(tmp_path / "export" / "backbone.pth")
+    assert f"{digest}  backbone.pth" in bare
+    assert "licence" not in bare.partition("## Files")[0].replace("both licences", "")
+    told = {
+        "pretrain": ({"cache": "cache-1", "views": "views-1"}, {"images_seen": 640, "images": 64}),
+        "cache-1": (
+            {"prepare": "prepare-1", "pretrain": "pretrain-0"},
+            {"teacher": {"name": "t", "checksum": "abc123"}},
+        ),
+        "pretrain-0": ({}, {"images_seen": 1}),  # of an arm that taught
+        "prepare-1": ({}, {"fingerprint": "f00", "licences": {"set": "its own"}}),
+    }
+    for name, (needs, outputs) in told.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        record = {"kind": name.partition("-")[0], "needs": needs, "outputs": outputs}
+        write_json(tmp_path / name / "stage.json", record)
+    teacher = {"name": "t", "card": {"licence": "MIT", "labels_used": True}}
+    method = {"name": "kdep", "source": "a paper", "labels_used": False}
+    about = cards.about(method, {"name": "small"}, teacher, "pool", 0.1, 3)
+    spec = {"student": SMALL, "about": about}
+    made = tmp_path / "export"
+    apart(export.run, spec, {"pretrain": tmp_path / "pretrain"}, made, quiet)
+    rows = dict(
+        line.strip("| ").split(" | ") for line in (made / "README.md").read_text().splitlines()
+        if line.startswith("| ") and line.count(" | ") == 1 and line != "| | |"
+    )  # fmt: skip
+    assert rows["teacher"] == "t"
+    assert rows["teacher's checksum"] == "abc123"
+    assert rows["licence of the teacher"] == "MIT"
+    assert rows["licences of the data"] == "set: its own"
+    assert rows["images seen"] == "640"
+    assert rows["share of the data"] == "10 %"
+    assert rows["method"] == "kdep (a paper)"
+    assert rows["labels used in pre-training"] == "no"
+    assert rows["stage"] == "export"
