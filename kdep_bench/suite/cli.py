@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,32 @@ def parser() -> argparse.ArgumentParser:
     stop = p.add_mutually_exclusive_group()
     stop.add_argument("--keep-going", action="store_true", help="the default")
     stop.add_argument("--fail-fast", action="store_true", help="begin nothing after a failure")
-    p.add_argument("--dry-run", action="store_true", help="what would run, in order, and why")
+    p.add_argument(
+        "--dry-run", action="store_true", help="what would run, in order, why, and what it takes"
+    )
+    rate = p.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--device-rate",
+        metavar="RATE",
+        help="TFLOP/s that a GPU reaches, or DEVICE.FORMAT:SHARE of a peak, as a100.tf32:0.3",
+    )
+    rate.add_argument(
+        "--probe", action="store_true", help="measure the suite's networks here, some seconds each"
+    )
+    p.add_argument(
+        "--count", action="store_true", help="count the FLOPs of networks that are not known yet"
+    )
+    p.add_argument(
+        "--budget-hours",
+        type=float,
+        metavar="H",
+        help="refuse a run that would take more GPU-hours than that",
+    )
+    p.add_argument(
+        "--fit",
+        action="store_true",
+        help="run the comparisons that fit into --budget-hours, the cheapest a cell first",
+    )
     p.add_argument(
         "--executor",
         default="local",
@@ -99,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             value = getattr(args, name)
             if value is not None and value < (1 if name == "jobs" else 0):
                 raise KdepError(f"--{name} is {value}", "a positive number", "correct it")
+        _check_budget(args)
         return _run(args, arguments)
     except KdepError as e:
         print(f"run_suite: {e}", file=sys.stderr)
@@ -108,6 +135,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         print(f"run_suite: {disk_fault(e)}", file=sys.stderr)
         return 1
+
+
+def _check_budget(args: argparse.Namespace) -> None:
+    budget = args.budget_hours
+    if budget is not None and not 0 < budget < math.inf:
+        raise KdepError(f"--budget-hours is {budget:g}", "a positive number", "correct it")
+    if args.fit and budget is None:
+        raise KdepError("--fit has nothing to fit into", "--budget-hours H", "add it")
+    for name in ("device_rate", "probe", "count"):
+        if getattr(args, name) and not args.dry_run and budget is None:
+            option = "--" + name.replace("_", "-")
+            raise KdepError(
+                f"{option} without --dry-run or --budget-hours", "one of these", "add it"
+            )
 
 
 def disk_fault(e: OSError) -> KdepError:
@@ -191,13 +232,20 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     known = state.statuses(
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
     )
-    if args.dry_run:
-        if args.rehearse:
-            from kdep_bench.suite.rehearse import changes
+    if args.dry_run or args.budget_hours is not None:
+        known, told, refusal = _forecast(args, plan, known, work)
+        if args.dry_run:
+            if args.rehearse:
+                from kdep_bench.suite.rehearse import changes
 
-            print(changes())
-        print(explain(plan, known, work))
-        return 0
+                print(changes())
+            print(explain(plan, known, work))
+        for line in told:
+            print(line)
+        if refusal is not None:
+            raise refusal
+        if args.dry_run:
+            return 0
     if args.write_plan:
         from kdep_bench.suite.stage import write_plan
 
@@ -228,6 +276,42 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     return code
 
 
+def _forecast(
+    args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
+) -> tuple[dict[str, Status], list[str], KdepError | None]:
+    """(stages to look at: with --fit those that fit, lines to print, why nothing may run)."""
+    from kdep_bench.suite import afford, rates, state
+    from kdep_bench.suite.costs import Costs
+    from kdep_bench.suite.forecast import Forecast, read_counts, table
+
+    todo = {i for i, s in known.items() if s.run}
+    asked = args.device_rate or args.probe or args.count or args.budget_hours is not None
+    if not todo or (args.rehearse and not asked):  # a rehearsal's networks are nobody's
+        return known, [], None
+    if args.count:
+        rates.count_networks(args.suite, work, args.rehearse)
+    counts = read_counts(work)
+    forecast = Forecast(plan, counts, (s.record for s in known.values() if s.record))
+    budget, spent = args.budget_hours, None
+    if args.device_rate:
+        spent = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
+    elif args.probe:
+        probed = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
+        spent = rates.at_rate(plan, forecast, probed, todo)
+    elif budget is not None:
+        spent = rates.from_finished(plan, Costs(plan, state.records(work, known)), todo)
+    if spent is None or budget is None:
+        return known, table(plan, forecast, [i for i in known if i in todo], spent), None
+    found = afford.fit(plan, known, todo, spent.of, budget)
+    if args.fit:
+        chosen = plan.upstream(c for one in found.taken for c in one.cells)
+        known = {i: s for i, s in known.items() if i in chosen}
+    lines = table(plan, forecast, [i for i in known if i in todo], spent)
+    if args.fit:
+        return known, lines + found.said(budget), None
+    return known, lines, afford.refusal(found, spent, budget)
+
+
 def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
     """The text of --dry-run: every stage, done or run, and why."""
     from kdep_bench.suite import state
@@ -236,20 +320,24 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
     from kdep_bench.suite.progress import duration
 
     todo = {i for i, s in known.items() if s.run}
-    records = state.records(work, known) if todo else []
-    cost = Costs(plan, records).of(plan.stages[i] for i in todo)
-    chain = chain_costs(plan, todo, cost)
+    costs = Costs(plan, state.records(work, known) if todo else [])
+    cost = {i: found for i in todo if (found := costs.measured(plan.stages[i])) is not None}
     lines = []
     for one, status in known.items():
         word = "run " if status.run else "done" if status.done else "pass"
         why = "" if status.why == "done" else f"  {status.why}"
-        took = f"  ~{duration(cost[one])}" if status.run else ""
+        took = f"  ~{duration(cost[one])}" if one in cost else ""
         lines.append(f"{word}  {one}{took}{why}")
     done = sum(s.done for s in known.values())
+    if len(cost) == len(todo):
+        chain = chain_costs(plan, todo, cost)
+        time = f"{duration(sum(cost.values()))} of work by estimate, longest chain "
+        time += duration(max(chain.values(), default=0.0))
+    else:
+        time = f"{len(todo) - len(cost)} of them like none that was timed here"
     lines.append(
-        f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, "
-        f"{duration(sum(cost.values()))} of work by estimate, longest chain "
-        f"{duration(max(chain.values(), default=0.0))}; {len(plan.cells)} cells"
+        f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, {time}; "
+        f"{len(plan.cells)} cells"
     )
     return "\n".join(lines)
 

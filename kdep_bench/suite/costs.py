@@ -53,13 +53,18 @@ class Costs:
 
     def seconds(self, stage: Stage) -> float:
         """The estimate for one stage, in seconds."""
+        found = self.measured(stage)
+        return stage.cost if found is None else found
+
+    def measured(self, stage: Stage) -> float | None:
+        """The estimate from measured stages of like work; None where there is none."""
         work = self._work(stage)
         if not work:
-            return stage.cost
+            return None
         for group in groups(stage.kind, stage.name, stage.spec):
             if group in self._seen:
                 return max(_LEAST, work * _rate(self._seen[group], work))
-        return stage.cost
+        return None
 
     def of(self, stages: Iterable[Stage]) -> dict[str, float]:
         """Estimates by stage id; stages that look alike are looked up once."""
@@ -77,7 +82,7 @@ class Costs:
         spec = stage.spec
         if stage.kind == "transfer":
             return _iterations(spec)
-        if stage.kind not in ("views", "cache", "align", "pretrain") or not _trained(spec):
+        if stage.kind not in ("views", "cache", "align", "pretrain") or not takes_steps(spec):
             return 1.0
         images, views = self._images(stage)
         if images is None:
@@ -106,7 +111,7 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
     """Whom a stage is compared with, closest first."""
     first = name.partition(".")[0]
     if kind == "pretrain":
-        if not _trained(spec):
+        if not takes_steps(spec):
             return ((kind, "no step"),)
         like = (kind, spec["student"]["name"], spec["budget"].get("precision", ""))
         return ((*like, spec["method"]["name"]), like)
@@ -119,7 +124,7 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
     return ((kind, first), (kind,))
 
 
-def _trained(spec: Mapping[str, Any]) -> bool:
+def takes_steps(spec: Mapping[str, Any]) -> bool:
     """False for a pretrain spec of an arm that takes no step (scratch, given weights)."""
     return "method" not in spec or "budget" in spec
 
@@ -127,7 +132,7 @@ def _trained(spec: Mapping[str, Any]) -> bool:
 def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
     """Work of a finished stage, in the units of `Costs._work`; None where it does not say."""
     if kind == "pretrain":
-        return outputs.get("images_seen") if _trained(spec) else 1.0
+        return outputs.get("images_seen") if takes_steps(spec) else 1.0
     if kind in ("views", "cache", "align"):
         return outputs.get("rows")
     if kind == "transfer":

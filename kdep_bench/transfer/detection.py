@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,6 +133,22 @@ class Detection(MMTask):
             )
             names.append(save_small(picture, out / f"prediction_{i}.png"))
         return names
+
+    def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
+        """The detector's config without data or checkpoint, for counting what it computes.
+
+        Where only the data know how many classes there are, 80: a fraction of a percent of it.
+        """
+        return base.without_sync_bn(self._model(student, Path("none"), 80))
+
+    def training_size(self) -> tuple[int, int]:
+        """(height, width) of a training picture, padded as the preprocessor pads it."""
+        width, height = self.recipe["scale"]
+        return self._padded(height, width)
+
+    def _padded(self, height: float, width: float) -> tuple[int, int]:
+        unit = self.recipe["model"]["data_preprocessor"].get("pad_size_divisor", 1)
+        return math.ceil(height / unit) * unit, math.ceil(width / unit) * unit
 
     def _classes(self, root: Path, split: str = "train") -> list[str]:
         """Category names of a split's annotations in order of their ids."""

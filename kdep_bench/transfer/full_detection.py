@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,6 +121,15 @@ class OfficialDetection(Detection):
 
     def draw(self, runner: Any, out: Path) -> list[str]:
         return []  # photographs of other people: none is copied
+
+    def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
+        return base.without_sync_bn(self._full_model(student, Path("none")))
+
+    def training_size(self) -> tuple[int, int]:
+        """Of a 4:3 picture (as most of COCO and VOC are) at the short edge of mean square."""
+        scales = self.recipe["scales"]
+        short = math.sqrt(sum(s * s for s in scales) / len(scales))
+        return self._padded(short, min(short * 4 / 3, self.recipe["long_edge"]))
 
     def _evaluator(self, root: Path) -> dict[str, Any]:
         if self.recipe["set"] == "voc":

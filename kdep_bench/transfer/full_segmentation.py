@@ -123,6 +123,10 @@ class OfficialSegmentation(Segmentation):
     def draw(self, runner: Any, out: Path) -> list[str]:
         return []  # full-size scenes belong to their data sets' licences: none is copied
 
+    def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
+        self._name_classes()
+        return super().training_model(student)
+
     def _name_classes(self) -> None:
         self.recipe["classes"], self.recipe["palette"] = class_names(self.recipe["set"])
 

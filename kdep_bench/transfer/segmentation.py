@@ -104,6 +104,15 @@ class Segmentation(MMTask):
             names.append(save_small(picture, out / f"prediction_{i}.png"))
         return names
 
+    def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
+        """The segmenter's config without data or checkpoint, for counting what it computes."""
+        return base.without_sync_bn(self._model(student, Path("none")))
+
+    def training_size(self) -> tuple[int, int]:
+        """(height, width) of a training crop."""
+        height, width = self.recipe["crop"]
+        return int(height), int(width)
+
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         recipe, pyramid = self.recipe, base.pyramid(student, self.name)
         dilated = base.plain(student.get("dilated")) or {} if recipe["dilate"] else {}

@@ -32,6 +32,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["--help"],
         ["smoke", "--dry-run"],
         ["pocket", "--dry-run"],
+        ["paper_r18", "--dry-run"],
+        ["paper_r18", "--dry-run", "--device-rate", "a100.tf32:0.3"],
         ["--list", "tasks"],
         ["--list", "methods"],
     ],
@@ -83,6 +85,11 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--only", "nonsense"], "matches no stage"),
         (["smoke", "--force", "nonsense"], "matches no stage"),
         (["smoke", "--jobs", "0"], "--jobs is 0"),
+        (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
+        (["smoke", "--fit"], "nothing to fit into"),
+        (["smoke", "--probe"], "--probe without --dry-run"),
+        (["smoke", "--dry-run", "--device-rate", "a100"], "peak, which no training reaches"),
+        (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
 )
 def test_a_bad_call_is_one_sentence_and_code_2(arguments, says, tmp_path):
@@ -141,3 +148,25 @@ def servers(group: int) -> list[int]:
             if inside and b"forkserver" in (process / "cmdline").read_bytes():
                 out.append(int(process.name))
     return out
+
+
+def test_a_budget_refuses_or_says_what_fits(tmp_path):
+    """Cityscapes alone: cheap to plan, and every number of it is known."""
+    common = ["paper_r18", "--dry-run", "--only", "cityscapes", "--work-dir", str(tmp_path)]
+    common += ["--device-rate", "100"]
+    whole = run(*common)
+    total = float(
+        next(x for x in whole.stdout.splitlines() if x.startswith("all "))
+        .split()[-1]
+        .replace(",", "")
+    )
+    refused = run(*common, "--budget-hours", f"{total / 2:.1f}")
+    assert refused.returncode == 2
+    assert f"forecast at {total:,.1f} GPU-hours, from a stated rate" in refused.stderr
+    assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
+    some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit")
+    assert some.returncode == 0
+    spent = next(x for x in some.stdout.splitlines() if x.startswith("all ")).split()[-1]
+    assert 0 < float(spent.replace(",", "")) <= total / 2
+    assert "left out, comparisons by task: cityscapes" in some.stdout
+    assert some.stdout.count("run   transfer-") < whole.stdout.count("run   transfer-")

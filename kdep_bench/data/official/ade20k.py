@@ -76,6 +76,8 @@ SET = OfficialSet(
     name="ade20k",
     title="ADE20K scene parsing (2016)",
     page=_PAGE,
+    # Images: the terms in the data set's own repository. Annotations: the tag that the challenge's
+    # authors gave huggingface.co/datasets/scene_parse_150.
     licence="images: non-commercial research; annotations and code: BSD-3-Clause",
     archives=(
         Archive(

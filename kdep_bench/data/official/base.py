@@ -31,9 +31,11 @@ class OfficialSet:
 
     Attributes:
         name: its folder below the root, and its name on the command line.
-        title, page, licence: for people.
+        title, page, licence: for people. A licence is "(unchecked)" where the set's own words, or a
+            quotation of them, were not seen.
         archives: what to fetch; unpacked into the folder unless `lay_out` does it.
         counts: what a whole copy counts, by the keys that `verify` returns.
+        trained: the keys of `counts` whose sum a fine-tuning or a pre-training reads.
         verify: (folder, decode) -> counts. Raises KdepError for the first fault; `decode` is how
             many images of each split are read to their last byte, None for all.
         tiny: (folder, rng): writes a tiny copy in the same format.
@@ -52,6 +54,7 @@ class OfficialSet:
     convert: Callable[[Path, Progress], None] | None = None
     lay_out: Callable[[Path, Mapping[str, Path], Progress], None] | None = None
     notes: tuple[str, ...] = field(default=())
+    trained: tuple[str, ...] = field(default=())
 
 
 def set_names() -> list[str]:

@@ -102,7 +102,7 @@ SET = OfficialSet(
     name="caltech256",
     title="Caltech-256",
     page="https://data.caltech.edu/records/nyy15-4j048",
-    licence="CC BY 4.0",
+    licence="CC BY 4.0 (unchecked)",
     archives=(
         Archive(
             "256_ObjectCategories.tar",
@@ -113,6 +113,7 @@ SET = OfficialSet(
     ),
     # 30,607 images: the data set's own page; 257 x 60 train.
     counts={"classes": 257, "images": 30607, "train_images": 15420, "test_images": 15187},
+    trained=("train_images",),
     verify=verify,
     tiny=tiny,
     convert=convert,

@@ -120,6 +120,7 @@ SET = OfficialSet(
         ),
     ),
     counts={"train_images": 50000, "test_images": 10000, "classes": 100},
+    trained=("train_images",),
     verify=verify,
     tiny=tiny,
 )

@@ -68,6 +68,7 @@ SET = OfficialSet(
     name="cityscapes",
     title="Cityscapes (fine)",
     page=_PAGE,
+    # license.txt of the release: "for non-commercial purposes such as academic research".
     licence="Cityscapes licence: non-commercial",
     archives=(
         Archive("leftImg8bit_trainvaltest.zip", _PAGE),

@@ -158,6 +158,7 @@ SET = OfficialSet(
     name="coco",
     title="COCO 2017",
     page=_PAGE,
+    # cocodataset/cocodataset.github.io, dataset/termsofuse.htm.
     licence="annotations: CC BY 4.0; images: Flickr terms of use",
     archives=(
         Archive("train2017.zip", _PAGE, "cced6f7f71b7629ddf16f17bbcfab6b2", _MD5_SOURCE),

@@ -72,7 +72,7 @@ SET = OfficialSet(
     name="cub200",
     title="CUB-200-2011",
     page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    licence="non-commercial research and education",
+    licence="non-commercial research and education (unchecked)",
     archives=(
         Archive(
             "CUB_200_2011.tgz",
@@ -82,6 +82,7 @@ SET = OfficialSet(
         ),
     ),
     counts={"images": 11788, "train_images": 5994, "test_images": 5794, "classes": 200},
+    trained=("train_images",),
     verify=verify,
     tiny=tiny,
 )

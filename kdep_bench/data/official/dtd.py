@@ -82,6 +82,8 @@ SET = OfficialSet(
     name="dtd",
     title="Describable Textures (DTD)",
     page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    # "made available to the computer vision community for research purposes": its page, as quoted
+    # on huggingface.co/datasets/tanganke/dtd.
     licence="research use",
     archives=(
         Archive(
@@ -98,6 +100,7 @@ SET = OfficialSet(
         "test_images": 1880,
         "classes": 47,
     },
+    trained=("train_images", "val_images"),
     verify=verify,
     tiny=tiny,
 )

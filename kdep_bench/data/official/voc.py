@@ -271,7 +271,7 @@ SET = OfficialSet(
     name="voc",
     title="PASCAL VOC 2007 and 2012, with SBD",
     page=_PAGE,
-    licence="images: Flickr terms of use; annotations: research use",
+    licence="images: Flickr terms of use; annotations: research use (unchecked)",
     archives=(
         Archive(
             "VOCtrainval_06-Nov-2007.tar", _PAGE, "c52e279531787c972589f7e41ab4ae64", _TORCHVISION

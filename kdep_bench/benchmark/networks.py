@@ -1,0 +1,250 @@
+"""What the networks of a plan compute, and how fast they do it here.
+
+`python -m kdep_bench.benchmark.networks SUITE... --out FILE [--probe]` writes, by `network_id`, the
+counts that `kdep_bench.suite.forecast` reads, or with `--probe` what was measured on this machine.
+Weights are random: they change neither FLOPs nor sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from kdep_bench import openmmlab
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_check import compute_device, exact_float32
+from kdep_bench.files import read_json, write_json
+from kdep_bench.flops import forward_flops
+from kdep_bench.registry import build
+from kdep_bench.students.backbone import build_backbone
+from kdep_bench.suite.config import Json, load_suite
+from kdep_bench.suite.forecast import network_id, networks
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.worker import device
+from kdep_bench.teachers.base import Teacher, build_teacher
+
+PROBE_S = 4.0  # of measured steps a network, after a first that warms up
+PROBE_BATCH = 32
+
+
+def count(network: Json) -> Json:
+    """FLOPs of one picture's forward pass, and sizes.
+
+    A student: `flops`, `parameters`, `bytes` of its state dict. A teacher: `flops`, `width`, and
+    `outputs`, the numbers a picture has of each further thing that a cache may hold. A task's
+    network: `flops` of a training picture of `size` [height, width].
+
+    Raises:
+        KdepError: a network that cannot be built here.
+    """
+    kind = network["kind"]
+    if kind == "student":
+        net, px = build_backbone(network["student"]), network["student"]["input_px"]
+        return {
+            "flops": forward_flops(net, torch.zeros(1, 3, px, px)),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "bytes": sum(t.numel() * t.element_size() for t in net.state_dict().values()),
+        }
+    if kind == "teacher":
+        teacher = _teacher(network)
+        px = teacher.input_px
+        said = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
+        outputs = {"logits": said.logits, "tokens": said.tokens}
+        outputs |= {f"maps.{name}": m for name, m in said.maps.items()}
+        return {
+            "flops": forward_flops(teacher, torch.zeros(1, 3, px, px, dtype=torch.uint8)),
+            "width": teacher.width,
+            "outputs": {n: math.prod(t.shape[1:]) for n, t in outputs.items() if t is not None},
+        }
+    net, (height, width) = _task_network(network)
+    return {
+        "flops": forward_flops(net, torch.zeros(1, 3, height, width)),
+        "size": [height, width],
+    }
+
+
+def _teacher(network: Json) -> Teacher:
+    """With random weights where its class takes them, else with its own."""
+    try:
+        return build_teacher({**network["teacher"], "weights": "random"})
+    except KdepError:
+        return build_teacher(network["teacher"])
+
+
+# ---- the networks of dense tasks ----
+
+
+class Detector(nn.Module):
+    """A two-stage mm detector as it trains: every level, and the RoIs that are sampled."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+        self.rois = int(net.roi_head.train_cfg.sampler.num)
+
+    def forward(self, x_B3HW: Tensor) -> None:
+        from mmengine.structures import InstanceData
+
+        height, width = x_B3HW.shape[-2:]
+        boxes = torch.rand(len(x_B3HW), self.rois, 4, device=x_B3HW.device)
+        corner, far = boxes[..., :2] * 0.5, 0.5 + boxes[..., 2:] * 0.5
+        scale = torch.tensor([width, height, width, height], device=x_B3HW.device)
+        proposals = [InstanceData(bboxes=b) for b in torch.cat([corner, far], -1) * scale]
+        levels = self.net.extract_feat(x_B3HW)
+        self.net.rpn_head(levels)
+        self.net.roi_head(levels, proposals)
+
+
+class Segmenter(nn.Module):
+    """An mm segmenter as it trains: backbone, head and auxiliary head."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_B3HW: Tensor) -> None:
+        levels = self.net.extract_feat(x_B3HW)
+        self.net.decode_head(levels)
+        if self.net.with_auxiliary_head:
+            self.net.auxiliary_head(levels)
+
+
+def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
+    task: Any = build(network["task"])
+    openmmlab.setup(task.scope, switch=True)  # no Runner is built in this process
+    try:
+        model = ConfigDict(task.training_model(network["student"]))
+        size = task.training_size()
+    except AttributeError:
+        raise KdepError(
+            f"the task {task.name} does not say what it trains",
+            "`training_model` and `training_size`, as kdep_bench/transfer/detection.py has",
+            "add them to its class",
+        ) from None
+    if task.scope == "mmdet":
+        from mmdet.registry import MODELS
+
+        return Detector(MODELS.build(model)), size
+    from mmseg.registry import MODELS
+
+    return Segmenter(MODELS.build(model)), size
+
+
+# ---- the probe ----
+
+
+def probe(network: Json, precision: str = "float32") -> Json:
+    """Pictures a second on this machine: training steps of a student, forwards of a teacher.
+
+    A student takes whole steps of SGD on a squared output, under autocast where `precision` is not
+    float32; a teacher runs in exact float32 as its cache does. About PROBE_S seconds.
+    """
+    where, rate = compute_device(), 0.0
+    if network["kind"] == "student":
+        student = network["student"]
+        x = torch.rand(PROBE_BATCH, 3, student["input_px"], student["input_px"], device=where)
+        rate = _rate(_training_step(build_backbone(student).to(where), x, precision))
+    elif network["kind"] == "teacher":
+        teacher = _teacher(network).to(where)
+        size = (PROBE_BATCH, 3, teacher.input_px, teacher.input_px)
+        x = torch.zeros(size, dtype=torch.uint8, device=where)
+        with exact_float32():
+            rate = _rate(lambda: teacher(x))
+    return {"images_per_s": rate}
+
+
+def _training_step(net: nn.Module, x_B3HW: Tensor, precision: str) -> Callable[[], Any]:
+    net.train()
+    sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+
+    def step() -> None:
+        sgd.zero_grad()
+        with torch.autocast(x_B3HW.device.type, low) if low else contextlib.nullcontext():
+            out = net(x_B3HW)
+        last = out[-1] if isinstance(out, (tuple, list)) else out
+        last.float().square().mean().backward()
+        sgd.step()
+
+    return step
+
+
+def _rate(step: Callable[[], Any]) -> float:
+    def timed() -> float:
+        begun = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    timed()
+    spent: list[float] = []
+    while not spent or sum(spent) < PROBE_S:
+        spent.append(timed())
+    return PROBE_BATCH * len(spent) / sum(spent)
+
+
+# ---- the command ----
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 1 where a network could not be counted, 2 for a bad call."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("suites", nargs="+", help="suite configs, or their names in configs/suites/")
+    p.add_argument("--out", type=Path, required=True, help="JSON; what is in it is kept")
+    p.add_argument("--probe", action="store_true", help="measure here; replaces the file")
+    p.add_argument("--rehearse", action="store_true", help="the suites' rehearsals")
+    p.add_argument("--known", type=Path, help="JSON of networks that need no counting")
+    args = p.parse_args(argv)
+    try:
+        return _run(args)
+    except KdepError as e:
+        print(f"networks: {e}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    wanted: dict[str, tuple[Json, str]] = {}
+    for name in args.suites:
+        suite = load_suite(name)
+        if args.rehearse:
+            from kdep_bench.suite.rehearse import rehearsed
+
+            suite = rehearsed(suite)
+        for network in networks(build_plan(suite)):
+            wanted[network_id(network)] = network, suite.budget.precision
+    known = read_json(args.known) if args.known else {}
+    found = {} if args.probe or not args.out.exists() else read_json(args.out)
+    failed = 0
+    for one, (network, precision) in wanted.items():
+        if one in found or (one in known and not args.probe):
+            continue
+        if args.probe and network["kind"] == "task":
+            continue
+        try:
+            said = probe(network, precision) if args.probe else count(network)
+        except KdepError as e:
+            print(f"networks: {network['name']}: {e}", file=sys.stderr)
+            failed = 1
+            continue
+        found[one] = {"kind": network["kind"], "name": network["name"], **said}
+        print(f"{network['kind']} {network['name']}: {said}", flush=True)
+        write_json(args.out, found)
+    write_json(args.out, {"device": device(), **found} if args.probe else found)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
