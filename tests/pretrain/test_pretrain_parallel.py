@@ -20,7 +20,7 @@ from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.hooks import WeightAverage
-from kdep_bench.pretrain.parallel import check_split, micro_batches
+from kdep_bench.pretrain.parallel import _shared_norm, check_split, micro_batches
 from kdep_bench.students.backbone import PreActivationTap, build_backbone
 from tests.pretrain.conftest import BUDGET, STUDENT, silent
 from tests.pretrain.test_pretrain import KDEP, SCRATCH, pretrain, spec
@@ -81,6 +81,28 @@ def test_accumulation_with_batch_norm_is_another_batch_norm(
     parts, _ = pretrain(tmp_path / "2", stages, KDEP, budget=SHORT | dict(accumulate=2))
     assert not np.allclose(curve(parts), curve(big), rtol=1e-4)  # the stated caveat
     np.testing.assert_allclose(curve(parts), curve(big), rtol=0.5)
+
+
+@pytest.mark.parametrize("mine", [3, 0])
+def test_shared_statistics_weigh_ranks_by_what_they_hold(mine: int, monkeypatch: Any):
+    """A detector's ranks hold images of other sizes and other numbers of RoIs."""
+    torch.manual_seed(0)
+    here, there = torch.randn(mine, 2, 4, 4) + 1, 3 * torch.randn(5, 2, 2, 3)
+    both = torch.cat([x.transpose(0, 1).flatten(1) for x in (here, there)], 1)  # [C, values]
+    centred = there - both.mean(1).view(1, 2, 1, 1)
+    count = torch.tensor([float(there.numel() / 2)])
+    of_the_other = iter([torch.cat([there.sum((0, 2, 3)), count]), centred.square().sum((0, 2, 3))])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(next(of_the_other)))
+    bn = nn.BatchNorm2d(2)
+    nn.init.normal_(bn.weight)
+    got = _shared_norm(bn, here)
+    plain = nn.BatchNorm1d(2)
+    plain.load_state_dict(bn.state_dict() | {"num_batches_tracked": torch.tensor(0)})
+    plain.running_mean, plain.running_var = torch.zeros(2), torch.ones(2)
+    want = plain(both.T)[: mine * 16].T  # [C, values of this rank]
+    torch.testing.assert_close(got.transpose(0, 1).flatten(1), want)
+    torch.testing.assert_close(bn.running_mean, plain.running_mean)
+    torch.testing.assert_close(bn.running_var, plain.running_var)
 
 
 class Fake:
