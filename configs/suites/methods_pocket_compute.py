@@ -1,8 +1,9 @@
 """The rivals whose step or teacher costs more, at kdep's compute as well as at its epochs.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_compute.py
-Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are six arms and three
-          seeds, each at the compute of one kdep arm (800 steps of the student); not run yet
+Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five arms and three
+          seeds, each at the compute of one kdep arm (800 steps of the student), by estimate 36
+          minutes of one idle core; not run yet
 Outcome   each such rival twice: at equal epochs, and with its epochs divided by what one costs
 
 Compute is declared in passes of the student, a backward pass counted as two forward passes: a peer

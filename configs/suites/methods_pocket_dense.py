@@ -1,7 +1,8 @@
 """The arms of `methods_pocket` on detection and segmentation, with the first of its three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_dense.py
-Cost      the pre-trainings of `methods_pocket` are reused; two tasks an arm; not run yet
+Cost      the pre-trainings of `methods_pocket` are reused; by estimate an hour and a quarter of
+          one idle core for two tasks an arm; not run yet
 Outcome   one seed: differences are shown without an interval and decide nothing
 """
 

@@ -2,7 +2,7 @@
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_grid.py
 Cost      the arms at 0.2 are stages of `methods_pocket`; as many again at 0.1, one seed each, and a
-          linear probe on the validation split; not run yet
+          linear probe on the validation split, by estimate 50 minutes of one idle core; not run yet
 Outcome   two rows a method. The one with the higher validation score is its rate; at equal scores
           it is 0.2, that of all arms. A method whose rate is 0.1 then stands in `methods_pocket` as
           dict(base=..., optimizer=dict(lr=0.1)), for all its seeds.
