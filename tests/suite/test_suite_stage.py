@@ -162,23 +162,25 @@ def test_exit_codes(tmp_path):
 
 
 def test_a_second_copy_leaves_or_waits_and_runs_nothing(tmp_path):
-    plan = fakes.diamond(a={"sleep": 3.0})
+    plan = fakes.diamond(a={"do": "wait"})
     first = start(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
     waiting = start(plan, tmp_path, "a")
     assert finish(start(plan, tmp_path, "a", "--no-wait"))[0] == 75
+    (tmp_path / "go").touch()
     assert finish(first)[0] == 0
     assert finish(waiting)[0] == 0
     assert fakes.traced(tmp_path) == ["a"]
 
 
 def test_a_waiting_copy_takes_over_from_a_killed_one(tmp_path):
-    plan = fakes.diamond(a={"sleep": 3.0})
+    plan = fakes.diamond(a={"do": "wait"})
     first = start(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
     waiting = start(plan, tmp_path, "a")
     first.kill()
     finish(first)
+    (tmp_path / "go").touch()
     assert finish(waiting)[0] == 0
     assert fakes.traced(tmp_path, "end") == ["a"]
 
