@@ -413,6 +413,7 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
         assert name.startswith(labels["classes"][number])
     moved = out.rename(tmp_path / "moved")
     assert (moved / "data/coco/train2017").is_dir()
+    assert (moved / "data/pool/images" / next(iter(labels["labels"]))).is_file()
     again = tmp_path / "again"
     again.mkdir()
     assert prepare(spec, {}, again, quiet)["fingerprint"] == made["fingerprint"]

@@ -55,10 +55,10 @@ def prepare(
         progress(i, len(sets) + 1, f"checking {one.title}")
         counts[one.name] = verify(one, root, spec.get("decode", 8), whole=not tiny)
         prints[one.name] = fingerprint(root / one.name)
-        _link(root / one.name, out / "data" / one.name)
+        _link(root / one.name, out / "data" / one.name, out)
     progress(len(sets), len(sets) + 1, "listing the pool")
     pool = root / spec["pool"] / spec.get("pool_folder", "train")
-    images = _pool(pool, out / "data" / "pool")
+    images = _pool(pool, out / "data" / "pool", out)
     write_json(out / "data" / "sets.json", {"counts": counts, "fingerprints": prints})
     progress(len(sets) + 1, len(sets) + 1, "done")
     return {
@@ -79,10 +79,10 @@ def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
     return root
 
 
-def _link(target: Path, link: Path) -> None:
+def _link(target: Path, link: Path, stage: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     # A rehearsal's sets lie in the stage itself: a relative link survives a move of the work dir.
-    inside = target.resolve().is_relative_to(link.parent.parent.resolve())
+    inside = target.resolve().is_relative_to(stage.resolve())
     here = os.path.relpath(target, link.parent) if inside else target.resolve()
     link.unlink(missing_ok=True)
     link.symlink_to(here, target_is_directory=True)
@@ -104,7 +104,7 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
-def _pool(source: Path, pool: Path) -> int:
+def _pool(source: Path, pool: Path, stage: Path) -> int:
     """Links the pool's images and writes labels.json from its class folders."""
     classes = sorted(p.name for p in need_dir(source, "the pre-training images").iterdir()
                      if p.is_dir() and not p.name.startswith("."))  # fmt: skip
@@ -121,7 +121,7 @@ def _pool(source: Path, pool: Path) -> int:
                 labels[f"{name}/{e.name}"] = number
     if not labels:
         raise KdepError(f"the pool {source} holds no image", "one folder a class", "")
-    _link(source, pool / "images")
+    _link(source, pool / "images", stage)
     text = canonical_json({"classes": classes, "labels": labels})
     write_atomic(pool / "labels.json", text)
     return len(labels)
