@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ WIDE = 4  # cores asked for a stage that takes all of one machine; runtime.cpus 
 SHORT = 120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
 JOBS = 100  # most jobs in a cluster's queue at once
 _POLL = 1.0
+_HEARD = "Terminating processes on user request"  # Snakemake's word that it cancels its jobs
+_AGAIN = 15.0  # seconds after which it is asked once more if it has not said so
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class _Run:
         with open(log, "ab") as f:
             child = _start([program, *self._arguments(room)], f)
         try:
-            self._watch(child)
+            self._watch(child, log)
         finally:
             self.view.end()
             lock.free()
@@ -257,12 +260,19 @@ class _Run:
 
     # --- watching ---
 
-    def _watch(self, child: subprocess.Popen[bytes]) -> None:
+    def _watch(self, child: subprocess.Popen[bytes], log: Path) -> None:
+        asked = 0.0
+
+        def ask() -> None:
+            nonlocal asked
+            asked = time.monotonic()
+            # Snakemake cancels its jobs on SIGINT, and merely waits for them on SIGTERM.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT)
+
         def note(number: int, _: Any) -> None:
             if not self.signal:
-                # Snakemake cancels its jobs on SIGINT, and merely waits for them on SIGTERM.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGINT)
+                ask()
             self.signal = self.signal or number
 
         old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -271,6 +281,11 @@ class _Run:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_POLL)
                     return
+                # It was seen to lose one on a busy machine; asked while it cancels, it would leave
+                # its jobs.
+                late = self.signal and time.monotonic() > asked + _AGAIN
+                if late and _HEARD not in log.read_text(errors="replace"):
+                    ask()
                 self._look()
                 self.view.refresh()
         finally:

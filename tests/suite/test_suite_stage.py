@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -143,6 +144,34 @@ def test_no_snakemake_is_one_sentence(tmp_path, monkeypatch):
     known = state.statuses(plan, tmp_path / "w")
     with pytest.raises(KdepError, match="make cluster"):
         cluster.run_plan(plan, tmp_path / "w", known, cluster.Options("slurm"))
+
+
+def test_an_interrupt_that_snakemake_did_not_hear_is_repeated_until_it_did(tmp_path, monkeypatch):
+    """A program that loses the first, as Snakemake on a busy machine, and heeds the second."""
+    program = tmp_path / "snakemake"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, heed))\n"
+        "def heed(*_): print('Terminating processes on user request'); sys.exit(1)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+        "time.sleep(60); time.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
+    monkeypatch.setattr(cluster, "_AGAIN", 0.5)
+
+    def interrupt() -> None:
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    plan, work = fakes.diamond(), tmp_path / "w"
+    known = state.statuses(plan, work)
+    outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+    assert outcome.signal == signal.SIGINT
+    assert outcome.left == sorted(plan.stages)
+    assert not outcome.failed
 
 
 # --- the command ---------------------------------------------------------------------------------
