@@ -310,7 +310,7 @@ def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
     records = golden_records()
     assert leaderboard.UNTIMED not in everything(records)[0]
     times = ("pretrain_s", "cache_s", "align_s", "transfer_s", "images_per_s")
-    blank = dict.fromkeys(times)
+    blank: dict[str, None] = dict.fromkeys(times)
     untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=blank)}) for r in records]
     parts = everything(untimed)[0].split("\n## ")
     where = [p.partition("\n")[0] for p in parts if "No costs: other work shared" in p]

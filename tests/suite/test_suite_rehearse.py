@@ -140,8 +140,8 @@ def test_only_the_listed_numbers_change() -> None:
         small = shrink_task(task)
         different = {k for k in task["recipe"] if task["recipe"][k] != small["recipe"][k]}
         assert different <= set(RECIPE) | {"model"}
-        models = (t["recipe"].get("model") or {} for t in (task, small))
-        assert set(differences(*models)) <= set(MODEL)
+        whole, shrunk = (t["recipe"].get("model") or {} for t in (task, small))
+        assert set(differences(whole, shrunk)) <= set(MODEL)
         assert {k: v for k, v in task.items() if k != "recipe"} == {
             k: v for k, v in small.items() if k != "recipe"
         }
