@@ -79,6 +79,7 @@ class Run(NamedTuple):
     packages: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     terms: tuple[tuple[str, float], ...] = ()
+    loss_rise: float = 1.0  # highest loss of the transfer over its first
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,14 @@ class _Sharer:
             packages=self.value(tuple(sorted(record.packages.items()))),
             notes=self.value(tuple(record.notes)),
             terms=tuple(sorted(record.terms.items())),
+            loss_rise=_rise(record.curves.get("loss", [])),
         )
+
+
+def _rise(curve: Sequence[Sequence[float]]) -> float:
+    """Highest value of a [step, value] curve over its first; 1 where there is no curve."""
+    values = [point[1] for point in curve]
+    return max(values) / values[0] if values and values[0] > 0 else 1.0
 
 
 def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:

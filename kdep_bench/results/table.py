@@ -292,6 +292,24 @@ def _common_suite(runs: list[Run]) -> str:
     return " + ".join(shorten(s, 60) for s in sorted({r.suite for r in runs})) or "no suite"
 
 
+# No transfer of the published suites whose training holds its course goes beyond 1.8.
+DIVERGED = 3.0
+
+
+def _diverged(runs: list[Run]) -> list[str]:
+    """Transfers whose loss rose to DIVERGED times its first value, by arm and task."""
+    rises: dict[tuple[str, str, str], list[float]] = {}
+    for r in runs:
+        if r.loss_rise >= DIVERGED:
+            rises.setdefault((r.student.name, r.arm.method, r.task.name), []).append(r.loss_rise)
+    return [
+        f"The training of {shorten(method)} ({shorten(student)}) on {shorten(task)} left its "
+        f"course with {len(several)} seeds: its loss rose to {max(several):.0f} times where it began. The "
+        "score says what this recipe did to the weights, not what they are worth."
+        for (student, method, task), several in sorted(rises.items())
+    ]
+
+
 def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list[str]:
     """What a reader has to know before believing the numbers."""
     found = []
@@ -311,6 +329,7 @@ def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list
                 f"All {len(cell.values)} seeds of {shorten(arm.method)} on {shorten(column.task)} "
                 "gave the same value: the seed may have no effect there."
             )
+    found += _diverged(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)

@@ -301,6 +301,17 @@ def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
     assert len(next(iter(board.cells.values())).failed) == 1
 
 
+def test_a_transfer_whose_loss_rises_manifold_is_pointed_out():
+    runs = grid({"kdep": {"probe": [0.5, 0.51, 0.52]}, "imagenet": {"probe": [0.1, 0.11, 0.12]}})
+    curves = {"kdep": [[1, 2.0], [2, 3.9], [3, 1.0]], "imagenet": [[1, 2.0], [2, 44.0], [3, 2.0]]}
+    told = [r.model_copy(update={"curves": {"loss": curves[r.arm.method]}}) for r in runs]
+    remarks = [r for r in board_of(told).remarks if "left its course" in r]
+    assert len(remarks) == 1
+    assert "imagenet" in remarks[0]
+    assert "with 3 seeds: its loss rose to 22 times" in remarks[0]
+    assert not [r for r in board_of(runs).remarks if "left its course" in r]
+
+
 def test_seeds_without_effect_are_pointed_out():
     board = board_of(grid({"kdep": {"probe": [0.5, 0.5, 0.5]}}))
     assert any("may have no effect" in r for r in board.remarks)
