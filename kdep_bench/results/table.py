@@ -304,8 +304,8 @@ def _diverged(runs: list[Run]) -> list[str]:
             rises.setdefault((r.student.name, r.arm.method, r.task.name), []).append(r.loss_rise)
     return [
         f"The training of {shorten(method)} ({shorten(student)}) on {shorten(task)} left its "
-        f"course with {len(several)} seeds: its loss rose to {max(several):.0f} times where it began. "
-        "The score says what this recipe did to the weights, not what they are worth."
+        f"course with {len(several)} seeds: its loss rose to {max(several):.0f} times where it "
+        "began. The score says what this recipe did to the weights, not what they are worth."
         for (student, method, task), several in sorted(rises.items())
     ]
 
