@@ -14,8 +14,7 @@ def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory below 2 GiB; False where there is no glibc.
 
     By default it maps every block above 32 MiB afresh and gives it back when it is freed. A
-    network's large maps then cost a page fault each 4 KiB, every step: of EfficientNet-Lite0's
-    forward on 64 pictures of 128 px, 0.28 of 0.66 CPU seconds. No result depends on it.
+    network's large maps then cost a page fault each 4 KiB, every step. No result depends on it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(

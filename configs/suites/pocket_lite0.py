@@ -7,8 +7,8 @@ Outcome   60 cells: 4 arms x 3 seeds x 5 tasks. `imagenet` is what a user gets b
           common recipe is too fast for its weights: its fine-tuning diverges (README).
 
 The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Departures from
-`pocket`: 2 epochs instead of 16, in float32 (this network takes 135 images/s a core, and is slower
-in bfloat16, which does not help depthwise convolutions).
+`pocket`: 2 epochs instead of 16, in float32 (on the CPU of the published run bfloat16 does not
+help this network's depthwise convolutions).
 """
 
 from mmengine.config import read_base
