@@ -21,8 +21,9 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from kdep_bench import openmmlab
+from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.features.cache_check import compute_device, exact_float32
+from kdep_bench.features.cache_check import exact_float32
 from kdep_bench.files import read_json, write_json
 from kdep_bench.flops import forward_flops
 from kdep_bench.registry import build

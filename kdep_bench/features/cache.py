@@ -22,9 +22,9 @@ from numpy.lib.format import open_memmap
 
 from kdep_bench.data.shares import share_of
 from kdep_bench.data.views import Views, open_views, read_rgb, render
+from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import (
-    compute_device,
     further,
     look,
     normalisation,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.data.views import Views, read_rgb, render
+from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_json, safe_name, text_hash
@@ -21,11 +22,6 @@ from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 # Half precision has 11 significant bits; twice its half-ulp, relative to the feature's scale,
 # leaves room for a different batch size in the recomputation.
 TOLERANCE = 2.0**-10
-
-
-def compute_device() -> torch.device:
-    """Where a teacher runs: the GPU this process may use, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Imported once by the fork server, so that every stage starts with the toolkits in memory.
 
-Thread numbers are set before torch is imported: a fork must not inherit running threads.
+Thread numbers are set before torch is imported: a fork must not inherit running threads. GPUs are
+out of its sight: a driver that is initialised here is of no use to what is forked from here.
 """
 
 import os
 import traceback
 
+from kdep_bench.devices import hide_gpus
+
+hide_gpus()
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 

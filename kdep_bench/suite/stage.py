@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from kdep_bench.devices import show_gpus
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite import ddp, state, worker
@@ -248,7 +249,7 @@ def _order(stage: Stage, work: Path, git: str, gpus: str) -> worker.Order:
     visible = tuple(g for g in mine.split(",") if g)
     if gpus and stage.gpus and not in_slurm:
         visible = take_gpus(gpus.split(","), stage.gpus)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+    show_gpus(visible)
     given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
     stage = replace(stage, cpus=stage.cpus or given)
     worker.set_threads(stage.cpus)

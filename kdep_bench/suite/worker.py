@@ -30,6 +30,7 @@ from typing import Any
 
 from kdep_bench import trackers
 from kdep_bench.allocator import keep_freed_memory
+from kdep_bench.devices import check_gpus, show_gpus
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_json
 from kdep_bench.suite import state
@@ -124,7 +125,7 @@ def main(order: Order, pipe: Any) -> None:
     try:
         set_threads(order.stage.cpus)
         # A stage without a GPU slot sees no GPU at all.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpus)
+        show_gpus(order.gpus)
         reporter = Reporter(None if pipe is None else pipe.fileno())
         code, sentence = run_stage(order, reporter)
         if sentence:
@@ -283,6 +284,7 @@ def _call(
     if ddp.shape(order.stage) != (1, 1):
         return ddp.launch(order, inputs, out, progress)
     keep_freed_memory()
+    check_gpus(order.gpus)
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
     spec = json.loads(canonical_json(order.stage.spec))
     if order.stage.about:

@@ -1,0 +1,62 @@
+"""The fork server leaves the GPUs alone, and each stage sees its own: shown without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kdep_bench import devices
+from kdep_bench.errors import KdepError
+
+# A machine with one GPU, as far as torch asks NVML; to ask the driver, which initialises it, fails.
+SERVER = """
+import os, sys, torch
+def driver(): raise AssertionError("the driver was initialised in the fork server")
+torch._C._cuda_getDeviceCount = driver
+torch.cuda._raw_device_count_nvml = lambda: 1
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+import kdep_bench.suite.preload as preload
+from kdep_bench.devices import show_gpus
+print("server", preload.FAILURE or "loaded", torch.cuda.is_initialized())
+for gpus in ((), ("0",), ("7",)):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        show_gpus(gpus)
+        from mmcv.utils import IS_CUDA_AVAILABLE
+        from mmengine.device import get_device
+        print(*gpus, get_device(), IS_CUDA_AVAILABLE, torch.cuda.device_count(),
+              torch.cuda._is_in_bad_fork())
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_the_fork_server_leaves_the_driver_to_its_stages():
+    # Without `hide_gpus` the import itself raises here, and `_is_in_bad_fork` is True in each
+    # child: torch notes a driver asked before the fork, on machines without one too.
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "server loaded False",
+        "cpu False 0 False",
+        "0 cuda True 1 False",
+        "7 cpu False 0 False",
+    ], done.stderr[-2000:]
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    devices.check_gpus(())
+    with pytest.raises(KdepError, match=r"given GPU 1, and torch .* finds none"):
+        devices.check_gpus(("1",))
+
+
+def test_cores_are_those_of_the_stage(monkeypatch):
+    monkeypatch.setenv("KDEP_CPUS", "3")
+    assert devices.cores() == 3
+    monkeypatch.delenv("KDEP_CPUS")
+    assert devices.cores() >= 1
