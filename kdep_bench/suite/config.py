@@ -108,6 +108,7 @@ class Runtime(_Part):
     `processes` a node (default: one a GPU), `nodes`: more than one process in all is DDP. For
     clusters alone: `memory` MiB a node, and `time`, the seconds one job may last (default:
     `timeout`); a stage that can resume goes on in a next job until `timeout`.
+    `cost`: seconds guessed for the order and the time left until a like stage was measured.
     `timed`: False where other work shares the machine, so that wall times would mislead: they stay
     out of the records, and a claim about time is undecided.
     `trackers`: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
@@ -120,6 +121,7 @@ class Runtime(_Part):
     nodes: dict[str, _Count] = {}
     memory: dict[str, _Count] = {}
     time: dict[str, Annotated[float, Field(ge=60)]] = {}
+    cost: dict[str, Annotated[float, Field(gt=0)]] = {}
     timed: bool = True
     trackers: list[Any] = []
 

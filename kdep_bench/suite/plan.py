@@ -165,7 +165,7 @@ def add_stage(
     """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
 
     `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
-    trackers, about) is no part of the id. KdepError: several processes for a kind that runs as one.
+    cost, trackers, about) is no part of the id. KdepError: several processes for a kind that runs as one.
     """
     how = kinds[kind]
     needs = dict(needs or {})
@@ -185,7 +185,6 @@ def add_stage(
             version=how.version,
             function=function or how.function,
             resumable=how.resumable,
-            cost=how.cost,
             rooms=how.rooms,
             **_resources(kind, how, runtime),
         )
@@ -210,6 +209,7 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
         "processes": processes,
         "nodes": nodes,
         "memory": how.memory * processes,
+        "cost": how.cost,
     }
     return given | said
 

@@ -12,6 +12,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import Suite, build_suite, load_suite
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.rehearse import (
+    COST,
     BATCH,
     IMAGES,
     MODEL,
@@ -107,7 +108,9 @@ def test_a_rehearsal_has_every_stage_and_no_id_of_the_suite() -> None:
     suite = build_suite(raw(variants=variants()))
     small = rehearsed(suite)
     assert kinds(small) == kinds(suite)
-    assert not set(build_plan(small).stages) & set(build_plan(suite).stages)
+    planned = build_plan(small).stages
+    assert not set(planned) & set(build_plan(suite).stages)
+    assert {stage.cost for stage in planned.values()} == {COST}
     assert small.name == "rehearsal_full"
     for variant in small.variants:
         for teacher in variant.teachers.values():
