@@ -165,7 +165,8 @@ def add_stage(
     """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
 
     `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
-    cost, trackers, about) is no part of the id. KdepError: several processes for a kind that runs as one.
+    cost, trackers, about) is no part of the id. KdepError: several processes for a kind that runs
+    as one.
     """
     how = kinds[kind]
     needs = dict(needs or {})

@@ -12,8 +12,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import Suite, build_suite, load_suite
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.rehearse import (
-    COST,
     BATCH,
+    COST,
     IMAGES,
     MODEL,
     RECIPE,
