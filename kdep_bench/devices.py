@@ -9,6 +9,7 @@ in constants, so that a stage without a GPU would still ask for one. So the serv
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -75,3 +76,16 @@ def compute_device() -> torch.device:
 def cores() -> int:
     """Cores this process was given: a stage's share of them, else all it may run on."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))
+
+
+def loader_workers(batch_bytes: int, most: int = 8) -> int:
+    """Worker processes of a loader whose batches take `batch_bytes`: `most` at most, as the cores
+    allow beside the process that trains, and as batches on their way (two waiting and one in the
+    making, a worker) have room in shared memory, of which a container often has 64 MB.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with contextlib.suppress(OSError):
+        shared = os.statvfs("/dev/shm")
+        room = shared.f_bavail * shared.f_frsize // ranks
+        most = min(most, room // max(1, 3 * batch_bytes))
+    return max(0, min(most, cores() - 1))

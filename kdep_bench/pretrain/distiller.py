@@ -80,7 +80,8 @@ class Distiller(BaseModel):
         accumulate: int = 1,
         compile: str | None = None,
     ) -> None:
-        super().__init__()
+        # Non-blocking: from the loader's pinned memory a batch is copied while the GPU works.
+        super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
         if precision not in PRECISIONS:
             raise KdepError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
         self.dtype = PRECISIONS[precision]

@@ -22,6 +22,7 @@ from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
 from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.objectives.levels import levels_of
+from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import Teaching, teaching
@@ -67,6 +68,18 @@ def run(
     check_split(budget["batch"], ranks, accumulate, wanted.relates)
     taught = teaching(wanted.needs, spec, inputs, views)
     objective, target, probes = objective_config(spec, inputs, taught)
+    dataset = {
+        "type": "kdep_bench.pretrain.stream.ViewStream",
+        "views": str(inputs["views"]),
+        "length": steps * budget["batch"],
+        "share": spec["share"],
+        "share_seed": spec["share_seed"],
+        "seed": spec["seed"],
+        "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+        "share_labels": drawn_by and str(drawn_by),
+        "together": "views" in wanted.needs,
+        **taught.stream,
+    }
     config = runner_config(
         model={
             "type": "kdep_bench.pretrain.distiller.Distiller",
@@ -79,18 +92,7 @@ def run(
             "accumulate": accumulate,
             "compile": budget.get("compile"),
         },
-        dataset={
-            "type": "kdep_bench.pretrain.stream.ViewStream",
-            "views": str(inputs["views"]),
-            "length": steps * budget["batch"],
-            "share": spec["share"],
-            "share_seed": spec["share_seed"],
-            "seed": spec["seed"],
-            "labels": str(labels_file(inputs)) if method["labels_used"] else None,
-            "share_labels": drawn_by and str(drawn_by),
-            "together": "views" in wanted.needs,
-            **taught.stream,
-        },
+        dataset=dataset,
         collate="kdep_bench.pretrain.stream.already_batched",
         steps=steps,
         batch=budget["batch"],
@@ -100,6 +102,7 @@ def run(
         world_size=ranks,
         loss_scaling=budget.get("precision") == "float16",
         some_unused="maps" in wanted.needs,
+        workers=workers_for(dataset, budget["batch"] // ranks),
     )
     trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
     if openmmlab.is_main_rank():

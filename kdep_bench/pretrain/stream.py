@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from kdep_bench.data.shares import chosen, read_labels
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import render_rows
 from kdep_bench.features.cache_read import open_cache
+
+FAULT = "fault"  # key of a KdepError, in place of a batch, that a loader's worker met
 
 
 class ViewStream(Dataset):
@@ -100,7 +102,18 @@ class ViewStream(Dataset):
         With a cache also `teacher` [B, Dt] float16 and `outputs` {name: [B, ...] float16}; for a
         live teacher `teacher_images` [B, 3, teacher_px, teacher_px] uint8; in a set with labels
         `labels` [B] int64.
+
+        In a loader's worker, a KdepError comes as {FAULT: error}: torch would make its sentence a
+        traceback.
         """
+        try:
+            return self._batch(positions)
+        except KdepError as e:
+            if get_worker_info() is None:
+                raise
+            return {FAULT: e}
+
+    def _batch(self, positions: list[int]) -> dict[str, Any]:
         rows = np.array([self.row(p) for p in positions], np.int64)
         batch: dict[str, Any] = {
             "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),

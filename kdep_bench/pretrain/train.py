@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from kdep_bench import openmmlab
@@ -25,12 +26,13 @@ def runner_config(
     world_size: int = 1,
     loss_scaling: bool = False,
     some_unused: bool = False,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """The mmengine config of a run of `steps` iterations at a *global* batch of `batch`.
 
     The sampler deals the fixed sequence of samples out to the ranks in turn, so the ranks read
     together what one process would; no shuffling happens here. `loss_scaling` is for float16 on a
-    GPU; `some_unused` for losses that some weights have no part in.
+    GPU; `some_unused` for losses that some weights have no part in; `workers` processes read ahead.
     """
     scaling = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     return {
@@ -42,13 +44,18 @@ def runner_config(
         "model": model,
         "train_dataloader": {
             "batch_size": batch // world_size,
-            "num_workers": 0,
+            "num_workers": workers,
             "persistent_workers": False,
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "pin_memory": torch.cuda.is_available(),
+            "sampler": {"type": "kdep_bench.pretrain.loop.Positions"},
             "collate_fn": {"type": collate},
             "dataset": dataset,
         },
-        "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": steps + 1},
+        "train_cfg": {
+            "type": "kdep_bench.pretrain.loop.SequenceLoop",
+            "max_iters": steps,
+            "val_interval": steps + 1,
+        },
         "optim_wrapper": {
             **(scaling if loss_scaling else {"type": "OptimWrapper"}),
             "optimizer": optimizer,

@@ -288,7 +288,11 @@ class Pool:
                 raise
 
     def _cpus_of(self, stage: Stage) -> int:
-        return min(stage.cpus * stage.processes or self.cpus, self.cpus)
+        wanted = stage.cpus * stage.processes or self.cpus
+        if gpus := min(stage.gpus, len(self.options.gpus)):
+            # One core cannot decode for a GPU: an equal share, and one core for other stages.
+            wanted = max(wanted, (self.cpus - 1) * gpus // len(self.options.gpus))
+        return min(wanted, self.cpus)
 
     def _start_ready(self) -> None:
         """Starts what is ready, longest chain first; a stage too wide for now is waited for."""

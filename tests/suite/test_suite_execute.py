@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import suite_fakes as fakes
 
 from kdep_bench.files import read_json
 from kdep_bench.suite import execute, state
+from kdep_bench.suite.plan import Plan, add_stage
 
 
 def value(plan, work: Path, name: str) -> int:
@@ -399,3 +401,16 @@ def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_noth
     ):
         again = build_plan(build(**change), fakes.PRETEND)
         assert not any(s.run for s in state.statuses(again, tmp_path).values())
+
+
+def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
+    plan = Plan("shares")
+    for gpus, cpus in ((0, 1), (1, 1), (2, 1), (1, 9)):
+        add_stage(plan, "make", f"g{gpus}c{cpus}", {}, kinds=fakes.KINDS, cpus=cpus)
+    stages = {
+        name: replace(plan.stages[fakes.one(plan, name)], gpus=int(name[1]))
+        for name in ("g0c1", "g1c1", "g2c1", "g1c9")
+    }
+    for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
+        pool = execute.Pool(plan, tmp_path, {}, execute.Options(cpus=16, gpus=gpus))
+        assert [pool._cpus_of(s) for s in stages.values()] == shares

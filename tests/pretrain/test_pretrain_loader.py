@@ -1,0 +1,109 @@
+"""The loader's workers, and how far they read ahead, are no part of what is trained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+
+from kdep_bench import devices
+from kdep_bench.errors import KdepError
+from kdep_bench.pretrain import loop, stage
+from kdep_bench.pretrain.stream import ViewStream
+from tests.pretrain.conftest import TEACHER
+from tests.pretrain.test_pretrain import KDEP, KEEPING, STATEFUL, pretrain, silent, spec
+
+
+def with_workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(stage, "workers_for", lambda *_: count)
+
+
+def test_workers_and_a_resume_while_they_read_ahead_change_nothing(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    alone, state = pretrain(tmp_path / "alone", stages, STATEFUL, budget=KEEPING)
+    with_workers(monkeypatch, 2)
+
+    def cut(done: int, *_: object) -> None:
+        if done == 8:  # the checkpoint is of step 6; four batches are read ahead
+            raise KeyboardInterrupt
+
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(spec(STATEFUL, budget=KEEPING), stages, tmp_path / "cut", cut)
+    again, resumed = pretrain(tmp_path / "cut", stages, STATEFUL, budget=KEEPING)
+    assert again["curves"] == alone["curves"]
+    assert again["terms"] == alone["terms"]
+    assert all(torch.equal(v, resumed[k]) for k, v in state.items())
+
+
+def test_a_resumed_run_reads_only_what_is_left(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[int] = []
+    batch = ViewStream._batch
+    monkeypatch.setattr(ViewStream, "_batch", lambda s, p: read.append(p[0]) or batch(s, p))
+
+    def cut(done: int, *_: object) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(spec(KDEP), stages, tmp_path, cut)
+    assert read == [16 * k for k in range(8)]
+    read.clear()
+    stage.run(spec(KDEP), stages, tmp_path, silent)
+    assert read == [16 * k for k in range(6, 12)]
+
+
+def test_a_picture_that_a_worker_cannot_decode_ends_in_a_sentence(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(stages["prepare"], tmp_path / "images")
+    (tmp_path / "images/data/pool/images/00/000007.jpg").write_bytes(b"no picture")
+    with_workers(monkeypatch, 2)
+    (tmp_path / "out").mkdir()
+    one = spec(KDEP, teacher=TEACHER)
+    with pytest.raises(KdepError, match=r"000007\.jpg could not be decoded") as caught:
+        stage.run(one, stages | {"images": tmp_path / "images"}, tmp_path / "out", silent)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (0, 3), (2, 3)])
+def test_positions_are_those_of_the_default_sampler(rank, ranks, monkeypatch):
+    for module in ("kdep_bench.pretrain.loop", "mmengine.dataset.sampler"):
+        monkeypatch.setattr(f"{module}.get_dist_info", lambda: (rank, ranks))
+    data, ours = range(24), loop.Positions(range(24))
+    assert list(ours) == list(DefaultSampler(data, shuffle=False))
+    assert len(ours) == 24 // ranks
+    ours.first = 5
+    assert list(ours) == list(DefaultSampler(data, shuffle=False))[5:]
+
+
+def test_workers_fit_the_cores_and_the_shared_memory(stages, monkeypatch):
+    free = os.statvfs_result((1 << 20, 1 << 20, 90, 90, 90, 0, 0, 0, 0, 255))  # 90 MiB
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    for cpus, batch, ranks, workers in (
+        (1, 1 << 20, 1, 0),
+        (3, 1 << 20, 1, 2),
+        (64, 1 << 20, 1, 8),
+        (64, 10 << 20, 1, 3),
+        (64, 10 << 20, 2, 1),
+        (64, 40 << 20, 1, 0),
+    ):
+        monkeypatch.setenv("KDEP_CPUS", str(cpus))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert devices.loader_workers(batch) == workers
+    dataset = dict(type="ViewStream", views=stages["views"], length=64, share=1.0)
+    dataset |= dict(share_seed=0, seed=0, cache=stages["cache"])
+    monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cpu"))
+    assert loop.workers_for(dataset, 16) == 0
+    asked: list[int] = []
+    monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(loop, "loader_workers", lambda b: asked.append(b) or 5)
+    assert loop.workers_for(dataset, 16) == 5
+    assert asked == [16 * (3 * 32 * 32 + 8 + 2 * 1280)]  # pixels, row number, float16 feature
