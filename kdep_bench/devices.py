@@ -68,9 +68,16 @@ def check_gpus(gpus: Sequence[str]) -> None:
 
 
 def compute_device() -> torch.device:
-    """The GPU this process may use, else the CPU."""
+    """The GPU this process may use, else the CPU; of several ranks on a node each has its own.
+
+    By its number, because a rank works before it joins the others and is bound to its GPU: teachers
+    of all ranks would meet on the first.
+    """
     torch = importlib.import_module("torch")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
 
 
 def cores() -> int:

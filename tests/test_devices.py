@@ -60,3 +60,19 @@ def test_cores_are_those_of_the_stage(monkeypatch):
     assert devices.cores() == 3
     monkeypatch.delenv("KDEP_CPUS")
     assert devices.cores() >= 1
+
+
+def test_every_rank_of_a_node_computes_on_its_own_gpu(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for found, rank, device in (
+        (False, "1", "cpu"),
+        (True, None, "cuda"),
+        (True, "0", "cuda:0"),
+        (True, "3", "cuda:3"),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=found: found)
+        if rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        else:
+            monkeypatch.delenv("LOCAL_RANK")
+        assert str(devices.compute_device()) == device

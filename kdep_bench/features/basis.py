@@ -68,9 +68,8 @@ class Basis(nn.Module):
 def open_basis(align_dir: Path) -> Basis:
     """The basis of a finished `align` stage; KdepError for a file that cannot be read."""
     try:
-        stored = torch.load(align_dir / BASIS, weights_only=True)
-        raw = align_dir / CHANNELS
-        channels = torch.load(raw, weights_only=True)["std"] if raw.exists() else None
+        stored, raw = _read(align_dir / BASIS), align_dir / CHANNELS
+        channels = _read(raw)["std"] if raw.exists() else None
         parts = stored["mean"], stored["components"], stored["std"]
     except Exception as e:  # torch.load raises whatever its pickle or zip reader meets
         raise KdepError(
@@ -79,3 +78,7 @@ def open_basis(align_dir: Path) -> Basis:
             "delete that stage folder and run again",
         ) from e
     return Basis(*parts, stored.get("covariance"), channels)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)

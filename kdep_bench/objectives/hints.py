@@ -76,12 +76,13 @@ class Hints(Objective):
         self.through = projectors(levels, student_maps, teacher_maps, make, always=True)
         # In the resume files, so that a resumed run keeps the scale of its first batch.
         self.register_buffer("energy", torch.zeros(len(levels)))
+        self._scaled: set[str] = set()  # levels of known energy, so that a GPU is asked once
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
             apart = DISTANCES[self.distance]
-            if not float(self.energy[k]) > 0:
+            if level not in self._scaled and not float(self.energy[k]) > 0:
                 found = float(apart(torch.zeros_like(t), t).mean())
                 if not found > 0:
                     raise KdepError(
@@ -90,5 +91,6 @@ class Hints(Objective):
                         "choose another map in `levels`",
                     )
                 self.energy[k] = found
+            self._scaled.add(level)
             out[level] = self.weight / self.energy[k] * apart(s, t).mean((1, 2, 3))
         return out

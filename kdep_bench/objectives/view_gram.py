@@ -41,6 +41,7 @@ class ViewGram(Objective):
                 "set budget.views=2",
             )
         self.views, self.weight, self.cosine = views, float(weight), cosine
+        self._looked = False
 
     def gram(self, x_BD: Tensor) -> Tensor:
         """[B / M, M, M] inner products of the views of each image."""
@@ -54,15 +55,20 @@ class ViewGram(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.rows is not None
-        image = (ctx.rows // self.views).unflatten(0, (-1, self.views))
+        if not self._looked:  # once: a GPU would be waited for in every step
+            self._look(ctx.rows)
+            self._looked = True
+        with torch.no_grad():
+            wanted = self.gram(ctx.teacher.pooled)
+        apart = (self.gram(ctx.before) - wanted).square().mean(2)
+        # One value a view: the mean over a row of G, so that the mean over B is |.|^2 / M^2.
+        return {"gram": self.weight * apart.flatten()}
+
+    def _look(self, rows_B: Tensor) -> None:
+        image = (rows_B // self.views).unflatten(0, (-1, self.views))
         if not bool((image == image[:, :1]).all()):
             raise KdepError(
                 "the views of an image do not stand together in the batch",
                 f"{self.views} rows of one image after another",
                 "declare the need 'views'",
             )
-        with torch.no_grad():
-            wanted = self.gram(ctx.teacher.pooled)
-        apart = (self.gram(ctx.before) - wanted).square().mean(2)
-        # One value a view: the mean over a row of G, so that the mean over B is |.|^2 / M^2.
-        return {"gram": self.weight * apart.flatten()}

@@ -125,7 +125,8 @@ def _shared_norm(bn: Any, x: Tensor) -> Tensor:
     """
     axes, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
     value = x.float()
-    count = value.new_tensor([value.numel() / value.shape[1]])
+    # new_full, not new_tensor: a GPU fills it, where a list would be copied there.
+    count = value.new_full((1,), value.numel() / value.shape[1])
     sums = _SumOverRanks.apply(torch.cat([value.sum(axes), count]))
     n = sums[-1].detach()  # type: ignore[index]
     mean = sums[:-1] / n  # type: ignore[index]

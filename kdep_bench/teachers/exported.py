@@ -52,7 +52,7 @@ class Exported(Teacher):
         self.name, self.has_logits = name, has_logits
         self.width, self.input_px = int(student["width"]), int(student["input_px"])
         net = build_backbone(student)
-        load_exactly(net, torch.load(backbone, weights_only=True), str(backbone))
+        load_exactly(net, _read(backbone), str(backbone))
         self.backbone = freeze(net)
         self._tapped = [PreActivationTap(self.backbone, student["tap"])]
         self.classifier = freeze(read_head(name, self.width, checkpoint)) if has_logits else None
@@ -67,7 +67,7 @@ class Exported(Teacher):
 
 def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module:
     """The linear head of a pre-training checkpoint; KdepError where there is not one."""
-    state = {} if checkpoint is None else torch.load(checkpoint, weights_only=True)
+    state = {} if checkpoint is None else _read(checkpoint)
     found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     if set(found) != {"weight", "bias"} or found["weight"].shape[1] != width:
         raise KdepError(
@@ -78,3 +78,7 @@ def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module
     head = nn.Linear(width, len(found["weight"]))
     load_exactly(head, found, str(checkpoint))
     return head
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kdep_bench.data.checks import check_image_folder
+from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
@@ -335,7 +336,7 @@ def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
     model.init_weights()
     gate = check(model.backbone, checkpoint, tensors=tensors)
     base.prefer_channels_last(model)
-    return model.eval(), gate
+    return model.to(compute_device()).eval(), gate
 
 
 def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -352,7 +353,7 @@ def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarra
         for batch in Runner.build_dataloader(loader_cfg, seed=0):
             data = model.data_preprocessor(batch, training=False)
             pooled = model.extract_feat(data["inputs"], stage="neck")[-1]
-            features.append(pooled.flatten(1).double().numpy())
+            features.append(pooled.flatten(1).double().cpu().numpy())
             labels += [int(s.gt_label) for s in data["data_samples"]]
     x = np.concatenate(features)
     if not np.isfinite(x).all():

@@ -95,8 +95,9 @@ class TinyTeacher(Teacher):
         freeze(self)
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        seen = x_B3HW.mean(1, keepdim=True) * patterns()[:, 0][None]  # [B, LATENTS, H, W]
-        z = seen.mean((2, 3)) / patterns()[:, 0].square().mean((1, 2))
+        waves = patterns()[:, 0].to(x_B3HW.device)
+        seen = x_B3HW.mean(1, keepdim=True) * waves  # [B, LATENTS, H, W]
+        z = seen.mean((2, 3)) / waves.square().mean((1, 2))
         pooled = self.second(torch.tanh(self.first(z))).relu() * 2
         maps = {
             f"s{s}": torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))

@@ -1,0 +1,34 @@
+"""Every method of configs/methods on a GPU that is faked: no tensor of another device in a step, no
+value that the processor would wait for. Forward and after the step; autograd wants a real GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fake_cuda import fake_cuda
+from tests.objectives import tiny
+from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
+    arm = Arm(name, tmp_path)
+    arm.train(1)  # some objectives look at the values of their first batch
+    model, live = arm.model.train(), arm.model.teacher_side.live
+    data = dict(tiny.batch(BATCH, 0))
+    if arm.taught:
+        data["teacher_images"] = data["images"]
+    if "labels" not in arm.wanted.needs:
+        del data["labels"]
+    with fake_cuda(model, *([live] if live is not None else [])) as fake:
+        data = fake(data)
+        model.to("cuda")
+        for model.step in (0, STEPS // 2):
+            batch = model.data_preprocessor(data, True)
+            loss, log = model.parse_losses(model(**batch, mode="loss"))
+            with torch.no_grad():
+                model.objective.after_step()
+            assert {v.device.type for v in (loss, *log.values())} == {"cuda"}
