@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from kdep_bench.ahead import ahead
+from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_json, text_hash, write_json
 
@@ -141,10 +143,14 @@ def run(
         len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
     )
     pixels = open_memmap(out / PIXELS, mode="w+", dtype=np.uint8, shape=(len(files) * v, px, px, 3))
-    for i, name in enumerate(files):
-        image = read_rgb(root / name)
+
+    def draw(i: int) -> None:
+        image = read_rgb(root / files[i])
         for k in range(i * v, (i + 1) * v):
             pixels[k] = render(image, box[k], bool(flip[k]), px)
+
+    threads = cores() if cores() > 1 else 0
+    for i, _ in enumerate(ahead(draw, range(len(files)), threads)):
         progress(i + 1, len(files), "rendering views")
     pixels.flush()
     np.savez(out / RECIPE, box=box, flip=flip)

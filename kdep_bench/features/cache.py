@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from kdep_bench.ahead import ahead
 from kdep_bench.data.shares import share_of
 from kdep_bench.data.views import Views, open_views, read_rgb, render
-from kdep_bench.devices import compute_device
+from kdep_bench.devices import compute_device, cores
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import (
     further,
@@ -183,9 +184,18 @@ def fill_shard(
         name: open_memmap(partials[name], "w+", np.float16, (count, *shape))
         for name, shape in shapes.items()
     }
-    for i in range(0, count, batch):
-        rows = order[first + i : first + min(i + batch, count)]
-        said = look(teacher, render_rows(views, rows, teacher.input_px))
+
+    def rows_at(i: int) -> np.ndarray:
+        return order[first + i : first + min(i + batch, count)]
+
+    def pictures(i: int) -> torch.Tensor:
+        return render_rows(views, rows_at(i), teacher.input_px)
+
+    starts = range(0, count, batch)
+    # A GPU is faster than one core decodes; a CPU's cores are the teacher's own.
+    threads = 0 if compute_device().type == "cpu" else cores()
+    for i, pixels in zip(starts, ahead(pictures, starts, threads), strict=True):
+        rows, said = rows_at(i), look(teacher, pixels)
         arrays = {"features": said.pooled, **further(teacher, said, outputs)}
         for name, value in arrays.items():
             half = value.half()

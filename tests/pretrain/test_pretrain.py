@@ -144,6 +144,27 @@ def test_a_cache_resumed_after_its_last_shard_still_says_what_it_cost(
     assert again["teacher"]["flops"] == pytest.approx(2 * (405.7e6 / 49 + 1.3e6), rel=0.1)
 
 
+def test_a_cache_and_views_rendered_ahead_are_the_same_to_the_last_byte(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The GPU's way of reading; the teacher itself stays where it is.
+    monkeypatch.setattr(cache, "compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(cache.Teacher, "to", lambda self, *_: self)
+    monkeypatch.setattr(cache, "cores", lambda: 3)
+    monkeypatch.setattr(views, "cores", lambda: 3)
+    for kind in ("views", "cache"):
+        (tmp_path / kind).mkdir()
+    views.run(VIEWS, stages, tmp_path / "views", silent)
+    opened, seen = open_views(tmp_path / "views", stages["prepare"]), []
+    order, teacher = np.arange(opened.rows), build_teacher(TEACHER)
+    told = lambda done, *_: seen.append(done)  # noqa: E731
+    cache.fill_shard(0, order, teacher, opened, 16, [], {}, tmp_path / "cache", told)
+    assert seen == [*range(16, 97, 16)]
+    for one in ("views/student.npy", "cache/features-00000.npy"):
+        a, b = (np.load(folder / one) for folder in (stages["views"].parent, tmp_path))
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "no note"])
 def test_a_damaged_shard_of_an_interrupted_try_is_filled_anew(
     stages: dict[str, Path], tmp_path: Path, damage: str
