@@ -80,6 +80,13 @@ def compute_device() -> torch.device:
     return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
 
 
+def synchronise() -> None:
+    """Waits for what was given to the GPU, if it was used: to be called before a clock is read."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def cores() -> int:
     """Cores this process was given: a stage's share of them, else all it may run on."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))

@@ -9,6 +9,7 @@ import pytest
 
 from kdep_bench import devices
 from kdep_bench.errors import KdepError
+from kdep_bench.suite import worker
 
 # A machine with one GPU, as far as torch asks NVML; to ask the driver, which initialises it, fails.
 SERVER = """
@@ -53,6 +54,15 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
     devices.check_gpus(())
     with pytest.raises(KdepError, match=r"given GPU 1, and torch .* finds none"):
         devices.check_gpus(("1",))
+
+
+def test_what_a_stage_took_of_a_gpu_is_told_and_nothing_without_one(monkeypatch):
+    assert worker.peak_gpu() == {}
+    assert worker._largest([{}, {"peak_rss": 5}]) == {}
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda: 7)
+    assert worker.peak_gpu() == {"peak_gpu": 7}
+    assert worker._largest([{}, {"peak_gpu": 3}, {"peak_gpu": 9}]) == {"peak_gpu": 9}
 
 
 def test_cores_are_those_of_the_stage(monkeypatch):

@@ -59,6 +59,12 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     from kdep_bench.benchmark import memory, rival, steps
     from kdep_bench.suite.worker import device
 
+    if args.against and torch.cuda.is_available():
+        raise KdepError(
+            "--against trains both sides on the CPU, and this process may use a GPU",
+            "one device for both",
+            "run it with CUDA_VISIBLE_DEVICES=''",
+        )
     torch.set_num_threads(args.threads)
     found |= {"device": device(), "threads": args.threads}
     if "steps" in args.parts:
@@ -71,6 +77,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         found["rival"] = rival.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
+    found["device"] = device()  # the GPU's name, now that it was used
     timed = [part for part in ("steps", "memory", "rival") if part in found]
     if busy > machine.MOST and not args.quick:
         found["busy"] = dict.fromkeys(timed, busy)

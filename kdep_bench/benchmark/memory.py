@@ -1,4 +1,9 @@
-"""Memory and time of the streaming SVD and of cache reads, each size in a process of its own."""
+"""Memory and time of the streaming SVD and of cache reads, each size in a process of its own.
+
+Of the host, with or without a GPU: the SVD is fitted in a stage that has none (`align`), and a
+cache is read from disk into the processor's memory. What a GPU holds is no part of it; a stage.json
+tells that of its own stage (`peak_gpu`).
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from kdep_bench import openmmlab
-from kdep_bench.devices import compute_device
+from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import exact_float32
 from kdep_bench.files import read_json, write_json
@@ -182,10 +182,10 @@ def _training_step(net: nn.Module, x_B3HW: Tensor, precision: str) -> Callable[[
 
 def _rate(step: Callable[[], Any]) -> float:
     def timed() -> float:
+        synchronise()
         begun = time.perf_counter()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise()
         return time.perf_counter() - begun
 
     timed()

@@ -2,7 +2,8 @@
 
 All arms run in one process on the same pictures, a few steps of each in turn, so that whatever
 else the machine does meets all of them alike; medians over rounds. Freed memory is kept, as in
-every stage (kdep_bench/allocator.py).
+every stage (kdep_bench/allocator.py). Where this process may use a GPU, the models run there, the
+pictures are read on the CPU as always, and their copy to the GPU is part of the step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from kdep_bench import openmmlab
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.data import views as views_stage
 from kdep_bench.data.views import draw_recipe, open_views, read_rgb, render
+from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.features import align, cache
+from kdep_bench.features.cache_check import exact_float32
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.distiller import Distiller
@@ -83,11 +86,14 @@ class Once(NamedTuple):
 
 
 def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> Once:
-    """`work(load())`, timed."""
+    """`work(load())`, timed; a GPU has nothing left to do when a clock is read."""
+    synchronise()
     a = time.perf_counter()
     batch = load()
+    synchronise()
     b, cpu = time.perf_counter(), time.process_time()
     work(batch)
+    synchronise()
     return Once(b - a, time.perf_counter() - b, time.process_time() - cpu)
 
 
@@ -95,7 +101,8 @@ class Arm:
     """One way to train: a loader of batches and a model that takes a step on them."""
 
     def __init__(self, load: Callable[[int], Any], model: Distiller) -> None:
-        self.load, self.model = load, model.train()
+        self.load, self.model = load, model
+        model.train().to(compute_device())
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
         self.optimizer = OptimWrapper(sgd)
 
@@ -112,7 +119,14 @@ def waiting(arm: Arm, data: ViewStream, workers: int, steps: int, first: int = 8
     The `first` steps are not counted: the workers start, and their queue (2 batches each) fills.
     """
     order, collate = range(BATCH * (first + steps)), cast("Any", already_batched)
-    loader = DataLoader(data, BATCH, sampler=order, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(
+        data,
+        BATCH,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=compute_device().type == "cuda",
+    )
     batches = iter(loader)
     seen = [clocked(lambda: next(batches), arm.step) for _ in range(first + steps)][first:]
     return sum(s.wait for s in seen) / sum(s.wait + s.work for s in seen)
@@ -166,7 +180,12 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
         ),
         "paper": Arm(as_the_paper, Distiller(student, objective, target, teacher=live)),
     }
-    teacher = build_teacher(page)
+    teacher, where = build_teacher(page).to(compute_device()), compute_device()
+
+    @exact_float32()  # as it runs in a step
+    def ask(pictures: Tensor) -> None:
+        teacher(pictures.to(where))
+
     seen: dict[str, list[Once]] = {name: [] for name in [*arms, "teacher"]}
     crops = arms["live"].load  # the teacher alone sees what the live arm has just shown it
     for r in range(rounds + 1):
@@ -174,7 +193,7 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
             got = [arm.once(r * each + k) for k in range(each)]
             seen[name] += got if r else []  # the first round warms up
         for k in range(r * each, (r + 1) * each):
-            got = clocked(lambda k=k: crops(k)["teacher_images"], teacher)
+            got = clocked(lambda k=k: crops(k)["teacher_images"], ask)
             seen["teacher"] += [got] if r else []
     wait = {n: median(o.wait for o in s) for n, s in seen.items()}
     step = {n: median(o.work for o in s) for n, s in seen.items()}
@@ -226,11 +245,18 @@ def floors(student: dict[str, Any], page: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def reach(side: int = 1024, times: int = 8) -> float:
-    """FLOP/s of a large float32 matrix product, the best of some: what this machine can do."""
-    a, best = torch.randn(side, side), float("inf")
+def reach(side: int | None = None, times: int = 8) -> float:
+    """FLOP/s of a large float32 matrix product, the best of some: what this machine can do.
+
+    On a GPU, where 1024 rows are done before the next is started, of 8192; not in TF32.
+    """
+    where, best = compute_device(), float("inf")
+    side = side or (1024 if where.type == "cpu" else 8192)
+    a = torch.randn(side, side).to(where)
     for _ in range(times):
+        synchronise()
         start = time.perf_counter()
         torch.mm(a, a)
+        synchronise()
         best = min(best, time.perf_counter() - start)
     return 2.0 * side**3 / best

@@ -266,6 +266,7 @@ def _execute(
             "start_s": round(begun - order.submitted, 3),
             # Linux counts kibibytes.
             "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
+            **_largest([peak_gpu(), *ranks]),
             "environment": environment(order) | _distributed(ranks),
             "outputs": outputs,
             "files": files,
@@ -407,6 +408,23 @@ def device() -> str:
             if line.startswith("model name"):
                 return f"cpu: {line.partition(':')[2].strip()}"
     return f"cpu: {platform.machine()}"
+
+
+def peak_gpu() -> dict[str, int]:
+    """{"peak_gpu": bytes} that torch took of a GPU for tensors; empty where it used none.
+
+    What its allocator reserved, not `max_memory_allocated`: mmengine resets that peak every time it
+    logs, and reserved memory is not given back.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu": torch.cuda.max_memory_reserved()}
+
+
+def _largest(told: list[dict[str, Any]]) -> dict[str, int]:
+    peaks = [one["peak_gpu"] for one in told if "peak_gpu" in one]
+    return {"peak_gpu": max(peaks)} if peaks else {}
 
 
 def _cpu_seconds() -> float:

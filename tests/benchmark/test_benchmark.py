@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -201,6 +202,22 @@ def test_a_step_s_seconds_are_its_own(monkeypatch):
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
     assert steps.clocked(lambda: "batch", len) == steps.Once(2.0, 5.0, 3.0)
+
+
+def test_a_gpu_has_nothing_left_to_do_when_a_clock_is_read(monkeypatch):
+    seen, tick = [], itertools.count()
+    for owner, name in (
+        (steps, "synchronise"),
+        (steps.time, "perf_counter"),
+        (steps.time, "process_time"),
+    ):
+        monkeypatch.setattr(owner, name, lambda name=name: seen.append(name) or next(tick))
+    steps.clocked(lambda: seen.append("load"), lambda _: seen.append("work"))
+    wait, (wall, cpu) = "synchronise", ("perf_counter", "process_time")
+    assert seen == [wait, wall, "load", wait, wall, cpu, "work", wait, wall, cpu]
+    seen.clear()
+    steps.reach(side=8, times=2)
+    assert seen == [wait, wall, wait, wall] * 2
 
 
 def test_the_student_alone_has_its_features_mean_square_as_loss():
