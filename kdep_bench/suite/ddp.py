@@ -1,11 +1,14 @@
 """One stage as several processes (DDP): torchrun, under srun where it spans several nodes.
 
+A stage that has the toolkits in memory, as those of the local pool have, starts torchrun's agent
+and the ranks as forks of itself: none imports anything again.
+
 The stage's own process holds its lock, launches, and alone writes stage.json; every rank calls the
 stage function with the same spec, inputs and directory, and the outputs are rank 0's. What the two
 sides tell each other lies in `<stage>/.ddp/` and is gone when they are done.
 
 `python -m kdep_bench.suite.ddp node DIR` is what srun starts on each node, `... rank DIR` what
-torchrun starts for each process.
+torchrun as a command starts for each process.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -20,6 +24,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +120,11 @@ def launch(
     paths = {role: str(path) for role, path in inputs.items()}
     order_file = {"stage": stage, "inputs": paths, "out": str(out), "sys_path": sys.path}
     write_json(room / _ORDER, order_file)
-    code = _watch(_command(room, nodes, processes, order.stage.cpus), room, progress)
+    if nodes == 1 and "torch" in sys.modules:
+        code = _watch(lambda: _Fork(_agent, room, processes), room, progress)
+    else:
+        command = _command(room, nodes, processes, order.stage.cpus)
+        code = _watch(lambda: _popen(command), room, progress)
     fault, ranks = _read(room / _FAULT), sorted(room.glob("rank-*.json"))
     if code or fault or len(ranks) != nodes * processes:
         said = fault["error"] if fault else f"a process ended with exit code {code}"
@@ -155,15 +165,53 @@ def _torchrun(room: Path, processes: int, *rendezvous: str) -> list[str]:
     ]
 
 
-def _watch(command: list[str], room: Path, progress: Callable[..., None]) -> int:
+class _Fork:
+    """`body(*args)` in a fork of this process, with what `_watch` asks of a Popen."""
+
+    def __init__(self, body: Callable[..., None], *args: Any) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=body, args=args)
+        # Arriving before the fork has left this process's stack, a signal would unwind its copy.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _popen(command: list[str]) -> subprocess.Popen[bytes]:
     libc = ctypes.CDLL(None)
-    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
-    child = subprocess.Popen(
+    return subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": path},
+        env=_environment(),
         # Ranks without the process that holds the lock would write beside its successor's.
         preexec_fn=lambda: libc.prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _watch(
+    start: Callable[[], _Fork | subprocess.Popen[bytes]], room: Path, progress: Callable[..., None]
+) -> int:
+    child = start()
     shown, fault = None, float("inf")
     try:
         while time.monotonic() < fault + _LINGER:
@@ -212,11 +260,51 @@ def node(room: Path) -> None:
     os.execv(command[0], command)
 
 
+def _agent(room: Path, processes: int) -> None:
+    """torchrun's agent of a single node, its ranks forked from here."""
+    _end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # Where NVML is absent the stage has asked the CUDA driver for GPUs, which no fork can use then.
+    if sys.modules["torch"].cuda._is_in_bad_fork():
+        command = _torchrun(room, processes, "--standalone")
+        os.execve(command[0], command, _environment())
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        # As --standalone: a store of its own on a free port.
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+        signals_to_handle="SIGTERM",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    try:
+        elastic_launch(config, rank)(room)
+    except ChildFailedError as e:
+        print(e, file=sys.stderr)
+        sys.exit(worker.FAULT)
+
+
+def _end_with_parent() -> None:
+    """Lets this process die with the one that started it, and of SIGTERM."""
+    ctypes.CDLL(None).prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it was gone before the line above
+        os._exit(worker.FAULT)
+    # At once: a handler would not run while a rank waits in a collective.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def rank(room: Path) -> None:
     """One process of the stage."""
-    ctypes.CDLL(None).prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL)
-    # SIGTERM ends a rank at once: a handler would not run while it waits in a collective.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
     order = read_json(room / _ORDER)
     # A fork server's environment is that of its start: what this stage can import, its ranks can.
     sys.path.extend(p for p in order["sys_path"] if p not in sys.path)
@@ -233,7 +321,8 @@ def rank(room: Path) -> None:
             write_json(room / _OUTPUTS, outputs)
     except BaseException as e:
         _fault(room, f"rank {me}: {worker.sentence_of(e)}")
-        raise
+        traceback.print_exc()
+        sys.exit(worker.FAULT)
     used = resource.getrusage(resource.RUSAGE_SELF)
     write_json(
         room / f"rank-{me:05d}.json",

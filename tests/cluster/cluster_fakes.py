@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import suite_fakes as fakes
 
 from kdep_bench.suite.kinds import StageKind
+from kdep_bench.suite.plan import Plan, add_stage
 
 DATA = [0.5, -1.0, 2.0, 3.5, 0.0, 1.0, -2.5, 4.0]
 RATE = 0.1
@@ -20,6 +22,13 @@ KINDS = {
     "ddp": StageKind("cluster_fakes:descend", 1, resumable=True, ddp=True, timeout=600, memory=800),
     "gpu": StageKind("cluster_fakes:devices", 1, gpu=True, timeout=60, memory=500),
 }
+
+
+def ddp(**spec: Any) -> Plan:
+    """One stage of two gloo processes."""
+    plan = Plan("ddp")
+    add_stage(plan, "ddp", "d", {"steps": 8, **spec}, kinds=KINDS, processes=2)
+    return plan
 
 
 def descend(
@@ -35,8 +44,14 @@ def descend(
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    who = {k: os.environ.get(k) for k in ("SLURMD_NODENAME", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")}
-    (out / f"who-{rank}.json").write_text(json.dumps(who | {"pid": os.getpid()}))
+    who: dict[str, Any] = {
+        k: os.environ.get(k) for k in ("SLURMD_NODENAME", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
+    }
+    who |= {"pid": os.getpid(), "agent": os.getppid()}
+    who["importer"] = getattr(sys.modules.get("ddp_preload"), "IMPORTER", None)
+    partial = out / f".who-{rank}.tmp"
+    partial.write_text(json.dumps(who))
+    partial.replace(out / f"who-{rank}.json")
     model = torch.nn.Linear(1, 1, bias=False).double()
     saved = out / "w.json"
     first, w = json.loads(saved.read_text()) if saved.exists() else (0, 0.0)

@@ -193,10 +193,12 @@ PRETEND = {kind: StageKind("suite_fakes:pretend", cost=0.1, timeout=60) for kind
 
 
 def main() -> None:
-    """`python suite_fakes.py WORK PLAN`: a runner to be killed. PLAN is a Python expression."""
-    work, expression = Path(sys.argv[1]), sys.argv[2]
-    plan = eval(expression)  # the test's own text
-    outcome = run(plan, work)
+    """`python suite_fakes.py WORK PLAN [OPTIONS]`: a runner to be killed.
+
+    PLAN is a Python expression, OPTIONS one of a dict.
+    """
+    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])  # the test's own text
+    outcome = run(plan, work, **(options[0] if options else {}))
     print(sorted(outcome.ran), outcome.failed, outcome.signal, flush=True)
     sys.exit(128 + outcome.signal if outcome.signal else int(not outcome.ok))
 

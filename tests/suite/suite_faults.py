@@ -41,7 +41,6 @@ from kdep_bench.files import write_json
 from kdep_bench.suite import state
 from kdep_bench.suite.cluster import find_snakemake
 from kdep_bench.suite.config import Suite, load_suite
-from kdep_bench.suite.ddp import ROOM
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.lock import LOCKS, process_start
 from kdep_bench.suite.plan import Plan, build_plan
@@ -426,16 +425,18 @@ def wait_saved(case: Case, one: str, runner: subprocess.Popen) -> int:
     return dict(case.running())[one]
 
 
-def rank_pids(case: Case, one: str) -> list[int]:
-    """The processes that torchrun started for the stage `one`."""
-    words = ["kdep_bench.suite.ddp", "rank", str(case.work / one / ROOM)]
+def children(pid: int) -> list[int]:
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().decode().split("\0")
-            if command[-4:-1] == words and "--max-restarts=0" not in command:
-                found.append(int(process.name))
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
     return sorted(found)
+
+
+def rank_pids(pid: int) -> list[int]:
+    """The processes that torchrun's agent, the child of the stage's process, has started."""
+    return [rank for agent in children(pid) for rank in children(agent)]
 
 
 def kill_ranks(world: World, dice: Dice, times: int) -> Row:
@@ -447,14 +448,14 @@ def kill_ranks(world: World, dice: Dice, times: int) -> Row:
         case = pair.copy(one)
         runner = case.start()
         pid = wait_saved(case, one, runner)
-        ranks = rank_pids(case, one)
+        ranks = rank_pids(pid)
         assert len(ranks) == 2, ranks
         lost += case.lost(one, pid)
         os.kill(ranks[k % 2], signal.SIGKILL)
         said = runner.communicate(timeout=LIMIT)[0]
         assert runner.returncode == 1, said[-3000:]
         assert "of the stage's 2 processes finished" in said, said[-3000:]
-        assert not rank_pids(case, one), "a rank outlived the other"
+        assert not [r for r in ranks if Path(f"/proc/{r}").exists()], "a rank outlived the other"
         case.settle(1)
         wrong += case.wrong()
         case.close()
