@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.allocator import keep_freed_memory
+from kdep_bench.devices import check_gpus
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite import worker
@@ -313,6 +314,7 @@ def rank(room: Path) -> None:
         worker.set_threads(stage["cpus"])
         keep_freed_memory()
         function = worker.locate(stage["function"])
+        check_gpus([g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g])
         inputs = {role: Path(path) for role, path in order["inputs"].items()}
         progress = _Teller(room / _PROGRESS) if me == 0 else _quiet
         outputs = function(stage["spec"], inputs, Path(order["out"]), progress)
