@@ -108,7 +108,8 @@ def launch(
     """Runs the stage function in all ranks.
 
     Returns:
-        The outputs of rank 0, and what each rank used: {device, cpu_s, peak_rss in bytes}.
+        The outputs of rank 0, and what each rank used: {device, cpu_s, peak_rss in bytes;
+        peak_gpu in bytes where it used a GPU}.
 
     Raises:
         KdepError: a rank failed (the first one's sentence), vanished or was stopped.
@@ -332,6 +333,7 @@ def rank(room: Path) -> None:
             "device": worker.device(),
             "cpu_s": used.ru_utime + used.ru_stime,
             "peak_rss": used.ru_maxrss * 1024,
+            **worker.peak_gpu(),
         },
     )
 

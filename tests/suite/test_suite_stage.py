@@ -389,9 +389,11 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         if process.poll() is not None or not all(f.exists() for f in files):
             return []
         agent = who()[0]["agent"]
-        stat = Path(f"/proc/{agent}/stat")
-        stage = stat.read_text().rpartition(")")[2].split()[1] if stat.exists() else 0
-        return [w["pid"] for w in who()] + [agent, int(stage)]
+        try:
+            stage = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return []
+        return [w["pid"] for w in who()] + [agent, stage]
 
     def at_work(last: int) -> bool:
         return steps() > last and all(Path(f"/proc/{p}").exists() for p in pids() or [0])
@@ -401,7 +403,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
 
     last, importers = 0, []
     for which, how in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
-        wait_for(lambda last=last: at_work(last))
+        wait_for(lambda last=last: at_work(last), 300)
         last, these = steps() + 1, pids()
         importers += [w["importer"] for w in who()]
         os.kill(these[which], getattr(signal, f"SIG{how}"))
