@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.official.base import get_set, verify
+from kdep_bench.devices import compute_device
 from kdep_bench.transfer import base
 
 CHECKED = 2  # images of each split that a task decodes before it trains
@@ -25,4 +26,6 @@ def loader(
     cfg = base.loader(dataset, batch, train=train, infinite=infinite)
     workers = int(recipe["workers"])
     cfg.update(num_workers=workers, persistent_workers=workers > 0)
+    if compute_device().type == "cuda":
+        cfg.update(pin_memory=True)
     return cfg

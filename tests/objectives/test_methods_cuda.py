@@ -10,7 +10,7 @@ import torch
 
 from tests.fake_cuda import fake_cuda
 from tests.objectives import tiny
-from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm
+from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm, teacher
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -32,3 +32,14 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
             with torch.no_grad():
                 model.objective.after_step()
             assert {v.device.type for v in (loss, *log.values())} == {"cuda"}
+
+
+def test_a_cached_feature_is_met_on_the_gpu(tmp_path: Path):
+    arm, data = Arm("kdep", tmp_path), dict(tiny.batch(BATCH, 0))
+    feature = teacher(arm.width)(data["images"]).pooled.half()
+    arm.model.teacher_side.live = None
+    with fake_cuda(arm.model.train()) as fake:
+        batch = fake({"images": data["images"], "rows": data["rows"], "teacher": feature})
+        arm.model.to("cuda")
+        losses = arm.model(**arm.model.data_preprocessor(batch, True))
+        assert {v.device.type for v in losses.values()} == {"cuda"}
