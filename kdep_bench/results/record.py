@@ -143,7 +143,8 @@ class Gate(Part):
 class Cost(Part):
     """What the cell cost. Wall seconds; `cache_s` fills the cache for the share's images.
 
-    Pre-training and cache include those of an arm that made the teacher. `extra_parameters` are
+    Pre-training and cache include those of an arm that made the teacher. Peaks are of the larger of
+    pre-training and transfer: resident memory, and what torch took of a GPU. `extra_parameters` are
     trained or kept beside the student and dropped at export; `teacher_forwards` counts passes of
     every other network: cache rows of the share, live teachers, peers, averages.
     """
@@ -155,6 +156,7 @@ class Cost(Part):
     images_per_s: Amount | None = None
     cache_bytes: Count | None = None
     peak_memory_bytes: Count | None = None
+    peak_gpu_bytes: Count | None = None
     extra_parameters: Count | None = None
     teacher_forwards: Count | None = None
     device: Text | None = None
@@ -319,4 +321,6 @@ def dump(record: Record) -> str:
     value = record.model_dump(mode="json", by_alias=True)
     if not record.terms:
         del value["terms"]
+    if record.cost.peak_gpu_bytes is None:
+        del value["cost"]["peak_gpu_bytes"]
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

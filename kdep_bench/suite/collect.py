@@ -269,7 +269,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
     size, told = caches("bytes"), _outputs(found, "pretrain")
     last = transfer or pretrain
     given = cell.method.get("weights") is not None
-    peaks = [r["peak_rss"] for r in (pretrain, transfer) if r]
+    ran = [r for r in (pretrain, transfer) if r]
     extra = told.get("extra_forwards")  # absent in runs that did not count them
     return {
         "pretrain_s": None if given else wall("pretrain"),
@@ -278,7 +278,8 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
         "transfer_s": wall("transfer"),
         "images_per_s": told.get("images_per_s") if timed else None,
         "cache_bytes": None if size is None else round(size),
-        "peak_memory_bytes": max(peaks, default=None),
+        "peak_memory_bytes": max((r["peak_rss"] for r in ran), default=None),
+        "peak_gpu_bytes": max((r["peak_gpu"] for r in ran if "peak_gpu" in r), default=None),
         "extra_parameters": told.get("extra_parameters"),
         "teacher_forwards": None if extra is None else round(extra + (caches("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,

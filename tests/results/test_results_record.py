@@ -22,6 +22,14 @@ def test_a_record_survives_the_file_unchanged(tmp_path):
     assert dump(load(path)) == dump(r)
 
 
+def test_memory_of_a_gpu_is_in_a_record_that_used_one():
+    on_cpu, cost = record(), fields()["cost"]
+    assert "peak_gpu_bytes" not in json.loads(dump(on_cpu))["cost"]
+    on_gpu = make(fields() | {"cost": cost | {"peak_gpu_bytes": 5}})
+    assert json.loads(dump(on_gpu))["cost"]["peak_gpu_bytes"] == 5
+    assert parse(dump(on_gpu).encode(), "r.json") == on_gpu
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -207,5 +207,8 @@ def test_an_arm_pays_for_the_arm_that_made_its_teacher():
     assert cost["cache_bytes"] == 200
     assert cost["teacher_forwards"] == 7 + 20 + 20
     assert cost["extra_parameters"] == 3
+    assert cost["peak_gpu_bytes"] is None
+    found["pretrain"]["peak_gpu"], found["transfer"]["peak_gpu"] = 8, 9
+    assert _cost(cell, found, True)["peak_gpu_bytes"] == 9
     del found["pretrain"]["outputs"]["extra_forwards"]
     assert _cost(cell, found, True)["teacher_forwards"] is None
