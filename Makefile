@@ -59,7 +59,7 @@ cluster: $(CLUSTER)/.installed
 slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
-	$(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
+	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
 
 # Kills, full disks, damage, memory, clocks: injected into the smoke suite; writes the table. As root
 # and with a C compiler for all of them, and Slurm as for slurm-test; 20 minutes of one idle core.

@@ -26,6 +26,7 @@ QUICK = (
     *("--seconds-between-status-checks", "1"),
 )
 ETC, HOSTS, MARK = Path("/etc/slurm"), Path("/etc/hosts"), "# kdep_bench test cluster"
+ROOM = "kdep_slurm."
 
 
 def why_not() -> str:
@@ -38,6 +39,24 @@ def why_not() -> str:
     if (ETC / "slurm.conf").exists():
         return f"{ETC}/slurm.conf exists: this machine has, or is in, a Slurm of its own"
     return ""
+
+
+def sweep() -> None:
+    """Removes what a test cluster that was killed left on this machine; a running one stays."""
+    rooms = {link.readlink().parent for link in ETC.glob("*.conf") if link.is_symlink()}
+    for room in {r for r in rooms if r.name.startswith(ROOM)}:
+        pids = [*room.glob("*.pid"), *room.glob("munge/*.pid")]
+        if not any(Path(f"/proc/{pid.read_text().strip()}").exists() for pid in pids):
+            _forget(room)
+
+
+def _forget(room: Path) -> None:
+    for link in ETC.glob("*.conf"):
+        if link.is_symlink() and link.readlink().is_relative_to(room):
+            link.unlink()
+    lines = HOSTS.read_text().splitlines(keepends=True)
+    HOSTS.write_text("".join(line for line in lines if MARK not in line))
+    shutil.rmtree(room, ignore_errors=True)
 
 
 def wait_for(what: Callable[[], object], seconds: float, name: str) -> None:
@@ -66,7 +85,7 @@ class Slurm:
     # --- up and down ---
 
     def __enter__(self) -> Slurm:
-        self.room = Path(tempfile.mkdtemp(prefix="kdep_slurm."))
+        self.room = Path(tempfile.mkdtemp(prefix=ROOM))
         self.room.chmod(0o755)
         try:
             self._configure()
@@ -92,13 +111,8 @@ class Slurm:
             self.node_down(name)
         for pid in [*self.room.glob("*.pid"), *self.room.glob("munge/*.pid")]:
             _end(int(pid.read_text()))
-        for link in ETC.glob("*.conf"):
-            if link.is_symlink() and link.readlink().is_relative_to(self.room):
-                link.unlink()
-        lines = HOSTS.read_text().splitlines(keepends=True)
-        HOSTS.write_text("".join(line for line in lines if MARK not in line))
         os.environ.pop("SLURM_CONF", None)
-        shutil.rmtree(self.room, ignore_errors=True)
+        _forget(self.room)
 
     def _configure(self) -> None:
         r, host = self.room, socket.gethostname().partition(".")[0]
@@ -243,6 +257,7 @@ def _end(pid: int) -> None:
 
 
 if __name__ == "__main__":
+    sweep()
     if why_not():
         raise SystemExit(why_not())
     signal.signal(signal.SIGTERM, signal.default_int_handler)

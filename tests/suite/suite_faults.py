@@ -494,6 +494,7 @@ def no_cluster() -> str:
         find_snakemake()
     except KdepError as e:
         return e.got
+    slurm.sweep()
     return slurm.why_not()
 
 
