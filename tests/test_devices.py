@@ -57,6 +57,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
 
 
 def test_what_a_stage_took_of_a_gpu_is_told_and_nothing_without_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     assert worker.peak_gpu() == {}
     assert worker._largest([{}, {"peak_rss": 5}]) == {}
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)

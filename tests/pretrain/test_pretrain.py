@@ -149,6 +149,7 @@ def test_a_cache_and_views_rendered_ahead_are_the_same_to_the_last_byte(
 ):
     # The GPU's way of reading; the teacher itself stays where it is.
     monkeypatch.setattr(cache, "compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(cache_check, "compute_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cache.Teacher, "to", lambda self, *_: self)
     monkeypatch.setattr(cache, "cores", lambda: 3)
     monkeypatch.setattr(views, "cores", lambda: 3)

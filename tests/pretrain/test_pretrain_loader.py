@@ -25,6 +25,7 @@ def with_workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_workers_and_a_resume_while_they_read_ahead_change_nothing(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    with_workers(monkeypatch, 0)
     alone, state = pretrain(tmp_path / "alone", stages, STATEFUL, budget=KEEPING)
     with_workers(monkeypatch, 2)
 
@@ -44,6 +45,7 @@ def test_workers_and_a_resume_while_they_read_ahead_change_nothing(
 def test_a_resumed_run_reads_only_what_is_left(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    with_workers(monkeypatch, 0)
     read: list[int] = []
     batch = ViewStream._batch
     monkeypatch.setattr(ViewStream, "_batch", lambda s, p: read.append(p[0]) or batch(s, p))
