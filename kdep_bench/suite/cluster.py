@@ -360,6 +360,8 @@ def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
         os.setsid()
         # A coordinator that nobody watches would submit on; the jobs it has submitted go on.
         libc.prctl(worker.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Behind `nohup` or a shell's `&` it would be ignored, here and, by inheritance, there.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=alone

@@ -175,6 +175,36 @@ def test_an_interrupt_that_snakemake_did_not_hear_is_repeated_until_it_did(tmp_p
     assert not outcome.failed
 
 
+def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignore_it(
+    tmp_path, monkeypatch
+):
+    """As behind `nohup` or a shell's `&`: SIGINT ignored, and that inherited by every program."""
+    program = tmp_path / "snakemake"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import time\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+        "time.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
+
+    def stop() -> None:
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    plan, work, began = fakes.diamond(), tmp_path / "w", time.monotonic()
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        threading.Thread(target=stop).start()
+        known = state.statuses(plan, work)
+        outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert outcome.signal == signal.SIGTERM
+    assert time.monotonic() < began + 50
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
