@@ -181,10 +181,7 @@ def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignor
     """As behind `nohup` or a shell's `&`: SIGINT ignored, and that inherited by every program."""
     program = tmp_path / "snakemake"
     program.write_text(
-        f"#!{sys.executable}\n"
-        "import time\n"
-        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
-        "time.sleep(60)\n"
+        f"#!{sys.executable}\nimport time\nopen({str(tmp_path / 'ready')!r}, 'w')\ntime.sleep(60)\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
