@@ -262,6 +262,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         from kdep_bench.suite import cluster
 
         more = tuple(shlex.split(args.snakemake))
+        options |= dict(without_gpus=args.gpus == "")
         through = cluster.Options(executor=args.executor, more=more, **options)
         outcome = cluster.run_plan(plan, work, known, through, view)
     again = "python tools/run_suite.py " + shlex.join(arguments)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Options:
         executor: name of a Snakemake executor plugin; 'snakemake-local' for this machine.
         jobs: most jobs at once; None = JOBS, or as many as the cores allow on this machine.
         gpus: device numbers of this machine; a cluster gives out its own.
+        without_gpus: ask a cluster for none, as it has none or none that torch can use.
         fail_fast: submit nothing more after the first failure.
         retry: further tries of a failed stage.
         more: further arguments of Snakemake, such as the partition.
@@ -61,6 +62,7 @@ class Options:
     executor: str = "slurm"
     jobs: int | None = None
     gpus: tuple[str, ...] = ()
+    without_gpus: bool = False
     fail_fast: bool = False
     retry: int = 0
     more: tuple[str, ...] = field(default=())
@@ -175,7 +177,7 @@ class _Run:
         view: View,
     ) -> None:
         self.plan, self.work, self.options, self.view = plan, work, options, view
-        self.todo = {s.id: s for s in todo}
+        self.todo = {s.id: replace(s, gpus=0) if options.without_gpus else s for s in todo}
         self.cost = Costs(plan, state.records(work, known)).of(todo)
         self.forced = [i for i in self.todo if known[i].forced]
         self.outcome = Outcome()

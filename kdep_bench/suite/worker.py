@@ -285,12 +285,13 @@ def _call(
     if ddp.shape(order.stage) != (1, 1):
         return ddp.launch(order, inputs, out, progress)
     keep_freed_memory()
-    check_gpus(order.gpus)
+    function = locate(order.stage.function)
+    check_gpus(order.gpus)  # by now torch is in memory, if the function needs it
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
     spec = json.loads(canonical_json(order.stage.spec))
     if order.stage.about:
         spec["about"] = order.stage.about
-    return locate(order.stage.function)(spec, inputs, out, progress), []
+    return function(spec, inputs, out, progress), []
 
 
 def _distributed(ranks: list[dict[str, Any]]) -> dict[str, Any]:

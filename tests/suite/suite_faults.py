@@ -472,7 +472,9 @@ def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
         case.file = world.home / "smoke_nodes.py"
         case.file.write_text(SMOKE.read_text() + CUT + RANKS.format("nodes"))
     with slurm.Slurm() as cluster:
-        runner = case.start("--executor", "slurm", "--snakemake", " ".join(slurm.QUICK))
+        # The test cluster's GPUs are none.
+        through = ("--executor", "slurm", "--gpus", "", "--snakemake", " ".join(slurm.QUICK))
+        runner = case.start(*through)
         pid = wait_saved(case, one, runner)
         (job,) = cluster.jobs("running")
         doomed = cluster.ask("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])

@@ -27,6 +27,7 @@ from kdep_bench.suite import cli, cluster, stage, state  # noqa: E402
 from kdep_bench.suite.config import load_suite  # noqa: E402
 from kdep_bench.suite.ddp import leave_launcher  # noqa: E402
 from kdep_bench.suite.plan import Plan, add_stage, build_plan  # noqa: E402
+from kdep_bench.suite.progress import Silent
 
 REPO = HERE.parents[1]
 
@@ -134,6 +135,18 @@ def test_what_a_cluster_is_asked_for():
     assert "--signal=TERM@60" in row["slurm_extra"]
     here = cluster.row(two, cluster.Options("snakemake-local", gpus=("0",)))
     assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
+    plan = Plan("rows")
+    add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4)
+    options = cluster.Options("slurm", without_gpus=without)
+    known = state.statuses(plan, tmp_path)
+    run = cluster._Run(plan, tmp_path, known, list(plan.stages.values()), options, Silent())
+    (one,) = run.todo.values()
+    assert cluster.row(one, options)["gres"] == ("" if without else "gpu:4")
+    assert one.id in plan.stages  # what it runs on is no part of what it is
 
 
 def test_no_snakemake_is_one_sentence(tmp_path, monkeypatch):
