@@ -27,7 +27,7 @@ from kdep_bench.suite import cli, cluster, stage, state  # noqa: E402
 from kdep_bench.suite.config import load_suite  # noqa: E402
 from kdep_bench.suite.ddp import leave_launcher  # noqa: E402
 from kdep_bench.suite.plan import Plan, add_stage, build_plan  # noqa: E402
-from kdep_bench.suite.progress import Silent
+from kdep_bench.suite.progress import Silent  # noqa: E402
 
 REPO = HERE.parents[1]
 
