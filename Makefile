@@ -23,10 +23,11 @@ rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
 
-# The same of paper_r18 with two gloo processes for each of its 230 trainings: 2 to 4 s of CPU each.
+# The same with two gloo processes for each of the 230 trainings of a suite: 2 to 4 s of CPU each.
 rehearse-ddp: install
-	$(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py paper_r18 \
-	  --rehearse --work-dir work_dirs/rehearsal_ddp
+	for suite in paper_r18 paper_mnv2; do \
+	  $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py $$suite \
+	    --rehearse --work-dir work_dirs/rehearsal_ddp || exit; done
 
 test: install check
 	$(PY) -m pytest

@@ -99,7 +99,9 @@ def test_the_pre_trainer_over_two_nodes_equals_one_process(
         weights = torch.load(out / "student.pth", weights_only=True)
         made[nodes] = said["id"], said["outputs"]["curves"]["pretrain_loss"], weights
         if nodes > 1:
-            (job,) = (j for j in slurm.jobs("completed") if out.name in slurm.job(j).get("Comment", ""))
+            (job,) = (
+                j for j in slurm.jobs("completed") if out.name in slurm.job(j).get("Comment", "")
+            )
             assert slurm.job(job)["NumNodes"] == "2"
         case.close()
     (one, curve, w1), (other, curve2, w2) = made[1], made[2]
