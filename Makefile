@@ -63,7 +63,7 @@ slurm-test: install cluster
 	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
 
 # Kills, full disks, damage, memory, clocks: injected into the smoke suite; writes the table. As root
-# and with a C compiler for all of them, and Slurm as for slurm-test; 20 minutes of one idle core.
+# and with a C compiler for all of them, and Slurm as for slurm-test; 15 to 20 minutes.
 # FAULTS='--home DIR' keeps its work there: cut, it goes on with the fault it was at.
 faults: install
 	$(PY) tests/suite/suite_faults.py --out results/faults.md $(FAULTS)
