@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             "run it with CUDA_VISIBLE_DEVICES=''",
         )
     torch.set_num_threads(args.threads)
-    found |= {"device": device(), "threads": args.threads}
+    found["threads"] = args.threads
     if "steps" in args.parts:
         few = (320, 1) if args.quick else (1024, 20)
         found["steps"] = steps.measure(root, *few)
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         found["rival"] = rival.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
-    found["device"] = device()  # the GPU's name, now that it was used
+    found["device"] = device()  # a GPU tells its name once it was used
     timed = [part for part in ("steps", "memory", "rival") if part in found]
     if busy > machine.MOST and not args.quick:
         found["busy"] = dict.fromkeys(timed, busy)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
+from kdep_bench.openmmlab import load_weights
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
 
@@ -68,8 +69,8 @@ class Basis(nn.Module):
 def open_basis(align_dir: Path) -> Basis:
     """The basis of a finished `align` stage; KdepError for a file that cannot be read."""
     try:
-        stored, raw = _read(align_dir / BASIS), align_dir / CHANNELS
-        channels = _read(raw)["std"] if raw.exists() else None
+        stored, raw = load_weights(align_dir / BASIS), align_dir / CHANNELS
+        channels = load_weights(raw)["std"] if raw.exists() else None
         parts = stored["mean"], stored["components"], stored["std"]
     except Exception as e:  # torch.load raises whatever its pickle or zip reader meets
         raise KdepError(
@@ -78,7 +79,3 @@ def open_basis(align_dir: Path) -> Basis:
             "delete that stage folder and run again",
         ) from e
     return Basis(*parts, stored.get("covariance"), channels)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
+from kdep_bench.openmmlab import load_weights
 from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 
@@ -52,7 +52,7 @@ class Exported(Teacher):
         self.name, self.has_logits = name, has_logits
         self.width, self.input_px = int(student["width"]), int(student["input_px"])
         net = build_backbone(student)
-        load_exactly(net, _read(backbone), str(backbone))
+        load_exactly(net, load_weights(backbone), str(backbone))
         self.backbone = freeze(net)
         self._tapped = [PreActivationTap(self.backbone, student["tap"])]
         self.classifier = freeze(read_head(name, self.width, checkpoint)) if has_logits else None
@@ -67,7 +67,7 @@ class Exported(Teacher):
 
 def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module:
     """The linear head of a pre-training checkpoint; KdepError where there is not one."""
-    state = {} if checkpoint is None else _read(checkpoint)
+    state = {} if checkpoint is None else load_weights(checkpoint)
     found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     if set(found) != {"weight", "bias"} or found["weight"].shape[1] != width:
         raise KdepError(
@@ -78,7 +78,3 @@ def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module
     head = nn.Linear(width, len(found["weight"]))
     load_exactly(head, found, str(checkpoint))
     return head
-
-
-def _read(path: str | Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
