@@ -1,6 +1,7 @@
 """Continuation-KD with labels: from the faded-in teacher to cross-entropy, psi = min(e / 150, 1).
 
-Source       arXiv 2212.05998, eqs 3-5: psi is 1 after 150 of 200 epochs, so after 12 of 16 here.
+Source       arXiv 2212.05998, eqs 3-5: psi is 1 after 150 of 200 epochs, so after 12 of 16 here;
+             phi takes one step an epoch, as in `continuation`.
 Differs      from `continuation` by the cross-entropy that takes over. The labels' classes are not
              the teacher's, so each term has a linear head of its own.
 """
@@ -25,7 +26,7 @@ method = dict(
             ),
             teacher=dict(
                 objective=dict(
-                    type=Continuation, margin=0.1, weight=20.0, phi=dict(type=Annealing, t_max=16)
+                    type=Continuation, margin=0.05, weight=20.0, phi=dict(type=Annealing, t_max=16)
                 ),
                 weight=dict(type=Ramp, start=1, end=0, over=0.75),
             ),

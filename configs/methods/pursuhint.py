@@ -1,9 +1,9 @@
 """Hint points chosen by clustering the teacher's levels: FitNets where the levels differ most.
 
 Source       PURSUhInT (Expert Systems with Applications 2023), as a re-implementation quotes it.
-Differs      from `fitnets` in who chooses the levels, and in their number: two of four, each at
-             half the weight, so that the loss starts at that of `fitnets`.
-Cost         the clustering looks at 10,000 cached views at most; two levels are read and regressed.
+Differs      from `fitnets` in who chooses the levels: two of four, the last one given.
+Cost         the clustering looks at 10,000 cached views at most; four levels are read, two of them
+             regressed.
 """
 
 from kdep_bench.objectives.pursuhint import Pursuhint

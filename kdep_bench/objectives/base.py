@@ -27,7 +27,7 @@ ASKS = frozenset(
         "views",  # fixed views an image
         "target_energy",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
-        "teacher_energy",  # mean square of the teacher's pooled feature over the fitting rows
+        "teacher_energy",  # mean variance of the teacher's pooled channels over the fitting rows
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps

@@ -9,29 +9,32 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.schedules.base import as_schedule
 
 PHI: Mapping[str, Any] = {"type": "kdep_bench.schedules.annealing.Annealing", "t_max": 20}
 
 
-def hinge(s_BC: Tensor, t_BC: Tensor, phi: float, margin: float) -> Tensor:
+def hinge(s_BC: Tensor, t_BC: Tensor, phi: float, margin: float | Tensor) -> Tensor:
     """[B]: max(0, |s - phi t|^2 - margin phi), the sum over channels."""
     return ((s_BC - phi * t_BC).square().sum(1) - margin * phi).clamp(min=0)
 
 
 class Continuation(Objective):
-    """w max(0, |z_s - phi z_t|^2 - m phi) / C on logits, phi rising to 1: the label-free form.
+    """w max(0, |z_s - phi z_t|^2 / C - m phi E) / E on logits, phi rising to 1; label-free.
 
     As published the loss is psi CE + (1 - psi) of this, psi rising: a WeightedSum of this and
     CrossEntropy with two schedules (configs/methods/continuation_labels.py). Without labels psi is
     0. With m = 0 it is Annealing-KD.
 
-    Source: arXiv 2212.05998, eqs 3-5 and algorithm 1. Two choices are this project's: the margin's
-    value (none is printed) and the division by C, which gives w and m a meaning whatever the number
-    of classes; w = C is the paper's sum.
+    Source: arXiv 2212.05998, eqs 3-5 and algorithm 1, where the sum over the C classes has no
+    divisor. This project's: the margin's value (none is printed), and the unit of both: E is the
+    mean square of the teacher's logits in the first batch, so that one weight and one margin serve
+    every teacher, as KDEP's weight does. An output of zero costs w (1 - m) at phi = 1. Zero lies
+    within the margin while phi < m: nothing would be learned there.
 
     Args:
-        margin: m, in units of squared logits a class.
+        margin: m, as a share of E.
         weight: w.
         phi: a number or a schedule.
         width, teacher_classes, epochs: set by the pre-training stage.
@@ -44,7 +47,7 @@ class Continuation(Objective):
         self,
         width: int,
         teacher_classes: int,
-        margin: float = 0.1,
+        margin: float = 0.05,
         weight: float = 20.0,
         phi: float | Mapping[str, Any] = PHI,
         epochs: float | None = None,
@@ -55,10 +58,13 @@ class Continuation(Objective):
         self.head = nn.Linear(width, teacher_classes)
         self.margin, self.weight, self.classes = float(margin), float(weight), teacher_classes
         self.phi = as_schedule(phi, epochs)
+        self.scale = FirstBatch()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        assert ctx.teacher.logits is not None
-        phi, c = self.phi(ctx.step, ctx.steps), self.classes
-        far = hinge(self.head(ctx.after), ctx.teacher.logits, phi, self.margin * c)
-        return {"hinge": self.weight / c * far}
+        logits = ctx.teacher.logits
+        assert logits is not None
+        phi = self.phi(ctx.step, ctx.steps)
+        energy = self.classes * self.scale(lambda: logits.square().mean(), "the teacher's logit")
+        far = hinge(self.head(ctx.after), logits, phi, self.margin * energy)
+        return {"hinge": self.weight / energy * far}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
 
 DISTANCES = {
@@ -17,6 +19,10 @@ DISTANCES = {
     "l1": lambda s, t: (s - t).abs(),
     "huber": lambda s, t: F.smooth_l1_loss(s, t, reduction="none"),
 }
+
+
+def _mean(apart: Callable[[Tensor, Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:
+    return apart(s, t).mean()
 
 
 class Hints(Objective):
@@ -40,7 +46,6 @@ class Hints(Objective):
 
     needs = frozenset({"maps"})
     asks = frozenset({"student_maps", "teacher_maps"})
-    energy: Tensor
 
     def __init__(
         self,
@@ -74,23 +79,13 @@ class Hints(Objective):
             return nn.Sequential(*layers)
 
         self.through = projectors(levels, student_maps, teacher_maps, make, always=True)
-        # In the resume files, so that a resumed run keeps the scale of its first batch.
-        self.register_buffer("energy", torch.zeros(len(levels)))
-        self._scaled: set[str] = set()  # levels of known energy, so that a GPU is asked once
+        self.scale = FirstBatch(len(levels))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
+        apart = DISTANCES[self.distance]
         for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
-            apart = DISTANCES[self.distance]
-            if level not in self._scaled and not float(self.energy[k]) > 0:
-                found = float(apart(torch.zeros_like(t), t).mean())
-                if not found > 0:
-                    raise KdepError(
-                        f"the teacher's map for level {level} is zero in the whole first batch",
-                        "a map that says something",
-                        "choose another map in `levels`",
-                    )
-                self.energy[k] = found
-            self._scaled.add(level)
-            out[level] = self.weight / self.energy[k] * apart(s, t).mean((1, 2, 3))
+            zero = partial(_mean, apart, torch.zeros_like(t), t)  # what no output would cost
+            energy = self.scale(zero, f"the teacher's map for {level}", k)
+            out[level] = self.weight / energy * apart(s, t).mean((1, 2, 3))
         return out

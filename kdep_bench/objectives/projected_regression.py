@@ -20,8 +20,9 @@ class ProjectedRegression(Objective):
     pooling. With `hidden` it is Linear, ReLU, Linear.
 
     Args:
-        width: Ds. teacher_width: Dt. teacher_energy: mean square of the teacher's feature; all
-            three told by the pre-training stage.
+        width: Ds. teacher_width: Dt. teacher_energy: mean variance of the teacher's
+            channels, since the projector's bias has their means at once; all three told by the
+            pre-training stage.
         hidden: width of the MLP's hidden layer; None for the linear projector.
         weight, scale: as in FeatureRegression.
     """

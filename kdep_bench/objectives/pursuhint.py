@@ -12,12 +12,15 @@ from kdep_bench.objectives.maps import Maps, check_levels
 SAME = 1e-9  # layers as near as this say the same
 
 
-def hint_points(distances: Sequence[Sequence[float]], count: int) -> list[int]:
+def hint_points(
+    distances: Sequence[Sequence[float]], count: int, fixed: int | None = None
+) -> list[int]:
     """Indices of the layers that stand for `count` clusters, ascending.
 
     k-means with centres restricted to layers (k-medoids): from centres spread evenly over the
     depth, the exchange of a centre for another layer that lowers the sum of squared distances most,
     until none does. Deterministic. Fewer than `count` where the layers have fewer things to say.
+    `fixed`: a layer that is a centre whatever it stands for.
     """
     layers = range(len(distances))
 
@@ -26,21 +29,23 @@ def hint_points(distances: Sequence[Sequence[float]], count: int) -> list[int]:
 
     last, steps = len(distances) - 1, max(count - 1, 1)
     centres = sorted({round(last * (k if count > 1 else 0.5) / steps) for k in range(count)})
+    if fixed is not None and fixed not in centres:
+        centres = sorted({*centres[:-1], fixed})
     while True:
         swaps = [
             sorted({*centres} - {old} | {new})
             for old, new in product(centres, layers)
-            if new not in centres
+            if new not in centres and old != fixed
         ]
         better = min(swaps, key=lambda c: (cost(c), c), default=centres)
         if not cost(better) < cost(centres) - SAME**2:
             break
         centres = better
-    kept: list[int] = []
+    kept: list[int] = [] if fixed is None else [fixed]
     for c in centres:
         if all(distances[c][k] > SAME for k in kept):
             kept.append(c)
-    return kept
+    return sorted(kept)
 
 
 class Pursuhint(Hints):
@@ -50,7 +55,9 @@ class Pursuhint(Hints):
     that quotes it: every teacher layer is described by its spatially averaged features of about
     10^4 images, layers are apart by 1 - CKA (linear), k-means over *layers* has its centres
     restricted to layers, and the centres are the hint points of whatever hint loss. The candidates
-    here are the levels of the teacher that a cache can hold, not each of its blocks.
+    here are the levels of the teacher that a cache can hold, not each of its blocks. One departure:
+    the deepest candidate is always a centre. Without cross-entropy nothing else teaches what lies
+    behind the last hint.
 
     Args:
         levels: {student level: teacher map}, the candidates.
@@ -82,5 +89,6 @@ class Pursuhint(Hints):
         check_levels(levels, student_maps, teacher_maps)
         deep = sorted(levels, key=lambda own: (teacher_maps[levels[own]]["stride"], own))
         apart = [[layer_distances[levels[a]][levels[b]] for b in deep] for a in deep]
-        chosen = {deep[i]: levels[deep[i]] for i in hint_points(apart, points)}
+        centres = hint_points(apart, points, fixed=len(deep) - 1)
+        chosen = {deep[i]: levels[deep[i]] for i in centres}
         super().__init__(chosen, student_maps, teacher_maps, weight, distance, hidden, init)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+
+from kdep_bench.errors import KdepError
 
 
 def unwrapped(runner: Any) -> Any:
@@ -31,6 +34,46 @@ class Clock(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         unwrapped(runner).objective.after_step()
+
+
+class EveryWeightTaught(Hook):
+    """Refuses an objective that leaves weights of the student without a gradient.
+
+    They would stay as they were drawn and be exported as pre-trained: hints at a middle level teach
+    nothing of what lies behind it. A run that is resumed looks again.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self) -> None:
+        self._reached: dict[str, bool] = {}
+        self._handles: list[Any] = []
+
+    def before_train(self, runner: Any) -> None:
+        for name, p in unwrapped(runner).backbone.named_parameters():
+            if p.requires_grad:
+                self._reached[name] = False
+                self._handles.append(p.register_hook(partial(self._note, name)))
+
+    def _note(self, name: str, grad: torch.Tensor) -> None:
+        self._reached[name] = True
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        never = [name for name, reached in self._reached.items() if not reached]
+        if never:
+            raise KdepError(
+                f"the objective gives no gradient to {len(never)} of {len(self._reached)} weights "
+                f"of the student ({never[0]} and after)",
+                "an objective that teaches the whole backbone",
+                "add its last level to the objective's `levels`, or a term on the pooled feature",
+            )
 
 
 class TermShares(Hook):

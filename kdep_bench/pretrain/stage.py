@@ -231,7 +231,7 @@ def objective_config(
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
         "target_energy": lambda: probes.get("target_energy"),
-        "teacher_energy": lambda: mean_square(lambda f: f, spec, inputs),
+        "teacher_energy": lambda: mean_variance(spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
         "layer_distances": lambda: distances(spec, inputs),
         **taught.facts,
@@ -276,6 +276,21 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(share_of(views.files, spec, inputs), views.views)
     return layer_distances(cache, rows, sorted(levels_of(spec["method"]["objective"])))
+
+
+def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
+    """Mean variance of the channels of the teacher's feature over the fitting rows."""
+    sums: list[Tensor] = []
+
+    def told(f: Tensor) -> Tensor:
+        sums.append(f.double().sum(0))
+        counts.append(len(f))
+        return f
+
+    counts: list[int] = []
+    square = mean_square(told, spec, inputs)
+    mean = torch.stack(sums).sum(0) / sum(counts)
+    return square - float(mean.square().mean())
 
 
 def mean_square(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kdep_bench.results import statistics as st
 from kdep_bench.results.table import ArmKey, Board, Column
 
+BASE = "kdep"  # the method that rivals are set beside
 AGAINST = ("scratch", "supervised", "imagenet")
 
 
@@ -60,12 +61,13 @@ def mean_difference(
 
 
 def compared(board: Board, student: str) -> list[tuple[ArmKey, ArmKey]]:
-    """The pairs of rows the difference table shows: each distilled row against each reference."""
+    """The pairs of rows the difference table shows: each distilled row against each reference,
+    and a rival against kdep."""
     pairs = []
     for arm in board.arms_of(student):
         if arm.method in AGAINST:
             continue
-        for method in AGAINST:
+        for method in AGAINST if arm.method == BASE else (BASE, *AGAINST):
             other = board.counterpart(arm, method)
             if other is not None:
                 pairs.append((arm, other))

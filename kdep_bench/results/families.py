@@ -16,8 +16,7 @@ from kdep_bench.results import compare
 from kdep_bench.results import statistics as st
 from kdep_bench.results.table import ArmFacts, ArmKey, Board
 
-BASE = "kdep"  # whose step the others are measured against
-REFERENCES = (BASE, "scratch")
+REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
     "Of the arm's own training: seconds of a step, also over those of kdep, and what is trained or "
@@ -64,7 +63,7 @@ def costs(board: Board, facts: Mapping[ArmKey, ArmFacts]) -> list[Cost]:
     for arm in board.arms:
         if board.fixed(arm):
             continue
-        base = arm if arm.method == BASE else board.counterpart(arm, BASE)
+        base = arm if arm.method == compare.BASE else board.counterpart(arm, compare.BASE)
         steps = facts[arm].step_s, None if base is None else facts[base].step_s
         ratio = steps[0] / steps[1] if steps[0] and steps[1] else None
         found.append(Cost(arm, facts[arm], ratio))

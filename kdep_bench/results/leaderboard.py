@@ -31,6 +31,8 @@ PAIRED = (
     "once, leaves together."
 )
 
+LONG = 60  # rows of differences that are still read one by one
+
 UNTIMED = (
     "No costs: other work shared the machine of this suite (runtime.timed is False), so its "
     "records state no times."
@@ -203,15 +205,26 @@ def difference_rows(
 
 
 def _differences(view: View) -> list[str]:
+    """Those over all tasks first where the whole table is long."""
+    found = difference_rows(view)
+    if not found:
+        return []
+    lines = ["## Paired differences", "", PAIRED, ""]
+    over_all = [row for row in found if row[3].column is None]
+    if not over_all or len(found) <= LONG:
+        return [*lines, *_difference_table(found), ""]
+    lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
+    return [*lines, *_difference_table(found), "", "</details>", ""]
+
+
+def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
     rows = []
-    for student, label, what, d in difference_rows(view):
+    for student, label, what, d in found:
         seeds = d.estimate.seeds if d.estimate else "—"
         cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
         rows.append([*cells, str(d.pairs), seeds, d.verdict])
-    if not rows:
-        return []
     head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
-    return ["## Paired differences", "", PAIRED, "", *md_table(head, rows, 3), ""]
+    return md_table(head, rows, 3)
 
 
 COST_HEAD = ["step", "step over kdep's", "peak memory", "extra parameters"]

@@ -20,6 +20,7 @@ from kdep_bench.results.table import ArmKey
 _COLOURS = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
 MOST_LINES = 8
 MOST_DOTS = 40
+MOST_PAIRS = 24
 MOST_POINTS = 240
 
 
@@ -84,20 +85,32 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
 
 
 def _differences(view: View, student: str, index: int) -> list[Plot]:
+    """A chart a pair of rows, of its tasks; of many pairs one a reference, over all tasks."""
     colour = colours(view)
-    groups: dict[tuple[ArmKey, ArmKey], list[Dot]] = defaultdict(list)
-    for owner, _, what, d in difference_rows(view, student):
+    columns = len(compare.columns_of(view.board, student))
+    pairs: dict[tuple[ArmKey, ArmKey], list[Dot]] = defaultdict(list)
+    over_all: dict[str, list[Dot]] = defaultdict(list)
+    for _, _, what, d in difference_rows(view, student):
         e = d.estimate
-        if owner == student and e is not None and e.low is not None and e.high is not None:
-            label = text.plain(what, 60)
-            dot = Dot(
-                label, 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], e.told_from_zero
+        if e is None or e.low is None or e.high is None:
+            continue
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], e.told_from_zero
+        pairs[d.arm, d.other].append(Dot(text.plain(what, 60), *place))
+        if d.tasks == columns:
+            arm = text.plain(view.labels[d.arm], 50)
+            over_all[d.other.method].append(Dot(arm, *place))
+    labels = view.labels
+    charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
+    if len(charts) > MOST_PAIRS:
+        charts = {
+            f"every arm - {other}, mean of {columns} tasks": sorted(
+                rows, key=lambda r: (-r.value, r.label)
             )
-            groups[d.arm, d.other].append(dot)
+            for other, rows in over_all.items()
+        }
     found = []
-    for j, ((arm, other), rows) in enumerate(list(groups.items())[:24]):
-        caption = f"{text.plain(view.labels[arm], 50)} - {text.plain(view.labels[other], 50)}"
-        caption += _owner(view, student)
+    for j, (name, rows) in enumerate(charts.items()):
+        caption = text.plain(name, 105) + _owner(view, student)
         svg = dots(
             rows[:MOST_DOTS],
             f"{caption}: paired differences with 95 % interval",

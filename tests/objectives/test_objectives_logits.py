@@ -110,12 +110,23 @@ def test_no_margin_is_annealing_kd_and_a_wide_one_gives_no_gradient():
     assert ctx.teacher.logits is not None
     phi = 2 / 20
     want = (plain.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
-    torch.testing.assert_close(plain.terms(ctx)["hinge"], want)
+    energy = ctx.teacher.logits.square().mean()  # of the first batch, the unit of w and m
+    torch.testing.assert_close(plain.terms(ctx)["hinge"], want / energy)
     wide = made(Continuation, margin=1e6)
     loss(wide, ctx).backward()
     assert not wide.head.weight.grad.any()
     with pytest.raises(KdepError, match="margin"):
         made(Continuation, margin=-1.0)
+
+
+def test_the_hinge_has_one_meaning_whatever_the_unit_of_the_teachers_logits():
+    for unit in (0.1, 1.0, 30.0):
+        objective = made(Continuation, weight=20.0, margin=0.25, phi=1.0)
+        for p in objective.parameters():
+            torch.nn.init.zeros_(p)
+        t = unit * rand(B, C).sign()  # of equal energy in every sample
+        ctx = Context(rand(B, D), rand(B, D), teacher=TeacherOutput(rand(B, 9), t))
+        torch.testing.assert_close(objective.terms(ctx)["hinge"], torch.full((B,), 15.0))
 
 
 def test_the_hinge_is_per_sample():
@@ -139,7 +150,8 @@ def fitted_to_a_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> 
     k = torch.arange(1, 49)
     waves = torch.cat([(x[:, None] * k).sin(), (x[:, None] * k).cos()], 1)
     f = 2**0.5 * waves * (k**-decay).repeat(2)
-    student = Continuation(f.shape[1], 1, margin=margin, weight=1.0, phi=phi)
+    unit = float(noisy.square().mean())  # `margin` and a weight of 1 are absolute here
+    student = Continuation(f.shape[1], 1, margin=margin / unit, weight=unit, phi=phi)
     for p in student.parameters():
         torch.nn.init.zeros_(p)
     optimizer = torch.optim.SGD(student.parameters(), 0.5)

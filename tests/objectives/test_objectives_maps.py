@@ -111,12 +111,12 @@ def test_the_scale_of_the_first_batch_is_kept_and_travels_with_the_state():
     hints = told(Hints, {"s8": "a"}, hidden=5)
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     hints.terms(context({"a": t}, s8=s))
-    energy = hints.energy.clone()
+    energy = hints.scale.energy.clone()
     hints.terms(context({"a": 10 * t}, s8=s))
-    assert torch.equal(hints.energy, energy)
+    assert torch.equal(hints.scale.energy, energy)
     again = told(Hints, {"s8": "a"}, hidden=5)
     again.load_state_dict(hints.state_dict())
-    assert torch.equal(again.energy, energy)
+    assert torch.equal(again.scale.energy, energy)
 
 
 def test_bad_levels_are_refused():

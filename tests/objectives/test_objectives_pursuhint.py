@@ -60,7 +60,7 @@ def test_a_duplicated_block_is_one_hint_point(sizes: list[int], data: Any):
 
 
 def test_the_levels_hinted_at_are_the_centres_by_depth():
-    """s4 = s8 and s16 = s32: whatever the order of the names, one of either pair is chosen."""
+    """s4 = s8 and s16 = s32: one of either pair, and s32, which teaches to the end."""
     near, far = 0.01, 0.9
     side = {"s4": 0, "s8": 0, "s16": 1, "s32": 1}
     apart = {
@@ -69,6 +69,8 @@ def test_the_levels_hinted_at_are_the_centres_by_depth():
     levels = {k: k for k in sorted(MAPS)}
     chosen = Pursuhint(levels, MAPS, MAPS, apart, points=2)
     assert {side[k] for k in chosen.levels} == {0, 1}
+    assert "s32" in chosen.levels
+    assert list(Pursuhint(levels, MAPS, MAPS, apart, points=1).levels) == ["s32"]
     assert set(chosen.through) == set(chosen.levels)
     for points in (0, 5):
         with pytest.raises(KdepError, match="hint points of 4 levels"):

@@ -20,6 +20,7 @@ from kdep_bench.features.cache_check import teacher_of
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.levels import levels_of
+from kdep_bench.pretrain.stage import mean_variance
 from kdep_bench.suite.config import resolve
 from kdep_bench.suite.plan import assistant_of
 from kdep_bench.teachers.base import build_teacher
@@ -160,3 +161,21 @@ def test_a_chain_is_taught_by_the_very_student_that_was_exported(
         build_teacher(headless)
     with pytest.raises(KdepError, match="has no weights"):
         build_teacher(told)
+
+
+def test_an_objective_that_leaves_the_last_stage_as_drawn_is_refused(
+    stages: dict[str, Path], with_maps: Path, tmp_path: Path
+):
+    method = page("fitnets")
+    method["objective"]["levels"] = {"s16": "s16"}
+    with pytest.raises(KdepError, match=r"no gradient to 15 of 60 weights.*layer4\.0\.conv1"):
+        pretrain(tmp_path, stages | {"cache": with_maps}, method, share=0.5, student=R18)
+
+
+def test_the_energy_of_a_projectors_target_is_its_variance(stages: dict[str, Path]):
+    """A mean that a bias has at once is nothing to be weighed by."""
+    spec = {"method": page("conv1x1"), "share": 1.0, "share_seed": 0}
+    rows = open_cache(stages["cache"])
+    every = rows.rows(np.arange(len(rows))).astype(np.float64)
+    assert mean_variance(spec, stages) == pytest.approx(every.var(0).mean(), rel=1e-9)
+    assert mean_variance(spec, stages) < 0.9 * np.square(every).mean()

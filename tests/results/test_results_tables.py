@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from make_records import failed, fields, grid, record
 
-from kdep_bench.results import build, compare, leaderboard, store, text
+from kdep_bench.results import build, compare, leaderboard, plots, store, text
 from kdep_bench.results.claims import judge
 from kdep_bench.results.record import Record, make
 from kdep_bench.results.store import Damaged, Run, Store
@@ -345,6 +345,40 @@ def test_small_is_good_where_the_task_says_so():
     assert {a.method for a in compare.best(board, "resnet18_w32", column)} == {"kdep"}
     kdep, scratch = board.arms
     assert compare.difference(board, kdep, scratch, column).verdict == "better"
+
+
+def rivals(count: int) -> list[Record]:
+    """kdep, scratch and `count` rivals on two tasks; rival i stands i points behind kdep."""
+    scores = {f"rival{i:02}": 0.50 - 0.01 * i for i in range(count)}
+    scores |= {"kdep": 0.50, "scratch": 0.20}
+    return grid(
+        {m: {t: [v, v + 0.01, v + 0.02] for t in ("probe", "seg")} for m, v in scores.items()}
+    )
+
+
+def test_a_rival_is_set_beside_kdep_and_kdep_beside_no_rival():
+    pairs = compare.compared(board_of(rivals(1)), "resnet18_w32")
+    found = [(a.method, b.method) for a, b in pairs]
+    assert found == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
+
+
+def test_many_differences_are_told_over_all_tasks_first():
+    few, many = (everything(rivals(n))[0] for n in (2, 12))
+    assert "Task by task" not in few
+    above, below = many.split("## Paired differences")[1].split("<summary>Task by task</summary>")
+    assert above.count("mean of 2 tasks") == 2 * 12 + 1  # to kdep and scratch; kdep to scratch
+    assert "probe" not in above
+    assert "| resnet18_w32 | rival03 - kdep | mean of 2 tasks | -3.0 [-3.0, -3.0] |" in above
+    assert below.count("| resnet18_w32 | rival03 - kdep |") == 3
+
+
+def test_no_pair_of_many_is_left_out_of_the_charts():
+    for count, charts in ((2, 5), (12, 2)):  # of pairs, of references
+        view = leaderboard.make_view(board_of(rivals(count)))
+        drawn = [p for p in plots.draw(view, []) if p.group == "differences"]
+        assert len(drawn) == charts
+        for i in range(count):
+            assert sum(f"rival{i:02}" in p.caption + p.svg for p in drawn) == 2
 
 
 HOSTILE = [
