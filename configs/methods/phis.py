@@ -5,7 +5,8 @@ Source       Ranzinger et al. 2024, arXiv 2410.01680; NVlabs/RADIO examples/comm
 Differs      from `svd` by a rotation and one number, from `kdep` by having no power in it.
 Expectation  Std Ratio 1 after the transform, by construction. With one teacher and a squared error
              the loss is that of `svd` over phi^2, so any gain over `svd` comes from which channel
-             carries what: the student's last BatchNorm and the reader after it work per channel.
+             carries what (the student's last BatchNorm and the reader after it work per channel) or
+             from the unit: the student must reach a root mean square of 1, not `svd`'s own.
 """
 
 from kdep_bench.features.phi_s import PhiS

@@ -1,6 +1,7 @@
 """Similarity-preserving KD: the Gram matrix of a batch, its rows normalised, label-free.
 
-Source       Tung and Mori, ICCV 2019; weight of RepDistiller.
+Source       Tung and Mori, ICCV 2019; weight of RepDistiller, where the last maps are flattened:
+             here they are pooled, as for every arm.
 Differs      from `kdep` in the objective: no alignment, no target per image, no projector.
 Cost         O(B^2 D) a batch.
 """

@@ -11,6 +11,11 @@ from kdep_bench.features.cache_read import Cache
 MOST_ROWS = 10_000  # about as many as PURSUhInT looks at
 
 
+def spread_out(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of the rows, evenly spaced: the first of a pool sorted by class know few."""
+    return rows[:: -(-len(rows) // most)] if len(rows) else rows
+
+
 def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
     """Linear centred kernel alignment in [0, 1]; 1 where b = a R s + t, R a rotation.
 
@@ -30,7 +35,7 @@ def layer_distances(
     cache: Cache, rows: NDArray[np.int64], names: list[str]
 ) -> dict[str, dict[str, float]]:
     """{layer: {layer: 1 - CKA}} of the cached maps `names`, over at most MOST_ROWS of `rows`."""
-    rows = np.sort(rows[:MOST_ROWS])
+    rows = spread_out(np.sort(rows), MOST_ROWS)
     means = {name: _means(cache, rows, name) for name in names}
     return {
         a: {b: 0.0 if a == b else 1.0 - linear_cka(means[a], means[b]) for b in names}

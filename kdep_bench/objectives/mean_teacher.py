@@ -38,8 +38,10 @@ class MeanTeacher(Objective):
     averages in circulation that keep parameters alone leave those behind), run in eval mode.
 
     Source: Tarvainen and Valpola 2017; CuriousAI/mean-teacher `pytorch/mean_teacher/losses.py`
-    (softmax_mse_loss). Here every image has a label, so the second term is a regulariser; decay
-    0.99 as in that repository, the weight and its ramp are this project's.
+    (softmax_mse_loss). Here every image has a label, so the second term is a regulariser. Also
+    unlike there: the average is run in eval mode and has one decay from its start (a running mean
+    at first there), the student is exported and not its average, and decay, weight and ramp are
+    this project's.
 
     Args:
         decay: of the average.

@@ -36,7 +36,7 @@ class RKD(Objective):
     learning there, 25 and 50 in HobbitLong/RepDistiller (the defaults here).
 
     Needs no projector: widths may differ. Costs O(B^2 D) for the distances and O(V B^2 D) time and
-    O(V B^2) memory for the angles.
+    O(V B (B + D)) memory for the angles.
 
     Args:
         distance, angle: a and b.

@@ -96,10 +96,11 @@ class Distiller(BaseModel):
             self._pyramid.verify()
         self.compile_with = compile
         self._student: list[Any] = []  # in a list: no second registration in the state dict
-        if world_size() > 1:
-            share_batch_norm(self.backbone)
         self.objective = build_objective(objective, {})
         self.objective.attach(self.backbone, lambda: Another(student, self.dtype))
+        if world_size() > 1:  # a peer's and a projector's statistics are shared like the student's
+            share_batch_norm(self.backbone)
+            share_batch_norm(self.objective)
         self.target = build_target(**target) if target else None
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)

@@ -16,7 +16,7 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
-from kdep_bench.features.layers import layer_distances
+from kdep_bench.features.layers import layer_distances, spread_out
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
@@ -309,7 +309,7 @@ def mean_square(
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = share_of(views.files, spec, inputs)
-    rows, total = rows_of(images, views.views)[:most], 0.0
+    rows, total = spread_out(rows_of(images, views.views), most), 0.0
     for start in range(0, len(rows), 4096):
         f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
         total += float(of(f).double().square().mean(1).sum())

@@ -104,7 +104,9 @@ def labels_text(facts: ArmFacts) -> str:
     """What labels the arm's pre-training used."""
     if facts.arm.label_policy == "none":
         return "no pre-training"
-    return "yes" if facts.arm.labels_used else "no"
+    if facts.arm.labels_used:
+        return "yes"
+    return "by its teacher" if facts.arm.label_policy == "labels" else "no"
 
 
 def share_text(view: View, arm: ArmKey) -> str:

@@ -253,7 +253,11 @@ def assistant_of(method: Json) -> Json | None:
         "name": f"{student['name']}.{taught['name']}{cut}",
         "student": without(student, _PROSE),
         "has_logits": head and bool(method_needs(taught) & {"labels", "logits"}),
-        "card": {"width": student["width"], "maps": False},
+        "card": {
+            "width": student["width"],
+            "maps": False,
+            "labels_used": label_policy(taught) == "labels",
+        },
     }
 
 
@@ -283,7 +287,7 @@ def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
             "label_policy='labels'",
             "say so in the method, or choose a label-free teacher",
         )
-    check_pair(suite, told["student"], told["method"], base)
+    check_pair(suite, told["student"], told["method"], base, told["epochs"])
 
 
 def head_classes(suite: Suite, method: Json, base: Json | None) -> int | None:
@@ -296,11 +300,15 @@ def head_classes(suite: Suite, method: Json, base: Json | None) -> int | None:
     return head_classes(suite, told["method"], base)
 
 
-def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> None:
+def check_pair(
+    suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
+) -> None:
     """Refuses a method that cannot work with this student, teacher and data: KdepError.
 
-    `base` is the suite's teacher; an arm's own is another where an assistant teaches it.
+    `base` is the suite's teacher; an arm's own is another where an assistant teaches it. `epochs`:
+    of this arm, where they are not the budget's.
     """
+    epochs = suite.budget.epochs if epochs is None else epochs
     who = f"method {method['name']!r} on student {student['name']!r}"
     if method.get("teacher") is not None:
         check_assistant(suite, base, method)
@@ -331,8 +339,8 @@ def check_pair(suite: Suite, student: Json, method: Json, base: Json | None) -> 
             "change the budget, or drop the arm",
         )
     for span in spans(method.get("objective")):
-        check_span(span, suite.budget.epochs, f"method {method['name']!r}")
-    check_heard(method.get("objective"), suite.budget.epochs, f"method {method['name']!r}")
+        check_span(span, epochs, f"method {method['name']!r}")
+    check_heard(method.get("objective"), epochs, f"method {method['name']!r}")
     if not uses_teacher(method):
         return
     if teacher is None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from kdep_bench.errors import KdepError
-from kdep_bench.features.layers import linear_cka
+from kdep_bench.features.layers import linear_cka, spread_out
 from kdep_bench.objectives.pursuhint import Pursuhint, hint_points
 
 MAPS = {f"s{s}": {"channels": 4, "stride": s} for s in (4, 8, 16, 32)}
@@ -28,6 +28,18 @@ def test_cka_does_not_see_a_rotation_a_scale_or_a_shift():
     assert linear_cka(x, rng.normal(size=(200, 6))) < 0.2
     with pytest.raises(KdepError, match="the same of every image"):
         linear_cka(x, np.ones((200, 2)))
+
+
+@given(some.integers(0, 500), some.integers(1, 60))
+def test_rows_that_are_looked_at_are_spread_over_all(count: int, most: int):
+    """The first rows of a pool sorted by class would know a few classes alone."""
+    rows = spread_out(np.arange(count), most)
+    assert len(rows) <= most
+    if count:
+        assert rows[0] == 0
+        assert count - rows[-1] <= -(-count // most)
+    if count <= most:
+        assert len(rows) == count
 
 
 @settings(max_examples=40, deadline=None)

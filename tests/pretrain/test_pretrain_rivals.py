@@ -100,7 +100,7 @@ def test_a_cache_of_a_share_holds_its_rows_alone(stages: dict[str, Path], with_m
         opened.rows(other)
 
 
-def test_the_temperature_of_ctkd_rises_against_the_student(stages: dict[str, Path], tmp_path: Path):
+def test_the_temperature_of_ctkd_is_learned(stages: dict[str, Path], tmp_path: Path):
     _, state = pretrain(tmp_path, stages, page("ctkd"), budget=SHORT | {"epochs": 10})
     assert float(state["objective.theta"]) != 1.0
 

@@ -331,6 +331,12 @@ def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
     assert "No costs" not in everything([*untimed[1:], records[0]])[0]
 
 
+def test_labels_that_a_teacher_read_are_told():
+    one = fields("kdep", "probe", 0.5)
+    one["arm"] |= {"label_policy": "labels", "labels_used": False}
+    assert "| by its teacher |" in everything([make(one)])[0]
+
+
 def test_a_low_coverage_is_pointed_out():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("Key coverage below 1.0" in r for r in board.remarks)

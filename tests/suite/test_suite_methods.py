@@ -10,7 +10,7 @@ import pytest
 from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import POLICIES
 from kdep_bench.suite.config import CONFIGS, build_suite, load_suite, names, read_room
-from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.plan import Plan, assistant_of, build_plan
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
 
@@ -108,9 +108,10 @@ def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
         if s.kind == "pretrain" and "budget" in s.spec
     }
     assert {i for i, lr in rates.items() if lr == 0.2} <= set(every.stages)
-    methods = [m["name"] for m in suite.methods if not m["name"].endswith("-lr0.1")]
+    methods = [m["name"] for m in suite.methods if "-lr" not in m["name"]]
     assert methods == [m["name"] for m in load_suite("methods_pocket").methods]
-    assert sum(lr == 0.1 for lr in rates.values()) == len(methods) - 1  # scratch has no rate
+    for other in (0.05, 0.8):
+        assert sum(lr == other for lr in rates.values()) == len(methods) - 1  # scratch has no rate
     assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(every.stages)
 
 
@@ -161,3 +162,19 @@ def test_a_level_the_student_does_not_have_is_refused_by_the_plan():
     levels = dict(_delete_=True, s12="s16")
     with pytest.raises(KdepError, match="level that method 'fitnets'"):
         plan(dict(base="fitnets", objective=dict(levels=levels)))
+
+
+SHORT = dict(curriculum=dict(span=2.0))
+
+
+def test_a_schedule_longer_than_a_shortened_assistants_run_is_refused_by_the_plan():
+    teacher = dict(student="resnet18_w48", method=dict(base="ctkd", objective=SHORT))
+    plan(dict(base="takd", teacher=teacher))
+    with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, and the run has 1"):
+        plan(dict(base="takd", teacher={**teacher, "epochs": 1.0}))
+
+
+def test_an_arm_whose_teacher_read_labels_says_so_on_its_card():
+    methods = {m["name"]: m for m in load_suite("methods_pocket").methods}
+    cards = [assistant_of(methods[m]) for m in ("eskd_teacher", "takd")]
+    assert [c["card"]["labels_used"] for c in cards if c] == [True, False]
