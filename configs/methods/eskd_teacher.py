@@ -2,8 +2,9 @@
 
 Source       Cho and Hariharan, ICCV 2019: a teacher trained on a shorter schedule (35 or 50 epochs
              of 200 there) teaches better than one trained to its end.
-Differs      from `takd` in the teacher: the pool's labels, half of the pocket's 16 epochs. No label is read by
-             this arm itself, but its teacher read them all: it counts as an arm with labels.
+Differs      from `takd` in the teacher: the pool's labels, half of the pocket's 16 epochs. No label
+             is read by this arm itself, but its teacher read them all: it counts as an arm with
+             labels.
 Cost         the teacher's pre-training, counted in this arm's.
 """
 

@@ -14,9 +14,9 @@ segmentation have a suite of their own with one seed, `methods_pocket_dense`: me
 over three seeds must not stand in one table.
 
 The rate 0.2 is that of the published kdep and supervised arms. No rival's loss left its course at
-it in 35 to 100 steps on these views. `methods_pocket_grid` offers every arm a quarter of it and four
-times as much, chosen on the validation split; `methods_pocket_compute` has the costlier arms at
-kdep's compute.
+it in 35 to 100 steps on these views. `methods_pocket_grid` offers every arm a quarter of it and
+four times as much, chosen on the validation split; `methods_pocket_compute` has the costlier arms
+at kdep's compute.
 """
 
 from mmengine.config import read_base

@@ -169,9 +169,9 @@ SHORT = dict(curriculum=dict(span=2.0))
 
 def test_a_schedule_longer_than_a_shortened_assistants_run_is_refused_by_the_plan():
     teacher = dict(student="resnet18_w48", method=dict(base="ctkd", objective=SHORT))
-    plan(dict(base="takd", teacher=teacher))
+    plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 2.0}))
     with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, and the run has 1"):
-        plan(dict(base="takd", teacher={**teacher, "epochs": 1.0}))
+        plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))
 
 
 def test_an_arm_whose_teacher_read_labels_says_so_on_its_card():
