@@ -60,5 +60,14 @@ suite.update(
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
     shares=[0.1],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
-    claims=[],  # theirs are about the whole pool
+    claims=[  # the pages' own are about the whole pool
+        dict(base=name, a=dict(share=0.1), b=dict(share=0.1))
+        for name in (
+            "kdep_beats_conv1x1",
+            "kdep_beats_logit_kd",
+            "pts_helps",
+            "kdep_beats_scratch",
+            "kdep_beats_supervised",
+        )
+    ],
 )

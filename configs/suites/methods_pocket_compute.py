@@ -22,6 +22,7 @@ with read_base():
 suite.update(
     name="methods_pocket_compute",
     about="rivals with a peer, an average or an assistant, at equal epochs and at equal compute",
+    claims=[],
     methods=[
         "scratch",
         "supervised",

@@ -14,6 +14,7 @@ with read_base():
 suite.update(
     name="methods_pocket_dense",
     about="rival methods under one protocol, detection and segmentation, one seed",
+    claims=[],
     tasks=["pocket_det", "pocket_seg"],
     seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
 )

@@ -25,6 +25,7 @@ with read_base():
 suite.update(
     name="methods_pocket_grid",
     about="every rival at three learning rates, scored on the validation split",
+    claims=[],
     methods=[
         *suite["methods"],
         *(

@@ -215,8 +215,9 @@ def _differences(view: View) -> list[str]:
     over_all = [row for row in found if row[3].column is None]
     if not over_all or len(found) <= LONG:
         return [*lines, *_difference_table(found), ""]
+    single = [row for row in found if row[3].column is not None]
     lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
-    return [*lines, *_difference_table(found), "", "</details>", ""]
+    return [*lines, *_difference_table(single), "", "</details>", ""]
 
 
 def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:

@@ -103,7 +103,9 @@ def seconds(value: float | None) -> str:
         return "—"
     if value < 120:
         return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    if value < 7200:
+        return f"{value / 60:.1f} min" if value < 600 else f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h"
 
 
 def count(value: int | None) -> str:
