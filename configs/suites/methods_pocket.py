@@ -1,11 +1,11 @@
 """Every rival method under one protocol: the pocket data at a tenth of its images, three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket.py   (can be stopped and resumed)
-Cost      by estimate three and a half hours of one idle core: an arm and seed is 800 steps at
-          batch 64 (94 s; dml 180 s, chains about 300 s with their assistant), then 46 s of tasks;
-          not run yet
-Outcome   the method families beside KDEP, supervised and no pre-training, each with step time,
-          memory, extra parameters and teacher forwards
+Cost      1 h 55 min of two cores: an arm and seed is 800 steps at batch 64 (90 to 105 s on one;
+          dml 180 s, an assistant 190 s more), then 43 s of tasks
+Outcome   results/methods_pocket: the method families beside KDEP, supervised and no pre-training,
+          each with step time, memory, extra parameters and teacher forwards. Hints at the teacher's
+          maps lead; relations between images come last
 
 One protocol: the same 3,200 images in the same two fixed views, 16 epochs, batch 64, and one
 learning rate, weight decay and schedule; labels where a method says so. It is that of `pocket_full`
@@ -13,10 +13,9 @@ at share 0.1, whose kdep, supervised and scratch cells are the very same stages.
 segmentation have a suite of their own with one seed, `methods_pocket_dense`: means over one and
 over three seeds must not stand in one table.
 
-The rate 0.2 is that of the published kdep and supervised arms. No rival's loss left its course at
-it in 35 to 100 steps on these views. `methods_pocket_grid` offers every arm a quarter of it and
-four times as much, chosen on the validation split; `methods_pocket_compute` has the costlier arms
-at kdep's compute.
+The rate 0.2 is that of the published kdep and supervised arms. `methods_pocket_grid` offers every
+arm a quarter of it and four times as much, chosen on the validation split; `methods_pocket_compute`
+has the costlier arms at kdep's compute.
 """
 
 from mmengine.config import read_base
