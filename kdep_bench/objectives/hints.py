@@ -21,8 +21,9 @@ DISTANCES = {
 }
 
 
-def _mean(apart: Callable[[Tensor, Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:
-    return apart(s, t).mean()
+def _of_zero(apart: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
+    """What an output of zero would cost."""
+    return apart(torch.zeros_like(t), t).mean()
 
 
 class Hints(Objective):
@@ -85,7 +86,6 @@ class Hints(Objective):
         out: dict[str, Tensor] = {}
         apart = DISTANCES[self.distance]
         for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
-            zero = partial(_mean, apart, torch.zeros_like(t), t)  # what no output would cost
-            energy = self.scale(zero, f"the teacher's map for {level}", k)
+            energy = self.scale(partial(_of_zero, apart, t), f"the teacher's map for {level}", k)
             out[level] = self.weight / energy * apart(s, t).mean((1, 2, 3))
         return out
