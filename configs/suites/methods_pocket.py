@@ -5,7 +5,7 @@ Cost      1 h 55 min of two cores: an arm and seed is 800 steps at batch 64 (90 
           dml 180 s, an assistant 190 s more), then 43 s of tasks
 Outcome   results/methods_pocket: the method families beside KDEP, supervised and no pre-training,
           each with step time, memory, extra parameters and teacher forwards. Hints at the teacher's
-          maps lead; relations between images come last
+          maps lead; relations between images are last in the mean
 
 One protocol: the same 3,200 images in the same two fixed views, 16 epochs, batch 64, and one
 learning rate, weight decay and schedule; labels where a method says so. It is that of `pocket_full`
