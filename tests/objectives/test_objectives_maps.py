@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.hints import Hints
 from kdep_bench.objectives.maps import resized
 from kdep_bench.objectives.nfd import NFD, standardised
@@ -117,6 +118,16 @@ def test_the_scale_of_the_first_batch_is_kept_and_travels_with_the_state():
     again = told(Hints, {"s8": "a"}, hidden=5)
     again.load_state_dict(hints.state_dict())
     assert torch.equal(again.scale.energy, energy)
+
+
+def test_the_scale_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
+    """The other of two ranks has seen a mean of 5."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(5.0))
+    scale = FirstBatch(2)
+    assert float(scale(lambda: torch.tensor(3.0), "a map", 1)) == 4.0
+    assert scale.energy.tolist() == [0.0, 4.0]
 
 
 def test_bad_levels_are_refused():
