@@ -2,9 +2,10 @@
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_compute.py
 Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five arms and three
-          seeds, each at the compute of one kdep arm (800 steps of the student), by estimate 36
-          minutes of one idle core; not run yet
-Outcome   each such rival twice: at equal epochs, and with its epochs divided by what one costs
+          seeds, each at the compute of one kdep arm (800 steps of the student): 20 minutes of two
+          cores
+Outcome   results/methods_pocket_compute. Each such rival twice: at equal epochs, and with its
+          epochs divided by what one costs
 
 Compute is declared in passes of the student, a backward pass counted as two forward passes: a peer
 that is trained doubles a step (dml: 8 epochs), an average that is asked adds a third (mean_teacher:
