@@ -58,6 +58,11 @@ def _owner(view: View, student: str) -> str:
     return f" · {text.plain(student, 40)}" if len(view.board.students) > 1 else ""
 
 
+def _cut(rows: Sequence[Dot]) -> str:
+    """What a caption says where a chart cannot hold all its rows."""
+    return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
+
+
 def _scores(view: View, student: str, index: int) -> list[Plot]:
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
@@ -77,7 +82,7 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
             continue
         chance = view.board.chance[c]
         mark = None if chance is None else 100 * chance
-        caption = text.plain(names[c], 60) + _owner(view, student)
+        caption = text.plain(names[c], 60) + _owner(view, student) + _cut(rows)
         title = f"{caption}: mean and 95 % interval of each arm"
         svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
         found.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
@@ -110,7 +115,7 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
         }
     found = []
     for j, (name, rows) in enumerate(charts.items()):
-        caption = text.plain(name, 105) + _owner(view, student)
+        caption = text.plain(name, 105) + _owner(view, student) + _cut(rows)
         svg = dots(
             rows[:MOST_DOTS],
             f"{caption}: paired differences with 95 % interval",

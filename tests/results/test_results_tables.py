@@ -387,6 +387,14 @@ def test_no_pair_of_many_is_left_out_of_the_charts():
             assert sum(f"rival{i:02}" in p.caption + p.svg for p in drawn) == 2
 
 
+def test_a_chart_that_cannot_hold_all_rows_says_so():
+    few, many = (plots.draw(leaderboard.make_view(board_of(rivals(n))), []) for n in (2, 45))
+    assert not any("the first" in p.caption for p in few)
+    cut = [p.caption for p in many if "the first 40 of" in p.caption]
+    assert len(cut) == 4  # two tasks with 47 rows; to kdep 45 rows, to scratch 46
+    assert any("the first 40 of 47" in c for c in cut)
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '=cmd|"/c calc"!A1',
