@@ -23,7 +23,8 @@ COSTS = (
     "kept beside the student and dropped at export. Peak memory is of the pre-training, or of the "
     "lightest transfer where that takes more. Other networks' passes are a sample's: rows of the "
     "teacher's cache, a live teacher, a peer, an average; the pre-training of an assistant is in "
-    "the pre-training cost. Terms: of a loss of several, each one's share of the magnitude."
+    "the pre-training cost. Terms: of a loss of several, each one's share of the magnitude. "
+    "Learning rate: the highest of the arm's schedule."
 )
 FAMILIES = (
     "Generated from the rows. Reads: what the methods' pages say they read, with the number of "

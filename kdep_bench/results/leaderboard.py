@@ -230,7 +230,7 @@ def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]])
     return md_table(head, rows, 3)
 
 
-COST_HEAD = ["step", "step over kdep's", "peak memory", "extra parameters"]
+COST_HEAD = ["learning rate", "step", "step over kdep's", "peak memory", "extra parameters"]
 COST_HEAD += ["other networks' passes a sample", "pre-training cost", "terms of the loss"]
 
 
@@ -240,7 +240,9 @@ def cost_cells(
     """(text, number) of each column of COST_HEAD; `name` writes what others have named."""
     f = cost.facts
     terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in f.terms.items())
+    rate = f.learning_rate
     return [
+        ("—" if rate is None else f"{rate:g}", rate),
         (families.milliseconds(f.step_s), f.step_s),
         (text.ratio(cost.ratio), cost.ratio),
         (families.mebibytes(f.peak_memory_bytes), f.peak_memory_bytes),
@@ -563,7 +565,7 @@ def _csv_row(
 
 # Of suites whose records tell them; see `families.shown`.
 CSV_COSTS = ["method_family", "step_s", "step_over_kdep", "peak_memory_bytes", "extra_parameters"]
-CSV_COSTS += ["teacher_forwards"]
+CSV_COSTS += ["teacher_forwards", "learning_rate"]
 
 
 def _csv_costs(cost: families.Cost | None) -> list[object]:
@@ -571,7 +573,7 @@ def _csv_costs(cost: families.Cost | None) -> list[object]:
         return [None] * len(CSV_COSTS)
     f = cost.facts
     costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.teacher_forwards]
-    return [f.arm.family, *costs]
+    return [f.arm.family, *costs, f.learning_rate]
 
 
 def _csv_cell(value: object) -> object:

@@ -7,7 +7,8 @@ seconds, sizes bytes, resolutions pixels. Text fields take any characters and le
 Schemas. 1: the first. 2: the teacher's reported accuracy, `teacher.top1` and `top1_source`, and
 `cost.extra_parameters` and `teacher_forwards`; a record of schema 1 is read as one of 2 that does
 not know them. A file keeps the schema it was written in until its stage is collected again. `terms`
-is in the file only where a loss has several: records of one term are as they were before it came.
+is in the file only where a loss has several, `budget.learning_rate` only where it is known: records
+without are as they were before these came.
 """
 
 from __future__ import annotations
@@ -100,12 +101,16 @@ class Data(Part):
 
 
 class Budget(Part):
-    """Pre-training budget; None where it is not known (weights that somebody else trained)."""
+    """Pre-training budget; None where it is not known (weights that somebody else trained).
+
+    `learning_rate` is the highest of the schedule: the rates of a suite's methods may differ.
+    """
 
     images_seen: Count | None = None
     epochs: Amount | None = None
     steps: Count | None = None
     views: Count | None = None
+    learning_rate: Amount | None = None
 
 
 class Seed(Part):
@@ -323,4 +328,6 @@ def dump(record: Record) -> str:
         del value["terms"]
     if record.cost.peak_gpu_bytes is None:
         del value["cost"]["peak_gpu_bytes"]
+    if record.budget.learning_rate is None:
+        del value["budget"]["learning_rate"]
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -358,6 +358,7 @@ class ArmFacts:
     extra_parameters: int | None = None
     teacher_forwards: int | None = None
     terms: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
 
     @property
     def cost_s(self) -> float | None:
@@ -400,6 +401,7 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
         extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
         teacher_forwards=_most(r.cost.teacher_forwards for r in per_seed),
         terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
+        learning_rate=first.budget.learning_rate,
     )
 
 

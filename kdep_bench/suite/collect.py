@@ -145,7 +145,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
             "share": cell.share,
             "images": pretrain.get("images") if trained else None,
         },
-        "budget": known if trained else {},
+        "budget": {**known, "learning_rate": _rate(found.get("pretrain"))} if trained else {},
         "seed": {"pretrain": cell.pretrain_seed, "transfer": cell.transfer_seed},
         "task": {
             "name": task["name"],
@@ -205,6 +205,13 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
 def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:
     record = found.get(kind)
     return record["outputs"] if record else {}
+
+
+def _rate(pretrain: Json | None) -> float | None:
+    """The optimiser's rate of a pre-training that took steps."""
+    if pretrain is None or not pretrain["outputs"].get("steps"):
+        return None
+    return pretrain["spec"].get("budget", {}).get("optimizer", {}).get("lr")
 
 
 def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:

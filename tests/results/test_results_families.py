@@ -48,6 +48,7 @@ def one(method: str, task: str, value: float | None, seed: int, told: bool = Tru
         "peak_memory_bytes": (2 if task == "seg" else 1) * 2**30,
     }
     if method == "dml":
+        f["budget"] |= {"learning_rate": 0.05}
         f["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
     if told:
         f["cost"] |= {"extra_parameters": extra, "teacher_forwards": forwards}
@@ -165,6 +166,9 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     assert "| resnet18_w32 | relation | no | 100 % | 6 | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
     assert "-9.0 [-9.0, -9.0]" in md
     assert "cross_entropy 80 %, mut\\|ual 20 %" in md  # the mean of three seeds
+    assert "| dml | online | 0.05 | 200 ms | 2.00 |" in md
+    assert "| kdep | feature | — | 100 ms | 1.00 |" in md  # a record that does not tell its rate
+    assert "learning_rate" not in next((folder / "records").glob("*kdep*")).read_text()
     assert '"terms"' in next((folder / "records").glob("*dml*")).read_text()
     assert '"terms"' not in next((folder / "records").glob("*kdep*")).read_text()
     assert 'id="families"' in html
@@ -172,6 +176,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     table = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
     row = next(r for r in table if r["method"] == "dml")
     assert (float(row["step_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
+    assert row["learning_rate"] == "0.05"
     assert read_json(folder / "methods.json") == PAGES
     build(folder, "golden")  # from the records and what was kept
     assert (folder / "leaderboard.md").read_text() == md

@@ -10,7 +10,7 @@ from test_suite_config import build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
-from kdep_bench.suite.collect import CURVE_POINTS, _cost, _teacher, collect
+from kdep_bench.suite.collect import CURVE_POINTS, _cost, _rate, _teacher, collect
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import Cell, build_plan
 
@@ -212,3 +212,14 @@ def test_an_arm_pays_for_the_arm_that_made_its_teacher():
     assert _cost(cell, found, True)["peak_gpu_bytes"] == 9
     del found["pretrain"]["outputs"]["extra_forwards"]
     assert _cost(cell, found, True)["teacher_forwards"] is None
+
+
+def test_the_rate_a_record_tells_is_that_of_the_arms_own_training():
+    told = dict(base="kdep", optimizer=dict(lr=0.8))
+    plan = build_plan(build(methods=["scratch", "supervised", told]))
+    specs = {s.spec["method"]["name"]: s.spec for s in plan.stages.values() if s.kind == "pretrain"}
+    rates = {m: _rate({"spec": spec, "outputs": {"steps": 8}}) for m, spec in specs.items()}
+    common = build().budget.optimizer["lr"]
+    assert (rates["supervised"], rates["kdep"]) == (common, 0.8)
+    assert _rate({"spec": specs["kdep"], "outputs": {"steps": 0}}) is None
+    assert _rate(None) is None
