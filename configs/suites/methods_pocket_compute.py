@@ -11,37 +11,41 @@ Compute is declared in passes of the student, a backward pass counted as two for
 that is trained doubles a step (dml: 8 epochs), an average that is asked adds a third (mean_teacher:
 12), an assistant of one and a half times the width costs 2.25 students (a chain: 16 / 3.25 = 4.92
 epochs for either hop; with half of the epochs for the teacher 16 / 2.125 = 7.53). What a step took
-is measured in the table of costs. view_gram is at equal compute as it is: its views are images of
+is measured in the table of costs. Learning rates are those of `methods_pocket`, chosen at 16
+epochs. view_gram is at equal compute as it is: its views are images of
 the batch.
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .methods_pocket import suite
+    from .methods_pocket import methods, suite
 
 suite.update(
     name="methods_pocket_compute",
     about="rivals with a peer, an average or an assistant, at equal epochs and at equal compute",
     claims=[],
     methods=[
-        "scratch",
-        "supervised",
-        "kdep",
-        "logit_kd",
-        "dml",
-        "mean_teacher",
-        "takd",
-        "kdep_assistant",
-        "eskd_teacher",
+        methods[name]
+        for name in (
+            "scratch",
+            "supervised",
+            "kdep",
+            "logit_kd",
+            "dml",
+            "mean_teacher",
+            "takd",
+            "kdep_assistant",
+            "eskd_teacher",
+        )
     ],
     variants=[
         dict(),
-        dict(methods=["dml"], budget=dict(epochs=8.0)),
-        dict(methods=["mean_teacher"], budget=dict(epochs=12.0)),
-        dict(methods=["takd", "kdep_assistant"], budget=dict(epochs=4.92)),
+        dict(methods=[methods["dml"]], budget=dict(epochs=8.0)),
+        dict(methods=[methods["mean_teacher"]], budget=dict(epochs=12.0)),
+        dict(methods=[methods["takd"], methods["kdep_assistant"]], budget=dict(epochs=4.92)),
         dict(
-            methods=[dict(base="eskd_teacher", teacher=dict(epochs=3.765))],
+            methods=[dict(methods["eskd_teacher"], teacher=dict(epochs=3.765))],
             budget=dict(epochs=7.53),
         ),
     ],

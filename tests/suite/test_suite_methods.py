@@ -9,7 +9,9 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import POLICIES
-from kdep_bench.suite.config import CONFIGS, build_suite, load_suite, names, read_room
+from kdep_bench.results import record
+from kdep_bench.results.store import records_dir
+from kdep_bench.suite.config import CONFIGS, REPO, build_suite, load_suite, names, read_room
 from kdep_bench.suite.plan import Plan, assistant_of, build_plan
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -107,12 +109,31 @@ def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
         for s in grid.stages.values()
         if s.kind == "pretrain" and "budget" in s.spec
     }
-    assert {i for i, lr in rates.items() if lr == 0.2} <= set(every.stages)
+    kept = {s.id for s in every.stages.values() if s.kind == "pretrain" and "budget" in s.spec}
+    at_common = {i for i, lr in rates.items() if lr == 0.2}
+    chosen = sum(m.get("optimizer") is not None for m in load_suite("methods_pocket").methods)
+    assert len(at_common - kept) == chosen > 0
     methods = [m["name"] for m in suite.methods if "-lr" not in m["name"]]
     assert methods == [m["name"] for m in load_suite("methods_pocket").methods]
     for other in (0.05, 0.8):
         assert sum(lr == other for lr in rates.values()) == len(methods) - 1  # scratch has no rate
     assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(every.stages)
+
+
+def test_every_method_has_the_rate_that_the_grids_records_choose():
+    """The highest validation score, and at equal scores the common rate."""
+    scores: dict[str, dict[float, float]] = {}
+    for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):
+        found = record.load(path)
+        method, _, rate = found.arm.method.partition("-lr")
+        if found.value is not None:
+            scores.setdefault(method, {})[float(rate or 0.2)] = found.value
+    methods = load_suite("methods_pocket").methods
+    assert set(scores) == {m["name"] for m in methods}
+    for method in methods:
+        own = scores[method["name"]]
+        best = max(own, key=lambda rate: (own[rate], rate == 0.2))
+        assert (method.get("optimizer") or {"lr": 0.2}) == {"lr": best}, method["name"]
 
 
 def test_at_equal_compute_every_rival_costs_what_kdep_does():
