@@ -322,7 +322,8 @@ def _same(old: Record, new: Record) -> bool:
 
 
 def _set_aside(results: Path, planned: set[str]) -> int:
-    """Moves records of cells that are not planned any more out of the way; returns how many."""
+    """Moves records of cells that are not planned any more, and their pictures, out of the way;
+    returns how many."""
     from kdep_bench.results import store
 
     moved = 0
@@ -330,6 +331,11 @@ def _set_aside(results: Path, planned: set[str]) -> int:
         if path.stem not in planned and not path.name.startswith("."):
             (results / SUPERSEDED).mkdir(exist_ok=True)
             path.replace(results / SUPERSEDED / path.name)
+            pictures = Path("pictures", path.stem)
+            if (results / pictures).is_dir():
+                shutil.rmtree(results / SUPERSEDED / pictures, ignore_errors=True)
+                (results / SUPERSEDED / pictures).parent.mkdir(exist_ok=True)
+                (results / pictures).replace(results / SUPERSEDED / pictures)
             moved += 1
     return moved
 
