@@ -121,10 +121,13 @@ def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
 
 
 def test_every_method_has_the_rate_that_the_grids_records_choose():
-    """The highest validation score, and at equal scores the common rate."""
+    """The highest validation score, and at equal scores the common rate; no cell is missing."""
+    planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).cells}
+    assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
     scores: dict[str, dict[float, float]] = {}
     for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):
         found = record.load(path)
+        assert found.status != "missing"
         method, _, rate = found.arm.method.partition("-lr")
         if found.value is not None:
             scores.setdefault(method, {})[float(rate or 0.2)] = found.value
