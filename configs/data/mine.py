@@ -1,7 +1,8 @@
-"""Template: your own images, your COCO json, your masks. Copy it, and change the paths.
+"""Template: your own images, boxes, masks and class folders. Copy it, and change the paths.
 
-Paths are absolute, or relative to $KDEP_DATA. Drop the parts you have not got, and their tasks in
-`configs/suites/mine.py` with them.
+Paths are absolute, or relative to $KDEP_DATA. Drop the parts that you do not have, and their tasks
+in `configs/suites/mine.py` with them. A suite may also hold this whole dict as its `data`, or
+change single keys with data=dict(base="mine", ...).
 """
 
 data = dict(
@@ -10,6 +11,8 @@ data = dict(
     labels=False,  # True where the sub-folders of the pool are classes
     pool="mine/images",  # any images, without labels; sub-folders are fine
     pool_labels=False,
+    # Folders with one sub-folder per class; the same class names in every split.
+    classify=dict(train="mine/classes/train", val="mine/classes/val", test="mine/classes/test"),
     coco=dict(
         train=dict(json="mine/train.json", images="mine/train"),
         test=dict(json="mine/test.json", images="mine/test"),

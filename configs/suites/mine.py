@@ -1,4 +1,4 @@
-"""Template: pre-train ResNet-18 from your teacher on your images, test it on your boxes and masks.
+"""Template: pre-train ResNet-18 from your teacher on your images, test it on your own tasks.
 
 Command   python tools/run_suite.py mine --dry-run, then without it
 Cost      --dry-run forecasts it
@@ -25,6 +25,14 @@ suite = dict(
     students=["resnet18"],
     methods=["kdep", "scratch"],
     tasks=[
+        # `classify` of the data: a linear probe on frozen features, and fine-tuning.
+        dict(base="pocket_probe", name="mine_probe", chance=None, recipe=dict(train_share=1.0)),
+        dict(
+            base="pocket_finetune",
+            name="mine_finetune",
+            chance=None,
+            recipe=dict(epochs=20, batch=64, lr=0.05),
+        ),
         dict(
             base="pocket_det",
             name="mine_det",

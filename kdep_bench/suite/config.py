@@ -10,7 +10,9 @@ A config file is code and is executed; read a stranger's suite before running it
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -35,6 +37,8 @@ FOLDERS = {
 # What a method may ask of its inputs; all but labels and views come from a teacher. "views": all
 # fixed views of an image in one batch; "classes": the labels are those of the teacher's classifier.
 NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views", "classes")
+# What any data config may say: for the planner and for people. Its `type` may know further keys.
+DATA_KEYS = ("about", "card", "labels", "name", "pool_classes", "source", "type")
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
 Json = dict[str, Any]
@@ -355,26 +359,93 @@ def merged(base: Json, over: Json, where: str) -> Json:
     return out
 
 
+def data_keys(data: Json) -> Json | None:
+    """Keys that the data's own `prepare` accepts, as a nested dict of Nones; None if it lists none.
+
+    A module whose function a data config names as its `type` may define `KEYS`: a collection of
+    names, or a dict whose values are dicts of the names one level below.
+    """
+    module = re.split(r"[.:]\w+$", str(data.get("type") or ""))[0]
+    try:
+        keys = getattr(importlib.import_module(module), "KEYS", None) if module else None
+    except Exception:  # somebody's module: whoever calls it reports what is wrong with it
+        return None
+    if keys is None:
+        return None
+    nested = dict(keys) if isinstance(keys, dict) else dict.fromkeys(keys)
+    return {**dict.fromkeys(DATA_KEYS), **nested}
+
+
+def _with_keys(base: Json, keys: Json) -> Json:
+    """`base` with None at each key of `keys` that it lacks, one level down as well."""
+    out = {**dict.fromkeys(keys), **base}
+    for key, inner in keys.items():
+        if isinstance(inner, dict) and isinstance(base.get(key), dict):
+            out[key] = {**dict.fromkeys(inner), **base[key]}
+    return out
+
+
+def _without_unused(merged_value: Json, base: Json, over: Json) -> Json:
+    """`merged_value` without the keys that neither `base` nor `over` has, dict by dict."""
+    out = {}
+    for key, value in merged_value.items():
+        if key in base or key in over:
+            parts = [d[key] if isinstance(d.get(key), dict) else {} for d in (base, over)]
+            plain = isinstance(value, dict) and isinstance(base.get(key), dict)
+            out[key] = _without_unused(value, *parts) if plain else value
+    return out
+
+
+def _overridden(room: str, ref: Json, configs: Path) -> Json:
+    base = read_room(room, ref["base"], configs)
+    base.setdefault("name", ref["base"])
+    over = {k: v for k, v in ref.items() if k != "base"}
+    keys = dict.fromkeys(_MODELS[room].model_fields)
+    if room == "data":
+        keys |= data_keys({**base, **over}) or {}
+    got = merged(_with_keys(base, keys), over, f"{room} {ref['base']!r}")
+    return _without_unused(got, base, over)
+
+
 def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
-    """A reference of a suite -> its checked config: a file name, or dict(base=..., overrides)."""
+    """A reference of a suite -> its checked config.
+
+    Args:
+        room: the kind of config, a key of FOLDERS.
+        ref: a file name in the folder of that kind, or dict(base=..., overrides). Data may also be
+            given whole, as dict(type=..., name=..., ...). An override of data may add every key
+            that its `type` accepts.
+        configs: folder of all configs.
+
+    Raises:
+        KdepError: an unknown name or key, or a reference of another form.
+    """
+    whole = room == "data" and isinstance(ref, dict) and "base" not in ref and "type" in ref
     if isinstance(ref, str):
         got = read_room(room, ref, configs)
         got.setdefault("name", ref)
+    elif whole:
+        got = dict(ref)
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
-        base = read_room(room, ref["base"], configs)
-        base.setdefault("name", ref["base"])
-        model = _MODELS[room].model_fields
-        known = {**dict.fromkeys(set(model) - set(base)), **base}
-        over = {k: v for k, v in ref.items() if k != "base"}
-        got = merged(known, over, f"{room} {ref['base']!r}")
-        got = {k: v for k, v in got.items() if k in base or k in over}
+        got = _overridden(room, ref, configs)
     else:
+        also = ", or the whole config as dict(type=..., name=..., ...)" if room == "data" else ""
         raise KdepError(
             f"the {room} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
-            f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', <overrides>)",
+            f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', <overrides>){also}",
             "correct the suite",
         )
+    if whole and "name" not in got:
+        raise KdepError(
+            "the data that the suite holds inline has no 'name'",
+            "a name, which directories and tables show",
+            "add name='...' to it",
+        )
     check(_MODELS[room], got, f"{room} {got.get('name', ref)!r}")
+    if room == "data":
+        keys = data_keys(got)
+        if keys is not None and (unknown := sorted(set(got) - set(keys))):
+            raise unknown_name(f"key of the data {got['name']!r}", unknown[0], keys)
     safe_name(got["name"], f"{room} name")
     if len(got["name"]) > NAME_LIMIT:
         raise KdepError(

@@ -48,7 +48,7 @@ class Task(ABC):
         version: int = 1,
         split: str = "test",
         direction: str = "max",
-        chance: float = 0.0,
+        chance: float | None = 0.0,
     ) -> None:
         self.name, self.family, self.version, self.split = name, family, version, split
         self.metric, self.direction, self.chance = metric, direction, chance
@@ -117,6 +117,7 @@ class Task(ABC):
     ) -> dict[str, Any]:
         """The stage's outputs; a value that is not a finite number is a fault, never stored."""
         value = metrics.get(self.metric)
+        chance = self.chance if chance is None else chance
         if value is None or not math.isfinite(value):
             raise KdepError(
                 f"task {self.name} measured {self.metric} = {value}",
@@ -133,7 +134,7 @@ class Task(ABC):
             "metrics": {k: float(v) for k, v in metrics.items() if math.isfinite(v)},
             "per_class": {k: float(v) for k, v in per_class.items() if math.isfinite(v)},
             "gate": dict(gate),
-            "chance": float(self.chance if chance is None else chance),
+            "chance": None if chance is None else float(chance),
             "curves": dict(curves),
             "train_s": round(train_s, 3),
             "eval_s": round(eval_s, 3),

@@ -60,6 +60,36 @@ def test_overrides_are_merged_and_a_slip_in_one_is_refused():
     assert "labels_used" in refusal(methods=[{"base": "kdep", "labels_usd": True}])
 
 
+OWN = "kdep_bench.data.own.prepare"
+
+
+def test_a_suite_holds_its_data_inline():
+    whole = {"type": OWN, "name": "case", "pool": "p", "classify": {"train": "a", "dev": "b"}}
+    assert build(data=whole).data == whole
+    official = {
+        "type": "kdep_bench.data.official.stage.prepare",
+        "name": "o",
+        "sets": [],
+        "pool": "x",
+    }
+    assert build(data=official).data == official
+    assert "did you mean classify" in refusal(data={**whole, "clasify": {}})
+    assert "has no 'name'" in refusal(data={"type": OWN, "pool": "p"})
+    assert "dict(type=..., name=..." in refusal(data={"pool": "p"})
+
+
+def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
+    got = build(data={"base": "mine", "decode": 3, "coco": {"val": {"json": "j", "images": "i"}}})
+    assert got.data["decode"] == 3
+    assert sorted(got.data["coco"]) == ["test", "train", "val"]
+    assert got.data["coco"]["val"] == {"json": "j", "images": "i"}
+    assert set(got.data) - {"decode"} == set(config.read_room("data", "mine"))
+    assert build(data={"base": "mine", "classify": None}).data["classify"] is None
+    assert "did you mean classify" in refusal(data={"base": "mine", "clasify": {}})
+    assert "did you mean test" in refusal(data={"base": "mine", "coco": {"tets": {}}})
+    assert "decode" in refusal(data={"base": "smoke", "decode": 3})  # another prepare's key
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -28,7 +28,12 @@ from kdep_bench.data.official.base import ROOT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, read_json, write_atomic
 
-KEYS = ("type", "name", "pool", "pool_labels", "classify", "coco", "masks", "classes", "decode")
+_SPLITS = dict.fromkeys(("train", "val", "test"))
+# Keys of the data config; below `classify`, `coco` and `masks` the usual names of splits.
+KEYS: dict[str, Any] = {
+    **dict.fromkeys(("type", "name", "pool", "pool_labels", "classes", "decode")),
+    **dict.fromkeys(("classify", "coco", "masks"), _SPLITS),
+}
 
 
 def prepare(
@@ -49,12 +54,12 @@ def prepare(
     data, decode = out / "data", spec.get("decode", 64)
     data.mkdir(parents=True, exist_ok=True)
     counts: dict[str, Any] = {"pool": _pool(spec, data, decode)}
-    for split, folder in (spec.get("classify") or {}).items():
+    for split, folder in _splits(spec, "classify"):
         check_image_folder(_path(folder), limit=decode)
         _link(_path(folder), data / "classify" / split)
         counts[f"classify/{split}"] = len(_images(_path(folder)))
     if spec.get("coco"):
-        counts |= _coco(spec["coco"], data, decode)
+        counts |= _coco(_splits(spec, "coco"), data, decode)
     if spec.get("masks"):
         counts |= _masks(spec, data, decode)
     text = canonical_json([counts, sorted(_listing(data))])
@@ -67,6 +72,11 @@ def prepare(
         "licences": {},
         "notes": [],
     }
+
+
+def _splits(spec: Mapping[str, Any], part: str) -> list[tuple[str, Any]]:
+    """The splits that `part` of the data config names; a split that is None is left out."""
+    return [(s, value) for s, value in (spec.get(part) or {}).items() if value is not None]
 
 
 def _path(given: str) -> Path:
@@ -114,9 +124,9 @@ def _pool(spec: Mapping[str, Any], data: Path, decode: int | None) -> int:
     return len(files)
 
 
-def _coco(parts: Mapping[str, Any], data: Path, decode: int | None) -> dict[str, int]:
+def _coco(parts: list[tuple[str, Any]], data: Path, decode: int | None) -> dict[str, int]:
     counts, categories = {}, {}
-    for split, part in parts.items():
+    for split, part in parts:
         json, images = _path(part["json"]), _path(part["images"])
         counts[f"detect/{split}"] = check_coco(json, images, decode)["images"]
         table = read_json(json)
@@ -138,7 +148,7 @@ def _coco(parts: Mapping[str, Any], data: Path, decode: int | None) -> dict[str,
 
 def _masks(spec: Mapping[str, Any], data: Path, decode: int | None) -> dict[str, int]:
     tree, counts = data / "cityscapes", {}
-    for split, part in spec["masks"].items():
+    for split, part in _splits(spec, "masks"):
         images, masks = _path(part["images"]), _path(part["masks"])
         files = _images(images)
         for file in files:
