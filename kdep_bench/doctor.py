@@ -219,12 +219,13 @@ def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
     Broken ones are faults. CMYK, 16-bit and rotated ones are notes here: official sets hold some,
     and OpenCV, which reads them in every stage, gives 8-bit RGB for them.
     """
-    from kdep_bench.data.checks import IMAGE_SUFFIXES, check_image, check_upright
+    from kdep_bench.data.checks import check_image, check_upright
+    from kdep_bench.data.listing import is_image_name, reason_to_pass_over
 
     listed = 0
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        images = sorted(f for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES)
+        folders[:] = sorted(f for f in folders if not reason_to_pass_over(f, is_dir=True))
+        images = sorted(f for f in files if is_image_name(f) and not reason_to_pass_over(f, False))
         for name in images[:decode]:
             for check in (check_image, check_upright):
                 try:

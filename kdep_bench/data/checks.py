@@ -8,6 +8,7 @@ something was looked at.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -16,10 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from kdep_bench.data.listing import (
+    IMAGE_SUFFIXES,
+    class_names,
+    is_image_name,
+    list_images,
+    reason_to_pass_over,
+    shown,
+)
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 IGNORE = 255  # train id of pixels that neither train nor score (Cityscapes)
 _ORIENTATION = 0x0112  # the EXIF tag
 _EIGHT_BIT = {"RGB", "L", "P"}
@@ -289,8 +297,8 @@ def check_segmentation(
 
 def _stems(folder: Path, suffix: str) -> set[str]:
     """Paths below `folder` that end in `suffix`, without it."""
-    found = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
-    return {p.relative_to(folder).as_posix().removesuffix(suffix) for p in found}
+    names = list_images(folder).images if folder.is_dir() else ()
+    return {n.removesuffix(suffix) for n in names if n.endswith(suffix)}
 
 
 def _check_pairs(
@@ -359,7 +367,15 @@ def check_image_folder(
     root = Path(root)
     if not root.is_dir():
         raise KdepError(f"the image folder {root} does not exist", "a folder of class folders")
-    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = class_names(root)
+    with os.scandir(root) as entries:
+        loose = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
+    if loose := [n for n in loose if not reason_to_pass_over(n, is_dir=False)]:
+        raise KdepError(
+            f"the image {shown(root / loose[0])} lies in no class folder",
+            "every image in the folder of its class",
+            "move it there, or out of the data set",
+        )
     expected = sorted(classes) if classes is not None else found
     if not expected:
         raise KdepError(f"the folder {root} has no class folders", "one folder a class")
@@ -381,14 +397,15 @@ def check_image_folder(
 
 
 def _check_class(folder: Path, limit: int | None) -> int:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if not files:
-        raise KdepError(f"the class folder {folder} is empty", "one image at least")
-    for file in files:
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
-            raise KdepError(
-                f"the file {file} has no image suffix", ", ".join(sorted(IMAGE_SUFFIXES)), "move it"
-            )
-    for file in files[:limit]:
-        check_image(file)
-    return len(files)
+    files = list_images(folder)
+    if files.others:
+        raise KdepError(
+            f"the file {shown(folder / files.others[0])} has no image suffix",
+            ", ".join(sorted(IMAGE_SUFFIXES)),
+            "move it",
+        )
+    if not files.images:
+        raise KdepError(f"the class folder {shown(folder)} is empty", "one image at least")
+    for name in files.images[:limit]:
+        check_image(folder / name)
+    return len(files.images)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from kdep_bench.ahead import ahead
+from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_json, text_hash, write_json
@@ -78,12 +79,21 @@ def draw_recipe(
 
 def read_rgb(path: Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB; a file that cannot be decoded is a KdepError that names it."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    # Python reads the bytes: OpenCV's own reader ends the process on a name that is not UTF-8.
+    try:
+        raw = np.fromfile(path, np.uint8)
+    except OSError as e:
+        raise KdepError(
+            f"the image {shown(path.resolve())} cannot be read ({e.strerror})",
+            "a readable file",
+            "put it back, or correct its access rights, then run again",
+        ) from None
+    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
     if image is None:
         raise KdepError(
-            f"the image {path} could not be decoded",
-            "a JPEG or PNG picture",
-            "replace or remove the file, then run again",
+            f"the image {shown(path.resolve())} could not be decoded",
+            "an image that OpenCV reads",
+            "replace the file, or move it out of the folder, then run again",
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -133,7 +143,7 @@ def run(
     Raises KdepError for an empty pool, and for a disk on which the pixels have no room.
     """
     root = inputs["prepare"] / "data" / spec.get("pool", "pool/images")
-    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    files = list_images(root).images
     if not files:
         raise KdepError(f"the pool {root} holds no image", "at least one", "prepare the data first")
     v, px = int(spec["views"]), int(spec["px"])

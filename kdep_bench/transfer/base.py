@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kdep_bench.data import normalisation
+from kdep_bench.data.listing import class_names
 from kdep_bench.errors import KdepError
 
 MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
@@ -453,7 +454,7 @@ def class_folders(root: Path) -> list[str]:
         raise KdepError(
             f"the folder {root} does not exist", "one folder a class", "prepare the data again"
         )
-    names = sorted(p.name for p in root.iterdir() if p.is_dir())
+    names = class_names(root)
     if len(names) < 2:
         raise KdepError(
             f"{root} has {len(names)} class folders", "two at least", "prepare the data again"

@@ -105,7 +105,7 @@ def break_deep(root: Path) -> None:
         (lambda r: (r / "pool/a/0.jpg").write_bytes(b""), "pool/a/0.jpg", "zero bytes"),
         (lambda r: (r / "masks/test/2.png").unlink(), "seg/test/2.jpg", "has no mask"),
         (lambda r: (r / "test/2.jpg").unlink(), "2.jpg", "not in"),
-        (lambda r: (r / "pool/a/Thumbs.db").write_bytes(b"x"), "Thumbs.db", "no image"),
+        (lambda r: (r / "pool/a/notes.txt").write_bytes(b"x"), "notes.txt", "no image"),
     ],
 )
 def test_faults_name_their_file(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kdep_bench.data.checks import check_image
+from kdep_bench.data.listing import list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
@@ -28,16 +29,22 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     for split in ("training", "validation"):
         images = need_dir(base / "images" / split, "the images of ADEChallengeData2016.zip")
         masks = need_dir(base / "annotations" / split, "the masks of ADEChallengeData2016.zip")
-        names = sorted(p.stem for p in images.glob("*.jpg"))
+        names = [n.removesuffix(".jpg") for n in list_images(images).images if n.endswith(".jpg")]
         if not names:
             raise KdepError(f"the folder {images} holds no *.jpg", "images", "unpack it again")
         need_files(masks, (f"{n}.png" for n in names), images)
-        need_files(images, (f"{p.stem}.jpg" for p in masks.glob("*.png")), masks)
+        need_files(images, _images_of(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
         for name in names[::step][:decode]:
             _check_pair(images / f"{name}.jpg", masks / f"{name}.png")
         counts[f"{split}_images"] = len(names)
     return counts
+
+
+def _images_of(masks: Path) -> list[str]:
+    """The image that belongs to each mask."""
+    names = list_images(masks).images
+    return [n.removesuffix(".png") + ".jpg" for n in names if n.endswith(".png")]
 
 
 def _check_pair(image: Path, mask: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdep_bench.data.listing import class_names, list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import (
@@ -31,8 +32,7 @@ _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
 
 def classes(folder: Path) -> list[str]:
     """The class folders in order of their numbers; KdepError for one that has none."""
-    found = sorted(p.name for p in need_dir(folder / FOLDER, "class folders").iterdir())
-    found = [n for n in found if (folder / FOLDER / n).is_dir() and not n.startswith(".")]
+    found = class_names(need_dir(folder / FOLDER, "class folders"))
     for position, name in enumerate(found, 1):
         m = _CLASS.fullmatch(name)
         if m is None or int(m[1]) != position:
@@ -46,6 +46,11 @@ def classes(folder: Path) -> list[str]:
     return found
 
 
+def _images(folder: Path) -> list[str]:
+    """The release's own files of a class: stray folders and other suffixes are left out."""
+    return [n for n in list_images(folder).images if "/" not in n and n.endswith(".jpg")]
+
+
 def convert(folder: Path, progress: Progress) -> None:
     """Writes the lists 'path label'. The archive's stray entries (no .jpg in a class) are left."""
     write_lists(folder, TRAIN_PER_CLASS)
@@ -55,7 +60,7 @@ def write_lists(folder: Path, per_class: int) -> None:
     """The first `per_class` images by name train, the rest test."""
     rows: dict[str, list[str]] = {"train": [], "test": []}
     for label, name in enumerate(classes(folder)):
-        images = sorted(p.name for p in (folder / FOLDER / name).glob("*.jpg"))
+        images = _images(folder / FOLDER / name)
         if len(images) <= per_class:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} holds {len(images)} images",
@@ -77,7 +82,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         part = [r.rsplit(" ", 1)[0] for r in lines(folder / file, "one 'path label' a line")]
         counts[f"{split}_images"] = len(part)
         listed += part
-    there = sum(len(list((folder / FOLDER / n).glob("*.jpg"))) for n in names)
+    there = sum(len(_images(folder / FOLDER / n)) for n in names)
     if len(set(listed)) != len(listed) or len(listed) != there:
         raise KdepError(
             f"the lists in {folder} name {len(set(listed))} different images of {there}",

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kdep_bench.data.checks import check_segmentation
+from kdep_bench.data.listing import list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import OfficialSet, need_dir
@@ -29,7 +30,7 @@ SPLITS = ("train", "val")
 
 def convert(folder: Path, progress: Progress) -> None:
     """labelIds -> labelTrainIds beside them; existing ones are kept."""
-    files = [f for s in SPLITS for f in sorted((folder / "gtFine" / s).glob(f"*/*{IDS}"))]
+    files = [f for s in SPLITS for f in _files(folder / "gtFine" / s, IDS)]
     for i, file in enumerate(files):
         target = file.with_name(file.name.removesuffix(IDS) + TRAIN_IDS)
         if not target.is_file() or target.stat().st_size == 0:
@@ -47,9 +48,15 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
     check_segmentation(folder, CLASSES, SPLITS, limit=decode)
     return {
-        f"{s}_images": len(list((folder / "leftImg8bit" / s).glob("*/*_leftImg8bit.png")))
-        for s in SPLITS
+        f"{s}_images": len(_files(folder / "leftImg8bit" / s, "_leftImg8bit.png")) for s in SPLITS
     }
+
+
+def _files(split: Path, suffix: str) -> list[Path]:
+    """Files of a split's city folders that end in `suffix`, sorted."""
+    if not split.is_dir():
+        return []
+    return [split / n for n in list_images(split).images if n.endswith(suffix)]
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

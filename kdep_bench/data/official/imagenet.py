@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdep_bench.data.listing import class_names, list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import (
     SEALS,
@@ -104,8 +105,7 @@ def _wnids(meta: Path) -> dict[int, str]:
 
 def class_folders(split: Path) -> list[Path]:
     """The wnid folders of a split, sorted: the position is the class number everywhere."""
-    found = sorted(p for p in need_dir(split, "one folder a class").iterdir() if p.is_dir())
-    return [p for p in found if not p.name.startswith(".")]
+    return [split / name for name in class_names(need_dir(split, "one folder a class"))]
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
@@ -121,7 +121,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 raise KdepError(
                     f"the folder {one} is no WordNet id", "n and eight digits", "move it away"
                 )
-            images = sorted(one.glob("*.JPEG"))
+            images = [one / n for n in list_images(one).images if n.endswith(".JPEG")]
             if not images:
                 raise KdepError(
                     f"the class folder {one} holds no *.JPEG", "its images", "unpack it again"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.data.checks import IMAGE_SUFFIXES
+from kdep_bench.data.listing import class_names, list_images, shown
 from kdep_bench.data.official.base import OfficialSet, data_root, get_set, need_dir, verify
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
@@ -89,38 +89,32 @@ def _link(target: Path, link: Path, stage: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over (relative path, size) of every file, hidden ones left out; order-free."""
-    rows = []
-    stack = [folder]
-    while stack:
-        with os.scandir(stack.pop()) as entries:
-            for e in entries:
-                if e.name.startswith("."):
-                    continue
-                if e.is_dir():
-                    stack.append(Path(e.path))
-                else:
-                    rows.append(f"{os.path.relpath(e.path, folder)} {e.stat().st_size}")
-    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    """SHA-256 over (relative path, size) of every file that `listing` does not pass over."""
+    listing = list_images(folder)
+    rows = [f"{n} {(folder / n).stat().st_size}" for n in (*listing.images, *listing.others)]
+    return hashlib.sha256(os.fsencode("\n".join(sorted(rows)))).hexdigest()
 
 
 def _pool(source: Path, pool: Path, stage: Path) -> int:
     """Links the pool's images and writes labels.json from its class folders."""
-    classes = sorted(p.name for p in need_dir(source, "the pre-training images").iterdir()
-                     if p.is_dir() and not p.name.startswith("."))  # fmt: skip
-    labels: dict[str, int] = {}
-    for number, name in enumerate(classes):
-        with os.scandir(source / name) as entries:
-            for e in entries:
-                if e.name.startswith(".") or not e.is_file():
-                    continue
-                if Path(e.name).suffix.lower() not in IMAGE_SUFFIXES:
-                    raise KdepError(
-                        f"the file {e.path} of the pool has no image suffix", "images", "move it"
-                    )
-                labels[f"{name}/{e.name}"] = number
-    if not labels:
+    listing = list_images(need_dir(source, "the pre-training images"))
+    if listing.others:
+        raise KdepError(
+            f"the file {shown(source / listing.others[0])} of the pool has no image suffix",
+            "images",
+            "move it",
+        )
+    by_class = listing.by_class()
+    if loose := by_class.get(""):
+        raise KdepError(
+            f"the image {shown(source / loose[0])} of the pool lies in no class folder",
+            "one folder per class",
+            "move it into the folder of its class",
+        )
+    if not by_class:
         raise KdepError(f"the pool {source} holds no image", "one folder a class", "")
+    classes = class_names(source)
+    labels = {n: k for k, c in enumerate(classes) for n in by_class.get(c, ())}
     _link(source, pool / "images", stage)
     text = canonical_json({"classes": classes, "labels": labels})
     write_atomic(pool / "labels.json", text)

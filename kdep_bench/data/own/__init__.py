@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.checks import (
-    IMAGE_SUFFIXES,
     check_coco,
     check_image,
     check_image_folder,
     check_segmentation,
     check_upright,
 )
+from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.official.base import ROOT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, read_json, write_atomic
@@ -67,7 +67,7 @@ def prepare(
     return {
         "data": "data",
         "source": "own",
-        "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+        "fingerprint": hashlib.sha256(os.fsencode(text)).hexdigest(),
         "counts": {"images": counts},
         "licences": {},
         "notes": [],
@@ -93,24 +93,26 @@ def _path(given: str) -> Path:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [folder / name for name in list_images(folder).images]
 
 
 def _pool(spec: Mapping[str, Any], data: Path, decode: int | None) -> int:
     pool = _path(spec["pool"])
-    files = sorted(p for p in pool.rglob("*") if p.is_file())
-    if alien := [f for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]:
+    listing = list_images(pool)
+    if listing.others:
         raise KdepError(
-            f"the file {alien[0]} of the pool is no image", "images alone", "move it elsewhere"
+            f"the file {shown(pool / listing.others[0])} of the pool is no image",
+            "images alone",
+            "move it elsewhere",
         )
-    if not files:
+    names = listing.images
+    if not names:
         raise KdepError(f"the pool {pool} holds no image", "at least one", "correct `pool`")
-    for file in files[:decode]:
-        check_image(file)
-        check_upright(file)
+    for name in names[:decode]:
+        check_image(pool / name)
+        check_upright(pool / name)
     _link(pool, data / "pool" / "images")
     if spec.get("pool_labels"):
-        names = [f.relative_to(pool).as_posix() for f in files]
         if loose := [n for n in names if "/" not in n]:
             raise KdepError(
                 f"the image {loose[0]} of the pool lies in no class folder",
@@ -121,7 +123,7 @@ def _pool(spec: Mapping[str, Any], data: Path, decode: int | None) -> int:
         labels = {n: classes.index(n.split("/")[0]) for n in names}
         text = canonical_json({"classes": classes, "labels": labels})
         write_atomic(data / "pool" / "labels.json", text)
-    return len(files)
+    return len(names)
 
 
 def _coco(parts: list[tuple[str, Any]], data: Path, decode: int | None) -> dict[str, int]:

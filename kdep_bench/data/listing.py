@@ -1,0 +1,177 @@
+"""Which files of a folder are images: one list of suffixes and one rule for every reader.
+
+Passed over, and counted by reason: hidden files and folders, and what operating systems leave in a
+folder (`Thumbs.db`, `desktop.ini`, `__MACOSX`, ...). Of the other files, those with an image suffix
+are images; the rest is returned as `others`, and the caller decides whether that is a fault.
+
+Links to files and folders are followed; a link to a folder above it is passed over. Names that are
+not UTF-8 keep their bytes (Python's surrogateescape): open such a file with Python's `open`, not
+with a C library's own reader, and print its name through `shown`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pnm"),
+    )
+)
+
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FOLDERS = {
+    *("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
+}
+
+
+@dataclass
+class Listing:
+    """The files below a folder. Paths are relative to `root`, with "/" between their parts.
+
+    Attributes:
+        root: the folder.
+        images: files with an image suffix, sorted as text. A link to nothing counts as a file, so
+            that a check of the image names it.
+        others: files with another suffix, sorted.
+        passed_over: how many entries were left out, by reason; a folder counts as one entry.
+        examples: the first entry left out, by reason.
+    """
+
+    root: Path
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def note(self) -> str:
+        """What was passed over, as a sentence without a full stop; "" where nothing was."""
+        parts = [
+            f"{count} {reason} ({shown(self.examples[reason])}{', ...' if count > 1 else ''})"
+            for reason, count in sorted(self.passed_over.items())
+        ]
+        return f"passed over in {shown(self.root)}: {', '.join(parts)}" if parts else ""
+
+    def by_class(self) -> dict[str, list[str]]:
+        """Images by the folder directly below `root` that holds them, both sorted.
+
+        An image that lies in `root` itself belongs to the class "".
+        """
+        classes: dict[str, list[str]] = {}
+        for name in self.images:
+            head, slash, _ = name.partition("/")
+            classes.setdefault(head if slash else "", []).append(name)
+        return dict(sorted(classes.items()))
+
+    def _pass_over(self, reason: str, path: str) -> None:
+        self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
+        self.examples[reason] = min(path, self.examples.get(reason, path))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name of a file ends in an image suffix, in upper or lower case."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def reason_to_pass_over(name: str, is_dir: bool) -> str:
+    """Why an entry of a folder is no data, in words; "" where it may be data."""
+    lower = name.lower()
+    if is_dir:
+        if lower in _SYSTEM_FOLDERS:
+            return f"{name} folder(s)"
+        return "hidden folder(s)" if name.startswith(".") else ""
+    if lower in _SYSTEM_FILES:
+        return f"{name.strip()} file(s)"
+    if name == ".DS_Store":
+        return ".DS_Store file(s)"
+    if name.startswith("._"):
+        return "._ file(s) of macOS"
+    return "hidden file(s)" if name.startswith(".") else ""
+
+
+def list_images(folder: str | Path) -> Listing:
+    """Every file below `folder` by the rule of this module.
+
+    Raises:
+        KdepError: the folder, or one below it, does not exist or cannot be read.
+    """
+    root = Path(folder)
+    found = Listing(root)
+    for path in _walk(found):
+        (found.images if is_image_name(path) else found.others).append(path)
+    found.images.sort()
+    found.others.sort()
+    return found
+
+
+def class_names(folder: str | Path) -> list[str]:
+    """Sorted names of the folders directly below `folder` that are not passed over."""
+    return sorted(
+        e.name
+        for e in _entries(str(folder))
+        if _is_dir(e) and not reason_to_pass_over(e.name, is_dir=True)
+    )
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that can always be printed: bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _walk(found: Listing) -> Iterator[str]:
+    """Files below `found.root`, relative to it, in no order."""
+    root = str(found.root)
+    # Folders still to read, each with the (device, inode) of the folders that lead to it.
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while stack:
+        below, above = stack.pop()
+        here = os.path.join(root, below) if below else root
+        above = above | {_identity(here)}
+        for entry in _entries(here):
+            path = f"{below}/{entry.name}" if below else entry.name
+            is_dir = _is_dir(entry)
+            if reason := reason_to_pass_over(entry.name, is_dir):
+                found._pass_over(reason, path)
+            elif not is_dir:
+                yield path
+            elif entry.is_symlink() and _identity(entry.path) in above:
+                found._pass_over("link(s) to a folder above", path)
+            else:
+                stack.append((path, above))
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: no folder
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as e:
+        raise _unreadable(folder, e) from None
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as e:
+        raise _unreadable(folder, e) from None
+
+
+def _unreadable(folder: str, error: OSError) -> KdepError:
+    return KdepError(
+        f"the folder {shown(folder)} cannot be read ({error.strerror})",
+        "a folder that exists and is readable",
+        "correct its path in the config, or its access rights",
+    )
