@@ -25,65 +25,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 from kdep_bench.results import compare, efficiency, text
 from kdep_bench.results import statistics as st
+from kdep_bench.results.claim import Claim, Side, make_claim, pick
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
 
 Ruling = Literal["supported", "refuted", "undecided", "not testable here"]
 NOT_TESTABLE: Ruling = "not testable here"
 # With fewer the interval below covers less than it says (simulated in tests/results).
 FEWEST_TEACHERS = 8
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
-
-
-class Side(_Strict):
-    """Which arm: the first of `method` that exists; the longest training where several fit."""
-
-    method: str | tuple[str, ...]
-    share: float | None = None
-    epochs: float | None = None
-    teacher: str | None = None
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The names tried, in order."""
-        return (self.method,) if isinstance(self.method, str) else self.method
-
-
-class Claim(_Strict):
-    """One claim config; see the module for the three kinds."""
-
-    name: str
-    title: str
-    kind: Literal["difference", "efficiency", "rank_correlation"] = "difference"
-    statement: str = ""
-    source: str = ""
-    a: Side
-    b: Side | None = None
-    families: tuple[str, ...] | None = None
-    per_family: bool = True
-    margin: float = 0.0
-    max_cost_ratio: float | None = Field(default=None, gt=0)
-    axis: efficiency.Axis = "images"
-    at_least: float | None = None
-    at_most: float | None = None
-    by: Literal["energy_kept", "top1"] | dict[str, float] = "energy_kept"
-
-    @model_validator(mode="after")
-    def _complete(self) -> Claim:
-        if self.kind != "rank_correlation" and self.b is None:
-            raise ValueError(f"kind {self.kind!r} needs b")
-        if self.kind == "efficiency" and (self.at_least is None or self.at_least <= 0):
-            raise ValueError("kind 'efficiency' needs at_least above 0")
-        if self.kind == "rank_correlation" and (self.at_least is None) == (self.at_most is None):
-            raise ValueError("kind 'rank_correlation' needs one of at_least and at_most")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +62,6 @@ def headlines(verdicts: list[Verdict]) -> list[Verdict]:
     return list(last.values())
 
 
-def make_claim(fields: dict[str, Any]) -> Claim:
-    """A validated claim; an unknown key or a misfit is a KdepError."""
-    name = str(fields.get("name", "without a name"))[:80]
-    for key in fields:
-        if key not in Claim.model_fields:
-            raise unknown_name(f"key in the claim {name}", str(key), Claim.model_fields)
-    try:
-        return Claim.model_validate(fields)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "the whole"
-        raise KdepError(
-            f"the claim {name} is no valid claim ({place}: {first['msg']})",
-            "the keys described in kdep_bench/results/claims.py",
-            "mend its config",
-        ) from None
-
-
 def load_config(path: Path) -> dict[str, Any]:
     """The dict `claim` of a claim config."""
     try:
@@ -136,11 +70,13 @@ def load_config(path: Path) -> dict[str, Any]:
 
             return dict(Config.fromfile(path).to_dict()["claim"])
         return dict(runpy.run_path(str(path))["claim"])
-    except (OSError, KeyError, SyntaxError) as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # a config is code: anything may come out of it, SystemExit too
         raise KdepError(
             f"the claim config {path} cannot be used ({type(e).__name__}: {e})",
             "a Python file that defines claim = dict(...)",
-            "mend the file",
+            "correct the file",
         ) from None
 
 
@@ -234,23 +170,7 @@ def _untestable(claim: Claim, student: str, why: str, scope: str = "all tasks") 
 
 
 def _pick(board: Board, student: str, side: Side) -> ArmKey | None:
-    """The arm a side means: full data unless it says otherwise, the longest training."""
-    arms = board.arms_of(student)
-    for method in side.methods:
-        found = [a for a in arms if a.method == method]
-        if side.share is not None:
-            fixed = [a for a in found if board.fixed(a)]
-            found = [a for a in found if math.isclose(a.share, side.share)] or fixed
-        elif found:
-            most = max(a.share for a in found)
-            found = [a for a in found if a.share == most]
-        if side.epochs is not None:
-            found = [a for a in found if a.epochs == side.epochs]
-        if side.teacher is not None:
-            found = [a for a in found if a.teacher == side.teacher]
-        if found:
-            return max(found, key=lambda a: (a.epochs or 0.0, a.teacher))
-    return None
+    return pick(board.arms_of(student), side, board.fixed)
 
 
 def _name(side: Side) -> str:
@@ -301,6 +221,8 @@ def _difference(
             return _untestable(claim, student, f"no records of {_name(side)}", scope)
     assert a is not None
     assert b is not None
+    if a == b:
+        return _untestable(claim, student, f"both sides are the same arm, {_name(claim.a)}", scope)
     found = st.mean_over([compare.gaps(board, a, b, c) for c in columns])
     ratio = _cost_ratio(board, a, b)
     cost = "—" if ratio is None else f"{ratio:.2f}"
@@ -355,10 +277,12 @@ def _efficiency(
     goal = _pick(board, student, claim.b)
     if goal is None:
         return _untestable(claim, student, f"no records of {_name(claim.b)}", scope)
+    there = {arm.method for arm in board.arms_of(student)}
+    method = next((m for m in claim.a.methods if m in there), None)
     curve = [
         arm
         for arm in board.arms_of(student)
-        if arm.method == claim.a.methods[0] and not _holes(board, [arm], columns)
+        if arm.method == method and not _holes(board, [arm], columns)
     ]
     if _holes(board, [goal], columns):
         return _untestable(claim, student, f"{_name(claim.b)} has holes", scope)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.results import statistics as st
+from kdep_bench.results.claim import Axis
 from kdep_bench.results.compare import columns_of, complete_rows
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
 
-Axis = Literal["images", "images_seen", "seconds", "flops", "flops_without_teacher"]
 AXES: dict[Axis, str] = {
     "images": "images",
     "images_seen": "images seen",

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.suite import state
+from kdep_bench.suite.arms import without
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
-from kdep_bench.suite.plan import Cell, Plan, without
+from kdep_bench.suite.plan import Cell, Plan
 
 if TYPE_CHECKING:
     from kdep_bench.results.record import Record

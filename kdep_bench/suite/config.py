@@ -294,9 +294,9 @@ def read_config(path: Path) -> Json:
 
     try:
         cfg = Config.fromfile(path, lazy_import=True)
-    except KdepError:
+    except (KdepError, KeyboardInterrupt):
         raise
-    except Exception as e:  # a config is code: anything may come out of it
+    except BaseException as e:  # a config is code: anything may come out of it, sys.exit() too
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
             "a pure-Python mmengine config",
@@ -396,6 +396,14 @@ def _without_unused(merged_value: Json, base: Json, over: Json) -> Json:
     return out
 
 
+def _claim_keys() -> Json:
+    """Every key of a claim, those of its two sides one level down."""
+    from kdep_bench.results.claim import Claim, Side
+
+    sides = {side: dict.fromkeys(Side.model_fields) for side in ("a", "b")}
+    return {**dict.fromkeys(Claim.model_fields), **sides}
+
+
 def _overridden(room: str, ref: Json, configs: Path) -> Json:
     base = read_room(room, ref["base"], configs)
     base.setdefault("name", ref["base"])
@@ -403,6 +411,8 @@ def _overridden(room: str, ref: Json, configs: Path) -> Json:
     keys = dict.fromkeys(_MODELS[room].model_fields)
     if room == "data":
         keys |= data_keys({**base, **over}) or {}
+    if room == "claim":
+        keys |= _claim_keys()
     got = merged(_with_keys(base, keys), over, f"{room} {ref['base']!r}")
     return _without_unused(got, base, over)
 
@@ -446,6 +456,10 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
         keys = data_keys(got)
         if keys is not None and (unknown := sorted(set(got) - set(keys))):
             raise unknown_name(f"key of the data {got['name']!r}", unknown[0], keys)
+    if room == "claim":
+        from kdep_bench.results.claim import make_claim
+
+        make_claim(got)
     safe_name(got["name"], f"{room} name")
     if len(got["name"]) > NAME_LIMIT:
         raise KdepError(

@@ -21,9 +21,10 @@ from typing import Any
 
 from kdep_bench.files import canonical_json, read_json, text_hash
 from kdep_bench.flops import FORWARD_AND_BACKWARD
+from kdep_bench.suite.arms import EXPORTED
 from kdep_bench.suite.config import Json
 from kdep_bench.suite.costs import takes_steps
-from kdep_bench.suite.plan import EXPORTED, Plan, Stage
+from kdep_bench.suite.plan import Plan, Stage
 
 COUNTED = Path(__file__).with_name("networks.json")  # of the suites in configs/
 OWN = "networks.json"  # in the work dir: of other suites

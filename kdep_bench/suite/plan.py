@@ -15,15 +15,14 @@ from typing import Any
 
 from kdep_bench import cards, trackers
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.features.policies import check_widths
 from kdep_bench.files import canonical_json, safe_name, text_hash
-from kdep_bench.objectives.levels import levels_of, student_levels
-from kdep_bench.schedules.base import check_heard, check_span, spans
-from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
+from kdep_bench.objectives.levels import levels_of
+from kdep_bench.suite import testable
+from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, trains, without
+from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
+from kdep_bench.suite.pairs import check_pair, check_task
 
-# Keys that describe a config to people; no stage reads them, so none runs again when they change.
-_PROSE = {"about", "source", "reconstruction", "card"}
 # Keys of a method that the planner itself consumes.
 _PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
 # What a cache holds beside the pooled feature, where a method of the suite reads it.
@@ -215,186 +214,6 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
     return given | said
 
 
-def without(config: Json, keys: set[str]) -> Json:
-    """`config` less some top-level keys."""
-    return {k: v for k, v in config.items() if k not in keys}
-
-
-DENSE = ("detection", "segmentation")
-
-
-def check_task(student: Json, task: Json) -> None:
-    """Refuses a dense task for a student without a pyramid: KdepError."""
-    if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
-        raise KdepError(
-            f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
-            "a student with `pyramid` in its config; without, it serves classification alone",
-            "drop the task or the student from the suite",
-        )
-
-
-EXPORTED = "kdep_bench.teachers.exported.Exported"
-
-
-def assistant_of(method: Json) -> Json | None:
-    """The teacher config that stands for the arm which teaches `method`; None without one.
-
-    Its file is told to the cache stage by the stages it comes from. It has logits where its
-    objective has one linear head, and gives no maps.
-    """
-    told = method.get("teacher")
-    if told is None:
-        return None
-    student, taught = told["student"], told["method"]
-    head = not (taught.get("objective") or {}).get("parts")
-    cut = "" if told["epochs"] is None else f".{told['epochs']:g}ep"
-    return {
-        "type": EXPORTED,
-        "name": f"{student['name']}.{taught['name']}{cut}",
-        "student": without(student, _PROSE),
-        "has_logits": head and bool(method_needs(taught) & {"labels", "logits"}),
-        "card": {
-            "width": student["width"],
-            "maps": False,
-            "labels_used": label_policy(taught) == "labels",
-        },
-    }
-
-
-def taught_by(method: Json, base: Json | None) -> Json | None:
-    """The teacher of an arm: its own, the suite's (`base`), or None for an arm that has none."""
-    return (assistant_of(method) or base) if uses_teacher(method) else None
-
-
-def check_assistant(suite: Suite, base: Json | None, method: Json) -> None:
-    """Refuses an arm that cannot teach `method`, or that brings labels into a label-free one."""
-    told, who = method["teacher"], f"method {method['name']!r}"
-    if not trains(told["method"]):
-        raise KdepError(
-            f"{who} is taught by {told['method']['name']!r}, which does not train",
-            "a method with an objective",
-            "correct `teacher` in the method",
-        )
-    if told["epochs"] is not None and told["epochs"] > suite.budget.epochs:
-        raise KdepError(
-            f"{who} stops its teacher at {told['epochs']:g} epochs of {suite.budget.epochs:g}",
-            "no more than the budget's",
-            "correct `teacher.epochs`",
-        )
-    if label_policy(told["method"]) == "labels" and label_policy(method) != "labels":
-        raise KdepError(
-            f"{who} is called label-free, and its teacher {told['method']['name']!r} reads labels",
-            "label_policy='labels'",
-            "say so in the method, or choose a label-free teacher",
-        )
-    check_pair(suite, told["student"], told["method"], base, told["epochs"])
-
-
-def head_classes(suite: Suite, method: Json, base: Json | None) -> int | None:
-    """Classes of the logits that `method` is taught by; None where no page says."""
-    told = method.get("teacher")
-    if told is None:
-        return (base or {}).get("card", {}).get("classes")
-    if "labels" in method_needs(told["method"]):
-        return suite.data.get("pool_classes")
-    return head_classes(suite, told["method"], base)
-
-
-def check_pair(
-    suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
-) -> None:
-    """Refuses a method that cannot work with this student, teacher and data: KdepError.
-
-    `base` is the suite's teacher; an arm's own is another where an assistant teaches it. `epochs`:
-    of this arm, where they are not the budget's.
-    """
-    epochs = suite.budget.epochs if epochs is None else epochs
-    who = f"method {method['name']!r} on student {student['name']!r}"
-    if method.get("teacher") is not None:
-        check_assistant(suite, base, method)
-    teacher, needs = assistant_of(method) or base, method_needs(method)
-    if method.get("objective") is None and method.get("align"):
-        raise KdepError(
-            f"method {method['name']!r} has an alignment and no objective",
-            "both or neither",
-            "correct the method",
-        )
-    if "labels" in needs and not method.get("labels_used"):
-        raise KdepError(
-            f"method {method['name']!r} needs labels and says labels_used=False",
-            "labels_used=True for an arm that reads labels",
-            "correct the method",
-        )
-    if "labels" in needs and suite.data.get("labels", True) is False:
-        raise KdepError(
-            f"{who} needs labels, and the data {suite.data['name']!r} has none",
-            "labelled data, or a label-free method",
-            "drop the arm",
-        )
-    if "views" in needs and (suite.budget.views < 2 or suite.budget.batch % suite.budget.views):
-        raise KdepError(
-            f"{who} compares the views of an image, and the budget has views={suite.budget.views} "
-            f"at batch={suite.budget.batch}",
-            "two views or more, and a batch that is a multiple of them",
-            "change the budget, or drop the arm",
-        )
-    for span in spans(method.get("objective")):
-        check_span(span, epochs, f"method {method['name']!r}")
-    check_heard(method.get("objective"), epochs, f"method {method['name']!r}")
-    if not uses_teacher(method):
-        return
-    if teacher is None:
-        raise KdepError(
-            f"{who} needs a teacher, and the suite names none for that student",
-            "a teacher",
-            "set suite.teacher",
-        )
-    if "logits" in needs and teacher.get("has_logits", True) is False:
-        raise KdepError(
-            f"{who} needs logits, and the teacher {teacher['name']!r} has none",
-            "a teacher with a classifier, or a feature method",
-            "choose another teacher",
-        )
-    counts = suite.data.get("pool_classes"), head_classes(suite, method, base)
-    if "classes" in needs and None not in counts and counts[0] != counts[1]:
-        raise KdepError(
-            f"{who} looks labels up in the teacher's output: the pool of {suite.data['name']!r} "
-            f"has {counts[0]} classes and the teacher {teacher['name']!r} {counts[1]}",
-            "one set of classes",
-            "choose the label-free form, or a teacher trained on these classes",
-        )
-    if "maps" in needs and teacher.get("card", {}).get("maps", True) is False:
-        raise KdepError(
-            f"{who} reads maps, and the teacher {teacher['name']!r} gives none",
-            "a teacher with maps, or a method on pooled features",
-            "choose another teacher",
-        )
-    strides = (student.get("pyramid") or {}).get("strides", [])
-    for level in sorted(student_levels(method.get("objective"))) if strides else []:
-        if level not in (own := [f"s{s}" for s in strides]):
-            raise unknown_name(f"level that {who} reads", level, own)
-    if "maps" in needs and not student.get("pyramid"):
-        raise KdepError(
-            f"{who} reads maps, and the student declares no pyramid",
-            "pyramid=dict(out_indices=, channels=, strides=) in the student's config",
-            "add it",
-        )
-    align = method.get("align")
-    width = teacher.get("width") or teacher.get("card", {}).get("width")
-    if align:
-        equal = str(align.get("type")).endswith("features.aligners.Identity")
-        try:
-            check_widths(
-                student["width"],
-                width or student["width"],
-                align.get("policy"),
-                f"the teacher {teacher['name']!r}",
-                equal,
-            )
-        except KdepError as e:
-            raise KdepError(f"{who}: {e.got}", e.expected, e.remedy) from None
-
-
 class _Builder:
     """Adds the stages of one suite to one plan."""
 
@@ -421,7 +240,7 @@ class _Builder:
     def config(self, page: Json, method: bool = False) -> Json:
         """A student, task or method as its stages are told it."""
         if id(page) not in self.told:
-            made = without(page, _PROSE | (_PLANNING if method else set()))
+            made = without(page, PROSE | (_PLANNING if method else set()))
             self.told[id(page)] = (
                 {"labels_used": False, "transform": None, **made} if method else made
             )
@@ -471,7 +290,7 @@ class _Builder:
         prepare = self.add(
             "prepare",
             suite.data["name"],
-            without(suite.data, _PROSE | {"name", "type", "labels", "pool_classes"}),
+            without(suite.data, PROSE | {"name", "type", "labels", "pool_classes"}),
             {},
             maker,
         )
@@ -486,12 +305,7 @@ class _Builder:
         for student in suite.students:
             for task in suite.tasks:
                 check_task(student, task)
-            arms = [
-                m
-                for m in suite.methods
-                if m.get("students") is None or student["name"] in m["students"]
-            ]
-            for method in arms:
+            for method in arms_of(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 for share in self.shares(method):
                     for p, t in self.pairs(method):
@@ -554,7 +368,7 @@ class _Builder:
         live = self.live and upstream is None
         if live and not method.get("align"):
             return {"images": prepare}
-        spec: Json = {"teacher": without(teacher, _PROSE)}
+        spec: Json = {"teacher": without(teacher, PROSE)}
         outputs = [] if live else self.outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
@@ -656,7 +470,7 @@ class _Builder:
                 chain.update({k: v for k, v in more.items() if k != "images"})
                 if "images" in more:
                     assert base is not None
-                    spec["teacher"] = without(base, _PROSE)
+                    spec["teacher"] = without(base, PROSE)
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:
@@ -706,15 +520,6 @@ class _Builder:
             )
 
 
-def trains(method: Json) -> bool:
-    """Whether an arm takes pre-training steps at all (scratch and given weights do not)."""
-    return (
-        method.get("objective") is not None
-        and method.get("weights") is None
-        and method.get("steps", True)
-    )
-
-
 def _share(share: float) -> str:
     return "" if share == 1 else f".{share:g}"
 
@@ -732,4 +537,8 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     for cell in plan.cells:
         first.setdefault(cell.id, cell)
     plan.cells[:] = first.values()
+    if suite.claims:
+        budgets = {i: s.spec.get("budget") for i, s in plan.stages.items()}
+        arms = {testable.arm(c, budgets[c.chain["pretrain"]]) for c in plan.cells}
+        testable.check_claims(suite.claims, arms, {t["family"] for t in suite.tasks})
     return plan

@@ -50,6 +50,26 @@ def test_a_clear_difference_is_supported_or_refuted():
     assert verdict(grid(SCORES), a={"method": "scratch"}, b={"method": "kdep"}).verdict == "refuted"
 
 
+def test_an_arm_against_itself_is_no_verdict():
+    """A difference of exactly 0 would refute every margin above it and support every one below."""
+    itself = verdict(grid(SCORES), b={"method": "kdep"}, margin=-0.01)
+    assert itself.verdict == "not testable here"
+    assert "the same arm" in itself.reason
+
+
+def test_epochs_asked_find_the_arm_that_whole_batches_made_of_them():
+    """7.53 epochs of 3,200 images are 376 steps of 64, which are 7.52 epochs."""
+    records = []
+    for epochs, method, value in ((7.52, "kdep", 0.5), (16.0, "kdep", 0.2), (0.0, "scratch", 0.3)):
+        for seed in range(3):
+            f = fields(method, "probe", value + 0.01 * seed, transfer=seed)
+            f["budget"] = {**f.get("budget", {}), "epochs": epochs}
+            records.append(make(f))
+    assert verdict(records, a={"method": "kdep", "epochs": 7.53}).verdict == "supported"
+    assert verdict(records, a={"method": "kdep", "epochs": 16}).verdict == "refuted"
+    assert verdict(records, a={"method": "kdep", "epochs": 12}).verdict == "not testable here"
+
+
 def test_a_family_each_and_all_tasks_last():
     found = judge(board_of(grid(SCORES)), [BEATS])
     assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]

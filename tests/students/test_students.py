@@ -18,7 +18,7 @@ from kdep_bench.students.backbone import PreActivationTap, build_backbone
 from kdep_bench.students.discover import check_student, discover
 from kdep_bench.students.timm_backbone import TimmBackbone
 from kdep_bench.suite.config import names, read_room, resolve
-from kdep_bench.suite.plan import check_task
+from kdep_bench.suite.pairs import check_task
 from kdep_bench.transfer import base
 
 REPO = Path(__file__).parents[2]

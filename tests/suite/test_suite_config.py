@@ -131,6 +131,9 @@ def test_a_missing_key_is_named():
     [
         ("suite = dict(", "cannot be read"),
         ("raise SystemError('no')", "cannot be read"),
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("def f():\n    f()\nf()", "RecursionError"),
         ("suites = dict()", "defines no dict named 'suite'"),
         ("suite = dict(name=lambda: 1)", "not plain data"),
         ("suite = dict(name=float('nan'))", "not plain data"),

@@ -1,0 +1,234 @@
+"""What cannot work together: a student with a task, a method with a student, teacher and data.
+
+Each rule is a small function that raises a KdepError, and stands in a list below; the plan calls
+`check_task` and `check_pair` for every pair it is to build. No rule reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.features.policies import check_widths
+from kdep_bench.objectives.levels import student_levels
+from kdep_bench.schedules.base import check_heard, check_span, spans
+from kdep_bench.suite.arms import assistant_of, head_classes, teacher_width, trains
+from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
+
+DENSE = ("detection", "segmentation")
+
+
+def check_task(student: Json, task: Json) -> None:
+    """Refuses a dense task for a student without a pyramid: KdepError."""
+    if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
+        raise KdepError(
+            f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
+            "a student with `pyramid` in its config; without, it serves classification alone",
+            "drop the task or the student from the suite",
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One method on one student, in a suite.
+
+    Attributes:
+        base: the suite's teacher; an arm's own is another where an assistant teaches it.
+        epochs: of this arm, which may be fewer than the budget's.
+    """
+
+    suite: Suite
+    student: Json
+    method: Json
+    base: Json | None
+    epochs: float
+
+    @property
+    def name(self) -> str:
+        return f"method {self.method['name']!r}"
+
+    @property
+    def who(self) -> str:
+        return f"{self.name} on student {self.student['name']!r}"
+
+    @cached_property
+    def needs(self) -> set[str]:
+        return method_needs(self.method)
+
+    @cached_property
+    def teacher(self) -> Json:
+        """The teacher of a method that reads one; KdepError where there is none."""
+        found = assistant_of(self.method) or self.base
+        if found is None:
+            raise KdepError(
+                f"{self.who} needs a teacher, and the suite names none for that student",
+                "a teacher",
+                "set suite.teacher",
+            )
+        return found
+
+
+def check_pair(
+    suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
+) -> None:
+    """Refuses a method that cannot work with this student, teacher and data: KdepError.
+
+    `base` is the suite's teacher; an arm's own is another where an assistant teaches it. `epochs`:
+    of this arm, where they are not the budget's.
+    """
+    pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
+    for rule in RULES:
+        rule(pair)
+    if uses_teacher(method):
+        for rule in TEACHER_RULES:
+            rule(pair)
+
+
+# ---- rules of every pair ----
+
+
+def assistant(pair: Pair) -> None:
+    """An arm that cannot teach, or that brings labels into a label-free method."""
+    told = pair.method.get("teacher")
+    if told is None:
+        return
+    if not trains(told["method"]):
+        raise KdepError(
+            f"{pair.name} is taught by {told['method']['name']!r}, which does not train",
+            "a method with an objective",
+            "correct `teacher` in the method",
+        )
+    most = pair.suite.budget.epochs
+    if told["epochs"] is not None and told["epochs"] > most:
+        raise KdepError(
+            f"{pair.name} stops its teacher at {told['epochs']:g} epochs of {most:g}",
+            "no more than the budget's",
+            "correct `teacher.epochs`",
+        )
+    if label_policy(told["method"]) == "labels" and label_policy(pair.method) != "labels":
+        raise KdepError(
+            f"{pair.name} is called label-free, and its teacher {told['method']['name']!r} reads "
+            "labels",
+            "label_policy='labels'",
+            "say so in the method, or choose a label-free teacher",
+        )
+    check_pair(pair.suite, told["student"], told["method"], pair.base, told["epochs"])
+
+
+def objective_and_alignment(pair: Pair) -> None:
+    """An alignment that no objective reads."""
+    if pair.method.get("objective") is None and pair.method.get("align"):
+        raise KdepError(
+            f"{pair.name} has an alignment and no objective",
+            "both or neither",
+            "correct the method",
+        )
+
+
+def labels(pair: Pair) -> None:
+    """Labels that the method does not declare, or that the data have not got."""
+    if "labels" not in pair.needs:
+        return
+    if not pair.method.get("labels_used"):
+        raise KdepError(
+            f"{pair.name} needs labels and says labels_used=False",
+            "labels_used=True for an arm that reads labels",
+            "correct the method",
+        )
+    if pair.suite.data.get("labels", True) is False:
+        raise KdepError(
+            f"{pair.who} needs labels, and the data {pair.suite.data['name']!r} has none",
+            "labelled data, or a label-free method",
+            "drop the arm",
+        )
+
+
+def views(pair: Pair) -> None:
+    """A method that compares the views of an image, and a batch that cannot hold them."""
+    budget = pair.suite.budget
+    if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
+        raise KdepError(
+            f"{pair.who} compares the views of an image, and the budget has views={budget.views} "
+            f"at batch={budget.batch}",
+            "two views or more, and a batch that is a multiple of them",
+            "change the budget, or drop the arm",
+        )
+
+
+def schedules(pair: Pair) -> None:
+    """A schedule that does not fit into the run, or a run in which nothing is left to learn."""
+    objective = pair.method.get("objective")
+    for span in spans(objective):
+        check_span(span, pair.epochs, pair.name)
+    check_heard(objective, pair.epochs, pair.name)
+
+
+# ---- rules of methods that read a teacher ----
+
+
+def a_teacher(pair: Pair) -> None:
+    """No teacher at all."""
+    assert pair.teacher is not None
+
+
+def logits(pair: Pair) -> None:
+    """Logits of a teacher without a classifier."""
+    if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
+        raise KdepError(
+            f"{pair.who} needs logits, and the teacher {pair.teacher['name']!r} has none",
+            "a teacher with a classifier, or a feature method",
+            "choose another teacher",
+        )
+
+
+def classes(pair: Pair) -> None:
+    """Labels that are looked up among the classes of a teacher that has others."""
+    data = pair.suite.data
+    counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
+    if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
+        raise KdepError(
+            f"{pair.who} looks labels up in the teacher's output: the pool of {data['name']!r} "
+            f"has {counts[0]} classes and the teacher {pair.teacher['name']!r} {counts[1]}",
+            "one set of classes",
+            "choose the label-free form, or a teacher trained on these classes",
+        )
+
+
+def maps(pair: Pair) -> None:
+    """Maps that the teacher or the student does not give, or levels that the student lacks."""
+    if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
+        raise KdepError(
+            f"{pair.who} reads maps, and the teacher {pair.teacher['name']!r} gives none",
+            "a teacher with maps, or a method on pooled features",
+            "choose another teacher",
+        )
+    strides = (pair.student.get("pyramid") or {}).get("strides", [])
+    for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
+        if level not in (own := [f"s{s}" for s in strides]):
+            raise unknown_name(f"level that {pair.who} reads", level, own)
+    if "maps" in pair.needs and not pair.student.get("pyramid"):
+        raise KdepError(
+            f"{pair.who} reads maps, and the student declares no pyramid",
+            "pyramid=dict(out_indices=, channels=, strides=) in the student's config",
+            "add it",
+        )
+
+
+def widths(pair: Pair) -> None:
+    """A student wider than the teacher without a policy."""
+    align, width = pair.method.get("align"), pair.student["width"]
+    if not align:
+        return
+    equal = str(align.get("type")).endswith("features.aligners.Identity")
+    name = f"the teacher {pair.teacher['name']!r}"
+    try:
+        check_widths(width, teacher_width(pair.teacher) or width, align.get("policy"), name, equal)
+    except KdepError as e:
+        raise KdepError(f"{pair.who}: {e.got}", e.expected, e.remedy) from None
+
+
+Rule = Callable[[Pair], None]
+RULES: tuple[Rule, ...] = (assistant, objective_and_alignment, labels, views, schedules)
+TEACHER_RULES: tuple[Rule, ...] = (a_teacher, logits, classes, maps, widths)

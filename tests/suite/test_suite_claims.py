@@ -1,0 +1,114 @@
+"""A claim that the suite cannot test, or that is malformed, is refused before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_suite_config import GOOD, build
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.plan import build_plan
+
+REPO = Path(__file__).resolve().parents[2]
+BEATS = "kdep_beats_scratch"
+
+
+def refusal(claim: Any, **change: Any) -> str:
+    with pytest.raises(KdepError) as e:
+        build_plan(build(claims=[claim], **change))
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("claim", "says"),
+    [
+        (dict(base=BEATS, b=None), "needs b"),
+        (dict(base=BEATS, kind="diference"), "'difference', 'efficiency' or 'rank_correlation'"),
+        (dict(base=BEATS, kind="efficiency"), "needs at_least"),
+        (dict(base=BEATS, kind="rank_correlation"), "needs one of at_least and at_most"),
+        (dict(base=BEATS, margn=0.1), "did you mean margin"),
+        (dict(base=BEATS, a=dict(methd="kdep")), "did you mean method"),
+        (dict(base=BEATS, a=dict(share=1.5)), "less than or equal to 1"),
+        (dict(base=BEATS, margin="much"), "valid number"),
+        (dict(base=BEATS, max_cost_ratio=0.0), "greater than 0"),
+        (dict(base=BEATS, a=dict(method="kdepp")), "did you mean kdep?"),
+        (dict(base=BEATS, a=dict(method="fitnet")), "add fitnets to the suite's methods"),
+        (dict(base=BEATS, b=dict(method="supervised")), "add supervised"),
+        (dict(base=BEATS, a=dict(share=0.1)), "one of the shares 1"),
+        (dict(base=BEATS, a=dict(epochs=7)), "one of the numbers of epochs 1"),
+        (dict(base=BEATS, a=dict(teacher="efficientnet_lite1")), "did you mean efficientnet_lite0"),
+        (dict(base=BEATS, b=dict(teacher="efficientnet_lite0")), "reads no teacher"),
+        (dict(base=BEATS, families=["clasification"]), "did you mean classification"),
+        (dict(base=BEATS, families=[]), "at least 1 item"),
+        (dict(base=BEATS, b=dict(method="kdep")), "with itself"),
+        (dict(base=BEATS, a=dict(method=["kdp", "scratch"])), "with itself"),
+        ("data_10x", "add supervised"),
+        (dict(base="data_10x", b=dict(method="scratch")), "with one budget alone"),
+        ("compact_teacher_is_worse", "has 1 of kdep"),
+        (
+            dict(base="compact_teacher_is_worse", by=dict(efficientnet_lite0=1.0, resnet50=2.0)),
+            "resnet50",
+        ),
+    ],
+)
+def test_a_claim_that_no_record_could_answer_is_refused(claim, says):
+    assert says in refusal(claim)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(margin=0.02),
+        dict(families=["classification"]),
+        dict(a=dict(teacher="efficientnet_lite0")),
+        dict(a=dict(epochs=1.0)),
+        dict(max_cost_ratio=2.0, per_family=False),
+        dict(a=dict(method=["kdep_v2", "kdep"])),
+    ],
+)
+def test_an_override_of_a_key_that_the_page_leaves_out_is_not_called_unknown(more):
+    suite = build(claims=[dict(base=BEATS, **more)])
+    build_plan(suite)
+    for key, value in more.items():
+        got = suite.claims[0][key]
+        assert got == ({**got, **value} if isinstance(value, dict) else value)
+
+
+def test_a_claim_between_two_shares_of_one_method_is_no_claim_against_itself():
+    claim = dict(base=BEATS, a=dict(share=0.5), b=dict(method="kdep"))
+    build_plan(build(claims=[claim], shares=[1.0, 0.5]))
+    same = dict(base=BEATS, a=dict(share=0.5), b=dict(method="kdep", share=0.5))
+    assert "with itself" in refusal(same, shares=[1.0, 0.5])
+
+
+def test_an_arm_of_another_student_alone_does_not_make_a_comparison():
+    """kdep on one student and imagenet on another were never in one row of verdicts."""
+    arms = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
+    said = refusal(
+        "kdep_reaches_imagenet", methods=arms, students=["resnet18_w32", "efficientnet_lite0"]
+    )
+    assert "no student with both" in said
+
+
+def test_epochs_of_a_claim_are_those_of_the_arm_s_own_images():
+    """Counted over the pool, an epoch of a tenth of the images is ten of its own."""
+    budget = dict(GOOD["budget"], epochs_over="pool", epochs=2)
+    claim = dict(base=BEATS, a=dict(share=0.1, epochs=20))
+    build_plan(build(claims=[claim], budget=budget, shares=[1.0, 0.1]))
+
+
+def test_a_typo_in_a_claim_ends_the_dry_run_with_2(tmp_path):
+    """It ended a finished run with 2, and left it without a leaderboard."""
+    path = tmp_path / "s.py"
+    path.write_text(f"suite = {GOOD | dict(claims=[dict(base=BEATS, kind='diference')])!r}\n")
+    command = [sys.executable, "tools/run_suite.py", str(path), "--dry-run"]
+    command += ["--work-dir", str(tmp_path / "w")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode == 2
+    assert "kdep_beats_scratch" in done.stderr
+    assert "Traceback" not in done.stderr
