@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -24,10 +25,16 @@ class KdepError(Exception):
             parts.append(f"expected {expected.rstrip('.')}")
         if remedy:
             parts.append(f"to mend it: {remedy.rstrip('.')}")
-        super().__init__("; ".join(parts) + ".")
+        super().__init__(_printable("; ".join(parts) + "."))
 
     def __reduce__(self) -> tuple[type[KdepError], tuple[str, str, str]]:
         return type(self), (self.got, self.expected, self.remedy)
+
+
+def _printable(text: str) -> str:
+    """`text` with the bytes of file names that are not UTF-8 as \\xNN: it can be printed, logged."""
+    text = re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}", text)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def unknown_name(kind: str, got: str, valid: Iterable[str], remedy: str = "") -> KdepError:

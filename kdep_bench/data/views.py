@@ -24,7 +24,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from kdep_bench.ahead import ahead
-from kdep_bench.data.listing import list_images, shown
+from kdep_bench.data.images import read_rgb
+from kdep_bench.data.listing import list_images
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_json, text_hash, write_json
@@ -75,27 +76,6 @@ def draw_recipe(
     x = rng.uniform(0, 1, n) * (1 - w)
     y = rng.uniform(0, 1, n) * (1 - h)
     return np.stack([x, y, w, h], 1).astype(np.float32), rng.random(n) < 0.5
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB; a file that cannot be decoded is a KdepError that names it."""
-    # Python reads the bytes: OpenCV's own reader ends the process on a name that is not UTF-8.
-    try:
-        raw = np.fromfile(path, np.uint8)
-    except OSError as e:
-        raise KdepError(
-            f"the image {shown(path.resolve())} cannot be read ({e.strerror})",
-            "a readable file",
-            "put it back, or correct its access rights, then run again",
-        ) from None
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
-    if image is None:
-        raise KdepError(
-            f"the image {shown(path.resolve())} could not be decoded",
-            "an image that OpenCV reads",
-            "replace the file, or move it out of the folder, then run again",
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def render(image: np.ndarray, box: np.ndarray, flip: bool, px: int) -> np.ndarray:

@@ -1,0 +1,459 @@
+"""Images of one's own: every fault is found, and what is not plain becomes plain 8-bit pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from kdep_bench.data import images
+from kdep_bench.errors import KdepError
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+SMOOTH = np.asarray(Image.fromarray(PICTURE).resize((200, 120), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, pixels: np.ndarray = PICTURE, mode: str = "", **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def placed(tmp_path: Path, file: Path) -> tuple[Path, images.Facts]:
+    found = images.inspect([file])
+    assert not found.faults, found.faults
+    link = tmp_path / "out" / images.placed_name(file.name, found.facts[file])
+    images.place(file, link, found.facts[file])
+    return link, found.facts[file]
+
+
+def read_by_all(path: Path) -> np.ndarray:
+    """RGB pixels, after a check that every reader of a suite sees the same ones."""
+    with Image.open(path) as image:
+        assert image.mode in ("RGB", "L")
+        assert image.getexif().get(images.ORIENTATION) not in range(2, 9)
+        pillow = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pillow, images.read_rgb(path))
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    np.testing.assert_array_equal(pillow, cv2.imread(str(path), flags)[..., ::-1])
+    return pillow
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "grey.png", "grey.jpg"])
+def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
+    file = save(tmp_path / name, SMOOTH, "L" if "grey" in name else "")
+    link, facts = placed(tmp_path, file)
+    assert facts.plain
+    assert link.is_symlink()
+    assert link.name == name
+    assert link.resolve() == file
+    assert facts[1:3] == (200, 120)
+
+
+def test_rgb_of_a_plain_image_is_what_opencv_read_before(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.bmp"):
+        file = save(tmp_path / name, SMOOTH)
+        before = cv2.cvtColor(cv2.imread(str(file), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        np.testing.assert_array_equal(images.read_rgb(file), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "kind"),
+    [
+        ("a.gif", "P", "GIF file"),
+        ("a.webp", "", "WEBP file"),
+        ("a.tiff", "", "TIFF file"),
+        ("a.tif", "L", "TIFF file"),
+        ("a.png", "P", "palette"),
+        ("a.png", "1", "1-bit"),
+        ("a.jpg", "CMYK", "CMYK"),
+        ("a.tif", "CMYK", "CMYK"),
+        ("a.png", "RGBA", images.ALPHA),
+        ("a.png", "LA", images.ALPHA),
+        ("a.ppm", "", "PPM file"),
+    ],
+)
+def test_other_formats_become_a_plain_png_and_are_counted(
+    tmp_path: Path, name: str, mode: str, kind: str
+) -> None:
+    options = {"lossless": True} if name == "a.webp" else {}
+    file = save(tmp_path / name, SMOOTH, mode, **options)
+    link, facts = placed(tmp_path, file)
+    assert kind in facts.kinds
+    assert images.inspect([file]).kinds()[kind] == 1
+    assert link.name == f"{name}.png"
+    assert not link.is_symlink()
+    seen = read_by_all(link)
+    assert seen.shape == (120, 200, 3)
+    with Image.open(file) as source:
+        np.testing.assert_array_equal(seen, np.asarray(source.convert("RGB")))
+
+
+def test_a_jpeg_named_jfif_is_linked_under_a_name_that_readers_take(tmp_path: Path) -> None:
+    (tmp_path / "a.jfif").write_bytes(encoded(Image.fromarray(SMOOTH), "JPEG"))
+    link, facts = placed(tmp_path, tmp_path / "a.jfif")
+    assert facts.plain
+    assert link.name == "a.jfif.jpg"
+
+
+def test_alpha_is_put_on_white_and_not_shown_as_the_hidden_colour(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[:, 0] = (200, 0, 0, 255)
+    pixels[:, 1] = (200, 0, 0, 0)
+    pixels[:, 2] = (0, 0, 0, 128)
+    seen = read_by_all(placed(tmp_path, save(tmp_path / "a.png", pixels))[0])
+    assert seen[0].tolist() == [[200, 0, 0], [255, 255, 255], [127, 127, 127]]
+    grey = save(tmp_path / "b.png", np.zeros((2, 2), np.uint8), transparency=0)
+    assert read_by_all(placed(tmp_path, grey)[0]).min() == 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 128, 129, 257], [32768, 65278, 65407, 65535]], np.uint16)
+    file = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(file), deep)
+    link, facts = placed(tmp_path, file)
+    assert images.DEEP in facts.kinds
+    assert read_by_all(link)[..., 0].tolist() == [[0, 0, 1, 1], [128, 254, 255, 255]]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_16_bit_image_is_turned_once(tmp_path: Path, suffix: str, colour: bool) -> None:
+    deep = RNG.integers(0, 65536, (5, 9, 3), dtype=np.uint16)
+    deep = deep if colour else deep[..., 0]
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    file = tmp_path / f"a.{suffix}"
+    if colour and suffix == "png":
+        plain = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+        chunk = b"eXIf" + exif.tobytes()[6:]
+        sized = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        file.write_bytes(plain[:33] + sized + plain[33:])
+    elif colour:
+        cv2.imwrite(str(file), deep[..., ::-1])
+        turned = bytearray(file.read_bytes())
+        at = turned.find(struct.pack("<HHIH", 284, 3, 1, 1))  # planar configuration, the default
+        assert at > 0
+        turned[at : at + 12] = struct.pack("<HHIHH", images.ORIENTATION, 3, 1, 6, 0)
+        file.write_bytes(bytes(turned))
+    else:
+        Image.fromarray(deep).save(file, exif=exif)
+    link, facts = placed(tmp_path, file)
+    assert (facts.orientation, facts.width, facts.height, facts.upright) == (6, 9, 5, (5, 9))
+    right = np.rot90((deep.reshape(5, 9, -1).astype(np.uint32) + 128) // 257, -1)
+    np.testing.assert_array_equal(read_by_all(link), np.broadcast_to(right, (9, 5, 3)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
+def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str) -> None:
+    deep = np.zeros((2, 2, 3), np.uint16)
+    deep[..., 0], deep[..., 1], deep[..., 2] = 65535, 129, 32768
+    file = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(file), deep[..., ::-1])
+    link, facts = placed(tmp_path, file)
+    assert images.DEEP in facts.kinds
+    assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
+
+
+def test_12_bit_values_in_a_16_bit_file_do_not_become_a_black_picture(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), RNG.integers(0, 4096, (9, 9), dtype=np.uint16))
+    (fault,) = images.inspect([file]).faults
+    assert "nearly black" in str(fault)
+    assert str(file) in str(fault)
+    cv2.imwrite(str(file), np.zeros((9, 9), np.uint16))  # black on any scale
+    assert not images.inspect([file]).faults
+
+
+def test_pixels_without_a_stated_range_are_refused(tmp_path: Path) -> None:
+    for mode in ("I", "F"):
+        file = tmp_path / f"{mode}.tif"
+        Image.fromarray(PICTURE[..., 0]).convert(mode).save(file)
+        with pytest.raises(KdepError, match="32 bit without a stated range"):
+            images.inspect([file]).raise_faults()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_an_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, name: str) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    file = save(tmp_path / name, SMOOTH, exif=exif)
+    link, facts = placed(tmp_path, file)
+    with Image.open(file) as source:
+        right = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+    seen = read_by_all(link)
+    np.testing.assert_array_equal(seen, right)
+    assert facts.upright == seen.shape[1::-1]
+    assert facts.plain == (orientation == 1 and name != "a.tif")
+
+
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), c) for c in ((255, 0, 0), (0, 255, 0))]
+    for name in ("a.gif", "a.png", "a.webp", "a.tif"):
+        lossless = {"lossless": True} if name == "a.webp" else {}
+        file = tmp_path / name
+        frames[0].save(file, save_all=True, append_images=frames[1:], **lossless)
+        link, facts = placed(tmp_path, file)
+        assert facts.frames == 2
+        assert images.FRAMES in facts.kinds
+        assert read_by_all(link)[0, 0].tolist() == [255, 0, 0]
+
+
+def break_cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def break_zero_tail(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def break_empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def break_text(file: Path) -> None:
+    file.write_text("<html>not found</html>")
+
+
+def break_dangling(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.parent / "nowhere.png")
+
+
+def break_loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file)
+
+
+def break_fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def break_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def break_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def break_bomb(file: Path) -> None:
+    Image.new("1", (20_000, 10_000)).save(file, "PNG")
+
+
+def break_postscript(file: Path) -> None:
+    Image.new("RGB", (9, 9)).save(file, "EPS")
+
+
+FAULTS = {
+    break_cut: "truncated",
+    break_zero_tail: "truncated|damaged",
+    break_empty: "zero bytes",
+    break_text: "not an image .*<html>",
+    break_dangling: "a link to .*nowhere.png, which does not exist",
+    break_loop: "cannot be read",
+    break_fifo: "a pipe, socket or device",
+    break_device: "a pipe, socket or device",
+    break_folder: "is a folder",
+    break_bomb: "too large",
+    break_postscript: "not an image",
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) -> None:
+    files = [save(tmp_path / f"{i}.{suffix}", SMOOTH) for i in range(30)]
+    late = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
+    for breaker, file in late.items():
+        breaker(file)
+    found = images.inspect(files)
+    assert len(found.faults) == len(FAULTS)
+    assert len(found.facts) == 30 - len(FAULTS)
+    for (breaker, file), fault in zip(late.items(), found.faults, strict=True):
+        assert str(file) in str(fault), breaker
+        assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
+    with pytest.raises(KdepError, match="11 images cannot be used") as all_of_them:
+        found.raise_faults()
+    assert "and 1 more" in str(all_of_them.value)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.gif", "a.webp", "a.tif"])
+def test_a_cut_image_is_refused_and_never_filled_with_grey(
+    tmp_path: Path, name: str, cut: float
+) -> None:
+    file = save(tmp_path / name, SMOOTH)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * cut)])
+    assert len(images.inspect([file]).faults) == 1
+    with pytest.raises(KdepError, match=str(file)):
+        images.read_rgb(file)
+
+
+def test_the_end_marker_of_a_thumbnail_does_not_end_the_picture(tmp_path: Path) -> None:
+    thumb = encoded(Image.fromarray(PICTURE), "JPEG")
+    data = encoded(Image.fromarray(SMOOTH), "JPEG")
+    app1 = b"\xff\xe1" + (len(thumb) + 2).to_bytes(2, "big") + thumb
+    whole = data[:2] + app1 + data[2:]
+    images.check_whole(whole, tmp_path)
+    images.check_whole(whole + b"trailing bytes of a camera", tmp_path)
+    for progressive in (False, True):
+        data = encoded(Image.fromarray(SMOOTH), "JPEG", progressive=progressive)
+        images.check_whole(data, tmp_path)
+        with pytest.raises(KdepError, match="truncated"):
+            images.check_whole(data[:2] + app1 + data[2:-2], tmp_path)
+
+
+def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{i}.png", RNG.integers(0, 255, (9, 9, 3), np.uint8)) for i in "abc"]
+    memory: dict = {}
+    first = images.inspect(files, memory)
+    assert first.decoded == 3
+    again = images.inspect(files, memory)
+    assert again.decoded == 0
+    assert again.facts == first.facts
+    Image.new("RGB", (9, 9)).save(files[1])
+    assert images.inspect(files, memory).decoded == 1
+
+
+def test_a_name_that_is_not_utf8_is_placed_and_read(tmp_path: Path) -> None:
+    name = os.fsdecode(b"lat\xe9.png")
+    file = save(tmp_path / "a.png", SMOOTH).rename(tmp_path / name)
+    link, facts = placed(tmp_path, file)
+    assert link.name == "lat%E9.png"
+    assert facts.plain
+    np.testing.assert_array_equal(read_by_all(link), SMOOTH)
+    code = f"""if True:
+        import sys; sys.path[:0] = {sys.path!r}
+        from pathlib import Path
+        from kdep_bench.data.images import read_rgb
+        print(read_rgb(Path({str(file)!r})).shape)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "(120, 200, 3)"), done.stderr
+
+
+def test_an_error_about_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"lat\xe9.png")
+    file.write_bytes(b"no image")
+    (fault,) = images.inspect([file]).faults
+    assert "lat\\xe9.png" in str(fault)
+    str(fault).encode("utf-8")
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_labels_of_a_turned_image_are_taken_only_where_they_are_certain(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    file = save(tmp_path / "a.jpg", SMOOTH, exif=exif)
+    facts = images.inspect([file]).facts[file]
+    with pytest.raises(KdepError, match=f"EXIF orientation {orientation}.*train.json.*200x120"):
+        images.check_turn(file, facts, 200, 120, "train.json")
+    if orientation >= 5:
+        images.check_turn(file, facts, 120, 200, "train.json")
+    square = save(tmp_path / "b.jpg", SMOOTH[:100, :100], exif=exif)
+    with pytest.raises(KdepError, match="EXIF orientation"):
+        images.check_turn(square, images.inspect([square]).facts[square], 100, 100, "its mask")
+
+
+def test_two_images_that_come_to_one_name_are_refused(tmp_path: Path) -> None:
+    gif, png = save(tmp_path / "a.gif"), save(tmp_path / "a.gif.png")
+    found = images.inspect([gif, png]).facts
+    images.place(gif, tmp_path / "out" / images.placed_name(gif.name, found[gif]), found[gif])
+    with pytest.raises(KdepError, match="two images of the data"):
+        images.place(png, tmp_path / "out" / images.placed_name(png.name, found[png]), found[png])
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    mode=st.sampled_from(MODES),
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    orientation=st.integers(0, 9),
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"]),
+    seed=st.integers(0, 99),
+)
+def test_any_readable_image_becomes_upright_8_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    mode: str,
+    width: int,
+    height: int,
+    orientation: int,
+    kind: str,
+    seed: int,
+) -> None:
+    rng, exif = np.random.default_rng(seed), Image.Exif()
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if mode == "I;16":
+        deep = rng.integers(0, 65536, (height, width), dtype=np.uint16)
+        deep[0, 0] = 65535
+        image = Image.fromarray(deep)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(pixels[..., 0]))
+    exif[images.ORIENTATION] = orientation
+    try:
+        data = encoded(image, kind, exif=exif)
+    except (OSError, KeyError, ValueError):
+        return  # this format does not hold this mode
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "a").write_bytes(data)
+    link, _ = placed(folder, folder / "a")
+    seen = read_by_all(link)
+    with Image.open(io.BytesIO(data)) as source:  # by path, Pillow 13 turns a raw TIFF wrongly
+        turned = ImageOps.exif_transpose(source)
+        assert seen.shape[1::-1] == turned.size
+        if turned.mode in ("RGB", "L", "P", "CMYK", "1") and "transparency" not in source.info:
+            np.testing.assert_array_equal(seen, np.asarray(turned.convert("RGB")))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM"]),
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, 10**6),
+)
+def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
+    kind: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(encoded(Image.fromarray(SMOOTH[:30, :40]), kind))
+    for at, value in changes:
+        data[at % len(data)] = value
+    raw = bytes(data[: len(data) - cut % 9])
+    try:
+        facts = images.examine(raw, Path("a"))
+        images.plain_pixels(raw, Path("a"))
+    except KdepError:
+        return
+    assert facts.width > 0
