@@ -32,7 +32,7 @@ class KdepError(Exception):
 
 
 def _printable(text: str) -> str:
-    """`text` with the bytes of file names that are not UTF-8 as \\xNN: it can be printed, logged."""
+    """`text` with the bytes of file names that are not UTF-8 as \\xNN: it can be printed."""
     text = re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 

@@ -41,7 +41,7 @@ from kdep_bench.errors import KdepError
 
 # No others: Pillow hands some of them to other programs (EPS), or reads them in part.
 FORMATS = tuple(
-    plugin.format
+    str(plugin.format)
     for plugin in (
         JpegImagePlugin.JpegImageFile,  # also MPO, a JPEG with more JPEGs behind it
         PngImagePlugin.PngImageFile,

@@ -70,7 +70,7 @@ def test_a_picture_that_a_worker_cannot_decode_ends_in_a_sentence(
     with_workers(monkeypatch, 2)
     (tmp_path / "out").mkdir()
     one = spec(KDEP, teacher=TEACHER)
-    with pytest.raises(KdepError, match=r"000007\.jpg could not be decoded") as caught:
+    with pytest.raises(KdepError, match=r"000007\.jpg is not an image") as caught:
         stage.run(one, stages | {"images": tmp_path / "images"}, tmp_path / "out", silent)
     assert "\n" not in str(caught.value)
 
