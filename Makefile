@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
-  faults scale lightly install clean
+  faults mutation scale lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -67,6 +67,12 @@ slurm-test: install cluster
 # FAULTS='--home DIR' keeps its work there: cut, it goes on with the fault it was at.
 faults: install
 	$(PY) tests/suite/suite_faults.py --out results/faults.md $(FAULTS)
+
+# Plants one-line faults in the code that decides numbers and runs the tests that call it; writes
+# results/mutation.md. An hour of a core from nothing; interrupted, it continues where it was.
+# MUTATION='features --jobs 2', '--again', '--list': see tests/mutation/__main__.py.
+mutation: install
+	$(PY) -m tests.mutation $(MUTATION)
 
 # What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
 scale: install

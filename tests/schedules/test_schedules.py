@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdep_bench.errors import KdepError
-from kdep_bench.schedules.base import as_schedule, check_span, spans
+from kdep_bench.schedules.annealing import Annealing
+from kdep_bench.schedules.base import LOOKS, as_schedule, check_heard, check_span, spans
 from kdep_bench.schedules.cosine import Cosine
 from kdep_bench.schedules.linear import Linear
+from kdep_bench.schedules.ramp import Ramp
 from kdep_bench.schedules.step import Step
+from kdep_bench.schedules.until import Until
 
 
 def test_closed_forms():
@@ -30,6 +33,101 @@ def test_closed_forms():
         0.01,
     ]
     assert as_schedule(0.3)(7, 9) == 0.3
+    assert [Ramp(0, 1, over=0.5)(k, 8) for k in range(8)] == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert [Ramp(2, 1)(k, 4) for k in range(4)] == [2, 1.75, 1.5, 1.25]  # the whole run
+    assert [Until(0.5, value=3)(k, 4) for k in range(4)] == [3, 3, 0, 0]
+    assert [Until(0)(k, 4) for k in range(4)] == [0, 0, 0, 0]
+    assert [Until(1)(k, 4) for k in range(4)] == [1, 1, 1, 1]
+    # the temperature falls from 4 to 1: 1 - (T - 1) / 4
+    assert [Annealing(4)(k, 8) for k in range(8)] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1, 1]
+    assert [Annealing(1)(k, 3) for k in range(3)] == [1, 1, 1]
+    assert Annealing()(0, 40) == 1 / 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "values"),
+    [
+        ("linear.Linear", {"start": 1, "end": 0}, [1, 0.5, 0, 0, 0, 0]),
+        ("cosine.Cosine", {"start": 1, "end": 0}, [1, 0.5, 0, 0, 0, 0]),
+        ("step.Step", {"values": [1, 0.1]}, [1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ("annealing.Annealing", {"t_max": 2}, [0.5, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_span_of_2_of_6_epochs_ends_at_a_third_of_the_run(kind, arguments, values):
+    config = {"type": f"kdep_bench.schedules.{kind}", "span": 2, **arguments}
+    assert [as_schedule(config, 6)(k, 6) for k in range(6)] == pytest.approx(values)
+    assert [as_schedule(config, 6)(k, 12) for k in range(0, 12, 2)] == pytest.approx(values)
+    with pytest.raises(KdepError, match="2 epochs, and the run has 1"):
+        as_schedule(config, 1)
+    with pytest.raises(KdepError, match="span=0"):
+        as_schedule({**config, "span": 0}, 6)
+
+
+def test_a_schedule_without_a_span_takes_the_whole_run_whatever_its_epochs():
+    for kind, values in (("until.Until", [1, 1, 0, 0]), ("ramp.Ramp", [0, 0.5, 1, 1])):
+        more = {"stop": 0.5} if kind == "until.Until" else {"start": 0, "end": 1, "over": 0.5}
+        config = {"type": f"kdep_bench.schedules.{kind}", **more}
+        for epochs in (None, 1, 90):
+            assert [as_schedule(config, epochs)(k, 4) for k in range(4)] == values
+    assert Linear(1, 0).done(1, 4) == 0.25
+    assert Linear(1, 0).done(0, 0) == 0
+    assert Linear(1, 0).done(9, 4) == 1
+
+
+def test_values_outside_the_run_are_refused():
+    for bad in (-0.01, 1.01):
+        with pytest.raises(KdepError, match="stop="):
+            Until(bad)
+    for bad in (0, -1, 1.01):
+        with pytest.raises(KdepError, match="over="):
+            Ramp(0, 1, over=bad)
+    with pytest.raises(KdepError, match="t_max=0"):
+        Annealing(0)
+    with pytest.raises(KdepError, match="no values"):
+        Step([])
+
+
+def test_a_schedule_object_stays_itself_and_another_class_is_refused():
+    made = Linear(1, 0)
+    assert as_schedule(made) is made
+    with pytest.raises(KdepError, match="is no Schedule"):
+        as_schedule({"type": "tests.schedules.test_schedules.Other"})
+
+
+class Other:
+    """Takes what a schedule takes and is none."""
+
+    def __init__(self, epochs: float | None = None) -> None:
+        self.epochs = epochs
+
+
+def sum_of(**weights: object) -> dict:
+    return {"type": "x", "parts": {name: {"weight": w} for name, w in weights.items()}}
+
+
+def test_a_sum_whose_weights_are_all_zero_for_a_while_is_refused():
+    until = {"type": "kdep_bench.schedules.until.Until", "stop": 0.5}
+    late = {"type": "kdep_bench.schedules.step.Step", "values": [0, 1]}
+    check_heard(sum_of(a=until, b=late), 4, "m")  # one ends where the other begins
+    check_heard(sum_of(a=until, b=1e-9), 4, "m")
+    check_heard({"type": "x", "parts": {"a": {"weight": until}, "b": {}}}, 4, "m")  # b weighs 1
+    with pytest.raises(KdepError, match="m gives every term the weight 0 after 50%"):
+        check_heard(sum_of(a=until), 4, "m")
+    with pytest.raises(KdepError, match="after 0%"):
+        check_heard(sum_of(a=late, b=0), 4, "m")
+    last = {"type": "kdep_bench.schedules.until.Until", "stop": 1 - 1 / LOOKS}
+    with pytest.raises(KdepError, match="weight 0 after"):
+        check_heard(sum_of(a=last), 4, "m")
+    span = {"type": "kdep_bench.schedules.linear.Linear", "start": 1, "end": 0, "span": 2}
+    with pytest.raises(KdepError, match="after 50%"):
+        check_heard(sum_of(a=span), 4, "m")
+    for other in (None, {}, {"type": "x"}, {"type": "x", "parts": []}, {"type": "x", "parts": {}}):
+        check_heard(other, 4, "m")  # no sum, nothing to check
+
+
+def test_a_number_called_span_that_is_true_is_not_a_span_of_one_epoch():
+    assert list(spans({"span": True, "deep": ({"span": 2},)})) == [2.0]
+    assert list(spans({"span": {"span": 3}, "other": 4})) == [3.0]
 
 
 @given(

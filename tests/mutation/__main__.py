@@ -1,0 +1,295 @@
+"""Plants faults one at a time and asks the tests: `python -m tests.mutation [PACKAGE ...]`.
+
+Why a driver of our own. *mutmut 3* rewrites every function of a file into a trampoline with all its
+faults beside it: signatures, pickling and source hashes, on which stage ids and objectives rest,
+are no longer those of the program, and module constants and class defaults cannot be changed.
+*cosmic-ray* starts the whole test command anew for each fault: 6 s of imports (torch, three mm
+toolkits) and minutes of tests where the one test that calls the line takes 0.1 s. Neither knows
+`train=`, `split=`, `seed=` or a dropped `sorted`, nor draws a sample by seed. What is needed is
+small: the faults (`faults.py`), a map from tests to the functions they call, in whatever process
+(`trace/`, `calls.py`), and a fork server that has the toolkits in memory (`server.py`).
+
+    python -m tests.mutation                        # everything: map, plant, report
+    python -m tests.mutation features --jobs 2      # one package
+    python -m tests.mutation features --again       # those that went unnoticed, once more
+    python -m tests.mutation --list features        # the sample
+    python -m tests.mutation --only kdep_bench/pretrain/stream.py   # all of its sampled faults
+
+Work is kept in `work_dirs/mutation` (maps of test files by their hash, results by fault and hash of
+the file it is planted in), so a run can be interrupted at any time and started again. A fault is
+noticed when a test fails, an import fails or the time limit passes. The tests tried are those that
+call the function with the fault: mirrored ones first, then the package's, then the others', quick
+ones first within each, up to `--seconds` of measured time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from tests.mutation import calls, report
+from tests.mutation.faults import Fault, sample
+from tests.mutation.targets import PACKAGES, REPO, files, mirrors
+
+SEED = 23
+
+
+def sha(path: Path) -> str:
+    """Of the content, short."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def planted(package: str, root: Path) -> list[Fault]:
+    """The package's sample."""
+    sources = {name: (root / name).read_text() for name in files(package, root)}
+    return sample(sources, PACKAGES[package].sample, SEED)
+
+
+def copy_tree(to: Path) -> None:
+    """What git tracks or would add, of the working tree, without what is built."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, check=True, capture_output=True
+    ).stdout.decode()
+    keep = set(listed.splitlines())
+    for old in (p for p in to.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if old.relative_to(to).as_posix() not in keep:
+            old.unlink()
+    for name in sorted(keep):
+        source, target = REPO / name, to / name
+        if not source.exists() or (target.exists() and sha(target) == sha(source)):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+class Server:
+    """A fork server in its copy of the tree."""
+
+    def __init__(self, number: int, work: Path) -> None:
+        self.tree, self.work = work / f"tree-{number}", work / f"job-{number}"
+        self.work.mkdir(parents=True, exist_ok=True)
+        copy_tree(self.tree)
+        env = os.environ | {"PYTHONPATH": str(self.tree), "PYTHONHASHSEED": "0"}
+        with (self.work / "server.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.mutation.server", str(self.work)],
+                cwd=self.tree,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """One question, one answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the fork server ended: see {self.work / 'server.log'}")
+        return json.loads(line)
+
+
+class Maps:
+    """What each test file calls, measured once per content of the file."""
+
+    def __init__(self, work: Path, root: Path) -> None:
+        self.folder, self.root = work / "maps", root
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, test: str) -> Path:
+        return self.folder / f"{test.replace('/', '.')}-{sha(self.root / test)}.json"
+
+    def test_files(self, package: str) -> list[str]:
+        """Of the package, from the root of the repository."""
+        folders = [self.root / f for f in PACKAGES[package].tests]
+        found = sorted(p for f in folders for p in f.rglob("test_*.py"))
+        return [p.relative_to(self.root).as_posix() for p in found]
+
+    def missing(self, packages: list[str]) -> list[str]:
+        return [t for p in packages for t in self.test_files(p) if not self.path(t).exists()]
+
+    def measure(self, server: Server, test: str) -> None:
+        log = self.folder / f"{test.replace('/', '.')}.calls"
+        log.unlink(missing_ok=True)
+        reply = server.ask(map=test, calls=str(log))
+        tests = calls.read(log) if log.exists() else []
+        failed = sum(not t.passed for t in tests)
+        shutil.copy(server.work / "child.log", log.with_suffix(".log"))
+        calls.save(tests, self.path(test))
+        log.unlink(missing_ok=True)
+        print(
+            f"mapped {test}: {len(tests)} tests, {reply['seconds']} s, {failed} failed or skipped"
+        )
+
+    def load(self) -> list[calls.Test]:
+        """Of every test file that was measured, of all packages, that passed."""
+        found = [self.path(t) for p in PACKAGES for t in self.test_files(p)]
+        return [t for path in found if path.exists() for t in calls.load(path) if t.passed]
+
+
+def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:
+    """The tests that call the function, mirrored first, then the package's, up to `limit` s."""
+    place = f"{fault.file} {fault.function}"
+    inside = f"{fault.file} "
+    if fault.function:
+        chosen = [t for t in tests if place in t.calls]
+    else:
+        chosen = [t for t in tests if any(c.startswith(inside) for c in t.calls)]
+    folders = PACKAGES[package].tests
+    own = [t for t in tests if t.name.startswith(folders)]
+    if not fault.function:
+        chosen += [t for t in own if mirrors(fault.file, t.name.split("::")[0]) and t not in chosen]
+        chosen = chosen or own
+
+    def order(t: calls.Test) -> tuple[int, float]:
+        file = t.name.split("::")[0]
+        near = 0 if mirrors(fault.file, file) else 1 if t.name.startswith(folders) else 2
+        return near, t.seconds
+
+    kept, total = [], 0.0
+    for t in sorted(chosen, key=order):
+        total += t.seconds
+        if total <= limit or not kept:
+            kept.append(t)
+    return kept
+
+
+class Results:
+    """One JSON line per fault tried; the last line of a fault counts."""
+
+    def __init__(self, work: Path) -> None:
+        self.path = work / "results.jsonl"
+        self.lock = threading.Lock()
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        if not self.path.exists():
+            return {}
+        rows = (json.loads(line) for line in self.path.read_text().splitlines() if line)
+        return {r["key"]: r for r in rows}
+
+    def add(self, row: dict[str, Any]) -> None:
+        with self.lock, self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+def work_through(server: Server, queue: Queue, tests: list[calls.Test], results: Results) -> None:
+    """Takes faults until none is left."""
+    while True:
+        try:
+            package, fault, limit = queue.get_nowait()
+        except Empty:
+            return
+        source = (server.tree / fault.file).read_text()
+        chosen = choose(fault, package, tests, limit)
+        row = {"key": fault.key, "package": package, "kind": fault.kind, "line": fault.line}
+        row |= {"sha": sha(server.tree / fault.file), "tests": len(chosen)}
+        if chosen:
+            row |= server.ask(
+                file=fault.file,
+                source=fault.plant(source),
+                tests=[t.name for t in chosen],
+                limit=60 + 6 * sum(t.seconds for t in chosen),
+            )
+        else:
+            row |= {"result": "unnoticed", "by": "", "s": 0}
+        results.add(row)
+        left = queue.qsize()
+        print(f"{left:4d} left  {row['result']:9s} {row['s']:6.1f} s  {fault.key}  {row['by']}")
+
+
+def main() -> None:
+    """See the module's docstring."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation")
+    parser.add_argument("packages", nargs="*", choices=[*PACKAGES, []], help="all without")
+    parser.add_argument("--jobs", type=int, default=1, help="fork servers at once")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of tests for one fault")
+    parser.add_argument("--again", action="store_true", help="try the unnoticed once more")
+    parser.add_argument("--only", help="only faults whose name contains this")
+    parser.add_argument("--list", action="store_true", help="show the sample and stop")
+    parser.add_argument("--report", action="store_true", help="write results/mutation.md and stop")
+    parser.add_argument("--work", type=Path, default=REPO / "work_dirs" / "mutation")
+    args = parser.parse_args()
+    packages = args.packages or list(PACKAGES)
+    faults = [(p, f) for p in packages for f in planted(p, REPO)]
+    if args.only:
+        faults = [(p, f) for p, f in faults if args.only in f.key]
+    if args.list:
+        for package, fault in faults:
+            print(f"{package:10s} {fault.kind:18s} {fault.line:4d} {fault.key}")
+        return
+    results = Results(args.work.resolve())
+    if not args.report:
+        run(args, packages, faults, results)
+    known = report.equivalent()
+    rows = [(p, f, results.read().get(f.key)) for p in PACKAGES for f in planted(p, REPO)]
+    report.write(rows, known, REPO / "results" / "mutation.md", SEED)
+
+
+def run(
+    args: argparse.Namespace,
+    packages: list[str],
+    faults: list[tuple[str, Fault]],
+    results: Results,
+) -> None:
+    """Maps what has no map, then plants what has no result."""
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    servers = [Server(i, work) for i in range(args.jobs)]
+    tree = servers[0].tree
+    maps = Maps(work, tree)
+    share_out(servers, maps, maps.missing(packages))
+    done = results.read()
+    known = report.equivalent()
+    queue: Queue = Queue()
+    for package, fault in faults:
+        old = done.get(fault.key)
+        same = old is not None and old["sha"] == sha(tree / fault.file)
+        again = args.again and old is not None and old["result"] == "unnoticed"
+        if fault.key not in known and (not same or again):
+            queue.put((package, fault, args.seconds))
+    tests = maps.load()
+    threads = [
+        threading.Thread(target=work_through, args=(s, queue, tests, results)) for s in servers
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
+def share_out(servers: list[Server], maps: Maps, tests: list[str]) -> None:
+    """Measures test files, each server taking the next."""
+    queue: Queue = Queue()
+    for test in tests:
+        queue.put(test)
+
+    def measure(server: Server) -> None:
+        while True:
+            try:
+                maps.measure(server, queue.get_nowait())
+            except Empty:
+                return
+
+    threads = [threading.Thread(target=measure, args=(s,)) for s in servers]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
+if __name__ == "__main__":
+    main()

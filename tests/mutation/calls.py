@@ -1,0 +1,63 @@
+"""Reads the log of a mapping run: which test calls which function, and how long it takes."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Test(NamedTuple):
+    """`calls` are "kdep_bench/x.py qualified.name"; `seconds` as measured when all was well."""
+
+    name: str
+    seconds: float
+    passed: bool
+    calls: frozenset[str]
+
+
+def read(log: Path) -> list[Test]:
+    """The tests of a mapping run; one that uses a shared fixture makes the fixture's calls too."""
+    fixtures: dict[str, set[str]] = defaultdict(set)
+    rows: list[tuple[str, list[str], set[str], float, bool]] = []
+    inside: list[str] = []
+    name, shared, own, passed = "", [], set(), True
+    for line in log.read_text(errors="replace").splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "T+":
+            name, *shared = rest.split("\t")
+            own, passed = set(), True
+        elif word == "T-":
+            rows.append((name, shared, own, float(rest), passed))
+            name = ""
+        elif word == "F+":
+            inside.append(rest)
+        elif word == "F-":
+            inside.remove(rest)
+        elif word == "R":
+            passed = False
+        elif word == "C":
+            (fixtures[inside[-1]] if inside else own).add(rest)
+    return [
+        Test(n, s, ok, frozenset(own.union(*(fixtures[f] for f in sh))))
+        for n, sh, own, s, ok in rows
+    ]
+
+
+def save(tests: list[Test], path: Path) -> None:
+    """As JSON, the names of functions kept once."""
+    names = sorted(set().union(*(t.calls for t in tests)))
+    number = {n: i for i, n in enumerate(names)}
+    rows = [[t.name, t.seconds, t.passed, sorted(number[c] for c in t.calls)] for t in tests]
+    path.write_text(json.dumps({"functions": names, "tests": rows}))
+
+
+def load(path: Path) -> list[Test]:
+    """What `save` wrote."""
+    content = json.loads(path.read_text())
+    names = content["functions"]
+    return [
+        Test(name, seconds, passed, frozenset(names[i] for i in calls))
+        for name, seconds, passed, calls in content["tests"]
+    ]

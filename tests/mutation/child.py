@@ -1,0 +1,131 @@
+"""What runs in a forked child: pytest over some tests, as a map of calls or against a fault."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAILED = 1
+
+
+class _Forked(multiprocessing.context.ForkContext):
+    """Stands in for "forkserver": the toolkits are in memory here already, six seconds saved.
+
+    Calls itself forkserver, as the standard library refuses `max_tasks_per_child` for fork.
+    """
+
+    def get_start_method(self, allow_none: bool = False) -> str:
+        return "forkserver"
+
+    def set_forkserver_preload(self, module_names: list[str]) -> None:
+        """Nothing: what the tests would load is loaded."""
+
+
+_get_context = multiprocessing.get_context
+
+
+def _context(method: str | None = None) -> Any:
+    return _Forked() if method == "forkserver" else _get_context(method)
+
+
+def enter(tree: Path, log: Path) -> None:
+    """Makes this process the leader of a group, at home in `tree`, its output in `log`."""
+    os.setsid()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(tree)
+    multiprocessing.get_context = _context
+
+
+def _fixture_name(fixturedef: Any) -> str:
+    return f"{fixturedef.baseid}::{fixturedef.argname}"
+
+
+class Mapper:
+    """pytest plugin: writes windows of tests and shared fixtures among the calls, and durations."""
+
+    def __init__(self, trace: Any) -> None:
+        self.trace = trace
+        self.open: list[str] = []
+
+    def _mark(self, line: str) -> None:
+        self.trace.note(line)
+        self.trace.forget()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        if fixturedef.scope == "function":
+            return (yield)
+        self._mark(f"F+ {_fixture_name(fixturedef)}")
+        try:
+            return (yield)
+        finally:
+            self._mark(f"F- {_fixture_name(fixturedef)}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[None]:
+        shared = [
+            _fixture_name(d[-1])
+            for d in item._fixtureinfo.name2fixturedefs.values()
+            if d[-1].scope != "function"
+        ]
+        self._mark("\t".join([f"T+ {item.nodeid}", *shared]))
+        began = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            self._mark(f"T- {time.perf_counter() - began:.3f}")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.outcome != "passed":
+            self.trace.note(f"R {report.outcome}")
+
+
+class Chooser:
+    """pytest plugin: keeps the named tests, in their order; says which was the last to run."""
+
+    def __init__(self, tests: list[str], last: Path) -> None:
+        self.place = {t: i for i, t in enumerate(tests)}
+        self.last = last
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        items[:] = sorted(
+            (i for i in items if i.nodeid in self.place), key=lambda i: self.place[i.nodeid]
+        )
+
+    def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
+        self.last.write_text(nodeid)
+
+
+def map_calls(tests: list[str], calls: Path, tree: Path) -> int:
+    """Runs all of `tests`, with the calls of every process written to `calls`."""
+    sys.path.insert(0, str(tree / "tests" / "mutation" / "trace"))
+    import sitecustomize  # type: ignore[import-not-found]
+
+    trace = sys.modules["sitecustomize"]
+    if not hasattr(trace, "note"):
+        raise RuntimeError(f"another sitecustomize is in the way: {sitecustomize.__file__}")
+    folder = str(tree / "tests" / "mutation" / "trace")
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ["PYTHONPATH"]])
+    os.environ |= {"KDEP_CALLS": str(calls), "KDEP_CALLS_ROOT": str(tree)}
+    trace.start(str(calls), str(tree))
+    return int(pytest.main([*_QUIET, *tests], plugins=[Mapper(trace)]))
+
+
+def try_fault(tests: list[str], last: Path) -> int:
+    """Runs `tests` in their order, to the first that fails."""
+    paths = list(dict.fromkeys(t.split("::")[0] for t in tests))
+    return int(pytest.main([*_QUIET, "-x", *paths], plugins=[Chooser(tests, last)]))
+
+
+_QUIET = ["-q", "-p", "no:cacheprovider", "-m", "", "--tb=short"]

@@ -1,0 +1,365 @@
+"""One-line faults of a Python source: which can be planted, and the sample that is.
+
+A fault replaces the text of one node of the syntax tree. It is known by its file, the function it
+lies in, the text before and after and a count among equals, not by its line: an edit elsewhere in
+the file changes neither its name nor its place in the sample.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+SPLITS = {"train": "test", "val": "train", "test": "train", "trainval": "test"}
+_COMPARE = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+_BINARY = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+# Calls whose arguments are text for people, or checks of the type checker.
+_TALK = {"KdepError", "print", "warn", "progress", "say", "cast", "debug", "info", "warning"}
+_TALK |= {"unknown_name", "TypeVar", "Path.home", "isEnabledFor"}
+# Keywords that change no value: a check that lengths agree, text for people, speed.
+_IDLE = {"strict", "encoding", "help", "non_blocking", "pin_memory", "note", "desc", "description"}
+# Calls that only crash without one of their arguments: any test that runs the line would notice.
+_CRASHING = {"isinstance", "hasattr", "issubclass", "super"}
+_NAME = re.compile(r"[\w./:*-]+")
+_OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`before` at the byte offsets `start` to `end` of the file becomes `after`."""
+
+    file: str
+    function: str
+    kind: str
+    before: str
+    after: str
+    start: int
+    end: int
+    line: int
+    count: int = 0
+
+    @property
+    def key(self) -> str:
+        """Unique among the faults of a tree; the same after edits elsewhere."""
+        number = f" #{self.count}" if self.count else ""
+        return f"{self.file}::{self.function or '<module>'}: {self.before} -> {self.after}{number}"
+
+    def plant(self, source: str) -> str:
+        """The source with the fault in it."""
+        raw = source.encode()
+        return (raw[: self.start] + self.after.encode() + raw[self.end :]).decode()
+
+
+class _Finder:
+    """Walks a tree and yields (function, kind, node, new text)."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.tree = ast.parse(source)
+        self.parents = {c: p for p in ast.walk(self.tree) for c in ast.iter_child_nodes(p)}
+        self.silent: set[ast.AST] = set()
+        for node in ast.walk(self.tree):
+            for child in self._text_for_people(node):
+                self.silent |= set(ast.walk(child))
+
+    def _text_for_people(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Parts of `node` that decide no number: texts, hints, imports, what is raised."""
+        if self._is_silent(node):
+            yield node
+        elif isinstance(node, ast.AnnAssign):
+            yield node.annotation
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [a for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+            yield from (a.annotation for a in arguments if a.annotation)
+            yield from ([node.returns] if node.returns else [])
+            yield from node.decorator_list
+        elif isinstance(node, ast.ClassDef):
+            yield from node.decorator_list
+            yield from node.bases
+
+    def _is_silent(self, node: ast.AST) -> bool:
+        match node:
+            case ast.Expr(value=ast.Constant()):
+                return True
+            case ast.JoinedStr() | ast.Raise() | ast.Import() | ast.ImportFrom() | ast.Assert():
+                return True
+            case ast.Call():
+                return self._called(node) in _TALK
+            case ast.FunctionDef():
+                return node.name in ("__repr__", "__str__")
+            case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
+                return True
+            case ast.If():
+                return "TYPE_CHECKING" in ast.unparse(node.test)
+            case ast.keyword():
+                return node.arg in _IDLE
+            case ast.Subscript():
+                return self._is_hint(node)
+        return False
+
+    def _is_hint(self, node: ast.Subscript) -> bool:
+        name = node.value.id if isinstance(node.value, ast.Name) else ""
+        return name in {"dict", "list", "tuple", "set", "type", "Callable", "Literal", "Mapping"}
+
+    @staticmethod
+    def _called(node: ast.Call) -> str:
+        f = node.func
+        return f.attr if isinstance(f, ast.Attribute) else f.id if isinstance(f, ast.Name) else ""
+
+    def function(self, node: ast.AST) -> str:
+        """Qualified name as the interpreter gives it to the function that `node` lies in."""
+        parts: list[str] = []
+        inside: ast.AST = node
+        while inside in self.parents:
+            inside = self.parents[inside]
+            if isinstance(inside, ast.FunctionDef | ast.AsyncFunctionDef):
+                parts += ["<locals>", inside.name] if parts else [inside.name]
+            elif isinstance(inside, ast.ClassDef) and parts:
+                parts.append(inside.name)
+        return ".".join(reversed(parts))
+
+    def find(self) -> Iterator[tuple[ast.AST, str, str]]:
+        """(node, kind, the text that replaces it) of every fault."""
+        for node in ast.walk(self.tree):
+            if node in self.silent or isinstance(node, _OPERATORS):
+                continue
+            visit = getattr(self, f"_{type(node).__name__.lower()}", None)
+            if visit is None or not hasattr(node, "end_lineno"):
+                continue
+            for kind, new in visit(node):
+                yield node, kind, new if isinstance(new, str) else f"{_text(node, new)}"
+
+    def _constant(self, node: ast.Constant) -> Iterator[tuple[str, str]]:
+        value = node.value
+        if isinstance(value, bool):
+            yield "constant", repr(not value)
+        elif isinstance(value, int):
+            parent = self.parents.get(node)
+            index = isinstance(parent, ast.Subscript | ast.Slice)
+            yield "index" if index else "constant", repr(value + 1)
+            if value > 0:
+                yield "index" if index else "constant", repr(value - 1)
+        elif isinstance(value, float):
+            yield "constant", repr(value * 2 if value else 1.0)
+        elif isinstance(value, str) and value in SPLITS:
+            yield "split", repr(SPLITS[value])
+        elif isinstance(value, str) and _NAME.fullmatch(value):
+            yield "text", repr(f"{value}_")
+
+    def _compare(self, node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
+        for i, op in enumerate(node.ops):
+            ops = list(node.ops)
+            ops[i] = _COMPARE[type(op)]()
+            yield "comparison", ast.Compare(node.left, ops, node.comparators)
+
+    def _binop(self, node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
+        parent = self.parents[node]
+        if isinstance(parent, ast.Call) and self._called(parent) in _CRASHING:
+            return
+        if type(node.op) in _BINARY:
+            yield "arithmetic", ast.BinOp(node.left, _BINARY[type(node.op)](), node.right)
+
+    def _augassign(self, node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
+        if type(node.op) in _BINARY:
+            yield "arithmetic", ast.AugAssign(node.target, _BINARY[type(node.op)](), node.value)
+        yield "arithmetic", ast.Assign([node.target], node.value, lineno=0)
+
+    def _unaryop(self, node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
+        if isinstance(node.op, ast.USub | ast.Not) and not isinstance(node.operand, ast.Constant):
+            yield "arithmetic" if isinstance(node.op, ast.USub) else "branch", node.operand
+
+    def _boolop(self, node: ast.BoolOp) -> Iterator[tuple[str, ast.AST]]:
+        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield "branch", ast.BoolOp(other, node.values)
+        for i in range(len(node.values)):
+            left = [v for j, v in enumerate(node.values) if j != i]
+            yield "branch", left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
+
+    def _ifexp(self, node: ast.IfExp) -> Iterator[tuple[str, ast.AST]]:
+        yield "branch", ast.IfExp(node.test, node.orelse, node.body)
+        yield "branch", node.body
+        yield "branch", node.orelse
+
+    def _return(self, node: ast.Return) -> Iterator[tuple[str, str]]:
+        if node.value is not None and not (
+            isinstance(node.value, ast.Constant) and node.value.value is None
+        ):
+            yield "return", "return None"
+
+    def _subscript(self, node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
+        if isinstance(node.slice, ast.Slice) and isinstance(node.ctx, ast.Load):
+            yield "slice", node.value
+
+    def _continue(self, node: ast.Continue) -> Iterator[tuple[str, str]]:
+        yield "branch", "break"
+
+    def _break(self, node: ast.Break) -> Iterator[tuple[str, str]]:
+        yield "branch", "continue"
+
+    def _dict(self, node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
+        for i in range(len(node.keys)):
+            keys = [k for j, k in enumerate(node.keys) if j != i]
+            yield "entry dropped", ast.Dict(keys, [v for j, v in enumerate(node.values) if j != i])
+
+    def _expr(self, node: ast.Expr) -> Iterator[tuple[str, str]]:
+        if isinstance(node.value, ast.Call):
+            yield "call removed", "pass"
+
+    def _assign(self, node: ast.Assign) -> Iterator[tuple[str, str]]:
+        target = node.targets[0]
+        if isinstance(target, ast.Attribute | ast.Subscript):
+            yield "assignment removed", "pass"
+
+    def _listcomp(self, node: Any) -> Iterator[tuple[str, ast.AST]]:
+        generators = node.generators
+        for i, g in enumerate(generators):
+            if g.ifs:
+                new = list(generators)
+                new[i] = ast.comprehension(g.target, g.iter, [], g.is_async)
+                kept = {f: getattr(node, f) for f in node._fields if f != "generators"}
+                yield "branch", type(node)(**kept, generators=new)
+
+    _setcomp = _dictcomp = _generatorexp = _listcomp
+
+    def _call(self, node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
+        if self._called(node) in _CRASHING:
+            return
+        plain = [a for a in node.args if not isinstance(a, ast.Starred)]
+        if len(plain) == len(node.args) and len(plain) >= 2:
+            if ast.dump(plain[0]) != ast.dump(plain[1]):
+                swapped = [plain[1], plain[0], *plain[2:]]
+                yield "arguments swapped", ast.Call(node.func, swapped, node.keywords)
+            yield "argument dropped", ast.Call(node.func, plain[:-1], node.keywords)
+        for i, keyword in enumerate(node.keywords):
+            if keyword.arg in _IDLE or keyword.arg is None:
+                continue
+            rest = [k for j, k in enumerate(node.keywords) if j != i]
+            yield "keyword dropped", ast.Call(node.func, node.args, rest)
+            if keyword.arg in ("seed", "generator") and not isinstance(keyword.value, ast.Constant):
+                other = [*rest, ast.keyword(keyword.arg, ast.Constant(0))]
+                yield "seed", ast.Call(node.func, node.args, other)
+        statement = isinstance(self.parents.get(node), ast.Expr)
+        if not statement and plain and not isinstance(node.func, ast.Attribute):
+            yield "call removed", plain[0]
+        elif not statement and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            root = owner
+            while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
+                root = root.func if isinstance(root, ast.Call) else root.value
+            module = isinstance(owner, ast.Name) and owner.id in _MODULES
+            if module and plain:
+                yield "call removed", plain[0]
+            elif not module:
+                yield "call removed", owner
+
+
+_MODULES = {"torch", "np", "F", "math", "json", "os", "nn", "itertools", "functools", "random"}
+_MODULES |= {"stats", "statistics", "hashlib", "shutil", "re", "cv2", "dataclasses", "copy"}
+
+
+def _text(old: ast.AST, new: ast.AST) -> str:
+    """Source of `new`, in brackets where it may stand inside another expression."""
+    text = ast.unparse(ast.fix_missing_locations(new))
+    compound = ast.BinOp | ast.BoolOp | ast.Compare | ast.UnaryOp | ast.IfExp | ast.Lambda
+    if isinstance(new, compound) and isinstance(old, ast.expr):
+        return f"({text})"
+    return text
+
+
+def _branches(finder: _Finder) -> Iterator[tuple[ast.AST, str, str]]:
+    """`if` and `while` inverted: the test is replaced, so the edit stays on its line."""
+    for node in ast.walk(finder.tree):
+        if isinstance(node, ast.If | ast.While) and node not in finder.silent:
+            if isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not):
+                continue
+            yield node.test, "branch", f"(not ({ast.unparse(node.test)}))"
+
+
+def faults_of(file: str, source: str) -> list[Fault]:
+    """All faults that can be planted in a source, in the order of the text."""
+    finder = _Finder(source)
+    whole = source.encode()
+    raw = whole.splitlines(keepends=True)
+    starts = [0]
+    for line in raw:
+        starts.append(starts[-1] + len(line))
+    found: list[Fault] = []
+    seen: Counter[str] = Counter()
+    edits: set[tuple[int, int, str]] = set()
+    nodes: list[tuple[Any, str, str]] = [*finder.find(), *_branches(finder)]
+    nodes.sort(key=lambda f: (f[0].lineno, f[0].col_offset, f[0].end_lineno, f[0].end_col_offset))
+    for node, kind, new in nodes:
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        before = whole[start:end].decode()
+        one_line = " ".join(before.split())
+        if (start, end, new) in edits or one_line == new:
+            continue
+        edits.add((start, end, new))
+        fault = Fault(file, finder.function(node), kind, one_line, new, start, end, node.lineno)
+        number = seen[fault.key]
+        seen[fault.key] += 1
+        found.append(replace(fault, count=number))
+    return found
+
+
+def _compiles(source: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            compile(source, "fault", "exec")
+        except (SyntaxError, ValueError):
+            return False
+    return True
+
+
+def sample(sources: dict[str, str], count: int, seed: int) -> list[Fault]:
+    """`count` faults of these files (path -> source), drawn by the hash of their names.
+
+    So an edit moves few others into or out of the sample. Every second one is of the kind that has
+    the fewest so far, so that rare kinds are there; a line has one fault at most.
+    """
+    faults = [f for file, source in sources.items() for f in faults_of(file, source)]
+    order = sorted(faults, key=lambda f: hashlib.sha256(f"{seed} {f.key}".encode()).digest())
+    taken: list[Fault] = []
+    lines: set[tuple[str, int]] = set()
+    kinds: Counter[str] = Counter()
+    while order and len(taken) < count:
+        chosen = order[0]
+        if len(taken) % 2:
+            fewest = min({f.kind for f in order}, key=lambda k: (kinds[k], k))
+            chosen = next(f for f in order if f.kind == fewest)
+        order.remove(chosen)
+        if (chosen.file, chosen.line) in lines or not _compiles(chosen.plant(sources[chosen.file])):
+            continue
+        lines.add((chosen.file, chosen.line))
+        kinds[chosen.kind] += 1
+        taken.append(chosen)
+    return taken

@@ -1,0 +1,130 @@
+"""Fork server of one job: torch and the toolkits in memory, a fresh child for each piece of work.
+
+Started by `__main__.py` inside its own copy of the tree, so that a planted fault reaches every
+process that a test starts and no file of anybody else. Reads one JSON object per line from stdin,
+answers one per line to stdout:
+
+    {"map": "tests/x/test_y.py", "calls": "..."}  ->  {"rc": 0, "seconds": 12.3}
+    {"file": "kdep_bench/a.py", "source": "...", "tests": [...], "limit": 90}
+                                                   ->  {"result": "noticed", "by": "tests/..."}
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "pytest",
+    "hypothesis.extra.numpy",
+    "scipy.stats",
+    "scipy.optimize",
+    "sklearn.linear_model",
+    "tests.transfer.preload",
+    "mmengine.runner",
+    "tests.mutation.child",
+)
+
+
+def preload() -> None:
+    """Everything but the project's own modules, of which only the stand-in operators are loaded."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    from hypothesis import settings
+
+    settings.register_profile("mutation", deadline=None, derandomize=True, database=None)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    import gc
+
+    gc.freeze()
+
+
+def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> int | None:
+    """Exit code of `work` in a forked process; None when it ran past `limit` seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            from tests.mutation import child
+
+            child.enter(tree, log)
+            code = work()
+        except BaseException as e:
+            print(f"mutation: {type(e).__name__}: {e}", flush=True)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    end = time.monotonic() + limit
+    code = None
+    while time.monotonic() < end:
+        got, status = os.waitpid(pid, os.WNOHANG)
+        if got:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.02)
+    for process in (lambda: os.killpg(pid, signal.SIGKILL), lambda: os.waitpid(pid, 0)):
+        try:
+            process()
+        except (ProcessLookupError, ChildProcessError, PermissionError):
+            continue
+    return code
+
+
+def answer(ask: dict[str, Any], tree: Path, work: Path) -> dict[str, Any]:
+    """Does one piece of work."""
+    log = work / "child.log"
+    began = time.monotonic()
+    if "map" in ask:
+        from tests.mutation import child
+
+        job = lambda: child.map_calls([ask["map"]], Path(ask["calls"]), tree)  # noqa: E731
+        code = in_child(job, tree, log, 3600)
+        return {"rc": code, "seconds": round(time.monotonic() - began, 1)}
+    last = work / "last"
+    last.unlink(missing_ok=True)
+    path = tree / ask["file"]
+    plain, stat = path.read_bytes(), path.stat()
+    compiled = Path(importlib.util.cache_from_source(str(path)))
+    compiled.unlink(missing_ok=True)
+    try:
+        path.write_text(ask["source"])
+        from tests.mutation import child
+
+        code = in_child(lambda: child.try_fault(ask["tests"], last), tree, log, ask["limit"])
+    finally:
+        path.write_bytes(plain)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        compiled.unlink(missing_ok=True)
+    by = last.read_text() if last.exists() else "import"
+    result = "unnoticed" if code in (0, 5) else "noticed"
+    if code is None:
+        result, by = "noticed", f"{by} (time limit)"
+    seconds = round(time.monotonic() - began, 1)
+    return {"result": result, "by": by if result == "noticed" else "", "rc": code, "s": seconds}
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    tree, work = Path.cwd(), Path(sys.argv[1])
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    preload()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    for line in sys.stdin:
+        ask = json.loads(line)
+        sys.dont_write_bytecode = "map" not in ask
+        replies.write(json.dumps(answer(ask, tree, work)) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

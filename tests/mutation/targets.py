@@ -1,0 +1,78 @@
+"""The files in which faults are planted, by package, and the tests that mirror a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+class Package(NamedTuple):
+    """`files` are globs inside kdep_bench/; `sample` faults are planted; `tests` are folders."""
+
+    files: tuple[str, ...]
+    sample: int
+    tests: tuple[str, ...]
+
+
+# Everything that decides which number a table shows. What only draws, prints or downloads is not
+# here, nor is the generator of the pocket data, whose output is checked by its hash.
+PACKAGES: dict[str, Package] = {
+    "schedules": Package(("schedules/*.py",), 20, ("tests/schedules",)),
+    "objectives": Package(("objectives/*.py",), 64, ("tests/objectives",)),
+    "features": Package(("features/*.py",), 60, ("tests/features",)),
+    "results": Package(
+        (
+            "results/record.py",
+            "results/statistics.py",
+            "results/claims.py",
+            "results/table.py",
+            "results/families.py",
+            "results/efficiency.py",
+            "results/compare.py",
+        ),
+        68,
+        ("tests/results",),
+    ),
+    "pretrain": Package(
+        (
+            "pretrain/stream.py",
+            "pretrain/loop.py",
+            "pretrain/teaching.py",
+            "pretrain/distiller.py",
+            "pretrain/stage.py",
+            "pretrain/pyramid.py",
+            "pretrain/train.py",
+        ),
+        56,
+        ("tests/pretrain",),
+    ),
+    "transfer": Package(("transfer/*.py",), 64, ("tests/transfer",)),
+    "data": Package(
+        ("data/shares.py", "data/splits.py", "data/own.py", "data/views.py", "data/official/*.py"),
+        68,
+        ("tests/data",),
+    ),
+    "suite": Package(
+        ("suite/plan.py", "suite/state.py", "suite/kinds.py", "suite/collect.py", "suite/rates.py"),
+        60,
+        ("tests/suite",),
+    ),
+}
+# A few tests of the whole, for what only shows there.
+WHOLE = ("tests/e2e/test_smoke.py",)
+
+
+def files(package: str, root: Path = REPO) -> list[str]:
+    """Paths from the root of the repository, sorted."""
+    found: set[str] = set()
+    for pattern in PACKAGES[package].files:
+        found |= {p.relative_to(root).as_posix() for p in (root / "kdep_bench").glob(pattern)}
+    return sorted(f for f in found if not f.endswith("/__init__.py"))
+
+
+def mirrors(file: str, test: str) -> bool:
+    """Whether `test` (tests/<package>/test_<...>.py) carries the name of the module `file`."""
+    module = Path(file).stem
+    return Path(test).stem.removeprefix("test_").endswith(module) or module in Path(test).stem

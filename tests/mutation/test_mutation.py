@@ -1,0 +1,88 @@
+"""The planted faults themselves: which are found in a source, and the sample."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutation import calls, report
+from tests.mutation.faults import faults_of, sample
+
+SOURCE = '''"""Text with 1 number."""
+
+LIMIT = 3
+
+
+def score(folders: list[str], seed: int = 0) -> float:
+    """Not 2."""
+    if LIMIT < len(folders):
+        raise ValueError(f"{LIMIT + 1} folders")
+    rows = read(sorted(folders), split="test", seed=seed)
+    return mean(rows[1:], weights=None) * 100.0
+'''
+
+
+def planted(source: str) -> dict[str, str]:
+    """ "before -> after" of each fault, with the source that holds it."""
+    return {f"{f.before} -> {f.after}": f.plant(source) for f in faults_of("m.py", source)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("3 -> 4", "LIMIT = 4"),
+        ("LIMIT < len(folders) -> (LIMIT <= len(folders))", "if (LIMIT <= len(folders)):"),
+        ("sorted(folders) -> folders", 'rows = read(folders, split="test", seed=seed)'),
+        ("\"test\" -> 'train'", "split='train'"),
+        ("rows[1:] -> rows", "mean(rows, weights=None)"),
+        ("1 -> 2", "rows[2:]"),
+        (
+            "mean(rows[1:], weights=None) * 100.0 -> (mean(rows[1:], weights=None) / 100.0)",
+            "return (mean(rows[1:], weights=None) / 100.0)",
+        ),
+        (
+            "return mean(rows[1:], weights=None) * 100.0 -> return None",
+            "    return None\n",
+        ),
+        (
+            'read(sorted(folders), split="test", seed=seed)'
+            " -> read(sorted(folders), split='test', seed=0)",
+            "seed=0)",
+        ),
+    ],
+)
+def test_each_usual_operator_changes_its_own_place_only(fault: str, line: str) -> None:
+    changed = planted(SOURCE)[fault]
+    assert line in changed
+    differ = [a for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b]
+    assert len(differ) == 1
+
+
+def test_texts_hints_and_errors_are_left_alone() -> None:
+    lines = {f.line for f in faults_of("m.py", SOURCE)}
+    assert lines == {3, 6, 8, 10, 11}
+    assert not any("str" in f.before and f.line == 6 for f in faults_of("m.py", SOURCE))
+
+
+def test_an_edit_elsewhere_changes_no_fault_of_the_sample() -> None:
+    first = {f.key for f in sample({"m.py": SOURCE}, 4, seed=1)}
+    moved = SOURCE.replace("LIMIT = 3", "LIMIT = 3\n\n\ndef other(): pass")
+    assert {f.key for f in sample({"m.py": moved}, 4, seed=1)} == first
+    assert {f.key for f in sample({"m.py": SOURCE}, 4, seed=2)} != first
+
+
+def test_a_test_makes_the_calls_of_the_shared_fixtures_it_uses(tmp_path) -> None:
+    log = tmp_path / "calls"
+    log.write_text(
+        "T+ t.py::a\tt.py::data\nF+ t.py::data\nC k/x.py make\nF- t.py::data\nC k/x.py own\n"
+        "T- 0.5\nT+ t.py::b\tt.py::data\nR failed\nT- 0.1\nT+ t.py::c\nT- 0.2\n"
+    )
+    a, b, c = calls.read(log)
+    assert a == ("t.py::a", 0.5, True, {"k/x.py make", "k/x.py own"})
+    assert b == ("t.py::b", 0.1, False, {"k/x.py make"})
+    assert c.calls == set()
+    calls.save([a, b, c], tmp_path / "map.json")
+    assert calls.load(tmp_path / "map.json") == [a, b, c]
+
+
+def test_every_fault_called_equivalent_has_a_reason() -> None:
+    assert all(reason for reason in report.equivalent().values())

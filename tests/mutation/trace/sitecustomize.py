@@ -1,0 +1,49 @@
+"""Writes which functions of the project are called, in every process of a test run.
+
+On the path of the run that maps tests to functions; loaded by each interpreter as it starts. One
+line per function and process goes to the file that KDEP_CALLS names; the tests' own process puts
+lines between them that say which test or fixture runs (`run.py`), and calls `forget` there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import CodeType, FrameType
+
+_seen: set[CodeType] = set()
+_root = os.environ.get("KDEP_CALLS_ROOT", "") + "/kdep_bench/"
+_out = -1
+
+
+def note(line: str) -> None:
+    """One line to the log of calls; lines of several processes do not mix."""
+    os.write(_out, f"{line}\n".encode())
+
+
+def forget() -> None:
+    """The next call of each function is written again."""
+    _seen.clear()
+
+
+def _called(frame: FrameType, event: str, argument: object) -> None:
+    code = frame.f_code
+    if code in _seen:
+        return
+    _seen.add(code)
+    if code.co_filename.startswith(_root):
+        note(f"C {code.co_filename[len(_root) - 11 :]} {code.co_qualname}")
+
+
+def start(path: str, root: str) -> None:
+    """Begins to write the calls of functions under `root`/kdep_bench to `path`."""
+    global _out, _root
+    _root = f"{root}/kdep_bench/"
+    _out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    threading.settrace(_called)  # type: ignore[arg-type]
+    sys.settrace(_called)  # type: ignore[arg-type]
+
+
+if os.environ.get("KDEP_CALLS"):
+    start(os.environ["KDEP_CALLS"], os.environ["KDEP_CALLS_ROOT"])
