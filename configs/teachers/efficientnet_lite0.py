@@ -17,6 +17,7 @@ teacher = dict(
         labels_used=True,
         classes=1000,
         logits_from_pooled=True,
+        maps=dict(s4=24, s8=40, s16=112, s32=320),
         licence="Apache-2.0",
         top1=0.751,
         top1_source="ImageNet-1k, reported by tensorflow/tpu, efficientnet/lite, at 224 px",

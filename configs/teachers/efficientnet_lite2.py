@@ -16,6 +16,7 @@ teacher = dict(
         labels_used=True,
         classes=1000,
         logits_from_pooled=True,
+        maps=dict(s4=24, s8=48, s16=120, s32=352),
         licence="Apache-2.0",
         top1=0.776,
         top1_source="ImageNet-1k, reported by tensorflow/tpu, efficientnet/lite, at 260 px",

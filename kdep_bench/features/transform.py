@@ -57,6 +57,31 @@ class PowerTemperature(Transform):
         return a.sign() * (a.abs() / self.T) ** (1.0 / self.n)
 
 
+class SignedPairs(Transform):
+    """The first half of the components, each as two channels: max(g, 0), then max(-g, 0).
+
+    For a student's feature after its ReLU, which is non-negative and cannot follow a signed target:
+    see `kdep_bench/objectives/signs.py` for what each form can represent. g is the component after
+    power temperature scaling with T and n; n = 1 leaves its shape as it is.
+
+    Raises KdepError for an odd number of aligned channels.
+    """
+
+    def __init__(self, T: float = 1.0, n: float = 1.0) -> None:
+        super().__init__()
+        self.power = PowerTemperature(T, n)
+
+    def forward(self, a: Tensor) -> Tensor:
+        if a.shape[1] % 2:
+            raise KdepError(
+                f"the aligned feature has {a.shape[1]} channels, which make no whole pairs",
+                "an even width",
+                "choose another transform or student",
+            )
+        g = self.power(a[:, : a.shape[1] // 2])
+        return torch.cat([g.relu(), (-g).relu()], 1)
+
+
 class Whitening(Transform):
     """Uncorrelated channels of unit variance: a -> L^(-1/2) U' a, with U L U' the covariance of a.
 

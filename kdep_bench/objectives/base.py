@@ -32,6 +32,7 @@ ASKS = frozenset(
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps
         "layer_distances",  # {map: {map: 1 - CKA}} of the teacher's maps among the `levels`
+        "map_moments",  # folder of the moments of these maps: features/map_moments.py
     }
 )
 
@@ -51,6 +52,8 @@ class Context:
             with "tokens". None in a run without a teacher.
         maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
             pixels; filled with need "maps" alone.
+        maps_before: the same levels before the last activation of each, for objectives whose
+            `student_taps` ask for them.
         images: [B, 3, px, px] the student's normalised input, for an objective with networks of its
             own (see `Objective.attach`).
         rows: [B] int64 row number (image-major) of each view: image = row // views.
@@ -64,6 +67,7 @@ class Context:
     labels: Tensor | None = None
     teacher: TeacherOutput | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    maps_before: Mapping[str, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
     rows: Tensor | None = None
     step: int = 0
@@ -114,6 +118,14 @@ class Objective(nn.Module, ABC):
         """Called after every optimiser step, without gradient: the place of moving averages."""
 
     @classmethod
+    def student_taps(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        """Further taps of the student that `config`, a config of this class, reads.
+
+        "maps_before" fills `Context.maps_before`.
+        """
+        return frozenset()
+
+    @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Configs of the objectives that `config`, a config of this class, is made of."""
         return []
@@ -127,6 +139,7 @@ class Demands:
     asks: frozenset[str]
     relates: bool
     forwards: int = 0
+    student_taps: frozenset[str] = frozenset()
 
 
 def demands(config: Mapping[str, Any]) -> Demands:
@@ -146,6 +159,7 @@ def demands(config: Mapping[str, Any]) -> Demands:
         kind.asks.union(*(d.asks for d in inner)),
         kind.relates or any(d.relates for d in inner),
         kind.forwards + sum(d.forwards for d in inner),
+        kind.student_taps(config).union(*(d.student_taps for d in inner)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.weight import AUTO as AUTO
 from kdep_bench.objectives.weight import loss_weight
@@ -25,6 +26,8 @@ class FeatureRegression(Objective):
         scale: the loss of an output of zero under "auto".
         target_energy: mean square of the target, told by the pre-training stage.
         unit: divide the target by its root mean square over the fitting rows.
+        tap: "before" regresses the student's feature before its last activation, as KDEP does;
+            "after" the feature that a classifier reads.
     """
 
     needs = frozenset({"target"})
@@ -36,8 +39,12 @@ class FeatureRegression(Objective):
         scale: float = AUTO,
         target_energy: float | None = None,
         unit: bool = False,
+        tap: str = "before",
     ) -> None:
         super().__init__()
+        if tap not in ("before", "after"):
+            raise unknown_name("tap of the student", tap, ("before", "after"))
+        self.tap = tap
         # Of the target as shown to the student, whose mean square is 1 in the unit of its own rms.
         self.weight = loss_weight(weight, scale, 1.0 if unit else target_energy)
         # 1 / loss_weight("auto", 1, energy) is the energy, checked.
@@ -46,4 +53,5 @@ class FeatureRegression(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.target is not None
         target = ctx.target / self.rms if self.rms != 1.0 else ctx.target
-        return {"feature": self.weight * (ctx.before - target).square().mean(1)}
+        student = ctx.before if self.tap == "before" else ctx.after
+        return {"feature": self.weight * (student - target).square().mean(1)}

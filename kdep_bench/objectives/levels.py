@@ -16,6 +16,11 @@ def student_levels(config: Any) -> set[str]:
     return {own for levels in _levels(config) for own in levels}
 
 
+def level_pairs(config: Any) -> set[tuple[str, str]]:
+    """(student level, teacher map) of every pair that an objective names."""
+    return {pair for levels in _levels(config) for pair in levels.items()}
+
+
 def _levels(config: Any) -> Iterator[Mapping[str, str]]:
     """Every `levels` of a config and its parts."""
     if isinstance(config, Mapping):

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.features.resize import resized
 from kdep_bench.objectives.base import Context
 
 Maps = Mapping[str, Mapping[str, int]]
@@ -34,16 +34,6 @@ def projectors(
         cs, ct = student_maps[own]["channels"], teacher_maps[its]["channels"]
         made[own] = nn.Identity() if cs == ct and not always else make(cs, ct)
     return nn.ModuleDict(made)
-
-
-def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, *size]: averaged down, or interpolated up (bilinear), never broadcast."""
-    h, w = x_BCHW.shape[2:]
-    if (h, w) == size:
-        return x_BCHW
-    if h >= size[0] and w >= size[1]:
-        return F.adaptive_avg_pool2d(x_BCHW, size)
-    return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
 
 
 def pairs(

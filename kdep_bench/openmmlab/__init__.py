@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         is_main_rank,
         join_distributed,
         leave_distributed,
+        planned_rank,
         planned_ranks,
         wait_for_ranks,
     )
@@ -46,6 +47,7 @@ _LAZY = {
     "latest_sealed": "loading",
     "leave_distributed": "runner",
     "load_weights": "loading",
+    "planned_rank": "runner",
     "planned_ranks": "runner",
     "wait_for_ranks": "runner",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "latest_sealed",
     "leave_distributed",
     "load_weights",
+    "planned_rank",
     "planned_ranks",
     "read_metrics",
     "setup",

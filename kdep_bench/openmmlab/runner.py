@@ -139,6 +139,11 @@ def _check_precision(cfg: Config) -> None:
         )
 
 
+def planned_rank() -> int:
+    """The number of this process among `planned_ranks`, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def planned_ranks() -> int:
     """How many processes torchrun, or srun, started for this run; 1 in a plain process."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1

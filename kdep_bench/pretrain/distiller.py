@@ -59,6 +59,7 @@ class Distiller(BaseModel):
             range, so no loss scaling is needed, on CPU or CUDA; float16 is for CUDA and needs it
             (AmpOptimWrapper).
         maps: whether the objective reads the student's pyramid.
+        maps_before: whether it reads the levels before their last activation too.
         teacher: arguments of TeacherSide.
         accumulate: micro-batches a step.
         compile: back end of torch.compile for the student, or None.
@@ -76,6 +77,7 @@ class Distiller(BaseModel):
         target: Mapping[str, Any] | None = None,
         precision: str = "float32",
         maps: bool = False,
+        maps_before: bool = False,
         teacher: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         compile: str | None = None,
@@ -87,7 +89,7 @@ class Distiller(BaseModel):
         self.dtype = PRECISIONS[precision]
         self.step, self.steps, self.accumulate = 0, 1, accumulate
         self.teacher_side = TeacherSide(**(teacher or {}))
-        self._pyramid = Pyramid(student) if maps else None
+        self._pyramid = Pyramid(student, maps_before) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])
@@ -161,13 +163,15 @@ class Distiller(BaseModel):
         images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective's terms on one batch, each checked and averaged."""
+        maps, maps_before = self._pyramid.maps() if self._pyramid is not None else ({}, {})
         ctx = Context(
             before=before,
             after=after,
             target=self.target(said.pooled) if self.target is not None and said else None,
             labels=labels,
             teacher=said,
-            maps=self._pyramid.maps() if self._pyramid is not None else {},
+            maps=maps,
+            maps_before=maps_before,
             images=images,
             rows=rows,
             step=self.step,

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.students.backbone import build_backbone
+from kdep_bench.students.backbone import build_backbone, pool
+from kdep_bench.taps import find_last_activation, rectified
 
 
 def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """{level name: {"channels": C, "stride": s}} as the student's config declares its pyramid.
+    """{level name: {"channels": C, "stride": s, "side": places per side}} of a student's config.
 
     Levels are named by stride ("s8"). Raises KdepError where the config declares none, or two of
     one stride.
@@ -33,7 +34,7 @@ def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
             "keep one level of each stride in `pyramid`",
         )
     return {
-        f"s{s}": {"channels": int(c), "stride": int(s)}
+        f"s{s}": {"channels": int(c), "stride": int(s), "side": -(-int(student["input_px"]) // s)}
         for s, c in zip(strides, declared["channels"], strict=True)
     }
 
@@ -44,9 +45,13 @@ class Pyramid:
     The levels are added to the outputs the backbone gives anyway, so its last output, and with it
     the tap, stays what it was; the generator is put back in between, so the initial weights are
     those of the same student without a pyramid.
+
+    Args:
+        before: also keep what enters the last activation of each level; for a level that ends in
+            none (a linear bottleneck), that is the level itself.
     """
 
-    def __init__(self, student: Mapping[str, Any]) -> None:
+    def __init__(self, student: Mapping[str, Any], before: bool = False) -> None:
         self.student, self.levels = student, describe(student)
         state = torch.get_rng_state()
         own = build_backbone(student)
@@ -63,29 +68,81 @@ class Pyramid:
         self.backbone: nn.Module = build_backbone(student, out_indices=tuple(indices))
         self._at = [indices.index(i) for i in declared]
         self._seen: tuple[Tensor, ...] = ()
+        self._entered: dict[str, Tensor] = {}
+        self._before = before
+        self._activated: set[str] = set()
+        if before:
+            self._record_activations()
         self.backbone.register_forward_hook(self._record)
+
+    @torch.no_grad()
+    def _record_activations(self) -> None:
+        """Finds the last activation of each level on noise, and records what enters it."""
+        px, mode = int(self.student["input_px"]), self.backbone.training
+        with torch.random.fork_rng(devices=[]):
+            x = torch.randn(1, 3, px, px)
+        self.backbone.eval()  # mm backbones return nothing from it
+        for name, k in zip(self.levels, self._at, strict=True):
+            path = find_last_activation(self.backbone, lambda k=k: self.backbone(x)[k])
+            if path is None:
+                continue
+
+            def enter(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                self._entered[name] = args[0]
+
+            module = self.backbone.get_submodule(path)
+            if hasattr(module, "inplace"):
+                module.inplace = False  # type: ignore[assignment]
+            module.register_forward_pre_hook(enter)
+            self._activated.add(name)
+        self.backbone.train(mode)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
         self._seen = tuple(out)
 
-    def maps(self) -> dict[str, Tensor]:
-        """{level: [B, C, H, W]} float32 of the forward just done, which is then let go."""
-        seen, self._seen = self._seen, ()
-        return {name: seen[k].float() for name, k in zip(self.levels, self._at, strict=True)}
+    def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(levels, levels before their last activation) of the forward just done.
+
+        Each {level: [B, C, H, W]} float32; both are then let go. The second is empty unless
+        `before` was asked for.
+        """
+        seen, entered = self._seen, self._entered
+        self._seen, self._entered = (), {}
+        after = {name: seen[k].float() for name, k in zip(self.levels, self._at, strict=True)}
+        if not self._before:
+            return after, {}
+        return after, {k: entered[k].float() if k in entered else v for k, v in after.items()}
 
     @torch.no_grad()
     def verify(self) -> None:
-        """Proves on noise that every level has the channels and the stride its config declares."""
+        """Proves on noise that every level has the channels and the stride its config declares.
+
+        And, where levels before the activation are read, that the activation gives the level.
+        """
         px, mode = int(self.student["input_px"]), self.backbone.training
         self.backbone.eval()  # mm backbones return nothing from it
         self.backbone(torch.randn(1, 3, px, px))
         self.backbone.train(mode)
-        for name, got in self.maps().items():
+        after, before = self.maps()
+        for name, got in after.items():
             want = self.levels[name]
-            side = -(-px // want["stride"])
-            if tuple(got.shape[1:]) != (want["channels"], side, side):
+            if tuple(got.shape[1:]) != (want["channels"], want["side"], want["side"]):
                 raise KdepError(
                     f"the level {name} of {self.student['name']} has shape {tuple(got.shape[1:])}",
-                    f"({want['channels']}, {side}, {side})",
+                    f"({want['channels']}, {want['side']}, {want['side']})",
                     "correct `pyramid` in the student's config",
+                )
+            if name in before and name not in self._activated and rectified(got, pool(got)):
+                raise KdepError(
+                    f"the level {name} of {self.student['name']} ends in an activation that is no "
+                    "module, so what enters it cannot be read",
+                    "an activation module at the end of the level",
+                    "use tap='after'",
+                )
+            if name in before and before[name].shape != got.shape:
+                raise KdepError(
+                    f"what enters the last activation of level {name} of {self.student['name']} "
+                    f"has shape {tuple(before[name].shape[1:])}",
+                    f"{tuple(got.shape[1:])}, that of the level",
+                    "use tap='after'",
                 )

@@ -17,11 +17,12 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.layers import layer_distances, spread_out
+from kdep_bench.features.map_moments import save_map_moments
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_json
 from kdep_bench.objectives.base import Demands, demands
-from kdep_bench.objectives.levels import levels_of
+from kdep_bench.objectives.levels import level_pairs, levels_of
 from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
@@ -67,7 +68,7 @@ def run(
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
     check_split(budget["batch"], ranks, accumulate, wanted.relates)
     taught = teaching(wanted.needs, spec, inputs, views)
-    objective, target, probes = objective_config(spec, inputs, taught)
+    objective, target, probes = objective_config(spec, inputs, taught, out)
     dataset = {
         "type": "kdep_bench.pretrain.stream.ViewStream",
         "views": str(inputs["views"]),
@@ -88,6 +89,7 @@ def run(
             "target": target,
             "precision": budget.get("precision", "float32"),
             "maps": "maps" in wanted.needs,
+            "maps_before": "maps_before" in wanted.student_taps,
             "teacher": taught.model,
             "accumulate": accumulate,
             "compile": budget.get("compile"),
@@ -198,7 +200,7 @@ def optimiser_steps(budget: dict[str, Any], images: int, pool: int) -> int:
 
 
 def objective_config(
-    spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching
+    spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching, out: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """(objective config with everything it asks for, target config, probes).
 
@@ -234,6 +236,7 @@ def objective_config(
         "teacher_energy": lambda: mean_variance(spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
         "layer_distances": lambda: distances(spec, inputs),
+        "map_moments": lambda: moments_of_maps(spec, inputs, out),
         **taught.facts,
     }
     asked = sorted(wanted.asks - set(objective))
@@ -262,6 +265,30 @@ def target_probes(
         "target_energy": mean_square(told, spec, inputs),
         "std_ratio_after_transform": finite(std_ratio(moments.std)),
     }
+
+
+def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
+    """Fits the moments of the maps that the objective names, over places; their folder.
+
+    At the sides of the student's levels and at side 1. Each rank writes a folder of its own, so
+    that none reads what another is writing; the rows and so the moments are the same.
+    """
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} fits a basis of the teacher's maps before "
+            f"training, which a live teacher has not computed yet",
+            "a cache",
+            "leave out budget.teacher='live'",
+        )
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    student, wanted = describe(spec["student"]), set[tuple[str, int]]()
+    for own, its in level_pairs(spec["method"]["objective"]):
+        if own in student and f"maps.{its}" in cache.extras:
+            wanted |= {(its, student[own]["side"]), (its, 1)}
+    folder = out / "map_moments" / str(openmmlab.planned_rank())
+    save_map_moments(cache, rows, wanted, folder)
+    return str(folder)
 
 
 def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from functools import cached_property
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import student_levels
+from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_heard, check_span, spans
 from kdep_bench.suite.arms import assistant_of, head_classes, teacher_width, trains
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
@@ -216,6 +217,19 @@ def maps(pair: Pair) -> None:
         )
 
 
+def map_targets(pair: Pair) -> None:
+    """A level that no basis of the teacher's map can be given to."""
+    pyramid = pair.student.get("pyramid") or {}
+    channels = zip(pyramid.get("strides", ()), pyramid.get("channels", ()), strict=False)
+    stated = pair.teacher.get("card", {}).get("maps")
+    check_map_targets(
+        pair.method.get("objective"),
+        {f"s{stride}": int(count) for stride, count in channels},
+        stated if isinstance(stated, dict) else {},
+        pair.who,
+    )
+
+
 def widths(pair: Pair) -> None:
     """A student wider than the teacher without a policy."""
     align, width = pair.method.get("align"), pair.student["width"]
@@ -231,4 +245,4 @@ def widths(pair: Pair) -> None:
 
 Rule = Callable[[Pair], None]
 RULES: tuple[Rule, ...] = (assistant, objective_and_alignment, labels, views, schedules)
-TEACHER_RULES: tuple[Rule, ...] = (a_teacher, logits, classes, maps, widths)
+TEACHER_RULES: tuple[Rule, ...] = (a_teacher, logits, classes, maps, map_targets, widths)

@@ -6,8 +6,11 @@ must be answered in `facts`; an argument whose other value cannot be guessed goe
 
 from __future__ import annotations
 
+import atexit
 import copy
 import inspect
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +23,8 @@ from torch import Tensor
 
 from kdep_bench.export import strip
 from kdep_bench.features.align import build_aligner
+from kdep_bench.features.map_moments import write_moments
+from kdep_bench.features.resize import resized
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.objectives.base import Demands, demands
@@ -44,11 +49,21 @@ OTHERS: dict[str, Any] = {
     "weight": 3.0,
     "norm": None,
     "bias": False,
+    "tap": "after",
+    "align": {"type": "kdep_bench.features.aligners.RandomBasis", "seed": 3},
 }
 # The same of one class, where the value above would not do.
-OTHERS_OF: dict[str, Any] = {"levels of Pursuhint": {"s8": "s16", "s16": "s8"}}
+OTHERS_OF: dict[str, Any] = {
+    "levels of Pursuhint": {"s8": "s16", "s16": "s8"},
+    "tap of MapRegression": "before",
+}
 # Arguments that change no loss, and why.
-SILENT = {"entropy_floor": "says when to warn", "tau of InstanceGraph": "tested by itself"}
+SILENT = {
+    "entropy_floor": "says when to warn",
+    "tau of InstanceGraph": "tested by itself",
+    "shares of MapRegression": "tested by itself: one level is left here",
+    "sign of MapRegression": "tested by itself: the tiny teacher's map is too narrow for others",
+}
 # The same of one method: a target whose root mean square is 1 by construction has no other unit.
 SILENT_IN = {("phis", "unit"), ("whiten", "unit")}
 
@@ -91,6 +106,7 @@ def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
         "teacher_classes": tiny.LOGITS,
         "student_maps": describe(tiny.STUDENT),
         "layer_distances": distances(width),
+        "map_moments": moments_of_maps(width),
         "teacher_maps": {
             k: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
             for k, m in said.maps.items()
@@ -105,6 +121,22 @@ def distances(width: int) -> dict[str, dict[str, float]]:
     tiny.TinyTeacher.shuffled = kept  # without a draw from it
     means = {k: m.mean((2, 3)) for k, m in said.maps.items()}
     return {a: {b: 1 - cka(means[a], means[b]) for b in means} for a in means}
+
+
+@cache
+def moments_of_maps(width: int) -> str:
+    """Folder of the moments of the teacher's maps, as the pre-training stage saves them."""
+    folder = Path(tempfile.mkdtemp(prefix="moments-"))
+    atexit.register(shutil.rmtree, folder, True)
+    kept, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
+    maps = teacher(width)(tiny.batch(256, 1000)["images"]).maps
+    tiny.TinyTeacher.shuffled = kept
+    for name, x in maps.items():
+        for side in {1, *(level["side"] for level in describe(tiny.STUDENT).values())}:
+            moments = Moments(x.shape[1])
+            moments.add(resized(x, (side, side)).permute(0, 2, 3, 1).flatten(0, 2))
+            write_moments(moments, folder, name, side)
+    return str(folder)
 
 
 class Arm:
@@ -131,6 +163,7 @@ class Arm:
             config,
             target,
             maps="maps" in self.wanted.needs,
+            maps_before="maps_before" in self.wanted.student_taps,
             teacher={"live": {**tiny.TEACHER, "width": self.width}} if self.taught else {},
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)

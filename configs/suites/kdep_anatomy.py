@@ -1,0 +1,110 @@
+"""KDEP taken apart: which of its choices, changed one at a time, lead from KDEP to FitNets.
+
+Command   python tools/run_suite.py configs/suites/kdep_anatomy.py   (can be stopped and resumed)
+Cost      as `methods_pocket`, per arm and seed: 800 steps at batch 64 (90 to 105 s of one core),
+          then 43 s of tasks
+Outcome   results/kdep_anatomy
+
+The protocol of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64, three
+pre-training seeds. Each arm has the learning rate that `kdep_anatomy_grid` found best on the
+validation split.
+
+The walk, each step one change:
+
+    kdep              pooled feature behind the teacher's head, before the student's ReLU, PTS n = 3
+    svd               n = 1
+    svd_after         the student is read after its ReLU
+    pooled_pairs      each component as a pair of its positive and its negative part
+    pooled_pairs_s32  the teacher is read before its head (its last map, averaged)
+    maps_s32          every place of that map instead of its average
+    kdep_maps         the level at stride 16 too
+    fitnets           learned projectors instead of the SVD
+
+Beside it: the last step alone at one level (`hint_s32`) and for the pooled feature (`conv1x1`);
+KDEP with one hint at the middle level (`kdep_hint`); at two levels the other forms of the sign
+(`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS (`maps_n2`,
+`maps_n3`), four levels (`maps_4`), and a pooled target beside the maps (`maps_pooled`).
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .pocket import suite
+
+REGRESSION = "kdep_bench.objectives.feature_regression.FeatureRegression"
+PAIRS = "kdep_bench.features.transform.SignedPairs"
+SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
+HINTS = "kdep_bench.objectives.hints.Hints"
+MAPS = "kdep_bench.objectives.map_regression.MapRegression"
+after = dict(_delete_=True, type=REGRESSION, weight="auto", tap="after")
+two = dict(s16="s16", s32="s32")
+last = dict(_delete_=True, s32="s32")
+# A level of the student is wider than the teacher's where each component has one channel: 128, 112.
+padded = dict(type="svd", policy="zero_pad")
+
+arms = dict(
+    scratch=dict(base="scratch"),
+    supervised=dict(base="supervised"),
+    kdep=dict(base="kdep"),
+    svd=dict(base="svd"),
+    svd_after=dict(base="svd", objective=after),
+    pooled_pairs=dict(base="svd", objective=after, transform=dict(_delete_=True, type=PAIRS)),
+    pooled_pairs_s32=dict(base="kdep_maps", objective=dict(levels=last, pooled=True)),
+    maps_s32=dict(base="kdep_maps", objective=dict(levels=last)),
+    kdep_maps=dict(base="kdep_maps"),
+    fitnets=dict(base="fitnets"),
+    hint_s32=dict(base="fitnets", objective=dict(levels=last, weight=20.0)),
+    conv1x1=dict(base="conv1x1"),
+    kdep_hint=dict(
+        base="kdep",
+        needs=["pooled", "maps"],
+        objective=dict(
+            _delete_=True,
+            type=SUM,
+            parts=dict(
+                kdep=dict(objective=dict(type=REGRESSION, weight="auto", scale=10.0)),
+                hint=dict(objective=dict(type=HINTS, levels=dict(s16="s16"), weight=10.0)),
+            ),
+        ),
+    ),
+    maps_plain=dict(base="kdep_maps", objective=dict(sign="plain", align=padded)),
+    maps_rotation=dict(base="kdep_maps", objective=dict(sign="rotation", align=padded)),
+    maps_before=dict(base="kdep_maps", objective=dict(sign="plain", tap="before", align=padded)),
+    maps_n2=dict(base="kdep_maps", objective=dict(n=2.0)),
+    maps_n3=dict(base="kdep_maps", objective=dict(n=3.0)),
+    maps_4=dict(
+        base="kdep_maps",
+        objective=dict(levels=dict(_delete_=True, s4="s4", s8="s8", s16="s16", s32="s32")),
+    ),
+    maps_pooled=dict(
+        base="kdep_maps",
+        objective=dict(
+            _delete_=True,
+            type=SUM,
+            parts=dict(
+                maps=dict(objective=dict(type=MAPS, levels=two, weight=10.0)),
+                pooled=dict(
+                    objective=dict(type=MAPS, levels=dict(s32="s32"), pooled=True, weight=10.0)
+                ),
+            ),
+        ),
+    ),
+)
+# What `kdep_anatomy_grid` chose where it is not the budget's 0.2.
+rates = dict()
+methods = {
+    name: dict(arm, name=name, optimizer=dict(lr=rates[name]))
+    if name in rates
+    else dict(arm, name=name)
+    for name, arm in arms.items()
+}
+
+suite.update(
+    name="kdep_anatomy",
+    about="KDEP's choices changed one at a time, a tenth of the pocket images, classification",
+    methods=list(methods.values()),
+    tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
+    shares=[0.1],
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    claims=[],
+)

@@ -1,0 +1,41 @@
+"""The learning rates of `kdep_anatomy`: every arm at 0.05, 0.2 and 0.8, and beyond where needed.
+
+Command   python tools/run_suite.py configs/suites/kdep_anatomy_grid.py
+Cost      a pre-training (90 to 105 s of one core) and a linear probe of a few seconds per cell
+Outcome   results/kdep_anatomy_grid: the rate with the highest score on the validation split is the
+          arm's rate in `kdep_anatomy`; at equal scores the one nearest to 0.2
+
+The test split is not read by this suite. `wider` names the arms whose best rate was at the edge of
+the first three; they are run at the next rate beyond, until the best one is inside the grid.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import arms, suite
+
+trained = [name for name in arms if name != "scratch"]
+rates_of = dict.fromkeys(trained, (0.05, 0.2, 0.8))
+wider = dict()
+for name, more in wider.items():
+    rates_of[name] = (*rates_of[name], *more)
+
+suite.update(
+    name="kdep_anatomy_grid",
+    about="the arms of kdep_anatomy at several learning rates, scored on the validation split",
+    methods=[
+        dict(arms["scratch"], name="scratch"),
+        *(
+            dict(
+                arms[name],
+                name=name if rate == 0.2 else f"{name}-lr{rate}",
+                optimizer=dict(lr=rate),
+            )
+            for name in trained
+            for rate in rates_of[name]
+        ),
+    ],
+    tasks=["pocket_probe_val"],
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
+    runtime=dict(timed=False),
+)

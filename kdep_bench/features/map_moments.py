@@ -1,0 +1,71 @@
+"""Mean and covariance of a teacher's maps over images and places, for bases of maps.
+
+A place is one position of a map after it was averaged down (or interpolated up) to the side at
+which it is regressed; side 1 is the map's global mean. All places of a row count alike. Rows are
+spread evenly over the share: MOST_ROWS of them give a level of 4 x 4 places 65,536 samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_read import Cache
+from kdep_bench.features.layers import spread_out
+from kdep_bench.features.resize import resized
+from kdep_bench.features.transform import Moments
+from kdep_bench.openmmlab import load_weights
+
+MOST_ROWS = 4096
+
+
+def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> Moments:
+    """Moments of the channels of the cached map `name` over places at `side` x `side`.
+
+    `rows`: row numbers to draw from. Raises KdepError for a value that is not finite.
+    """
+    rows = spread_out(np.sort(rows), MOST_ROWS)
+    channels = int(cache.extras[f"maps.{name}"][0].shape[1])
+    moments = Moments(channels)
+    for start in range(0, len(rows), 256):
+        maps = torch.from_numpy(cache.rows(rows[start : start + 256], f"maps.{name}")).float()
+        places = resized(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels)
+        moments.add(places)
+    return moments
+
+
+def save_map_moments(
+    cache: Cache, rows: NDArray[np.int64], wanted: Iterable[tuple[str, int]], folder: Path
+) -> None:
+    """Writes the moments of each wanted (map, side) below `folder`, for `open_map_moments`."""
+    for name, side in sorted(set(wanted)):
+        write_moments(map_moments(cache, rows, name, side), folder, name, side)
+
+
+def write_moments(moments: Moments, folder: Path, name: str, side: int) -> None:
+    """Writes one map's moments whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}@{side}.pt"
+    state = {"n": torch.tensor(moments.n), "mean": moments.mean, "scatter": moments.scatter}
+    torch.save(state, partial)
+    partial.replace(folder / f"{name}@{side}.pt")
+
+
+def open_map_moments(folder: str | Path, name: str, side: int) -> Moments:
+    """The saved moments of a map at a side; KdepError where they were not fitted."""
+    path = Path(folder) / f"{name}@{side}.pt"
+    if not path.is_file():
+        raise KdepError(
+            f"the moments of map {name} at {side} x {side} places are not in {folder}",
+            "the file that the pre-training stage writes before it trains",
+            "run the suite again",
+        )
+    stored = load_weights(path)
+    moments = Moments(len(stored["mean"]))
+    moments.n, moments.mean, moments.scatter = int(stored["n"]), stored["mean"], stored["scatter"]
+    return moments

@@ -1,0 +1,168 @@
+"""KDEP on maps: levels of the student regress the teacher's maps, reduced by SVD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.features.align import build_aligner
+from kdep_bench.features.aligners import energy_kept, orthogonal
+from kdep_bench.features.map_moments import open_map_moments
+from kdep_bench.features.resize import resized
+from kdep_bench.features.transform import PowerTemperature
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.first_batch import FirstBatch
+from kdep_bench.objectives.maps import Maps, check_levels
+from kdep_bench.objectives.signs import components
+from kdep_bench.objectives.weight import AUTO
+
+TAPS = ("after", "before")
+ROTATION_SEED = 0
+
+
+class MapTarget(nn.Module):
+    """A teacher's map [B, Ct, H, W] -> the fixed target [B, C, side, side] of one student level.
+
+    z = V' (t - mean) at every place, g = sign(z) |z|^(1/n), then `sign` (see
+    `objectives/signs.py`). Nothing in it is learned. Projection and averaging commute, so the map
+    is reduced first.
+
+    Attributes:
+        energy_kept: share of the variance over places that V keeps.
+    """
+
+    mean: Tensor
+    components: Tensor
+    turn: Tensor | None
+
+    def __init__(
+        self,
+        folder: str,
+        name: str,
+        side: int,
+        channels: int,
+        sign: str,
+        n: float,
+        align: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.side, self.sign = side, sign
+        moments = open_map_moments(folder, name, side)
+        width = components(sign, channels)
+        basis = build_aligner(align).fit(moments, width)
+        self.energy_kept = energy_kept(moments, basis)
+        # Not persistent: fitted again from the same moments on resume, and no part of the state
+        # that is counted as the method's own parameters.
+        self.register_buffer("mean", basis.mean, persistent=False)
+        self.register_buffer("components", basis.components, persistent=False)
+        turn = orthogonal(width, ROTATION_SEED).float() if sign == "rotation" else None
+        self.register_buffer("turn", turn, persistent=False)
+        self.power = PowerTemperature(T=1.0, n=n)
+
+    @torch.no_grad()
+    def forward(self, t_BCHW: Tensor) -> Tensor:
+        z = torch.einsum("bchw,ck->bkhw", t_BCHW - self.mean[:, None, None], self.components)
+        g = resized(z, (self.side, self.side))
+        if self.power.n != 1:
+            g = self.power(g)
+        if self.turn is not None:
+            g = torch.einsum("bkhw,kj->bjhw", g, self.turn)
+        return torch.cat([g.relu(), (-g).relu()], 1) if self.sign == "pairs" else g
+
+
+class MapRegression(Objective):
+    """sum over levels of w_l * mean over channels and places of (F_s - g / rms(g))^2, per sample.
+
+    Ours: KDEP's recipe (He et al., CVPR 2022: SVD of the teacher's feature, no projector, no label)
+    applied to every place of maps instead of to a pooled feature. The target is in units of its
+    root mean square over the first batch, so the temperature of PTS is without effect and only its
+    n shapes the target; an output of zero costs w_l.
+
+    Args:
+        levels: {student level: teacher map}.
+        weight: sum of w_l over the levels; 20 as for KDEP's loss.
+        shares: {student level: its share of `weight`}, sum 1; None for equal shares.
+        sign: "pairs", "plain" or "rotation": see `objectives/signs.py`.
+        n: exponent of power temperature scaling; 1 leaves the components as they are.
+        tap: "after" regresses the student's maps as they leave a stage (after its ReLU), "before"
+            the same before that activation.
+        pooled: regress the global means of both maps instead of every place.
+        align: config of the alignment that is fitted over places, as `align` of a method; with
+            `policy` for a level that is wider in the student than in the teacher.
+        student_maps, teacher_maps, map_moments: set by the pre-training stage.
+    """
+
+    needs = frozenset({"maps"})
+    asks = frozenset({"student_maps", "teacher_maps", "map_moments"})
+
+    def __init__(
+        self,
+        levels: Mapping[str, str],
+        student_maps: Maps,
+        teacher_maps: Maps,
+        map_moments: str,
+        weight: float = AUTO,
+        shares: Mapping[str, float] | None = None,
+        sign: str = "pairs",
+        n: float = 1.0,
+        tap: str = "after",
+        pooled: bool = False,
+        align: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_levels(levels, student_maps, teacher_maps)
+        if tap not in TAPS:
+            raise unknown_name("tap of the student's maps", tap, TAPS)
+        self.levels, self.tap, self.pooled = dict(levels), tap, pooled
+        self.weights = {k: weight * v for k, v in level_shares(levels, shares).items()}
+        self.targets = nn.ModuleDict(
+            {
+                own: MapTarget(
+                    map_moments,
+                    its,
+                    1 if pooled else student_maps[own]["side"],
+                    student_maps[own]["channels"],
+                    sign,
+                    n,
+                    align or {"type": "svd"},
+                )
+                for own, its in levels.items()
+            }
+        )
+        self.scale = FirstBatch(len(levels))
+
+    @classmethod
+    def student_taps(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"maps_before"}) if config.get("tap") == "before" else frozenset()
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        maps, out = ctx.maps_before if self.tap == "before" else ctx.maps, {}
+        for k, (own, its) in enumerate(self.levels.items()):
+            target = self.targets[own](ctx.teacher.maps[its])
+            energy = self.scale(lambda g=target: g.square().mean(), f"the target of {own}", k)
+            student = maps[own].mean((2, 3), keepdim=True) if self.pooled else maps[own]
+            error = student - target / energy.sqrt()
+            out[own] = self.weights[own] * error.square().mean((1, 2, 3))
+        return out
+
+
+def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) -> dict[str, float]:
+    """Each level's share of the weight; KdepError where `shares` names other levels or not all."""
+    if shares is None:
+        return dict.fromkeys(levels, 1.0 / len(levels))
+    if (
+        set(shares) != set(levels)
+        or abs(sum(shares.values()) - 1) > 1e-6
+        or min(shares.values()) <= 0
+    ):
+        raise KdepError(
+            f"the shares of the levels are {dict(shares)}",
+            f"one positive number for each of {', '.join(levels)}, with sum 1",
+            "correct `shares` in the method's objective",
+        )
+    return {own: float(shares[own]) for own in levels}

@@ -1,0 +1,77 @@
+"""How a signed target is given to channels that a ReLU keeps non-negative. No torch: plans ask too.
+
+What a non-negative feature can represent of a signed one has a closed form. Take K uncorrelated
+target channels g_k, symmetric about zero, of variances v_1 >= v_2 >= ... (those of an SVD). The
+best non-negative approximation of g_k is max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2.
+So with one student channel per component ("plain"), at most half of the energy of the first C
+components is represented: (v_1 + ... + v_C) / 2. With "pairs", g_k = max(g_k, 0) - max(-g_k, 0)
+takes two channels and loses nothing: v_1 + ... + v_(C/2) is represented. Since the variances fall,
+the first half of the components holds at least half of the energy of all, so
+
+    energy("pairs") - energy("plain") = ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2 >= 0,
+
+with equality for a flat spectrum alone. "rotation" turns the C components by a fixed random
+orthogonal matrix: each channel then holds the mean variance and is still symmetric, so the bound is
+that of "plain". For a feature before its activation nothing is lost, and "plain" is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.features.policies import check_widths
+
+SIGNS = {
+    "plain": "one channel per component, negative values and all",
+    "pairs": "two channels per component: its positive and its negative part",
+    "rotation": "one channel per component, after a fixed random rotation of all of them",
+}
+
+
+def components(sign: str, channels: int, where: str = "the student") -> int:
+    """How many components of the teacher a map of `channels` student channels is given.
+
+    Raises KdepError for an unknown `sign`, and for "pairs" of an odd number of channels.
+    """
+    if sign not in SIGNS:
+        raise unknown_name("form of the sign", sign, SIGNS)
+    if sign != "pairs":
+        return channels
+    if channels % 2:
+        raise KdepError(
+            f"{where} has {channels} channels, which make no whole pairs",
+            "an even number of channels for sign='pairs'",
+            "choose sign='rotation' or another student",
+        )
+    return channels // 2
+
+
+def check_map_targets(
+    objective: Any, student: Mapping[str, int], teacher: Mapping[str, int], who: str
+) -> None:
+    """Refuses levels that cannot be given a target without learned weights: KdepError.
+
+    Args:
+        objective: a method's objective config, its parts included.
+        student: channels by level, as the student's config declares them ("s16": 128).
+        teacher: channels by map, as the teacher's card states them; maps it does not name are
+            checked when the run begins.
+        who: the method and student, for the sentence.
+    """
+    if not isinstance(objective, Mapping):
+        return
+    levels = objective.get("levels")
+    if str(objective.get("type")).endswith(".MapRegression") and isinstance(levels, Mapping):
+        policy = (objective.get("align") or {}).get("policy")
+        for own, its in levels.items():
+            if own not in student:
+                continue  # refused by the check of levels
+            need = components(
+                objective.get("sign", "pairs"), student[own], f"{who}: level {own} of the student"
+            )
+            if its in teacher:
+                check_widths(need, teacher[its], policy, f"map {its} of the teacher")
+    for value in objective.values():
+        check_map_targets(value, student, teacher, who)

@@ -1,0 +1,259 @@
+"""KDEP on maps: the basis over places, the three forms of a sign, taps, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.map_moments import open_map_moments, write_moments
+from kdep_bench.features.transform import Moments, SignedPairs
+from kdep_bench.objectives.base import Context, demands
+from kdep_bench.objectives.map_regression import MapRegression, level_shares
+from kdep_bench.objectives.signs import check_map_targets, components
+from kdep_bench.pretrain.pyramid import Pyramid
+from kdep_bench.suite.config import resolve
+from kdep_bench.taps import nonzero_scales
+from kdep_bench.teachers.base import TeacherOutput
+
+CT, CS, SIDE = 12, 8, 2
+STUDENT = {"s16": {"channels": CS, "stride": 16, "side": SIDE}}
+TEACHER = {"a": {"channels": CT, "stride": 8}}
+
+
+def maps(count: int = 64, seed: int = 0) -> Tensor:
+    """Teacher maps [count, CT, 4, 4] with correlated channels of falling variance, mean not 0."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.linalg.qr(torch.randn(CT, CT, generator=torch.Generator().manual_seed(9)))[0]
+    x = torch.randn(count, CT, 4, 4, generator=g) * torch.linspace(3, 0.2, CT)[:, None, None]
+    return torch.einsum("dc,bchw->bdhw", mix, x) + 5
+
+
+def averaged(t: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(t, 4 // SIDE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for side, x in ((SIDE, averaged(maps())), (1, maps().mean((2, 3), keepdim=True))):
+        moments = Moments(CT)
+        moments.add(x.permute(0, 2, 3, 1).flatten(0, 2))
+        write_moments(moments, tmp_path, "a", side)
+    return tmp_path
+
+
+def build(folder: Path, **more: Any) -> MapRegression:
+    return MapRegression(
+        {"s16": "a"}, student_maps=STUDENT, teacher_maps=TEACHER, map_moments=str(folder), **more
+    )
+
+
+def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> Context:
+    pooled = torch.zeros(len(student), CS)
+    return Context(
+        before=pooled,
+        after=pooled,
+        teacher=TeacherOutput(torch.zeros(len(student), 5), None, {"a": teacher}),
+        maps={"s16": student},
+        maps_before={} if before is None else {"s16": before},
+    )
+
+
+def principal(t: Tensor, count: int) -> Tensor:
+    """[B, count, SIDE, SIDE]: components by the textbook, from numpy-style SVD of the places."""
+    x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
+    v = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:count]
+    v = v * v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
+    y = averaged(t).double() - x.mean(0)[:, None, None]
+    return torch.einsum("kc,bchw->bkhw", v, y).float()
+
+
+@pytest.mark.parametrize("n", [1.0, 3.0])
+def test_pairs_are_the_positive_and_negative_parts_of_half_as_many_components(folder, n: float):
+    t, target = maps(5, seed=1), build(folder, sign="pairs", n=n).targets["s16"]
+    z = principal(t, CS // 2)
+    g = z.sign() * z.abs() ** (1 / n)
+    torch.testing.assert_close(
+        target(t), torch.cat([g.clamp(min=0), (-g).clamp(min=0)], 1), atol=2e-4, rtol=1e-3
+    )
+
+
+def test_plain_and_rotation_hold_the_same_components_up_to_a_rotation(folder):
+    t = maps(5, seed=1)
+    plain = build(folder, sign="plain").targets["s16"](t)
+    torch.testing.assert_close(plain, principal(t, CS), atol=2e-4, rtol=1e-3)
+    turned = build(folder, sign="rotation").targets["s16"](t)
+    torch.testing.assert_close(turned.square().sum(1), plain.square().sum(1), atol=1e-3, rtol=1e-3)
+    assert (turned - plain).abs().max() > 0.1
+
+
+def test_energy_kept_is_the_share_of_the_first_eigenvalues(folder):
+    x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    for sign, count in (("pairs", CS // 2), ("plain", CS)):
+        kept = build(folder, sign=sign).targets["s16"].energy_kept
+        assert kept == pytest.approx(float(values[:count].sum() / values.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("sign", ["pairs", "plain", "rotation"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_an_output_of_zero_costs_the_weight_and_the_target_costs_nothing(folder, sign, pooled):
+    t = maps(64, seed=2)
+    objective = build(folder, sign=sign, pooled=pooled, weight=7.0)
+    zero = objective.terms(context(torch.zeros(64, CS, SIDE, SIDE), t))["s16"]
+    assert float(zero.mean()) == pytest.approx(7.0, rel=1e-4)
+    target = objective.targets["s16"](t)
+    target = target / target.square().mean().sqrt()
+    exact = objective.terms(context(target.expand(-1, -1, SIDE, SIDE), t))["s16"]
+    assert exact.shape == (64,)
+    assert float(exact.max()) < 1e-9
+
+
+def test_the_teachers_unit_changes_no_loss(folder, tmp_path):
+    t, s = maps(16, seed=2), torch.rand(16, CS, SIDE, SIDE)
+    other = tmp_path / "other"
+    moments = Moments(CT)
+    moments.add(100 * averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2))
+    write_moments(moments, other, "a", SIDE)
+    want = build(folder).terms(context(s, t))["s16"]
+    torch.testing.assert_close(build(other).terms(context(s, 100 * t))["s16"], want)
+
+
+def test_tap_before_reads_the_maps_before_the_activation(folder):
+    t, s = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
+    before = build(folder, tap="before", sign="plain").terms(context(s.relu(), t, s))["s16"]
+    after = build(folder, tap="after", sign="plain").terms(context(s.relu(), t))["s16"]
+    want = build(folder, tap="after", sign="plain").terms(context(s, t))["s16"]
+    torch.testing.assert_close(before, want)
+    assert not torch.equal(before, after)
+    config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={})
+    assert demands(config | {"tap": "before"}).student_taps == {"maps_before"}
+    assert not demands(config).student_taps
+
+
+def test_gradient_reaches_the_student_and_nothing_is_learned_between(folder):
+    objective, s = build(folder), torch.rand(4, CS, SIDE, SIDE, requires_grad=True)
+    objective.terms(context(s, maps(4, seed=3)))["s16"].sum().backward()
+    assert s.grad is not None
+    assert bool(s.grad.any())
+    assert not list(objective.parameters())
+    # Only the scale of the first batch is state: bases are no parameters of the method.
+    assert list(objective.state_dict()) == ["scale.energy"]
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=2, max_size=12).filter(lambda v: len(v) % 2 == 0),
+)
+def test_pairs_represent_at_least_as_much_as_plain_components(variances: list[float]):
+    """The closed form of `signs`: sum of the first half against half of the sum."""
+    v = sorted(variances, reverse=True)
+    assert sum(v[: len(v) // 2]) >= sum(v) / 2 - 1e-9
+
+
+def test_the_best_non_negative_feature_leaves_half_of_a_symmetric_component():
+    g = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
+    left = (g - g.clamp(min=0)).square().mean()
+    assert float(left) == pytest.approx(9 / 2, rel=0.02)
+    both = g.clamp(min=0) - (-g).clamp(min=0)
+    assert torch.equal(both, g)
+
+
+def test_signed_pairs_of_a_pooled_feature():
+    a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
+    assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
+    torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
+    with pytest.raises(KdepError, match="whole pairs"):
+        SignedPairs()(a[:, :3])
+
+
+def test_an_odd_width_for_pairs_is_refused():
+    assert components("pairs", 8) == 4
+    assert components("plain", 7) == 7
+    with pytest.raises(KdepError, match="7 channels, which make no whole pairs"):
+        components("pairs", 7)
+    with pytest.raises(KdepError, match="did you mean pairs"):
+        components("pair", 8)
+
+
+def test_a_level_wider_in_the_student_is_refused_without_a_policy():
+    config = {
+        "type": "kdep_bench.objectives.map_regression.MapRegression",
+        "levels": {"s16": "a"},
+        "sign": "plain",
+    }
+    with pytest.raises(KdepError, match="128 wide and map a of the teacher 112"):
+        check_map_targets(config, {"s16": 128}, {"a": 112}, "kdep_maps")
+    check_map_targets(config | {"sign": "pairs"}, {"s16": 128}, {"a": 112}, "kdep_maps")
+    for policy in ("zero_pad", "random_rotation", "repeat"):
+        align = {"type": "svd", "policy": policy}
+        check_map_targets(config | {"align": align}, {"s16": 128}, {"a": 112}, "kdep_maps")
+    inside = {"parts": {"maps": {"objective": config}}}
+    with pytest.raises(KdepError, match="128 wide"):
+        check_map_targets(inside, {"s16": 128}, {"a": 112}, "kdep_maps")
+
+
+def test_a_wider_level_with_a_policy_is_given_every_component(folder):
+    wide = {"s16": {"channels": 16, "stride": 16, "side": SIDE}}
+    made = MapRegression(
+        {"s16": "a"},
+        student_maps=wide,
+        teacher_maps=TEACHER,
+        map_moments=str(folder),
+        sign="plain",
+        align={"type": "svd", "policy": "zero_pad"},
+    ).targets["s16"]
+    got = made(maps(5, seed=1))
+    torch.testing.assert_close(got[:, :CT], principal(maps(5, seed=1), CT), atol=5e-4, rtol=1e-3)
+    assert not got[:, CT:].any()
+
+
+def test_too_few_places_for_a_basis_are_refused(tmp_path: Path):
+    moments = Moments(CT)
+    moments.add(averaged(maps(1)).permute(0, 2, 3, 1).flatten(0, 2)[:3])
+    write_moments(moments, tmp_path, "a", SIDE)
+    with pytest.raises(KdepError):
+        build(tmp_path)
+
+
+def test_moments_that_were_not_fitted_are_refused(tmp_path: Path):
+    with pytest.raises(KdepError, match="moments of map a at 2 x 2"):
+        open_map_moments(tmp_path, "a", 2)
+
+
+def test_shares_of_the_levels_must_name_each_and_sum_to_one():
+    levels = {"s16": "a", "s32": "b"}
+    assert level_shares(levels, None) == {"s16": 0.5, "s32": 0.5}
+    assert level_shares(levels, {"s16": 0.25, "s32": 0.75})["s32"] == 0.75
+    for wrong in ({"s16": 1.0}, {"s16": 0.5, "s32": 0.6}, {"s16": 1.5, "s32": -0.5}):
+        with pytest.raises(KdepError, match="with sum 1"):
+            level_shares(levels, wrong)
+
+
+def test_levels_before_the_activation_are_those_that_the_activation_turns_into_the_levels():
+    student = copy.deepcopy(resolve("student", "resnet18_w32"))
+    pyramid = Pyramid(student, before=True)
+    pyramid.verify()
+    with nonzero_scales(pyramid.backbone):
+        pyramid.backbone(torch.randn(2, 3, 64, 64))
+    after, before = pyramid.maps()
+    assert list(before) == ["s4", "s8", "s16", "s32"]
+    for level, x in before.items():
+        assert bool((x < 0).any())
+        assert torch.equal(x.relu(), after[level])
+
+
+def test_the_pyramid_before_the_activation_starts_from_the_same_weights():
+    student = resolve("student", "resnet18_w32")
+    states = []
+    for before in (False, True):
+        torch.manual_seed(3)
+        states.append(Pyramid(student, before).backbone.state_dict())
+        states[-1]["next"] = torch.rand(1)
+    assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
