@@ -52,8 +52,8 @@ class Context:
             with "tokens". None in a run without a teacher.
         maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
             pixels; filled with need "maps" alone.
-        maps_before: the same levels before the last activation of each, for objectives whose
-            `student_taps` ask for them.
+        maps_before: levels before their last activation, those that `Objective.levels_before`
+            names.
         images: [B, 3, px, px] the student's normalised input, for an objective with networks of its
             own (see `Objective.attach`).
         rows: [B] int64 row number (image-major) of each view: image = row // views.
@@ -118,11 +118,8 @@ class Objective(nn.Module, ABC):
         """Called after every optimiser step, without gradient: the place of moving averages."""
 
     @classmethod
-    def student_taps(cls, config: Mapping[str, Any]) -> frozenset[str]:
-        """Further taps of the student that `config`, a config of this class, reads.
-
-        "maps_before" fills `Context.maps_before`.
-        """
+    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        """Student levels that `config`, a config of this class, reads from `maps_before`."""
         return frozenset()
 
     @classmethod
@@ -139,7 +136,7 @@ class Demands:
     asks: frozenset[str]
     relates: bool
     forwards: int = 0
-    student_taps: frozenset[str] = frozenset()
+    levels_before: frozenset[str] = frozenset()
 
 
 def demands(config: Mapping[str, Any]) -> Demands:
@@ -159,7 +156,7 @@ def demands(config: Mapping[str, Any]) -> Demands:
         kind.asks.union(*(d.asks for d in inner)),
         kind.relates or any(d.relates for d in inner),
         kind.forwards + sum(d.forwards for d in inner),
-        kind.student_taps(config).union(*(d.student_taps for d in inner)),
+        kind.levels_before(config).union(*(d.levels_before for d in inner)),
     )
 
 

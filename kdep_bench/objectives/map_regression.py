@@ -136,8 +136,8 @@ class MapRegression(Objective):
         self.scale = FirstBatch(len(levels))
 
     @classmethod
-    def student_taps(cls, config: Mapping[str, Any]) -> frozenset[str]:
-        return frozenset({"maps_before"}) if config.get("tap") == "before" else frozenset()
+    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset(config["levels"]) if config.get("tap") == "before" else frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None

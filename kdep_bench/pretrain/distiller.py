@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Distiller(BaseModel):
             range, so no loss scaling is needed, on CPU or CUDA; float16 is for CUDA and needs it
             (AmpOptimWrapper).
         maps: whether the objective reads the student's pyramid.
-        maps_before: whether it reads the levels before their last activation too.
+        levels_before: the levels that it reads before their last activation.
         teacher: arguments of TeacherSide.
         accumulate: micro-batches a step.
         compile: back end of torch.compile for the student, or None.
@@ -77,7 +77,7 @@ class Distiller(BaseModel):
         target: Mapping[str, Any] | None = None,
         precision: str = "float32",
         maps: bool = False,
-        maps_before: bool = False,
+        levels_before: Sequence[str] = (),
         teacher: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         compile: str | None = None,
@@ -89,7 +89,7 @@ class Distiller(BaseModel):
         self.dtype = PRECISIONS[precision]
         self.step, self.steps, self.accumulate = 0, 1, accumulate
         self.teacher_side = TeacherSide(**(teacher or {}))
-        self._pyramid = Pyramid(student, maps_before) if maps else None
+        self._pyramid = Pyramid(student, levels_before) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])

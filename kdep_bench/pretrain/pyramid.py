@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,11 @@ class Pyramid:
     those of the same student without a pyramid.
 
     Args:
-        before: also keep what enters the last activation of each level; for a level that ends in
-            none (a linear bottleneck), that is the level itself.
+        before: levels of which what enters their last activation is kept too; for a level that
+            ends in none (a linear bottleneck), that is the level itself.
     """
 
-    def __init__(self, student: Mapping[str, Any], before: bool = False) -> None:
+    def __init__(self, student: Mapping[str, Any], before: Sequence[str] = ()) -> None:
         self.student, self.levels = student, describe(student)
         state = torch.get_rng_state()
         own = build_backbone(student)
@@ -69,7 +69,7 @@ class Pyramid:
         self._at = [indices.index(i) for i in declared]
         self._seen: tuple[Tensor, ...] = ()
         self._entered: dict[str, Tensor] = {}
-        self._before = before
+        self._before = tuple(before)
         self._activated: set[str] = set()
         if before:
             self._record_activations()
@@ -83,6 +83,8 @@ class Pyramid:
             x = torch.randn(1, 3, px, px)
         self.backbone.eval()  # mm backbones return nothing from it
         for name, k in zip(self.levels, self._at, strict=True):
+            if name not in self._before:
+                continue
             path = find_last_activation(self.backbone, lambda k=k: self.backbone(x)[k])
             if path is None:
                 continue
@@ -103,15 +105,14 @@ class Pyramid:
     def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(levels, levels before their last activation) of the forward just done.
 
-        Each {level: [B, C, H, W]} float32; both are then let go. The second is empty unless
-        `before` was asked for.
+        Each {level: [B, C, H, W]} float32; both are then let go. The second holds the levels of
+        `before`.
         """
         seen, entered = self._seen, self._entered
         self._seen, self._entered = (), {}
         after = {name: seen[k].float() for name, k in zip(self.levels, self._at, strict=True)}
-        if not self._before:
-            return after, {}
-        return after, {k: entered[k].float() if k in entered else v for k, v in after.items()}
+        before = {k: entered[k].float() if k in entered else after[k] for k in self._before}
+        return after, before
 
     @torch.no_grad()
     def verify(self) -> None:

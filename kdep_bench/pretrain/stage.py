@@ -89,7 +89,7 @@ def run(
             "target": target,
             "precision": budget.get("precision", "float32"),
             "maps": "maps" in wanted.needs,
-            "maps_before": "maps_before" in wanted.student_taps,
+            "levels_before": sorted(wanted.levels_before),
             "teacher": taught.model,
             "accumulate": accumulate,
             "compile": budget.get("compile"),

@@ -163,7 +163,7 @@ class Arm:
             config,
             target,
             maps="maps" in self.wanted.needs,
-            maps_before="maps_before" in self.wanted.student_taps,
+            levels_before=sorted(self.wanted.levels_before),
             teacher={"live": {**tiny.TEACHER, "width": self.width}} if self.taught else {},
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)

@@ -133,9 +133,9 @@ def test_tap_before_reads_the_maps_before_the_activation(folder):
     want = build(folder, tap="after", sign="plain").terms(context(s, t))["s16"]
     torch.testing.assert_close(before, want)
     assert not torch.equal(before, after)
-    config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={})
-    assert demands(config | {"tap": "before"}).student_taps == {"maps_before"}
-    assert not demands(config).student_taps
+    config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={"s16": "a"})
+    assert demands(config | {"tap": "before"}).levels_before == {"s16"}
+    assert not demands(config).levels_before
 
 
 def test_gradient_reaches_the_student_and_nothing_is_learned_between(folder):
@@ -238,7 +238,7 @@ def test_shares_of_the_levels_must_name_each_and_sum_to_one():
 
 def test_levels_before_the_activation_are_those_that_the_activation_turns_into_the_levels():
     student = copy.deepcopy(resolve("student", "resnet18_w32"))
-    pyramid = Pyramid(student, before=True)
+    pyramid = Pyramid(student, ("s4", "s8", "s16", "s32"))
     pyramid.verify()
     with nonzero_scales(pyramid.backbone):
         pyramid.backbone(torch.randn(2, 3, 64, 64))
@@ -252,7 +252,7 @@ def test_levels_before_the_activation_are_those_that_the_activation_turns_into_t
 def test_the_pyramid_before_the_activation_starts_from_the_same_weights():
     student = resolve("student", "resnet18_w32")
     states = []
-    for before in (False, True):
+    for before in ((), ("s16", "s32")):
         torch.manual_seed(3)
         states.append(Pyramid(student, before).backbone.state_dict())
         states[-1]["next"] = torch.rand(1)
