@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections import Counter
@@ -137,6 +138,29 @@ def test_a_student_wider_than_its_teacher_needs_a_policy():
     suite = suite.model_copy(update={"teachers": {"resnet18_w32": narrow}})
     with pytest.raises(KdepError, match="256 wide and the teacher 'narrow' 128"):
         build_plan(suite)
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ({"sign": "plain"}, "128 wide and map s16 of the teacher 112"),
+        ({"sign": "pair"}, "did you mean pairs"),
+        ({"levels": {"_delete_": True, "s64": "s32"}}, "s64"),
+    ],
+)
+def test_a_level_that_no_basis_can_serve_is_refused_before_anything_runs(objective, says):
+    arm = {"base": "kdep_maps", "objective": objective}
+    build_plan(build(methods=["kdep_maps"]))
+    with pytest.raises(KdepError, match=says):
+        build_plan(build(methods=[arm]))
+
+
+def test_pairs_of_an_odd_level_are_refused_before_anything_runs():
+    suite = build(methods=["kdep_maps"])
+    odd = json.loads(json.dumps(suite.students[0]))
+    odd["pyramid"]["channels"][2] = 127
+    with pytest.raises(KdepError, match="127 channels, which make no whole pairs"):
+        build_plan(suite.model_copy(update={"students": [odd]}))
 
 
 def test_logits_from_a_teacher_without_any():
