@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.bounds import AtLeastOne, Positive
 from kdep_bench.errors import KdepError
 
 
@@ -47,7 +48,7 @@ class PowerTemperature(Transform):
         n: exponent, >= 1.
     """
 
-    def __init__(self, T: float = 0.1, n: float = 3.0) -> None:
+    def __init__(self, T: Positive = 0.1, n: AtLeastOne = 3.0) -> None:
         super().__init__()
         if not (T > 0 and n >= 1):
             raise KdepError(f"power temperature scaling got T={T}, n={n}", "T > 0 and n >= 1")
@@ -132,7 +133,9 @@ class StdMatch(Transform):
     asks = ("std", "raw_std")
     scale: Tensor
 
-    def __init__(self, std: Tensor, raw_std: Tensor | None, ratio: float | None = None) -> None:
+    def __init__(
+        self, std: Tensor, raw_std: Tensor | None, ratio: AtLeastOne | None = None
+    ) -> None:
         super().__init__()
         s = std.double()
         if not bool((s > 0).all()):

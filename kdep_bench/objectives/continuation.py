@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdep_bench.bounds import NotNegative, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
@@ -47,8 +48,8 @@ class Continuation(Objective):
         self,
         width: int,
         teacher_classes: int,
-        margin: float = 0.05,
-        weight: float = 20.0,
+        margin: NotNegative = 0.05,
+        weight: Positive = 20.0,
         phi: float | Mapping[str, Any] = PHI,
         epochs: float | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
@@ -30,7 +31,7 @@ class CorrelationCongruence(Objective):
     needs = frozenset({"pooled"})
     relates = True
 
-    def __init__(self, gamma: float = 0.4, order: int = 2, weight: float = 1000.0) -> None:
+    def __init__(self, gamma: Positive = 0.4, order: Count = 2, weight: Positive = 1000.0) -> None:
         super().__init__()
         if not gamma > 0 or order < 1:
             raise KdepError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import BelowOne
 from kdep_bench.objectives.base import Context, Objective
 
 
@@ -20,7 +21,7 @@ class CrossEntropy(Objective):
     needs = frozenset({"labels"})
     asks = frozenset({"width", "classes"})
 
-    def __init__(self, width: int, classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(self, width: int, classes: int, label_smoothing: BelowOne = 0.0) -> None:
         super().__init__()
         self.head = nn.Linear(width, classes)
         self.label_smoothing = label_smoothing

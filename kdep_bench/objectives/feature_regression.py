@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
+from kdep_bench.bounds import Positive
 from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.weight import AUTO as AUTO
@@ -35,11 +38,11 @@ class FeatureRegression(Objective):
 
     def __init__(
         self,
-        weight: float | str = "auto",
-        scale: float = AUTO,
+        weight: Positive | Literal["auto"] = "auto",
+        scale: Positive = AUTO,
         target_energy: float | None = None,
         unit: bool = False,
-        tap: str = "before",
+        tap: Literal["before", "after"] = "before",
     ) -> None:
         super().__init__()
         if tap not in ("before", "after"):

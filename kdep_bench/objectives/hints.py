@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
@@ -53,10 +54,10 @@ class Hints(Objective):
         levels: Mapping[str, str],
         student_maps: Maps,
         teacher_maps: Maps,
-        weight: float = 20.0,
+        weight: Positive = 20.0,
         distance: str = "l2",
-        hidden: int | None = None,
-        init: float | None = 0.005,
+        hidden: Count | None = None,
+        init: Positive | None = 0.005,
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)

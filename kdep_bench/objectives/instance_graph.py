@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdep_bench.bounds import NotNegative, Positive
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.similarity_preserving import row_gram
@@ -49,10 +51,10 @@ class InstanceGraph(Objective):
     def __init__(
         self,
         levels: Mapping[str, str] | None,
-        edges: float = 3000.0,
-        change: float = 3000.0,
-        form: str = "gram",
-        tau: float = 0.1,
+        edges: NotNegative = 3000.0,
+        change: NotNegative = 3000.0,
+        form: Literal["gram", "attention"] = "gram",
+        tau: Positive = 0.1,
     ) -> None:
         super().__init__()
         if form not in FORMS:

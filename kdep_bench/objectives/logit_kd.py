@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Fraction, NotNegative, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.schedules.base import as_schedule
@@ -47,8 +48,8 @@ class LogitKD(Objective):
         self,
         width: int,
         teacher_classes: int,
-        tau: float | Mapping[str, Any] = 4.0,
-        entropy_floor: float = 0.1,
+        tau: Positive | Mapping[str, Any] = 4.0,
+        entropy_floor: NotNegative = 0.1,
         epochs: float | None = None,
     ) -> None:
         super().__init__()
@@ -102,9 +103,9 @@ class LogitKDWithLabels(LogitKD):
         width: int,
         teacher_classes: int,
         classes: int,
-        alpha: float = 0.9,
-        tau: float | Mapping[str, Any] = 4.0,
-        entropy_floor: float = 0.1,
+        alpha: Fraction = 0.9,
+        tau: Positive | Mapping[str, Any] = 4.0,
+        entropy_floor: NotNegative = 0.1,
         epochs: float | None = None,
     ) -> None:
         super().__init__(width, teacher_classes, tau, entropy_floor, epochs)

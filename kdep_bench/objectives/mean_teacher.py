@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import BelowOne
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.schedules.base import as_schedule
@@ -59,7 +60,7 @@ class MeanTeacher(Objective):
         width: int,
         classes: int,
         views: int,
-        decay: float = 0.99,
+        decay: BelowOne = 0.99,
         weight: float | Mapping[str, Any] = RAMP,
         epochs: float | None = None,
     ) -> None:

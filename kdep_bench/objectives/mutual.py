@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 
 
@@ -34,7 +35,7 @@ class Mutual(Objective):
     asks = frozenset({"width", "classes"})
     forwards = 1
 
-    def __init__(self, width: int, classes: int, weight: float = 1.0) -> None:
+    def __init__(self, width: int, classes: int, weight: Positive = 1.0) -> None:
         super().__init__()
         self.head, self.peer_head = nn.Linear(width, classes), nn.Linear(width, classes)
         self.weight = float(weight)

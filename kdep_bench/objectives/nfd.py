@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
 
@@ -43,7 +44,7 @@ class NFD(Objective):
         levels: Mapping[str, str],
         student_maps: Maps,
         teacher_maps: Maps,
-        weight: float = 10.0,
+        weight: Positive = 10.0,
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)

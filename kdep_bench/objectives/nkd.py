@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.bounds import NotNegative, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
@@ -52,9 +53,9 @@ class NKD(Objective):
         self,
         width: int,
         teacher_classes: int,
-        gamma: float = 1.5,
-        tau: float = 1.0,
-        hard: float = 1.0,
+        gamma: NotNegative = 1.5,
+        tau: Positive = 1.0,
+        hard: NotNegative = 1.0,
     ) -> None:
         super().__init__()
         if not tau > 0:
@@ -116,7 +117,7 @@ class TeacherFreeNKD(Objective):
     asks = frozenset({"width", "classes"})
     relates = True
 
-    def __init__(self, width: int, classes: int, value: float = 1.0) -> None:
+    def __init__(self, width: int, classes: int, value: NotNegative = 1.0) -> None:
         super().__init__()
         self.head = nn.Linear(width, classes)
         self.value = float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 
 EPS = 1e-7  # as in the source
@@ -27,7 +28,7 @@ class PKT(Objective):
     needs = frozenset({"pooled"})
     relates = True
 
-    def __init__(self, weight: float = 30000.0) -> None:
+    def __init__(self, weight: Positive = 30000.0) -> None:
         super().__init__()
         self.weight = float(weight)
 

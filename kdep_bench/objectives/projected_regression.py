@@ -5,8 +5,11 @@ The parametric alignment that KDEP argues against (row B-2), in a linear and a n
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
+from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.weight import AUTO, loss_weight
@@ -35,9 +38,9 @@ class ProjectedRegression(Objective):
         width: int,
         teacher_width: int,
         teacher_energy: float | None = None,
-        hidden: int | None = None,
-        weight: float | str = "auto",
-        scale: float = AUTO,
+        hidden: Count | None = None,
+        weight: Positive | Literal["auto"] = "auto",
+        scale: Positive = AUTO,
     ) -> None:
         super().__init__()
         if hidden is not None and hidden < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.hints import Hints
 from kdep_bench.objectives.maps import Maps, check_levels
@@ -74,11 +75,11 @@ class Pursuhint(Hints):
         student_maps: Maps,
         teacher_maps: Maps,
         layer_distances: Mapping[str, Mapping[str, float]],
-        points: int = 2,
-        weight: float = 10.0,
+        points: Count = 2,
+        weight: Positive = 10.0,
         distance: str = "l2",
-        hidden: int | None = None,
-        init: float | None = 0.005,
+        hidden: Count | None = None,
+        init: Positive | None = 0.005,
     ) -> None:
         if not 1 <= points <= len(levels):
             raise KdepError(

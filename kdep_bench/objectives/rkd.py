@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Count, NotNegative
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
@@ -48,7 +49,7 @@ class RKD(Objective):
     relates = True
 
     def __init__(
-        self, distance: float = 25.0, angle: float = 50.0, vertices: int | None = None
+        self, distance: NotNegative = 25.0, angle: NotNegative = 50.0, vertices: Count | None = None
     ) -> None:
         super().__init__()
         if vertices is not None and vertices < 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdep_bench.bounds import Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
@@ -32,7 +33,7 @@ class ViewGram(Objective):
     asks = frozenset({"views"})
     relates = True
 
-    def __init__(self, views: int, weight: float = 20.0, cosine: bool = False) -> None:
+    def __init__(self, views: int, weight: Positive = 20.0, cosine: bool = False) -> None:
         super().__init__()
         if cosine and views < 2:
             raise KdepError(

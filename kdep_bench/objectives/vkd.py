@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
+from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.weight import AUTO
 
@@ -36,8 +39,8 @@ class OrthogonalProjection(Objective):
         self,
         width: int,
         teacher_width: int,
-        weight: float | str = "auto",
-        scale: float = AUTO,
+        weight: Positive | Literal["auto"] = "auto",
+        scale: Positive = AUTO,
     ) -> None:
         super().__init__()
         self.weight = 2.0 * scale if weight == "auto" else float(weight)

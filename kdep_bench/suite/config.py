@@ -13,15 +13,17 @@ import copy
 import importlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
+from kdep_bench.signatures import argument_names
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "configs"
@@ -67,7 +69,7 @@ class Budget(_Part):
     batch: int = Field(ge=1)
     optimizer: Json
     views: int = Field(ge=1, default=1)
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "step"] = "cosine"
     warmup: float = Field(ge=0, lt=1, default=0.0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     teacher: Literal["cached", "live"] = "cached"
@@ -82,17 +84,22 @@ class Budget(_Part):
         return {k: v for k, v in told.items() if k not in options or v != options[k]}
 
 
+# What every generator takes: numpy's and scikit-learn's end at 2**32 - 1, and the seed of an arm
+# that is not trained is made of both seeds (see plan.SEED_STEP).
+_Seed = Annotated[int, Field(ge=0, le=4_000_000)]
+
+
 class Seeds(_Part):
     """`pairs`: 'product' runs every (pretrain, transfer) pair, 'diagonal' the i-th with the i-th.
 
     `share` seeds the row subset of a share below 1.0; `views` seeds the crops.
     """
 
-    pretrain: list[int] = Field(min_length=1)
-    transfer: list[int] = Field(min_length=1)
-    pairs: str = "product"
-    share: int = 0
-    views: int = 0
+    pretrain: list[_Seed] = Field(min_length=1)
+    transfer: list[_Seed] = Field(min_length=1)
+    pairs: Literal["product", "diagonal"] = "product"
+    share: _Seed = 0
+    views: _Seed = 0
 
 
 class ViewRecipe(_Part):
@@ -100,6 +107,16 @@ class ViewRecipe(_Part):
 
     scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
     ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ViewRecipe:
+        for name, (low, high), most in (
+            ("scale", self.scale, 1.0),
+            ("ratio", self.ratio, 100.0),
+        ):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} from {low:g} to {high:g}: 0 < low <= high <= {most:g}")
+        return self
 
 
 _Count = Annotated[int, Field(ge=1)]
@@ -338,8 +355,9 @@ def read_room(room: str, name: str, configs: Path = CONFIGS) -> Json:
 def merged(base: Json, over: Json, where: str) -> Json:
     """`base` with `over` laid on it, dict by dict.
 
-    A key that the base lacks is refused as a slip; `_delete_=True` in a dict of `over` replaces
-    the whole dict, and may then hold any key.
+    A key that the base lacks is refused as a slip, unless the class that the dict's `type` names
+    takes an argument of that name; `_delete_=True` in a dict of `over` replaces the whole dict, and
+    may then hold any key.
     """
     if over.get("_delete_"):
         return {k: v for k, v in over.items() if k != "_delete_"}
@@ -354,8 +372,10 @@ def merged(base: Json, over: Json, where: str) -> Json:
                 if isinstance(value, dict)
                 else value
             )
+        elif key in (known := {*base, *argument_names({**base, **over}.get("type"))}):
+            out[key] = value
         else:
-            raise unknown_name(f"key of {where}", key, base)
+            raise unknown_name(f"key of {where}", key, known)
     return out
 
 
@@ -505,10 +525,11 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _unique(what: str, found: list[str]) -> None:
-    twice = sorted({n for n in found if found.count(n) > 1})
+    twice = sorted(n for n, count in Counter(found).items() if count > 1)
     if twice:
+        more = f" and {len(twice) - 5} others" if len(twice) > 5 else ""
         raise KdepError(
-            f"the suite has {what} {', '.join(twice)} more than once",
+            f"the suite has {what} {', '.join(twice[:5])}{more} more than once",
             "each name once",
             "drop one, or give the override a `name` of its own",
         )
@@ -602,8 +623,6 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     seeds = file.seeds
     _unique("pretrain seed", [str(s) for s in seeds.pretrain])
     _unique("transfer seed", [str(s) for s in seeds.transfer])
-    if seeds.pairs not in ("product", "diagonal"):
-        raise unknown_name("value of seeds.pairs", seeds.pairs, ("product", "diagonal"))
     if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
         raise KdepError(
             f"seeds.pairs is 'diagonal' with {len(seeds.pretrain)} pre-training and "

@@ -15,8 +15,9 @@ from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import student_levels
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_heard, check_span, spans
+from kdep_bench.suite.arguments import check_classes, check_needs, check_optimizer, check_relates
 from kdep_bench.suite.arms import assistant_of, head_classes, teacher_width, trains
-from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
+from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
 
 DENSE = ("detection", "segmentation")
 
@@ -80,11 +81,8 @@ def check_pair(
     of this arm, where they are not the budget's.
     """
     pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
-    for rule in RULES:
+    for rule in (*RULES, *(TEACHER_RULES if uses_teacher(method) else ()), *LAST_RULES):
         rule(pair)
-    if uses_teacher(method):
-        for rule in TEACHER_RULES:
-            rule(pair)
 
 
 # ---- rules of every pair ----
@@ -158,12 +156,28 @@ def views(pair: Pair) -> None:
         )
 
 
-def schedules(pair: Pair) -> None:
-    """A schedule that does not fit into the run, or a run in which nothing is left to learn."""
-    objective = pair.method.get("objective")
-    for span in spans(objective):
+def arguments(pair: Pair) -> None:
+    """Arguments that the method's classes do not take."""
+    check_classes(pair.method, pair.name, pair.epochs)
+
+
+def optimizer(pair: Pair) -> None:
+    """The budget's optimiser with the method's own arguments laid on it."""
+    own = pair.method.get("optimizer")
+    if own:
+        where = f"optimizer of {pair.name}"
+        check_optimizer(merged(pair.suite.budget.optimizer, own, where), f"the {where}")
+
+
+def schedule_spans(pair: Pair) -> None:
+    """A schedule that does not fit into the run."""
+    for span in spans(pair.method.get("objective")):
         check_span(span, pair.epochs, pair.name)
-    check_heard(objective, pair.epochs, pair.name)
+
+
+def something_to_learn(pair: Pair) -> None:
+    """A run in which every term's weight is 0 at some time."""
+    check_heard(pair.method.get("objective"), pair.epochs, pair.name)
 
 
 # ---- rules of methods that read a teacher ----
@@ -243,6 +257,32 @@ def widths(pair: Pair) -> None:
         raise KdepError(f"{pair.who}: {e.got}", e.expected, e.remedy) from None
 
 
+# ---- what the objective's classes say, once the rest fits ----
+
+
+def declared_needs(pair: Pair) -> None:
+    """What the objective reads of a batch, against what the method's page declares."""
+    check_needs(pair.method, pair.name)
+
+
+def whole_batch(pair: Pair) -> None:
+    """An objective that relates the samples of a batch, and a batch that is split."""
+    budget, run = pair.suite.budget, pair.suite.runtime
+    processes = run.processes.get("pretrain", max(1, run.gpus.get("pretrain", 1)))
+    parts = budget.accumulate * processes * run.nodes.get("pretrain", 1)
+    check_relates(pair.method, pair.name, parts)
+
+
 Rule = Callable[[Pair], None]
-RULES: tuple[Rule, ...] = (assistant, objective_and_alignment, labels, views, schedules)
+RULES: tuple[Rule, ...] = (
+    assistant,
+    objective_and_alignment,
+    labels,
+    views,
+    schedule_spans,
+    arguments,
+    something_to_learn,
+    optimizer,
+)
 TEACHER_RULES: tuple[Rule, ...] = (a_teacher, logits, classes, maps, map_targets, widths)
+LAST_RULES: tuple[Rule, ...] = (declared_needs, whole_batch)

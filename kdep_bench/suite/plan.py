@@ -18,6 +18,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.suite import testable
+from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, trains, without
 from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -28,7 +29,8 @@ _PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", 
 # What a cache holds beside the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens"}
 _COMMON = {"prepare", "views"}  # stages that an arm and its teacher share
-_SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
+SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
+MOST_CELLS = 20_000  # of a suite; planning as many takes some 10 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,7 @@ class _Builder:
         self.told: dict[int, Json] = {}
         self.budgets: dict[tuple[float, bool, str], Json] = {}
         self.live = suite.budget.teacher == "live"
+        check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
                 f"budget.batch = {suite.budget.batch} does not fall into "
@@ -476,7 +479,7 @@ class _Builder:
         else:
             # Another random initialisation for every pair of seeds; equal to the transfer seed
             # where the suite has the one pre-training seed 0.
-            spec["seed"] = p * _SEED_STEP + t if suite.seeds.pairs == "product" else t
+            spec["seed"] = p * SEED_STEP + t if suite.seeds.pairs == "product" else t
         cut = "" if epochs is None else f".{epochs:g}ep"
         part = _share(share) if trains(method) else ""  # an untrained arm is that of any share
         label = f"{student['name']}.{method['name']}{cut}{part}"
@@ -524,6 +527,67 @@ def _share(share: float) -> str:
     return "" if share == 1 else f".{share:g}"
 
 
+def check_size(suite: Suite) -> None:
+    """Refuses a suite of more cells than MOST_CELLS, before any is made, and seeds that collide."""
+    cells = 0
+    for part in suite.variants or [suite]:
+        seeds = part.seeds
+        pairs = len(seeds.pretrain) * (len(seeds.transfer) if seeds.pairs == "product" else 1)
+        for student in part.students:
+            for method in arms_of(part, student):
+                given = method.get("weights") is not None and seeds.pairs == "product"
+                shares = len(part.shares) if trains(method) else 1
+                cells += (len(seeds.transfer) if given else pairs) * shares * len(part.tasks)
+    if cells > MOST_CELLS:
+        raise KdepError(
+            f"the suite {suite.name!r} plans {cells:,} transfers",
+            f"at most {MOST_CELLS:,}",
+            "name fewer seeds, or seeds.pairs='diagonal', which runs the i-th with the i-th "
+            "instead of every pair",
+        )
+    _check_untrained_seeds(suite)
+
+
+def _check_untrained_seeds(suite: Suite) -> None:
+    """Refuses seeds of which two pairs give an untrained arm the same random weights."""
+    untrained = any(not trains(m) and m.get("weights") is None for m in suite.methods)
+    if not untrained or suite.seeds.pairs != "product":
+        return
+    first: dict[int, tuple[int, int]] = {}
+    for p in suite.seeds.pretrain:
+        for t in suite.seeds.transfer:
+            other = first.setdefault(p * SEED_STEP + t, (p, t))
+            if other != (p, t):
+                raise KdepError(
+                    f"the seeds {other} and {(p, t)} of the suite {suite.name!r} (pre-training, "
+                    "transfer) give an arm that is not trained the same random weights",
+                    f"seeds for which {SEED_STEP} * pre-training + transfer differs",
+                    f"name transfer seeds below {SEED_STEP}",
+                )
+
+
+def check_names(plan: Plan) -> None:
+    """Refuses two arms that tables could not tell apart: KdepError.
+
+    The variants of a suite may each have a method or a teacher of one name with other contents.
+    """
+    first: dict[tuple[Any, ...], Cell] = {}
+    for cell in plan.cells:
+        budget = plan.stages[cell.chain["pretrain"]].spec.get("budget") or {}
+        teacher = "" if cell.teacher is None else cell.teacher["name"]
+        key = (cell.student["name"], cell.method["name"], teacher, cell.share)
+        key += (budget.get("epochs"), budget.get("epochs_over"), cell.task["name"])
+        other = first.setdefault((*key, cell.pretrain_seed, cell.transfer_seed), cell)
+        if other.id != cell.id:
+            taught = f" with the teacher {teacher!r}" if teacher else ""
+            raise KdepError(
+                f"two variants of the suite {plan.name!r} run the method "
+                f"{cell.method['name']!r}{taught} with other contents under one name",
+                "one name for each",
+                "give one of them a `name` of its own, as dict(base=..., name=...)",
+            )
+
+
 def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     """The whole graph of a suite, every shared stage once, upstream first.
 
@@ -531,8 +595,10 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
         KdepError: a method that cannot work with its student, teacher or data; nothing to run.
     """
     plan = Plan(suite.name)
+    check_size(suite)
     for variant in suite.variants or [suite]:
         _Builder(variant, kinds, plan).build()
+    check_names(plan)
     first: dict[str, Cell] = {}  # equal in several variants, as scratch is: one run, one record
     for cell in plan.cells:
         first.setdefault(cell.id, cell)

@@ -1,0 +1,18 @@
+"""Types of constructor arguments with their ranges. Imports no torch.
+
+A constructor that a config calls says with them what it takes, `T: Positive = 0.1`; the planner
+reads that from the source (see `signatures`) and refuses another value before anything runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+AtLeastOne = Annotated[float, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]

@@ -1,0 +1,344 @@
+"""What the constructor of a config's `type` takes, read from its source: nothing is imported.
+
+A wrong argument of an objective or a transform is found when the suite is planned, in milliseconds
+and without torch. Classes of this package and of torch.optim are read; of other packages only
+those whose source says enough. What cannot be told is not refused: the stage checks it again.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from kdep_bench import bounds
+from kdep_bench.errors import KdepError, unknown_name
+
+ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
+_ENDS = {
+    "object",
+    "ABC",
+    "nn.Module",
+    "torch.nn.Module",
+    "Module",
+}  # constructors without arguments
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_TYPES: Mapping[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "Any": Any,
+    "None": None,
+    "Sequence": Sequence,
+    "Mapping": Mapping,
+    "list": list,
+    "tuple": tuple,
+    "dict": dict,
+    "Literal": Literal,
+    **{k: v for k, v in vars(bounds).items() if k[0].isupper() and k not in ("Annotated", "Field")},
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a constructor; `annotation` as written, "" where there is none."""
+
+    name: str
+    annotation: str
+    required: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a constructor or function; `open`: it takes any further ones."""
+
+    arguments: Mapping[str, Argument]
+    open: bool = False
+
+
+def real_path(kind: Any) -> str:
+    """The dotted path of a `type`, short names of this project's configs resolved."""
+    return ALIASES.get(str(kind), str(kind))
+
+
+@cache
+def signature(path: str) -> Signature | None:
+    """The signature of a class or function by dotted path; None where its source does not tell."""
+    found = _find(real_path(path))
+    if found is None:
+        return None
+    module, node = found
+    if not isinstance(node, ast.ClassDef):
+        return _arguments(node, skip=0)
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    init = next((n for n in methods if n.name == "__init__"), None)
+    above = [_above(module, base) for base in node.bases]
+    if init is None:
+        known = [a for a in above if a is not None]
+        return known[0] if len(known) == len(above) and known else None
+    own = _arguments(init, skip=1)
+    if not own.open:
+        return own
+    # **more is handed on to the class above.
+    more = next((a for a in above if a is not None and a.arguments), None)
+    if more is not None:
+        return Signature({**more.arguments, **own.arguments}, more.open)
+    return Signature(own.arguments, not path.startswith("kdep_bench."))
+
+
+def argument_names(kind: Any) -> Collection[str]:
+    """Names of the arguments that a class named as `type` takes; empty where they are not known."""
+    if not isinstance(kind, str):
+        return ()
+    path = optimizer_path(kind) or real_path(kind)
+    found, definition = signature(path), _find(path)
+    is_class = definition is not None and isinstance(definition[1], ast.ClassDef)
+    return found.arguments.keys() if found is not None and is_class else ()
+
+
+@cache
+def class_value(path: str, name: str) -> Any:
+    """A class attribute made of literals, looked up in the classes above too; None without one."""
+    module, node = _find(real_path(path)) or ("", None)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    for item in node.body:
+        targets = item.targets if isinstance(item, ast.Assign) else []
+        if isinstance(item, ast.AnnAssign):
+            targets = [item.target]
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            value = getattr(item, "value", None)
+            return None if value is None else _literal(module, value)
+    for base in node.bases:
+        full = _full_name(module, ast.unparse(base))
+        value = class_value(full, name) if full else None
+        if value is not None:
+            return value
+    return None
+
+
+def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> None:
+    """Refuses a config whose `type` does not take its arguments as they are.
+
+    Args:
+        config: dict(type=<dotted path>, <arguments>); anything else is left alone.
+        where: what it is called in the sentence.
+        given: arguments that the stage adds.
+
+    Raises:
+        KdepError: no such class in this package, an unknown or missing argument, or a value of
+            another type or out of range.
+    """
+    kind = config.get("type") if isinstance(config, Mapping) else None
+    if not isinstance(kind, str):
+        return
+    path = real_path(kind)
+    found = signature(path)
+    if found is None:
+        if path.startswith("kdep_bench.") and _find(path) is None:
+            raise KdepError(
+                f"{where} has the type {path!r}, which does not exist",
+                "the dotted path of a class",
+                f"correct `type` ({_near(path)})",
+            )
+        return
+    args = {k: v for k, v in config.items() if k != "type"}
+    name = path.rpartition(".")[2]
+    for key in args:
+        if key not in found.arguments and not found.open:
+            raise _unknown_argument(name, where, key, found.arguments)
+    for arg in found.arguments.values():
+        if arg.name in args:
+            check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
+        elif arg.required and arg.name not in given:
+            raise KdepError(
+                f"{where} gives {name} no {arg.name!r}", "that argument", "add it to the config"
+            )
+
+
+def _unknown_argument(name: str, where: str, key: str, known: Collection[str]) -> KdepError:
+    stays = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
+    if not known:
+        return KdepError(f"{where} gives {name} the argument {key!r}", "no argument", stays)
+    error = unknown_name(f"argument of {name} in {where}", key, known)
+    return KdepError(error.got, error.expected, f"{error.remedy} ({stays})")
+
+
+def check_value(annotation: str, value: Any, where: str, name: str) -> None:
+    """Refuses a value that is not of a type as written in a source, `bounds` included: KdepError.
+
+    A type that says nothing about plain data refuses nothing.
+    """
+    adapter = _adapter(annotation)
+    if adapter is None:
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as e:
+        faults = e.errors(include_url=False)
+        wanted = dict.fromkeys(f["msg"].removeprefix("Input should be ") for f in faults)
+        raise KdepError(
+            f"{where} has {name} = {value!r:.60}",
+            " or ".join(wanted),
+            "correct the config",
+        ) from None
+
+
+@cache
+def _adapter(annotation: str) -> TypeAdapter | None:
+    """A strict check of a type as written; None for types that say nothing of plain values."""
+    if not annotation:
+        return None
+    try:
+        kind = eval(annotation, {"__builtins__": {}}, dict(_TYPES))
+        return TypeAdapter(kind, config=_STRICT)
+    except Exception:  # a type that is not plain data: Tensor, a class of the module
+        return None
+
+
+# ---- optimisers ----
+
+
+@cache
+def torch_optimizers() -> Mapping[str, str]:
+    """Dotted path by name of torch.optim's optimisers for dense gradients; empty without torch."""
+    tree = _tree("torch.optim")
+    if tree is None:
+        return {}
+    out = {}
+    for item in tree.body:
+        if isinstance(item, ast.ImportFrom) and (item.module or "").startswith("torch.optim."):
+            for alias in item.names:
+                if alias.name[0].isupper():
+                    out[alias.name] = f"{item.module}.{alias.name}"
+    for name in ("Optimizer", "LBFGS", "SparseAdam"):  # a base; a closure; sparse gradients
+        out.pop(name, None)
+    return out
+
+
+def optimizer_path(kind: Any) -> str | None:
+    """The dotted path of an optimiser by its short name; None for any other word."""
+    return torch_optimizers().get(kind) if isinstance(kind, str) and "." not in kind else None
+
+
+# ---- source ----
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    """The parsed source of a module; nothing of it or its packages is run."""
+    top, _, rest = module.partition(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        base = Path(place, *rest.split(".")) if rest else Path(place)
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                try:
+                    return ast.parse(file.read_text(encoding="utf-8"))
+                except (SyntaxError, ValueError, OSError):
+                    return None
+    return None
+
+
+_Definition = ast.ClassDef | ast.FunctionDef
+
+
+def _find(path: str) -> tuple[str, _Definition] | None:
+    """(module, definition) of a class or function, through re-exports."""
+    for _ in range(8):  # an import that leads back to itself ends
+        module, _, name = path.rpartition(".")
+        tree = _tree(module) if module else None
+        if tree is None:
+            return None
+        for item in tree.body:
+            if isinstance(item, ast.ClassDef | ast.FunctionDef) and item.name == name:
+                return module, item
+        other = _imported(module, tree, name)
+        if other is None:
+            return None
+        path = other
+    return None
+
+
+def _imported(module: str, tree: ast.Module, name: str) -> str | None:
+    """The dotted path that a module imports under a name."""
+    for item in tree.body:
+        if isinstance(item, ast.ImportFrom):
+            for alias in item.names:
+                if (alias.asname or alias.name) == name:
+                    start = item.module or ""
+                    if item.level:
+                        parts = module.split(".")[: -item.level]
+                        start = ".".join([*parts, start] if start else parts)
+                    return f"{start}.{alias.name}"
+    return None
+
+
+def _full_name(module: str, name: str) -> str | None:
+    if "." in name or "[" in name:
+        return None
+    tree = _tree(module)
+    if tree is None:
+        return None
+    if any(isinstance(n, ast.ClassDef) and n.name == name for n in tree.body):
+        return f"{module}.{name}"
+    return _imported(module, tree, name)
+
+
+def _above(module: str, base: ast.expr) -> Signature | None:
+    name = ast.unparse(base)
+    if name in _ENDS:
+        return Signature({})
+    full = _full_name(module, name)
+    return None if full is None else signature(full)
+
+
+def _arguments(function: ast.FunctionDef, skip: int) -> Signature:
+    spec = function.args
+    places = [*spec.posonlyargs, *spec.args]
+    first = len(places) - len(spec.defaults)
+    plain = [(a, i < first) for i, a in enumerate(places)][skip:]
+    named = [(a, d is None) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    out = {
+        a.arg: Argument(a.arg, ast.unparse(a.annotation) if a.annotation else "", required)
+        for a, required in [*plain, *named]
+    }
+    return Signature(out, spec.kwarg is not None)
+
+
+def _literal(module: str, node: ast.expr) -> Any:
+    """The value of literals, `frozenset({...})`, `Other.name | {...}`; None for anything else."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "frozenset":
+        inner = _literal(module, node.args[0]) if node.args else ()
+        return None if inner is None else frozenset(inner)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        sides = [_literal(module, node.left), _literal(module, node.right)]
+        return None if None in sides else frozenset(sides[0]) | frozenset(sides[1])
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        full = _full_name(module, node.value.id)
+        return class_value(full, node.attr) if full else None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _near(path: str) -> str:
+    """The classes of the module that a path names, or that there is no such module."""
+    module = path.rpartition(".")[0]
+    tree = _tree(module)
+    if tree is None:
+        return f"there is no module {module}"
+    classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+    return f"{module} defines {', '.join(classes) or 'no class'}"

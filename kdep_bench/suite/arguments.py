@@ -1,0 +1,167 @@
+"""What a method's config gives its classes: arguments, ranges, declared needs, the optimiser.
+
+Rules of `pairs`; each reads the source of the classes and imports none of them, so that a
+`--dry-run` stays without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.schedules.base import as_schedule
+from kdep_bench.signatures import (
+    check_arguments,
+    check_value,
+    class_value,
+    optimizer_path,
+    real_path,
+    signature,
+    torch_optimizers,
+)
+from kdep_bench.suite.config import Json, method_needs
+
+_SCHEDULES = "kdep_bench.schedules."
+# Argument of an optimiser -> its range; torch refuses most of these only when training begins.
+_OPTIMIZER: Mapping[str, str] = {
+    "lr": "Positive",
+    "momentum": "BelowOne",
+    "dampening": "Fraction",
+    "weight_decay": "NotNegative",
+    "eps": "NotNegative",
+    "alpha": "BelowOne",
+    "rho": "BelowOne",
+    "lr_decay": "NotNegative",
+    "nesterov": "bool",
+}
+
+
+def check_optimizer(config: Json, where: str) -> None:
+    """Refuses an optimiser that does not exist, lacks a rate, or is given a wrong argument.
+
+    Raises:
+        KdepError: also for a rate that is 0, negative or no number.
+    """
+    kind = config.get("type")
+    if not isinstance(kind, str):
+        raise KdepError(f"{where} names no type", "type='SGD', for example", "add it")
+    if "lr" not in config:
+        raise KdepError(f"{where} has no 'lr'", "a learning rate", "add it: lr=0.1, for example")
+    path = optimizer_path(kind)
+    known = torch_optimizers()
+    if path is None and "." not in kind and known:
+        raise unknown_name(f"type of {where}", kind, known)
+    for name, annotation in _OPTIMIZER.items():
+        if name in config:
+            check_value(annotation, config[name], where, name)
+    betas = config.get("betas")
+    if betas is not None:
+        check_value("list", betas, where, "betas")
+        for beta in betas:
+            check_value("BelowOne", beta, where, "betas")
+    if path is not None:
+        check_arguments({**config, "type": path}, where, given=("params",))
+    if config.get("nesterov") and (not config.get("momentum") or config.get("dampening")):
+        raise KdepError(
+            f"{where} has nesterov=True with momentum={config.get('momentum', 0)} and "
+            f"dampening={config.get('dampening', 0)}",
+            "a momentum above 0 and no dampening",
+            "change one of them",
+        )
+
+
+def check_classes(method: Json, who: str, epochs: float) -> None:
+    """Refuses arguments that the classes of a method do not take: KdepError.
+
+    Args:
+        who: how the method is called in a sentence.
+        epochs: of the arm's run, for schedules.
+    """
+    for key, given in (("align", ()), ("weights", ("backbone",))):
+        check_arguments(method.get(key), f"{who}.{key}", given)
+    transform = method.get("transform")
+    if isinstance(transform, Mapping):
+        asks = class_value(real_path(transform.get("type")), "asks") or ()
+        check_arguments(transform, f"{who}.transform", asks)
+    for place, config in _typed(method.get("objective"), "objective"):
+        where, path = f"{who}.{place}", real_path(config["type"])
+        if path.startswith(_SCHEDULES) and signature(path) is not None:
+            check_arguments(config, where, ("epochs",))
+            _check_schedule(config, where, epochs)
+        else:
+            asks = class_value(path, "asks") or ()
+            check_arguments(config, where, {*asks, "epochs"})
+
+
+def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:
+    """Every dict with a `type` in a nested config, the outer ones first, with its place."""
+    if isinstance(config, dict):
+        if isinstance(config.get("type"), str):
+            yield place, config
+        for key, value in config.items():
+            yield from _typed(value, f"{place}.{key}")
+    elif isinstance(config, list):
+        for k, value in enumerate(config):
+            yield from _typed(value, f"{place}.{k}")
+
+
+def _check_schedule(config: Json, where: str, epochs: float) -> None:
+    """A schedule is pure arithmetic: it is made, and looked at over the whole run."""
+    try:
+        schedule = as_schedule(config, epochs)
+        values = [schedule(k, 100) for k in range(100)]
+    except KdepError as e:
+        raise KdepError(f"{where} {e.got}", e.expected, e.remedy) from None
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise KdepError(
+            f"{where} cannot be a schedule ({type(e).__name__}: {e})", "numbers", "correct it"
+        ) from None
+    if not all(math.isfinite(v) for v in values):
+        raise KdepError(f"{where} is not finite everywhere", "finite weights", "correct it")
+
+
+def _objectives(method: Json) -> list[str]:
+    """Paths of the objectives of a method: its own, and those of its parts."""
+    typed = _typed(method.get("objective"), "objective")
+    return [real_path(c["type"]) for place, c in typed if place.endswith("objective")]
+
+
+def check_needs(method: Json, who: str) -> None:
+    """Refuses needs of the objective's classes that the method's page does not declare."""
+    needs: set[str] = set()
+    for path in _objectives(method):
+        needs |= class_value(path, "needs") or frozenset()
+    if "target" in needs:
+        for key in ("align", "transform"):
+            if not method.get(key):
+                raise KdepError(
+                    f"{who} regresses an aligned teacher feature and names no {key}",
+                    "both an alignment and a transform",
+                    f"set `{key}` in the method's config",
+                )
+        needs = (needs - {"target"}) | {"pooled"}
+    if "labels" in needs and not method.get("labels_used"):
+        raise KdepError(
+            f"{who} reads labels and says labels_used=False",
+            "labels_used=True for an arm that reads labels",
+            "set it, or choose a label-free objective",
+        )
+    if lacking := sorted(needs - method_needs(method)):
+        raise KdepError(
+            f"{who} reads {', '.join(lacking)} of a batch and does not declare that",
+            f"needs={sorted(needs | method_needs(method))}",
+            "set `needs` in the method's config",
+        )
+
+
+def check_relates(method: Json, who: str, parts: int) -> None:
+    """Refuses an objective that relates the samples of a batch where that falls into `parts`."""
+    if parts > 1 and any(class_value(path, "relates") for path in _objectives(method)):
+        raise KdepError(
+            f"{who} relates the samples of a batch, and {parts} micro-batches or processes would "
+            "each see a part of it",
+            "the whole batch at once",
+            "run its pre-training as one process without accumulation",
+        )
