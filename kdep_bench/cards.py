@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 
 PTH, SAFE, CARD = "backbone.pth", "backbone.safetensors", "README.md"
 
@@ -49,7 +49,7 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
             continue
         seen.add(one)
         with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
-            record = read_json(pretrain.parent / one / "stage.json")
+            record = read_strict(pretrain.parent / one / "stage.json")
             found.setdefault(record["kind"], record["outputs"])
             todo.extend(record["needs"].values())
     return found

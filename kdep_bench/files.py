@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,126 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Parsed JSON; a missing or damaged file is a KdepError that names it."""
+LARGEST_JSON = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
+LARGEST_NUMBER = 1e100  # sums and squares of what we store stay finite
+DEEPEST = 50  # levels of lists and objects in a file that kdep_bench wrote
+_DIGITS = 20  # of a whole number; more is no count, id or size
+
+
+def read_json(path: str | Path, most: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file that a person may have written.
+
+    A key that occurs twice in one object is refused: which of the two is meant, nobody knows. NaN
+    and infinities, which Python's writer puts into JSON, are read: the caller's checks name the
+    entry they stand in.
+
+    Raises:
+        KdepError: no regular file, one of more than `most` bytes, no valid JSON, a doubled key, or
+            too deeply nested or too large for this machine's memory.
+    """
+    return _parse(read_bytes(path, most), str(path), False, "correct it: JSON in UTF-8 is read")
+
+
+def read_strict(path: str | Path, most: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file that kdep_bench wrote; what `write_json` never writes is refused.
+
+    Raises:
+        KdepError: as `read_json`; besides NaN, infinities, numbers beyond `LARGEST_NUMBER`, and
+            nesting beyond `DEEPEST`.
+    """
+    return parse_strict(read_bytes(path, most), str(path))
+
+
+def parse_strict(raw: bytes | str, where: str) -> Any:
+    """`read_strict` of a text; `where` names it in errors."""
+    return _parse(raw, where, True, "delete it and run again")
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; KdepError that names it otherwise.
+
+    A pipe or device is refused before it is read: reading one can last for ever.
+    """
     try:
-        return json.loads(Path(path).read_text())
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as f:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise KdepError(f"{path} is not a regular file", "a file", "name another")
+            if info.st_size > most:
+                raise KdepError(f"the file {path} has {info.st_size} bytes", f"at most {most}")
+            return f.read(most + 1)
     except FileNotFoundError:
         raise KdepError(f"the file {path} does not exist", "a JSON file there") from None
-    except (ValueError, UnicodeDecodeError) as e:
+    except IsADirectoryError:
+        raise KdepError(f"{path} is a folder", "a JSON file", "name the file in it") from None
+    except (OSError, ValueError) as e:  # ValueError: a null byte in the path
+        reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"the file {path} is not valid JSON ({e})", "", "delete it and run again"
+            f"the file {path} cannot be read ({reason})", "a readable file", "check its rights"
         ) from None
+    except MemoryError:
+        raise KdepError(f"the file {path} does not fit into memory", "a smaller file") from None
+
+
+def _parse(raw: bytes | str, where: str, strict: bool, remedy: str) -> Any:
+    more: dict[str, Any] = dict(parse_float=_bounded, parse_constant=_no_constant) if strict else {}
+    try:
+        text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **more)
+        if strict:
+            _check_depth(value)
+        return value
+    except RecursionError:
+        got = f"the file {where} is nested too deeply"
+    except MemoryError:
+        got = f"the content of the file {where} does not fit into memory"
+    except UnicodeDecodeError as e:
+        got = f"the file {where} is not text in UTF-8 (byte {e.start})"
+    except ValueError as e:
+        got = f"the file {where} is not valid JSON ({str(e)[:200]})"
+    raise KdepError(got, "", remedy)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [k for k, _ in pairs]
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS + text.startswith("-"):
+        raise ValueError(f"the number {text[:25]}... has {len(text)} digits")
+    return int(text)
+
+
+def _bounded(text: str) -> float:
+    value = float(text)
+    if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise RecursionError
+        depth += 1
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, (dict, list))
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, (dict, list))
+        ]
 
 
 def canonical_json(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.results import store
 from kdep_bench.results.record import Record
 
@@ -45,7 +45,7 @@ def _caches(records: Iterable[Record]) -> set[str]:
 
 
 def _outputs(work: Path, cache: str) -> dict[str, Any]:
-    outputs = read_json(work / cache / "stage.json")["outputs"]
+    outputs = read_strict(work / cache / "stage.json")["outputs"]
     if not {"forwards", "rows"} <= set(outputs):
         raise KdepError(f"the stage {cache} tells no forwards", "its own count", "run it again")
     return outputs

@@ -23,7 +23,7 @@ from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.export import save_tensors
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 from kdep_bench.students.backbone import build_backbone
 from kdep_bench.teachers.base import build_teacher
 
@@ -97,7 +97,7 @@ def pace(began: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def main(path: Path) -> None:
-    order, here = read_json(path), path.parent
+    order, here = read_strict(path), path.parent
     torch.set_num_threads(order["threads"])
     keep_freed_memory()  # as our own stages do
     openmmlab.setup("mmpretrain")

@@ -24,7 +24,7 @@ from kdep_bench import openmmlab
 from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import exact_float32
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 from kdep_bench.flops import forward_flops
 from kdep_bench.registry import build
 from kdep_bench.students.backbone import build_backbone
@@ -226,8 +226,8 @@ def _run(args: argparse.Namespace) -> int:
             suite = rehearsed(suite)
         for network in networks(build_plan(suite)):
             wanted[network_id(network)] = network, suite.budget.precision
-    known = read_json(args.known) if args.known else {}
-    found = {} if args.probe or not args.out.exists() else read_json(args.out)
+    known = read_strict(args.known) if args.known else {}
+    found = {} if args.probe or not args.out.exists() else read_strict(args.out)
     failed = 0
     for one, (network, precision) in wanted.items():
         if one in found or (one in known and not args.probe):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdep_bench.files import read_json, write_atomic, write_json
+from kdep_bench.files import read_strict, write_atomic, write_json
 
 BARS = {
     "warm-cache step / student-only step": ("<=", 1.05),
@@ -176,7 +176,7 @@ def write(found: dict[str, Any], out: Path) -> None:
     """
     path = out / "benchmark.json"
     if not found["quick"] and path.exists():
-        old = read_json(path)
+        old = read_strict(path)
         if not old["quick"]:
             busy = {k: v for k, v in old.get("busy", {}).items() if k not in found}
             found = {**old, **found, "busy": busy | found.get("busy", {})}

@@ -24,7 +24,7 @@ from kdep_bench.benchmark.steps import BATCH, silent
 from kdep_bench.data import views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 from kdep_bench.pretrain import stage
 from kdep_bench.registry import build
 from kdep_bench.suite.config import REPO, read_room, resolve
@@ -170,7 +170,7 @@ def train_other(
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
         raise KdepError(f"lightly-train ended with {ran.returncode} ({end})", "a trained student")
-    return read_json(root / "result.json")
+    return read_strict(root / "result.json")
 
 
 def exported(root: Path, student: dict[str, Any]) -> Path:

@@ -23,7 +23,7 @@ from kdep_bench.data.debian import Package, Unavailable, fetch
 from kdep_bench.data.procedural import procedural_cutouts
 from kdep_bench.data.rcc import read_rcc
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 
 CLASSES = ("mammal", "bird", "other_animal", "food", "plant", "household", "coin", "vehicle")
 SCENE = "scene"  # photographs without a dominant object; in segmentation, everything else
@@ -178,7 +178,7 @@ def shrink(image: np.ndarray, px: int, side: Any = min) -> np.ndarray:
 
 def _stamps(package: Package) -> Iterator[Cutout]:
     root = package.root / "usr/share/tuxpaint/stamps"
-    for label, groups in read_json(Path(__file__).with_name("stamps.json")).items():
+    for label, groups in read_strict(Path(__file__).with_name("stamps.json")).items():
         for files in groups:
             for file in files:
                 image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)

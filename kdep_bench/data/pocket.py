@@ -36,7 +36,7 @@ from kdep_bench.data import compose
 from kdep_bench.data.material import CLASSES, DISTRACTOR, SCENE, Cutout, Material, Photo, gather
 from kdep_bench.data.splits import SHARES, split_by_group
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic, write_json
+from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
 
 Progress = Callable[..., None]
 DEFAULTS: dict[str, Any] = {
@@ -399,7 +399,7 @@ def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
     """
     by_name = {c.name: c.image for c in cutouts}
     files, classes = [], {}
-    for name, number in read_json(Path(__file__).with_name("known.json")).items():
+    for name, number in read_strict(Path(__file__).with_name("known.json")).items():
         if name not in by_name:
             continue
         cutout = by_name[name].astype(np.float32)
@@ -481,7 +481,7 @@ def verify(data_dir: str | Path) -> str:
         KdepError: names the first file (in path order) that is missing, changed or unlisted.
     """
     root = Path(data_dir)
-    expected = read_json(root / "manifest.json")["fingerprint"]
+    expected = read_strict(root / "manifest.json")["fingerprint"]
     listing = root / "checksums.txt"
     if not listing.is_file() or file_hash(listing) != expected:
         raise _damaged(listing, "missing or changed", f"SHA-256 {expected[:12]}...")

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdep_bench.data.views import subset
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json, write_atomic
+from kdep_bench.files import read_strict, write_atomic
 
 LIST = "images.txt"
 
@@ -64,7 +64,7 @@ def labels_file(inputs: Mapping[str, Path]) -> Path:
 
 def read_labels(path: Path, files: list[str]) -> np.ndarray:
     """[N] int64 class numbers of the pool images; every image must have one in range."""
-    stored: dict[str, Any] = read_json(path)
+    stored: dict[str, Any] = read_strict(path)
     missing = [f for f in files if f not in stored["labels"]]
     if missing:
         raise KdepError(

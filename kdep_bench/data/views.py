@@ -28,7 +28,7 @@ from kdep_bench.data.images import read_rgb
 from kdep_bench.data.listing import list_images
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, file_hash, read_json, text_hash, write_json
+from kdep_bench.files import canonical_json, file_hash, read_strict, text_hash, write_json
 
 PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"
 
@@ -157,7 +157,7 @@ def run(
 
 def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     """Opens a finished `views` stage; `prepare_dir` is needed to read the source images again."""
-    listing = read_json(views_dir / LISTING)
+    listing = read_strict(views_dir / LISTING)
     recipe = np.load(views_dir / RECIPE)
     pixels = np.load(views_dir / PIXELS, mmap_mode="r")
     if (

@@ -42,7 +42,7 @@ from kdep_bench.features.cache_read import (
     open_cache,
     shard_path,
 )
-from kdep_bench.files import file_hash, read_json, write_json
+from kdep_bench.files import file_hash, read_strict, write_json
 from kdep_bench.flops import forward_flops
 from kdep_bench.teachers.base import Teacher, build_teacher
 
@@ -92,7 +92,7 @@ def run(
     teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(f"teacher {teacher.name} changed while it was only read", "frozen weights")
-    spent = [read_json(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
+    spent = [read_strict(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
     manifest = {
         "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
@@ -229,7 +229,7 @@ def fill_shard(
 def resumable(out: Path, identity: dict[str, Any]) -> None:
     """Keeps shards of an interrupted try only if they come from the same teacher and views."""
     mark = out / "identity.json"
-    if not (mark.exists() and read_json(mark) == identity):
+    if not (mark.exists() and read_strict(mark) == identity):
         for old in out.glob("*.npy"):
             old.unlink()
     write_json(mark, identity)
@@ -238,7 +238,7 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
 def is_whole(out: Path, k: int, names: Iterable[str] = ()) -> bool:
     """Whether shard k of an interrupted try is there, in every array, and as it was written."""
     try:
-        told = read_json(shard_path(out, k).with_suffix(".json"))
+        told = read_strict(shard_path(out, k).with_suffix(".json"))
         want = {"features": told["sha256"], **{name: told["further"][name] for name in names}}
         paths = {name: shard_path(out, k, name) for name in want}
         return all(path.exists() and file_hash(path) == want[n] for n, path in paths.items())
@@ -254,7 +254,7 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     """
     if not teacher.has_logits or not (folder / "known.json").exists():
         return None
-    known: dict[str, int] = read_json(folder / "known.json")
+    known: dict[str, int] = read_strict(folder / "known.json")
     px = teacher.input_px
     whole = np.array([0, 0, 1, 1], np.float32)
     pictures = np.stack([render(read_rgb(folder / f), whole, False, px) for f in known])

@@ -16,7 +16,7 @@ from kdep_bench.data.views import Views, read_rgb, render
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
-from kdep_bench.files import canonical_json, read_json, safe_name, text_hash
+from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 
 # Half precision has 11 significant bits; twice its half-ulp, relative to the feature's scale,
@@ -148,10 +148,10 @@ def teacher_of(folder: Path) -> dict[str, Any] | None:
 
     The files of a teacher that an arm made are told relative to the cache's folder.
     """
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_strict(folder / MANIFEST)
     config = manifest.get("config")
     if config is None and (folder / "stage.json").exists():  # written before manifests told it
-        config = read_json(folder / "stage.json")["spec"]["teacher"]
+        config = read_strict(folder / "stage.json")["spec"]["teacher"]
     files = {k: str((folder / path).resolve()) for k, path in manifest.get("files", {}).items()}
     return config if config is None else {**config, **files}
 
@@ -168,7 +168,7 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     Raises KdepError for a cache of other views or another teacher, also one whose weights are not
     here any more.
     """
-    m, cache = read_json(folder / MANIFEST), open_cache(folder)
+    m, cache = read_strict(folder / MANIFEST), open_cache(folder)
     if m.get("of", len(cache)) != views.rows:
         raise KdepError(
             f"the cache {folder} has {len(cache)} rows", f"{views.rows}, one a view", "fill it"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 
 MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
 # What a cache holds beside the pooled feature where its spec says so.
@@ -70,7 +70,7 @@ def shard_path(folder: Path, k: int, name: str = "features") -> Path:
 
 def open_cache(folder: Path) -> Cache:
     """Opens a finished cache; KdepError for a missing, truncated or mis-shaped shard."""
-    m = read_json(folder / MANIFEST)
+    m = read_strict(folder / MANIFEST)
     width = m["teacher"]["width"]
 
     def shards(name: str, shape: Sequence[int]) -> list[np.ndarray]:

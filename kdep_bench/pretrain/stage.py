@@ -20,7 +20,7 @@ from kdep_bench.features.layers import layer_distances, spread_out
 from kdep_bench.features.map_moments import save_map_moments
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.objectives.levels import level_pairs, levels_of
 from kdep_bench.pretrain.loop import workers_for
@@ -229,7 +229,7 @@ def objective_config(
         probes = target_probes(spec, inputs, target)
     answers: dict[str, Callable[[], Any]] = {
         "width": lambda: spec["student"]["width"],
-        "classes": lambda: len(read_json(labels_file(inputs))["classes"]),
+        "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
         "target_energy": lambda: probes.get("target_energy"),

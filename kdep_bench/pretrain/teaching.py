@@ -14,7 +14,7 @@ from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import check_use, exact_float32, open_head
 from kdep_bench.features.cache_read import MANIFEST, open_cache
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
@@ -109,7 +109,7 @@ def cached_teaching(
 ) -> Teaching:
     """From the cache in `folder`; of its maps only `levels`, all where none is named."""
     checked = check_use(folder, views)
-    cache, px = open_cache(folder), read_json(folder / MANIFEST)["px"]
+    cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
     names = cache.wanted(wanted)
     if levels:  # arms share a cache of maps, and each reads its own
         names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json, write_atomic, write_json
+from kdep_bench.files import read_strict, write_atomic, write_json
 from kdep_bench.results import families, leaderboard, page, plots, store
 from kdep_bench.results.charts import png, standalone
 from kdep_bench.results.claims import Verdict, judge, make_claim
@@ -69,7 +69,7 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
     """The claims given, which are kept; else those kept by an earlier call."""
     path = results_dir / "claims.json"
     if claims is None:
-        return read_json(path) if path.is_file() else []
+        return read_strict(path) if path.is_file() else []
     for claim in claims:
         make_claim(claim)  # refuse before anything is kept
     write_json(path, claims)
@@ -84,7 +84,7 @@ def _pages(
         return {}
     path = results_dir / "methods.json"
     if pages is None:
-        return _checked(read_json(path), path) if path.is_file() else {}
+        return _checked(read_strict(path), path) if path.is_file() else {}
     write_json(path, pages)
     return pages
 

@@ -8,6 +8,7 @@ tables need with equal parts shared. Curves and per-class scores stay on disk un
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from kdep_bench.errors import KdepError
 from kdep_bench.files import safe_name, write_atomic
 from kdep_bench.results.record import (
+    LARGEST_RECORD,
     Align,
     Arm,
     Budget,
@@ -213,13 +215,25 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
     for name in names:
         path = f"{directory}/{name}"
         try:
-            fd = os.open(path, os.O_RDONLY)
+            # Not blocking: opening a pipe would wait for its writer.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
+                info = os.fstat(fd)
+                if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST_RECORD:
+                    damaged.append(Damaged(name, f"the record {name} is no file of usual size."))
+                    continue
                 # One read of the known size: `open` and Path cost more than the parsing does.
-                raw = os.read(fd, os.fstat(fd).st_size + 1)
+                raw = os.read(fd, info.st_size + 1)
             finally:
                 os.close(fd)
-            runs.append(share.run(parse(raw, name), name))
+            record = parse(raw, name)
+            if f"{record.id}.json" != name:
+                # A copy under another name would count one cell twice.
+                got = f"the record {name} is that of {record.id[:120]!r}"
+                remedy = "delete the copy, or give the file its own name again"
+                damaged.append(Damaged(name, str(KdepError(got, "its id as its name", remedy))))
+                continue
+            runs.append(share.run(record, name))
         except KdepError as e:
             damaged.append(Damaged(name, str(e)))
         except OSError as e:

@@ -55,7 +55,7 @@ def collect(
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
     superseded = _set_aside(results, {c.id for c in plan.cells})
     for cell in plan.cells:
-        record = record_of(suite, cell, chains)
+        record = _record_or_reason(suite, cell, chains)
         old = _old(store.records_dir(results) / f"{cell.id}.json")
         if record.status == "missing" and old is not None and old.status == "ok":
             record = old
@@ -72,18 +72,24 @@ def collect(
 
 
 class _Chains:
-    """The stage.json of every stage, read once; damaged ones count as absent."""
+    """The stage.json of every stage, read once; damaged ones count as absent, with the reason."""
 
     def __init__(self, plan: Plan, work: Path, failed: Mapping[str, str]) -> None:
         self.plan, self.work, self.failed = plan, work, failed
-        self._read: dict[str, Json | None] = {}
+        self._read: dict[str, tuple[Json | None, str | None]] = {}
+
+    def _look(self, one: str) -> tuple[Json | None, str | None]:
+        if one not in self._read:
+            self._read[one] = state.finished(self.plan.stages[one], self.work)
+        return self._read[one]
 
     def stage(self, one: str | None) -> Json | None:
-        if one is None:
-            return None
-        if one not in self._read:
-            self._read[one] = state.finished(self.plan.stages[one], self.work)[0]
-        return self._read[one]
+        return None if one is None else self._look(one)[0]
+
+    def fault(self, one: str) -> str | None:
+        """Why what a stage left cannot be used, as a clause; None for one that is whole or gone."""
+        fault = self._look(one)[1]
+        return fault and fault.replace(f"{self.work}/", "")  # records name no machine's folders
 
     def failure(self, one: str) -> tuple[str, str] | None:
         """(sentence, time) of the last try of a stage that is not done."""
@@ -95,12 +101,44 @@ class _Chains:
         return (self.failed[one], _now()) if one in self.failed else None
 
 
+def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
+    """`record_of`; a failed record of that cell alone where its stages hold what none is made of.
+
+    Outputs are whatever a stage's function returned: any of them can be of another type than the
+    record's.
+    """
+    from kdep_bench.results import record
+
+    try:
+        made = record_of(suite, cell, chains)
+        _picture_files(made, state.folder(chains.work, cell.id))
+        return made
+    except KdepError as e:
+        sentence = str(e)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        got = f"the outputs of the stages of {cell.id} make no record ({type(e).__name__}: {e})"
+        sentence = str(KdepError(got[:2000], "outputs as the plan's stages give them", "run again"))
+    fields = _planned(suite, cell, {})
+    return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
+
+
 def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
-    """The Record of one cell as its stage directories have it now."""
+    """The Record of one cell as its stage directories have it now.
+
+    A stage of its chain that is there and damaged fails the cell: what it cost, or measured, cannot
+    be read. One that is gone does not: work dirs are pruned.
+    """
     from kdep_bench.results import record
 
     found = {kind: chains.stage(one) for kind, one in cell.chain.items()}
     fields = _planned(suite, cell, found)
+    for one in cell.chain.values():
+        fault = chains.fault(one)
+        if fault is not None and chains.failure(one) is None:
+            got = f"what the stage {one} left cannot be used: {fault}"
+            sentence = KdepError(got, "files as it wrote them", "run the suite again")
+            fields.update(status="failed", error=str(sentence), created=_now())
+            return record.make(fields)
     transfer = found["transfer"]
     if transfer is not None:
         fields.update(_measured(cell, found, transfer))
@@ -316,8 +354,8 @@ def _old(path: Path) -> Record | None:
 
 
 def _same(old: Record, new: Record) -> bool:
-    """Equal but for the time of a 'missing', which is only the time of looking."""
-    if new.status == "missing":
+    """Equal but for the time of a 'missing' or failed one, which is the time of looking."""
+    if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
     return old == new
 
@@ -341,17 +379,23 @@ def _set_aside(results: Path, planned: set[str]) -> int:
     return moved
 
 
-def _copy_pictures(record: Record, stage_dir: Path, results: Path) -> None:
-    """Pictures go beside the records: a results folder is whole without its work dir."""
-    prefix = f"pictures/{record.id}/"
-    for picture in record.pictures:
-        source, target = stage_dir / picture.removeprefix(prefix), results / picture
-        if stage_dir.resolve() not in source.resolve().parents:
+def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
+    """Picture as the record names it -> its file in the stage; KdepError for one outside."""
+    files = {p: stage_dir / p.removeprefix(f"pictures/{record.id}/") for p in record.pictures}
+    for picture, source in files.items():
+        if stage_dir.resolve() not in source.resolve().parents or source.is_dir():
             raise KdepError(
                 f"the stage {record.id} names the picture {picture!r} outside its directory",
                 "a relative path in it",
                 "correct the task",
             )
+    return files
+
+
+def _copy_pictures(record: Record, stage_dir: Path, results: Path) -> None:
+    """Pictures go beside the records: a results folder is whole without its work dir."""
+    for picture, source in _picture_files(record, stage_dir).items():
+        target = results / picture
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(source, target)

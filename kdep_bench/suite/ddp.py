@@ -34,7 +34,7 @@ from typing import Any
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.devices import check_gpus
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 from kdep_bench.suite import worker
 from kdep_bench.suite.config import REPO, Suite
 from kdep_bench.suite.kinds import KINDS
@@ -137,7 +137,7 @@ def launch(
             "",
             "read its stage.log",
         )
-    got = read_json(room / _OUTPUTS), [read_json(r) for r in ranks]
+    got = read_strict(room / _OUTPUTS), [read_strict(r) for r in ranks]
     shutil.rmtree(room)
     return got
 
@@ -237,12 +237,12 @@ def _watch(
 
 
 def _read(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+    return read_strict(path) if path.exists() else None
 
 
 def node(room: Path) -> None:
     """One torchrun agent; the rendezvous is known here, in the srun task, and nowhere before."""
-    order = read_json(room / _ORDER)
+    order = read_strict(room / _ORDER)
     said = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
         capture_output=True,
@@ -307,7 +307,7 @@ def _end_with_parent() -> None:
 def rank(room: Path) -> None:
     """One process of the stage."""
     _end_with_parent()
-    order = read_json(room / _ORDER)
+    order = read_strict(room / _ORDER)
     # A fork server's environment is that of its start: what this stage can import, its ranks can.
     sys.path.extend(p for p in order["sys_path"] if p not in sys.path)
     stage, me = order["stage"], int(os.environ["RANK"])

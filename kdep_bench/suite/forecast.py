@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.files import canonical_json, read_json, text_hash
+from kdep_bench.files import canonical_json, read_strict, text_hash
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.suite.arms import EXPORTED
 from kdep_bench.suite.config import Json
@@ -106,7 +106,7 @@ def read_counts(work: Path) -> dict[str, Json]:
     """What is known of networks: the repository's counts, and the work dir's."""
     known: dict[str, Json] = json.loads(COUNTED.read_text())
     if (work / OWN).exists():
-        known |= read_json(work / OWN)
+        known |= read_strict(work / OWN)
     return known
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.suite import cluster, state
 from kdep_bench.suite.lock import StageLock
 
@@ -127,7 +127,7 @@ def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> 
     if cluster.run_lock(room).held_elsewhere():
         return "running", "running"
     try:
-        said = read_json(room / cluster.RUN)
+        said = read_strict(room / cluster.RUN)
         stages, executor = list(said["stages"]), said.get("executor")
     except (KdepError, KeyError, TypeError, AttributeError):
         return "ended", ""  # cut before it had submitted anything
@@ -161,7 +161,7 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     for folder in folders:
         for path in sorted((folder / "records").glob("*.json")):
-            said = read_json(path)
+            said = read_strict(path)
             stages = said.get("stages") if isinstance(said, dict) else None
             if not isinstance(stages, dict):
                 raise KdepError(

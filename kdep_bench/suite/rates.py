@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.suite.config import REPO, Json, find_suite
 from kdep_bench.suite.costs import Costs
@@ -144,7 +144,7 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "probe.json"
         _networks(suite, out, rehearse, "--probe")
-        return read_json(out)
+        return read_strict(out)
 
 
 def _networks(suite: str, out: Path, rehearse: bool, *more: str) -> None:

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdep_bench.devices import show_gpus
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 from kdep_bench.suite import ddp, state, worker
 from kdep_bench.suite.execute import cpu_count, git_revision
 from kdep_bench.suite.lock import StageLock, Watch
@@ -56,7 +56,7 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
     Raises:
         KdepError: no plan, no such stage, or a stage whose content is not what its id says.
     """
-    said = read_json(path)
+    said = read_strict(path)
     if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
         raise KdepError(f"{path} is no plan of schema {PLAN_SCHEMA}", "one", "write it again")
     rows = {row["id"]: row for row in said["stages"]}

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, file_hash, read_json, write_atomic
+from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic
 from kdep_bench.suite.config import REPO, Json
 from kdep_bench.suite.plan import Plan, Stage
 
@@ -117,12 +117,40 @@ def stage_text(record: Json) -> bytes:
 
 
 def _whole(raw: bytes) -> bool:
-    """Whether a stage.json is as it was written; one from before there were sums counts as such."""
+    """Whether a stage.json is as it was written; without its sum nothing shows that it is."""
     at = raw.rfind(_SUM) + len(_SUM)
     if at < len(_SUM):
-        return True
+        return False
     blank = hashlib.sha256(raw[:at] + _NO_SUM + raw[at + 64 :])
     return blank.hexdigest().encode() == raw[at : at + 64]
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "kind": str,
+    "version": int,
+    "finished": str,
+    "wall_s": (int, float),
+    "peak_rss": int,
+    "files": dict,
+    "outputs": dict,
+    "spec": dict,
+    "needs": dict,
+    "environment": dict,
+}
+
+
+def _check_types(record: Json) -> None:
+    """TypeError that names the first entry of a stage.json that is not of its type."""
+    for key, kind in _KINDS.items():
+        value = record[key]
+        number = isinstance(value, (int, float))
+        # Python counts True as the number 1.
+        if not isinstance(value, kind) or isinstance(value, bool) or (number and value < 0):
+            raise TypeError(f"{key} is {str(value)[:40]!r}")
+    for name, (size, digest) in record["files"].items():
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise TypeError(f"files: {name[:60]!r}")
 
 
 def read_stage(out: Path) -> Json | None:
@@ -138,28 +166,17 @@ def read_stage(out: Path) -> Json | None:
     try:
         if not _whole(raw):
             raise KdepError(
-                f"{path} does not match its own checksum", "it as it was written", "run again"
+                f"{path} does not match its own checksum, or has none",
+                "it as it was written",
+                "run again: that stage is made anew",
             )
-        record = from_json(raw)
+        record = from_json(raw, allow_inf_nan=False)
         if record["schema"] != SCHEMA:
             raise KdepError(
                 f"{path} has schema {record['schema']}", f"{SCHEMA}", "run that stage again"
             )
-        for key, kind in (
-            ("id", str),
-            ("version", int),
-            ("files", dict),
-            ("outputs", dict),
-            ("spec", dict),
-            ("needs", dict),
-            ("environment", dict),
-        ):
-            if not isinstance(record[key], kind):
-                raise TypeError(key)
-        for _, (size, digest) in record["files"].items():
-            if not (isinstance(size, int) and isinstance(digest, str)):
-                raise TypeError("files")
-    except (KeyError, TypeError, ValueError) as e:
+        _check_types(record)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise KdepError(f"{path} is damaged ({e})", "a whole stage.json", "run again") from None
     return record
 
@@ -215,7 +232,7 @@ def mark_damaged(out: Path) -> None:
 def failure(out: Path) -> Json | None:
     """What failed.json says of the last try, or None."""
     try:
-        said = read_json(out / FAILED)
+        said = read_strict(out / FAILED)
         return said if isinstance(said.get("error"), str) else None
     except (KdepError, AttributeError):
         return None

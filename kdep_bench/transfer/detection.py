@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from kdep_bench.data.checks import check_coco
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_strict
 from kdep_bench.openmmlab import read_metrics
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask
@@ -152,7 +152,7 @@ class Detection(MMTask):
 
     def _classes(self, root: Path, split: str = "train") -> list[str]:
         """Category names of a split's annotations in order of their ids."""
-        categories = read_json(root / "annotations" / f"{split}.json")["categories"]
+        categories = read_strict(root / "annotations" / f"{split}.json")["categories"]
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:

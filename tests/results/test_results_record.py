@@ -126,3 +126,46 @@ def test_damage_names_the_file(raw, tmp_path):
 def test_the_gate_may_say_more_than_we_know():
     r = record(gate={"coverage": 1.0, "matched": 3, "waived": ["head.*"]})
     assert json.loads(dump(r))["gate"]["waived"] == ["head.*"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"value": 0.5', '"value": "0.99"'),
+        ('"value": 0.5', '"value": true'),
+        ('"value": 0.5', '"value": 1e308'),
+        ('"value": 0.5', '"value": NaN'),
+        ('"value": 0.5', '"value": 0.5, "value": 0.9'),
+        ('"value": 0.5', '"value": 0.5, "value" : 0.9'),
+        ('"value": 0.5', '"value": 0.5, "value"\n\n: 0.9'),
+        ('"value": 0.5', '"value": 0.5, "val\\u0075e": 0.9'),
+        ('"coverage": 1.0', '"coverage": "1.0"'),
+        ('"coverage": 1.0', '"coverage": 1.0, "coverage": 0.5'),
+        ('"coverage": 1.0', '"coverage": 1.0, "x": {"a": 1, "a": 2}'),
+        ('"transfer": 0', '"transfer": false'),
+        ('"transfer": 0', '"transfer": 0.0'),
+        ('"transfer": 0', '"transfer": 1' + "0" * 30),
+        ('"metrics": {', '"metrics": {"a": -1e101, '),
+        ('"metrics": {', '"metrics": {"a": 1, "a": 2, '),
+        ('"per_class": {', '"per_class": {"a": 1.5, '),
+        ('"labels_used": false', '"labels_used": 0'),
+        ('"schema": 2', '"schema": "2"'),
+        ('"schema": 2', '"schema": true'),
+        ('"schema": 2', '"schema": 1, "schema": 2'),
+        ('"value": 0.5', '"value": ' + "[" * 5000 + "]" * 5000),
+        ('"gate": {', '"gate": {"x": ' + "[" * 5000 + "]" * 5000 + ", "),
+    ],
+)
+def test_a_record_that_a_loose_reader_would_believe_is_damaged(tmp_path, old, new):
+    text = dump(record(gate={"coverage": 1.0}))
+    assert text.count(old) >= 1
+    path = tmp_path / "r.json"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(KdepError, match=r"r\.json (is damaged|has another schema)"):
+        load(path)
+
+
+def test_text_that_looks_like_a_key_is_no_doubled_key(tmp_path):
+    r = record(gate={"coverage": 1.0, "more": {"a": [{"b": 1}]}}, notes=['say "a": 1', 'x" : '])
+    (tmp_path / "r.json").write_text(dump(r))
+    assert load(tmp_path / "r.json") == r

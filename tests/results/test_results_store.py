@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -108,3 +109,13 @@ def test_100_000_records_and_all_tables_take_under_5_s_and_1_gb(tmp_path):
     assert size < 1e9
     # What else the machine does is not ours: time on two free cores, from the CPU time used.
     assert min(wall, two_cores) < 5
+
+
+def test_a_copy_of_a_record_under_another_name_is_not_counted_twice(tmp_path):
+    path = store.write(tmp_path, record())
+    path.with_name("copy.json").write_bytes(path.read_bytes())
+    os.mkfifo(path.with_name("pipe.json"))
+    found = store.read(tmp_path)
+    assert [r.file for r in found.runs] == [path.name]
+    assert [d.file for d in found.damaged] == ["copy.json", "pipe.json"]
+    assert "is that of" in found.damaged[0].sentence

@@ -10,6 +10,7 @@ from test_suite_config import build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
+from kdep_bench.suite import state
 from kdep_bench.suite.collect import CURVE_POINTS, _cost, _rate, _teacher, collect
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import Cell, build_plan
@@ -152,6 +153,57 @@ def test_a_truncated_record_is_written_anew(tmp_path):
     path.write_bytes(whole[:100])
     assert collect(suite, plan, work, results)["written"] == 1
     assert path.read_bytes() == whole
+
+
+def bend(path: Path, change) -> None:
+    """Changes a stage.json and gives it the right sum again, as a foreign tool could."""
+    record = state.read_stage(path)
+    assert record is not None
+    change(record)
+    state.write_stage(path, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r["outputs"].update(value="0.99"), "value: "),
+        (lambda r: r["outputs"].update(value=True), "value: "),
+        (lambda r: r["outputs"]["metrics"].update(miou=1e308), "metrics"),
+        (lambda r: r["outputs"].update(curves=5), "make no record (AttributeError"),
+        (lambda r: r["outputs"].update(gate=[]), "gate: "),
+        (lambda r: r["outputs"].pop("gate"), "gave no gate"),
+        (lambda r: r["outputs"].update(pictures=["../../x.png"]), "outside its directory"),
+        (lambda r: r.update(wall_s="3"), "is damaged (wall_s is '3')"),
+        (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is gone"),
+    ],
+)
+def test_one_bad_stage_json_fails_its_own_cell_and_no_other(tmp_path, change, reason):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    bad = next(c for c in plan.cells if c.method["name"] == "kdep")
+    bend(work / bad.id, change)
+    said = collect(suite, plan, work, results)
+    assert (said["ok"], said["failed"], said["missing"]) == (len(plan.cells) - 1, 1, 0)
+    record = records.load(results / "records" / f"{bad.id}.json")
+    assert record.status == "failed"
+    assert reason in str(record.error)
+    assert str(tmp_path) not in str(record.error)
+    assert collect(suite, plan, work, results)["written"] == 0
+    (work / bad.id / "stage.json").write_text("{}")
+    assert collect(suite, plan, work, results)["failed"] == 1
+    assert fakes.run(plan, work).ok
+    assert collect(suite, plan, work, results)["ok"] == len(plan.cells)
+
+
+def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    one = next(c.chain["pretrain"] for c in plan.cells if c.method["name"] == "kdep")
+    (work / one / "stage.json").write_text("[]")
+    said = collect(suite, plan, work, results)
+    assert said["failed"] == len([c for c in plan.cells if one in c.chain.values()])
+    assert said["ok"] == len(plan.cells) - said["failed"] > 0
+    assert f"the stage {one} left cannot be used" in str(of(results, "kdep").error)
 
 
 def test_a_picture_outside_its_stage_is_refused(tmp_path):
