@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from kdep_bench.data import normalisation
 from kdep_bench.data.listing import class_names
 from kdep_bench.errors import KdepError
+from kdep_bench.transfer.counts import SplitCount, compare
 
 MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
 CURVE_POINTS = 100
@@ -156,8 +157,12 @@ class MMTask(Task):
     alone: ClassVar[bool] = False
 
     @abstractmethod
-    def check_data(self, data_root: Path) -> None:
-        """Raises KdepError for data that would train or score wrongly without a word."""
+    def check_data(self, data_root: Path) -> list[SplitCount]:
+        """Counts the images of the training and the test split in their files.
+
+        Raises:
+            KdepError: data that would train or score wrongly without a word.
+        """
 
     @abstractmethod
     def read_metrics(
@@ -190,7 +195,7 @@ class MMTask(Task):
 
         openmmlab.setup(self.scope)
         read_tensors(checkpoint)  # a damaged file is told before any work
-        self.check_data(data_root)
+        counted = self.check_data(data_root)
         work_dir = out / "mm"
         openmmlab.join_distributed()
         if openmmlab.is_main_rank():
@@ -208,6 +213,9 @@ class MMTask(Task):
             prefer_channels_last(runner.model)
         with reading_images(self.name):
             start = time.perf_counter()
+            sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
+            loaded = {"train": len(sets[0]), "test": len(sets[1])}
+            left_out = compare(self.name, counted, loaded)
             images: Any = runner.train_dataloader
             if not len(images):
                 raise KdepError(
@@ -243,7 +251,7 @@ class MMTask(Task):
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
-            notes=notes,
+            notes=[*notes, *left_out],
             pictures=pictures,
             chance=metrics.get(f"constant_{self.metric}"),
         )

@@ -14,6 +14,7 @@ from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
+from kdep_bench.transfer.counts import SplitCount, compare
 
 SPLITS = ("train", "val", "test")
 
@@ -44,7 +45,7 @@ def _classifier(
 
 def _dataset(root: Path, classes: Sequence[str], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(
-        type="CustomDataset",
+        type="KdepFolders",
         data_root=str(root),
         data_prefix="",
         metainfo=dict(classes=tuple(classes)),
@@ -92,6 +93,7 @@ def _cfg(
     train = _dataset(root / splits["train"], classes, _train_pipeline(px, recipe["crop_scale"]))
     test = _dataset(root / splits["test"], classes, _test_pipeline(px))
     cfg = base.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
+    cfg["custom_imports"]["imports"].append("kdep_bench.transfer.folders")
     cfg.update(
         model=_classifier(student, checkpoint, len(classes), recipe),
         train_dataloader=base.loader(train, recipe["batch"], train=True),
@@ -119,15 +121,14 @@ def _cfg(
     return Config(base.without_sync_bn(cfg))
 
 
-def _check_folders(root: Path, splits: Sequence[str]) -> list[str]:
-    """The class names, equal in every split; every image is decoded once.
+def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """The class names, equal in every split, and images by split; every image is decoded once.
 
     mm's decoder fills a truncated JPEG with grey and says nothing; the check refuses it.
     """
     classes = base.class_folders(root / splits[0])
-    for split in splits:
-        check_image_folder(root / split, classes)
-    return classes
+    counts = {s: sum(check_image_folder(root / s, classes).values()) for s in splits}
+    return classes, counts
 
 
 class FineTune(MMTask):
@@ -156,8 +157,13 @@ class FineTune(MMTask):
         splits = {"train": "train", "test": self.split}
         return _cfg(root, splits, student, checkpoint, seed, work_dir, self.recipe)
 
-    def check_data(self, data_root: Path) -> None:
-        _check_folders(Path(data_root) / self.recipe["folder"], ("train", self.split))
+    def check_data(self, data_root: Path) -> list[SplitCount]:
+        root = Path(data_root) / self.recipe["folder"]
+        images = _check_folders(root, ("train", self.split))[1]
+        return [
+            SplitCount("train", "train", images["train"], root / "train"),
+            SplitCount("test", self.split, images[self.split], root / self.split),
+        ]
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
@@ -234,7 +240,7 @@ class LinearProbe(Task):
         root = Path(data_root) / self.recipe["folder"]
         folds = self.recipe["protocol"] == "folds"
         splits = (".",) if folds else SPLITS
-        classes = _check_folders(root, splits)
+        classes, counted = _check_folders(root, splits)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, out / "mm")
         start = time.perf_counter()
         model, gate = _frozen_model(cfg, checkpoint)
@@ -243,6 +249,8 @@ class LinearProbe(Task):
             for i, split in enumerate(splits):
                 progress(i, len(splits) + 1, f"features of {split}")
                 sets[split] = _features(model, cfg, root / split)
+                count = SplitCount("test", split, counted[split], root / split)
+                compare(self.name, [count], {"test": len(sets[split][1])})
         images = sum(len(y) for _, y in sets.values())
         features_s = time.perf_counter() - start
         progress(len(splits), len(splits) + 1, "fitting")
@@ -345,6 +353,8 @@ def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarra
 
     import torch
     from mmengine.runner import Runner
+
+    import kdep_bench.transfer.folders  # noqa: F401, registers KdepFolders
 
     loader_cfg = copy.deepcopy(cfg.test_dataloader)
     loader_cfg.dataset.data_root = str(folder)

@@ -14,10 +14,12 @@ from kdep_bench.files import read_strict
 from kdep_bench.openmmlab import read_metrics
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask
+from kdep_bench.transfer.counts import SplitCount, trained_images
 from kdep_bench.transfer.pictures import draw_boxes, save_small
 
 PICTURES = 4
 SHOWN_SCORE = 0.3
+MIN_SIZE = 16  # pixels of the shorter side below which mmdet leaves out a training image
 
 
 class Detection(MMTask):
@@ -81,16 +83,21 @@ class Detection(MMTask):
         )
         return Config(base.without_sync_bn(cfg))
 
-    def check_data(self, data_root: Path) -> None:
+    def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
-        for split in ("train", self.split):
-            check_coco(root / "annotations" / f"{split}.json", root / split)
+        files = {s: root / "annotations" / f"{s}.json" for s in ("train", self.split)}
+        images = {s: check_coco(file, root / s)["images"] for s, file in files.items()}
         if (got := self._classes(root, self.split)) != (classes := self._classes(root, "train")):
             raise KdepError(
                 f"the categories of train and {self.split} under {root} differ: {classes}, {got}",
                 "the same categories with the same ids in every split",
                 "prepare the data again",
             )
+        trained, note = trained_images(read_json(files["train"]), classes, MIN_SIZE)
+        return [
+            SplitCount("train", "train", trained, files["train"], note),
+            SplitCount("test", self.split, images[self.split], files[self.split]),
+        ]
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
@@ -190,7 +197,7 @@ class Detection(MMTask):
             ann_file=f"annotations/{split}.json",
             data_prefix=dict(img=f"{split}/"),
             metainfo=dict(classes=tuple(classes)),
-            filter_cfg=dict(filter_empty_gt=True, min_size=16) if train else None,
+            filter_cfg=dict(filter_empty_gt=True, min_size=MIN_SIZE) if train else None,
             test_mode=not train,
             pipeline=pipeline,
         )

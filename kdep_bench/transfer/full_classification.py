@@ -10,6 +10,7 @@ from kdep_bench.data.official import caltech256, cifar100, cub200, dtd
 from kdep_bench.errors import unknown_name
 from kdep_bench.transfer import base, full_scale
 from kdep_bench.transfer.classification import FineTune, _classifier
+from kdep_bench.transfer.counts import SplitCount
 
 # As torchvision's transforms on PIL images, which the public code uses.
 HOW = dict(interpolation="bilinear", backend="pillow")
@@ -118,8 +119,10 @@ class OfficialFineTune(FineTune):
         cfg["test_dataloader"]["dataset"]["metainfo"] = dict(classes=tuple(classes))
         return Config(base.without_sync_bn(cfg))
 
-    def check_data(self, data_root: Path) -> None:
-        full_scale.check_set(self.recipe["set"], data_root)
+    def check_data(self, data_root: Path) -> list[SplitCount]:
+        name = self.recipe["set"]
+        train = ("train", "val") if name == "dtd" else ("train",)
+        return full_scale.split_counts(name, data_root, train, ("test",))
 
     def _pipeline(self, px: int, *, train: bool) -> list[dict[str, Any]]:
         recipe = self.recipe

@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 
 from kdep_bench.data.official import coco, voc
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import read_json
 from kdep_bench.transfer import base, full_scale
 from kdep_bench.transfer.base import MEAN, STD
+from kdep_bench.transfer.counts import SplitCount, left_out, trained_images
 from kdep_bench.transfer.detection import Detection
 
+MIN_SIZE = 32  # pixels of the shorter side below which mmdet leaves out a training image
 TEST_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -23,7 +26,7 @@ def datasets(
     """mmdet's data set of the official splits; `root` is the set's folder."""
     common: dict[str, Any] = dict(pipeline=pipeline, test_mode=not train)
     if train:
-        common["filter_cfg"] = dict(filter_empty_gt=True, min_size=32)
+        common["filter_cfg"] = dict(filter_empty_gt=True, min_size=MIN_SIZE)
     if name == "coco":
         split = "train2017" if train else "val2017"
         return dict(
@@ -106,8 +109,23 @@ class OfficialDetection(Detection):
         )
         return Config(base.without_sync_bn(cfg))
 
-    def check_data(self, data_root: Path) -> None:
-        full_scale.check_set(self.recipe["set"], data_root)
+    def check_data(self, data_root: Path) -> list[SplitCount]:
+        name, root = self.recipe["set"], Path(data_root) / self.recipe["set"]
+        counts = full_scale.check_set(name, data_root)
+        if name == "coco":
+            file = root / "annotations" / "instances_train2017.json"
+            trained, note = trained_images(read_json(file), coco.NAMES.values(), MIN_SIZE)
+            tested = counts["val2017_images"]
+        else:
+            objects = voc.training_objects(root)
+            trained = sum(n > 0 and side >= MIN_SIZE for n, side in objects)
+            small = sum(side < MIN_SIZE for _, side in objects)
+            note = left_out(len(objects), trained, small, MIN_SIZE)
+            tested = counts["2007_test_images"]
+        return [
+            SplitCount("train", "train", trained, root, note),
+            SplitCount("test", "test", tested, root),
+        ]
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any

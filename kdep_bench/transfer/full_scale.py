@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.official.base import get_set, verify
 from kdep_bench.devices import compute_device
 from kdep_bench.transfer import base
+from kdep_bench.transfer.counts import SplitCount
 
 CHECKED = 2  # images of each split that a task decodes before it trains
 
 
-def check_set(name: str, data_root: Path) -> None:
-    """The set as its format asks; counts were compared with the release by the stage `prepare`."""
-    verify(get_set(name), Path(data_root), decode=CHECKED, whole=False)
+def check_set(name: str, data_root: Path) -> dict[str, int]:
+    """Checks the set's format; counts were compared with the release by the stage `prepare`.
+
+    Returns:
+        What the set's `verify` counts, for example {"train_images": 50000, ...}.
+    """
+    return verify(get_set(name), Path(data_root), decode=CHECKED, whole=False)
+
+
+def split_counts(
+    name: str,
+    data_root: Path,
+    train: Sequence[str],
+    test: Sequence[str],
+) -> list[SplitCount]:
+    """Images of the training and the test data: the sums of the named counts of the set."""
+    counts, place = check_set(name, data_root), Path(data_root) / name
+    return [
+        SplitCount("train", "+".join(train), sum(counts[f"{k}_images"] for k in train), place),
+        SplitCount("test", "+".join(test), sum(counts[f"{k}_images"] for k in test), place),
+    ]
 
 
 def loader(

@@ -9,9 +9,16 @@ from typing import Any, ClassVar
 from kdep_bench.data.official import ade20k, voc
 from kdep_bench.errors import unknown_name
 from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.segmentation import Segmentation
 
 KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
+#: Counts of a set's `verify` that make its training and its test data, without "_images".
+COUNTED = {
+    "cityscapes": (("train",), ("val",)),
+    "voc": (("segmentation_train", "segmentation_aug"), ("segmentation_val",)),
+    "ade20k": (("training",), ("validation",)),
+}
 
 
 def datasets(
@@ -111,8 +118,9 @@ class OfficialSegmentation(Segmentation):
         )
         return Config(base.without_sync_bn(cfg))
 
-    def check_data(self, data_root: Path) -> None:
-        full_scale.check_set(self.recipe["set"], data_root)
+    def check_data(self, data_root: Path) -> list[SplitCount]:
+        train, test = COUNTED[self.recipe["set"]]
+        return full_scale.split_counts(self.recipe["set"], data_root, train, test)
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any

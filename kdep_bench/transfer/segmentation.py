@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from kdep_bench.data.checks import check_segmentation
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask
+from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.pictures import draw_masks, save_small
 
 PICTURES = 4
@@ -71,9 +72,14 @@ class Segmentation(MMTask):
         )
         return Config(base.without_sync_bn(cfg))
 
-    def check_data(self, data_root: Path) -> None:
+    def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
-        check_segmentation(root, len(self.recipe["classes"]), ("train", self.split))
+        images = check_segmentation(root, len(self.recipe["classes"]), ("train", self.split))
+        folder = root / "leftImg8bit"
+        return [
+            SplitCount("train", "train", images["train"], folder / "train"),
+            SplitCount("test", self.split, images[self.split], folder / self.split),
+        ]
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any

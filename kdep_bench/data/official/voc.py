@@ -186,6 +186,20 @@ def check_xml(path: Path) -> dict[str, int]:
     return {"objects": objects, "difficult": difficult}
 
 
+def training_objects(folder: Path) -> list[tuple[int, int]]:
+    """(objects, shorter side in pixels) of every image of the detection training lists."""
+    found = []
+    for year, split in DETECTION[:2]:
+        base = folder / DEVKIT / year
+        for name in ids(base / "ImageSets/Main" / f"{split}.txt"):
+            path = base / "Annotations" / f"{name}.xml"
+            objects = check_xml(path)["objects"]
+            size = ET.parse(path).getroot()
+            sides = [int(size.findtext(f"size/{k}") or 0) for k in ("width", "height")]
+            found.append((objects, min(sides)))
+    return found
+
+
 def check_mask(path: Path, image: Path) -> None:
     """A class mask: one channel, the size of its image, values 0..20 and 255."""
     facts, picture = check_image(path), check_image(image)

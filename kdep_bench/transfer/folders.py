@@ -1,0 +1,33 @@
+"""mmpretrain's CustomDataset over class folders, with this project's rule for what an image is."""
+
+from __future__ import annotations
+
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.registry import DATASETS
+
+from kdep_bench.data.listing import class_names, list_images
+from kdep_bench.errors import KdepError
+
+
+@DATASETS.register_module(name="KdepFolders")
+class ClassFolders(CustomDataset):
+    """Images of class folders, ordered by class, then by path, as CustomDataset orders them.
+
+    The stock class has a list of suffixes of its own, takes a hidden folder for a class, and gives
+    classes their numbers by position; here a folder's class is looked up by its name.
+    """
+
+    def _find_samples(self) -> list[tuple[str, int]]:
+        folders = class_names(self.img_prefix)
+        names = list(self.CLASSES or folders)
+        if sorted(names) != folders:
+            odd = sorted(set(names) ^ set(folders))
+            raise KdepError(
+                f"the class folders of {self.img_prefix} are not the {len(names)} classes of the "
+                f"task: {', '.join(odd[:3])}",
+                "one folder per class",
+                "give every split the same class folders",
+            )
+        self.folder_to_idx = {name: names.index(name) for name in folders}
+        by_class = list_images(self.img_prefix).by_class()
+        return [(file, self.folder_to_idx[n]) for n in folders for file in by_class.get(n, ())]
