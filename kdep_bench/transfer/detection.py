@@ -93,7 +93,7 @@ class Detection(MMTask):
                 "the same categories with the same ids in every split",
                 "prepare the data again",
             )
-        trained, note = trained_images(read_json(files["train"]), classes, MIN_SIZE)
+        trained, note = trained_images(read_strict(files["train"]), classes, MIN_SIZE)
         return [
             SplitCount("train", "train", trained, files["train"], note),
             SplitCount("test", self.split, images[self.split], files[self.split]),
