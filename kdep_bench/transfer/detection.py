@@ -52,6 +52,7 @@ class Detection(MMTask):
         root = Path(data_root) / recipe["folder"]
         classes = self._classes(root)
         cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg["custom_imports"]["imports"].append("kdep_bench.transfer.coco_sets")
         cfg.update(
             model=self._model(student, checkpoint, len(classes)),
             train_dataloader=base.loader(
@@ -73,7 +74,7 @@ class Detection(MMTask):
             ),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=dict(
-                type="CocoMetric",
+                type="KdepCocoMetric",
                 ann_file=str(root / "annotations" / f"{self.split}.json"),
                 metric="bbox",
                 classwise=True,
@@ -192,7 +193,7 @@ class Detection(MMTask):
             keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
             pipeline = [pipeline[0], pipeline[2], dict(type="PackDetInputs", meta_keys=keys)]
         return dict(
-            type="CocoDataset",
+            type="KdepCocoDataset",
             data_root=str(root),
             ann_file=f"annotations/{split}.json",
             data_prefix=dict(img=f"{split}/"),

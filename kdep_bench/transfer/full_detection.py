@@ -31,7 +31,7 @@ def datasets(
         split = "train2017" if train else "val2017"
         return dict(
             common,
-            type="CocoDataset",
+            type="KdepCocoDataset",
             data_root=str(root),
             ann_file=f"annotations/instances_{split}.json",
             data_prefix=dict(img=f"{split}/"),
@@ -86,7 +86,10 @@ class OfficialDetection(Detection):
         recipe, iters = self.recipe, int(self.recipe["iters"])
         name, root = recipe["set"], Path(data_root) / self.recipe["set"]
         cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
-        cfg["custom_imports"]["imports"].append("kdep_bench.transfer.datasets")
+        cfg["custom_imports"]["imports"] += [
+            "kdep_bench.transfer.coco_sets",
+            "kdep_bench.transfer.datasets",
+        ]
         if recipe["head"] == "c4":
             cfg["custom_hooks"][0]["parts"] = ["backbone", "roi_head.shared_head"]
         train = datasets(name, root, train=True, pipeline=self._pipeline(train=True))
@@ -153,7 +156,7 @@ class OfficialDetection(Detection):
         if self.recipe["set"] == "voc":
             return dict(type="KdepVOCMetric", metric="mAP", eval_mode="11points")
         file = root / "annotations" / "instances_val2017.json"
-        return dict(type="CocoMetric", ann_file=str(file), metric="bbox", classwise=True)
+        return dict(type="KdepCocoMetric", ann_file=str(file), metric="bbox", classwise=True)
 
     def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         recipe, pyramid = self.recipe, base.pyramid(student, self.name)

@@ -1,0 +1,151 @@
+"""Networks with fixed weights whose output is read off the colour of a picture.
+
+Colours are codes: red = 8 * code + 4, green = 8 * index + 4, blue = 255 - red. A pixel whose blue
+does not fit its red (swapped channels, another normalisation) reads as code `BAD`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn.functional import dropout, one_hot
+
+from tests.transfer.known_answers.pictures import CODES
+
+BAD = CODES - 1
+# ImageNet's, in full: the code under test must not lend its own.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+#: What the backbone saw, in order: ("train" or "test", code, index) of each picture's first pixel.
+SEEN: list[tuple[str, int, int]] = []
+
+
+class ColourBackbone(BaseModule):
+    """[B, 3, H, W] normalised -> codes, through a BatchNorm and a Dropout that tell the mode.
+
+    The BatchNorm's stored statistics are those of doing nothing and never change, and the
+    Dropout drops everything. In evaluation mode both pass on what they get; in training mode the
+    codes of a picture depend on its neighbours, and are then lost. `norm_eval` keeps both in
+    evaluation mode always, so that a head can be trained.
+
+    Args:
+        output: "one_hot", [B, 32, H, W] of the code; or "codes", [B, 3, H, W] of red, green, blue.
+        input_hw: the size every test picture must have here; at another all codes are `BAD`.
+    """
+
+    def __init__(
+        self,
+        output: str = "one_hot",
+        input_hw: Sequence[int] | None = None,
+        out_indices: Sequence[int] = (0,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.output, self.norm_eval = output, norm_eval
+        self.input_hw = None if input_hw is None else tuple(input_hw)
+        self.levels = len(out_indices)
+        self.norm = nn.BatchNorm2d(3, momentum=0.0)
+        self.drop = nn.Dropout(1.0)
+
+    def train(self, mode: bool = True) -> ColourBackbone:
+        super().train(mode)
+        if self.norm_eval:
+            self.norm.eval()
+            self.drop.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        rgb = (x * std + mean).round()
+        codes = (rgb / 8).floor()
+        for first in codes[:, :, 0, 0].tolist():
+            mode = "train" if self.training else "test"
+            SEEN.append((mode, int(first[0]), int(first[1])))
+        fits = (rgb[:, 0] + rgb[:, 2] - 255).abs() <= 6
+        if self.input_hw is not None and not self.training and x.shape[2:] != self.input_hw:
+            fits = torch.zeros_like(fits)
+        if self.output == "codes":
+            out = self.drop(self.norm(codes)) * fits[:, None]
+        else:
+            red = self.drop(self.norm(codes))[:, 0].round().long().clamp(0, BAD)
+            red = torch.where(fits, red, BAD)
+            out = one_hot(red, CODES).permute(0, 3, 1, 2).float()
+        return (out,) * self.levels
+
+
+class BoxReader(BaseDetector):
+    """Gives the boxes that `answers` holds for a picture's code.
+
+    answers: {code of the picture's first pixel: [[code of the class, score, x, y, w, h], ...]} with
+    boxes in shares of the picture. Which label belongs to which class code it learns from the
+    training set's boxes: it looks at the colour in the middle of each. A Dropout that drops
+    everything takes the scores in training mode.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        neck: Any,
+        roi_head: Any,
+        answers: dict[str, list[list[float]]],
+        rpn_head: Any = None,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.answers = answers
+        self.classes = int(roi_head["bbox_head"]["num_classes"])
+        self.weight = nn.Parameter(torch.ones(()))
+        self.label_of: dict[int, int] = {}
+
+    def extract_feat(self, batch_inputs: Tensor) -> Any:
+        return self.backbone(batch_inputs)[0].argmax(1)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Any) -> dict[str, Tensor]:
+        codes = self.extract_feat(batch_inputs)
+        for picture, sample in zip(codes, batch_data_samples, strict=True):
+            boxes = sample.gt_instances.bboxes
+            boxes = getattr(boxes, "tensor", boxes).tolist()
+            for (x0, y0, x1, y1), label in zip(
+                boxes, sample.gt_instances.labels.tolist(), strict=True
+            ):
+                code = int(picture[int((y0 + y1) / 2), int((x0 + x1) / 2)])
+                if self.label_of.setdefault(code, label) != label:
+                    self.label_of[code] = -1  # one colour, two labels: never right
+        return {"loss": self.weight * 0.0}
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
+        codes = self.extract_feat(batch_inputs)
+        found = []
+        for picture, sample in zip(codes, batch_data_samples, strict=True):
+            rows = self.answers.get(str(int(picture[0, 0])), [])
+            h, w = sample.img_shape
+            boxes = torch.tensor([r[2:] for r in rows]).reshape(-1, 4).double()
+            boxes[:, 2:] += boxes[:, :2]
+            boxes *= torch.tensor([w, h, w, h])
+            if rescale:
+                boxes /= torch.tensor(sample.scale_factor).repeat(2)
+            labels = [self.label_of.get(int(r[0]), -1) for r in rows]
+            known = torch.tensor([0 <= k < self.classes for k in labels], dtype=torch.bool)
+            scores = dropout(torch.tensor([r[1] for r in rows]), 1.0, self.training)
+            found.append(
+                InstanceData(
+                    bboxes=boxes.float()[known],
+                    scores=scores[known],
+                    labels=torch.tensor(labels, dtype=torch.long)[known],
+                )
+            )
+        return self.add_pred_to_datasample(batch_data_samples, found)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        return self.extract_feat(batch_inputs)

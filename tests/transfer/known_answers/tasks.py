@@ -1,0 +1,24 @@
+"""The project's tasks with a head of fixed weights, which their recipes cannot name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.transfer.classification import FineTune
+from tests.transfer.known_answers.pictures import head
+
+
+class FixedFineTune(FineTune):
+    """FineTune whose linear head names, for each code, the class of `recipe["meaning"]`."""
+
+    recipe_keys = FineTune.recipe_keys | {"meaning"}
+
+    def build_cfg(
+        self, data_root: Path, student: Any, checkpoint: Path, seed: int, work_dir: Path
+    ) -> Any:
+        cfg = super().build_cfg(data_root, student, checkpoint, seed, work_dir)
+        meaning = {int(k): v for k, v in self.recipe["meaning"].items()}
+        file = head(checkpoint.parent / "head.pth", meaning, len(set(meaning.values())), "fc")
+        cfg.model.head.init_cfg = dict(type="Pretrained", checkpoint=str(file))
+        return cfg

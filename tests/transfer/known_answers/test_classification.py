@@ -1,0 +1,271 @@
+"""Linear probe and fine-tuning: the worked-out accuracy, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tests.transfer.conftest import config
+from tests.transfer.known_answers.pictures import colour, field, run_stage, save, seen_in, student
+
+# ---- fine-tuning ----
+
+# Class -> codes of its pictures. Sorted as the folders are: Ant, b_bird, c10, c9.
+# The training split gives the codes their meaning: 5 Ant, 2 b_bird, 7 c10, 0 c9.
+FINETUNE: dict[str, dict[str, list[int]]] = {
+    "train": {"c9": [0] * 4, "c10": [7] * 4, "b_bird": [2] * 4, "Ant": [5] * 4},
+    # Every meaning is another one: 0 of 8 right.
+    "val": {"c9": [7] * 2, "c10": [0] * 2, "b_bird": [5] * 2, "Ant": [2] * 2},
+    # Right: 1 of 2, 6 of 8, 1 of 4, 2 of 2; 10 of 16.
+    "test": {
+        "Ant": [5, 2],
+        "b_bird": [2, 2, 2, 2, 2, 2, 7, 0],
+        "c10": [0, 7, 2, 5],
+        "c9": [0, 0],
+    },
+}
+RECALL = {"Ant": 1 / 2, "b_bird": 6 / 8, "c10": 1 / 4, "c9": 2 / 2}
+EPOCHS, SEED = 3, 7
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared `classify`; test pictures are wide, and only their middle holds their code."""
+    root = tmp_path_factory.mktemp("finetune")
+    for split, table in FINETUNE.items():
+        index = 0
+        for name in sorted(table):
+            for k, code in enumerate(table[name]):
+                picture = field(code, index, (64, 64))
+                if split == "test":
+                    side = field(2 if code != 2 else 5, 30, (64, 64))
+                    picture = np.concatenate([side, picture, side], 1)
+                save(root / "data/classify" / split / name / f"{k}.png", picture)
+                index += 1
+    return root
+
+
+def finetune(**recipe: Any) -> dict[str, Any]:
+    task = config("tasks", "pocket_finetune")
+    task["recipe"].update(epochs=EPOCHS, batch=8, test_batch=5, head_lr_mult=1, **recipe)
+    return task
+
+
+def shuffled(images: int, seed: int) -> list[int]:
+    """The order of an epoch is drawn from seed + epoch, and from nothing else."""
+    orders = [
+        torch.randperm(images, generator=torch.Generator().manual_seed(seed + epoch))
+        for epoch in range(EPOCHS)
+    ]
+    return torch.cat(orders).tolist()
+
+
+@pytest.mark.parametrize("head", ["fixed", "learned"])
+def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
+    head: str, folders: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not the 16/16 of train, the 0/8 of val, the 6/16 of uncropped pictures or training mode.
+
+    'fixed': the head's weights are given and the rate is 0, and BatchNorm and Dropout tell in which
+    mode the network is. 'learned': the head learns from the training folder what a code means.
+    """
+    if head == "fixed":
+        task = finetune(lr=0.0, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
+        task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
+    else:
+        task = finetune(lr=1.0, norm_eval=True)
+    outputs, seen = apart(run_stage, task, student(input_hw=[32, 32]), folders, tmp_path, SEED)
+    assert outputs["value"] == 10 / 16
+    assert outputs["metrics"] == {"top1": 10 / 16}
+    assert outputs["per_class"] == RECALL
+    assert outputs["chance"] == 0.125
+    assert seen_in(seen, "test") == list(range(16))
+    assert seen_in(seen, "train") == shuffled(16, SEED)
+
+
+# ---- linear probe, protocol 'split' ----
+
+# A point is a picture of (red, green) codes around 16. The training set can be separated by green
+# alone, and red goes with the class in 7 of 8 pictures. A strong penalty (small C) gives the
+# direction of the covariances, 1.5 : 1 in standardised features, green + red / 4 in codes; a weak
+# one the widest margin, green alone.
+A, B = (6, 1), (-6, 1)
+# On opposite sides of the two: red / 4 + green is 1 at P and -1 at Q; green is -2 at P and 2 at Q.
+P, Q = (12, -2), (-12, 2)
+
+
+def minus(p: tuple[int, int]) -> tuple[int, int]:
+    return -p[0], -p[1]
+
+
+PROBE: dict[str, dict[str, list[tuple[int, int]]]] = {
+    # Small C: 14 of 16 right; large C: 16.
+    "train": {"yes": [A] * 7 + [B], "no": [minus(A)] * 7 + [minus(B)]},
+    # Small C: 6 of 8 (an A is in the wrong class, and a -A); large C: 0.
+    "val": {"yes": [P, P, P, minus(A)], "no": [Q, Q, Q, A]},
+    # Small C: 8 of 12 and 2 of 4; large C: 10 of 12 and 3 of 4.
+    "test": {"yes": [A] * 6 + [Q] * 4 + [P] * 2, "no": [minus(A), P, P, Q]},
+}
+
+
+def probe_folders(root: Path, table: dict[str, dict[str, list[tuple[int, int]]]]) -> Path:
+    for split, classes in table.items():
+        for name, points in classes.items():
+            for k, (red, green) in enumerate(points):
+                file = root / "data/classify" / split / name / f"{k:02}.png"
+                save(file, field(16 + red, 16 + green))
+    return root
+
+
+def probe(seed: int = 0, **recipe: Any) -> tuple[dict[str, Any], int]:
+    task = config("tasks", "pocket_probe")
+    task["recipe"].update(
+        dict(train_share=1.0, c_grid=[1e6, 1e-6], max_iter=5000, batch=3) | recipe
+    )
+    return task, seed
+
+
+def run_all(tasks: list[tuple[dict[str, Any], int]], prepare: Path, out: Path) -> list[Any]:
+    """The stage's outputs for each (task, seed), in one process."""
+    return [
+        run_stage(task, student("codes", input_hw=[32, 32]), prepare, out / str(k), seed)[0]
+        for k, (task, seed) in enumerate(tasks)
+    ]
+
+
+def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
+    tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not 13/16 (C chosen on test or train), 14/16 or 16/16 (train scored), 6/8 (val scored)."""
+    prepare = probe_folders(tmp_path / "p", PROBE)
+    (outputs,) = apart(run_all, [probe()], prepare, tmp_path)
+    assert outputs["value"] == 10 / 16
+    assert outputs["metrics"] == {"top1": 10 / 16, "mean_class_recall": (2 / 4 + 8 / 12) / 2}
+    assert outputs["per_class"] == {"no": 2 / 4, "yes": 8 / 12}
+    assert outputs["chance"] == 12 / 16
+    assert outputs["curves"]["val"] == [[-6.0, 6 / 8], [6.0, 0.0]]
+    assert outputs["notes"] == ["C = 1e-06 chosen on val (0.7500); 16 training images"]
+
+
+def test_the_smaller_c_of_equals_is_taken(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    """Not the 13/16 of the larger C, whichever of the two is listed first."""
+    table = PROBE | {"val": {"yes": [A], "no": [minus(A)]}}
+    prepare = probe_folders(tmp_path / "p", table)
+    tasks = [probe(), probe(c_grid=[1e-6, 1e6])]
+    assert [o["value"] for o in apart(run_all, tasks, prepare, tmp_path)] == [10 / 16] * 2
+
+
+# Half the training pictures are drawn by the seed. The widest margin puts the threshold half-way
+# between the highest red of `no` and the lowest of `yes` among those drawn, and the test pictures
+# have every red there is: their score says where it lies.
+NO, YES, REDS = range(0, 16, 2), range(15, 31, 2), range(30)
+
+
+def test_the_seed_draws_the_share_of_training_images_class_by_class(
+    tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not the score of all images, of another seed's, or of a share that is not stratified."""
+
+    def points(reds: Any) -> list[tuple[int, int]]:
+        return [(red - 16, 0) for red in reds]
+
+    table = {
+        "train": {"no": points(NO), "yes": points(YES)},
+        "val": {"no": points([0]), "yes": points([30])},
+        "test": {"no": points([0, 0]), "yes": points(REDS)},
+    }
+    prepare = probe_folders(tmp_path / "p", table)
+    want = []
+    for seed in range(4):
+        label = [0] * 8 + [1] * 8
+        drawn, _ = train_test_split([*NO, *YES], train_size=0.5, stratify=label, random_state=seed)
+        no, yes = [x for x in drawn if x in NO], [x for x in drawn if x in YES]
+        assert len(no) == len(yes) == 4
+        threshold = (max(no) + min(yes)) / 2
+        want.append((2 + sum(red > threshold for red in REDS)) / 32)
+    assert len(set(want)) > 2
+    tasks = [probe(seed, train_share=0.5, c_grid=[1e6]) for seed in range(4)]
+    outputs = apart(run_all, tasks, prepare, tmp_path)
+    assert [o["value"] for o in outputs] == want
+    assert outputs[0]["notes"][0].endswith("8 training images")
+
+
+# ---- linear probe, protocol 'folds' ----
+
+
+def folds_task(seed: int, folds: int, **recipe: Any) -> tuple[dict[str, Any], int]:
+    task = config("tasks", "pocket_photos")
+    task["recipe"].update(dict(folds=folds, inner_folds=2, max_iter=5000, batch=4) | recipe)
+    return task, seed
+
+
+def photo_folder(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
+    for name, points in classes.items():
+        for k, (red, green) in enumerate(points):
+            save(root / "data/photos" / name / f"{k:02}.png", field(red, green))
+    return root
+
+
+def test_folds_score_each_image_by_a_model_that_did_not_see_it(
+    tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not 16/16: a fit to all images knows the two that look like the other class, by their green.
+
+    Left out of the fit, either looks like the other class: red alone, or a low green that the fit
+    met in the other of the two.
+    """
+    prepare = photo_folder(
+        tmp_path / "p",
+        {"no": [(4, 16)] * 8 + [(28, 2)], "yes": [(28, 16)] * 6 + [(4, 2)]},
+    )
+    tasks = [folds_task(seed, 3, c_grid=[1e6]) for seed in (0, 1)]
+    for outputs in apart(run_all, tasks, prepare, tmp_path):
+        assert outputs["value"] == 14 / 16
+        assert outputs["per_class"] == {"no": 8 / 9, "yes": 6 / 7}
+        assert outputs["chance"] == 9 / 16
+
+
+def score_by_folds(x: np.ndarray, y: np.ndarray, seed: int, folds: int, grid: list[float]) -> float:
+    """The protocol in its own words: C by inner folds of each training part, all images scored."""
+
+    def fit(c: float, rows: np.ndarray) -> Any:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
+        return model.fit(x[rows], y[rows])
+
+    right = 0
+    outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for train, test in outer.split(x, y):
+        inner = StratifiedKFold(2, shuffle=True, random_state=seed)
+        parts = [(train[a], train[b]) for a, b in inner.split(x[train], y[train])]
+        means = [
+            sum(float((fit(c, a).predict(x[b]) == y[b]).mean()) for a, b in parts) for c in grid
+        ]
+        best = grid[int(np.argmax(means))]
+        right += int((fit(best, train).predict(x[test]) == y[test]).sum())
+    return right / len(y)
+
+
+def test_the_seed_of_the_folds_is_the_repetition(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    """Not one score for all seeds, and not that of a C chosen with the fold that is scored."""
+    rng = np.random.default_rng(5)
+    classes = {
+        name: [(int(r), int(g)) for r, g in rng.integers((2 + 6 * k, 4), (24 + 6 * k, 28), (12, 2))]
+        for k, name in enumerate(("no", "yes"))
+    }
+    prepare = photo_folder(tmp_path / "p", classes)
+    codes = [colour(*p) for name in classes for p in classes[name]]
+    x, y = np.array(codes) // 8, np.repeat([0, 1], 12)
+    grid = [1e-3, 1.0, 1e3]
+    want = [score_by_folds(x.astype(float), y, seed, 4, grid) for seed in (0, 1, 2)]
+    assert len(set(want)) > 1
+    tasks = [folds_task(seed, 4, c_grid=grid) for seed in (0, 1, 2)]
+    assert [o["value"] for o in apart(run_all, tasks, prepare, tmp_path)] == want

@@ -1,0 +1,164 @@
+"""Detection: AP at each threshold and of each class, worked out by hand, and no other number."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.transfer.conftest import config
+from tests.transfer.known_answers.pictures import (
+    NETWORKS,
+    field,
+    run_stage,
+    save,
+    student,
+)
+
+WIDTH, HEIGHT = 128, 96
+# Class -> (category id, colour code). Neither names, ids nor codes are in the same order.
+CLASSES = {"zebra": (7, 20), "ant": (3, 22), "Bee": (5, 21)}
+BOX = [32, 16, 64, 32]  # x, y, width, height
+Order = tuple[str, ...]
+Truth = list[list[tuple[str, bool]]]  # of each picture: (class, crowd); boxes as BOXES
+BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]
+
+#: Pictures of the test split. Codes of pictures are 1, 2, ...; of other splits 11, 12, ...
+TEST: Truth = [
+    [("ant", False)],
+    [("Bee", False), ("Bee", False)],
+    [("zebra", False)],
+    [],
+    [("zebra", True)],
+]
+#: The splits that are not scored have the same objects in other pictures.
+TRAIN: Truth = [[("ant", False), ("Bee", False)], [("zebra", False)], [("Bee", False)]]
+
+
+def narrow(box: list[int], iou: float) -> list[float]:
+    """A box in shares of the picture whose IoU with `box` is `iou`."""
+    x, y, w, h = box
+    return [x / WIDTH, y / HEIGHT, iou * w / WIDTH, h / HEIGHT]
+
+
+def found(name: str, score: float, box: int, iou: float) -> list[float]:
+    return [CLASSES[name][1], score, *narrow(BOXES[box], iou)]
+
+
+ANSWERS = {
+    # ant: IoU .62: right at .50, .55, .60 of the ten thresholds. AP 3/10, AP50 1, AP75 0.
+    "1": [found("ant", 0.5, 0, 0.62)],
+    # Bee: one of two found, IoU .87: right up to .85. Recall 1/2 covers 51 of the 101 points.
+    # AP 8/10 x 51/101, AP50 and AP75 51/101.
+    "2": [found("Bee", 0.9, 1, 0.87)],
+    # zebra: found, but a higher score is wrong: precision 1/2 everywhere. What lies in a crowd is
+    # neither right nor wrong, although it scores highest.
+    "3": [found("zebra", 0.3, 0, 1.0)],
+    "4": [found("zebra", 0.8, 0, 1.0)],
+    "5": [found("zebra", 0.95, 0, 1.0)],
+    # The training and validation splits: everything found, and scored 1.
+    "11": [found("ant", 0.9, 0, 1.0), found("Bee", 0.9, 1, 1.0)],
+    "12": [found("zebra", 0.9, 0, 1.0)],
+    "13": [found("Bee", 0.9, 0, 1.0)],
+}
+HALF = 51 / 101
+PER_CLASS = {"ant": 0.3, "Bee": 0.8 * HALF, "zebra": 0.5}
+AP, AP50, AP75 = (0.3 + 0.8 * HALF + 0.5) / 3, (1 + HALF + 0.5) / 3, (0 + HALF + 0.5) / 3
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """CocoMetric gives three decimals."""
+    return {k: round(v, 3) for k, v in values.items()}
+
+
+def write_split(root: Path, split: str, truth: Truth, first: int, order: Order) -> None:
+    """Pictures and COCO json of a split; lists in an order drawn from a seed, ids with gaps."""
+    images, annotations = [], []
+    for k, objects in enumerate(truth):
+        picture = field(first + k, k, (WIDTH, HEIGHT))
+        for (name, crowd), (x, y, w, h) in zip(objects, BOXES, strict=False):
+            picture[y : y + h, x : x + w] = field(CLASSES[name][1], 0, (w, h))
+            annotations.append(
+                dict(
+                    id=100 + 3 * len(annotations),
+                    image_id=50 - 2 * k,
+                    category_id=CLASSES[name][0],
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=int(crowd),
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
+                )
+            )
+        save(root / split / f"{k:03}.png", picture)
+        images.append(dict(id=50 - 2 * k, file_name=f"{k:03}.png", width=WIDTH, height=HEIGHT))
+    categories = [dict(id=CLASSES[name][0], name=name) for name in order]
+    rng = random.Random(" ".join(order))
+    rng.shuffle(images)
+    rng.shuffle(annotations)
+    (root / "annotations").mkdir(exist_ok=True)
+    text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    (root / "annotations" / f"{split}.json").write_text(text)
+
+
+def detect(root: Path, train: Order, test: Order) -> Path:
+    """A prepared `detect`; `train` and `test` are the orders of the categories in their files."""
+    folder = root / "data/detect"
+    write_split(folder, "train", TRAIN, 11, train)
+    write_split(folder, "val", TRAIN, 11, train)
+    write_split(folder, "test", TEST, 1, test)
+    return root
+
+
+def task() -> dict[str, Any]:
+    """pocket_det with the box reader for its detector; every test picture is halved to 64 x 48."""
+    task = config("tasks", "pocket_det")
+    task["recipe"].update(
+        scale=[64, 48], iters=6, batch=2, test_batch=2, warmup=1, lr=0.0, norm_eval=True
+    )
+    task["recipe"]["model"] = reader(task["recipe"]["model"])
+    return task
+
+
+def reader(model: dict[str, Any]) -> dict[str, Any]:
+    """The detector's config with its class and answers replaced; its preprocessor is kept."""
+    return dict(
+        type=f"{NETWORKS}.BoxReader",
+        data_preprocessor=model["data_preprocessor"],
+        answers=ANSWERS,
+        neck={},
+        roi_head=dict(bbox_head={}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (("ant", "Bee", "zebra"), ("ant", "Bee", "zebra")),
+        (("zebra", "ant", "Bee"), ("zebra", "ant", "Bee")),
+        (("Bee", "zebra", "ant"), ("ant", "Bee", "zebra")),
+    ],
+    ids=["by id", "not by id", "two orders"],
+)
+def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categories(
+    train: Order, test: Order, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not AP 1 (train or val), not another threshold's AP, nor another class's.
+
+    Classes are identified by name: mmdet by itself numbers them in the order of each file, and
+    reads the AP of a class as if that order were that of the ids.
+    """
+    prepare = detect(tmp_path / "p", train, test)
+    outputs, seen = apart(run_stage, task(), student(), prepare, tmp_path, 3)
+    assert outputs["metrics"] == rounded({"bbox_mAP": AP, "bbox_mAP_50": AP50, "bbox_mAP_75": AP75})
+    assert outputs["metric"] == "bbox_mAP_50"
+    assert outputs["value"] == round(AP50, 3)
+    assert outputs["per_class"] == rounded(PER_CLASS)
+    scored = [code for mode, code, _ in seen if mode == "test"]
+    assert sorted(scored) == [1, 2, 3, 4, 5]
+    trained = [code for mode, code, _ in seen if mode == "train"]
+    assert sorted(set(trained)) == [11, 12, 13]
+    assert len(trained) == 12

@@ -1,0 +1,148 @@
+"""Segmentation: IoU of each class, mIoU and accuracies, worked out by hand, and no other number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.transfer.conftest import config
+from tests.transfer.known_answers.pictures import field, head, run_stage, save, seen_in, student
+
+# Codes of the classes; in the order of the recipe's list they are not in order.
+CODES = {"road": 9, "car": 4, "tree": 12, "sky": 6}
+CLASSES = list(CODES)
+IGNORE = 255
+SIZE = (64, 64)
+BLOCK = 16  # a picture is 4 x 4 blocks of one class each
+
+# Rows of (truth, guess) of 16 blocks. Two pictures: 32 blocks, 28 of them labelled.
+#   road: truth 14, guess 16, both 12      IoU 12/18
+#   car:  truth  8, guess  6, both  6      IoU  6/8
+#   tree: truth  4, guess  4, both  1      IoU  1/7
+#   sky:  truth  2, guess  2, both  0      IoU  0
+# Ignored: 4 blocks, guessed as car; counted they would be wrong, as would road (label 0) left out.
+PAIRS: dict[str, list[tuple[str, str, int]]] = {
+    "test": [
+        ("road", "road", 12),
+        ("road", "tree", 2),
+        ("car", "car", 6),
+        ("car", "road", 2),
+        ("tree", "tree", 1),
+        ("tree", "sky", 2),
+        ("tree", "road", 1),
+        ("sky", "road", 1),
+        ("sky", "tree", 1),
+        ("", "car", 4),
+    ],
+    "train": [("road", "road", 8), ("car", "car", 8), ("tree", "tree", 8), ("sky", "sky", 8)],
+    "val": [("road", "car", 16), ("car", "road", 8), ("tree", "tree", 4), ("sky", "sky", 4)],
+}
+IOU = {"road": 12 / 18, "car": 6 / 8, "tree": 1 / 7, "sky": 0.0}
+MIOU = sum(IOU.values()) / 4
+MEAN_ACCURACY = (12 / 14 + 6 / 8 + 1 / 4 + 0) / 4
+ALL_ACCURACY = 19 / 28
+# Naming the commonest class everywhere: its share of the labelled pixels, over four classes.
+CONSTANT = 14 / 28 / 4
+
+
+def blocks(values: list[Any]) -> np.ndarray:
+    """[64, 64, ...] of 16 blocks, row by row."""
+    rows = [np.concatenate(values[i : i + 4], 1) for i in range(0, 16, 4)]
+    return np.concatenate(rows)
+
+
+def pictures(
+    pairs: list[tuple[str, str, int]], labels: dict[str, int], guesses: dict[str, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(picture, mask) of each 16 blocks: colours are the codes of the guesses."""
+    flat = [(labels[t], guesses[g]) for t, g, count in pairs for _ in range(count)]
+    assert len(flat) % 16 == 0
+    out = []
+    for k in range(0, len(flat), 16):
+        part = flat[k : k + 16]
+        picture = blocks([field(code, k // 16, (BLOCK, BLOCK)) for _, code in part])
+        mask = blocks([np.full((BLOCK, BLOCK), label, np.uint8) for label, _ in part])
+        out.append((picture, mask))
+    return out
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("seg")
+    labels = {name: i for i, name in enumerate(CLASSES)} | {"": IGNORE}
+    for split, pairs in PAIRS.items():
+        for k, (picture, mask) in enumerate(pictures(pairs, labels, CODES)):
+            tree = root / "data/cityscapes"
+            stem = f"{split}/town/town_{k:06}_000019"
+            save(tree / "leftImg8bit" / f"{stem}_leftImg8bit.png", picture)
+            save(tree / "gtFine" / f"{stem}_gtFine_labelTrainIds.png", mask)
+    return root
+
+
+def segmenter(model: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The segmenter's config with one linear layer for its head; the rest is kept."""
+    kept = {k: v for k, v in model.items() if k != "auxiliary_head"}
+    loss = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
+    linear = dict(
+        type="FCNHead", num_convs=0, concat_input=False, channels=32, dropout_ratio=0.0,
+        align_corners=False, loss_decode=loss, **more,
+    )  # fmt: skip
+    return {**kept, "decode_head": linear}
+
+
+def task(kind: str, tmp_path: Path) -> dict[str, Any]:
+    task = config("tasks", "pocket_seg")
+    recipe = task["recipe"]
+    recipe.update(
+        classes=CLASSES,
+        palette=[[9 * i, 0, 0] for i in range(4)],
+        scale=[32, 32],
+        resize_ratio=[1.0, 1.0],
+        crop=[32, 32],
+        batch=2,
+        warmup=1,
+    )
+    if kind == "fixed":
+        tmp_path.mkdir(exist_ok=True)
+        meaning = {code: i for i, code in enumerate(CODES.values())}
+        file = head(tmp_path / "head.pth", meaning, 4, "conv_seg")
+        recipe.update(lr=0.0, iters=3)
+        init = dict(type="Pretrained", checkpoint=str(file))
+        recipe["model"] = segmenter(recipe["model"], init_cfg=init)
+    else:
+        recipe.update(lr=10.0, iters=12, norm_eval=True, clip_norm=None)
+        recipe["model"] = segmenter(recipe["model"])
+    return task
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
+    kind: str, scenes: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
+    label 0; not the scores of training mode, or of another class's name.
+
+    'fixed': a given head at rate 0, with a BatchNorm and a Dropout that tell the mode. 'learned':
+    the head learns from the training split what a colour means.
+    """
+    given = student(input_hw=[32, 32])
+    outputs, seen = apart(run_stage, task(kind, tmp_path), given, scenes, tmp_path, 5)
+    assert outputs["metric"] == "mIoU"
+    assert outputs["value"] == pytest.approx(MIOU, abs=1e-7)
+    assert outputs["metrics"] == pytest.approx(
+        {
+            "mIoU": MIOU,
+            "mAcc": MEAN_ACCURACY,
+            "aAcc": ALL_ACCURACY,
+            "constant_mIoU": CONSTANT,
+        },
+        abs=1e-7,
+    )
+    assert outputs["per_class"] == pytest.approx(IOU, abs=1e-7)
+    assert outputs["chance"] == pytest.approx(CONSTANT, abs=1e-7)
+    assert seen_in(seen, "test")[:2] == [0, 1]
+    assert {code for mode, code, _ in seen if mode == "train"} <= set(CODES.values())
