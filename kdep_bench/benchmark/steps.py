@@ -147,7 +147,7 @@ def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, An
     spec["budget"] = dict(epochs=1, batch=BATCH)
     opened = open_views(done["views"], done["prepare"])
     taught = teaching(frozenset({"target"}), spec, done, opened)
-    objective, target, _ = stage.objective_config(spec, done, taught)
+    objective, target, _ = stage.objective_config(spec, done, taught, root)
     live = {"live": page}
     alone = {"type": f"{__name__}.StudentAlone"}
 

@@ -75,7 +75,7 @@ def configured(method: dict[str, Any], stages: dict[str, Path]):
     one = spec(method)
     needs = demands(method["objective"]).needs
     taught = teaching(needs, one, stages, open_views(stages["views"]))
-    return stage.objective_config(one, stages, taught)
+    return stage.objective_config(one, stages, taught, stages["views"].parent)
 
 
 # -- views and subsets --------------------------------------------------------------------------
