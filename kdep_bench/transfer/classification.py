@@ -105,7 +105,7 @@ def _cfg(
         test_cfg=dict(type="TestLoop"),
         test_evaluator=[
             dict(type="Accuracy", topk=(1,)),
-            dict(type="SingleLabelMetric", items=("recall",), average=None),
+            dict(type="SingleLabelMetric", items=("recall", "support"), average=None),
         ],
         optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
         param_scheduler=[
@@ -170,7 +170,11 @@ class FineTune(MMTask):
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
         classes = cfg.test_dataloader.dataset.metainfo.classes
         recall = raw["single-label/recall_classwise"]
-        per_class = {c: float(r) / 100 for c, r in zip(classes, recall, strict=True)}
+        images = raw["single-label/support_classwise"]  # without any, mmpretrain's recall is 0
+        per_class = {
+            c: float(r) / 100 if n > 0 else float("nan")
+            for c, r, n in zip(classes, recall, images, strict=True)
+        }
         return {"top1": float(raw["accuracy/top1"]) / 100}, per_class, []
 
 

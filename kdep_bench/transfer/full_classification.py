@@ -104,7 +104,7 @@ class OfficialFineTune(FineTune):
             test_cfg=dict(type="TestLoop"),
             test_evaluator=[
                 dict(type="Accuracy", topk=(1,)),
-                dict(type="SingleLabelMetric", items=("recall",), average=None),
+                dict(type="SingleLabelMetric", items=("recall", "support"), average=None),
             ],
             optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
             param_scheduler=[

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.transfer.conftest import config
@@ -75,41 +76,64 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 3) for k, v in values.items()}
 
 
-def write_split(root: Path, split: str, truth: Truth, first: int, order: Order) -> None:
-    """Pictures and COCO json of a split; lists in an order drawn from a seed, ids with gaps."""
+def write_split(
+    folder: Path,
+    json_file: Path,
+    truth: Truth,
+    first: int,
+    classes: dict[str, tuple[int, int]],
+    order: Sequence[str],
+    suffix: str = ".png",
+) -> None:
+    """Pictures and COCO json of a split; ids with gaps, images and annotations shuffled.
+
+    classes: name -> (category id, colour code); `order` the names in the order of the json.
+    """
     images, annotations = [], []
     for k, objects in enumerate(truth):
-        picture = field(first + k, k, (WIDTH, HEIGHT))
+        picture = scene(first + k, k, [classes[name][1] for name, _ in objects])
         for (name, crowd), (x, y, w, h) in zip(objects, BOXES, strict=False):
-            picture[y : y + h, x : x + w] = field(CLASSES[name][1], 0, (w, h))
             annotations.append(
                 dict(
                     id=100 + 3 * len(annotations),
                     image_id=50 - 2 * k,
-                    category_id=CLASSES[name][0],
+                    category_id=classes[name][0],
                     bbox=[x, y, w, h],
                     area=w * h,
                     iscrowd=int(crowd),
                     segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
                 )
             )
-        save(root / split / f"{k:03}.png", picture)
-        images.append(dict(id=50 - 2 * k, file_name=f"{k:03}.png", width=WIDTH, height=HEIGHT))
-    categories = [dict(id=CLASSES[name][0], name=name) for name in order]
+        save(folder / f"{k:03}{suffix}", picture)
+        images.append(dict(id=50 - 2 * k, file_name=f"{k:03}{suffix}", width=WIDTH, height=HEIGHT))
+    categories = [dict(id=classes[name][0], name=name) for name in order]
     rng = random.Random(" ".join(order))
     rng.shuffle(images)
     rng.shuffle(annotations)
-    (root / "annotations").mkdir(exist_ok=True)
-    text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
-    (root / "annotations" / f"{split}.json").write_text(text)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    )
+
+
+def scene(code: int, index: int, objects: list[int]) -> np.ndarray:
+    """A picture of one code with boxes of other codes in it, at BOXES."""
+    picture = field(code, index, (WIDTH, HEIGHT))
+    for colour, (x, y, w, h) in zip(objects, BOXES, strict=False):
+        picture[y : y + h, x : x + w] = field(colour, 0, (w, h))
+    return picture
 
 
 def detect(root: Path, train: Order, test: Order) -> Path:
     """A prepared `detect`; `train` and `test` are the orders of the categories in their files."""
     folder = root / "data/detect"
-    write_split(folder, "train", TRAIN, 11, train)
-    write_split(folder, "val", TRAIN, 11, train)
-    write_split(folder, "test", TEST, 1, test)
+    for split, truth, first, order in (
+        ("train", TRAIN, 11, train),
+        ("val", TRAIN, 11, train),
+        ("test", TEST, 1, test),
+    ):
+        json_file = folder / "annotations" / f"{split}.json"
+        write_split(folder / split, json_file, truth, first, CLASSES, order)
     return root
 
 

@@ -1,0 +1,399 @@
+"""The full-scale families on tiny sets in their real formats: the worked-out score, and no other.
+
+Each set has a split that is not read at all, training data in every part that trains, and a head
+that learns from them what a colour means.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdep_bench.data.official import caltech256, coco, dtd, voc
+from kdep_bench.data.official import cub200 as cub
+from kdep_bench.data.official.base import get_set
+from kdep_bench.data.official.tiny import save_palette, write_lines
+from kdep_bench.suite.config import resolve
+from tests.transfer.known_answers import test_detection as boxes
+from tests.transfer.known_answers import test_segmentation as masks
+from tests.transfer.known_answers.pictures import field, run_stage, save, seen_in, student
+
+# ---- classification ----
+
+# Code of a class's training pictures, by the place of the class among the four of a set.
+MEANING = [5, 2, 7, 0]
+# Codes of the test pictures of each class: right are 1 of 2, 6 of 8, 1 of 4 and 2 of 2; 10 of 16.
+TEST = [[5, 2], [2, 2, 2, 2, 2, 2, 7, 0], [0, 7, 2, 5], [0, 0]]
+RECALL = [1 / 2, 6 / 8, 1 / 4, 2 / 2]
+PX = 28
+
+Rows = list[tuple[int, np.ndarray]]  # (class 0..3, picture)
+
+
+def training(split: int = 0, parts: int = 1) -> Rows:
+    """16 pictures, four a class; of `parts` parts of the training data the one of number `split`.
+
+    A part has classes of its own: without it, a quarter of the meanings stays unknown.
+    """
+    classes = range(split * 4 // parts, (split + 1) * 4 // parts)
+    return [(k, field(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
+
+
+def scored(framed: bool) -> Rows:
+    """The 16 test pictures; in a frame (index 30) that the centre crop at 7/8 leaves out."""
+    rows: Rows = []
+    for k, codes in enumerate(TEST):
+        for code in codes:
+            if framed:
+                picture = field(code, 30, (256, 256))
+                picture[8:-8, 8:-8] = field(code, len(rows), (240, 240))
+            else:
+                picture = field(code, len(rows))
+            rows.append((k, picture))
+    return rows
+
+
+def write_cifar100(folder: Path) -> list[str]:
+    labels = [97, 3, 60, 42]
+    names = [f"name_{(7 * i) % 100:02}" for i in range(100)]
+    base = folder / "cifar-100-python"
+    base.mkdir(parents=True)
+    (base / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
+    train = [(k, field(MEANING[k], k)) for k, _ in training()]
+    for split, rows in (("train", train), ("test", scored(framed=False))):
+        pixels = np.stack([picture for _, picture in rows]).transpose(0, 3, 1, 2)
+        fine = [labels[k] for k, _ in rows]
+        table = {"data": pixels.reshape(len(rows), -1), "fine_labels": fine}
+        table["coarse_labels"] = [int(k) for k, _ in rows][::-1]
+        (base / split).write_bytes(pickle.dumps(table, protocol=2))
+    return [names[k] for k in labels]
+
+
+def write_cub200(folder: Path) -> list[str]:
+    """Classes 200, 1, 37 and 12 of 1..200; test images stand between training images."""
+    base, numbers = folder / cub.FOLDER, [200, 1, 37, 12]
+    names = {
+        1: "Black_footed_Albatross",
+        12: "Yellow_headed_Blackbird",
+        37: "Acadian_Flycatcher",
+        200: "Common_Yellowthroat",
+    }
+    rows = [(*row, 1) for row in training()] + [(*row, 0) for row in scored(framed=True)]
+    rows = rows[::2] + rows[1::2]
+    files = []
+    for i, (k, picture, _) in enumerate(rows):
+        number = numbers[k]
+        files.append(f"{number:03}.{names[number]}/{names[number]}_{i:04}_{i}.jpg")
+        save(base / "images" / files[-1], picture)
+    lists = (files, [numbers[k] for k, _, _ in rows], [train for _, _, train in rows])
+    for file, column in zip(
+        ("images.txt", "image_class_labels.txt", "train_test_split.txt"), lists, strict=True
+    ):
+        write_lines(base / file, [f"{i} {value}" for i, value in enumerate(column, 1)])
+    return [names[n] for n in numbers]
+
+
+def write_dtd(folder: Path) -> list[str]:
+    """Half the classes train in `train1`, half in `val1`; both are read."""
+    from scipy.io import savemat
+
+    textures = {"zigzagged": 47, "banded": 1, "dotted": 11, "woven": 45}
+    names, base, rows = list(textures), folder / dtd.FOLDER, []
+    parts = {"train1": training(0, 2), "val1": training(1, 2), "test1": scored(framed=True)}
+    for number, (split, part) in enumerate(parts.items(), 1):
+        files = []
+        for i, (k, picture) in enumerate(part):
+            files.append(f"{names[k]}/{names[k]}_{number}{i:03}.jpg")
+            save(base / "images" / files[-1], picture)
+            rows.append((files[-1], textures[names[k]], number))
+        write_lines(base / "labels" / f"{split}.txt", files)
+    cells = np.empty((1, len(rows)), object)
+    cells[0] = [row[0] for row in rows]
+    numbers = {
+        k: np.array([[row[j] for row in rows]], np.uint8) for j, k in ((1, "class"), (2, "set"))
+    }
+    ids = np.arange(1, len(rows) + 1, dtype=np.uint8)[None]
+    (base / "imdb").mkdir(parents=True)
+    savemat(base / "imdb/imdb.mat", {"images": {"id": ids, "name": cells, **numbers}})
+    return names
+
+
+def write_caltech256(folder: Path) -> list[str]:
+    """The first four images of each class by name train, the others are scored."""
+    names = ["001.zebra", "002.ak47", "003.yo-yo", "004.clutter"]
+    for part, rows in enumerate((training(), scored(framed=True))):
+        for i, (k, picture) in enumerate(rows):
+            file = f"{names[k]}/{names[k][:3]}_{part}{i:03}.jpg"
+            save(folder / caltech256.FOLDER / file, picture)
+    caltech256.write_lists(folder, 4)
+    return names
+
+
+CLASSIFICATION = {
+    "cifar100": write_cifar100,
+    "cub200": write_cub200,
+    "dtd": write_dtd,
+    "caltech256": write_caltech256,
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_official_finetuning_scores_the_test_images_by_their_own_labels(
+    name: str, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not the 16/16 of the training images, not a quarter unknown (a part of the training data
+    left out), not the accuracy of labels counted from another number, not uncropped pictures.
+    """
+    names = CLASSIFICATION[name](tmp_path / "p/data" / name)
+    task = resolve("task", name)
+    task["recipe"].update(
+        epochs=3, step_epochs=5, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
+    )
+    given = {**student(input_hw=[PX, PX]), "input_px": PX}
+    outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
+    assert outputs["value"] == 10 / 16
+    assert outputs["per_class"] == pytest.approx(dict(zip(names, RECALL, strict=True)), abs=1e-7)
+    order = seen_in(seen, "test")
+    assert sorted(order) == list(range(16))
+    if name != "cub200":  # whose lists are mixed
+        assert order == list(range(16))
+    trained = seen_in(seen, "train")
+    assert {k: trained.count(k) for k in range(4)} == dict.fromkeys(range(4), 12)
+    assert trained[:16] != trained[16:32]
+
+
+# ---- detection ----
+
+
+def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
+    task = resolve("task", name)
+    recipe = task["recipe"]
+    recipe.update(
+        scales=[48],
+        test_scale=48,
+        long_edge=64,
+        iters=8,
+        warmup=1,
+        batch=2,
+        test_batch=2,
+        lr=0.0,
+        norm_eval=True,
+        workers=0,
+    )
+    recipe["model"] = {**boxes.reader(recipe["model"]), "answers": answers}
+    return task
+
+
+def test_coco_scores_val2017_at_each_threshold(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    """Not AP 1 (train2017), not another threshold's AP, nor that of the class 10 ids further."""
+    used = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
+    number = {name: int(key) for key, name in coco.NAMES.items()}
+    classes = {name: (k, 1) for name, k in number.items()}
+    classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in used.items()}
+    folder = tmp_path / "p/data/coco"
+    for split, truth, first in (("train2017", boxes.TRAIN, 11), ("val2017", boxes.TEST, 1)):
+        named: boxes.Truth = [[(used[n], crowd) for n, crowd in objects] for objects in truth]
+        file = folder / "annotations" / f"instances_{split}.json"
+        boxes.write_split(folder / split, file, named, first, classes, list(classes), ".jpg")
+    task = detection_task("coco_fpn", boxes.ANSWERS)
+    outputs, seen = apart(run_stage, task, student(), tmp_path / "p", tmp_path)
+    assert outputs["metrics"] == boxes.rounded(
+        {"bbox_mAP": boxes.AP, "bbox_mAP_50": boxes.AP50, "bbox_mAP_75": boxes.AP75}
+    )
+    assert outputs["value"] == round(boxes.AP, 3)
+    per_class = {used[name]: value for name, value in boxes.PER_CLASS.items()}
+    assert outputs["per_class"] == boxes.rounded(per_class)
+    assert sorted(code for mode, code, _ in seen if mode == "test") == [1, 2, 3, 4, 5]
+
+
+VOC_CODES = {"aeroplane": 22, "dog": 21, "tvmonitor": 20}
+#: List -> pictures of (class, difficult). 2007 trains two of the classes, 2012 the third.
+VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
+    ("VOC2007", "trainval"): [[("aeroplane", 0), ("dog", 0)], [("dog", 0)]],
+    ("VOC2012", "trainval"): [[("tvmonitor", 0)], [("tvmonitor", 0)]],
+    ("VOC2007", "test"): [
+        [("aeroplane", 0)],
+        [("dog", 0), ("dog", 0)],
+        [("tvmonitor", 0), ("dog", 1)],
+        [],
+        [("tvmonitor", 1)],
+    ],
+}
+
+
+def write_voc_detection(folder: Path) -> None:
+    """Codes of the test pictures are 1, 2, ...; of the training pictures 11, 12, ..."""
+    first = 11
+    for (year, split), truth in VOC.items():
+        base, names = folder / voc.DEVKIT / year, []
+        code = 1 if split == "test" else first
+        for k, objects in enumerate(truth):
+            names.append(f"{split}_known_{k}")
+            picture = boxes.scene(code + k, k, [VOC_CODES[name] for name, _ in objects])
+            save(base / "JPEGImages" / f"{names[-1]}.jpg", picture)
+            found = [
+                {"name": name, "difficult": difficult, "box": (x, y, x + w, y + h)}
+                for (name, difficult), (x, y, w, h) in zip(objects, boxes.BOXES, strict=False)
+            ]
+            xml = base / "Annotations" / f"{names[-1]}.xml"
+            voc.write_xml(xml, f"{names[-1]}.jpg", (boxes.WIDTH, boxes.HEIGHT), found)
+        write_lines(base / "ImageSets/Main" / f"{split}.txt", names)
+        first += 0 if split == "test" else len(truth)
+
+
+def test_voc_scores_2007_test_by_11_points_at_each_threshold(
+    tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not the AP of a training list, nor of 101 points; difficult objects are neither missed nor
+    wrong; AP75 is that of 0.75.
+    """
+    folder = tmp_path / "p/data/voc"
+    get_set("voc").tiny(folder, np.random.default_rng(0))
+    write_voc_detection(folder)
+
+    def answer(name: str, score: float, box: int, iou: float) -> list[float]:
+        return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
+
+    answers = {
+        # IoU .617 (VOC's boxes end a pixel earlier): right at .50, .55, .60. AP 3/10, AP50 1.
+        "1": [answer("aeroplane", 0.5, 0, 0.62)],
+        # One of two found, IoU .859: right up to .85. Recall 1/2 covers 6 of the 11 points.
+        "2": [answer("dog", 0.9, 1, 0.87)],
+        # Found, but a higher score is wrong: precision 1/2 everywhere.
+        "3": [answer("tvmonitor", 0.3, 0, 1.0)],
+        "4": [answer("tvmonitor", 0.8, 0, 1.0)],
+        "5": [answer("tvmonitor", 0.95, 0, 1.0)],
+        **{str(11 + k): [answer("dog", 0.99, 0, 1.0)] for k in range(4)},
+    }
+    task = detection_task("voc0712_fpn", answers)
+    outputs, seen = apart(run_stage, task, student(), tmp_path / "p", tmp_path)
+    ap = {"aeroplane": 0.3, "dog": 0.8 * 6 / 11, "tvmonitor": 0.5}
+    assert outputs["metrics"] == pytest.approx(
+        {
+            "AP": sum(ap.values()) / 3,
+            "AP50": (1 + 6 / 11 + 0.5) / 3,
+            "AP75": (0 + 6 / 11 + 0.5) / 3,
+        },
+        abs=1e-7,
+    )
+    assert outputs["metric"] == "AP"
+    assert outputs["per_class"] == pytest.approx(ap, abs=1e-7)
+    assert sorted(code for mode, code, _ in seen if mode == "test") == [1, 2, 3, 4, 5]
+    assert {code for mode, code, _ in seen if mode == "train"} == {11, 12, 13, 14}
+
+
+# ---- segmentation ----
+
+# Set -> (its names of road, car, tree and sky; their labels in the masks; the ignored value).
+SEGMENTATION: dict[str, tuple[list[str], list[int], int]] = {
+    "cityscapes": (["road", "pole", "rider", "bicycle"], [0, 5, 12, 18], 255),
+    "voc12_seg": (["background", "bird", "dog", "tvmonitor"], [0, 3, 12, 20], 255),
+    # Masks count from 1, and 0 is no class.
+    "ade20k": (["wall", "ceiling", "person", "flag"], [1, 6, 13, 150], 0),
+}
+Scenes = list[tuple[np.ndarray, np.ndarray]]
+
+
+def scenes(name: str, pairs: list[tuple[str, str, int]]) -> Scenes:
+    _, values, ignored = SEGMENTATION[name]
+    labels = dict(zip(masks.CLASSES, values, strict=True)) | {"": ignored}
+    return masks.pictures(pairs, labels, masks.CODES)
+
+
+def halves(name: str) -> Iterator[Scenes]:
+    """The training data in two parts of two classes each."""
+    road, car, tree, sky = masks.PAIRS["train"]
+    yield scenes(name, [road, car])
+    yield scenes(name, [tree, sky])
+
+
+def write_cityscapes(folder: Path) -> None:
+    parts = {"train": [p for h in halves("cityscapes") for p in h]}
+    parts["val"] = scenes("cityscapes", masks.PAIRS["test"])
+    parts["test"] = scenes("cityscapes", masks.PAIRS["val"])
+    for split, part in parts.items():
+        for k, (picture, mask) in enumerate(part):
+            stem = f"{split}/town/town_{k:06}_000019"
+            save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", picture)
+            save(folder / "gtFine" / f"{stem}_gtFine_labelTrainIds.png", mask)
+            save(folder / "gtFine" / f"{stem}_gtFine_labelIds.png", mask // 2)
+
+
+def write_voc12_seg(folder: Path) -> None:
+    """Half the classes train in `train`, half in SBD's `aug`; both are read."""
+    get_set("voc").tiny(folder, np.random.default_rng(0))
+    year = folder / voc.DEVKIT / "VOC2012"
+    train, aug = halves("voc12_seg")
+    parts = {"train": train, "aug": aug, "val": scenes("voc12_seg", masks.PAIRS["test"])}
+    for split, part in parts.items():
+        names = [f"known_{split}_{k}" for k in range(len(part))]
+        for file, (picture, mask) in zip(names, part, strict=True):
+            save(year / "JPEGImages" / f"{file}.jpg", picture)
+            where = year / f"SegmentationClass{'Aug' if split == 'aug' else ''}"
+            palette = [[i, 255 - i, 7] for i in range(21)]
+            save_palette(where / f"{file}.png", mask, palette)
+        write_lines(year / "ImageSets/Segmentation" / f"{split}.txt", names)
+
+
+def write_ade20k(folder: Path) -> None:
+    base = folder / "ADEChallengeData2016"
+    train = [p for h in halves("ade20k") for p in h]
+    for split, part in (
+        ("training", train),
+        ("validation", scenes("ade20k", masks.PAIRS["test"])),
+    ):
+        for k, (picture, mask) in enumerate(part):
+            save(base / "images" / split / f"ADE_{split}_{k}.jpg", picture)
+            save(base / "annotations" / split / f"ADE_{split}_{k}.png", mask)
+
+
+WRITERS = {
+    "cityscapes": ("cityscapes", write_cityscapes),
+    "voc12_seg": ("voc", write_voc12_seg),
+    "ade20k": ("ade20k", write_ade20k),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
+    name: str, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not 1 (the training split), not the scores of labels shifted by one, of 0 left out where it
+    is a class or counted where it is none, of accuracy for IoU, of half the training data.
+    """
+    folder, write = WRITERS[name]
+    write(tmp_path / "p/data" / folder)
+    task = resolve("task", name)
+    recipe = task["recipe"]
+    recipe.update(
+        scale=[64, 64],
+        resize_ratio=[1.0, 1.0],
+        crop=[64, 64],
+        iters=16,
+        batch=2,
+        test_batch=1,
+        lr=10.0,
+        head_lr_mult=1,
+        norm_eval=True,
+        workers=0,
+    )
+    recipe["model"] = masks.segmenter(recipe["model"])
+    given = student(input_hw=[64, 64])
+    outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
+    want = {
+        "mIoU": masks.MIOU,
+        "mAcc": masks.MEAN_ACCURACY,
+        "aAcc": masks.ALL_ACCURACY,
+        "constant_mIoU": masks.CONSTANT,
+    }
+    assert outputs["metric"] == "mIoU"
+    assert outputs["metrics"] == pytest.approx(want, abs=1e-7)
+    names = SEGMENTATION[name][0]
+    iou = dict(zip(names, masks.IOU.values(), strict=True))
+    assert outputs["per_class"] == pytest.approx(iou, abs=1e-7)
+    assert seen_in(seen, "test") == [0, 1]
