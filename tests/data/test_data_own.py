@@ -1,130 +1,696 @@
-"""Data of one's own: linked for the tasks, and each fault a sentence with its file."""
+"""Data of one's own: laid out for the tasks, and each fault a sentence whose remedy works."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_fixture as own
 import pytest
+from own_fixture import each_mask, edit
 from PIL import Image
 
-from kdep_bench.data.checks import check_coco, check_segmentation, check_upright
+from kdep_bench.data.checks import check_coco, check_segmentation
 from kdep_bench.data.official import tiny
-from kdep_bench.data.own import prepare
 from kdep_bench.errors import KdepError
 
-
-def quiet(*_: object) -> None:
-    return None
+Spec = dict[str, Any]
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> dict[str, Any]:
-    """A small data set of everything, and the spec that names it."""
-    rng, root = np.random.default_rng(0), tmp_path / "mine"
-    for i in range(4):
-        tiny.save(root / "pool" / "ab"[i % 2] / f"{i}.jpg", tiny.picture(rng))
-    spec: dict[str, Any] = {"name": "own", "pool": str(root / "pool"), "classes": ["x", "y"]}
-    spec |= {"coco": {}, "masks": {}}
-    for split in ("train", "test"):
-        images, boxes = [], []
-        for i in range(3):
-            tiny.save(root / split / f"{i}.jpg", tiny.picture(rng))
-            tiny.save(root / "seg" / split / f"{i}.jpg", tiny.picture(rng))
-            tiny.save(root / "masks" / split / f"{i}.png", tiny.mask(rng, 2, ignore=255))
-            images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
-            boxes.append(
-                {"id": i, "image_id": i, "category_id": 7, "bbox": [1, 2, 9, 9], "area": 81}
-            )
-        table = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "cat"}]}
-        (root / f"{split}.json").write_text(json.dumps(table))
-        spec["coco"][split] = {"json": str(root / f"{split}.json"), "images": str(root / split)}
-        spec["masks"][split] = {
-            "images": str(root / "seg" / split),
-            "masks": str(root / "masks" / split),
-        }
-    return spec
+def mine(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
 
 
-def run(spec: dict[str, Any], tmp_path: Path, name: str = "out") -> dict[str, Any]:
-    (tmp_path / name).mkdir()
-    return prepare(spec, {}, tmp_path / name, quiet)
+@pytest.fixture
+def spec(mine: Path) -> Spec:
+    return own.make(mine)
 
 
-def test_everything_lies_where_the_tasks_look(own: dict[str, Any], tmp_path: Path) -> None:
-    made = run({**own, "pool_labels": True}, tmp_path)
+def refusal(spec: Spec, out: Path) -> str:
+    """The sentence with which `prepare` refuses the data, checked for what none may say."""
+    with pytest.raises(KdepError) as e:
+        own.run(spec, out)
+    text = str(e.value)
+    assert "delete" not in text
+    assert str(out) not in text  # the user's file, never our link to it
+    return text
+
+
+# ---- the layout ----
+
+
+def test_everything_lies_where_the_tasks_look(spec: Spec, tmp_path: Path) -> None:
+    made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
     data = tmp_path / "out" / "data"
-    assert made["counts"]["images"]["pool"] == 4
-    for split in ("train", "test"):
+    assert made["counts"]["images"] == {
+        "pool": 4,
+        **{f"{part}/{s}": n for part, n in (("classify", 4), ("detect", 3), ("cityscapes", 3))
+           for s in own.SPLITS},
+    }  # fmt: skip
+    for split in own.SPLITS:
         check_coco(data / "detect/annotations" / f"{split}.json", data / "detect" / split)
-    assert check_segmentation(data / "cityscapes", 2, ("train", "test")) == {"train": 3, "test": 3}
+        assert sorted(p.name for p in (data / "classify" / split).iterdir()) == ["a", "b"]
+    assert check_segmentation(data / "cityscapes", 2, own.SPLITS) == {"train": 3, "test": 3}
     labels = json.loads((data / "pool/labels.json").read_text())
     assert labels["classes"] == ["a", "b"]
+    assert labels["labels"] == {"a/0.jpg": 0, "a/2.jpg": 0, "b/1.jpg": 1, "b/3.jpg": 1}
     assert all((data / "pool/images" / n).is_file() for n in labels["labels"])
-    assert run({**own, "pool_labels": True}, tmp_path, "b")["fingerprint"] == made["fingerprint"]
 
 
-def break_exif(root: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(root / "train/0.jpg").save(root / "train/0.jpg", exif=exif)
+def test_boxes_keep_image_class_and_numbers(spec: Spec, tmp_path: Path) -> None:
+    own.run(spec, tmp_path / "out")
+    table = json.loads((tmp_path / "out/data/detect/annotations/test.json").read_text())
+    names = {c["id"]: c["name"] for c in table["categories"]}
+    files = {i["id"]: i["file_name"] for i in table["images"]}
+    got = {files[a["image_id"]]: (names[a["category_id"]], a["bbox"]) for a in table["annotations"]}
+    assert got == {
+        "0.jpg": ("cat", [1, 2, 9, 9]),
+        "1.jpg": ("dog", [1, 2, 10, 9]),
+        "2.jpg": ("cat", [1, 2, 11, 9]),
+    }
+    assert list(names.values()) == ["cat", "dog"]
 
 
-def break_classes(root: Path) -> None:
-    path = root / "test.json"
-    path.write_text(path.read_text().replace('"cat"', '"dog"'))
-
-
-def break_mask_size(root: Path) -> None:
-    Image.open(root / "masks/train/0.png").resize((32, 24)).save(root / "masks/train/0.png")
-
-
-def break_mask_value(root: Path) -> None:
-    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(root / "masks/test/1.png")
-
-
-def break_cmyk(root: Path) -> None:
-    Image.open(root / "train/1.jpg").convert("CMYK").save(root / "train/1.jpg")
-
-
-def break_deep(root: Path) -> None:
-    Image.fromarray(np.zeros((48, 64), np.uint16)).save(root / "pool/a/deep.png")
-
-
-@pytest.mark.parametrize(
-    ("fault", "file", "said"),
-    [
-        (break_exif, "train/0.jpg", "EXIF orientation 6"),
-        (break_classes, "test.json", "class list of .* disagrees"),
-        (break_mask_size, "0_gtFine_labelTrainIds.png", "32x24"),
-        (break_mask_value, "1_gtFine_labelTrainIds.png", "the values"),
-        (break_cmyk, "train/1.jpg", "CMYK"),
-        (break_deep, "deep.png", "16-bit"),
-        (lambda r: (r / "pool/a/0.jpg").write_bytes(b""), "pool/a/0.jpg", "zero bytes"),
-        (lambda r: (r / "masks/test/2.png").unlink(), "seg/test/2.jpg", "has no mask"),
-        (lambda r: (r / "test/2.jpg").unlink(), "2.jpg", "not in"),
-        (lambda r: (r / "pool/a/notes.txt").write_bytes(b"x"), "notes.txt", "no image"),
-    ],
-)
-def test_faults_name_their_file(
-    own: dict[str, Any], tmp_path: Path, fault: Any, file: str, said: str
-) -> None:
-    fault(tmp_path / "mine")
-    with pytest.raises(KdepError, match=said) as e:
-        run(own, tmp_path)
-    assert file in str(e.value)
+def test_the_fingerprint_is_that_of_the_content(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    prints = {own.run(spec, tmp_path / "a")["fingerprint"]}
+    prints.add(own.run(spec, tmp_path / "b")["fingerprint"])
+    assert len(prints) == 1
+    path = mine / "masks/test/0.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[20, 3] = 1
+    Image.fromarray(pixels).save(path)
+    prints.add(own.run(spec, tmp_path / "c")["fingerprint"])
+    edit(mine / "test.json", lambda t: t["annotations"][0].update(category_id=3))
+    prints.add(own.run(spec, tmp_path / "d")["fingerprint"])
+    picture = mine / "pool/a/0.jpg"
+    tiny.save(picture, tiny.picture(np.random.default_rng(9)))
+    prints.add(own.run(spec, tmp_path / "e")["fingerprint"])
+    assert len(prints) == 4
 
 
 def test_paths_relative_to_the_root(
-    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_DATA", str(tmp_path))
-    assert run({"pool": "mine/pool"}, tmp_path)["counts"]["images"] == {"pool": 4}
-    with pytest.raises(KdepError, match="mine/pol of the data config does not exist"):
-        run({"pool": "mine/pol"}, tmp_path, "b")
+    got = own.run({"pool": "mine/pool"}, tmp_path / "a")
+    assert got["counts"]["images"] == {"pool": 4}
+    assert "mine/pol of the data config (pool) does not exist" in refusal(
+        {"pool": "mine/pol"}, tmp_path / "b"
+    )
 
 
-def test_an_upright_image_passes(tmp_path: Path) -> None:
-    check_upright(tiny.save(tmp_path / "a.jpg", tiny.picture(np.random.default_rng(0))))
+# ---- faults, and their remedies followed ----
+
+
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+def mask_file(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]], None]:
+    def change(root: Path, how: Callable[[Image.Image], Image.Image]) -> None:
+        how(Image.open(root / name)).save(root / name)
+
+    return change
+
+
+_mask0 = mask_file("masks/test/0.png")
+_CROP = (0, 0, 64, 48)
+
+
+def _one_bit(root: Path) -> None:
+    _mask0(root, lambda m: Image.fromarray(np.asarray(m) == 1))
+
+
+def _four_bits(root: Path) -> None:
+    """A grey PNG of 4 bits, which Pillow cannot write: OpenCV neither, so byte by byte."""
+    import struct
+    import zlib
+
+    pixels = np.asarray(Image.open(root / "masks/test/0.png")) == 1
+    packed = np.packbits(np.repeat(pixels[..., None], 4, -1) & [0, 0, 0, 1], axis=-1)
+    rows = (pixels[:, ::2].astype(np.uint8) << 4) | pixels[:, 1::2]
+    del packed
+    raw = b"".join(b"\0" + r.tobytes() for r in rows)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 64, 48, 4, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    (root / "masks/test/0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def _drop_class(root: Path) -> None:
+    edit(root / "train.json", lambda t: t["annotations"].pop(1))
+
+
+def _no_cats(table: Any) -> None:
+    table["annotations"] = [a for a in table["annotations"] if a["category_id"] != 7]
+
+
+def _all_crowd(table: Any) -> None:
+    for a in table["annotations"]:
+        a["iscrowd"] = 1
+
+
+def _no_crowd(table: Any) -> None:
+    for a in table["annotations"]:
+        a["iscrowd"] = 0
+
+
+def _fractions(table: Any) -> None:
+    for a in table["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"], a["area"] = [x / 64, y / 48, w / 64, h / 48], None
+
+
+def _pixels(table: Any) -> None:
+    for a in table["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x * 64, y * 48, w * 64, h * 48]
+
+
+def _binary(root: Path) -> None:
+    each_mask(root / "masks", lambda m: np.where(m == 1, 255, 0).astype(np.uint8))
+
+
+def _one_for_255(root: Path) -> None:
+    each_mask(root / "masks", lambda m: np.where(m == 255, 1, m).astype(np.uint8))
+
+
+def _palette(root: Path, colours: list[int], name: str = "test/0") -> None:
+    path = root / f"masks/{name}.png"
+    image = Image.fromarray(np.asarray(Image.open(path)))
+    image.putpalette(colours + [0] * (768 - len(colours)))
+    image.save(path)
+
+
+def _two_palettes(root: Path) -> None:
+    _palette(root, [0, 0, 0, 255, 0, 0], "test/0")
+    _palette(root, [0, 0, 0, 0, 255, 0], "test/1")
+
+
+def _test_annotation(**change: Any) -> Callable[[Path], None]:
+    return lambda r: edit(r / "test.json", lambda t: t["annotations"][1].update(change))
+
+
+def _test_image(**change: Any) -> Callable[[Path], None]:
+    return lambda r: edit(r / "test.json", lambda t: t["images"][1].update(change))
+
+
+GOOD = {"bbox": [1, 2, 10, 9], "area": 81, "image_id": 1, "category_id": 3, "iscrowd": 0, "id": 1}
+_good_box = _test_annotation(**GOOD)
+_good_image = _test_image(file_name="1.jpg", width=64, height=48, id=1)
+
+
+def _turn(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(root / "train/0.jpg").save(root / "train/0.jpg", exif=exif)
+
+
+def _turned_for_good(root: Path) -> None:
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(Image.open(root / "train/0.jpg"))
+    turned.save(root / "train/0.jpg")
+
+
+Step = Callable[[Path], object]
+JSON, TRAIN = "mine/test.json", "mine/train.json"
+# name: (fault, file that the sentence names, words of it, what the sentence says to do)
+CASES: dict[str, tuple[Step, str, str, Step]] = {
+    "json cut": (
+        lambda r: rewrite(r / "test.json", lambda s: s[:200]),
+        JSON,
+        "ends before its JSON does",
+        lambda r: shutil.copy(r / "backup.json", r / "test.json"),
+    ),
+    "json empty": (
+        lambda r: (r / "test.json").write_bytes(b""),
+        JSON,
+        "ends before its JSON does",
+        lambda r: shutil.copy(r / "backup.json", r / "test.json"),
+    ),
+    "json not UTF-8": (
+        lambda r: (r / "test.json").write_bytes(
+            (r / "test.json").read_bytes().replace(b'"cat"', b'"c\xe9t"')
+        ),
+        JSON,
+        "is not UTF-8",
+        lambda r: shutil.copy(r / "backup.json", r / "test.json"),
+    ),
+    "json with NaN": (
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("81", "NaN", 1)),
+        JSON,
+        "NaN",
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("NaN", "81")),
+    ),
+    "json with a key twice": (
+        lambda r: rewrite(r / "test.json", lambda s: s[:-1] + ', "annotations": []}'),
+        JSON,
+        "'annotations' occurs twice",
+        lambda r: rewrite(r / "test.json", lambda s: s.replace(', "annotations": []}', "}")),
+    ),
+    "json of another kind": (
+        lambda r: rewrite(r / "test.json", lambda s: f"[{s}]"),
+        JSON,
+        "holds list",
+        lambda r: rewrite(r / "test.json", lambda s: s[1:-1]),
+    ),
+    "json nested too deep": (
+        lambda r: (r / "test.json").write_text("[" * 100_000),
+        JSON,
+        "nested too deep",
+        lambda r: shutil.copy(r / "backup.json", r / "test.json"),
+    ),
+    "a number of 5000 digits": (
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("81", "9" * 5000, 1)),
+        JSON,
+        "not valid JSON",
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("9" * 5000, "81")),
+    ),
+    "category without name": (
+        lambda r: edit(r / "test.json", lambda t: t["categories"][0].pop("name")),
+        JSON,
+        "has the name missing",
+        lambda r: edit(r / "test.json", lambda t: t["categories"][0].update(name="cat")),
+    ),
+    "two categories of one name": (
+        lambda r: edit(r / "test.json", lambda t: t["categories"].append({"id": 9, "name": "cat"})),
+        JSON,
+        "'cat' more than once (ids 7, 9)",
+        lambda r: edit(r / "test.json", lambda t: t["categories"].pop()),
+    ),
+    "category names that differ by case": (
+        lambda r: edit(r / "test.json", lambda t: t["categories"].append({"id": 9, "name": "Cat"})),
+        JSON,
+        "differ by case",
+        lambda r: edit(r / "test.json", lambda t: t["categories"].pop()),
+    ),
+    "classes of a split called otherwise": (
+        lambda r: edit(r / "test.json", lambda t: t["categories"][0].update(name="cats")),
+        JSON,
+        "'cats' and 'cat' look like one class",
+        lambda r: edit(r / "test.json", lambda t: t["categories"][0].update(name="cat")),
+    ),
+    "image without file_name": (
+        lambda r: edit(r / "test.json", lambda t: t["images"][0].pop("file_name")),
+        JSON,
+        "has the file_name missing",
+        lambda r: edit(r / "test.json", lambda t: t["images"][0].update(file_name="0.jpg")),
+    ),
+    "absolute file name": (
+        _test_image(file_name="/etc/1.jpg"),
+        JSON,
+        "'/etc/1.jpg'",
+        _good_image,
+    ),
+    "file name of Windows": (_test_image(file_name="C:\\1.jpg"), JSON, "'C:", _good_image),
+    "file name that leaves the folder": (
+        _test_image(file_name="../test/1.jpg"),
+        JSON,
+        "'../test/1.jpg'",
+        _good_image,
+    ),
+    "backslash in a file name": (
+        _test_image(file_name="a\\1.jpg"),
+        JSON,
+        "write / for \\",
+        _good_image,
+    ),
+    "one file twice": (_test_image(file_name="./0.jpg"), JSON, "of another image", _good_image),
+    "file name is a number": (_test_image(file_name=1), JSON, "has the file_name 1", _good_image),
+    "width is a text": (_test_image(width="64"), JSON, "width '64'", _good_image),
+    "width is null": (_test_image(width=None), JSON, "width missing", _good_image),
+    "height is huge": (_test_image(height=10**40), JSON, "more than 30 digits", _good_image),
+    "size of another picture": (_test_image(width=63), "test/1.jpg", "64x48", _good_image),
+    "image id is null": (_test_image(id=None), JSON, "has the id missing", _good_image),
+    "image id twice": (_test_image(id=0), JSON, "the id 0 occurs twice in images", _good_image),
+    "entry is no object": (
+        lambda r: edit(r / "test.json", lambda t: t["annotations"].append(3)),
+        JSON,
+        "entry 3 of annotations",
+        lambda r: edit(r / "test.json", lambda t: t["annotations"].pop()),
+    ),
+    "annotation of no image": (_test_annotation(image_id=99), JSON, "image id 99", _good_box),
+    "annotation of no class": (_test_annotation(category_id=True), JSON, "id True", _good_box),
+    "annotation of a list": (_test_annotation(image_id=[1]), JSON, "image id [1]", _good_box),
+    "box without area": (_test_annotation(bbox=[1, 2, 0, 9]), JSON, "without area", _good_box),
+    "box of texts": (_test_annotation(bbox=["1", 2, 3, 4]), JSON, "['1', 2, 3, 4]", _good_box),
+    "box is null": (_test_annotation(bbox=None), JSON, "bbox missing", _good_box),
+    "box outside": (_test_annotation(bbox=[60, 2, 9, 9]), JSON, "outside its image", _good_box),
+    "box is huge": (_test_annotation(bbox=[0, 0, 10**400, 9]), JSON, "four numbers", _good_box),
+    "area beyond the image": (_test_annotation(area=10**12), JSON, "area 1000000000000", _good_box),
+    "iscrowd is a text": (_test_annotation(iscrowd="0"), JSON, "iscrowd '0'", _good_box),
+    "boxes as fractions": (
+        lambda r: edit(r / "test.json", _fractions),
+        JSON,
+        "within 1 x 1 pixel",
+        lambda r: edit(r / "test.json", _pixels),
+    ),
+    "no training boxes": (
+        lambda r: edit(r / "train.json", lambda t: t.update(annotations=[])),
+        TRAIN,
+        "has no annotations",
+        lambda r: shutil.copy(r / "backup_train.json", r / "train.json"),
+    ),
+    "no test boxes": (
+        lambda r: edit(r / "test.json", lambda t: t.update(annotations=[])),
+        JSON,
+        "nothing to score",
+        lambda r: shutil.copy(r / "backup.json", r / "test.json"),
+    ),
+    "all boxes are crowds": (
+        lambda r: edit(r / "test.json", _all_crowd),
+        JSON,
+        "all 3 annotations",
+        lambda r: edit(r / "test.json", _no_crowd),
+    ),
+    "a class that is scored and not trained": (
+        _drop_class,
+        TRAIN,
+        "no box of 'dog' to train on",
+        lambda r: shutil.copy(r / "backup_train.json", r / "train.json"),
+    ),
+    "that class taken out of the test": (
+        _drop_class,
+        JSON,
+        "remove the class from test.json",
+        lambda r: edit(r / "test.json", lambda t: t["annotations"].pop(1)),
+    ),
+    "box image missing": (
+        lambda r: (r / "test/2.jpg").rename(r / "2.jpg"),
+        JSON,
+        "1 of 3 images named in",
+        lambda r: (r / "2.jpg").rename(r / "test/2.jpg"),
+    ),
+    "box image with EXIF turn": (_turn, "train/0.jpg", "EXIF orientation 3", _turned_for_good),
+    "pool image empty": (
+        lambda r: (r / "pool/a/0.jpg").write_bytes(b""),
+        "pool/a/0.jpg",
+        "zero bytes",
+        lambda r: shutil.copy(r / "pool/a/2.jpg", r / "pool/a/0.jpg"),
+    ),
+    "pool image broken": (
+        lambda r: (r / "pool/a/0.jpg").write_bytes((r / "pool/a/0.jpg").read_bytes()[:400]),
+        "pool/a/0.jpg",
+        "truncated",
+        lambda r: shutil.copy(r / "pool/a/2.jpg", r / "pool/a/0.jpg"),
+    ),
+    "pool link to nothing": (
+        lambda r: (r / "pool/z.png").symlink_to(r / "nowhere.png"),
+        "pool/z.png",
+        "does not exist",
+        lambda r: (r / "pool/z.png").rename(r / "z.png"),
+    ),
+    "pool file of another kind": (
+        lambda r: (r / "pool/list.csv").write_text("a,b"),
+        "pool/list.csv",
+        "no image by its suffix",
+        lambda r: (r / "pool/list.csv").rename(r / "list.csv"),
+    ),
+    "mask missing": (
+        lambda r: (r / "masks/test/2.png").rename(r / "2.png"),
+        "seg/test/2.jpg",
+        "has no mask",
+        lambda r: (r / "2.png").rename(r / "masks/test/2.png"),
+    ),
+    "mask of another size": (
+        lambda r: _mask0(r, lambda m: m.resize((32, 24), Image.Resampling.NEAREST)),
+        "masks/test/0.png",
+        "is 32x24",
+        lambda r: _mask0(r, lambda m: m.resize((64, 48), Image.Resampling.NEAREST)),
+    ),
+    "mask value beyond the classes": (
+        lambda r: _mask0(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
+        "masks/test/0.png",
+        "the values [9]",
+        lambda r: shutil.copy(r / "masks/test/1.png", r / "masks/test/0.png"),
+    ),
+    "mask of 1 bit": (
+        _one_bit,
+        "masks/test/0.png",
+        "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
+        lambda r: _mask0(r, lambda m: m.convert("L").point(lambda v: v // 255)),
+    ),
+    "mask of 4 bits": (
+        _four_bits,
+        "masks/test/0.png",
+        "Image.open(f).point(lambda v: v * 15 // 255).save(f)",
+        lambda r: _mask0(r, lambda m: m.point(lambda v: v * 15 // 255)),
+    ),
+    "mask of 16 bits": (
+        lambda r: _mask0(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),
+        "masks/test/0.png",
+        "16 bits",
+        lambda r: _mask0(r, lambda m: Image.fromarray(np.asarray(m).astype("uint8"))),
+    ),
+    "mask of three channels": (
+        lambda r: _mask0(r, lambda m: m.convert("RGB")),
+        "masks/test/0.png",
+        "Image.open(f).getchannel(0).save(f)",
+        lambda r: _mask0(r, lambda m: m.getchannel(0)),
+    ),
+    "masks with a palette each": (
+        _two_palettes,
+        "masks/test/1.png",
+        "the value 1 has the colour (0, 255, 0)",
+        lambda r: _palette(r, [0, 0, 0, 255, 0, 0], "test/1"),
+    ),
+    "masks 0 and 255 for two classes": (
+        _binary,
+        "masks/train",
+        "255 means 'ignore': write 1",
+        _one_for_255,
+    ),
+    "masks of the test all ignored": (
+        lambda r: each_mask(r / "masks/test", lambda m: np.full_like(m, 255)),
+        "masks/test",
+        "are 255, which is ignored",
+        lambda r: each_mask(
+            r / "masks/test", lambda m: (np.arange(m.size) % 2).reshape(m.shape).astype(np.uint8)
+        ),
+    ),
+    "masks of the test of one class": (
+        lambda r: each_mask(r / "masks/test", lambda m: np.zeros_like(m)),
+        "masks/test",
+        "are of the class 'x'",
+        lambda r: _mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
+    ),
+    "two images of one mask": (
+        lambda r: shutil.copy(r / "seg/test/0.jpg", r / "seg/test/0.png"),
+        "seg/test/0.png have one mask",
+        "masks/test/0.png",
+        lambda r: [
+            (r / "seg/test/0.png").rename(r / "seg/test/9.png"),
+            shutil.copy(r / "masks/test/0.png", r / "masks/test/9.png"),
+        ],
+    ),
+    "class folder missing in the test": (
+        lambda r: (r / "classes/test/b").rename(r / "b"),
+        "classes/test",
+        "",
+        lambda r: (r / "b").rename(r / "classes/test/b"),
+    ),
+    "class folder besides in the test": (
+        lambda r: shutil.copytree(r / "classes/test/b", r / "classes/test/c"),
+        "classes/test of test has 'c' besides",
+        "classes/train of train",
+        lambda r: (r / "classes/test/c").rename(r / "c"),
+    ),
+    "class folder empty": (
+        lambda r: (r / "classes/train/c").mkdir(),
+        "classes/train/c",
+        "holds no image",
+        lambda r: (r / "classes/train/c").rename(r / "c"),
+    ),
+    "class folders that differ by case": (
+        lambda r: [shutil.copytree(r / f"classes/{s}/a", r / f"classes/{s}/A") for s in own.SPLITS],
+        "classes/train",
+        "'A' and 'a'",
+        lambda r: [(r / f"classes/{s}/A").rename(r / f"classes/{s}/other") for s in own.SPLITS],
+    ),
+    "class folder with a space": (
+        lambda r: (r / "classes/test/a").rename(r / "classes/test/a "),
+        "classes/test/a ",
+        "spaces around its name",
+        lambda r: (r / "classes/test/a ").rename(r / "classes/test/a"),
+    ),
+    "picture beside the class folders": (
+        lambda r: shutil.copy(r / "classes/test/a/0.png", r / "classes/test/0.png"),
+        "classes/test/0.png",
+        "lies in no class folder",
+        lambda r: (r / "classes/test/0.png").rename(r / "classes/test/a/9.png"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_names_its_file_and_its_remedy_works(
+    name: str, spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    fault, file, words, remedy = CASES[name]
+    for split, backup in (("test", "backup.json"), ("train", "backup_train.json")):
+        shutil.copy(mine / f"{split}.json", mine / backup)
+    fault(mine)
+    text = refusal(spec, tmp_path / "a")
+    assert file in text
+    assert words in text
+    remedy(mine)
+    own.run(spec, tmp_path / "b")
+
+
+def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    labelled = {"pool": spec["pool"], "pool_labels": True}
+    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/loose.jpg")
+    assert "lies in no class folder" in refusal(labelled, tmp_path / "a")
+    (mine / "pool/loose.jpg").rename(mine / "pool/a/9.jpg")
+    (mine / "pool/b").rename(mine / "b")
+    assert "one class only, 'a'" in refusal(labelled, tmp_path / "b")
+    assert own.run({"pool": spec["pool"]}, tmp_path / "c")["counts"]["images"] == {"pool": 3}
+    (mine / "pool/a").rename(mine / "pool/train")
+    (mine / "b").rename(mine / "pool/val")
+    text = refusal(labelled, tmp_path / "d")
+    assert "'train', 'val': these are splits, no classes" in text
+    (mine / "pool/val").rename(mine / "pool/valley")
+    own.run(labelled, tmp_path / "e")
+
+
+def test_hidden_folders_are_no_classes_and_are_counted(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    for folder in (mine / "pool/.cache", mine / "classes/train/.cache"):
+        folder.mkdir()
+        shutil.copy(mine / "pool/a/0.jpg", folder)
+    (mine / "classes/test/a/Thumbs.db").write_bytes(b"x")
+    (mine / "classes/test/a/._0.png").write_bytes(b"x")
+    made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
+    data = tmp_path / "out/data"
+    assert json.loads((data / "pool/labels.json").read_text())["classes"] == ["a", "b"]
+    assert made["card"]["pool"]["passed_over"] == {"hidden folder(s)": 1}
+    for split in own.SPLITS:  # mmpretrain's loader has no rule for hidden files
+        files = [Path(b, f).name for b, _, fs in os.walk(data / "classify" / split) for f in fs]
+        assert sorted(files) == ["0.png", "0.png", "1.png", "1.png"]
+
+
+def test_a_picture_in_two_classes_is_counted_and_listed(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    shutil.copy(mine / "classes/test/a/0.png", mine / "classes/test/b/again.png")
+    made = own.run(spec, tmp_path / "out")
+    twice = made["card"]["classify"]["in_two_classes"]
+    assert twice["count"] == 1
+    assert twice["files"] == [
+        [str(mine / "classes/test/a/0.png"), str(mine / "classes/test/b/again.png")]
+    ]
+    assert "1 pictures lie in two classes" in made["task_notes"]["classify"][0]
+
+
+def test_all_faults_are_reported_at_once_and_each_once(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    CASES["json cut"][0](mine)
+    CASES["mask of 1 bit"][0](mine)
+    CASES["pool image empty"][0](mine)
+    CASES["class folder empty"][0](mine)
+    text = refusal(spec, tmp_path / "a")
+    for name in ("json cut", "mask of 1 bit", "pool image empty", "class folder empty"):
+        assert text.count(CASES[name][2]) == 1
+        assert CASES[name][1] in text
+    edit_all = [{"id": i, "image_id": 0, "category_id": 7, "bbox": None} for i in range(500)]
+    own.write(mine / "test.json", {**json.loads((mine / "train.json").read_text()),
+                                   "annotations": edit_all})  # fmt: skip
+    text = refusal(spec, tmp_path / "b")
+    assert "(498 more of this kind)" in text
+    assert text.count("\n") <= 11
+
+
+def test_a_byte_order_mark_is_read(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    before = own.run(spec, tmp_path / "a")["fingerprint"]
+    path = mine / "test.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert own.run(spec, tmp_path / "b")["fingerprint"] == before
+
+
+def test_absent_classes_are_allowed_by_name_and_noted(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    _drop_class(mine)
+    each_mask(mine / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    each_mask(mine / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    allowed = {**spec, "classes": ["x", "y", "z"], "allow_absent": ["y", "dog"]}
+    notes = own.run(allowed, tmp_path / "a")["task_notes"]
+    assert "train has no box of 'dog' (allowed by the data config)" in notes["detect"]
+    assert "train has no pixel of 'y' (allowed by the data config)" in notes["cityscapes"]
+    text = refusal({**allowed, "allow_absent": ["y", "dgo"]}, tmp_path / "b")
+    assert "did you mean dog" in text
+
+
+def test_a_class_that_the_test_lacks_is_noted(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    edit(mine / "test.json", lambda t: [t["annotations"].pop(1), t["categories"].pop(1)])
+    notes = own.run(spec, tmp_path / "a")["task_notes"]["detect"]
+    assert notes == ["test has no box of 'dog': its AP is the mean over the other 1 of 2 classes"]
+
+
+def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    _test_annotation(iscrowd=1)(mine)
+    _no_dog = {"cat": 2, "dog": 0}
+    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/a/again.jpg")
+    Image.open(mine / "pool/b/1.jpg").convert("CMYK").save(mine / "pool/b/1.jpg")
+    card = own.run(spec, tmp_path / "a")["card"]
+    assert card["detect"]["splits"]["test"]["boxes"] == _no_dog
+    assert card["detect"]["splits"]["test"]["crowds"] == 1
+    assert card["detect"]["splits"]["train"]["boxes"] == {"cat": 2, "dog": 1}
+    rows = 10 + 11 + 12
+    pixels = card["segment"]["splits"]["test"]
+    assert pixels["pixels"] == {"x": 3 * 47 * 64 - rows * 64, "y": rows * 64}
+    assert pixels["ignored_pixels"] == 3 * 64
+    assert card["classify"]["splits"]["train"]["images"] == 4
+    assert card["classify"]["splits"]["train"]["by_class"] == {"a": 2, "b": 2}
+    assert card["pool"]["equal_files"] == 1
+    assert card["pool"]["normalised"] == {"CMYK": 1}
+    assert card["pool"]["width"] == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pool": None}, "pool = None"),
+        ({"coco": {"train": "train.json"}}, "coco.train = "),
+        ({"coco": {"train": {"json": "x"}}}, "coco.train = ['json']"),
+        ({"coco": ["train"]}, "one entry for each split"),
+        ({"masks": {"train": {"images": 3, "masks": "x"}}}, "masks.train.images = 3"),
+        ({"classes": "xy"}, "classes = 'xy'"),
+        ({"classes": ["x", "x"]}, "more than once"),
+        ({"classes": ["x"]}, "names 1 classes"),
+        ({"classes": None}, "no `classes`"),
+        ({"classes": ["x", "x "]}, "without spaces"),
+        ({"allow_absent": "dog"}, "allow_absent = 'dog'"),
+        ({"classify": {"../a": "x"}}, "cannot be a file name"),
+        ({"clasify": {}}, "did you mean classify"),
+    ],
+)
+def test_a_config_of_another_form_is_a_sentence(
+    change: Spec, words: str, spec: Spec, tmp_path: Path
+) -> None:
+    assert words in refusal({**spec, **change}, tmp_path / "a")
+
+
+def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    same = {"train": spec["classify"]["train"], "test": spec["classify"]["train"]}
+    assert "of another split" in refusal({**spec, "classify": same}, tmp_path / "a")
+    same = {"train": spec["masks"]["train"], "test": spec["masks"]["train"]}
+    assert "of another split" in refusal({**spec, "masks": same}, tmp_path / "b")
+    same = {"train": spec["coco"]["train"], "test": spec["coco"]["train"]}
+    assert "is the json of two splits" in refusal({**spec, "coco": same}, tmp_path / "c")
+    only = {"test": spec["coco"]["test"]}
+    assert "'train' among them" in refusal({**spec, "coco": only}, tmp_path / "d")

@@ -79,15 +79,17 @@ def test_a_suite_holds_its_data_inline():
 
 
 def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
-    got = build(data={"base": "mine", "decode": 3, "coco": {"val": {"json": "j", "images": "i"}}})
-    assert got.data["decode"] == 3
+    got = build(
+        data={"base": "mine", "allow_absent": ["a"], "coco": {"val": {"json": "j", "images": "i"}}}
+    )
+    assert got.data["allow_absent"] == ["a"]
     assert sorted(got.data["coco"]) == ["test", "train", "val"]
     assert got.data["coco"]["val"] == {"json": "j", "images": "i"}
-    assert set(got.data) - {"decode"} == set(config.read_room("data", "mine"))
+    assert set(got.data) - {"allow_absent"} == set(config.read_room("data", "mine"))
     assert build(data={"base": "mine", "classify": None}).data["classify"] is None
     assert "did you mean classify" in refusal(data={"base": "mine", "clasify": {}})
     assert "did you mean test" in refusal(data={"base": "mine", "coco": {"tets": {}}})
-    assert "decode" in refusal(data={"base": "smoke", "decode": 3})  # another prepare's key
+    assert "classify" in refusal(data={"base": "smoke", "clasify": {}})
 
 
 @pytest.mark.parametrize(

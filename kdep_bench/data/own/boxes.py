@@ -1,0 +1,231 @@
+"""Detection data of one's own: json files of all splits -> one canonical COCO json for each.
+
+Canonical: images sorted by file name, categories by name, annotations by (image, category, box),
+all numbered anew from 1. Two files that differ in the order of lists or keys, or in their ids,
+come to the same bytes, and so to the same scores.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.images import Facts, check_turn, placed_name
+from kdep_bench.data.listing import shown
+from kdep_bench.data.own.coco_json import Boxes, read_boxes
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.names import listed, twins
+from kdep_bench.data.own.spec import Own
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, write_atomic
+
+FOLDER = "detect"
+THINNEST = 1.0  # px; mmdet's loader leaves thinner boxes out of training
+
+
+def read_all(own: Own, faults: Faults) -> dict[str, Boxes]:
+    """The annotations of every split, and the faults that one split or all together have."""
+    splits: dict[str, Boxes] = {}
+    for split, (path, folder) in own.coco.items():
+        before = len(faults)
+        boxes = read_boxes(path, folder, faults)
+        if boxes is None:
+            continue
+        with faults.collect():
+            _check_files(boxes)
+        splits[split] = boxes
+        if len(faults) == before:
+            with faults.collect():
+                _check_scorable(split, boxes)
+    with faults.collect():
+        _check_same_file(own)
+    if len(splits) == len(own.coco):
+        with faults.collect():
+            class_names(splits)
+            _check_trainable(splits, own, faults)
+    return splits
+
+
+def class_names(splits: Mapping[str, Boxes]) -> list[str]:
+    """The class names of all splits, sorted.
+
+    Raises:
+        KdepError: no split has all of them, so that names differ rather than are missing.
+    """
+    sets = {split: set(b.categories) for split, b in splits.items()}
+    every = set().union(*sets.values())
+    if splits and not any(names == every for names in sets.values()):
+        # No set holds all names, so that every set lacks a name of some other.
+        train = "train" if "train" in sets else next(iter(sets))
+        other = next(s for s in sets if sets[s] - sets[train])
+        only, lacking = sorted(sets[other] - sets[train]), sorted(every - sets[other])
+        near = twins([*only, *lacking]) or [
+            (a, b[0]) for a in only if (b := difflib.get_close_matches(a, lacking, 1, 0.8))
+        ]
+        hint = f"; {near[0][0]!r} and {near[0][1]!r} look like one class" if near else ""
+        raise KdepError(
+            f"the classes of {splits[other].path} and {splits[train].path} differ: the first "
+            f"alone has {listed(only)}, and it lacks {listed(lacking)}{hint}",
+            "one list of class names in all splits (ids and order do not matter)",
+            "export all splits with the same categories, or rename them in one file",
+        )
+    return sorted(every)
+
+
+def _check_files(boxes: Boxes) -> None:
+    missing = [n for n in boxes.sizes if not os.path.lexists(boxes.folder / n)]
+    if missing:
+        hint = (
+            "write / for \\ in the file names"
+            if "\\" in missing[0]
+            else "check that `images` names the right folder and that all images were copied"
+        )
+        raise KdepError(
+            f"{len(missing)} of {len(boxes.sizes)} images named in {boxes.path} are not in "
+            f"{boxes.folder}, the first is {missing[0]}",
+            "all of them",
+            hint,
+        )
+
+
+def _check_same_file(own: Own) -> None:
+    seen: dict[Path, str] = {}
+    for split, (path, _) in own.coco.items():
+        if other := seen.get(path.resolve()):
+            raise KdepError(
+                f"the file {path} is the json of two splits: {other} and {split}",
+                "a json of its own for each split",
+                "correct `coco` in the data config",
+            )
+        seen[path.resolve()] = split
+
+
+def _check_scorable(split: str, boxes: Boxes) -> None:
+    if any(not b.crowd for b in boxes.boxes):
+        return
+    what = (
+        f"all {len(boxes.boxes)} annotations of {boxes.path} are crowds (iscrowd or ignore 1)"
+        if boxes.boxes
+        else f"the file {boxes.path} has no annotations"
+    )
+    does = "train on" if split == "train" else "score"
+    raise KdepError(
+        what,
+        f"boxes with iscrowd 0, or there is nothing to {does}",
+        f"add boxes to this json, or take {split!r} out of `coco` in the data config",
+    )
+
+
+def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> None:
+    """Every class that another split scores has boxes to train on, but for those allowed."""
+    if "train" not in splits:
+        return
+    train = splits["train"]
+    wide = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= THINNEST)
+    for split, boxes in splits.items():
+        scored = {b.category for b in boxes.boxes if not b.crowd}
+        lacking = sorted(c for c in scored if not wide[c] and c not in own.allow_absent)
+        if split == "train" or not any(not b.crowd for b in train.boxes) or not lacking:
+            continue
+        faults.add(
+            KdepError(
+                f"the file {train.path} has no box of {listed(lacking)} to train on "
+                f"(iscrowd 0, at least {THINNEST:g} px wide and high), and {boxes.path} has",
+                "boxes of every class that is scored, or its AP is 0 for every method",
+                f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or name "
+                "it in `allow_absent` of the data config",
+            )
+        )
+
+
+def check_sizes(boxes: Boxes, facts: Mapping[Path, Facts], faults: Faults) -> None:
+    """The stated sizes against the files; images that were a fault already are left out."""
+    for name, (width, height) in boxes.sizes.items():
+        file = boxes.folder / name
+        if file not in facts:
+            continue
+        one = facts[file]
+        with faults.collect(f"{boxes.path} size"):
+            check_turn(file, one, width, height, str(boxes.path))
+            if (width, height) != one.upright:
+                raise KdepError(
+                    f"the image {shown(file)} is {one.upright[0]}x{one.upright[1]}",
+                    f"{width}x{height} as {boxes.path} says",
+                    "image and annotations are of different versions: copy both again, or correct "
+                    "width and height in the json if its boxes fit the image",
+                )
+
+
+def write(split: str, boxes: Boxes, classes: list[str], facts: Mapping[Path, Facts], data: Path):
+    """The canonical json of a split below `data`; returns the place of each image by its file."""
+    names = {n: placed_name(n, facts[boxes.folder / n]) for n in boxes.sizes}
+    order = sorted(names, key=lambda n: names[n])
+    image_ids = {n: i for i, n in enumerate(order, 1)}
+    class_ids = {c: i for i, c in enumerate(classes, 1)}
+    rows = sorted(
+        (image_ids[b.image], class_ids[b.category], b.bbox, b.area, b.crowd) for b in boxes.boxes
+    )
+    table: dict[str, Any] = {
+        "images": [
+            {"id": image_ids[n], "file_name": names[n], **_size(boxes.sizes[n])} for n in order
+        ],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": image,
+                "category_id": category,
+                "bbox": list(box),
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for i, (image, category, box, area, crowd) in enumerate(rows, 1)
+        ],
+        "categories": [{"id": class_ids[c], "name": c} for c in classes],
+    }
+    write_atomic(data / FOLDER / "annotations" / f"{split}.json", canonical_json(table))
+    return {boxes.folder / n: data / FOLDER / split / names[n] for n in boxes.sizes}
+
+
+def _size(size: tuple[int, int]) -> dict[str, int]:
+    return {"width": size[0], "height": size[1]}
+
+
+def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
+    """Counts of boxes by split and class, for the data card."""
+    out: dict[str, Any] = {"classes": classes, "splits": {}}
+    for split, boxes in splits.items():
+        scored = Counter(b.category for b in boxes.boxes if not b.crowd)
+        out["splits"][split] = {
+            "images": len(boxes.sizes),
+            "images_without_boxes": len(boxes.sizes)
+            - len({b.image for b in boxes.boxes if not b.crowd}),
+            "boxes": {c: scored[c] for c in classes},
+            "crowds": sum(b.crowd for b in boxes.boxes),
+            "repeated_annotations": boxes.repeated,
+            "thinner_than_1_px": sum(min(b.bbox[2:]) < THINNEST for b in boxes.boxes),
+        }
+    return out
+
+
+def notes(own: Own, counted: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know beside the scores on these boxes."""
+    out = []
+    splits, classes = counted["splits"], counted["classes"]
+    train = splits.get("train", {"boxes": {}})["boxes"]
+    for split, row in splits.items():
+        absent = [c for c in classes if not row["boxes"][c]]
+        if split != "train" and absent:
+            out.append(
+                f"{split} has no box of {listed(absent)}: its AP is the mean over the other "
+                f"{len(classes) - len(absent)} of {len(classes)} classes"
+            )
+        if row["repeated_annotations"]:
+            out.append(f"{row['repeated_annotations']} annotations of {split} are given twice")
+    allowed = sorted(c for c in own.allow_absent if c in classes and not train.get(c))
+    if allowed:
+        out.append(f"train has no box of {listed(allowed)} (allowed by the data config)")
+    return out

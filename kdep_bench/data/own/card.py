@@ -1,0 +1,61 @@
+"""The data card: what a data set of one's own holds, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.images import Facts
+from kdep_bench.data.own import boxes, class_folders, masks
+from kdep_bench.data.own.parts import Parts
+
+
+def make_card(parts: Parts) -> dict[str, Any]:
+    """Counts by part and split.
+
+    Returns:
+        {"pool": row, "classify": {"classes", "splits": {split: row}}, "detect": ..., "segment":
+        ...}. A row has images, width and height [least, most] in pixels, equal_files, and where
+        there are any normalised and passed_over; boxes and pixels by class stand in the row.
+    """
+    pool = {"images": len(parts.pool.images), **_images(parts.pool_files(), parts.facts)}
+    card: dict[str, Any] = {"pool": pool}
+    if parts.labelled is not None:
+        by_class = parts.labelled.classes
+        pool["by_class"] = {c: len(by_class[c]) for c in sorted(by_class)}
+    if parts.classify:
+        card["classify"] = class_folders.card(parts.classify, parts.facts)
+    if parts.detect:
+        card["detect"] = boxes.card(parts.detect, boxes.class_names(parts.detect))
+    if parts.segment:
+        card["segment"] = masks.card(parts.segment, parts.own.classes)
+    for part, splits in parts.task_files().items():
+        for split, files in splits.items():
+            card[part]["splits"][split] |= _images(files, parts.facts)
+    _passed_over(parts, card)
+    return card
+
+
+def _images(files: list[Path], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+    some = [facts[f] for f in files]
+    widths, heights = zip(*(f.upright for f in some), strict=True)
+    kinds = Counter(kind for f in some for kind in f.kinds)
+    row: dict[str, Any] = {
+        "width": [min(widths), max(widths)],
+        "height": [min(heights), max(heights)],
+        "equal_files": len(some) - len({f.sha256 for f in some}),
+    }
+    return row | ({"normalised": dict(sorted(kinds.items()))} if kinds else {})
+
+
+def _passed_over(parts: Parts, card: dict[str, Any]) -> None:
+    rows = [(card["pool"], parts.pool.passed_over)]
+    rows += [
+        (card["classify"]["splits"][s], f.listing.passed_over) for s, f in parts.classify.items()
+    ]
+    rows += [(card["segment"]["splits"][s], m.passed_over) for s, m in parts.segment.items()]
+    for row, passed in rows:
+        if passed:
+            row["passed_over"] = dict(sorted(passed.items()))

@@ -1,0 +1,200 @@
+"""Classification data of one's own: folders of class folders, and the labels of the pool."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.images import Facts
+from kdep_bench.data.listing import Listing, class_names, list_images, shown
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.names import SPLIT_WORDS, check_twins, listed
+from kdep_bench.data.own.spec import Own
+from kdep_bench.errors import KdepError
+
+FOLDER = "classify"
+LISTED = 20  # pictures named in the card
+_UNLABELLED = "set pool_labels=False and labels=False and drop the supervised arm"
+
+
+@dataclass
+class Folders:
+    """One folder of class folders. `classes` are names of images relative to it, by class."""
+
+    folder: Path
+    listing: Listing
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / n for names in self.classes.values() for n in names]
+
+
+def check_others(listing: Listing, faults: Faults) -> None:
+    """A fault for files that are neither images nor what systems leave in folders."""
+    if listing.others:
+        suffixes = sorted({Path(n).suffix or "none" for n in listing.others})
+        count = len(listing.others)
+        more = f", the first of {count} such files" if count > 1 else ""
+        faults.add(
+            KdepError(
+                f"the file {shown(listing.root / listing.others[0])} is no image by its suffix"
+                f"{more} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
+                "images alone, with the suffix of their format",
+                "move it elsewhere, or give an image its suffix",
+            )
+        )
+
+
+def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
+    """The class folders of one folder, with the faults of their names; None without any class.
+
+    Args:
+        folder: holds one folder per class.
+        faults: receives what is wrong.
+        remedy: what to do where the folders directly below are splits and no classes.
+    """
+    listing = list_images(folder)
+    check_others(listing, faults)
+    out = Folders(folder, listing, listing.by_class())
+    if loose := out.classes.pop("", []):
+        faults.add(
+            KdepError(
+                f"the image {shown(folder / loose[0])} lies in no class folder"
+                + (f" ({len(loose)} such images)" if len(loose) > 1 else ""),
+                f"one folder for each class below {folder}",
+                "move it into the folder of its class",
+            ),
+        )
+    names = class_names(folder)
+    if empty := [n for n in names if n not in out.classes]:
+        faults.add(
+            KdepError(
+                f"the class folder {shown(folder / empty[0])} holds no image",
+                "one image at least in each class folder",
+                "add its images, or move the folder elsewhere",
+            )
+        )
+    if not out.classes:
+        return None
+    if names and all(n.casefold() in SPLIT_WORDS for n in names):
+        faults.add(
+            KdepError(
+                f"the folders of {folder} are called {listed(names)}: these are splits, no classes",
+                "one folder for each class",
+                remedy,
+            )
+        )
+    if bad := [n for n in names if n != n.strip() or n != shown(n)]:
+        faults.add(
+            KdepError(
+                f"the class folder {shown(folder / bad[0])!r} has spaces around its name or bytes "
+                "that are not UTF-8",
+                "a plain name",
+                "rename it, in every split",
+            )
+        )
+    with faults.collect():
+        check_twins(names, f"the folder {folder}", "move the images into one folder, or rename one")
+    return out
+
+
+def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
+    """The class folders of every split, and where they differ between splits."""
+    splits: dict[str, Folders] = {}
+    for split, folder in own.classify.items():
+        inner = "name the folder of each split: classify=dict(train=..., test=...)"
+        with faults.collect():
+            got = read_folders(folder, faults, inner)
+            if got is None:
+                raise KdepError(
+                    f"the folder {folder} has no class folders with images",
+                    "one folder for each class",
+                    "correct `classify` in the data config",
+                )
+            if len(got.classes) < 2:
+                raise KdepError(
+                    f"the folder {folder} has one class only, {listed(got.classes)}",
+                    "two classes at least, or any network gets the full score",
+                    "add the folders of the other classes",
+                )
+            splits[split] = got
+    train = splits.get("train")
+    for split, got in splits.items():
+        if train is None or got.classes.keys() == train.classes.keys():
+            continue
+        lacking = sorted(train.classes.keys() - got.classes.keys())
+        extra = sorted(got.classes.keys() - train.classes.keys())
+        parts = [f"lacks {listed(lacking)}"] * bool(lacking)
+        parts += [f"has {listed(extra)} besides"] * bool(extra)
+        faults.add(
+            KdepError(
+                f"the folder {got.folder} of {split} {' and '.join(parts)}, compared with "
+                f"{train.folder} of train",
+                "the same class folders in every split",
+                "add the missing images, or move the class folder out of the other split",
+            )
+        )
+    return splits
+
+
+def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
+    """The classes of the pool where the config says that its folders are classes."""
+    assert own.pool is not None
+    got = read_folders(
+        own.pool,
+        faults,
+        f"name the folder that holds the classes in `pool`, or {_UNLABELLED}",
+    )
+    if got is None or len(got.classes) < 2:
+        names = f"one class only, {listed(got.classes)}" if got else "no class folder"
+        faults.add(
+            KdepError(
+                f"the pool {own.pool} has {names}",
+                "two class folders at least where pool_labels=True",
+                f"add the folders of other classes, or {_UNLABELLED}",
+            )
+        )
+    return got
+
+
+def in_two_classes(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> list[list[str]]:
+    """Files of equal content that lie in different classes, of all splits together."""
+    by_content: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in folders.values():
+        for name, files in one.classes.items():
+            for file in files:
+                if (path := one.folder / file) in facts:
+                    by_content[facts[path].sha256].setdefault(name, shown(path))
+    return sorted(sorted(c.values()) for c in by_content.values() if len(c) > 1)
+
+
+def card(splits: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+    """Counts of images by split and class, for the data card."""
+    train = splits.get("train") or next(iter(splits.values()))
+    twice = in_two_classes(splits, facts)
+    return {
+        "classes": sorted(train.classes),
+        "splits": {
+            s: {
+                "images": len(f.files),
+                "by_class": {c: len(f.classes[c]) for c in sorted(f.classes)},
+            }
+            for s, f in splits.items()
+        },
+        "in_two_classes": {"count": len(twice), "files": twice[:LISTED]},
+    }
+
+
+def notes(counted: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know beside the scores on these folders."""
+    twice = counted["in_two_classes"]
+    if not twice["count"]:
+        return []
+    return [
+        f"{twice['count']} pictures lie in two classes with equal content, such as "
+        f"{' and '.join(twice['files'][0][:2])}: one of the labels is wrong"
+    ]

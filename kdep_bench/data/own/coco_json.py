@@ -1,0 +1,313 @@
+"""Reads a COCO json into boxes by image name and class name; ids are used up here.
+
+https://cocodataset.org/#format-data. Every fault is a sentence with the file and the entry.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.names import check_twins, listed
+from kdep_bench.data.user_json import read_user_json
+from kdep_bench.errors import KdepError
+
+LISTS = ("images", "annotations", "categories")
+LARGEST = 1 << 24  # pixels of a side; beyond it a number is a slip
+# Half a pixel of slack: real COCO rounds to 0.01 px, and some boxes end at width + 0.49.
+SLACK = 0.5
+
+
+class Box(NamedTuple):
+    """One annotation. `bbox` is x, y, width, height in pixels; `crowd`: not scored, not trained."""
+
+    image: str
+    category: str
+    bbox: tuple[float, float, float, float]
+    area: float
+    crowd: bool
+
+
+@dataclass
+class Boxes:
+    """The annotations of one split.
+
+    Attributes:
+        path: the user's json.
+        folder: the user's folder of images.
+        sizes: (width, height) as the json states them, by file name relative to `folder`.
+        categories: class names.
+        boxes: in the order of the file.
+        repeated: number of annotations that equal another one.
+    """
+
+    path: Path
+    folder: Path
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    categories: list[str] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    repeated: int = 0
+
+
+def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
+    """The annotations of a json; None where it cannot be read at all.
+
+    Args:
+        path: the json.
+        folder: the folder of its images; whether they exist is not looked at.
+        faults: receives all that is wrong.
+    """
+    with faults.collect():
+        table = read_user_json(path)
+        if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in LISTS):
+            got = type(table).__name__
+            if isinstance(table, dict):
+                got = f"an object with the keys {listed(sorted(table))}" if table else "{}"
+            raise KdepError(
+                f"the file {path} holds {got}",
+                "a COCO json: an object with the lists images, annotations and categories",
+                "export the boxes as COCO json; captions and key points are other files",
+            )
+        out = Boxes(path, folder)
+        for key in ("images", "categories"):
+            if not table[key]:
+                raise KdepError(
+                    f"the list of {key} in {path} is empty",
+                    "one entry at least",
+                    f"export the file again with its {key}",
+                )
+        categories = _categories(path, table["categories"], out, faults)
+        images = _images(path, table["images"], out, faults)
+        _annotations(table["annotations"], categories, images, out, faults)
+        return out
+    return None
+
+
+def _entries(
+    path: Path, kind: str, items: list[Any], faults: Faults
+) -> list[tuple[Hashable, dict[str, Any]]]:
+    """(id, entry) of each entry that is an object with an id of its own."""
+    out: list[tuple[Hashable, dict[str, Any]]] = []
+    known: set[Hashable] = set()
+    for position, item in enumerate(items):
+        with faults.collect(f"{path} {kind} entry"):
+            if not isinstance(item, dict):
+                raise KdepError(
+                    f"entry {position} of {kind} in {path} is {_shown(item)}",
+                    "an object with an id",
+                    "correct or remove the entry",
+                )
+            given = item.get("id")
+            if not _is_id(given):
+                raise KdepError(
+                    f"entry {position} of {kind} in {path} has the id {_shown(given)}",
+                    "a whole number or a text",
+                    "give each entry an id of its own",
+                )
+            if given in known:
+                raise KdepError(
+                    f"the id {given!r:.40} occurs twice in {kind} of {path}",
+                    "unique ids",
+                    "number the entries anew (merged files often clash)",
+                )
+            known.add(given)
+            out.append((given, item))
+    return out
+
+
+def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Hashable, str]:
+    names: dict[Hashable, str] = {}
+    for given, item in _entries(path, "categories", items, faults):
+        name = item.get("name")
+        if not isinstance(name, str) or not name.strip() or len(name) > 200:
+            faults.add(
+                KdepError(
+                    f"the category with id {given!r:.40} in {path} has the name {_shown(name)}",
+                    "a text that is not empty, of at most 200 characters",
+                    "give the category its name; classes are matched by it",
+                ),
+                f"{path} category name",
+            )
+            name = f"\0{given}"  # its annotations are no further faults
+        names[given] = name
+    out.categories = [n for n in names.values() if not n.startswith("\0")]
+    if twice := sorted({n for n in out.categories if out.categories.count(n) > 1}):
+        ids = [repr(i) for i, n in names.items() if n == twice[0]]
+        faults.add(
+            KdepError(
+                f"the file {path} has the category name {listed(twice)} more than once "
+                f"(ids {', '.join(ids[:5])})",
+                "each name once: classes are matched by name",
+                "rename one, or give its annotations the id of the other and remove its entry",
+            )
+        )
+    with faults.collect():
+        check_twins(out.categories, f"the file {path}", "rename one, or merge the two in the json")
+    return names
+
+
+def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Hashable, str]:
+    names: dict[Hashable, str] = {}
+    for given, item in _entries(path, "images", items, faults):
+        here = f"the image with id {given!r:.40} in {path}"
+        names[given] = ""  # known, so that its annotations are no further faults
+        with faults.collect(f"{path} image entry"):
+            name = _file_name(item.get("file_name"), here)
+            if name in out.sizes:
+                raise KdepError(
+                    f"{here} has the file_name {name!r} of another image",
+                    "each file once",
+                    "merge the two entries, and give their annotations one image_id",
+                )
+            sides = [_whole(item.get(k)) for k in ("width", "height")]
+            if sides[0] is None or sides[1] is None:
+                got = ", ".join(f"{k} {_shown(item.get(k))}" for k in ("width", "height"))
+                raise KdepError(
+                    f"{here} has {got}",
+                    "whole numbers of pixels above 0",
+                    "write the size of the image file there",
+                )
+            out.sizes[name] = (sides[0], sides[1])
+            names[given] = name
+    return names
+
+
+def _file_name(value: Any, here: str) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise KdepError(
+            f"{here} has the file_name {_shown(value)}",
+            "a text: the path of the image below the folder of images",
+            "add the file_name to the entry",
+        )
+    parts = value.split("/")
+    if value.startswith("/") or re.match(r"[A-Za-z]:[\\/]", value) or ".." in parts:
+        raise KdepError(
+            f"{here} has the file_name {value!r:.120}",
+            "a path below the folder of images, without '..'",
+            "make it relative to the folder that `images` of the data config names",
+        )
+    return posixpath.normpath(value)
+
+
+def _annotations(
+    items: list[Any],
+    categories: Mapping[Hashable, str],
+    images: Mapping[Hashable, str],
+    out: Boxes,
+    faults: Faults,
+) -> None:
+    path = out.path
+    fractions = 0
+    for given, item in _entries(path, "annotations", items, faults):
+        here = f"annotation {given!r:.40} in {path}"
+        with faults.collect(f"{path} annotation"):
+            image, category = item.get("image_id"), item.get("category_id")
+            if not _is_id(image) or image not in images:
+                raise KdepError(
+                    f"{here} points to image id {_shown(image)}, which is not in images",
+                    f"one of {len(images)} image ids",
+                    "remove the annotation or add the image entry",
+                )
+            if not _is_id(category) or category not in categories:
+                raise KdepError(
+                    f"{here} has category id {_shown(category)}",
+                    f"one of {listed(map(str, categories))}",
+                    "correct the id or add the category",
+                )
+            name = images[image]
+            if not name:
+                continue  # its image entry is a fault
+            box = _box(item.get("bbox"), here, out.sizes[name])
+            fractions += max(box[0] + box[2], box[1] + box[3]) <= 1
+            crowd = _flag(item.get("iscrowd"), here, "iscrowd")
+            crowd |= _flag(item.get("ignore"), here, "ignore")
+            area = _area(item.get("area"), box, out.sizes[name], here)
+            out.boxes.append(Box(name, categories[category], box, area, crowd))
+    if fractions and fractions == len(out.boxes):
+        faults.add(
+            KdepError(
+                f"every box in {path} lies within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
+                "[x, y, width, height] in pixels",
+                "these look like fractions of the image: multiply x and width by the image's "
+                "width, y and height by its height",
+            )
+        )
+    out.repeated = len(out.boxes) - len(set(out.boxes))
+
+
+def _box(value: Any, here: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    numbers = [_number(v) for v in value] if isinstance(value, list) else []
+    if len(numbers) != 4 or any(n is None for n in numbers):
+        raise KdepError(
+            f"{here} has the bbox {_shown(value)}",
+            "[x, y, width, height], four numbers in pixels",
+            "correct the box, or remove the annotation",
+        )
+    x, y, w, h = (float(n) for n in numbers if n is not None)
+    if w <= 0 or h <= 0:
+        raise KdepError(
+            f"{here} has a bbox without area: {value}",
+            "width and height above 0",
+            "correct the box, or remove the annotation",
+        )
+    width, height = size
+    if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
+        raise KdepError(
+            f"{here} has the bbox {value}, outside its image of {width}x{height}",
+            "x + width <= image width, y + height <= image height",
+            "clip the box; if many are outside, they may be [x1, y1, x2, y2]",
+        )
+    return x, y, w, h
+
+
+def _area(
+    value: Any, box: tuple[float, float, float, float], size: tuple[int, int], here: str
+) -> float:
+    """The stated area, or that of the box where none is stated."""
+    if value is None:
+        return box[2] * box[3]
+    area = _number(value)
+    if area is None or not 0 < area <= (size[0] + 1) * (size[1] + 1):
+        raise KdepError(
+            f"{here} has the area {_shown(value)}",
+            f"square pixels above 0, at most those of its image of {size[0]}x{size[1]}",
+            "write width x height of the box there, or leave `area` out",
+        )
+    return float(area)
+
+
+def _flag(value: Any, here: str, key: str) -> bool:
+    if value is None or value in (0, 1):
+        return bool(value)
+    raise KdepError(f"{here} has {key} {_shown(value)}", "0 or 1", "correct it")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> int | float | None:
+    """A finite number of a size that pixels have; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= LARGEST**2 and math.isfinite(value) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    if number is None or number != int(number) or not 0 < number <= LARGEST:
+        return None
+    return int(number)
+
+
+def _shown(value: Any) -> str:
+    """A value of the file, short; a long number is not written out (Python refuses to)."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    return "missing" if value is None else f"{value!r:.80}"

@@ -1,0 +1,53 @@
+"""Collects the faults of a data set, so that one run reports all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kdep_bench.errors import KdepError
+
+SHOWN = 10  # sentences of one error
+ALIKE = 2  # sentences shown of faults of one kind
+
+
+class Faults:
+    """Faults in the order in which they were met. Equal sentences are kept once."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, dict[str, KdepError]] = {}
+
+    def add(self, fault: KdepError, kind: str = "") -> None:
+        """Adds a fault; of those with the same `kind` only the first ALIKE are shown in words."""
+        self._kinds.setdefault(kind or str(fault), {})[str(fault)] = fault
+
+    @contextlib.contextmanager
+    def collect(self, kind: str = "") -> Iterator[None]:
+        """A KdepError raised inside is added, and ends the block alone."""
+        try:
+            yield
+        except KdepError as fault:
+            self.add(fault, kind)
+
+    def __len__(self) -> int:
+        return sum(len(faults) for faults in self._kinds.values())
+
+    def raise_any(self, what: str) -> None:
+        """One KdepError that lists all faults of `what`; nothing where there is none."""
+        if len(self) == 1:
+            raise next(iter(next(iter(self._kinds.values())).values()))
+        if not len(self):
+            return
+        lines: list[str] = []
+        shown = 0
+        for alike in self._kinds.values():
+            for sentence in list(alike)[:ALIKE]:
+                if len(lines) < SHOWN:
+                    lines.append(f"\n  {len(lines) + 1}. {sentence}")
+                    shown += 1
+            if len(alike) > ALIKE and len(lines) <= SHOWN:
+                lines[-1] += f" ({len(alike) - ALIKE} more of this kind)"
+                shown += len(alike) - ALIKE
+        if len(self) > shown:
+            lines.append(f"\n  and {len(self) - shown} more faults, shown once these are fixed")
+        raise KdepError(f"{what} has {len(self)} faults:" + "".join(lines))

@@ -1,0 +1,346 @@
+"""Segmentation data of one's own: every mask read, its pixels counted by class."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.ahead import ahead
+from kdep_bench.data.images import Facts, check_regular, check_turn, check_whole
+from kdep_bench.data.listing import list_images, shown
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.names import listed
+from kdep_bench.data.own.spec import IGNORE, Own
+from kdep_bench.devices import cores
+from kdep_bench.errors import KdepError
+
+FOLDER = "cityscapes"
+IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"  # what the task looks for
+
+
+class MaskFacts(NamedTuple):
+    """One mask: its pixels counted by value.
+
+    Attributes:
+        size: width and height in pixels.
+        counts: [256] int64, pixels of each value.
+        sha256: of the file, in hex.
+        palette: colour of each value that occurs, of a mask with a palette; () without.
+    """
+
+    size: tuple[int, int]
+    counts: np.ndarray
+    sha256: str
+    palette: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass
+class Masks:
+    """The pairs of one split.
+
+    Attributes:
+        folder: the user's folder of masks.
+        pairs: (image, mask), files of the user's.
+        counts: [256] pixels by value over all masks.
+        hashes: SHA-256 of each mask that was read.
+        alone: number of masks that belong to no image of the split.
+        passed_over: what the folder of images holds besides, as counted in its listing.
+    """
+
+    images: Path
+    folder: Path
+    pairs: list[tuple[Path, Path]] = field(default_factory=list)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    hashes: dict[Path, str] = field(default_factory=dict)
+    alone: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+
+def find_all(own: Own, faults: Faults) -> dict[str, Masks]:
+    """The pairs of image and mask of every split; a mask is the PNG named like its image."""
+    splits = {}
+    for split, (images, folder) in own.masks.items():
+        with faults.collect():
+            splits[split] = _pairs(images, folder, faults)
+    return splits
+
+
+def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
+    listing = list_images(images)
+    out = Masks(images, folder, passed_over=dict(listing.passed_over))
+    by_mask: dict[str, str] = {}
+    for name in listing.images:
+        mask = str(Path(name).with_suffix(".png"))
+        if other := by_mask.get(mask):
+            faults.add(
+                KdepError(
+                    f"the images {shown(images / other)} and {shown(images / name)} have one mask, "
+                    f"{shown(folder / mask)}",
+                    "a mask of its own for each image",
+                    "rename one of the images, and its mask with it",
+                ),
+                f"{images} twins",
+            )
+            continue
+        by_mask[mask] = name
+        if not (folder / mask).is_file():
+            faults.add(
+                KdepError(
+                    f"the image {shown(images / name)} has no mask",
+                    shown(folder / mask),
+                    "masks are PNGs of class numbers, named like their images",
+                ),
+                f"{images} no mask",
+            )
+            continue
+        out.pairs.append((images / name, folder / mask))
+    if not listing.images:
+        raise KdepError(f"the folder {images} holds no image", "one at least", "correct `masks`")
+    out.alone = len(set(list_images(folder).images) - set(by_mask))
+    return out
+
+
+def read_all(
+    splits: Mapping[str, Masks], facts: Mapping[Path, Facts], own: Own, faults: Faults
+) -> None:
+    """Reads every mask, counts its pixels, and checks what one mask and all together have."""
+    colours: dict[int, tuple[tuple[int, ...], Path]] = {}
+    classes = own.classes
+    for masks in splits.values():
+        files = [mask for _, mask in masks.pairs]
+        threads = cores()
+        answers = ahead(_try_read, files, threads if threads > 1 else 0)
+        for (image, mask), answer in zip(masks.pairs, answers, strict=True):
+            if isinstance(answer, KdepError):
+                faults.add(answer, f"{masks.folder} unreadable")
+                continue
+            masks.counts += answer.counts
+            masks.hashes[mask] = answer.sha256
+            with faults.collect(f"{masks.folder} size"):
+                _check_size(image, mask, answer, facts)
+            with faults.collect(f"{masks.folder} values"):
+                _check_values(mask, answer, len(classes))
+            with faults.collect(f"{masks.folder} palette"):
+                _check_palette(mask, answer, colours)
+
+
+def _try_read(path: Path) -> MaskFacts | KdepError:
+    try:
+        return read_mask(path)
+    except KdepError as fault:
+        return fault
+
+
+def read_mask(path: Path) -> MaskFacts:
+    """Pixels by value of one mask.
+
+    Raises:
+        KdepError: no whole PNG, or not one 8-bit channel of class numbers.
+    """
+    check_regular(path)
+    data = path.read_bytes()
+    check_whole(data, path)
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        mode, size = image.mode, image.size
+        _check_mode(path, mode, data)
+        values = np.asarray(image)
+    except KdepError:
+        raise
+    except Exception as e:
+        raise KdepError(
+            f"the mask {shown(path)} cannot be read ({str(e) or type(e).__name__})",
+            "a PNG of class numbers",
+            "save or copy it again",
+        ) from None
+    counts = np.bincount(values.ravel(), minlength=256).astype(np.int64)
+    palette: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    if mode == "P":
+        table = image.getpalette("RGB") or []
+        there = [int(v) for v in np.flatnonzero(counts) if 3 * v + 3 <= len(table)]
+        palette = tuple((v, tuple(table[3 * v : 3 * v + 3])) for v in there)
+    return MaskFacts(size, counts, hashlib.sha256(data).hexdigest(), palette)
+
+
+def _check_mode(path: Path, mode: str, data: bytes) -> None:
+    numbers = "one 8-bit channel of class numbers"
+    if mode == "1":
+        raise KdepError(
+            f"the mask {shown(path)} has 1 bit for each pixel",
+            numbers,
+            "save it as class numbers 0 and 1: "
+            "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
+        )
+    if mode == "L" and len(data) > 24 and data[24] < 8:  # IHDR: bits of a channel
+        top = (1 << data[24]) - 1
+        raise KdepError(
+            f"the mask {shown(path)} has {data[24]} bits for each pixel, which readers stretch to "
+            "0..255",
+            numbers,
+            f"save it as class numbers: Image.open(f).point(lambda v: v * {top} // 255).save(f)",
+        )
+    if mode.startswith("I"):
+        raise KdepError(
+            f"the mask {shown(path)} has 16 bits for each pixel",
+            numbers,
+            "save it with 8: Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
+        )
+    if mode in ("RGB", "RGBA", "LA", "PA"):
+        raise KdepError(
+            f"the mask {shown(path)} has {len(mode)} channels (mode {mode})",
+            numbers,
+            "if its first channel holds the class numbers: "
+            "Image.open(f).getchannel(0).save(f); if it shows colours, replace each colour by its "
+            "class number",
+        )
+    if mode not in ("L", "P"):
+        raise KdepError(f"the mask {shown(path)} has the mode {mode}", numbers, "save it as such")
+
+
+def _check_size(image: Path, mask: Path, facts: MaskFacts, images: Mapping[Path, Facts]) -> None:
+    if image not in images:
+        return  # a fault already
+    one = images[image]
+    check_turn(image, one, *facts.size, f"its mask {shown(mask)}")
+    if facts.size != one.upright:
+        raise KdepError(
+            f"the mask {shown(mask)} is {facts.size[0]}x{facts.size[1]}",
+            f"{one.upright[0]}x{one.upright[1]} like its image {shown(image)}",
+            "copy both again; a mask may be resized with nearest neighbour only",
+        )
+
+
+def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
+    wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= classes and v != IGNORE]
+    if wrong and classes:
+        raise KdepError(
+            f"the mask {shown(mask)} holds the values {wrong[:12]}",
+            f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for pixels to "
+            "ignore",
+            "name the missing classes in the data config, or replace these values",
+        )
+
+
+def _check_palette(
+    mask: Path, facts: MaskFacts, colours: dict[int, tuple[tuple[int, ...], Path]]
+) -> None:
+    for value, colour in facts.palette:
+        known, first = colours.setdefault(value, (colour, mask))
+        if known != colour:
+            raise KdepError(
+                f"the value {value} has the colour {colour} in the palette of {shown(mask)} and "
+                f"{known} in that of {shown(first)}",
+                "one palette in all masks: a palette made for each file numbers its classes anew",
+                "save class numbers by colour: the same colour, the same number in every mask",
+            )
+
+
+def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
+    """Refuses splits whose pixels cannot give a score; called once no mask is at fault."""
+    counts = {s: m.counts[: len(own.classes)] for s, m in splits.items()}
+    total = np.sum(list(counts.values()), axis=0)
+    for split, masks in splits.items():
+        if not counts[split].any():
+            faults.add(
+                KdepError(
+                    f"all pixels of the masks in {masks.folder} are {IGNORE}, which is ignored",
+                    f"class numbers 0..{len(own.classes) - 1}",
+                    "write class numbers into the masks of this split",
+                )
+            )
+    if len(faults) or "train" not in splits:
+        return
+    train, folder = counts["train"], splits["train"].folder
+    lacking = [c for i, c in enumerate(own.classes) if not train[i] and c not in own.allow_absent]
+    if lacking:
+        elsewhere = [c for c in lacking if total[own.classes.index(c)]]
+        where = "though other splits have it" if elsewhere else "nor has any other split"
+        binary = len(own.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
+        number = own.classes.index(lacking[0])
+        faults.add(
+            KdepError(
+                f"no pixel of the masks in {folder} is of the class {listed(lacking)} "
+                f"(value {number}), {where}",
+                "pixels of every class to train on",
+                f"{IGNORE} means 'ignore': write {number} where the masks mean {lacking[0]!r}"
+                if binary or (splits["train"].counts[IGNORE] and len(lacking) == 1)
+                else f"correct `classes` or the masks, or name {lacking[0]!r} in `allow_absent` of "
+                "the data config",
+            )
+        )
+        return
+    for split, masks in splits.items():
+        there = [c for i, c in enumerate(own.classes) if counts[split][i]]
+        if len(there) < 2:
+            faults.add(
+                KdepError(
+                    f"all labelled pixels of the masks in {masks.folder} are of the class "
+                    f"{listed(there)}",
+                    "two classes at least, or any network gets the full score",
+                    "add masks with other classes, or correct their values",
+                )
+            )
+
+
+def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, dict]:
+    """Where the task looks for the images and masks of a split: ({image: place}, {mask: place})."""
+    images: dict[Path, Path] = {}
+    labels: dict[Path, Path] = {}
+    stems: dict[str, Path] = {}
+    for image, mask in masks.pairs:
+        stem = shown("-".join(image.relative_to(masks.images).with_suffix("").parts))
+        stem = stem.replace("\\", "%")
+        if other := stems.get(stem):
+            faults.add(
+                KdepError(
+                    f"the images {shown(other)} and {shown(image)} come to one name, {stem!r}, "
+                    "when folders are joined by '-'",
+                    "names that stay different",
+                    "rename one of the images, and its mask with it",
+                )
+            )
+            continue
+        stems[stem] = image
+        images[image] = data / FOLDER / "leftImg8bit" / split / "own" / f"{stem}{IMAGE}"
+        labels[mask] = data / FOLDER / "gtFine" / split / "own" / f"{stem}{MASK}"
+    return images, labels
+
+
+def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
+    """Counts of pixels by split and class, for the data card."""
+    return {
+        "classes": list(classes),
+        "splits": {
+            split: {
+                "images": len(m.pairs),
+                "pixels": {c: int(m.counts[i]) for i, c in enumerate(classes)},
+                "ignored_pixels": int(m.counts[IGNORE]),
+                "masks_without_image": m.alone,
+            }
+            for split, m in splits.items()
+        },
+    }
+
+
+def notes(own: Own, counted: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know beside the scores on these masks."""
+    out, classes = [], counted["classes"]
+    train = counted["splits"].get("train", {"pixels": {}})["pixels"]
+    for split, row in counted["splits"].items():
+        absent = [c for c in classes if not row["pixels"][c]]
+        if split != "train" and absent:
+            out.append(
+                f"{split} has no pixel of {listed(absent)}: such a class counts in the mean only "
+                "where a network predicts it, with IoU 0"
+            )
+    allowed = sorted(c for c in own.allow_absent if c in classes and not train.get(c))
+    if allowed:
+        out.append(f"train has no pixel of {listed(allowed)} (allowed by the data config)")
+    return out

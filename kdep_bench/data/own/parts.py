@@ -1,0 +1,54 @@
+"""The parts of a data set of one's own, as they were read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdep_bench.data.images import Facts
+from kdep_bench.data.listing import Listing
+from kdep_bench.data.own.class_folders import Folders
+from kdep_bench.data.own.coco_json import Boxes
+from kdep_bench.data.own.masks import Masks
+from kdep_bench.data.own.spec import Own
+
+
+@dataclass
+class Parts:
+    """What was read of a data set.
+
+    Attributes:
+        own: its config.
+        pool: the images for pre-training; `labelled` their classes, where the config has them.
+        classify: class folders by split.
+        detect: boxes by split.
+        segment: pairs of image and mask by split.
+        facts: of every image, by the user's file.
+    """
+
+    own: Own
+    pool: Listing
+    labelled: Folders | None = None
+    classify: dict[str, Folders] = field(default_factory=dict)
+    detect: dict[str, Boxes] = field(default_factory=dict)
+    segment: dict[str, Masks] = field(default_factory=dict)
+    facts: dict[Path, Facts] = field(default_factory=dict)
+
+    def pool_files(self) -> list[Path]:
+        return [self.pool.root / n for n in self.pool.images]
+
+    def task_files(self) -> dict[str, dict[str, list[Path]]]:
+        """Images by part and split."""
+        return {
+            "classify": {s: f.files for s, f in self.classify.items()},
+            "detect": {s: [b.folder / n for n in b.sizes] for s, b in self.detect.items()},
+            "segment": {s: [image for image, _ in m.pairs] for s, m in self.segment.items()},
+        }
+
+    def files(self) -> list[Path]:
+        """Every image that any part names, once."""
+        files = dict.fromkeys(self.pool_files())
+        for splits in self.task_files().values():
+            for some in splits.values():
+                files |= dict.fromkeys(some)
+        return list(files)

@@ -1,0 +1,247 @@
+"""The data config of one's own data: its form, its paths, and what a plan can check of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.own import KEYS
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.names import check_twins, listed
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import safe_name
+
+ROOT = "KDEP_DATA"  # the environment variable that relative paths start from
+IGNORE = 255  # mask value that neither trains nor scores
+
+
+@dataclass
+class Own:
+    """A data config whose paths exist.
+
+    Attributes:
+        pool: folder of the images for pre-training.
+        pool_labels: whether the folders directly below it are classes.
+        classify: folder of class folders by split.
+        coco: (json, folder of images) by split.
+        masks: (folder of images, folder of masks) by split.
+        classes: class names of the masks by mask value.
+        allow_absent: classes that the training split may lack.
+    """
+
+    pool: Path | None = None
+    pool_labels: bool = False
+    classify: dict[str, Path] = field(default_factory=dict)
+    coco: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    masks: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    allow_absent: set[str] = field(default_factory=set)
+
+
+def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
+    """The spec of the stage with its paths resolved; what is wrong goes to `faults`.
+
+    Raises:
+        KdepError: a key that is not known.
+    """
+    if unknown := set(spec) - set(KEYS):
+        raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
+    own = Own(pool_labels=bool(spec.get("pool_labels")))
+    with faults.collect():
+        own.pool = existing(spec.get("pool"), "pool", folder=True)
+    for split, value in _splits(spec, "classify", faults):
+        with faults.collect():
+            own.classify[split] = existing(value, f"classify.{split}", folder=True)
+    for split, value in _splits(spec, "coco", faults):
+        with faults.collect():
+            own.coco[split] = _pair(value, f"coco.{split}", {"json": False, "images": True})
+    for split, value in _splits(spec, "masks", faults):
+        with faults.collect():
+            own.masks[split] = _pair(value, f"masks.{split}", {"images": True, "masks": True})
+    with faults.collect():
+        own.classes = mask_classes(spec)
+    with faults.collect():
+        own.allow_absent = set(_strings(spec.get("allow_absent") or [], "allow_absent"))
+    for part, split, folder in _nested(own):
+        faults.add(
+            KdepError(
+                f"the folder {folder} is, or lies inside, the folder of another split of `{part}` "
+                f"({split})",
+                "a folder of its own for each split",
+                "correct the paths in the data config",
+            )
+        )
+    return own
+
+
+def existing(value: Any, key: str, *, folder: bool) -> Path:
+    """The path that the config gives under `key`, absolute; its own name, links not resolved."""
+    if not isinstance(value, str) or not value:
+        raise KdepError(
+            f"the data config has {key} = {value!r:.60}",
+            "a path: absolute, or relative to $" + ROOT,
+            f"write the path of the {'folder' if folder else 'file'} there",
+        )
+    path = Path(value).expanduser()
+    if not path.is_absolute() and os.environ.get(ROOT):
+        path = Path(os.environ[ROOT]) / path
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        raise KdepError(
+            f"the path {path} of the data config ({key}) does not exist",
+            f"an absolute path, or one relative to ${ROOT}",
+            "correct the config",
+        )
+    if path.is_dir() != folder:
+        raise KdepError(
+            f"the path {path} of the data config ({key}) is a {'file' if folder else 'folder'}",
+            "a folder" if folder else "a file",
+            "correct the config",
+        )
+    return path
+
+
+def mask_classes(spec: Mapping[str, Any]) -> list[str]:
+    """`classes` of the config: names by mask value. Empty where the config has no masks."""
+    if not spec.get("masks"):
+        return []
+    if not spec.get("classes"):
+        raise KdepError(
+            "the data config has `masks` and no `classes`",
+            "the class names by mask value",
+            "add classes=['road', ...]; the first is the name of value 0",
+        )
+    classes = _strings(spec["classes"], "classes")
+    if not 2 <= len(classes) <= IGNORE:
+        raise KdepError(
+            f"the data config names {len(classes)} classes of masks",
+            f"2 to {IGNORE}",
+            "name the background, value 0, as well",
+        )
+    if len(set(classes)) < len(classes):
+        twice = sorted({c for c in classes if classes.count(c) > 1})
+        raise KdepError(
+            f"the data config has the class {listed(twice)} more than once in `classes`",
+            "each name once",
+            "give each mask value a name of its own",
+        )
+    check_twins(classes, "`classes` of the data config", "give each class a name of its own")
+    return classes
+
+
+def check_labels(data: Mapping[str, Any]) -> None:
+    """KdepError where `labels`, which plans supervised arms, and `pool_labels` disagree."""
+    if data.get("labels", False) and not data.get("pool_labels", False):
+        raise KdepError(
+            f"the data {data.get('name')!r} has labels=True and no pool_labels=True: a supervised "
+            "arm would be planned, and the pool would have no labels",
+            "both, or neither",
+            "set pool_labels=True where the sub-folders of the pool are classes, else labels=False",
+        )
+
+
+def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
+    """KdepError where a segmentation recipe names other classes than the masks of the data."""
+    if not data.get("masks"):
+        return
+    classes = mask_classes(data)
+    for task in tasks:
+        recipe = task.get("recipe") or {}
+        if "classes" not in recipe or recipe.get("folder") != "cityscapes":
+            continue
+        got = [str(c) for c in recipe["classes"]]
+        if got != classes:
+            same = sorted(got) == sorted(classes)
+            raise KdepError(
+                f"the task {task.get('name')!r} names the classes {tuple(got)} in its recipe, and "
+                f"the data {data.get('name')!r} {tuple(classes)}"
+                + (": the same names in another order, so that scores would change names" * same),
+                "the same names in the same order: the first is mask value 0",
+                f"set classes={tuple(classes)} in the task's recipe, with one colour each in its "
+                "palette",
+            )
+        if len(recipe.get("palette") or classes) != len(classes):
+            raise KdepError(
+                f"the task {task.get('name')!r} has {len(recipe['palette'])} colours in its "
+                f"palette for {len(classes)} classes",
+                "one colour for each class",
+                "correct `palette` in the task's recipe",
+            )
+
+
+def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[str, Any]]:
+    """The splits that `part` of the data config names; a split that is None is left out."""
+    value = spec.get(part)
+    if value is None or value == {}:
+        return []
+    if not isinstance(value, Mapping):
+        faults.add(
+            KdepError(
+                f"the data config has {part} = {value!r:.60}",
+                "one entry for each split: dict(train=..., test=...)",
+                "correct the config",
+            )
+        )
+        return []
+    splits = []
+    for split, inner in value.items():
+        with faults.collect():
+            safe_name(str(split), f"split of `{part}`")
+            if inner is not None:
+                splits.append((str(split), inner))
+    if splits and "train" not in {s for s, _ in splits}:
+        faults.add(
+            KdepError(
+                f"`{part}` of the data config has the splits {listed(s for s, _ in splits)}",
+                "'train' among them: the task trains on it",
+                f"add `train` to `{part}`",
+            )
+        )
+    return splits
+
+
+def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path]:
+    if not isinstance(value, Mapping) or set(value) != set(folders):
+        got = sorted(map(str, value)) if isinstance(value, Mapping) else f"{value!r:.60}"
+        raise KdepError(
+            f"the data config has {key} = {got}",
+            "dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
+            "correct the config",
+        )
+    first, second = (existing(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
+    return first, second
+
+
+def _strings(value: Any, key: str) -> list[str]:
+    names = list(value) if isinstance(value, list | tuple) else None
+    if names is None or not all(isinstance(n, str) and n.strip() == n != "" for n in names):
+        raise KdepError(
+            f"the data config has {key} = {value!r:.60}",
+            "a list of names without spaces around them",
+            "correct the config",
+        )
+    return names
+
+
+def _nested(own: Own) -> list[tuple[str, str, Path]]:
+    """(part, other split, folder) of folders that hold, or are, those of another split.
+
+    Images of boxes are named by their json, so that splits may share a folder there.
+    """
+    rows = []
+    for part, folders in (
+        ("classify", own.classify),
+        ("masks", {s: images for s, (images, _) in own.masks.items()}),
+    ):
+        real = {s: f.resolve() for s, f in folders.items()}
+        for i, split in enumerate(real):
+            for other in list(real)[:i]:
+                a, b = real[split], real[other]
+                if a == b or a.is_relative_to(b):
+                    rows.append((part, other, folders[split]))
+                elif b.is_relative_to(a):
+                    rows.append((part, split, folders[other]))
+    return rows

@@ -1,0 +1,138 @@
+"""Stage `prepare` over data of one's own, part by part; all faults are reported together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.images import Facts, inspect, placed_name
+from kdep_bench.data.listing import list_images
+from kdep_bench.data.own import boxes, class_folders, masks
+from kdep_bench.data.own.card import make_card
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.layout import Layout
+from kdep_bench.data.own.parts import Parts
+from kdep_bench.data.own.spec import read_spec
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import canonical_json, write_atomic
+
+WHAT = "the data set"
+Progress = Callable[..., None]
+
+
+def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """See `kdep_bench.data.own.prepare`."""
+    parts = read_parts(spec, progress)
+    fingerprint = _lay_out(parts, out / "data")
+    card = make_card(parts)
+    progress(1, 1, "done")
+    counts = {"pool": len(parts.pool.images)}
+    counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
+    counts |= {f"{boxes.FOLDER}/{s}": len(b.sizes) for s, b in parts.detect.items()}
+    counts |= {f"{masks.FOLDER}/{s}": len(m.pairs) for s, m in parts.segment.items()}
+    return {
+        "data": "data",
+        "source": "own",
+        "fingerprint": fingerprint,
+        "counts": {"images": counts},
+        "licences": {},
+        "notes": [],
+        "task_notes": _task_notes(parts, card),
+        "card": card,
+    }
+
+
+def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
+    """All of the data, read and checked; nothing is written.
+
+    Raises:
+        KdepError: every fault that was found.
+    """
+    faults = Faults()
+    own = read_spec(spec, faults)
+    faults.raise_any(WHAT)
+    assert own.pool is not None
+    parts = Parts(own, list_images(own.pool))
+    if own.pool_labels:
+        parts.labelled = class_folders.labels_of_pool(own, faults)
+    else:
+        class_folders.check_others(parts.pool, faults)
+    if not parts.pool.images:
+        faults.add(
+            KdepError(f"the pool {own.pool} holds no image", "at least one", "correct `pool`")
+        )
+    parts.classify = class_folders.read_all(own, faults)
+    parts.detect = boxes.read_all(own, faults)
+    parts.segment = masks.find_all(own, faults)
+    parts.facts = _inspect(parts.files(), faults, progress)
+    for split in parts.detect.values():
+        boxes.check_sizes(split, parts.facts, faults)
+    masks.read_all(parts.segment, parts.facts, own, faults)
+    if not len(faults):
+        masks.check_counts(parts.segment, own, faults)
+    with faults.collect():
+        _check_allowed(parts)
+    faults.raise_any(WHAT)
+    return parts
+
+
+def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, Facts]:
+    there = [f for f in files if os.path.lexists(f)]  # others are faults of their json already
+    seen = inspect(there, progress=lambda done, total: progress(done, total, "checking images"))
+    for fault in seen.faults:
+        faults.add(fault, "image")
+    return seen.facts
+
+
+def _check_allowed(parts: Parts) -> None:
+    known = {c for b in parts.detect.values() for c in b.categories} | set(parts.own.classes)
+    if unknown := sorted(parts.own.allow_absent - known):
+        raise unknown_name("class in `allow_absent` of the data config", unknown[0], known)
+
+
+def _lay_out(parts: Parts, data: Path) -> str:
+    """Writes everything below `data`; returns the fingerprint."""
+    faults, layout = Faults(), Layout(data, parts.facts)
+    layout.folder(parts.pool.root, parts.pool.images, data / "pool" / "images", whole=True)
+    if parts.labelled is not None:
+        _write_labels(parts, data)
+    for split, folders in parts.classify.items():
+        names = [n for files in folders.classes.values() for n in files]
+        whole = not folders.listing.passed_over  # the toolkit's loader has a rule of its own
+        layout.folder(folders.folder, names, data / class_folders.FOLDER / split, whole=whole)
+    classes = boxes.class_names(parts.detect)
+    for split, annotated in parts.detect.items():
+        layout.images(boxes.write(split, annotated, classes, parts.facts, data))
+    for split, pairs in parts.segment.items():
+        images, labels = masks.places(split, pairs, data, faults)
+        layout.images(images)
+        layout.masks(labels, pairs.hashes)
+    faults.raise_any(WHAT)
+    layout.place()
+    return layout.fingerprint()
+
+
+def _write_labels(parts: Parts, data: Path) -> None:
+    assert parts.labelled is not None
+    classes = sorted(parts.labelled.classes)
+    labels = {
+        placed_name(n, parts.facts[parts.labelled.folder / n]): number
+        for number, name in enumerate(classes)
+        for n in parts.labelled.classes[name]
+    }
+    text = canonical_json({"classes": classes, "labels": labels})
+    write_atomic(data / "pool" / "labels.json", text)
+
+
+def _task_notes(parts: Parts, card: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Sentences that belong beside the scores, by folder of the tasks that read the part."""
+    notes = {}
+    if parts.classify:
+        notes[class_folders.FOLDER] = class_folders.notes(card["classify"])
+    if parts.detect:
+        notes[boxes.FOLDER] = boxes.notes(parts.own, card["detect"])
+    if parts.segment:
+        notes[masks.FOLDER] = masks.notes(parts.own, card["segment"])
+    return {folder: sentences for folder, sentences in notes.items() if sentences}

@@ -1,0 +1,80 @@
+"""Reads JSON that a user wrote: whatever is wrong with it is a sentence that names the file."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+
+MAX_BYTES = 4 << 30
+
+
+def read_user_json(path: str | Path) -> Any:
+    """Parsed JSON of a user's own file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        KdepError: no regular file, not UTF-8, cut or invalid, NaN or infinite numbers, a key twice
+            in one object (readers disagree which one counts), nested too deep.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise KdepError(
+                f"the path {path} is not a regular file", "a JSON file", "correct the path"
+            )
+        if found.st_size > MAX_BYTES:
+            raise KdepError(
+                f"the file {path} has {found.st_size / 1e9:.1f} GB",
+                f"at most {MAX_BYTES / 1e9:.0f} GB",
+                "leave out what is not needed, for example segmentation polygons",
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise KdepError(
+            f"the file {path} is not UTF-8 text (byte {e.start})",
+            "JSON in UTF-8",
+            "export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8",
+        ) from None
+    except OSError as e:
+        raise KdepError(
+            f"the file {path} cannot be read ({e.strerror})",
+            "a readable JSON file",
+            "correct the path, or its permissions",
+        ) from None
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except json.JSONDecodeError as e:
+        cut = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated")
+        what = "ends before its JSON does" if cut else "is not valid JSON"
+        raise KdepError(
+            f"the file {path} {what} (line {e.lineno}, column {e.colno}: {e.msg})",
+            "a whole JSON file",
+            "export or copy the file again",
+        ) from None
+    except RecursionError:
+        raise KdepError(
+            f"the file {path} is nested too deep", "lists and objects a few levels deep", "check it"
+        ) from None
+    except ValueError as e:
+        raise KdepError(
+            f"the file {path} is not valid JSON ({e})",
+            "strict JSON",
+            "correct the file, or export it again",
+        ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        keys = [k for k, _ in pairs]
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise ValueError(f"the key {twice!r:.60} occurs twice in one object")
+    return out
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no JSON number")

@@ -1,0 +1,87 @@
+"""A small data set of one's own with every part, as files and as the spec that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.official import tiny
+from kdep_bench.data.own import prepare
+
+SIZE = (64, 48)  # of every picture, width and height
+SPLITS = ("train", "test")
+
+
+def make(root: Path) -> dict[str, Any]:
+    """Writes the data set below `root`; returns its spec.
+
+    The pool has 4 images in two folders; of every split: 3 pictures with one box each, of the
+    classes cat, dog, cat; 3 with masks of the values 0, 1 and 255; 2 of each class a and b.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        tiny.save(root / "pool" / "ab"[i % 2] / f"{i}.jpg", tiny.picture(rng))
+    spec: dict[str, Any] = {"pool": str(root / "pool"), "classes": ["x", "y"]}
+    spec |= {"coco": {}, "masks": {}, "classify": {}}
+    for split in SPLITS:
+        images, boxes = [], []
+        for i in range(3):
+            tiny.save(root / split / f"{i}.jpg", tiny.picture(rng))
+            tiny.save(root / "seg" / split / f"{i}.jpg", tiny.picture(rng))
+            mask = np.zeros((48, 64), np.uint8)
+            mask[: 10 + i], mask[-1] = 1, 255
+            tiny.save(root / "masks" / split / f"{i}.png", mask)
+            images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
+            box = {"id": i, "image_id": i, "category_id": (7, 3)[i % 2], "bbox": [1, 2, 9 + i, 9]}
+            boxes.append({**box, "area": 81, "iscrowd": 0})
+        names = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+        write(root / f"{split}.json", {"images": images, "annotations": boxes, "categories": names})
+        spec["coco"][split] = {"json": str(root / f"{split}.json"), "images": str(root / split)}
+        spec["masks"][split] = {
+            "images": str(root / "seg" / split),
+            "masks": str(root / "masks" / split),
+        }
+        for name in "ab":
+            for i in range(2):
+                tiny.save(root / "classes" / split / name / f"{i}.png", tiny.picture(rng))
+        spec["classify"][split] = str(root / "classes" / split)
+    return spec
+
+
+def write(path: Path, table: Any) -> None:
+    path.write_text(json.dumps(table))
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Changes a json file in place."""
+    table = json.loads(path.read_text())
+    change(table)
+    write(path, table)
+
+
+def each_mask(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes every mask below `folder` in place."""
+    for path in sorted(folder.rglob("*.png")):
+        Image.fromarray(change(np.asarray(Image.open(path)).copy())).save(path)
+
+
+def run(spec: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The outputs of stage `prepare` in the new folder `out`."""
+    out.mkdir(parents=True)
+    return prepare(spec, {}, out, lambda *_: None)
+
+
+def contents(data: Path) -> dict[str, bytes]:
+    """Every file below a prepared folder, through its links."""
+    out = {}
+    for base, _, files in os.walk(data, followlinks=True):
+        for file in files:
+            path = Path(base, file)
+            out[str(path.relative_to(data))] = path.read_bytes()
+    return out

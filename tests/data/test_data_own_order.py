@@ -1,0 +1,106 @@
+"""Scores cannot depend on the order of lists or keys in a COCO json, nor on its ids."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import own_fixture as own
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """A data set with boxes alone, of which one json lists its parts as one would."""
+    root = tmp_path_factory.mktemp("order") / "mine"
+    made = own.make(root)
+    return {"pool": made["pool"], "coco": made["coco"]}
+
+
+@pytest.fixture(scope="module")
+def expected(spec: Json, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "out"
+    own.run(spec, out)
+    return own.contents(out / "data")
+
+
+def shuffled(value: Any, rng: random.Random) -> Any:
+    """The value with the keys of every object, and the lists of entries, in another order."""
+    if isinstance(value, dict):
+        items = [(k, shuffled(v, rng)) for k, v in value.items()]
+        rng.shuffle(items)
+        return dict(items)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        items = [shuffled(v, rng) for v in value]
+        rng.shuffle(items)
+        return items
+    return value
+
+
+def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
+    """The table under other ids, one to one, in each of its three lists."""
+
+    def fresh(key: str) -> dict[int, Any]:
+        ids = rng.sample(range(-(2**40), 2**40), len(table[key]))
+        return {e["id"]: f"id {i}" if texts else i for e, i in zip(table[key], ids, strict=True)}
+
+    images, categories, annotations = map(fresh, ("images", "categories", "annotations"))
+    return {
+        "images": [{**e, "id": images[e["id"]]} for e in table["images"]],
+        "categories": [{**e, "id": categories[e["id"]]} for e in table["categories"]],
+        "annotations": [
+            {
+                **e,
+                "id": annotations[e["id"]],
+                "image_id": images[e["image_id"]],
+                "category_id": categories[e["category_id"]],
+            }
+            for e in table["annotations"]
+        ],
+    }
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seeds=st.tuples(st.integers(0), st.integers(0)), texts=st.booleans(), bom=st.booleans())
+def test_order_and_ids_never_reach_what_is_scored(
+    seeds: tuple[int, int],
+    texts: bool,
+    bom: bool,
+    spec: Json,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    """Each split is permuted and renumbered differently: classes are matched by name alone."""
+    changed, work = {}, tmp_path / str(len(list(tmp_path.iterdir())))
+    work.mkdir()
+    for (split, part), seed in zip(spec["coco"].items(), seeds, strict=True):
+        rng = random.Random(seed)
+        table = json.loads(Path(part["json"]).read_text())
+        table = shuffled(renumbered(table, rng, texts), rng)
+        text = json.dumps(table, indent=rng.choice([None, 1]))
+        (work / f"{split}.json").write_text(text, encoding="utf-8-sig" if bom else "utf-8")
+        changed[split] = {"json": str(work / f"{split}.json"), "images": part["images"]}
+    own.run({**spec, "coco": changed}, work / "out")
+    assert own.contents(work / "out" / "data") == expected
+    shutil.rmtree(work)
+
+
+def test_another_label_does_reach_it(
+    spec: Json, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    table = json.loads(Path(spec["coco"]["test"]["json"]).read_text())
+    table["annotations"][0]["category_id"] = 3
+    own.write(tmp_path / "test.json", table)
+    test = {**spec["coco"]["test"], "json": str(tmp_path / "test.json")}
+    own.run({**spec, "coco": {**spec["coco"], "test": test}}, tmp_path / "out")
+    got = own.contents(tmp_path / "out" / "data")
+    assert {n for n in got if got[n] != expected[n]} == {"detect/annotations/test.json"}
