@@ -162,10 +162,10 @@ def _room(plan: Plan, place: Path) -> str:
 def _own(data: dict) -> str:
     import tempfile
 
-    from kdep_bench.data.own import prepare
+    from kdep_bench.data.own import KEYS, prepare
 
-    spec = {k: v for k, v in data.items() if k not in ("labels", "about")}
-    with tempfile.TemporaryDirectory() as out:  # links alone
+    spec = {k: v for k, v in data.items() if k in KEYS}
+    with tempfile.TemporaryDirectory() as out:
         counts = prepare(spec, {}, Path(out), lambda *_: None)["counts"]["images"]
     return ", ".join(f"{v} {k}" for k, v in counts.items())
 

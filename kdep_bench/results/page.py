@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 
-from kdep_bench.results import compare, families, leaderboard, plots, reported, text
+from kdep_bench.results import compare, data_card, families, leaderboard, plots, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
@@ -204,6 +204,7 @@ def _sections(
         _per_class(view, full),
         _pictures(view, results_dir, full),
         _failures(view),
+        _data(view, results_dir),
         _environment(view.board),
         _reproduce(view),
     ]
@@ -605,6 +606,24 @@ def _failures(view: View) -> Section | None:
         if len(view.board.remarks) > 200:
             parts.append(tag("p", f"... and {len(view.board.remarks) - 200} more remarks."))
     return Section("failures", "Failed, missing, damaged", *parts) if parts else None
+
+
+def _data(view: View, results_dir: Path) -> Section | None:
+    """What the data hold, as stage `prepare` counted it."""
+    card = data_card.read(results_dir)
+    if card is None:
+        return None
+    parts: list[object] = [tag("p", text.plain(data_card.heading(card), 400))]
+    shown = {r.data.fingerprint for r in view.board.runs if r.data.fingerprint}
+    if shown - {card["fingerprint"]}:
+        parts.append(tag("p", "Some records of this page were measured on other data."))
+    for title, head, rows in data_card.tables(card):
+        cells = [[tag("td", text.plain(v, 300), class_="l") for v in row] for row in rows]
+        body = tag("tbody", *(tag("tr", *row) for row in cells))
+        table = tag("table", tag("thead", tag("tr", *(tag("th", h) for h in head))), body)
+        box = tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=title)
+        parts += [tag("h3", text.plain(title, 100)), box]
+    return Section("data", "Data", *parts)
 
 
 def _environment(board: Board) -> Section | None:

@@ -64,11 +64,30 @@ def collect(
             _copy_pictures(record, state.folder(work, cell.id), results)
             store.write(results, record)
             counts["written"] += 1
+    written = _write_card(suite, plan, chains, results)
     out: Json = dict(counts)
-    if rebuild or superseded or counts["written"] or not (results / "leaderboard.md").exists():
+    if (
+        rebuild
+        or superseded
+        or counts["written"]
+        or written
+        or not (results / "leaderboard.md").exists()
+    ):
         pages = {c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.cells}
         out["report"] = results_room.build(results, suite.name, suite.claims, pages)
     return out
+
+
+def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> bool:
+    """Keeps what stage `prepare` counted beside the records; returns whether it was new."""
+    from kdep_bench.results import data_card
+
+    stages = {cell.chain["prepare"] for cell in plan.cells if "prepare" in cell.chain}
+    for one in sorted(stages):
+        prepared = chains.stage(one)
+        if prepared is not None and prepared["outputs"].get("counts"):
+            return data_card.write(results, suite.data["name"], prepared["outputs"])
+    return False
 
 
 class _Chains:
@@ -221,7 +240,11 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
             **_thinned(_outputs(found, "pretrain").get("curves")),
             **_thinned(said.get("curves")),
         },
-        "notes": [*_outputs(found, "pretrain").get("notes", []), *said.get("notes", [])],
+        "notes": [
+            *_data_notes(cell, found),
+            *_outputs(found, "pretrain").get("notes", []),
+            *said.get("notes", []),
+        ],
         "pictures": [f"pictures/{cell.id}/{p}" for p in said.get("pictures", [])],
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),
@@ -239,6 +262,15 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
             "chance": said["chance"],
         }
     return fields
+
+
+def _data_notes(cell: Cell, found: Mapping[str, Json | None]) -> list[str]:
+    """What stage `prepare` says about the part of the data that the task reads."""
+    from kdep_bench.results.data_card import NOTE
+
+    notes = _outputs(found, "prepare").get("task_notes") or {}
+    folder = (cell.task.get("recipe") or {}).get("folder")
+    return [f"{NOTE}{note}" for note in notes.get(folder, [])]
 
 
 def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:

@@ -10,9 +10,7 @@ A config file is code and is executed; read a stranger's suite before running it
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,13 @@ from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
 from kdep_bench.signatures import argument_names
+from kdep_bench.suite.data_config import (
+    check_inline,
+    check_keys,
+    data_keys,
+    with_keys,
+    without_unused,
+)
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "configs"
@@ -39,8 +44,6 @@ FOLDERS = {
 # What a method may ask of its inputs; all but labels and views come from a teacher. "views": all
 # fixed views of an image in one batch; "classes": the labels are those of the teacher's classifier.
 NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views", "classes")
-# What any data config may say: for the planner and for people. Its `type` may know further keys.
-DATA_KEYS = ("about", "card", "labels", "name", "pool_classes", "source", "type")
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
 Json = dict[str, Any]
@@ -379,43 +382,6 @@ def merged(base: Json, over: Json, where: str) -> Json:
     return out
 
 
-def data_keys(data: Json) -> Json | None:
-    """Keys that the data's own `prepare` accepts, as a nested dict of Nones; None if it lists none.
-
-    A module whose function a data config names as its `type` may define `KEYS`: a collection of
-    names, or a dict whose values are dicts of the names one level below.
-    """
-    module = re.split(r"[.:]\w+$", str(data.get("type") or ""))[0]
-    try:
-        keys = getattr(importlib.import_module(module), "KEYS", None) if module else None
-    except Exception:  # somebody's module: whoever calls it reports what is wrong with it
-        return None
-    if keys is None:
-        return None
-    nested = dict(keys) if isinstance(keys, dict) else dict.fromkeys(keys)
-    return {**dict.fromkeys(DATA_KEYS), **nested}
-
-
-def _with_keys(base: Json, keys: Json) -> Json:
-    """`base` with None at each key of `keys` that it lacks, one level down as well."""
-    out = {**dict.fromkeys(keys), **base}
-    for key, inner in keys.items():
-        if isinstance(inner, dict) and isinstance(base.get(key), dict):
-            out[key] = {**dict.fromkeys(inner), **base[key]}
-    return out
-
-
-def _without_unused(merged_value: Json, base: Json, over: Json) -> Json:
-    """`merged_value` without the keys that neither `base` nor `over` has, dict by dict."""
-    out = {}
-    for key, value in merged_value.items():
-        if key in base or key in over:
-            parts = [d[key] if isinstance(d.get(key), dict) else {} for d in (base, over)]
-            plain = isinstance(value, dict) and isinstance(base.get(key), dict)
-            out[key] = _without_unused(value, *parts) if plain else value
-    return out
-
-
 def _claim_keys() -> Json:
     """Every key of a claim, those of its two sides one level down."""
     from kdep_bench.results.claim import Claim, Side
@@ -433,8 +399,8 @@ def _overridden(room: str, ref: Json, configs: Path) -> Json:
         keys |= data_keys({**base, **over}) or {}
     if room == "claim":
         keys |= _claim_keys()
-    got = merged(_with_keys(base, keys), over, f"{room} {ref['base']!r}")
-    return _without_unused(got, base, over)
+    got = merged(with_keys(base, keys), over, f"{room} {ref['base']!r}")
+    return without_unused(got, base, over)
 
 
 def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
@@ -465,17 +431,11 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
             f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', <overrides>){also}",
             "correct the suite",
         )
-    if whole and "name" not in got:
-        raise KdepError(
-            "the data that the suite holds inline has no 'name'",
-            "a name, which directories and tables show",
-            "add name='...' to it",
-        )
+    if whole:
+        check_inline(got)
     check(_MODELS[room], got, f"{room} {got.get('name', ref)!r}")
     if room == "data":
-        keys = data_keys(got)
-        if keys is not None and (unknown := sorted(set(got) - set(keys))):
-            raise unknown_name(f"key of the data {got['name']!r}", unknown[0], keys)
+        check_keys(got)
     if room == "claim":
         from kdep_bench.results.claim import make_claim
 

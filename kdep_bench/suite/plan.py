@@ -21,6 +21,7 @@ from kdep_bench.suite import testable
 from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, trains, without
 from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
+from kdep_bench.suite.data_config import check_data_plan
 from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.pairs import check_pair, check_task
 
@@ -297,6 +298,7 @@ class _Builder:
             {},
             maker,
         )
+        check_data_plan(suite.data, suite.tasks)
         drawn = suite.share_by == "class" and min(suite.shares) < 1
         if drawn and suite.data.get("labels", True) is False:
             raise KdepError(

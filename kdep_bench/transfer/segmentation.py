@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kdep_bench.data.checks import check_segmentation
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.counts import SplitCount
@@ -74,12 +76,25 @@ class Segmentation(MMTask):
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
+        self._check_classes(root / "classes.json")
         images = check_segmentation(root, len(self.recipe["classes"]), ("train", self.split))
         folder = root / "leftImg8bit"
         return [
             SplitCount("train", "train", images["train"], folder / "train"),
             SplitCount("test", self.split, images[self.split], folder / self.split),
         ]
+
+    def _check_classes(self, path: Path) -> None:
+        """KdepError where the data name their classes by mask value, and the recipe otherwise."""
+        if not path.is_file():
+            return
+        named, recipe = read_json(path), list(self.recipe["classes"])
+        if named != recipe:
+            raise KdepError(
+                f"task {self.name} names the classes {recipe} and its data {named}",
+                "the same names in the same order: the first is mask value 0",
+                f"set classes={tuple(named)} in the task's recipe",
+            )
 
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any

@@ -16,7 +16,7 @@ from kdep_bench.data.own.layout import Layout
 from kdep_bench.data.own.parts import Parts
 from kdep_bench.data.own.spec import read_spec
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import canonical_json, write_atomic
+from kdep_bench.files import canonical_json, write_atomic, write_json
 
 WHAT = "the data set"
 Progress = Callable[..., None]
@@ -109,6 +109,8 @@ def _lay_out(parts: Parts, data: Path) -> str:
         images, labels = masks.places(split, pairs, data, faults)
         layout.images(images)
         layout.masks(labels, pairs.hashes)
+    if parts.segment:
+        write_json(data / masks.FOLDER / "classes.json", parts.own.classes)
     faults.raise_any(WHAT)
     layout.place()
     return layout.fingerprint()

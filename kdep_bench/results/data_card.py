@@ -1,0 +1,162 @@
+"""The data card: what the data of a suite hold, as `prepare` counted it, beside the records.
+
+`data_card.json` holds what the stage counted, `data_card.md` the same as tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json, write_atomic, write_json
+
+NAME = "data_card.json"
+NOTE = "data: "  # begins a record's note about the data of its task; tables show these notes
+MOST = 100  # rows of a table of classes that are shown
+PARTS = {"pool": "Pool", "classify": "Class folders", "detect": "Boxes", "segment": "Masks"}
+_WORDS = {
+    "images": "images",
+    "width": "width, px",
+    "height": "height, px",
+    "equal_files": "repeated files",
+    "images_without_boxes": "without boxes",
+    "crowds": "crowds",
+    "repeated_annotations": "repeated boxes",
+    "thinner_than_1_px": "boxes under 1 px",
+    "ignored_pixels": "ignored pixels",
+    "masks_without_image": "masks without image",
+    "normalised": "normalised",
+    "passed_over": "passed over",
+}
+_BY_CLASS = ("by_class", "boxes", "pixels")
+
+Card = dict[str, Any]
+Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
+
+
+def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
+    """Keeps the outputs of stage `prepare` as card and tables; returns whether they were new.
+
+    Args:
+        results: the results folder.
+        name: of the data.
+        prepared: outputs of the stage.
+    """
+    card: Card = {
+        "name": name,
+        **{k: prepared.get(k) or "" for k in ("fingerprint", "source")},
+        "counts": dict(prepared.get("counts") or {}).get("images") or {},
+        "licences": dict(prepared.get("licences") or {}),
+        "notes": dict(prepared.get("task_notes") or {}),
+        "parts": dict(prepared.get("card") or {}),
+    }
+    try:
+        old = read(results)
+    except KdepError:
+        old = None  # damaged: written anew
+    if old == card and (results / "data_card.md").is_file():
+        return False
+    write_json(results / NAME, card)
+    write_atomic(results / "data_card.md", markdown(card))
+    return True
+
+
+def read(results: Path) -> Card | None:
+    """The card of a results folder; None where it has none.
+
+    Raises:
+        KdepError: a file that is not what `write` writes.
+    """
+    path = Path(results) / NAME
+    if not path.is_file():
+        return None
+    card = read_json(path)
+    try:
+        tables(card)
+        fits = isinstance(card["name"], str) and isinstance(card["fingerprint"], str)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        fits = False
+    if not fits:
+        raise KdepError(
+            f"the file {path} is not a data card",
+            "what the suite wrote there",
+            "move it away and run the suite with --report, which writes it anew",
+        )
+    return card
+
+
+def heading(card: Card) -> str:
+    """Name, source and fingerprint in one line."""
+    source = f", {card['source']}" if card.get("source") else ""
+    return f"{card['name']}{source}; fingerprint {card['fingerprint'][:16]}"
+
+
+def tables(card: Card) -> list[Table]:
+    """Every table of the card as text: counts, then a table of splits and one of classes a part."""
+    found: list[Table] = []
+    parts = card["parts"]
+    if not parts:
+        rows = [[str(k), _value(v)] for k, v in sorted(card["counts"].items())]
+        found.append(("Images", ["part", "images"], rows))
+    for key, title in PARTS.items():
+        if key in parts:
+            splits = parts[key].get("splits", {"": parts[key]})
+            found.append(_splits(title, splits))
+            found += _classes(f"{title}: classes", splits)
+    twice = parts.get("classify", {}).get("in_two_classes", {"count": 0, "files": []})
+    if twice["count"]:
+        title = f"Class folders: {twice['count']} pictures in two classes"
+        found.append(
+            (title, ["file", "equal to"], [[f[0], ", ".join(f[1:])] for f in twice["files"]])
+        )
+    if card.get("licences"):
+        rows = [[str(k), str(v)] for k, v in sorted(card["licences"].items())]
+        found.append(("Licences", ["source", "licence"], rows))
+    notes = [[str(k), str(n)] for k, several in sorted(card["notes"].items()) for n in several]
+    if notes:
+        found.append(("Notes", ["part", "note"], notes))
+    return found
+
+
+def _splits(title: str, splits: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per split; a column that is empty or 0 in every row is left out."""
+    keys = [k for k in _WORDS if any(row.get(k) for row in splits.values())]
+    rows = [[split, *(_value(row.get(k, 0)) for k in keys)] for split, row in splits.items()]
+    return title, ["split", *(_WORDS[k] for k in keys)], rows
+
+
+def _classes(title: str, splits: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Counts by class, one column per split."""
+    key = next((k for k in _BY_CLASS if any(k in row for row in splits.values())), None)
+    if key is None:
+        return []
+    names = list(dict.fromkeys(c for row in splits.values() for c in row.get(key, {})))
+    what = {"by_class": "images", "boxes": "boxes", "pixels": "pixels"}[key]
+    head = ["class", *(f"{what}, {s}" if s else what for s in splits)]
+    rows = [[n, *(_value(row.get(key, {}).get(n, 0)) for row in splits.values())] for n in names]
+    if len(rows) > MOST:
+        rows = [*rows[:MOST], [f"... and {len(names) - MOST} more", *("" for _ in splits)]]
+    return [(title, head, rows)]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{v:,} {k}" for k, v in value.items()) or "-"
+    if isinstance(value, list):  # [least, most]
+        low, high = value
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{value:,}"
+
+
+def markdown(card: Card) -> str:
+    """The card as Markdown."""
+    from kdep_bench.results import text
+
+    lines = [f"# Data of {text.md(card['name'])}", "", text.md(heading(card), 400)]
+    for title, head, rows in tables(card):
+        lines += ["", f"## {text.md(title, 100)}", ""]
+        lines += [f"| {' | '.join(text.md(h) for h in head)} |", "|" + "---|" * len(head)]
+        lines += [f"| {' | '.join(text.md(v, 300) for v in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
