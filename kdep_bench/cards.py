@@ -49,7 +49,7 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
             continue
         seen.add(one)
         with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
-            record = read_strict(pretrain.parent / one / "stage.json")
+            record = read_strict(pretrain.parent / one / "stage.json", follow=False)
             found.setdefault(record["kind"], record["outputs"])
             todo.extend(record["needs"].values())
     return found

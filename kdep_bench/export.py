@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdep_bench.cards import CARD, PTH, card, outputs_before
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 from kdep_bench.flops import forward_flops
+from kdep_bench.safe_files import new_beside
 from kdep_bench.students.backbone import build_backbone
 from kdep_bench.transfer.gate import check, read_tensors
 
@@ -51,19 +51,18 @@ def strip(
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Writes a flat mapping of tensors atomically; returns the file's SHA-256."""
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    fd, tmp = new_beside(path)
     try:
         # Through the handle: given a path, torch writes that (random) name into the file.
         with os.fdopen(fd, "wb") as f:
             torch.save(OrderedDict(tensors), f)
-        os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         raise KdepError(
             f"cannot write {path} ({e})", "room on the disk", "free space and run again"
         ) from None
     finally:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
     return file_hash(path)
 
 

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from kdep_bench import safe_files
 from kdep_bench.errors import KdepError
+from kdep_bench.safe_files import new_beside, open_regular
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}")
 
@@ -28,20 +28,22 @@ def safe_name(name: str, what: str = "name") -> str:
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Writes `data` so that readers see the old file or the whole new one, also after a crash."""
+    """Writes `data` so that readers see the old file or the whole new one, also after a crash.
+
+    A link at `path` is replaced, not written through. Mode: 0666 less the umask.
+    """
     path = Path(path)
     raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
+    fd, tmp = new_beside(path)
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise
 
 
@@ -70,14 +72,19 @@ def read_json(path: str | Path, most: int = LARGEST_JSON) -> Any:
     return _parse(read_bytes(path, most), str(path), False, "correct it: JSON in UTF-8 is read")
 
 
-def read_strict(path: str | Path, most: int = LARGEST_JSON) -> Any:
+def read_strict(path: str | Path, most: int = LARGEST_JSON, follow: bool = True) -> Any:
     """The content of a JSON file that kdep_bench wrote; what `write_json` never writes is refused.
+
+    Args:
+        path: the file.
+        most: bytes of the largest file that is read.
+        follow: whether `path` may be a link; not below a work dir or a results folder.
 
     Raises:
         KdepError: as `read_json`; besides NaN, infinities, numbers beyond `LARGEST_NUMBER`, and
             nesting beyond `DEEPEST`.
     """
-    return parse_strict(read_bytes(path, most), str(path))
+    return parse_strict(read_bytes(path, most, follow), str(path))
 
 
 def parse_strict(raw: bytes | str, where: str) -> Any:
@@ -85,24 +92,16 @@ def parse_strict(raw: bytes | str, where: str) -> Any:
     return _parse(raw, where, True, "delete it and run again")
 
 
-def read_bytes(path: str | Path, most: int) -> bytes:
+def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
     """The bytes of a regular file of at most `most` bytes; KdepError that names it otherwise.
 
-    A pipe or device is refused before it is read: reading one can last for ever.
+    A pipe or device is refused before it is read: reading one can last for ever. Without `follow`,
+    a link is refused as well.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as f:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise KdepError(f"{path} is not a regular file", "a file", "name another")
-            if info.st_size > most:
-                raise KdepError(f"the file {path} has {info.st_size} bytes", f"at most {most}")
-            return f.read(most + 1)
+        return safe_files.read_bytes(path, most, follow=follow)
     except FileNotFoundError:
         raise KdepError(f"the file {path} does not exist", "a JSON file there") from None
-    except IsADirectoryError:
-        raise KdepError(f"{path} is a folder", "a JSON file", "name the file in it") from None
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
@@ -183,9 +182,13 @@ def text_hash(text: str, digits: int = 12) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex, read in 1 MiB pieces."""
+    """SHA-256 of a file's bytes, in hex, read in 1 MiB pieces. Links are followed.
+
+    Raises:
+        KdepError: `path` is no regular file.
+    """
     h = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open(open_regular(path, follow=True), "rb") as f:
         while piece := f.read(1 << 20):
             h.update(piece)
     return h.hexdigest()

@@ -6,12 +6,12 @@ The names of the tensors are mmpretrain's. For ResNets they are torchvision's an
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from kdep_bench.cards import CARD, PTH, SAFE, card
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
+from kdep_bench.safe_files import copy_file, real_folder
 from kdep_bench.suite import state
 from kdep_bench.suite.config import Suite
 from kdep_bench.suite.plan import Cell, Plan
@@ -50,9 +50,8 @@ def publish(
                 f"SHA-256 {record['outputs']['checksum']}",
                 "run the suite with --verify",
             )
-        folder = out / one
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / PTH)
+        folder = real_folder(out / one)
+        copy_file(source, folder / PTH)
         checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
         outputs = {k: v.get("outputs", {}) for k, v in chain.items()}
         told, whence = plan.stages[one].about, f"{one}, suite {suite.name}"
@@ -77,6 +76,7 @@ def to_safetensors(source: Path, folder: Path) -> str:
 
     tensors = {k: v.contiguous() for k, v in read_tensors(source).items()}
     partial = folder / f".{SAFE}.partial"
+    partial.unlink(missing_ok=True)
     save_file(tensors, partial, metadata={"format": "pt"})
     again = load_file(partial)
     if again.keys() != tensors.keys() or not all(torch.equal(again[k], tensors[k]) for k in again):

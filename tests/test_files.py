@@ -51,10 +51,10 @@ def test_a_number_that_no_sum_holds_is_refused_in_what_we_wrote(tmp_path, conten
 def test_a_pipe_a_folder_and_a_file_too_large_are_sentences_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
-        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "pipe", "is a FIFO; expected a regular file"),
         (tmp_path, "is a folder"),
         (tmp_path / "none", "does not exist"),
-        (Path("/dev/zero"), "not a regular file"),
+        (Path("/dev/zero"), "is a device; expected a regular file"),
         (Path("a\0b"), "null byte"),
     ):
         with pytest.raises(KdepError, match=words):

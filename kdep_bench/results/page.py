@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 
+from kdep_bench.errors import KdepError
 from kdep_bench.results import compare, data_card, families, leaderboard, plots, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
 from kdep_bench.results.record import Record
 from kdep_bench.results.table import ArmKey, Board, Column
+from kdep_bench.safe_files import read_bytes
 
 _HERE = Path(__file__).parent
 PICTURE_BYTES = 400_000
@@ -514,8 +516,8 @@ def _inline(results_dir: Path, name: str) -> str | None:
         path = (root / name).resolve()
         if not path.is_relative_to(root) or path.stat().st_size > PICTURE_BYTES:
             return None
-        raw = path.read_bytes()
-    except (OSError, ValueError):
+        raw = read_bytes(path, PICTURE_BYTES)
+    except (OSError, ValueError, KdepError):
         return None
     kind = next((k for magic, k in _MAGIC.items() if raw.startswith(magic)), None)
     return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"

@@ -342,7 +342,7 @@ def make(fields: dict[str, Any]) -> Record:
 
 def load(path: str | Path) -> Record:
     """The record in the file `path`; a missing, damaged or foreign one is a KdepError."""
-    return parse(read_bytes(path, LARGEST_RECORD), str(path))
+    return parse(read_bytes(path, LARGEST_RECORD, follow=False), str(path))
 
 
 def dump(record: Record) -> str:

@@ -51,7 +51,7 @@ def build(
     }
     for name, content in files.items():
         _write_if_new(results_dir / name, content)
-    _write_plots(results_dir / "plots", drawn)
+    _write_plots(store.own_folder(results_dir, "plots"), drawn)
     counts = Counter(r.status for r in board.runs)
     return {
         "suite": board.suite,
@@ -69,7 +69,7 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
     """The claims given, which are kept; else those kept by an earlier call."""
     path = results_dir / "claims.json"
     if claims is None:
-        return read_strict(path) if path.is_file() else []
+        return read_strict(path, follow=False) if path.is_file() else []
     for claim in claims:
         make_claim(claim)  # refuse before anything is kept
     write_json(path, claims)
@@ -84,7 +84,7 @@ def _pages(
         return {}
     path = results_dir / "methods.json"
     if pages is None:
-        return _checked(read_strict(path), path) if path.is_file() else {}
+        return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
     write_json(path, pages)
     return pages
 

@@ -8,7 +8,6 @@ tables need with equal parts shared. Curves and per-class scores stay on disk un
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from kdep_bench.results.record import (
     load,
     parse,
 )
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
 
 RECORDS = "records"
 _PARALLEL_FROM = 4000  # below this a second process costs more than it saves
@@ -100,6 +100,15 @@ class Store:
     damaged: list[Damaged]
 
 
+def own_folder(results_dir: str | Path, name: str) -> Path:
+    """The folder `name` below a results folder; made if absent.
+
+    Raises:
+        KdepError: a link, or no folder, is in its place.
+    """
+    return real_folder(Path(results_dir) / name, "results folder")
+
+
 def records_dir(results_dir: str | Path) -> Path:
     """results/<suite> -> results/<suite>/records."""
     return Path(results_dir) / RECORDS
@@ -134,6 +143,7 @@ def write(results_dir: str | Path, record: Record) -> Path:
                 "one id a cell",
                 f"move {path} away, or rerun with other stage names",
             )
+    own_folder(results_dir, RECORDS)
     write_atomic(path, dump(record))
     return path
 
@@ -215,18 +225,7 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
     for name in names:
         path = f"{directory}/{name}"
         try:
-            # Not blocking: opening a pipe would wait for its writer.
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                info = os.fstat(fd)
-                if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST_RECORD:
-                    damaged.append(Damaged(name, f"the record {name} is no file of usual size."))
-                    continue
-                # One read of the known size: `open` and Path cost more than the parsing does.
-                raw = os.read(fd, info.st_size + 1)
-            finally:
-                os.close(fd)
-            record = parse(raw, name)
+            record = parse(read_bytes(path, LARGEST_RECORD), name)
             if f"{record.id}.json" != name:
                 # A copy under another name would count one cell twice.
                 got = f"the record {name} is that of {record.id[:120]!r}"
@@ -265,6 +264,8 @@ def read(results_dir: str | Path) -> Store:
             "run the suite first, or name another folder",
         )
     directory = records_dir(results_dir)
+    if os.path.lexists(directory) and not is_real_folder(directory):
+        raise no_folder(directory, os.lstat(directory).st_mode, "records folder")
     names = _list(directory)
     if len(names) < _PARALLEL_FROM or not _can_fork():
         return Store(*_read_some(str(directory), names))

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import text_hash, write_json
+from kdep_bench.safe_files import real_folder
 from kdep_bench.suite import state, worker
 from kdep_bench.suite.config import REPO
 from kdep_bench.suite.costs import Costs
@@ -194,9 +194,9 @@ class _Run:
             )
         self._discard_forced()
         self.failures = {i: self._failure_time(i) for i in self.todo}
-        home = self.work / ROOM
-        home.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f"{self.plan.name}-", dir=home))
+        # Not mkdtemp, whose folders are their owner's alone: a work dir may be a group's.
+        room = real_folder(self.work / ROOM) / f"{self.plan.name}-{os.urandom(4).hex()}"
+        room.mkdir()
         lock = run_lock(room)
         lock.take()
         self._write(room)

@@ -7,7 +7,6 @@ measured from that of its transfer. Nothing is rerun and nothing is averaged her
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
+from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite import state
 from kdep_bench.suite.arms import without
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
@@ -398,14 +398,14 @@ def _set_aside(results: Path, planned: set[str]) -> int:
     from kdep_bench.results import store
 
     moved = 0
-    for path in sorted(store.records_dir(results).glob("*.json")):
+    for path in sorted(store.own_folder(results, store.RECORDS).glob("*.json")):
         if path.stem not in planned and not path.name.startswith("."):
-            (results / SUPERSEDED).mkdir(exist_ok=True)
+            store.own_folder(results, SUPERSEDED)
             path.replace(results / SUPERSEDED / path.name)
             pictures = Path("pictures", path.stem)
-            if (results / pictures).is_dir():
-                shutil.rmtree(results / SUPERSEDED / pictures, ignore_errors=True)
-                (results / SUPERSEDED / pictures).parent.mkdir(exist_ok=True)
+            if is_real_folder(results / "pictures") and is_real_folder(results / pictures):
+                store.own_folder(results / SUPERSEDED, "pictures")
+                remove(results / SUPERSEDED / pictures)
                 (results / pictures).replace(results / SUPERSEDED / pictures)
             moved += 1
     return moved
@@ -426,11 +426,14 @@ def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
 
 def _copy_pictures(record: Record, stage_dir: Path, results: Path) -> None:
     """Pictures go beside the records: a results folder is whole without its work dir."""
+    from kdep_bench.results import store
+
     for picture, source in _picture_files(record, stage_dir).items():
         target = results / picture
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(Path(picture).parents[:-1]):
+            store.own_folder(results, str(folder))
         with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(source, target)
+            copy_file(source, target)
 
 
 def _now() -> str:

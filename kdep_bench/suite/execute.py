@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
+from kdep_bench.safe_files import real_folder
 from kdep_bench.suite import state, worker
 from kdep_bench.suite.config import REPO
 from kdep_bench.suite.costs import Costs
@@ -198,7 +199,7 @@ class Pool:
 
     def _prepare_work_dir(self) -> None:
         try:
-            (self.work / LOCKS).mkdir(parents=True, exist_ok=True)
+            real_folder(self.work / LOCKS)
         except OSError as e:
             raise KdepError(
                 f"the work dir {self.work} cannot be written ({e.strerror})",

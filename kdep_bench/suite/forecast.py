@@ -106,7 +106,7 @@ def read_counts(work: Path) -> dict[str, Json]:
     """What is known of networks: the repository's counts, and the work dir's."""
     known: dict[str, Json] = json.loads(COUNTED.read_text())
     if (work / OWN).exists():
-        known |= read_strict(work / OWN)
+        known |= read_strict(work / OWN, follow=False)
     return known
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
+from kdep_bench.safe_files import is_real_folder, no_folder
+from kdep_bench.safe_files import remove as remove_tree
 from kdep_bench.suite import cluster, state
 from kdep_bench.suite.lock import StageLock
 
@@ -114,9 +116,10 @@ def _runs(work: Path) -> list[Entry]:
     """The rooms of cluster runs."""
     out = []
     queue = cluster.queued(work) if shutil.which("squeue") else None
-    for room in sorted((work / cluster.ROOM).glob("*")):
+    home = work / cluster.ROOM
+    for room in sorted(home.glob("*")) if is_real_folder(home) else ():
         one = room.relative_to(work).as_posix()
-        if room.is_dir() and not room.is_symlink() and _RUN_DIR.fullmatch(one):
+        if is_real_folder(room) and _RUN_DIR.fullmatch(one):
             how, why = _look_run(work, room, queue)
             out.append(Entry(one, size_of(room), how, "", (), (why,) if why else ()))
     return out
@@ -127,7 +130,7 @@ def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> 
     if cluster.run_lock(room).held_elsewhere():
         return "running", "running"
     try:
-        said = read_strict(room / cluster.RUN)
+        said = read_strict(room / cluster.RUN, follow=False)
         stages, executor = list(said["stages"]), said.get("executor")
     except (KdepError, KeyError, TypeError, AttributeError):
         return "ended", ""  # cut before it had submitted anything
@@ -160,8 +163,11 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     """
     out: dict[str, list[str]] = {}
     for folder in folders:
-        for path in sorted((folder / "records").glob("*.json")):
-            said = read_strict(path)
+        place = folder / "records"
+        if place.is_symlink():
+            raise no_folder(place, place.lstat().st_mode, "records folder")
+        for path in sorted(place.glob("*.json")):
+            said = read_strict(path, follow=False)
             stages = said.get("stages") if isinstance(said, dict) else None
             if not isinstance(stages, dict):
                 raise KdepError(
@@ -193,14 +199,14 @@ def remove(work: Path, entry: Entry) -> bool:
     stage.json goes first: a removal that is cut leaves a stage that is not done.
     """
     out = work / entry.id
-    if not (entry.is_run or _STAGE_DIR.fullmatch(entry.id)) or not out.is_dir():
+    if not (entry.is_run or _STAGE_DIR.fullmatch(entry.id)) or not is_real_folder(out):
         return False
     lock = cluster.run_lock(out) if entry.is_run else StageLock(work, entry.id)
     if not lock.take():
         return False
     try:
-        (out / state.STAGE).unlink(missing_ok=True)
-        shutil.rmtree(out)
+        remove_tree(out / state.STAGE)
+        remove_tree(out)
     finally:
         lock.free()
     return True

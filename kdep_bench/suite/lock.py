@@ -10,6 +10,8 @@ clock that is wrong, or goes backwards, neither breaks a lock nor keeps one.
 Where flock does not reach, two runners that start one stage in the same moment both see it free.
 The later entry in the file counts: the other one leaves at its next heartbeat, and `mine()` is
 asked before a stage's result is written, so that one result is written.
+
+A lock is a regular file in a real folder: a link in its place is refused, not followed.
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from kdep_bench.errors import KdepError
+from kdep_bench.safe_files import is_real_folder, open_regular, read_bytes, real_folder
+
 LOCKS = ".locks"
 BEAT = 10.0  # seconds between heartbeats
+_ENTRY_BYTES = 4096
 STALE = 120.0  # an owner elsewhere whose heartbeat stands still as long is dead
 
 
@@ -105,9 +111,19 @@ class StageLock:
         Args:
             on_loss: called from the heartbeat thread if another owner's entry replaces ours.
             beat: seconds between heartbeats; default BEAT.
+
+        Raises:
+            KdepError: the lock file or its folder is a link, or cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        real_folder(self.path.parent)
+        try:
+            fd = open_regular(self.path, os.O_RDWR | os.O_CREAT)
+        except PermissionError as e:
+            raise KdepError(
+                f"the lock {self.path} cannot be opened ({e.strerror})",
+                "a file that everybody who shares the work dir may write",
+                f"let its owner run: chmod g+rw {self.path}; with `umask 002` new ones are so",
+            ) from None
         if not _flock(fd) or _foreign(_read(fd)):
             os.close(fd)
             return False
@@ -137,8 +153,8 @@ class StageLock:
         if self.entry is None:
             return False
         try:
-            now = _owner(self.path.read_bytes())
-        except OSError:
+            now = _owner(self._entry())
+        except (OSError, KdepError):
             return True  # unreadable for a moment is not taken over
         # None: our own entry could not be written (full disk), or a folder was wiped by hand.
         return now is None or now.token == self.entry.token
@@ -158,14 +174,24 @@ class StageLock:
 
     # --- everybody's side ---
 
+    def _open(self) -> int:
+        if not is_real_folder(self.path.parent):
+            raise FileNotFoundError(self.path)
+        return open_regular(self.path, os.O_RDWR)
+
+    def _entry(self) -> bytes:
+        if not is_real_folder(self.path.parent):
+            raise FileNotFoundError(self.path)
+        return read_bytes(self.path, _ENTRY_BYTES)
+
     def content(self) -> bytes | None:
         """The entry of whoever has the lock, as it stands in the file; None where it is free.
 
         An owner on this machine that died has it no more; one elsewhere may be dead: see `Watch`.
         """
         try:
-            fd = os.open(self.path, os.O_RDWR)
-        except OSError:
+            fd = self._open()
+        except (OSError, KdepError):
             return None
         try:
             held = not _flock(fd, fcntl.LOCK_SH)
@@ -181,14 +207,14 @@ class StageLock:
     def owner(self) -> str:
         """The last owner, in words for people."""
         try:
-            text = self.path.read_bytes()
-        except OSError:
+            text = self._entry()
+        except (OSError, KdepError):
             text = b""
         return str(_owner(text) or "another process")
 
     def clear(self, seen: bytes) -> bool:
         """Strikes the entry `seen` of a dead owner out; False if it is alive after all."""
-        fd = os.open(self.path, os.O_RDWR)
+        fd = self._open()
         try:
             if not _flock(fd) or _read(fd) != seen:
                 return False
@@ -223,7 +249,7 @@ class Watch:
             return True
         if now - since < self.stale or not _foreign(text):
             return True
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, KdepError):
             if lock.clear(text):
                 del self._seen[one]
                 return False
@@ -239,7 +265,7 @@ def _flock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
 
 
 def _read(fd: int) -> bytes:
-    return os.pread(fd, 4096, 0)
+    return os.pread(fd, _ENTRY_BYTES, 0)
 
 
 def _write(fd: int, text: bytes) -> None:

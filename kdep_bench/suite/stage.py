@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from kdep_bench.devices import show_gpus
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_strict, write_json
+from kdep_bench.safe_files import open_regular, real_folder
 from kdep_bench.suite import ddp, state, worker
 from kdep_bench.suite.execute import cpu_count, git_revision
 from kdep_bench.suite.lock import StageLock, Watch
@@ -91,8 +92,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     For schedulers that count GPUs and do not tell which. All or none are taken, so that two stages
     never wait for each other.
     """
-    room = Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}"
-    room.mkdir(exist_ok=True)
+    room = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
         raise KdepError(
             f"the stage asks for {count} GPUs of {len(gpus)}", "enough", "lower runtime.gpus"
@@ -100,7 +100,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     while True:
         held: dict[str, int] = {}
         for gpu in gpus:
-            fd = os.open(room / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT, 0o644)
+            fd = open_regular(room / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held[gpu] = fd

@@ -2,6 +2,7 @@
 
 `<work>/<stage id>/stage.json` is written last and atomically; without it, or with one that does
 not fit, a stage is not done. Paths in it are relative, so a moved or copied work dir still counts.
+The work dir may be a link; a stage directory, and what the engine reads in it, may not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import gc
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +22,7 @@ from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder, remove
 from kdep_bench.suite.config import REPO, Json
 from kdep_bench.suite.plan import Plan, Stage
 
@@ -30,6 +31,7 @@ STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
 _OURS = {STAGE, FAILED, LOG, DAMAGED}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
+_FAILED_BYTES = 1 << 20
 VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
 
 
@@ -85,8 +87,13 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
         left -= size
         if left < 0:
             break
-        if file_hash(out / name) != digest:
-            return f"its file {name} has another checksum than when it was made"
+        try:
+            if file_hash(out / name) != digest:
+                return f"its file {name} has another checksum than when it was made"
+        except KdepError as e:
+            return f"its file {e.got}"
+        except OSError as e:
+            return f"its file {name} cannot be read ({e.strerror})"
     if budget is None and record.get("rest"):
         rest = [f for f in walk(out) if f[0] not in files]
         if _summary(rest) != record["rest"]:
@@ -157,10 +164,20 @@ def read_stage(out: Path) -> Json | None:
     """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
     path = f"{os.fspath(out)}/{STAGE}"
     try:
-        with open(path, "rb", buffering=0) as f:
-            raw = f.read()
-    except (FileNotFoundError, NotADirectoryError):
+        # By way of the directory's descriptor: a link in its place is not followed.
+        folder_fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            raw = read_bytes(STAGE, dir_fd=folder_fd)
+        finally:
+            os.close(folder_fd)
+    except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        if not out.parent.is_dir():
+            return None
+        raise no_folder(out, os.lstat(out).st_mode, "stage directory") from None
+    except KdepError as e:
+        raise KdepError(f"{os.fspath(out)}/{e.got}", e.expected, e.remedy) from None
     except OSError as e:
         raise KdepError(f"{path} cannot be read ({e.strerror})", "a readable file") from None
     try:
@@ -225,35 +242,36 @@ def verify_input(work: Path, one: str) -> None:
 
 def mark_damaged(out: Path) -> None:
     """Turns stage.json into DAMAGED: the stage is not done, and its next try starts afresh."""
-    with contextlib.suppress(OSError):
-        os.replace(out / STAGE, out / DAMAGED)
+    if is_real_folder(out):
+        with contextlib.suppress(OSError):
+            os.replace(out / STAGE, out / DAMAGED)
 
 
 def failure(out: Path) -> Json | None:
     """What failed.json says of the last try, or None."""
     try:
-        said = read_strict(out / FAILED)
+        said = read_strict(out / FAILED, _FAILED_BYTES, False) if is_real_folder(out) else {}
         return said if isinstance(said.get("error"), str) else None
     except (KdepError, AttributeError):
         return None
 
 
 def clear(out: Path, keep_leftovers: bool) -> None:
-    """Readies a stage directory for a try; the log stays."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Readies a stage directory for a try; the log stays.
+
+    Raises:
+        KdepError: the directory is a link, or no directory.
+    """
+    real_folder(out, "stage directory")
     for name in (STAGE, FAILED):
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     if keep_leftovers:
         return
     for entry in os.scandir(out):
-        if entry.name in (LOG, DAMAGED):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
+        if entry.name not in (LOG, DAMAGED):
+            remove(entry.path)
     # Last: a try that is cut in this loop leaves the mark, and so does not resume from the rest.
-    (out / DAMAGED).unlink(missing_ok=True)
+    remove(out / DAMAGED)
 
 
 # --- a whole plan --------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.devices import check_gpus, show_gpus
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_json
+from kdep_bench.safe_files import is_real_folder, open_regular, real_folder
 from kdep_bench.suite import state
 from kdep_bench.suite.lock import StageLock
 from kdep_bench.suite.plan import Stage
@@ -177,11 +178,11 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
     out = state.folder(work, stage)
     lock = StageLock(work, stage.id)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        real_folder(out, "stage directory")
         # Taken for dead and taken over: this process goes, by its own SIGTERM handler.
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
-    except OSError as e:
+    except (OSError, KdepError) as e:
         return _failed(out, sentence_of(e), stage)
     try:
         record, fault = state.finished(stage, work)
@@ -215,7 +216,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
 
 def _log_to(path: Path, order: Order) -> None:
     """Sends this process's output, and that of its children, to the stage's log."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(fd, 1)
@@ -345,7 +346,8 @@ def note_failure(out: Path, sentence: str, stage: Stage) -> None:
     """Writes failed.json; on a full disk the log and the runner's own message must do."""
     said = {"id": stage.id, "error": sentence, "at": _now(), "log": state.LOG}
     with contextlib.suppress(OSError):
-        write_json(out / state.FAILED, said)
+        if is_real_folder(out):
+            write_json(out / state.FAILED, said)
 
 
 def sentence_of(e: BaseException) -> str:

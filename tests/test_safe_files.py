@@ -1,0 +1,123 @@
+"""Opening, reading and removing below a work dir: no link is followed, no FIFO is waited for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kdep_bench import files, safe_files
+from kdep_bench.errors import KdepError
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A user's file outside the folder that the tests work in."""
+    path = tmp_path / "thesis.txt"
+    path.write_text("my thesis")
+    return path
+
+
+def planted(folder: Path, kind: str, target: Path) -> Path:
+    """`folder`/x: a link to `target`, or another thing that is no regular file."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "x"
+    if kind == "link":
+        path.symlink_to(target)
+    elif kind == "link to nothing":
+        path.symlink_to(folder / "nothing")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "fifo", "device", "folder"])
+@pytest.mark.parametrize(
+    "flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT]
+)
+def test_only_a_regular_file_is_opened_and_nothing_is_waited_for(tmp_path, outside, kind, flags):
+    path = planted(tmp_path / "work", kind, outside)
+    with pytest.raises(KdepError, match="expected a regular file"):
+        safe_files.open_regular(path, flags)
+    assert outside.read_text() == "my thesis"
+    assert not (tmp_path / "work" / "nothing").exists()
+
+
+def test_a_file_larger_than_the_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "stage.json"
+    with open(path, "wb") as f:
+        f.truncate(1 << 40)  # a sparse file of a terabyte
+    with pytest.raises(KdepError, match="bytes; expected at most"):
+        safe_files.read_bytes(path)
+    path.write_bytes(b"x" * 100)
+    assert safe_files.read_bytes(path, 100) == b"x" * 100
+    with pytest.raises(KdepError, match="has 100 bytes; expected at most 99"):
+        safe_files.read_bytes(path, 99)
+
+
+def test_a_file_whose_size_is_not_known_is_read_whole():
+    assert safe_files.read_bytes("/proc/self/status").startswith(b"Name:")
+    assert b"VmHWM" in safe_files.read_bytes("/proc/self/status")
+
+
+def test_a_fifo_where_a_file_is_hashed_is_refused(tmp_path):
+    path = planted(tmp_path, "fifo", tmp_path)
+    with pytest.raises(KdepError, match="is a FIFO"):
+        files.file_hash(path)
+    with pytest.raises(KdepError, match="is a FIFO"):
+        files.read_json(path)
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path, outside):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_text("a")
+    link = planted(tmp_path / "work", "link", folder)
+    safe_files.remove(link)
+    assert not os.path.lexists(link)
+    assert (folder / "a.jpg").exists()
+    inner = tmp_path / "work" / "stage"
+    inner.mkdir()
+    (inner / "photos").symlink_to(folder)
+    safe_files.remove(inner)
+    assert (folder / "a.jpg").exists()
+
+
+def test_a_folder_below_may_be_no_link_and_one_above_may(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "work").symlink_to(disk)
+    assert safe_files.real_folder(tmp_path / "work" / "stage").is_dir()
+    (disk / "link").symlink_to(disk / "stage")
+    with pytest.raises(KdepError, match="is a link to"):
+        safe_files.real_folder(tmp_path / "work" / "link")
+    (disk / "file").touch()
+    with pytest.raises(KdepError, match="is a file"):
+        safe_files.real_folder(tmp_path / "work" / "file")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_new_files_get_what_the_umask_leaves(tmp_path, umask, mode):
+    old = os.umask(umask)
+    try:
+        files.write_atomic(tmp_path / "sub" / "a.json", "{}")
+        safe_files.copy_file(tmp_path / "sub" / "a.json", tmp_path / "b.json")
+    finally:
+        os.umask(old)
+    for path in (tmp_path / "sub" / "a.json", tmp_path / "b.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "sub").stat().st_mode) == mode | (mode & 0o444) >> 2
+
+
+def test_writing_replaces_a_planted_link_and_not_its_target(tmp_path, outside):
+    path = planted(tmp_path / "results", "link", outside)
+    files.write_atomic(path, "table")
+    assert outside.read_text() == "my thesis"
+    assert not path.is_symlink()
+    assert path.read_text() == "table"
