@@ -11,8 +11,8 @@ data = dict(
     labels=False,  # True where the sub-folders of the pool are classes
     pool="mine/images",  # any images, without labels; sub-folders are fine
     pool_labels=False,
-    # Folders with one sub-folder per class; the same class names in every split.
-    classify=dict(train="mine/classes/train", val="mine/classes/val", test="mine/classes/test"),
+    # For classification: folders with one sub-folder per class, the same in every split.
+    # classify=dict(train="mine/classes/train", val="mine/classes/val", test="mine/classes/test"),
     coco=dict(
         train=dict(json="mine/train.json", images="mine/train"),
         test=dict(json="mine/test.json", images="mine/test"),
