@@ -38,9 +38,6 @@ def preload() -> None:
     """Everything but the project's own modules, of which only the stand-in operators are loaded."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    from hypothesis import settings
-
-    settings.register_profile("mutation", deadline=None, derandomize=True, database=None)
     for name in LIBRARIES:
         importlib.import_module(name)
     import gc

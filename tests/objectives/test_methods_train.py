@@ -68,14 +68,6 @@ SILENT = {
 SILENT_IN = {("phis", "unit"), ("whiten", "unit")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def teacher(width: int) -> tiny.TinyTeacher:
     return tiny.TinyTeacher("t", width)

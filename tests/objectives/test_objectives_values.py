@@ -46,14 +46,6 @@ def values(name: str, folder: Path) -> dict[str, list[float]]:
     return out
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_of_a_method_is_that_of_the_published_runs(name: str, tmp_path: Path):
     kept = json.loads(KEPT.read_text())[name]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from kdep_bench.data import views
 from kdep_bench.features import align, cache
@@ -41,14 +39,6 @@ BUDGET: dict[str, Any] = dict(
 
 def silent(*_: Any) -> None:
     """A progress callback that says nothing."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_pool(root: Path, images: int = IMAGES) -> Path:
