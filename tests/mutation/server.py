@@ -33,6 +33,8 @@ LIBRARIES = (
     "tests.mutation.child",
 )
 
+_PARENT = os.getppid()  # where it is gone, nobody waits for an answer
+
 
 def preload() -> None:
     """Everything but the project's own modules, of which only the stand-in operators are loaded."""
@@ -62,7 +64,7 @@ def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> in
             os._exit(code)
     end = time.monotonic() + limit
     code = None
-    while time.monotonic() < end:
+    while time.monotonic() < end and os.getppid() == _PARENT:
         got, status = os.waitpid(pid, os.WNOHANG)
         if got:
             code = os.waitstatus_to_exitcode(status)
@@ -119,6 +121,8 @@ def main() -> None:
     for line in sys.stdin:
         ask = json.loads(line)
         sys.dont_write_bytecode = "map" not in ask
+        if os.getppid() != _PARENT:
+            return
         replies.write(json.dumps(answer(ask, tree, work)) + "\n")
         replies.flush()
 

@@ -207,3 +207,140 @@ def test_order_never_matters(values, random):
     if e.low is not None and e.high is not None:
         assert e.low <= e.mean + 1e-12
         assert e.mean - 1e-12 <= e.high
+
+
+def test_bca_is_scipy_s_on_skewed_values():
+    x = np.random.default_rng(5).exponential(size=60)
+    for level in (0.95, 0.8):
+        ours = st.bca_interval(x, level, resamples=20_000)
+        theirs = scipy_stats.bootstrap(
+            (x,), np.mean, confidence_level=level, method="BCa", n_resamples=20_000, rng=1
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+    assert st.bca_interval(np.full(60, 0.3)) == (0.3, 0.3)
+
+
+def test_crossed_moments_by_hand():
+    # row means 1.5 and 4.5, column means 2 and 4, residuals +-0.5
+    mean, se, df = st.crossed_moments(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    assert mean == 3
+    assert se == pytest.approx((2.25 + 1 - 0.25) ** 0.5)
+    assert df == pytest.approx(3**2 / (2.25**2 + 1**2 + 0.25**2))
+    e = st.estimate({(7, 1): 1.0, (7, 2): 2.0, (9, 1): 3.0, (9, 2): 6.0})
+    assert (e.mean, e.n, e.method, e.seeds) == (3, 4, "crossed t", "2 x 2 seeds")
+    half = scipy_stats.t.ppf(0.975, df) * 3**0.5
+    assert (e.low, e.high) == pytest.approx((3 - half, 3 + half))
+    three = np.array([[1.0, 2.0, 3.0], [3.0, 6.0, 3.0]])  # unequal numbers of seeds
+    rows = np.var(three.mean(1), ddof=1) / 2
+    columns = np.var(three.mean(0), ddof=1) / 3
+    residuals = three - three.mean(1)[:, None] - three.mean(0)[None] + 3
+    rest = (residuals**2).sum() / (1 * 2) / 6
+    variance = max(rows + columns - rest, rows, columns)
+    got = st.crossed_moments(three)
+    assert got[1] == pytest.approx(variance**0.5)
+    raw = variance**2 / (rows**2 / 1 + columns**2 / 2 + rest**2 / 2)
+    assert got[2] == pytest.approx(np.clip(raw, 1, 5))
+
+
+def test_seeds_are_named_as_what_they_are():
+    def seeds(keys):
+        return st.estimate({k: 0.1 * i for i, k in enumerate(keys)}).seeds
+
+    assert seeds([(0, 0)]) == "1 transfer seed"
+    assert seeds([(0, 0), (0, 1)]) == "2 transfer seeds"
+    assert seeds([(0, 0), (1, 0)]) == "2 pre-training seeds"
+    assert seeds([(0, 0), (0, 1), (1, 0), (1, 1)]) == "2 x 2 seeds"
+    assert seeds([(0, 0), (0, 1), (1, 0)]) == "2 pre-training seeds"  # an incomplete grid
+
+
+def test_differences_join_by_seed_and_never_by_place():
+    a = {(0, 0): 0.5, (0, 1): 0.7, (0, 2): 0.9}
+    b = {(0, 2): 0.1, (0, 1): 0.2, (0, 5): 0.3}
+    assert st.differences(a, b) == pytest.approx({(0, 1): 0.5, (0, 2): 0.8})
+    assert st.differences(a, {}) == {}
+    # published weights have one pre-training, which stands against each of a's
+    many = {(0, 0): 0.5, (1, 0): 0.6, (1, 1): 0.8}
+    one = {(0, 0): 0.1, (0, 1): 0.3}
+    fixed = st.differences(many, one, fixed_b=True)
+    assert fixed == pytest.approx({(0, 0): 0.4, (1, 0): 0.5, (1, 1): 0.5})
+    assert set(st.differences(many, one)) == {(0, 0)}
+    two = {(0, 0): 0.1, (1, 0): 0.3}  # two pre-trainings: joined as usual
+    assert st.differences(many, two, fixed_b=True) == pytest.approx({(0, 0): 0.4, (1, 0): 0.3})
+
+
+def test_p_values_and_the_bold_set_by_hand():
+    e = st.estimate(_cell([-0.03, -0.01, -0.02]))
+    assert st.p_less(e) == pytest.approx(scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0)[1] / 2)
+    shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0)[1] / 2
+    assert st.p_less(e, margin=0.01) == pytest.approx(shifted)
+    assert st.p_less(st.estimate(_cell([0.5]))) == 1
+    assert st.p_less(st.estimate(_cell([0.5, 0.5]))) == 1
+    assert st.p_less(st.estimate(_cell([-0.5, -0.5]))) == 0
+    assert st.p_less(st.estimate(_cell([0.0, 0.0]))) == 1
+    low = _cell([0.10, 0.11, 0.12])
+    cells = {"low": low, "high": _cell([0.50, 0.52, 0.51]), "near": _cell([0.50, 0.53, 0.49])}
+    assert st.best_set(cells) == {"high", "near"}
+    assert st.best_set(cells, sign=-1) == {"low"}
+    assert st.best_set({"a": {}, "b": {}}) == set()
+    # nothing shared with the best: it cannot be called worse
+    assert st.best_set({"a": _cell([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
+
+
+def test_rank_intervals_by_hand():
+    cells = {
+        "best": _cell([0.90, 0.91, 0.92]),
+        "worst": _cell([0.10, 0.11, 0.13]),
+        "middle": _cell([0.50, 0.52, 0.51]),
+        "as middle": _cell([0.52, 0.50, 0.51]),
+        "none": {},
+    }
+    ranks = st.rank_intervals(cells)
+    assert ranks == {"best": (1, 1), "worst": (4, 4), "middle": (2, 3), "as middle": (2, 3)}
+    small = st.rank_intervals(cells, sign=-1)
+    assert small == {"best": (4, 4), "worst": (1, 1), "middle": (2, 3), "as middle": (2, 3)}
+    # joined by seed where seeds differ: over the common ones "a" is ahead by 0.1 each time
+    a = {(0, 0): 0.9, (0, 1): 0.11, (0, 2): 0.5, (0, 3): 0.3}
+    b = {(0, 1): 0.01, (0, 2): 0.401, (0, 3): 0.2, (0, 4): 0.99}
+    assert st.rank_intervals({"a": a, "b": b}) == {"a": (1, 1), "b": (2, 2)}
+    assert st.rank_intervals({"a": a, "b": b}, sign=-1) == {"a": (2, 2), "b": (1, 1)}
+    assert st.rank_intervals({"a": a, "b": {(9, 9): 0.1}}) == {"a": (1, 2), "b": (1, 2)}
+
+
+def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
+    for gap, sd, n in ((0.5, 1.0, 34), (0.02, 0.01, 3), (0.1, 0.3, 12), (-0.5, 1.0, 34)):
+        critical = scipy_stats.t.ppf(0.975, n - 1)
+        noncentral = scipy_stats.nct(n - 1, abs(gap) / sd * n**0.5)
+        expected = noncentral.sf(critical) + noncentral.cdf(-critical)
+        assert st.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
+    assert st.power(0.1, 1.0, 1) == 0
+    assert (st.power(0.1, 0.0, 2), st.power(0.0, 0.0, 2)) == (1, 0)
+    # far from the centre the normal approximation takes over, and joins on
+    assert st._nct(5, 29.9, 30.0) == pytest.approx(st._nct(5, 30.1, 30.2), abs=0.03)
+    assert st._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
+    assert 0.05 < st._nct(50, 40.0, 36.0) < 0.2
+    needed = st.seeds_needed(0.5, 1.0)
+    assert needed is not None
+    assert st.power(0.5, 1.0, needed) >= 0.8 > st.power(0.5, 1.0, needed - 1)
+    assert st.seeds_needed(0.0, 1.0) is None
+    assert st.seeds_needed(1e-6, 1.0) is None
+    assert st.seeds_needed(1.0, 0.0) == 2
+    gap = st.smallest_gap(1.0, needed)
+    assert gap is not None
+    assert st.power(gap, 1.0, needed) == pytest.approx(0.8, abs=1e-4)
+    assert st.smallest_gap(1.0, 1) is None
+    assert st.smallest_gap(0.0, 3) == 0
+
+
+def test_quantiles_are_those_of_the_books():
+    assert st.t_quantile(2) == pytest.approx(4.302653, abs=1e-6)
+    assert st.t_quantile(9, 0.9) == pytest.approx(1.833113, abs=1e-6)
+    assert st.normal_quantile() == pytest.approx(1.959964, abs=1e-6)
+    assert st.normal_quantile(0.9) == pytest.approx(1.644854, abs=1e-6)
+
+
+def test_mean_ranks_by_hand():
+    table = {"a": [0.9, 10.0], "b": [0.9, 5.0], "c": [0.1, 1.0]}
+    # accuracy: a and b share 1.5; of the second column small is good
+    assert st.mean_ranks(table, [1, -1]) == {"a": 2.25, "b": 1.75, "c": 2.0}
+    assert st.mean_ranks({}, [1]) == {}
