@@ -201,7 +201,7 @@ def work_through(server: Server, queue: Queue, tests: list[calls.Test], results:
                 file=fault.file,
                 source=fault.plant(source),
                 tests=[t.name for t in chosen],
-                limit=60 + 6 * sum(t.seconds for t in chosen),
+                limit=20 + 4 * sum(t.seconds for t in chosen),
             )
         else:
             row |= {"result": "unnoticed", "by": "", "s": 0}
@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("packages", nargs="*", choices=[*PACKAGES, []], help="all without")
     parser.add_argument("--jobs", type=int, default=1, help="fork servers at once")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of tests for one fault")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one fault")
     parser.add_argument("--again", action="store_true", help="try the unnoticed once more")
     parser.add_argument("--only", help="only faults whose name contains this")
     parser.add_argument("--list", action="store_true", help="show the sample and stop")

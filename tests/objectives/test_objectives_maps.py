@@ -81,6 +81,12 @@ def test_maps_of_other_sizes_are_resampled(kind: Any):
     up = resized(rand(2, 6, 2, 2), (4, 4))
     assert up.shape == (2, 6, 4, 4)
     assert len(up[0, 0].unique()) > 4
+    line = torch.tensor([[[[0.0, 1.0]]]])
+    # Pixels are areas: their centres, not their corners, keep their place.
+    assert resized(line, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+    assert resized(torch.arange(8.0).view(1, 1, 2, 4), (1, 2)).flatten().tolist() == [2.5, 4.5]
+    kept = rand(1, 2, 3, 3)
+    assert resized(kept, (3, 3)) is kept
 
 
 def test_hints_are_zero_for_equal_features_through_the_identity():
