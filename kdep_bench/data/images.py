@@ -55,6 +55,7 @@ FORMATS = tuple(
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which a small file may be an attack
 MAX_BYTES = 1 << 30
 ORIENTATION = 0x0112  # the EXIF tag
+PLAIN_SD = 2.0  # standard deviation of the 64 x 64 grey image, of 255
 LISTED = 10  # faults of one list that an error shows
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
@@ -81,6 +82,7 @@ class Facts(NamedTuple):
         frames: number of frames or pages.
         orientation: EXIF orientation, 1..8; 1 is upright.
         kinds: why it has to be normalised, in words for the data card; () for a plain image.
+        phash: perceptual hash of 256 bit in hex (see `kdep_bench.data.leaks`); "" without contrast.
     """
 
     sha256: str
@@ -91,6 +93,7 @@ class Facts(NamedTuple):
     frames: int
     orientation: int
     kinds: tuple[str, ...]
+    phash: str = ""
 
     @property
     def plain(self) -> bool:
@@ -192,7 +195,7 @@ def inspect(
 
 
 def _from_memory(known: Sequence[Any]) -> Facts:
-    return Facts(*known[:-1], kinds=tuple(known[-1]))
+    return Facts(*known)._replace(kinds=tuple(known[Facts._fields.index("kinds")]))
 
 
 def check_regular(file: Path) -> None:
@@ -257,6 +260,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> Facts:
             image.draft(mode, (64, 64))  # decodes every byte, at an eighth of the size
         image.load()
         alpha = mode in _ALPHA or "transparency" in image.info
+        grey = image.convert("L") if mode in ("L", "RGB") else None
     kinds: list[str] = []
     if kind not in _PLAIN_FORMATS:
         kinds.append(f"{kind} file")
@@ -280,7 +284,19 @@ def examine(data: bytes, file: Path, sha256: str = "") -> Facts:
     _check_mode(facts, file)
     if depth > 8:
         _check_range(data, file)
-    return facts
+    if kinds or grey is None:
+        grey = plain_pixels(data, file).convert("L")
+    return facts._replace(phash=perceptual_hash(grey))
+
+
+def perceptual_hash(grey: Image.Image) -> str:
+    """256 bit in hex of a grey image; "" where it has no contrast (see `kdep_bench.data.leaks`)."""
+    import imagehash
+
+    grey = grey.resize((64, 64), Image.Resampling.LANCZOS)
+    if np.asarray(grey).std() < PLAIN_SD:
+        return ""
+    return str(imagehash.phash(grey, hash_size=16, highfreq_factor=4))
 
 
 class _decoding:

@@ -1,0 +1,196 @@
+"""Images that splits share are found, counted and named, and others are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from kdep_bench.data import leaks
+from kdep_bench.data.images import inspect
+from kdep_bench.errors import KdepError
+
+RNG = np.random.default_rng(3)
+
+
+def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """A picture with contrast at every scale, unlike that of any other seed."""
+    rng, out = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
+    for cells in (3, 6, 12, 24):
+        small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        out += np.asarray(small.resize(size, Image.Resampling.BICUBIC)) / 4
+    return Image.fromarray(out.astype(np.uint8))
+
+
+def put(path: Path, image: Image.Image, **options: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def find(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
+    found = inspect([f for files in sets.values() for f in files])
+    found.raise_faults()
+    return leaks.find(sets, found.facts, allow)
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, list[Path]]:
+    """Twelve pictures in each of four sets, all different."""
+    names = ("pool", "coco/train", "coco/test", "masks/test")
+    return {
+        name: [put(tmp_path / name / f"{i}.png", photo(100 * k + i)) for i in range(12)]
+        for k, name in enumerate(names)
+    }
+
+
+def test_different_pictures_are_no_duplicates(sets: dict[str, list[Path]]) -> None:
+    assert find(sets) == []
+
+
+def test_equal_files_between_train_and_test_are_counted_and_named(sets, tmp_path: Path) -> None:
+    for i in (0, 7):
+        sets["coco/test"][i].write_bytes(sets["coco/train"][i + 1].read_bytes())
+    (leak,) = find(sets)
+    assert (leak.first, leak.second, leak.images) == ("coco/train", "coco/test", 12)
+    assert (leak.equal, leak.near) == (2, 0)
+    assert leak.examples == [
+        ["test/0.png", "train/1.png", "equal"],
+        ["test/7.png", "train/8.png", "equal"],
+    ]
+    assert leaks.notes([leak]) == {
+        "coco": [
+            "2 of 12 images of test are also in train (2 equal files), such as test/0.png and "
+            "train/1.png"
+        ]
+    }
+    assert json.loads(json.dumps(leaks.table([leak])))[0]["equal"] == 2
+
+
+@pytest.mark.parametrize("how", ["jpeg", "half", "twice", "bright", "grey", "noise", "turned"])
+def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, how: str) -> None:
+    image, options = photo(1), {}
+    path = tmp_path / "coco/test" / ("a.jpg" if how in ("jpeg", "turned") else "a.png")
+    if how == "jpeg":
+        options["quality"] = 40
+    elif how in ("half", "twice"):
+        image = image.resize((60, 45) if how == "half" else (240, 180))
+    elif how == "bright":
+        image = ImageEnhance.Brightness(image).enhance(1.15)
+    elif how == "grey":
+        image = image.convert("L")
+    elif how == "noise":
+        noisy = np.asarray(image) + RNG.normal(0, 6, (90, 120, 3))
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    elif how == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image, options = image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
+    sets["coco/test"].append(put(path, image, **options))
+    (leak,) = find(sets)
+    assert (leak.first, leak.second, leak.equal, leak.near) == ("pool", "coco/test", 0, 1)
+    assert leak.examples[0][:2] == [f"test/{path.name}", "pool/1.png"]
+
+
+def test_pictures_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
+    made = {
+        f"coco/{split}": [
+            put(tmp_path / split / f"{i}.png", Image.new("RGB", (9, 9), (i, 3, 99 - 20 * k)))
+            for i in range(5)
+        ]
+        for k, split in enumerate(("train", "test"))
+    }
+    assert find(made) == []
+    made["coco/test"][0].write_bytes(made["coco/train"][4].read_bytes())
+    assert [leak.equal for leak in find(made)] == [1]
+
+
+def test_squares_on_noise_are_no_near_duplicates(tmp_path: Path) -> None:
+    def scene() -> Image.Image:
+        a = RNG.integers(90, 140, (96, 128, 3), dtype=np.uint8)
+        x, y = RNG.integers(5, 60), RNG.integers(5, 40)
+        a[y : y + 44, x : x + 44] = [(220, 40, 40), (40, 60, 220)][RNG.integers(2)]
+        return Image.fromarray(a)
+
+    made = {
+        f"coco/{s}": [put(tmp_path / s / f"{i}.png", scene()) for i in range(60)]
+        for s in ("train", "test")
+    }
+    assert find(made) == []
+
+
+def test_the_pool_may_hold_training_images_and_not_test_images(sets) -> None:
+    sets["pool"] += [sets["coco/train"][0], sets["masks/test"][3]]
+    found = {(leak.first, leak.second): leak for leak in find(sets)}
+    assert found.keys() == {("pool", "coco/train"), ("pool", "masks/test")}
+    assert leaks.notes(found.values()).keys() == {"masks"}
+
+
+def test_a_waiver_by_name_takes_the_note_away_and_keeps_the_count(sets) -> None:
+    sets["pool"].append(sets["coco/test"][0])
+    (leak,) = find(sets, [["coco/test", "pool"]])
+    assert leak.allowed
+    assert leak.equal == 1
+    assert leaks.notes([leak]) == {}
+    (leak,) = find(sets, [["pool", "masks/test"]])
+    assert leaks.notes([leak])
+
+
+@pytest.mark.parametrize(
+    ("allow", "sentence"),
+    [
+        (["pool"], "pairs of sets"),
+        ("pool", "pairs of sets"),
+        ([["pool", "coco/tst"]], "did you mean coco/test"),
+        ([["coco/test", "masks/test"]], "others are not compared"),
+        ([["coco/test", "coco/test"]], "others are not compared"),
+        ([["pool", 3]], "unknown set"),
+    ],
+)
+def test_a_waiver_that_names_nothing_is_refused(sets, allow: object, sentence: str) -> None:
+    with pytest.raises(KdepError, match=sentence):
+        leaks.read_allowed(allow, sets)
+
+
+def test_one_file_in_two_splits_is_refused_and_the_remedy_works(sets, tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(sets["coco/train"][0])
+    sets["coco/test"].append(link)
+    (fault,) = leaks.check_paths(sets)
+    assert str(link) in str(fault)
+    assert "allow_duplicates=[['coco/train', 'coco/test']]" in str(fault)
+    assert not leaks.check_paths(sets, [["coco/train", "coco/test"]])
+    sets["coco/test"].pop()
+    assert not leaks.check_paths(sets)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 24), st.booleans())
+def test_the_search_finds_what_comparing_all_pairs_finds(seed: int, radius: int, skewed: bool):
+    rng = np.random.default_rng(seed)
+    bits = (rng.random((300, leaks.BITS)) < (0.03 if skewed else 0.5)).astype(np.uint8)
+    queries = bits[rng.integers(0, 300, 80)].copy()
+    for row, flips in enumerate(rng.integers(0, 40, 80)):
+        queries[row, rng.choice(leaks.BITS, flips, replace=False)] ^= 1
+    words = np.packbits(bits, axis=1).view(np.uint64)
+    wanted = np.packbits(queries, axis=1).view(np.uint64)
+    match, distance = leaks.nearest_within(words, bits, wanted, queries, radius)
+    all_pairs = (queries[:, None] != bits[None]).sum(2)
+    np.testing.assert_array_equal(match >= 0, all_pairs.min(1) <= radius)
+    hit = np.flatnonzero(match >= 0)
+    np.testing.assert_array_equal(all_pairs[hit, match[hit]], distance[hit])
+
+
+def test_the_search_is_quick_among_many_alike(tmp_path: Path) -> None:
+    """A fixed camera: all hashes lie close together, and every query has thousands of matches."""
+    rng = np.random.default_rng(0)
+    bits = np.tile(rng.integers(0, 2, leaks.BITS, dtype=np.uint8), (20_000, 1))
+    bits[np.arange(20_000), rng.integers(0, leaks.BITS, 20_000)] ^= 1
+    words = np.packbits(bits, axis=1).view(np.uint64)
+    match, _ = leaks.nearest_within(words, bits, words[:5000], bits[:5000], leaks.NEAR)
+    assert (match >= 0).all()
