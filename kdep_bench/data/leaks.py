@@ -229,11 +229,13 @@ def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
     rows += [
         [b.files[b.index[rest[k]]], a.files[a.index[match[k]]], str(distance[k])] for k in found
     ]
-    # two parts of a path: records are published, and the rest of it is nobody else's business
-    leak.examples = [
-        [*(shown("/".join(f.parts[-2:])) for f in (x, y)), d] for x, y, d in rows[:LISTED]
-    ]
+    leak.examples = [[_short(x), _short(y), how] for x, y, how in rows[:LISTED]]
     return leak
+
+
+def _short(file: Path) -> str:
+    """A file with its folder's name: outputs are published, and the user's folders are private."""
+    return shown("/".join(file.parts[-2:]))
 
 
 def nearest_within(

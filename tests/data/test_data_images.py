@@ -439,7 +439,7 @@ def test_any_readable_image_becomes_upright_8_bit(
             np.testing.assert_array_equal(seen, np.asarray(turned.convert("RGB")))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM"]),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     return Image.fromarray(out.astype(np.uint8))
 
 
-def put(path: Path, image: Image.Image, **options: int) -> Path:
+def put(path: Path, image: Image.Image, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path
@@ -74,7 +75,7 @@ def test_equal_files_between_train_and_test_are_counted_and_named(sets, tmp_path
 
 @pytest.mark.parametrize("how", ["jpeg", "half", "twice", "bright", "grey", "noise", "turned"])
 def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, how: str) -> None:
-    image, options = photo(1), {}
+    image, options = photo(1), dict[str, Any]()
     path = tmp_path / "coco/test" / ("a.jpg" if how in ("jpeg", "turned") else "a.png")
     if how == "jpeg":
         options["quality"] = 40
