@@ -13,5 +13,6 @@ method = dict(
     weights=dict(type="kdep_bench.students.efficientnet_lite.imagenet_weights", variant=0),
     align=None,
     transform=None,
+    card=dict(trained_on=["imagenet"]),
     students=["efficientnet_lite0", "efficientnet_lite0_trunk"],
 )

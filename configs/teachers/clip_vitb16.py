@@ -33,6 +33,7 @@ teacher = dict(
     has_logits=False,
     card=dict(
         pretraining="400 M image-text pairs from the web; captions, no class labels",
+        trained_on=["WIT-400M"],
         labels_used=False,
         top1=0.686,
         top1_source="ImageNet-1k zero-shot, reported in the CLIP paper",

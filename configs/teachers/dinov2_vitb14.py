@@ -22,6 +22,7 @@ teacher = dict(
     has_logits=False,
     card=dict(
         pretraining="LVD-142M, 142 M images without labels",
+        trained_on=["LVD-142M"],
         labels_used=False,
         top1=0.845,
         top1_source="ImageNet-1k linear evaluation, reported by its authors",

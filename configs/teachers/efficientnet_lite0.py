@@ -14,6 +14,7 @@ teacher = dict(
     input_px=128,
     card=dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
+        trained_on=["imagenet"],
         labels_used=True,
         classes=1000,
         logits_from_pooled=True,

@@ -25,6 +25,7 @@ teacher = dict(
     has_logits=False,
     card=dict(
         pretraining="ImageNet-22k, COCO and two web-supervised sets, multi-task",
+        trained_on=["imagenet21k", "coco"],
         labels_used=True,
         top1=0.7385,
         top1_source="ImageNet-1k linear probe, reported by Microsoft",

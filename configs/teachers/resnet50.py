@@ -24,6 +24,7 @@ teacher = dict(
     has_logits=True,
     card=dict(
         pretraining="ImageNet-1k, 1.28 M labelled images",
+        trained_on=["imagenet"],
         labels_used=True,
         classes=1000,
         top1=0.7613,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdep_bench.results import compare, efficiency, families, reported, text
+from kdep_bench.results import compare, data_notes, efficiency, families, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
@@ -56,6 +56,11 @@ class View:
     bold: dict[tuple[str, Column], set[ArmKey]]
     verdicts: list[Verdict]
     pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    letters: dict[str, str] = field(default_factory=dict)  # of each note about the data
+
+    def mark(self, arm: ArmKey, column: Column) -> str:
+        """Letters of the notes about the data of this cell; "" where there is none."""
+        return data_notes.mark(self.board, self.letters, arm, column)
 
     def is_bold(self, arm: ArmKey, column: Column) -> bool:
         """Whether this cell is among the best of its student."""
@@ -83,7 +88,8 @@ def make_view(
         for c in compare.columns_of(board, s)
     }
     facts = {a: arm_facts(board, a) for a in board.arms}
-    return View(board, arm_labels(board), facts, bold, verdicts or [], pages or {})
+    letters = data_notes.letters(board)
+    return View(board, arm_labels(board), facts, bold, verdicts or [], pages or {}, letters)
 
 
 def column_names(columns: Sequence[Column]) -> dict[Column, str]:
@@ -137,6 +143,16 @@ def _noted(view: View) -> list[str]:
     return [text.md(said), ""] if said else []
 
 
+def _data_notes(view: View) -> list[str]:
+    rows = [
+        f"- ({n.letter}) {text.md(', '.join(n.tasks))}: {text.md(n.sentence, 600)}."
+        for n in data_notes.legend(view.board, view.letters)
+    ]
+    if not rows:
+        return []
+    return [f"## {data_notes.HEADING}", "", data_notes.INTRODUCTION, "", *rows, ""]
+
+
 def _summary(view: View) -> list[str]:
     lines = ["## Summary", "", "Mean rank over all tasks, among rows with no hole.", ""]
     lines += _noted(view)
@@ -179,7 +195,9 @@ def _family(view: View, family: str) -> list[str]:
         cells = []
         for c in columns:
             shown = text.score(view.board.cell(arm, c))
-            cells.append(f"**{shown}**" if view.is_bold(arm, c) else shown)
+            shown = f"**{shown}**" if view.is_bold(arm, c) else shown
+            mark = view.mark(arm, c)
+            cells.append(f"{shown} ({mark})" if mark else shown)
         row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
         row += [share_text(view, arm), text.count(facts.images_seen)]
         rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
@@ -486,6 +504,7 @@ def markdown(view: View) -> str:
         many += f", {len(board.damaged)} damaged"
     lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
     lines += [HOW_TO_READ, ""]
+    lines += _data_notes(view)
     if view.board.runs:
         lines += _summary(view)
         for family in board.families:
@@ -595,7 +614,8 @@ def csv_table(view: View) -> str:
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     told = families.costs(view.board, view.facts) if families.shown(view.board) else []
     spent = {c.arm: c for c in told}
-    writer.writerow([*CSV_HEAD, *(CSV_COSTS if told else [])])
+    noted = ["data_notes"] if view.letters else []
+    writer.writerow([*CSV_HEAD, *(CSV_COSTS if told else []), *noted])
     for student in view.board.students:
         means = compare.mean_ranks(view.board, student)
         arms = view.board.arms_of(student)
@@ -605,6 +625,8 @@ def csv_table(view: View) -> str:
             for arm in arms:
                 row = _csv_row(view, arm, c, ranks.get(arm), ends[arm])
                 row += _csv_costs(spent.get(arm)) if told else []
+                if noted:
+                    row.append("; ".join(data_notes.sentences(view.board.cell(arm, c).runs)))
                 writer.writerow([_csv_cell(v) for v in row])
     return out.getvalue()
 
@@ -650,10 +672,15 @@ def latex(view: View) -> str:
             row = [text.tex(arm.student), text.tex(arm_name(view, arm))]
             for c in columns:
                 shown = text.tex(text.score(view.board.cell(arm, c)))
-                row.append(f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown)
+                shown = f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown
+                mark = view.mark(arm, c)
+                row.append(f"{shown}\\textsuperscript{{{mark}}}" if mark else shown)
             rows.append([*row, *(text.tex(c) for c in _tex_ends(view, arm))])
         head = ["student", "arm", *(names[c] for c in columns), *_TEX_ENDS]
         lines += _tex_table(head, rows, 2, family)
+    for note in data_notes.legend(view.board, view.letters):
+        words = f"{note.letter}: {', '.join(note.tasks)}: {note.sentence}."
+        lines += [f"\\par\\footnotesize {text.tex(text.plain(words, 600))}", ""]
     for arm in view.board.arms:
         line = text.plain(f"{arm.student}, {view.labels[arm]}: {command(view.board, arm)}", 600)
         lines.append("% " + line.replace("\\", r"\textbackslash{}"))

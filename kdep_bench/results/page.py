@@ -15,7 +15,16 @@ from itertools import starmap
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import compare, data_card, families, leaderboard, plots, reported, text
+from kdep_bench.results import (
+    compare,
+    data_card,
+    data_notes,
+    families,
+    leaderboard,
+    plots,
+    reported,
+    text,
+)
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.leaderboard import View
 from kdep_bench.results.markup import Raw, join, tag
@@ -191,7 +200,7 @@ def _chip(word: str) -> Raw:
 def _sections(
     view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
-    found = [_summary(view), _claims(view)]
+    found = [_data_notes(view), _summary(view), _claims(view)]
     found += [_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
         *found,
@@ -210,6 +219,18 @@ def _sections(
         _environment(view.board),
         _reproduce(view),
     ]
+
+
+def _data_notes(view: View) -> Section | None:
+    """What is to be known of the data, before any score."""
+    rows = [
+        tag("li", f"({n.letter}) {text.plain(', '.join(n.tasks))}: {text.plain(n.sentence, 600)}.")
+        for n in data_notes.legend(view.board, view.letters)
+    ]
+    if not rows:
+        return None
+    introduction = tag("p", data_notes.INTRODUCTION, class_="dim small")
+    return Section("data-notes", data_notes.HEADING, introduction, tag("ul", *rows))
 
 
 def _claims(view: View) -> Section | None:
@@ -309,10 +330,13 @@ def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
         css += " best"
     elif not cell.values:
         css += " hole"
-    shown = text.score(cell)
+    shown: object = text.score(cell)
     if est is not None and est.low is not None:
         span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
-        return Cell(tag("span", shown, title=span), est.mean, css, True)
+        shown = tag("span", shown, title=span)
+    if mark := view.mark(arm, column):
+        link = tag("a", f"({mark})", href="#data-notes")
+        shown = join([shown, " ", link])
     return Cell(shown, None if est is None else est.mean, css, True)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kdep_bench.results import data_card
 from kdep_bench.results.record import Align, Arm, Student, Teacher
 from kdep_bench.results.statistics import Estimate, estimate
 from kdep_bench.results.store import Run, Store
@@ -311,12 +310,6 @@ def _diverged(runs: list[Run]) -> list[str]:
     ]
 
 
-def _data_notes(runs: list[Run]) -> list[str]:
-    """What the records note about the data of their tasks, once for each task."""
-    notes = {(r.task.name, n) for r in runs for n in r.notes if n.startswith(data_card.NOTE)}
-    return [f"The data of {shorten(t)}: {n.removeprefix(data_card.NOTE)}." for t, n in notes]
-
-
 def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list[str]:
     """What a reader has to know before believing the numbers."""
     found = []
@@ -336,7 +329,6 @@ def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list
                 f"All {len(cell.values)} seeds of {shorten(arm.method)} on {shorten(column.task)} "
                 "gave the same value: the seed may have no effect there."
             )
-    found += _data_notes(runs)
     found += _diverged(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:

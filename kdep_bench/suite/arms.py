@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
-PROSE = {"about", "source", "reconstruction", "card"}
+PROSE = {"about", "source", "reconstruction", "card", "tests_on"}
 EXPORTED = "kdep_bench.teachers.exported.Exported"
 
 
@@ -56,7 +56,16 @@ def assistant_of(method: Json) -> Json | None:
 
 def taught_by(method: Json, base: Json | None) -> Json | None:
     """The teacher of an arm: its own, the suite's (`base`), or None for an arm that has none."""
-    return (assistant_of(method) or base) if uses_teacher(method) else None
+    if not uses_teacher(method):
+        return None
+    assistant = assistant_of(method)
+    if assistant is None:
+        return base
+    own = taught_by(method["teacher"]["method"], base)
+    known = (own or {}).get("card", {}).get("trained_on")
+    if known:  # what its own teacher was trained on reached it
+        assistant["card"] = {**assistant["card"], "trained_on": known}
+    return assistant
 
 
 def teacher_width(teacher: Json) -> int | None:

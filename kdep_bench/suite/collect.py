@@ -18,6 +18,7 @@ from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite import state
 from kdep_bench.suite.arms import without
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.overlap import overlap_notes
 from kdep_bench.suite.plan import Cell, Plan
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     transfer = found["transfer"]
     if transfer is not None:
         fields.update(_measured(cell, found, transfer))
+        fields["notes"] = [*_overlaps(suite, cell), *fields["notes"]]
         return record.make(fields)
     for kind, one in cell.chain.items():
         said = chains.failure(one)
@@ -219,7 +221,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
         "curves": _thinned(pretrain.get("curves")),
         "terms": terms if len(terms) > 1 else {},  # one alone is all of the loss
         "stages": dict(cell.chain),
-        "config_hash": text_hash(canonical_json([method, cell.student, _hashed(cell), task])),
+        "config_hash": _config_hash(cell),
     }
 
 
@@ -273,6 +275,15 @@ def _data_notes(cell: Cell, found: Mapping[str, Json | None]) -> list[str]:
     return [f"{NOTE}{note}" for note in notes.get(folder, [])]
 
 
+def _overlaps(suite: Suite, cell: Cell) -> list[str]:
+    """Notes about a teacher, or given weights, that were trained on what the task tests."""
+    from kdep_bench.results.data_card import NOTE
+
+    trained = [cell.teacher, cell.method if cell.method.get("weights") is not None else None]
+    notes = overlap_notes(trained, cell.task, suite.data["name"])
+    return [f"{NOTE}{note}" for note in notes]
+
+
 def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:
     record = found.get(kind)
     return record["outputs"] if record else {}
@@ -300,11 +311,21 @@ def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
     }
 
 
+def _config_hash(cell: Cell) -> str:
+    """Hash of the configs of a cell, without prose that the published records' configs lacked."""
+    prose = {"card", "tests_on"}
+    parts = [without(cell.method, prose), cell.student, _hashed(cell), without(cell.task, prose)]
+    return text_hash(canonical_json(parts))
+
+
 def _hashed(cell: Cell) -> Json | None:
-    """The teacher as the config hash of published records has it: its card told no `classes`."""
+    """The teacher as the config hash of published records has it: its card stated less then."""
     if cell.teacher is None or "card" not in cell.teacher:
         return cell.teacher
-    return {**cell.teacher, "card": without(cell.teacher["card"], {"classes"})}
+    card = without(cell.teacher["card"], {"classes", "trained_on"})
+    if isinstance(card.get("maps"), dict):
+        card = without(card, {"maps"})
+    return {**cell.teacher, "card": card}
 
 
 def _align(found: Mapping[str, Json | None]) -> Json | None:

@@ -180,6 +180,7 @@ class _Method(_Part):
     students: list[str] | None = None
     teacher: Json | None = None
     optimizer: Json | None = None
+    card: Json = {}
 
 
 class Assistant(_Part):
@@ -205,6 +206,7 @@ class _Task(_Part):
     direction: str = "max"
     chance: float | None = None
     recipe: Json = {}
+    tests_on: list[str] | None = None
     about: str = ""
 
 
@@ -399,6 +401,8 @@ def _overridden(room: str, ref: Json, configs: Path) -> Json:
         keys |= data_keys({**base, **over}) or {}
     if room == "claim":
         keys |= _claim_keys()
+    if room == "teacher":
+        keys["card"] = {"trained_on": None}
     got = merged(with_keys(base, keys), over, f"{room} {ref['base']!r}")
     return without_unused(got, base, over)
 

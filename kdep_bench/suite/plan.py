@@ -23,6 +23,7 @@ from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, train
 from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
 from kdep_bench.suite.data_config import check_data_plan
 from kdep_bench.suite.kinds import KINDS, StageKind
+from kdep_bench.suite.overlap import tests_on, trained_on
 from kdep_bench.suite.pairs import check_pair, check_task
 
 # Keys of a method that the planner itself consumes.
@@ -310,6 +311,8 @@ class _Builder:
         for student in suite.students:
             for task in suite.tasks:
                 check_task(student, task)
+                tests_on(task, suite.data["name"])  # refuses what is no list of names
+            trained_on(suite.teachers[student["name"]])
             for method in arms_of(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 for share in self.shares(method):

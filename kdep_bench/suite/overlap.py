@@ -1,0 +1,99 @@
+"""Whether a teacher was trained on what a task tests: a note beside the score.
+
+A teacher's `card` says `trained_on=["imagenet", "coco"]`, and so does the `card` of a method that
+starts from given weights. A task tests its official set (`recipe.set`) or the suite's own data, or
+what its key `tests_on` says. All are prose: no stage reads them, so that none runs again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdep_bench.errors import KdepError
+
+Json = dict[str, Any]
+
+# Other names of one data set, without signs and in lower case.
+ALIASES = {
+    "imagenet1k": "imagenet",
+    "ilsvrc2012": "imagenet",
+    "in1k": "imagenet",
+    "imagenet22k": "imagenet21k",
+    "in21k": "imagenet21k",
+    "in22k": "imagenet21k",
+    "mscoco": "coco",
+    "coco2014": "coco",
+    "coco2017": "coco",
+    "pascalvoc": "voc",
+    "voc2007": "voc",
+    "voc2012": "voc",
+    "voc0712": "voc",
+    "cub": "cub200",
+    "cub2002011": "cub200",
+}
+# Data sets that hold others: who was trained on the first was trained on the second as well.
+# LVD-142M holds the training images of ImageNet-21k and retrieves images like those of the others
+# (Oquab et al. 2023, DINOv2, table 15).
+HOLDS = {
+    "imagenet21k": ("imagenet",),
+    "lvd142m": ("imagenet21k", "imagenet", "caltech101", "cub200", "dtd", "ade20k", "cityscapes"),
+}
+
+
+def trained_on(config: Mapping[str, Any] | None) -> list[str]:
+    """`card.trained_on` of a teacher or method.
+
+    Raises:
+        KdepError: no list of names.
+    """
+    card = (config or {}).get("card") or {}
+    name = (config or {}).get("name")
+    return _names(card.get("trained_on"), f"card.trained_on of {name!r}")
+
+
+def tests_on(task: Mapping[str, Any], data: str) -> list[str]:
+    """Names of the data sets that a task is scored on; `data` is the name of the suite's data.
+
+    Raises:
+        KdepError: no list of names.
+    """
+    stated = _names(task.get("tests_on"), f"tests_on of the task {task.get('name')!r}")
+    return stated or [str((task.get("recipe") or {}).get("set") or data)]
+
+
+def _names(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(v, str) and _key(v) for v in value
+    ):
+        raise KdepError(
+            f"{where} is {value!r:.60}",
+            "a list of names of data sets",
+            'write for example ["imagenet"]',
+        )
+    return list(value)
+
+
+def _key(name: str) -> str:
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return ALIASES.get(plain, plain)
+
+
+def overlap_notes(
+    trained: Sequence[Mapping[str, Any] | None], task: Mapping[str, Any], data: str
+) -> list[str]:
+    """A sentence for each of `trained` (teachers, given weights) that knows what the task tests."""
+    notes = []
+    for config in trained:
+        for name in trained_on(config):
+            held = {_key(name), *HOLDS.get(_key(name), ())}
+            for tested in tests_on(task, data):
+                if _key(tested) in held:
+                    assert config is not None
+                    notes.append(
+                        f"{config['name']} was trained on {name}, and this task tests {tested}"
+                    )
+    return list(dict.fromkeys(notes))

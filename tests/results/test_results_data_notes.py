@@ -1,0 +1,80 @@
+"""A note about the data stands beside every score that it is about, in every table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from make_records import record
+from test_results_tables import SCORES, board_of, golden_records
+
+from kdep_bench.results import build, data_notes, leaderboard
+from kdep_bench.results.record import Record
+
+LEAK = (
+    "3 of 400 images of test are also in train (3 equal files), such as test/a.png and train/b.png"
+)
+TEACHER = "lite0 was trained on coco, and this task tests coco"
+
+
+def noted() -> list[Record]:
+    """Every score on `det` has a leak, and those of kdep a teacher that knows the test set."""
+    found = []
+    for method, tasks in SCORES.items():
+        for task, values in tasks.items():
+            for seed, value in enumerate(values):
+                notes = [data_notes.NOTE + LEAK] if task == "det" else ["C = 0.1 chosen on val"]
+                if task == "det" and method == "kdep":
+                    notes.append(data_notes.NOTE + TEACHER)
+                found.append(record(method, task, value, transfer=seed, notes=notes))
+    return found
+
+
+def tables(records: list[Record]) -> tuple[str, str, str]:
+    view = leaderboard.make_view(board_of(records))
+    return leaderboard.markdown(view), leaderboard.csv_table(view), leaderboard.latex(view)
+
+
+def test_the_leaderboard_marks_the_scores_and_explains_the_marks() -> None:
+    md, _, _ = tables(noted())
+    det = md.split("## detection")[1].split("##")[0]
+    rows = {line.split("|")[2].strip(): line for line in det.splitlines() if line.startswith("| r")}
+    assert re.search(r"31\.0 ± 1\.0 \(3\)\*?\*? \(a, b\) \|", rows["kdep"])
+    assert re.search(r"11\.0 ± 1\.0 \(3\) \(a\) \|", rows["scratch"])
+    head = md.split("## Summary")[0]
+    assert f"- (a) det: {LEAK}." in head
+    assert "- (b) det: lite0 was trained on coco" in head
+    assert "(a" not in md.split("## classification")[1].split("##")[0]
+    assert "chosen on val" not in md
+
+
+def test_the_csv_and_the_latex_carry_them() -> None:
+    _, text, tex = tables(noted())
+    rows = {(r["method"], r["task"]): r for r in csv.DictReader(io.StringIO(text))}
+    assert rows["kdep", "det"]["data_notes"] == f"{LEAK}; {TEACHER}"
+    assert rows["scratch", "det"]["data_notes"] == LEAK
+    assert rows["kdep", "probe"]["data_notes"] == ""
+    assert "\\textsuperscript{a, b}" in tex
+    assert "b: det: lite0 was trained on coco" in tex
+
+
+def test_the_page_carries_them(results) -> None:
+    folder = results(noted())
+    build(folder, "golden", [])
+    html = (folder / "index.html").read_text()
+    assert '<section id="data-notes"' in html
+    assert LEAK in html
+    assert html.count('<a href="#data-notes">(a)</a>') == 3
+    assert html.count('<a href="#data-notes">(a, b)</a>') == 1
+
+
+def test_records_without_notes_give_the_tables_they_gave() -> None:
+    md, text, tex = tables(golden_records())
+    assert data_notes.HEADING not in md
+    assert "data_notes" not in text
+    assert "textsuperscript" not in tex
+
+
+def test_letters_go_on_after_z() -> None:
+    assert [data_notes._letter(i) for i in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
