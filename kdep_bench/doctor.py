@@ -117,12 +117,14 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
         decode: images of each split to read in full; None for all.
         work: the work dir, on whose disk the fixed views must have room.
     """
+    from kdep_bench.suite.before import check_counts
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.plan import build_plan
 
     try:
         loaded = load_suite(ref)
         plan = build_plan(loaded)
+        check_counts(loaded)
     except KdepError as e:
         yield Finding("fault", f"suite {ref}", str(e))
         return

@@ -124,6 +124,20 @@ def class_value(path: str, name: str) -> Any:
     return None
 
 
+@cache
+def module_value(module: str, name: str) -> Any:
+    """A module's constant made of literals; None without one."""
+    tree = _tree(module)
+    for item in tree.body if tree is not None else ():
+        targets = item.targets if isinstance(item, ast.Assign) else []
+        if isinstance(item, ast.AnnAssign):
+            targets = [item.target]
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            value = getattr(item, "value", None)
+            return None if value is None else _literal(module, value)
+    return None
+
+
 def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> None:
     """Refuses a config whose `type` does not take its arguments as they are.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
@@ -108,6 +109,16 @@ def list_images(folder: str | Path) -> Listing:
     found.images.sort()
     found.others.sort()
     return found
+
+
+def count_images(folder: str | Path, most: int) -> int:
+    """The number of images below `folder`, or `most` where there are more: reading stops there.
+
+    Raises:
+        KdepError: the folder, or one below it, does not exist or cannot be read.
+    """
+    images = (p for p in _walk(Listing(Path(folder))) if is_image_name(p))
+    return sum(1 for _ in islice(images, most))
 
 
 def class_names(folder: str | Path) -> list[str]:

@@ -17,6 +17,7 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.aligners import Aligner, Svd, energy_kept
 from kdep_bench.features.cache_read import open_cache
+from kdep_bench.features.policies import check_rows
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.registry import build, locate, type_path
 
@@ -51,6 +52,9 @@ def run(
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
     images = share_of(views.files, spec, inputs)
     rows = rows_of(images, views.views)
+    who = f"the alignment to a student {width} wide"
+    narrow = min(width, cache.width)
+    check_rows(len(images), views.views, narrow, spec["share"], len(views.files), who)
     moments = Moments(cache.width)
     for start in range(0, len(rows), 4096):
         moments.add(torch.from_numpy(cache.rows(rows[start : start + 4096])))

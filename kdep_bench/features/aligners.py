@@ -172,8 +172,9 @@ def enough_rows(moments: Moments, width: int) -> None:
     if moments.n <= width:
         raise KdepError(
             f"{moments.n} features cannot fix {width} directions",
-            f"more than {width} images",
-            "use a larger data share",
+            f"more than {width} features",
+            "use more images (a larger data share where it is below 1), more views of each "
+            "(budget.views), or a narrower student",
         )
     if not float(moments.std.max()) > 0:
         raise KdepError(

@@ -7,6 +7,7 @@ Nothing is done unless the method's `align` names one of these as `policy`, in a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
@@ -40,3 +41,30 @@ def check_widths(
             "equal widths for the identity alignment",
             "choose another alignment, such as svd",
         )
+
+
+def check_rows(images: int, views: int, directions: int, share: float, pool: int, who: str) -> None:
+    """Raises KdepError unless there are more features than directions to fit to them.
+
+    Args:
+        images: of the share; each gives one feature for each of its `views`.
+        directions: of the alignment: the student's width, or the teacher's where that is smaller.
+        share, pool: the share and the images of the whole pool, for what may be done about it.
+        who: what is fitted, for the sentence.
+    """
+    if images * views > directions:
+        return
+    ways = []
+    needed = math.floor(directions / views) + 1
+    if share < 1 and pool >= needed:
+        ways.append(f"use a data share of {math.ceil(1000 * needed / pool) / 1000:g} or more")
+    ways.append(f"set budget.views to {math.floor(directions / max(images, 1)) + 1} or more")
+    each = "1 fixed view" if views == 1 else f"{views} fixed views"
+    ways.append(f"add images to the pool ({needed} with {each} each)")
+    ways.append("choose a narrower student or a method without alignment")
+    raise KdepError(
+        f"{who}: {images} images with {each} each give {images * views} features, which cannot fix "
+        f"{directions} directions",
+        f"more than {directions} features",
+        ", or ".join(ways),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.objectives.levels import level_pairs, levels_of
+from kdep_bench.pretrain.budgets import check_budget, epochs_note
 from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
 from kdep_bench.pretrain.pyramid import describe
@@ -63,7 +63,8 @@ def run(
     views = open_views(inputs["views"])
     shared, drawn_by = share_of(views.files, spec, inputs), share_labels(spec, inputs)
     images, listing = len(shared), save_list(out, views.files, shared)
-    steps = optimiser_steps(budget, images, len(views.files))
+    who = f"method {method['name']!r} on student {spec['student']['name']!r}"
+    steps = check_budget(budget, images, len(views.files), spec["share"], who)
     wanted = demands(method["objective"])
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
     check_split(budget["batch"], ranks, accumulate, wanted.relates)
@@ -113,12 +114,15 @@ def run(
             used.unlink()
     openmmlab.leave_distributed()
     seen = steps * budget["batch"]
+    notes = ["the images of the share were drawn per class, by label"] if drawn_by else []
+    if differs := epochs_note(budget, images, len(views.files), steps):
+        notes.append(differs)
     return {
         "steps": steps,
         "epochs": seen / images,
         "images": images,
         "image_list": listing,
-        "notes": ["the images of the share were drawn per class, by label"] if drawn_by else [],
+        "notes": notes,
         "images_seen": seen,
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
@@ -191,12 +195,6 @@ def save_state(state: dict[str, Any], out: Path) -> None:
     partial = out / f".{CHECKPOINT}"
     torch.save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, partial)
     partial.replace(out / CHECKPOINT)
-
-
-def optimiser_steps(budget: dict[str, Any], images: int, pool: int) -> int:
-    """Whole batches in the budget's epochs over `images` of a share, or over the `pool`'s."""
-    counted = pool if budget.get("epochs_over") == "pool" else images
-    return max(1, math.floor(budget["epochs"] * counted / budget["batch"]))
 
 
 def objective_config(

@@ -204,6 +204,7 @@ def _first_line(path: Path) -> str:
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     from kdep_bench.suite import ddp, execute, state
+    from kdep_bench.suite.before import check_counts
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.plan import build_plan
 
@@ -221,6 +222,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         work = args.work_dir or REPO / "work_dirs" / "rehearsal"
         results = args.results_dir or work / "results" / suite.name
     plan = build_plan(suite)
+    check_counts(suite)
     work, results = work.absolute(), results.absolute()
     wanted = execute.select_stages(plan, args.only)
     hits = [execute.matcher(f) for f in args.force]

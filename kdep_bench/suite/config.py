@@ -403,6 +403,8 @@ def _overridden(room: str, ref: Json, configs: Path) -> Json:
         keys |= _claim_keys()
     if room == "teacher":
         keys["card"] = {"trained_on": None}
+    if room == "method":
+        keys["teacher"] = dict.fromkeys(Assistant.model_fields)
     got = merged(with_keys(base, keys), over, f"{room} {ref['base']!r}")
     return without_unused(got, base, over)
 

@@ -18,18 +18,104 @@ from kdep_bench.schedules.base import check_heard, check_span, spans
 from kdep_bench.suite.arguments import check_classes, check_needs, check_optimizer, check_relates
 from kdep_bench.suite.arms import assistant_of, head_classes, teacher_width, trains
 from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
+from kdep_bench.suite.known import has_labels, parts_of
+from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
 
 
+OURS = "kdep_bench.transfer."
+
+
 def check_task(student: Json, task: Json) -> None:
-    """Refuses a dense task for a student without a pyramid: KdepError."""
+    """Refuses a task that a student cannot serve, or whose recipe is impossible: KdepError."""
+    for rule in TASK_RULES:
+        rule(student, task)
+
+
+def pyramid(student: Json, task: Json) -> None:
+    """A dense task for a student without a pyramid."""
     if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
             "a student with `pyramid` in its config; without, it serves classification alone",
             "drop the task or the student from the suite",
         )
+
+
+def last_stage_on_regions(student: Json, task: Json) -> None:
+    """A C4 detector, whose RoI head is the backbone's last stage, for anything but a ResNet."""
+    kind = str(student["backbone"].get("type"))
+    if task["recipe"].get("head") == "c4" and not kind.endswith("ResNet"):
+        raise KdepError(
+            f"task {task['name']!r} builds a C4 detector and student {student['name']!r} is a "
+            f"{kind.rpartition('.')[2]}",
+            "a ResNet, whose last stage can work on regions",
+            "use the FPN task of the same data set",
+        )
+
+
+def recipe(student: Json, task: Json) -> None:
+    """A number of the recipe that is of a wrong type, out of range or at odds with another."""
+    if task["type"].startswith(OURS):
+        check_recipe(task["name"], task["recipe"])
+
+
+TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (pyramid, last_stage_on_regions, recipe)
+
+
+def check_task_data(data: Json, task: Json) -> None:
+    """Refuses a task that reads a part or a split which the data config has not got: KdepError."""
+    parts = parts_of(data)
+    if parts is None or not task["type"].startswith(OURS):
+        return
+    own, told = task["recipe"], f"task {task['name']!r}"
+    if (name := own.get("set")) is not None:
+        if name not in parts.sets:
+            raise KdepError(
+                f"{told} reads the official set {name!r}, and the data {data['name']!r} has "
+                f"{', '.join(parts.sets) or 'no official set'}",
+                "data with that set",
+                f"add {name!r} to `sets` of the data config"
+                if data.get("sets") is not None
+                else "choose data of type kdep_bench.data.official.stage.prepare, or another task",
+            )
+        return
+    folder, _, inner = str(own.get("folder")).partition("/")
+    if folder not in parts.splits:
+        written = (parts.written or {}).get(folder)
+        raise KdepError(
+            f"{told} reads the folder {folder!r} of the data, and the data {data['name']!r} has "
+            f"{'no `' + written + '`' if written else 'none'}",
+            f"data with {', '.join(sorted(parts.splits)) or 'another task'}"
+            if not written
+            else f"{written}=dict(train=..., test=...) in the data config",
+            f"add `{written}` to the data config, or drop the task from the suite"
+            if written
+            else "choose other data, or drop the task from the suite",
+        )
+    have = parts.splits[folder]
+    wanted = [inner] if inner else _splits(task)
+    if have is None or wanted == []:
+        return
+    if lacking := [s for s in wanted if s not in have]:
+        written = (parts.written or {}).get(folder, folder)
+        raise KdepError(
+            f"{told} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, and `{written}` of "
+            f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
+            f"the splits {', '.join(wanted)}",
+            f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or choose "
+            "another task",
+        )
+
+
+def _splits(task: Json) -> list[str]:
+    """The splits that a task of ours reads; none for folds over one folder."""
+    if task["recipe"].get("protocol") == "folds":
+        return []
+    probe = task["type"].endswith(".LinearProbe")
+    wanted = ["train", "val", "test"] if probe else ["train"]
+    return list(dict.fromkeys([*wanted, task.get("split", "test")]))
 
 
 @dataclass(frozen=True)
@@ -136,11 +222,12 @@ def labels(pair: Pair) -> None:
             "labels_used=True for an arm that reads labels",
             "correct the method",
         )
-    if pair.suite.data.get("labels", True) is False:
+    if not has_labels(pair.suite.data):
         raise KdepError(
             f"{pair.who} needs labels, and the data {pair.suite.data['name']!r} has none",
             "labelled data, or a label-free method",
-            "drop the arm",
+            "drop the arm; or, where the pool's sub-folders are classes, set labels=True and "
+            "pool_labels=True in the data config",
         )
 
 

@@ -23,8 +23,9 @@ from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, train
 from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
 from kdep_bench.suite.data_config import check_data_plan
 from kdep_bench.suite.kinds import KINDS, StageKind
+from kdep_bench.suite.known import has_labels
 from kdep_bench.suite.overlap import tests_on, trained_on
-from kdep_bench.suite.pairs import check_pair, check_task
+from kdep_bench.suite.pairs import check_pair, check_task, check_task_data
 
 # Keys of a method that the planner itself consumes.
 _PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
@@ -301,7 +302,7 @@ class _Builder:
         )
         check_data_plan(suite.data, suite.tasks)
         drawn = suite.share_by == "class" and min(suite.shares) < 1
-        if drawn and suite.data.get("labels", True) is False:
+        if drawn and not has_labels(suite.data):
             raise KdepError(
                 f"the suite draws its shares per class, and the data {suite.data['name']!r} has no "
                 "labels",
@@ -311,6 +312,7 @@ class _Builder:
         for student in suite.students:
             for task in suite.tasks:
                 check_task(student, task)
+                check_task_data(suite.data, task)
                 tests_on(task, suite.data["name"])  # refuses what is no list of names
             trained_on(suite.teachers[student["name"]])
             for method in arms_of(suite, student):

@@ -28,6 +28,7 @@ OFFICIAL = "kdep_bench.data.official.stage.prepare"
 # Key of a recipe -> its value in a rehearsal.
 RECIPE: dict[str, Any] = {
     "epochs": 1,
+    "step_epochs": 1,
     "iters": 2,
     "warmup": 1,
     "batch": 2,

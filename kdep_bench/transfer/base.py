@@ -20,6 +20,7 @@ from kdep_bench.data import normalisation
 from kdep_bench.data.listing import class_names
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.counts import SplitCount, compare
+from kdep_bench.transfer.recipes import check_recipe
 
 MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
 CURVE_POINTS = 100
@@ -71,14 +72,7 @@ class Task(ABC):
                 "all its numbers stated",
                 "add them to the task config",
             )
-
-        iters, warmup = self.recipe.get("iters"), self.recipe.get("warmup")
-        if iters is not None and warmup is not None and not 0 < warmup < iters:
-            raise KdepError(
-                f"the recipe of task {self.name} warms up for {warmup} of {iters} steps",
-                "at least 1 step of warm-up, and fewer than iters",
-                "change warmup or iters in the task config",
-            )
+        check_recipe(self.name, self.recipe)
 
     @abstractmethod
     def build_cfg(

@@ -15,6 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.transfer import base
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
 from kdep_bench.transfer.counts import SplitCount, compare
+from kdep_bench.transfer.recipes import check_probe
 
 SPLITS = ("train", "val", "test")
 
@@ -285,6 +286,7 @@ class LinearProbe(Task):
 
         x, y = sets["train"]
         share = float(self.recipe["train_share"])
+        check_probe(self.recipe, np.bincount(y).tolist(), f"{self.recipe['folder']}/train")
         if share < 1:
             x, _, y, _ = train_test_split(x, y, train_size=share, stratify=y, random_state=seed)
         best, curve, model = -1.0, [], None
@@ -304,13 +306,7 @@ class LinearProbe(Task):
         from sklearn.model_selection import StratifiedKFold, cross_val_score
 
         x, y = images
-        least = int(np.bincount(y).min())
-        if least < self.recipe["folds"]:
-            raise KdepError(
-                f"the smallest class of {self.recipe['folder']} has {least} images",
-                f"{self.recipe['folds']} at least, one a fold",
-                "set fewer folds in the task's recipe",
-            )
+        check_probe(self.recipe, np.bincount(y).tolist(), self.recipe["folder"])
         guess, curve, chosen = np.full_like(y, -1), [], []
         outer = StratifiedKFold(self.recipe["folds"], shuffle=True, random_state=seed)
         for fold, (train, test) in enumerate(outer.split(x, y)):

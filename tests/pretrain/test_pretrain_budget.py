@@ -17,7 +17,8 @@ from kdep_bench.data.shares import LIST
 from kdep_bench.data.views import open_views
 from kdep_bench.features import align
 from kdep_bench.files import read_json
-from kdep_bench.pretrain.stage import optimiser_steps, schedule
+from kdep_bench.pretrain.budgets import whole_batches
+from kdep_bench.pretrain.stage import schedule
 from kdep_bench.pretrain.stream import ViewStream
 from tests.pretrain.conftest import BUDGET, IMAGES, silent
 from tests.pretrain.test_pretrain import KDEP, pretrain
@@ -69,10 +70,10 @@ def test_one_step_of_warm_up_is_none():
 def test_steps_are_whole_batches_of_the_epochs(pool: int, share: float, epochs: int):
     images = max(1, round(share * pool))
     budget = dict(epochs=epochs, batch=64)
-    steps = optimiser_steps(budget, images, pool)
-    assert steps == max(1, epochs * images // 64)
-    even = optimiser_steps(budget | {"epochs_over": "pool"}, images, pool)
-    assert even == max(1, epochs * pool // 64)
+    steps = whole_batches(budget, images, pool)
+    assert steps == epochs * images // 64
+    even = whole_batches(budget | {"epochs_over": "pool"}, images, pool)
+    assert even == epochs * pool // 64
 
 
 def share_spec(**more: Any) -> dict[str, Any]:

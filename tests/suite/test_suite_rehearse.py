@@ -152,11 +152,11 @@ def test_only_the_listed_numbers_change() -> None:
 
 def test_both_steps_are_taken_in_every_share() -> None:
     """A share and an epoch that do not divide well would round to one step and a half."""
-    from kdep_bench.pretrain.stage import optimiser_steps
+    from kdep_bench.pretrain.budgets import whole_batches
 
     for variant in rehearsed(build_suite(raw(variants=variants()))).variants:
         images = round(IMAGES * variant.shares[0])
-        assert optimiser_steps(variant.budget.spec(), images, IMAGES) == STEPS
+        assert whole_batches(variant.budget.spec(), images, IMAGES) == STEPS
 
 
 def test_a_rehearsal_says_what_it_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path):

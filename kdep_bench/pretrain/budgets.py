@@ -1,0 +1,76 @@
+"""What a pre-training budget comes to on a number of images. Imports no torch.
+
+The planner asks where the number is known, the pre-training stage again with the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kdep_bench.errors import KdepError
+
+DIFFERENCE = 0.03  # relative difference of epochs done and asked beyond which a run says so
+
+
+def whole_batches(budget: Mapping[str, Any], images: int, pool: int) -> int:
+    """Whole batches in the budget's epochs over `images` of a share, or over the `pool`'s."""
+    counted = pool if budget.get("epochs_over") == "pool" else images
+    return math.floor(budget["epochs"] * counted / budget["batch"])
+
+
+def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float, who: str) -> int:
+    """The optimiser steps of a budget.
+
+    Args:
+        budget: epochs, batch; epochs_over and ema where they are used.
+        images: of the share.
+        pool: of the whole pool.
+        share: of the pool, for the sentence.
+        who: the arm, for the sentence.
+
+    Raises:
+        KdepError: a batch that is larger than the share, epochs that are not one whole batch, or a
+            weight average that would still be mostly the initial weights at the end.
+    """
+    batch, epochs = budget["batch"], budget["epochs"]
+    if batch > images:
+        more = ""
+        if share < 1 and pool >= batch:
+            more = f", or use a data share of {math.ceil(1000 * batch / pool) / 1000:g} or more"
+        raise KdepError(
+            f"{who} has batches of {batch} and {images} images: an epoch would be "
+            f"{batch / max(images, 1):.3g} epochs",
+            f"a batch of at most {images}",
+            f"set budget.batch to {images} or less{more}, or add images to the pool",
+        )
+    steps = whole_batches(budget, images, pool)
+    if steps < 1:
+        counted = pool if budget.get("epochs_over") == "pool" else images
+        raise KdepError(
+            f"{who} has {epochs:g} epochs of {counted} images, which are {epochs * counted:.4g} "
+            f"samples, and batches of {batch}",
+            "one whole batch at least",
+            f"set budget.epochs to {math.ceil(1000 * batch / counted) / 1000:g} or more, or "
+            "lower budget.batch",
+        )
+    ema = budget.get("ema")
+    if ema is not None and ema**steps > 0.5:
+        raise KdepError(
+            f"{who} averages weights with ema = {ema:g} over {steps} steps: "
+            f"{100 * ema**steps:.0f} % of the average would be the initial weights",
+            "an average of which at most half is the initial weights",
+            f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or train "
+            "for longer",
+        )
+    return steps
+
+
+def epochs_note(budget: Mapping[str, Any], images: int, pool: int, steps: int) -> str | None:
+    """A sentence where whole batches made other epochs of the budget's; None where they agree."""
+    counted = pool if budget.get("epochs_over") == "pool" else images
+    done, asked = steps * budget["batch"] / counted, budget["epochs"]
+    if abs(done - asked) <= DIFFERENCE * asked:
+        return None
+    return f"pre-trained for {done:.3g} epochs, asked for {asked:.3g}: only whole batches are taken"

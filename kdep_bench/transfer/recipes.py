@@ -1,0 +1,147 @@
+"""The numbers of a transfer recipe: their types and ranges, and what they need of the data.
+
+Imports no torch: the planner asks before anything runs, the task again when it does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.signatures import check_value
+
+# Key of a recipe -> its type, as `signatures.check_value` reads it.
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("iters", "epochs", "batch", "test_batch", "step_epochs"), "Count"),
+    **dict.fromkeys(("max_iter", "folds", "inner_folds"), "Count"),
+    **dict.fromkeys(("lr", "head_lr_mult", "poly_power"), "Positive"),
+    **dict.fromkeys(("momentum",), "BelowOne"),
+    **dict.fromkeys(("weight_decay",), "NotNegative"),
+    **dict.fromkeys(("clip_norm", "resize"), "Positive | None"),
+    **dict.fromkeys(("norm_eval", "dilate"), "bool"),
+    **dict.fromkeys(("test_scale", "long_edge"), "Count"),
+    "train_share": "Fraction",
+    "warmup": "Count",
+    "frozen_stages": "int",
+    "protocol": "Literal['split', 'folds']",
+    "head": "Literal['c4', 'fpn']",
+}
+# Keys that hold several numbers -> (type of each, how many; None: one or more).
+_SEVERAL: Mapping[str, tuple[str, int | None]] = {
+    "scale": ("Count", 2),
+    "crop": ("Count", 2),
+    "scales": ("Count", None),
+    "resize_ratio": ("Positive", 2),
+    "crop_scale": ("Fraction", 2),
+    "c_grid": ("Positive", None),
+    "steps": ("Fraction", None),
+}
+
+
+def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
+    """Refuses a number of a recipe that is of a wrong type, out of range or at odds with another.
+
+    Raises:
+        KdepError: naming the task and the key.
+    """
+    where = f"the recipe of task {task}"
+    for key, annotation in _TYPES.items():
+        if key in recipe:
+            check_value(annotation, recipe[key], where, key)
+    for key, (annotation, count) in _SEVERAL.items():
+        if key in recipe:
+            _check_several(recipe[key], annotation, count, where, key)
+    if recipe.get("train_share") == 0:
+        raise KdepError(f"{where} has train_share = 0", "a share above 0", "correct the config")
+    iters, warmup = recipe.get("iters"), recipe.get("warmup")
+    if iters is not None and warmup is not None and not warmup < iters:
+        raise KdepError(
+            f"{where} warms up for {warmup} of {iters} steps",
+            "at least 1 step of warm-up, and fewer than iters",
+            "change warmup or iters in the task config",
+        )
+    epochs, step = recipe.get("epochs"), recipe.get("step_epochs")
+    if epochs is not None and step is not None and step > epochs:
+        raise KdepError(
+            f"{where} lowers the rate after each {step} epochs and has {epochs}",
+            "step_epochs no larger than epochs",
+            "change step_epochs or epochs in the task config",
+        )
+    for key in ("crop_scale", "resize_ratio", "steps"):
+        values = list(recipe.get(key) or ())
+        if values != sorted(values) or (key == "crop_scale" and values and values[0] == 0):
+            raise KdepError(
+                f"{where} has {key} = {values}", "growing numbers above 0", "correct the config"
+            )
+    if "classes" in recipe and "palette" in recipe:
+        _check_palette(recipe["classes"], recipe["palette"], where)
+    if recipe.get("protocol") == "folds":
+        for key in ("folds", "inner_folds"):
+            if recipe.get(key, 2) < 2:
+                raise KdepError(f"{where} has {key} = {recipe[key]}", "two or more", "correct it")
+
+
+def _check_several(value: Any, annotation: str, count: int | None, where: str, key: str) -> None:
+    many = "one or more numbers" if count is None else f"{count} numbers"
+    if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
+        raise KdepError(f"{where} has {key} = {value!r:.60}", many, "correct the config")
+    for one in value:
+        check_value(annotation, one, where, key)
+
+
+def _check_palette(classes: Any, palette: Any, where: str) -> None:
+    if not isinstance(classes, list | tuple) or not isinstance(palette, list | tuple):
+        raise KdepError(f"{where} has no lists as classes and palette", "two lists", "correct it")
+    if len(classes) != len(palette):
+        raise KdepError(
+            f"{where} has {len(classes)} classes and {len(palette)} colours in its palette",
+            "one colour for each class",
+            "correct the palette",
+        )
+    if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
+        raise KdepError(f"{where} names the class {twice[0]} twice", "each once", "correct it")
+
+
+def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str) -> None:
+    """Refuses a linear probe whose split or folds the images of a class cannot fill: KdepError.
+
+    Args:
+        recipe: of a LinearProbe.
+        per_class: training images of each class.
+        where: the folder, for the sentence.
+    """
+    least, total, classes = min(per_class), sum(per_class), len(per_class)
+    if recipe["protocol"] == "folds":
+        folds, inner = recipe["folds"], recipe["inner_folds"]
+        if least < folds:
+            raise KdepError(
+                f"the smallest class of {where} has {least} images",
+                f"{folds} at least, one for each fold",
+                f"set folds={max(2, least)} in the task's recipe"
+                if least >= 2
+                else "add images to that class, or remove the class",
+            )
+        left = least - math.ceil(least / folds)
+        if left < inner:
+            raise KdepError(
+                f"the smallest class of {where} leaves {left} images to the inner folds",
+                f"{inner} at least, one for each inner fold",
+                f"set inner_folds={left} in the task's recipe"
+                if left >= 2
+                else "add images to that class, or remove the class",
+            )
+        return
+    share = recipe["train_share"]
+    if share >= 1:
+        return
+    # scikit-learn takes floor(share * n) images, and wants one of every class on either side.
+    taken = math.floor(share * total)
+    if least < 2 or taken < classes or total - taken < classes:
+        raise KdepError(
+            f"train_share = {share:g} takes {taken} of {total} images of {where}, in {classes} "
+            f"classes of which the smallest has {least}",
+            "an image of every class on either side, and two of each at least",
+            "set train_share=1.0 in the task's recipe, which takes all of them, or add images",
+        )
