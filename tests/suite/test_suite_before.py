@@ -228,6 +228,7 @@ def test_data_of_a_users_own_function_are_left_to_it():
 def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
     """With `labels` left at its default and pool_labels=False there is no labels file to read."""
     data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20)) | dict(pool_labels=False)
+    del data["labels"]
     tasks = ["smoke_probe"]
     assert "pool_labels=True" in refusal(build(data=data, tasks=tasks, methods=["supervised"]))
     accept(build(data=data, tasks=tasks))
