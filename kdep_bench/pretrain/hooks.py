@@ -117,6 +117,30 @@ class TermShares(Hook):
             self._steps = checkpoint[self._KEY]["steps"]
 
 
+class RandomState(Hook):
+    """Keeps the state of torch's random generators in the resume files.
+
+    A student with dropout or random depth (Swin, ConvNeXt) draws in every step; without the state,
+    a resumed run would draw other numbers than an uninterrupted one. The first process writes; all
+    processes have one seed and draw equally often, so its state is that of every one.
+    """
+
+    _KEY = "kdep_random_state"
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        checkpoint[self._KEY] = state
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(self._KEY, {})
+        if "cpu" in state:
+            torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
 class WeightAverage(Hook):
     """Exponential moving average of the student: a <- decay * a + (1 - decay) * w, every step.
 

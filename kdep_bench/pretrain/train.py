@@ -11,7 +11,14 @@ import torch
 from mmengine.config import Config
 
 from kdep_bench import openmmlab
-from kdep_bench.pretrain.hooks import Clock, EveryWeightTaught, TermShares, WeightAverage, unwrapped
+from kdep_bench.pretrain.hooks import (
+    Clock,
+    EveryWeightTaught,
+    RandomState,
+    TermShares,
+    WeightAverage,
+    unwrapped,
+)
 
 
 def runner_config(
@@ -104,7 +111,8 @@ def train(
         openmmlab.setup("mmpretrain")
     told, shares = openmmlab.ProgressHook(progress), TermShares()
     average = None if ema is None else WeightAverage(ema)
-    hooks = [h for h in (Clock(), EveryWeightTaught(), shares, average, told) if h is not None]
+    given = (Clock(), EveryWeightTaught(), RandomState(), shares, average, told)
+    hooks = [h for h in given if h is not None]
     runner = openmmlab.build_runner(
         Config(config), work_dir=work_dir, seed=seed, hooks=hooks, resume=True
     )
