@@ -26,21 +26,20 @@ With the usual 64 bit, 518 pairs of the squares differ by 2 bit at most. Images 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdep_bench.data.allowed import POOL, pairs_of
 from kdep_bench.data.images import Facts
 from kdep_bench.data.listing import shown
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 
 NEAR = 20
 BITS = 256
-POOL = "pool"
 LISTED = 5  # pairs of files that an output names
 _BLOCK = 32  # members of a bucket that are compared at once
 
@@ -94,22 +93,18 @@ class Leak:
 def find(
     sets: Mapping[str, Sequence[Path]],
     facts: Mapping[Path, Facts],
-    allow: Any = (),
+    allowed: Collection[frozenset[str]] = (),
 ) -> list[Leak]:
     """Images shared between the pool and each split, and between the splits of each part.
 
     Args:
         sets: files by name of the set: "pool", or "<part>/<split>".
         facts: of all files.
-        allow: `allow_duplicates` of the data config, see `read_allowed`.
+        allowed: pairs of sets that the data config allows, see `allowed.read_allowed`.
 
     Returns:
         one Leak for each pair of sets that share images.
-
-    Raises:
-        KdepError: `allow` names no pair of sets.
     """
-    allowed = read_allowed(allow, sets)
     prints = {name: _Prints(files, facts) for name, files in sets.items()}
     leaks = []
     for first, second in pairs_of(sets):
@@ -120,55 +115,10 @@ def find(
     return leaks
 
 
-def pairs_of(sets: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of sets that are compared: the pool with each split, and splits of one part."""
-    order = sorted(sets, key=_place)
-    return [
-        (a, b)
-        for a, b in combinations(order, 2)
-        if POOL in (a, b) or a.split("/")[0] == b.split("/")[0]
-    ]
-
-
-def _place(name: str) -> tuple[bool, str, int, str]:
-    part, _, split = name.partition("/")
-    usual = ("train", "val", "test")
-    return name != POOL, part, usual.index(split) if split in usual else len(usual), split
-
-
-def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
-    """`allow_duplicates=[["pool", "coco/test"], ...]` of a data config as a set of pairs.
-
-    Raises:
-        KdepError: another form, a set that the config has not got, a pair that is not compared.
-    """
-    names, out = list(sets), set()
-    example = next((f"[{a!r}, {b!r}]" for a, b in pairs_of(names)), "['pool', 'coco/test']")
-    if not isinstance(allow, list | tuple):
-        allow = [allow]
-    for pair in allow:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise KdepError(
-                f"`allow_duplicates` of the data config holds {pair!r:.60}",
-                "pairs of sets that may share images",
-                f"write allow_duplicates=[{example}]",
-            )
-        for name in pair:
-            if name not in names:
-                raise unknown_name("set in `allow_duplicates` of the data config", str(name), names)
-        if frozenset(pair) not in {frozenset(p) for p in pairs_of(names)}:
-            raise KdepError(
-                f"`allow_duplicates` of the data config names the pair {list(pair)}",
-                "the pool and a split, or two splits of one part; others are not compared",
-                f"remove it, or write a pair such as {example}",
-            )
-        out.add(frozenset(pair))
-    return out
-
-
-def check_paths(sets: Mapping[str, Sequence[Path]], allow: Any = ()) -> list[KdepError]:
+def check_paths(
+    sets: Mapping[str, Sequence[Path]], allowed: Collection[frozenset[str]] = ()
+) -> list[KdepError]:
     """A fault for each pair of splits of one part that name the same image file."""
-    allowed = read_allowed(allow, sets)
     real = {n: {os.path.realpath(f): f for f in files} for n, files in sets.items() if n != POOL}
     faults = []
     for first, second in pairs_of(real):

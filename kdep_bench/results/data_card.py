@@ -111,6 +111,20 @@ def tables(card: Card) -> list[Table]:
         found.append(
             (title, ["file", "equal to"], [[f[0], ", ".join(f[1:])] for f in twice["files"]])
         )
+    if shared := parts.get("shared_images"):
+        head = ["images of", "also in", "equal files", "near duplicates", "such as", "allowed"]
+        rows = [
+            [
+                str(row["second"]),
+                str(row["first"]),
+                _value(row["equal"]),
+                _value(row["near"]),
+                " = ".join(row["examples"][0][:2]),
+                "yes" if row["allowed"] else "no",
+            ]
+            for row in shared
+        ]
+        found.append(("Images that sets share", head, rows))
     if card.get("licences"):
         rows = [[str(k), str(v)] for k, v in sorted(card["licences"].items())]
         found.append(("Licences", ["source", "licence"], rows))

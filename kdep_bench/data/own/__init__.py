@@ -20,7 +20,9 @@ from typing import Any
 _SPLITS = dict.fromkeys(("train", "val", "test"))
 # Keys of the data config; below `classify`, `coco` and `masks` the usual names of splits.
 KEYS: dict[str, Any] = {
-    **dict.fromkeys(("type", "name", "pool", "pool_labels", "classes", "allow_absent")),
+    **dict.fromkeys(
+        (*("type", "name", "pool", "pool_labels", "classes", "allow_absent", "allow_duplicates"),)
+    ),
     **dict.fromkeys(("classify", "coco", "masks"), _SPLITS),
 }
 
@@ -33,7 +35,8 @@ def prepare(
     Spec: `pool` folder of images for pre-training; `pool_labels` True where its sub-folders are
     classes (a supervised arm needs them); `classify` {split: folder}; `coco` {split: {json,
     images}}; `masks` {split: {images, masks}} and `classes`, their names by mask value;
-    `allow_absent` names of classes of boxes or masks that the training split may lack.
+    `allow_absent` names of classes of boxes or masks that the training split may lack;
+    `allow_duplicates` pairs of sets that may share images: [["pool", "coco/test"], ...].
 
     Returns:
         data, source, fingerprint (over the content of all images and labels), counts, licences,
@@ -53,7 +56,8 @@ def check_plan(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> N
 
     No file is read, so that a plan can be checked on a machine that has no data.
     """
-    from kdep_bench.data.own.spec import check_labels, check_recipes
+    from kdep_bench.data.own.spec import check_labels, check_recipes, check_waivers
 
     check_labels(data)
+    check_waivers(data)
     check_recipes(data, tasks)

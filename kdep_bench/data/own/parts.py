@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdep_bench.data.allowed import POOL
 from kdep_bench.data.images import Facts
 from kdep_bench.data.listing import Listing
 from kdep_bench.data.own.class_folders import Folders
@@ -44,6 +45,14 @@ class Parts:
             "detect": {s: [b.folder / n for n in b.sizes] for s, b in self.detect.items()},
             "segment": {s: [image for image, _ in m.pairs] for s, m in self.segment.items()},
         }
+
+    def sets(self) -> dict[str, list[Path]]:
+        """Images by the names of the data config: "pool", "coco/train", ..."""
+        keys = {"classify": "classify", "detect": "coco", "segment": "masks"}
+        sets = {POOL: self.pool_files()}
+        for part, splits in self.task_files().items():
+            sets |= {f"{keys[part]}/{split}": files for split, files in splits.items()}
+        return sets
 
     def files(self) -> list[Path]:
         """Every image that any part names, once."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.data.allowed import POOL, read_allowed
 from kdep_bench.data.own import KEYS
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import check_twins, listed
@@ -30,6 +31,7 @@ class Own:
         masks: (folder of images, folder of masks) by split.
         classes: class names of the masks by mask value.
         allow_absent: classes that the training split may lack.
+        allow_duplicates: pairs of sets that may share images.
     """
 
     pool: Path | None = None
@@ -39,6 +41,7 @@ class Own:
     masks: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     allow_absent: set[str] = field(default_factory=set)
+    allow_duplicates: set[frozenset[str]] = field(default_factory=set)
 
 
 def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
@@ -65,6 +68,8 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
         own.classes = mask_classes(spec)
     with faults.collect():
         own.allow_absent = set(_strings(spec.get("allow_absent") or [], "allow_absent"))
+    with faults.collect():
+        own.allow_duplicates = check_waivers(spec)
     for part, split, folder in _nested(own):
         faults.add(
             KdepError(
@@ -141,6 +146,16 @@ def check_labels(data: Mapping[str, Any]) -> None:
             "both, or neither",
             "set pool_labels=True where the sub-folders of the pool are classes, else labels=False",
         )
+
+
+def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
+    """`allow_duplicates` of the config as pairs of sets; KdepError where it names none."""
+    names = [POOL]
+    for part in ("classify", "coco", "masks"):
+        splits = spec.get(part)
+        if isinstance(splits, Mapping):
+            names += [f"{part}/{s}" for s, value in splits.items() if value is not None]
+    return read_allowed(spec.get("allow_duplicates") or [], names)
 
 
 def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.data import leaks
 from kdep_bench.data.images import Facts, inspect, placed_name
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.own import boxes, class_folders, masks
@@ -27,6 +28,9 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
     parts = read_parts(spec, progress)
     fingerprint = _lay_out(parts, out / "data")
     card = make_card(parts)
+    progress(0, 1, "comparing the images of all splits")
+    shared = leaks.find(parts.sets(), parts.facts, parts.own.allow_duplicates)
+    card["shared_images"] = leaks.table(shared)
     progress(1, 1, "done")
     counts = {"pool": len(parts.pool.images)}
     counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
@@ -39,7 +43,7 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
         "counts": {"images": counts},
         "licences": {},
         "notes": [],
-        "task_notes": _task_notes(parts, card),
+        "task_notes": _task_notes(parts, card, leaks.notes(shared)),
         "card": card,
     }
 
@@ -74,6 +78,8 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
         masks.check_counts(parts.segment, own, faults)
     with faults.collect():
         _check_allowed(parts)
+    for fault in leaks.check_paths(parts.sets(), own.allow_duplicates):
+        faults.add(fault)
     faults.raise_any(WHAT)
     return parts
 
@@ -128,13 +134,24 @@ def _write_labels(parts: Parts, data: Path) -> None:
     write_atomic(data / "pool" / "labels.json", text)
 
 
-def _task_notes(parts: Parts, card: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Sentences that belong beside the scores, by folder of the tasks that read the part."""
-    notes = {}
+def _task_notes(
+    parts: Parts, card: Mapping[str, Any], shared: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
+    """Sentences that belong beside the scores, by folder of the tasks that read the part.
+
+    Args:
+        parts: of the data.
+        card: of the same data.
+        shared: sentences on images that splits share, by part of the data config.
+    """
+    notes: dict[str, list[str]] = {}
     if parts.classify:
         notes[class_folders.FOLDER] = class_folders.notes(card["classify"])
     if parts.detect:
         notes[boxes.FOLDER] = boxes.notes(parts.own, card["detect"])
     if parts.segment:
         notes[masks.FOLDER] = masks.notes(parts.own, card["segment"])
+    folders = {"classify": class_folders.FOLDER, "coco": boxes.FOLDER, "masks": masks.FOLDER}
+    for part, sentences in shared.items():
+        notes[folders[part]] = [*notes.get(folders[part], []), *sentences]
     return {folder: sentences for folder, sentences in notes.items() if sentences}

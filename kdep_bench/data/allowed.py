@@ -1,0 +1,60 @@
+"""Which sets of a data config are compared for shared images, and which pairs it allows to share.
+
+A set is "pool", or "<part>/<split>" as the data config names them: "coco/train", "masks/test".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from typing import Any
+
+from kdep_bench.errors import KdepError, unknown_name
+
+POOL = "pool"
+
+
+def pairs_of(sets: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of sets that are compared: the pool with each split, and splits of one part."""
+    order = sorted(sets, key=_place)
+    return [
+        (a, b)
+        for a, b in combinations(order, 2)
+        if POOL in (a, b) or a.split("/")[0] == b.split("/")[0]
+    ]
+
+
+def _place(name: str) -> tuple[bool, str, int, str]:
+    part, _, split = name.partition("/")
+    usual = ("train", "val", "test")
+    return name != POOL, part, usual.index(split) if split in usual else len(usual), split
+
+
+def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
+    """`allow_duplicates=[["pool", "coco/test"], ...]` of a data config as a set of pairs.
+
+    Raises:
+        KdepError: another form, a set that the config has not got, a pair that is not compared.
+    """
+    names, out = list(sets), set()
+    example = next((f"[{a!r}, {b!r}]" for a, b in pairs_of(names)), "['pool', 'coco/test']")
+    if not isinstance(allow, list | tuple):
+        allow = [allow]
+    for pair in allow:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise KdepError(
+                f"`allow_duplicates` of the data config holds {pair!r:.60}",
+                "pairs of sets that may share images",
+                f"write allow_duplicates=[{example}]",
+            )
+        for name in pair:
+            if name not in names:
+                raise unknown_name("set in `allow_duplicates` of the data config", str(name), names)
+        if frozenset(pair) not in {frozenset(p) for p in pairs_of(names)}:
+            raise KdepError(
+                f"`allow_duplicates` of the data config names the pair {list(pair)}",
+                "the pool and a split, or two splits of one part; others are not compared",
+                f"remove it, or write a pair such as {example}",
+            )
+        out.add(frozenset(pair))
+    return out

@@ -1,0 +1,167 @@
+"""Images of one's own through stage `prepare` and the views: all are checked, all become plain."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_fixture as own
+import pytest
+from PIL import Image
+
+from kdep_bench.data import images, views
+from kdep_bench.data.official import tiny
+from kdep_bench.data.own import check_plan
+from kdep_bench.errors import KdepError
+from kdep_bench.results import data_card
+
+Spec = dict[str, Any]
+VIEWS = {"views": 1, "px": 16, "seed": 0, "scale": [0.3, 1.0], "ratio": [0.75, 4 / 3]}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def spec(mine: Path) -> Spec:
+    return own.make(mine)
+
+
+def picture(seed: int) -> np.ndarray:
+    return tiny.picture(np.random.default_rng(1000 + seed))
+
+
+def test_a_broken_image_anywhere_in_the_pool_is_refused(spec: Spec, mine: Path, tmp_path: Path):
+    for i in range(100):
+        tiny.save(mine / "pool" / "c" / f"{i:03}.png", picture(i))
+    bad = mine / "pool" / "c" / "089.png"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    with pytest.raises(KdepError, match=f"{bad} is truncated") as caught:
+        own.run(spec, tmp_path / "out")
+    assert str(tmp_path / "out") not in str(caught.value)
+    tiny.save(bad, picture(89))  # "copy it again"
+    assert own.run(spec, tmp_path / "again")["counts"]["images"]["pool"] == 104
+
+
+def test_a_dangling_link_in_the_pool_is_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    link = mine / "pool" / "z.png"
+    link.symlink_to(mine / "nowhere.png")
+    with pytest.raises(KdepError, match=f"{link} is a link to {mine}/nowhere.png"):
+        own.run(spec, tmp_path / "out")
+    link.unlink()
+    own.run(spec, tmp_path / "again")
+
+
+def test_cmyk_alpha_and_other_formats_of_the_pool_become_plain_and_are_counted(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    pool = mine / "pool"
+    Image.fromarray(picture(0)).convert("CMYK").save(pool / "p089.jpg")
+    Image.fromarray(picture(1)).save(pool / "a.webp")
+    Image.fromarray(picture(2)).convert("RGBA").save(pool / "alpha.png")
+    made = own.run(spec, tmp_path / "out")
+    assert made["counts"]["images"]["pool"] == 7
+    assert made["card"]["pool"]["normalised"] == {
+        "CMYK": 1,
+        "WEBP file": 1,
+        images.ALPHA: 1,
+    }
+    (tmp_path / "views").mkdir()
+    got = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
+    assert got["images"] == 7
+    for file in (tmp_path / "out/data/pool/images").rglob("*.*"):
+        with Image.open(file) as image:
+            assert image.mode in ("RGB", "L"), file
+
+
+def test_a_name_that_is_not_utf8_reaches_the_views(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    old = next((mine / "pool" / "a").iterdir())
+    old.rename(old.with_name(os.fsdecode(b"lat\xe9.jpg")))
+    own.run(spec, tmp_path / "out")
+    (tmp_path / "views").mkdir()
+    got = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
+    assert got["images"] == 4
+    listed = json.loads((tmp_path / "views" / views.LISTING).read_text())["files"]
+    assert "a/lat%E9.jpg" in listed
+
+
+@pytest.mark.parametrize(("part", "key"), [("coco", "json"), ("masks", "images")])
+def test_one_path_for_two_splits_is_refused(
+    spec: Spec, tmp_path: Path, part: str, key: str
+) -> None:
+    spec[part]["test"] = dict(spec[part]["train"])
+    with pytest.raises(KdepError, match=spec[part]["train"][key]):
+        own.run(spec, tmp_path / "out")
+
+
+def test_one_image_in_the_json_of_two_splits_is_refused(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    spec["coco"]["test"]["images"] = spec["coco"]["train"]["images"]
+    with pytest.raises(KdepError, match=f"share 3 image files, such as {mine}/train/0.jpg"):
+        own.run(spec, tmp_path / "out")
+    allowed = {**spec, "allow_duplicates": [["coco/train", "coco/test"]]}  # the remedy
+    assert "detect" not in own.run(allowed, tmp_path / "again")["task_notes"]
+
+
+def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    shutil.copy(mine / "train" / "2.jpg", mine / "test" / "0.jpg")
+    Image.open(mine / "pool" / "a" / "0.jpg").resize((64, 48)).save(
+        mine / "seg" / "test" / "1.jpg", quality=60
+    )
+    made = own.run(spec, tmp_path / "out")
+    assert made["task_notes"] == {
+        "detect": [
+            "1 of 3 images of test are also in train (1 equal files), such as test/0.jpg and "
+            "train/2.jpg"
+        ],
+        "cityscapes": [
+            "1 of 3 images of test are also in pool (1 near duplicates), such as test/1.jpg and "
+            "a/0.jpg"
+        ],
+    }
+    data_card.write(tmp_path, "mine", made)
+    table = (tmp_path / "data_card.md").read_text()
+    assert "## Images that sets share" in table
+    assert "| coco/test | coco/train | 1 | 0 | test/0.jpg = train/2.jpg | no |" in table
+    allow = [["pool", "masks/test"], ["coco/test", "coco/train"]]
+    waived = own.run({**spec, "allow_duplicates": allow}, tmp_path / "waived")
+    assert waived["task_notes"] == {}
+    assert [row["allowed"] for row in waived["card"]["shared_images"]] == [True, True]
+
+
+def test_a_waiver_that_names_nothing_is_refused_before_anything_is_read(spec: Spec) -> None:
+    with pytest.raises(KdepError, match="did you mean coco/test"):
+        check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/tst"]]}, [])
+    check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/test"]]}, [])
+
+
+@pytest.mark.parametrize("part", ["coco", "masks"])
+def test_a_turned_image_with_labels_is_used_upright_or_refused(
+    spec: Spec, mine: Path, tmp_path: Path, part: str
+) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    file = mine / ("train" if part == "coco" else "seg/train") / "0.jpg"
+    upright = Image.open(file)
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=95)
+    made = own.run(spec, tmp_path / "out")  # labels state the upright size
+    assert images.TURNED in str(made["card"])
+    name = "detect/train/0.jpg.png"
+    if part == "masks":
+        name = "cityscapes/leftImg8bit/train/own/0_leftImg8bit.png"
+    place = tmp_path / "out/data" / name
+    seen = images.read_rgb(place)
+    assert seen.shape == (48, 64, 3)
+    assert np.abs(seen.astype(int) - np.asarray(upright)).mean() < 12
+    upright.save(file, exif=exif)  # labels state the stored size: nobody knows
+    with pytest.raises(KdepError, match=f"{file} has the EXIF orientation 6"):
+        own.run(spec, tmp_path / "again")
