@@ -432,3 +432,70 @@ def test_list_names_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "md5 not known to us" in said
     assert "1d675b47d978889d74fa0da5fadfb00e" in said
+
+
+def swap(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def refused(name: str, root: Path, match: str) -> None:
+    with pytest.raises(KdepError, match=match):
+        verify(get_set(name), root, 1, whole=False)
+
+
+def test_a_wrong_label_in_a_list_of_caltech_is_refused(tmp_path: Path) -> None:
+    make("caltech256", tmp_path)
+    path = tmp_path / "caltech256/kdep_test.txt"
+    swap(path, "001.ak47/001_0005.jpg 0", "001.ak47/001_0005.jpg 1")
+    refused("caltech256", tmp_path, r"001_0005.jpg 1.*that class folder, from 0: 0")
+    path.unlink()
+    caltech256.write_lists(tmp_path / "caltech256", 4)  # what laying out again does
+    verify(get_set("caltech256"), tmp_path, 1, whole=False)
+
+
+def test_a_wrong_label_of_cub_is_refused(tmp_path: Path) -> None:
+    make("cub200", tmp_path)
+    base = tmp_path / "cub200/CUB_200_2011"
+    swap(base / "image_class_labels.txt", "\n7 2\n", "\n7 3\n")
+    refused("cub200", tmp_path, "image 7 the class 3.*002.Blue_Wren")
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    make("cub200", tmp_path)
+    path = tmp_path / "cub200/CUB_200_2011/images.txt"
+    rows = path.read_text().splitlines()
+    rows[1] = f"2 {rows[0].split(' ')[1]}"
+    path.write_text("\n".join(rows))
+    refused("cub200", tmp_path, "is named twice by .*images.txt")
+    make("voc", tmp_path)
+    path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
+    path.write_text(path.read_text() + path.read_text())
+    refused("voc", tmp_path, "is named twice by test")
+
+
+def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path) -> None:
+    from kdep_bench.data.official import dtd
+
+    table = {"name": ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "class": [1, 2, 2]}
+    dtd._check_labels(tmp_path, table)
+    with pytest.raises(KdepError, match=r"b/2.jpg the class 1.*2, the place of 'b'"):
+        dtd._check_labels(tmp_path, {**table, "class": [1, 2, 1]})
+
+
+def test_validation_images_of_imagenet_left_flat_are_refused(tmp_path: Path) -> None:
+    make("imagenet", tmp_path)
+    folder = sorted((tmp_path / "imagenet/val").iterdir())[0]
+    file = sorted(folder.iterdir())[0]
+    file.rename(tmp_path / "imagenet/val/ILSVRC2012_val_00000009.JPEG")
+    refused("imagenet", tmp_path, "00000009.JPEG lies in no class folder")
+
+
+def test_voc_training_images_in_the_test_list_are_refused(tmp_path: Path) -> None:
+    make("voc", tmp_path)
+    year = tmp_path / "voc/VOCdevkit/VOC2007"
+    name = (year / "ImageSets/Main/test.txt").read_text().splitlines()[0]
+    with (year / "ImageSets/Main/trainval.txt").open("a") as f:
+        f.write(f"{name}\n")
+    refused("voc", tmp_path, f"share 1 images, the first is {name}")

@@ -191,10 +191,21 @@ def lines(path: Path, what: str) -> list[str]:
 
 
 def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
-    """Counts `names` below `folder`; KdepError names the first that is missing or empty."""
-    count = 0
+    """Counts `names` below `folder`.
+
+    Raises:
+        KdepError: the first that is missing, empty or named twice.
+    """
+    seen: set[str] = set()
     for name in names:
         path = folder / name
+        if name in seen:
+            raise KdepError(
+                f"the file {path} is named twice by {source}",
+                "each file once: a file that counts twice shifts every mean",
+                "unpack the archive of the list again",
+            )
+        seen.add(name)
         try:
             size = path.stat().st_size
         except OSError:
@@ -207,8 +218,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             raise KdepError(
                 f"the file {path} has zero bytes", "a whole file", "delete it and lay out again"
             )
-        count += 1
-    return count
+    return len(seen)
 
 
 def decode_some(files: Iterable[Path], limit: int | None) -> int:

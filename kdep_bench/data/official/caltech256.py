@@ -79,7 +79,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     listed: list[str] = []
     counts = {}
     for split, file in LISTS.items():
-        part = [r.rsplit(" ", 1)[0] for r in lines(folder / file, "one 'path label' a line")]
+        part = [_path_of(folder / file, row, names) for row in lines(folder / file, _ROW)]
         counts[f"{split}_images"] = len(part)
         listed += part
     there = sum(len(_images(folder / FOLDER / n)) for n in names)
@@ -92,6 +92,24 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     need_files(folder, listed, f"{folder}/kdep_*.txt")
     decode_some((folder / n for n in listed), decode)
     return {"classes": len(names), "images": there, **counts}
+
+
+_ROW = "one 'path label' per line"
+
+
+def _path_of(file: Path, row: str, names: list[str]) -> str:
+    """The path of a row whose label is that of its class folder; KdepError otherwise."""
+    path, _, label = row.rpartition(" ")
+    parts = path.split("/")
+    number = names.index(parts[1]) if len(parts) == 3 and parts[1] in names else None
+    if number is None or parts[0] != FOLDER or label != str(number):
+        raise KdepError(
+            f"the list {file} has the line {row[:100]!r}",
+            f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
+            + ("" if number is None else f": {number}"),
+            "move the list away and lay the set out again, which writes it",
+        )
+    return path
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

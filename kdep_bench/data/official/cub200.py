@@ -28,6 +28,15 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 "the same ids in both",
                 "unpack the archive again",
             )
+    for key, name in images.items():
+        number = name.partition(".")[0]
+        if not labels[key].isdigit() or not number.isdigit() or int(labels[key]) != int(number):
+            raise KdepError(
+                f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, and "
+                f"images.txt puts it into the folder {name.partition('/')[0]}",
+                "the number with which the folder's name begins",
+                "unpack the archive again",
+            )
     classes = {int(v) for v in labels.values()}
     if min(classes) < 1 or max(classes) > 200:
         raise KdepError(

@@ -27,6 +27,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         raise KdepError(f"the splits in {base / 'labels'} share images", "disjoint splits", "")
     need_files(base / "images", names, base / "labels")
     table = _imdb(base / "imdb" / "imdb.mat")
+    _check_labels(base / "imdb" / "imdb.mat", table)
     for number, split in enumerate(SPLITS, 1):
         stored = {n for n, s in zip(table["name"], table["set"], strict=True) if s == number}
         if stored != set(parts[split]):
@@ -38,6 +39,19 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     decode_some((base / "images" / n for n in names), decode)
     counts = {f"{s.rstrip('1')}_images": len(parts[s]) for s in SPLITS}
     return {"images": len(names), **counts, "classes": len({n.split("/")[0] for n in names})}
+
+
+def _check_labels(path: Path, table: dict[str, list]) -> None:
+    """KdepError unless class n of the table is the n-th texture folder by name."""
+    folders = [str(n).partition("/")[0] for n in table["name"]]
+    number = {name: i for i, name in enumerate(sorted(set(folders)), 1)}
+    for name, folder, label in zip(table["name"], folders, table["class"], strict=True):
+        if label != number[folder]:
+            raise KdepError(
+                f"the table {path} gives the image {name} the class {label}",
+                f"{number[folder]}, the place of {folder!r} among the textures by name",
+                "unpack the archive again",
+            )
 
 
 def _imdb(path: Path) -> dict[str, list]:

@@ -115,6 +115,13 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if split == "val" and not (folder / split).is_dir():
             continue
         classes = class_folders(folder / split)
+        if loose := next((folder / split).glob("*.JPEG"), None):
+            raise KdepError(
+                f"the image {loose} lies in no class folder",
+                f"{folder / split}/<wnid>/*.JPEG",
+                f"sort the images: tools/prepare_data.py imagenet sorts val/ where {DEVKIT} is "
+                "among its archives",
+            )
         files: list[Path] = []
         for one in classes:
             if not _WNID.fullmatch(one.name):

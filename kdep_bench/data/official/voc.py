@@ -100,6 +100,15 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             check_xml(devkit / year / "Annotations" / xml)
         counts[f"{year[3:]}_{split}_images"] = len(names)
         decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), decode)
+    for one, other in ((0, 2), (1, 2)):
+        lists = [devkit / y / "ImageSets/Main" / f"{s}.txt" for y, s in DETECTION]
+        if shared := set(ids(lists[one])) & set(ids(lists[other])):
+            raise KdepError(
+                f"the lists {lists[one]} and {lists[other]} share {len(shared)} images, the first "
+                f"is {min(shared)}",
+                "disjoint lists: one trains, the other tests",
+                "unpack the archives again",
+            )
     year = devkit / "VOC2012"
     for split, masks in (("train", ""), ("val", ""), ("aug", "Aug")):
         names = _segmentation(year, split)

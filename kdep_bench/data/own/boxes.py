@@ -116,7 +116,9 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     raise KdepError(
         what,
         f"boxes with iscrowd 0, or there is nothing to {does}",
-        f"add boxes to this json, or take {split!r} out of `coco` in the data config",
+        f"add boxes to this json, or take `coco.{split}` out of the data config"
+        if split != "train"
+        else "add boxes to this json, or take `coco` out of the data config, and its tasks",
     )
 
 
