@@ -176,7 +176,9 @@ class FineTune(MMTask):
             c: float(r) / 100 if n > 0 else float("nan")
             for c, r, n in zip(classes, recall, images, strict=True)
         }
-        return {"top1": float(raw["accuracy/top1"]) / 100}, per_class, []
+        # Always naming the commonest class: what `chance` means for a split of any balance.
+        metrics = {"constant_top1": float(max(images)) / float(sum(images))}
+        return {"top1": float(raw["accuracy/top1"]) / 100, **metrics}, per_class, []
 
 
 class LinearProbe(Task):

@@ -30,6 +30,7 @@ THINNEST = 1.0  # px; mmdet's loader leaves thinner boxes out of training
 def read_all(own: Own, faults: Faults) -> dict[str, Boxes]:
     """The annotations of every split, and the faults that one split or all together have."""
     splits: dict[str, Boxes] = {}
+    known = len(faults)
     for split, (path, folder) in own.coco.items():
         before = len(faults)
         boxes = read_boxes(path, folder, faults)
@@ -46,7 +47,8 @@ def read_all(own: Own, faults: Faults) -> dict[str, Boxes]:
     if len(splits) == len(own.coco):
         with faults.collect():
             class_names(splits)
-            _check_trainable(splits, own, faults)
+            if len(faults) == known:  # of half a split it is not known what it lacks
+                _check_trainable(splits, own, faults)
     return splits
 
 
