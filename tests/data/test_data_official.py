@@ -480,8 +480,11 @@ def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path)
 
     table = {"name": ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "class": [1, 2, 2]}
     dtd._check_labels(tmp_path, table)
-    with pytest.raises(KdepError, match=r"b/2.jpg the class 1.*2, the place of 'b'"):
+    dtd._check_labels(tmp_path, {**table, "class": [3, 7, 7]})
+    with pytest.raises(KdepError, match=r"b/2.jpg the class 1, and others of its folder 2"):
         dtd._check_labels(tmp_path, {**table, "class": [1, 2, 1]})
+    with pytest.raises(KdepError, match="in the order of the textures' names"):
+        dtd._check_labels(tmp_path, {**table, "class": [2, 1, 1]})
 
 
 def test_validation_images_of_imagenet_left_flat_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,24 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _check_labels(path: Path, table: dict[str, list]) -> None:
-    """KdepError unless class n of the table is the n-th texture folder by name."""
-    folders = [str(n).partition("/")[0] for n in table["name"]]
-    number = {name: i for i, name in enumerate(sorted(set(folders)), 1)}
-    for name, folder, label in zip(table["name"], folders, table["class"], strict=True):
-        if label != number[folder]:
+    """KdepError unless each texture folder has one class number, in the order of their names."""
+    number: dict[str, int] = {}
+    for name, label in zip(table["name"], table["class"], strict=True):
+        folder = str(name).partition("/")[0]
+        if number.setdefault(folder, label) != label:
             raise KdepError(
-                f"the table {path} gives the image {name} the class {label}",
-                f"{number[folder]}, the place of {folder!r} among the textures by name",
+                f"the table {path} gives the image {name} the class {label}, and others of its "
+                f"folder {number[folder]}",
+                "one class for each folder",
                 "unpack the archive again",
             )
+    labels = [number[folder] for folder in sorted(number)]
+    if any(a >= b for a, b in itertools.pairwise(labels)):
+        raise KdepError(
+            f"the table {path} numbers the textures {labels[:8]}...",
+            "numbers in the order of the textures' names",
+            "unpack the archive again",
+        )
 
 
 def _imdb(path: Path) -> dict[str, list]:

@@ -85,9 +85,9 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
         task = finetune(lr=1.0, norm_eval=True)
     outputs, seen = apart(run_stage, task, student(input_hw=[32, 32]), folders, tmp_path, SEED)
     assert outputs["value"] == 10 / 16
-    assert outputs["metrics"] == {"top1": 10 / 16}
+    assert outputs["metrics"] == {"top1": 10 / 16, "constant_top1": 8 / 16}
     assert outputs["per_class"] == RECALL
-    assert outputs["chance"] == 0.125
+    assert outputs["chance"] == 8 / 16  # always "b_bird", and not the 0.125 of the config
     assert seen_in(seen, "test") == list(range(16))
     assert seen_in(seen, "train") == shuffled(16, SEED)
 
