@@ -126,6 +126,7 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
     files, rest = state.take_stock(folder)
     about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
+    about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
     state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
     (made,) = publish(suite, plan, work, tmp_path / "out")
     text = (made / CARD).read_text()

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
-from kdep_bench.openmmlab import load_weights
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
+_REMEDY = "delete that stage folder and run again"
 
 
 class Basis(nn.Module):
@@ -68,14 +69,40 @@ class Basis(nn.Module):
 
 def open_basis(align_dir: Path) -> Basis:
     """The basis of a finished `align` stage; KdepError for a file that cannot be read."""
-    try:
-        stored, raw = load_weights(align_dir / BASIS), align_dir / CHANNELS
-        channels = load_weights(raw)["std"] if raw.exists() else None
-        parts = stored["mean"], stored["components"], stored["std"]
-    except Exception as e:  # torch.load raises whatever its pickle or zip reader meets
+    stored = _tensors(align_dir / BASIS, ("mean", "components", "std"))
+    raw = align_dir / CHANNELS
+    channels = _tensors(raw, ("std",))["std"] if raw.exists() else None
+    mean, components, std = stored["mean"], stored["components"], stored["std"]
+    covariance = stored.get("covariance")
+    width = std.shape[:1]
+    fits = (
+        components.ndim == 2
+        and (mean.shape, std.shape) == (components.shape[:1], components.shape[1:])
+        and (covariance is None or covariance.shape == width + width)
+        and (channels is None or channels.shape == mean.shape)
+    )
+    if not fits:
+        shapes = {k: list(v.shape) for k, v in stored.items()}
         raise KdepError(
-            f"the alignment in {align_dir} cannot be read ({type(e).__name__}: {e})",
-            f"{BASIS} as the align stage wrote it",
-            "delete that stage folder and run again",
-        ) from e
-    return Basis(*parts, stored.get("covariance"), channels)
+            f"the alignment in {align_dir} has the shapes {shapes}",
+            "mean [Dt], components [Dt, Ds], std [Ds]",
+            _REMEDY,
+        )
+    return Basis(mean, components, std, covariance, channels)
+
+
+def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a file that the align stage wrote; KdepError where one of `names` is not."""
+    stored = read_checkpoint(path, "the alignment", _REMEDY)
+    held = stored if isinstance(stored, dict) else {}
+    found = {k: v for k, v in held.items() if isinstance(v, Tensor)}
+    bad = bad_tensors(found)
+    wrong = [k for k in names if k not in found or k in bad]
+    wrong += [k for k in found if k in bad and k not in names]
+    if wrong:
+        raise KdepError(
+            f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
+            f"the tensors {', '.join(names)} as the align stage wrote them",
+            _REMEDY,
+        )
+    return found

@@ -19,6 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from numpy._core.multiarray import _reconstruct, scalar
 
+from kdep_bench.checkpoints import read_checkpoint
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
@@ -89,24 +90,8 @@ def trust_work_dir(work_dir: Path) -> None:
 
 
 def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
-    """`torch.load(weights_only=True)`; KdepError when missing, damaged or more than tensors."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise KdepError(f"the checkpoint {path} does not exist", "a file of tensors there")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as e:
-        reason = str(e).strip().splitlines()[0]
-        raise KdepError(
-            f"the checkpoint {path} is refused as plain weights ({reason})",
-            "tensors in plain containers, as torch.save(state_dict) writes them",
-            "save its state_dict alone and use that file",
-        ) from e
-    except (RuntimeError, EOFError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise KdepError(
-            f"the checkpoint {path} cannot be read ({reason})", "", "get or write it again"
-        ) from e
+    """The content of a checkpoint: tensors and plain containers alone; see `read_checkpoint`."""
+    return read_checkpoint(path, "the checkpoint", map_location=map_location)
 
 
 def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:

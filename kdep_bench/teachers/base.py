@@ -120,10 +120,29 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             f"exactly the {len(own)} tensors of {type(module).__name__}",
             "use the checkpoint of this very architecture",
         )
+    # torch would convert whole numbers to floats, and drop an imaginary part, in silence.
+    kinds = [k for k, v in own.items() if _kind(v) != _kind(tensors[k]) and k not in _counters(own)]
+    if kinds:
+        first = kinds[0]
+        raise KdepError(
+            f"{len(kinds)} tensors in {source} hold another kind of number {kinds[:3]}: {first} "
+            f"has {tensors[first].dtype}",
+            f"{own[first].dtype} or another type of that kind, as {type(module).__name__} has",
+            "use a checkpoint that is not quantised",
+        )
     module.load_state_dict(dict(tensors), strict=True)
     unequal = [k for k, v in module.state_dict().items() if not torch.equal(v, tensors[k].to(v))]
     if unequal:
         raise KdepError(f"{len(unequal)} tensors differ after loading {source}: {unequal[:3]}")
+
+
+def _kind(value: Tensor) -> str:
+    return "complex" if value.is_complex() else "float" if value.is_floating_point() else "whole"
+
+
+def _counters(own: Mapping[str, Tensor]) -> set[str]:
+    """Batch counters: not read in eval mode, and floats in some converted checkpoints."""
+    return {k for k in own if k.endswith("num_batches_tracked")}
 
 
 def build_teacher(config: Mapping[str, Any]) -> Teacher:

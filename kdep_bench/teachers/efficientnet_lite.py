@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
+from kdep_bench.teachers.weights import read_weights
 
 # Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
 LEVEL_ENDS = (1, 2, 4, 6)
@@ -47,9 +47,7 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     checked one by one, and so are the last parts of the names ("running_mean", "weight", ...).
     """
     path = Path(weights) if weights else weights_file(variant)
-    if not path.is_file():
-        raise KdepError(f"the weights file {path} does not exist", "", "check `weights=`")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = read_weights(path)
     shape = timm.create_model(f"tf_efficientnet_lite{variant}").state_dict()
     wrong = [
         f"{a} {tuple(shape[a].shape)} against {b} {tuple(stored[b].shape)}"

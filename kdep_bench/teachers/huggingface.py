@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.checkpoints import plain
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import read_json
 from kdep_bench.taps import captured
 from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
 from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of
@@ -121,8 +122,7 @@ class HuggingFace(NetworkTeacher):
             )
         except (RuntimeError, ValueError) as e:
             raise KdepError(
-                f"the weights in {source} do not fit {type(net).__name__} "
-                f"({str(e).strip().splitlines()[0]})",
+                f"the weights in {source} do not fit {type(net).__name__} ({plain(e)})",
                 "the weights of this very architecture",
                 "correct `args=`",
             ) from e
@@ -205,9 +205,17 @@ def check_config(config: Any, path: Path) -> None:
     """Refuses weights whose own config.json computes otherwise than `config`."""
     if not path.is_file():
         return
-    stored = json.loads(path.read_text())
-    stored = stored.get("vision_config", stored) if config.model_type.startswith("clip") else stored
-    theirs = type(config).from_dict(stored)
+    stored = read_json(path)
+    try:
+        clip = config.model_type.startswith("clip")
+        stored = stored.get("vision_config", stored) if clip else stored
+        theirs = type(config).from_dict(stored)
+    except Exception as e:  # transformers raises whatever it meets first
+        raise KdepError(
+            f"{path} is no config of a {config.model_type} ({type(e).__name__}: {plain(e)})",
+            "the config.json of these weights",
+            "get it again, or move it away: it is compared with `args=` only",
+        ) from None
     for name in DECISIVE:
         ours, other = getattr(config, name, None), getattr(theirs, name, None)
         if ours != other:

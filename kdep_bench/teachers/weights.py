@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.checkpoints import bad_tensors, plain, read_checkpoint
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
-from kdep_bench.openmmlab.loading import load_weights
 from kdep_bench.teachers.base import load_exactly
 
 RANDOM = "random"
@@ -95,7 +96,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
     allowed, and a download that fails.
     """
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = _path(weights)
         if not path.exists():
             raise KdepError(
                 f"the weights file {path} of teacher {name} does not exist", "", "check `weights=`"
@@ -112,7 +113,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
             raise KdepError(
                 f"{hub.local} does not have the checksum its name states",
                 f"a SHA-256 that starts with {start}",
-                "delete it and get it again",
+                "get it again, or give `weights=` the path of a whole copy",
             )
         return hub.local
     size = f" ({hub.size})" if hub.size else ""
@@ -126,7 +127,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
     try:
         return hub.fetch()
     except Exception as e:  # urllib, httpx and huggingface_hub each have their own
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        reason = plain(e)
         raise KdepError(
             f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
             "a connection to it",
@@ -144,15 +145,17 @@ def read_weights(
     """The named tensors of a checkpoint.
 
     Args:
-        path: a `.safetensors` file, or one that `torch.load(weights_only=True)` reads.
+        path: a safetensors file, or one that `torch.load(weights_only=True)` reads, of any name.
         sha256: what the file's SHA-256 must be (or start with, 8 digits at least).
-        key: the entry that holds the tensors ("state_dict"); found where there is just one.
+        key: the entry that holds the tensors ("state_dict", or "ema.model" for the entry "model" of
+            the entry "ema"); found where there is just one.
         prefix: only names that start with it are kept, and it is cut off.
         drop: beginnings of names (after the prefix) of tensors that are no part of the teacher.
 
     Raises KdepError for another checksum, an unreadable file, a prefix that no name has, a `drop`
-    that matches nothing, and a value that is not finite.
+    that matches nothing, and a tensor that is not finite, not dense, or larger than the file.
     """
+    path = _path(path)
     _check_hash(path, sha256)
     tensors = _flat(path, key)
     if prefix:
@@ -172,67 +175,138 @@ def read_weights(
                 "correct `drop=`",
             )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(drop))}
-    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise KdepError(
-            f"the weights file {path} holds NaN or infinity in {len(bad)} tensors {bad[:_LISTED]}",
-            "finite weights",
-            "get another copy",
-        )
+    refuse_bad(tensors, f"the weights file {path}", "get another copy")
     return tensors
+
+
+def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
+    """KdepError that names the tensors that cannot be weights; see `bad_tensors`."""
+    bad = bad_tensors(tensors)
+    if not bad:
+        return
+    nan = [k for k, v in bad.items() if "NaN" in v]
+    if nan:
+        raise KdepError(
+            f"{what} holds NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
+            "finite weights",
+            remedy,
+        )
+    name = next(iter(bad))
+    raise KdepError(f"{what}: the tensor {name} {bad[name]}", "dense tensors of numbers", remedy)
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise KdepError(f"weights={path!r}", "the path of a file", "correct `weights=`")
+    return Path(path).expanduser()
 
 
 def _check_hash(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
-    if not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
+    wanted = sha256.lower() if isinstance(sha256, str) else ""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
         raise KdepError(
-            f"sha256={sha256!r}", "8 to 64 lower-case hex digits", "run: sha256sum " + str(path)
+            f"sha256={sha256!r}",
+            "8 to 64 hex digits, or None for no check",
+            f"run: sha256sum {path}",
         )
-    if not (got := file_hash(path)).startswith(sha256):
+    if not path.is_file():
+        return  # the reader says what it is
+    try:
+        got = file_hash(path)
+    except OSError as e:
+        raise KdepError(
+            f"the weights file {path} cannot be read ({e.strerror})", "", "check its rights"
+        ) from None
+    if not got.startswith(wanted):
         raise KdepError(
             f"the weights file {path} has the SHA-256 {got}",
-            f"one that starts with {sha256}",
-            "get the file that the teacher's page names, or correct `sha256=`",
+            f"one that starts with {wanted}, as `sha256=` says",
+            "get the file that the teacher's config names; or, to use this one, set sha256 to its "
+            "sum, or sha256=None for no check; weights of your own training are best read by a "
+            "config of type Checkpoint (configs/teachers/microsoft_resnet50.py is one)",
         )
 
 
 def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            loaded: object = load_file(path)
-        except (SafetensorError, OSError) as e:
-            raise KdepError(
-                f"the weights file {path} cannot be read ({e})", "", "get it again"
-            ) from e
-    else:
-        loaded = load_weights(path)
+    loaded = read_checkpoint(path)
+    where = "at the top"
     if isinstance(loaded, Mapping):
-        holders = [str(k) for k, v in loaded.items() if _holds_tensors(v)]
-        if key is None and holders and not any(isinstance(v, Tensor) for v in loaded.values()):
-            if len(holders) > 1:
+        sets = _sets(loaded)
+        if key is None and sets and "" not in sets:
+            if len(sets) > 1:
                 raise KdepError(
-                    f"the weights file {path} holds several sets of tensors: {', '.join(holders)}",
+                    f"the weights file {path} holds several sets of tensors: {', '.join(sets)}",
                     "one of them named",
                     "set `key=` to it",
                 )
-            key = holders[0]
+            key = next(iter(sets))
         if key is not None:
-            if key not in holders:
-                raise KdepError(
-                    f"the weights file {path} has no set of tensors {key!r}",
-                    f"one of: {', '.join(holders) or 'none, its tensors lie at the top'}",
-                    "correct `key=`",
-                )
-            loaded = loaded[key]
-    found = {str(k): v for k, v in loaded.items()} if isinstance(loaded, Mapping) else {}
-    alien = [k for k, v in found.items() if not isinstance(v, Tensor)]
-    if alien or not found:
-        what = f"entries that are no tensors {alien[:_LISTED]}" if alien else "no tensor"
-        raise KdepError(f"the weights file {path} holds {what}", "names -> tensors", "")
+            loaded, where = _entry(loaded, key, path, sets), f"under {key!r}"
+    if not isinstance(loaded, Mapping):
+        raise KdepError(
+            f"the weights file {path} holds a {type(loaded).__name__} {where}", "names -> tensors"
+        )
+    alien = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
+    if alien or not loaded:
+        told = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(alien.items())[:_LISTED]]
+        what = f"entries that are no tensors ({', '.join(told)})" if alien else "no tensor"
+        raise KdepError(
+            f"the weights file {path} holds {what} {where}",
+            "names -> tensors",
+            "save the state_dict alone, or name the entry that holds it with `key=`",
+        )
+    return dict(loaded)
+
+
+_DEEPEST = 4  # entries within entries that are looked through for tensors
+
+
+def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
+    """Dotted path -> mapping that holds tensors, of the highest level that has any; "" is the top.
+
+    An optimiser's state lies deeper than the weights it belongs to, so that it is no candidate.
+    """
+    level: dict[str, Any] = {"": loaded}
+    for _ in range(_DEEPEST):
+        if found := {k: v for k, v in level.items() if _holds_tensors(v)}:
+            return found
+        level = {
+            f"{above}.{k}" if above else str(k): v
+            for above, whole in level.items()
+            for k, v in whole.items()
+            if isinstance(v, Mapping)
+        }
+    return {}
+
+
+def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, Any]) -> Any:
+    """The entry called `key`: a name, or names joined by dots, of which each may hold dots."""
+    found = [v for v in _resolve(loaded, str(key)) if _holds_tensors(v)]
+    if not found:
+        known = [repr(k) for k in sets if k]
+        raise KdepError(
+            f"the weights file {path} has no set of tensors {key!r}",
+            f"one of: {', '.join(known)}" if known else "no `key=`: its tensors lie at the top",
+            "correct `key=`" if known else "leave `key=` away",
+        )
+    if len(found) > 1:
+        raise KdepError(
+            f"the weights file {path} has {len(found)} sets of tensors that {key!r} can mean",
+            "one: a name with a dot and an entry within an entry are written alike",
+            "save the one you mean alone",
+        )
+    return found[0]
+
+
+def _resolve(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, Mapping):
+        return []
+    found = [value[key]] if key in value else []
+    for at in (i for i, c in enumerate(key) if c == "."):
+        if key[:at] in value:
+            found += _resolve(value[key[:at]], key[at + 1 :])
     return found
 
 

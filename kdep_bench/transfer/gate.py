@@ -7,21 +7,20 @@ every backbone tensor, bit by bit, with the exported file after the model has in
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
 
+_REMEDY = "delete the stage directory it lies in and run the suite again"
 _LISTED = 8  # names quoted in a message; the gate's own lists are always whole
 
 
@@ -34,48 +33,38 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         KdepError: when the file is absent, empty, damaged, holds other things than tensors, holds
             no tensor at all, or holds a value that is not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise KdepError(
-            f"the checkpoint {path} does not exist",
-            "the file an earlier stage wrote",
-            "run the suite again",
-        )
-    if path.stat().st_size == 0:
-        raise KdepError(
-            f"the checkpoint {path} is empty",
-            "a file of tensors",
-            "delete the stage directory it lies in and run the suite again",
-        )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as e:
-        cause = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
-        kind = "not a whole file" if not zipfile.is_zipfile(path) else "unreadable"
-        raise KdepError(
-            f"the checkpoint {path} is {kind} ({cause})",
-            "pure tensors that load with weights_only=True",
-            "delete the stage directory it lies in and run the suite again",
-        ) from None
+    loaded = read_checkpoint(path, "the checkpoint", _REMEDY)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise KdepError(
             f"the checkpoint {path} holds a {type(loaded).__name__}",
             "a mapping from names to tensors",
+            _REMEDY,
         )
-    alien = [str(k) for k, v in loaded.items() if not isinstance(v, Tensor)]
+    alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
     if alien or not loaded:
         what = f"entries that are no tensors ({_names(alien)})" if alien else "no tensor at all"
-        raise KdepError(f"the checkpoint {path} holds {what}", "a flat mapping names -> tensors")
-    bad = [k for k, v in loaded.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
         raise KdepError(
-            f"the checkpoint {path} holds NaN or infinity in {len(bad)} tensors ({_names(bad)})",
+            f"the checkpoint {path} holds {what}", "a flat mapping names -> tensors", _REMEDY
+        )
+    bad = bad_tensors(loaded)
+    if nan := [k for k, why in bad.items() if "NaN" in why]:
+        raise KdepError(
+            f"the checkpoint {path} holds NaN or infinity in {len(nan)} tensors ({_names(nan)})",
             "finite weights",
             "look at the loss of the pre-training stage; lower its learning rate",
         )
-    return OrderedDict((str(k), v) for k, v in loaded.items())
+    if bad:
+        name = next(iter(bad))
+        raise KdepError(
+            f"the checkpoint {path}: {name} {bad[name]}", "dense tensors of numbers", _REMEDY
+        )
+    return OrderedDict(loaded)
+
+
+def _named(key: Any) -> bool:
+    return type(key) is str
 
 
 def compare(

@@ -112,14 +112,88 @@ def test_faults_of_a_file_are_sentences(tmp_path: Path, state: dict[str, Tensor]
             teacher(write(tmp_path / f"{i}.pth", content), **more)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(plain.read_bytes()[:-200])
-    with pytest.raises(KdepError, match="cannot be read"):
+    with pytest.raises(KdepError, match="is not a whole file"):
         teacher(cut)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x00" * 20)
-    with pytest.raises(KdepError, match="cannot be read"):
+    with pytest.raises(KdepError, match="of no known format"):
         teacher(broken)
     with pytest.raises(KdepError, match="does not exist"):
         teacher(tmp_path / "nowhere.pth")
+
+
+def test_key_takes_dots_for_entries_within_entries_and_for_names_with_dots(
+    tmp_path: Path, state: dict[str, Tensor]
+):
+    other = {k: v + 1 for k, v in state.items()}
+    right = teacher(write(tmp_path / "plain.pth", state)).checksum()
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    both = {"state_dict": {"model": state, "ema": other}, "optimizer": optimizer, "epoch": 3}
+    nested = write(tmp_path / "nested.pth", both)
+    assert teacher(nested, key="state_dict.model").checksum() == right
+    assert teacher(nested, key="state_dict.ema").checksum() != right
+    with pytest.raises(KdepError, match=r"several sets of tensors: state_dict\.model, state_dict"):
+        teacher(nested)
+    for i, (content, key) in enumerate(
+        (
+            ({"a.b": state, "a": {"c": other}}, "a.b"),
+            ({"a": {"b.c": state, "x": other}}, "a.b.c"),
+            ({"a.b": {"c": state, "x": other}}, "a.b.c"),
+            ({"state_dict": {"model": state}, "optimizer": optimizer}, None),
+            ({"model": state, "optimizer": optimizer}, None),
+        )
+    ):
+        assert teacher(write(tmp_path / f"{i}.pth", content), key=key).checksum() == right
+    with pytest.raises(KdepError, match=r"2 sets of tensors that 'a\.b' can mean"):
+        teacher(write(tmp_path / "two.pth", {"a.b": state, "a": {"b": other}}), key="a.b")
+    with pytest.raises(KdepError, match=r"one of: 'state_dict\.model', 'state_dict\.ema'"):
+        teacher(nested, key="state_dict.modell")
+    with pytest.raises(KdepError, match="leave `key=` away"):
+        teacher(tmp_path / "plain.pth", key="model")
+
+
+def test_every_way_out_of_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Tensor]):
+    path = write(tmp_path / "plain.pth", state)
+    with pytest.raises(KdepError, match="sha256=None") as e:
+        teacher(path, sha256="0" * 64)
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"has the SHA-256 {got}" in str(e.value)
+    assert "configs/teachers/microsoft_resnet50.py" in str(e.value)
+    assert Path("configs/teachers/microsoft_resnet50.py").is_file()
+    same = {teacher(path, sha256=s).checksum() for s in (got, got[:8], got.upper(), None)}
+    assert len(same) == 1
+    for wrong in (123, "", "0" * 7, "xyz" * 10):
+        with pytest.raises(KdepError, match="8 to 64 hex digits"):
+            teacher(path, sha256=wrong)
+
+
+def test_numbers_of_another_kind_are_not_converted_in_silence(
+    tmp_path: Path, state: dict[str, Tensor]
+):
+    first = next(k for k in state if k.endswith("weight"))
+    for i, other in enumerate(
+        (
+            state[first].to(torch.int8),
+            state[first].to(torch.complex64) + 1j,
+            torch.zeros_like(state[first]).bool(),
+        )
+    ):
+        with pytest.raises(KdepError, match="another kind of number"):
+            teacher(write(tmp_path / f"{i}.pth", state | {first: other}))
+
+
+def test_data_parallel_names_are_answered_with_the_prefix(tmp_path: Path, state: Any):
+    path = write(tmp_path / "p.pth", {f"module.{k}": v for k, v in state.items()})
+    with pytest.raises(KdepError, match=r"set prefix='module\.'"):
+        teacher(path)
+    plain = write(tmp_path / "plain.pth", state)
+    assert teacher(path, prefix="module.").checksum() == teacher(plain).checksum()
+
+
+@pytest.mark.parametrize("weights", [5, b"a.pth", "", ["a"], True])
+def test_weights_that_are_no_path_are_a_sentence(weights: Any):
+    with pytest.raises(KdepError, match="the path of a file"):
+        teacher(weights)
 
 
 @pytest.fixture

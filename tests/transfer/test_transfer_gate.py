@@ -102,7 +102,7 @@ def test_other_type_of_number(tensors, tmp_path):
     ("content", "sentence"),
     [
         (b"", "is empty"),
-        (b"no checkpoint", "not a whole file"),
+        (b"no checkpoint", "is a text"),
         (None, "does not exist"),
     ],
 )
@@ -138,7 +138,7 @@ def test_wrong_content(content, sentence, tmp_path):
 
 def test_a_pickled_object_is_refused(tmp_path):
     path = save({"w": Path("x")}, tmp_path / "b.pth")
-    with pytest.raises(KdepError, match="weights_only=True"):
+    with pytest.raises(KdepError, match=r"asks for pathlib\.PosixPath"):
         read_tensors(path)
 
 

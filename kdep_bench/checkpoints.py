@@ -1,0 +1,287 @@
+"""Checkpoint files: what a file is, by its first bytes, and its content where it can be read.
+
+Read are safetensors, and what `torch.save` writes, with `weights_only=True`: no code of a file
+runs. The suffix of a name decides nothing. torch's own sentences are not repeated: they advise to
+load without that guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickletools
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+
+_LISTED = 4
+_AGAIN = "get the file again"
+#: First bytes -> what such a file is, and what to do.
+_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive", "unpack it and name the file of weights in it"),
+    (b"BZh", "a bzip2 archive", "unpack it and name the file of weights in it"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it and name the file of weights in it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it and name the file of weights in it"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it and name the file of weights in it"),
+    (b"\x89HDF", "an HDF5 file (Keras)", "get the PyTorch or safetensors weights"),
+    (b"\x93NUMPY", "a NumPy array", "get the PyTorch or safetensors weights"),
+    (b"GGUF", "a GGUF file", "get the PyTorch or safetensors weights"),
+    (b"\x89PNG", "a PNG image", _AGAIN),
+    (b"\xff\xd8\xff", "a JPEG image", _AGAIN),
+    (b"%PDF", "a PDF document", _AGAIN),
+    (b"\x7fELF", "a program", _AGAIN),
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_LARGEST_PICKLE = 64 << 20  # bytes of a pickle that is looked through for what it asks for
+#: What `weights_only=True` loads, and a plain state dict asks for.
+_HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
+
+
+def read_checkpoint(
+    path: str | Path,
+    what: str = "the weights file",
+    remedy: str = _AGAIN,
+    map_location: Any = "cpu",
+) -> Any:
+    """The content of a safetensors or torch file.
+
+    Args:
+        path: the file.
+        what: names it in errors.
+        remedy: what to do about a damaged one.
+        map_location: of torch files, see `torch.load`.
+
+    Raises:
+        KdepError: no regular file, another kind of file, one with objects other than tensors and
+            plain containers (the class is named), a damaged one, or one that does not fit into
+            memory.
+    """
+    path = Path(path).expanduser()
+    head, size = _head(path, what)
+    _refuse_foreign(path, head, size, what, remedy)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if is_safetensors(head, size):
+                from safetensors.torch import load_file
+
+                return load_file(path)
+            with path.open("rb") as f:  # given a path, torch goes by its suffix
+                return torch.load(f, map_location=map_location, weights_only=True)
+    except MemoryError:
+        raise KdepError(
+            f"{what} {path} does not fit into memory", "tensors that do", "use a smaller file"
+        ) from None
+    except Exception as e:  # both libraries raise whatever a damaged file makes them meet
+        raise _refusal(path, e, what, remedy) from None
+
+
+def is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file that begins with `head` has the length and the brace of a safetensors header.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    return struct.unpack("<Q", head[:8])[0] <= size - 8
+
+
+def plain(error: object, most: int = 160) -> str:
+    """The first line of a foreign error's text, without colours, cut to `most` characters."""
+    lines = _ANSI.sub("", str(error)).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
+def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> why a tensor cannot be a weight: not finite, not dense, or larger than its data.
+
+    A file of a few bytes can hold a tensor that repeats one number 10^15 times: to look at it takes
+    all memory.
+    """
+    bad = {}
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            bad[name] = f"is a {'meta' if value.device.type == 'meta' else kind} tensor"
+            continue
+        if (need := value.numel() * value.element_size()) > 1 << 20:
+            stored = value.untyped_storage().nbytes()
+            if need > stored:
+                bad[name] = f"has the shape {list(value.shape)} with {stored} bytes of numbers"
+                continue
+        if (value.is_floating_point() or value.is_complex()) and not _finite(value):
+            bad[name] = "holds NaN or infinity"
+    return bad
+
+
+def _finite(value: Tensor) -> bool:
+    if value.element_size() == 1:  # float8 knows no isfinite
+        value = value.float()
+    return bool(torch.isfinite(value).all())
+
+
+def _head(path: Path, what: str) -> tuple[bytes, int]:
+    """(first 512 bytes, size); KdepError for what is no regular file with something in it."""
+    try:
+        if path.is_dir():
+            raise KdepError(f"{what} {path} is a folder", "a file", _in_folder(path))
+        if not path.exists():
+            raise KdepError(f"{what} {path} does not exist", "a file there", "correct the path")
+        if not path.is_file():
+            raise KdepError(f"{what} {path} is a pipe or device", "a file", "name a regular file")
+        with path.open("rb") as f:
+            head, size = f.read(512), os.fstat(f.fileno()).st_size
+    except (OSError, ValueError) as e:  # ValueError: a null byte in the path
+        reason = getattr(e, "strerror", None) or str(e)
+        raise KdepError(
+            f"{what} {path} cannot be read ({reason})", "a readable file", "check its rights"
+        ) from None
+    return head, size
+
+
+def _in_folder(path: Path) -> str:
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        suffixes = {".safetensors", ".pth", ".pt", ".bin"}
+        names = sorted(p.name for p in path.iterdir() if p.suffix in suffixes)
+    return f"name the file in it: {', '.join(names[:_LISTED])}" if names else "name the file"
+
+
+def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) -> None:
+    """KdepError that says what a file is, where its first bytes show that it holds no weights."""
+    if size == 0:
+        raise KdepError(f"{what} {path} is empty", "a file of tensors", remedy)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"version https://git-lfs"):
+        raise KdepError(
+            f"{what} {path} is a git-lfs pointer, {size} bytes that stand for the file",
+            "the file itself",
+            "run `git lfs pull` in its repository, or download the file from its page",
+        )
+    if start[:1] == b"<":
+        raise KdepError(
+            f"{what} {path} is a web page or XML (it begins with {_begin(start)})",
+            "the file itself",
+            "download the file that the page offers: a login or error page was saved in its place",
+        )
+    for magic, kind, advice in _FOREIGN:
+        if head.startswith(magic):
+            raise KdepError(f"{what} {path} is {kind}", "a safetensors or torch file", advice)
+    if head[257:262] == b"ustar":
+        raise KdepError(
+            f"{what} {path} is a tar archive",
+            "a safetensors or torch file",
+            "unpack it and name the file of weights in it",
+        )
+    if head.startswith(b"PK"):
+        _refuse_zip(path, what, remedy)
+    elif not is_safetensors(head, size) and not _is_pickle(head):
+        json = start[:1] in (b"{", b"[")
+        text = "a JSON text" if json else "a text" if _is_text(head) else "of no known format"
+        raise KdepError(
+            f"{what} {path} is {text} (it begins with {_begin(head)})",
+            "a safetensors or torch file",
+            "name the file of weights itself" if json else remedy,
+        )
+
+
+def _refuse_zip(path: Path, what: str, remedy: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as z:
+            names = z.namelist()
+    except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
+        raise KdepError(
+            f"{what} {path} is not a whole file ({plain(e)})",
+            "all of a file that torch.save wrote",
+            f"{remedy} (an interrupted download or copy is the usual cause)",
+        ) from None
+    if any(n.endswith("/constants.pkl") for n in names):
+        raise KdepError(
+            f"{what} {path} is a TorchScript program",
+            "plain tensors",
+            "load it with torch.jit.load and save its state_dict() with torch.save",
+        )
+    if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
+        raise KdepError(
+            f"{what} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
+            "a safetensors or torch file",
+            "unpack it and name the file of weights in it",
+        )
+
+
+def _is_pickle(head: bytes) -> bool:
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def _is_text(head: bytes) -> bool:
+    return all(c in b"\t\r\n" or 32 <= c < 127 for c in head)
+
+
+def _begin(head: bytes) -> str:
+    return repr(head[:24])[1:]
+
+
+def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
+    text = _ANSI.sub("", str(e))
+    if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
+        return KdepError(
+            f"{what} {path} does not fit into memory", "tensors that do", "use a smaller file"
+        )
+    if "weights_only" in text or "Weights only" in text:
+        if named := _asked_for(path):
+            return KdepError(
+                f"{what} {path} is refused as plain weights: it asks for {named}, and a class or "
+                "function of a file can run code",
+                "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
+                "where the file was made, save the state_dict alone, or save it as safetensors",
+            )
+        found = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
+        return KdepError(
+            f"{what} {path} is refused as plain weights: damaged, or not written by torch.save"
+            + (f" ({found[-1][:120]})" if found else ""),
+            "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
+            remedy,
+        )
+    return KdepError(f"{what} {path} cannot be read ({plain(e)})", "a whole file", remedy)
+
+
+def _asked_for(path: Path) -> str | None:
+    """The first class or function that a torch file or pickle asks for and that is not loaded."""
+    with contextlib.suppress(Exception):  # a damaged file shows what it can
+        with path.open("rb") as f:
+            if f.read(2) != b"PK":
+                return _globals(path)
+        return next(iter(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))), None)
+    return None
+
+
+def _globals(path: Path) -> str | None:
+    """The same of a file without zip: torch's older format is several pickles in a row."""
+    with path.open("rb") as f:
+        raw = io.BytesIO(f.read(_LARGEST_PICKLE))
+    with contextlib.suppress(Exception):
+        while raw.tell() < len(raw.getbuffer()):
+            texts: list[str] = []
+            for code, arg, _ in pickletools.genops(raw):
+                if code.name in ("GLOBAL", "INST"):
+                    name = str(arg).replace(" ", ".")
+                elif code.name == "STACK_GLOBAL":
+                    name = ".".join(texts[-2:])
+                else:
+                    texts += [arg] if isinstance(arg, str) else []
+                    continue
+                torch_type = re.fullmatch(r"torch\.(\w+Storage|\w*int\d+|b?float\d+)", name)
+                plain_type = name in ("collections.OrderedDict", "torch.Size", "torch.device")
+                if not (torch_type or plain_type or name.startswith(_HARMLESS)):
+                    return name
+    return None

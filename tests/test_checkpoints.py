@@ -1,0 +1,157 @@
+"""A file that is no checkpoint is named for what it is, and no code of a file runs."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdep_bench.checkpoints import bad_tensors, read_checkpoint
+from kdep_bench.errors import KdepError
+
+STATE = {"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.zeros(4)}
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46830571\n"
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, content in files.items():
+            z.writestr(name, content)
+    return out.getvalue()
+
+
+def tarred() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as t:
+        t.addfile(tarfile.TarInfo("a"))
+    return out.getvalue()
+
+
+def saved(value: Any, zip_format: bool = True) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out, _use_new_zipfile_serialization=zip_format)
+    return out.getvalue()
+
+
+def refusal(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(KdepError) as e:
+        read_checkpoint(path)
+    text = str(e.value)
+    assert path.name in text
+    assert "weights_only" not in text
+    assert "\x1b" not in text
+    assert "; to mend it: " in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (LFS, "is a git-lfs pointer"),
+        (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page"),
+        (b"\xef\xbb\xbf \n<html>", "is a web page"),
+        (b'{"error": "not found"}', "is a JSON text"),
+        (b"Not Found", "is a text"),
+        (gzip.compress(b"x"), "is a gzip archive"),
+        (tarred(), "is a tar archive"),
+        (zipped({"model/a.txt": b"x", "b.pth": b""}), r"is a zip archive of other files \(model"),
+        (zipped({"m/data.pkl": b"", "m/constants.pkl": b"", "m/code/x.py": b""}), "TorchScript"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 99, "is an HDF5 file"),
+        (b"\x93NUMPY\x01\0" + b"\0" * 99, "is a NumPy array"),
+        (b"\x00\x01\x02\x03" * 99, "is of no known format"),
+        (b"", "is empty"),
+        (saved(STATE)[:-100], "is not a whole file"),
+        (saved(STATE, False)[:-100], "cannot be read|is refused"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, content, words):
+    import re
+
+    for name in ("w.pth", "w.safetensors", "w"):
+        assert re.search(words, refusal(tmp_path / name, content))
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["KDEP_TEST_MADE"],)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"w": Code()}, "mkdir"),
+        ({"args": argparse.Namespace(lr=1), **STATE}, "argparse.Namespace"),
+        ({"epoch": np.float64(1), **STATE}, "numpy"),
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"p": Path("a"), **STATE}, "pathlib.PosixPath"),
+    ],
+)
+def test_a_pickled_class_is_named_and_never_run(tmp_path, monkeypatch, value, name):
+    monkeypatch.setenv("KDEP_TEST_MADE", str(tmp_path / "made"))
+    for content in (saved(value), saved(value, False), pickle.dumps(value, protocol=4)):
+        text = refusal(tmp_path / "w.pth", content)
+        assert "is refused as plain weights: it asks for" in text
+        assert name in text
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_suffix_of_a_name_decides_nothing(tmp_path):
+    save_file(STATE, tmp_path / "renamed.pth")
+    torch.save(STATE, tmp_path / "renamed.safetensors")
+    torch.save(STATE, tmp_path / "old", _use_new_zipfile_serialization=False)
+    for name in ("renamed.pth", "renamed.safetensors", "old"):
+        read = read_checkpoint(tmp_path / name)
+        assert {k: v.tolist() for k, v in read.items()} == {k: v.tolist() for k, v in STATE.items()}
+
+
+def test_folders_pipes_and_absent_files_are_sentences_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors").touch()
+    for name, words in (
+        ("hf", r"is a folder.*name the file in it: model\.safetensors"),
+        ("pipe", "is a pipe or device"),
+        ("none", "does not exist"),
+        ("a\0b", "does not exist|cannot be read"),
+        ("n" * 300, "does not exist|cannot be read"),
+    ):
+        with pytest.raises(KdepError, match=words):
+            read_checkpoint(tmp_path / name)
+
+
+def test_a_tensor_larger_than_its_file_is_not_looked_at(tmp_path):
+    huge = torch.ones(1).expand(10**13)
+    ids = torch.arange(50).expand((1, -1))
+    torch.save({"w": huge, "ids": ids}, tmp_path / "w.pth")
+    read = read_checkpoint(tmp_path / "w.pth")
+    assert list(bad_tensors(read)) == ["w"]
+
+
+def test_tensors_that_cannot_be_weights_are_named():
+    bad = bad_tensors(
+        {
+            "nan": torch.tensor([1.0, torch.nan]),
+            "inf": torch.tensor([torch.inf], dtype=torch.float16),
+            "complex": torch.tensor([complex(0, torch.inf)]),
+            "float8": torch.full((2,), torch.nan).to(torch.float8_e4m3fn),
+            "sparse": torch.eye(2).to_sparse(),
+            "meta": torch.ones(2, device="meta"),
+            "empty": torch.ones(0, 3),
+            "whole": torch.arange(3),
+            "good": torch.ones(3),
+        }
+    )
+    assert set(bad) == {"nan", "inf", "complex", "float8", "sparse", "meta"}
