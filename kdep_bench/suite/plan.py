@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdep_bench import cards, trackers
+from kdep_bench.data.normalisation import check_stated
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.objectives.levels import levels_of
@@ -315,6 +316,7 @@ class _Builder:
                 check_task_data(suite.data, task)
                 tests_on(task, suite.data["name"])  # refuses what is no list of names
             trained_on(suite.teachers[student["name"]])
+            check_stated(suite.teachers[student["name"]] or {})
             for method in arms_of(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 for share in self.shares(method):

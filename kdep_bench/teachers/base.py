@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.data.normalisation import check_normalisation
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
 
@@ -56,6 +57,7 @@ class Teacher(nn.Module, ABC):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
+        check_normalisation(mean, std, f"the teacher ({type(self).__name__})")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

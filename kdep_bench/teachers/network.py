@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.data.normalisation import check_stated
 from kdep_bench.errors import KdepError
 from kdep_bench.taps import captured, find_last_activation, global_mean, rectified
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
@@ -98,6 +99,7 @@ class NetworkTeacher(Teacher):
     ) -> None:
         if tap not in ("before", "read"):
             raise KdepError(f"teacher {name} has tap={tap!r}", "'before' or 'read'")
+        check_stated({"name": name, "mean": mean, "std": std})
         options = dict(args or {})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # what no file fills must not differ between processes
