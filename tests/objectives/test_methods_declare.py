@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+
 import pytest
 
-from kdep_bench.objectives.base import demands
+import kdep_bench.objectives
+from kdep_bench.objectives.base import NEEDS, Objective, demands
 from kdep_bench.suite.config import method_needs, names, resolve
 
 
@@ -19,3 +24,29 @@ def test_declared_needs_are_those_of_the_objective(name: str):
     assert method_needs(method) == want
     assert ("target" in reads) == bool(method.get("align"))
     assert ("labels" in reads) == method["labels_used"]
+
+
+def objectives() -> list[type[Objective]]:
+    """Every class of kdep_bench/objectives."""
+    found = set()
+    for module in pkgutil.iter_modules(kdep_bench.objectives.__path__):
+        loaded = importlib.import_module(f"kdep_bench.objectives.{module.name}")
+        found |= {v for v in vars(loaded).values() if isinstance(v, type)}
+    return sorted(
+        (v for v in found if issubclass(v, Objective) and not inspect.isabstract(v)),
+        key=lambda v: v.__qualname__,
+    )
+
+
+@pytest.mark.parametrize("kind", objectives(), ids=lambda k: k.__name__)
+def test_an_objective_asks_for_every_argument_that_no_config_gives(kind: type[Objective]):
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    assert required - kind.asks <= {"self", "levels", "parts"}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        assert kind.asks <= named
+    assert kind.needs <= NEEDS
+    # a check that the labels are the teacher's classes needs both numbers
+    if "classes" in kind.needs:
+        assert {"classes", "teacher_classes"} <= kind.asks

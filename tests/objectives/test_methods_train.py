@@ -28,7 +28,7 @@ from kdep_bench.features.resize import resized
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.objectives.base import Demands, demands
-from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.pretrain.distiller import Another, Distiller
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
 from kdep_bench.students.backbone import build_backbone
@@ -363,3 +363,15 @@ def test_the_graphs_temperature_is_that_of_its_attention(folder: Path):
         for tau in (0.1, 0.5)
     )
     assert one != two
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_forwards_of_the_cost_column_are_those_that_other_networks_ran(name: str, folder: Path):
+    arm = Arm(name, own(folder, name))
+    samples: list[int] = []
+    for module in arm.model.objective.modules():
+        if isinstance(module, Another):
+            module.register_forward_hook(lambda _m, args, _out: samples.append(len(args[0])))
+    arm.model.step = STEPS // 2
+    arm.terms(tiny.batch(BATCH, 0))
+    assert sum(samples) == arm.wanted.forwards * BATCH

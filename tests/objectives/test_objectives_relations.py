@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -166,3 +167,12 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(KdepError):
             make()
+
+
+def test_the_kernel_s_order_is_1_or_more_and_its_gamma_positive():
+    # order 1 is the plane exp(-2 gamma) (1 + 2 gamma cos)
+    kernel = CorrelationCongruence(gamma=0.5, order=1).kernel(torch.eye(2))
+    torch.testing.assert_close(kernel, math.exp(-1) * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    for bad in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):
+        with pytest.raises(KdepError, match="correlation congruence got"):
+            CorrelationCongruence(**bad)

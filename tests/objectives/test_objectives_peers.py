@@ -1,0 +1,155 @@
+"""Objectives with a network of their own: mutual learning and the mean teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.mean_teacher import MeanTeacher, average
+from kdep_bench.objectives.mutual import Mutual
+
+WIDTH, CLASSES, VIEWS = 3, 3, 2
+
+
+class Student(nn.Module):
+    """The image's mean colour, scaled by one weight, through BatchNorm."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.norm = nn.BatchNorm1d(WIDTH, affine=False)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        return self.norm(self.scale * x_B3HW.mean((2, 3)))
+
+
+class Peer(nn.Module):
+    """As `pretrain.distiller.Another`: images -> (before, after)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.backbone = Student(scale)
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.backbone(x_B3HW)
+        return -out, out
+
+
+def logits_are_features(*heads: nn.Linear) -> None:
+    with torch.no_grad():
+        for head in heads:
+            head.weight.copy_(torch.eye(CLASSES))
+            head.bias.zero_()
+
+
+def context(step: int = 0, steps: int = 1) -> Context:
+    """Two images of two views each; the colours of all four differ."""
+    g = torch.Generator().manual_seed(0)
+    colours = torch.randn(4, 3, generator=g)
+    images = colours[:, :, None, None].expand(4, 3, 2, 2).contiguous()
+    return Context(
+        before=-colours,
+        after=colours,
+        labels=torch.tensor([0, 0, 2, 2]),
+        images=images,
+        rows=torch.arange(4),
+        step=step,
+        steps=steps,
+    )
+
+
+def attached(objective: MeanTeacher | Mutual, peer_scale: float = 2.0) -> Student:
+    student, peer = Student(), Peer(peer_scale)
+    make: Callable[[], nn.Module] = lambda: peer  # noqa: E731
+    objective.attach(student, make)
+    return student
+
+
+def test_the_mean_teacher_speaks_of_the_image_s_other_view():
+    objective = MeanTeacher(WIDTH, CLASSES, VIEWS, weight=3.0)
+    logits_are_features(objective.head, objective.teacher_head)
+    attached(objective)
+    ctx = context()
+    terms = objective.train().terms(ctx)
+    p = F.softmax(ctx.after / (1 + 1e-5) ** 0.5, 1)  # in eval mode BatchNorm keeps what it is given
+    other = p[[1, 0, 3, 2]]
+    wanted = 3 * (F.softmax(ctx.after, 1) - other).square().mean(1)
+    torch.testing.assert_close(terms["consistency"], wanted)
+    hard = F.cross_entropy(ctx.after, ctx.labels, reduction="none")
+    torch.testing.assert_close(terms["cross_entropy"], hard)
+    assert not any(p.requires_grad for p in objective.teacher.parameters())
+    assert not any(p.requires_grad for p in objective.teacher_head.parameters())
+
+
+def test_three_views_go_round_within_their_image():
+    objective = MeanTeacher(WIDTH, CLASSES, views=3)
+    logits_are_features(objective.teacher_head)
+    attached(objective)
+    colours = torch.arange(18.0).view(6, 3) % 7
+    images = colours[:, :, None, None].expand(6, 3, 2, 2)
+    got = objective.opinion(Context(before=colours, after=colours, images=images))
+    p = F.softmax(colours / (1 + 1e-5) ** 0.5, 1)
+    torch.testing.assert_close(got, p[[1, 2, 0, 4, 5, 3]])
+
+
+def test_the_mean_teacher_starts_as_the_student_and_follows_it_by_its_decay():
+    objective = MeanTeacher(WIDTH, CLASSES, VIEWS, decay=0.9)
+    student = attached(objective, peer_scale=7.0)
+    mean = objective.teacher.get_submodule("backbone")
+    assert mean.state_dict()["scale"] == 1  # the student's, not the peer's own
+    torch.testing.assert_close(objective.teacher_head.weight, objective.head.weight)
+    before = objective.head.weight.detach().clone()
+    with torch.no_grad():
+        student.scale.fill_(2.0)
+        objective.head.weight.add_(1.0)
+    student.norm.running_mean.fill_(5.0)
+    student.norm.num_batches_tracked.fill_(3)
+    objective.after_step()
+    state = mean.state_dict()
+    torch.testing.assert_close(state["scale"], torch.tensor(0.9 * 1 + 0.1 * 2))
+    torch.testing.assert_close(state["norm.running_mean"], torch.full((3,), 0.5))
+    assert state["norm.num_batches_tracked"] == 3  # a counter is copied
+    torch.testing.assert_close(objective.teacher_head.weight, before + 0.1)
+    with pytest.raises(KdepError, match="decay=1"):
+        MeanTeacher(WIDTH, CLASSES, VIEWS, decay=1.0)
+
+
+def test_an_average_of_decay_0_is_a_copy():
+    a, b = Student(1.0), Student(4.0)
+    average(a, b, 0.0)
+    assert a.state_dict()["scale"] == 4
+
+
+def test_the_mean_teacher_s_own_ramp_reaches_10_after_a_quarter():
+    objective = MeanTeacher(WIDTH, CLASSES, VIEWS)
+    assert [objective.weight(k, 8) for k in range(5)] == [0, 5, 10, 10, 10]
+
+
+def test_peers_teach_each_other_and_neither_is_pulled_by_what_it_says():
+    objective = Mutual(WIDTH, CLASSES, weight=0.5)
+    logits_are_features(objective.head, objective.peer_head)
+    attached(objective)
+    objective.eval()
+    ctx = context()
+    own = ctx.after.clone().requires_grad_()
+    terms = objective.terms(Context(own.neg(), own, labels=ctx.labels, images=ctx.images))
+    mine, its = ctx.after, 2 * ctx.after / (1 + 1e-5) ** 0.5
+    log_p, log_q = F.log_softmax(its, 1), F.log_softmax(mine, 1)
+    torch.testing.assert_close(
+        terms["mutual"].detach(), 0.5 * (log_p.exp() * (log_p - log_q)).sum(1)
+    )
+    torch.testing.assert_close(
+        terms["peer_mutual"].detach(), 0.5 * (log_q.exp() * (log_q - log_p)).sum(1)
+    )
+    hard = F.cross_entropy(its, ctx.labels, reduction="none")
+    torch.testing.assert_close(terms["peer_cross_entropy"].detach(), hard)
+    hard = F.cross_entropy(mine, ctx.labels, reduction="none")
+    torch.testing.assert_close(terms["cross_entropy"].detach(), hard)
+    terms["peer_mutual"].sum().backward()
+    assert own.grad is None  # the student is not moved by what it teaches
