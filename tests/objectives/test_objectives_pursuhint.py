@@ -87,3 +87,11 @@ def test_the_levels_hinted_at_are_the_centres_by_depth():
     for points in (0, 5):
         with pytest.raises(KdepError, match="hint points of 4 levels"):
             Pursuhint(levels, MAPS, MAPS, apart, points=points)
+
+
+def test_a_centre_moves_for_any_gain_above_rounding():
+    # As centres: layer 1 costs 0.1**2 + 0.1**2, layer 0 costs 0.1**2 + 0.0999**2, a little less.
+    apart = [[0, 0.1, 0.0999], [0.1, 0, 0.1], [0.0999, 0.1, 0]]
+    assert hint_points(apart, 1) == [0]
+    equal = [[0, 0.1, 0.1], [0.1, 0, 0.1], [0.1, 0.1, 0]]
+    assert hint_points(equal, 1) == [1]  # a tie keeps the middle of the depth
