@@ -16,7 +16,7 @@ small: the faults (`faults.py`), a map from tests to the functions they call, in
     python -m tests.mutation --only kdep_bench/pretrain/stream.py   # all of its sampled faults
 
 Work is kept in `work_dirs/mutation` (maps of test files by their hash, results by fault and hash of
-the file it is planted in), so a run can be interrupted at any time and started again. A fault is
+the function it is planted in), so a run can be interrupted and started again at any time. A fault is
 noticed when a test fails, an import fails or the time limit passes. The tests tried are those that
 call the function with the fault: mirrored ones first, then the package's, then the others', quick
 ones first within each, up to `--seconds` of measured time.
@@ -195,7 +195,7 @@ def work_through(server: Server, queue: Queue, tests: list[calls.Test], results:
         source = (server.tree / fault.file).read_text()
         chosen = choose(fault, package, tests, limit)
         row = {"key": fault.key, "package": package, "kind": fault.kind, "line": fault.line}
-        row |= {"sha": sha(server.tree / fault.file), "tests": len(chosen)}
+        row |= {"content": fault.content, "tests": len(chosen)}
         if chosen:
             row |= server.ask(
                 file=fault.file,
@@ -235,7 +235,12 @@ def main() -> None:
     if not args.report:
         run(args, packages, faults, results)
     known = report.equivalent()
-    rows = [(p, f, results.read().get(f.key)) for p in PACKAGES for f in planted(p, REPO)]
+    done = results.read()
+    rows = [
+        (p, f, r if (r := done.get(f.key)) and r["content"] == f.content else None)
+        for p in PACKAGES
+        for f in planted(p, REPO)
+    ]
     report.write(rows, known, REPO / "results" / "mutation.md", SEED)
 
 
@@ -257,7 +262,7 @@ def run(
     queue: Queue = Queue()
     for package, fault in faults:
         old = done.get(fault.key)
-        same = old is not None and old["sha"] == sha(tree / fault.file)
+        same = old is not None and old["content"] == fault.content
         again = args.again and old is not None and old["result"] == "unnoticed"
         if fault.key not in known and (not same or again):
             queue.put((package, fault, args.seconds))

@@ -53,7 +53,11 @@ _OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context
 
 @dataclass(frozen=True)
 class Fault:
-    """`before` at the byte offsets `start` to `end` of the file becomes `after`."""
+    """`before` at the byte offsets `start` to `end` of the file becomes `after`.
+
+    `content` is a hash of the function, or of the module's statement, that it lies in: a result
+    holds as long as it is the same.
+    """
 
     file: str
     function: str
@@ -63,6 +67,7 @@ class Fault:
     start: int
     end: int
     line: int
+    content: str = ""
     count: int = 0
 
     @property
@@ -82,7 +87,7 @@ class _Finder:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.tree = ast.parse(source)
+        self.tree, self.lines = ast.parse(source), source.splitlines()
         self.parents = {c: p for p in ast.walk(self.tree) for c in ast.iter_child_nodes(p)}
         self.silent: set[ast.AST] = set()
         for node in ast.walk(self.tree):
@@ -144,6 +149,16 @@ class _Finder:
             elif isinstance(inside, ast.ClassDef) and parts:
                 parts.append(inside.name)
         return ".".join(reversed(parts))
+
+    def content(self, node: Any) -> str:
+        """Hash of the function, or the statement of the module, that `node` lies in."""
+        inside = node
+        while not isinstance(self.parents.get(inside), ast.Module):
+            if isinstance(inside, ast.FunctionDef) and inside is not node:
+                break
+            inside = self.parents[inside]
+        lines = self.lines[inside.lineno - 1 : inside.end_lineno]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def find(self) -> Iterator[tuple[ast.AST, str, str]]:
         """(node, kind, the text that replaces it) of every fault."""
@@ -326,7 +341,7 @@ def faults_of(file: str, source: str) -> list[Fault]:
         fault = Fault(file, finder.function(node), kind, one_line, new, start, end, node.lineno)
         number = seen[fault.key]
         seen[fault.key] += 1
-        found.append(replace(fault, count=number))
+        found.append(replace(fault, count=number, content=finder.content(node)))
     return found
 
 

@@ -360,6 +360,31 @@ def test_a_broken_claim_file_is_a_sentence(tmp_path):
         load_config(path)
 
 
+def test_a_claim_may_be_made_of_another_file_s(tmp_path):
+    (tmp_path / "base.py").write_text("claim = dict(name='a', title='A', margin=0.1)\n")
+    (tmp_path / "derived.py").write_text(
+        "from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n\n"
+        "claim.update(margin=0.25)\n"
+    )
+    assert load_config(tmp_path / "derived.py") == {"name": "a", "title": "A", "margin": 0.25}
+
+
+def test_no_headline_refutes_what_a_family_supports():
+    """The mean is carried by the loss on one family; on another the claim holds."""
+    gaps = {"probe": -0.30, "det": 0.05, "seg": 0.05}
+    table = {
+        method: {
+            task: [v + (gap if method == "kdep" else 0.0) for v in (0.50, 0.51, 0.52)]
+            for task, gap in gaps.items()
+        }
+        for method in ("kdep", "scratch")
+    }
+    v = verdict(grid(table))
+    assert v.verdict == "undecided"
+    assert "supported on detection" in v.reason
+    assert "would be refuted" in v.reason
+
+
 def _trained(method, score, teacher="", share=1.0, seen=60_000):
     found = []
     for t in range(3):

@@ -169,3 +169,11 @@ def test_text_that_looks_like_a_key_is_no_doubled_key(tmp_path):
     r = record(gate={"coverage": 1.0, "more": {"a": [{"b": 1}]}}, notes=['say "a": 1', 'x" : '])
     (tmp_path / "r.json").write_text(dump(r))
     assert load(tmp_path / "r.json") == r
+
+
+def test_the_first_three_faults_of_a_record_are_named_and_the_others_counted():
+    change = {"value": "a", "suite": 1, "created": 2, "git": 3, "config_hash": 4}
+    with pytest.raises(KdepError) as e:
+        make(fields() | change)
+    assert str(e.value).count("Input should be") == 3
+    assert "and 2 more" in str(e.value)
