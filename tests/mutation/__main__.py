@@ -16,7 +16,7 @@ small: the faults (`faults.py`), a map from tests to the functions they call, in
     python -m tests.mutation --only kdep_bench/pretrain/stream.py   # all of its sampled faults
 
 Work is kept in `work_dirs/mutation` (maps of test files by their hash, results by fault and hash of
-the function it is planted in), so a run can be interrupted and started again at any time. A fault is
+the function it is planted in), so a run can be interrupted and started again. A fault is
 noticed when a test fails, an import fails or the time limit passes. The tests tried are those that
 call the function with the fault: mirrored ones first, then the package's, then the others', quick
 ones first within each, up to `--seconds` of measured time.

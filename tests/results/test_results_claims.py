@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_results_tables import BEATS, SCORES, board_of
 from kdep_bench.errors import KdepError
 from kdep_bench.results import efficiency, leaderboard, plots, text
 from kdep_bench.results import statistics as st
+from kdep_bench.results.claim import Axis
 from kdep_bench.results.claims import (
     FEWEST_TEACHERS,
     correlation_interval,
@@ -73,6 +75,16 @@ def test_epochs_asked_find_the_arm_that_whole_batches_made_of_them():
 def test_a_family_each_and_all_tasks_last():
     found = judge(board_of(grid(SCORES)), [BEATS])
     assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]
+
+
+def test_one_family_is_judged_once_and_two_also_together():
+    one = {m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()}
+    two = {m: {t: tasks[t] for t in ("probe", "det")} for m, tasks in SCORES.items()}
+    for per_family in (True, False):
+        claim = BEATS | {"per_family": per_family}
+        assert [v.scope for v in judge(board_of(grid(one)), [claim])] == ["classification"]
+        both = [v.scope for v in judge(board_of(grid(two)), [claim])]
+        assert both == ["classification", "detection", "all tasks"][0 if per_family else 2 :]
 
 
 def test_a_mean_carried_by_one_family_is_no_headline_when_another_says_the_opposite():
@@ -385,6 +397,19 @@ def test_no_headline_refutes_what_a_family_supports():
     assert "would be refuted" in v.reason
 
 
+def test_a_claim_that_nothing_here_can_test_has_one_line_whatever_the_students():
+    two = grid(SCORES) + grid(SCORES, student={"name": "other", "width": 64})
+    two = [r.model_copy(update={"id": f"{r.id}-{k}"}) for k, r in enumerate(two)]
+    board = board_of(two)
+    assert len(board.students) == 2
+    assert len(judge(board, [BEATS | {"a": {"method": "nobody"}}])) == 1
+    assert len(headlines(judge(board, [BEATS]))) == 2
+
+
+def test_every_axis_of_a_claim_has_a_heading():
+    assert set(efficiency.AXES) == set(get_args(Axis))
+
+
 def _trained(method, score, teacher="", share=1.0, seen=60_000):
     found = []
     for t in range(3):
@@ -464,3 +489,11 @@ def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
         for line in ("supervised", *(f"kdep · teacher{i} · {s} % data" for s in (1, 10, 100))):
             assert line in drawn[name].svg
         assert f"teacher{(i + 1) % 3}" not in drawn[name].svg
+
+
+def test_a_line_without_a_teacher_says_so_beside_one_with():
+    board = board_of(_trained("dml", 0.5) + _trained("dml", 0.6, "lite0"))
+    assert set(efficiency.lines_of(board, board.arms, "images_seen")) == {
+        "dml · lite0",
+        "dml · no teacher",
+    }

@@ -141,6 +141,18 @@ def test_rows_of_another_length_are_a_row_of_their_own():
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
 
 
+def test_rows_of_less_data_stand_below_those_of_all():
+    less = []
+    for r in records():
+        if r.arm.method == "dml":
+            data = r.data.model_copy(update={"share": 0.1, "images": 1000})
+            less.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
+    found = [f for f in families.families(*board_of(records() + less), PAGES) if f.labels]
+    assert [f.share for f in found] == [1, 0.1]
+    assert found[0].strength["kdep"].methods == 1
+    assert found[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
+
+
 def test_costs_are_those_of_the_arms_own_training():
     board, facts = board_of(records())
     by_method = {c.arm.method: c for c in families.costs(board, facts)}
