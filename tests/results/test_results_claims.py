@@ -492,7 +492,11 @@ def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
 
 
 def test_a_line_without_a_teacher_says_so_beside_one_with():
-    board = board_of(_trained("dml", 0.5) + _trained("dml", 0.6, "lite0"))
+    records = []
+    for k, seen in enumerate((10_000, 20_000)):
+        records += _trained("dml", 0.5 + 0.1 * k, seen=seen)
+        records += _trained("dml", 0.6 + 0.1 * k, "lite0", seen=4 * seen)
+    board = board_of(records)
     assert set(efficiency.lines_of(board, board.arms, "images_seen")) == {
         "dml · lite0",
         "dml · no teacher",
