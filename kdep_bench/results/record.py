@@ -111,6 +111,7 @@ class Budget(Part):
     """Pre-training budget; None where it is not known (weights that somebody else trained).
 
     `learning_rate` is the highest of the schedule: the rates of a suite's methods may differ.
+    `epochs` were done; `epochs_asked` is set only where whole batches made another number of them.
     """
 
     images_seen: Count | None = None
@@ -118,6 +119,7 @@ class Budget(Part):
     steps: Count | None = None
     views: Count | None = None
     learning_rate: Amount | None = None
+    epochs_asked: Amount | None = None
 
 
 class Seed(Part):
@@ -356,4 +358,6 @@ def dump(record: Record) -> str:
         del value["cost"]["peak_gpu_bytes"]
     if record.budget.learning_rate is None:
         del value["budget"]["learning_rate"]
+    if record.budget.epochs_asked is None:
+        del value["budget"]["epochs_asked"]
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

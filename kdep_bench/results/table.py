@@ -310,6 +310,21 @@ def _diverged(runs: list[Run]) -> list[str]:
     ]
 
 
+def _other_epochs(runs: list[Run]) -> list[str]:
+    """Pre-trainings whose whole batches made other epochs than the budget asked for, by arm."""
+    arms = {
+        (r.student.name, r.arm.method, r.data.share, r.budget.epochs, r.budget.epochs_asked)
+        for r in runs
+        if r.budget.epochs_asked is not None
+    }
+    return [
+        f"{shorten(method)} ({shorten(student)}, {100 * share:g} % of the data) was pre-trained "
+        f"for {done:.3g} epochs, not for the {asked:.3g} of its budget: only whole batches are "
+        "taken."
+        for student, method, share, done, asked in sorted(arms, key=str)
+    ]
+
+
 def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list[str]:
     """What a reader has to know before believing the numbers."""
     found = []
@@ -330,6 +345,7 @@ def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list
                 "gave the same value: the seed may have no effect there."
             )
     found += _diverged(runs)
+    found += _other_epochs(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
+from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite import state
 from kdep_bench.suite.arms import without
@@ -205,7 +206,13 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
             "share": cell.share,
             "images": pretrain.get("images") if trained else None,
         },
-        "budget": {**known, "learning_rate": _rate(found.get("pretrain"))} if trained else {},
+        "budget": {
+            **known,
+            "learning_rate": _rate(found.get("pretrain")),
+            "epochs_asked": _epochs_asked(found.get("pretrain")),
+        }
+        if trained
+        else {},
         "seed": {"pretrain": cell.pretrain_seed, "transfer": cell.transfer_seed},
         "task": {
             "name": task["name"],
@@ -294,6 +301,17 @@ def _rate(pretrain: Json | None) -> float | None:
     if pretrain is None or not pretrain["outputs"].get("steps"):
         return None
     return pretrain["spec"].get("budget", {}).get("optimizer", {}).get("lr")
+
+
+def _epochs_asked(pretrain: Json | None) -> float | None:
+    """Epochs of the budget, in images of the share, where whole batches made others of them."""
+    if pretrain is None or not (outputs := pretrain["outputs"]).get("steps"):
+        return None
+    budget, images = pretrain["spec"].get("budget", {}), outputs.get("images")
+    pool = (outputs.get("image_list") or {}).get("of", images)
+    if not images or not budget or not epochs_note(budget, images, pool, outputs["steps"]):
+        return None
+    return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
 
 
 def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:

@@ -15,6 +15,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from kdep_bench.data.shares import LIST
 from kdep_bench.data.views import open_views
+from kdep_bench.errors import KdepError
 from kdep_bench.features import align
 from kdep_bench.files import read_json
 from kdep_bench.pretrain.budgets import whole_batches
@@ -74,6 +75,20 @@ def test_steps_are_whole_batches_of_the_epochs(pool: int, share: float, epochs: 
     assert steps == epochs * images // 64
     even = whole_batches(budget | {"epochs_over": "pool"}, images, pool)
     assert even == epochs * pool // 64
+
+
+def test_a_budget_of_less_than_one_batch_never_trains_another_budget(
+    stages: dict[str, Path], tmp_path: Path
+):
+    """The stage trained at least one step: 45 epochs where one was asked, .18 where .01 was."""
+    for more, says in (
+        (dict(batch=512), "or less"),
+        (dict(epochs=0.01), "one whole batch"),
+        (dict(ema=0.9999), "the initial weights"),
+    ):
+        with pytest.raises(KdepError, match=says) as e:
+            pretrain(tmp_path / "p", stages, KDEP, budget=BUDGET | more)
+        assert "data share" not in str(e.value)
 
 
 def share_spec(**more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from test_suite_config import build
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
 from kdep_bench.suite import state
-from kdep_bench.suite.collect import CURVE_POINTS, _cost, _rate, _teacher, collect
+from kdep_bench.suite.collect import CURVE_POINTS, _cost, _epochs_asked, _rate, _teacher, collect
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import Cell, build_plan
 
@@ -24,6 +24,34 @@ def world(tmp_path: Path, **change):
 def of(results: Path, method: str, seed: int = 0) -> records.Record:
     found = [records.load(p) for p in (results / "records").glob("*.json")]
     return next(r for r in found if r.arm.method == method and r.seed.transfer == seed)
+
+
+def test_epochs_that_whole_batches_made_are_told_beside_those_asked(tmp_path):
+    """A table that shows the epochs done says nothing of a budget that asked for others."""
+    suite, plan, work, results = world(tmp_path)  # 2 steps of 8 over 10 images: 1.6 epochs of 1
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    assert of(results, "kdep").budget.epochs_asked == 1.0
+    said = (results / "leaderboard.md").read_text()
+    assert "was pre-trained for 2 epochs, not for the 1 of its budget" in said
+    budget = {"epochs": 1.6, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
+    suite, plan, work, results = world(tmp_path / "exact", budget=budget)
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    assert of(results, "kdep").budget.epochs_asked is None
+    record = next((results / "records").glob("*kdep*")).read_text()
+    assert "epochs_asked" not in record  # published records stay as they are
+    assert "of its budget" not in (results / "leaderboard.md").read_text()
+
+
+def test_epochs_asked_of_the_pool_are_those_of_the_share():
+    budget = dict(epochs=1.0, batch=8, epochs_over="pool")
+    outputs = dict(steps=12, images=10, image_list={"of": 100})
+    stage = dict(outputs=outputs, spec=dict(budget=budget))
+    assert _epochs_asked(stage) is None  # 12 of 12.5 batches
+    assert _epochs_asked({**stage, "outputs": {**outputs, "steps": 6}}) == 10.0
+    assert _epochs_asked(None) is None
+    assert _epochs_asked(dict(outputs=dict(steps=0), spec={})) is None
 
 
 def test_a_record_tells_what_its_chain_did(tmp_path):
