@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,10 @@ def tables(card: Card) -> list[Table]:
         found.append(("Images", ["part", "images"], rows))
     for key, title in PARTS.items():
         if key in parts:
-            splits = parts[key].get("splits", {"": parts[key]})
+            given = parts[key].get("splits", {"": parts[key]})
+            splits = {s: given[s] for s in sorted(given, key=_place)}
             found.append(_splits(title, splits))
-            found += _classes(f"{title}: classes", splits)
+            found += _classes(f"{title}: classes", splits, parts[key].get("classes", ()))
     twice = parts.get("classify", {}).get("in_two_classes", {"count": 0, "files": []})
     if twice["count"]:
         title = f"Class folders: {twice['count']} pictures in two classes"
@@ -141,12 +142,21 @@ def _splits(title: str, splits: Mapping[str, Mapping[str, Any]]) -> Table:
     return title, ["split", *(_WORDS[k] for k in keys)], rows
 
 
-def _classes(title: str, splits: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Counts by class, one column per split."""
+def _place(split: str) -> tuple[int, str]:
+    """Where a split stands in a table."""
+    usual = ("train", "val", "test")
+    return (usual.index(split) if split in usual else len(usual), split)
+
+
+def _classes(
+    title: str, splits: Mapping[str, Mapping[str, Any]], order: Sequence[str]
+) -> list[Table]:
+    """Counts by class, one column per split; classes in the given order, further ones after."""
     key = next((k for k in _BY_CLASS if any(k in row for row in splits.values())), None)
     if key is None:
         return []
-    names = list(dict.fromkeys(c for row in splits.values() for c in row.get(key, {})))
+    there = dict.fromkeys(c for row in splits.values() for c in row.get(key, {}))
+    names = [*(c for c in order if c in there), *(c for c in there if c not in order)]
     what = {"by_class": "images", "boxes": "boxes", "pixels": "pixels"}[key]
     head = ["class", *(f"{what}, {s}" if s else what for s in splits)]
     rows = [[n, *(_value(row.get(key, {}).get(n, 0)) for row in splits.values())] for n in names]

@@ -162,13 +162,16 @@ def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
 
 
 def in_two_classes(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> list[list[str]]:
-    """Files of equal content that lie in different classes, of all splits together."""
+    """Files of equal content that lie in different classes, of all splits together.
+
+    Each as "<split>/<class>/<file>": results are published, and paths of a machine are not.
+    """
     by_content: dict[str, dict[str, str]] = defaultdict(dict)
-    for one in folders.values():
+    for split, one in folders.items():
         for name, files in one.classes.items():
             for file in files:
                 if (path := one.folder / file) in facts:
-                    by_content[facts[path].sha256].setdefault(name, shown(path))
+                    by_content[facts[path].sha256].setdefault(name, shown(f"{split}/{file}"))
     return sorted(sorted(c.values()) for c in by_content.values() if len(c) > 1)
 
 

@@ -1,0 +1,60 @@
+"""Own data against the tasks and arms of a suite, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import build_suite
+from kdep_bench.suite.plan import build_plan
+
+CLASSES = ["bg", "red", "blue"]
+
+
+def plan(data: dict[str, Any], recipe: dict[str, Any], **change: Any) -> None:
+    masks = {s: {"images": f"i/{s}", "masks": f"m/{s}"} for s in ("train", "test")}
+    own = {"type": "kdep_bench.data.own.prepare", "name": "case", "pool": "p", "masks": masks}
+    suite = {
+        "name": "tiny",
+        "data": {**own, "classes": CLASSES, "labels": False, **data},
+        "students": ["resnet18_w32"],
+        "methods": ["scratch"],
+        "tasks": [{"base": "pocket_seg", "name": "case_seg", "recipe": recipe}],
+        "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+        "seeds": {"pretrain": [0], "transfer": [0]},
+    }
+    build_plan(build_suite({**suite, **change}))
+
+
+PALETTE = [[0, 0, 0], [1, 0, 0], [0, 0, 1]]
+
+
+def test_recipe_classes_are_those_of_the_masks() -> None:
+    plan({}, {"classes": CLASSES, "palette": PALETTE})
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["bg", "blue", "red"], "the same names in another order"),
+        (["bg", "red", "Blue"], "('bg', 'red', 'Blue')"),
+        (["bg", "red"], "('bg', 'red', 'blue')"),
+    ],
+)
+def test_recipe_classes_in_another_order_would_swap_scores(classes: list[str], words: str) -> None:
+    with pytest.raises(KdepError) as e:
+        plan({}, {"classes": classes, "palette": PALETTE[: len(classes)]})
+    assert words in str(e.value)
+    assert "set classes=('bg', 'red', 'blue')" in str(e.value)
+
+
+def test_a_palette_of_fewer_colours_is_refused() -> None:
+    with pytest.raises(KdepError, match="2 colours in its palette for 3 classes"):
+        plan({}, {"classes": CLASSES, "palette": PALETTE[:2]})
+
+
+def test_labels_without_pool_labels_are_refused() -> None:
+    with pytest.raises(KdepError, match="labels=True and no pool_labels=True"):
+        plan({"labels": True}, {"classes": CLASSES, "palette": PALETTE})

@@ -1,0 +1,73 @@
+"""Two own data sets that differ in order and ids alone get one score, to the last digit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdep_bench.data.own import prepare
+from tests.transfer.conftest import config, quiet
+
+
+def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
+    """Every list reversed, every id another one, every object's keys reversed."""
+
+    def fresh(key: str) -> dict[int, int]:
+        return {e["id"]: 1000 + step * (k * 7 % 1009) for k, e in enumerate(table[key])}
+
+    images, categories, boxes = map(fresh, ("images", "categories", "annotations"))
+    rows = {
+        "annotations": [
+            {
+                **a,
+                "id": boxes[a["id"]],
+                "image_id": images[a["image_id"]],
+                "category_id": categories[a["category_id"]],
+            }
+            for a in table["annotations"]
+        ],
+        "categories": [{**c, "id": categories[c["id"]]} for c in table["categories"]],
+        "images": [{**i, "id": images[i["id"]]} for i in table["images"]],
+    }
+    return {k: [dict(reversed(e.items())) for e in reversed(v)] for k, v in rows.items()}
+
+
+def prepared(data: Path, out: Path, change: bool) -> Path:
+    """Stage `prepare` over the tiny scenes as own data; returns the stage's directory."""
+    coco = {}
+    for number, split in enumerate(("train", "test"), 1):
+        table = json.loads((data / "detect/annotations" / f"{split}.json").read_text())
+        out.mkdir(exist_ok=True)
+        file = out / f"{split}.json"
+        file.write_text(json.dumps(permuted(table, number) if change else table))
+        coco[split] = {"json": str(file), "images": str(data / "detect" / split)}
+    (out / "prepare").mkdir()
+    prepare({"pool": str(data / "classify/train"), "coco": coco}, {}, out / "prepare", quiet)
+    return out / "prepare"
+
+
+def score(student: dict[str, Any], prepare_dir: Path, exported: Path, out: Path) -> dict[str, Any]:
+    from kdep_bench.transfer import stage
+
+    task = config("tasks", "pocket_det")
+    task["recipe"] |= {"iters": 60, "batch": 4, "warmup": 10}
+    out.mkdir()
+    spec = {"task": task, "student": student, "seed": 0, "threads": 1}
+    return stage.run(spec, {"prepare": prepare_dir, "export": exported}, out, quiet)
+
+
+@pytest.mark.slow
+def test_order_and_ids_of_a_coco_json_do_not_change_the_score(
+    data: Path, exported: Path, student: dict[str, Any], tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    got = []
+    for name in ("plain", "permuted"):
+        stage_dir = prepared(data, tmp_path / name, name == "permuted")
+        outputs = apart(score, student, stage_dir, exported, tmp_path / f"{name}_det")
+        got.append({k: outputs[k] for k in ("value", "metrics", "per_class")})
+    assert got[0] == got[1]
+    assert got[0]["metrics"]["bbox_mAP_50"] > 0.02  # not equal because nothing was found
