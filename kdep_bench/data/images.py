@@ -17,10 +17,10 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -139,9 +139,17 @@ def raise_all(faults: Sequence[KdepError], what: str) -> None:
         raise KdepError(f"{len(faults)} {what} cannot be used:" + "".join(lines))
 
 
+class Memory(Protocol):
+    """Facts of images by the SHA-256 of their bytes: a dict, or `image_memory.ImageMemory`."""
+
+    def get(self, key: str, /) -> Any: ...
+
+    def __setitem__(self, key: str, value: Any, /) -> None: ...
+
+
 def inspect(
     files: Iterable[Path],
-    memory: MutableMapping[str, Any] | None = None,
+    memory: Memory | None = None,
     digest: Callable[[Path], str] | None = None,
     progress: Callable[[int, int], object] | None = None,
     threads: int | None = None,
@@ -160,7 +168,7 @@ def inspect(
         facts by file (those without a fault), faults in the order of `files`.
     """
     files = list(files)
-    memory = {} if memory is None else memory
+    memory = dict[str, Any]() if memory is None else memory
     result = Inspection()
 
     def look(file: Path) -> tuple[Facts | None, KdepError | None, bool]:

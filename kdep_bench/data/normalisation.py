@@ -77,6 +77,24 @@ def check_stated(teacher: Mapping[str, Any]) -> None:
     check_normalisation(mean, std, where)
 
 
+def check_recipe(task: Mapping[str, Any]) -> None:
+    """KdepError where a task's model states another normalisation than that of every student.
+
+    It would be replaced without a word: a student is fine-tuned on pixels as it was pre-trained on.
+    """
+    model = (task.get("recipe") or {}).get("model") or {}
+    stated = model.get("data_preprocessor") or {} if isinstance(model, Mapping) else {}
+    for key, right in (("mean", MEAN), ("std", STD)):
+        value = stated.get(key)
+        if value is not None and (_not_three_numbers(value) or list(value) != list(right)):
+            raise KdepError(
+                f"the model of task {task.get('name')!r} states {key} = {value!r:.80} in its "
+                "data_preprocessor",
+                f"no {key}: every student is normalised with {right}, as in pre-training",
+                f"remove {key} there",
+            )
+
+
 def _not_three_numbers(values: Any) -> str | None:
     if not isinstance(values, Sequence) or isinstance(values, str):
         return "which is no list"

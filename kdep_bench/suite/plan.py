@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdep_bench import cards, trackers
-from kdep_bench.data.normalisation import check_stated
+from kdep_bench.data.normalisation import check_recipe, check_stated
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.objectives.levels import levels_of
@@ -314,6 +314,7 @@ class _Builder:
             for task in suite.tasks:
                 check_task(student, task)
                 check_task_data(suite.data, task)
+                check_recipe(task)
                 tests_on(task, suite.data["name"])  # refuses what is no list of names
             trained_on(suite.teachers[student["name"]])
             check_stated(suite.teachers[student["name"]] or {})

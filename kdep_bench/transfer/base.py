@@ -59,6 +59,7 @@ class Task(ABC):
         self._check_recipe()
 
     def _check_recipe(self) -> None:
+        normalisation.check_recipe({"name": self.name, "recipe": self.recipe})
         got = set(self.recipe)
         if surplus := got - self.recipe_keys:
             raise KdepError(

@@ -117,3 +117,18 @@ def test_a_suite_with_it_is_refused_before_anything_runs(tmp_path: Path) -> None
         )
         with pytest.raises(KdepError, match=f"teacher 'resnet50'.*{sentence}"):
             build_plan(load_suite(str(path)))
+
+
+def test_a_recipe_cannot_state_another_normalisation_for_students() -> None:
+    from kdep_bench.data.normalisation import check_recipe
+    from kdep_bench.suite.config import resolve
+
+    task = resolve("task", "pocket_det")
+    check_recipe(task)
+    part = task["recipe"]["model"]["data_preprocessor"]
+    part["mean"] = list(MEAN)
+    check_recipe(task)
+    for key, value in (("mean", [0.485, 0.456, 0.406]), ("std", [1.0]), ("std", 1)):
+        part.update({"mean": None, "std": None, key: value})
+        with pytest.raises(KdepError, match=f"model of task 'pocket_det' states {key}"):
+            check_recipe(task)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.data import leaks
+from kdep_bench.data.image_memory import ImageMemory
 from kdep_bench.data.images import Facts, inspect, placed_name
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.own import boxes, class_folders, masks
@@ -86,7 +87,8 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
 
 def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, Facts]:
     there = [f for f in files if os.path.lexists(f)]  # others are faults of their json already
-    seen = inspect(there, progress=lambda done, total: progress(done, total, "checking images"))
+    with ImageMemory() as memory:
+        seen = inspect(there, memory, progress=lambda i, n: progress(i, n, "checking images"))
     for fault in seen.faults:
         faults.add(fault, "image")
     return seen.facts

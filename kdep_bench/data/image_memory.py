@@ -1,0 +1,118 @@
+"""What is known of images that were decoded before, by the SHA-256 of their bytes.
+
+One SQLite file, `images.sqlite` in the cache folder, for all data sets and work dirs of a user. A
+file that is damaged, locked or cannot be written costs decoding the images again and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from kdep_bench.data.debian import cache_dir
+from kdep_bench.files import canonical_json
+
+# Facts of another version are not used: raise it when what `images.examine` finds changes.
+VERSION = f"1 Pillow {PIL.__version__}"
+_KEPT = 1000  # facts that wait to be written together
+_BUSY = 2.0  # seconds to wait for another process
+
+
+def memory_path() -> Path:
+    """$KDEP_CACHE/images.sqlite, or that in ~/.cache/kdep_bench."""
+    return cache_dir() / "images.sqlite"
+
+
+class ImageMemory:
+    """Facts by SHA-256, kept in a file; used by `images.inspect` from several threads.
+
+    To be used as a context manager: what is new is written by its end.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = memory_path() if path is None else path
+        self._lock = threading.Lock()
+        self._new: dict[str, str] = {}
+        self._table: sqlite3.Connection | None = None
+
+    def __enter__(self) -> ImageMemory:
+        try:
+            self._table = self._open()
+        except (OSError, sqlite3.Error):
+            self._table = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._write()
+            if self._table is not None:
+                self._table.close()
+            self._table = None
+
+    def get(self, sha256: str) -> list[Any] | None:
+        """The facts of an image; None where there are none."""
+        with self._lock:
+            text = self._new.get(sha256)
+            if text is None and self._table is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    query = "SELECT facts FROM images WHERE sha256 = ? AND version = ?"
+                    row = self._table.execute(query, (sha256, VERSION)).fetchone()
+                    text = row and row[0]
+        if not isinstance(text, str):
+            return None
+        try:
+            facts = json.loads(text)
+        except ValueError:
+            return None
+        fits = isinstance(facts, list) and facts[:1] == [sha256]
+        return facts if fits else None
+
+    def __setitem__(self, sha256: str, facts: Sequence[Any]) -> None:
+        with self._lock:
+            self._new[sha256] = canonical_json(list(facts))
+            if len(self._new) >= _KEPT and self._table is not None:
+                self._write()
+
+    def _write(self) -> None:
+        if self._table is None:
+            return
+        rows = [(sha256, VERSION, facts) for sha256, facts in self._new.items()]
+        with contextlib.suppress(sqlite3.Error), self._table:
+            self._table.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", rows)
+            self._new.clear()
+
+    def _open(self) -> sqlite3.Connection:
+        """Raises OSError or sqlite3.Error where the file cannot be used."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise OSError("no regular file")
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as e:
+            if isinstance(e, sqlite3.OperationalError):
+                raise  # locked, read-only, no space
+        self.path.unlink()  # not a database: ours, and it holds nothing that cannot be found again
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        table = sqlite3.connect(self.path, timeout=_BUSY, check_same_thread=False)
+        try:
+            table.execute(
+                "CREATE TABLE IF NOT EXISTS images "
+                "(sha256 TEXT PRIMARY KEY, version TEXT, facts TEXT) WITHOUT ROWID"
+            )
+            table.execute("SELECT sha256, version, facts FROM images LIMIT 1").fetchone()
+        except sqlite3.Error:
+            table.close()
+            raise
+        return table

@@ -1,0 +1,157 @@
+"""Images that were decoded once are not decoded again, and a damaged memory changes no result."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import numpy as np
+import own_fixture as own
+import pytest
+from PIL import Image
+
+from kdep_bench.data import image_memory, images
+from kdep_bench.data.image_memory import ImageMemory
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    made = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, file in enumerate(made):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("RGBA" if i == 3 else "RGB").save(file)
+    return made
+
+
+def look(files: list[Path], path: Path) -> images.Inspection:
+    with ImageMemory(path) as memory:
+        return images.inspect(files, memory)
+
+
+def test_a_second_run_decodes_nothing_and_finds_the_same(files, tmp_path: Path) -> None:
+    first = look(files, tmp_path / "m" / "images.sqlite")
+    assert first.decoded == 5
+    again = look(files, tmp_path / "m" / "images.sqlite")
+    assert again.decoded == 0
+    assert again.facts == first.facts
+    files[0].write_bytes(files[1].read_bytes())
+    moved = files[2].rename(files[2].with_name("moved.png"))
+    assert look([files[0], moved], tmp_path / "m" / "images.sqlite").decoded == 0
+
+
+def test_a_fault_is_found_every_time(files, tmp_path: Path) -> None:
+    files[2].write_bytes(files[2].read_bytes()[:-30])
+    for _ in range(2):
+        assert len(look(files, tmp_path / "images.sqlite").faults) == 1
+
+
+def not_a_database(path: Path) -> None:
+    path.write_bytes(b"not a database" * 99)
+
+
+def another_table(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as table:
+        table.execute("CREATE TABLE images (a, b)")
+
+
+def wrong_facts(path: Path) -> None:
+    with sqlite3.connect(path) as table:
+        table.execute("UPDATE images SET facts = '[\"another\", 1, 2]'")
+
+
+def no_json(path: Path) -> None:
+    with sqlite3.connect(path) as table:
+        table.execute("UPDATE images SET facts = '{'")
+
+
+def other_version(path: Path) -> None:
+    with sqlite3.connect(path) as table:
+        table.execute("UPDATE images SET version = '0'")
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+BROKEN = [
+    not_a_database,
+    another_table,
+    wrong_facts,
+    no_json,
+    other_version,
+    fifo,
+    link,
+    folder,
+    cut,
+]
+
+
+@pytest.mark.parametrize("spoil", BROKEN)
+def test_a_memory_that_cannot_be_used_costs_time_alone(files, tmp_path: Path, spoil) -> None:
+    path = tmp_path / "images.sqlite"
+    first = look(files, path)
+    spoil(path)
+    again = look(files, path)
+    assert again.decoded == 5
+    assert again.facts == first.facts
+
+
+def test_a_memory_that_another_process_writes_is_waited_for_and_then_left(
+    files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_memory, "_BUSY", 0.1)
+    path = tmp_path / "images.sqlite"
+    look(files[:1], path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert look(files, path).decoded == 5
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def test_many_threads_may_use_it(tmp_path: Path) -> None:
+    with ImageMemory(tmp_path / "images.sqlite") as memory:
+
+        def work(k: int) -> None:
+            for i in range(400):
+                key = f"{k}-{i}"
+                memory[key] = [key, i]
+                assert memory.get(key) == [key, i]
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    with ImageMemory(tmp_path / "images.sqlite") as memory:
+        assert memory.get("5-399") == ["5-399", 399]
+
+
+def test_prepare_and_prepare_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDEP_CACHE", str(tmp_path / "cache"))
+    spec = own.make(tmp_path / "mine")
+    first = own.run(spec, tmp_path / "a")
+
+    def never(*_: object) -> None:
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(images, "examine", never)
+    assert own.run(spec, tmp_path / "b")["fingerprint"] == first["fingerprint"]
