@@ -25,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--suite", action="append", default=[], help="a suite config, or its name")
     p.add_argument("--data", nargs="+", default=[], metavar="SET", help="official sets to look at")
     p.add_argument("--root", type=Path, help="folder of the official sets (default: $KDEP_DATA)")
-    p.add_argument("--decode", default="8", help="images of each folder to read, or 'all'")
+    p.add_argument(
+        "--decode",
+        default="8",
+        help="images to read of each folder of the official sets, or 'all'; own data: always all",
+    )
     p.add_argument("--work-dir", type=Path, default=Path("work_dirs"))
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():

@@ -9,7 +9,7 @@ differ. Measured on 2,500 of the pocket pool's images, 178 photographs and synth
 | JPEG quality 75 / 30, half the size, twice the size | 2, 4 / 4, 10 / 0, 2 / 0, 2 |
 | brightness x 1.2, contrast x 0.8, grey, noise of sd 8 | 4, 16 / 2, 4 / 0, 0 / 4, 8 |
 | 2 % of each side cut off, 5 % | 26, 38 / 74, 98: not found |
-| mirrored | about 128: not found |
+| mirrored | 128, 132: not found |
 
 | what | pairs | least | pairs within 20 |
 |---|---:|---:|---:|
