@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kdep_bench.errors import KdepError
+from kdep_bench.files import plain_text
 
 _LISTED = 4
 _AGAIN = "get the file again"
@@ -41,7 +42,6 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", _AGAIN),
     (b"\x7fELF", "a program", _AGAIN),
 )
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LARGEST_PICKLE = 64 << 20  # bytes of a pickle that is looked through for what it asks for
 #: What `weights_only=True` loads, and a plain state dict asks for.
 _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
@@ -94,12 +94,6 @@ def is_safetensors(head: bytes, size: int) -> bool:
     if len(head) < 9 or head[8:9] != b"{":
         return False
     return struct.unpack("<Q", head[:8])[0] <= size - 8
-
-
-def plain(error: object, most: int = 160) -> str:
-    """The first line of a foreign error's text, without colours, cut to `most` characters."""
-    lines = _ANSI.sub("", str(error)).strip().splitlines()
-    return lines[0][:most] if lines else type(error).__name__
 
 
 def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -201,7 +195,7 @@ def _refuse_zip(path: Path, what: str, remedy: str) -> None:
             names = z.namelist()
     except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
         raise KdepError(
-            f"{what} {path} is not a whole file ({plain(e)})",
+            f"{what} {path} is not a whole file ({plain_text(e)})",
             "all of a file that torch.save wrote",
             f"{remedy} (an interrupted download or copy is the usual cause)",
         ) from None
@@ -232,7 +226,7 @@ def _begin(head: bytes) -> str:
 
 
 def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
-    text = _ANSI.sub("", str(e))
+    text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
             f"{what} {path} does not fit into memory", "tensors that do", "use a smaller file"
@@ -252,7 +246,7 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
             "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
             remedy,
         )
-    return KdepError(f"{what} {path} cannot be read ({plain(e)})", "a whole file", remedy)
+    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", "a whole file", remedy)
 
 
 def _asked_for(path: Path) -> str | None:

@@ -171,6 +171,15 @@ def _check_depth(value: Any) -> None:
         ]
 
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def plain_text(error: object, most: int = 160) -> str:
+    """The first line of a foreign error's text, without colours, cut to `most` characters."""
+    lines = _ANSI.sub("", str(error)).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, strict. Hash input, never for people."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.checkpoints import plain
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import read_json
+from kdep_bench.files import plain_text, read_json
 from kdep_bench.taps import captured
 from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
 from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of
@@ -122,7 +121,7 @@ class HuggingFace(NetworkTeacher):
             )
         except (RuntimeError, ValueError) as e:
             raise KdepError(
-                f"the weights in {source} do not fit {type(net).__name__} ({plain(e)})",
+                f"the weights in {source} do not fit {type(net).__name__} ({plain_text(e)})",
                 "the weights of this very architecture",
                 "correct `args=`",
             ) from e
@@ -212,7 +211,7 @@ def check_config(config: Any, path: Path) -> None:
         theirs = type(config).from_dict(stored)
     except Exception as e:  # transformers raises whatever it meets first
         raise KdepError(
-            f"{path} is no config of a {config.model_type} ({type(e).__name__}: {plain(e)})",
+            f"{path} is no config of a {config.model_type} ({type(e).__name__}: {plain_text(e)})",
             "the config.json of these weights",
             "get it again, or move it away: it is compared with `args=` only",
         ) from None

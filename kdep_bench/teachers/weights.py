@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.checkpoints import bad_tensors, plain, read_checkpoint
+from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
-from kdep_bench.files import file_hash
+from kdep_bench.files import file_hash, plain_text
 from kdep_bench.teachers.base import load_exactly
 
 RANDOM = "random"
@@ -127,7 +127,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
     try:
         return hub.fetch()
     except Exception as e:  # urllib, httpx and huggingface_hub each have their own
-        reason = plain(e)
+        reason = plain_text(e)
         raise KdepError(
             f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
             "a connection to it",

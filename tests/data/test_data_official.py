@@ -367,6 +367,17 @@ def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
     lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
     counts = verify(one, root, None, whole=False)
     assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
+    first = root / "imagenet/train" / imagenet.TINY_WNIDS[0]
+    kept = {p.name: p.read_bytes() for p in first.iterdir()}
+    for p in first.iterdir():
+        p.write_bytes(b"x")
+    with pytest.raises(KdepError, match="not an image"):
+        verify(one, root, None, whole=False)  # ... which drops the seals,
+    lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == kept  # ... so that all comes back
+    path.write_bytes(whole[: len(whole) - 10240])  # no end-of-archive blocks: a class may be lost
+    with pytest.raises(KdepError, match=r"end-of-archive|damaged"):
+        lay_out(one, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
 
 
 def test_a_set_from_its_archives_by_the_tool(

@@ -1,15 +1,26 @@
-"""Unpacking of tar and zip archives: refuses path tricks, checks sizes, goes on where it was cut.
+"""Unpacking of tar and zip archives: refuses path tricks, checks all of it, resumes.
 
-Every name is judged before the first file is written. A file appears under its name only when it
-is whole, so a second run skips what is there; a seal beside the data says that all of it is.
+The whole archive is read and every name judged before the first file is written: headers up to the
+end-of-archive blocks, a compressed stream up to its checksum. (Python's tarfile takes a damaged
+header for the end.) Links and absolute names are refused; the standard library's data filter would
+keep links inside the folder and rewrite names. A file appears under its name only when it is whole.
+A seal beside the data names the archive's SHA-256: the next run skips what that very archive gave,
+and compares the content of files that another one left.
 """
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import errno
+import gzip
 import hashlib
+import io
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -20,12 +31,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json, write_json
+from kdep_bench.files import read_strict, write_json
 
 SEALS = ".unpacked"
 _PIECE = 1 << 20
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
-_AGAIN = "download it again (a cut download is the usual cause)"
+#: What the libraries raise for damaged content; an OSError of theirs has no error number.
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(ValueError, LookupError, RuntimeError, OverflowError, AttributeError, TypeError),
+)
+_AGAIN = "download it again (an interrupted download is the usual cause)"
+_HASHED_ALWAYS = 256 << 20  # bytes; below, time stamps are not trusted for the content
+_PADDING = 1 << 20  # zeros after the end of a tar; more are the rest of an unfinished download
+_EXTENDED = b"xgXLK"  # headers that describe the next member
+_LONGEST_NAME = 1 << 20
 
 Progress = Callable[..., None]
 
@@ -69,24 +88,28 @@ def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
     Raises:
         KdepError: another size or checksum: half downloaded, or another release.
     """
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        return _check_archive(path, archive, size, progress)
+    except OSError as e:
+        raise disk_error(path, e) from None
+
+
+def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) -> str:
     if archive.bytes is not None and size != archive.bytes:
         raise KdepError(f"the archive {path} has {size} bytes", f"{archive.bytes} bytes", _AGAIN)
     if size == 0:
         raise KdepError(f"the archive {path} has zero bytes", "the whole archive", _AGAIN)
-    digest, done = hashlib.md5(usedforsecurity=False), 0
-    with path.open("rb") as f:
-        while piece := f.read(_PIECE):
-            digest.update(piece)
-            done += len(piece)
-            progress(done, size, f"checksum of {path.name}")
-    if archive.md5 is not None and digest.hexdigest() != archive.md5:
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    _read_all(path, (md5, sha256), progress)
+    _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` asks for it next
+    if archive.md5 is not None and md5.hexdigest() != archive.md5:
         raise KdepError(
-            f"the archive {path} has the MD5 {digest.hexdigest()}",
+            f"the archive {path} has the MD5 {md5.hexdigest()}",
             f"{archive.md5} ({archive.md5_source})",
             _AGAIN,
         )
-    return digest.hexdigest()
+    return md5.hexdigest()
 
 
 def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> dict[str, int]:
@@ -94,7 +117,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
 
     Args:
         path: a .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip file.
-        target: made if absent. Files of the right size that are there already are kept.
+        target: made if absent. Files that are there already with the same content are kept.
         progress: called with (done, total, note) in members.
         strip: leading folders to drop from every name.
 
@@ -103,64 +126,217 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
 
     Raises:
         KdepError: a name that leaves the folder (absolute, '..', drive, backslash), a link, a
-            device, two members of one name; a damaged or cut archive; no room on the disk.
+            device, two members of one name; a damaged, interrupted or encrypted archive; no room on
+            the disk.
     """
-    seal = target / SEALS / f"{path.name}.json"
-    stamp = [path.name, path.stat().st_size]
-    if seal.is_file() and read_json(seal)["archive"] == stamp:
-        counts = read_json(seal)["counts"]
+    seal = Seal(path, target)
+    if (counts := seal.counts()) is not None:
         return {**counts, "skipped": counts["files"]}
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        counts = _unpack(path, target, progress, strip)
-    except _DAMAGE as e:
-        raise KdepError(f"the archive {path} is damaged or cut short ({e})", "a whole archive",
-                        _AGAIN) from None  # fmt: skip
-    except OSError as e:
-        if e.errno != 28:
-            raise
-        raise KdepError(
-            f"no room on the disk while unpacking {path}", "", "free space and run again"
-        ) from None
-    kept = {k: counts[k] for k in ("files", "bytes")}
-    write_json(seal, {"archive": stamp, "counts": kept})
+    with sentences(path):
+        target.mkdir(parents=True, exist_ok=True)
+        names = _listed(path, strip)
+        _check_room(path, target, names, sum(names.values()))
+        resumed = seal.begin(progress)
+        counts = _unpack(path, target, progress, strip, names, resumed)
+    seal.close({k: counts[k] for k in ("files", "bytes")})
     return counts
 
 
-def _unpack(path: Path, target: Path, progress: Progress, strip: int) -> dict[str, int]:
-    listed = list(_list(path))
+@contextlib.contextmanager
+def sentences(path: Path) -> Iterator[None]:
+    """Faults of the archive `path`, and of the disk it is unpacked to, as KdepErrors."""
+    try:
+        yield
+    except OSError as e:
+        raise (_damaged(path, e) if e.errno is None else disk_error(path, e)) from None
+    except MemoryError:
+        raise KdepError(f"unpacking {path} needs more memory than there is", "", "") from None
+    except DAMAGE as e:
+        raise _damaged(path, e) from None
+
+
+def _damaged(path: Path, e: object) -> KdepError:
+    text = " ".join(str(e).split())[:200] or type(e).__name__
+    return KdepError(f"the archive {path} is damaged or cut short ({text})", "all of it", _AGAIN)
+
+
+def disk_error(path: Path, e: OSError) -> KdepError:
+    """The sentence for a file that could not be read or written while `path` was unpacked."""
+    if e.errno == errno.ENOSPC:
+        return KdepError(f"no room on the disk while unpacking {path}", "", "free space, run again")
+    where = f" at {e.filename}" if e.filename and str(e.filename) != str(path) else ""
+    return KdepError(
+        f"unpacking {path} failed{where} ({e.strerror})",
+        "files and folders that can be read and written there",
+        "check their rights and what lies in their place, and run again",
+    )
+
+
+# ---- seals ----
+
+_hashed: dict[tuple[Any, ...], str] = {}
+
+
+def _stat_of(path: Path) -> tuple[Any, ...]:
+    s = path.stat()
+    return str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino
+
+
+def _read_all(path: Path, digests: tuple[Any, ...], progress: Progress) -> None:
+    size, done = path.stat().st_size, 0
+    with path.open("rb") as f:
+        while piece := f.read(_PIECE):
+            for digest in digests:
+                digest.update(piece)
+            done += len(piece)
+            progress(done, size, f"checksum of {path.name}")
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    key = _stat_of(path)
+    if key not in _hashed or key[1] < _HASHED_ALWAYS:
+        digest = hashlib.sha256()
+        _read_all(path, (digest,), progress)
+        _hashed[key] = digest.hexdigest()
+    return _hashed[key]
+
+
+class Seal:
+    """What says that an archive was unpacked into a folder, and which archive it was.
+
+    `<target>/.unpacked/<archive>.json` holds name, size, modification time, inode and SHA-256 of
+    the archive. A large archive of the same size, time and inode is not hashed again.
+    """
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self.path = path
+        self._file = target / SEALS / f"{path.name}.json"
+        self._begun = target / SEALS / f"{path.name}.begun"
+
+    def counts(self) -> dict[str, int] | None:
+        """{files, bytes} of what this archive gave; None where it was not unpacked here."""
+        known = self._known(self._file)
+        if known is None or not self._is_of_this_archive(known):
+            return None
+        return known["counts"]
+
+    def begin(self, progress: Progress) -> bool:
+        """Marks the unpacking as begun; True where an earlier try of this archive did so."""
+        known = self._known(self._begun)
+        again = known is not None and self._is_of_this_archive(known)
+        self._file.unlink(missing_ok=True)
+        if not again:
+            write_json(self._begun, self._content({"files": 0, "bytes": 0}, progress))
+        return again
+
+    def close(self, counts: dict[str, int]) -> None:
+        """Writes the seal."""
+        write_json(self._file, self._content(counts))
+        self._begun.unlink(missing_ok=True)
+
+    def sha256(self) -> str:
+        """The archive's SHA-256, hashed anew only where time stamps do not suffice."""
+        known = self._known(self._begun) or self._known(self._file)
+        same = known is not None and self._is_of_this_archive(known)
+        return known["archive"]["sha256"] if known and same else _sha256(self.path, _silent)
+
+    def _content(self, counts: dict[str, int], progress: Progress | None = None) -> dict[str, Any]:
+        _, size, mtime_ns, inode = _stat_of(self.path)
+        sha256 = _sha256(self.path, progress or _silent)
+        archive = {"name": self.path.name, "bytes": size, "mtime_ns": mtime_ns, "inode": inode}
+        return {"archive": {**archive, "sha256": sha256}, "counts": counts}
+
+    @staticmethod
+    def _known(file: Path) -> dict[str, Any] | None:
+        try:
+            known = read_strict(file)
+            numbers = (*known["counts"].values(), known["archive"]["bytes"])
+            whole = set(known["counts"]) == {"files", "bytes"} and all(
+                type(n) is int and n >= 0 for n in numbers
+            )
+            return known if whole and len(known["archive"]["sha256"]) == 64 else None
+        except (KdepError, AttributeError, LookupError, TypeError):
+            return None  # none, damaged, or of an older form: the content is compared
+
+    def _is_of_this_archive(self, known: dict[str, Any]) -> bool:
+        archive = known["archive"]
+        _, size, mtime_ns, inode = _stat_of(self.path)
+        if archive["bytes"] != size:
+            return False
+        same = (archive.get("mtime_ns"), archive.get("inode")) == (mtime_ns, inode)
+        if same and size >= _HASHED_ALWAYS:
+            return True
+        return archive["sha256"] == _sha256(self.path, _silent)
+
+
+def _silent(*_: Any) -> None:
+    """No progress."""
+
+
+def drop_seals(folder: Path) -> None:
+    """Forgets what was unpacked into a set's folder and its subfolders: the next run compares it
+    with the archives."""
+    with contextlib.suppress(OSError):
+        for each in (folder, *(p for p in folder.iterdir() if p.is_dir())):
+            if not (each / SEALS).is_symlink():
+                shutil.rmtree(each / SEALS, ignore_errors=True)
+
+
+# ---- members ----
+
+
+def _listed(path: Path, strip: int) -> dict[str, int]:
+    """Path below the target -> size, of every file; reads the archive to its end."""
     names: dict[str, int] = {}
-    total = 0
-    for name, size in listed:
-        rel = safe_member(name, path, strip)
+    for member in members(path):
+        rel = safe_member(member.name, path, strip)
         if rel is None:
             continue
-        key = str(rel)
-        if key in names:
-            raise KdepError(f"the archive {path} holds {key!r} twice", "each file once", _AGAIN)
-        names[key] = size
-        total += size
+        if str(rel) in names:
+            raise KdepError(f"the archive {path} holds {str(rel)!r} twice", "each once", _AGAIN)
+        names[str(rel)] = member.size
     if not names:
         raise KdepError(f"the archive {path} holds no file", "at least one", _AGAIN)
-    _check_room(path, target, names, total)
+    for name in names:
+        if above := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
+            raise KdepError(
+                f"the archive {path} holds {str(above)!r} as a file and as a folder", "one", _AGAIN
+            )
+    return names
+
+
+def _unpack(
+    path: Path,
+    target: Path,
+    progress: Progress,
+    strip: int,
+    names: dict[str, int],
+    resumed: bool,
+) -> dict[str, int]:
     done = skipped = 0
     for member in members(path):
         rel = safe_member(member.name, path, strip)
         if rel is None:
             continue
-        skipped += not place(member, target, rel, path)
+        skipped += not place(member, target, rel, path, resumed)
         done += 1
         progress(done, len(names), f"unpacking {path.name}")
     if done != len(names):
         raise KdepError(f"the archive {path} gave {done} of {len(names)} files", "all", _AGAIN)
-    return {"files": done, "bytes": total, "skipped": skipped}
+    return {"files": done, "bytes": sum(names.values()), "skipped": skipped}
 
 
-def place(member: Member, target: Path, rel: PurePosixPath, source: Path) -> bool:
-    """Writes a member unless it is there at its full size; returns whether it wrote."""
+def place(
+    member: Member, target: Path, rel: PurePosixPath, source: Path, resumed: bool = False
+) -> bool:
+    """Writes a member unless a file with its content is there; returns whether it wrote.
+
+    `resumed`: a file of its size is taken to come from an earlier try of this very archive.
+    """
     out = target / rel
     inside(out, target, source)
-    if out.is_file() and not out.is_symlink() and out.stat().st_size == member.size:
+    there = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
+    if there and (resumed or _equal(member, out)):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(prefix=".unpack.", dir=out.parent)
@@ -171,17 +347,23 @@ def place(member: Member, target: Path, rel: PurePosixPath, source: Path) -> boo
             while left and (piece := data.read(min(_PIECE, left))):
                 f.write(piece)
                 left -= len(piece)
-        if left:
-            raise KdepError(
-                f"the archive {source} ends {left} bytes before its member {member.name!r} does",
-                "a whole archive",
-                _AGAIN,
-            )
+            more = data.read(1)  # at its end a zip member compares its checksum
+        if left or more:
+            what = f"ends {left} bytes before its member" if left else "holds more than it says of"
+            raise KdepError(f"the archive {source} {what} {member.name!r}", "all of it", _AGAIN)
         os.chmod(tmp, 0o644)
         os.replace(tmp, out)
     finally:
         Path(tmp).unlink(missing_ok=True)
     return True
+
+
+def _equal(member: Member, out: Path) -> bool:
+    with member.open() as data, out.open("rb") as f:
+        while piece := data.read(_PIECE):
+            if piece != f.read(len(piece)):
+                return False
+        return not f.read(1)
 
 
 def inside(out: Path, target: Path, source: Path) -> None:
@@ -205,6 +387,7 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
         or ".." in path.parts
         or "\\" in name
         or any(ord(c) < 32 for c in name)
+        or SEALS in path.parts  # it would say of itself that it is unpacked
         or (len(name) > 1 and name[1] == ":")
     )
     if bad:
@@ -218,22 +401,115 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The regular files of an archive, in its order; links and devices are refused."""
-    if zipfile.is_zipfile(path):
+    """The regular files of an archive, in its order; links and devices are refused.
+
+    At the end of the iteration the archive is known to be whole. A zip's checksums are compared as
+    its members are read.
+    """
+    with path.open("rb") as f:
+        head = f.read(6)
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
         with zipfile.ZipFile(path) as z:
+            _check_zip(z, path)
             for info in z.infolist():
                 if _zip_file(info, path):
                     yield Member(info.filename, info.file_size, lambda i=info: z.open(i))
         return
-    with _tar(path) as t:
-        yield from tar_members(t, path)
+    with _decompressed(path, head) as stream:
+        yield from tar_members(stream, path)
 
 
-def tar_members(t: tarfile.TarFile, source: Path) -> Iterator[Member]:
-    """The regular files of an open tar."""
-    for info in t:
-        if _tar_file(info, source):
-            yield Member(info.name, info.size, lambda i=info: _content(t, i))
+def _decompressed(path: Path, head: bytes) -> IO[bytes]:
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.open(path)  # type: ignore[return-value]
+    if head.startswith(b"BZh"):
+        return bz2.open(path)  # type: ignore[return-value]
+    if head.startswith(b"\xfd7zXZ\0"):
+        return lzma.open(path)  # type: ignore[return-value]
+    return path.open("rb")
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose sizes can be true; tarfile goes back and round where one is negative."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _EXTENDED_TYPES and info.size > _LONGEST_NAME):
+            raise tarfile.HeaderError(f"a header states {info.size} bytes")
+        return info
+
+
+_EXTENDED_TYPES = {bytes([c]) for c in _EXTENDED}
+
+
+class _Stream(io.RawIOBase):
+    """A stream that ends for good: tarfile reads some damaged headers at the end for ever."""
+
+    def __init__(self, below: IO[bytes]) -> None:
+        self._below, self._empty = below, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self._below.read(-1 if size is None else size)
+        self._empty = 0 if data or size == 0 else self._empty + 1
+        if self._empty > 100:
+            raise EOFError("it ends within a header")
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._below.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._below.tell()
+
+
+def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
+    """The regular files of an uncompressed tar; KdepError at its end where it is not whole."""
+    below: Any = _Stream(stream)
+    try:
+        t = tarfile.open(fileobj=below, mode="r:", tarinfo=_Header)  # noqa: SIM115
+    except (tarfile.TarError, EOFError, zlib.error) as e:
+        raise KdepError(
+            f"the file {source} is no tar or zip archive, or damaged or cut short ({e})",
+            "the official archive",
+            _AGAIN,
+        ) from None
+    with t:
+        last = -1
+        while (info := t.next()) is not None:
+            t.members = []  # pyright: ignore (it would keep every header)
+            if info.size < 0 or info.offset_data <= last:
+                raise _damaged(source, f"a header states {info.size} bytes")
+            last = info.offset_data
+            if _tar_file(info, source):
+                yield Member(info.name, info.size, lambda i=info: _content(t, i))
+        _check_end(below, t.offset, source)
+
+
+def _check_end(stream: IO[bytes], at: int, source: Path) -> None:
+    """KdepError unless a tar ends at byte `at` with two blocks of zeros, and only zeros follow.
+
+    POSIX: https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html ("ustar").
+    """
+    stream.seek(at)
+    block = stream.read(2 * tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise _damaged(source, f"the header at byte {at} is damaged")
+    if len(block) < 2 * tarfile.BLOCKSIZE:
+        raise _damaged(source, f"it ends at byte {at + len(block)} without end-of-archive blocks")
+    rest = 0
+    while piece := stream.read(_PIECE):
+        rest += len(piece)
+        if piece.strip(b"\0"):
+            raise _damaged(source, f"more follows its end at byte {at}")
+    if rest > _PADDING:
+        raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {at}")
 
 
 def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -242,21 +518,28 @@ def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return data
 
 
-def _list(path: Path) -> Iterator[tuple[str, int]]:
-    for member in members(path):
-        yield member.name, member.size
-
-
-def _tar(path: Path) -> Any:
-    try:
-        return tarfile.open(path)
-    except (tarfile.TarError, EOFError, zlib.error) as e:
-        head = path.open("rb").read(8)
+def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
+    """KdepError unless the directory is that of the whole file: all entries, nothing around it."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        f.seek(max(0, size - (1 << 16) - 22))
+        tail = f.read()
+    at = tail.rfind(b"PK\5\6")
+    end = tail[at : at + 22]
+    if len(end) == 22:
+        entries, comment = struct.unpack("<10xH8xH", end)
+        first = min((i.header_offset for i in z.infolist()), default=0)
+        if entries not in (0xFFFF, len(z.infolist())):
+            raise _damaged(path, f"its directory lists {len(z.infolist())} of {entries} entries")
+        if len(tail) - at - 22 != comment:
+            raise _damaged(path, f"{len(tail) - at - 22 - comment} bytes follow its end")
+        if first:
+            raise _damaged(path, f"its directory knows nothing of its first {first} bytes")
+    locked = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
+    if locked is not None:
         raise KdepError(
-            f"the file {path} is no tar or zip archive (it begins with {head!r}; {e})",
-            "the official archive",
-            _AGAIN,
-        ) from None
+            f"the archive {path} is encrypted ({locked[:100]!r})", "an open one", "decrypt it"
+        )
 
 
 def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:

@@ -15,10 +15,12 @@ from kdep_bench.data.official.archives import (
     Archive,
     Progress,
     check_archive,
+    drop_seals,
     find_archive,
     unpack,
 )
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import plain_text
 
 ROOT = "KDEP_DATA"  # the environment variable that names the root of all sets
 # Modules of this package that are no sets.
@@ -137,9 +139,19 @@ def verify(one: OfficialSet, root: Path, decode: int | None = 8, whole: bool = T
         decode: see `OfficialSet.verify`.
         whole: compare the counts with those of the official release.
 
+    A set that does not pass loses its seals: the next `lay_out` compares it with its archives.
+
     Raises:
         KdepError: no folder, the first fault of the set, or a count that is not the release's.
     """
+    try:
+        return _verify(one, root, decode, whole)
+    except KdepError:
+        drop_seals(root / one.name)
+        raise
+
+
+def _verify(one: OfficialSet, root: Path, decode: int | None, whole: bool) -> dict:
     folder = root / one.name
     if not folder.is_dir():
         raise KdepError(
@@ -184,7 +196,13 @@ def need_file(path: Path, what: str) -> Path:
 
 def lines(path: Path, what: str) -> list[str]:
     """The non-empty lines of a split or list file; KdepError when it is missing or empty."""
-    found = [x.strip() for x in need_file(path, what).read_text().splitlines() if x.strip()]
+    try:
+        text = need_file(path, what).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise KdepError(
+            f"the file {path} cannot be read ({plain_text(e)})", what, "unpack its archive again"
+        ) from None
+    found = [x.strip() for x in text.splitlines() if x.strip()]
     if not found:
         raise KdepError(f"the file {path} lists nothing", what, "unpack its archive again")
     return found
@@ -208,7 +226,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         seen.add(name)
         try:
             size = path.stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path} does not exist",
                 f"every file that {source} names",

@@ -8,7 +8,6 @@ needs `train` alone; `val` and the devkit are optional.
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,13 +19,16 @@ from kdep_bench.data.official.archives import (
     SEALS,
     Archive,
     Progress,
+    Seal,
     place,
     safe_member,
+    sentences,
     tar_members,
     unpack,
 )
 from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_dir, need_file
 from kdep_bench.errors import KdepError
+from kdep_bench.files import plain_text, write_atomic
 
 _PAGE = "https://image-net.org/challenges/LSVRC/2012/"
 _TORCHVISION = "torchvision 0.29.1, datasets/imagenet.py"
@@ -49,34 +51,35 @@ def lay_out(folder: Path, found: Mapping[str, Path], progress: Progress) -> None
 
 
 def _train(path: Path, target: Path, progress: Progress) -> None:
-    """Every inner tar is unpacked as it streams by; one seal a class makes it resumable."""
-    seals = target / SEALS
-    seals.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(path) as outer:
-            for number, inner in enumerate(tar_members(outer, path)):
-                safe_member(inner.name, path)
-                wnid = inner.name.removesuffix(".tar")
-                if not _WNID.fullmatch(wnid):
-                    raise KdepError(
-                        f"the archive {path} holds {inner.name[:60]!r}",
-                        "one n########.tar a class",
-                        "use the official training archive",
-                    )
-                if not (seals / wnid).is_file():
-                    with inner.open() as data, tarfile.open(fileobj=data) as t:
-                        for member in tar_members(t, path):
-                            rel = safe_member(f"{wnid}/{member.name}", path)
-                            assert rel is not None
-                            place(member, target, rel, path)
-                    (seals / wnid).touch()
-                progress(number + 1, 1000, f"unpacking {wnid}")
-    except (tarfile.TarError, EOFError) as e:
-        raise KdepError(
-            f"the archive {path} is damaged or cut short ({e})",
-            "a whole archive",
-            "download it again; classes already unpacked are kept",
-        ) from None
+    """Every inner tar is unpacked as it streams by; one mark per class makes it resumable."""
+    seal = Seal(path, target)
+    if seal.counts() is not None:
+        return
+    done = bytes_ = 0
+    with sentences(path), path.open("rb") as stream:
+        target.mkdir(parents=True, exist_ok=True)
+        seal.begin(progress)
+        sha256 = seal.sha256()
+        for number, inner in enumerate(tar_members(stream, path)):
+            safe_member(inner.name, path)
+            wnid = inner.name.removesuffix(".tar")
+            if not _WNID.fullmatch(wnid):
+                raise KdepError(
+                    f"the archive {path} holds {inner.name[:60]!r}",
+                    "one n########.tar per class",
+                    "use the official training archive",
+                )
+            mark = target / SEALS / wnid
+            if not (mark.is_file() and mark.read_bytes() == sha256.encode()):
+                with inner.open() as data:
+                    for member in tar_members(data, path):
+                        rel = safe_member(f"{wnid}/{member.name}", path)
+                        assert rel is not None
+                        place(member, target, rel, path)
+                        done, bytes_ = done + 1, bytes_ + member.size
+                write_atomic(mark, sha256)
+            progress(number + 1, 1000, f"unpacking {wnid}")
+    seal.close({"files": done, "bytes": bytes_})
 
 
 def _sort_val(folder: Path, progress: Progress) -> None:
@@ -88,8 +91,7 @@ def _sort_val(folder: Path, progress: Progress) -> None:
     wnids = _wnids(data / "meta.mat")
     truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number an image")
     for i, file in enumerate(flat):
-        number = int(file.stem.rsplit("_", 1)[1])
-        target = folder / "val" / wnids[int(truth[number - 1])]
+        target = folder / "val" / _class_of(file.stem.rsplit("_", 1)[1], truth, wnids, data)
         target.mkdir(exist_ok=True)
         file.replace(target / file.name)
         progress(i + 1, len(flat), "sorting val")
@@ -99,8 +101,34 @@ def _wnids(meta: Path) -> dict[int, str]:
     """ILSVRC class number -> wnid, of the leaves (torchvision's `_parse_meta_mat`)."""
     from scipy.io import loadmat
 
-    synsets = loadmat(need_file(meta, "the devkit's table of classes"), squeeze_me=True)["synsets"]
-    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if not s["num_children"]}
+    try:
+        synsets = loadmat(need_file(meta, "the devkit's table of classes"), squeeze_me=True)
+        rows = synsets["synsets"]
+        return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in rows if not s["num_children"]}
+    except KdepError:
+        raise
+    except Exception as e:  # scipy raises whatever a damaged file makes it meet
+        raise KdepError(
+            f"the file {meta} cannot be read ({type(e).__name__}: {plain_text(e)})",
+            "the devkit's table of classes",
+            "unpack the devkit again",
+        ) from None
+
+
+def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) -> str:
+    """The wnid of a validation image, by its number; KdepError where the devkit has none."""
+    try:
+        at = int(number) - 1
+        found = wnids[int(truth[at])] if at >= 0 else ""
+    except (ValueError, LookupError):
+        found = ""
+    if not _WNID.fullmatch(found):
+        raise KdepError(
+            f"the devkit in {data} names no class of the validation image {number[:20]}",
+            "a class number for each of 50,000 images, and a WordNet id for each class",
+            f"unpack {DEVKIT} again",
+        )
+    return found
 
 
 def class_folders(split: Path) -> list[Path]:

@@ -1,0 +1,273 @@
+"""A damaged archive is never unpacked in part and taken for whole; a good one is not skipped."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.data.official import archives
+from kdep_bench.data.official.archives import SEALS, unpack
+from kdep_bench.data.official.base import OfficialSet, verify
+from kdep_bench.errors import KdepError
+
+FILES = {"d/a.txt": b"first" * 150, "d/b.txt": b"", "c.txt": b"last" * 300}
+BLOCK = 512
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def tar_bytes(files: dict[str, bytes] = FILES, form: int = tarfile.USTAR_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as t:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zip_bytes(files: dict[str, bytes] = FILES) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in files.items():
+            z.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [p for p in folder.rglob("*") if p.is_file() and SEALS not in p.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def refused(path: Path, target: Path) -> bool:
+    """Whether `path` is refused with nothing sealed; where it is not, all of it must be there."""
+    try:
+        unpack(path, target, quiet)
+    except KdepError as e:
+        if path.name not in str(e):
+            raise
+        assert not list(target.rglob("*.json"))
+        return True
+    assert content(target) == FILES
+    return False
+
+
+def test_every_flipped_header_byte_of_a_tar_is_refused_or_changes_nothing(tmp_path: Path):
+    whole = tar_bytes()
+    headers = [0, 3 * BLOCK, 4 * BLOCK]  # 750 bytes fill two blocks, none follow the empty file
+    passed = []
+    for header in headers:
+        for at in range(BLOCK):
+            bent = bytearray(whole)
+            bent[header + at] ^= 1 << at % 8
+            path = tmp_path / "a.tar"
+            path.write_bytes(bent)
+            if not refused(path, tmp_path / f"{header}-{at}"):
+                passed.append(at)
+    # In the checksum's own field: a leading zero that becomes a space, and the two that end it.
+    assert set(passed) <= {148, 154, 155}
+
+
+def test_every_cut_of_a_tar_at_a_block_is_refused_up_to_its_two_end_blocks(tmp_path: Path):
+    whole = tar_bytes()
+    end = 4 * BLOCK + 4 * BLOCK  # header, and 1,200 bytes in three blocks
+    assert not whole[end:].strip(b"\0")
+    for at in range(0, len(whole) + 1, BLOCK):
+        for path, raw in (
+            (tmp_path / "a.tar", whole[:at]),
+            (tmp_path / "a.tgz", gzip.compress(whole[:at])),
+        ):
+            path.write_bytes(raw)
+            assert refused(path, tmp_path / f"{path.suffix}{at}") == (at < end + 2 * BLOCK)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_byte_cut_of_a_compressed_tar_is_refused(tmp_path: Path, form: int):
+    long = {"x" * 90 + "/" + "y" * 120 + ".txt": b"1"} if form != tarfile.USTAR_FORMAT else {}
+    whole = gzip.compress(tar_bytes(FILES | long, form))
+    path = tmp_path / "a.tgz"
+    for at in range(1, len(whole), 7):
+        path.write_bytes(whole[:at])
+        with pytest.raises(KdepError):
+            unpack(path, tmp_path / "out", quiet)
+    path.write_bytes(whole)
+    unpack(path, tmp_path / "out", quiet)
+    assert content(tmp_path / "out") == FILES | long
+
+
+def bent_crc(raw: bytes) -> bytes:
+    return raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("a.tgz", bent_crc(gzip.compress(tar_bytes()))),
+        ("a.tgz", gzip.compress(tar_bytes())[:-1] + b"\xff"),  # the length after the checksum
+        ("a.tgz", gzip.compress(tar_bytes()) + b"garbage"),
+        ("a.tgz", gzip.compress(tar_bytes()) + gzip.compress(b"more")),
+        ("a.tar", tar_bytes() + b"garbage"),
+        ("a.tar", tar_bytes() + tar_bytes()),  # tar reads the first of two alone
+        ("a.tar", tar_bytes() + bytes(2 << 20)),  # zeros that a download has not filled
+        ("a.tar", bytes(20 * BLOCK)),
+        ("a.tar", b""),
+        ("a.zip", zip_bytes() + b"garbage"),
+        ("a.zip", zip_bytes({"other.txt": b"1"}) + zip_bytes()),
+        ("a.zip", zip_bytes()[:-10]),
+        ("a.zip", zip_bytes({})),
+        ("a.tar", tar_bytes({"a": b"1", "a/b": b"2"})),
+        ("a.tar", tar_bytes({"a": b"1", "./a": b"2"})),
+        ("a.tar", tar_bytes({f"{SEALS}/b.tar.json": b"{}"})),
+        ("a.tar", tar_bytes({"n" * 99 + "/" + "m" * 90: b"1", "n" * 99: b"2"})),
+    ],
+)
+def test_damage_and_what_surrounds_an_archive_is_refused(tmp_path: Path, name: str, raw: bytes):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(KdepError, match=name):
+        unpack(tmp_path / name, tmp_path / "out", quiet)
+    assert not content(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_every_flipped_byte_and_cut_of_a_zip_is_refused_or_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them are a minute of waiting
+    whole = zip_bytes()
+    path = tmp_path / "a.zip"
+    for at in range(len(whole)):
+        bent = bytearray(whole)
+        bent[at] ^= 1 << at % 8
+        path.write_bytes(bent)
+        refused(path, tmp_path / f"bent{at}")
+        if at % 5 == 0:
+            path.write_bytes(whole[:at])
+            assert refused(path, tmp_path / f"cut{at}")
+
+
+def header(kind: bytes, size: bytes) -> bytes:
+    """A header with the size as written, and the right checksum."""
+    raw = bytearray(tarfile.TarInfo("odd").tobuf(tarfile.USTAR_FORMAT))
+    raw[124:136], raw[156:157] = size, kind
+    raw[148:156] = b" " * 8
+    raw[148:155] = b"%06o\0" % sum(raw)
+    return bytes(raw)
+
+
+NEGATIVE = struct.pack(">Bxxxq", 0xFF, -1024).replace(b"\0", b"\xff")
+ENDLESS = tarfile.TarInfo("sparse")
+ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        header(b"0", NEGATIVE) + tar_bytes(),
+        tar_bytes({"a": b"1"})[: 2 * BLOCK] + header(b"0", NEGATIVE) + bytes(4 * BLOCK),
+        tar_bytes({"a": b"1"})[: 2 * BLOCK] + header(b"x", NEGATIVE) + bytes(4 * BLOCK),
+        header(b"x", b"77777777777\0") + tar_bytes(),
+        header(b"L", b"00000000010\0") + header(b"L", b"00000000010\0"),
+        header(b"S", b"00000000010\0") + bytes(BLOCK),
+        header(b"0", b"\x80" + b"\x7f" * 11) + tar_bytes(),
+        ENDLESS.tobuf(tarfile.PAX_FORMAT),
+        ENDLESS.tobuf(tarfile.PAX_FORMAT) + b"9" * BLOCK,
+    ],
+)
+def test_headers_that_tarfile_follows_for_ever_end_in_a_sentence(tmp_path: Path, raw: bytes):
+    path = tmp_path / "a.tar"
+    path.write_bytes(raw)
+    with pytest.raises(KdepError, match=r"a\.tar"):
+        unpack(path, tmp_path / "out", quiet)
+
+
+def test_a_good_archive_is_unpacked_after_a_damaged_one_of_the_same_size(tmp_path: Path):
+    good = tar_bytes()
+    bad = good.replace(b"last", b"lost")  # no checksum of a tar covers its data
+    path, out = tmp_path / "a.tar", tmp_path / "out"
+    path.write_bytes(bad)
+    unpack(path, out, quiet)
+    assert content(out) != FILES
+    before = path.stat()
+    path.write_bytes(good)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert unpack(path, out, quiet)["skipped"] == 2
+    assert content(out) == FILES
+    assert unpack(path, out, quiet)["skipped"] == 3
+    assert "sha256" in (out / SEALS / "a.tar.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "seal", ["", "[]", '{"archive": ["a.tar", 10240], "counts": {"files": 3, "bytes": 1}}', "{}"]
+)
+def test_a_seal_without_the_hash_of_the_archive_is_not_believed(tmp_path: Path, seal: str):
+    path, out = tmp_path / "a.tar", tmp_path / "out"
+    path.write_bytes(tar_bytes())
+    (out / SEALS).mkdir(parents=True)
+    (out / SEALS / "a.tar.json").write_text(seal)
+    assert unpack(path, out, quiet)["skipped"] == 0
+    assert content(out) == FILES
+
+
+def test_an_interrupted_run_resumes_and_files_of_another_archive_are_compared(tmp_path: Path):
+    path, out = tmp_path / "a.tar", tmp_path / "out"
+    path.write_bytes(tar_bytes())
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if note.startswith("unpacking") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unpack(path, out, stop)
+    (out / "d/a.txt").write_bytes(b"x" * len(FILES["d/a.txt"]))
+    path.write_bytes(tar_bytes().replace(b"last", b"lost"))
+    unpack(path, out, quiet)
+    assert content(out) == FILES | {"c.txt": b"lost" * 300}
+
+
+def test_a_set_that_is_not_whole_loses_its_seals(tmp_path: Path):
+    def check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
+        def run(folder: Path, decode: int | None) -> dict[str, int]:
+            if fault:
+                raise KdepError(fault)
+            return {"images": 3}
+
+        return run
+
+    path, folder = tmp_path / "a.tar", tmp_path / "root" / "one"
+    path.write_bytes(tar_bytes())
+    for fault, count in (("a broken image", 3), ("", 4)):
+        for target in (folder, folder / "train"):
+            unpack(path, target, quiet)
+        one = OfficialSet("one", "", "", "", (), {"images": count}, check(fault), lambda *_: None)
+        with pytest.raises(KdepError):
+            verify(one, tmp_path / "root")
+        assert not (folder / SEALS).exists()
+        assert not (folder / "train" / SEALS).exists()
+
+
+def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
+    raw = bytearray(zip_bytes())
+    at = raw.rindex(b"PK\1\2")
+    raw[at + 8] |= 1
+    path = tmp_path / "a.zip"
+    path.write_bytes(raw)
+    with pytest.raises(KdepError, match="is encrypted"):
+        unpack(path, tmp_path / "out", quiet)
+    path.write_bytes(zip_bytes())
+    (tmp_path / "way" / "c.txt").mkdir(parents=True)
+    with pytest.raises(KdepError, match="what lies in their place"):
+        unpack(path, tmp_path / "way", quiet)
+    (tmp_path / "way" / "c.txt").rmdir()
+    assert unpack(path, tmp_path / "way", quiet)["files"] == 3
+    with pytest.raises(KdepError, match="failed"):
+        archives.check_archive(tmp_path / "none.tar", archives.Archive("none.tar", ""), quiet)
