@@ -162,13 +162,11 @@ def _room(plan: Plan, place: Path) -> str:
 
 
 def _own(data: dict) -> str:
-    import tempfile
-
-    from kdep_bench.data.own import KEYS, prepare
+    from kdep_bench.data.own import KEYS
+    from kdep_bench.data.own.stage import count_images, read_parts
 
     spec = {k: v for k, v in data.items() if k in KEYS}
-    with tempfile.TemporaryDirectory() as out:
-        counts = prepare(spec, {}, Path(out), lambda *_: None)["counts"]["images"]
+    counts = count_images(read_parts(spec, lambda *_: None))  # every image, and nothing is written
     return ", ".join(f"{v} {k}" for k, v in counts.items())
 
 

@@ -328,6 +328,12 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         _good_image,
     ),
     "one file twice": (_test_image(file_name="./0.jpg"), JSON, "of another image", _good_image),
+    "file name is half a character": (
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("1.jpg", "\\ud800.jpg")),
+        JSON,
+        "has the file_name",
+        lambda r: rewrite(r / "test.json", lambda s: s.replace("\\ud800.jpg", "1.jpg")),
+    ),
     "file name is a number": (_test_image(file_name=1), JSON, "has the file_name 1", _good_image),
     "width is a text": (_test_image(width="64"), JSON, "width '64'", _good_image),
     "width is null": (_test_image(width=None), JSON, "width missing", _good_image),
@@ -681,6 +687,24 @@ def test_a_config_of_another_form_is_a_sentence(
     change: Spec, words: str, spec: Spec, tmp_path: Path
 ) -> None:
     assert words in refusal({**spec, **change}, tmp_path / "a")
+
+
+def test_the_doctor_reads_every_image_of_own_data(spec: Spec, mine: Path) -> None:
+    from kdep_bench.doctor import _own
+
+    for i in range(100):
+        shutil.copy(mine / "pool/a/0.jpg", mine / f"pool/a/{i:03}.jpg")
+    assert _own({"type": "x", "name": "mine", "labels": False, **spec}).startswith("104 pool")
+    path = mine / "pool/a/090.jpg"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(KdepError, match=r"pool/a/090\.jpg"):
+        _own({"type": "x", "name": "mine", **spec})
+
+
+def test_images_and_masks_of_one_folder_are_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
+    both = str(mine / "masks/test")
+    masks = {**spec["masks"], "test": {"images": both, "masks": both}}
+    assert "lie in one folder" in refusal({**spec, "masks": masks}, tmp_path / "a")
 
 
 def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path: Path) -> None:

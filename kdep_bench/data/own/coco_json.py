@@ -11,7 +11,7 @@ import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import check_twins, listed
@@ -125,7 +125,7 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
     names: dict[Hashable, str] = {}
     for given, item in _entries(path, "categories", items, faults):
         name = item.get("name")
-        if not isinstance(name, str) or not name.strip() or len(name) > 200:
+        if not _is_text(name) or len(name) > 200:
             faults.add(
                 KdepError(
                     f"the category with id {given!r:.40} in {path} has the name {_shown(name)}",
@@ -179,7 +179,7 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
 
 
 def _file_name(value: Any, here: str) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not _is_text(value):
         raise KdepError(
             f"{here} has the file_name {_shown(value)}",
             "a text: the path of the image below the folder of images",
@@ -290,6 +290,17 @@ def _flag(value: Any, here: str, key: str) -> bool:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that can be printed, and be the name of a file."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False
+    return True
 
 
 def _number(value: Any) -> int | float | None:

@@ -64,6 +64,16 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
     for split, value in _splits(spec, "masks", faults):
         with faults.collect():
             own.masks[split] = _pair(value, f"masks.{split}", {"images": True, "masks": True})
+    for split, (images, folder) in own.masks.items():
+        if images.resolve() == folder.resolve():
+            faults.add(
+                KdepError(
+                    f"the images and the masks of {split} lie in one folder, {images}, where a "
+                    "mask would count as an image",
+                    "a folder for the images, and one for the masks",
+                    "move the masks into a folder of their own",
+                )
+            )
     with faults.collect():
         own.classes = mask_classes(spec)
     with faults.collect():

@@ -33,20 +33,25 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
     shared = leaks.find(parts.sets(), parts.facts, parts.own.allow_duplicates)
     card["shared_images"] = leaks.table(shared)
     progress(1, 1, "done")
-    counts = {"pool": len(parts.pool.images)}
-    counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
-    counts |= {f"{boxes.FOLDER}/{s}": len(b.sizes) for s, b in parts.detect.items()}
-    counts |= {f"{masks.FOLDER}/{s}": len(m.pairs) for s, m in parts.segment.items()}
     return {
         "data": "data",
         "source": "own",
         "fingerprint": fingerprint,
-        "counts": {"images": counts},
+        "counts": {"images": count_images(parts)},
         "licences": {},
         "notes": [],
         "task_notes": _task_notes(parts, card, leaks.notes(shared)),
         "card": card,
     }
+
+
+def count_images(parts: Parts) -> dict[str, int]:
+    """Images by the folder of the tasks that read them."""
+    counts = {"pool": len(parts.pool.images)}
+    counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
+    counts |= {f"{boxes.FOLDER}/{s}": len(b.sizes) for s, b in parts.detect.items()}
+    counts |= {f"{masks.FOLDER}/{s}": len(m.pairs) for s, m in parts.segment.items()}
+    return counts
 
 
 def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:

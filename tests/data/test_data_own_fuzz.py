@@ -1,0 +1,120 @@
+"""Hostile jsons and masks of a user end in a sentence, never in another exception."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_fixture as own
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdep_bench.data.own import boxes
+from kdep_bench.data.own.coco_json import read_boxes
+from kdep_bench.data.own.faults import Faults
+from kdep_bench.data.own.masks import _try_read
+from kdep_bench.data.own.spec import Own
+from kdep_bench.errors import KdepError
+
+quiet = settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**60), 10**60),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["", "..", "/", "a/../..", "\0", "\ud800", "1", [], {}, [1], {"id": 1}]),
+)
+JUNK = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(), x))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    own.make(folder)
+    return folder
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value inside a table."""
+    found = [path]
+    items: Any = value.items() if isinstance(value, dict) else ()
+    for key, inner in enumerate(value) if isinstance(value, list) else items:
+        found += places(inner, (*path, key))
+    return found
+
+
+def replaced(table: Any, path: tuple, value: Any) -> Any:
+    if not path:
+        return value
+    table = copy.copy(table)
+    table[path[0]] = replaced(table[path[0]], path[1:], value)
+    return table
+
+
+def check(path: Path, root: Path) -> None:
+    """Reads the json as both splits; only sentences may come out."""
+    faults, splits = Faults(), {}
+    for split, file in (("train", root / "train.json"), ("test", path)):
+        got = read_boxes(file, root / split, faults)
+        if got is not None:
+            splits[split] = got
+    pairs = {"train": (root / "train.json", root / "train"), "test": (path, root / "test")}
+    boxes.read_all(Own(coco=pairs), faults)
+    if len(faults):
+        with pytest.raises(KdepError) as e:
+            faults.raise_any("the data set")
+        str(e.value).encode()  # printable
+        assert str(e.value).count("\n") < 12
+
+
+@quiet
+@given(data=st.data())
+def test_a_json_with_any_value_replaced(data: st.DataObject, root: Path, tmp_path: Path) -> None:
+    table = json.loads((root / "test.json").read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(places(table)))
+        table = replaced(table, path, data.draw(JUNK))
+        if not isinstance(table, dict | list):
+            break
+    file = tmp_path / "test.json"
+    file.write_text(json.dumps(table))
+    check(file, root)
+
+
+@quiet
+@given(cut=st.integers(0), at=st.integers(0), byte=st.integers(0, 255))
+def test_a_json_with_bytes_changed(
+    cut: int, at: int, byte: int, root: Path, tmp_path: Path
+) -> None:
+    raw = bytearray((root / "test.json").read_bytes())
+    raw[at % len(raw)] = byte
+    file = tmp_path / "test.json"
+    file.write_bytes(raw[: cut % (2 * len(raw))])
+    check(file, root)
+
+
+@quiet
+@given(
+    flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4), cut=st.integers(0)
+)
+def test_a_mask_with_bytes_changed(flips: list[tuple[int, int]], cut: int, tmp_path: Path) -> None:
+    file = tmp_path / "m.png"
+    Image.fromarray(np.eye(32, dtype=np.uint8)).save(file)
+    raw = bytearray(file.read_bytes())
+    for at, byte in flips:
+        raw[at % len(raw)] = byte
+    file.write_bytes(raw[: cut % (2 * len(raw))])
+    answer = _try_read(file)
+    if isinstance(answer, KdepError):
+        assert "m.png" in str(answer)
+    else:
+        assert answer.counts.sum() == answer.size[0] * answer.size[1]
