@@ -56,6 +56,97 @@ def test_ctrl_c_is_a_word_and_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
+TOOLS = sorted((REPO / "tools").glob("*.py"))
+
+
+def shell(command: str, **environment: str) -> tuple[int, str]:
+    """Exit code and what the shell's standard error shows; redirections are in the command."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
+        check=False,
+        cwd=REPO,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_output_that_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
+    """On a full disk the code was 0 or 120 and a traceback; with a closed stream it was 0."""
+    for stream, says in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
+        code, said = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
+        assert code == 1
+        assert says in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_full_disk_below_a_long_output_is_one_sentence() -> None:
+    code, said = shell("$PYTHON tools/run_suite.py paper_r18 --dry-run >/dev/full")
+    assert code == 1
+    assert len(said.splitlines()) == 1
+    code, said = shell("$PYTHON tools/run_suite.py --list suites >/dev/full")
+    assert (code, len(said.splitlines())) == (1, 1)
+
+
+def test_a_closed_standard_error_takes_no_code_and_no_file_with_it(tmp_path: Path) -> None:
+    """The next file that is opened would get its number, and what libraries print there."""
+    assert shell("$PYTHON tools/run_suite.py --list suites 2>&- >/dev/null")[0] == 0
+    assert shell("$PYTHON tools/run_suite.py nothing 2>&- >/dev/null")[0] == 2
+    assert shell("$PYTHON tools/run_suite.py nothing 2>/dev/full")[0] in (1, 2)
+    script = tmp_path / "s.py"
+    script.write_text(
+        "import os\nfrom kdep_bench.console import leave\n"
+        f"leave(lambda: os.open({str(tmp_path / 'data')!r}, os.O_CREAT | os.O_WRONLY) <= 2)\n"
+    )
+    code, _ = shell(f"PYTHONPATH={REPO} $PYTHON {script} 0<&- 2>&-")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        dict(LC_ALL="C"),
+        dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        dict(LC_ALL="POSIX", PYTHONIOENCODING="ascii"),
+        dict(LC_ALL="C", PYTHONIOENCODING="latin-1"),
+    ],
+    ids=str,
+)
+def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[str, str]) -> None:
+    config = tmp_path / "s.py"
+    config.write_text("suite = dict(name='é', about='± — ü')\n", encoding="utf-8")
+    script = tmp_path / "m.py"
+    script.write_text(
+        "from pathlib import Path\nfrom kdep_bench.console import leave\n"
+        f"leave(lambda: print(Path({str(config)!r}).read_text(), '\u00b1 \u2014'))\n"
+    )
+    for command in (
+        f"PYTHONPATH={REPO} $PYTHON {script}",
+        f"$PYTHON tools/report.py {REPO / 'results' / 'nowhere'}",
+        f"$PYTHON tools/run_suite.py {config} --dry-run",
+        "$PYTHON tools/run_suite.py smoke --dry-run --work-dir /tmp/none",
+        "$PYTHON tools/run_suite.py --list methods",
+    ):
+        code, said = shell(f"{command} >/dev/null", **locale)
+        assert "Traceback" not in said
+        assert "UnicodeEncodeError" not in said
+        assert code == (2 if "report" in command or "s.py" in command else 0)
+
+
+def test_a_fault_of_the_file_system_is_a_sentence() -> None:
+    code, said = shell(
+        "$PYTHON -c \"from kdep_bench.console import leave; leave(lambda: open('/proc/none/x'))\""
+    )
+    assert code == 1
+    assert "could not be written or read" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("main", "code"),
     [("lambda: 3", 3), ("lambda: None", 0), ("lambda: exit(4)", 4), ("lambda: 1 / 0", 1)],

@@ -156,7 +156,8 @@ def disk_fault(e: OSError) -> KdepError:
     return KdepError(
         f"a file could not be written or read ({e})",
         "",
-        "free space or mend the folder, then run the same again; what is done is kept",
+        "free space or file numbers (df -h, df -i), or correct the folder's access rights, then "
+        "run the same again; what is done is kept",
     )
 
 

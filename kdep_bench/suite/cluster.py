@@ -352,7 +352,9 @@ class _Run:
                         f"read {log}, and the job's own log that is named there",
                     )
                 )
-                worker.note_failure(state.folder(self.work, stage), o.failed[one], stage)
+                out = state.folder(self.work, stage)
+                worker.note_failure(out, o.failed[one], stage)
+                self.view.failed(stage, o.failed[one], out / state.LOG)
 
 
 def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:

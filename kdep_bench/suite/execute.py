@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -247,6 +248,7 @@ class Pool:
 
     def _start_server(self) -> None:
         """Starts the fork server and its imports, staying awake for signals meanwhile."""
+        check_temporary_folder()
         # The server does not get this process's sys.path (CPython < 3.13): hand it the package.
         old = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), *([old] if old else [])])
@@ -543,6 +545,22 @@ def _end_server() -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+# A socket's path may have 107 bytes; multiprocessing adds "/pymp-xxxxxxxx/listener-xxxxxxxx".
+MOST_TEMPORARY = 107 - 32
+
+
+def check_temporary_folder() -> None:
+    """KdepError where the folder for temporary files has too long a path for the fork server."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MOST_TEMPORARY:
+        raise KdepError(
+            f"the folder for temporary files, {folder}, has a path of {len(os.fsencode(folder))} "
+            "bytes, too long for the sockets that are made in it",
+            f"at most {MOST_TEMPORARY} bytes",
+            "set TMPDIR to a folder with a shorter path, as TMPDIR=/tmp",
+        )
 
 
 def _nothing() -> None:

@@ -27,6 +27,12 @@ class View:
     def refresh(self) -> None: ...
     def end(self) -> None: ...
 
+    def reason(self, stage: Stage, sentence: str) -> str:
+        """The sentence of a failure, the first time; of the next stage that fails for the same
+        reason, the name of the first one."""
+        first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
+        return sentence if first == stage.id else f"for the same reason as {first}."
+
 
 class Silent(View):
     """Nothing at all (tests, embedding)."""
@@ -73,7 +79,7 @@ class Plain(View):
         self.say(f"done   {stage.id} in {duration(record['wall_s'])}{ahead}")
 
     def failed(self, stage: Stage, sentence: str, log: Path) -> None:
-        self.say(f"FAILED {stage.id}: {sentence} Log: {log}")
+        self.say(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
 
     def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
         self.say(f"again  {stage.id} (try {tried + 1} of {most + 1}): {sentence}")
@@ -120,7 +126,8 @@ class Live(View):
 
         self.rows.pop(stage.id, None)
         self.broken += 1
-        self._print(f"[red]FAILED[/] {stage.id}: {escape(sentence)} Log: {escape(str(log))}")
+        why = escape(self.reason(stage, sentence))
+        self._print(f"[red]FAILED[/] {stage.id}: {why} Log: {escape(str(log))}")
 
     def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
         from rich.markup import escape

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import suite_fakes as fakes
 
+from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 from kdep_bench.suite import execute, state
 from kdep_bench.suite.plan import Plan, add_stage
@@ -414,3 +415,34 @@ def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
     for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
         pool = execute.Pool(plan, tmp_path, {}, execute.Options(cpus=16, gpus=gpus))
         assert [pool._cpus_of(s) for s in stages.values()] == shares
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_a_sentence(tmp_path, monkeypatch):
+    """'AF_UNIX path too long' in a traceback, and advice to free memory."""
+    import tempfile
+
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(KdepError, match="TMPDIR") as e:
+        fakes.run(fakes.diamond(), tmp_path / "work")
+    assert str(deep) in str(e.value)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert fakes.run(fakes.diamond(), tmp_path / "work").ok
+
+
+def test_one_reason_of_many_failures_is_printed_once():
+    import io
+
+    from kdep_bench.suite.progress import Plain
+
+    stream = io.StringIO()
+    view, plan = Plain(stream), fakes.diamond()
+    one, two, three, *_ = plan.stages.values()
+    view.failed(one, "a wrong thing.", Path("log1"))
+    view.failed(two, "a wrong thing.", Path("log2"))
+    view.failed(three, "another.", Path("log3"))
+    said = stream.getvalue()
+    assert said.count("a wrong thing.") == 1
+    assert f"for the same reason as {one.id}" in said
+    assert said.count("another.") == 1
