@@ -173,6 +173,30 @@ def new_beside(target: Path) -> tuple[int, Path]:
     return open_regular(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL), tmp
 
 
+def write_at(folder: int, name: str, raw: bytes, sync: bool = True) -> None:
+    """Writes the file `name` of the open folder atomically, wherever the folder is by now.
+
+    Args:
+        folder: a descriptor.
+        name: of the file.
+        raw: its content.
+        sync: whether it is on the disk before this returns.
+    """
+    tmp = f".{name[:60]}.{os.urandom(6).hex()}.tmp"
+    fd = open_regular(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(raw)
+            f.flush()
+            if sync:
+                os.fsync(f.fileno())
+        os.replace(tmp, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(tmp, dir_fd=folder)
+        raise
+
+
 def copy_file(source: str | os.PathLike[str], target: Path) -> None:
     """Copies a regular file; `target` is replaced atomically, and never written through a link."""
     with open(open_regular(source), "rb") as read:

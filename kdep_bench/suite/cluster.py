@@ -26,7 +26,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import text_hash, write_json
 from kdep_bench.safe_files import real_folder
-from kdep_bench.suite import state, worker
+from kdep_bench.suite import state, tries, worker
 from kdep_bench.suite.config import REPO
 from kdep_bench.suite.costs import Costs
 from kdep_bench.suite.execute import Outcome, cpu_count
@@ -226,7 +226,8 @@ class _Run:
                     "stop that run, or wait for it",
                 )
             try:
-                state.clear(state.folder(self.work, one), keep_leftovers=False)
+                real_folder(state.folder(self.work, one), "stage directory")
+                tries.begin(self.work, one, keep=False, mine=lock.mine).close(discard=True)
             finally:
                 lock.free()
 

@@ -5,6 +5,9 @@ when a given suite plans it, when a kept stage was made from it, or while a proc
 directories that look like a stage's are ever touched. Records that are set aside
 (`superseded/`) are on no leaderboard and keep nothing.
 
+A try of a stage works in a directory beside the stage's (see `tries`). One that was killed leaves
+it there: it is kept as long as its stage is and would go on from it.
+
 A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, its jobs' logs) leaves its
 room behind when it did not go well. The room is kept while the run goes on, or jobs of it may.
 """
@@ -24,7 +27,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.safe_files import is_real_folder, no_folder
 from kdep_bench.safe_files import remove as remove_tree
-from kdep_bench.suite import cluster, state
+from kdep_bench.suite import cluster, state, tries
 from kdep_bench.suite.lock import StageLock
 
 _STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
@@ -71,10 +74,13 @@ def survey(
     """
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", "a folder", "check --work-dir")
-    found = {}
+    found, attempts = {}, []
     for one in os.scandir(work):
-        if one.is_dir(follow_symlinks=False) and _STAGE_DIR.fullmatch(one.name):
-            found[one.name] = _look(work, one.name)
+        if one.is_dir(follow_symlinks=False):
+            if _STAGE_DIR.fullmatch(one.name):
+                found[one.name] = _look(work, one.name)
+            elif made := tries.NAME.fullmatch(one.name):
+                attempts.append((one.name, made["stage"]))
     kept: dict[str, list[str]] = {}
     for i, entry in found.items():
         kept[i] = [*cited.get(i, ()), *(f"suite {n}" for n in planned.get(i, ()))]
@@ -89,6 +95,7 @@ def survey(
                 todo.append(up)
     entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
                for i, e in found.items()]  # fmt: skip
+    entries += [_look_try(work, name, one, kept.get(one, [])) for name, one in attempts]
     entries += _runs(work)
     return sorted(entries, key=lambda e: (-e.bytes, e.id))
 
@@ -110,6 +117,16 @@ def _look(work: Path, one: str) -> Entry:
     if StageLock(work, one).held_elsewhere():
         how = "running"
     return Entry(one, size_of(out), how, finished, needs)
+
+
+def _look_try(work: Path, name: str, one: str, stage_kept_by: list[str]) -> Entry:
+    """The directory `name` of a try of the stage `one`."""
+    why: tuple[str, ...] = ()
+    if StageLock(work, one).held_elsewhere():
+        why = ("running",)
+    elif stage_kept_by and name in tries.named(work, one):
+        why = (f"the next try of {one}",)
+    return Entry(name, size_of(work / name), "running" if "running" in why else "cut", "", (), why)
 
 
 def _runs(work: Path) -> list[Entry]:
@@ -198,10 +215,12 @@ def remove(work: Path, entry: Entry) -> bool:
 
     stage.json goes first: a removal that is cut leaves a stage that is not done.
     """
-    out = work / entry.id
-    if not (entry.is_run or _STAGE_DIR.fullmatch(entry.id)) or not is_real_folder(out):
+    out, attempt = work / entry.id, tries.NAME.fullmatch(entry.id)
+    ours = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
+    if not ours or not is_real_folder(out):
         return False
-    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, entry.id)
+    one = attempt["stage"] if attempt else entry.id
+    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, one)
     if not lock.take():
         return False
     try:

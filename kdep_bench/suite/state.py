@@ -22,14 +22,15 @@ from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic
-from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder, remove
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes
 from kdep_bench.suite.config import REPO, Json
 from kdep_bench.suite.plan import Plan, Stage
 
 SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
-_OURS = {STAGE, FAILED, LOG, DAMAGED}
+POINTER, BEFORE = ".try", ".before-"  # see `tries`
+OURS = {STAGE, FAILED, LOG, DAMAGED, POINTER}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
 _FAILED_BYTES = 1 << 20
 VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
@@ -46,11 +47,13 @@ def folder(work: Path, stage: Stage | str) -> Path:
 def walk(out: Path) -> Iterator[tuple[str, int]]:
     """(relative path, size) of every regular file below `out` but the engine's own, sorted."""
     found = []
-    for base, _, files in os.walk(out):
+    for base, folders, files in os.walk(out):
+        if base == os.fspath(out):
+            folders[:] = [f for f in folders if not f.startswith(BEFORE)]
         for name in files:
             path = os.path.join(base, name)
             relative = os.path.relpath(path, out)
-            if relative not in _OURS and not (name.startswith(".") and name.endswith(".tmp")):
+            if relative not in OURS and not (name.startswith(".") and name.endswith(".tmp")):
                 found.append((relative, os.stat(path).st_size))
     # Files at the top first: manifests and checkpoints are listed before the trees they describe.
     return iter(sorted(found, key=lambda f: (f[0].count("/"), f[0])))
@@ -254,24 +257,6 @@ def failure(out: Path) -> Json | None:
         return said if isinstance(said.get("error"), str) else None
     except (KdepError, AttributeError):
         return None
-
-
-def clear(out: Path, keep_leftovers: bool) -> None:
-    """Readies a stage directory for a try; the log stays.
-
-    Raises:
-        KdepError: the directory is a link, or no directory.
-    """
-    real_folder(out, "stage directory")
-    for name in (STAGE, FAILED):
-        remove(out / name)
-    if keep_leftovers:
-        return
-    for entry in os.scandir(out):
-        if entry.name not in (LOG, DAMAGED):
-            remove(entry.path)
-    # Last: a try that is cut in this loop leaves the mark, and so does not resume from the rest.
-    remove(out / DAMAGED)
 
 
 # --- a whole plan --------------------------------------------------------------------------------

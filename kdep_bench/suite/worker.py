@@ -32,9 +32,9 @@ from kdep_bench import trackers
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.devices import check_gpus, show_gpus
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, write_json
-from kdep_bench.safe_files import is_real_folder, open_regular, real_folder
-from kdep_bench.suite import state
+from kdep_bench.files import canonical_json, write_atomic
+from kdep_bench.safe_files import is_real_folder, real_folder
+from kdep_bench.suite import state, tries
 from kdep_bench.suite.lock import StageLock
 from kdep_bench.suite.plan import Stage
 
@@ -177,13 +177,14 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
     stage, work = order.stage, order.work
     out = state.folder(work, stage)
     lock = StageLock(work, stage.id)
+    attempt: tries.Try | None = None
     try:
         real_folder(out, "stage directory")
         # Taken for dead and taken over: this process goes, by its own SIGTERM handler.
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except (OSError, KdepError) as e:
-        return _failed(out, sentence_of(e), stage)
+        return _fail(None, order, sentence_of(e), lock.mine)
     try:
         record, fault = state.finished(stage, work)
         if record is not None and not order.force:
@@ -192,31 +193,36 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
             state.mark_damaged(out)
         # Nothing is resumed from what was found damaged: the damage would get a good checksum.
         afresh = order.force or (out / state.DAMAGED).exists()
-        state.clear(out, keep_leftovers=stage.resumable and not afresh)
-        _log_to(out / state.LOG, order)
-        if not _execute(order, out, progress, lock.mine):
-            return BUSY, None
-        return DONE, None
+        attempt = tries.begin(work, stage.id, stage.resumable and not afresh, lock.mine)
+        _log_to(attempt.open_log(), order)
+        return (DONE if _execute(order, attempt, progress, lock.mine) else BUSY), None
+    except tries.Lost:
+        return BUSY, None
     except Stopped:
         if not lock.mine():
             return BUSY, None
+        if attempt is not None:
+            with contextlib.suppress(OSError, KdepError):
+                attempt.settle(lock.mine)
         raise
     except Exception as e:
-        if not lock.mine():  # the new owner may have cleared what this one was writing
+        if not lock.mine():  # the new owner has renamed the directory under this one's hands
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
-        return _failed(out, sentence_of(e), stage)
+        return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
         said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
-        return _failed(out, str(KdepError(said, "a returned dict", "see its log")), stage)
+        said = str(KdepError(said, "a returned dict", "see its log"))
+        return _fail(attempt, order, said, lock.mine)
     finally:
+        if attempt is not None:
+            attempt.close(discard=not lock.mine())
         lock.free()
 
 
-def _log_to(path: Path, order: Order) -> None:
+def _log_to(fd: int, order: Order) -> None:
     """Sends this process's output, and that of its children, to the stage's log."""
-    fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(fd, 1)
@@ -231,7 +237,7 @@ def _log_to(path: Path, order: Order) -> None:
 
 
 def _execute(
-    order: Order, out: Path, progress: Callable[..., None], mine: Callable[[], bool]
+    order: Order, attempt: tries.Try, progress: Callable[..., None], mine: Callable[[], bool]
 ) -> bool:
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = order.stage, order.work
@@ -241,40 +247,38 @@ def _execute(
     started, begun = _now(), time.time()
     clock, cpu = time.monotonic(), _cpu_seconds()
     trackers.tell(stage.trackers, stage.id)  # processes it starts hear it too
-    outputs, ranks = _call(order, inputs, out.resolve(), progress)
+    outputs, ranks = _call(order, inputs, attempt.path.resolve(), progress)
     wall = time.monotonic() - clock
     check_outputs(stage, outputs)
-    files, rest = state.take_stock(out)
+    files, rest = state.take_stock(attempt.path)
     usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     if not mine():
         return False
-    state.write_stage(
-        out,
-        {
-            "schema": state.SCHEMA,
-            "id": stage.id,
-            "kind": stage.kind,
-            "name": stage.name,
-            "spec": stage.spec,
-            "needs": dict(stage.needs),
-            "version": stage.version,
-            "function": stage.function,
-            "code": state.code_hash(stage.rooms),
-            "started": started,
-            "finished": _now(),
-            "wall_s": round(wall, 3),
-            "cpu_s": round(sum(r["cpu_s"] for r in ranks) or _cpu_seconds() - cpu, 3),
-            "start_s": round(begun - order.submitted, 3),
-            # Linux counts kibibytes.
-            "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
-            **_largest([peak_gpu(), *ranks]),
-            "environment": environment(order) | _distributed(ranks),
-            "outputs": outputs,
-            "files": files,
-            "rest": rest,
-        },
-    )
-    return True
+    record = {
+        "schema": state.SCHEMA,
+        "id": stage.id,
+        "kind": stage.kind,
+        "name": stage.name,
+        "spec": stage.spec,
+        "needs": dict(stage.needs),
+        "version": stage.version,
+        "function": stage.function,
+        "code": state.code_hash(stage.rooms),
+        "started": started,
+        "finished": _now(),
+        "wall_s": round(wall, 3),
+        "cpu_s": round(sum(r["cpu_s"] for r in ranks) or _cpu_seconds() - cpu, 3),
+        "start_s": round(begun - order.submitted, 3),
+        # Linux counts kibibytes.
+        "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
+        **_largest([peak_gpu(), *ranks]),
+        "environment": environment(order) | _distributed(ranks),
+        "outputs": outputs,
+        "files": files,
+        "rest": rest,
+    }
+    attempt.write(state.STAGE, state.stage_text(record))
+    return attempt.settle(mine)
 
 
 def _call(
@@ -337,17 +341,32 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
         ) from None
 
 
-def _failed(out: Path, sentence: str, stage: Stage) -> tuple[int, str]:
-    note_failure(out, sentence, stage)
+def _fail(
+    attempt: tries.Try | None, order: Order, sentence: str, mine: Callable[[], bool]
+) -> tuple[int, str | None]:
+    """Leaves what the try made so far, with failed.json, as the stage's directory."""
+    try:
+        if attempt is not None:
+            attempt.fail(_failure(sentence, order.stage))
+            if not attempt.settle(mine):
+                return BUSY, None
+            return FAULT, sentence
+    except (OSError, KdepError) as e:
+        print(f"the directory of this try could not be renamed ({e})", file=sys.stderr)
+    note_failure(state.folder(order.work, order.stage), sentence, order.stage)
     return FAULT, sentence
+
+
+def _failure(sentence: str, stage: Stage) -> bytes:
+    said = {"id": stage.id, "error": sentence, "at": _now(), "log": state.LOG}
+    return json.dumps(said, indent=1, sort_keys=True).encode()
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:
     """Writes failed.json; on a full disk the log and the runner's own message must do."""
-    said = {"id": stage.id, "error": sentence, "at": _now(), "log": state.LOG}
     with contextlib.suppress(OSError):
         if is_real_folder(out):
-            write_json(out / state.FAILED, said)
+            write_atomic(out / state.FAILED, _failure(sentence, stage))
 
 
 def sentence_of(e: BaseException) -> str:

@@ -157,7 +157,7 @@ def test_a_lost_node_s_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     process = coordinator(tmp_path, "t.grown(120, 0.25)")
     plan = grown(120, 0.25)
     out = tmp_path / fakes.one(plan, "g")
-    wait_for(lambda: len(lines(out / "steps.txt")) > 8, 400, "a running stage")
+    wait_for(lambda: fakes.steps(tmp_path, out.name) > 8, 400, "a running stage")
     (job,) = slurm.jobs("running")
     node = slurm.job(job)["NodeList"]
     slurm.node_down(node)
@@ -219,7 +219,7 @@ def test_an_interrupt_cancels_the_jobs_and_a_rerun_goes_on(slurm: Slurm, tmp_pat
     process = coordinator(tmp_path, "t.grown(200, 0.25)")
     plan = grown(200, 0.25)
     out = tmp_path / fakes.one(plan, "g")
-    wait_for(lambda: len(lines(out / "steps.txt")) > 4, 400, "a running stage")
+    wait_for(lambda: fakes.steps(tmp_path, out.name) > 4, 400, "a running stage")
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 130, said
@@ -234,7 +234,7 @@ def test_a_preempted_stage_goes_back_to_the_queue_and_resumes(slurm: Slurm, tmp_
     out = tmp_path / fakes.one(plan, "g")
     all_of_it = ("--exclusive", "--nodelist=kdepn1")
     job = sbatch(plan, tmp_path, "g", "--requeue", "--signal=TERM@30", "-t10", *all_of_it)
-    wait_for(lambda: len(lines(out / "steps.txt")) > 4, 400, "a running stage")
+    wait_for(lambda: fakes.steps(tmp_path, out.name) > 4, 400, "a running stage")
     subprocess.run(
         ["sbatch", "-phigh", "-t5", *all_of_it, f"--output={tmp_path}/high", "--wrap", "sleep 5"],
         check=True,

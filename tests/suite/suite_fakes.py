@@ -6,6 +6,7 @@ what really ran.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import execute, state
+from kdep_bench.suite import execute, state, tries
 from kdep_bench.suite.kinds import KINDS as REAL_KINDS
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.plan import Plan, add_stage
@@ -33,6 +34,14 @@ FAST = execute.Options(jobs=2, cpus=2, preload="kdep_bench.suite.worker")
 def trace(out: Path, what: str) -> None:
     with open(out.parent / "trace.log", "a") as f:
         f.write(f"{what} {out.name} {time.time():.4f} {os.getpid()}\n")
+
+
+def steps(work: Path, one: str) -> int:
+    """How many steps a `grow` stage has taken, running or not."""
+    path = tries.current(work, one) / "steps.txt"
+    with contextlib.suppress(OSError):
+        return path.read_text().count("\n")
+    return 0
 
 
 def make(

@@ -38,7 +38,7 @@ import suite_fakes as fakes
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
-from kdep_bench.suite import state
+from kdep_bench.suite import state, tries
 from kdep_bench.suite.cluster import find_snakemake
 from kdep_bench.suite.config import Suite, load_suite
 from kdep_bench.suite.kinds import StageKind
@@ -74,7 +74,8 @@ def toy_stage(
         progress(k, 10)
         del hold
     steps.unlink()
-    (out / "state.bin").write_text(f"{out.name} {len(read)} {hash_of(read)}" * 3000)
+    name = out.name.rpartition(".try-")[0]
+    (out / "state.bin").write_text(f"{name} {len(read)} {hash_of(read)}" * 3000)
     outputs = fakes.pretend(spec, inputs, out, progress)
     outputs["read"] = hash_of(read)
     return outputs
@@ -159,10 +160,9 @@ class World:
             target.parent.mkdir(parents=True, exist_ok=True)
             if i in gone:
                 continue
-            if i.startswith("prepare-"):
-                target.symlink_to(source)  # large, and read alone
-            else:
-                shutil.copytree(source, target)
+            # What prepares data leaves much, and it is read alone: no second copy of it.
+            copy = os.link if i.startswith("prepare-") else shutil.copy2
+            shutil.copytree(source, target, symlinks=True, copy_function=copy)
         return case
 
 
@@ -252,7 +252,7 @@ class Case:
         spent = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
         if not self.world.plan.stages[one].resumable:
             return spent
-        out = self.work / one
+        out = tries.current(self.work, one)
         saved = [*out.glob("run/*.pth.sha256"), *out.glob("features-*.json"), out / "steps.txt"]
         ages = [time.time() - p.stat().st_mtime for p in saved if p.exists()]
         return max(0.0, min([spent, *ages]))
@@ -418,7 +418,7 @@ def ranks_world(world: World) -> World:
 def wait_saved(case: Case, one: str, runner: subprocess.Popen) -> int:
     """Waits until the running stage has a checkpoint to resume from; returns its process."""
     end = time.monotonic() + LIMIT
-    while not list((case.work / one).glob("run/*.pth.sha256")):
+    while not list(tries.current(case.work, one).glob("run/*.pth.sha256")):
         assert runner.poll() is None, runner.communicate()[0][-2000:]
         assert time.monotonic() < end, f"{one} saved nothing"
         time.sleep(0.02)
@@ -643,8 +643,7 @@ def damaged_resume(world: World, dice: Dice, how: str) -> Row:
     case = world.copy(one)
     runner = case.start()
     _, pid = case.wait_running(one, runner)
-    out = case.work / one
-    while not list(out.glob("run/*.pth.sha256")):
+    while not list((out := tries.current(case.work, one)).glob("run/*.pth.sha256")):
         assert (one, pid) in case.running()
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import suite_fakes as fakes
 from test_suite_collect import world
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import cluster, hygiene, state
+from kdep_bench.suite import cluster, hygiene, state, tries
 from kdep_bench.suite.collect import collect
 from kdep_bench.suite.lock import StageLock
 
@@ -234,3 +235,26 @@ def test_a_moved_or_copied_work_dir_counts_and_verify_finds_what_the_copy_broke(
     outcome = fakes.execute.run_plan(plan, new, known, fakes.FAST)
     assert [i.split("-")[1] for i in outcome.ran] == ["c"]
     assert (new / fakes.one(plan, "c") / "value.txt").read_text() == "101"
+
+
+def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(tmp_path):
+    plan = fakes.diamond()
+    kept, gone = fakes.one(plan, "a"), fakes.one(plan, "b")
+    for one in (kept, gone):
+        (tmp_path / one).mkdir()
+        attempt = tries.begin(tmp_path, one, True, lambda: True)
+        (attempt.path / "half.bin").write_bytes(b"x" * 1000)
+        os.close(attempt.open_log())
+    forgotten = tmp_path / f"{kept}.try-{'0' * 16}"
+    forgotten.mkdir()
+    entries = {e.id: e for e in hygiene.survey(tmp_path, {}, {kept: ["p"]})}
+    assert len(entries) == 5
+    next_try = next(
+        e for i, e in entries.items() if ".try-" in i and i in tries.named(tmp_path, kept)
+    )
+    assert next_try.kept_by == (f"the next try of {kept}",)
+    assert next_try.bytes == 1000
+    chosen = hygiene.prunable(entries.values(), True)
+    assert all(hygiene.remove(tmp_path, e) for e in chosen)
+    left = [p.name for p in tmp_path.iterdir() if p.name != ".locks"]
+    assert sorted(left) == sorted([kept, next_try.id])

@@ -23,7 +23,7 @@ from cluster_fakes import ddp  # noqa: E402
 
 from kdep_bench.errors import KdepError  # noqa: E402
 from kdep_bench.files import read_json  # noqa: E402
-from kdep_bench.suite import cli, cluster, stage, state  # noqa: E402
+from kdep_bench.suite import cli, cluster, stage, state, tries  # noqa: E402
 from kdep_bench.suite.config import load_suite  # noqa: E402
 from kdep_bench.suite.ddp import leave_launcher  # noqa: E402
 from kdep_bench.suite.plan import Plan, add_stage, build_plan  # noqa: E402
@@ -258,9 +258,10 @@ def test_a_waiting_copy_takes_over_from_a_killed_one(tmp_path):
 def test_sigterm_stops_in_order_and_the_next_call_goes_on(tmp_path):
     plan = Plan("grow")
     add_stage(plan, "grow", "g", {"steps": 30}, kinds=fakes.KINDS)
-    steps = tmp_path / fakes.one(plan, "g") / "steps.txt"
+    grow = fakes.one(plan, "g")
+    steps = tmp_path / grow / "steps.txt"
     process = start(plan, tmp_path, "g")
-    wait_for(lambda: steps.exists() and len(steps.read_text().split()) > 4)
+    wait_for(lambda: fakes.steps(tmp_path, grow) > 4)
     process.terminate()
     assert finish(process)[0] == 143
     assert not (steps.parent / "failed.json").exists()
@@ -369,13 +370,15 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     tmp_path,
 ):
     plan = ddp(steps=60, sleep=0.1)
-    out = tmp_path / fakes.one(plan, "d")
+
+    def out() -> Path:
+        return tries.current(tmp_path, fakes.one(plan, "d"))
 
     def steps() -> int:
-        return read_json(out / "w.json")[0] if (out / "w.json").exists() else 0
+        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
 
     def ranks() -> list[int]:
-        return [read_json(out / f"who-{r}.json")["pid"] for r in (0, 1)]
+        return [read_json(out() / f"who-{r}.json")["pid"] for r in (0, 1)]
 
     process = start(plan, tmp_path, "d")
     wait_for(lambda: steps() > 3)
@@ -406,7 +409,11 @@ def gone(pids: list[int]) -> bool:
 def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends(tmp_path):
     spec = dict(steps=150, sleep=0.05)
     plan = ddp(**spec)
-    out = tmp_path / fakes.one(plan, "d")
+    one = fakes.one(plan, "d")
+
+    def out() -> Path:
+        return tries.current(tmp_path, one)
+
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
     process = subprocess.Popen(
         [
@@ -421,11 +428,11 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
     )
 
     def who() -> list[dict]:
-        return [read_json(out / f"who-{r}.json") for r in (0, 1)]
+        return [read_json(out() / f"who-{r}.json") for r in (0, 1)]
 
     def pids() -> list[int]:
         """Both ranks, their agent and the stage, once they are at work."""
-        files = [out / f"who-{r}.json" for r in (0, 1)]
+        files = [out() / f"who-{r}.json" for r in (0, 1)]
         if process.poll() is not None or not all(f.exists() for f in files):
             return []
         agent = who()[0]["agent"]
@@ -439,7 +446,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         return steps() > last and all(Path(f"/proc/{p}").exists() for p in pids() or [0])
 
     def steps() -> int:
-        return read_json(out / "w.json")[0] if (out / "w.json").exists() else 0
+        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
 
     last, importers = 0, []
     for which, how in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
@@ -451,7 +458,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
     code, said = finish(process)
     assert code == 0, said
     importers += [w["importer"] for w in who()]
-    got = read_json(out / "stage.json")
+    got = read_json(out() / "stage.json")
     assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected(150), abs=1e-12)
     assert got["outputs"]["resumed_at"] >= last - 1
     server = importers[0]
