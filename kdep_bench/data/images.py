@@ -243,6 +243,10 @@ def check_regular(file: Path) -> None:
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
+    except MemoryError:
+        raise KdepError(
+            f"the image {file} does not fit into memory", "a smaller file", "shrink it"
+        ) from None
     except OSError as e:
         raise KdepError(
             f"the image {file} cannot be read ({e.strerror})",

@@ -81,13 +81,15 @@ class Leak:
         """For people, beside a score."""
         split, other = self.second.partition("/")[2], self.first.rpartition("/")[2]
         both = self.equal + self.near
-        kinds = [f"{self.equal} equal files"] * bool(self.equal)
-        kinds += [f"{self.near} near duplicates"] * bool(self.near)
+        kinds = [f"{n} {kind}{'s' * (n > 1)}" for n, kind in self._kinds() if n]
         pair = self.examples[0]
         return (
-            f"{both} of {self.images} images of {split} are also in {other} ({', '.join(kinds)}), "
-            f"such as {pair[0]} and {pair[1]}"
+            f"{both} of {self.images} images of {split} {'are' if both > 1 else 'is'} also in "
+            f"{other} ({', '.join(kinds)}), such as {pair[0]} and {pair[1]}"
         )
+
+    def _kinds(self) -> tuple[tuple[int, str], tuple[int, str]]:
+        return (self.equal, "equal file"), (self.near, "near duplicate")
 
 
 def find(

@@ -458,3 +458,15 @@ def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
     except KdepError:
         return
     assert facts.width > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
+def test_any_name_becomes_one_that_every_reader_takes(name: bytes, odd: bool) -> None:
+    name = name.replace(b"/", b"_").replace(b"\0", b"_")
+    facts = images.Facts("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
+    placed = images.placed_name(os.fsdecode(name), facts)
+    placed.encode("utf-8")
+    assert placed.isprintable() or not placed.isascii()
+    assert Path(placed).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
+    assert images.placed_name(placed, facts._replace(kinds=())) == placed

@@ -120,11 +120,11 @@ def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
     made = own.run(spec, tmp_path / "out")
     assert made["task_notes"] == {
         "detect": [
-            "1 of 3 images of test are also in train (1 equal files), such as test/0.jpg and "
+            "1 of 3 images of test is also in train (1 equal file), such as test/0.jpg and "
             "train/2.jpg"
         ],
         "cityscapes": [
-            "1 of 3 images of test are also in pool (1 near duplicates), such as test/1.jpg and "
+            "1 of 3 images of test is also in pool (1 near duplicate), such as test/1.jpg and "
             "a/0.jpg"
         ],
     }

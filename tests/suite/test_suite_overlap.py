@@ -80,3 +80,23 @@ def test_a_suite_may_declare_both() -> None:
         resolve("task", {"base": "pocket_det", "tested_on": ["coco"]})
     with pytest.raises(KdepError, match=r"card\.trained_on"):
         build_plan(build(teacher={"base": "efficientnet_lite0", "card": {"trained_on": "mine"}}))
+
+
+def test_an_assistant_passes_on_what_its_own_teacher_was_trained_on() -> None:
+    from kdep_bench.suite.arms import assistant_of, taught_by
+
+    base = {"name": "big", "card": {"trained_on": ["coco"]}}
+    student, method = {"name": "small", "width": 8}, {"name": "kdep", "objective": {"type": "x"}}
+    taught = {
+        "name": "chain",
+        "objective": {"type": "y"},
+        "needs": ["features"],
+        "teacher": {
+            "student": student,
+            "method": {**method, "needs": ["features"]},
+            "epochs": None,
+        },
+    }
+    teacher = taught_by(taught, base)
+    assert overlap_notes([teacher], {"name": "t", "recipe": {"set": "coco"}}, "mine")
+    assert "trained_on" not in (assistant_of(taught) or {})["card"]  # no stage hears of it
