@@ -95,9 +95,20 @@ def test_a_name_that_is_not_utf8_reaches_the_views(spec: Spec, mine: Path, tmp_p
 def test_one_path_for_two_splits_is_refused(
     spec: Spec, tmp_path: Path, part: str, key: str
 ) -> None:
+    check_plan({"name": "x", **spec}, [])
+    path = spec[part]["train"][key]
     spec[part]["test"] = dict(spec[part]["train"])
-    with pytest.raises(KdepError, match=spec[part]["train"][key]):
+    with pytest.raises(KdepError, match=path):
         own.run(spec, tmp_path / "out")
+    spec[part]["test"][key] = str(Path(path).parent / "x" / ".." / Path(path).name)
+    with pytest.raises(KdepError, match=f"for two splits of `{part}`: train and test"):
+        check_plan({"name": "x", **spec}, [])  # before anything runs
+
+
+def test_one_folder_of_classes_for_two_splits_is_refused_by_the_plan(spec: Spec) -> None:
+    spec["classify"]["val"] = spec["classify"]["train"]
+    with pytest.raises(KdepError, match="for two splits of `classify`: train and val"):
+        check_plan({"name": "x", **spec}, [])
 
 
 def test_one_image_in_the_json_of_two_splits_is_refused(

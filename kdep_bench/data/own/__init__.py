@@ -20,9 +20,8 @@ from typing import Any
 _SPLITS = dict.fromkeys(("train", "val", "test"))
 # Keys of the data config; below `classify`, `coco` and `masks` the usual names of splits.
 KEYS: dict[str, Any] = {
-    **dict.fromkeys(
-        (*("type", "name", "pool", "pool_labels", "classes", "allow_absent", "allow_duplicates"),)
-    ),
+    **dict.fromkeys(("type", "name", "pool", "pool_labels", "classes")),
+    **dict.fromkeys(("allow_absent", "allow_duplicates")),
     **dict.fromkeys(("classify", "coco", "masks"), _SPLITS),
 }
 
@@ -56,8 +55,9 @@ def check_plan(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> N
 
     No file is read, so that a plan can be checked on a machine that has no data.
     """
-    from kdep_bench.data.own.spec import check_labels, check_recipes, check_waivers
+    from kdep_bench.data.own.spec import check_labels, check_paths, check_recipes, check_waivers
 
     check_labels(data)
+    check_paths(data)
     check_waivers(data)
     check_recipes(data, tasks)

@@ -158,6 +158,28 @@ def check_labels(data: Mapping[str, Any]) -> None:
         )
 
 
+def check_paths(data: Mapping[str, Any]) -> None:
+    """KdepError where two splits of a part name the same path, as it is written."""
+    for part, keys in (("classify", [None]), ("coco", ["json"]), ("masks", ["images", "masks"])):
+        splits = data.get(part)
+        if not isinstance(splits, Mapping):
+            continue
+        for key in keys:
+            seen: dict[str, str] = {}
+            for split, value in splits.items():
+                path = value.get(key) if key and isinstance(value, Mapping) else value
+                if not isinstance(path, str):
+                    continue
+                other = seen.setdefault(os.path.normpath(path), split)
+                if other != split:
+                    raise KdepError(
+                        f"the data config names {path} for two splits of `{part}`: {other} and "
+                        f"{split}",
+                        "data of its own for each split: a score on training data says nothing",
+                        f"correct `{part}` in the data config",
+                    )
+
+
 def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
     """`allow_duplicates` of the config as pairs of sets; KdepError where it names none."""
     names = [POOL]
