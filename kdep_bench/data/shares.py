@@ -62,22 +62,47 @@ def labels_file(inputs: Mapping[str, Path]) -> Path:
     return inputs["prepare"] / "data" / "pool" / "labels.json"
 
 
+_LABELS_FIX = (
+    "make the data anew with --force prepare; data of your own function must write the label of "
+    "each pool image there"
+)
+
+
 def read_labels(path: Path, files: list[str]) -> np.ndarray:
-    """[N] int64 class numbers of the pool images; every image must have one in range."""
+    """[N] int64 class numbers of the pool images; every image must have one in range.
+
+    Raises:
+        KdepError: no labels file, or one without a valid label for each image.
+    """
+    if not path.is_file():
+        raise KdepError(
+            f"the prepared data have no labels of the pool ({path} does not exist)",
+            "labels, for an arm that reads them or a share drawn per class",
+            "set labels=False in the data config and drop such arms, or give the data labels "
+            "(own data: class folders in the pool and pool_labels=True)",
+        )
     stored: dict[str, Any] = read_strict(path)
-    missing = [f for f in files if f not in stored["labels"]]
+    found = stored.get("labels") if isinstance(stored, dict) else None
+    classes = stored.get("classes") if isinstance(stored, dict) else None
+    if not isinstance(found, dict) or not isinstance(classes, list):
+        raise KdepError(
+            f"the labels file {path} is of another form",
+            "{'classes': [names], 'labels': {image: class number}}",
+            _LABELS_FIX,
+        )
+    missing = [f for f in files if type(found.get(f)) is not int]
     if missing:
         raise KdepError(
             f"{len(missing)} pool images have no label in {path}, first {missing[0]}",
             "a label for every image of a supervised arm or a share drawn per class",
-            "prepare the data again",
+            _LABELS_FIX,
         )
-    labels = np.array([stored["labels"][f] for f in files], np.int64)
-    if labels.min() < 0 or labels.max() >= len(stored["classes"]):
+    labels = np.array([found[f] for f in files], np.int64)
+    if labels.min() < 0 or labels.max() >= len(classes):
         raise KdepError(
             f"labels in {path} run from {labels.min()} to {labels.max()}",
-            f"0 to {len(stored['classes']) - 1}",
-            "prepare the data again",
+            f"0 to {len(classes) - 1}",
+            _LABELS_FIX,
         )
     return labels
 

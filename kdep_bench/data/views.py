@@ -25,7 +25,7 @@ from numpy.lib.format import open_memmap
 
 from kdep_bench.ahead import ahead
 from kdep_bench.data.images import read_rgb
-from kdep_bench.data.listing import list_images
+from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, text_hash, write_json
@@ -125,7 +125,11 @@ def run(
     root = inputs["prepare"] / "data" / spec.get("pool", "pool/images")
     files = list_images(root).images
     if not files:
-        raise KdepError(f"the pool {root} holds no image", "at least one", "prepare the data first")
+        raise KdepError(
+            f"the pool {shown(root.resolve())} holds no image",
+            "at least one",
+            "add images there, or correct `pool` in the data config",
+        )
     v, px = int(spec["views"]), int(spec["px"])
     what = f"the views of {len(files)} images, {v} of each at {px} px,"
     check_room(pixel_bytes(len(files), v, px), out, what)

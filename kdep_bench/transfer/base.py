@@ -8,6 +8,7 @@ split exactly once and returns the outputs of the transfer stage.
 from __future__ import annotations
 
 import copy
+import errno
 import math
 import shutil
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kdep_bench.data import normalisation
-from kdep_bench.data.listing import class_names
+from kdep_bench.data.listing import class_names, shown
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.counts import SplitCount, compare
 from kdep_bench.transfer.recipes import check_recipe
@@ -443,23 +444,34 @@ class reading_images:
         if error is None or isinstance(error, KdepError):
             return
         text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+        if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_AN_IMAGE:
+            return
         if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
             raise KdepError(
                 f"task {self.task} cannot read an image ({text[:200]})",
                 "every listed image present and decodable",
-                "prepare the data again",
+                "put an image that can be decoded in its place, and run the same again",
             ) from error
+
+
+# A full disk or too many open files would otherwise be called a broken image.
+_NO_FAULT_OF_AN_IMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def class_folders(root: Path) -> list[str]:
     """Sorted names of the class folders under `root`; KdepError when there are fewer than two."""
     if not root.is_dir():
         raise KdepError(
-            f"the folder {root} does not exist", "one folder a class", "prepare the data again"
+            f"the prepared data have no folder {root.parent.name}/{root.name}",
+            "one folder for each class in it",
+            "add that split to `classify` in the data config, or choose another `folder` or "
+            "`split` in the task's config",
         )
     names = class_names(root)
     if len(names) < 2:
         raise KdepError(
-            f"{root} has {len(names)} class folders", "two at least", "prepare the data again"
+            f"{shown(root.resolve())} has {len(names)} class folders",
+            "two at least",
+            "add a folder for each class there, or correct its path in the data config",
         )
     return names

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kdep_bench.data.checks import check_coco
+from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.openmmlab import read_metrics
@@ -89,10 +90,11 @@ class Detection(MMTask):
         files = {s: root / "annotations" / f"{s}.json" for s in ("train", self.split)}
         images = {s: check_coco(file, root / s)["images"] for s, file in files.items()}
         if (got := self._classes(root, self.split)) != (classes := self._classes(root, "train")):
+            one, other = (shown(files[s].resolve()) for s in ("train", self.split))
             raise KdepError(
-                f"the categories of train and {self.split} under {root} differ: {classes}, {got}",
+                f"the categories of {one} and {other} differ: {classes}, {got}",
                 "the same categories with the same ids in every split",
-                "prepare the data again",
+                "write both files with one list of categories",
             )
         trained, note = trained_images(read_strict(files["train"]), classes, MIN_SIZE)
         return [

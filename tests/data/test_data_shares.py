@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdep_bench.data.shares import LIST, chosen, per_class, save_list, share_labels
+from kdep_bench.data.shares import LIST, chosen, per_class, read_labels, save_list, share_labels
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
 
@@ -74,6 +74,26 @@ def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_
     assert np.array_equal(chosen(FILES, 0.1, 0, path), per_class(labels, 0.1, 0))
     with pytest.raises(KdepError, match="have no label"):
         chosen([*FILES, "unknown.jpg"], 0.1, 0, path)
+
+
+def test_labels_that_are_no_labels_are_sentences_with_a_fix_that_works(tmp_path: Path):
+    """KeyError, TypeError, or numbers cut out of strings and booleans."""
+    path = tmp_path / "labels.json"
+    with pytest.raises(KdepError, match="drop such arms"):
+        read_labels(path, ["a"])
+    for text in ("[]", "{}", '{"labels": [], "classes": ["x"]}', '{"labels": {"a": 0}}'):
+        path.write_text(text)
+        with pytest.raises(KdepError, match="--force prepare"):
+            read_labels(path, ["a"])
+    for label in ('"0"', "true", "0.5", "null", "[0]"):
+        path.write_text(f'{{"labels": {{"a": {label}}}, "classes": ["x", "y"]}}')
+        with pytest.raises(KdepError, match="no label"):
+            read_labels(path, ["a"])
+    path.write_text('{"labels": {"a": 2}, "classes": ["x", "y"]}')
+    with pytest.raises(KdepError, match="0 to 1"):
+        read_labels(path, ["a"])
+    path.write_text('{"labels": {"a": 1}, "classes": ["x", "y"]}')
+    assert read_labels(path, ["a"]).tolist() == [1]
 
 
 def test_the_list_is_saved_with_its_checksum(tmp_path: Path):

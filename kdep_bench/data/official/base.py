@@ -234,7 +234,9 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             ) from None
         if size == 0:
             raise KdepError(
-                f"the file {path} has zero bytes", "a whole file", "delete it and lay out again"
+                f"the file {path} has zero bytes",
+                "a whole file",
+                "put the whole file in its place: lay the set out again",
             )
     return len(seen)
 
