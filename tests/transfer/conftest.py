@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -47,11 +48,24 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def apart() -> Iterator[Callable[..., Any]]:
-    """`apart(function, *args)` runs it in a fresh process: mm toolkits do not share one."""
+    """`apart(function, *args)` runs it in a fresh process: mm toolkits do not share one.
+
+    With KDEP_TESTS_FORK the process is a fork of this one, which has imported them already.
+    """
+    if os.environ.get("KDEP_TESTS_FORK"):
+        yield in_a_fork
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.transfer.preload"])
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         yield lambda function, *args: pool.submit(function, *args).result(timeout=300)
+
+
+def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, or its exception, from a fork of this process."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result(timeout=300)
 
 
 @pytest.fixture(scope="session")

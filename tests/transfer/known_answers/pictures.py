@@ -13,6 +13,7 @@ from PIL import Image
 from tests.transfer.conftest import quiet
 
 CODES = 32
+STILL = 1e-30  # a learning rate that a task accepts, and that changes no weight
 NETWORKS = "tests.transfer.known_answers.networks"
 
 

@@ -15,7 +15,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tests.transfer.conftest import config
-from tests.transfer.known_answers.pictures import colour, field, run_stage, save, seen_in, student
+from tests.transfer.known_answers.pictures import (
+    STILL,
+    colour,
+    field,
+    run_stage,
+    save,
+    seen_in,
+    student,
+)
 
 # ---- fine-tuning ----
 
@@ -75,11 +83,11 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
 ) -> None:
     """Not the 16/16 of train, the 0/8 of val, the 6/16 of uncropped pictures or training mode.
 
-    'fixed': the head's weights are given and the rate is 0, and BatchNorm and Dropout tell in which
+    'fixed': the head's weights are given and do not change, and BatchNorm and Dropout tell in which
     mode the network is. 'learned': the head learns from the training folder what a code means.
     """
     if head == "fixed":
-        task = finetune(lr=0.0, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
+        task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
         task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
     else:
         task = finetune(lr=1.0, norm_eval=True)

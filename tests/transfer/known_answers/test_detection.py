@@ -14,6 +14,7 @@ import pytest
 from tests.transfer.conftest import config
 from tests.transfer.known_answers.pictures import (
     NETWORKS,
+    STILL,
     field,
     run_stage,
     save,
@@ -141,7 +142,7 @@ def task() -> dict[str, Any]:
     """pocket_det with the box reader for its detector; every test picture is halved to 64 x 48."""
     task = config("tasks", "pocket_det")
     task["recipe"].update(
-        scale=[64, 48], iters=6, batch=2, test_batch=2, warmup=1, lr=0.0, norm_eval=True
+        scale=[64, 48], iters=6, batch=2, test_batch=2, warmup=1, lr=STILL, norm_eval=True
     )
     task["recipe"]["model"] = reader(task["recipe"]["model"])
     return task

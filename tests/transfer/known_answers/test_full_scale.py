@@ -21,7 +21,7 @@ from kdep_bench.data.official.tiny import save_palette, write_lines
 from kdep_bench.suite.config import resolve
 from tests.transfer.known_answers import test_detection as boxes
 from tests.transfer.known_answers import test_segmentation as masks
-from tests.transfer.known_answers.pictures import field, run_stage, save, seen_in, student
+from tests.transfer.known_answers.pictures import STILL, field, run_stage, save, seen_in, student
 
 # ---- classification ----
 
@@ -181,7 +181,7 @@ def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
         warmup=1,
         batch=2,
         test_batch=2,
-        lr=0.0,
+        lr=STILL,
         norm_eval=True,
         workers=0,
     )

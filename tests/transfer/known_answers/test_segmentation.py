@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from tests.transfer.conftest import config
-from tests.transfer.known_answers.pictures import field, head, run_stage, save, seen_in, student
+from tests.transfer.known_answers.pictures import (
+    STILL,
+    field,
+    head,
+    run_stage,
+    save,
+    seen_in,
+    student,
+)
 
 # Codes of the classes; in the order of the recipe's list they are not in order.
 CODES = {"road": 9, "car": 4, "tree": 12, "sky": 6}
@@ -110,7 +118,7 @@ def task(kind: str, tmp_path: Path) -> dict[str, Any]:
         tmp_path.mkdir(exist_ok=True)
         meaning = {code: i for i, code in enumerate(CODES.values())}
         file = head(tmp_path / "head.pth", meaning, 4, "conv_seg")
-        recipe.update(lr=0.0, iters=3)
+        recipe.update(lr=STILL, iters=3)
         init = dict(type="Pretrained", checkpoint=str(file))
         recipe["model"] = segmenter(recipe["model"], init_cfg=init)
     else:
@@ -126,8 +134,8 @@ def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
     """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
     label 0; not the scores of training mode, or of another class's name.
 
-    'fixed': a given head at rate 0, with a BatchNorm and a Dropout that tell the mode. 'learned':
-    the head learns from the training split what a colour means.
+    'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout tell the
+    mode. 'learned': the head learns from the training split what a colour means.
     """
     given = student(input_hw=[32, 32])
     outputs, seen = apart(run_stage, task(kind, tmp_path), given, scenes, tmp_path, 5)

@@ -1,0 +1,66 @@
+"""The labels of one's own class folders, read back with the pixels they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import own_fixture as own
+import pytest
+from PIL import Image
+
+from kdep_bench.data import views
+from kdep_bench.data.official import stage as official
+from kdep_bench.data.official import tiny
+from kdep_bench.data.shares import labels_file
+from kdep_bench.files import read_json
+from kdep_bench.pretrain.stream import ViewStream
+
+# Class -> its images; of other numbers and orders than the folders', some in deeper folders.
+CLASSES = {
+    "walnut": ["z.png"],
+    "Acorn": ["1.png", "10.png", "2.png"],
+    "hazel": ["deep/er/9.png", "0.png", "deep/1.png", "a.png"],
+    "beech 2": ["b.png", "c.png"],
+}
+COLOUR = {name: 40 * k + 20 for k, name in enumerate(CLASSES)}
+
+
+def write_pool(pool: Path) -> None:
+    """Every picture shows its class as its red, and is like no other picture."""
+    rng = np.random.default_rng(0)
+    for name, files in CLASSES.items():
+        for file in files:
+            picture = tiny.picture(rng, (48, 48))
+            picture[..., 0] = COLOUR[name]
+            path = pool / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+
+
+@pytest.mark.parametrize("source", ["own", "official"])
+def test_each_image_has_the_label_of_its_class_folder(source: str, tmp_path: Path) -> None:
+    """Not labels dealt out in turn, those of the next image, or of classes in another order."""
+    write_pool(tmp_path / "pool")
+    out = tmp_path / "prepare"
+    if source == "own":
+        mine = own.make(tmp_path / "mine")
+        own.run(mine | {"pool": str(tmp_path / "pool"), "pool_labels": True}, out)
+    else:  # as stage `prepare` lists the pool of an official set
+        official._pool(tmp_path / "pool", out / "data" / "pool", out)
+    done = {"prepare": out}
+    (tmp_path / "views").mkdir()
+    recipe = dict(views=2, px=16, seed=0, scale=[0.5, 1.0], ratio=[1.0, 1.0])
+    views.run(recipe, done, tmp_path / "views", lambda *_: None)
+    names = read_json(labels_file(done))["classes"]
+    assert names == sorted(CLASSES)
+    count = 2 * sum(map(len, CLASSES.values()))
+    stream = ViewStream(
+        tmp_path / "views", count, 1.0, 0, seed=1, labels=labels_file(done), together=True
+    )
+    batch = stream.__getitems__(list(range(count)))
+    red = batch["images"][:, 0].float().mean((1, 2)).round().int().tolist()
+    assert [COLOUR[names[k]] for k in batch["labels"].tolist()] == red
+    assert {n: red.count(c) // 2 for n, c in COLOUR.items()} == {
+        name: len(files) for name, files in CLASSES.items()
+    }
