@@ -46,12 +46,14 @@ def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
     """
     card: Card = {
         "name": name,
-        **{k: prepared.get(k) or "" for k in ("fingerprint", "source")},
-        "counts": dict(prepared.get("counts") or {}).get("images") or {},
-        "licences": dict(prepared.get("licences") or {}),
-        "notes": dict(prepared.get("task_notes") or {}),
-        "parts": dict(prepared.get("card") or {}),
+        **{k: str(prepared.get(k) or "") for k in ("fingerprint", "source")},
+        "counts": _numbers(_mapping(prepared.get("counts")).get("images")),
+        "licences": _mapping(prepared.get("licences")),
+        "notes": _mapping(prepared.get("task_notes")),
+        "parts": _mapping(prepared.get("card")),
     }
+    if not (card["counts"] or card["parts"]):
+        return False  # somebody's own `prepare`, which counts nothing
     try:
         old = read(results)
     except KdepError:
@@ -61,6 +63,14 @@ def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
     write_json(results / NAME, card)
     write_atomic(results / "data_card.md", markdown(card))
     return True
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _numbers(value: Any) -> dict[str, int]:
+    return {str(k): v for k, v in _mapping(value).items() if isinstance(v, int)}
 
 
 def read(results: Path) -> Card | None:
@@ -106,12 +116,12 @@ def tables(card: Card) -> list[Table]:
             splits = {s: given[s] for s in sorted(given, key=_place)}
             found.append(_splits(title, splits))
             found += _classes(f"{title}: classes", splits, parts[key].get("classes", ()))
-    twice = parts.get("classify", {}).get("in_two_classes", {"count": 0, "files": []})
-    if twice["count"]:
-        title = f"Class folders: {twice['count']} pictures in two classes"
-        found.append(
-            (title, ["file", "equal to"], [[f[0], ", ".join(f[1:])] for f in twice["files"]])
-        )
+    for key in ("pool", "classify"):
+        twice = parts.get(key, {}).get("in_two_classes", {"count": 0, "files": []})
+        if twice["count"]:
+            title = f"{PARTS[key]}: {twice['count']} pictures in two classes"
+            rows = [[f[0], ", ".join(f[1:])] for f in twice["files"]]
+            found.append((title, ["file", "equal to"], rows))
     if shared := parts.get("shared_images"):
         head = ["images of", "also in", "equal files", "near duplicates", "such as", "allowed"]
         rows = [

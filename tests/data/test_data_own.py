@@ -597,6 +597,12 @@ def test_a_picture_in_two_classes_is_counted_and_listed(
     assert twice["count"] == 1
     assert twice["files"] == [["test/a/0.png", "test/b/again.png"]]
     assert "1 pictures lie in two classes" in made["task_notes"]["classify"][0]
+    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/b/again.jpg")
+    made = own.run({"pool": spec["pool"], "pool_labels": True}, tmp_path / "labelled")
+    assert made["card"]["pool"]["in_two_classes"] == {
+        "count": 1,
+        "files": [["pool/a/0.jpg", "pool/b/again.jpg"]],
+    }
 
 
 def test_all_faults_are_reported_at_once_and_each_once(

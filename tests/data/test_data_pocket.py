@@ -245,3 +245,11 @@ def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) 
     few = [c for c in material.cutouts if c.label != "coin"]
     with pytest.raises(KdepError, match="has no coin"):
         pocket.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)
+
+
+def test_recipes_name_the_classes_of_the_masks_in_their_order() -> None:
+    from kdep_bench.data.material import SCENE
+    from kdep_bench.suite.config import read_room
+
+    for task in ("pocket_seg", "smoke_seg"):
+        assert read_room("task", task)["recipe"]["classes"] == [*CLASSES, SCENE]

@@ -63,6 +63,12 @@ def test_data_that_count_images_alone_have_a_card(tmp_path: Path) -> None:
     assert data_card.read(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("counts", [None, 3, {"images": 3}, {"images": {"pool": "many"}}])
+def test_a_prepare_of_somebody_s_own_may_count_nothing(tmp_path: Path, counts: Any) -> None:
+    assert not data_card.write(tmp_path, "theirs", {"counts": counts, "licences": ["CC0"]})
+    assert data_card.read(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -25,6 +25,8 @@ def make_card(parts: Parts) -> dict[str, Any]:
     if parts.labelled is not None:
         by_class = parts.labelled.classes
         pool["by_class"] = {c: len(by_class[c]) for c in sorted(by_class)}
+        labelled = {"pool": parts.labelled}
+        pool["in_two_classes"] = class_folders.counted_twice(labelled, parts.facts)
     if parts.classify:
         card["classify"] = class_folders.card(parts.classify, parts.facts)
     if parts.detect:

@@ -178,7 +178,6 @@ def in_two_classes(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) 
 def card(splits: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str, Any]:
     """Counts of images by split and class, for the data card."""
     train = splits.get("train") or next(iter(splits.values()))
-    twice = in_two_classes(splits, facts)
     return {
         "classes": sorted(train.classes),
         "splits": {
@@ -188,8 +187,14 @@ def card(splits: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str
             }
             for s, f in splits.items()
         },
-        "in_two_classes": {"count": len(twice), "files": twice[:LISTED]},
+        "in_two_classes": counted_twice(splits, facts),
     }
+
+
+def counted_twice(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+    """The pictures that lie in two classes: {count, files}, the first LISTED of them."""
+    twice = in_two_classes(folders, facts)
+    return {"count": len(twice), "files": twice[:LISTED]}
 
 
 def notes(counted: Mapping[str, Any]) -> list[str]:
