@@ -501,3 +501,36 @@ def test_a_line_without_a_teacher_says_so_beside_one_with():
         "dml · lite0",
         "dml · no teacher",
     }
+
+
+def test_a_claim_about_families_that_were_not_measured_is_untestable():
+    probe = grid({m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()})
+    v = verdict(probe, families=["detection"])
+    assert v.verdict == "not testable here"
+    assert v.reason == "no task of these families is in the records"
+
+
+def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():
+    x = np.arange(6.0)
+    rho, low, high = correlation_interval(x, x)
+    assert rho == pytest.approx(1, abs=1e-3)
+    assert 0.9 < low < rho < high < 1
+    assert correlation_interval(x, -x) == pytest.approx((-rho, -high, -low))
+
+
+def test_a_curve_goes_by_what_was_spent_and_not_by_the_epochs():
+    """kdep's 3 epochs were slow: 400 s, against 100 s of its 6."""
+    records = _trained("supervised", 0.50, seen=80_000)
+    for seen, seconds, score in ((30_000, 400.0, 0.60), (60_000, 100.0, 0.40)):
+        for r in _trained("kdep", score, "lite0", seen=seen):
+            cost = r.cost.model_copy(update={"pretrain_s": seconds})
+            records.append(r.model_copy(update={"cost": cost}))
+    board = board_of(records)
+    (goal,) = [a for a in board.arms if a.method == "supervised"]
+    curve = [a for a in board.arms if a.method == "kdep"]
+    for order in (curve, curve[::-1]):
+        got = efficiency.saving(board, order, goal, board.columns, "seconds")
+        assert got is not None
+        # Half of the way from 0.40 to 0.60 in log seconds: 200 s, against the goal's 800.
+        assert math.exp(got.estimate.mean) == pytest.approx(4)
+        assert got.bound == ""

@@ -176,6 +176,15 @@ def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
     assert floor.gap_now == pytest.approx(st.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
 
 
+def test_arms_of_one_pretraining_say_nothing_of_the_noise_of_several():
+    several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
+    floor = st.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
+    assert floor is not None
+    assert floor.n == 2
+    assert floor.gap_now == pytest.approx(st.smallest_gap(0.1, 2), rel=1e-4)
+    assert floor.df == 3 + 4
+
+
 def test_ranks_share_ties():
     ranks = st.mean_ranks({"a": [0.5, 0.1], "b": [0.5, 0.2], "c": [0.1, 0.3]}, [1, -1])
     assert ranks == {"a": 1.25, "b": 1.75, "c": 3.0}

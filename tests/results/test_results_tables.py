@@ -340,6 +340,10 @@ def test_labels_that_a_teacher_read_are_told():
 def test_a_low_coverage_is_pointed_out():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("Key coverage below 1.0" in r for r in board.remarks)
+    many = [record(transfer=t, gate={"coverage": 0.5}) for t in range(7)]
+    (remark,) = [r for r in board_of(many).remarks if "coverage" in r]
+    assert "in 7 records" in remark
+    assert remark.count("transfer-kdep") == 5  # the first five by name
 
 
 def test_small_is_good_where_the_task_says_so():
