@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdep_bench.data.shares import LIST, chosen, per_class, read_labels, save_list, share_labels
+from kdep_bench.data.shares import (
+    LIST,
+    chosen,
+    labels_file,
+    per_class,
+    read_labels,
+    save_list,
+    share_labels,
+    share_of,
+)
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
 
@@ -110,3 +119,31 @@ def test_of_the_whole_pool_only_the_checksum_is_kept(tmp_path: Path):
     assert told["file"] is None
     assert not (tmp_path / LIST).exists()
     assert len(told["sha256"]) == 64
+
+
+def test_the_share_of_a_seed_is_that_of_the_published_runs():
+    labels = np.arange(40) % 3
+    assert per_class(labels, 0.2).tolist() == [1, 5, 6, 7, 12, 18, 23, 28, 38]
+    assert per_class(labels, 0.2, 1).tolist() == [2, 5, 10, 16, 18, 21, 33, 35, 37]
+    # a class's images do not depend on which other classes there are
+    alone = per_class(np.where(labels == 1, 1, 0), 0.2)
+    assert [i for i in alone if labels[i] == 1] == [1, 7, 28]
+
+
+def test_labels_are_those_of_the_file_whatever_its_order_and_stay_in_range(tmp_path: Path):
+    path = tmp_path / "labels.json"
+    write_json(path, {"classes": ["a", "b"], "labels": {"z.jpg": 1, "b.jpg": 0, "a.jpg": 1}})
+    assert read_labels(path, ["a.jpg", "b.jpg"]).tolist() == [1, 0]
+    assert read_labels(path, ["b.jpg", "z.jpg"]).dtype == np.int64
+    for bad in (2, -1):
+        write_json(path, {"classes": ["a", "b"], "labels": {"a.jpg": bad, "b.jpg": 0}})
+        with pytest.raises(KdepError, match="0 to 1"):
+            read_labels(path, ["a.jpg", "b.jpg"])
+    assert labels_file({"prepare": tmp_path}) == tmp_path / "data" / "pool" / "labels.json"
+    spec = {"share": 0.5, "share_seed": 3, "share_by": "class"}
+    (tmp_path / "data" / "pool").mkdir(parents=True)
+    labelled(tmp_path / "data" / "pool" / "labels.json", np.arange(2000) % 3)
+    got = share_of(FILES, spec, {"prepare": tmp_path})
+    assert np.array_equal(got, per_class(np.arange(2000) % 3, 0.5, 3))
+    spec["share_by"] = "image"
+    assert np.array_equal(share_of(FILES, spec, {}), chosen(FILES, 0.5, 3))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -40,3 +41,100 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(
     assert not list(out.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4608))
     assert views.run(SPEC, prepared, out, lambda *_: None)["rows"] == 6
+
+
+def index_image(h: int, w: int) -> np.ndarray:
+    """[h, w, 3]: each pixel says its row, its column and 7."""
+    rows, columns = np.mgrid[:h, :w]
+    return np.stack([10 * rows, 10 * columns, np.full((h, w), 7)], 2).astype(np.uint8)
+
+
+def test_a_view_holds_exactly_the_pixels_of_its_box():
+    image = index_image(8, 12)
+    half = views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), False, 3)
+    np.testing.assert_array_equal(half, image[4:7, 3:6])
+    np.testing.assert_array_equal(
+        views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), True, 3), image[4:7, 5:2:-1]
+    )
+    whole = views.render(image[:, :8], np.array([0, 0, 1, 1]), False, 4)  # means of 2 x 2 pixels
+    np.testing.assert_array_equal(whole[..., 0], np.repeat([[5], [25], [45], [65]], 4, 1))
+    np.testing.assert_array_equal(whole[..., 1], np.repeat([[5, 25, 45, 65]], 4, 0))
+    # enlarged: linear between the centres of pixels, which keep their place
+    line = views.render(index_image(2, 2), np.array([0, 0, 1, 1]), False, 4)[0, :, 1]
+    np.testing.assert_allclose(line, [0, 2.5, 7.5, 10], atol=0.5)
+    # a box thinner than a pixel still holds one
+    assert views.render(image, np.array([0.99, 0.99, 0.001, 0.001]), False, 2).shape == (2, 2, 3)
+    sliver = views.render(image, np.array([0.5, 0.0, 0.001, 1.0]), False, 8)
+    assert set(sliver[..., 1].ravel()) == {60}
+
+
+def test_boxes_have_the_areas_and_shapes_that_were_asked_for():
+    box, flip = views.draw_recipe(4000, 1, 0, (0.2, 0.5), (0.5, 2.0))
+    area, aspect = box[:, 2] * box[:, 3], box[:, 2] / box[:, 3]
+    assert 0.2 - 1e-6 <= area.min() < 0.21
+    assert 0.49 < area.max() <= 0.5 + 1e-6
+    assert area.mean() == pytest.approx(0.35, abs=0.01)
+    assert 0.5 - 1e-6 <= aspect.min() < 0.51
+    assert 1.98 < aspect.max() <= 2 + 1e-6
+    assert np.log(aspect).mean() == pytest.approx(0, abs=0.03)  # as often wide as high
+    assert flip.mean() == pytest.approx(0.5, abs=0.03)
+    free = box[:, :2] / (1 - box[:, 2:])  # uniform over the places the box may have
+    assert np.allclose(free.mean(0), 0.5, atol=0.02)
+    assert free.min() >= 0
+    assert free.max() <= 1
+    wide, _ = views.draw_recipe(200, 1, 0, (1.0, 1.0), (2.0, 2.0))
+    np.testing.assert_array_equal(wide[:, 2], 1)  # cut at the edge
+    np.testing.assert_allclose(wide[:, 3], 0.5**0.5, rtol=1e-6)
+
+
+def test_the_recipe_of_a_seed_is_that_of_the_published_runs():
+    box, flip = views.draw_recipe(3, 2, 7, (0.4, 1), (0.75, 1.33))
+    np.testing.assert_allclose(
+        box[[0, 5]], [[0.0263, 0, 0.8629, 1], [0, 0.1110, 1, 0.8823]], atol=1e-4
+    )
+    assert flip.tolist() == [True, False, True, True, True, False]
+    assert views.subset(40, 0.2).tolist() == [2, 6, 9, 15, 16, 24, 28, 39]
+    assert views.subset(40, 0.2, 1).tolist() == [2, 3, 11, 21, 26, 30, 35, 38]
+
+
+def test_a_run_renders_every_view_of_every_image_in_order(
+    prepared: dict[str, Path], tmp_path: Path
+):
+    seen: list[int] = []
+    told = views.run(SPEC, prepared, tmp_path, lambda done, total, *_: seen.append(done))
+    assert seen[-1] == told["images"] == 2
+    assert (told["rows"], told["views"], told["px"]) == (6, 3, 16)
+    opened = views.open_views(tmp_path, prepared["prepare"])
+    assert (opened.files, opened.views, opened.rows) == (["0.png", "1.png"], 3, 6)
+    box, flip = views.draw_recipe(2, 3, 0, (0.3, 1.0), (0.75, 4 / 3))
+    for row in range(6):
+        image = cv2.imread(str(opened.root / opened.files[row // 3]))[:, :, ::-1]
+        wanted = views.render(image, box[row], bool(flip[row]), 16)
+        np.testing.assert_array_equal(opened.pixels[row], wanted)
+    again = tmp_path / "again"
+    again.mkdir()
+    assert views.run(SPEC, prepared, again, lambda *_: None) == told
+    assert (
+        views.run({**SPEC, "seed": 1}, prepared, again, lambda *_: None)["fingerprint"]
+        != (told["fingerprint"])
+    )
+
+
+def test_views_that_lack_rows_are_refused(prepared: dict[str, Path], tmp_path: Path):
+    views.run(SPEC, prepared, tmp_path, lambda *_: None)
+    kept = np.load(tmp_path / views.PIXELS)
+    np.save(tmp_path / views.PIXELS, kept[:5])
+    with pytest.raises(KdepError, match="5 rendered, 6 drawn, 2 images"):
+        views.open_views(tmp_path)
+    np.save(tmp_path / views.PIXELS, kept)
+    (tmp_path / views.LISTING).write_text('{"pool": "p", "files": ["a"], "views": 3}')
+    with pytest.raises(KdepError, match="6 rendered, 6 drawn, 1 images"):
+        views.open_views(tmp_path)
+
+
+def test_shares_have_their_ends():
+    assert views.subset(10, 1.0).tolist() == list(range(10))
+    assert len(views.subset(10, 0.05001)) == 1
+    for bad in (0.0, -0.5, 1.0001, 0.04):
+        with pytest.raises(KdepError, match="a data share"):
+            views.subset(10, bad)
