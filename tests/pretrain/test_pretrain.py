@@ -344,6 +344,24 @@ def test_arms_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
     assert all(torch.equal(v, students[1][k]) for k, v in students[0].items())
 
 
+def test_every_arm_of_a_seed_starts_from_the_student_that_scratch_keeps(
+    stages: dict[str, Path], tmp_path: Path
+):
+    still = BUDGET | dict(epochs=0.4, optimizer=dict(type="SGD", lr=1e-12))
+    starts = []
+    for seed in (3, 4):
+        scratch = pretrain(tmp_path / f"s{seed}", stages, SCRATCH, seed=seed)[1]
+        weights = [k for k in scratch if "running" not in k and "num_batches" not in k]
+        for method in (KDEP, SUPERVISED):
+            folder = tmp_path / f"{method['name']}{seed}"
+            outputs, state = pretrain(folder, stages, method, seed=seed, budget=still)
+            assert outputs["steps"] == 1
+            for k in weights:
+                torch.testing.assert_close(state[k], scratch[k], rtol=0, atol=1e-9)
+        starts.append(scratch["backbone.conv1.weight"])
+    assert not torch.equal(*starts)
+
+
 def test_live_and_cached_training_see_the_same_target(stages: dict[str, Path]):
     teacher, v = build_teacher(TEACHER), open_views(stages["views"], stages["prepare"])
     target = build_target(stages["align"], {"type": KDEP["transform"]["type"]})

@@ -346,6 +346,24 @@ def test_a_low_coverage_is_pointed_out():
     assert remark.count("transfer-kdep") == 5  # the first five by name
 
 
+def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
+    def early(teacher: str | None, transfer: int) -> Record:
+        """Failed before its epochs, and perhaps its teacher, were known."""
+        f = fields("kdep", "probe", None, transfer=transfer) | {"status": "failed", "error": "no"}
+        f["id"] += f"-{teacher}"
+        f["teacher"] = None if teacher is None else {"name": teacher}
+        f["budget"] = {}
+        return make(f)
+
+    whole = [record("kdep", "probe", 0.5, transfer=t) for t in range(2)]
+    assert [a.teacher for a in board_of([*whole, early("lite0", 2)]).arms] == ["lite0"]
+    assert [a.teacher for a in board_of([*whole, early(None, 2)]).arms] == ["lite0"]
+    other = board_of([*whole, early("lite2", 2)])
+    assert {a.teacher: a.epochs for a in other.arms} == {"lite0": 6.0, "lite2": None}
+    (row,) = [a for a in other.arms if a.teacher == "lite0"]
+    assert other.cell(row, other.columns[0]).complete
+
+
 def test_small_is_good_where_the_task_says_so():
     scores = {"kdep": {"probe": [0.1, 0.11, 0.12]}, "scratch": {"probe": [0.5, 0.51, 0.52]}}
     down = {"direction": "min"}
