@@ -258,6 +258,8 @@ def test_a_label_free_set_raises_when_a_label_is_asked_for(stages: dict[str, Pat
     with pytest.raises(KdepError, match="label-free"):
         s.label(np.array([0]))
     assert set(s.__getitems__([0, 1])) == {"images", "rows", "teacher"}
+    alone = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)  # and no pool
+    assert set(alone.__getitems__([0, 1])) == {"images", "rows"}
 
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):

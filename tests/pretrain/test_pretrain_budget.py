@@ -66,6 +66,14 @@ def test_one_step_of_warm_up_is_none():
     assert rates(dict(schedule="cosine", warmup=0.05), 30)[0] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("steps", "falls"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2]), (7, [2, 4]), (90, [30, 60])]
+)
+def test_the_tenfold_falls_lie_at_the_thirds_and_never_at_the_start(steps: int, falls: list[int]):
+    (plan,) = schedule(dict(schedule="step"), steps)
+    assert (plan["milestones"], plan["gamma"]) == (falls, 0.1)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 10**6), st.sampled_from([0.01, 0.05, 0.1, 1.0]), st.integers(1, 90))
 def test_steps_are_whole_batches_of_the_epochs(pool: int, share: float, epochs: int):

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
-from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.pretrain.distiller import PRECISIONS, Another, Distiller
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, pretrain, spec
 
@@ -74,6 +74,35 @@ def test_facts_rows_and_the_clock(stages: dict[str, Path], tmp_path: Path):
     assert set(outputs["terms"]) == {"a", "b"}
 
 
+def test_what_is_recorded_of_a_run_is_what_it_did(stages: dict[str, Path], tmp_path: Path):
+    """A third of 48 images, 16 of them, in batches of 5: 6 steps in 2 epochs, 30 samples."""
+    Witness.seen.clear()
+    budget = BUDGET | dict(epochs=2, batch=5)
+    outputs, _ = pretrain(tmp_path, stages, METHOD, budget=budget, share=1 / 3, seed=2)
+    seen = sum(len(c.before) for c in Witness.seen)
+    assert seen == outputs["images_seen"] == 30
+    assert outputs["steps"] == len(Witness.seen) == 6
+    assert outputs["epochs"] == pytest.approx(30 / 16)
+    assert (outputs["images"], outputs["views"]) == (16, 2)
+    assert outputs["image_list"]["images"] == 16
+    assert outputs["image_list"]["of"] == IMAGES
+    assert (tmp_path / outputs["image_list"]["file"]).read_text().count("\n") == 16
+    assert outputs["labels_used"] is False
+    assert outputs["teacher_source"] == "cache"
+    assert outputs["cache_check"]["rows"] > 0
+    assert (outputs["extra_parameters"], outputs["extra_forwards"]) == (0, 0)
+    assert outputs["processes"] == 1
+    assert outputs["images_per_s"] == pytest.approx(30 / outputs["train_s"], rel=0.2)
+    assert outputs["notes"] == [
+        "pre-trained for 1.88 epochs, asked for 2: only whole batches are taken"
+    ]
+    assert outputs["target_energy"] > 0
+    assert outputs["std_ratio_after_transform"] >= 1
+    steps = [k for k, _ in outputs["curves"]["pretrain_loss"]]
+    assert steps[-1] == 6
+    assert not list((tmp_path / "run").glob("*.pth"))  # what only a resume needs is gone
+
+
 def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
     x = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     seen = []
@@ -127,3 +156,14 @@ def test_an_objective_whose_teacher_is_not_planned_is_refused(
         KdepError, match="the method kdep reads pooled, target of a teacher, and plans none"
     ):
         stage.run(spec(METHOD), bare, tmp_path, silent)
+
+
+def test_a_second_network_runs_in_the_precision_of_the_student():
+    seen: list[torch.dtype] = []
+    for name, dtype in PRECISIONS.items():
+        peer = Another(STUDENT, dtype)
+        conv = next(m for m in peer.modules() if isinstance(m, torch.nn.Conv2d))
+        conv.register_forward_hook(lambda _m, _args, out: seen.append(out.dtype))
+        before, after = peer(torch.randn(2, 3, 32, 32))
+        assert before.dtype == after.dtype == torch.float32, name
+    assert seen == list(PRECISIONS.values())

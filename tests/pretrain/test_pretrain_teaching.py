@@ -17,6 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features import cache, cache_check, cache_read
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.pretrain.teaching import cached_teaching
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 from kdep_bench.teachers.efficientnet_lite import EfficientNetLite
 from tests.pretrain.conftest import BUDGET, STUDENT, TEACHER, VIEWS, silent
@@ -137,7 +138,7 @@ def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path
     for name, inputs, more in (("cached", rich, {}), ("live", live, {"teacher": MAPS})):
         Reader.seen.clear()
         outputs, _ = pretrain(tmp_path / name, inputs, READ, student=R18, budget=one, **more)
-        assert outputs["teacher_source"] == name if name == "live" else "cache"
+        assert outputs["teacher_source"] == ("live" if name == "live" else "cache")
         heard[name] = Reader.seen[0]
         assert Reader.told["teacher_classes"] == 1000
         assert Reader.told["teacher_maps"] == {"last": {"channels": 1280, "stride": 32}}
@@ -147,6 +148,20 @@ def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path
         (heard["cached"].maps["last"], heard["live"].maps["last"]),
     ):
         torch.testing.assert_close(a, b, atol=2.0**-10 * float(b.abs().max()), rtol=0)
+
+
+def test_of_a_cache_s_maps_an_arm_reads_the_levels_that_it_names(rich: dict[str, Path]):
+    opened = open_views(rich["views"])
+    for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):
+        taught = cached_teaching(frozenset({"maps"}), levels, rich["cache"], opened)
+        assert taught.stream == {"cache": str(rich["cache"]), "outputs": names}
+        assert taught.facts["teacher_maps"]() == {"last": {"channels": 1280, "stride": 32}}
+        assert taught.outputs["teacher_source"] == "cache"
+    with pytest.raises(KdepError, match="holds no maps"):
+        cached_teaching(frozenset({"maps"}), {"s8"}, rich["cache"], opened)
+    both = cached_teaching(frozenset({"maps", "logits"}), {"last"}, rich["cache"], opened)
+    assert sorted(both.stream["outputs"]) == ["logits", "maps.last"]
+    assert both.model == {}  # the logits are stored: no head is needed
 
 
 @pytest.mark.parametrize("method", [KDEP, SVD, LOGIT_KD], ids=["kdep", "svd", "logit_kd"])
