@@ -105,6 +105,10 @@ def test_too_few_rows_constant_features_and_nan_are_sentences(kind: type[Aligner
         kind().fit(moments(bad), 6)
 
 
+def test_the_policies_for_wider_students_are_these():
+    assert set(POLICIES) == {"zero_pad", "random_rotation", "repeat"}
+
+
 def test_an_unknown_policy_names_the_nearest():
     with pytest.raises(KdepError, match="did you mean zero_pad"):
         Svd(policy="zero_padd")

@@ -99,6 +99,10 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     )
     assert heard[0] == f"0: {cache.estimate(told['rows'], 1280 + 1000 + 1280, VIEWS['views'])}"
     assert told["bytes"] == told["rows"] * 2 * (1280 + 1000 + 1280)
+    assert (told["rows"], told["forwards"]) == (96, 96)
+    assert told["teacher"]["width"] == 1280
+    assert told["teacher"]["flops"] > 10**6
+    assert told["images_per_s"] == pytest.approx(96 / told["fill_s"], rel=0.2)
     return {**stages, "cache": out}
 
 

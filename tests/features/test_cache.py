@@ -1,0 +1,57 @@
+"""The teacher's cache: photographs of known classes prove its weights before it is filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache import known_images
+from kdep_bench.files import write_json
+from kdep_bench.teachers.base import Teacher, TeacherOutput
+
+COLOURS = ("red", "green", "blue")
+
+
+class Colours(Teacher):
+    """Names the colour of an image: class 0 is red, 1 green, 2 blue."""
+
+    name, width, input_px, has_logits, tap = "colours", 3, 8, True, "colour"
+
+    def __init__(self) -> None:
+        super().__init__((0.0,) * 3, (1.0,) * 3)
+        self.eval()
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        colour = x_B3HW.mean((2, 3))
+        return TeacherOutput(colour, colour)
+
+
+def photographs(folder: Path, wrong: int) -> None:
+    """Five pictures, the first `wrong` of them under another class."""
+    folder.mkdir(exist_ok=True)
+    known = {}
+    for k in range(5):
+        pixels = np.zeros((12, 10, 3), np.uint8)
+        pixels[..., k % 3] = 200
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+        known[f"{k}.png"] = (k + 1) % 3 if k < wrong else k % 3
+    write_json(folder / "known.json", known)
+
+
+def test_a_teacher_that_misses_more_than_40_percent_of_known_photographs_is_refused(
+    tmp_path: Path,
+):
+    teacher = Colours()
+    assert known_images(teacher, tmp_path) is None
+    for wrong in (0, 1, 2):
+        photographs(tmp_path, wrong)
+        assert known_images(teacher, tmp_path) == {"right": 5 - wrong, "of": 5}
+    for wrong in (3, 5):
+        photographs(tmp_path, wrong)
+        with pytest.raises(KdepError, match=f"recognises {5 - wrong} of 5 known photographs"):
+            known_images(teacher, tmp_path)
