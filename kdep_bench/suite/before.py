@@ -53,12 +53,29 @@ def check_counts(suite: Suite) -> None:
         most = _enough(part)
         pool = known.pool_images(part.data, most)
         if pool is not None:
+            _check_shares(part, pool, pool < most)
             for arm in _arms(part, pool):
                 for rule in ARM_RULES:
                     rule(arm)
     for task in suite.tasks:
         for task_rule in TASK_RULES:
             task_rule(suite.data, task)
+
+
+def _check_shares(suite: Suite, pool: int, exactly: bool) -> None:
+    """Refuses two shares that are the same images: their rows would be called different."""
+    if not exactly or suite.share_by != "image":
+        return
+    first: dict[int, float] = {}
+    for share in suite.shares:
+        other = first.setdefault(round(share * pool), share)
+        if other != share:
+            raise KdepError(
+                f"the shares {other:g} and {share:g} of {pool} images are the same "
+                f"{round(share * pool)} images",
+                "shares that differ by an image at least",
+                "drop one of them",
+            )
 
 
 def _enough(suite: Suite) -> int:

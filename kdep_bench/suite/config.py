@@ -78,7 +78,7 @@ class Budget(_Part):
     teacher: Literal["cached", "live"] = "cached"
     accumulate: int = Field(ge=1, default=1)
     ema: float | None = Field(gt=0, lt=1, default=None)
-    compile: str | None = None
+    compile: str | None = Field(min_length=1, default=None)
 
     def spec(self) -> Json:
         """What the pre-training stage is told; an option that is not used is absent."""
@@ -138,8 +138,8 @@ class Runtime(_Part):
     `trackers`: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
     """
 
-    cpus: dict[str, int] = {}
-    timeout: dict[str, float] = {}
+    cpus: dict[str, Annotated[int, Field(ge=0)]] = {}
+    timeout: dict[str, Annotated[float, Field(gt=0)]] = {}
     gpus: dict[str, _Count] = {}
     processes: dict[str, _Count] = {}
     nodes: dict[str, _Count] = {}
@@ -203,8 +203,8 @@ class _Task(_Part):
     version: int = 1
     split: str = "test"
     metric: str
-    direction: str = "max"
-    chance: float | None = None
+    direction: Literal["max", "min"] = "max"
+    chance: float | None = Field(ge=0, le=1, default=None)
     recipe: Json = {}
     tests_on: list[str] | None = None
     about: str = ""
@@ -582,7 +582,11 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     ):
         _unique(what, [g["name"] for g in group])
     _shares(file.shares)
+    pages = {*names("student", configs), *(s["name"] for s in students)}
     for method in methods:
+        for student in method.get("students") or []:
+            if student not in pages:
+                raise unknown_name(f"student of method {method['name']!r}", student, pages)
         for need in method.get("needs") or []:
             if need not in NEEDS:
                 raise unknown_name(f"need of method {method['name']!r}", need, NEEDS)

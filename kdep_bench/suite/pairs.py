@@ -15,8 +15,9 @@ from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import student_levels
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_heard, check_span, spans
+from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.arguments import check_classes, check_needs, check_optimizer, check_relates
-from kdep_bench.suite.arms import assistant_of, head_classes, teacher_width, trains
+from kdep_bench.suite.arms import PROSE, assistant_of, head_classes, teacher_width, trains, without
 from kdep_bench.suite.config import Json, Suite, label_policy, merged, method_needs, uses_teacher
 from kdep_bench.suite.known import has_labels, parts_of
 from kdep_bench.transfer.recipes import check_recipe
@@ -61,7 +62,25 @@ def recipe(student: Json, task: Json) -> None:
         check_recipe(task["name"], task["recipe"])
 
 
-TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (pyramid, last_stage_on_regions, recipe)
+def measured(student: Json, task: Json) -> None:
+    """A metric that the task does not measure, or a family that it does not belong to."""
+    kind = task["type"]
+    metrics = class_value(kind, "measures")
+    if task["recipe"].get("set") == "voc":
+        metrics = class_value(kind, "voc_measures") or metrics
+    if metrics and task["metric"] not in metrics:
+        raise unknown_name(f"metric of task {task['name']!r}", task["metric"], metrics)
+    families = class_value(kind, "families")
+    if families and task["family"] not in families:
+        raise unknown_name(f"family of task {task['name']!r}", task["family"], families)
+
+
+TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
+    measured,
+    pyramid,
+    last_stage_on_regions,
+    recipe,
+)
 
 
 def check_task_data(data: Json, task: Json) -> None:
@@ -275,6 +294,12 @@ def a_teacher(pair: Pair) -> None:
     assert pair.teacher is not None
 
 
+def teacher_arguments(pair: Pair) -> None:
+    """Arguments that the suite's teacher does not take: told before its weights are read."""
+    if pair.base is not None and assistant_of(pair.method) is None:
+        check_arguments(without(pair.base, PROSE), f"the teacher {pair.base.get('name')!r}")
+
+
 def logits(pair: Pair) -> None:
     """Logits of a teacher without a classifier."""
     if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
@@ -371,5 +396,13 @@ RULES: tuple[Rule, ...] = (
     something_to_learn,
     optimizer,
 )
-TEACHER_RULES: tuple[Rule, ...] = (a_teacher, logits, classes, maps, map_targets, widths)
+TEACHER_RULES: tuple[Rule, ...] = (
+    a_teacher,
+    teacher_arguments,
+    logits,
+    classes,
+    maps,
+    map_targets,
+    widths,
+)
 LAST_RULES: tuple[Rule, ...] = (declared_needs, whole_batch)

@@ -39,6 +39,8 @@ class Task(ABC):
     """
 
     scope: ClassVar[str]
+    measures: ClassVar[frozenset[str]]  # keys of its metrics, which a config's `metric` is one of
+    families: ClassVar[frozenset[str]]  # what a config may call its `family`
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
     alone: ClassVar[bool] = True  # runs in rank 0 alone where several processes were started
 

@@ -139,6 +139,8 @@ class FineTune(MMTask):
     """
 
     scope: ClassVar[str] = "mmpretrain"
+    measures = frozenset({"top1"})
+    families = frozenset({"classification"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("folder", "epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
@@ -195,6 +197,8 @@ class LinearProbe(Task):
     """
 
     scope: ClassVar[str] = "mmpretrain"
+    measures = frozenset({"top1", "mean_class_recall"})
+    families = frozenset({"classification"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("folder", "protocol", "batch", "c_grid", "max_iter"),

@@ -31,6 +31,8 @@ class Detection(MMTask):
     """
 
     scope: ClassVar[str] = "mmdet"
+    measures = frozenset({"bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"})
+    families = frozenset({"detection"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("folder", "model", "scale", "iters", "batch", "test_batch", "lr", "head_lr_mult"),

@@ -65,6 +65,7 @@ class OfficialDetection(Detection):
     bound; `steps` in shares of `iters`.
     """
 
+    voc_measures = frozenset({"AP", "AP50", "AP75"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("set", "head", "model", "scales", "test_scale", "long_edge", "iters", "batch"),

@@ -31,6 +31,8 @@ class Segmentation(MMTask):
     """
 
     scope: ClassVar[str] = "mmseg"
+    measures = frozenset({"mIoU", "mAcc", "aAcc"})
+    families = frozenset({"segmentation"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         (
             *("folder", "model", "classes", "palette", "scale", "resize_ratio", "crop"),

@@ -172,23 +172,24 @@ def detection() -> dict[str, Any]:
     return dict(base="smoke_det")
 
 
+def coco(root: Path, *splits: str) -> dict[str, Any]:
+    return {s: dict(json=str(root / f"{s}.json"), images=str(root / s)) for s in splits}
+
+
 def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_path):
     """'prepare the data again' was the remedy for a part that the config never had."""
     data = own(tmp_path, 300)
     said = refusal(build(data=data, tasks=[detection()]))
     assert "has no `coco`" in said
     assert "prepare" not in said
-    part = dict(json=str(tmp_path / "x.json"), images=str(tmp_path))
-    accept(build(data=dict(data, coco=dict(train=part, test=part)), tasks=[detection()]))
+    accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
 def test_a_missing_split_is_named(tmp_path):
-    part = dict(json=str(tmp_path / "x.json"), images=str(tmp_path))
-    data = own(tmp_path, 300, coco=dict(train=part))
+    data = own(tmp_path, 300, coco=coco(tmp_path, "train"))
     said = refusal(build(data=data, tasks=[detection()]))
     assert "add coco.test" in said
-    accept(build(data=dict(data, coco=dict(train=part, test=part)), tasks=[detection()]))
-    accept(build(data=data, tasks=[dict(detection(), split="train")]))
+    accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
 def test_a_probe_without_a_validation_split_is_refused(tmp_path):
@@ -310,8 +311,63 @@ def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
     assert "at most 15" in said
     accept(build(data=data, tasks=[dict(base="smoke_finetune", recipe=dict(batch=15))]))
 
-    # ---- commands ----
 
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (dict(base="smoke_probe", metric="top_1"), "did you mean top1"),
+        (dict(base="smoke_finetune", metric="mean_class_recall"), "unknown metric"),
+        (dict(base="smoke_det", metric="mAP"), "bbox_mAP"),
+        (dict(base="smoke_det", family="classification"), "unknown family"),
+        (dict(base="smoke_seg", direction="maximum"), "'max' or 'min'"),
+        (dict(base="smoke_seg", chance=9.0), "less than or equal to 1"),
+    ],
+)
+def test_a_metric_that_the_task_does_not_measure_is_refused(task, says):
+    """It ended the transfer after its training."""
+    with pytest.raises(KdepError, match=re.escape(says)):
+        accept(build(tasks=[task]))
+
+
+def test_every_task_s_metric_and_family_are_those_of_its_class():
+    from kdep_bench.registry import locate
+    from kdep_bench.signatures import class_value
+    from kdep_bench.suite.config import names
+    from kdep_bench.suite.pairs import measured
+
+    for name in names("task"):
+        task = resolve("task", name)
+        measured({}, task)
+        kind = locate(task["type"])
+        assert class_value(task["type"], "measures") == kind.measures
+        assert class_value(task["type"], "families") == kind.families
+
+
+def test_two_shares_of_the_same_images_are_refused():
+    said = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
+    assert "the same 40 images" in said
+    accept(build(shares=[0.1, 0.11], methods=["supervised"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(runtime=dict(cpus=dict(transfer=-1))), "greater than or equal to 0"),
+        (dict(runtime=dict(timeout=dict(transfer=0.0))), "greater than 0"),
+        (dict(methods=[dict(base="kdep", students=["resnet18_w23"])]), "did you mean resnet18_w"),
+        (dict(teacher=dict(base="efficientnet_lite0", weigths="x.pth")), "did you mean weights"),
+        (dict(teacher=dict(base="efficientnet_lite0", input_px="big")), "integer"),
+    ],
+)
+def test_other_slips_of_a_suite_are_refused(change, says):
+    with pytest.raises(KdepError, match=re.escape(says)):
+        accept(build(**change))
+
+
+# ---- commands ----
+
+
+def test_a_dry_run_refuses_it_too_and_so_does_doctor(tmp_path):
     path = tmp_path / "s.py"
     path.write_text(f"suite = {GOOD | dict(budget=budget(batch=512))!r}\n")
     for command in (
