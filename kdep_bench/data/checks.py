@@ -25,6 +25,7 @@ from kdep_bench.data.listing import (
     reason_to_pass_over,
     shown,
 )
+from kdep_bench.data.mask_files import read_mask
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 
@@ -322,18 +323,14 @@ def _check_pairs(
 
 
 def _check_mask(path: Path, image: ImageFacts, num_classes: int) -> None:
-    facts = check_image(path)
-    if facts.mode not in ("L", "P"):
-        raise KdepError(f"the mask {path} has mode {facts.mode}", "one 8-bit channel of class ids")
-    if facts[:2] != image[:2]:
+    facts = read_mask(path)
+    if facts.size != image[:2]:
         raise KdepError(
-            f"the mask {path} is {facts.width}x{facts.height}",
+            f"the mask {path} is {facts.size[0]}x{facts.size[1]}",
             f"{image.width}x{image.height} like its image",
             "fetch both anew; a mask is resized with nearest neighbour only",
         )
-    with Image.open(path) as opened:
-        values = np.unique(np.asarray(opened))
-    wrong = [int(v) for v in values if v >= num_classes and v != IGNORE]
+    wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= num_classes and v != IGNORE]
     if wrong:
         raise KdepError(
             f"the mask {path} holds the values {wrong[:12]}: these look like labelIds where "

@@ -46,7 +46,9 @@ def prepared(data: Path, out: Path, change: bool) -> Path:
         file.write_text(json.dumps(permuted(table, number) if change else table))
         coco[split] = {"json": str(file), "images": str(data / "detect" / split)}
     (out / "prepare").mkdir()
-    prepare({"pool": str(data / "classify/train"), "coco": coco}, {}, out / "prepare", quiet)
+    absent = [c["name"] for c in table["categories"]]  # 8 scenes do not show every class
+    spec = {"pool": str(data / "classify/train"), "coco": coco, "allow_absent": absent}
+    prepare(spec, {}, out / "prepare", quiet)
     return out / "prepare"
 
 

@@ -16,8 +16,8 @@ from kdep_bench.data.checks import check_image
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
+from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
 
 _PAGE = "https://cocodataset.org/#download"
 _MD5_SOURCE = "the value several public download scripts check; none is published officially"
@@ -46,7 +46,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     counts: dict[str, int] = {}
     for split in SPLITS:
         path = folder / "annotations" / f"instances_{split}.json"
-        table = read_json(path)
+        table = read_user_json(path)
         check_table(path, table)
         images = need_dir(folder / split, f"the images of {split}.zip")
         need_files(images, (i["file_name"] for i in table["images"]), path)

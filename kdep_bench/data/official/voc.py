@@ -124,7 +124,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             f"{len(shared)} images of {year} are in the training lists and in val, the first is "
             f"{sorted(shared)[0]}",
             "disjoint lists",
-            "delete ImageSets/Segmentation/aug.txt and lay the set out again",
+            "move ImageSets/Segmentation/aug.txt away and lay the set out again",
         )
     return counts
 

@@ -137,7 +137,7 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
             continue
         faults.add(
             KdepError(
-                f"the file {train.path} has no box of {listed(lacking)} to train on "
+                f"the file {train.path} has no box of {listed(lacking, 500)} to train on "
                 f"(iscrowd 0, at least {THINNEST:g} px wide and high), and {boxes.path} has",
                 "boxes of every class that is scored, or its AP is 0 for every method",
                 f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or name "

@@ -1,0 +1,97 @@
+"""Reads one mask of class numbers; anything else is a sentence with a remedy for its kind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.images import check_regular, check_whole
+from kdep_bench.data.listing import shown
+from kdep_bench.errors import KdepError
+
+
+class MaskFacts(NamedTuple):
+    """One mask: its pixels counted by value.
+
+    Attributes:
+        size: width and height in pixels.
+        counts: [256] int64, pixels of each value.
+        sha256: of the file, in hex.
+        palette: colour of each value that occurs, of a mask with a palette; () without.
+    """
+
+    size: tuple[int, int]
+    counts: np.ndarray
+    sha256: str
+    palette: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def read_mask(path: Path) -> MaskFacts:
+    """Pixels by value of one mask.
+
+    Raises:
+        KdepError: no whole PNG, or not one 8-bit channel of class numbers.
+    """
+    check_regular(path)
+    data = path.read_bytes()
+    check_whole(data, path)
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        mode, size = image.mode, image.size
+        _check_mode(path, mode, data)
+        values = np.asarray(image)
+    except KdepError:
+        raise
+    except Exception as e:
+        raise KdepError(
+            f"the mask {shown(path)} cannot be read ({str(e) or type(e).__name__})",
+            "a PNG of class numbers",
+            "save or copy it again",
+        ) from None
+    counts = np.bincount(values.ravel(), minlength=256).astype(np.int64)
+    palette: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    if mode == "P":
+        table = image.getpalette("RGB") or []
+        there = [int(v) for v in np.flatnonzero(counts) if 3 * v + 3 <= len(table)]
+        palette = tuple((v, tuple(table[3 * v : 3 * v + 3])) for v in there)
+    return MaskFacts(size, counts, hashlib.sha256(data).hexdigest(), palette)
+
+
+def _check_mode(path: Path, mode: str, data: bytes) -> None:
+    numbers = "one 8-bit channel of class numbers"
+    if mode == "1":
+        raise KdepError(
+            f"the mask {shown(path)} has 1 bit for each pixel",
+            numbers,
+            "save it as class numbers 0 and 1: "
+            "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
+        )
+    if mode == "L" and len(data) > 24 and data[24] < 8:  # IHDR: bits of a channel
+        top = (1 << data[24]) - 1
+        raise KdepError(
+            f"the mask {shown(path)} has {data[24]} bits for each pixel, which readers stretch to "
+            "0..255",
+            numbers,
+            f"save it as class numbers: Image.open(f).point(lambda v: v * {top} // 255).save(f)",
+        )
+    if mode.startswith("I"):
+        raise KdepError(
+            f"the mask {shown(path)} has 16 bits for each pixel",
+            numbers,
+            "save it with 8: Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
+        )
+    if mode in ("RGB", "RGBA", "LA", "PA"):
+        raise KdepError(
+            f"the mask {shown(path)} has {len(mode)} channels (mode {mode})",
+            numbers,
+            "if its first channel holds the class numbers: "
+            "Image.open(f).getchannel(0).save(f); if it shows colours, replace each colour by its "
+            "class number",
+        )
+    if mode not in ("L", "P"):
+        raise KdepError(f"the mask {shown(path)} has the mode {mode}", numbers, "save it as such")
