@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
-  faults mutation scale lightly install clean
+  faults fuzz mutation scale lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -73,6 +73,10 @@ faults: install
 # MUTATION='features --jobs 2', '--again', '--list': see tests/mutation/__main__.py.
 mutation: install
 	$(PY) -m tests.mutation $(MUTATION)
+
+# Changed files to every reader; only sentences may come out. Writes the table; about ten minutes.
+fuzz: install
+	$(PY) -m tests.fuzz --inputs 3000 --seconds 15 --out results/fuzz.md $(FUZZ)
 
 # What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
 scale: install

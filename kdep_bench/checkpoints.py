@@ -242,7 +242,7 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
         found = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
         return KdepError(
             f"{what} {path} is refused as plain weights: damaged, or not written by torch.save"
-            + (f" ({found[-1][:120]})" if found else ""),
+            + (f" ({found[-1].partition(' was not an allowed')[0][:120]})" if found else ""),
             "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
             remedy,
         )

@@ -6,6 +6,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# All but tab and line feed: a name out of a file or a folder could otherwise drive a terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class KdepError(Exception):
     """A fault the user can act on.
@@ -32,14 +35,15 @@ class KdepError(Exception):
 
 
 def _printable(text: str) -> str:
-    """`text` with the bytes of file names that are not UTF-8 as \\xNN: it can be printed."""
+    """`text` with control characters, and bytes of file names that are not UTF-8, as \\xNN."""
     text = re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}", text)
+    text = _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def unknown_name(kind: str, got: str, valid: Iterable[str], remedy: str = "") -> KdepError:
     """A KdepError for a name that is not among `valid`, listing the nearest ones."""
-    names = sorted(valid)
+    names = sorted(map(str, valid))
     near = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
     return KdepError(f"unknown {kind} {got!r}", f"one of {len(names)} known names", remedy or hint)

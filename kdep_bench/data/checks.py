@@ -162,7 +162,7 @@ def check_coco(
 def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, Any]]:
     out: dict[Hashable, dict[str, Any]] = {}
     for position, item in enumerate(items):
-        if not isinstance(item, dict) or not isinstance(item.get("id"), int):
+        if not isinstance(item, dict) or type(item.get("id")) is not int:
             raise KdepError(
                 f"entry {position} of {kind} in {path} has no whole-number id", "an id in each"
             )
@@ -183,20 +183,25 @@ def _check_annotation(
     categories: dict[Hashable, dict[str, Any]],
 ) -> None:
     here = f"annotation {annotation['id']} in {path}"
-    image = images.get(annotation.get("image_id"))
+    image = _of_id(images, annotation.get("image_id"))
     if image is None:
         raise KdepError(
-            f"{here} points to image id {annotation.get('image_id')}, which is not in images",
+            f"{here} points to image id {annotation.get('image_id')!r:.80}, which is not in images",
             f"one of {len(images)} image ids",
             "drop the annotation or add the image entry",
         )
-    if annotation.get("category_id") not in categories:
+    if _of_id(categories, annotation.get("category_id")) is None:
         raise KdepError(
-            f"{here} has category id {annotation.get('category_id')}",
+            f"{here} has category id {annotation.get('category_id')!r:.80}",
             f"one of {sorted(map(str, categories))[:12]}",
             "mend the id or add the category",
         )
     _check_box(here, annotation, image)
+
+
+def _of_id(items: dict[Hashable, dict[str, Any]], value: Any) -> dict[str, Any] | None:
+    """The item of an id; Python counts True and 1.0 as the key 1, and a list is no key at all."""
+    return items.get(value) if type(value) is int else None
 
 
 def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> None:

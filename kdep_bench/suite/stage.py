@@ -60,7 +60,15 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
     said = read_strict(path)
     if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
         raise KdepError(f"{path} is no plan of schema {PLAN_SCHEMA}", "one", "write it again")
-    rows = {row["id"]: row for row in said["stages"]}
+    stages, revision = said.get("stages"), said.get("git")
+    listed = stages if isinstance(stages, list) else []
+    rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
+    if len(rows) != len(listed) or not rows or not isinstance(revision, str):
+        raise KdepError(
+            f"the plan {path} lacks its stages or its revision, or names a stage twice",
+            "a plan as it was written",
+            "write it again",
+        )
     if one not in rows:
         raise unknown_name("stage", one, rows)
     try:
@@ -80,7 +88,7 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
             "a plan as it was written",
             "write it again",
         )
-    return stage, said["git"]
+    return stage, revision
 
 
 # --- GPUs ----------------------------------------------------------------------------------------

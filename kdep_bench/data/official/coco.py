@@ -70,6 +70,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
             "lists named images, annotations and categories",
             "use instances_*.json, not captions_* or person_keypoints_*",
         )
+    _check_entries(path, table)
     names = {str(c["id"]): c["name"] for c in table["categories"]}
     if names != NAMES:
         odd = sorted(set(names.items()) ^ set(NAMES.items()))
@@ -91,8 +92,32 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
                 "ids that are in the file",
                 "images and annotations are of different versions: fetch both again",
             )
-        crowds += int(a.get("iscrowd", 0))
+        crowds += a.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
+
+
+#: List -> the keys its entries must have, with their types.
+_KEYS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"id": int, "image_id": int, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
+
+
+def _check_entries(path: Path, table: dict[str, Any]) -> None:
+    """KdepError for the first entry that is no object, or lacks a key or has it of another type."""
+    for part, keys in _KEYS.items():
+        for place, entry in enumerate(table[part]):
+            held = entry if isinstance(entry, dict) else {}
+            wrong = next((k for k, kind in keys.items() if type(held.get(k)) is not kind), None)
+            if wrong is None and type(held.get("iscrowd", 0)) is not int:
+                wrong = "iscrowd"
+            if wrong is not None:
+                raise KdepError(
+                    f"entry {place} of {part} in {path} has the {wrong} {held.get(wrong)!r:.80}",
+                    "whole numbers for ids, sizes and iscrowd, text for names",
+                    "unpack the annotations again",
+                )
 
 
 def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:

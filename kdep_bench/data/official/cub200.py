@@ -28,9 +28,15 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 "the same ids in both",
                 "unpack the archive again",
             )
+    if wrong := sorted(v for v in set(labels.values()) if not _is_number(v)):
+        raise KdepError(
+            f"the file {base / _LISTS[1]} has the class {wrong[0][:40]!r}",
+            "1..200",
+            "unpack the archive again",
+        )
     for key, name in images.items():
         number = name.partition(".")[0]
-        if not labels[key].isdigit() or not number.isdigit() or int(labels[key]) != int(number):
+        if not _is_number(number) or int(labels[key]) != int(number):
             raise KdepError(
                 f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, and "
                 f"images.txt puts it into the folder {name.partition('/')[0]}",
@@ -59,10 +65,23 @@ def _table(path: Path) -> dict[int, str]:
     out = {}
     for row in lines(path, "one 'id value' a line"):
         key, _, value = row.partition(" ")
-        if not key.isdigit() or not value:
-            raise KdepError(f"the file {path} holds the line {row[:60]!r}", "'id value'", "")
+        if not _is_number(key) or not value:
+            raise KdepError(
+                f"the file {path} holds the line {row[:60]!r}",
+                "'id value'",
+                "unpack the archive again",
+            )
+        if int(key) in out:
+            raise KdepError(
+                f"the file {path} has the id {key} twice", "each once", "unpack the archive again"
+            )
         out[int(key)] = value
     return out
+
+
+def _is_number(text: str) -> bool:
+    # str.isdigit is true of digits in a superscript too, which int refuses.
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -11,6 +11,7 @@ from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_files
 from kdep_bench.errors import KdepError
+from kdep_bench.files import plain_text
 
 FOLDER = "dtd"
 SPLITS = ("train1", "val1", "test1")
@@ -69,11 +70,20 @@ def _imdb(path: Path) -> dict[str, list]:
     from kdep_bench.data.official.base import need_file
 
     try:
-        return mat4py.loadmat(str(need_file(path, "DTD's table of images")))["images"]
+        table = mat4py.loadmat(str(need_file(path, "DTD's table of images")))["images"]
+        columns = [table[k] for k in ("name", "class", "set")]
+        texts, *numbers = ([type(v) for v in c] for c in columns)
+        whole = {len(c) for c in columns} == {len(texts)} and set(texts) == {str}
+        if whole and all(set(kinds) == {int} for kinds in numbers):
+            return table
+        reason = "its columns name, class and set are not of one length, or of other types"
+    except KdepError:
+        raise
     except Exception as e:  # mat4py has an error class of its own that it does not export
-        raise KdepError(
-            f"the file {path} cannot be read ({e})", "MATLAB 5 with `images`", "unpack it again"
-        ) from None
+        reason = plain_text(e)
+    raise KdepError(
+        f"the file {path} cannot be read ({reason})", "MATLAB 5 with `images`", "unpack it again"
+    ) from None
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -1,0 +1,243 @@
+"""Changes of a valid file that keep most of its structure: bytes, JSON, lines, tar, zip, PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+Mutator = Callable[[random.Random, bytes], bytes]
+
+ODD_BYTES = (
+    b"\0",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\n",
+    b" ",
+    b"-",
+    b"9",
+    b'"',
+    b"{",
+    b"[",
+    b"\x1b[31m",
+)
+DEEP: Any = object()  # stands for very deep nesting
+RAW = {  # texts that json.dumps does not write
+    "@deep@": "[" * 3000 + "]" * 3000,
+    "@big@": "1e308",
+    "@huge@": "1" + "0" * 400,
+    "@inf@": "1e999",
+    "@nan@": "NaN",
+    "@minus@": "-0",
+    "@surrogate@": '"\\ud800"',
+}
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1.0, 2**31, 2**63, 2**64, 10**20, 1e-320),
+    *(
+        "",
+        " ",
+        "x",
+        "0",
+        "0.99",
+        "true",
+        "..",
+        "../../etc/passwd",
+        "/",
+        "a\0b",
+        "\u202e",
+        "é" * 300,
+    ),
+    *([], {}, [[]], [None], {"": None}, [0, 0, 0, 0], ["a", 1], {"id": 1}),
+    *RAW,
+)
+
+
+def bytes_(rng: random.Random, raw: bytes) -> bytes:
+    """One to four changes of single bytes or slices."""
+    out = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at, far = rng.randrange(len(out) + 1), rng.randrange(len(out) + 1)
+        low, high = min(at, far), max(at, far)
+        high = min(high, low + rng.choice((1, 2, 4, 16, 512)))
+        kind = rng.randrange(7)
+        if kind <= 2 and at < len(out):
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            del out[low:high]
+        elif kind == 4:
+            out[at:at] = out[low:high] or rng.choice(ODD_BYTES)
+        elif kind == 5:
+            out[at : at + 1] = rng.choice(ODD_BYTES)
+        else:
+            del out[at:]
+    return bytes(out)
+
+
+def json_(rng: random.Random, raw: bytes) -> bytes:
+    """A node replaced, removed, doubled or moved; now and then bytes."""
+    if rng.random() < 0.1:
+        return bytes_(rng, raw)
+    value = json.loads(raw)
+    for _ in range(rng.choice((1, 1, 2))):
+        value = _changed(rng, value)
+    text = json.dumps(value)
+    for name, stands in RAW.items():
+        text = text.replace(f'"{name}"', stands)
+    if rng.random() < 0.1 and (keys := list(re.finditer(r'("[^"\\]*"): ', text))):
+        at = rng.choice(keys)
+        twin = f"{at[0]}{json.dumps(rng.choice(VALUES[:28]))}, "
+        text = text[: at.start()] + twin + text[at.start() :]
+    return text.encode()
+
+
+def _nodes(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in items:
+        found.append((value, key))
+        if isinstance(part, (dict, list)):
+            _nodes(part, found)
+    return found
+
+
+def _changed(rng: random.Random, value: Any) -> Any:
+    nodes = _nodes(value, []) if isinstance(value, (dict, list)) else []
+    if not nodes or rng.random() < 0.02:
+        return rng.choice(VALUES)
+    whole, key = rng.choice(nodes)
+    kind = rng.randrange(10)
+    if kind < 5:
+        whole[key] = rng.choice(VALUES)
+    elif kind == 5:
+        del whole[key]
+    elif kind == 6:
+        other, there = rng.choice(nodes)
+        whole[key] = json.loads(json.dumps(other[there] if _has(other, there) else None))
+    elif kind == 7 and isinstance(whole, dict):
+        whole[rng.choice(("x", "", "id", "name", str(key).upper()))] = whole.pop(key)
+    elif kind == 8 and isinstance(whole, list):
+        whole.append(json.loads(json.dumps(whole[key])))
+    elif isinstance(whole[key], (int, float)) and not isinstance(whole[key], bool):
+        whole[key] = rng.choice((-whole[key], whole[key] * 10**6, str(whole[key]), [whole[key]]))
+    return value
+
+
+def _has(whole: Any, key: Any) -> bool:
+    return key in whole if isinstance(whole, dict) else key < len(whole)
+
+
+def lines(rng: random.Random, raw: bytes) -> bytes:
+    """A line, or a word of one, removed, doubled, moved or replaced."""
+    rows = raw.split(b"\n")
+    odd = (b"-1", b"0", b"1", b"999999", b"1e9", b"x", b"", b"\xff\xfe", b"\0", b"..", b"\xc2\xb2")
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.randrange(len(rows))
+        words = re.split(rb"([ <>/.]|\")", rows[at])
+        kind = rng.randrange(6)
+        if kind == 0:
+            del rows[at : at + 1]
+            rows = rows or [b""]
+        elif kind == 1:
+            rows.insert(rng.randrange(len(rows) + 1), rows[at])
+        elif kind == 2:
+            rows[at] = bytes_(rng, rows[at] or b" ")
+        else:
+            words[rng.randrange(len(words))] = rng.choice(odd)
+            rows[at] = b"".join(words)
+    return b"\n".join(rows)
+
+
+def tar(rng: random.Random, raw: bytes) -> bytes:
+    """A field of a header with its checksum made right again, a block moved, or bytes."""
+    if rng.random() < 0.3:
+        return bytes_(rng, raw)
+    out = bytearray(raw)
+    blocks = [i for i in range(0, len(out) - 511, 512) if out[i + 257 : i + 262] == b"ustar"]
+    at = rng.choice(blocks or [0])
+    if rng.random() < 0.2:
+        other = rng.randrange(0, len(out), 512)
+        out[other:other] = out[at : at + 512]
+        return bytes(out)
+    start, width = rng.choice(
+        ((0, 100), (100, 8), (108, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155))
+    )
+    odd = (
+        b"\xff",
+        b"\x80",
+        b"7",
+        b"8",
+        b"\0",
+        b"-1",
+        b"..",
+        b"/x",
+        b" ",
+        b"S",
+        b"x",
+        b"g",
+        b"L",
+        b"K",
+    )
+    new = rng.choice(odd) * rng.choice((1, width))
+    out[at + start : at + start + width] = new[:width].ljust(width, b"\0")
+    out[at + 148 : at + 156] = b" " * 8
+    out[at + 148 : at + 155] = b"%06o\0" % sum(out[at : at + 512])
+    return bytes(out)
+
+
+def zip_(inner: Mutator, member: str) -> Mutator:
+    """The bytes of a zip, or the content of its member whose name ends in `member`, zipped anew."""
+
+    def mutate(rng: random.Random, raw: bytes) -> bytes:
+        if rng.random() < 0.3:
+            return bytes_(rng, raw)
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(raw)) as z, zipfile.ZipFile(out, "w") as new:
+            for info in z.infolist():
+                data = z.read(info)
+                new.writestr(
+                    info.filename, inner(rng, data) if info.filename.endswith(member) else data
+                )
+        return out.getvalue()
+
+    return mutate
+
+
+def safetensors(rng: random.Random, raw: bytes) -> bytes:
+    """The JSON header with its length made right again, or bytes."""
+    if rng.random() < 0.3:
+        return bytes_(rng, raw)
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json_(rng, raw[8 : 8 + length].rstrip())
+    return struct.pack("<Q", len(header)) + header + raw[8 + length :]
+
+
+def png(rng: random.Random, raw: bytes) -> bytes:
+    """A byte of a chunk with its checksum made right again, or bytes."""
+    if rng.random() < 0.4:
+        return bytes_(rng, raw)
+    chunks, at = [], 8
+    while at + 12 <= len(raw):
+        size = struct.unpack(">I", raw[at : at + 4])[0]
+        chunks.append((raw[at + 4 : at + 8], raw[at + 8 : at + 8 + size]))
+        at += 12 + size
+    k = rng.randrange(len(chunks))
+    kind, data = chunks[k]
+    action = rng.randrange(4)
+    if action == 0:
+        chunks.insert(rng.randrange(len(chunks) + 1), chunks[k])
+    elif action == 1:
+        del chunks[k]
+    else:
+        chunks[k] = (kind, bytes_(rng, data or b"\0"))
+    out = raw[:8]
+    for kind, data in chunks:
+        out += (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+    return out

@@ -1,0 +1,291 @@
+"""The readers that are fuzzed: for each, how a valid file is made, changed and read."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import pickle
+import random
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.errors import KdepError
+from tests.fuzz import mutate
+from tests.fuzz.mutate import Mutator
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Attributes:
+        name: of the reader, in the table.
+        setup: folder -> (the file that is changed, the call that reads it).
+        mutate: (rng, valid bytes) -> changed bytes.
+    """
+
+    name: str
+    setup: Callable[[Path], tuple[Path, Callable[[], Any]]]
+    mutate: Mutator
+
+
+def _official(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """A file of the tiny copy of an official set, and the set's check."""
+
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        from kdep_bench.data.official.base import get_set, verify
+
+        one = get_set(name)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        one.tiny(root / name, np.random.default_rng(0))
+        path = next(iter(sorted((root / name).glob(file))))
+        return path, lambda: verify(one, root, 2, whole=False)
+
+    return setup
+
+
+def _own(file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        from kdep_bench.data.own.stage import read_parts
+        from tests.data.own_fixture import make
+
+        spec = make(root)
+        return root / file, lambda: read_parts(spec, lambda *_: None)
+
+    return setup
+
+
+def _picture(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        from kdep_bench.data.checks import check_image
+        from kdep_bench.data.images import examine, plain_pixels, read_rgb
+
+        path = root / f"a.{suffix}"
+        rng = np.random.default_rng(0)
+        if mode == "I;16":
+            Image.fromarray(rng.integers(0, 65535, (24, 32)).astype(np.uint16)).save(path)
+        else:
+            pixels = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).convert(mode).save(path)
+
+        def read() -> None:
+            with contextlib.suppress(KdepError):  # which takes fewer kinds than `examine`
+                check_image(path, alpha=True)
+            data = path.read_bytes()
+            facts = examine(data, path)
+            if not facts.plain:
+                plain_pixels(data, path)
+            read_rgb(path)
+
+        return path, read
+
+    return setup
+
+
+def _archive(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        import shutil
+
+        from kdep_bench.data.official.archives import unpack
+
+        files = {"d/a.txt": b"first" * 150, "x" * 120 + "/b.txt": b"", "c.txt": b"last" * 300}
+        out = io.BytesIO()
+        if kind == "zip":
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+                for name, data in files.items():
+                    z.writestr(name, data)
+        else:
+            with tarfile.open(fileobj=out, mode="w") as t:
+                for name, data in files.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    t.addfile(info, io.BytesIO(data))
+        raw = out.getvalue()
+        path = root / f"a.{kind}"
+        path.write_bytes(gzip.compress(raw) if kind == "tgz" else raw)
+
+        def read() -> None:
+            try:
+                unpack(path, root / "out", lambda *_: None)
+            finally:
+                shutil.rmtree(root / "out", ignore_errors=True)
+
+        return path, read
+
+    return setup
+
+
+def _checkpoint(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        import torch
+        from safetensors.torch import save_file
+
+        from kdep_bench.teachers.weights import read_weights
+        from kdep_bench.transfer.gate import read_tensors
+
+        state = {"a.weight": torch.randn(4, 3), "a.bias": torch.zeros(4), "n": torch.tensor(3)}
+        path = root / f"w.{kind}"
+        if kind == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=kind == "pth")
+
+        def read() -> None:
+            try:
+                read_weights(path)
+            except KdepError:
+                read_tensors(path)
+
+        return path, read
+
+    return setup
+
+
+def _record(root: Path) -> tuple[Path, Callable[[], Any]]:
+    from kdep_bench.results import store
+    from kdep_bench.results.record import load
+
+    source = next(iter(sorted(Path("results/pocket/records").glob("*.json"))))
+    fields = json.loads(source.read_text())
+    fields["curves"] = {k: v[:2] for k, v in fields.get("curves", {}).items()}
+    (root / "records").mkdir()
+    path = root / "records" / source.name
+    path.write_text(json.dumps(fields))
+
+    def read() -> None:
+        store.read(root)
+        load(path)
+
+    return path, read
+
+
+def _stage(root: Path) -> tuple[Path, Callable[[], Any]]:
+    """stage.json under its right sum, so that what is behind the sum's check is reached as well."""
+    from kdep_bench.suite import state
+
+    record = {
+        "schema": state.SCHEMA, "id": "a-1", "kind": "a", "version": 1, "spec": {"x": [1]},
+        "needs": {}, "environment": {"git": "", "packages": {"torch": "2"}},
+        "outputs": {"value": 1},
+        "files": {"a.txt": [1, "0" * 64]}, "rest": None, "wall_s": 1.0, "peak_rss": 5,
+        "finished": "2026-01-01T00:00:00+00:00", "code": "0",
+    }  # fmt: skip
+    path = root / "a-1" / "stage.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record))
+
+    def read() -> None:
+        raw = path.read_bytes()
+        try:
+            value = json.loads(raw)
+            if isinstance(value, dict):
+                path.write_bytes(state.stage_text(value))
+        except (ValueError, RecursionError):
+            pass
+        state.read_stage(path.parent)
+
+    return path, read
+
+
+def _plan(root: Path) -> tuple[Path, Callable[[], Any]]:
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.plan import build_plan
+    from kdep_bench.suite.stage import read_stage, write_plan
+
+    plan = build_plan(load_suite("smoke"))
+    one = next(iter(plan.stages))
+    path = root / "plan.json"
+    write_plan(path, "smoke", [plan.stages[one]])
+    return path, lambda: read_stage(path, one)
+
+
+def _reader(value: Any, read: Callable[[Path], Any]):
+    def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
+        path = root / "a.json"
+        path.write_text(json.dumps(value))
+        return path, lambda: read(path)
+
+    return setup
+
+
+def _strict(path: Path) -> Any:
+    from kdep_bench.files import read_json, read_strict
+
+    read_json(path)
+    return read_strict(path)
+
+
+def _coco(path: Path) -> Any:
+    from kdep_bench.data.checks import check_coco
+
+    return check_coco(path)
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 48}],
+    "annotations": [
+        {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 2, 9, 9.5], "area": 81, "iscrowd": 0}
+    ],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+}
+
+
+def _pickled(rng: random.Random, raw: bytes) -> bytes:
+    """The values of a CIFAR pickle, or its bytes."""
+    if rng.random() < 0.5:
+        return mutate.bytes_(rng, raw)
+    table = pickle.loads(raw)
+    key = rng.choice(sorted(table))
+    table[key] = rng.choice(
+        (*mutate.VALUES, np.zeros((3, 5)), np.zeros(0), np.zeros((2, 3072), "u1"))
+    )
+    return pickle.dumps(table, protocol=2)
+
+
+TARGETS = (
+    Target("JSON files (read_json, read_strict)", _reader(COCO, _strict), mutate.json_),
+    Target("COCO json (check_coco)", _reader(COCO, _coco), mutate.json_),
+    Target("COCO json of one's own data", _own("train.json"), mutate.json_),
+    Target("COCO json of the official set", _official("coco", "annotations/*.json"), mutate.json_),
+    Target("mask of one's own data", _own("masks/train/1.png"), mutate.png),
+    Target("image of one's own data", _own("train/1.jpg"), mutate.bytes_),
+    Target("image, PNG", _picture("png"), mutate.png),
+    Target("image, PNG with palette", _picture("png", "P"), mutate.png),
+    Target("image, 16-bit PNG", _picture("png", "I;16"), mutate.png),
+    Target("image, JPEG", _picture("jpg"), mutate.bytes_),
+    Target("image, CMYK JPEG", _picture("jpg", "CMYK"), mutate.bytes_),
+    Target("image, GIF", _picture("gif"), mutate.bytes_),
+    Target("image, WebP", _picture("webp"), mutate.bytes_),
+    Target("image, TIFF", _picture("tif"), mutate.bytes_),
+    Target("image, BMP", _picture("bmp"), mutate.bytes_),
+    Target("archive, tar", _archive("tar"), mutate.tar),
+    Target("archive, compressed tar", _archive("tgz"), mutate.bytes_),
+    Target("archive, zip", _archive("zip"), mutate.bytes_),
+    Target("checkpoint, torch", _checkpoint("pth"), mutate.zip_(mutate.bytes_, "data.pkl")),
+    Target("checkpoint, torch before 1.6", _checkpoint("old"), mutate.bytes_),
+    Target("checkpoint, safetensors", _checkpoint("safetensors"), mutate.safetensors),
+    Target("record", _record, mutate.json_),
+    Target("stage.json", _stage, mutate.json_),
+    Target("plan as a file", _plan, mutate.json_),
+    Target("CUB list", _official("cub200", "*/images.txt"), mutate.lines),
+    Target("CUB classes", _official("cub200", "*/image_class_labels.txt"), mutate.lines),
+    Target("CUB split", _official("cub200", "*/train_test_split.txt"), mutate.lines),
+    Target("Caltech list", _official("caltech256", "kdep_train.txt"), mutate.lines),
+    Target("VOC list", _official("voc", "VOCdevkit/VOC2012/ImageSets/Main/*.txt"), mutate.lines),
+    Target("VOC annotation", _official("voc", "VOCdevkit/VOC2007/Annotations/*.xml"), mutate.lines),
+    Target("VOC mask", _official("voc", "VOCdevkit/VOC2012/SegmentationClass/*.png"), mutate.png),
+    Target("DTD list", _official("dtd", "dtd/labels/train*.txt"), mutate.lines),
+    Target("DTD table (MATLAB)", _official("dtd", "dtd/imdb/imdb.mat"), mutate.bytes_),
+    Target("CIFAR pickle", _official("cifar100", "*/test"), _pickled),
+    Target("Cityscapes mask", _official("cityscapes", "gtFine/train/*/*TrainIds.png"), mutate.png),
+    Target("ADE20K mask", _official("ade20k", "*/annotations/training/*.png"), mutate.png),
+)

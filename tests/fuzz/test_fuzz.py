@@ -1,0 +1,138 @@
+"""Changed files of every kind are read or refused with a sentence; a short run of `make fuzz`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdep_bench.data.checks import check_coco
+from kdep_bench.data.official.base import get_set, verify
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.stage import read_stage, write_plan
+from tests.fuzz.__main__ import run
+from tests.fuzz.targets import COCO, TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_a_changed_file_is_answered_by_a_sentence(target):
+    out = run(target, inputs=20, seed=0, seconds=20, keep=None)
+    assert not out.faults
+    assert out.refused > 0
+
+
+# What the fuzzing found, each with its input.
+
+
+@pytest.mark.parametrize("value", [{}, [], [1], True, 1.0, "1", None, 10**18])
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_an_id_that_is_no_whole_number_is_no_id(tmp_path: Path, key: str, value: Any):
+    table = json.loads(json.dumps(COCO))
+    table["annotations"][0][key] = value
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    with pytest.raises(KdepError, match=r"annotation 5 in .*a\.json"):
+        check_coco(tmp_path / "a.json")
+
+
+def official(root: Path, name: str):
+    one = get_set(name)
+    (root / name).mkdir()
+    one.tiny(root / name, np.random.default_rng(0))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("categories", 5),
+        ("categories", []),
+        ("categories", "x"),
+        ("categories", {"id": 1}),
+        ("categories", {"name": "person"}),
+        ("images", [1]),
+        ("images", 0.5),
+        ("images", {"id": [], "file_name": "a.jpg", "width": 1, "height": 1}),
+        ("images", {"id": 1, "file_name": 7, "width": 1, "height": 1}),
+        ("images", {"id": 1, "file_name": "a.jpg"}),
+        ("annotations", 0.5),
+        ("annotations", {"id": 1, "category_id": 1}),
+        ("annotations", {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": "true"}),
+    ],
+)
+def test_an_entry_of_coco_of_another_type_is_a_sentence(tmp_path: Path, part: str, entry: Any):
+    one = official(tmp_path, "coco")
+    path = tmp_path / "coco/annotations/instances_train2017.json"
+    table = json.loads(path.read_text())
+    table[part][0] = entry
+    path.write_text(json.dumps(table))
+    with pytest.raises(KdepError, match=f"entry 0 of {part}"):
+        verify(one, tmp_path, 1, whole=False)
+
+
+@pytest.mark.parametrize("word", ["\u00b2", "x", "-1", "9" * 30])
+@pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt", "train_test_split.txt"])
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_number_of_a_list_that_int_does_not_read_is_a_sentence(
+    tmp_path: Path, name: str, word: str, column: int
+):
+    one = official(tmp_path, "cub200")
+    path = tmp_path / "cub200/CUB_200_2011" / name
+    rows = [r.split(" ") for r in path.read_text().splitlines()]
+    rows[3][column] = word
+    path.write_text("\n".join(" ".join(r) for r in rows))
+    with pytest.raises(KdepError, match="CUB_200_2011"):
+        verify(one, tmp_path, 1, whole=False)
+
+
+@pytest.mark.parametrize("row", [0.5, [], {}, {"id": {}}, {"id": 3}, None])
+def test_a_plan_with_a_row_that_is_no_stage_is_a_sentence(tmp_path: Path, row: Any):
+    plan = build_plan(load_suite("smoke"))
+    one, other = list(plan.stages)[:2]
+    path = tmp_path / "plan.json"
+    write_plan(path, "smoke", [plan.stages[one], plan.stages[other]])
+    whole = json.loads(path.read_text())
+    broken = (
+        {**whole, "stages": [whole["stages"][0], row]},
+        {**whole, "stages": row},
+        {k: v for k, v in whole.items() if k != "stages"},
+        {k: v for k, v in whole.items() if k != "git"},
+        {**whole, "stages": [whole["stages"][0]] * 2},
+    )
+    for plan_ in broken:
+        path.write_text(json.dumps(plan_))
+        with pytest.raises(KdepError, match=r"plan\.json lacks its stages"):
+            read_stage(path, one)
+    path.write_text(json.dumps(whole))
+    assert read_stage(path, one)[0].id == one
+
+
+def test_a_table_of_dtd_with_columns_of_other_types_is_a_sentence(tmp_path: Path):
+    from scipy.io import loadmat, savemat
+
+    one = official(tmp_path, "dtd")
+    path = tmp_path / "dtd/dtd/imdb/imdb.mat"
+    images = loadmat(path, simplify_cells=True)["images"]
+    whole = {k: np.asarray(v) for k, v in images.items()}
+    for change in (
+        {"name": 3},
+        {"set": whole["set"][:-1]},
+        {"class": whole["class"] + 0.5},
+        {"name": np.arange(len(whole["name"]))},
+    ):
+        savemat(path, {"images": whole | change})
+        with pytest.raises(KdepError, match=r"imdb\.mat"):
+            verify(one, tmp_path, 1, whole=False)
+
+
+def test_a_name_out_of_a_file_cannot_drive_the_terminal():
+    text = str(KdepError("the file a\x1b[31m\x07b\x9b\r.jpg\nis\tbad \udcff \ud800"))
+    assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
+
+
+def test_a_name_is_looked_up_among_names_of_other_types():
+    assert "did you mean 12?" in str(unknown_name("stage", "13", [12, "x"]))  # type: ignore[list-item]
