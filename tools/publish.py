@@ -27,12 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     from kdep_bench.errors import KdepError
     from kdep_bench.publish import publish
     from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.data_identity import with_content
     from kdep_bench.suite.plan import build_plan
 
     try:
-        suite = load_suite(args.suite)
-        plan = build_plan(suite)
         work = (args.work_dir or REPO / "work_dirs").absolute()
+        suite, lines = with_content(load_suite(args.suite), work)
+        for line in lines:
+            print(line, file=sys.stderr)
+        plan = build_plan(suite)
         wanted = {i for i, s in plan.stages.items() if s.kind == "export" and args.only in i}
         for folder in publish(suite, plan, work, args.out, wanted):
             print(folder)

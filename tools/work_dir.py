@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from kdep_bench.suite import hygiene
     from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.data_identity import is_read, with_content
     from kdep_bench.suite.plan import build_plan
 
     for folder in args.results_dir or []:
@@ -59,12 +60,22 @@ def _run(args: argparse.Namespace) -> int:
     # A results folder named on the command line adds to the published ones and replaces none.
     folders = sorted((REPO / "results").glob("*")) + [f.absolute() for f in args.results_dir or []]
     planned: dict[str, list[str]] = {}
+    work = (args.work_dir or REPO / "work_dirs").absolute()
     for name in args.suites:
-        plan = build_plan(load_suite(name))
+        suite, lines = with_content(load_suite(name), work)
+        for line in lines:
+            print(line, file=sys.stderr)
+        if args.gc and not is_read(suite):
+            raise KdepError(
+                f"the data of the suite {name} cannot be read here, so that the ids of its stages "
+                "are not known",
+                "data that can be read, or a suite on generated data",
+                "run this where the data is, or leave that suite out: what records cite is kept",
+            )
+        plan = build_plan(suite)
         for one in plan.stages:
             planned.setdefault(one, []).append(plan.name)
     cited = hygiene.citations(folders)
-    work = (args.work_dir or REPO / "work_dirs").absolute()
     entries = hygiene.survey(work, cited, planned)
     chosen = entries
     if args.gc:

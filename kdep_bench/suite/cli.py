@@ -204,7 +204,7 @@ def _first_line(path: Path) -> str:
 
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
-    from kdep_bench.suite import ddp, execute, state
+    from kdep_bench.suite import data_identity, ddp, execute, state
     from kdep_bench.suite.before import check_counts
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.plan import build_plan
@@ -222,9 +222,14 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         suite = rehearsed(suite)
         work = args.work_dir or REPO / "work_dirs" / "rehearsal"
         results = args.results_dir or work / "results" / suite.name
-    plan = build_plan(suite)
+    plan = build_plan(suite)  # a fault of the suite is told before its data are read
     check_counts(suite)
     work, results = work.absolute(), results.absolute()
+    read, lines = data_identity.with_content(suite, work, verify=args.verify, say=_say)
+    if read != suite:
+        suite, plan = read, build_plan(read)
+    for line in lines:
+        print(line)
     wanted = execute.select_stages(plan, args.only)
     hits = [execute.matcher(f) for f in args.force]
     for pattern, hit in zip(args.force, hits, strict=True):
@@ -235,6 +240,9 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     known = state.statuses(
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
     )
+    if not args.dry_run:
+        for line in _edited(plan, known):
+            print(line)
     if args.dry_run or args.budget_hours is not None:
         known, told, refusal = _forecast(args, plan, known, work)
         if args.dry_run:
@@ -278,6 +286,21 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         f"{counts['written']} new; tables in {results}"
     )
     return code
+
+
+def _edited(plan: Plan, known: Mapping[str, Status]) -> list[str]:
+    """A line for each data set that changed since it was prepared: what, and what runs for it."""
+    lines = []
+    for one, status in known.items():
+        if status.run and status.why.startswith("data changed"):
+            after = plan.downstream([one]) - {one}
+            again = sum(known[i].run for i in after if i in known)
+            lines.append(f"{one}: {status.why}; {again} later stage(s) run again for that")
+    return lines
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _forecast(

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdep_bench.data.content import fingerprint_of
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
@@ -19,6 +20,7 @@ from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite import state
 from kdep_bench.suite.arms import without
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.overlap import overlap_notes
 from kdep_bench.suite.plan import Cell, Plan
 
@@ -61,6 +63,9 @@ def collect(
         old = _old(store.records_dir(results) / f"{cell.id}.json")
         if record.status == "missing" and old is not None and old.status == "ok":
             record = old
+        elif not record.data.fingerprint and old is not None:  # its `prepare` was pruned
+            kept = {"fingerprint": old.data.fingerprint, "source": old.data.source}
+            record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
         counts[record.status] += 1
         if old is None or not _same(old, record):
             _copy_pictures(record, state.folder(work, cell.id), results)
@@ -112,6 +117,20 @@ class _Chains:
         fault = self._look(one)[1]
         return fault and fault.replace(f"{self.work}/", "")  # records name no machine's folders
 
+    def fingerprint(self, cell: Cell) -> str:
+        """Of the data in the cell's own chain; "" where nothing tells it.
+
+        That of files is in the plan. Generated data may have been made again since the transfer,
+        which therefore recorded what it was given.
+        """
+        prepare, transfer = cell.chain["prepare"], self.stage(cell.chain["transfer"])
+        if content := self.plan.stages[prepare].spec.get(CONTENT):
+            return fingerprint_of(content)
+        if transfer is not None and "data" in transfer:
+            return transfer["data"]
+        made = self.stage(prepare)
+        return made["outputs"].get("fingerprint", "") if made else ""
+
     def failure(self, one: str) -> tuple[str, str] | None:
         """(sentence, time) of the last try of a stage that is not done."""
         if self.stage(one) is not None:
@@ -139,7 +158,7 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         got = f"the outputs of the stages of {cell.id} make no record ({type(e).__name__}: {e})"
         sentence = str(KdepError(got[:2000], "outputs as the plan's stages give them", "run again"))
-    fields = _planned(suite, cell, {})
+    fields = _planned(suite, cell, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
 
@@ -152,7 +171,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     from kdep_bench.results import record
 
     found = {kind: chains.stage(one) for kind, one in cell.chain.items()}
-    fields = _planned(suite, cell, found)
+    fields = _planned(suite, cell, found, chains)
     for one in cell.chain.values():
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
@@ -175,7 +194,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     return record.make(fields)
 
 
-def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json:
+def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None], chains: _Chains) -> Json:
     """What the plan knows of a cell, with what its upstream stages have told so far."""
     method, task = cell.method, cell.task
     prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
@@ -201,7 +220,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None]) -> Json
         "teacher": _teacher(cell, found),
         "data": {
             "name": suite.data["name"],
-            "fingerprint": prepare.get("fingerprint", ""),
+            "fingerprint": chains.fingerprint(cell),
             "source": prepare.get("source", ""),
             "share": cell.share,
             "images": pretrain.get("images") if trained else None,

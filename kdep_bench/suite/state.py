@@ -24,6 +24,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic
 from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes
 from kdep_bench.suite.config import REPO, Json
+from kdep_bench.suite.data_identity import changes_since
 from kdep_bench.suite.plan import Plan, Stage
 
 SCHEMA = 1
@@ -45,7 +46,10 @@ def folder(work: Path, stage: Stage | str) -> Path:
 
 
 def walk(out: Path) -> Iterator[tuple[str, int]]:
-    """(relative path, size) of every regular file below `out` but the engine's own, sorted."""
+    """(relative path, size) of every file below `out` but the engine's own, sorted.
+
+    A link counts by the path that it holds: what it leads to is the user's, and may be edited.
+    """
     found = []
     for base, folders, files in os.walk(out):
         if base == os.fspath(out):
@@ -54,7 +58,7 @@ def walk(out: Path) -> Iterator[tuple[str, int]]:
             path = os.path.join(base, name)
             relative = os.path.relpath(path, out)
             if relative not in OURS and not (name.startswith(".") and name.endswith(".tmp")):
-                found.append((relative, os.stat(path).st_size))
+                found.append((relative, os.lstat(path).st_size))
     # Files at the top first: manifests and checkpoints are listed before the trees they describe.
     return iter(sorted(found, key=lambda f: (f[0].count("/"), f[0])))
 
@@ -63,8 +67,15 @@ def take_stock(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
     """(files: {relative path: [bytes, sha256]}, rest): `rest` sums up files beyond LISTED_FILES."""
     everything = list(walk(out))
     listed, rest = everything[:LISTED_FILES], everything[LISTED_FILES:]
-    files = {name: [size, file_hash(out / name)] for name, size in listed}
+    files = {name: [size, _hash(out / name)] for name, size in listed}
     return files, _summary(rest) if rest else None
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the path that a link holds."""
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
+    return file_hash(path)
 
 
 def _summary(rest: list[tuple[str, int]]) -> Json:
@@ -78,7 +89,7 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
     base = os.fspath(out)
     for name, (size, _) in files.items():
         try:
-            now = os.stat(f"{base}/{name}").st_size
+            now = os.lstat(f"{base}/{name}").st_size
         except OSError:
             return f"its file {name} is gone"
         if now != size:
@@ -91,7 +102,7 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
         if left < 0:
             break
         try:
-            if file_hash(out / name) != digest:
+            if _hash(out / name) != digest:
                 return f"its file {name} has another checksum than when it was made"
         except KdepError as e:
             return f"its file {e.got}"
@@ -243,6 +254,14 @@ def verify_input(work: Path, one: str) -> None:
         )
 
 
+def data_read(work: Path, stage: Stage) -> Json:
+    """{"data": fingerprint} of the data that a stage was given; {} for one that reads none."""
+    prepare = stage.needs.get("prepare")
+    record = read_stage(folder(work, prepare)) if prepare else None
+    found = record["outputs"].get("fingerprint") if record else None
+    return {"data": found} if isinstance(found, str) else {}
+
+
 def mark_damaged(out: Path) -> None:
     """Turns stage.json into DAMAGED: the stage is not done, and its next try starts afresh."""
     if is_real_folder(out):
@@ -370,6 +389,8 @@ def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest)
         return "begun and not finished"
     other = newest.of(stage)
     if other is not None:
+        if stage.kind == "prepare" and (edits := changes_since(work / other["id"], stage, work)):
+            return f"data changed: {edits}"
         changes = differences(other["spec"], stage.spec)
         if other["version"] != stage.version:
             changes.insert(0, f"stage version {other['version']} -> {stage.version}")

@@ -34,7 +34,7 @@ from kdep_bench.devices import check_gpus, show_gpus
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 from kdep_bench.safe_files import is_real_folder, real_folder
-from kdep_bench.suite import state, tries
+from kdep_bench.suite import data_identity, state, tries
 from kdep_bench.suite.lock import StageLock
 from kdep_bench.suite.plan import Stage
 
@@ -244,11 +244,14 @@ def _execute(
     for up in sorted(set(stage.needs.values())):
         state.verify_input(work, up)
     inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
+    guard = data_identity.Guard(stage, work, attempt.path)
+    guard.before()
     started, begun = _now(), time.time()
     clock, cpu = time.monotonic(), _cpu_seconds()
     trackers.tell(stage.trackers, stage.id)  # processes it starts hear it too
     outputs, ranks = _call(order, inputs, attempt.path.resolve(), progress)
     wall = time.monotonic() - clock
+    outputs = guard.after(outputs)
     check_outputs(stage, outputs)
     files, rest = state.take_stock(attempt.path)
     usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -274,6 +277,7 @@ def _execute(
         **_largest([peak_gpu(), *ranks]),
         "environment": environment(order) | _distributed(ranks),
         "outputs": outputs,
+        **state.data_read(work, stage),
         "files": files,
         "rest": rest,
     }
@@ -294,6 +298,8 @@ def _call(
     check_gpus(order.gpus)  # by now torch is in memory, if the function needs it
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
     spec = json.loads(canonical_json(order.stage.spec))
+    if order.stage.kind == "prepare":
+        spec.pop(data_identity.CONTENT, None)
     if order.stage.about:
         spec["about"] = order.stage.about
     return function(spec, inputs, out, progress), []

@@ -5,8 +5,8 @@
     out/data/pool/labels.json       their classes, read by supervised arms alone
     out/data/sets.json              what was counted
 
-The path of the root is no part of the stage's identity: a root that moved still counts as the same
-data as long as files and sizes agree (the fingerprint in the outputs is over these).
+The path of the root is no part of the stage's identity: its files' content is, so that a root that
+moved still counts as the same data.
 """
 
 from __future__ import annotations
@@ -19,10 +19,26 @@ from typing import Any
 
 import numpy as np
 
+from kdep_bench.data.content import Catalogue, Source, all_of, fingerprint_of
 from kdep_bench.data.listing import class_names, list_images, shown
 from kdep_bench.data.official.base import OfficialSet, data_root, get_set, need_dir, verify
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
+
+
+def reads(spec: dict[str, Any]) -> dict[str, list[Source]]:
+    """The folders of the sets, without archives that were unpacked; see `kdep_bench.data.content`.
+
+    Raises:
+        KdepError: no root.
+    """
+    if spec.get("tiny_seed") is not None:
+        return {}
+    root, parts = data_root(spec.get("root")).absolute(), {}
+    for name in sorted({*spec["sets"], spec["pool"]}):
+        parts[name] = [all_of(root / name, (a.name for a in get_set(name).archives))]
+    return {**parts, "pool": parts[spec["pool"]]}
+
 
 KEYS = frozenset({"type", "name", "sets", "pool", "pool_folder", "root", "decode", "tiny_seed"})
 
@@ -37,7 +53,8 @@ def prepare(
     `decode` images of each split to decode (default 8). With `tiny_seed` no root is read: tiny
     copies of all sets are generated in their real formats, for a rehearsal.
 
-    Returns: data, fingerprint, source, counts, licences.
+    Returns: data, source, counts, licences; fingerprint where the data is generated (that of files
+    is made by the engine, from what `reads` names).
 
     Raises:
         KdepError: a set that is missing, incomplete or damaged.
@@ -50,21 +67,21 @@ def prepare(
     root = _generate(sets, out / "sets", int(spec["tiny_seed"])) if tiny else data_root(
         spec.get("root")
     )  # fmt: skip
-    counts, prints = {}, {}
+    counts: dict[str, Any] = {}
     for i, one in enumerate(sets):
         progress(i, len(sets) + 1, f"checking {one.title}")
         counts[one.name] = verify(one, root, spec.get("decode", 8), whole=not tiny)
-        prints[one.name] = fingerprint(root / one.name)
         _link(root / one.name, out / "data" / one.name, out)
     progress(len(sets), len(sets) + 1, "listing the pool")
     pool = root / spec["pool"] / spec.get("pool_folder", "train")
     images = _pool(pool, out / "data" / "pool", out)
-    write_json(out / "data" / "sets.json", {"counts": counts, "fingerprints": prints})
+    write_json(out / "data" / "sets.json", {"counts": counts})
     progress(len(sets) + 1, len(sets) + 1, "done")
+    prints = {n: Catalogue(all_of(root / n)).scan().digest() for n in names} if tiny else {}
     return {
         "data": "data",
         "source": "tiny copies in the real formats (a rehearsal)" if tiny else "official",
-        "fingerprint": hashlib.sha256(canonical_json(prints).encode()).hexdigest(),
+        **({"fingerprint": fingerprint_of(prints)} if tiny else {}),
         "counts": {"images": {"pool": images}, **counts},
         "licences": {one.title: one.licence for one in sets},
         "notes": [note for one in sets for note in one.notes],
@@ -86,13 +103,6 @@ def _link(target: Path, link: Path, stage: Path) -> None:
     here = os.path.relpath(target, link.parent) if inside else target.resolve()
     link.unlink(missing_ok=True)
     link.symlink_to(here, target_is_directory=True)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over (relative path, size) of every file that `listing` does not pass over."""
-    listing = list_images(folder)
-    rows = [f"{n} {(folder / n).stat().st_size}" for n in (*listing.images, *listing.others)]
-    return hashlib.sha256(os.fsencode("\n".join(sorted(rows)))).hexdigest()
 
 
 def _pool(source: Path, pool: Path, stage: Path) -> int:

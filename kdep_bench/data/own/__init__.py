@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.data.own.sources import reads as reads
+
 _SPLITS = dict.fromkeys(("train", "val", "test"))
 # Keys of the data config; below `classify`, `coco` and `masks` the usual names of splits.
 KEYS: dict[str, Any] = {

@@ -1,0 +1,339 @@
+"""The content of a suite's data in the ids of its stages, and the check that stages read no other.
+
+When a suite is planned, `with_content` hashes what its data type declares to read (see
+`kdep_bench.data.content`) and puts the hashes into the data config, from where they enter the spec
+of stage `prepare`: edited data has other stage ids, moved or touched files have the same. Files are
+linked, not copied, so each stage that reads them looks before and after whether they are still
+those (`Guard`). The hashes are remembered in the folder `.content` of the work dir.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.data.content import (
+    Catalogue,
+    Changes,
+    Index,
+    Source,
+    fingerprint_of,
+    read_catalogue,
+)
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, read_strict, write_json
+from kdep_bench.suite.config import Json, Suite
+from kdep_bench.suite.plan import Stage
+
+CONTENT = "content"  # the key in the spec of `prepare`, and in its outputs
+INDEX = ".content"  # folder of the work dir
+LISTING = "content"  # folder of a `prepare` stage: the catalogues of what it read
+PARTS = "parts.json"
+_POOL_KINDS = {"views", "cache", "pretrain"}
+_SAID_EVERY = 5.0  # seconds
+
+Parts = dict[str, list[Source]]
+Say = Callable[[str], object]
+
+
+def index(work: Path) -> Index:
+    """The hashes that runs in this work dir remember."""
+    return Index(work / INDEX)
+
+
+def declared(maker: str, spec: Json) -> Parts | None:
+    """What the data type reads, by part; None where its module has no `reads`.
+
+    Args:
+        maker: "module:function" or "module.function" of the type; "" for the default one, whose
+            data is generated.
+
+    Raises:
+        KdepError: the module names no paths, as without $KDEP_DATA.
+    """
+    name = re.split(r"[.:]\w+$", maker)[0]
+    if not name:
+        return {}
+    try:
+        module = importlib.import_module(name)
+    except Exception:  # somebody's module: the stage that calls it reports what is wrong with it
+        return None
+    reads = getattr(module, "reads", None)
+    return None if reads is None else reads({k: v for k, v in spec.items() if k != CONTENT})
+
+
+# --- planning ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Read:
+    """What planning read of one data config."""
+
+    digests: dict[str, str] = field(default_factory=dict)
+    files: int = 0
+    anew: int = 0
+    note: str = ""
+
+
+def with_content(
+    suite: Suite, work: Path, *, verify: bool = False, say: Say | None = None
+) -> tuple[Suite, list[str]]:
+    """The suite with the hashes of its data in the data config, and lines for the user.
+
+    Where the data is absent, or its type does not declare what it reads, the suite stays as it is
+    and a line says so.
+
+    Args:
+        work: the work dir, where hashes are remembered.
+        verify: read every file again.
+        say: told now and then how far the hashing is; it may take minutes the first time.
+    """
+    known: dict[str, _Read] = {}
+
+    def given(data: Json) -> Json:
+        key = canonical_json(data)
+        if key not in known:
+            known[key] = _read(data, index(work), verify, say)
+        digests = known[key].digests
+        return {**data, CONTENT: digests} if digests else data
+
+    variants = [v.model_copy(update={"data": given(v.data)}) for v in suite.variants]
+    suite = suite.model_copy(update={"data": given(suite.data), "variants": variants})
+    lines = [
+        f"data: {r.files:,} files, {r.anew:,} of them read, the others unchanged since they were"
+        for r in known.values()
+        if r.files
+    ]
+    return suite, [*lines, *(r.note for r in known.values() if r.note)]
+
+
+def is_read(suite: Suite) -> bool:
+    """Whether the ids of the suite's stages hold all that its data declares to read."""
+    for data in [suite.data, *(v.data for v in suite.variants)]:
+        try:
+            if declared(str(data.get("type") or ""), data) and CONTENT not in data:
+                return False
+        except KdepError:
+            return False
+    return True
+
+
+def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
+    read = _Read()
+    try:
+        parts = declared(str(data.get("type") or ""), data)
+        if parts is None:
+            read.note = (
+                f"data {data['name']}: its type {data['type']} has no `reads` that names its "
+                "files, so a change of the files is not noticed"
+            )
+            return read
+        catalogues = _catalogues(parts, where, verify, say)
+    except KdepError as e:
+        read.note = f"data {data['name']} was not read: {e.got}"
+        return read
+    read.digests = _digests(parts, catalogues)
+    read.files = sum(len(c.rows) for c in catalogues.values())
+    read.anew = sum(c.read for c in catalogues.values())
+    return read
+
+
+def _catalogues(
+    parts: Parts, where: Index, verify: bool = False, say: Say | None = None
+) -> dict[str, Catalogue]:
+    """Every source of the parts, read once, by its key."""
+    found: dict[str, Catalogue] = {}
+    for source in (s for some in parts.values() for s in some):
+        if source.key() not in found:
+            progress = _progress(source, say) if say else None
+            found[source.key()] = where.read(source, verify=verify, progress=progress)
+    return found
+
+
+def _progress(source: Source, say: Say) -> Callable[[int, int], None]:
+    next_time = time.monotonic() + _SAID_EVERY
+
+    def progress(done: int, total: int) -> None:
+        nonlocal next_time
+        if time.monotonic() > next_time:
+            next_time = time.monotonic() + _SAID_EVERY
+            say(f"hashing {source.path}: {done:,} of {total:,} files")
+
+    return progress
+
+
+def _digests(parts: Parts, catalogues: Mapping[str, Catalogue]) -> dict[str, str]:
+    found = {}
+    for part, sources in parts.items():
+        each = [catalogues[s.key()].digest() for s in sources]
+        joined = hashlib.sha256("\n".join(each).encode()).hexdigest()
+        found[part] = each[0] if len(each) == 1 else joined
+    return found
+
+
+def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
+    """Which files differ between an older `prepare` stage in `old` and the planned one.
+
+    Empty where either does not say, and where the paths of the data are other ones.
+    """
+    found = Changes()
+    try:
+        before = read_listing(old) or {}
+        parts = declared(stage.function, stage.spec) or {}
+    except KdepError:
+        return found
+    seen: set[str] = set()
+    for part, sources in parts.items():
+        for catalogue, source in zip(before.get(part, ()), sources, strict=False):
+            if source.key() not in seen:
+                seen.add(source.key())
+                now = index(work).stored(source)
+                if now is not None and catalogue.source.what == source.what:
+                    found += catalogue.changes(now)
+    return found
+
+
+# --- the listing that `prepare` leaves -----------------------------------------------------------
+
+
+def write_listing(out: Path, parts: Parts, catalogues: Mapping[str, Catalogue]) -> None:
+    """Writes the catalogues below `out`, and which part has which."""
+    numbers = {key: n for n, key in enumerate(catalogues)}
+    for key, catalogue in catalogues.items():
+        catalogue.write(out / LISTING / f"{numbers[key]}.{LISTING}")
+    by_part = {part: [numbers[s.key()] for s in sources] for part, sources in parts.items()}
+    write_json(out / LISTING / PARTS, by_part)
+
+
+def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
+    """What a `prepare` stage read, by part; None for generated data.
+
+    Raises:
+        KdepError: a listing that is damaged.
+    """
+    path = prepare / LISTING / PARTS
+    if not path.is_file():
+        return None
+    files: dict[int, Catalogue] = {}
+    for number in sorted({n for some in read_strict(path).values() for n in some}):
+        file = prepare / LISTING / f"{number}.{LISTING}"
+        found = read_catalogue(file)
+        if found is None:
+            raise KdepError(
+                f"the list of files {file} is damaged",
+                "the file as the stage `prepare` wrote it",
+                "run the suite again with --force prepare",
+            )
+        files[number] = found
+    return {part: [files[n] for n in some] for part, some in read_strict(path).items()}
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+class Guard:
+    """Checks around a stage's function that the data is what the plan hashed.
+
+    Args:
+        stage: any stage; those that read no file of the user pass unchecked.
+        work: the work dir.
+        out: the stage's own directory.
+    """
+
+    def __init__(self, stage: Stage, work: Path, out: Path) -> None:
+        self.stage, self.work, self.out = stage, work, out
+        self._parts: Parts = {}
+        self._planned: dict[str, Catalogue] = {}
+        self._listed: list[Catalogue] = []
+
+    def before(self) -> None:
+        """Raises KdepError where the data is not what the plan, or stage `prepare`, read."""
+        if self.stage.kind == "prepare":
+            self._before_prepare()
+            return
+        prepare = self.stage.needs.get("prepare") or self.stage.needs.get("images")
+        if prepare is None:
+            return
+        listing = read_listing(self.work / prepare) or {}
+        found = {c.source.key(): c for p in listing if self._reads(p) for c in listing[p]}
+        self._listed = list(found.values())
+        self._compare("since it was prepared")
+
+    def after(self, outputs: Any) -> Any:
+        """As `before`, once the function has read the data; of `prepare`, adds to its outputs.
+
+        Returns:
+            the outputs; those of `prepare` with `content` ({part: SHA-256}) and a `fingerprint`.
+        """
+        if self.stage.kind != "prepare":
+            self._compare(f"while the stage {self.stage.id} read it")
+            return outputs
+        if not self._parts:
+            return outputs
+        planned = self.stage.spec.get(CONTENT)
+        if planned is None:
+            raise KdepError(
+                f"the data {self.stage.name} could not be read where the suite was planned",
+                "a plan with the hashes of the data, so that changed data is noticed",
+                "run the suite where the paths of the data config can be read",
+            )
+        now = _catalogues(self._parts, index(self.work))
+        changes = Changes()
+        for key, catalogue in now.items():
+            changes += self._planned[key].changes(catalogue)
+        if changes:
+            raise _changed(changes, "while it was being prepared")
+        write_listing(self.out, self._parts, now)
+        if isinstance(outputs, dict):
+            outputs = {**outputs, "fingerprint": fingerprint_of(planned), CONTENT: planned}
+        return outputs
+
+    def _before_prepare(self) -> None:
+        planned = self.stage.spec.get(CONTENT)
+        try:
+            self._parts = declared(self.stage.function, self.stage.spec) or {}
+        except KdepError:
+            if planned is not None:
+                raise
+            return  # the function itself says what is wrong
+        if planned is None:
+            return
+        where, changes = index(self.work), Changes()
+        for source in {s.key(): s for some in self._parts.values() for s in some}.values():
+            before = where.stored(source)
+            self._planned[source.key()] = now = where.read(source)
+            if before is not None:
+                changes += before.changes(now)
+        if _digests(self._parts, self._planned) != planned:
+            raise _changed(changes, "after the run was planned")
+
+    def _compare(self, when: str) -> None:
+        changes = Changes()
+        for catalogue in self._listed:
+            changes += catalogue.changes(index(self.work).read(catalogue.source, also=catalogue))
+        if changes:
+            raise _changed(changes, when)
+
+    def _reads(self, part: str) -> bool:
+        """Whether the stage reads that part; one that does not say reads all."""
+        if self.stage.kind in _POOL_KINDS:
+            return part == "pool"
+        recipe = (self.stage.spec.get("task") or {}).get("recipe") or {}
+        wanted = recipe.get("set") or recipe.get("folder")
+        return wanted is None or part.partition("/")[0] == str(wanted).partition("/")[0]
+
+
+def _changed(changes: Changes, when: str) -> KdepError:
+    what = f"the file {changes.first()}: " if changes else ""
+    return KdepError(
+        f"the data changed {when} ({what}{changes})" if changes else f"the data changed {when}",
+        "the same files from the first stage of a run to its last",
+        "run the suite again: it takes the data as it then is, and every stage that depends on it "
+        "runs anew",
+    )
