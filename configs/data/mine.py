@@ -22,6 +22,7 @@ data = dict(
         test=dict(images="mine/seg/test", masks="mine/seg/test_masks"),
     ),
     classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
+    # allow_absent=["water"],  # classes of boxes or masks that the training split may lack
     # Sets that may share images, without a note beside the scores of the second one:
     # allow_duplicates=[["pool", "coco/test"]],
 )

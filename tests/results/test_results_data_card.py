@@ -89,3 +89,18 @@ def test_a_damaged_card_is_a_sentence_and_is_written_anew(
         data_card.read(tmp_path)
     assert data_card.write(tmp_path, "mine", PREPARED)
     assert data_card.read(tmp_path) is not None
+
+
+def test_the_page_shows_the_card_and_no_markup_of_a_class_name(tmp_path: Path) -> None:
+    from kdep_bench.results import build
+
+    hostile = "<b>cat</b>"
+    row = {**ROW, "boxes": {hostile: 3}}
+    card = {"detect": {"classes": [hostile], "splits": {"test": row}}}
+    data_card.write(tmp_path, "mine", {**PREPARED, "card": card})
+    (tmp_path / "records").mkdir()
+    build(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "Boxes: classes" in page
+    assert "&lt;b&gt;cat&lt;/b&gt;" in page
+    assert hostile not in page
