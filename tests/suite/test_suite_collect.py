@@ -11,7 +11,15 @@ from test_suite_config import build
 from kdep_bench.errors import KdepError
 from kdep_bench.results import record as records
 from kdep_bench.suite import state
-from kdep_bench.suite.collect import CURVE_POINTS, _cost, _epochs_asked, _rate, _teacher, collect
+from kdep_bench.suite.collect import (
+    CURVE_POINTS,
+    _cost,
+    _data_notes,
+    _epochs_asked,
+    _rate,
+    _teacher,
+    collect,
+)
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import Cell, build_plan
 
@@ -312,3 +320,12 @@ def test_the_rate_a_record_tells_is_that_of_the_arms_own_training():
     assert (rates["supervised"], rates["kdep"]) == (common, 0.8)
     assert _rate({"spec": specs["kdep"], "outputs": {"steps": 0}}) is None
     assert _rate(None) is None
+
+
+def test_a_record_notes_the_data_of_its_own_task_alone(tmp_path):
+    _, plan, _, _ = world(tmp_path)  # a probe, which reads `classify`
+    notes = {"classify": ["2 pictures lie in two classes"], "detect": ["no box of 'dog'"]}
+    found = {"prepare": {"outputs": {"task_notes": notes}}}
+    assert _data_notes(plan.cells[0], found) == ["data: 2 pictures lie in two classes"]
+    assert _data_notes(plan.cells[0], {"prepare": {"outputs": {}}}) == []
+    assert _data_notes(plan.cells[0], {}) == []
