@@ -12,6 +12,7 @@ small: the faults (`faults.py`), a map from tests to the functions they call, in
     python -m tests.mutation                        # everything: map, plant, report
     python -m tests.mutation features --jobs 2      # one package
     python -m tests.mutation features --again       # those that went unnoticed, once more
+    python -m tests.mutation features --again --tests tests/features/test_cache.py
     python -m tests.mutation --list features        # the sample
     python -m tests.mutation --only kdep_bench/pretrain/stream.py   # all of its sampled faults
 
@@ -193,7 +194,8 @@ def work_through(server: Server, queue: Queue, tests: list[calls.Test], results:
         except Empty:
             return
         source = (server.tree / fault.file).read_text()
-        chosen = choose(fault, package, tests, limit)
+        named = not any(t.calls for t in tests)
+        chosen = tests if named else choose(fault, package, tests, limit)
         row = {"key": fault.key, "package": package, "kind": fault.kind, "line": fault.line}
         row |= {"content": fault.content, "tests": len(chosen)}
         if chosen:
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one fault")
     parser.add_argument("--again", action="store_true", help="try the unnoticed once more")
     parser.add_argument("--only", help="only faults whose name contains this")
+    parser.add_argument("--tests", nargs="+", help="try these tests or test files and no others")
     parser.add_argument("--list", action="store_true", help="show the sample and stop")
     parser.add_argument("--report", action="store_true", help="write results/mutation.md and stop")
     parser.add_argument("--work", type=Path, default=REPO / "work_dirs" / "mutation")
@@ -256,7 +259,7 @@ def run(
     servers = [Server(i, work) for i in range(args.jobs)]
     tree = servers[0].tree
     maps = Maps(work, tree)
-    share_out(servers, maps, maps.missing(packages))
+    share_out(servers, maps, [] if args.tests else maps.missing(packages))
     done = results.read()
     known = report.equivalent()
     queue: Queue = Queue()
@@ -266,7 +269,8 @@ def run(
         again = args.again and old is not None and old["result"] == "unnoticed"
         if fault.key not in known and (not same or again):
             queue.put((package, fault, args.seconds))
-    tests = maps.load()
+    tests = [calls.Test(t, args.seconds, True, frozenset()) for t in args.tests or ()]
+    tests = tests or maps.load()
     threads = [
         threading.Thread(target=work_through, args=(s, queue, tests, results)) for s in servers
     ]

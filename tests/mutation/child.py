@@ -92,16 +92,18 @@ class Mapper:
 
 
 class Chooser:
-    """pytest plugin: keeps the named tests, in their order; says which was the last to run."""
+    """pytest plugin: keeps the named tests (or files), in their order; notes the last to run."""
 
     def __init__(self, tests: list[str], last: Path) -> None:
         self.place = {t: i for i, t in enumerate(tests)}
         self.last = last
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        items[:] = sorted(
-            (i for i in items if i.nodeid in self.place), key=lambda i: self.place[i.nodeid]
-        )
+        def place(item: Any) -> int:
+            names = (item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0])
+            return next((self.place[n] for n in names if n in self.place), -1)
+
+        items[:] = sorted((i for i in items if place(i) >= 0), key=place)
 
     def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
         self.last.write_text(nodeid)
