@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache import known_images
+from kdep_bench.features.cache_check import further
 from kdep_bench.files import write_json
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
@@ -55,3 +57,22 @@ def test_a_teacher_that_misses_more_than_40_percent_of_known_photographs_is_refu
         photographs(tmp_path, wrong)
         with pytest.raises(KdepError, match=f"recognises {5 - wrong} of 5 known photographs"):
             known_images(teacher, tmp_path)
+
+
+def test_an_output_that_the_teacher_does_not_give_is_refused():
+    pooled, maps = torch.zeros(2, 3), {"s8": torch.zeros(2, 4, 2, 2)}
+    teacher, tokens = Colours(), torch.zeros(2, 5, 3)
+    full = TeacherOutput(pooled, torch.zeros(2, 7), maps, tokens)
+    assert set(further(teacher, full, ["logits", "tokens", "maps"])) == {
+        "logits",
+        "tokens",
+        "maps.s8",
+    }
+    assert set(further(teacher, full, ["maps.s8"])) == {"maps.s8"}
+    assert further(teacher, full, []) == {}
+    bare = TeacherOutput(pooled, None)
+    for wanted in ("logits", "tokens", "maps"):
+        with pytest.raises(KdepError, match=f"gives no {wanted}"):
+            further(teacher, bare, [wanted])
+    with pytest.raises(KdepError, match=r"gives no maps\.s4"):
+        further(teacher, full, ["maps.s4"])
