@@ -6,6 +6,7 @@ The names of the tensors are mmpretrain's. For ResNets they are torchvision's an
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdep_bench.cards import CARD, PTH, SAFE, card
@@ -17,39 +18,66 @@ from kdep_bench.suite.config import Suite
 from kdep_bench.suite.plan import Cell, Plan
 
 
+@dataclass
+class Gaps:
+    """What `publish` could not do.
+
+    Attributes:
+        left_out: export stage -> why its student was not copied out, as a clause.
+        remarks: what a model card lacks, and why.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
 def publish(
-    suite: Suite, plan: Plan, work: Path, out: Path, wanted: set[str] | None = None
+    suite: Suite,
+    plan: Plan,
+    work: Path,
+    out: Path,
+    wanted: set[str] | None = None,
+    gaps: Gaps | None = None,
 ) -> list[Path]:
     """Writes one folder for every finished export stage of `plan`, named as the stage.
 
     Args:
+        suite: the suite that `plan` is of.
+        plan: its stages.
         work: the work dir with the stage directories.
         out: made if absent; what is there already is written anew.
-        wanted: ids of export stages; all that are done where None.
+        wanted: ids of export stages; all where None.
+        gaps: takes in every wanted export stage that has no whole result, with the reason.
+
+    Returns:
+        the folders.
 
     Raises:
-        KdepError: nothing is done, or a file is not the one its stage recorded.
+        KdepError: nothing at all is done and whole.
     """
     cells: dict[str, Cell] = {}
     for cell in plan.cells:
         cells.setdefault(cell.chain["export"], cell)
-    made = []
+    made: list[Path] = []
+    gaps = gaps or Gaps()
     for one, cell in sorted(cells.items()):
-        record = state.finished(plan.stages[one], work)[0]
-        if record is None or (wanted is not None and one not in wanted):
+        if wanted is not None and one not in wanted:
             continue
-        chain = {
-            kind: state.finished(plan.stages[up], work)[0] or {}
-            for kind, up in cell.chain.items()
-            if kind in ("prepare", "cache", "align", "pretrain")
-        }
+        record, fault = state.finished(plan.stages[one], work)
         source = state.folder(work, one) / PTH
-        if file_hash(source) != record["outputs"]["checksum"]:
-            raise KdepError(
-                f"the file {source} is not the one its stage exported",
-                f"SHA-256 {record['outputs']['checksum']}",
-                "run the suite with --verify",
-            )
+        if record is not None and file_hash(source) != record["outputs"].get("checksum"):
+            fault = f"its file {PTH} is not the one its stage exported"
+        if record is None or fault:
+            gaps.left_out[one] = fault or _why_not(state.folder(work, one))
+            continue
+        chain = {}
+        for kind, up in cell.chain.items():
+            if kind in ("prepare", "cache", "align", "pretrain"):
+                before, reason = state.finished(plan.stages[up], work)
+                chain[kind] = before or {}
+                if before is None:
+                    reason = reason or _why_not(state.folder(work, up))
+                    gaps.remarks.append(f"the card of {one} lacks what {up} knew: {reason}")
         folder = real_folder(out / one)
         copy_file(source, folder / PTH)
         checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
@@ -59,12 +87,22 @@ def publish(
         write_atomic(folder / CARD, text)
         made.append(folder)
     if not made:
+        reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
         raise KdepError(
-            f"no exported student of the suite {suite.name!r} is done in {work}",
+            f"no exported student of the suite {suite.name!r} is done in {work}"
+            + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
             "one at least",
             "run the suite first, or name its --work-dir",
         )
     return made
+
+
+def _why_not(folder: Path) -> str:
+    """Why a stage without a damage has no result, as a clause."""
+    failed = state.failure(folder)
+    if failed:
+        return f"its last try failed: {failed['error']}"
+    return "it was begun and not finished" if folder.is_dir() else "it was never run"
 
 
 def to_safetensors(source: Path, folder: Path) -> str:

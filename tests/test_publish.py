@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,10 @@ import torch
 from kdep_bench.cards import CARD, PTH, SAFE, card
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
-from kdep_bench.publish import publish, to_safetensors
+from kdep_bench.publish import Gaps, publish, to_safetensors
 from kdep_bench.suite import state
-from kdep_bench.suite.config import build_suite, resolve
-from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.config import REPO, build_suite, resolve
+from kdep_bench.suite.plan import Plan, build_plan
 from tests.transfer.conftest import apart, export_random  # noqa: F401  (a fixture)
 
 SUITE = {
@@ -148,3 +152,54 @@ def test_a_card_says_so_when_no_licence_is_known_and_trusts_no_name() -> None:
     assert "not stated: ask its makers" in text
     assert "<script>" not in text
     assert "a&#124;b" in text
+
+
+def made_export(plan: Plan, work: Path, one: str, source: Path) -> Path:
+    """A finished export stage; returns its file."""
+    stage, folder = plan.stages[one], state.folder(work, one)
+    folder.mkdir(parents=True)
+    shutil.copyfile(source, folder / PTH)
+    outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
+    files, rest = state.take_stock(folder)
+    about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
+    about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
+    about |= {"finished": "2026-01-01T00:00:00+00:00"}
+    state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
+    return folder / PTH
+
+
+def command(work: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    suite = work / "little.py"
+    suite.write_text(f"suite = {SUITE!r}\n")
+    args = [str(REPO / "tools/publish.py"), str(suite), "--work-dir", str(work), "--out", str(out)]
+    return subprocess.run(
+        [sys.executable, *args, *more], capture_output=True, text=True, check=False
+    )
+
+
+def test_an_export_that_is_cut_or_missing_is_named_and_the_exit_code_says_so(
+    r18: Path, tmp_path: Path
+) -> None:
+    suite = build_suite(SUITE)
+    plan, work = build_plan(suite), tmp_path / "work"
+    kdep, scratch = sorted(i for i, s in plan.stages.items() if s.kind == "export")
+    made_export(plan, work, kdep, r18 / PTH)
+    said = command(work, tmp_path / "a")
+    assert said.returncode == 1
+    assert f"not published: {scratch}: it was never run" in said.stderr
+    assert "1 of 2 students published" in said.stderr
+    assert "lacks what prepare-" in said.stderr
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
+    assert command(work, tmp_path / "b", "--partial").returncode == 0
+    assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the remedies
+    assert command(work, tmp_path / "b", "--only", "nothing").returncode == 2
+
+    path = made_export(plan, work, scratch, r18 / PTH)
+    assert command(work, tmp_path / "c").returncode == 0
+    os.truncate(path, path.stat().st_size - 1)
+    said = command(work, tmp_path / "d")
+    assert said.returncode == 1
+    assert f"not published: {scratch}: its file {PTH} has" in said.stderr
+    gaps = Gaps()
+    assert len(publish(suite, plan, work, tmp_path / "e", gaps=gaps)) == 1
+    assert list(gaps.left_out) == [scratch]

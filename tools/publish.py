@@ -2,6 +2,8 @@
 """Copies a suite's finished students out: backbone.pth, backbone.safetensors, a model card each.
 
 python tools/publish.py pocket --out published [--only kdep]
+
+Exit codes: 0 all published, 1 some are not finished or damaged (each is named), 2 a fault.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ if __name__ == "__main__":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault."""
+    """Runs the command; 2 with a sentence for a fault, 1 where students are missing."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,9 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, required=True, help="one folder a student is made in it")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument("--only", default="", metavar="TEXT", help="export stages with this in their id")
+    p.add_argument(
+        "--partial", action="store_true", help="exit with 0 although some are not finished"
+    )
     args = p.parse_args(argv)
     from kdep_bench.errors import KdepError
-    from kdep_bench.publish import publish
+    from kdep_bench.publish import Gaps, publish
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.data_identity import with_content
     from kdep_bench.suite.plan import build_plan
@@ -37,12 +42,31 @@ def main(argv: list[str] | None = None) -> int:
             print(line, file=sys.stderr)
         plan = build_plan(suite)
         wanted = {i for i, s in plan.stages.items() if s.kind == "export" and args.only in i}
-        for folder in publish(suite, plan, work, args.out, wanted):
-            print(folder)
+        if not wanted:
+            raise KdepError(
+                f"--only {args.only!r} matches no export stage of {suite.name}",
+                "a part of one of: "
+                + ", ".join(i for i, s in plan.stages.items() if s.kind == "export"),
+                "correct --only",
+            )
+        gaps = Gaps()
+        made = publish(suite, plan, work, args.out, wanted, gaps)
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)
         return 2
-    return 0
+    for folder in made:
+        print(folder)
+    for remark in gaps.remarks:
+        print(f"publish: {remark}", file=sys.stderr)
+    for one, why in gaps.left_out.items():
+        print(f"publish: not published: {one}: {why}", file=sys.stderr)
+    if gaps.left_out:
+        print(
+            f"publish: {len(made)} of {len(wanted)} students published; run the suite for "
+            "the others, name a part with --only, or allow it with --partial",
+            file=sys.stderr,
+        )
+    return int(bool(gaps.left_out) and not args.partial)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ python tools/work_dir.py                      # what is there, how big, and what
 python tools/work_dir.py pocket smoke --gc    # what would go
 python tools/work_dir.py pocket smoke --gc --delete
 
-Kept: what a record in results/*/records cites, what a named suite plans, what those were made from,
-and what is running or queued. Without --delete nothing is removed.
+Kept: what a record cites in results/*/records, or in another results folder that was filled from
+this work dir; what a named suite plans; what those were made from; what is running or queued.
+Without --delete nothing is removed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         action="append",
         metavar="DIR",
-        help="a folder with records/ to respect as well, beside results/*",
+        help="a folder with records/ to respect as well, beside results/* and those that the work "
+        "dir remembers",
+    )
+    parser.add_argument(
+        "--forget",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a results folder that the work dir remembers and that is gone for good",
     )
     parser.add_argument("--gc", action="store_true", help="show what nothing keeps")
     parser.add_argument("--delete", action="store_true", help="with --gc: remove it")
@@ -49,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from kdep_bench.suite import cited as memory
     from kdep_bench.suite import hygiene
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.data_identity import is_read, with_content
@@ -75,6 +86,11 @@ def _run(args: argparse.Namespace) -> int:
         plan = build_plan(suite)
         for one in plan.stages:
             planned.setdefault(one, []).append(plan.name)
+    for folder in args.forget:
+        memory.forget(work, folder)
+    known = memory.remembered(work)
+    folders += [r.results for r in known if r.is_there and r.results not in folders]
+    gone = [r for r in known if not r.is_there]
     cited = hygiene.citations(folders)
     entries = hygiene.survey(work, cited, planned)
     chosen = entries
@@ -82,16 +98,27 @@ def _run(args: argparse.Namespace) -> int:
         chosen = hygiene.prunable(entries, bool(cited or planned))
     print(hygiene.as_json(chosen) if args.json else hygiene.table(chosen))
     out = sys.stderr if args.json else sys.stdout
+    for one in gone:
+        said = "is gone; its records cited stages here, and what only they cited is not kept"
+        print(f"{one.results} {said}", file=out)
     print(f"{work}: {hygiene.counted(entries)}", file=out)
     if not args.gc:
         return 0
     if not args.delete:
         print(f"kept by nothing: {hygiene.counted(chosen)}; --delete removes them", file=out)
         return 0
-    gone = [e for e in chosen if hygiene.remove(work, e)]
-    print(f"removed {hygiene.counted(gone)}", file=out)
+    hidden = [r.results for r in gone if not r.removed]
+    if hidden:
+        raise KdepError(
+            f"the results folder {hidden[0]} and the folder that it was in are not here",
+            "the records that cite stages of this work dir, for they may be on a disk that is not "
+            "mounted now",
+            f"make it available; if it is gone for good, add --forget {hidden[0]}",
+        )
+    removed = [e for e in chosen if hygiene.remove(work, e)]
+    print(f"removed {hygiene.counted(removed)}", file=out)
     for e in chosen:
-        if e not in gone:
+        if e not in removed:
             print(f"left {e.id}: a process has taken it meanwhile", file=out)
     return 0
 

@@ -371,12 +371,15 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
 
 def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, again: str) -> int:
     """Prints how a run ended; returns its exit code."""
-    done = sum(s.done for s in known.values()) + len([i for i in outcome.ran if not known[i].done])
+    made = [*outcome.ran, *outcome.elsewhere]
+    done = sum(s.done for s in known.values()) + len([i for i in made if not known[i].done])
     for one in outcome.failed:  # why was printed when it failed, and stands in its log
         print(f"failed: {one}", file=sys.stderr)
     if outcome.skipped:
         print(f"{len(outcome.skipped)} stage(s) skipped for that", file=sys.stderr)
-    print(f"{plan.name}: {len(outcome.ran)} ran, {done} of {len(known)} stages are done")
+    others = len(outcome.elsewhere)
+    meanwhile = f"{others} were run by another process meanwhile, " if others else ""
+    print(f"{plan.name}: {len(outcome.ran)} ran, {meanwhile}{done} of {len(known)} stages are done")
     if outcome.signal:
         print(f"stopped; what is done is kept, go on with: {again}", file=sys.stderr)
         return 128 + outcome.signal

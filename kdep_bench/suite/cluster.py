@@ -33,7 +33,7 @@ from kdep_bench.suite.execute import Outcome, cpu_count
 from kdep_bench.suite.lock import StageLock
 from kdep_bench.suite.plan import Plan, Stage
 from kdep_bench.suite.progress import Silent, View
-from kdep_bench.suite.stage import NOTICE, write_plan
+from kdep_bench.suite.stage import NOTICE, RUN_WORD, write_plan
 
 ROOM, RUN = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -182,6 +182,7 @@ class _Run:
         self.forced = [i for i in self.todo if known[i].forced]
         self.outcome = Outcome()
         self.signal = 0
+        self.word = os.urandom(8).hex()
         self.failures: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -239,7 +240,8 @@ class _Run:
             stages[one] = row(stage, self.options, before.get(one, ()))
             stages[one]["needs"] = sorted(u for u in set(stage.needs.values()) if u in self.todo)
         path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
-        command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "kdep_bench.suite.stage"]
+        command = ["env", f"PYTHONPATH={path}", f"{RUN_WORD}={self.word}"]
+        command += [sys.executable, "-m", "kdep_bench.suite.stage"]
         command += ["--plan", str(room / "plan.json"), "--work-dir", str(self.work)]
         if self.options.here and self.options.gpus:
             command += ["--gpus", ",".join(self.options.gpus)]
@@ -302,7 +304,8 @@ class _Run:
                 record, _ = state.finished(stage, self.work)
                 if record is not None:
                     del self.todo[one]
-                    self.outcome.ran.append(one)
+                    ours = record.get("run") == self.word
+                    (self.outcome.ran if ours else self.outcome.elsewhere).append(one)
                     self.view.finished(stage, record, len(self.todo))
                     continue
             when = self._failure_time(one)
@@ -329,7 +332,11 @@ class _Run:
         if self.signal:
             o.failed, o.left = {}, sorted(self.todo)
             return
-        if not o.ran and not o.failed and code and "Error in rule" not in log.read_text():
+        if (
+            not (o.ran or o.elsewhere or o.failed)
+            and code
+            and "Error in rule" not in log.read_text()
+        ):
             raise KdepError(
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
                 "a run",

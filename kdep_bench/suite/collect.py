@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
-from kdep_bench.suite import state
+from kdep_bench.suite import cited, state
 from kdep_bench.suite.arms import without
 from kdep_bench.suite.config import Json, Suite, label_policy, method_needs
 from kdep_bench.suite.data_identity import CONTENT
@@ -55,6 +55,8 @@ def collect(
     from kdep_bench import results as results_room
     from kdep_bench.results import store
 
+    if work.is_dir():
+        cited.remember(work, results)
     chains = _Chains(plan, work, failed or {})
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
     superseded = _set_aside(results, {c.id for c in plan.cells})

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import types
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, forkserver, resource_tracker
@@ -65,10 +66,12 @@ class Options:
 class Outcome:
     """What a run did: stage ids by fate. `failed` and `skipped` map to a sentence.
 
+    `ran` are this run's own; `elsewhere` were to run, and another process finished them meanwhile.
     `signal` is the number of the signal that stopped it, or 0.
     """
 
     ran: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
@@ -172,6 +175,7 @@ class Pool:
         self.outcome = Outcome()
         self.signal = 0
         self.git = ""
+        self.word = uuid.uuid4().hex[:16]
         self._context: Any = multiprocessing.get_context("forkserver")
 
     # --- the loop ---
@@ -322,7 +326,8 @@ class Pool:
         # As many processes as GPUs where there are any, and the cores shared out among them.
         processes = len(gpus) if gpus else stage.processes
         mine = replace(stage, cpus=max(1, cpus // processes), processes=processes)
-        order = worker.Order(mine, self.work, stage.id in self.forced, gpus, self.git)
+        forced = stage.id in self.forced
+        order = worker.Order(mine, self.work, forced, gpus, self.git, self.word)
         process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
         _start(process)
         writer.close()
@@ -404,9 +409,9 @@ class Pool:
         else:
             self._fail(r, code, fault)
 
-    def _succeed(self, stage: Stage, record: dict[str, Any], ran: bool = True) -> None:
-        if ran:
-            self.outcome.ran.append(stage.id)
+    def _succeed(self, stage: Stage, record: dict[str, Any]) -> None:
+        ours = record.get("run") == self.word
+        (self.outcome.ran if ours else self.outcome.elsewhere).append(stage.id)
         self.todo.discard(stage.id)
         self.done.add(stage.id)
         for consumer in self.consumers[stage.id]:
@@ -489,7 +494,7 @@ class Pool:
         self.forced.discard(stage.id)
         record, _ = state.finished(stage, self.work)
         if record is not None:
-            self._succeed(stage, record, ran=False)
+            self._succeed(stage, record)
 
     # --- stopping ---
 

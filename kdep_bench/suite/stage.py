@@ -35,6 +35,7 @@ from kdep_bench.suite.lock import StageLock, Watch
 from kdep_bench.suite.plan import Plan, Stage, stage_id
 
 PLAN_SCHEMA = 1
+RUN_WORD = "KDEP_RUN"  # of the environment: see `worker.Order.run`
 NOTICE = 120.0  # seconds before a job's end at which it is told, at most
 _SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
 _POLL = 2.0
@@ -261,7 +262,7 @@ def _order(stage: Stage, work: Path, git: str, gpus: str) -> worker.Order:
     given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
     stage = replace(stage, cpus=stage.cpus or given)
     worker.set_threads(stage.cpus)
-    return worker.Order(stage, work, gpus=visible, git=git)
+    return worker.Order(stage, work, gpus=visible, git=git, run=os.environ.get(RUN_WORD, ""))
 
 
 def _run(order: worker.Order, wait: bool) -> int:

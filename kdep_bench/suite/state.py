@@ -21,8 +21,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic
-from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes
+from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
 from kdep_bench.suite.config import REPO, Json
 from kdep_bench.suite.data_identity import changes_since
 from kdep_bench.suite.plan import Plan, Stage
@@ -34,7 +34,8 @@ POINTER, BEFORE = ".try", ".before-"  # see `tries`
 OURS = {STAGE, FAILED, LOG, DAMAGED, POINTER}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
 _FAILED_BYTES = 1 << 20
-VERIFY_BYTES = 64 << 20  # of an input, checked against its checksums before it is used
+VERIFY_BYTES = 64 << 20  # of an input, hashed every time before it is used
+VERIFIED = ".verified"  # in the work dir: larger files that were found whole
 
 
 def folder(work: Path, stage: Stage | str) -> Path:
@@ -83,8 +84,16 @@ def _summary(rest: list[tuple[str, int]]) -> Json:
     return {"count": len(rest), "bytes": sum(s for _, s in rest), "names_and_sizes": digest}
 
 
-def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None) -> str | None:
-    """The first file that is not as recorded, as a clause; None when all are."""
+def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = None) -> str | None:
+    """The first file that is not as recorded, as a clause; None when all are.
+
+    Args:
+        out: the stage's directory.
+        record: its stage.json.
+        checksums: hash the files too.
+        known_in: work dir that remembers larger files found whole before, for `verify_input`; those
+            are not hashed again, and files that are not listed not looked at.
+    """
     files: dict[str, list[Any]] = record["files"]
     base = os.fspath(out)
     for name, (size, _) in files.items():
@@ -96,22 +105,39 @@ def _misfit(out: Path, record: Json, checksums: bool, budget: int | None = None)
             return f"its file {name} has {now} bytes instead of {size}"
     if not checksums:
         return None
-    left = float("inf") if budget is None else budget
+    whole = _Whole(known_in, out.name) if known_in and _large(files) else None
+    fault = _first_changed(out, files, whole)
+    if whole is not None:
+        whole.keep()
+    if fault is None and known_in is None and record.get("rest"):
+        rest = [f for f in walk(out) if f[0] not in files]
+        if _summary(rest) != record["rest"]:
+            return f"files are missing or changed among the {record['rest']['count']} not listed"
+    return fault
+
+
+def _large(files: Mapping[str, list[Any]]) -> bool:
+    return sum(size for size, _ in files.values()) > VERIFY_BYTES
+
+
+def _first_changed(out: Path, files: Mapping[str, list[Any]], whole: _Whole | None) -> str | None:
+    """The first file with another checksum, smaller files first, as a clause."""
+    left = VERIFY_BYTES
     for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
         left -= size
-        if left < 0:
-            break
         try:
+            # Before it is read: a change meanwhile shows the next time.
+            found = os.lstat(out / name) if whole is not None and left < 0 else None
+            if whole is not None and found is not None and whole.knows(name, digest, found):
+                continue
             if _hash(out / name) != digest:
                 return f"its file {name} has another checksum than when it was made"
+            if whole is not None and found is not None:
+                whole.learn(name, digest, found)
         except KdepError as e:
             return f"its file {e.got}"
         except OSError as e:
             return f"its file {name} cannot be read ({e.strerror})"
-    if budget is None and record.get("rest"):
-        rest = [f for f in walk(out) if f[0] not in files]
-        if _summary(rest) != record["rest"]:
-            return f"files are missing or changed among the {record['rest']['count']} not listed"
     return None
 
 
@@ -233,16 +259,23 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
     return (None, fault) if fault else (record, None)
 
 
-def verify_input(work: Path, one: str) -> None:
-    """Checks an upstream stage before it is read: sizes of all, checksums of the smaller files.
+def verify_input(work: Path, one: str) -> str:
+    """Checks an upstream stage before it is read: the size and checksum of every listed file.
 
-    A stage that does not fit loses its stage.json, so that the next run makes it again: KdepError.
+    Smaller files, VERIFY_BYTES together, are hashed every time. A larger one is hashed again unless
+    its size, times of change and inode are those of the last time that it was found whole.
+
+    Returns:
+        what was left out, as a sentence; '' where nothing was.
+
+    Raises:
+        KdepError: the stage has no result, or one that does not fit. The latter loses its
+            stage.json, so that the next run makes it again.
     """
-    out = folder(work, one)
+    out, record = folder(work, one), None
     try:
         record = read_stage(out)
-        fault = "it has no stage.json" if record is None else None
-        fault = fault or _misfit(out, record or {}, True, VERIFY_BYTES)
+        fault = "it has no stage.json" if record is None else _misfit(out, record, True, work)
     except KdepError as e:
         fault = e.got
     if fault:
@@ -252,6 +285,47 @@ def verify_input(work: Path, one: str) -> None:
             "the files as that stage left them",
             "run the suite again: that stage is made anew",
         )
+    rest = (record or {}).get("rest")
+    if not rest:
+        return ""
+    return (
+        f"{one}: {rest['count']} files ({rest['bytes']} bytes) beyond the {LISTED_FILES} that are "
+        "listed were not checked; run_suite.py --verify compares their names and sizes"
+    )
+
+
+class _Whole:
+    """The larger files of a stage that were found whole, by what stat(2) says of them.
+
+    Kept in `<work>/.verified/`: who can write there can write the stages as well.
+    """
+
+    def __init__(self, work: Path, one: str) -> None:
+        self.path = work / VERIFIED / f"{one}.json"
+        self._known: Json = {}
+        self._new = False
+        with contextlib.suppress(KdepError):
+            if is_real_folder(self.path.parent):
+                said = read_strict(self.path, follow=False)
+                self._known = said if isinstance(said, dict) else {}
+
+    def knows(self, name: str, digest: str, found: os.stat_result) -> bool:
+        return self._known.get(name) == self._entry(digest, found)
+
+    def learn(self, name: str, digest: str, found: os.stat_result) -> None:
+        self._known[name], self._new = self._entry(digest, found), True
+
+    def keep(self) -> None:
+        """Writes what is new; not being able to costs hashing again, and nothing else."""
+        if self._new:
+            with contextlib.suppress(OSError, KdepError):
+                real_folder(self.path.parent)
+                write_json(self.path, self._known)
+
+    @staticmethod
+    def _entry(digest: str, found: os.stat_result) -> list[Any]:
+        # The time of the inode's change (ctime) cannot be set: a write shows, whatever it pretends.
+        return [digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def data_read(work: Path, stage: Stage) -> Json:

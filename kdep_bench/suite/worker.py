@@ -73,6 +73,7 @@ class Order:
         force: run although it is done.
         gpus: device numbers this stage may see.
         git: revision of the repository, '' if unknown.
+        run: a word of the run that asks, kept in stage.json: by it a run knows its own stages.
         submitted: time.time() of the request, for the measured start overhead.
     """
 
@@ -81,6 +82,7 @@ class Order:
     force: bool = False
     gpus: tuple[str, ...] = ()
     git: str = ""
+    run: str = ""
     submitted: float = field(default_factory=time.time)
 
 
@@ -242,7 +244,9 @@ def _execute(
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = order.stage, order.work
     for up in sorted(set(stage.needs.values())):
-        state.verify_input(work, up)
+        left_out = state.verify_input(work, up)
+        if left_out:
+            print(left_out)
     inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
     guard = data_identity.Guard(stage, work, attempt.path)
     guard.before()
@@ -260,6 +264,7 @@ def _execute(
     record = {
         "schema": state.SCHEMA,
         "id": stage.id,
+        "run": order.run,
         "kind": stage.kind,
         "name": stage.name,
         "spec": stage.spec,

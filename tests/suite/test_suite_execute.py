@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import suite_fakes as fakes
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
-from kdep_bench.suite import execute, state, tries
+from kdep_bench.suite import cli, execute, state, tries
 from kdep_bench.suite.plan import Plan, add_stage
 
 
@@ -448,3 +449,32 @@ def test_one_reason_of_many_failures_is_printed_once():
     assert said.count("a wrong thing.") == 1
     assert f"for the same reason as {one.id}" in said
     assert said.count("another.") == 1
+
+
+def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_path, capsys):
+    """Each said that it ran what the other had run, or that what the other ran was not done."""
+    plan = fakes.chain(2, width=2, sleep=0.3)
+    known = state.statuses(plan, tmp_path)
+    expression = "chain(2, width=2, sleep=0.3)"
+    runner = start_runner(tmp_path, expression)
+    outcome = execute.run_plan(plan, tmp_path, known, fakes.FAST)
+    said, _ = runner.communicate(timeout=60)
+    theirs = eval(said.splitlines()[-1].partition("] ")[0] + "]")  # the runner's own list
+    assert sorted(outcome.ran + theirs) == sorted(plan.stages)
+    assert sorted(outcome.ran + outcome.elsewhere) == sorted(plan.stages)
+    assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
+    assert cli.summarise(plan, known, outcome, "") == 0
+    told = capsys.readouterr().out
+    assert f"{len(outcome.ran)} ran, " in told
+    assert "4 of 4 stages are done" in told
+    if outcome.elsewhere:
+        assert f"{len(outcome.elsewhere)} were run by another process meanwhile" in told
+
+
+def test_a_stage_that_another_runner_finished_before_ours_began_it_did_not_run_here(tmp_path):
+    plan = fakes.diamond()
+    known = state.statuses(plan, tmp_path)
+    assert fakes.run(plan, tmp_path).ok
+    outcome = execute.run_plan(plan, tmp_path, known, fakes.FAST)
+    assert (outcome.ran, sorted(outcome.elsewhere)) == ([], sorted(plan.stages))
+    assert outcome.ok

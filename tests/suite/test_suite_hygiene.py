@@ -14,7 +14,7 @@ import suite_fakes as fakes
 from test_suite_collect import world
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import cluster, hygiene, state, tries
+from kdep_bench.suite import cited, cluster, hygiene, state, tries
 from kdep_bench.suite.collect import collect
 from kdep_bench.suite.lock import StageLock
 
@@ -258,3 +258,71 @@ def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(t
     assert all(hygiene.remove(tmp_path, e) for e in chosen)
     left = [p.name for p in tmp_path.iterdir() if p.name != ".locks"]
     assert sorted(left) == sorted([kept, next_try.id])
+
+
+def gc(work: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPO / "tools/work_dir.py"), "--work-dir", str(work), "--gc"]
+    return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+
+def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_path):
+    suite, plan, work, _ = world(tmp_path)
+    results = tmp_path / "elsewhere" / "results"
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    collect(suite, plan, work, results)
+    assert [r.results for r in cited.remembered(work)] == [results]
+    said = gc(work, "--delete")
+    assert said.returncode == 0, said.stderr
+    assert {p.name for p in work.glob("*-*")} == set(plan.stages)
+
+    hidden = results.parent.rename(tmp_path / "unmounted")
+    said = gc(work)
+    assert said.returncode == 0
+    assert f"{results} is gone" in said.stdout
+    said = gc(work, "--delete")
+    assert said.returncode == 2
+    assert f"--forget {results}" in said.stderr
+    assert {p.name for p in work.glob("*-*")} == set(plan.stages)
+    hidden.rename(results.parent)
+    assert "kept by nothing: 0 stage" in gc(work).stdout
+
+    shutil.rmtree(results)
+    said = gc(work, "--delete")
+    assert said.returncode == 0, said.stderr
+    assert f"{results} is gone" in said.stdout
+    # A few have the ids of the repository's own results.
+    assert {p.name for p in work.glob("*-*")} < set(plan.stages)
+
+
+def test_the_remedy_for_a_results_folder_that_is_gone_for_good_works(tmp_path):
+    suite, plan, work, _ = world(tmp_path)
+    results = tmp_path / "elsewhere" / "results"
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    shutil.rmtree(results.parent)
+    assert gc(work, "--delete").returncode == 2
+    done = gc(work, "--delete", "--forget", str(results))
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in work.glob("*-*")} < set(plan.stages)
+    assert gc(work, "--forget", str(results)).returncode == 2
+
+
+def test_results_in_the_work_dir_are_found_after_a_move(tmp_path):
+    suite, plan, work, _ = world(tmp_path)
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, work / "results")
+    moved = work.rename(tmp_path / "moved")
+    assert "kept by nothing: 0 stage" in gc(moved).stdout
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": 3}'])
+def test_a_damaged_note_keeps_everything(tmp_path, text):
+    suite, plan, work, results = world(tmp_path)
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    (note,) = (work / cited.FOLDER).iterdir()
+    note.write_text(text)
+    said = gc(work, "--delete")
+    assert (said.returncode, note.name in said.stderr) == (2, True)
+    assert {p.name for p in work.glob("*-*")} == set(plan.stages)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import suite_fakes as fakes
 
+from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 from kdep_bench.suite import state
 
@@ -154,3 +157,44 @@ def test_a_stage_json_with_a_value_of_another_type_is_not_believed(tmp_path, cha
     record, fault = state.finished(stage, tmp_path)
     assert record is None
     assert "is damaged" in (fault or "")
+
+
+def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_path, monkeypatch):
+    """A flipped bit in a file beyond the first 64 MiB passed unnoticed, whatever its checksum."""
+    monkeypatch.setattr(state, "VERIFY_BYTES", 10)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    one = fakes.one(plan, "a")
+    out = tmp_path / one
+    record = state.read_stage(out)
+    assert record is not None
+    (out / "large.bin").write_bytes(b"x" * 1000)
+    files, rest = state.take_stock(out)
+    state.write_stage(out, {**record, "files": files, "rest": rest})
+    hashed: list[str] = []
+    real = state.file_hash
+    monkeypatch.setattr(state, "file_hash", lambda p: hashed.append(Path(p).name) or real(p))
+    for expected in (["large.bin", "value.txt"], ["value.txt"]):
+        assert state.verify_input(tmp_path, one) == ""
+        assert sorted(hashed) == expected
+        hashed.clear()
+    times = os.stat(out / "large.bin")
+    (out / "large.bin").write_bytes(b"x" * 999 + b"y")
+    os.utime(out / "large.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(KdepError, match=r"large\.bin has another checksum"):
+        state.verify_input(tmp_path, one)
+    assert not (out / state.STAGE).exists()
+
+
+def test_what_of_an_input_is_not_checked_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "LISTED_FILES", 1)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    one = fakes.one(plan, "a")
+    out = tmp_path / one
+    record = state.read_stage(out)
+    assert record is not None
+    (out / "z.bin").write_bytes(b"x" * 7)
+    files, rest = state.take_stock(out)
+    state.write_stage(out, {**record, "files": files, "rest": rest})
+    assert "1 files (7 bytes)" in state.verify_input(tmp_path, one)

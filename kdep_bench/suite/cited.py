@@ -1,0 +1,101 @@
+"""A work dir remembers the results folders whose records cite its stages.
+
+`<work>/.cited_by/` holds one small file for each. Pruning (`tools/work_dir.py --gc`) looks there:
+a results folder somewhere else, which no command line names, still keeps its stages.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict, text_hash, write_json
+from kdep_bench.safe_files import is_real_folder, real_folder, remove
+
+FOLDER = ".cited_by"
+_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A results folder that a work dir remembers.
+
+    Attributes:
+        results: its path.
+        note: the file that says so.
+    """
+
+    results: Path
+    note: Path
+
+    @property
+    def is_there(self) -> bool:
+        return self.results.is_dir()
+
+    @property
+    def removed(self) -> bool:
+        """Whether it was removed, and not merely is out of reach, as on a disk not mounted now."""
+        return not self.is_there and self.results.parent.is_dir()
+
+
+def remember(work: Path, results: Path) -> None:
+    """Notes in `work` that records in `results` cite its stages; once, then nothing.
+
+    Raises:
+        KdepError: the note cannot be written, so that pruning would not know of these records.
+    """
+    work, results = work.absolute(), results.absolute()
+    # Inside the work dir: still right when that is moved.
+    path = os.path.relpath(results, work) if results.is_relative_to(work) else str(results)
+    note = work / FOLDER / f"{text_hash(path)}.json"
+    try:
+        if not os.path.lexists(note):
+            real_folder(note.parent)
+            write_json(note, {"results": path})
+    except OSError as e:
+        raise KdepError(
+            f"the work dir {work} cannot note that {results} cites its stages ({e.strerror})",
+            "a work dir that may be written",
+            f"correct the rights of {note.parent}; until then `tools/work_dir.py --gc` needs "
+            f"--results-dir {results}",
+        ) from None
+
+
+def remembered(work: Path) -> list[Remembered]:
+    """The results folders that `work` remembers, sorted by path.
+
+    Raises:
+        KdepError: a note that cannot be read: what is cited is not known, so nothing may go.
+    """
+    folder = work / FOLDER
+    out = []
+    for note in sorted(folder.glob("*.json")) if is_real_folder(folder) else ():
+        said = read_strict(note, _BYTES, follow=False)
+        path = said.get("results") if isinstance(said, dict) else None
+        if not isinstance(path, str) or not path:
+            raise KdepError(
+                f"{note} names no results folder",
+                '{"results": "its path"}',
+                "move it elsewhere, and give the folder as --results-dir",
+            )
+        out.append(Remembered(Path(os.path.normpath(work / path)), note))
+    return sorted(out, key=lambda r: str(r.results))
+
+
+def forget(work: Path, results: Path) -> None:
+    """Removes the note about `results`.
+
+    Raises:
+        KdepError: there is none.
+    """
+    found = [r for r in remembered(work) if r.results == results.absolute()]
+    if not found:
+        raise KdepError(
+            f"{work} remembers no results folder {results.absolute()}",
+            "one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
+            "correct --forget",
+        )
+    for one in found:
+        remove(one.note)
