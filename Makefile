@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
-  faults fuzz mutation scale lightly install clean
+  planted faults fuzz mutation scale lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -77,6 +77,10 @@ mutation: install
 # Changed files to every reader; only sentences may come out. Writes the table; about ten minutes.
 fuzz: install
 	$(PY) -m tests.fuzz --inputs 3000 --seconds 15 --out results/fuzz.md $(FUZZ)
+
+# Ten one-line faults in the protocol, planted one at a time in a copy; fails if the tests miss one.
+planted: install
+	$(PY) -m tests.planted.run
 
 # What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
 scale: install

@@ -76,6 +76,15 @@ def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> Non
     assert row["pairs"] == "2"
 
 
+def test_an_arm_trained_with_one_seed_is_not_set_against_every_seed(results: Results) -> None:
+    """Not 40.0: only weights that were not pre-trained here stand against every seed."""
+    records = keyed("kdep", "probe", {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
+    records += keyed("supervised", "probe", {(1, 0): 0.4, (1, 1): 0.3})
+    row = only_difference(results(shuffled(records)))
+    assert row["x100 [95 %]"].startswith("+35.0 ")
+    assert row["pairs"] == "2"
+
+
 # kdep is alone at the top of det; kdep and svd cannot be told apart on probe; supervised is alone
 # at the top of seg; photos has one seed and so no best.
 SCORES = {

@@ -32,11 +32,12 @@ class ColourBackbone(BaseModule):
 
     The BatchNorm's stored statistics are those of doing nothing and never change, and the
     Dropout drops everything. In evaluation mode both pass on what they get; in training mode the
-    codes of a picture depend on its neighbours, and are then lost. `norm_eval` keeps both in
-    evaluation mode always, so that a head can be trained.
+    codes of a picture depend on its neighbours, and are then lost. `norm_eval` keeps the BatchNorm
+    in evaluation mode always, and `drops=False` leaves the Dropout out: a head can then be trained.
 
     Args:
         output: "one_hot", [B, 32, H, W] of the code; or "codes", [B, 3, H, W] of red, green, blue.
+        drops: whether the Dropout drops.
         input_hw: the size every test picture must have here; at another all codes are `BAD`.
     """
 
@@ -44,6 +45,7 @@ class ColourBackbone(BaseModule):
         self,
         output: str = "one_hot",
         input_hw: Sequence[int] | None = None,
+        drops: bool = True,
         out_indices: Sequence[int] = (0,),
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -54,13 +56,12 @@ class ColourBackbone(BaseModule):
         self.input_hw = None if input_hw is None else tuple(input_hw)
         self.levels = len(out_indices)
         self.norm = nn.BatchNorm2d(3, momentum=0.0)
-        self.drop = nn.Dropout(1.0)
+        self.drop = nn.Dropout(1.0 if drops else 0.0)
 
     def train(self, mode: bool = True) -> ColourBackbone:
         super().train(mode)
         if self.norm_eval:
             self.norm.eval()
-            self.drop.eval()
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -154,7 +154,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     task["recipe"].update(
         epochs=3, step_epochs=5, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
     )
-    given = {**student(input_hw=[PX, PX]), "input_px": PX}
+    given = {**student(input_hw=[PX, PX], drops=False), "input_px": PX}
     outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
     assert outputs["value"] == 10 / 16
     assert outputs["per_class"] == pytest.approx(dict(zip(names, RECALL, strict=True)), abs=1e-7)
@@ -201,7 +201,7 @@ def test_coco_scores_val2017_at_each_threshold(tmp_path: Path, apart: Callable[.
         file = folder / "annotations" / f"instances_{split}.json"
         boxes.write_split(folder / split, file, named, first, classes, list(classes), ".jpg")
     task = detection_task("coco_fpn", boxes.ANSWERS)
-    outputs, seen = apart(run_stage, task, student(), tmp_path / "p", tmp_path)
+    outputs, seen = apart(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
     assert outputs["metrics"] == boxes.rounded(
         {"bbox_mAP": boxes.AP, "bbox_mAP_50": boxes.AP50, "bbox_mAP_75": boxes.AP75}
     )
@@ -259,27 +259,20 @@ def test_voc_scores_2007_test_by_11_points_at_each_threshold(
     def answer(name: str, score: float, box: int, iou: float) -> list[float]:
         return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
 
+    # As in COCO's test, with boxes that end a pixel earlier, as VOC's do: IoU .715, .519 and .763.
     answers = {
-        # IoU .617 (VOC's boxes end a pixel earlier): right at .50, .55, .60. AP 3/10, AP50 1.
-        "1": [answer("aeroplane", 0.5, 0, 0.62)],
-        # One of two found, IoU .859: right up to .85. Recall 1/2 covers 6 of the 11 points.
-        "2": [answer("dog", 0.9, 1, 0.87)],
-        # Found, but a higher score is wrong: precision 1/2 everywhere.
-        "3": [answer("tvmonitor", 0.3, 0, 1.0)],
+        "1": [answer("aeroplane", 0.5, 0, 0.72)],
+        "2": [answer("dog", 0.9, 1, 0.52)],  # one of two: recall 1/2 covers 6 of the 11 points
+        "3": [answer("tvmonitor", 0.3, 0, 0.77)],
         "4": [answer("tvmonitor", 0.8, 0, 1.0)],
         "5": [answer("tvmonitor", 0.95, 0, 1.0)],
         **{str(11 + k): [answer("dog", 0.99, 0, 1.0)] for k in range(4)},
     }
     task = detection_task("voc0712_fpn", answers)
-    outputs, seen = apart(run_stage, task, student(), tmp_path / "p", tmp_path)
-    ap = {"aeroplane": 0.3, "dog": 0.8 * 6 / 11, "tvmonitor": 0.5}
+    outputs, seen = apart(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
+    ap = {"aeroplane": 0.5, "dog": 0.1 * 6 / 11, "tvmonitor": 0.6 / 2}
     assert outputs["metrics"] == pytest.approx(
-        {
-            "AP": sum(ap.values()) / 3,
-            "AP50": (1 + 6 / 11 + 0.5) / 3,
-            "AP75": (0 + 6 / 11 + 0.5) / 3,
-        },
-        abs=1e-7,
+        {"AP": sum(ap.values()) / 3, "AP50": (1 + 6 / 11 + 0.5) / 3, "AP75": 0.5 / 3}, abs=1e-7
     )
     assert outputs["metric"] == "AP"
     assert outputs["per_class"] == pytest.approx(ap, abs=1e-7)
@@ -383,7 +376,7 @@ def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
         workers=0,
     )
     recipe["model"] = masks.segmenter(recipe["model"])
-    given = student(input_hw=[64, 64])
+    given = student(input_hw=[64, 64], drops=False)
     outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
     want = {
         "mIoU": masks.MIOU,

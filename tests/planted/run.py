@@ -1,0 +1,213 @@
+"""Plants each fault in a copy of the repository and runs the tests that must notice it.
+
+    python -m tests.planted.run [--table module:NAME] [--jobs N]
+
+One process imports the toolkits once; each fault is planted in a copy of the package, and its tests
+run in a fork that imports the copy. The named tests run without a fault first: they must pass. Ends
+with 1 where a fault passes unnoticed, or stands for a line that is no longer there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.planted.table import Fault
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGE = "kdep_bench"
+COPIED = ("kdep_bench", "tests", "configs", "tools", "pyproject.toml", "README.md")
+IMPORTED = ("torch", "sklearn.linear_model", "scipy.stats", "mmengine.runner", "pytest", "pydantic")
+
+
+def place(repo: Path, fault: Fault) -> Path:
+    """The file of a fault, after a look whether its line is there.
+
+    Raises:
+        LookupError: the line stands there never, or more than once.
+    """
+    file = repo / fault.file
+    times = file.read_text().count(fault.old) if file.is_file() else 0
+    if times != 1:
+        where = [
+            f"{path.relative_to(repo)}"
+            for path in sorted((repo / "kdep_bench").rglob("*.py"))
+            if fault.old in path.read_text()
+        ]
+        raise LookupError(
+            f"{fault.file} holds {times} times: {fault.old!r}; "
+            f"elsewhere: {', '.join(where) or 'nowhere'}. "
+            f"Correct the fault '{fault.wrong}' in tests/planted/table.py"
+        )
+    return file
+
+
+def plant(repo: Path, fault: Fault, to: Path) -> Path:
+    """Copies the package below `to` and changes the fault's line in the copy; returns `to`."""
+    place(repo, fault)
+    shutil.copytree(repo / PACKAGE, to / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    file = to / fault.file
+    file.write_text(file.read_text().replace(fault.old, fault.new))
+    return to
+
+
+def copy_of(repo: Path, to: Path) -> Path:
+    """What the tests need of a repository, without compiled files."""
+    for name in COPIED:
+        source = repo / name
+        if source.is_dir():
+            hidden = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(source, to / name, ignore=hidden)
+        elif source.is_file():
+            shutil.copy2(source, to / name)
+    return to
+
+
+def import_toolkits(repo: Path) -> None:
+    """Imports what is large, and of the project only what these imports need."""
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(repo), *(p for p in sys.path if p not in ("", str(REPO)))]
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("kdep_bench", "tests")]:
+        del sys.modules[name]
+    os.chdir(repo)
+    os.environ.update(
+        PYTHONPATH=str(repo),
+        PYTHONDONTWRITEBYTECODE="1",
+        OMP_NUM_THREADS="1",
+        KDEP_TESTS_FORK="1",
+    )
+    for name in IMPORTED:
+        importlib.import_module(name)
+    importlib.import_module("tests.transfer.preload")
+
+
+@dataclass
+class Job:
+    """One run of tests in a fork: of a fault, or without any."""
+
+    tests: str
+    folder: Path
+    fault: Fault | None = None
+    start: float = 0.0
+    pid: int = 0
+    status: int = -1
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def fork(self, repo: Path) -> None:
+        """Starts pytest in a fork of this process, with the fault where there is one."""
+        self.folder.mkdir()
+        if self.fault is not None:
+            if module_of(self.fault.file) in sys.modules:
+                raise RuntimeError(f"{self.fault.file} was imported before its fault was planted")
+            plant(repo, self.fault, self.folder)
+        self.start, self.pid = time.perf_counter(), os.fork()
+        if self.pid:
+            return
+        status = 70
+        try:
+            with (self.folder / "log.txt").open("w") as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            if self.fault is not None:  # what is imported from now on comes from the copy
+                sys.path.insert(0, str(self.folder))
+                sys.modules[PACKAGE].__path__ = [str(self.folder / PACKAGE)]
+                os.environ["PYTHONPATH"] = str(self.folder)
+            import pytest
+
+            status = int(pytest.main(["-x", "-q", *shlex.split(self.tests)]))
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def told(self) -> str:
+        """One line on what came of it."""
+        failed = [r for r in self.log.splitlines() if r.startswith("FAILED")]
+        by = (
+            failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else f"pytest {self.status}"
+        )
+        took = f"{time.perf_counter() - self.start:5.1f} s"
+        if self.fault is None:
+            return f"without a fault, {self.tests} ends with {self.status}"
+        word = "noticed  " if self.status == 1 else "UNNOTICED"
+        return f"{word} {took}  {self.fault.kind}: {self.fault.wrong}  [{by}]"
+
+
+def run_all(jobs: Iterable[Job], repo: Path, cores: int) -> Iterator[Job]:
+    """Runs the jobs, `cores` at a time; yields each when it has ended."""
+    waiting, running = list(jobs)[::-1], {}
+    while waiting or running:
+        while waiting and len(running) < cores:
+            job = waiting.pop()
+            job.fork(repo)
+            running[job.pid] = job
+        pid, status = os.wait()
+        job = running.pop(pid)
+        job.status = os.waitstatus_to_exitcode(status)
+        yield job
+        shutil.rmtree(job.folder)
+
+
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def read_table(name: str) -> tuple[Fault, ...]:
+    module, _, attribute = name.partition(":")
+    return tuple(getattr(importlib.import_module(module), attribute))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--table", default="tests.planted.table:FAULTS")
+    parser.add_argument("--jobs", type=int, default=2, help="forks at a time")
+    parser.add_argument("--unchecked", action="store_true", help="skip the run without a fault")
+    given = parser.parse_args(arguments)
+    faults, begin = read_table(given.table), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="planted-") as name:
+        folder = Path(name)
+        repo = copy_of(REPO, folder / "repo")
+        gone = []
+        for fault in faults:
+            try:
+                place(repo, fault)
+            except LookupError as e:
+                gone.append(str(e))
+        if gone:
+            print("\n".join(gone))
+            return 1
+        import_toolkits(repo)
+        gc.freeze()  # forks then copy fewer pages
+        print(f"{len(faults)} faults; imported in {time.perf_counter() - begin:.0f} s", flush=True)
+        clean = [] if given.unchecked else sorted({f.tests for f in faults})
+        jobs = [Job(tests, folder / f"clean-{k}") for k, tests in enumerate(clean)]
+        jobs += [Job(f.tests, folder / f"fault-{k}", f) for k, f in enumerate(faults)]
+        wrong = 0
+        for job in run_all(jobs, repo, given.jobs):
+            # pytest's 1: tests ran and some failed; anything else is no answer.
+            right = 0 if job.fault is None else 1
+            if job.fault is not None or job.status != right:
+                print(job.told(), flush=True)
+            if job.status not in (0, 1) or (job.fault is None and job.status):
+                print(job.log[-4000:], flush=True)
+            wrong += job.status != right
+    took = time.perf_counter() - begin
+    print(f"{len(faults)} faults, {wrong} runs not as they should be, {took:.0f} s")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The tests notice ten faults that decide a number; a fault whose line is gone is an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.planted.run import REPO, place, plant
+from tests.planted.table import FAULTS
+
+
+@pytest.mark.e2e
+def test_no_planted_fault_passes_unnoticed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.planted.run"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("noticed  ") == len(FAULTS)
+    assert "UNNOTICED" not in done.stdout
+
+
+def test_every_kind_of_the_protocol_has_a_fault_whose_line_is_there() -> None:
+    assert len(FAULTS) == 10
+    assert {f.kind for f in FAULTS} == {
+        "the split that is scored",
+        "order and mode",
+        "the entry of the metric",
+        "labels",
+        "randomness",
+        "identity",
+        "reports",
+    }
+    for fault in FAULTS:
+        assert place(REPO, fault).is_file()
+        assert fault.old != fault.new
+
+
+def test_a_line_that_is_gone_or_stands_twice_is_an_error_with_its_location(tmp_path: Path) -> None:
+    """Not a fault that is planted nowhere and counts as noticed."""
+    (tmp_path / "kdep_bench").mkdir()
+    (tmp_path / "kdep_bench/a.py").write_text("x = 1\ny = 2\n")
+    (tmp_path / "kdep_bench/moved.py").write_text("z = 3\n")
+    fault = replace(FAULTS[0], file="kdep_bench/a.py", old="y = 2", new="y = 1")
+    copy = plant(tmp_path, fault, tmp_path / "copy")
+    assert (copy / "kdep_bench/a.py").read_text() == "x = 1\ny = 1\n"
+    assert (tmp_path / "kdep_bench/a.py").read_text() == "x = 1\ny = 2\n"
+    with pytest.raises(LookupError, match=r"a\.py holds 0 times: 'z = 3'.*kdep_bench/moved\.py"):
+        place(tmp_path, replace(fault, old="z = 3"))
+    with pytest.raises(LookupError, match=r"a\.py holds 2 times"):
+        place(tmp_path, replace(fault, old=" = "))
+    with pytest.raises(LookupError, match="elsewhere: nowhere"):
+        place(tmp_path, replace(fault, file="kdep_bench/gone.py", old="no such line"))
