@@ -152,7 +152,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
     task["recipe"].update(
-        epochs=3, step_epochs=5, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
+        epochs=3, step_epochs=3, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
     )
     given = {**student(input_hw=[PX, PX], drops=False), "input_px": PX}
     outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
