@@ -48,7 +48,9 @@ def values(name: str, folder: Path) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_of_a_method_is_that_of_the_published_runs(name: str, tmp_path: Path):
-    kept = json.loads(KEPT.read_text())[name]
+    table = json.loads(KEPT.read_text())
+    assert name in table, "a new method: python -m tests.objectives.test_objectives_values adds it"
+    kept = table[name]
     got = values(name, tmp_path)
     assert got.keys() == kept.keys()
     for term, numbers in kept.items():
