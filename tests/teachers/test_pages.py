@@ -15,7 +15,7 @@ from kdep_bench.suite.config import names, read_room, resolve
 from kdep_bench.teachers.base import build_teacher
 from tests.teachers.conftest import asked, pictures
 
-CARD = {"pretraining", "labels_used", "top1", "licence", "source"}
+CARD = {"pretraining", "labels_used", "top1", "licence", "source", "trained_on"}
 # A tiny network of the same family in place of the page's, which then is as wide as said here.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet50": (2048, {}),
@@ -46,7 +46,7 @@ def test_every_page_is_tested_here():
 @pytest.mark.parametrize("name", names("teacher"))
 def test_every_card_declares_what_the_teacher_was_made_of(name: str):
     card = read_room("teacher", name)["card"]
-    assert set(card) - {"top1_source", "logits_from_pooled", "width", "classes"} == CARD
+    assert set(card) - {"top1_source", "logits_from_pooled", "width", "classes", "maps"} == CARD
     assert isinstance(card["labels_used"], bool)
     assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_source"])
 
