@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
-  planted faults fuzz mutation scale lightly install clean
+  planted faults fuzz mutation scale scale-data lightly install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -85,6 +85,10 @@ planted: install
 # What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
 scale: install
 	$(PY) -m kdep_bench.suite.bench
+
+# What hashing 100,000 small files costs, and looking at them again; a minute.
+scale-data: install
+	$(PY) -m kdep_bench.suite.bench_data
 
 # lightly-train, to measure against (`tools/benchmark.py --against lightly-train`), in a virtual
 # environment of its own that reads the project's: one torch, one timm for both.

@@ -119,6 +119,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     """
     from kdep_bench.suite.before import check_counts
     from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.data_identity import was_read, with_content
     from kdep_bench.suite.plan import build_plan
 
     try:
@@ -133,6 +134,8 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
+        if was_read(loaded, work):  # else nothing was rendered for this data as it is
+            plan = build_plan(with_content(loaded, work)[0])
         yield attempt("room for views", lambda: _room(plan, _there(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
         yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))

@@ -124,6 +124,19 @@ def is_read(suite: Suite) -> bool:
     return True
 
 
+def was_read(suite: Suite, work: Path) -> bool:
+    """Whether `with_content` would find all data hashed before, and so read what changed alone."""
+    try:
+        declared_by = [
+            declared(str(d.get("type") or ""), d) or {}
+            for d in [suite.data, *(v.data for v in suite.variants)]
+        ]
+    except KdepError:
+        return False
+    sources = [s for parts in declared_by for some in parts.values() for s in some]
+    return all(index(work).path(s).is_file() for s in sources)
+
+
 def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
     read = _Read()
     try:
