@@ -1,0 +1,106 @@
+"""Own data edited between two runs of the real command: no old score under the new data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+COLOUR = {1: (220, 40, 40), 2: (40, 60, 220)}
+
+pytestmark = pytest.mark.e2e
+
+
+def make(root: Path) -> Path:
+    """Squares of two colours on noise, boxes around them, and a suite of one untrained arm."""
+    rng, splits = np.random.default_rng(0), {}
+    for split in ("train", "test", "pool"):
+        images, boxes = [], []
+        for i in range(8):
+            picture, c = rng.integers(90, 140, (96, 128, 3), dtype=np.uint8), 1 + i % 2
+            x, y = (int(v) for v in rng.integers(5, 40, 2))
+            picture[y : y + 44, x : x + 44] = COLOUR[c]
+            path = root / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+            images.append({"id": i, "file_name": path.name, "width": 128, "height": 96})
+            box = {"bbox": [x, y, 44, 44], "area": 44 * 44, "iscrowd": 0}
+            boxes.append({"id": i, "image_id": i, "category_id": c, **box})
+        names = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+        table = {"images": images, "annotations": boxes, "categories": names}
+        if split != "pool":
+            (root / f"{split}.json").write_text(json.dumps(table))
+            splits[split] = {"json": f"{root}/{split}.json", "images": f"{root}/{split}"}
+    data = {"type": "kdep_bench.data.own.prepare", "name": "edited", "labels": False}
+    suite = {
+        "name": "edited",
+        "about": "data that is edited",
+        "data": {**data, "pool": f"{root}/pool", "coco": splits},
+        "teacher": "efficientnet_lite0",
+        "students": ["resnet18_w32"],
+        "methods": ["scratch"],
+        "tasks": [
+            {
+                "base": "smoke_det",
+                "name": "edited_det",
+                "recipe": {"iters": 2, "warmup": 1, "scale": [128, 96]},
+            }
+        ],
+        "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+        "seeds": {"pretrain": [0], "transfer": [0]},
+        "claims": [],
+    }
+    (root / "suite.py").write_text(f"suite = {suite!r}\n")
+    return root
+
+
+def run_suite(root: Path, *more: str) -> str:
+    command = [sys.executable, str(REPO / "tools/run_suite.py"), str(root / "suite.py")]
+    command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--plain", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def record(root: Path) -> dict:
+    (path,) = (root / "r/records").glob("*.json")
+    return json.loads(path.read_text())
+
+
+def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
+    root = make(tmp_path / "mine")
+    run_suite(root)
+    first, path = record(root), root / "test.json"
+    os.utime(path)
+    assert "edited: 0 ran" in run_suite(root)
+
+    size = path.stat().st_size  # an edit that keeps the size
+    path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 2'))
+    assert path.stat().st_size == size
+    assert "data changed: test.json changed" in run_suite(root, "--dry-run")
+    said = run_suite(root)
+    assert "edited: 2 ran" in said  # prepare and the transfer; nothing else reads this data
+    assert "1 later stage(s) run again for that" in said
+    second = record(root)
+    assert second["id"] != first["id"]
+    assert second["data"]["fingerprint"] != first["data"]["fingerprint"]
+    assert set(second["per_class"]) == {"red", "blue"} or second["notes"]
+
+    table = json.loads(path.read_text())  # half of the boxes
+    table["annotations"] = table["annotations"][:4]
+    path.write_text(json.dumps(table))
+    assert "edited: 2 ran" in run_suite(root)
+    third = record(root)
+    prints = {r["data"]["fingerprint"] for r in (first, second, third)}
+    assert len(prints) == 3
+    old = [json.loads(p.read_text()) for p in (root / "r/superseded").glob("*.json")]
+    assert {r["id"]: r["data"]["fingerprint"] for r in old} == {
+        r["id"]: r["data"]["fingerprint"] for r in (first, second)
+    }
