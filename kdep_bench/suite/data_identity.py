@@ -65,7 +65,15 @@ def declared(maker: str, spec: Json) -> Parts | None:
     except Exception:  # somebody's module: the stage that calls it reports what is wrong with it
         return None
     reads = getattr(module, "reads", None)
-    return None if reads is None else reads({k: v for k, v in spec.items() if k != CONTENT})
+    if reads is None:
+        return None
+    try:
+        return reads({k: v for k, v in spec.items() if k != CONTENT})
+    except KdepError:
+        raise
+    except Exception as e:  # of a config that the stage refuses, or of somebody's module
+        got = f"{name}.reads does not take the data config ({type(e).__name__}: {e})"
+        raise KdepError(got) from e
 
 
 # --- planning ------------------------------------------------------------------------------------
@@ -106,7 +114,8 @@ def with_content(
     variants = [v.model_copy(update={"data": given(v.data)}) for v in suite.variants]
     suite = suite.model_copy(update={"data": given(suite.data), "variants": variants})
     lines = [
-        f"data: {r.files:,} files, {r.anew:,} of them read, the others unchanged since they were"
+        f"data: {r.files:,} files, of which {r.anew:,} were read to hash them; the hashes of the "
+        "others are known"
         for r in known.values()
         if r.files
     ]

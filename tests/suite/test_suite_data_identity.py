@@ -341,6 +341,15 @@ def test_generated_data_has_the_ids_it_had(tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
+def test_a_malformed_data_config_is_a_line_and_no_traceback(mine: Path, tmp_path: Path) -> None:
+    official = "kdep_bench.data.official.stage.prepare"
+    for wrong in ({"type": official}, {"coco": 3, "pool": None}, {"coco": {"train": [1]}}):
+        suite = suite_of(mine).model_copy(update={"data": {**data_of(mine), **wrong}})
+        with_it, lines = with_content(suite, tmp_path / "w")
+        assert "content" not in with_it.data or "coco" in wrong
+        assert len(lines) <= 1
+
+
 def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path: Path) -> None:
     data = {**data_of(mine), "type": "suite_fakes.pretend"}
     suite = suite_of(mine).model_copy(update={"data": data})
