@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -44,6 +45,7 @@ from kdep_bench.suite.config import Suite, load_suite
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.lock import LOCKS, process_start
 from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.stage import write_plan
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -161,7 +163,8 @@ class World:
             if i in gone:
                 continue
             # What prepares data leaves much, and it is read alone: no second copy of it.
-            copy = os.link if i.startswith("prepare-") else shutil.copy2
+            same = os.stat(self.home).st_dev == os.stat(target.parent).st_dev
+            copy = os.link if same and i.startswith("prepare-") else shutil.copy2
             shutil.copytree(source, target, symlinks=True, copy_function=copy)
         return case
 
@@ -523,7 +526,7 @@ def terminate(world: World, dice: Dice, times: int) -> Row:
 
 def two_runners(world: World, dice: Dice, times: int) -> Row:
     """Two runners started at once on one work dir: each stage runs once, both end well."""
-    wrong, twice = 0, 0
+    wrong, twice, counted = 0, 0, 0
     for _ in range(times):
         part = world.one(PRETRAIN)
         case = world.copy(part)
@@ -534,12 +537,16 @@ def two_runners(world: World, dice: Dice, times: int) -> Row:
         for runner in runners:
             said = runner.communicate(timeout=LIMIT)[0]
             assert runner.returncode == 0, said[-3000:]
+            assert f"{len(world.plan.stages)} of {len(world.plan.stages)} stages are done" in said
+            counted += int(re.findall(r": (\d+) ran, ", said)[-1])
+        counted -= len(todo)
         for one in todo:
             headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")
             twice += headers - 1
         wrong += case.wrong()
         case.close()
-    return Row("two runners at once", times, 0.0, wrong + twice, f"{twice} stages done twice")
+    note = f"{twice} stages done twice, {counted} counted twice"
+    return Row("two runners at once", times, 0.0, wrong + twice + abs(counted), note)
 
 
 @contextlib.contextmanager
@@ -760,6 +767,162 @@ def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     return Row("clock going backwards, by an hour each", jumps, lost, wrong)
 
 
+# --- what others plant, and what wakes late -----------------------------------------------------
+
+
+def planted(world: World, dice: Dice, what: str) -> Row:
+    """A link or FIFO lies where the engine keeps a file of its own; a user's folder is behind it.
+
+    The run fails with a sentence, or the damage is noticed, and nothing behind the link is touched.
+    With the plant removed, a rerun gives what it should.
+    """
+    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(one)
+    photos = case.home / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("a photo")
+    place = {
+        "stage directory": case.work / one,
+        "lock": case.work / LOCKS / one,
+        "log": case.work / one / state.LOG,
+        "result": case.work / one / state.STAGE,
+    }[what.split()[0] if what != "stage directory that is a link" else "stage directory"]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if "FIFO" in what:
+        os.mkfifo(place)
+    else:
+        place.symlink_to(photos if "directory" in what else photos / "a.jpg")
+    begun = time.monotonic()
+    done = case.run()
+    assert "Traceback" not in done.stdout, done.stdout[-3000:]
+    if not what.startswith("result"):
+        assert done.returncode == 1, done.stdout[-3000:]
+        assert f"{place} is a" in done.stdout, done.stdout[-3000:]
+    lost = time.monotonic() - begun
+    touched = [p.name for p in photos.iterdir()] != ["a.jpg"]
+    touched = touched or (photos / "a.jpg").read_text() != "a photo"
+    if place.is_symlink() or place.is_fifo():
+        place.unlink()
+    case.settle(1)
+    wrong = case.wrong() + touched
+    case.close()
+    return Row(what, 1, lost if lost > 60 else 0.0, wrong, "refused by name")
+
+
+APART = """
+import sys
+from pathlib import Path
+from kdep_bench.suite import lock, stage, tries
+lock.boot_id = tries.boot_id = lambda: sys.argv[1]  # another machine
+lock._flock = lambda fd, how=0: True  # on a disk whose file system has no locks
+sys.exit(stage.main(sys.argv[2:]))
+"""
+
+
+def woken_owner(world: World, dice: Dice, times: int) -> Row:
+    """A process is stopped, its stage is made by another machine, and then it wakes."""
+    one = world.one(PRETRAIN)
+    lost, wrong = 0.0, 0
+    for _ in range(times):
+        case = world.copy(one)
+        write_plan(case.home / "plan.json", "p", world.plan.stages.values())
+        more = ["--plan", str(case.home / "plan.json"), "--stage", one]
+        more += ["--work-dir", str(case.work)]
+
+        def machine(name: str, more: list[str] = more) -> subprocess.Popen:
+            path = os.pathsep.join((str(REPO), str(HERE)))
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+            command = [sys.executable, "-c", APART, name, *more]
+            return subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+            )
+
+        first = machine("one")
+        end = time.monotonic() + LIMIT
+        while tries.current(case.work, one) == case.work / one:
+            assert time.monotonic() < end, "it never began"
+            assert first.poll() is None, first.returncode
+            time.sleep(0.005)
+        time.sleep(dice.uniform(0, world.wall[one]))
+        ended = first.poll() is not None
+        first.send_signal(signal.SIGSTOP)
+        lost += 0.0 if ended else case.lost(one, first.pid)
+        os.truncate(case.work / LOCKS / one, 0)  # as whoever saw it stand still for two minutes
+        assert machine("two").wait(LIMIT) == 0
+        before = {p: p.stat().st_mtime_ns for p in (case.work / one).rglob("*")}
+        first.send_signal(signal.SIGCONT)
+        first.wait(LIMIT)
+        wrong += before != {p: p.stat().st_mtime_ns for p in (case.work / one).rglob("*")}
+        case.settle(1)
+        wrong += case.wrong()
+        case.close()
+    return Row("stopped owner wakes after a takeover", times, lost, wrong, "no locks between them")
+
+
+def no_sum(world: World, dice: Dice) -> Row:
+    """A stage.json that was changed, and whose checksum was taken out, is not believed."""
+    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy()
+    path = case.work / one / state.STAGE
+    record = json.loads(path.read_text())
+    del record["sum"]
+    record["outputs"]["value"] = 0.99
+    path.write_text(json.dumps(record))
+    case.settle(2)
+    wrong = case.wrong()
+    case.close()
+    return Row("stage.json changed, without its checksum", 1, world.wall[one], wrong)
+
+
+def pruned(world: World, dice: Dice) -> Row:
+    """Pruning while the records that cite the stages lie elsewhere."""
+    case = world.copy()
+    case.settle(1)
+    tool = [sys.executable, str(REPO / "tools" / "work_dir.py"), "--work-dir", str(case.work)]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [*tool, "--gc", "--delete"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    wrong = case.wrong()
+    case.close()
+    return Row("pruning, with the records elsewhere", 1, 0.0, wrong)
+
+
+def left(world: World, dice: Dice) -> Row:
+    """A suite config that calls sys.exit(0) is an error, not a run that went well."""
+    case = world.copy()
+    case.file = case.home / "leaves.py"
+    case.file.write_text(world.file.read_text() + "\nimport sys\nsys.exit(0)\n")
+    done = case.run()
+    assert "Traceback" not in done.stdout, done.stdout[-2000:]
+    case.close()
+    return Row("a config that calls sys.exit(0)", 1, 0.0, int(done.returncode == 0))
+
+
+def cut_export(world: World, dice: Dice) -> Row:
+    """An export is cut by one byte: `publish` names it, and does not end with 0."""
+    case = world.copy()
+    one = world.one("export-resnet18_w32.kdep")
+    path = next((case.work / one).glob("*.pth"))
+    os.truncate(path, path.stat().st_size - 1)
+    tool = [sys.executable, str(REPO / "tools" / "publish.py"), str(world.file)]
+    tool += ["--work-dir", str(case.work), "--out", str(case.home / "published")]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(tool, env=env, capture_output=True, text=True, check=False)
+    wrong = int(done.returncode == 0 or one not in done.stderr)
+    case.settle(2)
+    wrong += case.wrong()
+    case.close()
+    return Row("export cut by one byte, then published", 1, world.wall[one], wrong)
+
+
+PLANTED = (
+    *("stage directory that is a link", "lock that is a link", "lock that is a FIFO"),
+    *("log that is a link", "log that is a FIFO", "result that is a FIFO"),
+)
+
+
 def unless(why_not: str, fault: str, inject: Callable[[], Row]) -> Callable[[], Row]:
     """`inject`, or a line that says why it cannot be done here."""
     return (lambda: Row(fault, 0, 0.0, 0, f"not injected: {why_not}")) if why_not else inject
@@ -803,6 +966,14 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
     yield "oom-rlimit", lambda: out_of_memory(world, dice, "rlimit")
     starve = partial(out_of_memory, world, dice, "cgroup")
     yield "oom-cgroup", unless(limit, "out of memory (cgroup)", starve)
+    for what in PLANTED:
+        yield "planted", lambda w=what: planted(world, dice, w)
+    yield "woken", lambda: woken_owner(world, dice, 3)
+    yield "nosum", lambda: no_sum(world, dice)
+    yield "pruned", lambda: pruned(world, dice)
+    if not world.toy:
+        yield "left", lambda: left(world, dice)
+        yield "cutexport", lambda: cut_export(world, dice)
     yield "hang", lambda: hang(world, dice)
     fault = "clock going backwards, by an hour each"
     yield "clock", unless(compiler, fault, partial(clock_backwards, world, dice, 6))

@@ -51,6 +51,27 @@ def test_damaged_records_are_written_anew(world, dice, how):
     assert faults.damaged_record(world, dice, how).wrong == 0
 
 
+@pytest.mark.parametrize("what", faults.PLANTED)
+def test_what_is_planted_is_refused_and_what_is_behind_it_is_kept(world, dice, what):
+    assert faults.planted(world, dice, what).wrong == 0
+
+
+def test_an_owner_that_wakes_after_a_takeover(world, dice):
+    assert faults.woken_owner(world, dice, 2).wrong == 0
+
+
+def test_a_changed_result_without_its_checksum(world, dice):
+    assert faults.no_sum(world, dice).wrong == 0
+
+
+def test_pruning_with_the_records_elsewhere(world, dice):
+    assert faults.pruned(world, dice).wrong == 0
+
+
+def test_two_runners_at_once(world, dice):
+    assert faults.two_runners(world, dice, 1).wrong == 0
+
+
 def test_out_of_memory(world, dice):
     assert faults.out_of_memory(world, dice, "rlimit").wrong == 0
 
