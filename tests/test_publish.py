@@ -163,7 +163,7 @@ def made_export(plan: Plan, work: Path, one: str, source: Path) -> Path:
     files, rest = state.take_stock(folder)
     about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
-    about |= {"finished": "2026-01-01T00:00:00+00:00"}
+    about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
     state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
     return folder / PTH
 

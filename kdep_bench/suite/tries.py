@@ -27,6 +27,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -224,11 +225,20 @@ class Try:
 
     def _bring_log(self, out: Path) -> None:
         assert self._dir is not None
-        if not os.path.lexists(out / state.LOG):
+        try:  # what was planted in its place stays behind, and goes
+            if not stat.S_ISREG(os.lstat(out / state.LOG).st_mode):
+                return
+        except FileNotFoundError:
             return
         _remove_at(self._dir, state.LOG)
         try:
-            os.link(state.LOG, state.LOG, src_dir_fd=self._out, dst_dir_fd=self._dir)
+            os.link(
+                state.LOG,
+                state.LOG,
+                src_dir_fd=self._out,
+                dst_dir_fd=self._dir,
+                follow_symlinks=False,
+            )
         except FileNotFoundError:
             raise
         except OSError:  # a file system without hard links

@@ -180,6 +180,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
     out = state.folder(work, stage)
     lock = StageLock(work, stage.id)
     attempt: tries.Try | None = None
+    logs = False
     try:
         real_folder(out, "stage directory")
         # Taken for dead and taken over: this process goes, by its own SIGTERM handler.
@@ -197,6 +198,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         afresh = order.force or (out / state.DAMAGED).exists()
         attempt = tries.begin(work, stage.id, stage.resumable and not afresh, lock.mine)
         _log_to(attempt.open_log(), order)
+        logs = True
         return (DONE if _execute(order, attempt, progress, lock.mine) else BUSY), None
     except tries.Lost:
         return BUSY, None
@@ -211,7 +213,8 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         if not lock.mine():  # the new owner has renamed the directory under this one's hands
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
+            if logs:  # a traceback is for the log alone
+                traceback.print_exc()
         return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
         said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
