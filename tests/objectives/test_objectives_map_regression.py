@@ -234,6 +234,8 @@ def test_shares_of_the_levels_must_name_each_and_sum_to_one():
     for wrong in ({"s16": 1.0}, {"s16": 0.5, "s32": 0.6}, {"s16": 1.5, "s32": -0.5}):
         with pytest.raises(KdepError, match="with sum 1"):
             level_shares(levels, wrong)
+    with pytest.raises(KdepError, match="one positive number"):
+        level_shares(levels, {"s16": 1.0, "s32": 0.0})
 
 
 def test_levels_before_the_activation_are_those_that_the_activation_turns_into_the_levels():
