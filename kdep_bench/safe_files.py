@@ -164,12 +164,12 @@ def remove(path: str | os.PathLike[str]) -> None:
             os.unlink(path)
 
 
-def new_beside(target: Path) -> tuple[int, Path]:
+def new_beside(target: Path, prefix: str = "") -> tuple[int, Path]:
     """(descriptor, path) of a new file beside `target`, to be renamed to it.
 
     Not mkstemp, whose files are their owner's alone: this one has 0666 less the umask.
     """
-    tmp = target.with_name(f".{target.name[:60]}.{os.urandom(6).hex()}.tmp")
+    tmp = target.with_name(f"{prefix or f'.{target.name[:60]}.'}{os.urandom(6).hex()}.tmp")
     return open_regular(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL), tmp
 
 

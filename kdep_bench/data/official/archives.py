@@ -22,7 +22,6 @@ import shutil
 import stat
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from typing import IO, Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
+from kdep_bench.safe_files import new_beside
 
 SEALS = ".unpacked"
 _PIECE = 1 << 20
@@ -339,7 +339,7 @@ def place(
     if there and (resumed or _equal(member, out)):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=".unpack.", dir=out.parent)
+    fd, tmp = new_beside(out, ".unpack.")
     try:
         left = member.size
         with os.fdopen(fd, "wb") as f, member.open() as data:
@@ -351,10 +351,9 @@ def place(
         if left or more:
             what = f"ends {left} bytes before its member" if left else "holds more than it says of"
             raise KdepError(f"the archive {source} {what} {member.name!r}", "all of it", _AGAIN)
-        os.chmod(tmp, 0o644)
         os.replace(tmp, out)
     finally:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
     return True
 
 
