@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,14 @@ from kdep_bench.data.images import read_rgb
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
-from kdep_bench.files import canonical_json, file_hash, read_strict, text_hash, write_json
+from kdep_bench.files import (
+    canonical_json,
+    file_hash,
+    plain_text,
+    read_strict,
+    text_hash,
+    write_json,
+)
 
 PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"
 
@@ -161,13 +169,20 @@ def run(
 
 def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     """Opens a finished `views` stage; `prepare_dir` is needed to read the source images again."""
-    listing = read_strict(views_dir / LISTING)
-    recipe = np.load(views_dir / RECIPE)
-    pixels = np.load(views_dir / PIXELS, mmap_mode="r")
-    if (
-        len(pixels) != len(recipe["flip"])
-        or len(pixels) != len(listing["files"]) * listing["views"]
-    ):
+    try:
+        listing = read_strict(views_dir / LISTING)
+        with np.load(views_dir / RECIPE) as stored:
+            recipe = {name: stored[name] for name in ("box", "flip")}
+        pixels = np.load(views_dir / PIXELS, mmap_mode="r")
+        listing = {name: listing[name] for name in ("files", "views", "pool")}
+        rows = len(listing["files"]) * listing["views"]
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
+        raise KdepError(
+            f"the views in {views_dir} cannot be read ({type(e).__name__}: {plain_text(e)})",
+            f"{LISTING}, {RECIPE} and {PIXELS} as their stage wrote them",
+            "delete that stage folder and run again",
+        ) from None
+    if len(pixels) != len(recipe["flip"]) or len(pixels) != rows:
         raise KdepError(
             f"the views in {views_dir} disagree: {len(pixels)} rendered, "
             f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",

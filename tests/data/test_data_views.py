@@ -138,3 +138,15 @@ def test_shares_have_their_ends():
     for bad in (0.0, -0.5, 1.0001, 0.04):
         with pytest.raises(KdepError, match="a data share"):
             views.subset(10, bad)
+
+
+@pytest.mark.parametrize("name", [views.PIXELS, views.RECIPE, views.LISTING])
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 no zip", b"{}", b"[]", b"\x93NUMPY\x01", None])
+def test_a_damaged_file_of_views_is_a_sentence(
+    prepared: dict[str, Path], tmp_path: Path, name: str, content: bytes | None
+):
+    views.run(SPEC, prepared, tmp_path, lambda *_: None)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:-50] if content is None else content)
+    with pytest.raises(KdepError, match=r"images\.json|the views in"):
+        views.open_views(tmp_path)
