@@ -33,6 +33,8 @@ def _build(folder: Path, suite: str | None) -> int:
     done = build(folder, suite, _claims(folder))
     counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
     print(f"{done['suite']}: {done['records']} records ({counts})")
+    for sentence in done["not_read"]:
+        print(f"  not read: {sentence}", file=sys.stderr)
     for name, verdicts in done["claims"].items():
         print(f"  claim {name}: " + ", ".join(f"{k}: {v}" for k, v in verdicts.items()))
     for path in done["files"]:

@@ -58,6 +58,7 @@ def build(
         "records": len(board.runs),
         **{s: counts[s] for s in ("ok", "failed", "missing")},
         "damaged": len(board.damaged),
+        "not_read": [sentence for _, sentence in board.damaged],
         "claims": _rulings(verdicts),
         "remarks": board.remarks,
         "files": [str(results_dir / n) for n in files],

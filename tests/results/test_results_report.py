@@ -113,3 +113,13 @@ def test_records_of_another_suite_are_left_out_and_that_is_said(results):
     done = build(folder, "golden")
     assert done["records"] == 36
     assert any("other suites" in r for r in done["remarks"])
+
+
+def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
+    from tools import report as command
+
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.json").write_text("{")
+    assert command.main([str(tmp_path)]) == 0
+    assert "not read: " in (told := capsys.readouterr().err)
+    assert "a.json" in told
