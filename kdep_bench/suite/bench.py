@@ -90,6 +90,7 @@ def pretend_done(plan: Plan, work: Path) -> None:
             "code": state.code_hash(stage.rooms),
             "finished": "2026-01-01T00:00:00+00:00",
             "wall_s": 1.0,
+            "peak_rss": 1,
             "environment": {},
             "outputs": {"value": 0.5, "curves": {"loss": [[k, 0.5] for k in range(100)]}},
             "files": {n: [len(stage.id), "0" * 64] for n in ("weights.pth", "notes.json")},
