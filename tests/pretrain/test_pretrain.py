@@ -114,7 +114,7 @@ def test_an_unreadable_image_is_named(stages: dict[str, Path], tmp_path: Path):
     shutil.copytree(stages["prepare"], tmp_path / "p")
     (tmp_path / "p/data/pool/images/00/000007.jpg").write_bytes(b"no picture")
     (tmp_path / "v").mkdir()
-    with pytest.raises(KdepError, match=r"000007\.jpg could not be decoded"):
+    with pytest.raises(KdepError, match=r"000007\.jpg is not an image"):
         views.run(VIEWS, {"prepare": tmp_path / "p"}, tmp_path / "v", silent)
 
 
