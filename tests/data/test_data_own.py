@@ -722,3 +722,82 @@ def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path
     assert "is the json of two splits" in refusal({**spec, "coco": same}, tmp_path / "c")
     only = {"test": spec["coco"]["test"]}
     assert "'train' among them" in refusal({**spec, "coco": only}, tmp_path / "d")
+
+
+# ---- images that the identity of the data would not cover, and labels of another split ----
+
+
+@pytest.mark.parametrize("name", [".h/0.jpg", "0", "0.dat", "__MACOSX/0.jpg"])
+def test_a_json_names_no_image_whose_edit_would_keep_the_old_scores(
+    name: str, spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    moved = mine / "test" / name
+    moved.parent.mkdir(exist_ok=True)
+    (mine / "test/0.jpg").rename(moved)
+    edit(mine / "test.json", lambda t: t["images"][0].update(file_name=name))
+    text = refusal(spec, tmp_path / "a")
+    assert f"the first is {name}" in text
+    assert str(mine / "test.json") in text
+    moved.rename(mine / "test/new.jpg")
+    edit(mine / "test.json", lambda t: t["images"][0].update(file_name="new.jpg"))
+    own.run(spec, tmp_path / "b")
+
+
+def test_masks_of_a_split_that_are_links_to_those_of_train_are_refused(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    (mine / "masks/test").rename(mine / "kept")
+    (mine / "masks/test").symlink_to(mine / "masks/train")
+    text = refusal(spec, tmp_path / "a")
+    assert f"{mine / 'masks/test/0.png'} of test" in text
+    assert "are one file" in text
+    (mine / "masks/test").unlink()
+    (mine / "kept").rename(mine / "masks/test")
+    own.run(spec, tmp_path / "b")
+
+
+def test_labels_that_are_a_copy_of_those_of_train_are_noted_beside_the_score(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    assert own.run(spec, tmp_path / "a")["task_notes"] == {}
+    shutil.copy(mine / "train.json", mine / "test.json")
+    shutil.copytree(mine / "masks/train", mine / "masks/test", dirs_exist_ok=True)
+    notes = own.run(spec, tmp_path / "b")["task_notes"]
+    assert "every box of test is also one of train" in notes["detect"][0]
+    assert "every mask of test equals" in notes["cityscapes"][0]
+    allowed = [["coco/train", "coco/test"], ["masks/train", "masks/test"]]
+    made = own.run({**spec, "allow_duplicates": allowed}, tmp_path / "c")
+    assert made["task_notes"] == {}
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_spellings_of_one_accented_name_are_not_two_classes(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    (mine / "pool/a").rename(mine / "pool" / COMPOSED)
+    (mine / "pool/b").rename(mine / "pool" / DECOMPOSED)
+    text = refusal({**spec, "pool_labels": True}, tmp_path / "a")
+    assert r"'cafe\u0301' and 'caf\xe9'" in text
+    for split, name in (("train", COMPOSED), ("test", DECOMPOSED)):
+        (mine / "classes" / split / "a").rename(mine / "classes" / split / name)
+        edit(mine / f"{split}.json", lambda t, n=name: t["categories"][0].update(name=n))
+    text = refusal(spec, tmp_path / "b")
+    assert text.count(r"'cafe\u0301' and 'caf\xe9' look like one class") == 2
+
+
+@pytest.mark.parametrize("pool", ["~nobody_of_this_name/x", "/" + "a" * 5000, "a\0b"])
+def test_a_path_that_cannot_be_is_a_sentence(pool: str, spec: Spec, tmp_path: Path) -> None:
+    assert "(pool) does not exist" in refusal({**spec, "pool": pool}, tmp_path / "a")
+
+
+def test_an_id_of_another_type_is_told_how_to_be_written(
+    spec: Spec, mine: Path, tmp_path: Path
+) -> None:
+    edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
+    assert "write the id as it stands in its own list, 1," in refusal(spec, tmp_path / "a")
+    edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0))
+    assert "write the id as it stands in its own list, 3," in refusal(spec, tmp_path / "b")
+    edit(mine / "test.json", lambda t: t["annotations"][1].update(category_id=3))
+    own.run(spec, tmp_path / "c")

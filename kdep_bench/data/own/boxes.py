@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.images import Facts, check_turn, placed_name
-from kdep_bench.data.listing import shown
+from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import listed, twins
+from kdep_bench.data.own.names import listed, pair_shown, twins
 from kdep_bench.data.own.spec import Own
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
@@ -68,7 +68,7 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
         near = twins([*only, *lacking]) or [
             (a, b[0]) for a in only if (b := difflib.get_close_matches(a, lacking, 1, 0.8))
         ]
-        hint = f"; {near[0][0]!r} and {near[0][1]!r} look like one class" if near else ""
+        hint = f"; {pair_shown(*near[0])} look like one class" if near else ""
         raise KdepError(
             f"the classes of {splits[other].path} and {splits[train].path} differ: the first "
             f"alone has {listed(only)}, and it lacks {listed(lacking)}{hint}",
@@ -91,6 +91,18 @@ def _check_files(boxes: Boxes) -> None:
             f"{boxes.folder}, the first is {missing[0]}",
             "all of them",
             hint,
+        )
+    # The content of the data, its identity, is hashed over the images of this listing alone.
+    listed_images = set(list_images(boxes.folder).images)
+    unlisted = [n for n in boxes.sizes if n not in listed_images]
+    if unlisted:
+        raise KdepError(
+            f"{len(unlisted)} of {len(boxes.sizes)} images named in {boxes.path} have a name that "
+            f"is passed over when {boxes.folder} is searched for images, the first is "
+            f"{unlisted[0]}: no image suffix, a hidden file or folder, or a folder of an operating "
+            "system",
+            "names such as a/0.jpg, with the suffix of their format",
+            "rename the file or folder, and its file_name in the json with it",
         )
 
 
@@ -196,6 +208,21 @@ def write(split: str, boxes: Boxes, classes: list[str], facts: Mapping[Path, Fac
 
 def _size(size: tuple[int, int]) -> dict[str, int]:
     return {"width": size[0], "height": size[1]}
+
+
+def copied(splits: Mapping[str, Boxes], own: Own) -> list[str]:
+    """A sentence for each split whose boxes are all those of the training split."""
+    if "train" not in splits:
+        return []
+    train = Counter(splits["train"].boxes)
+    return [
+        f"every box of {split} is also one of train, in an image of the same name: one json may "
+        "be a copy of the other"
+        for split, boxes in splits.items()
+        if split != "train"
+        and frozenset((f"coco/{split}", "coco/train")) not in own.allow_duplicates
+        and Counter(boxes.boxes) <= train
+    ]
 
 
 def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:

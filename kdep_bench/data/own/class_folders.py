@@ -11,7 +11,7 @@ from typing import Any
 from kdep_bench.data.images import Facts
 from kdep_bench.data.listing import Listing, class_names, list_images, shown
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import SPLIT_WORDS, check_twins, listed
+from kdep_bench.data.own.names import SPLIT_WORDS, check_twins, listed, pair_shown, twins
 from kdep_bench.data.own.spec import Own
 from kdep_bench.errors import KdepError
 
@@ -130,12 +130,16 @@ def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
         extra = sorted(got.classes.keys() - train.classes.keys())
         parts = [f"lacks {listed(lacking)}"] * bool(lacking)
         parts += [f"has {listed(extra)} besides"] * bool(extra)
+        near = twins([*lacking, *extra])
+        hint = f" ({pair_shown(*near[0])} look like one class)" if near else ""
         faults.add(
             KdepError(
                 f"the folder {got.folder} of {split} {' and '.join(parts)}, compared with "
-                f"{train.folder} of train",
+                f"{train.folder} of train{hint}",
                 "the same class folders in every split",
-                "add the missing images, or move the class folder out of the other split",
+                "rename one of the folders"
+                if near
+                else "add the missing images, or move the class folder out of the other split",
             )
         )
     return splits

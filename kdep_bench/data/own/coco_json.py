@@ -212,13 +212,13 @@ def _annotations(
                 raise KdepError(
                     f"{here} points to image id {_shown(image)}, which is not in images",
                     f"one of {len(images)} image ids",
-                    "remove the annotation or add the image entry",
+                    _same_kind(image, images) or "remove the annotation or add the image entry",
                 )
             if not _is_id(category) or category not in categories:
                 raise KdepError(
                     f"{here} has category id {_shown(category)}",
-                    f"one of {listed(map(str, categories))}",
-                    "correct the id or add the category",
+                    f"one of the ids {', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
+                    _same_kind(category, categories) or "correct the id or add the category",
                 )
             name = images[image]
             if not name:
@@ -286,6 +286,15 @@ def _flag(value: Any, here: str, key: str) -> bool:
     if value is None or value in (0, 1):
         return bool(value)
     raise KdepError(f"{here} has {key} {_shown(value)}", "0 or 1", "correct it")
+
+
+def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:
+    """What to do where an id is there as another kind of value: 3, "3" or 3.0."""
+    for known in list(ids)[:1000]:
+        text, whole = str(value), isinstance(value, float) and value.is_integer()
+        if str(known) in (text, f"{value:.0f}" if whole else text):
+            return f"write the id as it stands in its own list, {known!r}, in all annotations"
+    return ""
 
 
 def _is_id(value: Any) -> bool:

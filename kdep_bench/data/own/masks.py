@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +52,34 @@ def find_all(own: Own, faults: Faults) -> dict[str, Masks]:
     for split, (images, folder) in own.masks.items():
         with faults.collect():
             splits[split] = _pairs(images, folder, faults)
+    _check_own_files(splits, own, faults)
     return splits
+
+
+def _check_own_files(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
+    """A fault for a file that is a mask of two splits, as where a folder is a link to another."""
+    first: dict[str, tuple[str, Path]] = {}
+    for split, masks in splits.items():
+        for _, mask in masks.pairs:
+            other, known = first.setdefault(os.path.realpath(mask), (split, mask))
+            pair = frozenset((f"masks/{split}", f"masks/{other}"))
+            if other != split and pair not in own.allow_duplicates:
+                faults.add(
+                    KdepError(
+                        f"the mask {shown(mask)} of {split} and {shown(known)} of {other} are one "
+                        "file",
+                        "masks of its own for each split",
+                        "correct the link, or the paths of `masks` in the data config",
+                    ),
+                    f"{masks.folder} shared",
+                )
 
 
 def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
     listing = list_images(images)
     out = Masks(images, folder, passed_over=dict(listing.passed_over))
     by_mask: dict[str, str] = {}
+    there = set(list_images(folder).images)  # what the content of the data is hashed over
     for name in listing.images:
         mask = str(Path(name).with_suffix(".png"))
         if other := by_mask.get(mask):
@@ -72,7 +94,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
             )
             continue
         by_mask[mask] = name
-        if not (folder / mask).is_file():
+        if mask not in there or not (folder / mask).is_file():
             faults.add(
                 KdepError(
                     f"the image {shown(images / name)} has no mask",
@@ -85,7 +107,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         out.pairs.append((images / name, folder / mask))
     if not listing.images:
         raise KdepError(f"the folder {images} holds no image", "one at least", "correct `masks`")
-    out.alone = len(set(list_images(folder).images) - set(by_mask))
+    out.alone = len(there - set(by_mask))
     return out
 
 
@@ -227,6 +249,21 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
         images[image] = data / FOLDER / "leftImg8bit" / split / "own" / f"{stem}{IMAGE}"
         labels[mask] = data / FOLDER / "gtFine" / split / "own" / f"{stem}{MASK}"
     return images, labels
+
+
+def copied(splits: Mapping[str, Masks], own: Own) -> list[str]:
+    """A sentence for each split whose masks are all those of the training split."""
+    names = {
+        s: {(p.relative_to(m.folder), h) for p, h in m.hashes.items()} for s, m in splits.items()
+    }
+    return [
+        f"every mask of {split} equals that of the same name of train: one folder may be a copy "
+        "of the other"
+        for split, own_masks in names.items()
+        if split != "train"
+        and frozenset((f"masks/{split}", "masks/train")) not in own.allow_duplicates
+        and own_masks <= names.get("train", set())
+    ]
 
 
 def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from kdep_bench.errors import KdepError
@@ -10,12 +11,23 @@ SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testi
 
 
 def plain(name: str) -> str:
-    """The name without case, surrounding spaces, and with one kind of space inside."""
-    return " ".join(name.casefold().replace("_", " ").split())
+    """The name without case, surrounding spaces and invisible characters, one kind of space inside.
+
+    Unicode has two spellings of an accented letter, and macOS names files with the other one.
+    """
+    seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return " ".join(seen.replace("_", " ").split())
+
+
+def pair_shown(first: str, second: str) -> str:
+    """Two names, quoted; with their code points where they would look the same."""
+    quote = repr if first.isascii() and second.isascii() else ascii
+    return f"{quote(first)} and {quote(second)}"
 
 
 def twins(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that are equal but for case, spaces and underscores."""
+    """Pairs of different names with equal `plain` names."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
@@ -26,11 +38,12 @@ def twins(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def check_twins(names: Iterable[str], where: str, remedy: str) -> None:
-    """KdepError where two classes of `where` are equal but for case or spaces."""
+    """KdepError where two classes of `where` have equal `plain` names."""
     if pairs := twins(names):
-        shown = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:3])
+        shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
         raise KdepError(
-            f"{where} has classes that differ by case, spaces or underscores alone: {shown}",
+            f"{where} has classes that differ by case, spaces, underscores or Unicode spelling "
+            f"alone: {shown}",
             "each class under one name",
             remedy,
         )

@@ -34,7 +34,7 @@ def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
 
 
 def _path(given: str) -> Path:
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if not path.is_absolute() and os.environ.get(ROOT):
         path = Path(os.environ[ROOT]) / path
     return Path(os.path.abspath(path))

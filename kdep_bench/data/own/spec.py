@@ -100,17 +100,17 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
             "a path: absolute, or relative to $" + ROOT,
             f"write the path of the {'folder' if folder else 'file'} there",
         )
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if not path.is_absolute() and os.environ.get(ROOT):
         path = Path(os.environ[ROOT]) / path
     path = Path(os.path.abspath(path))
-    if not path.exists():
+    if not os.path.exists(path):  # False also where the path is too long
         raise KdepError(
             f"the path {path} of the data config ({key}) does not exist",
             f"an absolute path, or one relative to ${ROOT}",
             "correct the config",
         )
-    if path.is_dir() != folder:
+    if os.path.isdir(path) != folder:
         raise KdepError(
             f"the path {path} of the data config ({key}) is a {'file' if folder else 'folder'}",
             "a folder" if folder else "a file",

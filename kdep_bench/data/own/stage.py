@@ -156,8 +156,10 @@ def _task_notes(
         notes[class_folders.FOLDER] = class_folders.notes(card["classify"])
     if parts.detect:
         notes[boxes.FOLDER] = boxes.notes(parts.own, card["detect"])
+        notes[boxes.FOLDER] += boxes.copied(parts.detect, parts.own)
     if parts.segment:
         notes[masks.FOLDER] = masks.notes(parts.own, card["segment"])
+        notes[masks.FOLDER] += masks.copied(parts.segment, parts.own)
     folders = {"classify": class_folders.FOLDER, "coco": boxes.FOLDER, "masks": masks.FOLDER}
     for part, sentences in shared.items():
         notes[folders[part]] = [*notes.get(folders[part], []), *sentences]
