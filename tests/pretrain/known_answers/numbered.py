@@ -6,6 +6,7 @@ bottom, so that a view (crop and flip) can be told from every other one by a few
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from kdep_bench.data import views
 from kdep_bench.features import cache
-from kdep_bench.files import write_json
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.mean_teacher import MeanTeacher
 from kdep_bench.teachers.base import Teacher, TeacherOutput
@@ -77,8 +77,10 @@ def prepare(root: Path) -> dict[str, Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.stack([red, ramp, ramp.T], 2).round().astype(np.uint8)).save(path)
         labels[name] = LABELS[i]
-    names = dict(sorted(labels.items(), key=lambda kv: kv[1]))
-    write_json(pool / "labels.json", {"classes": [f"c{i}" for i in range(IMAGES)], "labels": names})
+    # In another order than that of the files, which the labels must not be read by.
+    table = dict(sorted(labels.items(), key=lambda kv: kv[1]))
+    classes = [f"c{i}" for i in range(IMAGES)]
+    (pool / "labels.json").write_text(json.dumps({"classes": classes, "labels": table}))
     done = {"prepare": root / "prepare"}
     recipe = dict(views=VIEWS, px=PX, seed=5, scale=[0.3, 1.0], ratio=[0.75, 1.33])
     for kind, function, spec in (
