@@ -446,13 +446,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         _one_bit,
         "masks/test/0.png",
         "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
-        lambda r: _mask0(r, lambda m: m.convert("L").point(lambda v: v // 255)),
+        lambda r: _mask0(r, lambda m: m.convert("L").point([v // 255 for v in range(256)])),
     ),
     "mask of 4 bits": (
         _four_bits,
         "masks/test/0.png",
         "Image.open(f).point(lambda v: v * 15 // 255).save(f)",
-        lambda r: _mask0(r, lambda m: m.point(lambda v: v * 15 // 255)),
+        lambda r: _mask0(r, lambda m: m.point([v * 15 // 255 for v in range(256)])),
     ),
     "mask of 16 bits": (
         lambda r: _mask0(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),

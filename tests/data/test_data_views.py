@@ -108,8 +108,9 @@ def test_a_run_renders_every_view_of_every_image_in_order(
     assert (opened.files, opened.views, opened.rows) == (["0.png", "1.png"], 3, 6)
     box, flip = views.draw_recipe(2, 3, 0, (0.3, 1.0), (0.75, 4 / 3))
     for row in range(6):
-        image = cv2.imread(str(opened.root / opened.files[row // 3]))[:, :, ::-1]
-        wanted = views.render(image, box[row], bool(flip[row]), 16)
+        image = cv2.imread(str(opened.root / opened.files[row // 3]))
+        assert image is not None
+        wanted = views.render(image[:, :, ::-1], box[row], bool(flip[row]), 16)
         np.testing.assert_array_equal(opened.pixels[row], wanted)
     again = tmp_path / "again"
     again.mkdir()

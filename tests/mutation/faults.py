@@ -158,6 +158,7 @@ class _Finder:
             if isinstance(inside, ast.FunctionDef) and inside is not node:
                 break
             inside = self.parents[inside]
+        assert isinstance(inside, ast.stmt)
         lines = self.lines[inside.lineno - 1 : inside.end_lineno]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 

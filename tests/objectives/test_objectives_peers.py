@@ -81,6 +81,7 @@ def test_the_mean_teacher_speaks_of_the_image_s_other_view():
     other = p[[1, 0, 3, 2]]
     wanted = 3 * (F.softmax(ctx.after, 1) - other).square().mean(1)
     torch.testing.assert_close(terms["consistency"], wanted)
+    assert ctx.labels is not None
     hard = F.cross_entropy(ctx.after, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["cross_entropy"], hard)
     assert not any(p.requires_grad for p in objective.teacher.parameters())
@@ -108,6 +109,8 @@ def test_the_mean_teacher_starts_as_the_student_and_follows_it_by_its_decay():
     with torch.no_grad():
         student.scale.fill_(2.0)
         objective.head.weight.add_(1.0)
+    assert student.norm.running_mean is not None
+    assert student.norm.num_batches_tracked is not None
     student.norm.running_mean.fill_(5.0)
     student.norm.num_batches_tracked.fill_(3)
     objective.after_step()
@@ -147,6 +150,7 @@ def test_peers_teach_each_other_and_neither_is_pulled_by_what_it_says():
     torch.testing.assert_close(
         terms["peer_mutual"].detach(), 0.5 * (log_q.exp() * (log_q - log_p)).sum(1)
     )
+    assert ctx.labels is not None
     hard = F.cross_entropy(its, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["peer_cross_entropy"].detach(), hard)
     hard = F.cross_entropy(mine, ctx.labels, reduction="none")

@@ -133,7 +133,7 @@ def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
     late, early = rand(B, DS), rand(B, 3, 2, 2, seed=3)
     same = TeacherOutput(late, None, {"e": 2 * early})
     ctx = Context(before=late, after=late, teacher=same, maps={"s8": early})
-    graph = InstanceGraph({"s8": "e"}, form=form)
+    graph = InstanceGraph({"s8": "e"}, form=form)  # type: ignore[arg-type]
     terms = graph.terms(ctx)
     assert set(terms) == {"edges", "early", "change"}
     assert all(float(v.abs().max()) < 1e-6 for v in terms.values())
@@ -161,7 +161,7 @@ def test_view_gram_matches_norms_for_one_view_and_ignores_the_order_of_views():
 def test_bad_arguments_are_refused():
     for make in (
         lambda: CorrelationCongruence(gamma=0),
-        lambda: InstanceGraph(None, form="none"),
+        lambda: InstanceGraph(None, form="none"),  # type: ignore[arg-type]
         lambda: InstanceGraph(None, tau=0),
         lambda: InstanceGraph({"a": "a", "b": "b"}),
     ):
@@ -175,4 +175,4 @@ def test_the_kernel_s_order_is_1_or_more_and_its_gamma_positive():
     torch.testing.assert_close(kernel, math.exp(-1) * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     for bad in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):
         with pytest.raises(KdepError, match="correlation congruence got"):
-            CorrelationCongruence(**bad)
+            CorrelationCongruence(**bad)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def values(name: str, folder: Path) -> dict[str, list[float]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of over-confident teachers
         arm = Arm(name, folder)
-        arm.optimizer = torch.optim.SGD(arm.model.parameters(), 1e-3)
+        arm.optimizer = torch.optim.SGD(arm.model.parameters(), 1e-3)  # type: ignore[assignment]
         arm.model.train()
         out: dict[str, list[float]] = {}
         for k, step in enumerate(AT):

@@ -189,7 +189,7 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     reads_boxes = edit in (same_size, half, replaced)
     kinds = {"transfer"} if reads_boxes else {"views"}
     assert {plan.stages[i].kind for i in outcome.failed} == kinds, outcome
-    named = {same_size: "test.json", half: "test.json", replaced: "train/3.png"}
+    named: dict[object, str] = {same_size: "test.json", half: "test.json", replaced: "train/3.png"}
     for sentence in outcome.failed.values():
         assert f"the file {mine}/{named.get(edit, 'pool/')}" in sentence
         assert "since it was prepared" in sentence

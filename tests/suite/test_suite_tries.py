@@ -30,6 +30,7 @@ def held(work: Path, keep: bool = True, kernel: str | None = None, monkeypatch=N
     (work / ONE).mkdir(exist_ok=True)
     if kernel is None:
         return tries.begin(work, ONE, keep, yes)
+    assert monkeypatch is not None
     with monkeypatch.context() as m:
         m.setattr(tries, "boot_id", lambda: kernel)
         return tries.begin(work, ONE, keep, yes)
