@@ -281,9 +281,9 @@ def test_differences_join_by_seed_and_never_by_place():
 def test_p_values_and_the_bold_set_by_hand():
     e = st.estimate(_cell([-0.03, -0.01, -0.02]))
     assert st.p_less(e) == pytest.approx(
-        scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2
+        scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]
     )
-    shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2
+    shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2  # type: ignore[attr-defined]
     assert st.p_less(e, margin=0.01) == pytest.approx(shifted)
     assert st.p_less(st.estimate(_cell([0.5]))) == 1
     assert st.p_less(st.estimate(_cell([0.5, 0.5]))) == 1
