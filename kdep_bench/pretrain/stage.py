@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdep_bench import openmmlab
+from kdep_bench.data.given_files import without_content
 from kdep_bench.data.shares import labels_file, save_list, share_labels, share_of
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
@@ -173,7 +174,7 @@ def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
     backbone = build_backbone(spec["student"])
     if method.get("weights") is not None:
         locate(method["weights"]["type"])(
-            backbone, **{k: v for k, v in method["weights"].items() if k != "type"}
+            backbone, **{k: v for k, v in without_content(method["weights"]).items() if k != "type"}
         )
     if openmmlab.is_main_rank():
         save_state({f"backbone.{k}": v for k, v in backbone.state_dict().items()}, out)

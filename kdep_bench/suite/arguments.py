@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.schedules.base import as_schedule
 from kdep_bench.signatures import (
@@ -80,7 +81,10 @@ def check_classes(method: Json, who: str, epochs: float) -> None:
         epochs: of the arm's run, for schedules.
     """
     for key, given in (("align", ()), ("weights", ("backbone",))):
-        check_arguments(method.get(key), f"{who}.{key}", given)
+        config = method.get(key)
+        if isinstance(config, Mapping):
+            config = {k: v for k, v in config.items() if k != CONTENT}
+        check_arguments(config, f"{who}.{key}", given)
     transform = method.get("transform")
     if isinstance(transform, Mapping):
         asks = class_value(real_path(transform.get("type")), "asks") or ()

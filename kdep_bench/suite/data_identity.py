@@ -4,7 +4,8 @@ When a suite is planned, `with_content` hashes what its data type declares to re
 `kdep_bench.data.content`) and puts the hashes into the data config, from where they enter the spec
 of stage `prepare`: edited data has other stage ids, moved or touched files have the same. Files are
 linked, not copied, so each stage that reads them looks before and after whether they are still
-those (`Guard`). The hashes are remembered in the folder `.content` of the work dir.
+those (`Guard`). Weights files that teachers or methods name are hashed too, into their configs (see
+`kdep_bench.data.given_files`). The hashes are remembered in the folder `.content` of the work dir.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.data import given_files
 from kdep_bench.data.content import (
     Catalogue,
     Changes,
@@ -111,8 +113,11 @@ def with_content(
         digests = known[key].digests
         return {**data, CONTENT: digests} if digests else data
 
-    variants = [v.model_copy(update={"data": given(v.data)}) for v in suite.variants]
-    suite = suite.model_copy(update={"data": given(suite.data), "variants": variants})
+    def filled(one: Suite) -> Suite:
+        return one.model_copy(update={"data": given(one.data), **_with_files(one, work, verify)})
+
+    variants = [filled(v) for v in suite.variants]
+    suite = filled(suite).model_copy(update={"variants": variants})
     lines = [
         f"data: {r.files:,} files, of which {r.anew:,} were read to hash them; the hashes of the "
         "others are known"
@@ -120,6 +125,22 @@ def with_content(
         if r.files
     ]
     return suite, [*lines, *(r.note for r in known.values() if r.note)]
+
+
+def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
+    """Teachers and methods of the suite, with the content of the weights files that they name."""
+
+    def read(source: Source) -> Catalogue:
+        return index(work).read(source, verify=verify)
+
+    teachers = {k: t and given_files.with_content(t, read) for k, t in suite.teachers.items()}
+    methods = [
+        {**m, "weights": given_files.with_content(m["weights"], read)}
+        if isinstance(m.get("weights"), Mapping)
+        else m
+        for m in suite.methods
+    ]
+    return {"teachers": teachers, "methods": methods}
 
 
 def is_read(suite: Suite) -> bool:

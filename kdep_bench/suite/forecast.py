@@ -32,7 +32,7 @@ GPU_KINDS = ("cache", "pretrain", "transfer")
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
 _HALF = 2  # bytes of a number in a cache
 # Keys of a teacher that say which weights it has, and of a recipe that shape no network.
-_WEIGHTS = {"name", "weights", "sha256", "download", "prefix", "drop", "key"}
+_WEIGHTS = {"name", "weights", "sha256", "download", "prefix", "drop", "key", "content"}
 _TRAINING = {
     *("iters", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
     *("weight_decay", "clip_norm", "warmup", "steps", "poly_power", "workers", "frozen_stages"),

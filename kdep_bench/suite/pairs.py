@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import student_levels
@@ -297,7 +298,9 @@ def a_teacher(pair: Pair) -> None:
 def teacher_arguments(pair: Pair) -> None:
     """Arguments that the suite's teacher does not take: told before its weights are read."""
     if pair.base is not None and assistant_of(pair.method) is None:
-        check_arguments(without(pair.base, PROSE), f"the teacher {pair.base.get('name')!r}")
+        check_arguments(
+            without(pair.base, PROSE | {CONTENT}), f"the teacher {pair.base.get('name')!r}"
+        )
 
 
 def logits(pair: Pair) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.data.given_files import without_content
 from kdep_bench.data.normalisation import check_normalisation
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
@@ -149,7 +150,7 @@ def _counters(own: Mapping[str, Tensor]) -> set[str]:
 
 def build_teacher(config: Mapping[str, Any]) -> Teacher:
     """Builds the teacher of a config page; its `card` is for people and is left aside."""
-    teacher = build({k: v for k, v in config.items() if k != "card"})
+    teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):
         raise KdepError(f"{config['type']} is no Teacher", "a subclass of kdep_bench's Teacher")
     return teacher

@@ -356,3 +356,52 @@ def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path
     assert with_content(suite, tmp_path)[0] == suite
     assert "a change of the files is not noticed" in with_content(suite, tmp_path)[1][0]
     assert data_identity.is_read(suite)
+
+
+# ---- weights files ----
+
+
+def stages_with(root: Path, work: Path, **change: Any) -> set[str]:
+    config = {
+        "name": "mine",
+        "data": data_of(root),
+        "teacher": "efficientnet_lite0",
+        "students": ["resnet18_w32"],
+        "methods": ["fitnets", "scratch"],
+        "tasks": [{"base": "pocket_det", "name": "case_det"}],
+        "budget": BUDGET,
+        "seeds": {"pretrain": [0], "transfer": [0]},
+        **change,
+    }
+    suite, _ = with_content(build_suite(config), work)
+    return set(build_plan(suite, fakes.PRETEND).stages)
+
+
+def test_another_checkpoint_under_the_same_name_does_not_keep_the_old_scores(
+    mine: Path, tmp_path: Path
+) -> None:
+    file, work = tmp_path / "w.pth", tmp_path / "work"
+    teacher = {"base": "efficientnet_lite0", "weights": str(file)}
+    file.write_bytes(b"a" * 99)
+    before = stages_with(mine, work, teacher=teacher)
+    times = file.stat()
+    file.write_bytes(b"b" * 99)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = {i.split("-")[0] for i in before - stages_with(mine, work, teacher=teacher)}
+    assert {"cache", "pretrain", "export"} <= changed
+    assert not changed & {"prepare", "views"}
+    file.write_bytes(b"a" * 99)
+    assert stages_with(mine, work, teacher=teacher) == before
+
+
+def test_another_file_of_given_weights_does_not_keep_the_old_scores(
+    mine: Path, tmp_path: Path
+) -> None:
+    file, work = tmp_path / "w.pth", tmp_path / "work"
+    given = {"base": "imagenet", "students": None, "weights": {"path": str(file)}}
+    given["weights"] |= {"_delete_": True, "type": "nobody.here.load"}
+    file.write_bytes(b"a" * 99)
+    before = stages_with(mine, work, methods=[given])
+    file.write_bytes(b"b" * 99)
+    after = stages_with(mine, work, methods=[given])
+    assert {i.split("-")[0] for i in before - after} >= {"pretrain", "export"}

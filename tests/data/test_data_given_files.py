@@ -1,0 +1,42 @@
+"""Weights files that a config names are told apart by their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.data.content import Catalogue
+from kdep_bench.data.given_files import given_paths, with_content, without_content
+from kdep_bench.errors import KdepError
+
+
+def test_a_file_that_changed_after_the_plan_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"a")
+    config = {"type": "x", "name": "mine", "weights": str(file), "card": {}}
+    planned = with_content(config, lambda s: Catalogue(s).scan())
+    assert without_content(planned) == config
+    file.write_bytes(b"b")
+    with pytest.raises(KdepError, match=r"w\.pth \(weights\) changed after the run was planned"):
+        without_content(planned)
+    assert without_content(with_content(config, lambda s: Catalogue(s).scan())) == config
+    assert without_content({**planned, "weights": "random"})["weights"] == "random"
+
+
+def test_a_folder_of_weights_is_all_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    config = {"type": "x", "weights": str(tmp_path)}
+    before = with_content(config, lambda s: Catalogue(s).scan())
+    (tmp_path / "config.json").write_text("[]")
+    assert with_content(config, lambda s: Catalogue(s).scan()) != before
+
+
+def test_texts_that_are_no_paths_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("before", "random"):
+        (tmp_path / name).touch()
+    assert given_paths({"type": "a/b", "tap": "before", "weights": None, "args": {"a": 1}}) == {}
+    assert given_paths({"weights": "/nowhere/w.pth", "model": "facebook/none"}) == {}
+    stated = {"weights": str(tmp_path / "before"), "sha256": "0676ba61"}
+    assert given_paths(stated) == {}
