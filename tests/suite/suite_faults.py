@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cluster"))
 
 import slurm
 import suite_fakes as fakes
+import suite_faults_cli as cli
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
@@ -919,9 +920,33 @@ def cut_export(world: World, dice: Dice) -> Row:
     return Row("export cut by one byte, then published", 1, world.wall[one], wrong)
 
 
+INODES = 60  # of the work dir's file system: it is full while the data are prepared
+
+
+def answered(world: World, fault: str, check: Callable[[Path], list[str]]) -> Row:
+    """A fault that the real commands meet, with a work dir of its own: see suite_faults_cli.py."""
+    rows = world.home / "commands"
+    rows.mkdir(parents=True, exist_ok=True)
+    for interrupted in rows.iterdir():
+        if interrupted.name != cli.UNDISTURBED:
+            shutil.rmtree(interrupted)
+    wrong = check(rows)
+    for line in wrong:
+        print(f"WRONG: {line}", file=sys.stderr)
+    return Row(fault, 1, 0.0, len(wrong), "through the real command")
+
+
 PLANTED = (
     *("stage directory that is a link", "lock that is a link", "lock that is a FIFO"),
     *("log that is a link", "log that is a FIFO", "result that is a FIFO"),
+)
+
+ENVIRONMENT = (
+    ("tmpdir", "a TMPDIR too long for sockets", cli.long_tmpdir),
+    ("closed", "closed standard streams", cli.closed_streams),
+    ("devfull", "standard output is /dev/full", cli.full_output),
+    ("ascii", "LANG=C", cli.ascii_locale),
+    ("seeds", "2,000 x 2,000 seeds", cli.many_seeds),
 )
 
 
@@ -984,6 +1009,17 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
             fault = f"death of {what}"
             lose = partial(lost_node, world, dice, nodes, fault)
             yield f"node{nodes}", unless(no_cluster(), fault, lose)
+    # At the end: the journal numbers the faults, and a `--home` of before keeps its rows.
+    for what in cli.DAMAGE:
+        yield (
+            "tar",
+            partial(answered, world, f"archive with {what}", partial(cli.archive, what=what)),
+        )
+    for short, fault, check in ENVIRONMENT:
+        yield short, partial(answered, world, fault, check)
+    fault = "no file numbers left on the disk"
+    full = partial(answered, world, fault, partial(cli.no_inodes, inodes=INODES))
+    yield "inodes", unless(root, fault, full)
 
 
 # --- the table -----------------------------------------------------------------------------------
