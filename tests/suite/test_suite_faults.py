@@ -86,6 +86,21 @@ def test_a_full_disk_under_the_results(world, dice, tmp_path):
     assert faults.full_results(world, dice).wrong == 0
 
 
+@pytest.mark.parametrize("what", faults.cli.DAMAGE)
+def test_nothing_of_a_damaged_archive_is_unpacked_and_all_of_the_good_one(tmp_path, what):
+    assert faults.cli.archive(tmp_path, what) == []
+
+
+def test_a_check_of_a_command_sees_a_wrong_code_a_traceback_and_a_missing_sentence():
+    fails = "$PYTHON -c 'raise ValueError'"
+    assert len(faults.cli.answers(fails, 0, "a sentence")) == 3
+    assert len(faults.cli.answers(fails, 1, "ValueError")) == 1
+
+
+def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
+    assert faults.cli.many_seeds(tmp_path) == []
+
+
 def test_a_clock_that_goes_backwards(world, dice):
     if not faults.shutil.which("cc"):
         pytest.skip("no C compiler for the clock shim")
@@ -99,6 +114,10 @@ FAULTS = (
     *(f"{what} {how}" for how in faults.DAMAGE
       for what in ("checkpoint", "cache shard", "record", "stage.json")),
     *("out of memory", "hung stage", "clock going backwards"),
+    *("a config that calls sys.exit(0)", "export cut by one byte"),
+    *(f"archive with {what}" for what in faults.cli.DAMAGE),
+    *(fault for _, fault, _ in faults.ENVIRONMENT),
+    "no file numbers left",
 )  # fmt: skip
 
 
