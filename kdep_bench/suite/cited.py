@@ -6,6 +6,7 @@ a results folder somewhere else, which no command line names, still keeps its st
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ def remember(work: Path, results: Path) -> None:
 
     Raises:
         KdepError: the note cannot be written, so that pruning would not know of these records.
+        OSError: the disk is full, which no change of access rights cures.
     """
     work, results = work.absolute(), results.absolute()
     # Inside the work dir: still right when that is moved.
@@ -55,6 +57,8 @@ def remember(work: Path, results: Path) -> None:
             real_folder(note.parent)
             write_json(note, {"results": path})
     except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise KdepError(
             f"the work dir {work} cannot note that {results} cites its stages ({e.strerror})",
             "a work dir that may be written",

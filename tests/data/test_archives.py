@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -271,3 +272,10 @@ def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
     assert unpack(path, tmp_path / "way", quiet)["files"] == 3
     with pytest.raises(KdepError, match="failed"):
         archives.check_archive(tmp_path / "none.tar", archives.Archive("none.tar", ""), quiet)
+
+
+def test_a_used_up_quota_is_a_full_disk_and_no_matter_of_rights(tmp_path: Path):
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        said = str(archives.disk_error(tmp_path / "a.tar", OSError(number, os.strerror(number))))
+        assert "free space" in said
+        assert "rights" not in said

@@ -7,6 +7,7 @@ was kept.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -183,22 +184,27 @@ def full_output(rows: Path) -> list[str]:
     return wrong + as_undisturbed(rows, home)
 
 
-def no_inodes(rows: Path, inodes: int) -> list[str]:
-    """The file system of the work dir has room but no file numbers left; then it has."""
-    disk = rows / "inodes"
+@contextlib.contextmanager
+def few_inodes(disk: Path, inodes: int) -> Iterator[Path]:
+    """A mounted file system with room for data and for this many files; needs root."""
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size=200m,nr_inodes={inodes}", "tmpfs", str(disk)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def no_inodes(rows: Path, inodes: int) -> list[str]:
+    """The file system of the work dir has room but no file numbers left; then it has."""
+    with few_inodes(rows / "inodes", inodes) as disk:
         wrong = answers(prepare(disk), 1, "No space left on device")
         wrong += undone(disk)
         more = ["mount", "-o", "remount,nr_inodes=100000", str(disk)]
         subprocess.run(more, check=True, capture_output=True)
         wrong += answers(prepare(disk), 0)
-        expected = as_undisturbed(rows, disk)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-    return wrong + expected
+        return wrong + as_undisturbed(rows, disk)
 
 
 def ascii_locale(rows: Path) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
 import suite_faults as faults
+
+from kdep_bench.suite.cited import remember
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,18 @@ def test_a_check_of_a_command_sees_a_wrong_code_a_traceback_and_a_missing_senten
 
 def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
     assert faults.cli.many_seeds(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_disk_without_file_numbers_is_not_called_a_matter_of_rights(tmp_path):
+    """The note of who cites a work dir told the user to correct its access rights."""
+    disk = contextlib.ExitStack()
+    try:
+        work = disk.enter_context(faults.cli.few_inodes(tmp_path / "disk", 2))
+    except faults.subprocess.CalledProcessError:
+        pytest.skip("no mount here")
+    with disk, pytest.raises(OSError, match="No space left"):
+        remember(work, tmp_path / "results")
 
 
 def test_a_clock_that_goes_backwards(world, dice):

@@ -162,7 +162,7 @@ def _damaged(path: Path, e: object) -> KdepError:
 
 def disk_error(path: Path, e: OSError) -> KdepError:
     """The sentence for a file that could not be read or written while `path` was unpacked."""
-    if e.errno == errno.ENOSPC:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return KdepError(f"no room on the disk while unpacking {path}", "", "free space, run again")
     where = f" at {e.filename}" if e.filename and str(e.filename) != str(path) else ""
     return KdepError(
