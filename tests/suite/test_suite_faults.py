@@ -131,7 +131,7 @@ FAULTS = (
     *("out of memory", "hung stage", "clock going backwards"),
     *("a config that calls sys.exit(0)", "export cut by one byte"),
     *(f"archive with {what}" for what in faults.cli.DAMAGE),
-    *(fault for short, fault, _ in faults.ENVIRONMENT if short != "devfull"),
+    *(fault for _, fault, _ in faults.ENVIRONMENT),
 )  # fmt: skip
 
 
