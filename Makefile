@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
-  planted faults fuzz mutation scale scale-data lightly install clean
+  planted faults fuzz mutation scale scale-data lightly gpu-check install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -82,6 +82,11 @@ fuzz: install
 # Ten one-line faults in the protocol, planted one at a time in a copy; fails if the tests miss one.
 planted: install
 	$(PY) -m tests.planted.run
+
+# On a machine with a GPU: what a CPU cannot prove, in at most eight minutes (results/gpu_check).
+# The same on a machine without network: python tools/gpu_check.py --pack DIR, carry DIR there.
+gpu-check: install
+	$(PY) tools/gpu_check.py $(GPU_CHECK)
 
 # What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
 scale: install

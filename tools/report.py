@@ -28,6 +28,13 @@ def _claims(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _build(folder: Path, suite: str | None) -> int:
+    if (folder / "gpu_check.json").is_file():
+        from kdep_bench.files import read_json
+        from kdep_bench.gpu_check.report import REPORT, write_report
+
+        write_report(read_json(folder / "gpu_check.json"), folder / REPORT)
+        print(f"  wrote {folder / REPORT}")
+        return 0
     from kdep_bench.results import build
 
     done = build(folder, suite, _claims(folder))

@@ -132,13 +132,20 @@ def waiting(arm: Arm, data: ViewStream, workers: int, steps: int, first: int = 8
     return sum(s.wait for s in seen) / sum(s.wait + s.work for s in seen)
 
 
-def measure(root: Path, images: int, rounds: int, each: int = 2) -> dict[str, Any]:
-    """All arms on the pocket pair; seconds a step of BATCH images, the ratios, and the floors."""
+def measure(
+    root: Path, images: int, rounds: int, each: int = 2, px: int | None = None
+) -> dict[str, Any]:
+    """All arms on the pocket pair; seconds per step of BATCH images, the ratios, and the floors.
+
+    `px`: side of the student's and the teacher's input; None for those of their configs.
+    """
     keep_freed_memory()
     openmmlab.setup("mmpretrain")
     student = resolve("student", "resnet18_w32")
     page = resolve("teacher", "efficientnet_lite0")
     page = {k: v for k, v in page.items() if k != "card"}
+    if px is not None:
+        student, page = {**student, "input_px": px}, {**page, "input_px": px}
     method = resolve("method", "kdep")
     done = make_stages(root, images, student, page)
     spec = dict(

@@ -1,0 +1,94 @@
+"""One arm of a small pocket suite end to end, its scores beside those of the same suite on a CPU.
+
+The suite `gpu_check` runs as it would anywhere (tools/run_suite.py); its CPU records are in
+results/gpu_check_reference. A single new run of another machine is expected inside the prediction
+interval of those runs: mean +- t * s * sqrt(1 + 1/n), t of n - 1 degrees of freedom at 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+from kdep_bench.gpu_check.base import Check, Outcome, Setting
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "results/gpu_check_reference"
+SUITE = "gpu_check"
+
+
+def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Where one more value of the same normal distribution falls with probability `level`.
+
+    Raises KdepError for fewer than two values, and for equal ones, which give no interval.
+    """
+    from scipy import stats
+
+    n = len(values)
+    if n < 2 or stdev(values) == 0:
+        raise KdepError(
+            f"the reference has the values {values}",
+            "two or more that differ",
+            "run the suite gpu_check_reference with more seeds",
+        )
+    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    half = t * stdev(values) * math.sqrt(1 + 1 / n)
+    return mean(values) - half, mean(values) + half
+
+
+def scores(results: Path) -> dict[tuple[str, str], list[float]]:
+    """(method, task) -> the values of a results folder's records that are whole."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for path in sorted((results / "records").glob("*.json")):
+        record = read_json(path)
+        if record["status"] == "ok":
+            key = record["arm"]["method"], record["task"]["name"]
+            found.setdefault(key, []).append(record["value"])
+    return found
+
+
+def _run(setting: Setting, outcome: Outcome) -> None:
+    work, results = _work_dir(setting), setting.folder / "results"
+    suite = "smoke" if setting.quick else SUITE
+    command = [sys.executable, str(ROOT / "tools/run_suite.py"), suite, "--plain"]
+    command += ["--work-dir", str(work), "--results-dir", str(results)]
+    command += ["--gpus", ",".join(setting.gpus[:1]) if setting.device == "cuda" else ""]
+    command += ["--only", "transfer-smoke_probe*scratch*"] if setting.quick else []
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(command, env=environment, check=False)
+    measured, reference = scores(results), scores(REFERENCE)
+    if done.returncode or not measured:
+        raise KdepError(
+            f"the suite {suite} ended with status {done.returncode} and {len(measured)} scores",
+            "0, and a score of every task",
+            "see the log of this check",
+        )
+    for (method, task), values in sorted(measured.items()):
+        if setting.quick:
+            outcome.claim(f"{method} on {task} has a score", True, values[0], "any")
+            continue
+        known = reference.get((method, task), [])
+        if len(known) < 2:
+            raise KdepError(
+                f"{REFERENCE} has {len(known)} scores of {method} on {task}",
+                "two at least",
+                "run tools/run_suite.py gpu_check_reference on a CPU",
+            )
+        low, high = prediction_interval(known)
+        outcome.claim(f"{method} on {task}, beside {len(known)} CPU runs",
+                      low <= values[0] <= high, values[0], f"{low:.3f} to {high:.3f}")  # fmt: skip
+
+
+def _work_dir(setting: Setting) -> Path:
+    """Where a pack has left the finished `prepare` stage of the suite, else the check's folder."""
+    packed = ROOT / "packed_work"
+    return packed if packed.is_dir() else setting.folder / "work"
+
+
+CHECK = Check("a small pocket suite end to end", 25, 150, 60, _run)

@@ -1,0 +1,136 @@
+"""Whether this machine can be checked at all: driver, torch, memory of each GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdep_bench.errors import KdepError
+
+# Free memory that the largest check takes (a 224 px batch of 256 with a live teacher), with room.
+NEEDED_GIB = 12.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What torch and the driver say of this machine.
+
+    Attributes:
+        torch: version of torch.
+        built_for: CUDA version torch was built for, None for a CPU build.
+        driver: version that nvidia-smi names, None without one.
+        library: whether the driver's library libcuda.so.1 can be loaded.
+        available: torch.cuda.is_available().
+        warning: what torch said when it looked for GPUs.
+        cards: {"number", "name", "free_gib", "total_gib"} of each visible GPU.
+    """
+
+    torch: str
+    built_for: str | None
+    driver: str | None
+    library: bool
+    available: bool
+    warning: str = ""
+    cards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def look() -> Facts:
+    """Asks torch, nvidia-smi and the loader. Initialises CUDA where there is a GPU: call it in a
+    process that is not forked afterwards."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    cards = []
+    for k in range(torch.cuda.device_count()) if available else ():
+        try:
+            free, total = torch.cuda.mem_get_info(k)
+        except RuntimeError as e:  # a card that another process holds exclusively, or a broken one
+            cards.append({"number": str(k), "name": str(e).splitlines()[0], "free_gib": 0.0})
+            continue
+        cards.append(
+            {
+                "number": str(k),
+                "name": torch.cuda.get_device_properties(k).name,
+                "free_gib": free / 2**30,
+                "total_gib": total / 2**30,
+            }
+        )
+    return Facts(
+        torch=torch.__version__,
+        built_for=torch.version.cuda,
+        driver=_driver(),
+        library=_library(),
+        available=available,
+        warning=" ".join(str(w.message).splitlines()[0] for w in caught),
+        cards=cards,
+    )
+
+
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+
+
+def _library() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
+    """Numbers of the GPUs with enough free memory.
+
+    Raises:
+        KdepError: no driver, a CPU build of torch, a driver too old for it, GPUs that torch does
+            not see, or none with enough free memory.
+    """
+    if facts.built_for is None:
+        raise KdepError(
+            f"torch {facts.torch} is a CPU build",
+            "a build of torch for CUDA",
+            "install torch for CUDA, or run with --device cpu",
+        )
+    if not facts.available and not facts.library:
+        raise KdepError(
+            "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)",
+            f"a driver for CUDA {facts.built_for}, which torch {facts.torch} was built for",
+            "install the driver, in a container start it with --gpus all, or run with --device cpu",
+        )
+    if not facts.available and "too old" in facts.warning:
+        raise KdepError(
+            f"the NVIDIA driver {facts.driver or '(of unknown version)'} is too old for torch "
+            f"{facts.torch}, which was built for CUDA {facts.built_for}",
+            "a newer driver, or an older torch",
+            "update the driver, or install a build of torch for an older CUDA",
+        )
+    if not facts.available:
+        raise KdepError(
+            f"torch {facts.torch} finds no GPU"
+            + (f" ({facts.warning})" if facts.warning else "")
+            + (f", with driver {facts.driver}" if facts.driver else ""),
+            "a visible GPU",
+            "check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
+        )
+    free = [c for c in facts.cards if c["free_gib"] >= needed_gib]
+    if not free:
+        listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in facts.cards)
+        raise KdepError(
+            f"no GPU has {needed_gib:g} GiB free ({listing})",
+            f"one GPU with {needed_gib:g} GiB",
+            "end what runs on one of them (nvidia-smi lists it), or use a larger GPU",
+        )
+    return tuple(c["number"] for c in free)

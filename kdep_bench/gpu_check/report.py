@@ -1,0 +1,66 @@
+"""`gpu.md`: what a GPU check measured, as a page, from gpu_check.json alone. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.files import write_atomic
+
+REPORT = "gpu.md"
+Json = dict[str, Any]
+
+
+def write_report(result: Json, path: Path) -> None:
+    """Writes the page of a result as `run_checks` returns it."""
+    write_atomic(path, "\n".join(_lines(result)) + "\n")
+
+
+def _lines(result: Json) -> list[str]:
+    device = "a GPU" if result["device"] == "cuda" else "a CPU"
+    out = ["# GPU check", "", f"Ran on {device}: `python tools/gpu_check.py`."]
+    if result["quick"]:
+        out += [
+            "",
+            "Shrunk (`--quick`): it shows that every check runs. **Its figures mean nothing.**",
+        ]
+    facts = result.get("machine") or {}
+    if facts:
+        out += ["", *(f"- {k}: {v}" for k, v in facts.items())]
+    out += ["", "| check | outcome | claims that hold | seconds |", "|---|---|---:|---:|"]
+    for check in result["checks"].values():
+        claims = check.get("claims", [])
+        holds = f"{sum(c['ok'] for c in claims)} of {len(claims)}" if claims else "-"
+        why = f": {_cell(check['why'])}" if check.get("why") else ""
+        out.append(
+            f"| {check['title']} | {check['status']}{why} | {holds} | {check.get('seconds', 0):g} |"
+        )
+    for check in result["checks"].values():
+        out += _section(check)
+    return out
+
+
+def _section(check: Json) -> list[str]:
+    claims, figures = check.get("claims", []), check.get("figures", [])
+    if not claims and not figures:
+        return []
+    out = ["", f"## {check['title']}"]
+    if claims:
+        out += ["", "| what must hold | measured | bound | holds |", "|---|---:|---|---|"]
+        out += [
+            f"| {_cell(c['what'])} | {_value(c['measured'])} | {_cell(c['bound'])} | "
+            f"{'yes' if c['ok'] else '**no**'} |"
+            for c in claims
+        ]
+    if figures:
+        out += ["", "| measured | value | unit |", "|---|---:|---|"]
+        out += [f"| {_cell(f['what'])} | {f['value']:.4g} | {f['unit']} |" for f in figures]
+    return out
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _cell(str(value))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,147 @@
+"""Random pictures through the real stages, and any method set up on them as pre-training does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from kdep_bench.data import views as views_stage
+from kdep_bench.data.views import open_views
+from kdep_bench.devices import compute_device
+from kdep_bench.features import align, cache
+from kdep_bench.files import write_json
+from kdep_bench.gpu_check.base import Json, Setting
+from kdep_bench.objectives.base import demands
+from kdep_bench.pretrain import stage
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.pretrain.stream import ViewStream
+from kdep_bench.pretrain.teaching import teaching
+from kdep_bench.suite.config import resolve
+
+CLASSES = 1000
+STUDENT = "resnet18_w32"
+ALL_OUTPUTS = ("maps.s4", "maps.s8", "maps.s16", "maps.s32")
+
+
+def silent(*_: Any, **__: Any) -> None:
+    """A progress function that reports nothing."""
+
+
+def make_stages(
+    root: Path,
+    images: int,
+    student: Json,
+    teacher: Json,
+    views: int = 2,
+    outputs: tuple[str, ...] = (),
+) -> dict[str, Path]:
+    """prepare (random 160 px pictures and labels), views, cache and align; their folders."""
+    rng, pool = np.random.default_rng(0), root / "prepare/data/pool"
+    (pool / "images").mkdir(parents=True)
+    for i in range(images):
+        small = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        cv2.imwrite(str(pool / f"images/{i:06d}.png"), cv2.resize(small, (160, 160)))
+    labels = {f"{i:06d}.png": int(rng.integers(CLASSES)) for i in range(images)}
+    write_json(
+        pool / "labels.json", {"classes": [str(k) for k in range(CLASSES)], "labels": labels}
+    )
+    recipe = dict(
+        views=views, px=student["input_px"], seed=0, scale=[0.4, 1.0], ratio=[0.75, 4 / 3]
+    )
+    done = {"prepare": root / "prepare"}
+    width = dict(width=student["width"], share=1.0, share_seed=0, align={"type": "svd"})
+    for kind, run, spec in (
+        ("views", views_stage.run, recipe),
+        ("cache", cache.run, {"teacher": teacher, "outputs": list(outputs)}),
+        ("align", align.run, width),
+    ):
+        (root / kind).mkdir()
+        run(spec, done, root / kind, silent)
+        done[kind] = root / kind
+    return done
+
+
+def quick_teacher(quick: bool) -> Json:
+    """The pocket suites' teacher; at a small input where figures mean nothing."""
+    page = resolve("teacher", "efficientnet_lite0")
+    page = {k: v for k, v in page.items() if k not in ("card", "about", "trained_on")}
+    return page | {"input_px": 64} if quick else page
+
+
+def shared_stages(setting: Setting) -> dict[str, Path]:
+    """The stages of the pocket student and teacher, made by the first check that asks for them."""
+    root = setting.shared
+    if not root.is_dir():
+        partial = setting.folder / "stages"
+        student, teacher = resolve("student", STUDENT), quick_teacher(setting.quick)
+        # More rows than the student's 256 channels: fewer cannot fix a basis.
+        make_stages(partial, 160 if setting.quick else 512, student, teacher, 2, ALL_OUTPUTS)
+        partial.replace(root)
+    return {kind: root / kind for kind in ("prepare", "views", "cache", "align")}
+
+
+def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: Any) -> Json:
+    """The spec of a `pretrain` stage."""
+    more = dict(
+        optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4), precision="float32"
+    )
+    return {
+        "student": student,
+        "method": {"labels_used": False, "transform": None, **method},
+        "share": 1.0,
+        "share_seed": 0,
+        "seed": 0,
+        "budget": {"epochs": epochs, "batch": batch, **more, **budget},
+    }
+
+
+def build(
+    spec: Json, done: Mapping[str, Path], out: Path, **model: Any
+) -> tuple[Distiller, Callable[[int], dict[str, Any]]]:
+    """(model on this process's device, k -> its k-th batch) of a spec, as `pretrain` has them."""
+    method, batch = spec["method"], spec["budget"]["batch"]
+    wanted = demands(method["objective"])
+    inputs = dict(done)
+    opened = open_views(done["views"], done["prepare"])
+    taught = teaching(wanted.needs, spec, inputs, opened)
+    objective, target, _ = stage.objective_config(spec, inputs, taught, out)
+    labels = done["prepare"] / "data/pool/labels.json"
+    data = ViewStream(
+        done["views"],
+        10**9,
+        1.0,
+        0,
+        0,
+        labels=str(labels) if method["labels_used"] else None,
+        together="views" in wanted.needs,
+        **taught.stream,
+    )
+    torch.manual_seed(0)
+    net = Distiller(
+        spec["student"],
+        objective,
+        target,
+        precision=spec["budget"]["precision"],
+        maps="maps" in wanted.needs,
+        levels_before=sorted(wanted.levels_before),
+        teacher=taught.model,
+        **model,
+    )
+    net.train().to(compute_device())
+    return net, lambda k: data.__getitems__(list(range(k * batch, (k + 1) * batch)))
+
+
+def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch, nested mappings included, on this process's device."""
+    device = compute_device()
+    return {k: on_device(v) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
+
+
+def loss_of(net: Distiller, batch: Mapping[str, Any]) -> torch.Tensor:
+    """The summed loss of a batch that lies on the device."""
+    return torch.stack(list(net(**batch, mode="loss").values())).sum()

@@ -1,0 +1,175 @@
+"""The GPU check: what it says of a machine, how it keeps time, and every check run on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+from kdep_bench.gpu_check import run
+from kdep_bench.gpu_check.arm import prediction_interval, scores
+from kdep_bench.gpu_check.base import Check, Outcome, Setting, checks
+from kdep_bench.gpu_check.machine import Facts, usable
+from kdep_bench.gpu_check.pack import locked, make_pack
+from kdep_bench.gpu_check.report import write_report
+
+REPO = Path(__file__).resolve().parents[2]
+TOOL = REPO / "tools/gpu_check.py"
+
+
+def facts(**more: Any) -> Facts:
+    card = {"number": "0", "name": "A", "free_gib": 70.0, "total_gib": 80.0}
+    known = dict(torch="2.11", built_for="13.0", driver="580", library=True, available=True)
+    return Facts(**{**known, "cards": [card], **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (dict(built_for=None, available=False), "CPU build"),
+        (dict(available=False, library=False, driver=None), "no NVIDIA driver"),
+        (dict(available=False, warning="The NVIDIA driver on your system is too old"), "too old"),
+        (dict(available=False, warning="", cards=[]), "finds no GPU"),
+        (dict(cards=[{"number": "0", "name": "A", "free_gib": 1.0}]), "no GPU has 12 GiB free"),
+    ],
+)
+def test_a_machine_that_cannot_be_checked_is_refused_in_a_sentence(more: Any, says: str):
+    with pytest.raises(KdepError, match=says):
+        usable(facts(**more))
+
+
+def test_gpus_that_others_have_filled_are_left_to_them():
+    cards = [
+        {"number": str(k), "name": "A", "free_gib": free} for k, free in enumerate((70, 2, 60))
+    ]
+    assert usable(facts(cards=cards)) == ("0", "2")
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
+def test_without_a_driver_the_command_ends_with_a_sentence_and_2(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, TOOL, "--out", tmp_path / "o"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--device cpu" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_prediction_interval_of_three_runs():
+    low, high = prediction_interval([1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.302653, times sqrt(1 + 1/3)
+    assert (low, high) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
+    for useless in ([1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(KdepError, match="two or more that differ"):
+            prediction_interval(useless)
+
+
+def test_only_whole_records_are_compared(tmp_path: Path):
+    (tmp_path / "records").mkdir()
+    for k, (status, value) in enumerate((("ok", 0.3), ("ok", 0.5), ("failed", None))):
+        record = {"status": status, "value": value, "arm": {"method": "m"}, "task": {"name": "t"}}
+        (tmp_path / f"records/{k}.json").write_text(json.dumps(record))
+    assert scores(tmp_path) == {("m", "t"): [0.3, 0.5]}
+
+
+# ---- keeping time ----
+
+
+def _measures_then_hangs(setting: Setting, outcome: Outcome) -> None:
+    outcome.figure("before the hang", 7, "s")
+    time.sleep(60)
+
+
+def _crashes(setting: Setting, outcome: Outcome) -> None:
+    outcome.claim("before the crash", True, 1, "1")
+    os._exit(9)
+
+
+def _refuses(setting: Setting, outcome: Outcome) -> None:
+    raise KdepError("no such thing", "it", "bring it")
+
+
+def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
+    return run._one("c", Check("c", 1, 9, 1, function), "cpu", (), True, tmp_path, limit)
+
+
+def test_what_a_check_measured_before_its_time_was_up_is_kept(tmp_path: Path):
+    start = time.monotonic()
+    found = one(_measures_then_hangs, tmp_path, 2.0)
+    assert time.monotonic() - start < 20
+    assert found["status"] == "interrupted"
+    assert found["figures"] == [{"what": "before the hang", "value": 7.0, "unit": "s"}]
+
+
+def test_a_check_that_crashes_or_refuses_ends_alone(tmp_path: Path):
+    crashed = one(_crashes, tmp_path)
+    assert (crashed["status"], crashed["claims"][0]["ok"]) == ("failed", True)
+    assert "status 9" in crashed["why"]
+    refused = one(_refuses, tmp_path)
+    assert refused["why"] == "no such thing; expected it; to mend it: bring it."
+
+
+def test_checks_for_which_no_time_is_left_are_named(tmp_path: Path):
+    result = run.run_checks("cpu", (), tmp_path, quick=True, budget=0.001, say=lambda _: None)
+    assert list(result["checks"]) == list(checks())
+    assert {c["status"] for c in result["checks"].values()} == {"left out"}
+    assert read_json(tmp_path / run.RESULT) == result
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.count("left out: 0 s were left") == len(checks())
+
+
+def test_a_claim_that_does_not_hold_shows_and_fails(tmp_path: Path):
+    outcome = Outcome(Setting("cuda", ("0",), False, tmp_path, tmp_path, tmp_path / "p.json"))
+    outcome.claim("holds", True, 0.5, "<= 1")
+    outcome.claim("a | b", False, 2.0, "<= 1")
+    check = {"title": "t", "status": "done", "seconds": 1.0, "claims": outcome.claims}
+    result = {"device": "cuda", "quick": False, "checks": {"t": check}}
+    write_report(result, tmp_path / "gpu.md")
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| t | done | 1 of 2 | 1 |" in page
+    assert "| a \\| b | 2 | <= 1 | **no** |" in page
+    assert "mean nothing" not in page
+    assert run.failed(result) == 1
+    assert run.failed({"checks": {"t": {"status": "interrupted"}}}) == 1
+
+
+# ---- the pack ----
+
+
+def test_the_pack_takes_the_versions_of_the_lock():
+    rows = locked(REPO / "requirements.lock")
+    assert "mmdet==3.3.0" in rows
+    assert not [r for r in rows if r.startswith(("torch==", "nvidia", "numpy=="))]
+
+
+def test_a_pack_never_writes_into_a_folder_with_something_in_it(tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(KdepError, match="not empty"):
+        make_pack(tmp_path, REPO)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ---- every check, on a CPU ----
+
+
+@pytest.mark.e2e
+def test_every_check_runs_on_a_cpu(tmp_path: Path):
+    command = [sys.executable, TOOL, "--device", "cpu", "--quick", "--out", tmp_path]
+    done = subprocess.run(
+        [*command, "--budget", "900"], capture_output=True, text=True, check=False
+    )
+    result = read_json(tmp_path / "gpu_check.json")
+    bad = {n: (c["status"], c.get("why"), [x for x in c.get("claims", ()) if not x["ok"]])
+           for n, c in result["checks"].items()}  # fmt: skip
+    assert done.returncode == 0, f"{bad}\n{done.stdout}{done.stderr}"
+    assert {c["status"] for c in result["checks"].values()} == {"done"}
+    assert "mean nothing" in (tmp_path / "gpu.md").read_text()

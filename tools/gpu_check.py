@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Proves the project on a machine with a GPU, in at most eight minutes and without a network.
+
+    python tools/gpu_check.py                          # all checks; results/gpu_check/gpu.md
+    python tools/gpu_check.py --device cpu --quick     # every line runs, its figures mean nothing
+    python tools/gpu_check.py --only operators ranks   # some of them
+    python tools/gpu_check.py --pack DIR               # a folder for a machine without network;
+                                                       # there: bash DIR/run.sh
+
+Exit codes: 0 every claim holds, 1 some do not or a check broke, 2 this machine cannot be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+
+from kdep_bench.console import leave  # noqa: E402
+from kdep_bench.errors import KdepError, unknown_name  # noqa: E402
+from kdep_bench.gpu_check.base import checks  # noqa: E402
+from kdep_bench.gpu_check.run import BUDGET, RESULT, failed, run_checks  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
+    p.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="for everything")
+    p.add_argument("--out", type=Path, default=REPO / "results/gpu_check")
+    p.add_argument("--only", nargs="+", metavar="CHECK", help=f"of {', '.join(checks())}")
+    p.add_argument("--list", action="store_true", help="the checks, in the order they run")
+    p.add_argument("--pack", type=Path, metavar="DIR", help="make a folder that needs no network")
+    # In a process of its own, because the checks are forked from one that has seen no GPU.
+    p.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
+    return p
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    began, args = time.monotonic(), parser().parse_args()
+    try:
+        if args.look:
+            return _look()
+        if args.list:
+            for name, check in checks().items():
+                print(f"{name:12s} {check.title} (at most {check.seconds:g} s)")
+            return 0
+        if args.pack is not None:
+            from kdep_bench.gpu_check.pack import make_pack
+
+            print(make_pack(args.pack, REPO))
+            return 0
+        for name in args.only or ():
+            if name not in checks():
+                raise unknown_name("check", name, checks())
+        if not args.budget > 0:
+            raise KdepError(f"--budget is {args.budget:g}", "a positive number", "correct it")
+        gpus, machine = _machine(args.device, args.quick)
+        result = run_checks(
+            args.device,
+            gpus,
+            args.out,
+            quick=args.quick,
+            budget=args.budget,
+            only=args.only,
+            began=began,
+            machine=machine,
+        )
+    except KdepError as e:
+        print(f"gpu_check: {e}", file=sys.stderr)
+        return 2
+    bad = failed(result)
+    print(f"{args.out / RESULT}: " + (f"{bad} fault(s)" if bad else "every claim holds"))
+    return 1 if bad else 0
+
+
+def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(GPUs to use, facts for the report); KdepError where this machine cannot be checked."""
+    import json
+
+    from kdep_bench.openmmlab.environment import check_versions, versions
+
+    check_versions("mmseg")  # the first package that is missing or of a wrong version
+    listed = ("python", "torch", "torchvision", "mmengine", "numpy")
+    machine = {k: v for k, v in versions().items() if k in listed}
+    if device == "cpu":
+        return (), machine
+    done = subprocess.run(
+        [sys.executable, __file__, "--look"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 2:
+        raise KdepError(done.stderr.removeprefix("gpu_check: ").strip())
+    if done.returncode:
+        raise KdepError(
+            f"looking for GPUs ended with status {done.returncode}: {done.stderr.strip()[-300:]}",
+            "a list of GPUs",
+            "check the driver with nvidia-smi",
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    return tuple(found["use"]), machine | found["facts"]
+
+
+def _look() -> int:
+    """Prints, as JSON, the GPUs to use and what the report says of the machine."""
+    import json
+
+    from kdep_bench.gpu_check.machine import look, usable
+
+    facts = look()
+    use = usable(facts)
+    cards = ", ".join(
+        f"{c['number']}: {c['name']}, {c['free_gib']:.0f} GiB free"
+        + ("" if c["number"] in use else " (not used: too little free)")
+        for c in facts.cards
+    )
+    told = {"driver": str(facts.driver), "CUDA of torch": str(facts.built_for), "GPUs": cards}
+    print(json.dumps({"use": use, "facts": told}))
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main)
