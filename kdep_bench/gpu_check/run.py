@@ -128,9 +128,9 @@ def _one(
 
 def _one_thread() -> None:
     """On a CPU that others use too, threads that wait for each other take minutes for seconds."""
-    import torch
-
-    torch.set_num_threads(1)
+    torch = sys.modules.get("torch")  # imported by `_preload`
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _end(child: Any) -> None:
