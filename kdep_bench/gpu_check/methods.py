@@ -20,7 +20,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     from kdep_bench.suite.config import names, resolve
 
     student, done = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
-    batch, counted = (4, 3) if setting.quick else (64, COUNTED)
+    batch, warm, counted = (4, 1, 1) if setting.quick else (64, WARM, COUNTED)
     for name in names("method"):
         method = resolve("method", name)
         if method.get("objective") is None:
@@ -36,7 +36,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
                 outcome.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
                 continue
             inputs["align"] = align
-        before, after, waits = _steps(setting, name, method, student, inputs, batch, counted)
+        before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
         falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
         bound = "finite" if setting.quick else "falls"
         outcome.claim(f"{name}: loss of a batch", falls, f"{before:.4g} to {after:.4g}", bound)
@@ -69,6 +69,7 @@ def _steps(
     student: Json,
     inputs: dict[str, Path],
     batch: int,
+    warm: int,
     counted: int,
 ) -> tuple[float, float, float | None]:
     """(loss before, loss after, waits per step or None on a CPU), all on one batch.
@@ -81,7 +82,7 @@ def _steps(
 
     spec = synthetic.spec_of(method, student, EPOCHS, batch)
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run")
-    net.steps = WARM + counted
+    net.steps = warm + counted
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     data = synthetic.on_device(load(0))
 
@@ -100,7 +101,7 @@ def _steps(
         net.objective.after_step()
 
     before = loss_at_the_end()
-    for k in range(WARM):
+    for k in range(warm):
         step(k)
     waits = None
     if setting.device == "cuda":
@@ -108,12 +109,12 @@ def _steps(
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for k in range(WARM, WARM + counted):
+            for k in range(warm, warm + counted):
                 step(k)
         torch.cuda.set_sync_debug_mode("default")
         waits = sum("synchroniz" in str(w.message) for w in caught) / counted
     else:
-        for k in range(WARM, WARM + counted):
+        for k in range(warm, warm + counted):
             step(k)
     return before, loss_at_the_end(), waits
 
