@@ -132,6 +132,7 @@ FAULTS = (
     *("a config that calls sys.exit(0)", "export cut by one byte"),
     *(f"archive with {what}" for what in faults.cli.DAMAGE),
     *(fault for _, fault, _ in faults.ENVIRONMENT),
+    "no file numbers left",
 )  # fmt: skip
 
 
