@@ -176,6 +176,8 @@ def crowds(prepared: Path) -> tuple[int, int]:
     setup("mmdet")
     from mmdet.registry import DATASETS
 
+    import kdep_bench.transfer.coco_sets  # noqa: F401  # registers the data set, as a run does
+
     data = DATASETS.build(datasets("coco", prepared / "data/coco", train=True, pipeline=[]))
     flags = [o["ignore_flag"] for i in range(len(data)) for o in data.get_data_info(i)["instances"]]
     return flags.count(0), flags.count(1)
