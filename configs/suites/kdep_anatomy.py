@@ -3,7 +3,7 @@
 Command   python tools/run_suite.py configs/suites/kdep_anatomy.py   (can be stopped and resumed)
 Cost      as `methods_pocket`, per arm and seed: 800 steps at batch 64 (90 to 105 s of one core),
           then 43 s of tasks
-Outcome   results/kdep_anatomy
+Outcome   not run yet; `rates` is to be filled in from the grid first
 
 The protocol of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64, three
 pre-training seeds. Each arm has the learning rate that `kdep_anatomy_grid` found best on the

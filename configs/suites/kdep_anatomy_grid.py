@@ -2,7 +2,7 @@
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy_grid.py
 Cost      a pre-training (90 to 105 s of one core) and a linear probe of a few seconds per cell
-Outcome   results/kdep_anatomy_grid: the rate with the highest score on the validation split is the
+Outcome   not run yet. The rate with the highest score on the validation split is to be the
           arm's rate in `kdep_anatomy`; at equal scores the one nearest to 0.2
 
 The test split is not read by this suite. `wider` names the arms whose best rate was at the edge of
