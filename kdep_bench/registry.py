@@ -21,6 +21,18 @@ def type_path(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def import_remedy(error: BaseException, otherwise: str) -> str:
+    """What to do about a failed import: free memory where the loader got none, else `otherwise`.
+
+    The dynamic loader reports a lack of memory as an ImportError ("failed to map segment from
+    shared object", "cannot allocate memory"), sometimes inside a package's own advice.
+    """
+    text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
+    if "failed to map segment" in text or "cannot allocate memory" in text:
+        return "the memory ran out: run fewer stages at once (--jobs 1), or raise the memory limit"
+    return otherwise
+
+
 def locate(kind: Any) -> Any:
     """The object a `type=` value names; KdepError when it cannot be imported."""
     path = type_path(kind)
@@ -31,7 +43,7 @@ def locate(kind: Any) -> Any:
         raise KdepError(
             f"the type {path!r} cannot be imported ({e})",
             "the dotted path of a class",
-            "correct `type=` in the config",
+            import_remedy(e, "correct `type=` in the config"),
         ) from e
 
 

@@ -1,0 +1,30 @@
+"""Imports that fail: the reason given is the one a person has to act on."""
+
+import pytest
+
+from kdep_bench import registry
+from kdep_bench.errors import KdepError
+from kdep_bench.suite import worker
+
+# numpy's and the dynamic loader's own words when memory runs out while a library is loaded.
+NO_MEMORY = (
+    "Importing the numpy C-extensions failed. Original error was: x.so: failed to map segment"
+    " from shared object",
+    "x.so: cannot allocate memory in static TLS block",
+)
+
+
+@pytest.mark.parametrize("text", NO_MEMORY)
+def test_a_lack_of_memory_is_not_called_a_missing_package(tmp_path, monkeypatch, text):
+    (tmp_path / "starved.py").write_text(f"raise ImportError({text!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for locate in (lambda: registry.locate("starved.Thing"), lambda: worker.locate("starved:run")):
+        with pytest.raises(KdepError, match="the memory ran out"):
+            locate()
+
+
+def test_a_missing_package_is_not_called_a_lack_of_memory():
+    with pytest.raises(KdepError, match="correct `type=`"):
+        registry.locate("no_such_package.Thing")
+    with pytest.raises(KdepError, match="install what it needs"):
+        worker.locate("no_such_package:run")
