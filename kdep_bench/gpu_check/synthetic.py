@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,14 @@ def quick_teacher(quick: bool) -> Json:
 def shared_stages(setting: Setting) -> dict[str, Path]:
     """The stages of the pocket student and teacher, made by the first check that asks for them."""
     root = setting.shared
-    if not root.is_dir():
-        partial = setting.folder / "stages"
-        student, teacher = resolve("student", STUDENT), quick_teacher(setting.quick)
-        # More rows than the student's 256 channels: fewer cannot fix a basis.
-        make_stages(partial, 160 if setting.quick else 512, student, teacher, 2, ALL_OUTPUTS)
-        partial.replace(root)
+    with open(root.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another check may be making them
+        if not root.is_dir():
+            partial = setting.folder / "stages"
+            student, teacher = resolve("student", STUDENT), quick_teacher(setting.quick)
+            # More rows than the student's 256 channels: fewer cannot fix a basis.
+            make_stages(partial, 160 if setting.quick else 512, student, teacher, 2, ALL_OUTPUTS)
+            partial.replace(root)
     return {kind: root / kind for kind in ("prepare", "views", "cache", "align")}
 
 
