@@ -28,24 +28,22 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         if method.get("objective") is None:
             continue
         # A quick run takes one method per objective and alignment: tests/objectives steps them all.
-        kind = (
-            type_path(method["objective"]["type"]),
-            str((method.get("align") or {}).get("type")),
-        )
+        align = method.get("align") or {}
+        kind = (type_path(method["objective"]["type"]), str(align.get("type")))
         if setting.quick and kind in seen:
             continue
         seen.add(kind)
         # A chain of teachers would first train an assistant: here the suite's teacher stands in.
         method.pop("teacher", None)
         inputs = {k: v for k, v in done.items() if k != "align"}
-        if method.get("align") == {"type": "svd"}:
+        if align == {"type": "svd"}:
             inputs["align"] = done["align"]
-        elif method.get("align"):
-            align = _align(setting.folder / name, done, student, method)
-            if align is None:
+        elif align:
+            aligned = _align(setting.folder / name, done, student, method)
+            if aligned is None:
                 outcome.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
                 continue
-            inputs["align"] = align
+            inputs["align"] = aligned
         before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
         falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
         bound = "finite" if setting.quick else "falls"

@@ -1,8 +1,9 @@
 """Runs the checks within a budget of seconds; what was measured is on disk after each of them.
 
 Each check runs in a forked process with a time limit, so that one that hangs, crashes or fills the
-memory ends alone: one after another, or two at once in a quick run, whose figures mean nothing. The process that forks imports torch and the toolkits once, with every GPU hidden
-(see kdep_bench/devices.py), so that a check begins in milliseconds.
+memory ends alone: one after another, or two at once in a quick run, whose figures mean nothing.
+The process that forks imports torch and the toolkits once, with every GPU hidden (see
+kdep_bench/devices.py), so that a check begins in milliseconds.
 """
 
 from __future__ import annotations
