@@ -4,6 +4,9 @@ VENV ?= .venv
 CLUSTER ?= .venv-cluster
 LIGHTLY ?= .venv-lightly
 PY := $(VENV)/bin/python
+# Tests in two processes, a file's tests in one of them; each test and what it starts has one thread.
+TEST_JOBS ?= 2
+PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
@@ -30,7 +33,7 @@ rehearse-ddp: install
 	    --rehearse --work-dir work_dirs/rehearsal_ddp || exit; done
 
 test: install check
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 check: install
 	$(PY) -m ruff check .
@@ -38,10 +41,10 @@ check: install
 	$(PY) -m basedpyright --pythonpath $(PY)
 
 unit: install
-	$(PY) -m pytest -m "not e2e"
+	$(PY) -m pytest $(PARALLEL) -m "not e2e"
 
 e2e: install
-	$(PY) -m pytest -m e2e
+	$(PY) -m pytest $(PARALLEL) -m e2e
 
 # The report's page in a headless Chromium, with axe-core; needs Debian's chromium and npm.
 # SCREENSHOTS=folder keeps what it saw.
