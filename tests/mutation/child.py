@@ -45,6 +45,9 @@ def enter(tree: Path, log: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(tree)
     multiprocessing.get_context = _context
+    # The pool of the transfer tests would otherwise fork from a thread, where another one's import
+    # lock stays held for ever in the copy.
+    os.environ["KDEP_TESTS_FORK"] = "1"
 
 
 def _fixture_name(fixturedef: Any) -> str:
