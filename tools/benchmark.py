@@ -1,10 +1,13 @@
-"""Measures the pre-trainer against its bars, on an idle machine; the page keeps what an earlier run
-measured of other parts. `--quick` only shows that the parts run.
+"""Benchmark the pre-training code against its targets, on an idle machine.
+
+Results of parts that are not measured in this run are kept from an earlier run. `--quick` only
+tests that the parts run.
 
     python tools/benchmark.py --threads 1
     python tools/benchmark.py --threads 1 --parts --against lightly-train --venv .venv-lightly \\
         --prepared work_dirs/prepare-pocket-...          # after `make lightly` and `make pocket`
-    python tools/benchmark.py --parts --count results/pocket_full --work-dir work_dirs
+    python tools/benchmark.py --parts --count-teacher-forwards results/pocket_full \\
+        --work-dir work_dirs
 """
 
 from __future__ import annotations
@@ -27,32 +30,69 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
-    p.add_argument("--busy", action="store_true", help="measure although other work runs here")
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--out", type=Path, default=REPO / "results/benchmark")
-    p.add_argument("--parts", nargs="*", choices=["steps", "memory"], default=["steps", "memory"])
-    p.add_argument("--against", choices=["lightly-train"], help="train a student with it as well")
-    p.add_argument("--venv", type=Path, default=REPO / ".venv-lightly", help="where that is")
-    p.add_argument("--prepared", type=Path, help="a finished `prepare` stage of the pocket data")
-    p.add_argument("--images", type=int, default=2048, help="of the pool, with --against")
-    p.add_argument("--epochs", type=int, default=8, help="with --against")
-    p.add_argument("--seeds", type=int, default=3, help="of the probe, with --against")
-    p.add_argument("--count", type=Path, metavar="RESULTS", help="a finished suite's forwards")
-    p.add_argument("--work-dir", type=Path, default=REPO / "work_dirs", help="with --count")
+    p.add_argument(
+        "--allow-busy", action="store_true", help="measure even if other work is running"
+    )
+    p.add_argument("--busy", dest="allow_busy", action="store_true", help=argparse.SUPPRESS)
+    p.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    p.add_argument(
+        "--out", type=Path, default=REPO / "results/benchmark", help="default: results/benchmark"
+    )
+    p.add_argument(
+        "--parts",
+        nargs="*",
+        choices=["steps", "memory"],
+        default=["steps", "memory"],
+        help="what to measure (default: both; none: only --against and --count-teacher-forwards)",
+    )
+    p.add_argument("--against", choices=["lightly-train"], help="also train a student with it")
+    p.add_argument(
+        "--venv",
+        type=Path,
+        default=REPO / ".venv-lightly",
+        help="its virtual environment (default: .venv-lightly)",
+    )
+    p.add_argument(
+        "--prepared",
+        type=Path,
+        help="with --against: a finished `prepare` stage of the pocket data",
+    )
+    p.add_argument(
+        "--images", type=int, default=2048, help="with --against: images (default: %(default)s)"
+    )
+    p.add_argument(
+        "--epochs", type=int, default=8, help="with --against: epochs (default: %(default)s)"
+    )
+    p.add_argument(
+        "--seeds", type=int, default=3, help="with --against: probe seeds (default: %(default)s)"
+    )
+    p.add_argument(
+        "--count-teacher-forwards",
+        type=Path,
+        metavar="RESULTS",
+        help="count the teacher forward passes of a finished suite",
+    )
+    p.add_argument("--count", dest="count_teacher_forwards", type=Path, help=argparse.SUPPRESS)
+    p.add_argument(
+        "--work-dir",
+        type=Path,
+        default=REPO / "work_dirs",
+        help="with --count-teacher-forwards: its stage directories (default: work_dirs)",
+    )
     return p
 
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """What was asked for, by part."""
+    """Measurements by part."""
     found: dict[str, Any] = {}
     if args.against and args.prepared is None:
         raise KdepError("--against trains on the pocket data", "--prepared", "name its stage")
-    if args.count:
-        found["forwards"] = forwards.count(args.count, args.work_dir)
+    if args.count_teacher_forwards:
+        found["forwards"] = forwards.count(args.count_teacher_forwards, args.work_dir)
     if not args.parts and not args.against:
         return found
     busy = machine.busy_cores()
-    if not args.quick and not args.busy:
+    if not args.quick and not args.allow_busy:
         machine.check_idle(busy)
     import torch
 
@@ -77,7 +117,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         found["rival"] = rival.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
-    found["device"] = device()  # a GPU tells its name once it was used
+    found["device"] = device()  # after the measurement: a GPU's name is known only once it was used
     timed = [part for part in ("steps", "memory", "rival") if part in found]
     if busy > machine.MOST and not args.quick:
         found["busy"] = dict.fromkeys(timed, busy)

@@ -34,5 +34,5 @@ def check_idle(busy: float, most: float = MOST) -> None:
         raise KdepError(
             f"other work takes {busy:.1f} cores of this machine",
             f"an idle machine, {most:g} at most",
-            "wait for it, or say --busy: the page then says so too",
+            "wait for it, or add --allow-busy: the page then says so too",
         )

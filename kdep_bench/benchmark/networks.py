@@ -1,7 +1,7 @@
-"""What the networks of a plan compute, and how fast they do it here.
+"""FLOPs and sizes of a plan's networks, or their throughput on this machine.
 
-`python -m kdep_bench.benchmark.networks SUITE... --out FILE [--probe]` writes, by `network_id`, the
-counts that `kdep_bench.suite.forecast` reads, or with `--probe` what was measured on this machine.
+`python -m kdep_bench.benchmark.networks SUITE... --out FILE` writes, per `network_id`, the counts
+that `kdep_bench.suite.forecast` reads; with `--measure-throughput`, the throughput measured here.
 Weights are random: they change neither FLOPs nor sizes.
 """
 
@@ -204,10 +204,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("suites", nargs="+", help="suite configs, or their names in configs/suites/")
-    p.add_argument("--out", type=Path, required=True, help="JSON; what is in it is kept")
-    p.add_argument("--probe", action="store_true", help="measure here; replaces the file")
-    p.add_argument("--rehearse", action="store_true", help="the suites' rehearsals")
-    p.add_argument("--known", type=Path, help="JSON of networks that need no counting")
+    p.add_argument(
+        "--out", type=Path, required=True, help="JSON file; networks already in it are kept"
+    )
+    p.add_argument(
+        "--measure-throughput", action="store_true", help="measure images/s here; replaces the file"
+    )
+    hidden = argparse.SUPPRESS  # the flag's former name
+    p.add_argument("--probe", dest="measure_throughput", action="store_true", help=hidden)
+    p.add_argument(
+        "--rehearse", action="store_true", help="use the rehearsal version of the suites"
+    )
+    p.add_argument("--known", type=Path, help="JSON file of networks to skip")
     args = p.parse_args(argv)
     try:
         return _run(args)
@@ -227,15 +235,16 @@ def _run(args: argparse.Namespace) -> int:
         for network in networks(build_plan(suite)):
             wanted[network_id(network)] = network, suite.budget.precision
     known = read_strict(args.known) if args.known else {}
-    found = {} if args.probe or not args.out.exists() else read_strict(args.out)
+    measure = args.measure_throughput
+    found = {} if measure or not args.out.exists() else read_strict(args.out)
     failed = 0
     for one, (network, precision) in wanted.items():
-        if one in found or (one in known and not args.probe):
+        if one in found or (one in known and not measure):
             continue
-        if args.probe and network["kind"] == "task":
+        if measure and network["kind"] == "task":
             continue
         try:
-            said = probe(network, precision) if args.probe else count(network)
+            said = probe(network, precision) if measure else count(network)
         except KdepError as e:
             print(f"networks: {network['name']}: {e}", file=sys.stderr)
             failed = 1
@@ -243,7 +252,7 @@ def _run(args: argparse.Namespace) -> int:
         found[one] = {"kind": network["kind"], "name": network["name"], **said}
         print(f"{network['kind']} {network['name']}: {said}", flush=True)
         write_json(args.out, found)
-    write_json(args.out, {"device": device(), **found} if args.probe else found)
+    write_json(args.out, {"device": device(), **found} if measure else found)
     return failed
 
 

@@ -143,7 +143,8 @@ def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
         return KdepError(
             f"the GPU-hours of {unknown} of {len(hours.of)} stages to run are not known",
             f"a forecast to hold against --budget-hours {budget:g}",
-            "give --device-rate or --probe (and --count), or add --fit to run what is known to fit",
+            "give --device-rate or --measure-throughput (and --count-flops), or add --fit-budget "
+            "to run what is known to fit",
         )
     total = sum(v or 0.0 for v in hours.of.values())
     if total <= budget:
@@ -152,5 +153,6 @@ def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
     return KdepError(
         f"the run is forecast at {total:,.1f} GPU-hours, {hours.said}",
         f"at most --budget-hours {budget:g}",
-        f"raise it, or add --fit to run the {len(found.taken)} of {every} comparisons that fit",
+        f"raise it, or add --fit-budget to run the {len(found.taken)} of {every} comparisons that "
+        "fit",
     )

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdep_bench.errors import KdepError
 
@@ -17,98 +17,120 @@ if TYPE_CHECKING:
     from kdep_bench.suite.plan import Plan
     from kdep_bench.suite.state import Status
 
-EPILOG = """A config is code and is executed: read a stranger's suite before you run it.
-Exit codes: 0 all done, 1 something failed, 2 bad config or argument, 130/143 stopped."""
+EPILOG = """Configs are executed as Python code: read other people's configs before running them.
+Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 interrupted."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; no heavy import."""
     p = argparse.ArgumentParser(
         prog="run_suite.py",
-        description="Runs a suite: what is done is kept, what was cut is resumed.",
+        description="Run a suite. Finished stages are skipped, interrupted ones resume.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("suite", nargs="?", help="a suite config, or its name in configs/suites/")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
-    p.add_argument("--results-dir", type=Path, help="default: results/<suite name>/")
-    p.add_argument("--jobs", "-j", type=int, help="stages at once (default: as the cores allow)")
-    p.add_argument("--gpus", help="device numbers, as 0,1 ('' = none; default: all there are)")
+    p.add_argument("--results-dir", type=Path, help="output folder (default: results/<suite>/)")
+    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
+    p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
     p.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="stages of this method, task, student, kind or id (part or glob), with what they need",
+        help="run only stages of this method, task, student, kind or id (substring or glob) and "
+        "their dependencies",
     )
     p.add_argument(
         "--force",
         action="append",
         default=[],
         metavar="STAGE",
-        help="run these stages (kind, part of the id, or glob) and all that follows again",
+        help="rerun these stages (kind, substring of the id, or glob) and all that depend on them",
     )
-    p.add_argument("--retry", type=int, default=0, metavar="N", help="further tries of a failure")
-    stop = p.add_mutually_exclusive_group()
-    stop.add_argument("--keep-going", action="store_true", help="the default")
-    stop.add_argument("--fail-fast", action="store_true", help="begin nothing after a failure")
     p.add_argument(
-        "--dry-run", action="store_true", help="what would run, in order, why, and what it takes"
+        "--retry", type=int, default=0, metavar="N", help="retries of a failed stage (default: 0)"
+    )
+    stop = p.add_mutually_exclusive_group()
+    stop.add_argument(
+        "--keep-going", action="store_true", help="run independent stages after a failure (default)"
+    )
+    stop.add_argument("--fail-fast", action="store_true", help="start nothing after a failure")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the stages in order, why each would run, and the cost",
     )
     rate = p.add_mutually_exclusive_group()
     rate.add_argument(
         "--device-rate",
         metavar="RATE",
-        help="TFLOP/s that a GPU reaches, or DEVICE.FORMAT:SHARE of a peak, as a100.tf32:0.3",
+        help="throughput for the forecast: TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, "
+        "e.g. a100.tf32:0.3",
     )
     rate.add_argument(
-        "--probe", action="store_true", help="measure the suite's networks here, some seconds each"
+        "--measure-throughput",
+        action="store_true",
+        help="for the forecast: measure the suite's networks here, some seconds per network",
     )
+    rate.add_argument("--probe", **_old_name("measure_throughput"))
     p.add_argument(
-        "--count", action="store_true", help="count the FLOPs of networks that are not known yet"
+        "--count-flops",
+        action="store_true",
+        help="for the forecast: count the FLOPs of networks not stored yet",
     )
+    p.add_argument("--count", **_old_name("count_flops"))
     p.add_argument(
         "--budget-hours",
         type=float,
         metavar="H",
-        help="refuse a run that would take more GPU-hours than that",
+        help="exit with an error if the run would take more GPU-hours",
     )
     p.add_argument(
-        "--fit",
+        "--fit-budget",
         action="store_true",
-        help="run the comparisons that fit into --budget-hours, the cheapest a cell first",
+        help="with --budget-hours: run the comparisons that fit, cheapest per transfer run first",
     )
+    p.add_argument("--fit", **_old_name("fit_budget"))
     p.add_argument(
         "--executor",
         default="local",
         metavar="NAME",
-        help="local (the default), or by Snakemake: slurm, snakemake-local, or another plugin",
+        help="local (default), or through Snakemake: slurm, snakemake-local or another plugin",
     )
     p.add_argument(
         "--snakemake",
         default="",
         metavar="'ARGUMENTS'",
-        help="further arguments of Snakemake, as '--default-resources slurm_partition=main'",
+        help="extra Snakemake arguments, e.g. '--default-resources slurm_partition=main'",
     )
     p.add_argument(
         "--write-plan",
         type=Path,
         metavar="FILE",
-        help="write the plan for `python -m kdep_bench.suite.stage`, run nothing",
+        help="write the plan for `python -m kdep_bench.suite.stage` and exit",
     )
     p.add_argument(
         "--rehearse",
         action="store_true",
-        help="a full-scale suite's every stage on tiny generated data and random teachers; into "
-        "work_dirs/rehearsal/ unless told otherwise",
+        help="run every stage of a full-scale suite on tiny generated data with random teacher "
+        "weights (default work dir: work_dirs/rehearsal/)",
     )
-    p.add_argument("--verify", action="store_true", help="check every file's checksum first")
-    p.add_argument("--report", action="store_true", help="rebuild tables even if nothing is new")
-    p.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
+    p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
+    p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
+    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
     p.add_argument(
-        "--list", choices=("methods", "teachers", "students", "tasks", "suites", "data", "claims")
+        "--list",
+        choices=("methods", "teachers", "students", "tasks", "suites", "data", "claims"),
+        help="list the configs of one kind and exit",
     )
     return p
+
+
+def _old_name(dest: str) -> dict[str, Any]:
+    """Arguments of a flag's former name, which still works and which no help shows."""
+    return {"dest": dest, "action": "store_true", "help": argparse.SUPPRESS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,9 +163,9 @@ def _check_budget(args: argparse.Namespace) -> None:
     budget = args.budget_hours
     if budget is not None and not 0 < budget < math.inf:
         raise KdepError(f"--budget-hours is {budget:g}", "a positive number", "correct it")
-    if args.fit and budget is None:
-        raise KdepError("--fit has nothing to fit into", "--budget-hours H", "add it")
-    for name in ("device_rate", "probe", "count"):
+    if args.fit_budget and budget is None:
+        raise KdepError("--fit-budget has nothing to fit into", "--budget-hours H", "add it")
+    for name in ("device_rate", "measure_throughput", "count_flops"):
         if getattr(args, name) and not args.dry_run and budget is None:
             option = "--" + name.replace("_", "-")
             raise KdepError(
@@ -306,23 +328,24 @@ def _say(line: str) -> None:
 def _forecast(
     args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
 ) -> tuple[dict[str, Status], list[str], KdepError | None]:
-    """(stages to look at: with --fit those that fit, lines to print, why nothing may run)."""
+    """(stages, with --fit-budget those that fit; lines to print; why nothing may run)."""
     from kdep_bench.suite import afford, rates, state
     from kdep_bench.suite.costs import Costs
     from kdep_bench.suite.forecast import Forecast, read_counts, table
 
     todo = {i for i, s in known.items() if s.run}
-    asked = args.device_rate or args.probe or args.count or args.budget_hours is not None
+    asked = args.device_rate or args.measure_throughput or args.count_flops
+    asked = asked or args.budget_hours is not None
     if not todo or (args.rehearse and not asked):  # a rehearsal's networks are nobody's
         return known, [], None
-    if args.count:
+    if args.count_flops:
         rates.count_networks(args.suite, work, args.rehearse)
     counts = read_counts(work)
     forecast = Forecast(plan, counts, (s.record for s in known.values() if s.record))
     budget, spent = args.budget_hours, None
     if args.device_rate:
         spent = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
-    elif args.probe:
+    elif args.measure_throughput:
         probed = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
         spent = rates.at_rate(plan, forecast, probed, todo)
     elif budget is not None:
@@ -330,11 +353,11 @@ def _forecast(
     if spent is None or budget is None:
         return known, table(plan, forecast, [i for i in known if i in todo], spent), None
     found = afford.fit(plan, known, todo, spent.of, budget)
-    if args.fit:
+    if args.fit_budget:
         chosen = plan.upstream(c for one in found.taken for c in one.cells)
         known = {i: s for i, s in known.items() if i in chosen}
     lines = table(plan, forecast, [i for i in known if i in todo], spent)
-    if args.fit:
+    if args.fit_budget:
         return known, lines + found.said(budget), None
     return known, lines, afford.refusal(found, spent, budget)
 

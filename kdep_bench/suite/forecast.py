@@ -274,7 +274,7 @@ _NO_POOL = "how many images there are is known once the data are prepared"
 
 
 def _uncounted(network: Json) -> str:
-    return f"the {network['kind']} {network['name']} was never counted: add --count"
+    return f"the {network['kind']} {network['name']} was never counted: add --count-flops"
 
 
 def _size(outputs: Mapping[str, int], wanted: str) -> int | None:
@@ -321,7 +321,7 @@ def table(plan: Plan, forecast: Forecast, ids: Iterable[str], spent: Hours | Non
     for first, *rest in rows:
         cells = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    whence = spent.said if spent else "give --device-rate or --probe"
+    whence = spent.said if spent else "give --device-rate or --measure-throughput"
     lines.append(f"GPU-hours: {whence}. Data loading and evaluation are not in them.")
     for sentence, count in why.most_common():
         lines.append(f"not in it: {sentence} ({count} stage{'s' * (count > 1)})")

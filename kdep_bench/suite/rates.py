@@ -143,7 +143,7 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
     """What the suite's networks do a second here; see kdep_bench/benchmark/networks.py."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "probe.json"
-        _networks(suite, out, rehearse, "--probe")
+        _networks(suite, out, rehearse, "--measure-throughput")
         return read_strict(out)
 
 

@@ -39,8 +39,8 @@ RUN_WORD = "KDEP_RUN"  # of the environment: see `worker.Order.run`
 NOTICE = 120.0  # seconds before a job's end at which it is told, at most
 _SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
 _POLL = 2.0
-EPILOG = """Exit codes: 0 done (or was done already), 1 failed (see failed.json and stage.log),
-2 bad plan or argument, 75 another process is running it, 143 stopped; run it again to go on."""
+EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
+2 bad plan or argument, 75 another process is running it, 143 interrupted (rerun to resume)."""
 
 
 # --- the plan as a file --------------------------------------------------------------------------
@@ -199,15 +199,17 @@ def _requeue(stage: Stage, work: Path, job: dict[str, str]) -> int:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m kdep_bench.suite.stage",
-        description="Runs one stage of a written plan.",
+        description="Run one stage of a written plan.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--plan", type=Path, required=True, help="from run_suite.py --write-plan")
-    p.add_argument("--stage", required=True, metavar="ID")
-    p.add_argument("--work-dir", type=Path, required=True)
-    p.add_argument("--gpus", default="", help="take free ones of these, as 0,1 (not under Slurm)")
-    p.add_argument("--no-wait", action="store_true", help="leave (75) if another process runs it")
+    p.add_argument(
+        "--plan", type=Path, required=True, help="plan file from run_suite.py --write-plan"
+    )
+    p.add_argument("--stage", required=True, metavar="ID", help="stage id")
+    p.add_argument("--work-dir", type=Path, required=True, help="stage directories")
+    p.add_argument("--gpus", default="", help="use free GPUs of these, e.g. 0,1 (not on Slurm)")
+    p.add_argument("--no-wait", action="store_true", help="exit with 75 if another process runs it")
     return p
 
 

@@ -35,8 +35,20 @@ def test_busy_cores_are_those_in_use_between_two_looks(tmp_path):
 
 def test_a_busy_machine_is_refused():
     machine.check_idle(machine.MOST)
-    with pytest.raises(KdepError, match=r"other work takes 1\.5 cores.*--busy"):
+    with pytest.raises(KdepError, match=r"other work takes 1\.5 cores.*--allow-busy"):
         machine.check_idle(1.5)
+
+
+def test_former_flag_names_still_work_and_are_not_in_the_help():
+    parser = runpy.run_path(str(REPO / "tools/benchmark.py"))["parser"]()
+    assert parser.parse_args(["--busy"]) == parser.parse_args(["--allow-busy"])
+    new = parser.parse_args(["--count-teacher-forwards", "results/pocket"])
+    assert parser.parse_args(["--count", "results/pocket"]) == new
+    assert new.count_teacher_forwards == Path("results/pocket")
+    shown = parser.format_help()
+    assert "--allow-busy" in shown
+    assert "--busy" not in shown
+    assert "--count " not in shown
 
 
 # --- a suite's forwards --------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_run_beyond_its_budget_is_refused():
     told = refusal(found, Hours("from a test", hours), 20.0)
     assert told is not None
     assert f"{total:,.1f} GPU-hours, from a test" in str(told)
-    assert f"--fit to run the {len(found.taken)} of" in str(told)
+    assert f"--fit-budget to run the {len(found.taken)} of" in str(told)
     assert (
         refusal(fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total)
         is None

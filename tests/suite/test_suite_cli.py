@@ -86,8 +86,8 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--force", "nonsense"], "matches no stage"),
         (["smoke", "--jobs", "0"], "--jobs is 0"),
         (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
-        (["smoke", "--fit"], "nothing to fit into"),
-        (["smoke", "--probe"], "--probe without --dry-run"),
+        (["smoke", "--fit-budget"], "nothing to fit into"),
+        (["smoke", "--measure-throughput"], "--measure-throughput without --dry-run"),
         (["smoke", "--dry-run", "--device-rate", "a100"], "peak, which no training reaches"),
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
@@ -97,6 +97,24 @@ def test_a_bad_call_is_one_sentence_and_code_2(arguments, says, tmp_path):
     assert said.returncode == 2
     assert says in said.stderr
     assert len(said.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--probe", "--measure-throughput"),
+        ("--count", "--count-flops"),
+        ("--fit", "--fit-budget"),
+    ],
+)
+def test_former_flag_names_still_work_and_are_not_in_the_help(old, new):
+    from kdep_bench.suite.cli import parser
+
+    assert parser().parse_args(["smoke", old]) == parser().parse_args(["smoke", new])
+    assert parser().parse_args(["smoke"]) != parser().parse_args(["smoke", new])
+    shown = parser().format_help().split()
+    assert new in " ".join(shown)
+    assert not {old, f"[{old}]", f"{old}]"} & set(shown)
 
 
 def test_a_broken_config_is_one_sentence_and_code_2(tmp_path):
@@ -164,7 +182,7 @@ def test_a_budget_refuses_or_says_what_fits(tmp_path):
     assert refused.returncode == 2
     assert f"forecast at {total:,.1f} GPU-hours, from a stated rate" in refused.stderr
     assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
-    some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit")
+    some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit-budget")
     assert some.returncode == 0
     spent = next(x for x in some.stdout.splitlines() if x.startswith("all ")).split()[-1]
     assert 0 < float(spent.replace(",", "")) <= total / 2

@@ -88,7 +88,7 @@ def test_what_was_never_counted_is_a_dash_and_a_sentence(paper):
     assert (need.images, need.flops, need.disk) == (2 * IMAGES, None, None)
     lines = table(paper, forecast, paper.stages, None)
     assert ">= " in next(x for x in lines if x.startswith("cache"))
-    assert "not in it: the teacher swin_b was never counted: add --count (1 stage)" in lines
+    assert "not in it: the teacher swin_b was never counted: add --count-flops (1 stage)" in lines
     nothing = table(paper, Forecast(paper, {}), paper.stages, None)
     assert next(x for x in nothing if x.startswith("transfer")).split()[-3] == "-"
 
