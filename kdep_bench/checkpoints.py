@@ -80,7 +80,9 @@ def read_checkpoint(
                 return torch.load(f, map_location=map_location, weights_only=True)
     except MemoryError:
         raise KdepError(
-            f"{what} {path} does not fit into memory", "tensors that do", "use a smaller file"
+            f"{what} {path} does not fit into memory",
+            expected="tensors that do",
+            fix="use a smaller file",
         ) from None
     except Exception as e:  # both libraries raise whatever a damaged file makes them meet
         raise _refusal(path, e, what, remedy) from None
@@ -128,17 +130,23 @@ def _head(path: Path, what: str) -> tuple[bytes, int]:
     """(first 512 bytes, size); KdepError for what is no regular file with something in it."""
     try:
         if path.is_dir():
-            raise KdepError(f"{what} {path} is a folder", "a file", _in_folder(path))
+            raise KdepError(f"{what} {path} is a folder", expected="a file", fix=_in_folder(path))
         if not path.exists():
-            raise KdepError(f"{what} {path} does not exist", "a file there", "correct the path")
+            raise KdepError(
+                f"{what} {path} does not exist", expected="a file there", fix="correct the path"
+            )
         if not path.is_file():
-            raise KdepError(f"{what} {path} is a pipe or device", "a file", "name a regular file")
+            raise KdepError(
+                f"{what} {path} is a pipe or device", expected="a file", fix="name a regular file"
+            )
         with path.open("rb") as f:
             head, size = f.read(512), os.fstat(f.fileno()).st_size
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"{what} {path} cannot be read ({reason})", "a readable file", "check its rights"
+            f"{what} {path} cannot be read ({reason})",
+            expected="a readable file",
+            fix="check its rights",
         ) from None
     return head, size
 
@@ -154,28 +162,31 @@ def _in_folder(path: Path) -> str:
 def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) -> None:
     """KdepError that says what a file is, where its first bytes show that it holds no weights."""
     if size == 0:
-        raise KdepError(f"{what} {path} is empty", "a file of tensors", remedy)
+        raise KdepError(f"{what} {path} is empty", expected="a file of tensors", fix=remedy)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"version https://git-lfs"):
         raise KdepError(
             f"{what} {path} is a git-lfs pointer, {size} bytes that stand for the file",
-            "the file itself",
-            "run `git lfs pull` in its repository, or download the file from its page",
+            expected="the file itself",
+            fix="run `git lfs pull` in its repository, or download the file from its page",
         )
     if start[:1] == b"<":
         raise KdepError(
             f"{what} {path} is a web page or XML (it begins with {_begin(start)})",
-            "the file itself",
-            "download the file that the page offers: a login or error page was saved in its place",
+            expected="the file itself",
+            fix="download the file that the page offers: a login or error page was saved in its "
+            "place",
         )
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
-            raise KdepError(f"{what} {path} is {kind}", "a safetensors or torch file", advice)
+            raise KdepError(
+                f"{what} {path} is {kind}", expected="a safetensors or torch file", fix=advice
+            )
     if head[257:262] == b"ustar":
         raise KdepError(
             f"{what} {path} is a tar archive",
-            "a safetensors or torch file",
-            "unpack it and name the file of weights in it",
+            expected="a safetensors or torch file",
+            fix="unpack it and name the file of weights in it",
         )
     if head.startswith(b"PK"):
         _refuse_zip(path, what, remedy)
@@ -184,8 +195,8 @@ def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) 
         text = "a JSON text" if json else "a text" if _is_text(head) else "of no known format"
         raise KdepError(
             f"{what} {path} is {text} (it begins with {_begin(head)})",
-            "a safetensors or torch file",
-            "name the file of weights itself" if json else remedy,
+            expected="a safetensors or torch file",
+            fix="name the file of weights itself" if json else remedy,
         )
 
 
@@ -196,20 +207,20 @@ def _refuse_zip(path: Path, what: str, remedy: str) -> None:
     except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
         raise KdepError(
             f"{what} {path} is not a whole file ({plain_text(e)})",
-            "all of a file that torch.save wrote",
-            f"{remedy} (an interrupted download or copy is the usual cause)",
+            expected="all of a file that torch.save wrote",
+            fix=f"{remedy} (an interrupted download or copy is the usual cause)",
         ) from None
     if any(n.endswith("/constants.pkl") for n in names):
         raise KdepError(
             f"{what} {path} is a TorchScript program",
-            "plain tensors",
-            "load it with torch.jit.load and save its state_dict() with torch.save",
+            expected="plain tensors",
+            fix="load it with torch.jit.load and save its state_dict() with torch.save",
         )
     if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
         raise KdepError(
             f"{what} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
-            "a safetensors or torch file",
-            "unpack it and name the file of weights in it",
+            expected="a safetensors or torch file",
+            fix="unpack it and name the file of weights in it",
         )
 
 
@@ -229,24 +240,30 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
     text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
-            f"{what} {path} does not fit into memory", "tensors that do", "use a smaller file"
+            f"{what} {path} does not fit into memory",
+            expected="tensors that do",
+            fix="use a smaller file",
         )
     if "weights_only" in text or "Weights only" in text:
         if named := _asked_for(path):
             return KdepError(
                 f"{what} {path} is refused as plain weights: it asks for {named}, and a class or "
                 "function of a file can run code",
-                "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
-                "where the file was made, save the state_dict alone, or save it as safetensors",
+                expected="tensors in plain containers, as torch.save(net.state_dict(), file) "
+                "writes them",
+                fix="where the file was made, save the state_dict alone, or save it as safetensors",
             )
         found = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
         return KdepError(
             f"{what} {path} is refused as plain weights: damaged, or not written by torch.save"
             + (f" ({found[-1].partition(' was not an allowed')[0][:120]})" if found else ""),
-            "tensors in plain containers, as torch.save(net.state_dict(), file) writes them",
-            remedy,
+            expected="tensors in plain containers, as torch.save(net.state_dict(), file) writes "
+            "them",
+            fix=remedy,
         )
-    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", "a whole file", remedy)
+    return KdepError(
+        f"{what} {path} cannot be read ({plain_text(e)})", expected="a whole file", fix=remedy
+    )
 
 
 def _asked_for(path: Path) -> str | None:

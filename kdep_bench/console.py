@@ -30,8 +30,7 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
     """
     _begin_again_in_utf8()
     if not _streams_are_open():
-        _say("standard output is closed; expected a stream that can be written; "
-             "to mend it: send it to a file, or to /dev/null.")  # fmt: skip
+        _say("standard output is closed. Fix: redirect it to a file or to /dev/null.")
         _end(LOST)
     argparse.ArgumentParser._print_message = _print_message
     code: Any = LOST
@@ -54,8 +53,8 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
     if isinstance(fault, BrokenPipeError):
         code = 128 + signal.SIGPIPE
     elif fault is not None:
-        _say(f"standard output cannot be written ({fault.strerror}), and a part of it is lost; "
-             "to mend it: free space (df -h, df -i), or send it elsewhere.")  # fmt: skip
+        _say(f"standard output could not be written ({fault.strerror}); part of it is lost. "
+             "Fix: free disk space (see df -h and df -i), or use another disk.")  # fmt: skip
         code = code if isinstance(code, int) and code else LOST
     if code == 128 + signal.SIGPIPE:
         _discard(sys.stdout)
@@ -74,8 +73,8 @@ def _print_message(self: argparse.ArgumentParser, message: str, file: Any = None
 def _file_fault(e: OSError) -> str:
     name = Path(sys.argv[0]).stem
     return (
-        f"{name}: a file could not be written or read ({e}); to mend it: free space or file "
-        "numbers (df -h, df -i), or correct the folder's access rights, then run the same again."
+        f"{name}: a file could not be written or read ({e}). Fix: free disk space or inodes "
+        "(see df -h and df -i), or correct the folder's permissions, then rerun the same command."
     )
 
 

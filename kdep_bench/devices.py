@@ -62,8 +62,8 @@ def check_gpus(gpus: Sequence[str]) -> None:
     if gpus and torch is not None and not torch.cuda.is_available():
         raise KdepError(
             f"the stage was given GPU {', '.join(gpus)}, and torch {torch.__version__} finds none",
-            "a driver and a build of torch that fit each other",
-            "see tools/doctor.py, or run without GPUs: --gpus ''",
+            expected="a driver and a build of torch that fit each other",
+            fix="see tools/doctor.py, or run without GPUs: --gpus ''",
         )
 
 

@@ -93,8 +93,8 @@ def _operators() -> str:
         if kept != [0, 2]:
             raise KdepError(
                 f"mmcv's NMS ({kind}) keeps the boxes {kept} on {device}",
-                "[0, 2]",
-                "reinstall torchvision, or mmcv, for this torch",
+                expected="[0, 2]",
+                fix="reinstall torchvision, or mmcv, for this torch",
             )
     return f"{kind}, NMS right on {' and '.join(devices)}"
 
@@ -211,8 +211,8 @@ def leftovers(folder: Path) -> Iterator[Finding]:
         yield Finding(
             "fault",
             f"data set {folder.name}",
-            f"an archive was unpacked in part: {cut} was left; to mend it: run "
-            f"tools/prepare_data.py {folder.name} again, which goes on there.",
+            f"an archive was unpacked in part: {cut} was left. Fix: run "
+            f"tools/prepare_data.py {folder.name} again; it resumes there.",
         )
 
 

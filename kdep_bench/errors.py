@@ -1,37 +1,49 @@
-"""The one exception meant for a person: a sentence with what was got, expected, and to do."""
+"""KdepError: the exception for faults that the user can fix, printed as one line."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 # All but tab and line feed: a name out of a file or a folder could otherwise drive a terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class KdepError(Exception):
-    """A fault the user can act on.
+    """A fault that the user can fix: what is wrong, what was expected, and what to do.
+
+    `str(error)` is "<problem>; expected <expected>. Fix: <fix>."; programs print it and exit
+    non-zero, without a traceback. The attributes `expected` and `fix` are "" where not given.
 
     Args:
-        got: what was found, as a clause ("the file x.json names 3 images that do not exist").
-        expected: what should have been there.
-        remedy: what to do about it.
-
-    `str(error)` is the whole sentence; programs print it and exit non-zero, without a traceback.
+        problem: what is wrong, as a clause that names the file or setting ("the file x.json
+            names 3 images that do not exist").
+        expected: what should be there instead; only where it adds a fact to the other two.
+        fix: what to do about it, as an instruction ("download it again").
     """
 
-    def __init__(self, got: str, expected: str = "", remedy: str = "") -> None:
-        self.got, self.expected, self.remedy = got, expected, remedy
-        parts = [got.rstrip(".")]
-        if expected:
-            parts.append(f"expected {expected.rstrip('.')}")
-        if remedy:
-            parts.append(f"to mend it: {remedy.rstrip('.')}")
-        super().__init__(_printable("; ".join(parts) + "."))
+    def __init__(
+        self, problem: str, *, expected: str | None = None, fix: str | None = None
+    ) -> None:
+        self.problem, self.expected, self.fix = problem, expected or "", fix or ""
+        text = problem
+        if self.expected:
+            text = f"{problem.rstrip('.')}; expected {self.expected}"
+        text = _ended(text)
+        if self.fix:
+            text += f" Fix: {_ended(self.fix)}"
+        super().__init__(_printable(text))
 
-    def __reduce__(self) -> tuple[type[KdepError], tuple[str, str, str]]:
-        return type(self), (self.got, self.expected, self.remedy)
+    def __reduce__(self) -> tuple[Callable[[str], KdepError], tuple[str]]:
+        build = partial(type(self), expected=self.expected, fix=self.fix)
+        return build, (self.problem,)
+
+
+def _ended(text: str) -> str:
+    """`text` with one mark at its end."""
+    return text if text.endswith(("?", "!")) else f"{text.rstrip('.')}."
 
 
 def _printable(text: str) -> str:
@@ -41,9 +53,13 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def unknown_name(kind: str, got: str, valid: Iterable[str], remedy: str = "") -> KdepError:
-    """A KdepError for a name that is not among `valid`, listing the nearest ones."""
+def unknown_name(
+    kind: str, name: str, valid: Iterable[str], *, fix: str | None = None
+) -> KdepError:
+    """A KdepError for a name that is not among `valid`; `fix` defaults to the nearest of them."""
     names = sorted(map(str, valid))
-    near = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
-    return KdepError(f"unknown {kind} {got!r}", f"one of {len(names)} known names", remedy or hint)
+    return KdepError(
+        f"unknown {kind} {name!r}", expected=f"one of {len(names)} known names", fix=fix or hint
+    )

@@ -43,8 +43,9 @@ def strip(
     if not kept:
         raise KdepError(
             f"{path} has no tensor named {PREFIX}*, its names begin with {', '.join(heads[:6])}",
-            f"the student's tensors under the prefix {PREFIX!r}",
-            "save the state dict of the whole pre-training model, not wrapped and not of a part",
+            expected=f"the student's tensors under the prefix {PREFIX!r}",
+            fix="save the state dict of the whole pre-training model, not wrapped and not of a "
+            "part",
         )
     return kept, heads
 
@@ -59,7 +60,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         raise KdepError(
-            f"cannot write {path} ({e})", "room on the disk", "free space and run again"
+            f"cannot write {path} ({e})",
+            expected="room on the disk",
+            fix="free space and run again",
         ) from None
     finally:
         tmp.unlink(missing_ok=True)

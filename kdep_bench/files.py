@@ -21,8 +21,8 @@ def safe_name(name: str, what: str = "name") -> str:
     if not _SAFE.fullmatch(name):
         raise KdepError(
             f"the {what} {name[:60]!r} cannot be a file name",
-            "a letter or digit, then up to 119 of letters, digits, '_', '-', '+' and '.'",
-            "rename it in the config",
+            expected="a letter or digit, then up to 119 of letters, digits, '_', '-', '+' and '.'",
+            fix="rename it in the config",
         )
     return name
 
@@ -101,14 +101,18 @@ def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
     try:
         return safe_files.read_bytes(path, most, follow=follow)
     except FileNotFoundError:
-        raise KdepError(f"the file {path} does not exist", "a JSON file there") from None
+        raise KdepError(f"the file {path} does not exist", expected="a JSON file there") from None
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"the file {path} cannot be read ({reason})", "a readable file", "check its rights"
+            f"the file {path} cannot be read ({reason})",
+            expected="a readable file",
+            fix="check its rights",
         ) from None
     except MemoryError:
-        raise KdepError(f"the file {path} does not fit into memory", "a smaller file") from None
+        raise KdepError(
+            f"the file {path} does not fit into memory", expected="a smaller file"
+        ) from None
 
 
 def _parse(raw: bytes | str, where: str, strict: bool, remedy: str) -> Any:
@@ -127,7 +131,7 @@ def _parse(raw: bytes | str, where: str, strict: bool, remedy: str) -> Any:
         got = f"the file {where} is not text in UTF-8 (byte {e.start})"
     except ValueError as e:
         got = f"the file {where} is not valid JSON ({str(e)[:200]})"
-    raise KdepError(got, "", remedy)
+    raise KdepError(got, fix=remedy)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

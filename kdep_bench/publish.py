@@ -91,8 +91,8 @@ def publish(
         raise KdepError(
             f"no exported student of the suite {suite.name!r} is done in {work}"
             + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
-            "one at least",
-            "run the suite first, or name its --work-dir",
+            expected="one at least",
+            fix="run the suite first, or name its --work-dir",
         )
     return made
 
@@ -118,6 +118,6 @@ def to_safetensors(source: Path, folder: Path) -> str:
     save_file(tensors, partial, metadata={"format": "pt"})
     again = load_file(partial)
     if again.keys() != tensors.keys() or not all(torch.equal(again[k], tensors[k]) for k in again):
-        raise KdepError(f"the file {partial} does not hold the tensors of {source}", "", "")
+        raise KdepError(f"the file {partial} does not hold the tensors of {source}")
     partial.replace(folder / SAFE)
     return file_hash(folder / SAFE)

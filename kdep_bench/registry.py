@@ -42,8 +42,8 @@ def locate(kind: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as e:
         raise KdepError(
             f"the type {path!r} cannot be imported ({e})",
-            "the dotted path of a class",
-            import_remedy(e, "correct `type=` in the config"),
+            expected="the dotted path of a class",
+            fix=import_remedy(e, "correct `type=` in the config"),
         ) from e
 
 
@@ -55,6 +55,6 @@ def build(config: Mapping[str, Any], **more: Any) -> Any:
     except TypeError as e:
         raise KdepError(
             f"{type_path(config['type'])} does not take these arguments ({e})",
-            f"got {sorted(args)}",
-            "compare the config with the class's docstring",
+            expected=f"got {sorted(args)}",
+            fix="compare the config with the class's docstring",
         ) from e

@@ -83,8 +83,8 @@ def _open(
 def _no_file(path: str | os.PathLike[str], mode: int) -> KdepError:
     return KdepError(
         f"{os.fspath(path)} is {_kind(mode)}",
-        "a regular file",
-        "name another, or move it elsewhere, and run again",
+        expected="a regular file",
+        fix="name another, or move it elsewhere, and run again",
     )
 
 
@@ -115,8 +115,8 @@ def read_bytes(
         os.close(fd)
     raise KdepError(
         f"the file {os.fspath(path)} has {size} bytes",
-        f"at most {limit}",
-        "move it elsewhere, and run again",
+        expected=f"at most {limit}",
+        fix="move it elsewhere, and run again",
     )
 
 
@@ -144,7 +144,7 @@ def no_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> 
         remedy = "move the folder itself there, or make the whole work dir or results folder a link"
     else:
         remedy = "move it elsewhere, and run again"
-    return KdepError(told, "a folder that is no link", remedy)
+    return KdepError(told, expected="a folder that is no link", fix=remedy)
 
 
 def is_real_folder(path: str | os.PathLike[str]) -> bool:

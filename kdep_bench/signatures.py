@@ -159,8 +159,8 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
         if path.startswith("kdep_bench.") and _find(path) is None:
             raise KdepError(
                 f"{where} has the type {path!r}, which does not exist",
-                "the dotted path of a class",
-                f"correct `type` ({_near(path)})",
+                expected="the dotted path of a class",
+                fix=f"correct `type` ({_near(path)})",
             )
         return
     args = {k: v for k, v in config.items() if k != "type"}
@@ -173,16 +173,20 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
         elif arg.required and arg.name not in given:
             raise KdepError(
-                f"{where} gives {name} no {arg.name!r}", "that argument", "add it to the config"
+                f"{where} gives {name} no {arg.name!r}",
+                expected="that argument",
+                fix="add it to the config",
             )
 
 
 def _unknown_argument(name: str, where: str, key: str, known: Collection[str]) -> KdepError:
     stays = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
     if not known:
-        return KdepError(f"{where} gives {name} the argument {key!r}", "no argument", stays)
+        return KdepError(
+            f"{where} gives {name} the argument {key!r}", expected="no argument", fix=stays
+        )
     error = unknown_name(f"argument of {name} in {where}", key, known)
-    return KdepError(error.got, error.expected, f"{error.remedy} ({stays})")
+    return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({stays})")
 
 
 def check_value(annotation: str, value: Any, where: str, name: str) -> None:
@@ -200,8 +204,8 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
         wanted = dict.fromkeys(f["msg"].removeprefix("Input should be ") for f in faults)
         raise KdepError(
             f"{where} has {name} = {value!r:.60}",
-            " or ".join(wanted),
-            "correct the config",
+            expected=" or ".join(wanted),
+            fix="correct the config",
         ) from None
 
 

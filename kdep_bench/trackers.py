@@ -54,8 +54,8 @@ def _resolve(one: Any) -> Json:
     if not isinstance(name, str):
         raise KdepError(
             f"runtime.trackers holds {one!r:.80}",
-            "a name, or dict(type=<name>, ...): " + ", ".join(TRACKERS),
-            "correct the suite",
+            expected="a name, or dict(type=<name>, ...): " + ", ".join(TRACKERS),
+            fix="correct the suite",
         )
     if name not in TRACKERS:
         raise unknown_name("tracker in runtime.trackers", name, TRACKERS)
@@ -66,8 +66,8 @@ def _resolve(one: Any) -> Json:
     if importlib.util.find_spec(tracker.package) is None:
         raise KdepError(
             f"the suite asks for the tracker {name!r}, and {tracker.package} is not installed",
-            "that package",
-            "pip install 'kdep_bench[trackers]', or drop it from runtime.trackers",
+            expected="that package",
+            fix="pip install 'kdep_bench[trackers]', or drop it from runtime.trackers",
         )
     return {"type": tracker.backend, **given}
 

@@ -53,7 +53,7 @@ def refusal(path: Path, content: bytes) -> str:
     assert path.name in text
     assert "weights_only" not in text
     assert "\x1b" not in text
-    assert "; to mend it: " in text
+    assert ". Fix: " in text
     return text
 
 

@@ -86,7 +86,9 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Measurements by part."""
     found: dict[str, Any] = {}
     if args.against and args.prepared is None:
-        raise KdepError("--against trains on the pocket data", "--prepared", "name its stage")
+        raise KdepError(
+            "--against trains on the pocket data", expected="--prepared", fix="name its stage"
+        )
     if args.count_teacher_forwards:
         found["forwards"] = forwards.count(args.count_teacher_forwards, args.work_dir)
     if not args.parts and not args.against:
@@ -102,8 +104,8 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     if args.against and torch.cuda.is_available():
         raise KdepError(
             "--against trains both sides on the CPU, and this process may use a GPU",
-            "one device for both",
-            "run it with CUDA_VISIBLE_DEVICES=''",
+            expected="one device for both",
+            fix="run it with CUDA_VISIBLE_DEVICES=''",
         )
     torch.set_num_threads(args.threads)
     found["threads"] = args.threads

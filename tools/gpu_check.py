@@ -63,7 +63,9 @@ def main() -> int:
             if name not in checks():
                 raise unknown_name("check", name, checks())
         if not args.budget > 0:
-            raise KdepError(f"--budget is {args.budget:g}", "a positive number", "correct it")
+            raise KdepError(
+                f"--budget is {args.budget:g}", expected="a positive number", fix="correct it"
+            )
         gpus, machine = _machine(args.device, args.quick)
         result = run_checks(
             args.device,
@@ -102,8 +104,8 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
     if done.returncode:
         raise KdepError(
             f"looking for GPUs ended with status {done.returncode}: {done.stderr.strip()[-300:]}",
-            "a list of GPUs",
-            "check the driver with nvidia-smi",
+            expected="a list of GPUs",
+            fix="check the driver with nvidia-smi",
         )
     found = json.loads(done.stdout.splitlines()[-1])
     return tuple(found["use"]), machine | found["facts"]

@@ -31,7 +31,9 @@ def main() -> int:
         student = discover(args.name, args.px)
         path = args.out / f"{student['name']}.py"
         if path.exists():
-            raise KdepError(f"{path} exists already", "a new page", "remove it, or give --out")
+            raise KdepError(
+                f"{path} exists already", expected="a new page", fix="remove it, or give --out"
+            )
         path.write_text(page(student, args.name), encoding="utf-8")
     except KdepError as e:
         print(e, file=sys.stderr)

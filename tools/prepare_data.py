@@ -102,7 +102,7 @@ def _official(args: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isdigit():
-        raise KdepError(f"--decode is {text!r}", "a number, or 'all'", "correct it")
+        raise KdepError(f"--decode is {text!r}", expected="a number, or 'all'", fix="correct it")
     return int(text)
 
 
@@ -132,15 +132,15 @@ def _prepare(config: Path, out: Path) -> int:
     from kdep_bench.suite.config import read_config
 
     if not config.is_file():
-        raise KdepError(f"the config {config} does not exist", "a file in configs/data")
+        raise KdepError(f"the config {config} does not exist", expected="a file in configs/data")
     spec = read_config(config).get("data")
     if not isinstance(spec, dict):
-        raise KdepError(f"the config {config} defines no `data`", "data = dict(...)")
+        raise KdepError(f"the config {config} defines no `data`", expected="data = dict(...)")
     if "type" in spec:
         raise KdepError(
             f"the config {config} is of official data",
-            "a pocket data config",
-            "lay its sets out one by one: tools/prepare_data.py --list",
+            expected="a pocket data config",
+            fix="lay its sets out one by one: tools/prepare_data.py --list",
         )
     # What the plan alone reads.
     made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)

@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         if not wanted:
             raise KdepError(
                 f"--only {args.only!r} matches no export stage of {suite.name}",
-                "a part of one of: "
+                expected="a part of one of: "
                 + ", ".join(i for i, s in plan.stages.items() if s.kind == "export"),
-                "correct --only",
+                fix="correct --only",
             )
         gaps = Gaps()
         made = publish(suite, plan, work, args.out, wanted, gaps)

@@ -67,7 +67,9 @@ def _run(args: argparse.Namespace) -> int:
 
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
-            raise KdepError(f"{folder} has no records/", "a results folder", "check --results-dir")
+            raise KdepError(
+                f"{folder} has no records/", expected="a results folder", fix="check --results-dir"
+            )
     # A results folder named on the command line adds to the published ones and replaces none.
     folders = sorted((REPO / "results").glob("*")) + [f.absolute() for f in args.results_dir or []]
     planned: dict[str, list[str]] = {}
@@ -80,8 +82,9 @@ def _run(args: argparse.Namespace) -> int:
             raise KdepError(
                 f"the data of the suite {name} cannot be read here, so that the ids of its stages "
                 "are not known",
-                "data that can be read, or a suite on generated data",
-                "run this where the data is, or leave that suite out: what records cite is kept",
+                expected="data that can be read, or a suite on generated data",
+                fix="run this where the data is, or leave that suite out: what records cite is "
+                "kept",
             )
         plan = build_plan(suite)
         for one in plan.stages:
@@ -111,9 +114,10 @@ def _run(args: argparse.Namespace) -> int:
     if hidden:
         raise KdepError(
             f"the results folder {hidden[0]} and the folder that it was in are not here",
-            "the records that cite stages of this work dir, for they may be on a disk that is not "
+            expected="the records that cite stages of this work dir, for they may be on a disk "
+            "that is not "
             "mounted now",
-            f"make it available; if it is gone for good, add --forget {hidden[0]}",
+            fix=f"make it available; if it is gone for good, add --forget {hidden[0]}",
         )
     removed = [e for e in chosen if hygiene.remove(work, e)]
     print(f"removed {hygiene.counted(removed)}", file=out)

@@ -25,7 +25,9 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     """
     records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
     if not records:
-        raise KdepError(f"{results} has no finished record", "a finished suite", "run it first")
+        raise KdepError(
+            f"{results} has no finished record", expected="a finished suite", fix="run it first"
+        )
     told = {cache: _outputs(work, cache) for cache in _caches(records)}
     taught = {r.stages["pretrain"]: r.budget.images_seen or 0 for r in records if _caches([r])}
     return {
@@ -47,5 +49,7 @@ def _caches(records: Iterable[Record]) -> set[str]:
 def _outputs(work: Path, cache: str) -> dict[str, Any]:
     outputs = read_strict(work / cache / "stage.json")["outputs"]
     if not {"forwards", "rows"} <= set(outputs):
-        raise KdepError(f"the stage {cache} tells no forwards", "its own count", "run it again")
+        raise KdepError(
+            f"the stage {cache} tells no forwards", expected="its own count", fix="run it again"
+        )
     return outputs

@@ -48,7 +48,9 @@ class WrappedStudent(Wrapped):
     def __init__(self, page: dict[str, Any], teacher_px: int) -> None:
         super().__init__(page["width"])
         if teacher_px % page["input_px"]:
-            raise KdepError(f"a teacher at {teacher_px} px", f"a multiple of {page['input_px']}")
+            raise KdepError(
+                f"a teacher at {teacher_px} px", expected=f"a multiple of {page['input_px']}"
+            )
         self.by = teacher_px // page["input_px"]
         self.net = build_backbone(page).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

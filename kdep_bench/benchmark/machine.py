@@ -33,6 +33,6 @@ def check_idle(busy: float, most: float = MOST) -> None:
     if busy > most:
         raise KdepError(
             f"other work takes {busy:.1f} cores of this machine",
-            f"an idle machine, {most:g} at most",
-            "wait for it, or add --allow-busy: the page then says so too",
+            expected=f"an idle machine, {most:g} at most",
+            fix="wait for it, or add --allow-busy: the page then says so too",
         )

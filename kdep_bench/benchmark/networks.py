@@ -129,8 +129,9 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
     except AttributeError:
         raise KdepError(
             f"the task {task.name} does not say what it trains",
-            "`training_model` and `training_size`, as kdep_bench/transfer/detection.py has",
-            "add them to its class",
+            expected="`training_model` and `training_size`, as kdep_bench/transfer/detection.py "
+            "has",
+            fix="add them to its class",
         ) from None
     if task.scope == "mmdet":
         from mmdet.registry import MODELS

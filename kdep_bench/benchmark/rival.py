@@ -45,13 +45,18 @@ def check(venv: Path, prepared: Path, images: int) -> None:
     """KdepError where the other environment, the data or enough images are not there, or the
     images do not fill whole batches."""
     if not (venv / "bin/python").exists():
-        raise KdepError(f"{venv} is no virtual environment", "lightly-train in it", "make lightly")
+        raise KdepError(
+            f"{venv} is no virtual environment", expected="lightly-train in it", fix="make lightly"
+        )
     if not (prepared / POOL).is_dir():
-        raise KdepError(f"{prepared} has no {POOL}", "a finished `prepare` stage of `pocket`")
+        raise KdepError(
+            f"{prepared} has no {POOL}", expected="a finished `prepare` stage of `pocket`"
+        )
     here = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
     if images > here or images % BATCH:
         raise KdepError(
-            f"{images} images of a pool of {here}", f"a multiple of {BATCH}, no more than there are"
+            f"{images} images of a pool of {here}",
+            expected=f"a multiple of {BATCH}, no more than there are",
         )
 
 
@@ -83,7 +88,9 @@ def measure(
     ours = train(root / "ours", pool, student, teacher, epochs)
     other = train_other(root / "other", venv, pool, student, teacher, epochs, threads)
     if other["steps"] != ours["steps"]:
-        raise KdepError(f"lightly-train took {other['steps']} steps", f"{ours['steps']}, as here")
+        raise KdepError(
+            f"lightly-train took {other['steps']} steps", expected=f"{ours['steps']}, as here"
+        )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
     (root / "scratch").mkdir()
     stage.untrained(spec, root / "scratch")
@@ -169,7 +176,9 @@ def train_other(
     ran = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
-        raise KdepError(f"lightly-train ended with {ran.returncode} ({end})", "a trained student")
+        raise KdepError(
+            f"lightly-train ended with {ran.returncode} ({end})", expected="a trained student"
+        )
     return read_strict(root / "result.json")
 
 

@@ -44,8 +44,8 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise KdepError(
                 f"`allow_duplicates` of the data config holds {pair!r:.60}",
-                "pairs of sets that may share images",
-                f"write allow_duplicates=[{example}]",
+                expected="pairs of sets that may share images",
+                fix=f"write allow_duplicates=[{example}]",
             )
         for name in pair:
             if name not in names:
@@ -53,8 +53,8 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
         if frozenset(pair) not in {frozenset(p) for p in pairs_of(names)}:
             raise KdepError(
                 f"`allow_duplicates` of the data config names the pair {list(pair)}",
-                "the pool and a split, or two splits of one part; others are not compared",
-                f"remove it, or write a pair such as {example}",
+                expected="the pool and a split, or two splits of one part; others are not compared",
+                fix=f"remove it, or write a pair such as {example}",
             )
         out.add(frozenset(pair))
     return out

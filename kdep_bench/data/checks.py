@@ -65,14 +65,18 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
         head = path.read_bytes()[:8]
         raise KdepError(
             f"the file {path} is not an image (it begins with {head!r})",
-            "JPEG, PNG, WebP, BMP or TIFF",
-            _FETCH,
+            expected="JPEG, PNG, WebP, BMP or TIFF",
+            fix=_FETCH,
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
-        raise KdepError(f"the image {path} is too large ({e})", "under 89 megapixels") from None
+        raise KdepError(
+            f"the image {path} is too large ({e})", expected="under 89 megapixels"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as e:
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
-        raise KdepError(f"the image {path} is {what} ({e})", "a whole image", _FETCH) from None
+        raise KdepError(
+            f"the image {path} is {what} ({e})", expected="a whole image", fix=_FETCH
+        ) from None
     _check_mode(path, facts.mode, alpha)
     return facts
 
@@ -87,25 +91,30 @@ def check_upright(path: str | Path) -> None:
     if orientation != 1:
         raise KdepError(
             f"the image {path} is to be turned by its reader (EXIF orientation {orientation})",
-            "pixels stored upright",
-            "turn it for good with PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check "
+            expected="pixels stored upright",
+            fix="turn it for good with PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and "
+            "check "
             "that its boxes and masks fit",
         )
 
 
 def _check_bytes(path: Path) -> None:
     if not path.is_file():
-        raise KdepError(f"the image {path} does not exist", "a file there", "check the data root")
+        raise KdepError(
+            f"the image {path} does not exist", expected="a file there", fix="check the data root"
+        )
     try:
         empty = path.stat().st_size == 0
         with path.open("rb") as f:
             f.read(1)
     except OSError as e:
         raise KdepError(
-            f"the image {path} cannot be read ({e.strerror})", "a readable file", "check its rights"
+            f"the image {path} cannot be read ({e.strerror})",
+            expected="a readable file",
+            fix="check its rights",
         ) from None
     if empty:
-        raise KdepError(f"the image {path} has zero bytes", "a whole image", _FETCH)
+        raise KdepError(f"the image {path} has zero bytes", expected="a whole image", fix=_FETCH)
 
 
 def _check_mode(path: Path, mode: str, alpha: bool) -> None:
@@ -116,8 +125,8 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
     what = "16-bit or deeper" if deep else name.get(mode, "of an unusual kind")
     raise KdepError(
         f"the image {path} is {what} (mode {mode})",
-        "8-bit RGB or grey",
-        "convert it, for example with PIL: Image.open(f).convert('RGB').save(...)",
+        expected="8-bit RGB or grey",
+        fix="convert it, for example with PIL: Image.open(f).convert('RGB').save(...)",
     )
 
 
@@ -145,11 +154,12 @@ def check_coco(
     if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in keys):
         found = sorted(table) if isinstance(table, dict) else type(table).__name__
         raise KdepError(
-            f"the file {json_path} holds {found}", "lists named images, annotations, categories"
+            f"the file {json_path} holds {found}",
+            expected="lists named images, annotations, categories",
         )
     for key in ("images", "categories"):
         if not table[key]:
-            raise KdepError(f"the file {json_path} has no {key}", "one at least")
+            raise KdepError(f"the file {json_path} has no {key}", expected="one at least")
     images, _, categories = (_by_id(json_path, key, table[key]) for key in keys)
     for annotation in table["annotations"]:
         _check_annotation(json_path, annotation, images, categories)
@@ -164,13 +174,14 @@ def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, 
     for position, item in enumerate(items):
         if not isinstance(item, dict) or type(item.get("id")) is not int:
             raise KdepError(
-                f"entry {position} of {kind} in {path} has no whole-number id", "an id in each"
+                f"entry {position} of {kind} in {path} has no whole-number id",
+                expected="an id in each",
             )
         if item["id"] in out:
             raise KdepError(
                 f"the id {item['id']} occurs twice in {kind} of {path}",
-                "unique ids",
-                "number them anew (merged files often clash)",
+                expected="unique ids",
+                fix="number them anew (merged files often clash)",
             )
         out[item["id"]] = item
     return out
@@ -187,14 +198,14 @@ def _check_annotation(
     if image is None:
         raise KdepError(
             f"{here} points to image id {annotation.get('image_id')!r:.80}, which is not in images",
-            f"one of {len(images)} image ids",
-            "drop the annotation or add the image entry",
+            expected=f"one of {len(images)} image ids",
+            fix="drop the annotation or add the image entry",
         )
     if _of_id(categories, annotation.get("category_id")) is None:
         raise KdepError(
             f"{here} has category id {annotation.get('category_id')!r:.80}",
-            f"one of {sorted(map(str, categories))[:12]}",
-            "mend the id or add the category",
+            expected=f"one of {sorted(map(str, categories))[:12]}",
+            fix="mend the id or add the category",
         )
     _check_box(here, annotation, image)
 
@@ -212,11 +223,13 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
         or len(box) != 4
         or not all(isinstance(v, number) and math.isfinite(v) for v in box)
     ):
-        raise KdepError(f"{here} has the bbox {box!r}", "[x, y, width, height] in pixels")
+        raise KdepError(f"{here} has the bbox {box!r}", expected="[x, y, width, height] in pixels")
     x, y, w, h = box
     if w <= 0 or h <= 0:
         raise KdepError(
-            f"{here} has a bbox without area: {box}", "width and height above 0", "drop it"
+            f"{here} has a bbox without area: {box}",
+            expected="width and height above 0",
+            fix="drop it",
         )
     width, height = image.get("width"), image.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
@@ -225,26 +238,30 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
     if x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
         raise KdepError(
             f"{here} has the bbox {box}, outside its image of {width}x{height}",
-            "x + width <= image width, y + height <= image height",
-            "clip the box; if many are outside, they may be [x1, y1, x2, y2]",
+            expected="x + width <= image width, y + height <= image height",
+            fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     area = annotation.get("area")
     if not isinstance(area, number) or not area > 0:
-        raise KdepError(f"{here} has the area {area!r}", "above 0", "recompute it or drop it")
+        raise KdepError(
+            f"{here} has the area {area!r}", expected="above 0", fix="recompute it or drop it"
+        )
 
 
 def _check_coco_images(
     json_path: Path, folder: Path, images: list[dict[str, Any]], decode: int | None
 ) -> int:
     if not folder.is_dir():
-        raise KdepError(f"the image folder {folder} does not exist", f"images of {json_path}")
+        raise KdepError(
+            f"the image folder {folder} does not exist", expected=f"images of {json_path}"
+        )
     missing = [i["file_name"] for i in images if not (folder / str(i.get("file_name"))).is_file()]
     if missing:
         raise KdepError(
             f"{len(missing)} of {len(images)} images named in {json_path} are not in {folder}, "
             f"the first is {missing[0]}",
-            "all of them",
-            "check the image folder and that the download is complete",
+            expected="all of them",
+            fix="check the image folder and that the download is complete",
         )
     count = len(images) if decode is None else min(decode, len(images))
     for image in images[:count]:
@@ -253,8 +270,8 @@ def _check_coco_images(
         if stated != (facts.width, facts.height):
             raise KdepError(
                 f"the image {folder / image['file_name']} is {facts.width}x{facts.height}",
-                f"{stated[0]}x{stated[1]} as {json_path} says",
-                "annotations and images are of different versions: fetch both anew",
+                expected=f"{stated[0]}x{stated[1]} as {json_path} says",
+                fix="annotations and images are of different versions: fetch both anew",
             )
     return count
 
@@ -289,8 +306,9 @@ def check_segmentation(
         if not names:
             raise KdepError(
                 f"the folder {images} holds no *_leftImg8bit.png",
-                "a Cityscapes tree: leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/",
-                "check the data root",
+                expected="a Cityscapes tree: leftImg8bit/<split>/<city>/ and "
+                "gtFine/<split>/<city>/",
+                fix="check the data root",
             )
         _check_pairs(names, _stems(masks, mask_suffix), images, masks, mask_suffix)
         chosen = sorted(names)[:limit]
@@ -316,14 +334,14 @@ def _check_pairs(
             remedy = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
         raise KdepError(
             f"{len(lonely)} images in {image_dir} have no mask, the first is {lonely[0]}",
-            f"{mask_dir / (lonely[0] + suffix)}",
-            remedy,
+            expected=f"{mask_dir / (lonely[0] + suffix)}",
+            fix=remedy,
         )
     if lonely := sorted(masks - images):
         raise KdepError(
             f"{len(lonely)} masks in {mask_dir} have no image, the first is {lonely[0]}",
-            f"{image_dir / (lonely[0] + '_leftImg8bit.png')}",
-            "fetch the images of this split",
+            expected=f"{image_dir / (lonely[0] + '_leftImg8bit.png')}",
+            fix="fetch the images of this split",
         )
 
 
@@ -332,16 +350,16 @@ def _check_mask(path: Path, image: ImageFacts, num_classes: int) -> None:
     if facts.size != image[:2]:
         raise KdepError(
             f"the mask {path} is {facts.size[0]}x{facts.size[1]}",
-            f"{image.width}x{image.height} like its image",
-            "fetch both anew; a mask is resized with nearest neighbour only",
+            expected=f"{image.width}x{image.height} like its image",
+            fix="fetch both anew; a mask is resized with nearest neighbour only",
         )
     wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= num_classes and v != IGNORE]
     if wrong:
         raise KdepError(
             f"the mask {path} holds the values {wrong[:12]}: these look like labelIds where "
             "trainIds belong",
-            f"0..{num_classes - 1} and {IGNORE}",
-            "use the *_labelTrainIds.png files, or mend num_classes",
+            expected=f"0..{num_classes - 1} and {IGNORE}",
+            fix="use the *_labelTrainIds.png files, or mend num_classes",
         )
 
 
@@ -368,27 +386,31 @@ def check_image_folder(
     """
     root = Path(root)
     if not root.is_dir():
-        raise KdepError(f"the image folder {root} does not exist", "a folder of class folders")
+        raise KdepError(
+            f"the image folder {root} does not exist", expected="a folder of class folders"
+        )
     found = class_names(root)
     with os.scandir(root) as entries:
         loose = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
     if loose := [n for n in loose if not reason_to_pass_over(n, is_dir=False)]:
         raise KdepError(
             f"the image {shown(root / loose[0])} lies in no class folder",
-            "every image in the folder of its class",
-            "move it there, or out of the data set",
+            expected="every image in the folder of its class",
+            fix="move it there, or out of the data set",
         )
     expected = sorted(classes) if classes is not None else found
     if not expected:
-        raise KdepError(f"the folder {root} has no class folders", "one folder a class")
+        raise KdepError(f"the folder {root} has no class folders", expected="one folder a class")
     for name in expected:
         if name not in found:
-            raise KdepError(f"the class folder {root / name} is missing", f"one of {expected}")
+            raise KdepError(
+                f"the class folder {root / name} is missing", expected=f"one of {expected}"
+            )
     if extra := sorted(set(found) - set(expected)):
         raise KdepError(
             f"the class folder {root / extra[0]} is not among the classes",
-            f"only {', '.join(expected)}",
-            "move it away; an extra class shifts the numbers of the others",
+            expected=f"only {', '.join(expected)}",
+            fix="move it away; an extra class shifts the numbers of the others",
         )
     counts = {}
     for done, name in enumerate(expected):
@@ -403,11 +425,11 @@ def _check_class(folder: Path, limit: int | None) -> int:
     if files.others:
         raise KdepError(
             f"the file {shown(folder / files.others[0])} has no image suffix",
-            ", ".join(sorted(IMAGE_SUFFIXES)),
-            "move it",
+            expected=", ".join(sorted(IMAGE_SUFFIXES)),
+            fix="move it",
         )
     if not files.images:
-        raise KdepError(f"the class folder {shown(folder)} is empty", "one image at least")
+        raise KdepError(f"the class folder {shown(folder)} is empty", expected="one image at least")
     for name in files.images[:limit]:
         check_image(folder / name)
     return len(files.images)

@@ -339,8 +339,8 @@ def _read(path: str) -> bytes:
             )
     raise KdepError(
         f"the file {shown(path)} changes while it is read",
-        "data at rest",
-        "wait until whatever writes it has ended, then run again",
+        expected="data at rest",
+        fix="wait until whatever writes it has ended, then run again",
     )
 
 

@@ -80,8 +80,8 @@ def _checked(deb: Path) -> str:
     if digest != wanted:
         raise KdepError(
             f"the package {deb} has SHA-256 {digest[:12]}...",
-            f"{wanted[:12]}...",
-            "delete that file and run again, it will be downloaded anew",
+            expected=f"{wanted[:12]}...",
+            fix="delete that file and run again, it will be downloaded anew",
         )
     if not note.exists():
         write_atomic(note, f"{digest}  {deb.name}\n")
@@ -137,8 +137,8 @@ def _unpack(deb: Path, root: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
         raise KdepError(
             f"the package {deb} could not be unpacked ({done.stderr.strip()[:200]})",
-            "a whole .deb and free disk space",
-            "free some space, or delete that file and run again",
+            expected="a whole .deb and free disk space",
+            fix="free some space, or delete that file and run again",
         )
     try:
         os.rename(tmp, root)

@@ -62,7 +62,7 @@ def without_content(config: Config) -> dict[str, Any]:
         if Catalogue(source_of(paths[key])).scan().digest() != planned[key]:
             raise KdepError(
                 f"{shown(paths[key])} ({key}) changed after the run was planned",
-                "the same file from the first stage of a run to its last",
-                "run the suite again: every stage that depends on the file runs anew",
+                expected="the same file from the first stage of a run to its last",
+                fix="run the suite again: every stage that depends on the file runs anew",
             )
     return {k: v for k, v in config.items() if k != CONTENT}

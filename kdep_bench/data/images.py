@@ -217,26 +217,32 @@ def check_regular(file: Path) -> None:
         if os.path.islink(file):
             raise KdepError(
                 f"the image {file} is a link to {os.readlink(file)}, which does not exist",
-                "a link to a file that is there",
-                "correct the link, or move it out of the folder",
+                expected="a link to a file that is there",
+                fix="correct the link, or move it out of the folder",
             ) from None
         raise KdepError(
-            f"the image {file} does not exist", "a file there", "check the path in the data config"
+            f"the image {file} does not exist",
+            expected="a file there",
+            fix="check the path in the data config",
         ) from None
     except OSError as e:
         raise KdepError(
             f"the image {file} cannot be read ({e.strerror})",
-            "a readable file",
-            "check its permissions and, if it is a link, where it points",
+            expected="a readable file",
+            fix="check its permissions and, if it is a link, where it points",
         ) from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
-        raise KdepError(f"the image {file} is {kind}", "a regular file", "move it elsewhere")
+        raise KdepError(
+            f"the image {file} is {kind}", expected="a regular file", fix="move it elsewhere"
+        )
     if found.st_size == 0:
-        raise KdepError(f"the image {file} has zero bytes", "a whole image", _FETCH)
+        raise KdepError(f"the image {file} has zero bytes", expected="a whole image", fix=_FETCH)
     if found.st_size > MAX_BYTES:
         raise KdepError(
-            f"the image {file} has {found.st_size} bytes", f"at most {MAX_BYTES}", "shrink it"
+            f"the image {file} has {found.st_size} bytes",
+            expected=f"at most {MAX_BYTES}",
+            fix="shrink it",
         )
 
 
@@ -245,13 +251,13 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except MemoryError:
         raise KdepError(
-            f"the image {file} does not fit into memory", "a smaller file", "shrink it"
+            f"the image {file} does not fit into memory", expected="a smaller file", fix="shrink it"
         ) from None
     except OSError as e:
         raise KdepError(
             f"the image {file} cannot be read ({e.strerror})",
-            "a readable file",
-            "check its permissions",
+            expected="a readable file",
+            fix="check its permissions",
         ) from None
 
 
@@ -326,8 +332,8 @@ class _decoding:
         if pixels > MAX_PIXELS:
             raise KdepError(
                 f"the image {self.file} is too large ({self.image.width}x{self.image.height})",
-                f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
-                "cut it into tiles, or shrink it",
+                expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
+                fix="cut it into tiles, or shrink it",
             )
         return self.image
 
@@ -342,16 +348,18 @@ class _decoding:
             what = (
                 f"the file {self.file} is not an image that is read here (it begins with {head!r})"
             )
-            return KdepError(what, "JPEG, PNG, BMP, GIF, WebP, TIFF or PPM", _FETCH)
+            return KdepError(what, expected="JPEG, PNG, BMP, GIF, WebP, TIFF or PPM", fix=_FETCH)
         if isinstance(e, Image.DecompressionBombError):
             return KdepError(
                 f"the image {self.file} is too large ({e})",
-                f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
-                "cut it into tiles, or shrink it",
+                expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
+                fix="cut it into tiles, or shrink it",
             )
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
         reason = str(e).strip() or type(e).__name__
-        return KdepError(f"the image {self.file} is {what} ({reason})", "a whole image", _FETCH)
+        return KdepError(
+            f"the image {self.file} is {what} ({reason})", expected="a whole image", fix=_FETCH
+        )
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
@@ -399,8 +407,8 @@ def _check_mode(facts: Facts, file: Path) -> None:
     what = "32 bit without a stated range" if facts.mode in ("I", "F") else "an unusual format"
     raise KdepError(
         f"the image {file} has pixels of {what} (mode {facts.mode})",
-        "8-bit or 16-bit RGB or grey",
-        "scale it to 8 bit with the range you know, and save it as PNG",
+        expected="8-bit or 16-bit RGB or grey",
+        fix="scale it to 8 bit with the range you know, and save it as PNG",
     )
 
 
@@ -412,8 +420,8 @@ def _check_range(data: bytes, file: Path) -> None:
         raise KdepError(
             f"the 16-bit image {file} holds no value above {top}, so that scaled to 8 bit it "
             f"would be nearly black (at most {round(top / 257)} of 255)",
-            "values over the whole range of 16 bit, 0..65535",
-            "scale it to 8 bit with the range of its camera, and save it as PNG",
+            expected="values over the whole range of 16 bit, 0..65535",
+            fix="scale it to 8 bit with the range of its camera, and save it as PNG",
         )
 
 
@@ -426,11 +434,11 @@ def check_whole(data: bytes, file: Path) -> None:
     if data.startswith(b"\xff\xd8") and not _jpeg_ends(data):
         raise KdepError(
             f"the image {file} is truncated (a JPEG without its end marker)",
-            "a whole image",
-            _FETCH,
+            expected="a whole image",
+            fix=_FETCH,
         )
     if data.startswith(b"\x89PNG\r\n\x1a\n") and (fault := _png_fault(data)):
-        raise KdepError(f"the image {file} is {fault}", "a whole image", _FETCH)
+        raise KdepError(f"the image {file} is {fault}", expected="a whole image", fix=_FETCH)
 
 
 # A first byte that is always the same makes the search 80 times as fast as one of any length.
@@ -568,8 +576,8 @@ def place(file: Path, link: Path, facts: Facts) -> None:
     if os.path.lexists(link):
         raise KdepError(
             f"two images of the data have the name {link.name} after conversion, one is {file}",
-            "each name once",
-            "rename one of them",
+            expected="each name once",
+            fix="rename one of them",
         )
     if facts.plain:
         link.symlink_to(os.path.abspath(file))
@@ -577,7 +585,9 @@ def place(file: Path, link: Path, facts: Facts) -> None:
     data = _read(file)
     if facts.sha256 and hashlib.sha256(data).hexdigest() != facts.sha256:
         raise KdepError(
-            f"the image {file} changed while the data was prepared", "a file at rest", "run again"
+            f"the image {file} changed while the data was prepared",
+            expected="a file at rest",
+            fix="run again",
         )
     try:
         with warnings.catch_warnings():
@@ -622,8 +632,8 @@ def check_turn(file: Path, facts: Facts, width: int, height: int, where: str) ->
         f"the image {file} has the EXIF orientation {facts.orientation}, and {where} states "
         f"{width}x{height}, so that it is not known whether its labels were made on the stored "
         f"pixels ({stored[0]}x{stored[1]}) or on the upright picture ({upright[0]}x{upright[1]})",
-        "an image without EXIF orientation",
-        "look whether the labels fit the upright picture; if so save it with "
+        expected="an image without EXIF orientation",
+        fix="look whether the labels fit the upright picture; if so save it with "
         "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), else save the stored pixels without "
         "EXIF; correct the stated size if it differs then",
     )
@@ -648,7 +658,7 @@ def read_rgb(path: Path) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {path} could not be decoded",
-            "a JPEG or PNG picture",
-            "replace the file or move it elsewhere, then run again",
+            expected="a JPEG or PNG picture",
+            fix="replace the file or move it elsewhere, then run again",
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -183,6 +183,6 @@ def _entries(folder: str) -> list[os.DirEntry]:
 def _unreadable(folder: str, error: OSError) -> KdepError:
     return KdepError(
         f"the folder {shown(folder)} cannot be read ({error.strerror})",
-        "a folder that exists and is readable",
-        "correct its path in the config, or its access rights",
+        expected="a folder that exists and is readable",
+        fix="correct its path in the config, or its access rights",
     )

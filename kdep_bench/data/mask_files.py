@@ -50,8 +50,8 @@ def read_mask(path: Path) -> MaskFacts:
     except Exception as e:
         raise KdepError(
             f"the mask {shown(path)} cannot be read ({str(e) or type(e).__name__})",
-            "a PNG of class numbers",
-            "save or copy it again",
+            expected="a PNG of class numbers",
+            fix="save or copy it again",
         ) from None
     counts = np.bincount(values.ravel(), minlength=256).astype(np.int64)
     palette: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -67,8 +67,8 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
     if mode == "1":
         raise KdepError(
             f"the mask {shown(path)} has 1 bit for each pixel",
-            numbers,
-            "save it as class numbers 0 and 1: "
+            expected=numbers,
+            fix="save it as class numbers 0 and 1: "
             "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
         )
     if mode == "L" and len(data) > 24 and data[24] < 8:  # IHDR: bits of a channel
@@ -76,22 +76,26 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
         raise KdepError(
             f"the mask {shown(path)} has {data[24]} bits for each pixel, which readers stretch to "
             "0..255",
-            numbers,
-            f"save it as class numbers: Image.open(f).point(lambda v: v * {top} // 255).save(f)",
+            expected=numbers,
+            fix=f"save it as class numbers: Image.open(f).point(lambda v: v * {top} // "
+            "255).save(f)",
         )
     if mode.startswith("I"):
         raise KdepError(
             f"the mask {shown(path)} has 16 bits for each pixel",
-            numbers,
-            "save it with 8: Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
+            expected=numbers,
+            fix="save it with 8: "
+            "Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
         )
     if mode in ("RGB", "RGBA", "LA", "PA"):
         raise KdepError(
             f"the mask {shown(path)} has {len(mode)} channels (mode {mode})",
-            numbers,
-            "if its first channel holds the class numbers: "
+            expected=numbers,
+            fix="if its first channel holds the class numbers: "
             "Image.open(f).getchannel(0).save(f); if it shows colours, replace each colour by its "
             "class number",
         )
     if mode not in ("L", "P"):
-        raise KdepError(f"the mask {shown(path)} has the mode {mode}", numbers, "save it as such")
+        raise KdepError(
+            f"the mask {shown(path)} has the mode {mode}", expected=numbers, fix="save it as such"
+        )

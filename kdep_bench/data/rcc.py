@@ -28,14 +28,16 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
     """
     raw = Path(path).read_bytes()
     if raw[:4] != b"qres":
-        raise KdepError(f"the file {path} starts with {raw[:4]!r}", "a Qt resource container")
+        raise KdepError(
+            f"the file {path} starts with {raw[:4]!r}", expected="a Qt resource container"
+        )
     try:
         yield from _walk(raw, str(path))
     except (struct.error, zlib.error, UnicodeDecodeError, RecursionError) as e:
         raise KdepError(
             f"the resource container {path} is damaged ({e})",
-            "offsets inside the file",
-            "delete it from the cache and run again",
+            expected="offsets inside the file",
+            fix="delete it from the cache and run again",
         ) from None
 
 
@@ -60,8 +62,8 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         if flags & _ZSTD:
             raise KdepError(
                 f"{here} inside {path} is compressed with zstd",
-                "plain or zlib",
-                "use the package of another Debian release, or the pip-only source",
+                expected="plain or zlib",
+                fix="use the package of another Debian release, or the pip-only source",
             )
         (data_at,) = struct.unpack_from(">I", raw, at + 10)
         (size,) = struct.unpack_from(">I", raw, data + data_at)

@@ -35,7 +35,9 @@ def per_class(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     `labels` [N] class numbers. Raises KdepError unless 0 < share <= 1.
     """
     if not 0 < share <= 1:
-        raise KdepError(f"a data share of {share}", "more than 0, at most 1", "correct the suite")
+        raise KdepError(
+            f"a data share of {share}", expected="more than 0, at most 1", fix="correct the suite"
+        )
     found = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -53,7 +55,9 @@ def share_labels(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | 
     """The labels file that a share drawn per class reads, and no other."""
     by = spec.get("share_by", "image")
     if by not in ("image", "class"):
-        raise KdepError(f"a share drawn by {by!r}", "'image' or 'class'", "correct the suite")
+        raise KdepError(
+            f"a share drawn by {by!r}", expected="'image' or 'class'", fix="correct the suite"
+        )
     return labels_file(inputs) if by == "class" else None
 
 
@@ -77,8 +81,8 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
     if not path.is_file():
         raise KdepError(
             f"the prepared data have no labels of the pool ({path} does not exist)",
-            "labels, for an arm that reads them or a share drawn per class",
-            "set labels=False in the data config and drop such arms, or give the data labels "
+            expected="labels, for an arm that reads them or a share drawn per class",
+            fix="set labels=False in the data config and drop such arms, or give the data labels "
             "(own data: class folders in the pool and pool_labels=True)",
         )
     stored: dict[str, Any] = read_strict(path)
@@ -87,22 +91,22 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
     if not isinstance(found, dict) or not isinstance(classes, list):
         raise KdepError(
             f"the labels file {path} is of another form",
-            "{'classes': [names], 'labels': {image: class number}}",
-            _LABELS_FIX,
+            expected="{'classes': [names], 'labels': {image: class number}}",
+            fix=_LABELS_FIX,
         )
     missing = [f for f in files if type(found.get(f)) is not int]
     if missing:
         raise KdepError(
             f"{len(missing)} pool images have no label in {path}, first {missing[0]}",
-            "a label for every image of a supervised arm or a share drawn per class",
-            _LABELS_FIX,
+            expected="a label for every image of a supervised arm or a share drawn per class",
+            fix=_LABELS_FIX,
         )
     labels = np.array([found[f] for f in files], np.int64)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise KdepError(
             f"labels in {path} run from {labels.min()} to {labels.max()}",
-            f"0 to {len(classes) - 1}",
-            _LABELS_FIX,
+            expected=f"0 to {len(classes) - 1}",
+            fix=_LABELS_FIX,
         )
     return labels
 

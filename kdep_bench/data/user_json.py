@@ -24,26 +24,28 @@ def read_user_json(path: str | Path) -> Any:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise KdepError(
-                f"the path {path} is not a regular file", "a JSON file", "correct the path"
+                f"the path {path} is not a regular file",
+                expected="a JSON file",
+                fix="correct the path",
             )
         if found.st_size > MAX_BYTES:
             raise KdepError(
                 f"the file {path} has {found.st_size / 1e9:.1f} GB",
-                f"at most {MAX_BYTES / 1e9:.0f} GB",
-                "leave out what is not needed, for example segmentation polygons",
+                expected=f"at most {MAX_BYTES / 1e9:.0f} GB",
+                fix="leave out what is not needed, for example segmentation polygons",
             )
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise KdepError(
             f"the file {path} is not UTF-8 text (byte {e.start})",
-            "JSON in UTF-8",
-            "export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8",
+            expected="JSON in UTF-8",
+            fix="export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8",
         ) from None
     except OSError as e:
         raise KdepError(
             f"the file {path} cannot be read ({e.strerror})",
-            "a readable JSON file",
-            "correct the path, or its permissions",
+            expected="a readable JSON file",
+            fix="correct the path, or its permissions",
         ) from None
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
@@ -52,18 +54,20 @@ def read_user_json(path: str | Path) -> Any:
         what = "ends before its JSON does" if cut else "is not valid JSON"
         raise KdepError(
             f"the file {path} {what} (line {e.lineno}, column {e.colno}: {e.msg})",
-            "a whole JSON file",
-            "export or copy the file again",
+            expected="a whole JSON file",
+            fix="export or copy the file again",
         ) from None
     except RecursionError:
         raise KdepError(
-            f"the file {path} is nested too deep", "lists and objects a few levels deep", "check it"
+            f"the file {path} is nested too deep",
+            expected="lists and objects a few levels deep",
+            fix="check it",
         ) from None
     except ValueError as e:
         raise KdepError(
             f"the file {path} is not valid JSON ({e})",
-            "strict JSON",
-            "correct the file, or export it again",
+            expected="strict JSON",
+            fix="correct the file, or export it again",
         ) from None
 
 

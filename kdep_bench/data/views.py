@@ -112,8 +112,8 @@ def check_room(need: int, folder: Path, what: str) -> None:
     if need > free:
         raise KdepError(
             f"{what} take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {folder}",
-            "room for them: they are kept decoded, so that no run decodes an image again",
-            "free space, or name a larger disk with --work-dir, or lower budget.views",
+            expected="room for them: they are kept decoded, so that no run decodes an image again",
+            fix="free space, or name a larger disk with --work-dir, or lower budget.views",
         )
 
 
@@ -135,8 +135,8 @@ def run(
     if not files:
         raise KdepError(
             f"the pool {shown(root.resolve())} holds no image",
-            "at least one",
-            "add images there, or correct `pool` in the data config",
+            expected="at least one",
+            fix="add images there, or correct `pool` in the data config",
         )
     v, px = int(spec["views"]), int(spec["px"])
     what = f"the views of {len(files)} images, {v} of each at {px} px,"
@@ -179,15 +179,15 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
         raise KdepError(
             f"the views in {views_dir} cannot be read ({type(e).__name__}: {plain_text(e)})",
-            f"{LISTING}, {RECIPE} and {PIXELS} as their stage wrote them",
-            "delete that stage folder and run again",
+            expected=f"{LISTING}, {RECIPE} and {PIXELS} as their stage wrote them",
+            fix="delete that stage folder and run again",
         ) from None
     if len(pixels) != len(recipe["flip"]) or len(pixels) != rows:
         raise KdepError(
             f"the views in {views_dir} disagree: {len(pixels)} rendered, "
             f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",
-            "images x views rows in each",
-            "delete that stage folder and run again",
+            expected="images x views rows in each",
+            fix="delete that stage folder and run again",
         )
     root = (prepare_dir / "data" / listing["pool"]) if prepare_dir else Path()
     return Views(root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels)
@@ -203,6 +203,6 @@ def subset(images: int, share: float, seed: int = 0) -> np.ndarray:
     if not 0 < share <= 1 or count < 1:
         raise KdepError(
             f"a data share of {share} of {images} images leaves {count}",
-            "a share in (0, 1] that leaves at least one image",
+            expected="a share in (0, 1] that leaves at least one image",
         )
     return np.sort(np.random.default_rng([seed, 20220321]).permutation(images)[:count])

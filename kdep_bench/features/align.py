@@ -31,8 +31,8 @@ def build_aligner(config: Mapping[str, Any]) -> Aligner:
     if not (isinstance(kind, type) and issubclass(kind, Aligner)):
         raise KdepError(
             f"the alignment {type_path(config['type'])} is no Aligner",
-            "'svd' or a class of kdep_bench.features.aligners",
-            "correct `align` in the method",
+            expected="'svd' or a class of kdep_bench.features.aligners",
+            fix="correct `align` in the method",
         )
     return build({**config, "type": kind})
 

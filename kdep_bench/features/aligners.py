@@ -113,8 +113,8 @@ class TopVariance(Aligner):
             raise KdepError(
                 f"{alive} of the teacher's {len(moments.mean)} channels ever vary, and the student "
                 f"is {width} wide",
-                "a varying channel for each of the student's",
-                "choose another alignment, such as svd, or a narrower student",
+                expected="a varying channel for each of the student's",
+                fix="choose another alignment, such as svd, or a narrower student",
             )
         return _columns(len(moments.mean), order)
 
@@ -130,7 +130,9 @@ class Interpolate(Aligner):
     def __init__(self, mode: str = "nearest", policy: str | None = None, seed: int = 0) -> None:
         super().__init__(policy, seed)
         if mode not in ("nearest", "linear"):
-            raise KdepError(f"interpolation mode {mode!r}", "'nearest' or 'linear'", "correct it")
+            raise KdepError(
+                f"interpolation mode {mode!r}", expected="'nearest' or 'linear'", fix="correct it"
+            )
         self.mode = mode
 
     def components(self, moments: Moments, width: int) -> Tensor:
@@ -172,15 +174,15 @@ def enough_rows(moments: Moments, width: int) -> None:
     if moments.n <= width:
         raise KdepError(
             f"{moments.n} features cannot fix {width} directions",
-            f"more than {width} features",
-            "use more images (a larger data share where it is below 1), more views of each "
+            expected=f"more than {width} features",
+            fix="use more images (a larger data share where it is below 1), more views of each "
             "(budget.views), or a narrower student",
         )
     if not float(moments.std.max()) > 0:
         raise KdepError(
             "the teacher gives the same feature for every image",
-            "features that vary",
-            "check the teacher's weights and its tap",
+            expected="features that vary",
+            fix="check the teacher's weights and its tap",
         )
 
 
@@ -193,8 +195,8 @@ def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
     if rank < width:
         raise KdepError(
             f"the teacher's features have rank {rank}, and the student is {width} wide",
-            "a rank of at least the student's width",
-            f"what comes out of a LayerNorm has rank width - 1: name a policy in method.align "
+            expected="a rank of at least the student's width",
+            fix=f"what comes out of a LayerNorm has rank width - 1: name a policy in method.align "
             f"({', '.join(POLICIES)}), for which a direction without variance is one more pad"
             if can_pad
             else "tap the teacher after its last activation (a last linear layer limits the rank), "

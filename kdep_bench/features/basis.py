@@ -85,8 +85,8 @@ def open_basis(align_dir: Path) -> Basis:
         shapes = {k: list(v.shape) for k, v in stored.items()}
         raise KdepError(
             f"the alignment in {align_dir} has the shapes {shapes}",
-            "mean [Dt], components [Dt, Ds], std [Ds]",
-            _REMEDY,
+            expected="mean [Dt], components [Dt, Ds], std [Ds]",
+            fix=_REMEDY,
         )
     return Basis(mean, components, std, covariance, channels)
 
@@ -102,7 +102,7 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     if wrong:
         raise KdepError(
             f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
-            f"the tensors {', '.join(names)} as the align stage wrote them",
-            _REMEDY,
+            expected=f"the tensors {', '.join(names)} as the align stage wrote them",
+            fix=_REMEDY,
         )
     return found

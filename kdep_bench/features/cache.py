@@ -91,7 +91,9 @@ def run(
             fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress)
     teacher.cpu()
     if teacher.checksum() != checksum:
-        raise KdepError(f"teacher {teacher.name} changed while it was only read", "frozen weights")
+        raise KdepError(
+            f"teacher {teacher.name} changed while it was only read", expected="frozen weights"
+        )
     spent = [read_strict(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
     manifest = {
@@ -204,8 +206,8 @@ def fill_shard(
                     f"teacher {teacher.name} gave a NaN, an infinity or a value beyond float16 "
                     f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
                     f"{len(rows)} views",
-                    "finite features",
-                    "check the teacher's weights and normalisation",
+                    expected="finite features",
+                    fix="check the teacher's weights and normalisation",
                 )
             (shard if name == "features" else more[name])[i : i + len(rows)] = half.numpy()
         progress(first + i + len(rows), len(order), f"{teacher.name} features")
@@ -264,7 +266,7 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     if hits < 0.6 * len(known):
         raise KdepError(
             f"teacher {teacher.name} recognises {hits} of {len(known)} known photographs",
-            "at least 60 %",
-            "check its weights file, channel order and normalisation",
+            expected="at least 60 %",
+            fix="check its weights file, channel order and normalisation",
         )
     return {"right": hits, "of": len(known)}

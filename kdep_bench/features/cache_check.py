@@ -63,8 +63,8 @@ def further(teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]) -> dic
         if not any(wanted in (n, n.partition(".")[0]) for n in got):
             raise KdepError(
                 f"the teacher {teacher.name} gives no {wanted}",
-                f"a teacher with {wanted}, for the methods that read them",
-                "choose another teacher, or drop those methods",
+                expected=f"a teacher with {wanted}, for the methods that read them",
+                fix="choose another teacher, or drop those methods",
             )
     return got
 
@@ -101,7 +101,7 @@ def sample_rows(rows: int, count: int = 16) -> np.ndarray:
 def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
     """Recomputes `count` rows from the source images; see `verify_pictures`."""
     if len(cache) != views.rows:
-        raise KdepError(f"the cache has {len(cache)} rows", f"{views.rows}, one a view")
+        raise KdepError(f"the cache has {len(cache)} rows", expected=f"{views.rows}, one a view")
     same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
     return verify_pictures(cache, teacher, rows, render_rows(views, rows, teacher.input_px))
@@ -113,8 +113,8 @@ def same_teacher(cache: Cache, teacher: Teacher) -> None:
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
             f"({cache.teacher['checksum']}), not by {teacher.name} ({teacher.checksum()})",
-            "the same teacher",
-            "delete that cache stage and run again",
+            expected="the same teacher",
+            fix="delete that cache stage and run again",
         )
 
 
@@ -136,8 +136,9 @@ def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Te
             what = "cached features differ" if name == "features" else f"cached {name} differ"
             raise KdepError(
                 f"{what} from the live teacher by {error:.2g} of their scale",
-                f"at most {TOLERANCE:.2g} (half precision)",
-                "the views, the normalisation or the resolution changed: delete that cache stage",
+                expected=f"at most {TOLERANCE:.2g} (half precision)",
+                fix="the views, the normalisation or the resolution changed: delete that cache "
+                "stage",
             )
         worst = max(worst, error)
     return worst
@@ -171,13 +172,15 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     m, cache = read_strict(folder / MANIFEST), open_cache(folder)
     if m.get("of", len(cache)) != views.rows:
         raise KdepError(
-            f"the cache {folder} has {len(cache)} rows", f"{views.rows}, one a view", "fill it"
+            f"the cache {folder} has {len(cache)} rows",
+            expected=f"{views.rows}, one a view",
+            fix="fill it",
         )
     if m.get("recipe", recipe_hash(views)) != recipe_hash(views):
         raise KdepError(
             f"the cache {folder} was filled from other crops than these views show",
-            "one image list, view seed, scale and ratio in both",
-            "delete that cache stage and run again",
+            expected="one image list, view seed, scale and ratio in both",
+            fix="delete that cache stage and run again",
         )
     config = teacher_of(folder)
     if config is None or not (folder / SAMPLE).exists():
@@ -188,8 +191,8 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
         if m[what] != own:
             raise KdepError(
                 f"the cache {folder} was filled with {what} {m[what]}",
-                f"{own}, as the teacher {teacher.name} has it now",
-                "delete that cache stage and run again",
+                expected=f"{own}, as the teacher {teacher.name} has it now",
+                fix="delete that cache stage and run again",
             )
     with np.load(folder / SAMPLE) as sample:
         rows, pixels = sample["rows"][:count], torch.from_numpy(sample["pixels"][:count])
@@ -209,8 +212,9 @@ def open_head(folder: Path) -> nn.Module:
         raise KdepError(
             f"the cache of teacher {cache.teacher['name']} holds no logits, and they do not follow "
             f"from its pooled feature",
-            "a teacher with a classifier on the feature it taps, or a cache that holds logits",
-            "put 'logits' into the method's `needs`",
+            expected="a teacher with a classifier on the feature it taps, or a cache that holds "
+            "logits",
+            fix="put 'logits' into the method's `needs`",
         )
     same_teacher(cache, teacher)
     if (folder / SAMPLE).exists():
@@ -224,7 +228,7 @@ def open_head(folder: Path) -> nn.Module:
             raise KdepError(
                 f"the classifier of {teacher.name} does not give its logits from the cached "
                 f"feature",
-                "logits = logit_head(pooled)",
-                "correct `logit_head` of that teacher class",
+                expected="logits = logit_head(pooled)",
+                fix="correct `logit_head` of that teacher class",
             )
     return teacher.logit_head.requires_grad_(False)

@@ -47,8 +47,9 @@ class Cache:
             if not held.all():
                 raise KdepError(
                     f"row {index[~held][0]} is not in the cache of teacher {self.teacher['name']}",
-                    f"one of the {len(self.index)} rows of the data share it was filled for",
-                    "use the share of the suite that planned it",
+                    expected=f"one of the {len(self.index)} rows of the data share it was filled "
+                    "for",
+                    fix="use the share of the suite that planned it",
                 )
             index = place
         shards = self.shards if name is None else self.extras[name]
@@ -92,13 +93,13 @@ def open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except (OSError, ValueError) as e:
         raise KdepError(
             f"the cache shard {path} cannot be read ({e})",
-            f"float16 {shape}",
-            "delete that stage folder and run again",
+            expected=f"float16 {shape}",
+            fix="delete that stage folder and run again",
         ) from None
     if shard.shape != shape or shard.dtype != np.float16:
         raise KdepError(
             f"the cache shard {path} holds {shard.shape} {shard.dtype}",
-            f"{shape} float16",
-            "delete that stage folder and run again",
+            expected=f"{shape} float16",
+            fix="delete that stage folder and run again",
         )
     return shard

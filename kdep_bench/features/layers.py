@@ -26,7 +26,9 @@ def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
     scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
     if not scale > 0:
         raise KdepError(
-            "a layer says the same of every image", "features that vary", "leave that layer out"
+            "a layer says the same of every image",
+            expected="features that vary",
+            fix="leave that layer out",
         )
     return float(np.square(a.T @ b).sum()) / scale
 

@@ -62,8 +62,8 @@ def open_map_moments(folder: str | Path, name: str, side: int) -> Moments:
     if not path.is_file():
         raise KdepError(
             f"the moments of map {name} at {side} x {side} places are not in {folder}",
-            "the file that the pre-training stage writes before it trains",
-            "run the suite again",
+            expected="the file that the pre-training stage writes before it trains",
+            fix="run the suite again",
         )
     stored = load_weights(path)
     moments = Moments(len(stored["mean"]))

@@ -43,7 +43,9 @@ class PhiS(Transform):
         phi = float(values.mean().sqrt())
         if not phi > 0:
             raise KdepError(
-                "the aligned feature never varies", "features that vary", "check the alignment"
+                "the aligned feature never varies",
+                expected="features that vary",
+                fix="check the alignment",
             )
         self.register_buffer("matrix", (u @ rotation(values).T / phi).float())
 

@@ -31,15 +31,15 @@ def check_widths(
     if student > teacher and policy is None:
         raise KdepError(
             f"the student is {student} wide and {name} {teacher}",
-            "a student no wider than the teacher",
-            "choose a wider teacher or a narrower student, or name a policy in method.align "
+            expected="a student no wider than the teacher",
+            fix="choose a wider teacher or a narrower student, or name a policy in method.align "
             f"({', '.join(POLICIES)})",
         )
     if equal and student < teacher:
         raise KdepError(
             f"the student is {student} wide and {name} {teacher}",
-            "equal widths for the identity alignment",
-            "choose another alignment, such as svd",
+            expected="equal widths for the identity alignment",
+            fix="choose another alignment, such as svd",
         )
 
 
@@ -65,6 +65,6 @@ def check_rows(images: int, views: int, directions: int, share: float, pool: int
     raise KdepError(
         f"{who}: {images} images with {each} each give {images * views} features, which cannot fix "
         f"{directions} directions",
-        f"more than {directions} features",
-        ", or ".join(ways),
+        expected=f"more than {directions} features",
+        fix=", or ".join(ways),
     )

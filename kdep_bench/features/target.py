@@ -33,7 +33,7 @@ def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise KdepError(
             f"the transform {type_path(transform['type'])} is no Transform",
-            "a class of kdep_bench.features, such as transform.PowerTemperature",
-            "correct `transform` in the method",
+            expected="a class of kdep_bench.features, such as transform.PowerTemperature",
+            fix="correct `transform` in the method",
         )
     return Target(basis, build(transform, **{name: getattr(basis, name) for name in kind.asks}))

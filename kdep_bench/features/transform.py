@@ -51,7 +51,9 @@ class PowerTemperature(Transform):
     def __init__(self, T: Positive = 0.1, n: AtLeastOne = 3.0) -> None:
         super().__init__()
         if not (T > 0 and n >= 1):
-            raise KdepError(f"power temperature scaling got T={T}, n={n}", "T > 0 and n >= 1")
+            raise KdepError(
+                f"power temperature scaling got T={T}, n={n}", expected="T > 0 and n >= 1"
+            )
         self.T, self.n = float(T), float(n)
 
     def forward(self, a: Tensor) -> Tensor:
@@ -76,8 +78,8 @@ class SignedPairs(Transform):
         if a.shape[1] % 2:
             raise KdepError(
                 f"the aligned feature has {a.shape[1]} channels, which make no whole pairs",
-                "an even width",
-                "choose another transform or student",
+                expected="an even width",
+                fix="choose another transform or student",
             )
         g = self.power(a[:, : a.shape[1] // 2])
         return torch.cat([g.relu(), (-g).relu()], 1)
@@ -104,8 +106,8 @@ class Whitening(Transform):
             raise KdepError(
                 f"{int((values <= 0).sum())} of {len(values)} directions of the aligned feature "
                 "never vary",
-                "positive variance in every direction for whitening",
-                "choose a narrower student, the alignment svd, or another transform",
+                expected="positive variance in every direction for whitening",
+                fix="choose a narrower student, the alignment svd, or another transform",
             )
         self.register_buffer("matrix", (u / values.sqrt()).float())
 
@@ -141,12 +143,14 @@ class StdMatch(Transform):
         if not bool((s > 0).all()):
             raise KdepError(
                 f"{int((s <= 0).sum())} of {len(s)} channels of the aligned feature never vary",
-                "positive variance in every channel for variance matching",
-                "choose a narrower student, the alignment svd, or another transform",
+                expected="positive variance in every channel for variance matching",
+                fix="choose a narrower student, the alignment svd, or another transform",
             )
         if ratio is not None:
             if not ratio >= 1:
-                raise KdepError(f"variance matching got ratio={ratio}", "at least 1", "correct it")
+                raise KdepError(
+                    f"variance matching got ratio={ratio}", expected="at least 1", fix="correct it"
+                )
             low, high = s.min(), s.max()
             wanted = (high - ratio * low + (ratio - 1) * s) / (high - low).clamp(min=1e-30)
             wanted = torch.where(high > low, wanted, torch.ones_like(s))
@@ -164,15 +168,15 @@ def _largest(raw_std: Tensor | None, count: int) -> Tensor:
     if raw_std is None:
         raise KdepError(
             "the alignment stage was made before raw channel stds were kept",
-            "channels.pt beside its basis.pt",
-            "run that stage again (--force align), or give StdMatch a `ratio`",
+            expected="channels.pt beside its basis.pt",
+            fix="run that stage again (--force align), or give StdMatch a `ratio`",
         )
     found = raw_std.double().sort(descending=True).values[:count]
     if len(found) < count or not bool((found > 0).all()):
         raise KdepError(
             f"{int((found > 0).sum())} of the teacher's channels ever vary",
-            f"{count} stds to give to the student's channels",
-            "give StdMatch a `ratio`",
+            expected=f"{count} stds to give to the student's channels",
+            fix="give StdMatch a `ratio`",
         )
     return found
 
@@ -216,7 +220,9 @@ class Moments:
         x = x_BD.double()
         if not bool(torch.isfinite(x).all()):
             raise KdepError(
-                "a teacher feature is NaN or infinite", "finite features", "check the teacher"
+                "a teacher feature is NaN or infinite",
+                expected="finite features",
+                fix="check the teacher",
             )
         b = len(x)
         mean = x.mean(0)

@@ -35,8 +35,8 @@ def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float
     if n < 2 or stdev(values) == 0:
         raise KdepError(
             f"the reference has the values {values}",
-            "two or more that differ",
-            "run the suite gpu_check_reference with more seeds",
+            expected="two or more that differ",
+            fix="run the suite gpu_check_reference with more seeds",
         )
     t = float(stats.t.ppf(0.5 + level / 2, n - 1))
     half = t * stdev(values) * math.sqrt(1 + 1 / n)
@@ -72,8 +72,8 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     if done.returncode or not measured:
         raise KdepError(
             f"the suite {suite} ended with status {done.returncode} and {len(measured)} scores",
-            "0, and a score of every task",
-            "see the log of this check",
+            expected="0, and a score of every task",
+            fix="see the log of this check",
         )
     for (method, task), values in sorted(measured.items()):
         if setting.quick:
@@ -83,8 +83,8 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         if len(known) < 2:
             raise KdepError(
                 f"{REFERENCE} has {len(known)} scores of {method} on {task}",
-                "two at least",
-                "run tools/run_suite.py gpu_check_reference on a CPU",
+                expected="two at least",
+                fix="run tools/run_suite.py gpu_check_reference on a CPU",
             )
         low, high = prediction_interval(known)
         outcome.claim(f"{method} on {task}, beside {len(known)} CPU runs",

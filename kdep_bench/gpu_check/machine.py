@@ -101,36 +101,38 @@ def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
     if facts.built_for is None:
         raise KdepError(
             f"torch {facts.torch} is a CPU build",
-            "a build of torch for CUDA",
-            "install torch for CUDA, or run with --device cpu",
+            expected="a build of torch for CUDA",
+            fix="install torch for CUDA, or run with --device cpu",
         )
     if not facts.available and not facts.library:
         raise KdepError(
             "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)",
-            f"a driver for CUDA {facts.built_for}, which torch {facts.torch} was built for",
-            "install the driver, in a container start it with --gpus all, or run with --device cpu",
+            expected=f"a driver for CUDA {facts.built_for}, which torch {facts.torch} was built "
+            "for",
+            fix="install the driver, in a container start it with --gpus all, or run with "
+            "--device cpu",
         )
     if not facts.available and "too old" in facts.warning:
         raise KdepError(
             f"the NVIDIA driver {facts.driver or '(of unknown version)'} is too old for torch "
             f"{facts.torch}, which was built for CUDA {facts.built_for}",
-            "a newer driver, or an older torch",
-            "update the driver, or install a build of torch for an older CUDA",
+            expected="a newer driver, or an older torch",
+            fix="update the driver, or install a build of torch for an older CUDA",
         )
     if not facts.available:
         raise KdepError(
             f"torch {facts.torch} finds no GPU"
             + (f" ({facts.warning})" if facts.warning else "")
             + (f", with driver {facts.driver}" if facts.driver else ""),
-            "a visible GPU",
-            "check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
+            expected="a visible GPU",
+            fix="check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
         )
     free = [c for c in facts.cards if c["free_gib"] >= needed_gib]
     if not free:
         listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in facts.cards)
         raise KdepError(
             f"no GPU has {needed_gib:g} GiB free ({listing})",
-            f"one GPU with {needed_gib:g} GiB",
-            "end what runs on one of them (nvidia-smi lists it), or use a larger GPU",
+            expected=f"one GPU with {needed_gib:g} GiB",
+            fix="end what runs on one of them (nvidia-smi lists it), or use a larger GPU",
         )
     return tuple(c["number"] for c in free)

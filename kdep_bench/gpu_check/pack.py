@@ -55,7 +55,9 @@ def make_pack(folder: Path, repo: Path) -> str:
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KdepError(f"{folder} is there and not empty", "a new folder", "name another one")
+        raise KdepError(
+            f"{folder} is there and not empty", expected="a new folder", fix="name another one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
     for name in _KEPT:
@@ -70,8 +72,8 @@ def make_pack(folder: Path, repo: Path) -> str:
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if size > MOST_BYTES:
         raise KdepError(
-            f"the pack is {size / 2**20:.1f} MiB", f"at most {MOST_BYTES / 2**20:.0f} MiB",
-            "drop a package from PACKAGES or shrink configs/data/gpu_check.py",
+            f"the pack is {size / 2**20:.1f} MiB", expected=f"at most {MOST_BYTES / 2**20:.0f} MiB",
+            fix="drop a package from PACKAGES or shrink configs/data/gpu_check.py",
         )  # fmt: skip
     wheels = len(list((folder / "wheels").glob("*.whl")))
     return f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; there: bash {folder.name}/run.sh"
@@ -105,8 +107,8 @@ def _wheels(folder: Path, lock: Path) -> None:
         if built.returncode:
             raise KdepError(
                 f"no wheel of {row} for Python {PYTHON}: {done.stderr.strip()[-200:]}",
-                "one that can be downloaded or built",
-                "see whether the package index is reached: pip download " + row,
+                expected="one that can be downloaded or built",
+                fix="see whether the package index is reached: pip download " + row,
             )
     for wheel in folder.glob("*.whl"):
         if (
@@ -116,7 +118,8 @@ def _wheels(folder: Path, lock: Path) -> None:
             and "py3-none" not in wheel.name
         ):
             raise KdepError(
-                f"the wheel {wheel.name} is not for Python {PYTHON}", "a wheel that travels", ""
+                f"the wheel {wheel.name} is not for Python {PYTHON}",
+                expected="a wheel that travels",
             )
 
 
@@ -127,8 +130,8 @@ def _data(folder: Path, repo: Path) -> None:
     if not (REFERENCE / "records").is_dir():
         raise KdepError(
             f"{REFERENCE} has no records",
-            "the CPU's scores of the suite",
-            "run tools/run_suite.py gpu_check_reference",
+            expected="the CPU's scores of the suite",
+            fix="run tools/run_suite.py gpu_check_reference",
         )
     shutil.copytree(REFERENCE, folder / "results" / REFERENCE.name)
     done = subprocess.run(
@@ -140,6 +143,6 @@ def _data(folder: Path, repo: Path) -> None:
     if done.returncode:
         raise KdepError(
             f"the data of the suite {SUITE} were not made: {done.stderr.strip()[-300:]}",
-            "a finished prepare stage",
-            "run tools/run_suite.py gpu_check --only prepare, which says why",
+            expected="a finished prepare stage",
+            fix="run tools/run_suite.py gpu_check --only prepare, which says why",
         )

@@ -34,8 +34,8 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     if any(w.exitcode for w in workers):
         raise KdepError(
             f"the {ranks} processes ended with {[w.exitcode for w in workers]}",
-            "0 of each",
-            "see the log of this check: NCCL_DEBUG=INFO names the cause of a failed connection",
+            expected="0 of each",
+            fix="see the log of this check: NCCL_DEBUG=INFO names the cause of a failed connection",
         )
     found = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
     wanted = ranks * (ranks + 1) / 2

@@ -146,7 +146,9 @@ def demands(config: Mapping[str, Any]) -> Demands:
     """
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise KdepError(f"{type_path(config['type'])} is no Objective", "a class of objectives/")
+        raise KdepError(
+            f"{type_path(config['type'])} is no Objective", expected="a class of objectives/"
+        )
     for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
         for word in sorted(got - known):
             raise unknown_name(f"{what} of {type_path(kind)}", word, known)
@@ -170,7 +172,7 @@ def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Obje
     if lacking:
         raise KdepError(
             f"{type_path(config['type'])} asks for {', '.join(lacking)}",
-            "facts the pre-training stage can tell",
-            "check its `asks`",
+            expected="facts the pre-training stage can tell",
+            fix="check its `asks`",
         )
     return build(config, **{k: facts[k] for k in sorted(asked - set(config))})

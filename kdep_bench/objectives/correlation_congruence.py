@@ -36,7 +36,7 @@ class CorrelationCongruence(Objective):
         if not gamma > 0 or order < 1:
             raise KdepError(
                 f"correlation congruence got gamma={gamma}, order={order}",
-                "gamma above 0, order 1 or more",
+                expected="gamma above 0, order 1 or more",
             )
         self.gamma, self.order, self.weight = float(gamma), order, float(weight)
 

@@ -34,8 +34,8 @@ class FirstBatch(nn.Module):
             if not float(found) > 0:
                 raise KdepError(
                     f"{what} is zero in the whole first batch",
-                    "one that says something",
-                    "choose another teacher or another of its outputs",
+                    expected="one that says something",
+                    fix="choose another teacher or another of its outputs",
                 )
             self.energy[k] = found
         self._known.add(k)

@@ -54,7 +54,7 @@ class LogitKD(Objective):
     ) -> None:
         super().__init__()
         if isinstance(tau, int | float) and not tau > 0:
-            raise KdepError(f"logit distillation got tau={tau}", "a positive temperature")
+            raise KdepError(f"logit distillation got tau={tau}", expected="a positive temperature")
         self.head = nn.Linear(width, teacher_classes)
         self.tau, self.entropy_floor = as_schedule(tau, epochs), entropy_floor
         self._looked = False
@@ -110,12 +110,12 @@ class LogitKDWithLabels(LogitKD):
     ) -> None:
         super().__init__(width, teacher_classes, tau, entropy_floor, epochs)
         if not 0 <= alpha <= 1:
-            raise KdepError(f"logit distillation got alpha={alpha}", "0 to 1")
+            raise KdepError(f"logit distillation got alpha={alpha}", expected="0 to 1")
         if classes != teacher_classes:
             raise KdepError(
                 f"the data has {classes} classes and the teacher {teacher_classes}",
-                "one set of classes, for a head that learns both",
-                "use the label-free LogitKD, or a teacher trained on these classes",
+                expected="one set of classes, for a head that learns both",
+                fix="use the label-free LogitKD, or a teacher trained on these classes",
             )
         self.alpha = alpha
 

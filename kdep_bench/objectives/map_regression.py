@@ -162,7 +162,7 @@ def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) 
     ):
         raise KdepError(
             f"the shares of the levels are {dict(shares)}",
-            f"one positive number for each of {', '.join(levels)}, with sum 1",
-            "correct `shares` in the method's objective",
+            expected=f"one positive number for each of {', '.join(levels)}, with sum 1",
+            fix="correct `shares` in the method's objective",
         )
     return {own: float(shares[own]) for own in levels}

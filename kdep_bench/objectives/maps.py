@@ -17,7 +17,7 @@ Maps = Mapping[str, Mapping[str, int]]
 def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps) -> None:
     """KdepError for no levels, or one that the student or the teacher does not give."""
     if not levels:
-        raise KdepError("an objective on maps names no level", "levels={student: teacher}", "")
+        raise KdepError("an objective on maps names no level", expected="levels={student: teacher}")
     for own, its in levels.items():
         if own not in student_maps:
             raise unknown_name("level of the student", own, student_maps)
@@ -48,7 +48,7 @@ def pairs(
             raise KdepError(
                 f"level {own} of the student is {tuple(s.shape[1:])} and map {its} of the teacher "
                 f"{tuple(t.shape[1:])}",
-                "equal channels after the projector",
-                "correct the declared pyramid",
+                expected="equal channels after the projector",
+                fix="correct the declared pyramid",
             )
         yield own, s, t

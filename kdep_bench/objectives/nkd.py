@@ -59,7 +59,7 @@ class NKD(Objective):
     ) -> None:
         super().__init__()
         if not tau > 0:
-            raise KdepError(f"NKD got tau={tau}", "a positive temperature")
+            raise KdepError(f"NKD got tau={tau}", expected="a positive temperature")
         self.head = nn.Linear(width, teacher_classes)
         self.gamma, self.tau, self.hard = float(gamma), float(tau), float(hard)
 
@@ -91,8 +91,8 @@ class NKDWithLabels(NKD):
         if classes != teacher_classes:
             raise KdepError(
                 f"the data has {classes} classes and the teacher {teacher_classes}",
-                "one set of classes: NKD looks the label up in the teacher's output",
-                "use the label-free NKD, or a teacher trained on these classes",
+                expected="one set of classes: NKD looks the label up in the teacher's output",
+                fix="use the label-free NKD, or a teacher trained on these classes",
             )
 
     def target(self, ctx: Context) -> Tensor:

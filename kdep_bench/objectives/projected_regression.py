@@ -44,7 +44,9 @@ class ProjectedRegression(Objective):
     ) -> None:
         super().__init__()
         if hidden is not None and hidden < 1:
-            raise KdepError(f"the projector's hidden width is {hidden}", "1 or more, or None")
+            raise KdepError(
+                f"the projector's hidden width is {hidden}", expected="1 or more, or None"
+            )
         self.weight = loss_weight(weight, scale, teacher_energy)
         self.projector = (
             nn.Linear(width, teacher_width)

@@ -84,8 +84,8 @@ class Pursuhint(Hints):
         if not 1 <= points <= len(levels):
             raise KdepError(
                 f"{points} hint points of {len(levels)} levels",
-                "one at least, and no more than there are candidates",
-                "correct `points`, or name more levels",
+                expected="one at least, and no more than there are candidates",
+                fix="correct `points`, or name more levels",
             )
         check_levels(levels, student_maps, teacher_maps)
         deep = sorted(levels, key=lambda own: (teacher_maps[levels[own]]["stride"], own))

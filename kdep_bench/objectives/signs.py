@@ -42,8 +42,8 @@ def components(sign: str, channels: int, where: str = "the student") -> int:
     if channels % 2:
         raise KdepError(
             f"{where} has {channels} channels, which make no whole pairs",
-            "an even number of channels for sign='pairs'",
-            "choose sign='rotation' or another student",
+            expected="an even number of channels for sign='pairs'",
+            fix="choose sign='rotation' or another student",
         )
     return channels // 2
 

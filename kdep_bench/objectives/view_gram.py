@@ -38,8 +38,8 @@ class ViewGram(Objective):
         if cosine and views < 2:
             raise KdepError(
                 "the view Gram of cosines has one view",
-                "two views or more: a cosine with itself is 1 whatever is learned",
-                "set budget.views=2",
+                expected="two views or more: a cosine with itself is 1 whatever is learned",
+                fix="set budget.views=2",
             )
         self.views, self.weight, self.cosine = views, float(weight), cosine
         self._looked = False
@@ -70,6 +70,6 @@ class ViewGram(Objective):
         if not bool((image == image[:, :1]).all()):
             raise KdepError(
                 "the views of an image do not stand together in the batch",
-                f"{self.views} rows of one image after another",
-                "declare the need 'views'",
+                expected=f"{self.views} rows of one image after another",
+                fix="declare the need 'views'",
             )

@@ -23,7 +23,7 @@ def loss_weight(weight: float | str, scale: float, energy: float | None) -> floa
     if energy is None or not 0 < energy < float("inf"):
         raise KdepError(
             f"the target's mean square is {energy}",
-            "a positive number for weight='auto'",
-            "check the teacher's features, or give `weight` a number",
+            expected="a positive number for weight='auto'",
+            fix="check the teacher's features, or give `weight` a number",
         )
     return scale / energy

@@ -31,13 +31,15 @@ class WeightedSum(Objective):
     ) -> None:
         super().__init__()
         if not parts:
-            raise KdepError("a weighted sum has no parts", "one at least", "correct `parts`")
+            raise KdepError(
+                "a weighted sum has no parts", expected="one at least", fix="correct `parts`"
+            )
         for name, part in parts.items():
             if set(part) - {"objective", "weight"} or "objective" not in part or "." in name:
                 raise KdepError(
                     f"the part {name!r} of a weighted sum has the keys {sorted(part)}",
-                    "a name without a dot, 'objective', and 'weight' (1 when left out)",
-                    "correct the method's config",
+                    expected="a name without a dot, 'objective', and 'weight' (1 when left out)",
+                    fix="correct the method's config",
                 )
         self.members = nn.ModuleDict(
             {

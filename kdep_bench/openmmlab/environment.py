@@ -158,11 +158,11 @@ def check_versions(scope: str) -> None:
         expected = f"{label} >= {need.at_least}, < {need.below} ({need.why})"
         remedy = f"run: pip install '{need.install}'"
         if not found:
-            raise KdepError(f"{label} is not installed", expected, remedy)
+            raise KdepError(f"{label} is not installed", expected=expected, fix=remedy)
         name, got = found[0]
         # the base version: "2.14.1+cu130" and "2.9.0.dev1" are judged by their release
         if not Version(need.at_least) <= Version(Version(got).base_version) < Version(need.below):
-            raise KdepError(f"{name} {got} is installed", expected, remedy)
+            raise KdepError(f"{name} {got} is installed", expected=expected, fix=remedy)
 
 
 def _needs(scope: str) -> tuple[_Need, ...]:
@@ -198,8 +198,8 @@ def setup(scope: str, *, switch: bool = False) -> None:
     if _scope not in (None, scope) and not switch:
         raise KdepError(
             f"this process was set up for {_scope} and then asked for {scope}",
-            "one toolkit a process, because mmengine's default scope leaks",
-            "run each stage in a process of its own",
+            expected="one toolkit a process, because mmengine's default scope leaks",
+            fix="run each stage in a process of its own",
         )
     # albumentations, imported by all three, would ask the network for a newer version of itself
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -239,8 +239,8 @@ def _import_toolkit(scope: str) -> None:
     except (ImportError, AssertionError) as e:
         raise KdepError(
             f"the operators of mmcv ({backend()}) do not load: {e}",
-            "an mmcv extension built for this torch, or mmcv-lite",
-            "run: pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
+            expected="an mmcv extension built for this torch, or mmcv-lite",
+            fix="run: pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
         ) from e
     for module in MODULES[scope]:
         importlib.import_module(module)

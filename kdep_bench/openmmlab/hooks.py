@@ -46,8 +46,8 @@ class StopOnBadLoss(Hook):
             raise KdepError(
                 f"the loss went bad in iteration {runner.iter + 1} of {runner.max_iters}: "
                 f"{', '.join(bad)}" + (f" (still finite: {fine})" if fine else ""),
-                "finite losses",
-                "lower the learning rate, add warm-up or gradient clipping, or check the data",
+                expected="finite losses",
+                fix="lower the learning rate, add warm-up or gradient clipping, or check the data",
             )
 
 

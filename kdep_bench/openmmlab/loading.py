@@ -100,14 +100,14 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
     if path.resolve().parent not in _roots:
         raise KdepError(
             f"{path} was given to resume from, outside the work dir of this run",
-            "a checkpoint this stage wrote in its own directory",
-            "give other weights to init_cfg or load_from, which read tensors only",
+            expected="a checkpoint this stage wrote in its own directory",
+            fix="give other weights to init_cfg or load_from, which read tensors only",
         )
     if not is_sealed(path):
         raise KdepError(
             f"the resume file {path} does not match its seal",
-            "the file as it was saved",
-            "delete it; the stage then resumes from an older one or starts again",
+            expected="the file as it was saved",
+            fix="delete it; the stage then resumes from an older one or starts again",
         )
     with torch.serialization.safe_globals(_RESUME_GLOBALS):
         return load_weights(path, map_location)

@@ -38,8 +38,8 @@ def read_metrics(
     if absent:
         raise KdepError(
             f"the evaluator returned no {', '.join(absent)} but {sorted(metrics) or 'nothing'}",
-            "every metric the task names",
-            "compare the task's metric with the evaluator's prefix and its classes",
+            expected="every metric the task names",
+            fix="compare the task's metric with the evaluator's prefix and its classes",
         )
     return {key: _number(metrics[key], key) for key in wanted}, []
 
@@ -51,12 +51,14 @@ def _number(value: Any, key: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise KdepError(
-            f"the metric {key} is {value!r}", "a finite number", "look at the stage's log"
+            f"the metric {key} is {value!r}",
+            expected="a finite number",
+            fix="look at the stage's log",
         )
     if number == -1.0:  # COCOeval's mark for a group without any ground truth
         raise KdepError(
             f"the metric {key} is -1, which means no ground truth of that kind",
-            "annotated objects in the split",
-            "leave the metric out of the task, or look at its annotation file",
+            expected="annotated objects in the split",
+            fix="leave the metric out of the task, or look at its annotation file",
         )
     return number

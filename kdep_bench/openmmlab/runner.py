@@ -94,14 +94,14 @@ def _check_scope(cfg: Config) -> str:
     if scope is None:
         raise KdepError(
             "a Runner was asked for before a toolkit was chosen",
-            "openmmlab.setup('mmpretrain' | 'mmdet' | 'mmseg') first",
-            "call it at the start of the stage",
+            expected="openmmlab.setup('mmpretrain' | 'mmdet' | 'mmseg') first",
+            fix="call it at the start of the stage",
         )
     if cfg.setdefault("default_scope", scope) != scope:
         raise KdepError(
             f"the config has default_scope {cfg.default_scope!r} in a process set up for {scope}",
-            "the same toolkit in both",
-            "run the stage with setup() of the config's toolkit",
+            expected="the same toolkit in both",
+            fix="run the stage with setup() of the config's toolkit",
         )
     return scope
 
@@ -110,7 +110,9 @@ def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     if not cfg.get("work_dir"):
-        raise KdepError("the config names no work_dir", "a directory for logs and checkpoints")
+        raise KdepError(
+            "the config names no work_dir", expected="a directory for logs and checkpoints"
+        )
     out = Path(cfg.work_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
     cfg.work_dir = str(out)
@@ -123,7 +125,9 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
         randomness["seed"] = seed
     if randomness.get("seed") is None:
         raise KdepError(
-            "the run has no seed", "a whole number", "give it to build_runner or in cfg.randomness"
+            "the run has no seed",
+            expected="a whole number",
+            fix="give it to build_runner or in cfg.randomness",
         )
     cfg.randomness = randomness
 
@@ -134,8 +138,8 @@ def _check_precision(cfg: Config) -> None:
     if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
         raise KdepError(
             "the config asks for AmpOptimWrapper on a machine without a GPU",
-            "OptimWrapper, which trains in float32",
-            "remove optim_wrapper.type from the recipe",
+            expected="OptimWrapper, which trains in float32",
+            fix="remove optim_wrapper.type from the recipe",
         )
 
 
@@ -207,8 +211,8 @@ def _settle_resume(cfg: Config, out: Path, resume: bool) -> None:
     if cfg.get("resume"):
         raise KdepError(
             "the config asks to resume by itself",
-            "build_runner(cfg, resume=True)",
-            "remove `resume` from the config",
+            expected="build_runner(cfg, resume=True)",
+            fix="remove `resume` from the config",
         )
     latest = loading.latest_sealed(out) if resume else None
     if latest is not None:

@@ -66,7 +66,9 @@ def backend() -> Literal["compiled", "torchvision"]:
         folders = spec.submodule_search_locations if spec else None
     if folders is None:
         raise KdepError(
-            "mmcv is not installed", "mmcv-lite 2.1.0", "run: pip install mmcv-lite==2.1.0"
+            "mmcv is not installed",
+            expected="mmcv-lite 2.1.0",
+            fix="run: pip install mmcv-lite==2.1.0",
         )
     return "compiled" if PathFinder.find_spec(_NAME, list(folders)) else "torchvision"
 

@@ -44,8 +44,9 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     def call(*args: Any, **kwargs: Any) -> NoReturn:
         raise KdepError(
             f"the mmcv operator {name!r} was called, and mmcv has no compiled extension here",
-            "one of the operators that kdep_bench.ops supplies from torchvision",
-            "install a compiled mmcv 2.1.0 for this torch, or choose a model that does not need it",
+            expected="one of the operators that kdep_bench.ops supplies from torchvision",
+            fix="install a compiled mmcv 2.1.0 for this torch, or choose a model that does not "
+            "need it",
         )
 
     call.__name__ = name

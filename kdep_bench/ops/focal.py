@@ -48,7 +48,7 @@ def _weighted(values: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     if highest >= weight.numel():  # mmcv reads past the end of the weights here
         raise KdepError(
             f"the focal loss has {weight.numel()} class weights and a target of {highest}",
-            "a weight for every target, the background's included",
-            "append the background's weight, or leave the weights out",
+            expected="a weight for every target, the background's included",
+            fix="append the background's weight, or leave the weights out",
         )
     return values * weight.to(values.dtype)[target][:, None]

@@ -73,6 +73,6 @@ def _only_average(pool_mode: int) -> None:
     if pool_mode != _AVERAGE:
         raise KdepError(
             "RoIAlign was asked for pool_mode='max', which torchvision does not have",
-            "pool_mode='avg'",
-            "set it in the RoI layer of the config, or install a compiled mmcv 2.1.0",
+            expected="pool_mode='avg'",
+            fix="set it in the RoI layer of the config, or install a compiled mmcv 2.1.0",
         )

@@ -42,8 +42,8 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
         raise KdepError(
             f"{who} has batches of {batch} and {images} images: an epoch would be "
             f"{batch / max(images, 1):.3g} epochs",
-            f"a batch of at most {images}",
-            f"set budget.batch to {images} or less{more}, or add images to the pool",
+            expected=f"a batch of at most {images}",
+            fix=f"set budget.batch to {images} or less{more}, or add images to the pool",
         )
     steps = whole_batches(budget, images, pool)
     if steps < 1:
@@ -51,8 +51,8 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
         raise KdepError(
             f"{who} has {epochs:g} epochs of {counted} images, which are {epochs * counted:.4g} "
             f"samples, and batches of {batch}",
-            "one whole batch at least",
-            f"set budget.epochs to {math.ceil(1000 * batch / counted) / 1000:g} or more, or "
+            expected="one whole batch at least",
+            fix=f"set budget.epochs to {math.ceil(1000 * batch / counted) / 1000:g} or more, or "
             "lower budget.batch",
         )
     ema = budget.get("ema")
@@ -60,8 +60,9 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
         raise KdepError(
             f"{who} averages weights with ema = {ema:g} over {steps} steps: "
             f"{100 * ema**steps:.0f} % of the average would be the initial weights",
-            "an average of which at most half is the initial weights",
-            f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or train "
+            expected="an average of which at most half is the initial weights",
+            fix=f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or "
+            "train "
             "for longer",
         )
     return steps

@@ -50,8 +50,8 @@ def compiled(tap: nn.Module, backend: str, x: Tensor) -> Callable[[Tensor], Pair
         raise KdepError(
             f"torch.compile with back end {backend!r} fails on the student ({type(e).__name__}: "
             f"{' '.join(str(e).split())[:200]})",
-            "a working compiler",
-            "leave out budget.compile",
+            expected="a working compiler",
+            fix="leave out budget.compile",
         ) from e
     limit = TOLERANCE.get(want[0].dtype, TOLERANCE[torch.float32])
     worst = max(
@@ -61,7 +61,7 @@ def compiled(tap: nn.Module, backend: str, x: Tensor) -> Callable[[Tensor], Pair
     if not worst <= limit:
         raise KdepError(
             f"the compiled student differs from the eager one by {worst:.2g} of its scale",
-            f"at most {limit:.2g}",
-            "leave out budget.compile",
+            expected=f"at most {limit:.2g}",
+            fix="leave out budget.compile",
         )
     return fast

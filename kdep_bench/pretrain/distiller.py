@@ -85,7 +85,9 @@ class Distiller(BaseModel):
         # Non-blocking: from the loader's pinned memory a batch is copied while the GPU works.
         super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
         if precision not in PRECISIONS:
-            raise KdepError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
+            raise KdepError(
+                f"unknown precision {precision!r}", expected=f"one of {', '.join(PRECISIONS)}"
+            )
         self.dtype = PRECISIONS[precision]
         self.step, self.steps, self.accumulate = 0, 1, accumulate
         self.teacher_side = TeacherSide(**(teacher or {}))
@@ -138,7 +140,9 @@ class Distiller(BaseModel):
     ) -> dict[str, Tensor]:
         """One batch, as ViewStream gives it; the mean of every term, keyed `loss_<term>`."""
         if mode != "loss":
-            raise KdepError(f"the pre-training model was run in mode {mode!r}", "mode 'loss'")
+            raise KdepError(
+                f"the pre-training model was run in mode {mode!r}", expected="mode 'loss'"
+            )
         device = images.device.type
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
@@ -183,6 +187,6 @@ class Distiller(BaseModel):
                 raise KdepError(
                     f"term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
-                    f"({len(before)},), one value a sample",
+                    expected=f"({len(before)},), one value a sample",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

@@ -71,8 +71,9 @@ class EveryWeightTaught(Hook):
             raise KdepError(
                 f"the objective gives no gradient to {len(never)} of {len(self._reached)} weights "
                 f"of the student ({never[0]} and after)",
-                "an objective that teaches the whole backbone",
-                "add its last level to the objective's `levels`, or a term on the pooled feature",
+                expected="an objective that teaches the whole backbone",
+                fix="add its last level to the objective's `levels`, or a term on the pooled "
+                "feature",
             )
 
 

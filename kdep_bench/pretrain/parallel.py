@@ -36,14 +36,14 @@ def check_split(batch: int, processes: int, accumulate: int, relates: bool) -> N
     if batch % parts:
         raise KdepError(
             f"a batch of {batch} does not fall into {how} of one size",
-            f"a multiple of {parts}",
-            "change the batch, the processes or budget.accumulate",
+            expected=f"a multiple of {parts}",
+            fix="change the batch, the processes or budget.accumulate",
         )
     if relates and parts > 1:
         raise KdepError(
             f"the objective relates the samples of a batch, and {how} would show it parts",
-            "the whole batch at once",
-            "run it as one process without accumulation",
+            expected="the whole batch at once",
+            fix="run it as one process without accumulation",
         )
 
 

@@ -23,15 +23,16 @@ def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     if not declared.get("out_indices"):
         raise KdepError(
             f"the student {student['name']} declares no pyramid",
-            "pyramid=dict(out_indices=, channels=, strides=) for an objective that reads maps",
-            "add it to the student's config",
+            expected="pyramid=dict(out_indices=, channels=, strides=) for an objective that reads "
+            "maps",
+            fix="add it to the student's config",
         )
     strides = declared["strides"]
     if len(set(strides)) != len(strides):
         raise KdepError(
             f"the student {student['name']} declares the strides {list(strides)}",
-            "each stride once: levels are named by it",
-            "keep one level of each stride in `pyramid`",
+            expected="each stride once: levels are named by it",
+            fix="keep one level of each stride in `pyramid`",
         )
     return {
         f"s{s}": {"channels": int(c), "stride": int(s), "side": -(-int(student["input_px"]) // s)}
@@ -59,8 +60,8 @@ class Pyramid:
         if last is None:
             raise KdepError(
                 f"the backbone {type(own).__name__} has no out_indices",
-                "a backbone that can give several levels",
-                "choose an objective that reads pooled features",
+                expected="a backbone that can give several levels",
+                fix="choose an objective that reads pooled features",
             )
         declared = [int(i) for i in student["pyramid"]["out_indices"]]
         indices = sorted({*declared, *last})
@@ -130,20 +131,20 @@ class Pyramid:
             if tuple(got.shape[1:]) != (want["channels"], want["side"], want["side"]):
                 raise KdepError(
                     f"the level {name} of {self.student['name']} has shape {tuple(got.shape[1:])}",
-                    f"({want['channels']}, {want['side']}, {want['side']})",
-                    "correct `pyramid` in the student's config",
+                    expected=f"({want['channels']}, {want['side']}, {want['side']})",
+                    fix="correct `pyramid` in the student's config",
                 )
             if name in before and name not in self._activated and rectified(got, pool(got)):
                 raise KdepError(
                     f"the level {name} of {self.student['name']} ends in an activation that is no "
                     "module, so what enters it cannot be read",
-                    "an activation module at the end of the level",
-                    "use tap='after'",
+                    expected="an activation module at the end of the level",
+                    fix="use tap='after'",
                 )
             if name in before and before[name].shape != got.shape:
                 raise KdepError(
                     f"what enters the last activation of level {name} of {self.student['name']} "
                     f"has shape {tuple(before[name].shape[1:])}",
-                    f"{tuple(got.shape[1:])}, that of the level",
-                    "use tap='after'",
+                    expected=f"{tuple(got.shape[1:])}, that of the level",
+                    fix="use tap='after'",
                 )

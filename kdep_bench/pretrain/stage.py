@@ -162,8 +162,8 @@ def check_precision(precision: str) -> None:
     if precision == "float16" and not torch.cuda.is_available():
         raise KdepError(
             "the budget asks for precision 'float16' on a machine without a GPU",
-            "'float32' or 'bfloat16'",
-            "choose one of these; bfloat16 needs no loss scaling",
+            expected="'float32' or 'bfloat16'",
+            fix="choose one of these; bfloat16 needs no loss scaling",
         )
 
 
@@ -212,8 +212,8 @@ def objective_config(
         raise KdepError(
             f"the objective {name} needs labels and the method {method['name']} says "
             f"labels_used=False",
-            "a label-free objective",
-            "set labels_used=True",
+            expected="a label-free objective",
+            fix="set labels_used=True",
         )
     target, probes = None, {}
     if "target" in wanted.needs:
@@ -221,8 +221,8 @@ def objective_config(
             raise KdepError(
                 f"the objective {name} regresses a teacher's feature and the method "
                 f"{method['name']} names no alignment or no transform",
-                "both",
-                "set `align` and `transform` in the method's config",
+                expected="both",
+                fix="set `align` and `transform` in the method's config",
             )
         target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
         probes = target_probes(spec, inputs, target)
@@ -243,8 +243,8 @@ def objective_config(
     if unknown:
         raise KdepError(
             f"the objective {name} asks for {', '.join(unknown)}, and nothing here knows",
-            f"questions among {', '.join(sorted(answers))}",
-            "add to its `needs` what it reads of the teacher",
+            expected=f"questions among {', '.join(sorted(answers))}",
+            fix="add to its `needs` what it reads of the teacher",
         )
     return objective | {a: answers[a]() for a in asked}, target, probes
 
@@ -276,8 +276,8 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
         raise KdepError(
             f"the method {spec['method']['name']} fits a basis of the teacher's maps before "
             f"training, which a live teacher has not computed yet",
-            "a cache",
-            "leave out budget.teacher='live'",
+            expected="a cache",
+            fix="leave out budget.teacher='live'",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(share_of(views.files, spec, inputs), views.views)
@@ -296,8 +296,8 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
         raise KdepError(
             f"the method {spec['method']['name']} compares layers of the teacher before training, "
             f"and a live teacher has said nothing yet",
-            "a cache",
-            "leave out budget.teacher='live'",
+            expected="a cache",
+            fix="leave out budget.teacher='live'",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(share_of(views.files, spec, inputs), views.views)
@@ -330,8 +330,8 @@ def mean_square(
         raise KdepError(
             f"the method {spec['method']['name']} weighs by the energy of the teacher's feature, "
             f"and with a live teacher and no alignment nothing knows it before training",
-            "a cache",
-            "leave out budget.teacher='live'",
+            expected="a cache",
+            fix="leave out budget.teacher='live'",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = share_of(views.files, spec, inputs)
@@ -378,5 +378,5 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
             }
         )
     else:
-        raise KdepError(f"unknown schedule {shape!r}", "'cosine' or 'step'")
+        raise KdepError(f"unknown schedule {shape!r}", expected="'cosine' or 'step'")
     return plan

@@ -87,8 +87,8 @@ class ViewStream(Dataset):
         if self._labels is None:
             raise KdepError(
                 "a label was asked of a label-free pre-training set",
-                "no use of labels in this arm",
-                "set labels_used=True in the method if it needs them",
+                expected="no use of labels in this arm",
+                fix="set labels_used=True in the method if it needs them",
             )
         return torch.from_numpy(self._labels[rows // self.views.views])
 

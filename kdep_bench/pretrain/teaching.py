@@ -62,7 +62,9 @@ class TeacherSide:
     def still_frozen(self) -> None:
         """KdepError when the live teacher is not what it was at the start."""
         if self.live is not None and self.live.cpu().checksum() != self.checksum:
-            raise KdepError(f"teacher {self.live.name} changed during training", "frozen weights")
+            raise KdepError(
+                f"teacher {self.live.name} changed during training", expected="frozen weights"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def teaching(
         raise KdepError(
             f"the method {spec['method']['name']} reads {', '.join(sorted(wanted))} of a teacher, "
             f"and plans none",
-            "needs=[...] in the method's config",
-            "declare what the objective reads",
+            expected="needs=[...] in the method's config",
+            fix="declare what the objective reads",
         )
     return cached_teaching(wanted, levels_of(spec["method"]["objective"]), inputs["cache"], views)
 
@@ -117,8 +119,8 @@ def cached_teaching(
         if not any(n.partition(".")[0] == need for n in names):
             raise KdepError(
                 f"the cache of teacher {cache.teacher['name']} holds no {need}",
-                f"a cache stage with {need} among its outputs",
-                f"put {need!r} into the method's `needs`",
+                expected=f"a cache stage with {need} among its outputs",
+                fix=f"put {need!r} into the method's `needs`",
             )
     from_head = "logits" in wanted and "logits" not in names
     head = open_head(folder) if from_head else None
@@ -157,8 +159,8 @@ def live_teaching(
         if need in wanted and not there:
             raise KdepError(
                 f"the teacher {teacher.name} gives no {need}",
-                f"a teacher with {need}",
-                "choose another teacher or method",
+                expected=f"a teacher with {need}",
+                fix="choose another teacher or method",
             )
     return Teaching(
         {"pool": str(inputs["images"]), "teacher_px": px},

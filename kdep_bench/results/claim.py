@@ -93,8 +93,8 @@ def make_claim(fields: dict[str, Any]) -> Claim:
         )
         raise KdepError(
             f"the claim {name} is no valid claim ({problem})",
-            "the keys described in kdep_bench/results/claim.py",
-            "correct the claim's config, or what the suite lays on it",
+            expected="the keys described in kdep_bench/results/claim.py",
+            fix="correct the claim's config, or what the suite lays on it",
         ) from None
 
 

@@ -75,8 +75,8 @@ def load_config(path: Path) -> dict[str, Any]:
     except BaseException as e:  # a config is code: anything may come out of it, SystemExit too
         raise KdepError(
             f"the claim config {path} cannot be used ({type(e).__name__}: {e})",
-            "a Python file that defines claim = dict(...)",
-            "correct the file",
+            expected="a Python file that defines claim = dict(...)",
+            fix="correct the file",
         ) from None
 
 
@@ -95,7 +95,9 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
     names = [c.name for c in made]
     if len(set(names)) < len(names):
         double = next(n for n in names if names.count(n) > 1)
-        raise KdepError(f"two claims are called {double!r}", "one name a claim", "rename one")
+        raise KdepError(
+            f"two claims are called {double!r}", expected="one name a claim", fix="rename one"
+        )
     verdicts = []
     for claim in made:
         by_student = [_judge_student(board, claim, s) for s in board.students]

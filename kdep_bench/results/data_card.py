@@ -91,8 +91,8 @@ def read(results: Path) -> Card | None:
     if not fits:
         raise KdepError(
             f"the file {path} is not a data card",
-            "what the suite wrote there",
-            "move it away and run the suite with --report, which writes it anew",
+            expected="what the suite wrote there",
+            fix="move it away and run the suite with --report, which writes it anew",
         )
     return card
 

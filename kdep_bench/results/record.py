@@ -248,8 +248,8 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
     text = ", ".join(faults) + (f" and {more} more" if more > 0 else "")
     return KdepError(
         f"the record {where} is damaged ({text})",
-        f"a record of schema {SCHEMA}, or of an older one this kdep_bench can read",
-        _REMEDY,
+        expected=f"a record of schema {SCHEMA}, or of an older one this kdep_bench can read",
+        fix=_REMEDY,
     )
 
 
@@ -275,8 +275,8 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
         newer = type(schema) is int and schema > SCHEMA
         raise KdepError(
             f"the record {where} has another schema version ({str(schema)[:40]})",
-            f"schema {SCHEMA}, or one that can be brought up to it: {sorted(MIGRATIONS)}",
-            "update kdep_bench" if newer else "rerun its stage",
+            expected=f"schema {SCHEMA}, or one that can be brought up to it: {sorted(MIGRATIONS)}",
+            fix="update kdep_bench" if newer else "rerun its stage",
         )
     while schema < SCHEMA:
         value, schema = MIGRATIONS[schema](value), schema + 1
@@ -303,8 +303,8 @@ def _strict(raw: bytes, where: str) -> Any:
     try:
         return parse_strict(raw, where)
     except KdepError as e:
-        got = f"the record {where} is damaged ({e.got})"
-        raise KdepError(got, "a record as it was written", _REMEDY) from None
+        got = f"the record {where} is damaged ({e.problem})"
+        raise KdepError(got, expected="a record as it was written", fix=_REMEDY) from None
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:
@@ -323,7 +323,9 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
         error = e
     else:
         raise KdepError(
-            f"the record {where} names no schema", f"schema {SCHEMA}", "rerun its stage"
+            f"the record {where} names no schema",
+            expected=f"schema {SCHEMA}",
+            fix="rerun its stage",
         )
     older = _migrated(_strict(raw, where), where)  # only now, see above
     if older is None:

@@ -101,8 +101,8 @@ def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
     if not fits:
         raise KdepError(
             f"{path} is not what a suite writes",
-            'method -> {"reads": [...]}',
-            "delete it and run the suite with --report",
+            expected='method -> {"reads": [...]}',
+            fix="delete it and run the suite with --report",
         )
     return pages
 

@@ -140,8 +140,8 @@ def write(results_dir: str | Path, record: Record) -> Path:
         if old is not None and _identity(old) != _identity(record):
             raise KdepError(
                 f"the record id {record.id!r} is taken by another cell",
-                "one id a cell",
-                f"move {path} away, or rerun with other stage names",
+                expected="one id a cell",
+                fix=f"move {path} away, or rerun with other stage names",
             )
     own_folder(results_dir, RECORDS)
     write_atomic(path, dump(record))
@@ -230,7 +230,9 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
                 # A copy under another name would count one cell twice.
                 got = f"the record {name} is that of {record.id[:120]!r}"
                 remedy = "delete the copy, or give the file its own name again"
-                damaged.append(Damaged(name, str(KdepError(got, "its id as its name", remedy))))
+                damaged.append(
+                    Damaged(name, str(KdepError(got, expected="its id as its name", fix=remedy)))
+                )
                 continue
             runs.append(share.run(record, name))
         except KdepError as e:
@@ -260,8 +262,8 @@ def read(results_dir: str | Path) -> Store:
     if not Path(results_dir).is_dir():
         raise KdepError(
             f"the results folder {results_dir} does not exist",
-            "a folder with records/ in it, such as results/pocket",
-            "run the suite first, or name another folder",
+            expected="a folder with records/ in it, such as results/pocket",
+            fix="run the suite first, or name another folder",
         )
     directory = records_dir(results_dir)
     if os.path.lexists(directory) and not is_real_folder(directory):

@@ -25,7 +25,9 @@ class Schedule(ABC):
     def __init__(self, span: float | None = None, epochs: float | None = None) -> None:
         if span is not None:
             if not span > 0:
-                raise KdepError(f"a schedule has span={span}", "a positive number of epochs")
+                raise KdepError(
+                    f"a schedule has span={span}", expected="a positive number of epochs"
+                )
             if epochs is not None:
                 check_span(span, epochs, type_path(type(self)))
         self.span, self.epochs = span, epochs
@@ -37,7 +39,7 @@ class Schedule(ABC):
             if self.epochs is None:
                 raise KdepError(
                     f"{type_path(type(self))} has a span and was not told the run's epochs",
-                    "as_schedule(config, epochs)",
+                    expected="as_schedule(config, epochs)",
                 )
             share = self.span / self.epochs
         return min(1.0, step / max(1.0, steps * share))
@@ -60,10 +62,14 @@ def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
     if isinstance(value, Mapping):
         made = build(value, epochs=epochs)
         if not isinstance(made, Schedule):
-            raise KdepError(f"{type_path(value['type'])} is no Schedule", "a class of schedules/")
+            raise KdepError(
+                f"{type_path(value['type'])} is no Schedule", expected="a class of schedules/"
+            )
         return made
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise KdepError(f"a weight is {value!r}", "a number, or dict(type=<schedule>, ...)")
+        raise KdepError(
+            f"a weight is {value!r}", expected="a number, or dict(type=<schedule>, ...)"
+        )
     return Constant(value)
 
 
@@ -72,8 +78,8 @@ def check_span(span: float, epochs: float, who: str) -> None:
     if span > epochs:
         raise KdepError(
             f"{who} has a schedule of {span:g} epochs, and the run has {epochs:g}",
-            "a span no longer than the run",
-            "shorten the span, or leave it out: the schedule then takes the whole run",
+            expected="a span no longer than the run",
+            fix="shorten the span, or leave it out: the schedule then takes the whole run",
         )
 
 
@@ -104,6 +110,6 @@ def check_heard(objective: Any, epochs: float, who: str) -> None:
         if not any(w(k, LOOKS) for w in weights):
             raise KdepError(
                 f"{who} gives every term the weight 0 after {k / LOOKS:.0%} of the run",
-                "a term to learn from at any time",
-                "stop later, or add a term that stays",
+                expected="a term to learn from at any time",
+                fix="stop later, or add a term that stays",
             )

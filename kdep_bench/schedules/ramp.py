@@ -18,7 +18,9 @@ class Ramp(Schedule):
     ) -> None:
         super().__init__(None, epochs)
         if not 0 < over <= 1:
-            raise KdepError(f"a schedule has over={over}", "a share of the run, above 0, at most 1")
+            raise KdepError(
+                f"a schedule has over={over}", expected="a share of the run, above 0, at most 1"
+            )
         self.start, self.end, self.over = float(start), float(end), float(over)
 
     def at(self, x: float) -> float:

@@ -39,7 +39,9 @@ def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
 
     net = MODELS.build({**student["backbone"], **more})
     if not isinstance(net, nn.Module):
-        raise KdepError(f"{student['backbone'].get('type')} built no network", "a backbone")
+        raise KdepError(
+            f"{student['backbone'].get('type')} built no network", expected="a backbone"
+        )
     net.init_weights()  # type: ignore[operator]
     return net
 
@@ -52,8 +54,8 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
         if kind not in LAST_ACTIVATION:
             raise KdepError(
                 f"no tap is known for the backbone {kind}",
-                f"one of {sorted(LAST_ACTIVATION)}",
-                "name the module path of its last activation as `tap=` in the student config; "
+                expected=f"one of {sorted(LAST_ACTIVATION)}",
+                fix="name the module path of its last activation as `tap=` in the student config; "
                 "tools/make_student.py finds it",
             )
         path = LAST_ACTIVATION[kind](backbone)
@@ -62,8 +64,8 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
     except AttributeError:
         raise KdepError(
             f"the backbone {kind} has no module {path!r}",
-            "the path of its last activation",
-            "correct `tap=` in the student config",
+            expected="the path of its last activation",
+            fix="correct `tap=` in the student config",
         ) from None
 
 
@@ -124,21 +126,21 @@ class PreActivationTap(nn.Module):
         if before.shape[1] != width:
             raise KdepError(
                 f"the student's last map has {before.shape[1]} channels",
-                f"width={width} as its config says",
-                "correct `width` in the student config",
+                expected=f"width={width} as its config says",
+                fix="correct `width` in the student config",
             )
         if hidden is not None or (not self._activation and rectified(after, pool(after))):
             raise KdepError(
                 f"{type(self.backbone).__name__} ends in an activation"
                 + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is no module"),
-                "none, as tap='output' says",
-                "name its module path as `tap=` in the student config",
+                expected="none, as tap='output' says",
+                fix="name its module path as `tap=` in the student config",
             )
         if self._activation and not torch.equal(self._activation[0](before), after):
             raise KdepError(
                 f"the tap of {type(self.backbone).__name__} does not sit before the final output",
-                "activation(tap) equal to the backbone's output",
-                "name the last activation as `tap=` in the student config",
+                expected="activation(tap) equal to the backbone's output",
+                fix="name the last activation as `tap=` in the student config",
             )
 
 

@@ -72,7 +72,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
         try:
             _outputs(_build(config), px)
         except KdepError as e:
-            if "takes" not in e.expected:  # an unknown model, not an argument it lacks
+            if e.__cause__ is None:  # an unknown model, not an argument it lacks
                 raise
             fault = e
         except (AssertionError, RuntimeError) as e:
@@ -81,8 +81,8 @@ def _timm(model: str, px: int) -> dict[str, Any]:
             return config
     raise KdepError(
         f"timm's {model} does not run on pictures of {px} px ({fault})",
-        "a size it takes",
-        "choose another size or student",
+        expected="a size it takes",
+        fix="choose another size or student",
     )
 
 
@@ -113,8 +113,8 @@ def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tens
         raise KdepError(
             f"the backbone {type(net).__name__} gives "
             f"{[tuple(getattr(m, 'shape', ())) for m in maps]}",
-            "maps [B, C, H, W]",
-            "take the student from timm ('timm/<model>')",
+            expected="maps [B, C, H, W]",
+            fix="take the student from timm ('timm/<model>')",
         )
     return maps
 
@@ -127,8 +127,8 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
     if path is None and rectified(last, pool(last)):
         raise KdepError(
             f"the last map of {type(net).__name__} comes out of a ReLU that is no module",
-            "a network whose last activation can be found, or that ends in none",
-            "choose another student",
+            expected="a network whose last activation can be found, or that ends in none",
+            fix="choose another student",
         )
     return last.shape[1], OUTPUT if path is None else path
 
@@ -194,8 +194,8 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     if list(every.state_dict()) != list(net.state_dict()):
         raise KdepError(
             f"the student {student['name']} has other parameters with its pyramid's levels",
-            "the same: what was pre-trained is what a task loads",
-            "take the student from timm ('timm/<model>'), or leave `pyramid` away",
+            expected="the same: what was pre-trained is what a task loads",
+            fix="take the student from timm ('timm/<model>'), or leave `pyramid` away",
         )
     height, width = 64, 96
     found = [tuple(m.shape[1:]) for m in _outputs(every, height, width)]
@@ -206,8 +206,8 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     if found != expected:
         raise KdepError(
             f"the levels of {student['name']} are {found} for a picture of {height}x{width}",
-            f"{expected}, as its `pyramid` says",
-            "correct `pyramid` in the student config; tools/make_student.py finds it",
+            expected=f"{expected}, as its `pyramid` says",
+            fix="correct `pyramid` in the student config; tools/make_student.py finds it",
         )
 
 

@@ -63,7 +63,8 @@ class EfficientNetLite(BaseModule):
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise KdepError(
                 f"out_indices {tuple(out_indices)}",
-                f"some of 0..{last}" + ("" if head else ", as head=False leaves level 4 out"),
+                expected=f"some of 0..{last}"
+                + ("" if head else ", as head=False leaves level 4 out"),
             )
         net: Any = timm.create_model(
             f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0

@@ -52,8 +52,8 @@ class TimmBackbone(BaseModule):
         except (TypeError, RuntimeError) as e:
             raise KdepError(
                 f"timm does not build {model} with {args} ({e})",
-                "arguments it takes",
-                "correct the student's backbone",
+                expected="arguments it takes",
+                fix="correct the student's backbone",
             ) from e
         self._stages, self.channels, self.strides = stages(self.net, "output_stride" in args)
         self.last = len(self._stages)
@@ -62,8 +62,8 @@ class TimmBackbone(BaseModule):
             what = f"some of 0..{self.last}" if self.last else "0: it has no pyramid"
             raise KdepError(
                 f"the student's backbone {model} was asked for the levels {self.out_indices}",
-                what,
-                "correct out_indices, or use another student for tasks that need a pyramid",
+                expected=what,
+                fix="correct out_indices, or use another student for tasks that need a pyramid",
             )
         self._settle_head(model)
         self.norm_eval = norm_eval
@@ -131,8 +131,8 @@ class TimmBackbone(BaseModule):
         if not isinstance(out, Tensor):
             raise KdepError(
                 f"timm's {model} gives a {type(out).__name__} as its features",
-                "one tensor",
-                "choose another student",
+                expected="one tensor",
+                fix="choose another student",
             )
         self._head_is_map = False
         if out.ndim == 4:

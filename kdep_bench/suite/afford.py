@@ -142,8 +142,9 @@ def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
     if unknown:
         return KdepError(
             f"the GPU-hours of {unknown} of {len(hours.of)} stages to run are not known",
-            f"a forecast to hold against --budget-hours {budget:g}",
-            "give --device-rate or --measure-throughput (and --count-flops), or add --fit-budget "
+            expected=f"a forecast to hold against --budget-hours {budget:g}",
+            fix="give --device-rate or --measure-throughput (and --count-flops), or add "
+            "--fit-budget "
             "to run what is known to fit",
         )
     total = sum(v or 0.0 for v in hours.of.values())
@@ -152,7 +153,8 @@ def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
     every = len(found.taken) + len(found.left)
     return KdepError(
         f"the run is forecast at {total:,.1f} GPU-hours, {hours.said}",
-        f"at most --budget-hours {budget:g}",
-        f"raise it, or add --fit-budget to run the {len(found.taken)} of {every} comparisons that "
+        expected=f"at most --budget-hours {budget:g}",
+        fix=f"raise it, or add --fit-budget to run the {len(found.taken)} of {every} comparisons "
+        "that "
         "fit",
     )

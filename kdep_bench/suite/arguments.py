@@ -47,9 +47,11 @@ def check_optimizer(config: Json, where: str) -> None:
     """
     kind = config.get("type")
     if not isinstance(kind, str):
-        raise KdepError(f"{where} names no type", "type='SGD', for example", "add it")
+        raise KdepError(f"{where} names no type", expected="type='SGD', for example", fix="add it")
     if "lr" not in config:
-        raise KdepError(f"{where} has no 'lr'", "a learning rate", "add it: lr=0.1, for example")
+        raise KdepError(
+            f"{where} has no 'lr'", expected="a learning rate", fix="add it: lr=0.1, for example"
+        )
     path = optimizer_path(kind)
     known = torch_optimizers()
     if path is None and "." not in kind and known:
@@ -68,8 +70,8 @@ def check_optimizer(config: Json, where: str) -> None:
         raise KdepError(
             f"{where} has nesterov=True with momentum={config.get('momentum', 0)} and "
             f"dampening={config.get('dampening', 0)}",
-            "a momentum above 0 and no dampening",
-            "change one of them",
+            expected="a momentum above 0 and no dampening",
+            fix="change one of them",
         )
 
 
@@ -117,13 +119,17 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
         schedule = as_schedule(config, epochs)
         values = [schedule(k, 100) for k in range(100)]
     except KdepError as e:
-        raise KdepError(f"{where} {e.got}", e.expected, e.remedy) from None
+        raise KdepError(f"{where} {e.problem}", expected=e.expected, fix=e.fix) from None
     except (TypeError, ValueError, ArithmeticError) as e:
         raise KdepError(
-            f"{where} cannot be a schedule ({type(e).__name__}: {e})", "numbers", "correct it"
+            f"{where} cannot be a schedule ({type(e).__name__}: {e})",
+            expected="numbers",
+            fix="correct it",
         ) from None
     if not all(math.isfinite(v) for v in values):
-        raise KdepError(f"{where} is not finite everywhere", "finite weights", "correct it")
+        raise KdepError(
+            f"{where} is not finite everywhere", expected="finite weights", fix="correct it"
+        )
 
 
 def _objectives(method: Json) -> list[str]:
@@ -142,21 +148,21 @@ def check_needs(method: Json, who: str) -> None:
             if not method.get(key):
                 raise KdepError(
                     f"{who} regresses an aligned teacher feature and names no {key}",
-                    "both an alignment and a transform",
-                    f"set `{key}` in the method's config",
+                    expected="both an alignment and a transform",
+                    fix=f"set `{key}` in the method's config",
                 )
         needs = (needs - {"target"}) | {"pooled"}
     if "labels" in needs and not method.get("labels_used"):
         raise KdepError(
             f"{who} reads labels and says labels_used=False",
-            "labels_used=True for an arm that reads labels",
-            "set it, or choose a label-free objective",
+            expected="labels_used=True for an arm that reads labels",
+            fix="set it, or choose a label-free objective",
         )
     if lacking := sorted(needs - method_needs(method)):
         raise KdepError(
             f"{who} reads {', '.join(lacking)} of a batch and does not declare that",
-            f"needs={sorted(needs | method_needs(method))}",
-            "set `needs` in the method's config",
+            expected=f"needs={sorted(needs | method_needs(method))}",
+            fix="set `needs` in the method's config",
         )
 
 
@@ -166,6 +172,6 @@ def check_relates(method: Json, who: str, parts: int) -> None:
         raise KdepError(
             f"{who} relates the samples of a batch, and {parts} micro-batches or processes would "
             "each see a part of it",
-            "the whole batch at once",
-            "run its pre-training as one process without accumulation",
+            expected="the whole batch at once",
+            fix="run its pre-training as one process without accumulation",
         )

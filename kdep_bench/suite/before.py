@@ -73,8 +73,8 @@ def _check_shares(suite: Suite, pool: int, exactly: bool) -> None:
             raise KdepError(
                 f"the shares {other:g} and {share:g} of {pool} images are the same "
                 f"{round(share * pool)} images",
-                "shares that differ by an image at least",
-                "drop one of them",
+                expected="shares that differ by an image at least",
+                fix="drop one of them",
             )
 
 
@@ -124,8 +124,8 @@ def some_images(arm: Counted) -> None:
     if arm.images < 1:
         raise KdepError(
             f"{arm.who} has {arm.share:g} of {arm.pool} images, which leaves none",
-            "one image at least",
-            f"use a data share of {math.ceil(1000 / arm.pool) / 1000:g} or more",
+            expected="one image at least",
+            fix=f"use a data share of {math.ceil(1000 / arm.pool) / 1000:g} or more",
         )
 
 
@@ -165,8 +165,8 @@ def fine_tuning_batch(data: Json, task: Json) -> None:
     raise KdepError(
         f"task {task['name']!r} has batches of {batch}, and {folder} of the data "
         f"{data['name']!r} holds {sum(counts)} images",
-        f"a batch of at most {sum(counts)}",
-        "lower `batch` in the task's recipe, or add images",
+        expected=f"a batch of at most {sum(counts)}",
+        fix="lower `batch` in the task's recipe, or add images",
     )
 
 

@@ -61,8 +61,8 @@ def remember(work: Path, results: Path) -> None:
             raise
         raise KdepError(
             f"the work dir {work} cannot note that {results} cites its stages ({e.strerror})",
-            "a work dir that may be written",
-            f"correct the rights of {note.parent}; until then `tools/work_dir.py --gc` needs "
+            expected="a work dir that may be written",
+            fix=f"correct the rights of {note.parent}; until then `tools/work_dir.py --gc` needs "
             f"--results-dir {results}",
         ) from None
 
@@ -81,8 +81,8 @@ def remembered(work: Path) -> list[Remembered]:
         if not isinstance(path, str) or not path:
             raise KdepError(
                 f"{note} names no results folder",
-                '{"results": "its path"}',
-                "move it elsewhere, and give the folder as --results-dir",
+                expected='{"results": "its path"}',
+                fix="move it elsewhere, and give the folder as --results-dir",
             )
         out.append(Remembered(Path(os.path.normpath(work / path)), note))
     return sorted(out, key=lambda r: str(r.results))
@@ -98,8 +98,8 @@ def forget(work: Path, results: Path) -> None:
     if not found:
         raise KdepError(
             f"{work} remembers no results folder {results.absolute()}",
-            "one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
-            "correct --forget",
+            expected="one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
+            fix="correct --forget",
         )
     for one in found:
         remove(one.note)

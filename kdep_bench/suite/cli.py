@@ -146,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("jobs", "retry"):
             value = getattr(args, name)
             if value is not None and value < (1 if name == "jobs" else 0):
-                raise KdepError(f"--{name} is {value}", "a positive number", "correct it")
+                raise KdepError(
+                    f"--{name} is {value}", expected="a positive number", fix="correct it"
+                )
         _check_budget(args)
         return _run(args, arguments)
     except KdepError as e:
@@ -162,14 +164,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_budget(args: argparse.Namespace) -> None:
     budget = args.budget_hours
     if budget is not None and not 0 < budget < math.inf:
-        raise KdepError(f"--budget-hours is {budget:g}", "a positive number", "correct it")
+        raise KdepError(
+            f"--budget-hours is {budget:g}", expected="a positive number", fix="correct it"
+        )
     if args.fit_budget and budget is None:
-        raise KdepError("--fit-budget has nothing to fit into", "--budget-hours H", "add it")
+        raise KdepError(
+            "--fit-budget has nothing to fit into", expected="--budget-hours H", fix="add it"
+        )
     for name in ("device_rate", "measure_throughput", "count_flops"):
         if getattr(args, name) and not args.dry_run and budget is None:
             option = "--" + name.replace("_", "-")
             raise KdepError(
-                f"{option} without --dry-run or --budget-hours", "one of these", "add it"
+                f"{option} without --dry-run or --budget-hours",
+                expected="one of these",
+                fix="add it",
             )
 
 
@@ -177,8 +185,8 @@ def disk_fault(e: OSError) -> KdepError:
     """A full or broken disk under the work dir or the results, as a sentence."""
     return KdepError(
         f"a file could not be written or read ({e})",
-        "",
-        "free space or file numbers (df -h, df -i), or correct the folder's access rights, then "
+        fix="free space or file numbers (df -h, df -i), or correct the folder's access rights, "
+        "then "
         "run the same again; what is done is kept",
     )
 
@@ -205,7 +213,7 @@ def method_table() -> list[str]:
         try:
             m = read_room("method", name)
         except KdepError as e:
-            rows.append((name, "-", "-", "-", f"(cannot be read: {e.got})"))
+            rows.append((name, "-", "-", "-", f"(cannot be read: {e.problem})"))
             continue
         needs = ", ".join(sorted(method_needs(m))) or "-"
         source = m.get("source", "") + (" (reconstruction)" if m.get("reconstruction") else "")
@@ -257,7 +265,9 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     for pattern, hit in zip(args.force, hits, strict=True):
         if not any(hit(s.id) for s in plan.stages.values()):
             raise KdepError(
-                f"--force {pattern!r} matches no stage", "a part of a stage id", "see --dry-run"
+                f"--force {pattern!r} matches no stage",
+                expected="a part of a stage id",
+                fix="see --dry-run",
             )
     known = state.statuses(
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify

@@ -85,8 +85,8 @@ def find_snakemake() -> str:
     if found is None:
         raise KdepError(
             "Snakemake is not installed",
-            "the program that hands stages to a cluster",
-            "run `make cluster`, or install the extra: pip install 'kdep_bench[cluster]'",
+            expected="the program that hands stages to a cluster",
+            fix="run `make cluster`, or install the extra: pip install 'kdep_bench[cluster]'",
         )
     return found
 
@@ -190,8 +190,8 @@ class _Run:
         if self.options.executor == "slurm" and shutil.which("sbatch") is None:
             raise KdepError(
                 "Slurm's sbatch is not on this machine",
-                "a machine that submits jobs",
-                "run this on the cluster's login node",
+                expected="a machine that submits jobs",
+                fix="run this on the cluster's login node",
             )
         self._discard_forced()
         self.failures = {i: self._failure_time(i) for i in self.todo}
@@ -223,8 +223,8 @@ class _Run:
             if not lock.take():
                 raise KdepError(
                     f"the stage {one} is to run again and {lock.owner()} is running it",
-                    "a stage at rest",
-                    "stop that run, or wait for it",
+                    expected="a stage at rest",
+                    fix="stop that run, or wait for it",
                 )
             try:
                 real_folder(state.folder(self.work, one), "stage directory")
@@ -339,8 +339,8 @@ class _Run:
         ):
             raise KdepError(
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
-                "a run",
-                f"read {log}",
+                expected="a run",
+                fix=f"read {log}",
             )
         for one, stage in self.todo.items():  # upstream first
             if one in o.failed:
@@ -356,8 +356,8 @@ class _Run:
                 o.failed[one] = str(
                     KdepError(
                         "its job ended without a word: killed, out of memory, or never started",
-                        "a stage.json",
-                        f"read {log}, and the job's own log that is named there",
+                        expected="a stage.json",
+                        fix=f"read {log}, and the job's own log that is named there",
                     )
                 )
                 out = state.folder(self.work, stage)

@@ -159,7 +159,11 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
         sentence = str(e)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         got = f"the outputs of the stages of {cell.id} make no record ({type(e).__name__}: {e})"
-        sentence = str(KdepError(got[:2000], "outputs as the plan's stages give them", "run again"))
+        sentence = str(
+            KdepError(
+                got[:2000], expected="outputs as the plan's stages give them", fix="run again"
+            )
+        )
     fields = _planned(suite, cell, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
@@ -178,7 +182,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
             got = f"what the stage {one} left cannot be used: {fault}"
-            sentence = KdepError(got, "files as it wrote them", "run the suite again")
+            sentence = KdepError(got, expected="files as it wrote them", fix="run the suite again")
             fields.update(status="failed", error=str(sentence), created=_now())
             return record.make(fields)
     transfer = found["transfer"]
@@ -260,8 +264,8 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
     if lacking:
         raise KdepError(
             f"the stage {cell.id} gave no {', '.join(lacking)}",
-            "value, metrics, per_class and gate among its outputs",
-            "correct the task",
+            expected="value, metrics, per_class and gate among its outputs",
+            fix="correct the task",
         )
     fields: Json = {
         "status": "ok",
@@ -478,8 +482,8 @@ def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
         if stage_dir.resolve() not in source.resolve().parents or source.is_dir():
             raise KdepError(
                 f"the stage {record.id} names the picture {picture!r} outside its directory",
-                "a relative path in it",
-                "correct the task",
+                expected="a relative path in it",
+                fix="correct the task",
             )
     return files
 

@@ -321,8 +321,8 @@ def read_config(path: Path) -> Json:
     except BaseException as e:  # a config is code: anything may come out of it, sys.exit() too
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
-            "a pure-Python mmengine config",
-            "correct that file",
+            expected="a pure-Python mmengine config",
+            fix="correct that file",
         ) from e
     plain = _lazy2string(cfg._cfg_dict._to_lazy_dict(), dict)
     return {k: v for k, v in plain.items() if k not in cfg._imported_names and k != "read_base"}
@@ -335,8 +335,8 @@ def _json(value: Any, where: str) -> Any:
     except (TypeError, ValueError) as e:
         raise KdepError(
             f"the config {where} holds something that is not plain data ({e})",
-            "numbers, strings, lists, dicts and imported classes",
-            "replace it",
+            expected="numbers, strings, lists, dicts and imported classes",
+            fix="replace it",
         ) from None
 
 
@@ -351,8 +351,8 @@ def read_room(room: str, name: str, configs: Path = CONFIGS) -> Json:
         raise KdepError(
             f"the config {path} defines no dict named {room!r} "
             f"(but {', '.join(sorted(found)) or 'nothing'})",
-            f"`{room} = dict(...)`",
-            "name it so",
+            expected=f"`{room} = dict(...)`",
+            fix="name it so",
         )
     return _json(found[room], str(path))
 
@@ -434,8 +434,9 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
         also = ", or the whole config as dict(type=..., name=..., ...)" if room == "data" else ""
         raise KdepError(
             f"the {room} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
-            f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', <overrides>){also}",
-            "correct the suite",
+            expected=f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', "
+            f"<overrides>){also}",
+            fix="correct the suite",
         )
     if whole:
         check_inline(got)
@@ -450,8 +451,8 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
     if len(got["name"]) > NAME_LIMIT:
         raise KdepError(
             f"the {room} name {got['name']!r} has {len(got['name'])} characters",
-            f"at most {NAME_LIMIT}",
-            "shorten it",
+            expected=f"at most {NAME_LIMIT}",
+            fix="shorten it",
         )
     return got
 
@@ -471,13 +472,15 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         raise unknown_name(f"key of the {'.'.join([where, *place[:-1]])}", place[-1], fields)
     if fault["type"] == "missing":
         raise KdepError(
-            f"the {where} has no {'.'.join(place)!r}", "that key", "add it to the config"
+            f"the {where} has no {'.'.join(place)!r}",
+            expected="that key",
+            fix="add it to the config",
         )
     got = fault.get("input")
     raise KdepError(
         f"the {where} has {'.'.join(place)} = {got!r:.80}",
-        fault["msg"].removeprefix("Input should be "),
-        "correct the config",
+        expected=fault["msg"].removeprefix("Input should be "),
+        fix="correct the config",
     )
 
 
@@ -496,8 +499,8 @@ def _unique(what: str, found: list[str]) -> None:
         more = f" and {len(twice) - 5} others" if len(twice) > 5 else ""
         raise KdepError(
             f"the suite has {what} {', '.join(twice[:5])}{more} more than once",
-            "each name once",
-            "drop one, or give the override a `name` of its own",
+            expected="each name once",
+            fix="drop one, or give the override a `name` of its own",
         )
 
 
@@ -507,8 +510,8 @@ def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) ->
     if method["name"] in below:
         raise KdepError(
             f"the chain of teachers loops: {' <- '.join(chain)}",
-            "a chain that ends at the suite's teacher",
-            "correct `teacher` in one of these methods",
+            expected="a chain that ends at the suite's teacher",
+            fix="correct `teacher` in one of these methods",
         )
     if method.get("teacher") is None:
         return method
@@ -533,8 +536,8 @@ def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
             near = names("suite", configs)
             raise KdepError(
                 f"the suite file {ref} does not exist",
-                "a path to a suite config, or one of: " + ", ".join(near),
-                "check the path",
+                expected="a path to a suite config, or one of: " + ", ".join(near),
+                fix="check the path",
             )
         return path
     if ref not in names("suite", configs):
@@ -558,7 +561,7 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
     found = read_config(path)
     if not isinstance(found.get("suite"), dict):
         raise KdepError(
-            f"the suite file {path} defines no dict named 'suite'", "`suite = dict(...)`", ""
+            f"the suite file {path} defines no dict named 'suite'", expected="`suite = dict(...)`"
         )
     return build_suite(_json(found["suite"], str(path)), configs)
 
@@ -597,8 +600,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         raise KdepError(
             f"seeds.pairs is 'diagonal' with {len(seeds.pretrain)} pre-training and "
             f"{len(seeds.transfer)} transfer seeds",
-            "as many of one as of the other",
-            "",
+            expected="as many of one as of the other",
         )
     suite = Suite(
         name=file.name,
@@ -643,7 +645,7 @@ def _shares(shares: list[float]) -> list[float]:
     _unique("share", [str(s) for s in shares])
     for share in shares:
         if not 0 < share <= 1:
-            raise KdepError(f"the suite has the share {share}", "more than 0, at most 1", "")
+            raise KdepError(f"the suite has the share {share}", expected="more than 0, at most 1")
     return shares
 
 
@@ -655,7 +657,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
     if isinstance(ref, str) or (isinstance(ref, dict) and "base" in ref):
         return dict.fromkeys(wanted, resolve("teacher", ref, configs))
     if not isinstance(ref, dict):
-        raise KdepError(f"the suite has teacher = {ref!r:.80}", "a name, or one a student", "")
+        raise KdepError(f"the suite has teacher = {ref!r:.80}", expected="a name, or one a student")
     for name in ref:
         if name not in wanted:
             raise unknown_name("student under suite.teacher", name, wanted)
@@ -663,7 +665,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
     if missing:
         raise KdepError(
             f"suite.teacher names no teacher for the student {', '.join(missing)}",
-            "one for each student (None where it has none)",
-            "add it",
+            expected="one for each student (None where it has none)",
+            fix="add it",
         )
     return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in wanted}

@@ -69,8 +69,8 @@ def check_inline(data: Json) -> None:
     if "name" not in data:
         raise KdepError(
             "the data that the suite holds inline has no 'name'",
-            "a name, which directories and tables show",
-            "add name='...' to it",
+            expected="a name, which directories and tables show",
+            fix="add name='...' to it",
         )
 
 

@@ -179,7 +179,7 @@ def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
             return read
         catalogues = _catalogues(parts, where, verify, say)
     except KdepError as e:
-        read.note = f"data {data['name']} was not read: {e.got}"
+        read.note = f"data {data['name']} was not read: {e.problem}"
         return read
     read.digests = _digests(parts, catalogues)
     read.files = sum(len(c.rows) for c in catalogues.values())
@@ -270,8 +270,8 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
         if found is None:
             raise KdepError(
                 f"the list of files {file} is damaged",
-                "the file as the stage `prepare` wrote it",
-                "run the suite again with --force prepare",
+                expected="the file as the stage `prepare` wrote it",
+                fix="run the suite again with --force prepare",
             )
         files[number] = found
     return {part: [files[n] for n in some] for part, some in read_strict(path).items()}
@@ -323,8 +323,8 @@ class Guard:
         if planned is None:
             raise KdepError(
                 f"the data {self.stage.name} could not be read where the suite was planned",
-                "a plan with the hashes of the data, so that changed data is noticed",
-                "run the suite where the paths of the data config can be read",
+                expected="a plan with the hashes of the data, so that changed data is noticed",
+                fix="run the suite where the paths of the data config can be read",
             )
         now = _catalogues(self._parts, index(self.work))
         changes = Changes()
@@ -376,7 +376,8 @@ def _changed(changes: Changes, when: str) -> KdepError:
     what = f"the file {changes.first()}: " if changes else ""
     return KdepError(
         f"the data changed {when} ({what}{changes})" if changes else f"the data changed {when}",
-        "the same files from the first stage of a run to its last",
-        "run the suite again: it takes the data as it then is, and every stage that depends on it "
+        expected="the same files from the first stage of a run to its last",
+        fix="run the suite again: it takes the data as it then is, and every stage that depends "
+        "on it "
         "runs anew",
     )

@@ -72,8 +72,8 @@ def leave_launcher() -> tuple[int, int]:
     if int(told.get("GROUP_WORLD_SIZE", "1")) > 1:
         raise KdepError(
             f"torchrun started this command on {told['GROUP_WORLD_SIZE']} nodes",
-            "one node; a stage over several is given runtime.nodes in the suite",
-            "start it without torchrun, with --executor slurm",
+            expected="one node; a stage over several is given runtime.nodes in the suite",
+            fix="start it without torchrun, with --executor slurm",
         )
     for key in told:
         del os.environ[key]
@@ -134,8 +134,7 @@ def launch(
             f"{len(ranks)} of the stage's {nodes * processes} processes finished; {said}".rstrip(
                 "."
             ),
-            "",
-            "read its stage.log",
+            fix="read its stage.log",
         )
     got = read_strict(room / _OUTPUTS), [read_strict(r) for r in ranks]
     shutil.rmtree(room)

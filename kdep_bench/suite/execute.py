@@ -208,8 +208,8 @@ class Pool:
         except OSError as e:
             raise KdepError(
                 f"the work dir {self.work} cannot be written ({e.strerror})",
-                "a writable folder",
-                "name another with --work-dir",
+                expected="a writable folder",
+                fix="name another with --work-dir",
             ) from None
 
     def eta(self) -> float:
@@ -276,8 +276,8 @@ class Pool:
         if first.pid is None:
             raise KdepError(
                 "the fork server could not be started",
-                "one more process and memory for the toolkits",
-                "see the message above; free memory, or raise the process limit",
+                expected="one more process and memory for the toolkits",
+                fix="see the message above; free memory, or raise the process limit",
             )
         first.join()
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
@@ -467,8 +467,8 @@ class Pool:
             return str(
                 KdepError(
                     f"{one} was stopped after {r.stage.timeout:g} s",
-                    "an end within that time",
-                    f"{log}; if it did not hang, raise runtime.timeout['{r.stage.kind}']",
+                    expected="an end within that time",
+                    fix=f"{log}; if it did not hang, raise runtime.timeout['{r.stage.kind}']",
                 )
             )
         if code is not None and code < 0:
@@ -478,12 +478,20 @@ class Pool:
                 if -code == signal.SIGKILL
                 else log
             )
-            return str(KdepError(f"{one} was killed by {name}", "a normal end", hint))
+            return str(KdepError(f"{one} was killed by {name}", expected="a normal end", fix=hint))
         if code == worker.STOPPED:
-            return str(KdepError(f"{one} was ended by SIGTERM from outside", "a normal end", log))
+            return str(
+                KdepError(
+                    f"{one} was ended by SIGTERM from outside", expected="a normal end", fix=log
+                )
+            )
         if fault:
-            return str(KdepError(f"{one} ended and {fault}", "whole outputs", log))
-        return str(KdepError(f"{one} ended with exit code {code} and no result", "stage.json", log))
+            return str(KdepError(f"{one} ended and {fault}", expected="whole outputs", fix=log))
+        return str(
+            KdepError(
+                f"{one} ended with exit code {code} and no result", expected="stage.json", fix=log
+            )
+        )
 
     def _look_elsewhere(self, stage: Stage) -> None:
         """Another runner has this stage: takes its result, or the stage, once its lock is free."""
@@ -563,8 +571,8 @@ def check_temporary_folder() -> None:
         raise KdepError(
             f"the folder for temporary files, {folder}, has a path of {len(os.fsencode(folder))} "
             "bytes, too long for the sockets that are made in it",
-            f"at most {MOST_TEMPORARY} bytes",
-            "set TMPDIR to a folder with a shorter path, as TMPDIR=/tmp",
+            expected=f"at most {MOST_TEMPORARY} bytes",
+            fix="set TMPDIR to a folder with a shorter path, as TMPDIR=/tmp",
         )
 
 
@@ -595,8 +603,8 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
             )
             raise KdepError(
                 f"--only {pattern!r} matches no stage of {plan.name}",
-                "a part of, or a glob for, a stage id or one of: " + ", ".join(known),
-                "see --dry-run",
+                expected="a part of, or a glob for, a stage id or one of: " + ", ".join(known),
+                fix="see --dry-run",
             )
         chosen |= found
     return plan.upstream(chosen)

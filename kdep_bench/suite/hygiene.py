@@ -73,7 +73,9 @@ def survey(
         KdepError: `work` is no folder.
     """
     if not work.is_dir():
-        raise KdepError(f"the work dir {work} does not exist", "a folder", "check --work-dir")
+        raise KdepError(
+            f"the work dir {work} does not exist", expected="a folder", fix="check --work-dir"
+        )
     found, attempts = {}, []
     for one in os.scandir(work):
         if one.is_dir(follow_symlinks=False):
@@ -189,8 +191,8 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
             if not isinstance(stages, dict):
                 raise KdepError(
                     f"the record {path} names no stages",
-                    "a whole record",
-                    "run its suite again, or take the file away",
+                    expected="a whole record",
+                    fix="run its suite again, or take the file away",
                 )
             for one in {str(said.get("id")), *map(str, stages.values())}:
                 names = out.setdefault(one, [])
@@ -204,8 +206,8 @@ def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
     if not any_claim:
         raise KdepError(
             "no record cites a stage and no suite was given, so everything would go",
-            "records below the results folder, or suites by name",
-            "name the suites to keep, or --results-dir; or delete the work dir yourself",
+            expected="records below the results folder, or suites by name",
+            fix="name the suites to keep, or --results-dir; or delete the work dir yourself",
         )
     return [e for e in entries if not e.kept_by]
 

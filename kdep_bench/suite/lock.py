@@ -121,8 +121,8 @@ class StageLock:
         except PermissionError as e:
             raise KdepError(
                 f"the lock {self.path} cannot be opened ({e.strerror})",
-                "a file that everybody who shares the work dir may write",
-                f"let its owner run: chmod g+rw {self.path}; with `umask 002` new ones are so",
+                expected="a file that everybody who shares the work dir may write",
+                fix=f"let its owner run: chmod g+rw {self.path}; with `umask 002` new ones are so",
             ) from None
         if not _flock(fd) or _foreign(_read(fd)):
             os.close(fd)

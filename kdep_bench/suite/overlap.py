@@ -71,8 +71,8 @@ def _names(value: Any, where: str) -> list[str]:
     ):
         raise KdepError(
             f"{where} is {value!r:.60}",
-            "a list of names of data sets",
-            'write for example ["imagenet"]',
+            expected="a list of names of data sets",
+            fix='write for example ["imagenet"]',
         )
     return list(value)
 

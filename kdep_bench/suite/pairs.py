@@ -40,8 +40,9 @@ def pyramid(student: Json, task: Json) -> None:
     if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
-            "a student with `pyramid` in its config; without, it serves classification alone",
-            "drop the task or the student from the suite",
+            expected="a student with `pyramid` in its config; without, it serves classification "
+            "alone",
+            fix="drop the task or the student from the suite",
         )
 
 
@@ -52,8 +53,8 @@ def last_stage_on_regions(student: Json, task: Json) -> None:
         raise KdepError(
             f"task {task['name']!r} builds a C4 detector and student {student['name']!r} is a "
             f"{kind.rpartition('.')[2]}",
-            "a ResNet, whose last stage can work on regions",
-            "use the FPN task of the same data set",
+            expected="a ResNet, whose last stage can work on regions",
+            fix="use the FPN task of the same data set",
         )
 
 
@@ -95,8 +96,8 @@ def check_task_data(data: Json, task: Json) -> None:
             raise KdepError(
                 f"{told} reads the official set {name!r}, and the data {data['name']!r} has "
                 f"{', '.join(parts.sets) or 'no official set'}",
-                "data with that set",
-                f"add {name!r} to `sets` of the data config"
+                expected="data with that set",
+                fix=f"add {name!r} to `sets` of the data config"
                 if data.get("sets") is not None
                 else "choose data of type kdep_bench.data.official.stage.prepare, or another task",
             )
@@ -107,10 +108,10 @@ def check_task_data(data: Json, task: Json) -> None:
         raise KdepError(
             f"{told} reads the folder {folder!r} of the data, and the data {data['name']!r} has "
             f"{'no `' + written + '`' if written else 'none'}",
-            f"data with {', '.join(sorted(parts.splits)) or 'another task'}"
+            expected=f"data with {', '.join(sorted(parts.splits)) or 'another task'}"
             if not written
             else f"{written}=dict(train=..., test=...) in the data config",
-            f"add `{written}` to the data config, or drop the task from the suite"
+            fix=f"add `{written}` to the data config, or drop the task from the suite"
             if written
             else "choose other data, or drop the task from the suite",
         )
@@ -123,8 +124,9 @@ def check_task_data(data: Json, task: Json) -> None:
         raise KdepError(
             f"{told} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, and `{written}` of "
             f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
-            f"the splits {', '.join(wanted)}",
-            f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or choose "
+            expected=f"the splits {', '.join(wanted)}",
+            fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
+            "choose "
             "another task",
         )
 
@@ -172,8 +174,8 @@ class Pair:
         if found is None:
             raise KdepError(
                 f"{self.who} needs a teacher, and the suite names none for that student",
-                "a teacher",
-                "set suite.teacher",
+                expected="a teacher",
+                fix="set suite.teacher",
             )
         return found
 
@@ -202,22 +204,22 @@ def assistant(pair: Pair) -> None:
     if not trains(told["method"]):
         raise KdepError(
             f"{pair.name} is taught by {told['method']['name']!r}, which does not train",
-            "a method with an objective",
-            "correct `teacher` in the method",
+            expected="a method with an objective",
+            fix="correct `teacher` in the method",
         )
     most = pair.suite.budget.epochs
     if told["epochs"] is not None and told["epochs"] > most:
         raise KdepError(
             f"{pair.name} stops its teacher at {told['epochs']:g} epochs of {most:g}",
-            "no more than the budget's",
-            "correct `teacher.epochs`",
+            expected="no more than the budget's",
+            fix="correct `teacher.epochs`",
         )
     if label_policy(told["method"]) == "labels" and label_policy(pair.method) != "labels":
         raise KdepError(
             f"{pair.name} is called label-free, and its teacher {told['method']['name']!r} reads "
             "labels",
-            "label_policy='labels'",
-            "say so in the method, or choose a label-free teacher",
+            expected="label_policy='labels'",
+            fix="say so in the method, or choose a label-free teacher",
         )
     check_pair(pair.suite, told["student"], told["method"], pair.base, told["epochs"])
 
@@ -227,8 +229,8 @@ def objective_and_alignment(pair: Pair) -> None:
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
             f"{pair.name} has an alignment and no objective",
-            "both or neither",
-            "correct the method",
+            expected="both or neither",
+            fix="correct the method",
         )
 
 
@@ -239,14 +241,14 @@ def labels(pair: Pair) -> None:
     if not pair.method.get("labels_used"):
         raise KdepError(
             f"{pair.name} needs labels and says labels_used=False",
-            "labels_used=True for an arm that reads labels",
-            "correct the method",
+            expected="labels_used=True for an arm that reads labels",
+            fix="correct the method",
         )
     if not has_labels(pair.suite.data):
         raise KdepError(
             f"{pair.who} needs labels, and the data {pair.suite.data['name']!r} has none",
-            "labelled data, or a label-free method",
-            "drop the arm; or, where the pool's sub-folders are classes, set labels=True and "
+            expected="labelled data, or a label-free method",
+            fix="drop the arm; or, where the pool's sub-folders are classes, set labels=True and "
             "pool_labels=True in the data config",
         )
 
@@ -258,8 +260,8 @@ def views(pair: Pair) -> None:
         raise KdepError(
             f"{pair.who} compares the views of an image, and the budget has views={budget.views} "
             f"at batch={budget.batch}",
-            "two views or more, and a batch that is a multiple of them",
-            "change the budget, or drop the arm",
+            expected="two views or more, and a batch that is a multiple of them",
+            fix="change the budget, or drop the arm",
         )
 
 
@@ -308,8 +310,8 @@ def logits(pair: Pair) -> None:
     if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
         raise KdepError(
             f"{pair.who} needs logits, and the teacher {pair.teacher['name']!r} has none",
-            "a teacher with a classifier, or a feature method",
-            "choose another teacher",
+            expected="a teacher with a classifier, or a feature method",
+            fix="choose another teacher",
         )
 
 
@@ -321,8 +323,8 @@ def classes(pair: Pair) -> None:
         raise KdepError(
             f"{pair.who} looks labels up in the teacher's output: the pool of {data['name']!r} "
             f"has {counts[0]} classes and the teacher {pair.teacher['name']!r} {counts[1]}",
-            "one set of classes",
-            "choose the label-free form, or a teacher trained on these classes",
+            expected="one set of classes",
+            fix="choose the label-free form, or a teacher trained on these classes",
         )
 
 
@@ -331,8 +333,8 @@ def maps(pair: Pair) -> None:
     if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
             f"{pair.who} reads maps, and the teacher {pair.teacher['name']!r} gives none",
-            "a teacher with maps, or a method on pooled features",
-            "choose another teacher",
+            expected="a teacher with maps, or a method on pooled features",
+            fix="choose another teacher",
         )
     strides = (pair.student.get("pyramid") or {}).get("strides", [])
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
@@ -341,8 +343,8 @@ def maps(pair: Pair) -> None:
     if "maps" in pair.needs and not pair.student.get("pyramid"):
         raise KdepError(
             f"{pair.who} reads maps, and the student declares no pyramid",
-            "pyramid=dict(out_indices=, channels=, strides=) in the student's config",
-            "add it",
+            expected="pyramid=dict(out_indices=, channels=, strides=) in the student's config",
+            fix="add it",
         )
 
 
@@ -369,7 +371,7 @@ def widths(pair: Pair) -> None:
     try:
         check_widths(width, teacher_width(pair.teacher) or width, align.get("policy"), name, equal)
     except KdepError as e:
-        raise KdepError(f"{pair.who}: {e.got}", e.expected, e.remedy) from None
+        raise KdepError(f"{pair.who}: {e.problem}", expected=e.expected, fix=e.fix) from None
 
 
 # ---- what the objective's classes say, once the rest fits ----

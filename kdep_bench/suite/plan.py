@@ -205,8 +205,8 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
     if processes * nodes > 1 and not how.ddp:
         raise KdepError(
             f"the suite gives {processes * nodes} processes to each {kind} stage",
-            "one process: this kind does not run distributed",
-            f"drop runtime.gpus, .processes and .nodes of {kind!r}",
+            expected="one process: this kind does not run distributed",
+            fix=f"drop runtime.gpus, .processes and .nodes of {kind!r}",
         )
     given = {
         "cpus": how.cpus,
@@ -234,8 +234,8 @@ class _Builder:
             raise KdepError(
                 f"budget.batch = {suite.budget.batch} does not fall into "
                 f"{suite.budget.accumulate} micro-batches of one size",
-                "a multiple of budget.accumulate",
-                "change one of them",
+                expected="a multiple of budget.accumulate",
+                fix="change one of them",
             )
         self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(
             exclude={"timed", "trackers"}
@@ -307,8 +307,8 @@ class _Builder:
             raise KdepError(
                 f"the suite draws its shares per class, and the data {suite.data['name']!r} has no "
                 "labels",
-                "labelled data, or share_by='image'",
-                "correct the suite",
+                expected="labelled data, or share_by='image'",
+                fix="correct the suite",
             )
         for student in suite.students:
             for task in suite.tasks:
@@ -326,8 +326,8 @@ class _Builder:
         if not self.plan.cells:
             raise KdepError(
                 f"the suite {suite.name!r} plans no run at all",
-                "one method for one of its students at least",
-                "check `students` in its methods",
+                expected="one method for one of its students at least",
+                fix="check `students` in its methods",
             )
         return self.plan
 
@@ -551,8 +551,8 @@ def check_size(suite: Suite) -> None:
     if cells > MOST_CELLS:
         raise KdepError(
             f"the suite {suite.name!r} plans {cells:,} transfers",
-            f"at most {MOST_CELLS:,}",
-            "name fewer seeds, or seeds.pairs='diagonal', which runs the i-th with the i-th "
+            expected=f"at most {MOST_CELLS:,}",
+            fix="name fewer seeds, or seeds.pairs='diagonal', which runs the i-th with the i-th "
             "instead of every pair",
         )
     _check_untrained_seeds(suite)
@@ -571,8 +571,8 @@ def _check_untrained_seeds(suite: Suite) -> None:
                 raise KdepError(
                     f"the seeds {other} and {(p, t)} of the suite {suite.name!r} (pre-training, "
                     "transfer) give an arm that is not trained the same random weights",
-                    f"seeds for which {SEED_STEP} * pre-training + transfer differs",
-                    f"name transfer seeds below {SEED_STEP}",
+                    expected=f"seeds for which {SEED_STEP} * pre-training + transfer differs",
+                    fix=f"name transfer seeds below {SEED_STEP}",
                 )
 
 
@@ -593,8 +593,8 @@ def check_names(plan: Plan) -> None:
             raise KdepError(
                 f"two variants of the suite {plan.name!r} run the method "
                 f"{cell.method['name']!r}{taught} with other contents under one name",
-                "one name for each",
-                "give one of them a `name` of its own, as dict(base=..., name=...)",
+                expected="one name for each",
+                fix="give one of them a `name` of its own, as dict(base=..., name=...)",
             )
 
 

@@ -60,8 +60,9 @@ def stated_rate(text: str) -> Rate:
         if not dot or not colon:
             raise KdepError(
                 f"--device-rate {text} is a device's peak, which no training reaches",
-                expected,
-                "say the format (float32 convolutions run in tf32 unless torch is told otherwise, "
+                expected=expected,
+                fix="say the format (float32 convolutions run in tf32 unless torch is told "
+                "otherwise, "
                 "a cache's teacher in float32) and the share that you count on",
             )
         peak, whose = peaks[what], f"{device.lower()}'s datasheet, {what}: {peaks[what]:g} TFLOP/s"
@@ -70,7 +71,9 @@ def stated_rate(text: str) -> Rate:
             peak, whose = float(name), f"{float(name):g} TFLOP/s"
         except ValueError:
             if name[:1].isdigit():
-                raise KdepError(f"--device-rate is {text!r}", expected, "correct it") from None
+                raise KdepError(
+                    f"--device-rate is {text!r}", expected=expected, fix="correct it"
+                ) from None
             raise unknown_name("device of --device-rate", device, DEVICES) from None
     try:
         part = float(share) if colon else 1.0
@@ -78,7 +81,9 @@ def stated_rate(text: str) -> Rate:
         part = float("nan")
     if not (0 < part <= 1 and 0 < peak < float("inf")):
         raise KdepError(
-            f"--device-rate is {text!r}", expected + ", both above 0, SHARE at most 1", "correct it"
+            f"--device-rate is {text!r}",
+            expected=expected + ", both above 0, SHARE at most 1",
+            fix="correct it",
         )
     said = f"from a stated rate ({whose}" + (f", {part:g} of it reached)" if colon else ")")
     return Rate(said, peak * part * 1e12)
@@ -99,7 +104,9 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> Rate:
                 students.append(rates[one])
     if not students:
         raise KdepError(
-            "the probe measured no student of the suite", "one at least", "read what it said above"
+            "the probe measured no student of the suite",
+            expected="one at least",
+            fix="read what it said above",
         )
     said = f"measured here ({probe['device']}; dense tasks at the rate of the student's training)"
     return Rate(said, min(students), rates)
@@ -157,6 +164,6 @@ def _networks(suite: str, out: Path, rehearse: bool, *more: str) -> None:
     if not out.exists():
         raise KdepError(
             f"the networks of {suite} could not be looked at (exit code {done.returncode})",
-            "torch and the toolkits",
-            "read what it said above",
+            expected="torch and the toolkits",
+            fix="read what it said above",
         )

@@ -99,8 +99,8 @@ def rehearsed(suite: Suite) -> Suite:
         raise KdepError(
             f"the suite {suite.name!r} reads the data {suite.data['name']!r}, which cannot be "
             "rehearsed",
-            f"data of type {OFFICIAL}",
-            "run the suite `smoke`, which rehearses the pocket suites",
+            expected=f"data of type {OFFICIAL}",
+            fix="run the suite `smoke`, which rehearses the pocket suites",
         )
     data = {k: v for k, v in suite.data.items() if k not in ("root", "decode", "pool_classes")}
     seeds = suite.seeds.model_copy(

@@ -60,15 +60,17 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
     """
     said = read_strict(path)
     if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
-        raise KdepError(f"{path} is no plan of schema {PLAN_SCHEMA}", "one", "write it again")
+        raise KdepError(
+            f"{path} is no plan of schema {PLAN_SCHEMA}", expected="one", fix="write it again"
+        )
     stages, revision = said.get("stages"), said.get("git")
     listed = stages if isinstance(stages, list) else []
     rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
     if len(rows) != len(listed) or not rows or not isinstance(revision, str):
         raise KdepError(
             f"the plan {path} lacks its stages or its revision, or names a stage twice",
-            "a plan as it was written",
-            "write it again",
+            expected="a plan as it was written",
+            fix="write it again",
         )
     if one not in rows:
         raise unknown_name("stage", one, rows)
@@ -79,15 +81,15 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
         place = ".".join(str(p) for p in fault["loc"])
         raise KdepError(
             f"the stage {one} in {path} has a wrong {place} ({fault['msg']})",
-            "a plan as it was written",
-            "write it again",
+            expected="a plan as it was written",
+            fix="write it again",
         ) from None
     real = stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
     if real != one:
         raise KdepError(
             f"the stage {one} in {path} has the content of {real}",
-            "a plan as it was written",
-            "write it again",
+            expected="a plan as it was written",
+            fix="write it again",
         )
     return stage, revision
 
@@ -104,7 +106,9 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     room = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
         raise KdepError(
-            f"the stage asks for {count} GPUs of {len(gpus)}", "enough", "lower runtime.gpus"
+            f"the stage asks for {count} GPUs of {len(gpus)}",
+            expected="enough",
+            fix="lower runtime.gpus",
         )
     while True:
         held: dict[str, int] = {}
@@ -161,10 +165,10 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
         return True, None
     said = KdepError(
         f"the stage was stopped at the end of its job's {limit:.0f} s (job no. {tries} of it)",
-        f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
+        expected=f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
         if stage.resumable
         else "an end within one job, for it cannot resume",
-        f"read its {state.LOG}; if it did not hang, raise runtime.timeout or runtime.time",
+        fix=f"read its {state.LOG}; if it did not hang, raise runtime.timeout or runtime.time",
     )
     return False, str(said)
 
@@ -221,8 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ddp.leave_launcher() != (0, 1):
             raise KdepError(
                 "torchrun started this command",
-                "one process, which starts those of its stage",
-                "start it without torchrun; runtime.processes in the suite says how many",
+                expected="one process, which starts those of its stage",
+                fix="start it without torchrun; runtime.processes in the suite says how many",
             )
         stage, git = read_stage(args.plan, args.stage)
         if state.finished(stage, work)[0] is not None:
@@ -235,8 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except TooLong:
             said = KdepError(
                 f"the stage was stopped after {stage.timeout:g} s",
-                "an end within that time",
-                f"read its {state.LOG}; if it did not hang, raise runtime.timeout['{stage.kind}']",
+                expected="an end within that time",
+                fix=f"read its {state.LOG}; if it did not hang, raise "
+                f"runtime.timeout['{stage.kind}']",
             )
             worker.note_failure(state.folder(work, stage), str(said), stage)
             return worker.FAULT

@@ -135,7 +135,7 @@ def _first_changed(out: Path, files: Mapping[str, list[Any]], whole: _Whole | No
             if whole is not None and found is not None:
                 whole.learn(name, digest, found)
         except KdepError as e:
-            return f"its file {e.got}"
+            return f"its file {e.problem}"
         except OSError as e:
             return f"its file {name} cannot be read ({e.strerror})"
     return None
@@ -217,24 +217,30 @@ def read_stage(out: Path) -> Json | None:
             return None
         raise no_folder(out, os.lstat(out).st_mode, "stage directory") from None
     except KdepError as e:
-        raise KdepError(f"{os.fspath(out)}/{e.got}", e.expected, e.remedy) from None
+        raise KdepError(f"{os.fspath(out)}/{e.problem}", expected=e.expected, fix=e.fix) from None
     except OSError as e:
-        raise KdepError(f"{path} cannot be read ({e.strerror})", "a readable file") from None
+        raise KdepError(
+            f"{path} cannot be read ({e.strerror})", expected="a readable file"
+        ) from None
     try:
         if not _whole(raw):
             raise KdepError(
                 f"{path} does not match its own checksum, or has none",
-                "it as it was written",
-                "run again: that stage is made anew",
+                expected="it as it was written",
+                fix="run again: that stage is made anew",
             )
         record = from_json(raw, allow_inf_nan=False)
         if record["schema"] != SCHEMA:
             raise KdepError(
-                f"{path} has schema {record['schema']}", f"{SCHEMA}", "run that stage again"
+                f"{path} has schema {record['schema']}",
+                expected=f"{SCHEMA}",
+                fix="run that stage again",
             )
         _check_types(record)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
-        raise KdepError(f"{path} is damaged ({e})", "a whole stage.json", "run again") from None
+        raise KdepError(
+            f"{path} is damaged ({e})", expected="a whole stage.json", fix="run again"
+        ) from None
     return record
 
 
@@ -248,7 +254,7 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
     try:
         record = read_stage(out)
     except KdepError as e:
-        return None, e.got
+        return None, e.problem
     if record is None:
         return None, None
     if record["id"] != stage.id:
@@ -277,13 +283,13 @@ def verify_input(work: Path, one: str) -> str:
         record = read_stage(out)
         fault = "it has no stage.json" if record is None else _misfit(out, record, True, work)
     except KdepError as e:
-        fault = e.got
+        fault = e.problem
     if fault:
         mark_damaged(out)
         raise KdepError(
             f"the input {one} is damaged: {fault}",
-            "the files as that stage left them",
-            "run the suite again: that stage is made anew",
+            expected="the files as that stage left them",
+            fix="run the suite again: that stage is made anew",
         )
     rest = (record or {}).get("rest")
     if not rest:

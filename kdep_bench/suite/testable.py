@@ -100,8 +100,8 @@ def _check_side(claim: Claim, which: str, side: Side, arms: list[Arm]) -> None:
             raise KdepError(
                 f"{where} is about the data share {share:g}, at which the suite does not run "
                 f"{' or '.join(side.methods)}",
-                f"one of the shares {', '.join(f'{s:g}' for s in shares)}",
-                f"set {which}.share in the claim, or add the share to the suite",
+                expected=f"one of the shares {', '.join(f'{s:g}' for s in shares)}",
+                fix=f"set {which}.share in the claim, or add the share to the suite",
             )
     if side.epochs is not None:
         epochs = sorted({a.epochs for a in found})
@@ -110,8 +110,8 @@ def _check_side(claim: Claim, which: str, side: Side, arms: list[Arm]) -> None:
             raise KdepError(
                 f"{where} is about {side.epochs:g} epochs, which the suite does not run for "
                 f"{' or '.join(side.methods)}",
-                f"one of the numbers of epochs {', '.join(f'{e:g}' for e in epochs)}",
-                f"set {which}.epochs in the claim, or leave it out for the longest training",
+                expected=f"one of the numbers of epochs {', '.join(f'{e:g}' for e in epochs)}",
+                fix=f"set {which}.epochs in the claim, or leave it out for the longest training",
             )
     teachers = {a.teacher for a in found}
     if side.teacher is not None and side.teacher not in teachers:
@@ -119,8 +119,8 @@ def _check_side(claim: Claim, which: str, side: Side, arms: list[Arm]) -> None:
             raise KdepError(
                 f"{where} names the teacher {side.teacher!r}, and {' or '.join(side.methods)} "
                 "reads no teacher",
-                "no teacher for that method",
-                f"leave out {which}.teacher",
+                expected="no teacher for that method",
+                fix=f"leave out {which}.teacher",
             )
         raise unknown_name(f"teacher in {where}", side.teacher, teachers - {""})
 
@@ -131,7 +131,7 @@ def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
     other = difflib.get_close_matches(name, names("method"), n=1, cutoff=0.5)
     hint = f"add {other[0]} to the suite's methods" if other and not near else ""
     hint = f"{hint}, or choose one of: {', '.join(sorted(methods))}" if hint else ""
-    return unknown_name(f"method in {where}", name, methods, hint)
+    return unknown_name(f"method in {where}", name, methods, fix=hint)
 
 
 def _difference(claim: Claim, arms: list[Arm]) -> None:
@@ -145,16 +145,16 @@ def _difference(claim: Claim, arms: list[Arm]) -> None:
         raise KdepError(
             f"the claim {claim.name!r} compares {' or '.join(claim.a.methods)} with "
             f"{' or '.join(claim.b.methods)}, and the suite runs no student with both",
-            "a student that has both arms as the claim names them",
-            "correct the claim, or add the arm",
+            expected="a student that has both arms as the claim names them",
+            fix="correct the claim, or add the arm",
         )
     if all(a == b for a, b in pairs):
         one = pairs[0][0]
         raise KdepError(
             f"the claim {claim.name!r} compares the arm {one.method!r} at the share {one.share:g} "
             "with itself",
-            "two arms that differ in method, share, epochs or teacher",
-            "correct `a` or `b` of the claim",
+            expected="two arms that differ in method, share, epochs or teacher",
+            fix="correct `a` or `b` of the claim",
         )
 
 
@@ -173,8 +173,8 @@ def _efficiency(claim: Claim, arms: list[Arm]) -> None:
         raise KdepError(
             f"the claim {claim.name!r} reads a curve of {method!r} over {claim.axis}, and the "
             "suite runs that method with one budget alone",
-            "two or more data shares or numbers of epochs",
-            "add shares or variants to the suite, or drop the claim",
+            expected="two or more data shares or numbers of epochs",
+            fix="add shares or variants to the suite, or drop the claim",
         )
 
 
@@ -194,6 +194,6 @@ def _rank_correlation(claim: Claim, arms: list[Arm]) -> None:
         raise KdepError(
             f"the claim {claim.name!r} ranks teachers, and the suite has {most} of "
             f"{' or '.join(claim.a.methods)} that it can rank",
-            "two teachers at least; eight for a verdict",
-            "add variants with other teachers to the suite, or drop the claim",
+            expected="two teachers at least; eight for a verdict",
+            fix="add variants with other teachers to the suite, or drop the claim",
         )

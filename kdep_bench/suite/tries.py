@@ -178,7 +178,9 @@ class Try:
         try:
             return open_regular(state.LOG, flags, self._out)
         except KdepError as e:
-            raise KdepError(f"{self.work / self.one}/{e.got}", e.expected, e.remedy) from None
+            raise KdepError(
+                f"{self.work / self.one}/{e.problem}", expected=e.expected, fix=e.fix
+            ) from None
 
     def write(self, name: str, raw: bytes) -> None:
         """Writes a file of the engine's into the directory, wherever that has been renamed to."""
@@ -215,8 +217,8 @@ class Try:
         else:
             raise KdepError(
                 f"{out} is written by another program all the time",
-                "a directory that this program alone writes",
-                "stop the other program and run again",
+                expected="a directory that this program alone writes",
+                fix="stop the other program and run again",
             )
         for entry in os.scandir(out):
             if entry.name.startswith(state.BEFORE):

@@ -219,7 +219,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
         said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
-        said = str(KdepError(said, "a returned dict", "see its log"))
+        said = str(KdepError(said, expected="a returned dict", fix="see its log"))
         return _fail(attempt, order, said, lock.mine)
     finally:
         if attempt is not None:
@@ -326,16 +326,16 @@ def locate(path: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as e:
         raise KdepError(
             f"the stage function {path!r} cannot be imported ({e})",
-            "'module:function'",
-            import_remedy(e, "install what it needs, or correct the table of stage kinds"),
+            expected="'module:function'",
+            fix=import_remedy(e, "install what it needs, or correct the table of stage kinds"),
         ) from e
     try:
         inspect.signature(function).bind({}, {}, Path(), None)
     except (TypeError, ValueError) as e:
         raise KdepError(
             f"the stage function {path!r} does not take (spec, inputs, out, progress): {e}",
-            "these four arguments",
-            "correct it",
+            expected="these four arguments",
+            fix="correct it",
         ) from None
     return function
 
@@ -344,15 +344,17 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
     """Strict JSON in a dict, or KdepError."""
     if not isinstance(outputs, dict):
         raise KdepError(
-            f"{stage.function} returned {type(outputs).__name__}", "a dict of outputs", "correct it"
+            f"{stage.function} returned {type(outputs).__name__}",
+            expected="a dict of outputs",
+            fix="correct it",
         )
     try:
         canonical_json(outputs)
     except (TypeError, ValueError) as e:
         raise KdepError(
             f"{stage.function} returned outputs that are not strict JSON ({e})",
-            "finite numbers, strings, lists and dicts",
-            "find the NaN or the foreign object in what it returns",
+            expected="finite numbers, strings, lists and dicts",
+            fix="find the NaN or the foreign object in what it returns",
         ) from None
 
 
@@ -393,23 +395,22 @@ def sentence_of(e: BaseException) -> str:
         return str(
             KdepError(
                 f"the stage ran out of disk space ({text})",
-                "room for its outputs",
-                "free space in the work dir and run again",
+                expected="room for its outputs",
+                fix="free space in the work dir and run again",
             )
         )
     if isinstance(e, MemoryError) or "can't allocate memory" in text:
         return str(
             KdepError(
                 f"the stage ran out of memory ({text})",
-                "memory for its outputs",
-                "run fewer stages at once (--jobs) or lower the batch size",
+                expected="memory for its outputs",
+                fix="run fewer stages at once (--jobs) or lower the batch size",
             )
         )
     return str(
         KdepError(
             f"the stage stopped with {type(e).__name__}: {text}",
-            "",
-            f"read the traceback at the end of its {state.LOG}",
+            fix=f"read the traceback at the end of its {state.LOG}",
         )
     )
 

@@ -79,13 +79,13 @@ class Teacher(nn.Module, ABC):
     def forward(self, images: Tensor) -> TeacherOutput:
         """`images`: [B, 3, H, W] uint8 RGB of any size H = W; the result carries no gradient."""
         if images.dtype != torch.uint8:
-            raise KdepError(f"the teacher got {images.dtype} pictures", "uint8 RGB")
+            raise KdepError(f"the teacher got {images.dtype} pictures", expected="uint8 RGB")
         x = (images.float() - self.mean) / self.std
         out = self.features(x.contiguous(memory_format=torch.channels_last))
         if out.pooled.shape != (len(images), self.width):
             raise KdepError(
                 f"teacher {self.name} returned a feature of shape {tuple(out.pooled.shape)}",
-                f"({len(images)}, {self.width})",
+                expected=f"({len(images)}, {self.width})",
             )
         return out
 
@@ -120,8 +120,8 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         raise KdepError(
             f"the weights in {source} do not fit: {len(missing)} missing {missing[:3]}, "
             f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}",
-            f"exactly the {len(own)} tensors of {type(module).__name__}",
-            "use the checkpoint of this very architecture",
+            expected=f"exactly the {len(own)} tensors of {type(module).__name__}",
+            fix="use the checkpoint of this very architecture",
         )
     # torch would convert whole numbers to floats, and drop an imaginary part, in silence.
     kinds = [k for k, v in own.items() if _kind(v) != _kind(tensors[k]) and k not in _counters(own)]
@@ -130,8 +130,9 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         raise KdepError(
             f"{len(kinds)} tensors in {source} hold another kind of number {kinds[:3]}: {first} "
             f"has {tensors[first].dtype}",
-            f"{own[first].dtype} or another type of that kind, as {type(module).__name__} has",
-            "use a checkpoint that is not quantised",
+            expected=f"{own[first].dtype} or another type of that kind, as "
+            f"{type(module).__name__} has",
+            fix="use a checkpoint that is not quantised",
         )
     module.load_state_dict(dict(tensors), strict=True)
     unequal = [k for k, v in module.state_dict().items() if not torch.equal(v, tensors[k].to(v))]
@@ -152,5 +153,7 @@ def build_teacher(config: Mapping[str, Any]) -> Teacher:
     """Builds the teacher of a config page; its `card` is for people and is left aside."""
     teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):
-        raise KdepError(f"{config['type']} is no Teacher", "a subclass of kdep_bench's Teacher")
+        raise KdepError(
+            f"{config['type']} is no Teacher", expected="a subclass of kdep_bench's Teacher"
+        )
     return teacher

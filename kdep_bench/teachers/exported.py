@@ -46,8 +46,8 @@ class Exported(Teacher):
         if backbone is None:
             raise KdepError(
                 f"the assistant {name} has no weights",
-                "the export of its arm",
-                "name it as `teacher` of a method, so that its stages are planned",
+                expected="the export of its arm",
+                fix="name it as `teacher` of a method, so that its stages are planned",
             )
         self.name, self.has_logits = name, has_logits
         self.width, self.input_px = int(student["width"]), int(student["input_px"])
@@ -72,8 +72,8 @@ def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module
     if set(found) != {"weight", "bias"} or found["weight"].shape[1] != width:
         raise KdepError(
             f"the assistant {name} was trained without a linear head on its feature",
-            f"{HEAD}weight and {HEAD}bias in its checkpoint",
-            "choose a feature method, or an assistant that was trained on logits or labels",
+            expected=f"{HEAD}weight and {HEAD}bias in its checkpoint",
+            fix="choose a feature method, or an assistant that was trained on logits or labels",
         )
     head = nn.Linear(width, len(found["weight"]))
     load_exactly(head, found, str(checkpoint))

@@ -72,8 +72,8 @@ def transformers() -> Any:
     except ImportError as e:
         raise KdepError(
             f"transformers is not installed or does not load ({e})",
-            "the optional extra `hf`",
-            "run: pip install 'transformers>=5.23,<6'",
+            expected="the optional extra `hf`",
+            fix="run: pip install 'transformers>=5.23,<6'",
         ) from e
 
 
@@ -122,8 +122,8 @@ class HuggingFace(NetworkTeacher):
         except (RuntimeError, ValueError) as e:
             raise KdepError(
                 f"the weights in {source} do not fit {type(net).__name__} ({plain_text(e)})",
-                "the weights of this very architecture",
-                "correct `args=`",
+                expected="the weights of this very architecture",
+                fix="correct `args=`",
             ) from e
         finally:
             bars.set_verbosity(level)
@@ -133,8 +133,9 @@ class HuggingFace(NetworkTeacher):
         if faults:
             raise KdepError(
                 f"the weights in {source} do not fit {type(net).__name__}: {faults}",
-                "exactly the tensors of that tower",
-                "correct `args=`, set `prefix=` to the tower's, or `drop=` what is no part of it",
+                expected="exactly the tensors of that tower",
+                fix="correct `args=`, set `prefix=` to the tower's, or `drop=` what is no part of "
+                "it",
             )
         alien = strangers(filled.state_dict(), tensors)
         if alien:
@@ -212,16 +213,16 @@ def check_config(config: Any, path: Path) -> None:
     except Exception as e:  # transformers raises whatever it meets first
         raise KdepError(
             f"{path} is no config of a {config.model_type} ({type(e).__name__}: {plain_text(e)})",
-            "the config.json of these weights",
-            "get it again, or move it away: it is compared with `args=` only",
+            expected="the config.json of these weights",
+            fix="get it again, or move it away: it is compared with `args=` only",
         ) from None
     for name in DECISIVE:
         ours, other = getattr(config, name, None), getattr(theirs, name, None)
         if ours != other:
             raise KdepError(
                 f"the teacher's page has {name}={ours!r}",
-                f"{other!r}, as in {path}",
-                "correct `args=`",
+                expected=f"{other!r}, as in {path}",
+                fix="correct `args=`",
             )
 
 

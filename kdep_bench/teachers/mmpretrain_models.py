@@ -42,14 +42,14 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
     is_file = str(model).endswith(".py")
     if is_file and not Path(model).is_file():
-        raise KdepError(f"the mmpretrain config {model} does not exist", "", "check `model=`")
+        raise KdepError(f"the mmpretrain config {model} does not exist", fix="check `model=`")
     config = Config.fromfile(model) if is_file else zoo_entry(model).config
     classifier = ConfigDict(config.model)
     if classifier.type != "ImageClassifier":
         raise KdepError(
             f"{model} is a {classifier.type} in mmpretrain",
-            "an ImageClassifier",
-            "name another model",
+            expected="an ImageClassifier",
+            fix="name another model",
         )
     classifier.setdefault("data_preprocessor", config.get("data_preprocessor"))
     classifier.pop("init_cfg", None)
@@ -64,8 +64,8 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
             f"mmpretrain does not build {model} with {args} ({e})",
-            "arguments it takes",
-            "correct `args=`",
+            expected="arguments it takes",
+            fix="correct `args=`",
         ) from e
     net.init_weights()
     return net, "head"
@@ -140,8 +140,8 @@ class MMPretrain(NetworkTeacher):
         if not getattr(data, "_enable_normalize", False):
             raise KdepError(
                 f"the config of {model} declares no normalisation",
-                "a data_preprocessor with mean and std",
-                "give `mean=` and `std=`, RGB, on the 0-255 scale",
+                expected="a data_preprocessor with mean and std",
+                fix="give `mean=` and `std=`, RGB, on the 0-255 scale",
             )
         mean, std = data.mean.flatten().tolist(), data.std.flatten().tolist()
         return (mean, std) if data.to_rgb else (mean[::-1], std[::-1])

@@ -41,7 +41,9 @@ def grid(tokens_BTC: Tensor, extra: int) -> Tensor:
     b, t, c = tokens_BTC.shape
     side = math.isqrt(t - extra)
     if side * side != t - extra:
-        raise KdepError(f"{t - extra} patch tokens", "a square number, from a square picture")
+        raise KdepError(
+            f"{t - extra} patch tokens", expected="a square number, from a square picture"
+        )
     return tokens_BTC[:, extra:].transpose(1, 2).reshape(b, c, side, side)
 
 
@@ -98,7 +100,7 @@ class NetworkTeacher(Teacher):
         args: Mapping[str, Any] | None = None,
     ) -> None:
         if tap not in ("before", "read"):
-            raise KdepError(f"teacher {name} has tap={tap!r}", "'before' or 'read'")
+            raise KdepError(f"teacher {name} has tap={tap!r}", expected="'before' or 'read'")
         check_stated({"name": name, "mean": mean, "std": std})
         options = dict(args or {})
         with torch.random.fork_rng(devices=[]):
@@ -150,8 +152,8 @@ class NetworkTeacher(Teacher):
         if not isinstance(out, Tensor) or out.ndim != 4:
             raise KdepError(
                 f"a map of teacher {self.name} is {tuple(getattr(out, 'shape', ()))}",
-                "[B, C, H, W]",
-                "name another module in `maps=`",
+                expected="[B, C, H, W]",
+                fix="name another module in `maps=`",
             )
         return out
 
@@ -185,8 +187,8 @@ class NetworkTeacher(Teacher):
         if missing or LAST in self._paths:
             raise KdepError(
                 f"the maps of teacher {self.name} name {missing or [LAST]}",
-                "names other than 'last', of modules that the network has",
-                "correct `maps=`",
+                expected="names other than 'last', of modules that the network has",
+                fix="correct `maps=`",
             )
         if tap == "read":
             return "what the classifier reads"
@@ -198,8 +200,8 @@ class NetworkTeacher(Teacher):
             raise KdepError(
                 f"teacher {self.name} does not run on pictures of {self.input_px} px "
                 f"({str(e).strip().splitlines()[0][:160]})",
-                "a size that its network takes",
-                "correct `input_px=` or `args=` (img_size, dynamic_img_size)",
+                expected="a size that its network takes",
+                fix="correct `input_px=` or `args=` (img_size, dynamic_img_size)",
             ) from e
         if path is not None:
             self._activation = path
@@ -209,16 +211,16 @@ class NetworkTeacher(Teacher):
             if after is None or not torch.equal(module(seen["tap"]), after):
                 raise KdepError(
                     f"the tap {path} of teacher {self.name} does not sit before its final map",
-                    "activation(tap) equal to the final map",
-                    "set tap='read'",
+                    expected="activation(tap) equal to the final map",
+                    fix="set tap='read'",
                 )
             return f"before {path} ({type(module).__name__})"
         if last is not None and rectified(last, read):
             raise KdepError(
                 f"the last map of teacher {self.name} has been through a ReLU that is no module of "
                 "the network, or was pooled after it",
-                "a network that ends in an activation which can be found, or in none",
-                "set tap='read' for what its classifier reads",
+                expected="a network that ends in an activation which can be found, or in none",
+                fix="set tap='read' for what its classifier reads",
             )
         return "what the classifier reads (the network does not end in an activation)"
 
@@ -235,6 +237,6 @@ class NetworkTeacher(Teacher):
             if said is not None and said != found:
                 raise KdepError(
                     f"teacher {self.name} has {what}={found}",
-                    f"{said}, as its config says",
-                    f"correct `{what}=`",
+                    expected=f"{said}, as its config says",
+                    fix=f"correct `{what}=`",
                 )

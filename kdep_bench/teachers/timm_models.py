@@ -25,8 +25,8 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     except (TypeError, RuntimeError) as e:
         raise KdepError(
             f"timm does not build {model} with {args} ({e})",
-            "arguments it takes",
-            "correct `args=`",
+            expected="arguments it takes",
+            fix="correct `args=`",
         ) from e
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
     if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):
@@ -42,8 +42,8 @@ def parts(net: Any, x_B3HW: Tensor) -> Parts:
     if not isinstance(out, Tensor):
         raise KdepError(
             f"{type(net).__name__}.forward_features gives a {type(out).__name__}",
-            "one tensor",
-            "choose another architecture",
+            expected="one tensor",
+            fix="choose another architecture",
         )
     read = net.forward_head(out, pre_logits=True)
     logits = net.forward_head(out) if getattr(net, "num_classes", 0) else None

@@ -36,8 +36,8 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     except TypeError as e:
         raise KdepError(
             f"torchvision does not build {model} with {args} ({e})",
-            "arguments it takes",
-            "correct `args=`",
+            expected="arguments it takes",
+            fix="correct `args=`",
         ) from e
     path = last_linear(net)
     if not head:
@@ -50,7 +50,9 @@ def last_linear(net: nn.Module) -> str:
     found = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not found:
         raise KdepError(
-            f"{type(net).__name__} has no linear classifier", "one", "choose another architecture"
+            f"{type(net).__name__} has no linear classifier",
+            expected="one",
+            fix="choose another architecture",
         )
     return found[-1]
 
@@ -61,8 +63,8 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> Parts:
     if place is None:
         raise KdepError(
             f"it is not known where {type(net).__name__} has its last map",
-            f"one of the submodules {', '.join(p for p, _ in FINAL)}",
-            "choose another architecture",
+            expected=f"one of the submodules {', '.join(p for p, _ in FINAL)}",
+            fix="choose another architecture",
         )
     wanted: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
     with captured(net, wanted) as seen:

@@ -99,21 +99,21 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         path = _path(weights)
         if not path.exists():
             raise KdepError(
-                f"the weights file {path} of teacher {name} does not exist", "", "check `weights=`"
+                f"the weights file {path} of teacher {name} does not exist", fix="check `weights=`"
             )
         return path
     if hub is None:
         raise KdepError(
             f"teacher {name} has no weights",
-            "a weights file (random weights teach nothing)",
-            "give `weights=` a path",
+            expected="a weights file (random weights teach nothing)",
+            fix="give `weights=` a path",
         )
     if hub.local is not None:
         if (start := named_hash(hub.local.name)) and not file_hash(hub.local).startswith(start):
             raise KdepError(
                 f"{hub.local} does not have the checksum its name states",
-                f"a SHA-256 that starts with {start}",
-                "get it again, or give `weights=` the path of a whole copy",
+                expected=f"a SHA-256 that starts with {start}",
+                fix="get it again, or give `weights=` the path of a whole copy",
             )
         return hub.local
     size = f" ({hub.size})" if hub.size else ""
@@ -121,8 +121,8 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         raise KdepError(
             f"the weights of teacher {name} are not on this machine; they would be downloaded from "
             f"{hub.where}{size}",
-            "a file, or leave to download",
-            "give `weights=` the path of that file, or set download=True",
+            expected="a file, or leave to download",
+            fix="give `weights=` the path of that file, or set download=True",
         )
     try:
         return hub.fetch()
@@ -130,8 +130,8 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         reason = plain_text(e)
         raise KdepError(
             f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
-            "a connection to it",
-            "get the file on another machine and give `weights=` its path",
+            expected="a connection to it",
+            fix="get the file on another machine and give `weights=` its path",
         ) from e
 
 
@@ -163,16 +163,16 @@ def read_weights(
         if not kept:
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {prefix!r}",
-                f"names such as {', '.join(list(tensors)[:_LISTED])}",
-                "correct `prefix=`",
+                expected=f"names such as {', '.join(list(tensors)[:_LISTED])}",
+                fix="correct `prefix=`",
             )
         tensors = kept
     for start in drop:
         if not any(k.startswith(start) for k in tensors):
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {start!r}, to be dropped",
-                f"names such as {', '.join(list(tensors)[:_LISTED])}",
-                "correct `drop=`",
+                expected=f"names such as {', '.join(list(tensors)[:_LISTED])}",
+                fix="correct `drop=`",
             )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(drop))}
     refuse_bad(tensors, f"the weights file {path}", "get another copy")
@@ -188,16 +188,20 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
     if nan:
         raise KdepError(
             f"{what} holds NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
-            "finite weights",
-            remedy,
+            expected="finite weights",
+            fix=remedy,
         )
     name = next(iter(bad))
-    raise KdepError(f"{what}: the tensor {name} {bad[name]}", "dense tensors of numbers", remedy)
+    raise KdepError(
+        f"{what}: the tensor {name} {bad[name]}", expected="dense tensors of numbers", fix=remedy
+    )
 
 
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, Path)) or not str(path):
-        raise KdepError(f"weights={path!r}", "the path of a file", "correct `weights=`")
+        raise KdepError(
+            f"weights={path!r}", expected="the path of a file", fix="correct `weights=`"
+        )
     return Path(path).expanduser()
 
 
@@ -208,8 +212,8 @@ def _check_hash(path: Path, sha256: str | None) -> None:
     if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
         raise KdepError(
             f"sha256={sha256!r}",
-            "8 to 64 hex digits, or None for no check",
-            f"run: sha256sum {path}",
+            expected="8 to 64 hex digits, or None for no check",
+            fix=f"run: sha256sum {path}",
         )
     if not path.is_file():
         return  # the reader says what it is
@@ -217,13 +221,14 @@ def _check_hash(path: Path, sha256: str | None) -> None:
         got = file_hash(path)
     except OSError as e:
         raise KdepError(
-            f"the weights file {path} cannot be read ({e.strerror})", "", "check its rights"
+            f"the weights file {path} cannot be read ({e.strerror})", fix="check its rights"
         ) from None
     if not got.startswith(wanted):
         raise KdepError(
             f"the weights file {path} has the SHA-256 {got}",
-            f"one that starts with {wanted}, as `sha256=` says",
-            "get the file that the teacher's config names; or, to use this one, set sha256 to its "
+            expected=f"one that starts with {wanted}, as `sha256=` says",
+            fix="get the file that the teacher's config names; or, to use this one, set sha256 to "
+            "its "
             "sum, or sha256=None for no check; weights of your own training are best read by a "
             "config of type Checkpoint (configs/teachers/microsoft_resnet50.py is one)",
         )
@@ -238,15 +243,16 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
             if len(sets) > 1:
                 raise KdepError(
                     f"the weights file {path} holds several sets of tensors: {', '.join(sets)}",
-                    "one of them named",
-                    "set `key=` to it",
+                    expected="one of them named",
+                    fix="set `key=` to it",
                 )
             key = next(iter(sets))
         if key is not None:
             loaded, where = _entry(loaded, key, path, sets), f"under {key!r}"
     if not isinstance(loaded, Mapping):
         raise KdepError(
-            f"the weights file {path} holds a {type(loaded).__name__} {where}", "names -> tensors"
+            f"the weights file {path} holds a {type(loaded).__name__} {where}",
+            expected="names -> tensors",
         )
     alien = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
     if alien or not loaded:
@@ -254,8 +260,8 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
         what = f"entries that are no tensors ({', '.join(told)})" if alien else "no tensor"
         raise KdepError(
             f"the weights file {path} holds {what} {where}",
-            "names -> tensors",
-            "save the state_dict alone, or name the entry that holds it with `key=`",
+            expected="names -> tensors",
+            fix="save the state_dict alone, or name the entry that holds it with `key=`",
         )
     return dict(loaded)
 
@@ -288,14 +294,16 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, A
         known = [repr(k) for k in sets if k]
         raise KdepError(
             f"the weights file {path} has no set of tensors {key!r}",
-            f"one of: {', '.join(known)}" if known else "no `key=`: its tensors lie at the top",
-            "correct `key=`" if known else "leave `key=` away",
+            expected=f"one of: {', '.join(known)}"
+            if known
+            else "no `key=`: its tensors lie at the top",
+            fix="correct `key=`" if known else "leave `key=` away",
         )
     if len(found) > 1:
         raise KdepError(
             f"the weights file {path} has {len(found)} sets of tensors that {key!r} can mean",
-            "one: a name with a dot and an entry within an entry are written alike",
-            "save the one you mean alone",
+            expected="one: a name with a dot and an entry within an entry are written alike",
+            fix="save the one you mean alone",
         )
     return found[0]
 
@@ -329,7 +337,7 @@ def fit(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
         if ends:
             raise KdepError(
                 f"no tensor of {source} has a name of this network, but {ends[0]} is its {first}",
-                "the same names",
-                f"set prefix={ends[0].removesuffix(first)!r}",
+                expected="the same names",
+                fix=f"set prefix={ends[0].removesuffix(first)!r}",
             )
     load_exactly(net, full, str(source))

@@ -67,14 +67,14 @@ class Task(ABC):
         if surplus := got - self.recipe_keys:
             raise KdepError(
                 f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(surplus))}",
-                f"keys among {', '.join(sorted(self.recipe_keys))}",
-                "remove or rename them in the task config",
+                expected=f"keys among {', '.join(sorted(self.recipe_keys))}",
+                fix="remove or rename them in the task config",
             )
         if lacking := self.recipe_keys - got:
             raise KdepError(
                 f"the recipe of task {self.name} lacks: {', '.join(sorted(lacking))}",
-                "all its numbers stated",
-                "add them to the task config",
+                expected="all its numbers stated",
+                fix="add them to the task config",
             )
         check_recipe(self.name, self.recipe)
 
@@ -121,8 +121,8 @@ class Task(ABC):
         if value is None or not math.isfinite(value):
             raise KdepError(
                 f"task {self.name} measured {self.metric} = {value}",
-                f"a finite number (measured: {', '.join(sorted(metrics)) or 'nothing'})",
-                "look at the loss curve in the stage's log",
+                expected=f"a finite number (measured: {', '.join(sorted(metrics)) or 'nothing'})",
+                fix="look at the loss curve in the stage's log",
             )
         notes = list(notes)
         undefined = sorted(k for k, v in per_class.items() if not math.isfinite(v))
@@ -219,8 +219,8 @@ class MMTask(Task):
                 raise KdepError(
                     f"the {len(images.dataset)} training images of task "
                     f"{self.name} do not fill one batch",
-                    f"{batch} images at least",
-                    "lower the batch in the task's recipe, or give it more images",
+                    expected=f"{batch} images at least",
+                    fix="lower the batch in the task's recipe, or give it more images",
                 )
             runner.train()
             train_s = time.perf_counter() - start
@@ -228,7 +228,7 @@ class MMTask(Task):
             if len(gates) != 1 or gates[0].gate is None:
                 raise KdepError(
                     f"the load gate did not run in task {self.name}",
-                    "one KdepLoadGate in custom_hooks, run before the first step",
+                    expected="one KdepLoadGate in custom_hooks, run before the first step",
                 )
             count = DetectionCount()
             if self.family == "detection":
@@ -277,8 +277,9 @@ def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
     if not found.get("out_indices"):
         raise KdepError(
             f"task {task} reads a pyramid and the student {student['name']} has none",
-            "a student with `pyramid` in its config; without, it serves classification alone",
-            "drop the task or the student from the suite",
+            expected="a student with `pyramid` in its config; without, it serves classification "
+            "alone",
+            fix="drop the task or the student from the suite",
         )
     return found
 
@@ -451,8 +452,8 @@ class reading_images:
         if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
             raise KdepError(
                 f"task {self.task} cannot read an image ({text[:200]})",
-                "every listed image present and decodable",
-                "put an image that can be decoded in its place, and run the same again",
+                expected="every listed image present and decodable",
+                fix="put an image that can be decoded in its place, and run the same again",
             ) from error
 
 
@@ -465,15 +466,15 @@ def class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise KdepError(
             f"the prepared data have no folder {root.parent.name}/{root.name}",
-            "one folder for each class in it",
-            "add that split to `classify` in the data config, or choose another `folder` or "
+            expected="one folder for each class in it",
+            fix="add that split to `classify` in the data config, or choose another `folder` or "
             "`split` in the task's config",
         )
     names = class_names(root)
     if len(names) < 2:
         raise KdepError(
             f"{shown(root.resolve())} has {len(names)} class folders",
-            "two at least",
-            "add a folder for each class there, or correct its path in the data config",
+            expected="two at least",
+            fix="add a folder for each class there, or correct its path in the data config",
         )
     return names

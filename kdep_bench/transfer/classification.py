@@ -375,7 +375,7 @@ def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarra
     if not np.isfinite(x).all():
         raise KdepError(
             f"the backbone's features of {folder} are not finite",
-            "finite features",
-            "look at the pre-training loss",
+            expected="finite features",
+            fix="look at the pre-training loss",
         )
     return x, np.asarray(labels)

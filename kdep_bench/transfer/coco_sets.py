@@ -30,8 +30,8 @@ def ids_of(coco: COCO, names: Sequence[str]) -> list[int]:
         if len(found) != 1:
             raise KdepError(
                 f"an annotation file has {len(found)} categories named {name!r}",
-                "exactly one",
-                "correct `categories` in the json of every split",
+                expected="exactly one",
+                fix="correct `categories` in the json of every split",
             )
         ids += found
     return ids
@@ -67,7 +67,7 @@ class NamedCocoMetric(CocoMetric):
             raise KdepError(
                 f"the scored annotations give the classes {', '.join(names[:8])} the ids "
                 f"{self.cat_ids[:8]}",
-                "ids that increase in the order of the training split's classes",
-                "give every category the same id in every split",
+                expected="ids that increase in the order of the training split's classes",
+                fix="give every category the same id in every split",
             )
         return super().compute_metrics(results)

@@ -50,8 +50,8 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
         if role not in by_role:
             raise KdepError(
                 f"the task {task} did not count the images of its {role} data",
-                "a SplitCount for each loader from `check_data`",
-                "return one in the task's class",
+                expected="a SplitCount for each loader from `check_data`",
+                fix="return one in the task's class",
             )
         count = by_role[role]
         if images != count.images:
@@ -59,8 +59,8 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
             raise KdepError(
                 f"task {task} loads {images} images of the split {count.split}, and {place} has "
                 f"{count.images}",
-                "every counted image in the data set, and no other",
-                "move hidden folders and files that are no images out of that folder, then run "
+                expected="every counted image in the data set, and no other",
+                fix="move hidden folders and files that are no images out of that folder, then run "
                 "again",
             )
     return [c.left_out for c in by_role.values() if c.left_out]

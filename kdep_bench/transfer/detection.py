@@ -95,8 +95,8 @@ class Detection(MMTask):
             one, other = (shown(files[s].resolve()) for s in ("train", self.split))
             raise KdepError(
                 f"the categories of {one} and {other} differ: {classes}, {got}",
-                "the same categories with the same ids in every split",
-                "write both files with one list of categories",
+                expected="the same categories with the same ids in every split",
+                fix="write both files with one list of categories",
             )
         trained, note = trained_images(read_strict(files["train"]), classes, MIN_SIZE)
         return [

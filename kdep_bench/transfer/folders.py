@@ -25,8 +25,8 @@ class ClassFolders(CustomDataset):
             raise KdepError(
                 f"the class folders of {self.img_prefix} are not the {len(names)} classes of the "
                 f"task: {', '.join(odd[:3])}",
-                "one folder per class",
-                "give every split the same class folders",
+                expected="one folder per class",
+                fix="give every split the same class folders",
             )
         self.folder_to_idx = {name: names.index(name) for name in folders}
         by_class = list_images(self.img_prefix).by_class()

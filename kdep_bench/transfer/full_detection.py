@@ -171,8 +171,8 @@ class OfficialDetection(Detection):
                 raise KdepError(
                     f"task {self.name} builds a C4 detector and the student "
                     f"{student['name']} is a {student['backbone']['type']}",
-                    "a ResNet, whose last stage can work on RoIs",
-                    "use the FPN task of the same data set",
+                    expected="a ResNet, whose last stage can work on RoIs",
+                    fix="use the FPN task of the same data set",
                 )
             indices = pyramid["out_indices"][2:3]
             stages = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))

@@ -39,26 +39,30 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
     if not isinstance(loaded, Mapping):
         raise KdepError(
             f"the checkpoint {path} holds a {type(loaded).__name__}",
-            "a mapping from names to tensors",
-            _REMEDY,
+            expected="a mapping from names to tensors",
+            fix=_REMEDY,
         )
     alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
     if alien or not loaded:
         what = f"entries that are no tensors ({_names(alien)})" if alien else "no tensor at all"
         raise KdepError(
-            f"the checkpoint {path} holds {what}", "a flat mapping names -> tensors", _REMEDY
+            f"the checkpoint {path} holds {what}",
+            expected="a flat mapping names -> tensors",
+            fix=_REMEDY,
         )
     bad = bad_tensors(loaded)
     if nan := [k for k, why in bad.items() if "NaN" in why]:
         raise KdepError(
             f"the checkpoint {path} holds NaN or infinity in {len(nan)} tensors ({_names(nan)})",
-            "finite weights",
-            "look at the loss of the pre-training stage; lower its learning rate",
+            expected="finite weights",
+            fix="look at the loss of the pre-training stage; lower its learning rate",
         )
     if bad:
         name = next(iter(bad))
         raise KdepError(
-            f"the checkpoint {path}: {name} {bad[name]}", "dense tensors of numbers", _REMEDY
+            f"the checkpoint {path}: {name} {bad[name]}",
+            expected="dense tensors of numbers",
+            fix=_REMEDY,
         )
     return OrderedDict(loaded)
 
@@ -143,8 +147,8 @@ def check(
     raise KdepError(
         f"only {gate['coverage']:.1%} of the backbone's weights equal the file {path}"
         + (f": {'; '.join(parts)}" if parts else ""),
-        "every parameter and buffer of the backbone to equal the exported file",
-        _remedy(missing, unexpected, mismatched),
+        expected="every parameter and buffer of the backbone to equal the exported file",
+        fix=_remedy(missing, unexpected, mismatched),
     )
 
 
@@ -194,8 +198,8 @@ class Parts(nn.Module):
             if twice := joined.keys() & own.keys():
                 raise KdepError(
                     f"two parts of the model hold the tensor {min(twice)!r}",
-                    "each backbone tensor in one part",
-                    "correct `parts` of the load gate",
+                    expected="each backbone tensor in one part",
+                    fix="correct `parts` of the load gate",
                 )
             joined.update(own)
         return joined

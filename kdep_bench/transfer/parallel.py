@@ -42,8 +42,8 @@ def per_process(batch: int, what: str) -> int:
     if batch % ranks:
         raise KdepError(
             f"the {what} of {batch} images cannot be divided over {ranks} processes",
-            "a multiple of the number of processes",
-            "start another number of processes",
+            expected="a multiple of the number of processes",
+            fix="start another number of processes",
         )
     return batch // ranks
 

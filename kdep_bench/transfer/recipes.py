@@ -54,54 +54,66 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
         if key in recipe:
             _check_several(recipe[key], annotation, count, where, key)
     if recipe.get("train_share") == 0:
-        raise KdepError(f"{where} has train_share = 0", "a share above 0", "correct the config")
+        raise KdepError(
+            f"{where} has train_share = 0", expected="a share above 0", fix="correct the config"
+        )
     iters, warmup = recipe.get("iters"), recipe.get("warmup")
     if iters is not None and warmup is not None and not warmup < iters:
         raise KdepError(
             f"{where} warms up for {warmup} of {iters} steps",
-            "at least 1 step of warm-up, and fewer than iters",
-            "change warmup or iters in the task config",
+            expected="at least 1 step of warm-up, and fewer than iters",
+            fix="change warmup or iters in the task config",
         )
     epochs, step = recipe.get("epochs"), recipe.get("step_epochs")
     if epochs is not None and step is not None and step > epochs:
         raise KdepError(
             f"{where} lowers the rate after each {step} epochs and has {epochs}",
-            "step_epochs no larger than epochs",
-            "change step_epochs or epochs in the task config",
+            expected="step_epochs no larger than epochs",
+            fix="change step_epochs or epochs in the task config",
         )
     for key in ("crop_scale", "resize_ratio", "steps"):
         values = list(recipe.get(key) or ())
         if values != sorted(values) or (key == "crop_scale" and values and values[0] == 0):
             raise KdepError(
-                f"{where} has {key} = {values}", "growing numbers above 0", "correct the config"
+                f"{where} has {key} = {values}",
+                expected="growing numbers above 0",
+                fix="correct the config",
             )
     if "classes" in recipe and "palette" in recipe:
         _check_palette(recipe["classes"], recipe["palette"], where)
     if recipe.get("protocol") == "folds":
         for key in ("folds", "inner_folds"):
             if recipe.get(key, 2) < 2:
-                raise KdepError(f"{where} has {key} = {recipe[key]}", "two or more", "correct it")
+                raise KdepError(
+                    f"{where} has {key} = {recipe[key]}", expected="two or more", fix="correct it"
+                )
 
 
 def _check_several(value: Any, annotation: str, count: int | None, where: str, key: str) -> None:
     many = "one or more numbers" if count is None else f"{count} numbers"
     if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
-        raise KdepError(f"{where} has {key} = {value!r:.60}", many, "correct the config")
+        raise KdepError(
+            f"{where} has {key} = {value!r:.60}", expected=many, fix="correct the config"
+        )
     for one in value:
         check_value(annotation, one, where, key)
 
 
 def _check_palette(classes: Any, palette: Any, where: str) -> None:
     if not isinstance(classes, list | tuple) or not isinstance(palette, list | tuple):
-        raise KdepError(f"{where} has no lists as classes and palette", "two lists", "correct it")
+        raise KdepError(
+            f"{where} has no lists as classes and palette", expected="two lists", fix="correct it"
+        )
     if len(classes) != len(palette):
         raise KdepError(
             f"{where} has {len(classes)} classes and {len(palette)} colours in its palette",
-            "one colour for each class",
-            "correct the palette",
+            expected="one colour for each class",
+            fix="correct the palette",
         )
     if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
-        raise KdepError(f"{where} names the class {twice[0]} twice", "each once", "correct it")
+        raise KdepError(
+            f"{where} names the class {twice[0]} twice", expected="each once", fix="correct it"
+        )
 
 
 def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str) -> None:
@@ -118,8 +130,8 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
         if least < folds:
             raise KdepError(
                 f"the smallest class of {where} has {least} images",
-                f"{folds} at least, one for each fold",
-                f"set folds={max(2, least)} in the task's recipe"
+                expected=f"{folds} at least, one for each fold",
+                fix=f"set folds={max(2, least)} in the task's recipe"
                 if least >= 2
                 else "add images to that class, or remove the class",
             )
@@ -127,8 +139,8 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
         if left < inner:
             raise KdepError(
                 f"the smallest class of {where} leaves {left} images to the inner folds",
-                f"{inner} at least, one for each inner fold",
-                f"set inner_folds={left} in the task's recipe"
+                expected=f"{inner} at least, one for each inner fold",
+                fix=f"set inner_folds={left} in the task's recipe"
                 if left >= 2
                 else "add images to that class, or remove the class",
             )
@@ -142,6 +154,6 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
         raise KdepError(
             f"train_share = {share:g} takes {taken} of {total} images of {where}, in {classes} "
             f"classes of which the smallest has {least}",
-            "an image of every class on either side, and two of each at least",
-            "set train_share=1.0 in the task's recipe, which takes all of them, or add images",
+            expected="an image of every class on either side, and two of each at least",
+            fix="set train_share=1.0 in the task's recipe, which takes all of them, or add images",
         )

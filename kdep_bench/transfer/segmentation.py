@@ -94,8 +94,8 @@ class Segmentation(MMTask):
         if named != recipe:
             raise KdepError(
                 f"task {self.name} names the classes {recipe} and its data {named}",
-                "the same names in the same order: the first is mask value 0",
-                f"set classes={tuple(named)} in the task's recipe",
+                expected="the same names in the same order: the first is mask value 0",
+                fix=f"set classes={tuple(named)} in the task's recipe",
             )
 
     def read_metrics(

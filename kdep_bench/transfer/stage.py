@@ -40,7 +40,7 @@ def run(
     if not isinstance(task, Task):
         raise KdepError(
             f"the task type {spec['task']['type']} is no transfer task",
-            "a subclass of kdep_bench.transfer.base.Task",
+            expected="a subclass of kdep_bench.transfer.base.Task",
         )
     if task.alone and not openmmlab.is_main_rank():
         return {}

@@ -63,7 +63,7 @@ def test_the_remedy_works(name: str) -> None:
     mean, std = WRONG[name]
     with pytest.raises(KdepError) as caught:
         check_normalisation(mean, std, "x")
-    remedy = caught.value.remedy
+    remedy = caught.value.fix
     if "multiply" in remedy:
         mean, std = [255 * v for v in mean], [255 * v for v in std]
     elif "divide" in remedy:

@@ -95,7 +95,7 @@ def _crashes(setting: Setting, outcome: Outcome) -> None:
 
 
 def _refuses(setting: Setting, outcome: Outcome) -> None:
-    raise KdepError("no such thing", "it", "bring it")
+    raise KdepError("no such thing", expected="it", fix="bring it")
 
 
 def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_a_check_that_crashes_or_refuses_ends_alone(tmp_path: Path):
     assert (crashed["status"], crashed["claims"][0]["ok"]) == ("failed", True)
     assert "status 9" in crashed["why"]
     refused = one(_refuses, tmp_path)
-    assert refused["why"] == "no such thing; expected it; to mend it: bring it."
+    assert refused["why"] == "no such thing; expected it. Fix: bring it."
 
 
 def test_checks_for_which_no_time_is_left_are_named(tmp_path: Path):

@@ -52,7 +52,7 @@ def test_a_bad_record_is_refused_with_a_sentence(change, word):
     with pytest.raises(KdepError) as e:
         make(fields() | change)
     assert word in str(e.value)
-    assert "to mend it" in str(e.value)
+    assert " Fix: " in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def make(
     if do == "raise":
         raise ValueError("a fault of the stage")
     if do == "kdep":
-        raise KdepError("a wrong thing", "a right thing", "mend it")
+        raise KdepError("a wrong thing", expected="a right thing", fix="do it right")
     if do == "once" and not (out.parent / "second-try").exists():
         (out.parent / "second-try").touch()
         raise ValueError("only the first time")
@@ -117,7 +117,7 @@ def pretend(
     (out / "made.txt").write_text(kind)
     if kind == "transfer":
         if (out.parent / "break-transfers").exists():
-            raise KdepError("a broken transfer", "a whole one", "mend it")
+            raise KdepError("a broken transfer", expected="a whole one", fix="do it right")
         (out / "shown.png").write_bytes(b"png")
         return {
             "value": 0.25 + 0.01 * spec["seed"],

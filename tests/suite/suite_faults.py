@@ -501,7 +501,7 @@ def no_cluster() -> str:
     try:
         find_snakemake()
     except KdepError as e:
-        return e.got
+        return e.problem
     slurm.sweep()
     return slurm.why_not()
 

@@ -73,7 +73,7 @@ def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
     assert "45.5 epochs" in said
     fix = re.search(r"set budget.batch to (\d+) or less", said)
     assert fix is not None
-    assert "share" not in said.partition("to mend it")[2]  # impossible at the share 1
+    assert "share" not in said.partition(" Fix: ")[2]  # impossible at the share 1
     accept(build(**told, budget=budget(batch=int(fix[1]))))
 
 
@@ -133,7 +133,7 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
     tasks = probe_of(data, tmp_path)
     said = refusal(build(data=data, tasks=tasks))
     assert "24 features, which cannot fix 256 directions" in said
-    assert "share" not in said.partition("to mend it")[2]
+    assert "share" not in said.partition(" Fix: ")[2]
     fix = re.search(r"set budget.views to (\d+) or more", said)
     assert fix is not None
     accept(build(data=data, tasks=tasks, budget=budget(views=int(fix[1]))))
@@ -154,7 +154,7 @@ def test_the_alignment_says_the_same_where_the_plan_could_not_know():
 
     with pytest.raises(KdepError) as e:
         check_rows(24, 1, 256, 1.0, 24, "the alignment")
-    assert "share" not in e.value.remedy
+    assert "share" not in e.value.fix
 
 
 def test_images_are_counted_by_the_rule_of_all_readers(tmp_path):

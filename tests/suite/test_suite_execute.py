@@ -100,7 +100,7 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
     ("do", "says"),
     [
         ("raise", "ValueError: a fault of the stage"),
-        ("kdep", "a wrong thing; expected a right thing; to mend it: mend it."),
+        ("kdep", "a wrong thing; expected a right thing. Fix: do it right."),
         ("kill", "killed by SIGKILL"),
         ("sys.exit", "sys.exit(0)"),
         ("os._exit", "exit code 0 and no result"),

@@ -19,11 +19,11 @@ def test_a_split_that_was_never_prepared_is_no_reason_to_prepare_again(tmp_path:
     root = tmp_path / "classify" / "test"
     with pytest.raises(KdepError, match="no folder classify/test") as e:
         class_folders(root)
-    assert "add that split to `classify`" in e.value.remedy
+    assert "add that split to `classify`" in e.value.fix
     root.mkdir(parents=True)
     with pytest.raises(KdepError, match="has 0 class folders") as e:
         class_folders(root)
-    assert "add a folder for each class there" in e.value.remedy
+    assert "add a folder for each class there" in e.value.fix
     for name in ("a", "b"):
         (root / name).mkdir()
     assert class_folders(root) == ["a", "b"]
@@ -37,7 +37,7 @@ def test_the_folder_named_is_the_users_own(tmp_path: Path):
     with pytest.raises(KdepError) as e:
         class_folders(tmp_path / "classify" / "train")
     assert str(own) in str(e.value)
-    assert "classify" not in e.value.got
+    assert "classify" not in e.value.problem
 
 
 def test_categories_that_differ_name_both_files_of_the_user(data: Path, tmp_path: Path):
@@ -54,7 +54,7 @@ def test_categories_that_differ_name_both_files_of_the_user(data: Path, tmp_path
     with pytest.raises(KdepError) as e:
         task.check_data(root)
     assert str(own) in str(e.value)
-    assert "one list of categories" in e.value.remedy
+    assert "one list of categories" in e.value.fix
     own.write_text(right)
     task.check_data(root)
 

@@ -31,7 +31,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         masks = need_dir(base / "annotations" / split, "the masks of ADEChallengeData2016.zip")
         names = [n.removesuffix(".jpg") for n in list_images(images).images if n.endswith(".jpg")]
         if not names:
-            raise KdepError(f"the folder {images} holds no *.jpg", "images", "unpack it again")
+            raise KdepError(
+                f"the folder {images} holds no *.jpg", expected="images", fix="unpack it again"
+            )
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _images_of(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
@@ -52,19 +54,19 @@ def _check_pair(image: Path, mask: Path) -> None:
     if facts.mode not in ("L", "P"):
         raise KdepError(
             f"the mask {mask} has mode {facts.mode}",
-            "one 8-bit channel",
-            "this is the full ADE20K release: fetch ADEChallengeData2016.zip",
+            expected="one 8-bit channel",
+            fix="this is the full ADE20K release: fetch ADEChallengeData2016.zip",
         )
     if facts[:2] != picture[:2]:
         raise KdepError(
             f"the mask {mask} is {facts.width}x{facts.height}",
-            f"{picture.width}x{picture.height} like its image",
-            "unpack both from the same archive",
+            expected=f"{picture.width}x{picture.height} like its image",
+            fix="unpack both from the same archive",
         )
     with Image.open(mask) as opened:
         top = int(np.asarray(opened).max())
     if top > CLASSES:
-        raise KdepError(f"the mask {mask} holds the value {top}", f"0..{CLASSES}", "")
+        raise KdepError(f"the mask {mask} holds the value {top}", expected=f"0..{CLASSES}")
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -97,17 +97,21 @@ def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
 
 def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) -> str:
     if archive.bytes is not None and size != archive.bytes:
-        raise KdepError(f"the archive {path} has {size} bytes", f"{archive.bytes} bytes", _AGAIN)
+        raise KdepError(
+            f"the archive {path} has {size} bytes", expected=f"{archive.bytes} bytes", fix=_AGAIN
+        )
     if size == 0:
-        raise KdepError(f"the archive {path} has zero bytes", "the whole archive", _AGAIN)
+        raise KdepError(
+            f"the archive {path} has zero bytes", expected="the whole archive", fix=_AGAIN
+        )
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
     _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` asks for it next
     if archive.md5 is not None and md5.hexdigest() != archive.md5:
         raise KdepError(
             f"the archive {path} has the MD5 {md5.hexdigest()}",
-            f"{archive.md5} ({archive.md5_source})",
-            _AGAIN,
+            expected=f"{archive.md5} ({archive.md5_source})",
+            fix=_AGAIN,
         )
     return md5.hexdigest()
 
@@ -150,25 +154,27 @@ def sentences(path: Path) -> Iterator[None]:
     except OSError as e:
         raise (_damaged(path, e) if e.errno is None else disk_error(path, e)) from None
     except MemoryError:
-        raise KdepError(f"unpacking {path} needs more memory than there is", "", "") from None
+        raise KdepError(f"unpacking {path} needs more memory than there is") from None
     except DAMAGE as e:
         raise _damaged(path, e) from None
 
 
 def _damaged(path: Path, e: object) -> KdepError:
     text = " ".join(str(e).split())[:200] or type(e).__name__
-    return KdepError(f"the archive {path} is damaged or cut short ({text})", "all of it", _AGAIN)
+    return KdepError(
+        f"the archive {path} is damaged or cut short ({text})", expected="all of it", fix=_AGAIN
+    )
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
     """The sentence for a file that could not be read or written while `path` was unpacked."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return KdepError(f"no room on the disk while unpacking {path}", "", "free space, run again")
+        return KdepError(f"no room on the disk while unpacking {path}", fix="free space, run again")
     where = f" at {e.filename}" if e.filename and str(e.filename) != str(path) else ""
     return KdepError(
         f"unpacking {path} failed{where} ({e.strerror})",
-        "files and folders that can be read and written there",
-        "check their rights and what lies in their place, and run again",
+        expected="files and folders that can be read and written there",
+        fix="check their rights and what lies in their place, and run again",
     )
 
 
@@ -293,14 +299,18 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
         if rel is None:
             continue
         if str(rel) in names:
-            raise KdepError(f"the archive {path} holds {str(rel)!r} twice", "each once", _AGAIN)
+            raise KdepError(
+                f"the archive {path} holds {str(rel)!r} twice", expected="each once", fix=_AGAIN
+            )
         names[str(rel)] = member.size
     if not names:
-        raise KdepError(f"the archive {path} holds no file", "at least one", _AGAIN)
+        raise KdepError(f"the archive {path} holds no file", expected="at least one", fix=_AGAIN)
     for name in names:
         if above := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
             raise KdepError(
-                f"the archive {path} holds {str(above)!r} as a file and as a folder", "one", _AGAIN
+                f"the archive {path} holds {str(above)!r} as a file and as a folder",
+                expected="one",
+                fix=_AGAIN,
             )
     return names
 
@@ -322,7 +332,9 @@ def _unpack(
         done += 1
         progress(done, len(names), f"unpacking {path.name}")
     if done != len(names):
-        raise KdepError(f"the archive {path} gave {done} of {len(names)} files", "all", _AGAIN)
+        raise KdepError(
+            f"the archive {path} gave {done} of {len(names)} files", expected="all", fix=_AGAIN
+        )
     return {"files": done, "bytes": sum(names.values()), "skipped": skipped}
 
 
@@ -350,7 +362,9 @@ def place(
             more = data.read(1)  # at its end a zip member compares its checksum
         if left or more:
             what = f"ends {left} bytes before its member" if left else "holds more than it says of"
-            raise KdepError(f"the archive {source} {what} {member.name!r}", "all of it", _AGAIN)
+            raise KdepError(
+                f"the archive {source} {what} {member.name!r}", expected="all of it", fix=_AGAIN
+            )
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)
@@ -370,8 +384,8 @@ def inside(out: Path, target: Path, source: Path) -> None:
     if not out.parent.resolve().is_relative_to(target.resolve()):
         raise KdepError(
             f"unpacking {source} would write to {out.parent.resolve()} through a link in {target}",
-            f"a place below {target}",
-            "remove the link",
+            expected=f"a place below {target}",
+            fix="remove the link",
         )
 
 
@@ -392,8 +406,8 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
     if bad:
         raise KdepError(
             f"the archive {source} holds the path {name[:100]!r}, which could leave its folder",
-            "relative paths without '..'",
-            "do not use this archive: fetch it from the official page",
+            expected="relative paths without '..'",
+            fix="do not use this archive: fetch it from the official page",
         )
     parts = path.parts[strip:]
     return PurePosixPath(*parts) if parts else None
@@ -476,8 +490,8 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise KdepError(
             f"the file {source} is no tar or zip archive, or damaged or cut short ({e})",
-            "the official archive",
-            _AGAIN,
+            expected="the official archive",
+            fix=_AGAIN,
         ) from None
     with t:
         last = -1
@@ -537,7 +551,9 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
     locked = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
     if locked is not None:
         raise KdepError(
-            f"the archive {path} is encrypted ({locked[:100]!r})", "an open one", "decrypt it"
+            f"the archive {path} is encrypted ({locked[:100]!r})",
+            expected="an open one",
+            fix="decrypt it",
         )
 
 
@@ -550,8 +566,8 @@ def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
     kind = "link" if info.issym() or info.islnk() else "device or special file"
     raise KdepError(
         f"the archive {source} holds the {kind} {info.name[:100]!r}",
-        "files and folders only",
-        "do not use this archive: fetch it from the official page",
+        expected="files and folders only",
+        fix="do not use this archive: fetch it from the official page",
     )
 
 
@@ -561,8 +577,8 @@ def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise KdepError(
             f"the archive {source} holds the link or special file {info.filename[:100]!r}",
-            "files and folders only",
-            "do not use this archive: fetch it from the official page",
+            expected="files and folders only",
+            fix="do not use this archive: fetch it from the official page",
         )
     if info.is_dir():
         safe_member(info.filename, source)
@@ -577,6 +593,6 @@ def _check_room(path: Path, target: Path, names: dict[str, int], total: int) -> 
         raise KdepError(
             f"unpacking {path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free at "
             f"{target}",
-            "room for all of it",
-            "free space or choose another --root",
+            expected="room for all of it",
+            fix="free space or choose another --root",
         )

@@ -77,14 +77,14 @@ def data_root(given: str | Path | None = None) -> Path:
     if not chosen:
         raise KdepError(
             f"the root of the data sets is not named (${ROOT} is not set)",
-            "a folder with one folder a set",
-            f"export {ROOT}=/path/to/data",
+            expected="a folder with one folder a set",
+            fix=f"export {ROOT}=/path/to/data",
         )
     if not Path(chosen).is_dir():
         raise KdepError(
             f"the root of the data sets {chosen} does not exist",
-            "a folder with one folder a set",
-            "make it with tools/prepare_data.py SET --root DIR",
+            expected="a folder with one folder a set",
+            fix="make it with tools/prepare_data.py SET --root DIR",
         )
     return Path(chosen)
 
@@ -114,8 +114,8 @@ def lay_out(
             raise KdepError(
                 f"the archive {archive.name} of {one.title} is in none of "
                 f"{', '.join(str(a) for a in [*archives, folder])}",
-                f"the file as {archive.page} gives it",
-                "download it there and name its folder with --archives",
+                expected=f"the file as {archive.page} gives it",
+                fix="download it there and name its folder with --archives",
             )
     digests = {}
     for archive in one.archives:
@@ -156,16 +156,16 @@ def _verify(one: OfficialSet, root: Path, decode: int | None, whole: bool) -> di
     if not folder.is_dir():
         raise KdepError(
             f"the data set {one.title} is not at {folder}",
-            "its folder below the root",
-            f"python tools/prepare_data.py {one.name} --root {root}",
+            expected="its folder below the root",
+            fix=f"python tools/prepare_data.py {one.name} --root {root}",
         )
     counts = one.verify(folder, decode)
     for key, official in one.counts.items() if whole else ():
         if counts.get(key) != official:
             raise KdepError(
                 f"{one.title} at {folder} counts {counts.get(key)} {key}",
-                f"{official}, as the official release has",
-                f"the archive was unpacked in part or is another release: "
+                expected=f"{official}, as the official release has",
+                fix=f"the archive was unpacked in part or is another release: "
                 f"python tools/prepare_data.py {one.name} --root {root}",
             )
     return counts
@@ -178,7 +178,9 @@ def need_dir(path: Path, what: str) -> Path:
     """`path` if it is a folder; KdepError otherwise."""
     if not path.is_dir():
         raise KdepError(
-            f"the folder {path} does not exist", what, "lay the set out with tools/prepare_data.py"
+            f"the folder {path} does not exist",
+            expected=what,
+            fix="lay the set out with tools/prepare_data.py",
         )
     return path
 
@@ -187,10 +189,14 @@ def need_file(path: Path, what: str) -> Path:
     """`path` if it is a file with something in it; KdepError otherwise."""
     if not path.is_file():
         raise KdepError(
-            f"the file {path} does not exist", what, "lay the set out with tools/prepare_data.py"
+            f"the file {path} does not exist",
+            expected=what,
+            fix="lay the set out with tools/prepare_data.py",
         )
     if path.stat().st_size == 0:
-        raise KdepError(f"the file {path} has zero bytes", what, "unpack its archive again")
+        raise KdepError(
+            f"the file {path} has zero bytes", expected=what, fix="unpack its archive again"
+        )
     return path
 
 
@@ -200,11 +206,15 @@ def lines(path: Path, what: str) -> list[str]:
         text = need_file(path, what).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise KdepError(
-            f"the file {path} cannot be read ({plain_text(e)})", what, "unpack its archive again"
+            f"the file {path} cannot be read ({plain_text(e)})",
+            expected=what,
+            fix="unpack its archive again",
         ) from None
     found = [x.strip() for x in text.splitlines() if x.strip()]
     if not found:
-        raise KdepError(f"the file {path} lists nothing", what, "unpack its archive again")
+        raise KdepError(
+            f"the file {path} lists nothing", expected=what, fix="unpack its archive again"
+        )
     return found
 
 
@@ -220,8 +230,8 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         if name in seen:
             raise KdepError(
                 f"the file {path} is named twice by {source}",
-                "each file once: a file that counts twice shifts every mean",
-                "unpack the archive of the list again",
+                expected="each file once: a file that counts twice shifts every mean",
+                fix="unpack the archive of the list again",
             )
         seen.add(name)
         try:
@@ -229,14 +239,14 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path} does not exist",
-                f"every file that {source} names",
-                "the archive was unpacked in part: lay the set out again",
+                expected=f"every file that {source} names",
+                fix="the archive was unpacked in part: lay the set out again",
             ) from None
         if size == 0:
             raise KdepError(
                 f"the file {path} has zero bytes",
-                "a whole file",
-                "put the whole file in its place: lay the set out again",
+                expected="a whole file",
+                fix="put the whole file in its place: lay the set out again",
             )
     return len(seen)
 

@@ -38,11 +38,11 @@ def classes(folder: Path) -> list[str]:
         if m is None or int(m[1]) != position:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} stands at place {position}",
-                f"the folder {position:03d}.<name>: numbers from 001 without a gap",
-                "unpack the archive again",
+                expected=f"the folder {position:03d}.<name>: numbers from 001 without a gap",
+                fix="unpack the archive again",
             )
     if not found:
-        raise KdepError(f"the folder {folder / FOLDER} has no class folders", "257", "")
+        raise KdepError(f"the folder {folder / FOLDER} has no class folders", expected="257")
     return found
 
 
@@ -64,8 +64,8 @@ def write_lists(folder: Path, per_class: int) -> None:
         if len(images) <= per_class:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} holds {len(images)} images",
-                f"more than {per_class}",
-                "unpack the archive again",
+                expected=f"more than {per_class}",
+                fix="unpack the archive again",
             )
         for split, part in (("train", images[:per_class]), ("test", images[per_class:])):
             rows[split] += [f"{FOLDER}/{name}/{i} {label}" for i in part]
@@ -86,8 +86,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     if len(set(listed)) != len(listed) or len(listed) != there:
         raise KdepError(
             f"the lists in {folder} name {len(set(listed))} different images of {there}",
-            "every image in exactly one list",
-            "lay the set out again",
+            expected="every image in exactly one list",
+            fix="lay the set out again",
         )
     need_files(folder, listed, f"{folder}/kdep_*.txt")
     decode_some((folder / n for n in listed), decode)
@@ -105,9 +105,9 @@ def _path_of(file: Path, row: str, names: list[str]) -> str:
     if number is None or parts[0] != FOLDER or label != str(number):
         raise KdepError(
             f"the list {file} has the line {row[:100]!r}",
-            f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
+            expected=f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
             + ("" if number is None else f": {number}"),
-            "move the list away and lay the set out again, which writes it",
+            fix="move the list away and lay the set out again, which writes it",
         )
     return path
 

@@ -43,11 +43,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except Exception as e:  # a damaged pickle raises whatever it meets first
         raise KdepError(
             f"the CIFAR file {path} cannot be read ({type(e).__name__}: {e})",
-            "a pickle of one dict of arrays and lists, as the official archive has it",
-            "unpack the official archive again",
+            expected="a pickle of one dict of arrays and lists, as the official archive has it",
+            fix="unpack the official archive again",
         ) from None
     if not isinstance(table, dict):
-        raise KdepError(f"the CIFAR file {path} holds a {type(table).__name__}", "a dict")
+        raise KdepError(f"the CIFAR file {path} holds a {type(table).__name__}", expected="a dict")
     return table
 
 
@@ -61,18 +61,20 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
         raise KdepError(
             f"the files {base / split} and meta hold data {data.dtype} {data.shape} and "
             f"{type(names).__name__} fine_label_names",
-            "data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
-            "unpack cifar-100-python.tar.gz",
+            expected="data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
+            fix="unpack cifar-100-python.tar.gz",
         )
     if data.shape[1] != 3072 or not isinstance(labels, list) or len(labels) != len(data):
         raise KdepError(
             f"the file {base / split} holds {data.shape[1]} values an image and "
             f"{len(labels) if isinstance(labels, list) else 'no'} fine_labels for {len(data)}",
-            "3072 values and one label an image",
-            "unpack the archive again",
+            expected="3072 values and one label an image",
+            fix="unpack the archive again",
         )
     if wrong := [v for v in labels if not 0 <= v < len(names)]:
-        raise KdepError(f"the file {base / split} has the label {wrong[0]}", f"0..{len(names) - 1}")
+        raise KdepError(
+            f"the file {base / split} has the label {wrong[0]}", expected=f"0..{len(names) - 1}"
+        )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, names
 
 

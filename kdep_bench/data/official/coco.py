@@ -67,8 +67,8 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
     ):
         raise KdepError(
             f"the file {path} is no detection annotation",
-            "lists named images, annotations and categories",
-            "use instances_*.json, not captions_* or person_keypoints_*",
+            expected="lists named images, annotations and categories",
+            fix="use instances_*.json, not captions_* or person_keypoints_*",
         )
     _check_entries(path, table)
     names = {str(c["id"]): c["name"] for c in table["categories"]}
@@ -77,20 +77,22 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
         raise KdepError(
             f"the categories of {path} are not COCO's: {len(names)}, the first difference is "
             f"{odd[0]}",
-            "the 80 ids and names of COCO 2017",
-            "for a data set of your own, name its classes in the task's recipe",
+            expected="the 80 ids and names of COCO 2017",
+            fix="for a data set of your own, name its classes in the task's recipe",
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
-        raise KdepError(f"the file {path} has an image id twice", "unique ids", "fetch it again")
+        raise KdepError(
+            f"the file {path} has an image id twice", expected="unique ids", fix="fetch it again"
+        )
     crowds = 0
     for a in table["annotations"]:
         if a["image_id"] not in images or str(a["category_id"]) not in names:
             raise KdepError(
                 f"annotation {a['id']} in {path} has image {a['image_id']} and category "
                 f"{a['category_id']}",
-                "ids that are in the file",
-                "images and annotations are of different versions: fetch both again",
+                expected="ids that are in the file",
+                fix="images and annotations are of different versions: fetch both again",
             )
         crowds += a.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
@@ -115,8 +117,8 @@ def _check_entries(path: Path, table: dict[str, Any]) -> None:
             if wrong is not None:
                 raise KdepError(
                     f"entry {place} of {part} in {path} has the {wrong} {held.get(wrong)!r:.80}",
-                    "whole numbers for ids, sizes and iscrowd, text for names",
-                    "unpack the annotations again",
+                    expected="whole numbers for ids, sizes and iscrowd, text for names",
+                    fix="unpack the annotations again",
                 )
 
 
@@ -125,8 +127,8 @@ def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
     if facts[:2] != (stated["width"], stated["height"]):
         raise KdepError(
             f"the image {file} is {facts.width}x{facts.height}",
-            f"{stated['width']}x{stated['height']} as {path} says",
-            "images and annotations are of different versions: fetch both again",
+            expected=f"{stated['width']}x{stated['height']} as {path} says",
+            fix="images and annotations are of different versions: fetch both again",
         )
 
 

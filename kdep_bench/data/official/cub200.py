@@ -25,14 +25,14 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the file {base / name} and images.txt disagree on {len(odd)} image ids, the "
                 f"first is {odd[0]}",
-                "the same ids in both",
-                "unpack the archive again",
+                expected="the same ids in both",
+                fix="unpack the archive again",
             )
     if wrong := sorted(v for v in set(labels.values()) if not _is_number(v)):
         raise KdepError(
             f"the file {base / _LISTS[1]} has the class {wrong[0][:40]!r}",
-            "1..200",
-            "unpack the archive again",
+            expected="1..200",
+            fix="unpack the archive again",
         )
     for key, name in images.items():
         number = name.partition(".")[0]
@@ -40,16 +40,19 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, and "
                 f"images.txt puts it into the folder {name.partition('/')[0]}",
-                "the number with which the folder's name begins",
-                "unpack the archive again",
+                expected="the number with which the folder's name begins",
+                fix="unpack the archive again",
             )
     classes = {int(v) for v in labels.values()}
     if min(classes) < 1 or max(classes) > 200:
         raise KdepError(
-            f"the file {base / _LISTS[1]} has classes {min(classes)}..{max(classes)}", "1..200"
+            f"the file {base / _LISTS[1]} has classes {min(classes)}..{max(classes)}",
+            expected="1..200",
         )
     if wrong := set(split.values()) - {"0", "1"}:
-        raise KdepError(f"the file {base / _LISTS[2]} holds {sorted(wrong)[:3]}", "0 and 1")
+        raise KdepError(
+            f"the file {base / _LISTS[2]} holds {sorted(wrong)[:3]}", expected="0 and 1"
+        )
     need_files(base / "images", images.values(), base / "images.txt")
     decode_some((base / "images" / v for v in images.values()), decode)
     train = sum(v == "1" for v in split.values())
@@ -68,12 +71,14 @@ def _table(path: Path) -> dict[int, str]:
         if not _is_number(key) or not value:
             raise KdepError(
                 f"the file {path} holds the line {row[:60]!r}",
-                "'id value'",
-                "unpack the archive again",
+                expected="'id value'",
+                fix="unpack the archive again",
             )
         if int(key) in out:
             raise KdepError(
-                f"the file {path} has the id {key} twice", "each once", "unpack the archive again"
+                f"the file {path} has the id {key} twice",
+                expected="each once",
+                fix="unpack the archive again",
             )
         out[int(key)] = value
     return out

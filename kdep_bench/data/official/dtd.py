@@ -26,7 +26,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     parts = {s: lines(base / "labels" / f"{s}.txt", "one image a line") for s in SPLITS}
     names = [n for s in SPLITS for n in parts[s]]
     if len(set(names)) != len(names):
-        raise KdepError(f"the splits in {base / 'labels'} share images", "disjoint splits", "")
+        raise KdepError(f"the splits in {base / 'labels'} share images", expected="disjoint splits")
     need_files(base / "images", names, base / "labels")
     table = _imdb(base / "imdb" / "imdb.mat")
     _check_labels(base / "imdb" / "imdb.mat", table)
@@ -35,8 +35,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if stored != set(parts[split]):
             raise KdepError(
                 f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
-                "the same images in both",
-                "unpack the archive again",
+                expected="the same images in both",
+                fix="unpack the archive again",
             )
     decode_some((base / "images" / n for n in names), decode)
     counts = {f"{s.rstrip('1')}_images": len(parts[s]) for s in SPLITS}
@@ -52,15 +52,15 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
             raise KdepError(
                 f"the table {path} gives the image {name} the class {label}, and others of its "
                 f"folder {number[folder]}",
-                "one class for each folder",
-                "unpack the archive again",
+                expected="one class for each folder",
+                fix="unpack the archive again",
             )
     labels = [number[folder] for folder in sorted(number)]
     if any(a >= b for a, b in itertools.pairwise(labels)):
         raise KdepError(
             f"the table {path} numbers the textures {labels[:8]}...",
-            "numbers in the order of the textures' names",
-            "unpack the archive again",
+            expected="numbers in the order of the textures' names",
+            fix="unpack the archive again",
         )
 
 
@@ -82,7 +82,9 @@ def _imdb(path: Path) -> dict[str, list]:
     except Exception as e:  # mat4py has an error class of its own that it does not export
         reason = plain_text(e)
     raise KdepError(
-        f"the file {path} cannot be read ({reason})", "MATLAB 5 with `images`", "unpack it again"
+        f"the file {path} cannot be read ({reason})",
+        expected="MATLAB 5 with `images`",
+        fix="unpack it again",
     ) from None
 
 

@@ -66,8 +66,8 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
             if not _WNID.fullmatch(wnid):
                 raise KdepError(
                     f"the archive {path} holds {inner.name[:60]!r}",
-                    "one n########.tar per class",
-                    "use the official training archive",
+                    expected="one n########.tar per class",
+                    fix="use the official training archive",
                 )
             mark = target / SEALS / wnid
             if not (mark.is_file() and mark.read_bytes() == sha256.encode()):
@@ -110,8 +110,8 @@ def _wnids(meta: Path) -> dict[int, str]:
     except Exception as e:  # scipy raises whatever a damaged file makes it meet
         raise KdepError(
             f"the file {meta} cannot be read ({type(e).__name__}: {plain_text(e)})",
-            "the devkit's table of classes",
-            "unpack the devkit again",
+            expected="the devkit's table of classes",
+            fix="unpack the devkit again",
         ) from None
 
 
@@ -125,8 +125,8 @@ def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) 
     if not _WNID.fullmatch(found):
         raise KdepError(
             f"the devkit in {data} names no class of the validation image {number[:20]}",
-            "a class number for each of 50,000 images, and a WordNet id for each class",
-            f"unpack {DEVKIT} again",
+            expected="a class number for each of 50,000 images, and a WordNet id for each class",
+            fix=f"unpack {DEVKIT} again",
         )
     return found
 
@@ -146,25 +146,31 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if loose := next((folder / split).glob("*.JPEG"), None):
             raise KdepError(
                 f"the image {loose} lies in no class folder",
-                f"{folder / split}/<wnid>/*.JPEG",
-                f"sort the images: tools/prepare_data.py imagenet sorts val/ where {DEVKIT} is "
+                expected=f"{folder / split}/<wnid>/*.JPEG",
+                fix=f"sort the images: tools/prepare_data.py imagenet sorts val/ where {DEVKIT} is "
                 "among its archives",
             )
         files: list[Path] = []
         for one in classes:
             if not _WNID.fullmatch(one.name):
                 raise KdepError(
-                    f"the folder {one} is no WordNet id", "n and eight digits", "move it away"
+                    f"the folder {one} is no WordNet id",
+                    expected="n and eight digits",
+                    fix="move it away",
                 )
             images = [one / n for n in list_images(one).images if n.endswith(".JPEG")]
             if not images:
                 raise KdepError(
-                    f"the class folder {one} holds no *.JPEG", "its images", "unpack it again"
+                    f"the class folder {one} holds no *.JPEG",
+                    expected="its images",
+                    fix="unpack it again",
                 )
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
                 raise KdepError(
-                    f"the image {empty} has zero bytes", "a whole image", "unpack it again"
+                    f"the image {empty} has zero bytes",
+                    expected="a whole image",
+                    fix="unpack it again",
                 )
             files += images
         if split == "val" and [c.name for c in classes] != [
@@ -172,8 +178,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         ]:
             raise KdepError(
                 f"the classes of {folder / 'val'} are not those of train",
-                "the same 1000 folders",
-                "sort the validation images anew",
+                expected="the same 1000 folders",
+                fix="sort the validation images anew",
             )
         # ImageNet has 22 CMYK JPEGs and one PNG named .JPEG: decoders cope, so none is refused.
         decode_some([f for f in files if not _known_odd(f)], decode)

@@ -111,18 +111,18 @@ def _pool(source: Path, pool: Path, stage: Path) -> int:
     if listing.others:
         raise KdepError(
             f"the file {shown(source / listing.others[0])} of the pool has no image suffix",
-            "images",
-            "move it",
+            expected="images",
+            fix="move it",
         )
     by_class = listing.by_class()
     if loose := by_class.get(""):
         raise KdepError(
             f"the image {shown(source / loose[0])} of the pool lies in no class folder",
-            "one folder per class",
-            "move it into the folder of its class",
+            expected="one folder per class",
+            fix="move it into the folder of its class",
         )
     if not by_class:
-        raise KdepError(f"the pool {source} holds no image", "one folder a class", "")
+        raise KdepError(f"the pool {source} holds no image", expected="one folder a class")
     classes = class_names(source)
     labels = {n: k for k, c in enumerate(classes) for n in by_class.get(c, ())}
     _link(source, pool / "images", stage)

@@ -79,7 +79,9 @@ def _write_mask(mat: Path, target: Path) -> None:
         labels = np.asarray(stored, np.uint8)
     except (KeyError, IndexError, ValueError, TypeError, NotImplementedError) as e:
         raise KdepError(
-            f"the SBD file {mat} cannot be read ({e})", "MATLAB with GTcls", "unpack it again"
+            f"the SBD file {mat} cannot be read ({e})",
+            expected="MATLAB with GTcls",
+            fix="unpack it again",
         ) from None
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -106,8 +108,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the lists {lists[one]} and {lists[other]} share {len(shared)} images, the first "
                 f"is {min(shared)}",
-                "disjoint lists: one trains, the other tests",
-                "unpack the archives again",
+                expected="disjoint lists: one trains, the other tests",
+                fix="unpack the archives again",
             )
     year = devkit / "VOC2012"
     for split, masks in (("train", ""), ("val", ""), ("aug", "Aug")):
@@ -123,8 +125,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         raise KdepError(
             f"{len(shared)} images of {year} are in the training lists and in val, the first is "
             f"{sorted(shared)[0]}",
-            "disjoint lists",
-            "move ImageSets/Segmentation/aug.txt away and lay the set out again",
+            expected="disjoint lists",
+            fix="move ImageSets/Segmentation/aug.txt away and lay the set out again",
         )
     return counts
 
@@ -135,8 +137,8 @@ def ids(path: Path) -> list[str]:
     if any(" " in x for x in found):
         raise KdepError(
             f"the list {path} has more than an id in a line ({found[0][:40]!r})",
-            "the list of the whole split",
-            "use trainval.txt, not <class>_trainval.txt",
+            expected="the list of the whole split",
+            fix="use trainval.txt, not <class>_trainval.txt",
         )
     return found
 
@@ -160,8 +162,8 @@ def check_xml(path: Path) -> dict[str, int]:
     except (ET.ParseError, ValueError) as e:
         raise KdepError(
             f"the annotation {path} cannot be read ({e})",
-            "VOC xml with size/width and size/height",
-            "unpack the archive again",
+            expected="VOC xml with size/width and size/height",
+            fix="unpack the archive again",
         ) from None
     objects = difficult = 0
     for item in root.iter("object"):
@@ -169,26 +171,26 @@ def check_xml(path: Path) -> dict[str, int]:
         if name not in CLASSES:
             raise KdepError(
                 f"the annotation {path} names the class {name!r}",
-                "one of the 20 VOC classes",
-                "mend the name; mmdet would drop the object without a word",
+                expected="one of the 20 VOC classes",
+                fix="mend the name; mmdet would drop the object without a word",
             )
         if flag not in (None, "0", "1"):
-            raise KdepError(f"the annotation {path} has difficult={flag!r}", "0 or 1")
+            raise KdepError(f"the annotation {path} has difficult={flag!r}", expected="0 or 1")
         try:
             x0, y0, x1, y1 = (
                 float(item.findtext(f"bndbox/{k}") or "x") for k in ("xmin", "ymin", "xmax", "ymax")
             )
         except ValueError:
             raise KdepError(
-                f"an object {name} in {path} has no whole bndbox", "xmin, ymin, xmax, ymax"
+                f"an object {name} in {path} has no whole bndbox", expected="xmin, ymin, xmax, ymax"
             ) from None
         # VOC counts pixels from 1; a few official boxes end one beyond the stated size.
         if not (0 <= x0 < x1 <= size["width"] + 1 and 0 <= y0 < y1 <= size["height"] + 1):
             raise KdepError(
                 f"an object {name} in {path} has the box {[x0, y0, x1, y1]} in an image of "
                 f"{size['width']}x{size['height']}",
-                "1 <= xmin < xmax <= width, the same for y",
-                "mend the annotation",
+                expected="1 <= xmin < xmax <= width, the same for y",
+                fix="mend the annotation",
             )
         objects += 1
         difficult += flag == "1"
@@ -215,20 +217,20 @@ def check_mask(path: Path, image: Path) -> None:
     if facts.mode not in ("P", "L"):
         raise KdepError(
             f"the mask {path} has mode {facts.mode}",
-            "one 8-bit channel of class numbers",
-            "use SegmentationClass as it comes; a tool has converted its colours",
+            expected="one 8-bit channel of class numbers",
+            fix="use SegmentationClass as it comes; a tool has converted its colours",
         )
     if facts[:2] != picture[:2]:
         raise KdepError(
             f"the mask {path} is {facts.width}x{facts.height}",
-            f"{picture.width}x{picture.height} like {image.name}",
-            "unpack both from the same release",
+            expected=f"{picture.width}x{picture.height} like {image.name}",
+            fix="unpack both from the same release",
         )
     with Image.open(path) as opened:
         values = np.unique(np.asarray(opened))
     if wrong := [int(v) for v in values if v > len(CLASSES) and v != 255]:
         raise KdepError(
-            f"the mask {path} holds the values {wrong[:8]}", f"0..{len(CLASSES)} and 255", ""
+            f"the mask {path} holds the values {wrong[:8]}", expected=f"0..{len(CLASSES)} and 255"
         )
 
 

@@ -72,8 +72,8 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
         raise KdepError(
             f"the classes of {splits[other].path} and {splits[train].path} differ: the first "
             f"alone has {listed(only)}, and it lacks {listed(lacking)}{hint}",
-            "one list of class names in all splits (ids and order do not matter)",
-            "export all splits with the same categories, or rename them in one file",
+            expected="one list of class names in all splits (ids and order do not matter)",
+            fix="export all splits with the same categories, or rename them in one file",
         )
     return sorted(every)
 
@@ -89,8 +89,8 @@ def _check_files(boxes: Boxes) -> None:
         raise KdepError(
             f"{len(missing)} of {len(boxes.sizes)} images named in {boxes.path} are not in "
             f"{boxes.folder}, the first is {missing[0]}",
-            "all of them",
-            hint,
+            expected="all of them",
+            fix=hint,
         )
     # The content of the data, its identity, is hashed over the images of this listing alone.
     listed_images = set(list_images(boxes.folder).images)
@@ -101,8 +101,8 @@ def _check_files(boxes: Boxes) -> None:
             f"is passed over when {boxes.folder} is searched for images, the first is "
             f"{unlisted[0]}: no image suffix, a hidden file or folder, or a folder of an operating "
             "system",
-            "names such as a/0.jpg, with the suffix of their format",
-            "rename the file or folder, and its file_name in the json with it",
+            expected="names such as a/0.jpg, with the suffix of their format",
+            fix="rename the file or folder, and its file_name in the json with it",
         )
 
 
@@ -112,8 +112,8 @@ def _check_same_file(own: Own) -> None:
         if other := seen.get(path.resolve()):
             raise KdepError(
                 f"the file {path} is the json of two splits: {other} and {split}",
-                "a json of its own for each split",
-                "correct `coco` in the data config",
+                expected="a json of its own for each split",
+                fix="correct `coco` in the data config",
             )
         seen[path.resolve()] = split
 
@@ -129,8 +129,8 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     does = "train on" if split == "train" else "score"
     raise KdepError(
         what,
-        f"boxes with iscrowd 0, or there is nothing to {does}",
-        f"add boxes to this json, or take `coco.{split}` out of the data config"
+        expected=f"boxes with iscrowd 0, or there is nothing to {does}",
+        fix=f"add boxes to this json, or take `coco.{split}` out of the data config"
         if split != "train"
         else "add boxes to this json, or take `coco` out of the data config, and its tasks",
     )
@@ -151,8 +151,9 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
             KdepError(
                 f"the file {train.path} has no box of {listed(lacking, 500)} to train on "
                 f"(iscrowd 0, at least {THINNEST:g} px wide and high), and {boxes.path} has",
-                "boxes of every class that is scored, or its AP is 0 for every method",
-                f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or name "
+                expected="boxes of every class that is scored, or its AP is 0 for every method",
+                fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
+                "name "
                 "it in `allow_absent` of the data config",
             )
         )
@@ -170,8 +171,9 @@ def check_sizes(boxes: Boxes, facts: Mapping[Path, Facts], faults: Faults) -> No
             if (width, height) != one.upright:
                 raise KdepError(
                     f"the image {shown(file)} is {one.upright[0]}x{one.upright[1]}",
-                    f"{width}x{height} as {boxes.path} says",
-                    "image and annotations are of different versions: copy both again, or correct "
+                    expected=f"{width}x{height} as {boxes.path} says",
+                    fix="image and annotations are of different versions: copy both again, or "
+                    "correct "
                     "width and height in the json if its boxes fit the image",
                 )
 

@@ -43,8 +43,8 @@ def check_others(listing: Listing, faults: Faults) -> None:
             KdepError(
                 f"the file {shown(listing.root / listing.others[0])} is no image by its suffix"
                 f"{more} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
-                "images alone, with the suffix of their format",
-                "move it elsewhere, or give an image its suffix",
+                expected="images alone, with the suffix of their format",
+                fix="move it elsewhere, or give an image its suffix",
             )
         )
 
@@ -65,8 +65,8 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
             KdepError(
                 f"the image {shown(folder / loose[0])} lies in no class folder"
                 + (f" ({len(loose)} such images)" if len(loose) > 1 else ""),
-                f"one folder for each class below {folder}",
-                "move it into the folder of its class",
+                expected=f"one folder for each class below {folder}",
+                fix="move it into the folder of its class",
             ),
         )
     names = class_names(folder)
@@ -74,8 +74,8 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
         faults.add(
             KdepError(
                 f"the class folder {shown(folder / empty[0])} holds no image",
-                "one image at least in each class folder",
-                "add its images, or move the folder elsewhere",
+                expected="one image at least in each class folder",
+                fix="add its images, or move the folder elsewhere",
             )
         )
     if not out.classes:
@@ -84,8 +84,8 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
         faults.add(
             KdepError(
                 f"the folders of {folder} are called {listed(names)}: these are splits, no classes",
-                "one folder for each class",
-                remedy,
+                expected="one folder for each class",
+                fix=remedy,
             )
         )
     if bad := [n for n in names if n != n.strip() or n != shown(n)]:
@@ -93,8 +93,8 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
             KdepError(
                 f"the class folder {shown(folder / bad[0])!r} has spaces around its name or bytes "
                 "that are not UTF-8",
-                "a plain name",
-                "rename it, in every split",
+                expected="a plain name",
+                fix="rename it, in every split",
             )
         )
     with faults.collect():
@@ -112,14 +112,14 @@ def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
             if got is None:
                 raise KdepError(
                     f"the folder {folder} has no class folders with images",
-                    "one folder for each class",
-                    "correct `classify` in the data config",
+                    expected="one folder for each class",
+                    fix="correct `classify` in the data config",
                 )
             if len(got.classes) < 2:
                 raise KdepError(
                     f"the folder {folder} has one class only, {listed(got.classes)}",
-                    "two classes at least, or any network gets the full score",
-                    "add the folders of the other classes",
+                    expected="two classes at least, or any network gets the full score",
+                    fix="add the folders of the other classes",
                 )
             splits[split] = got
     train = splits.get("train")
@@ -136,8 +136,8 @@ def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
             KdepError(
                 f"the folder {got.folder} of {split} {' and '.join(parts)}, compared with "
                 f"{train.folder} of train{hint}",
-                "the same class folders in every split",
-                "rename one of the folders"
+                expected="the same class folders in every split",
+                fix="rename one of the folders"
                 if near
                 else "add the missing images, or move the class folder out of the other split",
             )
@@ -158,8 +158,8 @@ def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
         faults.add(
             KdepError(
                 f"the pool {own.pool} has {names}",
-                "two class folders at least where pool_labels=True",
-                f"add the folders of other classes, or {_UNLABELLED}",
+                expected="two class folders at least where pool_labels=True",
+                fix=f"add the folders of other classes, or {_UNLABELLED}",
             )
         )
     return got

@@ -71,16 +71,16 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
                 got = f"an object with the keys {listed(sorted(table))}" if table else "{}"
             raise KdepError(
                 f"the file {path} holds {got}",
-                "a COCO json: an object with the lists images, annotations and categories",
-                "export the boxes as COCO json; captions and key points are other files",
+                expected="a COCO json: an object with the lists images, annotations and categories",
+                fix="export the boxes as COCO json; captions and key points are other files",
             )
         out = Boxes(path, folder)
         for key in ("images", "categories"):
             if not table[key]:
                 raise KdepError(
                     f"the list of {key} in {path} is empty",
-                    "one entry at least",
-                    f"export the file again with its {key}",
+                    expected="one entry at least",
+                    fix=f"export the file again with its {key}",
                 )
         categories = _categories(path, table["categories"], out, faults)
         images = _images(path, table["images"], out, faults)
@@ -100,21 +100,21 @@ def _entries(
             if not isinstance(item, dict):
                 raise KdepError(
                     f"entry {position} of {kind} in {path} is {_shown(item)}",
-                    "an object with an id",
-                    "correct or remove the entry",
+                    expected="an object with an id",
+                    fix="correct or remove the entry",
                 )
             given = item.get("id")
             if not _is_id(given):
                 raise KdepError(
                     f"entry {position} of {kind} in {path} has the id {_shown(given)}",
-                    "a whole number or a text",
-                    "give each entry an id of its own",
+                    expected="a whole number or a text",
+                    fix="give each entry an id of its own",
                 )
             if given in known:
                 raise KdepError(
                     f"the id {given!r:.40} occurs twice in {kind} of {path}",
-                    "unique ids",
-                    "number the entries anew (merged files often clash)",
+                    expected="unique ids",
+                    fix="number the entries anew (merged files often clash)",
                 )
             known.add(given)
             out.append((given, item))
@@ -129,8 +129,8 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
             faults.add(
                 KdepError(
                     f"the category with id {given!r:.40} in {path} has the name {_shown(name)}",
-                    "a text that is not empty, of at most 200 characters",
-                    "give the category its name; classes are matched by it",
+                    expected="a text that is not empty, of at most 200 characters",
+                    fix="give the category its name; classes are matched by it",
                 ),
                 f"{path} category name",
             )
@@ -143,8 +143,8 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
             KdepError(
                 f"the file {path} has the category name {listed(twice)} more than once "
                 f"(ids {', '.join(ids[:5])})",
-                "each name once: classes are matched by name",
-                "rename one, or give its annotations the id of the other and remove its entry",
+                expected="each name once: classes are matched by name",
+                fix="rename one, or give its annotations the id of the other and remove its entry",
             )
         )
     with faults.collect():
@@ -162,16 +162,16 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
             if name in out.sizes:
                 raise KdepError(
                     f"{here} has the file_name {name!r} of another image",
-                    "each file once",
-                    "merge the two entries, and give their annotations one image_id",
+                    expected="each file once",
+                    fix="merge the two entries, and give their annotations one image_id",
                 )
             sides = [_whole(item.get(k)) for k in ("width", "height")]
             if sides[0] is None or sides[1] is None:
                 got = ", ".join(f"{k} {_shown(item.get(k))}" for k in ("width", "height"))
                 raise KdepError(
                     f"{here} has {got}",
-                    "whole numbers of pixels above 0",
-                    "write the size of the image file there",
+                    expected="whole numbers of pixels above 0",
+                    fix="write the size of the image file there",
                 )
             out.sizes[name] = (sides[0], sides[1])
             names[given] = name
@@ -182,15 +182,15 @@ def _file_name(value: Any, here: str) -> str:
     if not _is_text(value):
         raise KdepError(
             f"{here} has the file_name {_shown(value)}",
-            "a text: the path of the image below the folder of images",
-            "add the file_name to the entry",
+            expected="a text: the path of the image below the folder of images",
+            fix="add the file_name to the entry",
         )
     parts = value.split("/")
     if value.startswith("/") or re.match(r"[A-Za-z]:[\\/]", value) or ".." in parts:
         raise KdepError(
             f"{here} has the file_name {value!r:.120}",
-            "a path below the folder of images, without '..'",
-            "make it relative to the folder that `images` of the data config names",
+            expected="a path below the folder of images, without '..'",
+            fix="make it relative to the folder that `images` of the data config names",
         )
     return posixpath.normpath(value)
 
@@ -211,14 +211,15 @@ def _annotations(
             if not _is_id(image) or image not in images:
                 raise KdepError(
                     f"{here} points to image id {_shown(image)}, which is not in images",
-                    f"one of {len(images)} image ids",
-                    _same_kind(image, images) or "remove the annotation or add the image entry",
+                    expected=f"one of {len(images)} image ids",
+                    fix=_same_kind(image, images) or "remove the annotation or add the image entry",
                 )
             if not _is_id(category) or category not in categories:
                 raise KdepError(
                     f"{here} has category id {_shown(category)}",
-                    f"one of the ids {', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
-                    _same_kind(category, categories) or "correct the id or add the category",
+                    expected="one of the ids "
+                    f"{', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
+                    fix=_same_kind(category, categories) or "correct the id or add the category",
                 )
             name = images[image]
             if not name:
@@ -233,8 +234,8 @@ def _annotations(
         faults.add(
             KdepError(
                 f"every box in {path} lies within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
-                "[x, y, width, height] in pixels",
-                "these look like fractions of the image: multiply x and width by the image's "
+                expected="[x, y, width, height] in pixels",
+                fix="these look like fractions of the image: multiply x and width by the image's "
                 "width, y and height by its height",
             )
         )
@@ -246,22 +247,22 @@ def _box(value: Any, here: str, size: tuple[int, int]) -> tuple[float, float, fl
     if len(numbers) != 4 or any(n is None for n in numbers):
         raise KdepError(
             f"{here} has the bbox {_shown(value)}",
-            "[x, y, width, height], four numbers in pixels",
-            "correct the box, or remove the annotation",
+            expected="[x, y, width, height], four numbers in pixels",
+            fix="correct the box, or remove the annotation",
         )
     x, y, w, h = (float(n) for n in numbers if n is not None)
     if w <= 0 or h <= 0:
         raise KdepError(
             f"{here} has a bbox without area: {value}",
-            "width and height above 0",
-            "correct the box, or remove the annotation",
+            expected="width and height above 0",
+            fix="correct the box, or remove the annotation",
         )
     width, height = size
     if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
         raise KdepError(
             f"{here} has the bbox {value}, outside its image of {width}x{height}",
-            "x + width <= image width, y + height <= image height",
-            "clip the box; if many are outside, they may be [x1, y1, x2, y2]",
+            expected="x + width <= image width, y + height <= image height",
+            fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     return x, y, w, h
 
@@ -276,8 +277,8 @@ def _area(
     if area is None or not 0 < area <= (size[0] + 1) * (size[1] + 1):
         raise KdepError(
             f"{here} has the area {_shown(value)}",
-            f"square pixels above 0, at most those of its image of {size[0]}x{size[1]}",
-            "write width x height of the box there, or leave `area` out",
+            expected=f"square pixels above 0, at most those of its image of {size[0]}x{size[1]}",
+            fix="write width x height of the box there, or leave `area` out",
         )
     return float(area)
 
@@ -285,7 +286,7 @@ def _area(
 def _flag(value: Any, here: str, key: str) -> bool:
     if value is None or value in (0, 1):
         return bool(value)
-    raise KdepError(f"{here} has {key} {_shown(value)}", "0 or 1", "correct it")
+    raise KdepError(f"{here} has {key} {_shown(value)}", expected="0 or 1", fix="correct it")
 
 
 def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:

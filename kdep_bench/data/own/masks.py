@@ -68,8 +68,8 @@ def _check_own_files(splits: Mapping[str, Masks], own: Own, faults: Faults) -> N
                     KdepError(
                         f"the mask {shown(mask)} of {split} and {shown(known)} of {other} are one "
                         "file",
-                        "masks of its own for each split",
-                        "correct the link, or the paths of `masks` in the data config",
+                        expected="masks of its own for each split",
+                        fix="correct the link, or the paths of `masks` in the data config",
                     ),
                     f"{masks.folder} shared",
                 )
@@ -87,8 +87,8 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
                 KdepError(
                     f"the images {shown(images / other)} and {shown(images / name)} have one mask, "
                     f"{shown(folder / mask)}",
-                    "a mask of its own for each image",
-                    "rename one of the images, and its mask with it",
+                    expected="a mask of its own for each image",
+                    fix="rename one of the images, and its mask with it",
                 ),
                 f"{images} twins",
             )
@@ -98,15 +98,17 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
             faults.add(
                 KdepError(
                     f"the image {shown(images / name)} has no mask",
-                    shown(folder / mask),
-                    "masks are PNGs of class numbers, named like their images",
+                    expected=shown(folder / mask),
+                    fix="masks are PNGs of class numbers, named like their images",
                 ),
                 f"{images} no mask",
             )
             continue
         out.pairs.append((images / name, folder / mask))
     if not listing.images:
-        raise KdepError(f"the folder {images} holds no image", "one at least", "correct `masks`")
+        raise KdepError(
+            f"the folder {images} holds no image", expected="one at least", fix="correct `masks`"
+        )
     out.alone = len(there - set(by_mask))
     return out
 
@@ -150,8 +152,8 @@ def _check_size(image: Path, mask: Path, facts: MaskFacts, images: Mapping[Path,
     if facts.size != one.upright:
         raise KdepError(
             f"the mask {shown(mask)} is {facts.size[0]}x{facts.size[1]}",
-            f"{one.upright[0]}x{one.upright[1]} like its image {shown(image)}",
-            "copy both again; a mask may be resized with nearest neighbour only",
+            expected=f"{one.upright[0]}x{one.upright[1]} like its image {shown(image)}",
+            fix="copy both again; a mask may be resized with nearest neighbour only",
         )
 
 
@@ -160,9 +162,10 @@ def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
     if wrong and classes:
         raise KdepError(
             f"the mask {shown(mask)} holds the values {wrong[:12]}",
-            f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for pixels to "
+            expected=f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for "
+            "pixels to "
             "ignore",
-            "name the missing classes in the data config, or replace these values",
+            fix="name the missing classes in the data config, or replace these values",
         )
 
 
@@ -175,8 +178,9 @@ def _check_palette(
             raise KdepError(
                 f"the value {value} has the colour {colour} in the palette of {shown(mask)} and "
                 f"{known} in that of {shown(first)}",
-                "one palette in all masks: a palette made for each file numbers its classes anew",
-                "save class numbers by colour: the same colour, the same number in every mask",
+                expected="one palette in all masks: a palette made for each file numbers its "
+                "classes anew",
+                fix="save class numbers by colour: the same colour, the same number in every mask",
             )
 
 
@@ -189,8 +193,8 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
             faults.add(
                 KdepError(
                     f"all pixels of the masks in {masks.folder} are {IGNORE}, which is ignored",
-                    f"class numbers 0..{len(own.classes) - 1}",
-                    "write class numbers into the masks of this split",
+                    expected=f"class numbers 0..{len(own.classes) - 1}",
+                    fix="write class numbers into the masks of this split",
                 )
             )
     if len(faults) or "train" not in splits:
@@ -206,8 +210,8 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
             KdepError(
                 f"no pixel of the masks in {folder} is of the class {listed(lacking, 500)} "
                 f"(value {number}), {where}",
-                "pixels of every class to train on",
-                f"{IGNORE} means 'ignore': write {number} where the masks mean {lacking[0]!r}"
+                expected="pixels of every class to train on",
+                fix=f"{IGNORE} means 'ignore': write {number} where the masks mean {lacking[0]!r}"
                 if binary or (splits["train"].counts[IGNORE] and len(lacking) == 1)
                 else f"correct `classes` or the masks, or name {lacking[0]!r} in `allow_absent` of "
                 "the data config",
@@ -221,8 +225,8 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
                 KdepError(
                     f"all labelled pixels of the masks in {masks.folder} are of the class "
                     f"{listed(there)}",
-                    "two classes at least, or any network gets the full score",
-                    "add masks with other classes, or correct their values",
+                    expected="two classes at least, or any network gets the full score",
+                    fix="add masks with other classes, or correct their values",
                 )
             )
 
@@ -240,8 +244,8 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
                 KdepError(
                     f"the images {shown(other)} and {shown(image)} come to one name, {stem!r}, "
                     "when folders are joined by '-'",
-                    "names that stay different",
-                    "rename one of the images, and its mask with it",
+                    expected="names that stay different",
+                    fix="rename one of the images, and its mask with it",
                 )
             )
             continue

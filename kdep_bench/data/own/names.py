@@ -44,8 +44,8 @@ def check_twins(names: Iterable[str], where: str, remedy: str) -> None:
         raise KdepError(
             f"{where} has classes that differ by case, spaces, underscores or Unicode spelling "
             f"alone: {shown}",
-            "each class under one name",
-            remedy,
+            expected="each class under one name",
+            fix=remedy,
         )
 
 

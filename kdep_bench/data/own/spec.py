@@ -70,8 +70,8 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
                 KdepError(
                     f"the images and the masks of {split} lie in one folder, {images}, where a "
                     "mask would count as an image",
-                    "a folder for the images, and one for the masks",
-                    "move the masks into a folder of their own",
+                    expected="a folder for the images, and one for the masks",
+                    fix="move the masks into a folder of their own",
                 )
             )
     with faults.collect():
@@ -85,8 +85,8 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
             KdepError(
                 f"the folder {folder} is, or lies inside, the folder of another split of `{part}` "
                 f"({split})",
-                "a folder of its own for each split",
-                "correct the paths in the data config",
+                expected="a folder of its own for each split",
+                fix="correct the paths in the data config",
             )
         )
     return own
@@ -97,8 +97,8 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
     if not isinstance(value, str) or not value:
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
-            "a path: absolute, or relative to $" + ROOT,
-            f"write the path of the {'folder' if folder else 'file'} there",
+            expected="a path: absolute, or relative to $" + ROOT,
+            fix=f"write the path of the {'folder' if folder else 'file'} there",
         )
     path = Path(os.path.expanduser(value))
     if not path.is_absolute() and os.environ.get(ROOT):
@@ -107,14 +107,14 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
     if not os.path.exists(path):  # False also where the path is too long
         raise KdepError(
             f"the path {path} of the data config ({key}) does not exist",
-            f"an absolute path, or one relative to ${ROOT}",
-            "correct the config",
+            expected=f"an absolute path, or one relative to ${ROOT}",
+            fix="correct the config",
         )
     if os.path.isdir(path) != folder:
         raise KdepError(
             f"the path {path} of the data config ({key}) is a {'file' if folder else 'folder'}",
-            "a folder" if folder else "a file",
-            "correct the config",
+            expected="a folder" if folder else "a file",
+            fix="correct the config",
         )
     return path
 
@@ -126,22 +126,22 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
     if not spec.get("classes"):
         raise KdepError(
             "the data config has `masks` and no `classes`",
-            "the class names by mask value",
-            "add classes=['road', ...]; the first is the name of value 0",
+            expected="the class names by mask value",
+            fix="add classes=['road', ...]; the first is the name of value 0",
         )
     classes = _strings(spec["classes"], "classes")
     if not 2 <= len(classes) <= IGNORE:
         raise KdepError(
             f"the data config names {len(classes)} classes of masks",
-            f"2 to {IGNORE}",
-            "name the background, value 0, as well",
+            expected=f"2 to {IGNORE}",
+            fix="name the background, value 0, as well",
         )
     if len(set(classes)) < len(classes):
         twice = sorted({c for c in classes if classes.count(c) > 1})
         raise KdepError(
             f"the data config has the class {listed(twice)} more than once in `classes`",
-            "each name once",
-            "give each mask value a name of its own",
+            expected="each name once",
+            fix="give each mask value a name of its own",
         )
     check_twins(classes, "`classes` of the data config", "give each class a name of its own")
     return classes
@@ -153,8 +153,9 @@ def check_labels(data: Mapping[str, Any]) -> None:
         raise KdepError(
             f"the data {data.get('name')!r} has labels=True and no pool_labels=True: a supervised "
             "arm would be planned, and the pool would have no labels",
-            "both, or neither",
-            "set pool_labels=True where the sub-folders of the pool are classes, else labels=False",
+            expected="both, or neither",
+            fix="set pool_labels=True where the sub-folders of the pool are classes, else "
+            "labels=False",
         )
 
 
@@ -175,8 +176,9 @@ def check_paths(data: Mapping[str, Any]) -> None:
                     raise KdepError(
                         f"the data config names {path} for two splits of `{part}`: {other} and "
                         f"{split}",
-                        "data of its own for each split: a score on training data says nothing",
-                        f"correct `{part}` in the data config",
+                        expected="data of its own for each split: a score on training data says "
+                        "nothing",
+                        fix=f"correct `{part}` in the data config",
                     )
 
 
@@ -206,16 +208,17 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
                 f"the task {task.get('name')!r} names the classes {tuple(got)} in its recipe, and "
                 f"the data {data.get('name')!r} {tuple(classes)}"
                 + (": the same names in another order, so that scores would change names" * same),
-                "the same names in the same order: the first is mask value 0",
-                f"set classes={tuple(classes)} in the task's recipe, with one colour each in its "
+                expected="the same names in the same order: the first is mask value 0",
+                fix=f"set classes={tuple(classes)} in the task's recipe, with one colour each in "
+                "its "
                 "palette",
             )
         if len(recipe.get("palette") or classes) != len(classes):
             raise KdepError(
                 f"the task {task.get('name')!r} has {len(recipe['palette'])} colours in its "
                 f"palette for {len(classes)} classes",
-                "one colour for each class",
-                "correct `palette` in the task's recipe",
+                expected="one colour for each class",
+                fix="correct `palette` in the task's recipe",
             )
 
 
@@ -228,8 +231,8 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
         faults.add(
             KdepError(
                 f"the data config has {part} = {value!r:.60}",
-                "one entry for each split: dict(train=..., test=...)",
-                "correct the config",
+                expected="one entry for each split: dict(train=..., test=...)",
+                fix="correct the config",
             )
         )
         return []
@@ -243,8 +246,8 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
         faults.add(
             KdepError(
                 f"`{part}` of the data config has the splits {listed(s for s, _ in splits)}",
-                "'train' among them: the task trains on it",
-                f"add `train` to `{part}`",
+                expected="'train' among them: the task trains on it",
+                fix=f"add `train` to `{part}`",
             )
         )
     return splits
@@ -255,8 +258,8 @@ def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path
         got = sorted(map(str, value)) if isinstance(value, Mapping) else f"{value!r:.60}"
         raise KdepError(
             f"the data config has {key} = {got}",
-            "dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
-            "correct the config",
+            expected="dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
+            fix="correct the config",
         )
     first, second = (existing(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
     return first, second
@@ -267,8 +270,8 @@ def _strings(value: Any, key: str) -> list[str]:
     if names is None or not all(isinstance(n, str) and n.strip() == n != "" for n in names):
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
-            "a list of names without spaces around them",
-            "correct the config",
+            expected="a list of names without spaces around them",
+            fix="correct the config",
         )
     return names
 

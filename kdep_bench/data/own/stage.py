@@ -71,7 +71,9 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
         class_folders.check_others(parts.pool, faults)
     if not parts.pool.images:
         faults.add(
-            KdepError(f"the pool {own.pool} holds no image", "at least one", "correct `pool`")
+            KdepError(
+                f"the pool {own.pool} holds no image", expected="at least one", fix="correct `pool`"
+            )
         )
     parts.classify = class_folders.read_all(own, faults)
     parts.detect = boxes.read_all(own, faults)

@@ -1,0 +1,62 @@
+"""KdepError prints one line with the problem, what was expected and the fix, and can be pickled."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from kdep_bench.errors import KdepError, unknown_name
+
+
+@pytest.mark.parametrize(
+    ("expected", "fix", "text"),
+    [
+        (None, None, "the file a.json is empty."),
+        ("", "", "the file a.json is empty."),
+        ("a list", None, "the file a.json is empty; expected a list."),
+        (None, "copy it again", "the file a.json is empty. Fix: copy it again."),
+        ("a list", "copy it again", "the file a.json is empty; expected a list. "
+         "Fix: copy it again."),
+    ],
+)  # fmt: skip
+def test_the_sentence_has_only_the_parts_that_were_given(expected, fix, text):
+    assert str(KdepError("the file a.json is empty", expected=expected, fix=fix)) == text
+
+
+def test_no_full_stop_is_doubled():
+    error = KdepError("no file.", expected="a file.", fix="copy it.")
+    assert str(error) == "no file; expected a file. Fix: copy it."
+    assert str(KdepError("no file.", fix="did you mean b?")) == "no file. Fix: did you mean b?"
+
+
+def test_expected_and_fix_cannot_be_exchanged_by_position():
+    with pytest.raises(TypeError):
+        KdepError("a", expected="b", fix="c")  # pyright: ignore[reportCallIssue]
+
+
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal():
+    error = KdepError("the file \x1b[31ma\r is bad", expected="\x00", fix="see \udcff\ttab\nline")
+    assert str(error) == (
+        "the file \\x1b[31ma\\x0d is bad; expected \\x00. Fix: see \\xff\ttab\nline."
+    )
+    assert error.problem == "the file \x1b[31ma\r is bad"  # as it was given
+
+
+@pytest.mark.parametrize("expected", ["", "b"])
+@pytest.mark.parametrize("fix", ["", "c"])
+def test_an_error_of_another_process_keeps_its_parts(expected, fix):
+    error = KdepError("a", expected=expected, fix=fix)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is KdepError
+    assert str(copy) == str(error)
+    assert (copy.problem, copy.expected, copy.fix) == ("a", expected, fix)
+
+
+def test_an_unknown_name_gets_the_nearest_ones_or_all_of_them():
+    near = unknown_name("method", "kdpe", ["kdep", "fitnets", "at"])
+    assert near.fix == "did you mean kdep?"
+    assert str(near).startswith("unknown method 'kdpe'")
+    far = unknown_name("method", "zzz", ["kdep", "at"])
+    assert far.fix == "choose one of: at, kdep"
+    assert unknown_name("method", "zzz", ["at"], fix="run --list").fix == "run --list"
