@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdep_bench.data.official import caltech256, cifar100, cityscapes, coco, imagenet, voc
+from kdep_bench.data.official import caltech256, cifar100, cityscapes, coco, imagenet, stage, voc
 from kdep_bench.data.official.archives import Archive, check_archive, unpack
 from kdep_bench.data.official.base import (
     OfficialSet,
@@ -53,6 +53,44 @@ def test_every_set_is_found_by_its_file() -> None:
         assert get_set(name).name == name
     with pytest.raises(KdepError, match="did you mean coco"):
         get_set("cocoo")
+
+
+def test_a_release_that_lacks_images_is_not_called_whole() -> None:
+    """The counts of the releases, from the pages and papers that each set's module names."""
+    assert {name: dict(get_set(name).counts) for name in set_names()} == {
+        "ade20k": {"training_images": 20_210, "validation_images": 2_000},
+        "caltech256": {
+            "classes": 257,
+            "images": 30_607,
+            "train_images": 257 * 60,
+            "test_images": 30_607 - 257 * 60,
+        },
+        "cifar100": {"train_images": 50_000, "test_images": 10_000, "classes": 100},
+        "cityscapes": {"train_images": 2_975, "val_images": 500},
+        "coco": {"train2017_images": 118_287, "val2017_images": 5_000, "categories": 80},
+        "cub200": {
+            "images": 11_788,
+            "train_images": 5_994,
+            "test_images": 5_794,
+            "classes": 200,
+        },
+        "dtd": {
+            "images": 47 * 120,
+            "train_images": 47 * 40,
+            "val_images": 47 * 40,
+            "test_images": 47 * 40,
+            "classes": 47,
+        },
+        "imagenet": {"train_classes": 1000, "train_images": 1_281_167},
+        "voc": {
+            "2007_trainval_images": 5_011,
+            "2007_test_images": 4_952,
+            "2012_trainval_images": 11_540,
+            "segmentation_train_images": 1_464,
+            "segmentation_val_images": 1_449,
+            "segmentation_aug_images": 10_582 - 1_464,  # the augmented list without VOC's own
+        },
+    }
 
 
 def test_a_tiny_copy_passes_its_own_checks(tiny_set: OfficialSet, tmp_path: Path) -> None:
@@ -186,6 +224,21 @@ def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None
         verify(one, tmp_path, None, whole=False)
 
 
+def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
+    """pycocotools decodes the run lengths, column by column, to the box and the area stated."""
+    from pycocotools import mask
+
+    make("coco", tmp_path)
+    table = json.loads((tmp_path / "coco/annotations/instances_train2017.json").read_text())
+    crowds = [a for a in table["annotations"] if a["iscrowd"]]
+    assert len(crowds) == 4
+    for crowd in crowds:
+        height, width = crowd["segmentation"]["size"]
+        coded = mask.frPyObjects(crowd["segmentation"], height, width)
+        assert mask.toBbox(coded).tolist() == crowd["bbox"]
+        assert mask.area(coded) == crowd["area"]
+
+
 def test_coco_half_unpacked_images(tmp_path: Path) -> None:
     one = make("coco", tmp_path)
     sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
@@ -270,7 +323,9 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     return info
 
 
-@pytest.mark.parametrize("name", ["/abs.jpg", "../up.jpg", "a/../../b", "C:\\x", "a\\b", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["/abs.jpg", "../up.jpg", "a/../../b", "C:\\x", "C:", "C:x", "a\\b", "a\nb"]
+)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_paths_that_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
@@ -380,6 +435,55 @@ def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
         lay_out(one, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
 
 
+def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path: Path) -> None:
+    """By the devkit's class numbers, which are in another order than the folders' names."""
+    from scipy.io import savemat
+
+    wnids = ["n00000020", "n00000010", "n00000030"]  # of the class numbers 1, 2, 3
+    rows = [(k + 1, wnid, 0) for k, wnid in enumerate(wnids)]
+    rows.append((4, "n00000001", 2))  # not a leaf: no class of the challenge
+    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
+    savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=kind).reshape(-1, 1)})
+    down = tmp_path / "down"
+    down.mkdir()
+    inner = {
+        f"{w}.tar": tar(tmp_path / "inner.tar", {f"{w}_1.JPEG": w.encode()}).read_bytes()
+        for w in wnids
+    }
+    tar(down / imagenet.TRAIN, inner)
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 5)]
+    tar(down / imagenet.VAL, {n: n.encode() for n in names})
+    truth = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+    files = {
+        "ILSVRC2012_devkit_t12/data/meta.mat": (tmp_path / "meta.mat").read_bytes(),
+        truth: b"2\n3\n1\n2\n",
+    }
+    tar(tmp_path / "devkit.tgz", files).rename(down / imagenet.DEVKIT)
+    root = tmp_path / "root"
+    lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
+    sorted_to = {
+        p.relative_to(root / "imagenet/val").as_posix(): p.read_bytes()
+        for p in (root / "imagenet/val").rglob("*.JPEG")
+    }
+    folders = ["n00000010", "n00000030", "n00000020", "n00000010"]
+    assert sorted_to == {f"{w}/{n}": n.encode() for w, n in zip(folders, names, strict=True)}
+    # What is sorted already stays where it is.
+    lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
+    assert len(list((root / "imagenet/val").rglob("*.JPEG"))) == 4
+
+
+def test_a_damaged_image_of_imagenet_is_refused_and_its_odd_ones_are_not(tmp_path: Path) -> None:
+    """The release has a PNG and CMYK JPEGs under the suffix .JPEG."""
+    one = make("imagenet", tmp_path)
+    files = sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))
+    Image.open(files[0]).convert("RGB").save(files[0], format="PNG")
+    Image.open(files[1]).convert("CMYK").save(files[1], format="JPEG")
+    verify(one, tmp_path, None, whole=False)
+    files[2].write_bytes(files[2].read_bytes()[:-200])
+    with pytest.raises(KdepError, match=files[2].name):
+        verify(one, tmp_path, None, whole=False)
+
+
 def test_a_set_from_its_archives_by_the_tool(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,6 +522,7 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     out.mkdir()
     made = prepare(spec, {}, out, quiet)
     assert made["counts"]["images"]["pool"] == 4 * imagenet.TINY_IMAGES
+    assert list(made["counts"]) == ["images", "coco", "imagenet", "voc"]  # in every process
     labels = json.loads((out / "data/pool/labels.json").read_text())
     for name, number in labels["labels"].items():
         assert (out / "data/pool/images" / name).is_file()
@@ -428,6 +533,18 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     assert prepare(spec, {}, again, quiet)["fingerprint"] == made["fingerprint"]
+
+
+def test_an_empty_class_folder_of_the_pool_shifts_no_label(tmp_path: Path) -> None:
+    for name in ("a/1.png", "c/1.png", "c/2.png"):
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pool" / name).touch()
+    (tmp_path / "pool" / "b").mkdir()
+    out = tmp_path / "stage"
+    assert stage._pool(tmp_path / "pool", out / "data" / "pool", out) == 3
+    table = json.loads((out / "data/pool/labels.json").read_text())
+    assert table["classes"] == ["a", "b", "c"]
+    assert table["labels"] == {"a/1.png": 0, "c/1.png": 2, "c/2.png": 2}
 
 
 def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:

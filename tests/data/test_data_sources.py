@@ -87,6 +87,20 @@ def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
     assert split_by_group(items, 3) != split_by_group(items, 4)
 
 
+def test_a_large_group_is_placed_first_so_that_every_split_has_its_share() -> None:
+    """Groups of 9, 5, 4 and 2 of 20 are the shares themselves; small ones first are not."""
+    pixel = np.zeros((1, 1, 4), np.uint8)
+    items = [
+        material.Cutout(f"{size}-{k}", "a", f"group of {size}", pixel)
+        for size in (2, 9, 5, 4)
+        for k in range(size)
+    ]
+    for seed in range(5):
+        splits = split_by_group(items, seed)
+        sizes = {split: len(members) for split, members in splits.items()}
+        assert sizes == {"pool": 9, "train": 5, "val": 2, "test": 4}
+
+
 def test_procedural_cutouts_are_fixed_and_fill_their_box() -> None:
     one, two = (list(procedural_cutouts(("a", "b"), "d", 64)) for _ in range(2))
     assert {label for _, label, _ in one} == {"a", "b", "d"}

@@ -62,6 +62,12 @@ def test_a_view_holds_exactly_the_pixels_of_its_box():
     # enlarged: linear between the centres of pixels, which keep their place
     line = views.render(index_image(2, 2), np.array([0, 0, 1, 1]), False, 4)[0, :, 1]
     np.testing.assert_allclose(line, [0, 2.5, 7.5, 10], atol=0.5)
+    # made smaller: the mean of all pixels under one of the result, not that in their middle
+    spike = np.zeros((12, 12, 3), np.uint8)
+    spike[0, 0] = 90
+    small = views.render(spike, np.array([0, 0, 1, 1]), False, 4)
+    assert small[0, 0].tolist() == [10, 10, 10]
+    assert not small[1:].any()
     # a box thinner than a pixel still holds one
     assert views.render(image, np.array([0.99, 0.99, 0.001, 0.001]), False, 2).shape == (2, 2, 3)
     sliver = views.render(image, np.array([0.5, 0.0, 0.001, 1.0]), False, 8)

@@ -20,7 +20,8 @@ Work is kept in `work_dirs/mutation` (maps of test files by their hash, results 
 the function it is planted in), so a run can be interrupted and started again. A fault is
 noticed when a test fails, an import fails or the time limit passes. The tests tried are those that
 call the function with the fault: mirrored ones first, then the package's, then the others', quick
-ones first within each, up to `--seconds` of measured time.
+ones first within each, and last those that call another function of its file, up to `--seconds` of
+measured time.
 """
 
 from __future__ import annotations
@@ -142,7 +143,10 @@ class Maps:
 
 
 def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:
-    """The tests that call the function, mirrored first, then the package's, up to `limit` s."""
+    """The tests that call the function, then the package's that call its file, up to `limit` s.
+
+    Mirrored ones first, then the package's; quick ones first.
+    """
     place = f"{fault.file} {fault.function}"
     inside = f"{fault.file} "
     if fault.function:
@@ -155,10 +159,17 @@ def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) ->
         chosen += [t for t in own if mirrors(fault.file, t.name.split("::")[0]) and t not in chosen]
         chosen = chosen or own
 
-    def order(t: calls.Test) -> tuple[int, float]:
+    calling = {t.name for t in chosen}
+    # A map is as old as its test file; a function renamed since is in none. So then those that call
+    # another function of the file.
+    chosen += [
+        t for t in own if t.name not in calling and any(c.startswith(inside) for c in t.calls)
+    ]
+
+    def order(t: calls.Test) -> tuple[bool, int, float]:
         file = t.name.split("::")[0]
         near = 0 if mirrors(fault.file, file) else 1 if t.name.startswith(folders) else 2
-        return near, t.seconds
+        return t.name not in calling, near, t.seconds
 
     kept, total = [], 0.0
     for t in sorted(chosen, key=order):
