@@ -1,6 +1,8 @@
-"""A more accurate teacher is no better KDEP teacher: rank correlation over teachers of their
-reported ImageNet accuracy with what the student scores. Undecided below eight teachers; the sister
-claim about compactness is compact_teacher_is_worse."""
+"""A more accurate teacher is not a better KDEP teacher.
+
+Rank correlation, over teachers, between their reported ImageNet accuracy and the student's score.
+Undecided below eight teachers. The related claim about compactness is compact_teacher_is_worse.
+"""
 
 claim = dict(
     name="better_teacher_is_not_better",

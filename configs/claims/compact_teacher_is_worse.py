@@ -1,10 +1,12 @@
-"""A compact teacher (much energy in few directions) makes a worse student: rank correlation over
-teachers. Undecided below eight teachers."""
+"""A compact teacher (most variance in few directions) makes a worse student.
+
+Rank correlation over teachers. Undecided below eight teachers.
+"""
 
 claim = dict(
     name="compact_teacher_is_worse",
     title="A more compact teacher is a worse KDEP teacher",
-    statement="Over teachers, the energy kept by the SVD and the student's mean score correlate "
+    statement="Over teachers, the variance kept by the SVD and the student's mean score correlate "
     "below zero (Spearman).",
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="rank_correlation",

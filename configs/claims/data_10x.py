@@ -1,4 +1,4 @@
-"""Ten times less data as a curve: images that KDEP needs for the score of supervised on all."""
+"""Ten times less data, as a curve: images that KDEP needs for the score of supervised on all."""
 
 claim = dict(
     name="data_10x",

@@ -1,5 +1,8 @@
-"""KDEP pre-training against none. With an ImageNet teacher this has to hold; where it does not,
-the pre-trainer, the recipe or the budget is wrong."""
+"""KDEP pre-training against no pre-training.
+
+With an ImageNet teacher this must hold; otherwise the pre-training code, the recipe or the budget
+is wrong.
+"""
 
 claim = dict(
     name="kdep_beats_scratch",

@@ -1,4 +1,4 @@
-"""Power temperature scaling against the bare SVD projection."""
+"""Power temperature scaling against the SVD projection alone."""
 
 claim = dict(
     name="pts_helps",

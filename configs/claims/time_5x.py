@@ -1,4 +1,4 @@
-"""Five times less time as a curve; KDEP's time holds its whole teacher cache and alignment."""
+"""Five times less time, as a curve; KDEP's time includes its teacher cache and alignment."""
 
 claim = dict(
     name="time_5x",

@@ -1,5 +1,8 @@
-"""The loss weight by rule against one of the public code's two guesses. A suite names the teacher
-and the guess: dict(base="weight_rule_holds", name=..., a=dict(teacher=...), b=dict(...))."""
+"""The automatic loss weight against one of the public code's two values.
+
+A suite names the teacher and the value: dict(base="weight_rule_holds", name=...,
+a=dict(teacher=...), b=dict(...)).
+"""
 
 claim = dict(
     name="weight_rule_holds",

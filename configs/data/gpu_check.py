@@ -1,4 +1,4 @@
-"""The pocket data at a size that travels: 2,000 pool images and a few of each task.
+"""The pocket data at a size that is easy to copy: 2,000 pool images and a few per task.
 
 Command   python tools/prepare_data.py configs/data/gpu_check.py --out work_dirs/gpu_check_data
 Cost      as configs/data/pocket.py for downloads; about 15 s on 2 cores; 20 MB on disk

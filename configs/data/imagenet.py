@@ -4,7 +4,7 @@ Command   tools/prepare_data.py SET --root $KDEP_DATA, for each SET of tools/pre
 Cost      the archives (about 200 GB, most of it ImageNet) and about as much again unpacked
 Outcome   the stage `prepare` checks counts and samples of every set, and links them
 
-Set `sets` to what the suite's tasks read: a set that is not named is neither checked nor linked.
+Set `sets` to the sets that the suite's tasks read: only these are checked and linked.
 """
 
 data = dict(

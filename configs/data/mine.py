@@ -1,8 +1,8 @@
 """Template: your own images, boxes, masks and class folders. Copy it, and change the paths.
 
 Paths are absolute, or relative to $KDEP_DATA. Drop the parts that you do not have, and their tasks
-in `configs/suites/mine.py` with them. A suite may also hold this whole dict as its `data`, or
-change single keys with data=dict(base="mine", ...).
+in `configs/suites/mine.py`. A suite may also contain this whole dict as its `data`, or change
+single keys with data=dict(base="mine", ...).
 """
 
 data = dict(
@@ -23,6 +23,6 @@ data = dict(
     ),
     classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
     # allow_absent=["water"],  # classes of boxes or masks that the training split may lack
-    # Sets that may share images, without a note beside the scores of the second one:
+    # Sets that may share images, without a note next to the scores of the second one:
     # allow_duplicates=[["pool", "coco/test"]],
 )

@@ -2,19 +2,20 @@
 
 Command   python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
 Cost      221 MB of downloads once (cached); 125 s of CPU (103 s on 2 shared cores); 310 MB on disk
-Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 classes, 800 scenes
-          at 160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
+Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 classes, 800 scenes at
+          160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
           backgrounds of pool, train, val and test are disjoint
 
-Seed 0 split the sources while the recipes were settled; the published suite splits them anew by
-seed 1, whose test split no choice has seen. The photographs of `photos/` are the same for any seed.
+Seed 0 split the sources while the recipes were chosen; the published suite splits them again with
+seed 1, whose test split was never used for a choice. The photographs of `photos/` are the same for
+any seed.
 """
 
 data = dict(
     name="pocket",
     pool_classes=9,
     seed=1,
-    source="auto",  # 'debian+pip', or 'pip-only' where its packages cannot be had
+    source="auto",  # 'debian+pip', or 'pip-only' if Debian packages are not available
     px=128,
     pool_composites=24000,
     pool_crops=8000,

@@ -1,8 +1,8 @@
-"""The pocket data, shrunk: the same code, material and formats, counts for a rehearsal.
+"""The pocket data at a tiny size: the same code, photographs and formats.
 
 Command   python tools/prepare_data.py configs/data/smoke.py --out work_dirs/smoke_data
 Cost      as configs/data/pocket.py for downloads; about 10 s on 2 cores, most of it decoding
-Outcome   400 pool images, 200 for classification, 44 scenes; numbers on it mean nothing
+Outcome   400 pool images, 200 for classification, 44 scenes; scores on it mean nothing
 """
 
 data = dict(

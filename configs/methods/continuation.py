@@ -1,8 +1,9 @@
-"""Continuation-KD, label-free (psi = 0): a hinge on logits whose teacher is faded in.
+"""Continuation-KD, label-free (psi = 0): a hinge loss on logits with a gradually faded-in teacher.
 
-Source       arXiv 2212.05998, eqs 3-5; the margin is this project's choice. The fading takes one
-             step an epoch of the pocket's 16 (t_max=16; 20 steps in 200 epochs as published).
-Differs      from `logit_kd` in squared distance of logits with a margin, and in the fading.
+Source       arXiv 2212.05998, eqs 3-5; the margin is this project's choice. The fade-in takes one
+             step per epoch of the pocket suites' 16 (t_max=16; 20 steps in 200 epochs as
+             published).
+Differs      from `logit_kd` in using a squared logit distance with a margin, and in the fade-in.
 """
 
 from kdep_bench.objectives.continuation import Continuation

@@ -1,9 +1,10 @@
-"""Correlation congruence: a Gaussian kernel of the images of a batch, label-free.
+"""Correlation congruence: a Gaussian kernel between the images of a batch, label-free.
 
-Source       Peng et al., ICCV 2019; the kernel as in AberHu's zoo. The weight is this project's:
-             the loss starts at the order of the other arms'.
-Differs      from `similarity` in the kernel (Taylor series of order 2) in place of the Gram matrix.
-Cost         O(B^2 D) a batch.
+Source       Peng et al., ICCV 2019; the kernel as in AberHu's zoo. The weight is this project's
+             choice: the initial loss is of the same order as that of the other methods.
+Differs      from `similarity` in using the kernel (Taylor series of order 2) instead of the Gram
+             matrix.
+Cost         O(B^2 D) per batch.
 """
 
 from kdep_bench.objectives.correlation_congruence import CorrelationCongruence

@@ -1,7 +1,8 @@
-"""Deep mutual learning: two students of one kind teach each other beside the labels.
+"""Deep mutual learning: two students of the same kind teach each other, in addition to the labels.
 
 Source       Zhang et al., CVPR 2018; AberHu's zoo.
-Differs      from `supervised` by the peer and the two KL terms; the first student is exported.
+Differs      from `supervised` in the peer network and the two KL terms; the first student is
+             exported.
 Cost         twice the student's forward and backward pass.
 """
 

@@ -1,11 +1,11 @@
-"""An early-stopped teacher: a larger student, supervised for 8 epochs, teaches by logits.
+"""An early-stopped teacher: a larger student, supervised for 8 epochs, is the teacher of logit KD.
 
 Source       Cho and Hariharan, ICCV 2019: a teacher trained on a shorter schedule (35 or 50 epochs
-             of 200 there) teaches better than one trained to its end.
-Differs      from `takd` in the teacher: the pool's labels, half of the pocket's 16 epochs. No label
-             is read by this arm itself, but its teacher read them all: it counts as an arm with
-             labels.
-Cost         the teacher's pre-training, counted in this arm's.
+             of 200 there) teaches better than one trained to the end.
+Differs      from `takd` in the teacher, which is trained on the pool's labels for half of the
+             pocket suites' 16 epochs. The student reads no label, but its teacher read all of them:
+             the method counts as one with labels.
+Cost         includes the teacher's pre-training.
 """
 
 from kdep_bench.objectives.logit_kd import LogitKD

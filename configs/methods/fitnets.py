@@ -1,10 +1,10 @@
 """FitNets-style hints, label-free: two levels regress the teacher's maps through projectors.
 
-Source       Romero et al., ICLR 2015; RepDistiller's FitNet.py. Without cross-entropy, which in the
-             source teaches what lies behind the middle level: here a hint at the last level does,
-             or the last stage would stay as it was drawn.
-Differs      from `kdep` in learned projectors, maps instead of a pooled feature, and a hint at the
-             middle of the network too.
+Source       Romero et al., ICLR 2015; RepDistiller's FitNet.py. Without the cross-entropy that
+             trains the later layers in the source: here a hint at the last level does, otherwise
+             the last stage would keep its random initialisation.
+Differs      from `kdep` in learned projectors, maps instead of a pooled feature, and an additional
+             hint at the middle of the network.
 """
 
 from kdep_bench.objectives.hints import Hints

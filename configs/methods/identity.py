@@ -1,8 +1,8 @@
-"""The teacher's feature as it is, for a student of the teacher's width (Ds = Dt).
+"""The unchanged teacher feature, for a student of the teacher's width (Ds = Dt).
 
-Source       no alignment at all; where widths agree the SVD only rotates.
-Differs      from `svd` by a rotation that loses nothing: all of the energy either way.
-Expectation  as `svd` up to the choice of channels; another width is refused before any work.
+Source       no alignment; with equal widths the SVD is only a rotation.
+Differs      from `svd` by a rotation without loss: both keep all of the variance.
+Expectation  as `svd` up to the choice of channels; other widths are refused at planning.
 """
 
 from kdep_bench.features.aligners import Identity

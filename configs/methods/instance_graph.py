@@ -1,8 +1,9 @@
-"""An instance graph of two layers: similarities of a batch, and how they change with depth.
+"""An instance graph of two layers: similarities within a batch, and their change with depth.
 
-Source       the idea of Liu et al., CVPR 2019 (IRG); a reading, see the objective for what differs.
-Differs      from `similarity` by an earlier layer's graph and the change between the two.
-Cost         O(B^2 D) a layer and batch.
+Source       the idea of Liu et al., CVPR 2019 (IRG), re-implemented; the objective lists the
+             differences.
+Differs      from `similarity` in the graph of an earlier layer and the change between the two.
+Cost         O(B^2 D) per layer and batch.
 """
 
 from kdep_bench.objectives.instance_graph import InstanceGraph
@@ -13,7 +14,7 @@ method = dict(
     labels_used=False,
     reconstruction=True,
     needs=["pooled", "maps"],
-    source="a reading of Liu et al., CVPR 2019 (IRG)",
+    source="re-implementation of Liu et al., CVPR 2019 (IRG)",
     objective=dict(type=InstanceGraph, levels=dict(s16="s16"), edges=3000.0, change=3000.0),
     align=None,
     transform=None,

@@ -1,9 +1,9 @@
-"""1-D interpolation of the teacher's channels down to the student's width (row B-2).
+"""1-D interpolation of the teacher's channels down to the student's width.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "interpolate" (nearest, torch's default there).
-Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
+Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
 Expectation  with nearest and Dt a multiple of Ds this is every (Dt / Ds)-th channel: about Ds / Dt
-             of the energy, chosen by position, since channels have no order.
+             of the variance, chosen by position, although channels have no order.
 """
 
 from kdep_bench.features.aligners import Interpolate

@@ -1,8 +1,8 @@
 """KDEP (CVPR 2022): regress the teacher's SVD-compressed, power-temperature-scaled feature.
 
-Label-free, nothing learnable between the networks. T and n are the public code's defaults; the loss
-weight follows the rule in `kdep_bench/objectives/feature_regression.py` instead of a number per
-teacher.
+Label-free, without learned layers between the networks. T and n are the public code's defaults; the
+loss weight follows the rule in `kdep_bench/objectives/feature_regression.py` instead of one number
+per teacher.
 """
 
 from kdep_bench.features.transform import PowerTemperature

@@ -1,9 +1,10 @@
-"""KDEP through an assistant: the middle-sized student of a first KDEP teaches a second.
+"""KDEP through a teacher assistant: a middle-sized KDEP student is the student's teacher.
 
-Source       TAKD's chain (Mirzadeh et al., AAAI 2020) with KDEP as the objective of both hops.
-Differs      from `kdep` in whose feature is regressed: the assistant's, before its last ReLU. That
-             feature imitates a power-scaled target, and the second hop scales it once more.
-Cost         a second pre-training, of the assistant, counted in this arm's.
+Source       the chain of TAKD (Mirzadeh et al., AAAI 2020) with KDEP as the objective of both
+             steps.
+Differs      from `kdep` in the regressed feature: the assistant's, before its last ReLU. That
+             feature imitates a power-scaled target, and the second step scales it again.
+Cost         includes a second pre-training, of the assistant.
 """
 
 from mmengine.config import read_base
@@ -13,6 +14,6 @@ with read_base():
 
 method.update(
     name="kdep_assistant",
-    source="a chain (Mirzadeh et al., AAAI 2020) of He et al., CVPR 2022",
+    source="teacher assistant (Mirzadeh et al., AAAI 2020) with He et al., CVPR 2022",
     teacher=dict(student="resnet18_w48", method="kdep"),
 )

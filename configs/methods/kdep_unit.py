@@ -1,10 +1,10 @@
-"""KDEP with the target in units of its own root mean square: no number is tied to one teacher.
+"""KDEP with the target divided by its root mean square: no constant is specific to one teacher.
 
-Source       as `kdep`; the unit is ours. The public code tunes the loss weight (3 or 20) and T
-             (0.1, 0.03 or 0.2) per teacher; T only multiplies the target by T^(-1/n), so with the
-             weight's rule and this unit both are without effect, and n alone shapes the target.
-Differs      from `kdep` in the unit of the target alone.
-Expectation  as `kdep` where its target's root mean square is near 1.
+Source       as `kdep`; the normalisation is ours. The public code tunes the loss weight (3 or 20)
+             and T (0.1, 0.03 or 0.2) per teacher. T only multiplies the target by T^(-1/n), so with
+             the weight rule and this normalisation neither has an effect; only n shapes the target.
+Differs      from `kdep` only in the normalisation of the target.
+Expectation  as `kdep` if the root mean square of its target is near 1.
 """
 
 from kdep_bench.features.transform import PowerTemperature

@@ -1,7 +1,7 @@
 """Logit distillation, label-free: the teacher's class probabilities instead of its feature.
 
-The rival of the feature arms that needs a teacher with a classifier. The linear head that follows
-the teacher's classes is dropped at export, like the supervised arm's.
+The baseline of the feature methods that needs a teacher with a classifier. The student's linear
+head over the teacher's classes is dropped at export, like that of `supervised`.
 """
 
 from kdep_bench.objectives.logit_kd import LogitKD

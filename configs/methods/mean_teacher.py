@@ -1,7 +1,8 @@
-"""Mean teacher: the student's moving average teaches it across two views of an image.
+"""Mean teacher: the student's moving average is its teacher across two views of an image.
 
-Source       Tarvainen and Valpola 2017; CuriousAI/mean-teacher. Weight and ramp are this project's.
-Differs      from `supervised` by the consistency term, with both views of an image in one batch.
+Source       Tarvainen and Valpola 2017; CuriousAI/mean-teacher. Weight and ramp are this project's
+             choice.
+Differs      from `supervised` in the consistency term, with both views of an image in one batch.
 Cost         one more forward pass of the student.
 """
 

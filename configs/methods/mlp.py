@@ -1,8 +1,9 @@
 """A learned two-layer projector from the student to the teacher's width.
 
-Source       row B-2, the non-linear form of `conv1x1`; the hidden width is ours, no paper's.
-Differs      from `conv1x1` by a hidden layer of 1024 with a ReLU.
-Expectation  a lower training loss than `conv1x1`, and more of it explained by what is dropped.
+Source       the non-linear form of `conv1x1`; the hidden width is our choice, from no paper.
+Differs      from `conv1x1` in a hidden layer of 1024 with a ReLU.
+Expectation  a lower training loss than `conv1x1`, more of it due to the projector, which is
+             dropped.
 """
 
 from kdep_bench.objectives.projected_regression import ProjectedRegression

@@ -1,9 +1,9 @@
-"""Normalised feature distillation: each channel's spatial pattern of two maps, label-free.
+"""Normalised feature distillation: the spatial pattern of each channel of two maps, label-free.
 
-Source       arXiv 2207.05256 as one sentence quotes it; the weight is this project's.
-Differs      from `kdep` in regressing maps (places count) instead of a pooled feature, with no
-             fixed basis: a 1x1 convolution stands between the networks. The last level is one of
-             the two, or nothing would teach the last stage.
+Source       arXiv 2207.05256 as quoted in one sentence; the weight is this project's choice.
+Differs      from `kdep` in regressing maps (with positions) instead of a pooled feature, through a
+             learned 1x1 convolution instead of a fixed basis. The last level is one of the two,
+             otherwise the last stage would receive no gradient.
 """
 
 from kdep_bench.objectives.nfd import NFD

@@ -1,8 +1,8 @@
-"""Normalised KD, label-free: the teacher's top-1 class apart from all others, each side by itself.
+"""Normalised KD, label-free: separate losses for the teacher's top-1 class and the other classes.
 
 Source       arXiv 2208.10139; yzd-v/cls_KD nkd.py with gamma 1.5 and tau 1.
-Differs      from `logit_kd` in freeing the non-target classes from the teacher's confidence, and
-             in a hard term on the teacher's top-1, which stands in for the label.
+Differs      from `logit_kd` in making the non-target classes independent of the teacher's
+             confidence, and in a hard term on the teacher's top-1 class, which replaces the label.
 """
 
 from kdep_bench.objectives.nkd import NKD

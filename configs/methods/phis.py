@@ -1,12 +1,14 @@
-"""PHI-S in place of power temperature scaling: the SVD feature turned until all channels are alike.
+"""PHI-S instead of power temperature scaling: the SVD feature rotated to equal channel variances.
 
 Source       Ranzinger et al. 2024, arXiv 2410.01680; NVlabs/RADIO examples/common/phi_s.py. There
-             it balances several teachers at full width; here it follows the cut to Ds channels.
-Differs      from `svd` by a rotation and one number, from `kdep` by having no power in it.
+             it balances several teachers at full width; here it follows the reduction to Ds
+             channels.
+Differs      from `svd` in a rotation and one scale, from `kdep` in having no power.
 Expectation  Std Ratio 1 after the transform, by construction. With one teacher and a squared error
-             the loss is that of `svd` over phi^2, so any gain over `svd` comes from which channel
-             carries what (the student's last BatchNorm and the reader after it work per channel) or
-             from the unit: the student must reach a root mean square of 1, not `svd`'s own.
+             the loss is that of `svd` divided by phi^2, so any gain over `svd` comes from how the
+             components are distributed over channels (the student's last BatchNorm and the layers
+             after it work per channel) or from the scale: the student must reach a root mean square
+             of 1, not that of `svd`.
 """
 
 from kdep_bench.features.phi_s import PhiS

@@ -1,8 +1,9 @@
-"""Probabilistic knowledge transfer: whom each image of a batch resembles, as probabilities.
+"""Probabilistic knowledge transfer: similarities between the images of a batch, as probabilities.
 
 Source       Passalis and Tefas, ECCV 2018; weight of RepDistiller.
-Differs      from `similarity` in cosines as rows of probabilities compared by KL.
-Cost         O(B^2 D) a batch.
+Differs      from `similarity` in comparing cosine similarities, normalised to probabilities per
+             row, by KL.
+Cost         O(B^2 D) per batch.
 """
 
 from kdep_bench.objectives.pkt import PKT

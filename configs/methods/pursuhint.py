@@ -1,8 +1,8 @@
-"""Hint points chosen by clustering the teacher's levels: FitNets where the levels differ most.
+"""FitNets with hint levels chosen by clustering the teacher's levels: those that differ most.
 
-Source       PURSUhInT (Expert Systems with Applications 2023), as a re-implementation quotes it.
-Differs      from `fitnets` in who chooses the levels: two of four, the last one given.
-Cost         the clustering looks at 10,000 cached views at most; four levels are read, two of them
+Source       PURSUhInT (Expert Systems with Applications 2023), as quoted by a re-implementation.
+Differs      from `fitnets` in how the levels are chosen: two of four, the last one always included.
+Cost         the clustering reads at most 10,000 cached views; four levels are read, two of them
              regressed.
 """
 

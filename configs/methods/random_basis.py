@@ -1,9 +1,10 @@
-"""A random orthonormal basis: what an alignment is worth that looked at no feature (row B-2).
+"""A random orthonormal basis: the value of an alignment that is independent of the features.
 
-Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice" (random singular vectors there;
-             a uniformly random basis here).
-Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
-Expectation  Ds / Dt of the energy on average, and a low Std Ratio: channels are alike mixtures.
+Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice" (random singular vectors there; a
+             uniformly random basis here).
+Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
+Expectation  Ds / Dt of the variance on average, and a low Std Ratio, as all channels are similar
+             mixtures.
 """
 
 from kdep_bench.features.aligners import RandomBasis

@@ -2,7 +2,7 @@
 
 Source       Park et al., CVPR 2019; weights of RepDistiller (25 and 50).
 Differs      from `kdep` in the objective: no alignment, no target per image, no projector.
-Cost         distances O(B^2 D), angles O(B^2 (B + D)) memory and O(B^3 D) time a batch.
+Cost         distances O(B^2 D), angles O(B^2 (B + D)) memory and O(B^3 D) time, per batch.
 """
 
 from kdep_bench.objectives.rkd import RKD

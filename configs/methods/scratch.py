@@ -1,4 +1,4 @@
-"""No pre-training: the randomly initialised student, another one for every seed."""
+"""No pre-training: the student with random initialisation, different for every seed."""
 
 method = dict(
     name="scratch",

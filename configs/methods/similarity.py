@@ -1,9 +1,9 @@
-"""Similarity-preserving KD: the Gram matrix of a batch, its rows normalised, label-free.
+"""Similarity-preserving KD: the row-normalised Gram matrix of a batch, label-free.
 
 Source       Tung and Mori, ICCV 2019; weight of RepDistiller, where the last maps are flattened:
-             here they are pooled, as for every arm.
+             here they are pooled, as for every method.
 Differs      from `kdep` in the objective: no alignment, no target per image, no projector.
-Cost         O(B^2 D) a batch.
+Cost         O(B^2 D) per batch.
 """
 
 from kdep_bench.objectives.similarity_preserving import SimilarityPreserving

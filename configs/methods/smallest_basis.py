@@ -1,9 +1,10 @@
-"""The last principal directions instead of the first: the SVD turned upside down (row B-2).
+"""The last principal directions instead of the first: the SVD in reverse order.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "smallest eigen values". Directions that are
-             rounding noise (variance below 2^-22 of the largest) are passed over.
-Differs      from `svd` in the alignment alone: no transform, centred, the same loss weight rule.
-Expectation  the least energy of all bases; what it still teaches is not in the energy.
+             rounding noise (variance below 2^-22 of the largest) are skipped.
+Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
+Expectation  the least variance of all bases; a gain over random initialisation is not due to
+             variance.
 """
 
 from kdep_bench.features.aligners import SmallestBasis

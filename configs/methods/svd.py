@@ -1,4 +1,4 @@
-"""KDEP without power temperature scaling: the SVD-compressed feature as it is (an ablation)."""
+"""KDEP without power temperature scaling: the unscaled SVD-compressed feature (an ablation)."""
 
 from kdep_bench.features.transform import NoTransform
 from kdep_bench.objectives.feature_regression import FeatureRegression

@@ -1,9 +1,9 @@
-"""Teacher-assistant KD: logit KD to a middle-sized network, which then teaches the student.
+"""Teacher-assistant KD: logit KD to a middle-sized network, which is then the student's teacher.
 
-Source       Mirzadeh et al., AAAI 2020. KL as batchmean; the public code's `nn.KLDivLoss()` is that
-             over the number of classes, so its weights do not carry over. Label-free: alpha = 1.
-Differs      from `logit_kd` in who says the logits.
-Cost         a second pre-training, of the assistant, counted in this arm's.
+Source       Mirzadeh et al., AAAI 2020. KL as batchmean; the public code's `nn.KLDivLoss()` divides
+             that by the number of classes, so its weights do not carry over. Label-free: alpha = 1.
+Differs      from `logit_kd` in the source of the logits, the assistant.
+Cost         includes a second pre-training, of the assistant.
 """
 
 from kdep_bench.objectives.logit_kd import LogitKD

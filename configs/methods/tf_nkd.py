@@ -1,7 +1,7 @@
 """Teacher-free NKD: supervised, with the student's own confidence as a soft target.
 
 Source       arXiv 2208.10139 section 3.3; the older distiller of yzd-v.
-Differs      from `supervised` by the soft target alone; there is no teacher.
+Differs      from `supervised` only in the soft target; there is no teacher.
 """
 
 from kdep_bench.objectives.nkd import TeacherFreeNKD

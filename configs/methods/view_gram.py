@@ -1,9 +1,9 @@
 """The Gram matrix of an image's views: a label-free relation within a sample, not between samples.
 
-Source       a reading of arXiv 2112.11447, of which the abstract alone was read; its modalities are
-             the fixed views here.
+Source       re-implemented from the abstract of arXiv 2112.11447; its modalities are the fixed
+             views here.
 Differs      from `similarity` in what is compared: the views of one image instead of the batch.
-Cost         next to nothing; needs two views of an image in one batch.
+Cost         negligible; needs two views of an image in one batch.
 """
 
 from kdep_bench.objectives.view_gram import ViewGram
@@ -14,7 +14,7 @@ method = dict(
     labels_used=False,
     reconstruction=True,
     needs=["pooled", "views"],
-    source="a reading of the abstract of arXiv 2112.11447",
+    source="re-implementation from the abstract of arXiv 2112.11447",
     objective=dict(type=ViewGram, weight=20.0),
     align=None,
     transform=None,

@@ -1,7 +1,7 @@
-"""VkD (CVPR 2024): an orthogonal projector that may turn the student's feature and nothing else.
+"""VkD (CVPR 2024): a learned orthogonal projector, which only rotates the student's feature.
 
 Source       Miles, Elezi and Deng, arXiv 2403.06213; roymiles/VkD train.py, engine.py.
-Differs      from the authors' recipe by what this harness fixes for all arms: SGD and its schedule
+Differs      from the authors' recipe in what is fixed here for all methods: SGD and its schedule
              instead of AdamW, no label loss, no logit loss, pooled features of a CNN student.
 Expectation  between `svd` and `conv1x1` in freedom: the projector is learned, but cannot scale.
 """

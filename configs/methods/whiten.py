@@ -1,10 +1,10 @@
-"""Whitening in place of power temperature scaling: every kept direction counts the same.
+"""Whitening instead of power temperature scaling: every direction kept has the same variance.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "Var matching", step 1 (divide by the singular
              value, times 500; the loss weight's rule replaces the 500).
-Differs      from `svd` and `kdep` in the transform alone.
-Expectation  Std Ratio 1 after the transform. The smallest kept directions, the noisiest, weigh as
-             much as the largest: the failure that power temperature scaling softens.
+Differs      from `svd` and `kdep` only in the transform.
+Expectation  Std Ratio 1 after the transform. The smallest directions, which are the noisiest, weigh
+             as much as the largest: the failure that power temperature scaling reduces.
 """
 
 from kdep_bench.features.transform import Whitening

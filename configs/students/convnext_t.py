@@ -1,7 +1,7 @@
 """ConvNeXt-T (27.8 M parameters without classifier), timm's, 224 px.
 
-It ends in no activation: the tap is the norm of the mean of its last map, which a classifier reads.
-Dense tasks read the maps before that norm.
+It does not end in an activation: the tap is the norm of the mean of its last map, which a
+classifier reads. Dense tasks read the maps before that norm.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

@@ -1,6 +1,6 @@
 """EfficientNet-B0 (4.0 M parameters without classifier), timm's, 224 px.
 
-The tap is before the last SiLU; that feature is linear from 320 channels.
+The tap is before the last SiLU; that feature is a linear function of 320 channels.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

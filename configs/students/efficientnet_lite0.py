@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 (3.4 M parameters without classifier): a student with a true ImageNet rival.
+"""EfficientNet-Lite0 (3.4 M parameters without classifier): a student with ImageNet weights.
 
-The same architecture's own supervised ImageNet-1k weights (1.28 M labelled images) are the arm
+The same architecture's own supervised ImageNet-1k weights (1.28 M labelled images) are the method
 `imagenet`. The tap is before the last ReLU6, as KDEP taps MobileNetV2.
 """
 

@@ -1,8 +1,8 @@
 """MobileNetV2 of width 0.5: the pocket suites' second architecture.
 
 Its last 1x1 convolution keeps 1280 channels at every width below 1 (as in the architecture's
-paper). The tap is before the last ReLU6, where KDEP taps MobileNetV2; that feature is linear from
-160 channels, so the student can follow at most 160 of the target's 1280 directions.
+paper). The tap is before the last ReLU6, as KDEP taps MobileNetV2; that feature is a linear
+function of 160 channels, so the student can match at most 160 of the target's 1280 directions.
 """
 
 student = dict(

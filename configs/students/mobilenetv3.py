@@ -1,7 +1,7 @@
 """MobileNetV3-Large (3.0 M parameters without classifier), mmpretrain's, 224 px.
 
 The tap is before the last h-swish, 960 wide; the 1280-wide layer of the architecture comes after
-pooling and belongs to its classifier. The feature is linear from 160 channels.
+pooling and belongs to its classifier. The feature is a linear function of 160 channels.
 """
 
 student = dict(

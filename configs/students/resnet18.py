@@ -13,6 +13,6 @@ student = dict(
     input_px=224,
     tap="last_pre_activation",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=(64, 128, 256, 512), strides=(4, 8, 16, 32)),
-    # Stride 8 to the end, as KDEP's segmentation has it.
+    # Dilated to stride 8, as in KDEP's segmentation.
     dilated=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
 )

@@ -15,6 +15,6 @@ student = dict(
     input_px=64,
     tap="last_pre_activation",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=(32, 64, 128, 256), strides=(4, 8, 16, 32)),
-    # For a segmentation recipe that keeps stride 8 by dilation, as the paper does for ResNet-18.
+    # For a segmentation recipe with dilation to stride 8, as in the paper for ResNet-18.
     dilated=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
 )

@@ -1,7 +1,7 @@
-"""ResNet-18 of three quarters of its width (48-96-192-384): the assistant of the pocket suites.
+"""ResNet-18 of three quarters width (48-96-192-384): the teacher assistant of the pocket suites.
 
 Between EfficientNet-Lite0 and `resnet18_w32` in FLOPs and width, not in parameters: its 6.3 M are
-more than the teacher's. It teaches, and is not transferred.
+more than the teacher's. It is only used as a teacher and is not transferred.
 """
 
 from mmengine.config import read_base

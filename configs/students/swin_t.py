@@ -1,6 +1,6 @@
-"""Swin-T (27.5 M parameters without classifier), timm's, 224 px; takes other sizes by padding.
+"""Swin-T (27.5 M parameters without classifier), timm's, 224 px; pads other sizes.
 
-It ends in no activation: the tap is the last map after its norm.
+It does not end in an activation: the tap is the last map after its norm.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

@@ -1,8 +1,7 @@
-"""ViT-T/16 (5.5 M parameters without classifier), timm's, 224 px; takes other sizes by resizing
-its position embeddings.
+"""ViT-T/16 (5.5 M parameters without classifier), timm's, 224 px; position embeddings are resized.
 
-It ends in no activation: the tap is the class token after the last norm. Without a pyramid it
-serves classification alone; a dense task refuses it before any training.
+It does not end in an activation: the tap is the class token after the last norm. Without pyramid
+levels it can be used for classification only; a dense task refuses it before any training.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

@@ -1,15 +1,15 @@
-"""One arm on the smallest data with meaning, to compare a GPU's scores with a CPU's.
+"""One method on the smallest meaningful data, to compare a GPU's scores with a CPU's.
 
 Command   python tools/gpu_check.py, which runs it on a GPU
-Cost      about four minutes of two cores
+Cost      about four minutes on two cores
 Outcome   one score per task, inside the prediction interval of `gpu_check_reference`
 
-The scores say whether two machines train alike; they are no result about methods.
+The scores show whether two machines train alike; they are not a result about methods.
 """
 
 suite = dict(
     name="gpu_check",
-    about="one arm on a small pool, to compare a GPU's scores with a CPU's",
+    about="one method on a small pool, to compare a GPU's scores with a CPU's",
     data="gpu_check",
     teacher="efficientnet_lite0",
     students=["resnet18_w32"],

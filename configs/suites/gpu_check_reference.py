@@ -1,7 +1,7 @@
-"""The suite `gpu_check` on a CPU with three seeds: what one run on a GPU is compared with.
+"""The suite `gpu_check` on a CPU with three seeds: the reference for one run on a GPU.
 
 Command   python tools/run_suite.py gpu_check_reference
-Cost      about ten minutes of two cores
+Cost      about ten minutes on two cores
 Outcome   results/gpu_check_reference
 """
 

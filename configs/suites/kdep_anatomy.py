@@ -1,29 +1,29 @@
-"""KDEP taken apart: which of its choices, changed one at a time, lead from KDEP to FitNets.
+"""Ablation of KDEP: its choices are changed one at a time, from KDEP to FitNets.
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy.py   (can be stopped and resumed)
-Cost      as `methods_pocket`, per arm and seed: 800 steps at batch 64 (90 to 105 s of one core),
+Cost      as `methods_pocket`, per method and seed: 800 steps at batch 64 (90 to 105 s on one core),
           then 43 s of tasks
 Outcome   not run yet; `rates` is to be filled in from the grid first
 
 The protocol of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64, three
-pre-training seeds. Each arm has the learning rate that `kdep_anatomy_grid` found best on the
-validation split.
+pre-training seeds. Each method has the learning rate with the best validation score in
+`kdep_anatomy_grid`.
 
-The walk, each step one change:
+The sequence, one change per step:
 
-    kdep              pooled feature behind the teacher's head, before the student's ReLU, PTS n = 3
+    kdep              pooled feature after the teacher's head, before the student's ReLU, PTS n = 3
     svd               n = 1
-    svd_after         the student is read after its ReLU
+    svd_after         the student's feature is read after its ReLU
     pooled_pairs      each component as a pair of its positive and its negative part
     pooled_pairs_s32  the teacher is read before its head (its last map, averaged)
-    maps_s32          every place of that map instead of its average
-    kdep_maps         the level at stride 16 too
+    maps_s32          every position of that map instead of its average
+    kdep_maps         also the level at stride 16
     fitnets           learned projectors instead of the SVD
 
-Beside it: the last step alone at one level (`hint_s32`) and for the pooled feature (`conv1x1`);
+In addition: the last step alone at one level (`hint_s32`) and for the pooled feature (`conv1x1`);
 KDEP with one hint at the middle level (`kdep_hint`); at two levels the other forms of the sign
 (`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS (`maps_n2`,
-`maps_n3`), four levels (`maps_4`), and a pooled target beside the maps (`maps_pooled`).
+`maps_n3`), four levels (`maps_4`), and a pooled target in addition to the maps (`maps_pooled`).
 """
 
 from mmengine.config import read_base
@@ -39,7 +39,7 @@ MAPS = "kdep_bench.objectives.map_regression.MapRegression"
 after = dict(_delete_=True, type=REGRESSION, weight="auto", tap="after")
 two = dict(s16="s16", s32="s32")
 last = dict(_delete_=True, s32="s32")
-# A level of the student is wider than the teacher's where each component has one channel: 128, 112.
+# With one channel per component a student level is wider than the teacher's: 128, 112.
 padded = dict(type="svd", policy="zero_pad")
 
 arms = dict(
@@ -90,7 +90,7 @@ arms = dict(
         ),
     ),
 )
-# What `kdep_anatomy_grid` chose where it is not the budget's 0.2.
+# Learning rates chosen in `kdep_anatomy_grid`, if not the budget's 0.2.
 rates = dict()
 methods = {
     name: dict(arm, name=name, optimizer=dict(lr=rates[name]))

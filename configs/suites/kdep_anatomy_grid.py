@@ -1,12 +1,12 @@
-"""The learning rates of `kdep_anatomy`: every arm at 0.05, 0.2 and 0.8, and beyond where needed.
+"""The learning rates of `kdep_anatomy`: every method at 0.05, 0.2 and 0.8, and beyond if needed.
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy_grid.py
-Cost      a pre-training (90 to 105 s of one core) and a linear probe of a few seconds per cell
-Outcome   not run yet. The rate with the highest score on the validation split is to be the
-          arm's rate in `kdep_anatomy`; at equal scores the one nearest to 0.2
+Cost      a pre-training (90 to 105 s on one core) and a linear probe of a few seconds per run
+Outcome   not run yet. The rate with the highest validation score will be the method's rate in
+          `kdep_anatomy`; with equal scores the one nearest to 0.2
 
-The test split is not read by this suite. `wider` names the arms whose best rate was at the edge of
-the first three; they are run at the next rate beyond, until the best one is inside the grid.
+The test split is not read by this suite. `wider` names the methods whose best rate was at the edge
+of the first three; they are run at the next rate beyond, until the best one is inside the grid.
 """
 
 from mmengine.config import read_base
@@ -22,7 +22,7 @@ for name, more in wider.items():
 
 suite.update(
     name="kdep_anatomy_grid",
-    about="the arms of kdep_anatomy at several learning rates, scored on the validation split",
+    about="the methods of kdep_anatomy at several learning rates, scored on the validation split",
     methods=[
         dict(arms["scratch"], name="scratch"),
         *(

@@ -1,19 +1,19 @@
-"""Every rival method under one protocol: the pocket data at a tenth of its images, three seeds.
+"""All methods under one protocol: the pocket data, a tenth of its images, three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket.py   (can be stopped and resumed)
-Cost      1 h 55 min of two cores: an arm and seed is 800 steps at batch 64 (90 to 105 s on one;
-          dml 180 s, an assistant 190 s more), then 43 s of tasks
-Outcome   results/methods_pocket: the method families beside KDEP, supervised and no pre-training,
-          each with step time, memory, extra parameters and teacher forwards. Hints at the teacher's
-          maps lead; relations between images are last in the mean
+Cost      1 h 55 min on two cores: a method and seed is 800 steps at batch 64 (90 to 105 s on one;
+          dml 180 s, a teacher assistant 190 s more), then 43 s of tasks
+Outcome   results/methods_pocket: the method families compared with KDEP, supervised and no
+          pre-training, each with step time, memory, extra parameters and teacher forward passes.
+          Hints at the teacher's maps are best; relations between images are last on average
 
 One protocol: the same 3,200 images in the same two fixed views, 16 epochs, batch 64, one weight
-decay and schedule, labels where a method says so, and each method's own of three learning rates: of
-0.05, 0.2 and 0.8 the one that `methods_pocket_grid` found best on the validation split, for all its
-seeds. A teacher's assistant is trained at 0.2. Supervised and scratch are the very stages of
-`pocket_full` at share 0.1, where kdep stands at 0.2. Detection and segmentation have a suite of
-their own with one seed, `methods_pocket_dense`: means over one and over three seeds must not stand
-in one table. `methods_pocket_compute` has the costlier arms at kdep's compute.
+decay and schedule, labels if a method uses them. The learning rate is chosen per method from 0.05,
+0.2 and 0.8: the one with the best validation score in `methods_pocket_grid`, used for all seeds.
+Teacher assistants are trained at 0.2. Supervised and scratch are the same stages as in
+`pocket_full` at data fraction 0.1, where kdep has 0.2. Detection and segmentation are in a separate
+suite with one seed, `methods_pocket_dense`, as means over one and over three seeds must not be in
+one table. `methods_pocket_compute` has the costlier methods at kdep's compute.
 """
 
 from mmengine.config import read_base
@@ -51,7 +51,7 @@ arms = [
     "dml",
     "mean_teacher",
 ]
-# What `methods_pocket_grid` chose where it is not the budget's 0.2; a test compares the two.
+# Learning rates chosen in `methods_pocket_grid`, if not the budget's 0.2; tested to agree.
 rates = dict(
     continuation=0.8,
     continuation_labels=0.8,
@@ -73,12 +73,12 @@ methods = {
 
 suite.update(
     name="methods_pocket",
-    about="rival methods under one protocol, a tenth of the pocket images, classification",
+    about="all methods under one protocol, a tenth of the pocket images, classification",
     methods=list(methods.values()),
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
     shares=[0.1],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
-    claims=[  # the pages' own are about the whole pool
+    claims=[  # the claims in configs/claims/ are about the whole pool
         dict(base=name, a=dict(share=0.1), b=dict(share=0.1))
         for name in (
             "kdep_beats_conv1x1",

@@ -1,19 +1,19 @@
-"""The rivals whose step or teacher costs more, at kdep's compute as well as at its epochs.
+"""The methods with a costlier step or teacher, at kdep's compute and at its number of epochs.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_compute.py
-Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five arms and three
-          seeds, each at the compute of one kdep arm (800 steps of the student): 20 minutes of two
-          cores
-Outcome   results/methods_pocket_compute. Each such rival twice: at equal epochs, and with its
-          epochs divided by what one costs
+Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five methods and
+          three seeds, each at the compute of one kdep run (800 steps of the student): 20 minutes on
+          two cores
+Outcome   results/methods_pocket_compute. Each such method twice: at equal epochs, and with the
+          number of epochs divided by its relative cost
 
-Compute is declared in passes of the student, a backward pass counted as two forward passes: a peer
-that is trained doubles a step (dml: 8 epochs), an average that is asked adds a third (mean_teacher:
-12), an assistant of one and a half times the width costs 2.25 students (a chain: 16 / 3.25 = 4.92
-epochs for either hop; with half of the epochs for the teacher 16 / 2.125 = 7.53). What a step took
-is measured in the table of costs. Learning rates are those of `methods_pocket`, chosen at 16
-epochs. view_gram is at equal compute as it is: its views are images of
-the batch.
+Compute is counted in passes of the student, a backward pass counted as two forward passes: a
+trained peer doubles a step (dml: 8 epochs), a forward pass of a weight average adds a third
+(mean_teacher: 12), a teacher assistant of one and a half times the width costs 2.25 students (16 /
+3.25 = 4.92 epochs for each of the two trainings; with half of the epochs for the teacher 16 / 2.125
+= 7.53). Measured step times are in the cost table. Learning rates are those of `methods_pocket`,
+chosen at 16 epochs. view_gram is at equal compute without a change: its views are images of the
+batch.
 """
 
 from mmengine.config import read_base
@@ -23,7 +23,7 @@ with read_base():
 
 suite.update(
     name="methods_pocket_compute",
-    about="rivals with a peer, an average or an assistant, at equal epochs and at equal compute",
+    about="methods with a peer, an average or an assistant, at equal epochs and at equal compute",
     claims=[],
     methods=[
         methods[name]

@@ -1,21 +1,21 @@
-"""The optimiser grid of `methods_pocket`: every arm at learning rates 0.05, 0.2 and 0.8.
+"""The learning-rate grid of `methods_pocket`: every method at 0.05, 0.2 and 0.8.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_grid.py
-Cost      82 cells, one pre-training seed and a linear probe on the validation split each; 47
-          minutes of two cores beyond the 28 arms at 0.2, shared with some tests, so no times are
-          stated
-Outcome   three rows a method. The one with the highest validation score is its rate; at equal
-          scores it is 0.2, that of `pocket`. 12 of 27 methods choose another, kdep 0.05;
-          conv1x1 goes astray at 0.8, a failed cell
+Cost      82 runs, each one pre-training seed and a linear probe on the validation split; 47 minutes
+          on two cores beyond the 28 methods at 0.2, shared with some tests, so no times are
+          reported
+Outcome   three rows per method. The rate with the highest validation score is used; with equal
+          scores 0.2, that of `pocket`. 12 of 27 methods use another rate, kdep 0.05; conv1x1
+          diverges at 0.8, a failed run
 
-The losses are not of one scale: kdep, the hints and the projectors start at 20 by rule, the
-relation methods with their published weights far below. Steps of a factor of four either side ask
-whether the common rate suits an arm at all, which is what one seed can tell: the split has 400
-images, and a score of 35 % a standard error of 2.4 points.
+The losses differ in scale: kdep, the hints and the projectors start at 20 by rule, the relation
+methods with their published weights far below. A factor of four in both directions tests whether
+the common rate suits a method at all. One seed cannot show more: the split has 400 images, so a
+score of 35 % has a standard error of 2.4 points.
 
-The choice looks at the validation split alone (`pocket_probe_val`, at a fixed regularisation) and
-at one pre-training seed; the test split is not read by this suite. What it chose stands in
-`methods_pocket` as `rates`.
+The choice uses only the validation split (`pocket_probe_val`, at a fixed regularisation) and one
+pre-training seed; this suite does not read the test split. The chosen rates are `rates` in
+`methods_pocket`.
 """
 
 from mmengine.config import read_base
@@ -25,7 +25,7 @@ with read_base():
 
 suite.update(
     name="methods_pocket_grid",
-    about="every rival at three learning rates, scored on the validation split",
+    about="every method at three learning rates, scored on the validation split",
     claims=[],
     methods=[
         *arms,

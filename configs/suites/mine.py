@@ -1,12 +1,12 @@
 """Template: pre-train ResNet-18 from your teacher on your images, test it on your own tasks.
 
-Command   python tools/run_suite.py mine --dry-run, then without it
+Command   python tools/run_suite.py mine --dry-run, then without --dry-run
 Cost      --dry-run forecasts it
 
-Change configs/data/mine.py (paths, class names) first, then here: the teacher and its weights file
-(`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. KDEP and no
-pre-training are compared; with class folders in the pool (labels=True, pool_labels=True) add
-"supervised", which is the comparison that decides.
+First edit configs/data/mine.py (paths, class names), then this file: the teacher and its weights
+file (`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. KDEP and
+no pre-training are compared. With class folders in the pool (labels=True, pool_labels=True) add
+"supervised", the comparison that matters most.
 """
 
 from mmengine.config import read_base
@@ -20,7 +20,7 @@ suite = dict(
     name="mine",
     about="my teacher, my images, my tasks",
     data="mine",
-    # weights= takes a file; a teacher page says where its own weights come from.
+    # weights= takes a file; the teacher's config says where to get the weights.
     teacher=dict(base="resnet50", weights=None),
     students=["resnet18"],
     methods=["kdep", "scratch"],

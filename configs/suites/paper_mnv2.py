@@ -1,15 +1,15 @@
-"""The paper's protocol with MobileNetV2; as `paper_r18` but for what MobileNetV2 needs.
+"""The paper's protocol with MobileNetV2; as `paper_r18` except for what MobileNetV2 needs.
 
 Command   python tools/run_suite.py paper_mnv2 --dry-run     # and --rehearse, as paper_r18
 Cost      not run here; --dry-run forecasts it. Data, views and teacher caches are paper_r18's
 Outcome   as paper_r18
 
-From CVMI-Lab/KDEP: rate 0.1 in pre-training, 0.006 on Cityscapes; Faster R-CNN with FPN.
+From CVMI-Lab/KDEP: learning rate 0.1 in pre-training, 0.006 on Cityscapes; Faster R-CNN with FPN.
 
-Departures beside those of paper_r18: MobileNetV2 is 1280 wide and Swin-B (1024) and DINOv2 ViT-B
-(768) are not, a case the public code never meets: their arms pad the target with zeros and say so
-in their name. No dilation in segmentation, where the facts give ResNet-18's alone: the head reads
-the levels from stride 8 on.
+Departures in addition to those of paper_r18: MobileNetV2 is 1280 wide, Swin-B (1024) and DINOv2
+ViT-B (768) are narrower, a case that the public code does not handle: their methods pad the target
+with zeros, as their names say. No dilation in segmentation, which is known for ResNet-18
+only: the head reads the levels from stride 8 on.
 """
 
 from mmengine.config import read_base

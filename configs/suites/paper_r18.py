@@ -1,20 +1,21 @@
-"""The paper's protocol with ResNet-18: four teachers, five arms, two data shares, nine sets.
+"""The paper's protocol with ResNet-18: four teachers, five methods, two data fractions, nine tasks.
 
-Command   python tools/run_suite.py paper_r18 --dry-run      # the graph and what it would cost
+Command   python tools/run_suite.py paper_r18 --dry-run      # the stages and their cost
           python tools/run_suite.py paper_r18 --rehearse     # every stage, tiny data, on a CPU
           KDEP_DATA=/data python tools/run_suite.py paper_r18
-Cost      not run here; --dry-run forecasts it, --budget-hours orders what fits
+Cost      not run here; --dry-run forecasts it, --budget-hours and --fit-budget limit it
 Outcome   kdep, conv1x1, logit_kd (of teachers with logits), supervised and scratch at 10 % of
           ImageNet-1K for 90, 180 and 900 epochs and at 100 % for 9, 18 and 90, three seeds each
 
-From CVMI-Lab/KDEP: SGD, momentum 0.9, weight decay 5e-4, batch 512 over all GPUs, rate 0.3, a tenth
-after each third, float32, 224 px; equal budgets are equal numbers of steps (22,500 to 225,000).
+From CVMI-Lab/KDEP: SGD, momentum 0.9, weight decay 5e-4, batch 512 over all GPUs, learning rate
+0.3, divided by ten after each third, float32, 224 px; equal budgets are equal numbers of steps
+(22,500 to 225,000).
 
-Departures, each the same for all arms: two fixed views an image (crop and flip) in place of a fresh
-crop every epoch, because a cached teacher feature belongs to exactly one view; no colour jitter and
-no PCA lighting; the 10 % are a seeded random list without regard to labels (the public code takes
-128 of each class, which reads labels); the loss weight follows a rule instead of a number per
-teacher; real seeds for pre-training and transfer; no choice by test scores.
+Departures, each the same for all methods: two fixed views per image (crop and flip) instead of a
+fresh crop every epoch, because a cached teacher feature belongs to exactly one view; no colour
+jitter and no PCA lighting; the 10 % are a seeded random list without regard to labels (the public
+code takes 128 per class, which reads labels); the loss weight follows a rule instead of a number
+per teacher; real seeds for pre-training and transfer; no choice by test scores.
 """
 
 suite = dict(

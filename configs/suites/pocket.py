@@ -1,13 +1,14 @@
-"""The main job: KDEP against supervised pre-training and no pre-training, on three tasks.
+"""The main suite: KDEP against supervised pre-training and no pre-training, on three kinds of task.
 
 Command   python tools/run_suite.py configs/suites/pocket.py   (or `make pocket`)
 Cost      see README: under an hour on two CPU cores with bfloat16 units, 3 GB below work_dirs/
-Outcome   45 cells: 3 arms x 5 tasks x 3 transfer seeds, one pre-training seed. Expect kdep above
-          scratch; supervised has the very labels the transfer asks for and is hard to beat here.
+Outcome   45 runs: 3 methods x 5 tasks x 3 transfer seeds, one pre-training seed. Expect kdep above
+          scratch; supervised is trained on exactly the classes of the tasks and is hard to beat
+          here.
 
-Every arm sees 16 epochs of the same 32,000 images in two fixed views, in the same order, with SGD
-as in the paper (momentum 0.9, weight decay 5e-4) at batch 64 and rate 0.2; the loss weight of the
-kdep arm follows from its target's scale. Departures from the paper's protocol: cosine instead of
+Every method sees 16 epochs of the same 32,000 images in two fixed views, in the same order, with
+SGD as in the paper (momentum 0.9, weight decay 5e-4) at batch 64 and learning rate 0.2; kdep's loss
+weight follows from the scale of its target. Departures from the paper's protocol: cosine instead of
 steps, 64 px for the student and 128 px for the teacher, bfloat16, batch 64.
 """
 

@@ -1,11 +1,11 @@
-"""Which alignment and which transform: every fixed and learned one under one budget.
+"""Alignments and transforms, fixed and learned, under one budget.
 
 Command   python tools/run_suite.py configs/suites/pocket_align.py
 Cost      not measured; twelve pre-trainings of the size of `pocket`'s, whose data, views, cache,
-          kdep and scratch it takes over (`--dry-run` estimates it)
-Outcome   14 arms x 2 tasks x 3 transfer seeds, one pre-training seed. The question it puts: does a
-          learned projector (conv1x1, mlp, vkd) beat a fixed cut (kdep, phis, whiten, svd), as later
-          work says and KDEP denies, and does the basis matter (svd, top_variance, random_basis)?
+          kdep and scratch are reused (`--dry-run` estimates it)
+Outcome   14 methods x 2 tasks x 3 transfer seeds, one pre-training seed. Questions: does a learned
+          projector (conv1x1, mlp, vkd) beat a fixed one (kdep, phis, whiten, svd), as later papers
+          report, contrary to KDEP? Does the basis matter (svd, top_variance, random_basis)?
 """
 
 from mmengine.config import read_base

@@ -1,13 +1,14 @@
-"""The published evidence: as `pocket`, with pre-training seeds as well, and a tenth of the images.
+"""The published result: as `pocket`, with three pre-training seeds, and with a tenth of the images.
 
 Command   python tools/run_suite.py configs/suites/pocket_full.py   (or `make pocket-full`)
-Cost      see results/README.md; hours: stop it and go on at will
-Outcome   75 cells: 2 trained arms x 2 shares x 3 seeds x 5 tasks, and scratch. Seed i pre-trains,
-          then transfers, so an interval holds both kinds of luck. A tenth of the images at the
-          same 16 epochs is a tenth of the steps. It takes over the finished stages of `pocket`.
+Cost      see results/README.md; hours, can be stopped and resumed
+Outcome   75 runs: 2 trained methods x 2 data fractions x 3 seeds x 5 tasks, and scratch. Seed i is
+          used for pre-training and then transfer, so the standard deviation includes the variance
+          of both. A tenth of the images at the same 16 epochs is a tenth of the steps. Finished
+          stages of `pocket` are reused.
 
-The second student, EfficientNet-Lite0 with its own ImageNet weights as a rival, trains four to
-eight times slower on a CPU and has a budget of its own: `pocket_lite0`.
+The second student, EfficientNet-Lite0 with its own ImageNet weights as a baseline, trains four to
+eight times slower on a CPU and has a suite with another budget: `pocket_lite0`.
 """
 
 from mmengine.config import read_base
@@ -17,10 +18,10 @@ with read_base():
 
 suite.update(
     name="pocket_full",
-    about="as pocket, with three pre-training seeds and two data shares",
+    about="as pocket, with three pre-training seeds and two data fractions",
     shares=[1.0, 0.1],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
-    # Other work shared the machine of the published run: its wall times are no measurement.
+    # The published run was on a shared machine: its wall times are not valid measurements.
     runtime=dict(timed=False),
     claims=["kdep_beats_scratch", "kdep_beats_supervised", "kdep_10pct_vs_supervised"],
 )

@@ -1,16 +1,17 @@
-"""EfficientNet-Lite0's trunk learns from Lite2 and meets its own ImageNet weights (arm `imagenet`).
+"""EfficientNet-Lite0's trunk, teacher Lite2, compared with its own ImageNet weights (`imagenet`).
 
 Command   python tools/run_suite.py configs/suites/pocket_lite0.py
-Cost      see results/README.md: under two hours on two CPU cores; stop it and go on at will
-Outcome   60 cells: 4 arms x 3 seeds x 5 tasks. `imagenet` is what a user gets by downloading: it
-          saw 1.28 M labelled images for hundreds of epochs, the other arms 32,000 for two.
+Cost      see results/README.md: under two hours on two CPU cores, can be stopped and resumed
+Outcome   60 runs: 4 methods x 3 seeds x 5 tasks. `imagenet` is what a user gets by downloading:
+          trained on 1.28 M labelled images for hundreds of epochs, the other methods on 32,000 for
+          two.
 
 The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Departures from
-`pocket`: 2 epochs instead of 16, in float32 (on the CPU of the published run bfloat16 does not
-help this network's depthwise convolutions); and two rates of transfer, for all arms alike, at which
-the `imagenet` weights keep their course: the fine-tuned head learns at the backbone's rate, with
-gradients clipped, and the detector at a quarter of pocket's rate. At pocket's own rates `imagenet`
-leaves its course in both.
+`pocket`: 2 epochs instead of 16, in float32 (on the CPU of the published run bfloat16 does not help
+this network's depthwise convolutions); and two learning rates of transfer, the same for all
+methods, at which fine-tuning from the `imagenet` weights does not diverge: the fine-tuned head uses
+the backbone's rate, with gradient clipping, and the detector a quarter of pocket's rate. At
+pocket's rates both diverge from the `imagenet` weights.
 """
 
 from mmengine.config import read_base
@@ -32,7 +33,7 @@ suite.update(
         "pocket_seg",
     ],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
-    # Other work shared the machine of the published run: its wall times are no measurement.
+    # The published run was on a shared machine: its wall times are not valid measurements.
     runtime=dict(timed=False),
     claims=["kdep_beats_scratch", "kdep_beats_supervised", "kdep_reaches_imagenet"],
 )

@@ -1,8 +1,8 @@
-"""The main job with MobileNetV2 of width 0.5 as the student; shares data, views and cache with it.
+"""`pocket` with MobileNetV2 of width 0.5 as the student; data, views and cache are reused.
 
 Command   python tools/run_suite.py configs/suites/pocket_mnv2.py
 Cost      not measured yet on an idle machine; `--dry-run` estimates it
-Outcome   45 cells, as `pocket`
+Outcome   45 runs, as `pocket`
 """
 
 from mmengine.config import read_base

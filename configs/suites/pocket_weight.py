@@ -1,12 +1,13 @@
-"""How much the loss weight matters: KDEP's `scale` from 1 to 100 at one learning rate.
+"""Sensitivity to the loss weight: KDEP's `scale` from 1 to 100 at one learning rate.
 
 Command   python tools/run_suite.py configs/suites/pocket_weight.py
-Cost      about 20 minutes on two cores beside a finished `pocket`, whose data and cache it shares
+Cost      about 20 minutes on two cores in addition to a finished `pocket`, whose data and cache are
+          reused
 Outcome   scored on the *validation* split by a linear probe with a fixed C, so that a constant can
-          be chosen from it without touching the test split
+          be chosen without reading the test split
 
-The public code needs w = 3 for one teacher and 20 for another. Here w = scale / (mean square of
-the target), so that one scale serves every teacher.
+The public code needs w = 3 for one teacher and 20 for another. Here w = scale / (mean square of the
+target), so that one scale fits every teacher.
 """
 
 from mmengine.config import read_base

@@ -1,11 +1,11 @@
-"""The smoke suite: the graph of `pocket`, shrunk; it shows that all runs, its scores mean nothing.
+"""The stages of `pocket` on tiny data, to test that everything runs; its scores mean nothing.
 
 Command: python tools/run_suite.py smoke
 """
 
 suite = dict(
     name="smoke",
-    about="every stage and task of the pocket suite, shrunk; the scores mean nothing",
+    about="every stage and task of the pocket suite on tiny data; the scores mean nothing",
     data="smoke",
     teacher="efficientnet_lite0",
     students=["resnet18_w32"],

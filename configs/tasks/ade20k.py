@@ -1,13 +1,13 @@
 """ADE20K, 150 classes: PSPNet on 20,210 training images, scored on 2,000.
 
-CVMI-Lab/KDEP's recipe: PSPNet, crop 512, batch 16 over all GPUs, SyncBN, SGD with a poly rate of
-power 0.9, weight decay 1e-4, new layers at 10x the rate, mIoU of one pass at full size. ResNet-18
-is dilated to stride 8 with an auxiliary head of weight 0.4; a student without dilation
-(MobileNetV2) gives the head its levels from stride 8 on.
+CVMI-Lab/KDEP's recipe: PSPNet, crop 512, batch 16 over all GPUs, SyncBN, SGD with a poly learning
+rate of power 0.9, weight decay 1e-4, new layers at 10x the learning rate, mIoU of one pass at full
+size. ResNet-18 is dilated to stride 8 with an auxiliary head of weight 0.4; a student without
+dilation (MobileNetV2) passes its levels from stride 8 on to the head.
 
 Departures: steps are counted, not epochs (100 epochs of 20,210 images at batch 16 are 126,300;
-126,000 here); no rotation and no blur; every run has its own seed; the normalisation is the
-backbone's own; the last step is scored. The facts state no size range: 0.5 to 2.0 is mmseg's.
+126,000 here); no rotation and no blur; every run has a different seed; the normalisation is the
+backbone's own; the last step is scored. No size range is known: 0.5 to 2.0 is mmseg's.
 """
 
 from mmengine.config import read_base

@@ -1,12 +1,12 @@
 """Caltech-256, fine-tuned: the first 60 images of each of 257 classes train, 15,187 test.
 
-CVMI-Lab/KDEP's downstream recipe: 224 px, SGD, batch 64, weight decay 5e-4, 150 epochs, rate x0.1
-every 50, RandomResizedCrop and flip.
+CVMI-Lab/KDEP's downstream recipe: 224 px, SGD, batch 64, weight decay 5e-4, 150 epochs, learning
+rate x0.1 every 50, RandomResizedCrop and flip.
 
-Departures from the public code: the last epoch is scored, once (it reports the best *test* epoch,
-which is biased upwards); every run has its own seed; the normalisation is the backbone's own in
-pre-training and transfer; the runs are the suite's transfer seeds (it makes 2);
-the score is top-1 over all test images.
+Departures from the public code: only the last epoch is scored (the public code reports the best
+*test* epoch, which is biased upwards); every run has a different seed; the normalisation is the
+backbone's own in pre-training and transfer; the runs are the suite's transfer seeds (2 in the
+public code); the score is top-1 over all test images.
 """
 
 task = dict(

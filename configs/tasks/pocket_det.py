@@ -1,7 +1,7 @@
 """Detection of 8 classes in pocket scenes (COCO format): Faster R-CNN FPN with a reduced head.
 
-No stage is frozen and BatchNorm trains in every arm: stock detector settings (one stage frozen,
-norm_eval) are tuned for ImageNet ResNets and would hold a random student back.
+No stage is frozen and BatchNorm is trained for every method: stock detector settings (one stage
+frozen, norm_eval) are tuned for ImageNet ResNets and would put a random student at a disadvantage.
 About 120 s on one core for the half-width ResNet-18.
 """
 

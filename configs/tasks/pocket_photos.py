@@ -1,6 +1,7 @@
 """Linear probe on 178 real photographs, 6 classes: stratified 5-fold, repetition = transfer seed.
 
-Chance is the share of the commonest class (57 animals of 178); the record holds the measured one.
+Chance is the fraction of the most frequent class (57 animals of 178); records store the measured
+value.
 """
 
 task = dict(

@@ -1,13 +1,13 @@
-"""Segmentation of 8 classes and the scene behind them (Cityscapes layout): PSPNet on three levels.
+"""Segmentation of 8 classes and the background (Cityscapes layout): PSPNet on three levels.
 
 The head reads the stages at strides 8, 16 and 32, concatenated at stride 8. The paper dilates the
-backbone to stride 8 instead; here the students are pre-trained at 64 px, where their last map is
-2x2, and a dilated last stage would see neighbourhoods it never saw (in a one-seed trial on another
-split, KDEP weights fell behind random ones when dilated: `dilate=True` repeats it). The same for
-every arm.
+backbone to stride 8 instead. Here the students are pre-trained at 64 px, where their last map is
+2x2, so a dilated last stage would see neighbourhoods that it never saw in pre-training (in a
+one-seed trial on another split, KDEP weights were worse than random ones when dilated:
+`dilate=True` repeats it). The same for every method.
 
-Chance is the mIoU of naming the scene everywhere; the record holds the measured one. About 80 s on
-one core for the half-width ResNet-18.
+Chance is the mIoU of predicting background everywhere; records store the measured value. About 80 s
+on one core for the half-width ResNet-18.
 """
 
 from mmengine.config import read_base

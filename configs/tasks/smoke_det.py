@@ -1,4 +1,4 @@
-"""Smoke version of pocket_det: the same code, a handful of steps; its score means nothing."""
+"""Tiny version of pocket_det: the same code, a handful of steps; its score means nothing."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Smoke version of pocket_finetune: the same code, one epoch; its score means nothing."""
+"""Tiny version of pocket_finetune: the same code, one epoch; its score means nothing."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Smoke version of pocket_photos: the same code, a coarser grid; its score means nothing."""
+"""Tiny version of pocket_photos: the same code, a coarser grid; its score means nothing."""
 
 from mmengine.config import read_base
 

@@ -1,6 +1,6 @@
-"""CLIP ViT-B/16, the vision tower, by transformers (`pip install 'kdep_bench[hf]'`).
+"""CLIP ViT-B/16, vision tower only, by transformers (`pip install 'kdep_bench[hf]'`).
 
-Weights: huggingface.co/openai/clip-vit-base-patch16, whose file holds the text tower too; give
+Weights: huggingface.co/openai/clip-vit-base-patch16, whose file also contains the text tower; give
 `weights=` that file or `download=True`. Tap: the class token after the last norm, before CLIP's
 projection; no activation follows.
 """

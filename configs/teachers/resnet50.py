@@ -2,9 +2,9 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 98 MB from
 https://download.pytorch.org/models/resnet50-0676ba61.pth
-The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
-folder is used; else give `weights=` its path, or `download=True`.
-Tap: before the last ReLU, KDEP's.
+The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
+used; otherwise give `weights=` a path, or `download=True`.
+Tap: before the last ReLU, as in KDEP.
 """
 
 from kdep_bench.teachers.torchvision_models import Torchvision

@@ -2,8 +2,8 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 335 MB from
 https://download.pytorch.org/models/swin_b-68c6b09e.pth
-The file's name holds the start of its SHA-256, which is verified. One that lies in torch.hub's
-folder is used; else give `weights=` its path, or `download=True`.
+The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
+used; otherwise give `weights=` a path, or `download=True`.
 Tap: the mean of the last map after its norm; no activation follows.
 """
 

@@ -1,7 +1,7 @@
-"""What mmdet 3.3's stock Faster R-CNNs (faster-rcnn_r50_fpn, faster-rcnn_r50-caffe_c4) share.
+"""Common part of mmdet 3.3's stock Faster R-CNNs (faster-rcnn_r50_fpn, faster-rcnn_r50-caffe_c4).
 
-Pages beside this one add the neck, the widths and the numbers of proposals; backbone, class count
-and normalisation are filled in by the task.
+The configs in this folder add the neck, the widths and the numbers of proposals; the task fills in
+backbone, class count and normalisation.
 """
 
 roi_nms = dict(type="nms", iou_threshold=0.7)

@@ -1,7 +1,7 @@
 """Faster R-CNN C4 at its published size: mmdet 3.3's stock faster-rcnn_r50-caffe_c4 model.
 
-Stages 1-3 feed the RPN at stride 16; the RoI head's shared stage 4, and what depends on the
-student's widths and the class count, are filled in by the task.
+Stages 1-3 feed the RPN at stride 16; the task fills in the RoI head's shared stage 4 and everything
+that depends on the student's widths and the class count.
 """
 
 from mmengine.config import read_base

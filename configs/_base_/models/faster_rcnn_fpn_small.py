@@ -1,8 +1,8 @@
 """Faster R-CNN with a narrow FPN and a reduced head, for scenes of about 160x120 on a CPU.
 
-Against the stock model: FPN 64 channels on strides 4-32, one anchor scale of 4 strides (16 to
+Compared with the stock model: FPN 64 channels on strides 4-32, one anchor scale of 4 strides (16 to
 128 px), 200 proposals, 64 sampled RoIs, box head of two layers of 256. The head is the same for
-every arm; backbone and class count are filled in by the task.
+every method; backbone and class count are filled in by the task.
 """
 
 from mmengine.config import read_base

@@ -1,14 +1,14 @@
-"""COCO 2017 detection; the detector is the task's.
+"""COCO 2017 detection; the task sets the detector.
 
 118,287 training images, scored on val2017.
 
-CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, rate 0.02, 90,000 steps with x0.1 at 60,000 and
-80,000, SyncBN in every BatchNorm.
+CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, learning rate 0.02, 90,000 steps with x0.1 at 60,000
+and 80,000, SyncBN in every BatchNorm.
 
-Departures: mmdet's Faster R-CNN in place of Detectron2's; every run has its own seed; the
-normalisation is the backbone's own. The facts state no sizes and no warm-up: short edges of 640 to
-800 in training and 800 in testing and 1000 steps of linear warm-up are usual for this detector.
-Crowd regions neither train nor count.
+Departures: mmdet's Faster R-CNN instead of Detectron2's; every run has a different seed; the
+normalisation is the backbone's own. No sizes and no warm-up are known: short edges of 640
+to 800 in training and 800 in testing and 1000 steps of linear warm-up are usual for this detector.
+Crowd regions are used neither in training nor in scoring.
 """
 
 task = dict(

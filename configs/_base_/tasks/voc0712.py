@@ -1,15 +1,15 @@
-"""PASCAL VOC 07+12 detection; the detector is the task's.
+"""PASCAL VOC 07+12 detection; the task sets the detector.
 
 16,551 training images, scored on 07 test.
 
-CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, rate 0.02, 18,000 steps with x0.1 at 12,000 and
-16,000, SyncBN in every BatchNorm.
+CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, learning rate 0.02, 18,000 steps with x0.1 at 12,000
+and 16,000, SyncBN in every BatchNorm.
 
-Departures: mmdet's Faster R-CNN in place of Detectron2's; every run has its own seed; the
-normalisation is the backbone's own. The facts state no sizes and no warm-up: short edges of 480 to
-800 in training and 800 in testing and 100 steps of linear warm-up are usual for this detector. The
-score is the mean of the 11-point AP over IoU 0.50:0.05:0.95; difficult objects neither train nor
-count.
+Departures: mmdet's Faster R-CNN instead of Detectron2's; every run has a different seed; the
+normalisation is the backbone's own. No sizes and no warm-up are known: short edges of 480
+to 800 in training and 800 in testing and 100 steps of linear warm-up are usual for this detector.
+The score is the mean of the 11-point AP over IoU 0.50:0.05:0.95; difficult objects are used neither
+in training nor in scoring.
 """
 
 task = dict(
