@@ -110,10 +110,25 @@ def _check_palette(classes: Any, palette: Any, where: str) -> None:
             expected="one colour for each class",
             fix="correct the palette",
         )
+    for colour in palette:
+        if not _is_colour(colour):
+            raise KdepError(
+                f"{where} has the colour {colour!r:.60} in its palette",
+                expected="red, green and blue of each colour, whole numbers from 0 to 255",
+                fix="correct the palette",
+            )
     if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
         raise KdepError(
             f"{where} names the class {twice[0]} twice", expected="each once", fix="correct it"
         )
+
+
+def _is_colour(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(type(v) is int and 0 <= v <= 255 for v in value)
+    )
 
 
 def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
+from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -23,8 +24,18 @@ BAD = CODES - 1
 # ImageNet's, in full: the code under test must not lend its own.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
+#: The learning rate of each training step, where a task has the hook `Rates`.
+RATES: list[float] = []
+
 #: What the backbone saw, in order: ("train" or "test", code, index) of each picture's first pixel.
 SEEN: list[tuple[str, int, int]] = []
+
+
+class Rates(Hook):
+    """Notes the rate of the head before each step."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        RATES.append(max(runner.optim_wrapper.get_lr()["lr"]))
 
 
 class ColourBackbone(BaseModule):

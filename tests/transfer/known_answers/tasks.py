@@ -10,7 +10,10 @@ from tests.transfer.known_answers.pictures import head
 
 
 class FixedFineTune(FineTune):
-    """FineTune whose linear head names, for each code, the class of `recipe["meaning"]`."""
+    """FineTune whose linear head names, for each code, the class of `recipe["meaning"]`.
+
+    Notes the rate of each step in `networks.RATES`.
+    """
 
     recipe_keys = FineTune.recipe_keys | {"meaning"}
 
@@ -21,4 +24,5 @@ class FixedFineTune(FineTune):
         meaning = {int(k): v for k, v in self.recipe["meaning"].items()}
         file = head(checkpoint.parent / "head.pth", meaning, len(set(meaning.values())), "fc")
         cfg.model.head.init_cfg = dict(type="Pretrained", checkpoint=str(file))
+        cfg.custom_hooks.append(dict(type="tests.transfer.known_answers.networks.Rates"))
         return cfg

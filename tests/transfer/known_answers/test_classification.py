@@ -101,6 +101,25 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
     assert seen_in(seen, "train") == shuffled(16, SEED)
 
 
+def run_and_rates(*args: Any) -> list[float]:
+    from tests.transfer.known_answers.networks import RATES
+
+    run_stage(*args)
+    return list(RATES)
+
+
+def test_the_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
+    folders: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Not from epoch to epoch: 3 epochs of 2 steps, down to a hundredth of the rate."""
+    task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
+    task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
+    rates = apart(run_and_rates, task, student(input_hw=[32, 32]), folders, tmp_path, SEED)
+    cosine = [(1 + np.cos(np.pi * step / 6)) / 2 for step in range(6)]
+    want = [STILL * (0.01 + 0.99 * share) for share in cosine]
+    np.testing.assert_allclose(rates, want, rtol=1e-6, atol=0)
+
+
 # ---- linear probe, protocol 'split' ----
 
 # A point is a picture of (red, green) codes around 16. The training set can be separated by green

@@ -1,0 +1,301 @@
+"""What a task's mm Config says: split, seed, rates, sizes, frozen stages, modules to import."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import PARAM_SCHEDULERS
+
+from kdep_bench.errors import KdepError
+from kdep_bench.registry import build
+from kdep_bench.suite.config import names, resolve
+from kdep_bench.transfer import base
+from kdep_bench.transfer.recipes import check_recipe
+from tests.transfer.conftest import config
+
+R18 = config("students", "resnet18")
+
+
+def task_config(name: str, **recipe: Any) -> dict[str, Any]:
+    task = config("tasks", name)
+    task["recipe"].update(recipe)
+    return task
+
+
+# ---- the split and its images ----
+
+
+@pytest.mark.parametrize("name", ["smoke_finetune", "smoke_det", "smoke_seg"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_split_of_the_task_is_counted_as_test_data_whatever_its_name(
+    name: str, split: str, data: Path
+) -> None:
+    """Its number is compared with what the test loader loads, never with another split's."""
+    task = build({**task_config(name), "split": split})
+    train, test = task.check_data(data)
+    assert (train.role, train.split, test.role, test.split) == ("train", "train", "test", split)
+    images = 48 if name == "smoke_finetune" else 8
+    assert (train.images, test.images) == (images, images)
+    assert train.place.stem == "train"
+    assert test.place.stem == split
+
+
+def test_a_task_that_names_no_split_is_scored_on_test() -> None:
+    for name in ("smoke_probe", "smoke_finetune", "smoke_det", "smoke_seg"):
+        task = task_config(name)
+        del task["split"]
+        assert build(task).split == "test"
+
+
+@pytest.mark.parametrize("name", ["smoke_finetune", "smoke_det", "smoke_seg", "smoke_probe"])
+def test_every_random_draw_of_a_transfer_comes_from_its_seed(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 11, tmp_path)
+    assert cfg.randomness.seed == 11
+    assert cfg.train_dataloader.sampler.get("seed") in (None, 11)  # mmengine: the run's seed
+
+
+def test_a_detector_trains_on_images_with_boxes_of_its_classes_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    cfg = build(task_config("smoke_det")).build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
+    assert cfg.train_dataloader.dataset.filter_cfg == dict(filter_empty_gt=True, min_size=16)
+    assert cfg.test_dataloader.dataset.filter_cfg is None
+    assert cfg.test_dataloader.dataset.test_mode
+
+
+# ---- the network ----
+
+
+def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_path: Path) -> None:
+    """A stock runner that is given it would otherwise train what the probe calls frozen."""
+    probe = build(task_config("smoke_probe"))
+    for student, stages in ((R18, 4), ({**R18, "pyramid": None}, 0)):
+        cfg = probe.build_cfg(data, student, tmp_path / "b.pth", 0, tmp_path)
+        assert cfg.model.backbone.frozen_stages == stages
+        assert cfg.model.backbone.norm_eval
+
+
+@pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "coco_c4"])
+def test_the_counted_network_is_the_one_that_trains(name: str, data: Path, tmp_path: Path) -> None:
+    """But for the checkpoint, and the number of classes where only the data name them."""
+    task = build(task_config(name))
+    cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
+    trained, counted = base.plain(cfg.model.to_dict()), base.plain(task.training_model(R18))
+    assert counted["backbone"]["init_cfg"]["checkpoint"] == "none"
+    if name == "smoke_det":
+        assert counted["roi_head"]["bbox_head"]["num_classes"] == 80
+        trained["roi_head"]["bbox_head"]["num_classes"] = 80
+    text = str(trained).replace(str(tmp_path / "b.pth"), "none")
+    assert text == str(counted)
+
+
+def registered(value: Any) -> Iterator[str]:
+    """The names of this project's own classes that a config gives as `type`."""
+    if isinstance(value, dict):
+        if str(value.get("type")).startswith("Kdep"):
+            yield value["type"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from registered(one)
+
+
+def missing_imports(name: str, data: Path, out: Path) -> list[str]:
+    """This project's classes in a task's Config that no module of its `custom_imports` has."""
+    from mmengine.registry import Registry
+
+    from kdep_bench.openmmlab import setup
+
+    task = build(task_config(name))
+    setup(task.scope)
+    plain = base.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
+    used = set(registered(plain))
+    assert "KdepLoadGate" in used
+    modules = [importlib.import_module(m) for m in plain["custom_imports"]["imports"]]
+    places = {
+        kind: cls.__module__
+        for scope in ("mmengine", task.scope)
+        for registry in vars(importlib.import_module(f"{scope}.registry")).values()
+        if isinstance(registry, Registry)
+        for kind, cls in registry.module_dict.items()
+    }
+    return sorted(k for k in used if places[k] not in {m.__name__ for m in modules})
+
+
+@pytest.mark.parametrize(
+    "name", ["smoke_probe", "smoke_finetune", "smoke_det", "smoke_seg", "coco_fpn", "voc0712_c4"]
+)
+def test_a_dumped_config_imports_the_modules_of_its_classes(
+    name: str, data: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    """Without them the stock runner would know neither the load gate nor the metric."""
+    assert apart(missing_imports, name, data, tmp_path) == []
+
+
+# ---- the sizes of pictures ----
+
+
+def sizes() -> list[tuple[int, int]]:
+    """(height, width) of a 40 x 80 picture after the resize of training and of testing."""
+    from kdep_bench.openmmlab import setup
+
+    setup("mmdet")
+    from mmdet.registry import TRANSFORMS
+
+    task = build(task_config("coco_fpn", scales=[60], test_scale=80, long_edge=100))
+    found = []
+    for train in (True, False):
+        step = next(s for s in task._pipeline(train=train) if "Resize" in s["type"])
+        picture = {"img": np.zeros((40, 80, 3), np.uint8), "img_shape": (40, 80)}
+        found.append(TRANSFORMS.build(step)(picture)["img"].shape[:2])
+    return found
+
+
+def test_the_full_scale_detectors_see_pictures_in_their_own_proportions(
+    apart: Callable[..., Any],
+) -> None:
+    """The short edge at its scale, or the long one at its bound; never stretched to both."""
+    assert apart(sizes) == [(50, 100), (50, 100)]
+
+
+# ---- the rates ----
+
+
+def rates(schedule: list[dict[str, Any]], lr: float, steps: int) -> list[float]:
+    """The rate of each step, by mmengine's own schedulers."""
+    import mmengine.optim  # noqa: F401  (registers the schedulers)
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
+    running = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in schedule]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for one in running:
+            one.step()
+    return found
+
+
+def warm(t: int, steps: int) -> float:
+    """A linear warm-up from a twentieth, as a factor."""
+    return 0.05 + 0.95 * min(t / (steps - 1), 1)
+
+
+def test_the_step_schedule_falls_to_a_tenth_at_its_shares() -> None:
+    found = rates(base.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
+    want = [0.4 * warm(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)]
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
+    recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
+    found = rates(base.poly_schedule(recipe, 20), 0.4, 20)
+    np.testing.assert_allclose(found[:5], [0.4 * warm(t, 5) for t in range(5)], rtol=1e-9)
+    falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
+    np.testing.assert_allclose(found[5:], falling, rtol=1e-6)
+    assert math.isclose(found[5], 0.4)
+
+
+# ---- numbers that a recipe may not have ----
+
+WRONG: dict[str, list[Any]] = {
+    **{k: [0, 1.5, "8", None] for k in ("iters", "epochs", "batch", "test_batch", "step_epochs")},
+    **{k: [0, -1, 2.5] for k in ("max_iter", "folds", "inner_folds", "warmup")},
+    **{k: [0, 1.5] for k in ("test_scale", "long_edge")},
+    **{k: [0.0, -0.1, "0.1", float("nan")] for k in ("lr", "head_lr_mult", "poly_power")},
+    "momentum": [1.0, -0.1],
+    "weight_decay": [-1e-4],
+    "clip_norm": [0.0, -1.0],
+    "resize": [0.0],
+    "norm_eval": [1, "no"],
+    "dilate": [0],
+    "train_share": [0.0, 1.5],
+    "frozen_stages": [1.5, "all"],
+    "protocol": ["fold", None],
+    "head": ["c5"],
+    "scale": [[160], [160, 120, 3], [0, 120], [160.5, 120], 160],
+    "crop": [[96], [96, 128, 3], [96, 0], [96.5, 128], "96"],
+    "scales": [[], [0], [640.5]],
+    "resize_ratio": [[0.5], [0.0, 1.5], [1.5, 0.5]],
+    "crop_scale": [[0.4], [0.4, 1.5], [1.0, 0.4], [0.0, 1.0]],
+    "c_grid": [[], [0.0, 1.0]],
+    "steps": [[], [0.5, 1.5], [0.8, 0.5]],
+}
+CASES = [(key, value) for key, values in WRONG.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
+def test_a_number_that_a_recipe_may_not_have_is_refused_by_its_key(key: str, value: Any) -> None:
+    with pytest.raises(KdepError, match=rf"the recipe of task t.*\b{key}\b"):
+        check_recipe("t", {key: value})
+
+
+def test_every_number_of_the_recipes_has_a_rule() -> None:
+    free = {"set", "folder", "model", "classes", "palette", "workers"}
+    known = {key for name in names("task") for key in resolve("task", name)["recipe"]}
+    assert known - free <= set(WRONG)
+
+
+def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
+    for good in (
+        {"iters": 10, "warmup": 9},
+        {"epochs": 3, "step_epochs": 3},
+        {"protocol": "folds", "folds": 2, "inner_folds": 2},
+        {"protocol": "split", "folds": 1, "inner_folds": 1},
+    ):
+        check_recipe("t", good)
+    for bad, says in (
+        ({"iters": 10, "warmup": 10}, "warms up for 10 of 10 steps"),
+        ({"epochs": 3, "step_epochs": 4}, "after each 4 epochs and has 3"),
+        ({"protocol": "folds", "folds": 1, "inner_folds": 2}, "folds = 1"),
+        ({"protocol": "folds", "folds": 2, "inner_folds": 1}, "inner_folds = 1"),
+    ):
+        with pytest.raises(KdepError, match=says):
+            check_recipe("t", bad)
+
+
+@pytest.mark.parametrize(
+    "colour", [(0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0), "red", 7, (True, 0, 0)]
+)
+def test_a_colour_that_is_none_is_refused_before_the_training(colour: Any) -> None:
+    """It ended the transfer with a traceback, in its pictures, after the score was measured."""
+    with pytest.raises(KdepError, match=r"the colour .* in its palette"):
+        check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], colour]})
+    check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], (255, 255, 255)]})
+
+
+# ---- what a task measures ----
+
+MEASURES: dict[str, set[str]] = {
+    "smoke_probe": {"top1", "mean_class_recall"},
+    "smoke_finetune": {"top1"},
+    "smoke_det": {"bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"},
+    "smoke_seg": {"mIoU", "mAcc", "aAcc"},
+    "cifar100": {"top1"},
+    "cityscapes": {"mIoU", "mAcc", "aAcc"},
+    "coco_fpn": {"bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"},
+    "voc0712_fpn": {"AP", "AP50", "AP75"},
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_each_measure_of_a_task_may_be_its_metric_and_no_other(name: str) -> None:
+    from kdep_bench.suite.pairs import measured
+
+    everything = set().union(*MEASURES.values())
+    for metric in everything:
+        task = {**resolve("task", name), "metric": metric}
+        if metric in MEASURES[name]:
+            measured({}, task)
+        else:
+            with pytest.raises(KdepError, match="unknown metric"):
+                measured({}, task)
