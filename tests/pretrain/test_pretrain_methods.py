@@ -8,7 +8,7 @@ import pytest
 
 from kdep_bench.features import align
 from kdep_bench.suite.config import read_room
-from tests.pretrain.conftest import BUDGET, WIDTH, silent
+from tests.pretrain.conftest import BUDGET, IMAGES, VIEWS, WIDTH, silent
 from tests.pretrain.test_pretrain import pretrain
 
 FIXED = (
@@ -30,6 +30,9 @@ def test_a_fixed_alignment_trains_and_tells_what_it_keeps(
     (tmp_path / "a").mkdir()
     spec = dict(width=WIDTH, share=1.0, share_seed=0, align=method["align"])
     told = align.run(spec, stages, tmp_path / "a", silent)
+    listed = told["image_list"]
+    assert (listed["images"], listed["of"], listed["file"]) == (IMAGES, IMAGES, None)
+    assert told["rows"] == IMAGES * VIEWS["views"]
     assert 0 < told["energy_kept"] <= 1 + 1e-6
     assert told["energy_after"] <= told["energy_before"] * (1 + 1e-6)
     if name != "interpolate":  # it may pick a channel that never fires: then there is no ratio

@@ -7,22 +7,25 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.compiled import compiled
+from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.hooks import WeightAverage
 from kdep_bench.pretrain.parallel import _shared_norm, check_split, micro_batches
 from kdep_bench.students.backbone import PreActivationTap, build_backbone
-from tests.pretrain.conftest import BUDGET, STUDENT, silent
+from tests.pretrain.conftest import BUDGET, STUDENT, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, SCRATCH, pretrain, spec
 
 REPO = Path(__file__).parents[2]
@@ -198,6 +201,30 @@ def test_of_several_processes_the_first_alone_writes_what_is_not_trained(
         told.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
         assert [p.name for p in tmp_path.iterdir()] == ([stage.CHECKPOINT] if rank == 0 else [])
     assert told[0] == told[1]
+
+
+@pytest.fixture
+def second_of_two() -> Iterator[None]:
+    """A group of two processes as torch knows it; the other one is never waited for."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_two_processes_share_the_statistics_of_every_batch_norm():
+    """Not each its own half's: the pre-training would depend on the number of processes."""
+    mutual = dict(type="kdep_bench.objectives.mutual.Mutual", width=WIDTH, classes=3)
+    model = Distiller(STUDENT, mutual)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert len(norms) == 2 * 20  # the student's and its peer's
+    x = torch.randn(4, norms[0].num_features, 2, 2)
+    for norm in norms:
+        assert type(norm).__name__.startswith("Shared")
+    # This process holds all of the batch that there is: the statistics are its own.
+    torch.testing.assert_close(norms[0](x).mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import suite_fakes as fakes
 from test_suite_config import build
 
 from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
 from kdep_bench.results import record as records
 from kdep_bench.suite import state
 from kdep_bench.suite.collect import (
     CURVE_POINTS,
+    _Chains,
     _cost,
     _data_notes,
     _epochs_asked,
     _rate,
     _teacher,
     collect,
+    record_of,
 )
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import Cell, build_plan
@@ -32,6 +36,13 @@ def world(tmp_path: Path, **change):
 def of(results: Path, method: str, seed: int = 0) -> records.Record:
     found = [records.load(p) for p in (results / "records").glob("*.json")]
     return next(r for r in found if r.arm.method == method and r.seed.transfer == seed)
+
+
+def tell(out: Path, **outputs: Any) -> None:
+    """Gives a finished stage further outputs."""
+    stage = read_json(out / "stage.json")
+    del stage["sum"]
+    state.write_stage(out, {**stage, "outputs": {**stage["outputs"], **outputs}})
 
 
 def test_epochs_that_whole_batches_made_are_told_beside_those_asked(tmp_path):
@@ -329,3 +340,53 @@ def test_a_record_notes_the_data_of_its_own_task_alone(tmp_path):
     assert _data_notes(plan.cells[0], found) == ["data: 2 pictures lie in two classes"]
     assert _data_notes(plan.cells[0], {"prepare": {"outputs": {}}}) == []
     assert _data_notes(plan.cells[0], {}) == []
+
+
+@pytest.mark.parametrize("chance", [None, 0.3])
+def test_a_record_of_a_task_that_states_no_split_says_test(tmp_path, chance):
+    """As `Task` scores it; a table never calls a score of test one of train."""
+    suite, plan, work, _ = world(tmp_path, methods=["scratch"])
+    cell = plan.cells[0]
+    cell.task.update(version=3)
+    for key in ("split", "family", "direction"):
+        cell.task.pop(key)
+    assert fakes.run(plan, work).ok
+    tell(work / cell.id, chance=chance)
+    record = record_of(suite, cell, _Chains(plan, work, {}))
+    assert record.status == "ok"
+    task = record.task
+    assert (task.split, task.family, task.direction, task.version) == ("test", "", "max", 3)
+    assert task.chance == (cell.task["chance"] if chance is None else chance)
+
+
+def test_a_record_names_the_family_and_the_source_of_its_method(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    collect(suite, plan, work, results)
+    for cell in plan.cells:
+        arm = of(results, cell.method["name"]).arm
+        assert arm.family == cell.method.get("family", "")
+        assert arm.source == cell.method.get("source", "")
+        assert arm.labels_used == bool(cell.method.get("labels_used"))
+    assert {of(results, m).arm.family for m in ("kdep", "scratch")} == {"feature", "none"}
+
+
+def test_the_tables_say_what_the_methods_of_a_family_read(tmp_path):
+    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+    assert fakes.run(plan, work).ok
+    for cell in plan.cells:
+        tell(work / cell.chain["pretrain"], extra_parameters=0)
+    collect(suite, plan, work, results)
+    table = (results / "leaderboard.md").read_text().partition("## Families")[2]
+    row = next(line for line in table.splitlines() if "| feature |" in line)
+    assert "| pooled (1) |" in row
+
+
+def test_the_data_card_has_the_counts_of_the_data_that_were_prepared(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    assert not (results / "data_card.json").exists()  # a `prepare` that counts nothing
+    tell(work / plan.cells[0].chain["prepare"], counts={"images": {"pool": 7}})
+    assert "report" in collect(suite, plan, work, results)  # the tables show it
+    card = read_json(results / "data_card.json")
+    assert (card["name"], card["counts"]) == (suite.data["name"], {"pool": 7})

@@ -15,6 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.pretrain.budgets import whole_batches
 from kdep_bench.suite import rates
 from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.costs import Costs
 from kdep_bench.suite.forecast import (
     COUNTED,
     Forecast,
@@ -206,6 +207,23 @@ def test_a_probed_network_goes_at_its_own_rate_and_the_rest_at_the_students(pape
     assert of[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
     with pytest.raises(KdepError, match="no student"):
         rates.measured_rate({"device": "a test"}, COUNTS)
+
+
+def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
+    """Of an equal stage that took two hours; the rendering of views takes no GPU."""
+    cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
+    other = stage(paper, "pretrain", "kdep")
+
+    def record(one: Stage) -> dict[str, Any]:
+        outputs = {"images": IMAGES, "views": 2, "rows": 2 * IMAGES}
+        base = dict(kind=one.kind, id=one.id, name=one.name, spec=one.spec)
+        return {**base, "outputs": outputs, "wall_s": 7200.0}
+
+    costs = Costs(paper, [record(cache), record(views)])
+    found = rates.from_finished(paper, costs, [cache.id, views.id, other.id])
+    assert found.of[cache.id] == pytest.approx(2.0, rel=0.01)
+    assert found.of[views.id] == 0
+    assert found.of[other.id] is None
 
 
 def test_sizes():

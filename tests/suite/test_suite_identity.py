@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kdep_bench.suite import kinds
-from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.config import REPO, load_suite
 from kdep_bench.suite.plan import Plan, build_plan, stage_id
 
 
@@ -80,3 +81,46 @@ def test_each_part_of_a_stage_enters_its_id(change: dict[str, Any]) -> None:
     plain: Any = stage_id
     assert plain(Plan(""), **one) != plain(Plan(""), **{**one, **change})
     assert plain(Plan(""), **one) == plain(Plan(""), **dict(reversed(one.items())))
+
+
+@pytest.mark.parametrize("name", ["pocket", "methods_pocket"])
+def test_published_records_are_those_of_the_suites_as_they_are_now(name: str) -> None:
+    """An id that changes without a reason would run hours of finished stages again."""
+    planned = {cell.id: dict(cell.chain) for cell in build_plan(load_suite(name)).cells}
+    records = [json.loads(p.read_text()) for p in (REPO / "results" / name / "records").iterdir()]
+    assert {r["id"]: r["stages"] for r in records} == planned
+
+
+def test_what_only_the_planner_reads_is_told_to_no_stage() -> None:
+    """The spec of a stage enters its id: an edit of these keys changes no result."""
+    suite = load_suite("smoke")
+    suite.data["labels"] = True
+    plan = build_plan(suite)
+    specs = {kind: [s.spec for s in plan.stages.values() if s.kind == kind] for kind in FOLLOW}
+    assert not specs["prepare"][0].keys() & {"name", "type", "labels", "pool_classes"}
+    for spec in specs["pretrain"]:
+        planning = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
+        assert not spec["method"].keys() & planning
+
+
+def test_each_kind_of_stage_runs_where_and_as_often_as_it_may() -> None:
+    """A pre-training without its GPU takes weeks; one that resumes wrongly, or is cut by another
+    kind's time limit, gives no number at all."""
+    table = {
+        kind: (k.gpu, k.ddp, k.resumable, k.timeout / 3600, k.cpus)
+        for kind, k in kinds.KINDS.items()
+    }
+    assert table == {
+        "prepare": (False, False, False, 12, 0),
+        "views": (False, False, False, 12, 1),
+        "cache": (True, False, True, 12, 1),
+        "align": (False, False, False, 12, 1),
+        "pretrain": (True, True, True, 72, 1),
+        "export": (False, False, False, 12, 1),
+        "transfer": (True, True, False, 72, 1),
+    }
+    plan = build_plan(load_suite("smoke"))
+    for stage in plan.stages.values():
+        gpu, _, resumable, hours, cpus = table[stage.kind]
+        assert (stage.gpus, stage.resumable, stage.cpus) == (int(gpu), resumable, cpus)
+        assert stage.timeout == hours * 3600

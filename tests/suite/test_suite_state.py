@@ -103,6 +103,32 @@ def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
 def test_differences_are_readable():
     old, new = {"a": {"b": 1, "c": [1]}, "gone": 1}, {"a": {"b": 2, "c": [1]}, "new": 1}
     assert state.differences(old, new) == ["a.b 1 -> 2", "gone dropped", "new added"]
+    assert state.differences({"a": {"b": 1}}, {"a": 3}) == ['a {"b": 1} -> 3']
+    assert state.differences({"a": 3}, {"a": {"b": 1}}) == ['a 3 -> {"b": 1}']
+
+
+def test_only_the_stages_asked_for_are_looked_at(tmp_path):
+    """Of the others, a forced run would otherwise count work that nobody asked for."""
+    plan = fakes.diamond()
+    wanted = {fakes.one(plan, "a"), fakes.one(plan, "b")}
+    found = state.statuses(plan, tmp_path, wanted)
+    assert set(found) == wanted
+    assert all(s.run for s in found.values())
+
+
+def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    out = tmp_path / fakes.one(plan, "a")
+    (out / "empty.txt").touch()
+    record = read_json(out / "stage.json")
+    record.pop("sum")
+    record["files"] = state.take_stock(out)[0]
+    state.write_stage(out, record)
+    assert why(plan, tmp_path, "a", verify=True) == "done"
+    (out / "empty.txt").unlink()
+    os.mkfifo(out / "empty.txt")
+    assert "empty.txt" in why(plan, tmp_path, "a", verify=True)
 
 
 def test_a_flipped_bit_of_a_stage_json_is_never_believed(tmp_path):
