@@ -1,10 +1,10 @@
-# Everything a newcomer needs: `make pocket` runs the main job, `make test` passes the tests.
+# `make pocket` runs the main suite, `make test` the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
 CLUSTER ?= .venv-cluster
 LIGHTLY ?= .venv-lightly
 PY := $(VENV)/bin/python
-# Tests in two processes, a file's tests in one of them; each test and what it starts has one thread.
+# Tests run in two processes, split by file; each test and its subprocesses use one thread.
 TEST_JOBS ?= 2
 PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,12 +21,12 @@ smoke: install
 pocket-full: install
 	$(PY) tools/run_suite.py configs/suites/pocket_full.py
 
-# Every stage of the full-scale suites (267 each) on tiny data in the real formats.
+# Runs every stage of the full-scale suites (267 each) on tiny data in the real formats.
 rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
 
-# The same with two gloo processes for each of the 230 trainings of a suite: 2 to 4 s of CPU each.
+# The same with two gloo processes for each of the 230 trainings per suite: 2 to 4 s of CPU each.
 rehearse-ddp: install
 	for suite in paper_r18 paper_mnv2; do \
 	  $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py $$suite \
@@ -46,8 +46,8 @@ unit: install
 e2e: install
 	$(PY) -m pytest $(PARALLEL) -m e2e
 
-# The report's page in a headless Chromium, with axe-core; needs Debian's chromium and npm.
-# SCREENSHOTS=folder keeps what it saw.
+# Tests the HTML page in a headless Chromium, with axe-core; needs Debian's chromium and npm.
+# SCREENSHOTS=folder saves screenshots.
 AXE := 4.14.1
 browser: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-browser.lock
@@ -56,56 +56,56 @@ browser: install
 	  KDEP_AXE="$$tmp/package/axe.min.js" KDEP_SCREENSHOTS="$(abspath $(SCREENSHOTS))" \
 	  $(PY) -m pytest -rs tests/results/test_results_browser.py
 
-# Snakemake in a virtual environment of its own: for `run_suite.py --executor slurm`.
+# Installs Snakemake in a separate virtual environment, for `run_suite.py --executor slurm`.
 cluster: $(CLUSTER)/.installed
 
-# On a real Slurm that the tests start here, as root, the smoke suite included; half an hour.
+# Tests on a Slurm that they start on this machine, as root, including the smoke suite; half an hour.
 slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
 	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
 
-# Kills, full disks, damage, memory, clocks: injected into the smoke suite; writes the table. As root
-# and with a C compiler for all of them, and Slurm as for slurm-test; 15 to 20 minutes.
-# FAULTS='--home DIR' keeps its work there: cut, it goes on with the fault it was at.
+# Injects faults into the smoke suite (kills, full disks, damaged files, memory, clocks) and writes
+# results/faults.md. All of them need root, a C compiler and Slurm as for slurm-test; 15 to 20 minutes.
+# FAULTS='--home DIR' keeps the state there; an interrupted run resumes at the same fault.
 faults: install
 	$(PY) tests/suite/suite_faults.py --out results/faults.md $(FAULTS)
 
-# Plants one-line faults in the code that decides numbers and runs the tests that call it; writes
-# results/mutation.md. An hour of a core from nothing; interrupted, it continues where it was.
+# Plants one-line faults in the code that computes results and runs the tests that call it; writes
+# results/mutation.md. An hour on one core from scratch; an interrupted run resumes.
 # MUTATION='features --jobs 2', '--again', '--list': see tests/mutation/__main__.py.
 mutation: install
 	$(PY) -m tests.mutation $(MUTATION)
 
-# Changed files to every reader; only sentences may come out; at most ten minutes.
+# Fuzzes every file reader; only KdepError may be raised; at most ten minutes.
 # FUZZ='--out FILE' writes the table.
 fuzz: install
 	$(PY) -m tests.fuzz --inputs 3000 --seconds 15 $(FUZZ)
 
-# Ten one-line faults in the protocol, planted one at a time in a copy; fails if the tests miss one.
+# Plants ten one-line faults in a copy, one at a time; fails if the tests miss one.
 planted: install
 	$(PY) -m tests.planted.run
 
-# On a machine with a GPU: what a CPU cannot prove, in at most eight minutes (results/gpu_check).
-# The same on a machine without network: python tools/gpu_check.py --pack DIR, carry DIR there.
+# GPU checks, in at most eight minutes (writes results/gpu_check).
+# For a machine without network: python tools/gpu_check.py --pack DIR, then copy DIR there.
 gpu-check: install
 	$(PY) tools/gpu_check.py $(GPU_CHECK)
 
-# What planning, looking, scheduling and starting stages cost; two minutes of an idle machine.
+# Cost of planning, status checks, scheduling and starting stages; two minutes on an idle machine.
 scale: install
 	$(PY) -m kdep_bench.suite.bench
 
-# What hashing 100,000 small files costs, and looking at them again; a minute.
+# Cost of hashing 100,000 small files and of checking them again; a minute.
 scale-data: install
 	$(PY) -m kdep_bench.suite.bench_data
 
-# lightly-train, to measure against (`tools/benchmark.py --against lightly-train`), in a virtual
-# environment of its own that reads the project's: one torch, one timm for both.
+# Installs lightly-train for `tools/benchmark.py --against lightly-train` in a separate virtual
+# environment that also uses the project's packages: one torch, one timm for both.
 lightly: $(LIGHTLY)/.installed
 
 install: $(VENV)/.installed
 
-# --no-deps: the lock is complete, and resolving would bring the GUI build of OpenCV (see the lock).
+# --no-deps: the lock is complete; resolving would install the GUI build of OpenCV (see the lock).
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-deps -r requirements.lock

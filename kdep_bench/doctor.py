@@ -1,4 +1,4 @@
-"""What stands in the way of a suite on this machine, each fault a sentence with its mend.
+"""Checks whether a suite can run on this machine; each fault is a sentence with its fix.
 
 Unlike a stage, which stops at the first fault, the doctor goes on and lists what it finds.
 """
@@ -96,14 +96,14 @@ def _operators() -> str:
                 expected="[0, 2]",
                 fix="reinstall torchvision, or mmcv, for this torch",
             )
-    return f"{kind}, NMS right on {' and '.join(devices)}"
+    return f"{kind}, NMS test passed on {' and '.join(devices)}"
 
 
 def _gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("note", "GPUs", "none: fine for pocket and smoke, not for full scale")
+        return Finding("note", "GPUs", "none: enough for pocket and smoke, not for full scale")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(f"{c.name} with {c.total_memory / 2**30:.0f} GiB" for c in cards)
     return Finding("ok", "GPUs", text)
@@ -136,7 +136,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
         yield from official(names, loaded.data.get("root"), decode)
         if was_read(loaded, work):  # else nothing was rendered for this data as it is
             plan = build_plan(with_content(loaded, work)[0])
-        yield attempt("room for views", lambda: _room(plan, _there(work)))
+        yield attempt("space for views", lambda: _room(plan, _there(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
         yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))
     teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
@@ -239,7 +239,9 @@ def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
                     listed += 1
                     break
             if listed >= MOST:
-                yield Finding("note", f"data set {folder.name}", f"{MOST} listed, not looked on")
+                yield Finding(
+                    "note", f"data set {folder.name}", f"first {MOST} shown, rest not checked"
+                )
                 return
 
 
@@ -249,5 +251,5 @@ def report(findings: Iterable[Finding], say: Callable[[str], object] = print) ->
     for finding in findings:
         say(str(finding))
         faults += finding.word == "fault"
-    say("nothing stands in the way" if not faults else f"{faults} fault(s)")
+    say("no faults" if not faults else f"{faults} fault(s)")
     return faults

@@ -21,7 +21,7 @@ def test_a_machine_that_runs_the_tests_has_no_fault(tmp_path: Path) -> None:
     assert {"python", "versions", "operators", "GPUs", "cores", "disk"} == set(found)
     assert all(f.word != "fault" for f in found.values())
     assert "torch " in found["versions"].sentence
-    assert "NMS right on cpu" in found["operators"].sentence
+    assert "NMS test passed on cpu" in found["operators"].sentence
 
 
 def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_suite_whose_views_have_no_room_is_told(
     def said(free: float) -> doctor.Finding:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         found = doctor.suite("paper_r18", work=tmp_path / "work")
-        return next(f for f in found if f.what == "room for views")
+        return next(f for f in found if f.what == "space for views")
 
     assert said(400e9) == doctor.Finding(
-        "ok", "room for views", "386 GB of fixed views, 0 GB of them rendered"
+        "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
     )
     assert said(300e9).word == "fault"
     assert "take 385.7 GB, and 300.0 GB are free" in said(300e9).sentence

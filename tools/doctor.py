@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Says what stands in the way on this machine: versions, operators, GPUs, data sets, teachers.
+"""Check this machine and a suite's requirements: versions, operators, GPUs, data sets, teachers.
 
-python tools/doctor.py                             # the machine
-python tools/doctor.py --suite paper_r18           # and what the suite needs
+python tools/doctor.py                             # only the machine
+python tools/doctor.py --suite paper_r18           # also the suite's requirements
 python tools/doctor.py --data coco voc --decode all
 """
 
@@ -22,18 +22,21 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--suite", action="append", default=[], help="a suite config, or its name")
-    p.add_argument("--data", nargs="+", default=[], metavar="SET", help="official sets to look at")
+    p.add_argument(
+        "--suite", action="append", default=[], help="also check this suite (name or config)"
+    )
+    p.add_argument("--data", nargs="+", default=[], metavar="SET", help="official sets to check")
     p.add_argument("--root", type=Path, help="folder of the official sets (default: $KDEP_DATA)")
     p.add_argument(
         "--decode",
         default="8",
-        help="images to read of each folder of the official sets, or 'all'; own data: always all",
+        help="images to decode per folder of the official sets, or 'all' (default: 8); your own "
+        "data is always decoded completely",
     )
-    p.add_argument("--work-dir", type=Path, default=Path("work_dirs"))
+    p.add_argument("--work-dir", type=Path, default=Path("work_dirs"), help="default: work_dirs")
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():
-        p.error("--decode takes a number or 'all'")
+        p.error("--decode must be a number or 'all'")
     decode = None if args.decode == "all" else int(args.decode)
 
     from kdep_bench import doctor

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Proves the project on a machine with a GPU, in at most eight minutes and without a network.
+"""Check that the project works on this machine's GPU, in at most eight minutes, without network.
 
     python tools/gpu_check.py                          # all checks; results/gpu_check/gpu.md
-    python tools/gpu_check.py --device cpu --quick     # every line runs, its figures mean nothing
-    python tools/gpu_check.py --only operators ranks   # some of them
+    python tools/gpu_check.py --device cpu --quick     # every check on a CPU; figures mean nothing
+    python tools/gpu_check.py --only operators ranks   # only these
     python tools/gpu_check.py --pack DIR               # a folder for a machine without network;
                                                        # there: bash DIR/run.sh
 
-Exit codes: 0 every claim holds, 1 some do not or a check broke, 2 this machine cannot be checked.
+Exit codes: 0 all checks passed, 1 some failed, 2 this machine cannot be checked.
 """
 
 from __future__ import annotations
@@ -32,14 +32,26 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
-    p.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="for everything")
-    p.add_argument("--out", type=Path, default=REPO / "results/gpu_check")
-    p.add_argument("--only", nargs="+", metavar="CHECK", help=f"of {', '.join(checks())}")
-    p.add_argument("--list", action="store_true", help="the checks, in the order they run")
-    p.add_argument("--pack", type=Path, metavar="DIR", help="make a folder that needs no network")
-    # In a process of its own, because the checks are forked from one that has seen no GPU.
+    p.add_argument(
+        "--budget",
+        type=float,
+        default=BUDGET,
+        metavar="SECONDS",
+        help="total time in seconds (default: %(default)g)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=REPO / "results/gpu_check", help="default: results/gpu_check"
+    )
+    p.add_argument(
+        "--only", nargs="+", metavar="CHECK", help=f"run only these: {', '.join(checks())}"
+    )
+    p.add_argument("--list", action="store_true", help="list the checks in the order they run")
+    p.add_argument(
+        "--pack", type=Path, metavar="DIR", help="write a folder for a machine without network"
+    )
+    # Internal: runs in another process, because the checks fork from one without a CUDA context.
     p.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
     return p
 
@@ -81,7 +93,7 @@ def main() -> int:
         print(f"gpu_check: {e}", file=sys.stderr)
         return 2
     bad = failed(result)
-    print(f"{args.out / RESULT}: " + (f"{bad} fault(s)" if bad else "every claim holds"))
+    print(f"{args.out / RESULT}: " + (f"{bad} fault(s)" if bad else "all checks passed"))
     return 1 if bad else 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes a student's config page from a name, with tap, width and pyramid found and proved.
+"""Write a student config from a model name; finds and tests its tap, width and pyramid levels.
 
 python tools/make_student.py timm/resnet18d
 python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
@@ -20,10 +20,14 @@ STUDENTS = Path(__file__).resolve().parents[1] / "configs" / "students"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a student's config page from a name.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
-    parser.add_argument("--px", type=int, default=224, help="side of the pictures (default 224)")
-    parser.add_argument("--out", type=Path, default=STUDENTS, help="folder of the page")
+    parser.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
+    parser.add_argument(
+        "--out", type=Path, default=STUDENTS, help="folder to write to (default: configs/students)"
+    )
     args = parser.parse_args()
     try:
         from kdep_bench.students.discover import discover, page

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Lays out, converts and verifies an official data set; or makes the pocket data of a config.
+"""Unpack, convert and verify an official data set, or generate the pocket data of a config.
 
 python tools/prepare_data.py coco --root /data --archives ~/Downloads     # unpack, convert, verify
-python tools/prepare_data.py coco --root /data --check --decode all       # verify what is there
+python tools/prepare_data.py coco --root /data --check --decode all       # verify only
 python tools/prepare_data.py --list                                       # sets and their archives
 python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
 python tools/prepare_data.py --verify work_dirs/pocket_data/data
 
-Nothing is downloaded: most of these sets ask for an account or for consent to their terms. A run
-that was cut goes on where it stopped.
+Official sets are not downloaded: most need an account or consent to their terms. An interrupted run
+resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("what", nargs="?", metavar="SET|CONFIG", help="a data set, or a data config")
-    p.add_argument("--list", action="store_true", help="the sets, their archives and checksums")
+    p.add_argument(
+        "what", nargs="?", metavar="SET|CONFIG", help="an official data set, or a data config (.py)"
+    )
+    p.add_argument(
+        "--list", action="store_true", help="list the sets, their archives and checksums"
+    )
     p.add_argument("--root", type=Path, help="folder of all sets (default: $KDEP_DATA)")
     p.add_argument(
         "--archives",
@@ -36,11 +40,18 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="folder with the downloaded archives (default: the set's folder and the root)",
     )
-    p.add_argument("--check", action="store_true", help="verify only; unpack and convert nothing")
-    p.add_argument("--decode", default="8", help="images of each split to decode, or 'all'")
-    p.add_argument("--no-checksums", action="store_true", help="do not compute archives' MD5")
-    p.add_argument("--out", type=Path, help="of a config: folder to make; the data go to OUT/data")
-    p.add_argument("--verify", type=Path, metavar="DATA", help="recompute a folder's checksums")
+    p.add_argument("--check", action="store_true", help="verify only")
+    p.add_argument(
+        "--decode", default="8", help="images to decode per split, or 'all' (default: 8)"
+    )
+    p.add_argument("--no-checksums", action="store_true", help="skip the MD5 of the archives")
+    p.add_argument("--out", type=Path, help="with a CONFIG: output folder; data go to OUT/data")
+    p.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DATA",
+        help="verify the checksums of a folder of pocket data",
+    )
     return p
 
 
@@ -71,7 +82,7 @@ def _list() -> int:
     for one in map(get_set, set_names()):
         print(f"{one.name}: {one.title}; {one.licence}; {one.page}")
         for a in one.archives:
-            known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 not known to us"
+            known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 unknown"
             print(f"  {a.name}{' (optional)' if a.optional else ''}: {known}")
     return 0
 
@@ -90,11 +101,11 @@ def _official(args: argparse.Namespace) -> int:
         digests = base.lay_out(one, root, args.archives, _Line(), not args.no_checksums)
         for archive in one.archives:
             if archive.name in digests and archive.md5 is None:
-                print(f"{archive.name}: md5 {digests[archive.name]}, none known to compare with")
+                print(f"{archive.name}: md5 {digests[archive.name]}, no known md5 to compare with")
     counts = base.verify(one, root, decode)
     for note in one.notes:
         print(f"note: {note}")
-    print(f"{root / one.name}: {one.title} is whole")
+    print(f"{root / one.name}: {one.title} is complete")
     for name, count in counts.items():
         print(f"  {name:28}{count:9}")
     return 0
@@ -107,7 +118,7 @@ def _count(text: str) -> int:
 
 
 class _Line:
-    """One line a second on a terminal, one a tenth of the work otherwise."""
+    """Progress: one updated line on a terminal, otherwise one line per tenth of the work."""
 
     def __init__(self) -> None:
         self.last = ("", -1)
@@ -123,7 +134,7 @@ class _Line:
 def _verify(data: Path) -> int:
     from kdep_bench.data.pocket import verify
 
-    print(f"{data}: every file as recorded, fingerprint {verify(data)}")
+    print(f"{data}: all checksums match, fingerprint {verify(data)}")
     return 0
 
 
@@ -142,7 +153,7 @@ def _prepare(config: Path, out: Path) -> int:
             expected="a pocket data config",
             fix="lay its sets out one by one: tools/prepare_data.py --list",
         )
-    # What the plan alone reads.
+    # `pool_classes` is read only by the plan.
     made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
     print()
     for note in made["notes"]:

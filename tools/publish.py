@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Copies a suite's finished students out: backbone.pth, backbone.safetensors, a model card each.
+"""Export a suite's finished students: backbone.pth, backbone.safetensors and a model card each.
 
 python tools/publish.py pocket --out published [--only kdep]
 
-Exit codes: 0 all published, 1 some are not finished or damaged (each is named), 2 a fault.
+Exit codes: 0 all published, 1 some are unfinished or damaged (listed), 2 an error.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("suite", help="a suite config, or its name in configs/suites/")
-    p.add_argument("--out", type=Path, required=True, help="one folder a student is made in it")
-    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
-    p.add_argument("--only", default="", metavar="TEXT", help="export stages with this in their id")
     p.add_argument(
-        "--partial", action="store_true", help="exit with 0 although some are not finished"
+        "--out", type=Path, required=True, help="output folder; one sub-folder per student"
     )
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only students whose export stage id contains this",
+    )
+    p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
     args = p.parse_args(argv)
     from kdep_bench.errors import KdepError
     from kdep_bench.publish import Gaps, publish

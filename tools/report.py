@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Rebuild tables and page from records alone, or compare two result folders.
+"""Rebuild tables and page from the records, or compare two results folders.
 
 python tools/report.py results/pocket
 python tools/report.py diff results/pocket results/pocket_new
@@ -19,7 +19,7 @@ from kdep_bench.errors import KdepError
 
 
 def _claims(folder: Path) -> list[dict[str, Any]] | None:
-    """The shipped claims, for a results folder that has kept none of its own."""
+    """The claims of configs/claims, for a results folder without claims.json."""
     if (folder / "claims.json").is_file() or not folder.is_dir():
         return None
     from kdep_bench.results.claims import load_folder
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="+", metavar="FOLDER", help="a results folder, or: diff A B")
-    parser.add_argument("--suite", help="only records of this suite")
+    parser.add_argument("what", nargs="+", metavar="FOLDER", help="results folder(s), or: diff A B")
+    parser.add_argument("--suite", help="use only records of this suite")
     args = parser.parse_args(argv)
     try:
         if args.what[0] == "diff":

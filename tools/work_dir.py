@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""List, size and prune the stage directories of a work dir, and what runs on a cluster left.
+"""List stage directories and cluster run directories of a work dir, with sizes; delete unused ones.
 
-python tools/work_dir.py                      # what is there, how big, and what keeps it
-python tools/work_dir.py pocket smoke --gc    # what would go
+python tools/work_dir.py                      # list everything, with sizes and references
+python tools/work_dir.py pocket smoke --gc    # list what is unreferenced
 python tools/work_dir.py pocket smoke --gc --delete
 
-Kept: what a record cites in results/*/records, or in another results folder that was filled from
-this work dir; what a named suite plans; what those were made from; what is running or queued.
-Without --delete nothing is removed.
+A stage is referenced if a record in results/*/records, or in another results folder written from
+this work dir, cites it; if a suite named here plans it; if a referenced stage depends on it; or if
+it is running or queued. Without --delete nothing is removed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help="keep what these suites plan")
-    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/")
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help="keep the stages of these suites"
+    )
+    parser.add_argument("--work-dir", type=Path, help="work dir (default: work_dirs/)")
     parser.add_argument(
         "--results-dir",
         type=Path,
         action="append",
         metavar="DIR",
-        help="a folder with records/ to respect as well, beside results/* and those that the work "
-        "dir remembers",
+        help="another folder with records/ whose stages are kept, in addition to results/* and the "
+        "results folders recorded in the work dir",
     )
     parser.add_argument(
         "--forget",
@@ -43,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="DIR",
-        help="a results folder that the work dir remembers and that is gone for good",
+        help="drop a results folder that the work dir has recorded and that no longer exists",
     )
-    parser.add_argument("--gc", action="store_true", help="show what nothing keeps")
-    parser.add_argument("--delete", action="store_true", help="with --gc: remove it")
-    parser.add_argument("--json", action="store_true", help="the list for programs")
+    parser.add_argument("--gc", action="store_true", help="list only what is unreferenced")
+    parser.add_argument("--delete", action="store_true", help="with --gc: delete it")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
     args = parser.parse_args(argv)
     if args.delete and not args.gc:
-        parser.error("--delete goes with --gc")
+        parser.error("--delete requires --gc")
     try:
         return _run(args)
     except KdepError as e:
@@ -102,13 +104,13 @@ def _run(args: argparse.Namespace) -> int:
     print(hygiene.as_json(chosen) if args.json else hygiene.table(chosen))
     out = sys.stderr if args.json else sys.stdout
     for one in gone:
-        said = "is gone; its records cited stages here, and what only they cited is not kept"
-        print(f"{one.results} {said}", file=out)
+        note = "no longer exists; stages that only its records cite are unreferenced"
+        print(f"{one.results} {note}", file=out)
     print(f"{work}: {hygiene.counted(entries)}", file=out)
     if not args.gc:
         return 0
     if not args.delete:
-        print(f"kept by nothing: {hygiene.counted(chosen)}; --delete removes them", file=out)
+        print(f"unreferenced: {hygiene.counted(chosen)}; --delete removes them", file=out)
         return 0
     hidden = [r.results for r in gone if not r.removed]
     if hidden:
@@ -123,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"removed {hygiene.counted(removed)}", file=out)
     for e in chosen:
         if e not in removed:
-            print(f"left {e.id}: a process has taken it meanwhile", file=out)
+            print(f"skipped {e.id}: in use", file=out)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""What the engine itself costs: planning, looking, starting. `make scale` writes results/scale.md.
+"""Overhead of the engine: planning, status checks, stage starts (`make scale`: results/scale.md).
 
-Planning and looking are measured on 10,000 stages, scheduling on 1,000 stages that do nothing, each
-in a process of its own, and starting once more from a fork server that has imported the toolkits,
-as suites do. This process itself imports no torch.
+Planning and status checks are measured on 10,000 stages, scheduling on 1,000 empty stages, each in
+a new process, and starting again from a fork server that has imported the toolkits, as in suites.
+This process imports no torch.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def plain_imports(module: str) -> float:
 
 
 def table(got: dict[str, Measures]) -> str:
-    """The figures against the bars, as a markdown page."""
+    """The measurements and their targets as Markdown."""
     p, s, t = got["plan"], got["bare"], got["toolkits"]
     jobs, n = f"{got['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
 
@@ -152,28 +152,28 @@ def table(got: dict[str, Measures]) -> str:
 
     rows = [
         row(f"planning {n} stages", p["plan_s"], "s", 2),
-        row("peak memory of the process that did", p["plan_peak_bytes"] / 1e6, "MB", 300),
+        row("peak memory of that process", p["plan_peak_bytes"] / 1e6, "MB", 300),
         row(f"status of {n} stage directories", p["status_s"], "s", 2),
-        row(f"{s['run']:,.0f} stages that do nothing, {jobs} at once", s["per_s"], "stages/s"),
-        row("start of one, median", s["median_s"] * 1e3, "ms"),
-        row("start of one, 99th percentile", s["p99_s"] * 1e3, "ms"),
+        row(f"{s['run']:,.0f} empty stages, {jobs} in parallel", s["per_s"], "stages/s"),
+        row("start of a stage, median", s["median_s"] * 1e3, "ms"),
+        row("start of a stage, 99th percentile", s["p99_s"] * 1e3, "ms"),
         row("start with the toolkits, median", t["median_s"] * 1e3, "ms", 300),
         row("start with the toolkits, 99th percentile", t["p99_s"] * 1e3, "ms", 300),
-        row("importing them in a new process", t["plain_s"], "s"),
+        row("importing the toolkits in a new process", t["plain_s"], "s"),
     ]
-    return f"""# What the engine costs
+    return f"""# Overhead of the engine
 
 `python -m kdep_bench.suite.bench` (`make scale`) on {os.cpu_count()} cores of {processor()}, \
 load {got["machine"]["load"]:.1f}
-when it began:
+at the start:
 
-| measure | bar | measured | met |
+| measure | target | measured | met |
 |---|---|---:|---|
 {chr(10).join(rows)}
 
-A *start* is the time from the pool's order to the stage function, in a process of its own. *With
-the toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg,
-as every suite's stages start ({t["run"]:.0f} of them here).
+A *start* is the time from the pool's request to the stage function, in a new process. *With the
+toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg, as for
+the stages of every suite ({t["run"]:.0f} of them here).
 """
 
 
@@ -188,12 +188,19 @@ def processor() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", type=int, default=10_000, help="to plan and to look at")
-    parser.add_argument("--runs", type=int, default=1_000, help="stages that do nothing, to run")
-    parser.add_argument("--starts", type=int, default=100, help="of them with the toolkits")
-    parser.add_argument("--jobs", type=int, default=execute.cpu_count())
+    parser.add_argument("--stages", type=int, default=10_000, help="stages to plan and check")
+    parser.add_argument("--runs", type=int, default=1_000, help="empty stages to run")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=100,
+        help="empty stages to start from the toolkits' fork server",
+    )
+    parser.add_argument("--jobs", type=int, default=execute.cpu_count(), help="parallel stages")
     parser.add_argument("--toolkits", default=execute.PRELOAD, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=REPO / "results" / "scale.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPO / "results" / "scale.md", help="output file"
+    )
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:

@@ -99,8 +99,8 @@ def page(found: dict[str, float], files: int, load: float) -> str:
         ("the index on disk", f"{found['index_bytes'] / 1e6:.1f} MB"),
     ]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} when it began"
-    return f"""# What the hashes of the data cost
+    machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} at the start"
+    return f"""# Cost of hashing the data
 
 `python -m kdep_bench.suite.bench_data` (`make scale-data`): {n} files of {BYTES} bytes in
 {CLASSES} class folders, in the page cache (a first run from disk also waits for the disk),
@@ -115,8 +115,10 @@ on {machine}:
 def main(argv: list[str] | None = None) -> int:
     """Prints the page and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=REPO / "results" / "scale_data.md")
+    parser.add_argument("--files", type=int, default=100_000, help="files to hash")
+    parser.add_argument(
+        "--out", type=Path, default=REPO / "results" / "scale_data.md", help="output file"
+    )
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:

@@ -255,7 +255,7 @@ def table(entries: Iterable[Entry]) -> str:
     """The list for people: size, state, day, id, who keeps it."""
     lines = []
     for e in entries:
-        kept = ", ".join(e.kept_by) or "nothing keeps it"
+        kept = ", ".join(e.kept_by) or "unreferenced"
         day = e.finished[:10] or "-"
         lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {kept}")
     return "\n".join(lines)

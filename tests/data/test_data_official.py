@@ -558,7 +558,7 @@ def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:
 def test_list_names_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare_data.main(["--list"]) == 0
     said = capsys.readouterr().out
-    assert "md5 not known to us" in said
+    assert "md5 unknown" in said
     assert "1d675b47d978889d74fa0da5fadfb00e" in said
 
 

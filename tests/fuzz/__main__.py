@@ -1,8 +1,8 @@
-"""Feeds changed files to every reader; only KdepErrors may come out, each in a few seconds.
+"""Fuzz every file reader: any result other than success or a KdepError within seconds is a fault.
 
 python -m tests.fuzz --inputs 3000 --seconds 15   # what `make fuzz` runs
 python -m tests.fuzz --only record --seed 7                             # one reader
-An input that is not answered by a sentence is kept in --keep, named after its reader and seed.
+An input that causes another exception or a hang is kept in --keep, named after its reader and seed.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def table(outcomes: list[Outcome], seed: int) -> str:
     rows = [
         "# Fuzzed readers",
         "",
-        "`make fuzz` changes valid files (a node of a JSON, a field of a tar header with its",
-        "checksum made right again, a chunk of a PNG, a word of a list, single bytes) and reads",
-        "them. Only a KdepError may come out, within 10 s of CPU time and 8 GiB of address space.",
+        "`make fuzz` mutates valid files (a node of a JSON, a field of a tar header with a",
+        "corrected checksum, a chunk of a PNG, a word of a list, single bytes) and reads",
+        "them. Each read must succeed or raise KdepError, within 10 s of CPU time and 8 GiB.",
         "",
         f"{total} inputs, seeds from {seed}; {faults} faults in this run.",
         "",
@@ -129,11 +129,11 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--inputs", type=int, default=2000, help="of each reader, at most")
-    p.add_argument("--seconds", type=float, default=15, help="of CPU, of each reader")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--inputs", type=int, default=2000, help="maximum inputs per reader")
+    p.add_argument("--seconds", type=float, default=15, help="CPU seconds per reader")
+    p.add_argument("--seed", type=int, default=0, help="first seed")
     p.add_argument("--only", default="", help="readers whose name contains this")
-    p.add_argument("--keep", type=Path, default=Path("work_dirs/fuzz"))
+    p.add_argument("--keep", type=Path, default=Path("work_dirs/fuzz"), help="folder for failures")
     p.add_argument("--out", type=Path, help="write the table here")
     args = p.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -227,15 +227,17 @@ def main() -> None:
     """See the module's docstring."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
-    parser.add_argument("packages", nargs="*", choices=[*PACKAGES, []], help="all without")
-    parser.add_argument("--jobs", type=int, default=1, help="fork servers at once")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one fault")
-    parser.add_argument("--again", action="store_true", help="try the unnoticed once more")
+    parser.add_argument(
+        "packages", nargs="*", choices=[*PACKAGES, []], help="packages (default: all)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="parallel fork servers")
+    parser.add_argument("--seconds", type=float, default=30.0, help="test time per fault")
+    parser.add_argument("--again", action="store_true", help="retry unnoticed faults")
     parser.add_argument("--only", help="only faults whose name contains this")
-    parser.add_argument("--tests", nargs="+", help="try these tests or test files and no others")
-    parser.add_argument("--list", action="store_true", help="show the sample and stop")
-    parser.add_argument("--report", action="store_true", help="write results/mutation.md and stop")
-    parser.add_argument("--work", type=Path, default=REPO / "work_dirs" / "mutation")
+    parser.add_argument("--tests", nargs="+", help="run only these tests or test files")
+    parser.add_argument("--list", action="store_true", help="list the sample and exit")
+    parser.add_argument("--report", action="store_true", help="write results/mutation.md and exit")
+    parser.add_argument("--work", type=Path, default=REPO / "work_dirs" / "mutation", help="state")
     args = parser.parse_args()
     packages = args.packages or list(PACKAGES)
     faults = [(p, f) for p in packages for f in planted(p, REPO)]

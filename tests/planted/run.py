@@ -172,9 +172,13 @@ def read_table(name: str) -> tuple[Fault, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--table", default="tests.planted.table:FAULTS")
-    parser.add_argument("--jobs", type=int, default=2, help="forks at a time")
-    parser.add_argument("--unchecked", action="store_true", help="skip the run without a fault")
+    parser.add_argument(
+        "--table", default="tests.planted.table:FAULTS", help="module:NAME of the faults"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="parallel forks")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="skip the initial run without faults"
+    )
     given = parser.parse_args(arguments)
     faults, begin = read_table(given.table), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="planted-") as name:

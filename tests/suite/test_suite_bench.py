@@ -33,7 +33,7 @@ def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
     assert [r[1] for r in rows if r[1].startswith("<")] == [
         *("< 2 s", "< 300 MB", "< 2 s", "< 300 ms", "< 300 ms")
     ]
-    assert any(r[0].startswith("5 stages that do nothing") and "stages/s" in r[2] for r in rows)
+    assert any(r[0].startswith("5 empty stages") and "stages/s" in r[2] for r in rows)
 
 
 def test_peak_memory_is_this_process_s_own():

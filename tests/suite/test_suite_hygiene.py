@@ -211,7 +211,7 @@ def test_the_command_is_dry_unless_told(tmp_path):
     assert "1 stage directories and 1 cluster runs" in tool("--work-dir", str(work)).stdout
     dry = tool("smoke", "--work-dir", str(work), "--gc")
     both = "1 stage directories and 1 cluster runs, 13.4 kB"
-    assert f"kept by nothing: {both}; --delete removes them" in dry.stdout
+    assert f"unreferenced: {both}; --delete removes them" in dry.stdout
     assert (work / old).exists()
     assert json.loads(tool("--work-dir", str(work), "--json").stdout)[0]["id"] == old
     done = tool("smoke", "--work-dir", str(work), "--gc", "--delete")
@@ -279,18 +279,18 @@ def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_p
     hidden = results.parent.rename(tmp_path / "unmounted")
     said = gc(work)
     assert said.returncode == 0
-    assert f"{results} is gone" in said.stdout
+    assert f"{results} no longer exists" in said.stdout
     said = gc(work, "--delete")
     assert said.returncode == 2
     assert f"--forget {results}" in said.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
     hidden.rename(results.parent)
-    assert "kept by nothing: 0 stage" in gc(work).stdout
+    assert "unreferenced: 0 stage" in gc(work).stdout
 
     shutil.rmtree(results)
     said = gc(work, "--delete")
     assert said.returncode == 0, said.stderr
-    assert f"{results} is gone" in said.stdout
+    assert f"{results} no longer exists" in said.stdout
     # A few have the ids of the repository's own results.
     assert {p.name for p in work.glob("*-*")} < set(plan.stages)
 
@@ -313,7 +313,7 @@ def test_results_in_the_work_dir_are_found_after_a_move(tmp_path):
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, work / "results")
     moved = work.rename(tmp_path / "moved")
-    assert "kept by nothing: 0 stage" in gc(moved).stdout
+    assert "unreferenced: 0 stage" in gc(moved).stdout
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": 3}'])
