@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests.mutation.faults import Fault
-from tests.mutation.targets import PACKAGES
+from tests.mutation.targets import PACKAGES, REPO
 
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 BAR = 95.0
@@ -52,6 +53,7 @@ def write(
         f"below with the reason. Required: {BAR:g} % of the others noticed in every package. What",
         "is *not tried* has no result for the code as it is now: `make mutation` continues there.",
         "*Unnoticed* is as of the last try: tests written since count after `--again`.",
+        f"The code is that of commit {_commit()}.",
         "",
         "| package | planted | noticed | equivalent | unnoticed | not tried | noticed, % |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -77,7 +79,15 @@ def write(
         lines += ["", "## Unnoticed", "", "| fault | kind |", "|---|---|", *open_]
     out.write_text("\n".join(lines) + "\n")
     print(f"wrote {out}")
-    print("\n".join(lines[7 : 10 + len(PACKAGES)]))
+    print("\n".join(lines[10 : 13 + len(PACKAGES)]))
+
+
+def _commit() -> str:
+    """The short name of the commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(
+        command, cwd=REPO, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _row(name: str, counts: list[int]) -> str:

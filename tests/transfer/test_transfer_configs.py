@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
 
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
@@ -61,6 +62,30 @@ def test_every_random_draw_of_a_transfer_comes_from_its_seed(
     cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 11, tmp_path)
     assert cfg.randomness.seed == 11
     assert cfg.train_dataloader.sampler.get("seed") in (None, 11)  # mmengine: the run's seed
+
+
+@pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "smoke_finetune"])
+def test_training_reads_whole_batches_and_testing_every_image_once(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    """Steps are counted across the ends of epochs, so that no batch is short and no image left out;
+    an epoch of fine-tuning leaves out what does not fill a batch."""
+    import mmengine.dataset  # noqa: F401  (registers the samplers)
+
+    cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
+    test, train = cfg.test_dataloader, cfg.train_dataloader
+    sampler = DATA_SAMPLERS.build(dict(test.sampler, dataset=range(7), seed=3))
+    assert list(sampler) == list(range(7))
+    assert not test.drop_last
+    drawn = DATA_SAMPLERS.build(dict(train.sampler, dataset=range(7), seed=3))
+    order = list(itertools.islice(drawn, 14))
+    by_steps = name != "smoke_finetune"
+    assert len(order) == (14 if by_steps else 7)
+    for start in range(0, len(order), 7):
+        epoch = order[start : start + 7]
+        assert sorted(epoch) == list(range(7))
+        assert epoch != list(range(7))
+    assert train.drop_last == (not by_steps)
 
 
 def test_a_detector_trains_on_images_with_boxes_of_its_classes_alone(
