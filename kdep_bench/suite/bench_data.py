@@ -1,8 +1,8 @@
-"""What the hashes of the data cost: the first run and a run with nothing to do.
+"""Cost of hashing the data: the first run, and a second run without changes.
 
-`make scale-data` writes results/scale_data.md: small files in class folders, hashed as a suite on
-one's own data hashes them, and the whole `run_suite.py --dry-run` over them. The second run looks
-at size, times and inode of every file and reads none.
+`make scale-data` writes results/scale_data.md: small files in class folders, hashed as for a suite
+on user data, and a complete `run_suite.py --dry-run` over them. The second run checks size, times
+and inode of every file and reads none.
 """
 
 from __future__ import annotations

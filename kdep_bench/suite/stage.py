@@ -1,10 +1,9 @@
-"""One stage of a written plan, by command: what every engine calls, and plain sbatch too.
+"""Runs one stage of a written plan; the command of every cluster engine, and for plain sbatch.
 
-`python -m kdep_bench.suite.stage --plan plan.json --stage ID --work-dir W`. It takes the stage's
-lock (and waits while another process has it), leaves at once when the stage is done, checks its
-inputs, runs it and writes its stage.json.
-In a Slurm job it asks to be requeued when it is preempted, or when the job's time ends and the
-stage can resume.
+`python -m kdep_bench.suite.stage --plan plan.json --stage ID --work-dir W` acquires the stage's
+lock (waiting while another process holds it), exits at once if the stage is done, checks its
+inputs, runs it and writes its stage.json. In a Slurm job it requests a requeue if the job is
+preempted, or if the job reaches its time limit and the stage can resume.
 """
 
 from __future__ import annotations

@@ -1,0 +1,212 @@
+"""Texts that users read, and names in the code, use the field's standard terms.
+
+The words are in `plain_words.txt`, with the term to use instead. `python -m tests.test_plain_words`
+prints the counts that fell, to be lowered in that file.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+WORDS = Path(__file__).with_name("plain_words.txt")
+AREAS = ("docs", "errors", "headings", "names")
+DOCS = ("README.md", "results/README.md", "GLOSSARY.md", "Makefile")
+COMMANDS = (
+    "tools/*.py",
+    "kdep_bench/suite/cli.py",
+    "kdep_bench/suite/stage.py",
+    "kdep_bench/suite/bench*.py",
+    "kdep_bench/benchmark/networks.py",
+)
+SHOWN = {"about", "statement", "title"}  # arguments of configs that tables and pages print
+
+
+class Text(NamedTuple):
+    """A text of one area, with the place where it begins."""
+
+    area: str
+    file: str
+    line: int
+    text: str
+
+
+class Rule(NamedTuple):
+    """A word (regular expression), the standard term, and the occurrences allowed per area."""
+
+    word: str
+    use: str
+    most: dict[str, int]  # area -> count; an area that is not checked is missing
+
+
+def rules(text: str) -> list[Rule]:
+    """The rules in the table `text`: word | term | counts per area ('-': not checked)."""
+    out = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        word, use, *counts = (part.strip() for part in line.split(" | "))
+        assert len(counts) == len(AREAS), f"{WORDS.name}: {line!r} needs {len(AREAS)} counts"
+        most = {a: int(n) for a, n in zip(AREAS, counts, strict=True) if n != "-"}
+        out.append(Rule(word, use, most))
+    return out
+
+
+def found(rule: Rule, texts: list[Text], area: str) -> list[str]:
+    """'file:line: the occurrence' for every occurrence of the rule's word in an area."""
+    # A space in the word is any white space; names are compared as a whole.
+    body = rf"(?:{rule.word})".replace(" ", r"\s+")
+    pattern = re.compile(body if area == "names" else rf"(?<![\w-]){body}(?![\w-])", re.I)
+    places = []
+    for t in texts:
+        if t.area != area:
+            continue
+        hits = (
+            pattern.finditer(t.text) if area != "names" else [pattern.fullmatch(t.text.strip("_"))]
+        )
+        for hit in filter(None, hits):
+            line = t.line + t.text.count("\n", 0, hit.start())
+            places.append(f"{t.file}:{line}: {' '.join(hit[0].split())!r}")
+    return places
+
+
+# --- the texts -----------------------------------------------------------------------------------
+
+
+def without_code(text: str) -> str:
+    """The text with `code` blanked out; line numbers stay."""
+    return re.sub(r"`[^`]*`", lambda m: re.sub(r"\S", ".", m[0]), text)
+
+
+def string(node: ast.AST | None) -> str:
+    """A string expression with its values left out; '' for anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(string(part) or "{}" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return string(node.left) + string(node.right)
+    return ""
+
+
+def called(node: ast.Call) -> str:
+    """The name of the function or class that is called."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def of_docs(root: Path) -> Iterator[Text]:
+    """Hand-written pages and the docstrings and shown texts of the configs."""
+    for name in DOCS:
+        if (root / name).is_file():
+            yield Text("docs", name, 1, without_code((root / name).read_text()))
+    for path in sorted((root / "configs").rglob("*.py")):
+        tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
+        yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg in SHOWN:
+                yield Text("docs", name, node.value.lineno, string(node.value))
+
+
+def of_commands(root: Path) -> Iterator[Text]:
+    """What `--help` prints: the module's docstring or a description, epilogs and help texts."""
+    for path in sorted(p for pattern in COMMANDS for p in root.glob(pattern)):
+        tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
+        yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and called(node) in ("add_argument", "ArgumentParser"):
+                for k in node.keywords:
+                    if k.arg in ("help", "description", "epilog"):
+                        yield Text("docs", name, k.value.lineno, string(k.value))
+            if isinstance(node, ast.Call) and called(node) == "error":
+                yield from (Text("docs", name, a.lineno, string(a)) for a in node.args)
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "EPILOG":
+                yield Text("docs", name, node.lineno, string(node.value))
+
+
+def of_code(root: Path) -> Iterator[Text]:
+    """Sentences of every KdepError, and the names that kdep_bench gives to anything."""
+    for path in sorted((root / "kdep_bench").rglob("*.py")):
+        name = str(path.relative_to(root))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and called(node) == "KdepError":
+                for part in [*node.args, *(k.value for k in node.keywords)]:
+                    yield Text("errors", name, part.lineno, string(part))
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield Text("names", name, node.lineno, node.name)
+            elif isinstance(node, ast.arg):
+                yield Text("names", name, node.lineno, node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield Text("names", name, node.lineno, node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield Text("names", name, node.lineno, node.attr)
+
+
+def of_headings(root: Path) -> Iterator[Text]:
+    """Headings and column names of the published leaderboards."""
+    for path in sorted((root / "results").glob("*/leaderboard.md")):
+        lines = path.read_text().splitlines()
+        for number, (line, below) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
+            if line.startswith("#") or (line.startswith("|") and below.startswith("| ---")):
+                yield Text("headings", str(path.relative_to(root)), number, line)
+
+
+@cache
+def texts(root: Path = REPO) -> list[Text]:
+    """Every text that is checked."""
+    return [*of_docs(root), *of_commands(root), *of_code(root), *of_headings(root)]
+
+
+# --- the check -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_users_read_standard_terms(area: str):
+    bad = []
+    for rule in rules(WORDS.read_text()):
+        most = rule.most.get(area)
+        if most is None:
+            continue
+        places = found(rule, texts(), area)
+        if len(places) > most:
+            allowed = f" ({len(places)} in all, {most} at most)" if most else ""
+            bad += [f"{place}: write {rule.use!r}{allowed}" for place in places]
+    assert not bad, "\n".join(["private words instead of standard terms:", *bad])
+
+
+def test_a_private_word_is_named_with_its_line_and_the_standard_term():
+    (rule,) = rules("cannot be told | not significant | 0 | - | - | 0\n")
+    assert rule.most == {"docs": 0, "names": 0}
+    page = Text("docs", "A.md", 1, without_code("fine\n`cannot be told`\nit cannot be\ntold yet"))
+    assert found(rule, [page], "docs") == ["A.md:3: 'cannot be told'"]
+    assert found(rule, [page], "errors") == []
+
+
+def test_a_name_is_compared_as_a_whole():
+    (rule,) = rules("one | the thing's name | - | - | - | 0\n")
+    code = [Text("names", "a.py", n, name) for n, name in enumerate(("one", "one_hot", "none"), 1)]
+    assert found(rule, code, "names") == ["a.py:1: 'one'"]
+
+
+def test_errors_help_docstrings_and_headings_are_all_read():
+    """A part that is no longer found would pass without a look."""
+    per_area = {area: sum(t.area == area for t in texts()) for area in AREAS}
+    assert per_area["docs"] > 300
+    assert per_area["errors"] > 900
+    assert per_area["headings"] > 100
+    assert per_area["names"] > 5000
+    assert any("resume" in t.text for t in texts() if t.file == "kdep_bench/suite/cli.py")
+
+
+if __name__ == "__main__":
+    for rule in rules(WORDS.read_text()):
+        for area, most in rule.most.items():
+            count = len(found(rule, texts(), area))
+            if count != most:
+                print(f"{rule.word}: {area} {most} -> {count}")
