@@ -1,4 +1,4 @@
-"""The benchmark's figures as JSON and as a table against the bars. Imports no torch."""
+"""The benchmark's results as JSON and as a table with their targets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,46 +8,77 @@ from typing import Any, NamedTuple
 
 from kdep_bench.files import read_strict, write_atomic, write_json
 
-BARS = {
-    "warm-cache step / student-only step": ("<=", 1.05),
-    "live step / (student step + teacher forward)": ("<=", 1.05),
-    "data wait, share of a warm-cache step": ("<", 0.05),
-    "data wait with 2 workers, share of a warm-cache step": ("<", 0.05),
-    "cache read, share of a student step": ("<", 0.05),
-    "throughput against the paper's live loop": (">=", 2.0),
+# Key in the JSON -> (measure as shown, sign, target).
+TARGETS = {
+    "warm-cache step / student-only step": (
+        *("KDEP step with a filled cache / step of the student alone", "<=", 1.05),
+    ),
+    "live step / (student step + teacher forward)": (
+        *("step with a live teacher / (student step + teacher forward pass)", "<=", 1.05),
+    ),
+    "data wait, share of a warm-cache step": (
+        *("waiting for data, fraction of a KDEP step", "<", 0.05),
+    ),
+    "data wait with 2 workers, share of a warm-cache step": (
+        *("the same with two loader workers", "<", 0.05),
+    ),
+    "cache read, share of a student step": (
+        *("reading the cache, fraction of a student step", "<", 0.05),
+    ),
+    "throughput against the paper's live loop": (
+        *("throughput / that of a live-teacher loop with fresh crops, as in the paper", ">=", 2.0),
+    ),
 }
+STEPS = ("student", "kdep", "live", "paper", "teacher")  # in the order of the page
+FLOORS = {  # key in the JSON -> text
+    "student_step_flops": "student step FLOPs",
+    "teacher_forward_flops": "teacher forward pass FLOPs",
+    "target_flops": "target FLOPs",
+    "picture_bytes": "image bytes",
+    "feature_bytes": "feature bytes",
+}
+SETTING = (
+    "Comparison with lightly-train: the same teacher (EfficientNet-Lite0 at 128 px), student "
+    "(ResNet-18 of half width at 64 px), images, epochs, batch of 64, float32, threads and "
+    "allocator. lightly-train uses its default distillation method with its losses, mixup, "
+    "augmentation, optimiser and schedule, with teacher and student as custom models and fresh "
+    "crops at 128 px, which the student sees averaged to 64 px. Ours uses two stored views, SGD "
+    "and the schedule of the pocket suite. `scratch` is the untrained student."
+)
 SVD_BYTES = 300e6
 RIVAL = 1.5
 NOT_MEASURED = "not measured"
 
 
 class Row(NamedTuple):
-    """A line of the table; `met` is None where there is no bar, or nothing to hold against it."""
+    """A row of the table; `met` is None without a target or a measurement."""
 
     measure: str
-    bar: str
+    target: str
     measured: str = NOT_MEASURED
     met: bool | None = None
 
     def __str__(self) -> str:
         met = "" if self.met is None else "yes" if self.met else "no"
-        return f"| {self.measure} | {self.bar} | {self.measured} | {met} |"
+        return f"| {self.measure} | {self.target} | {self.measured} | {met} |"
 
 
-def reaches(value: float, sign: str, bar: float) -> bool:
-    """Whether `value` keeps the bar; `sign` is one of <=, < and >=."""
-    return value >= bar if sign == ">=" else value <= bar if sign == "<=" else value < bar
+def reaches(value: float, sign: str, target: float) -> bool:
+    """Whether `value` meets the target; `sign` is one of <=, < and >=."""
+    if sign == ">=":
+        return value >= target
+    return value <= target if sign == "<=" else value < target
 
 
 def rows(found: dict[str, Any]) -> Iterator[Row]:
-    """Every measure of the project, also those that `found` does not have."""
+    """All rows of the table, also those that `found` has no measurement for."""
     ratios = found.get("steps", {}).get("ratios", {})
-    for name, (sign, bar) in BARS.items():
-        if name in ratios:
-            met = reaches(ratios[name], sign, bar)
-            yield Row(name, f"{sign} {bar:g}", f"{ratios[name]:.3f}", met)
+    for key, (measure, sign, target) in TARGETS.items():
+        if key in ratios:
+            met = reaches(ratios[key], sign, target)
+            yield Row(measure, f"{sign} {target:g}", f"{ratios[key]:.3f}", met)
         else:
-            yield Row(name, f"{sign} {bar:g}")
+            yield Row(measure, f"{sign} {target:g}")
     yield from _forwards(found.get("forwards"))
     yield from _rival(found.get("rival"))
     yield from _memory(found.get("memory"))
@@ -55,12 +86,12 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
 
 def _forwards(said: dict[str, Any] | None) -> Iterator[Row]:
     if said is None:
-        yield Row("teacher forwards of a suite", "one an (image, view)")
+        yield Row("teacher forward passes of a suite", "one per (image, view)")
         return
     yield Row(
-        f"teacher forwards of `{said['suite']}` ({said['records']} records, "
-        f"{said['pretrainings']} pre-trainings from the teacher), by its cache's own count",
-        f"{said['rows']}, one an (image, view)",
+        f"teacher forward passes of `{said['suite']}` ({said['records']} records, "
+        f"{said['pretrainings']} pre-trainings with the teacher), counted by its cache",
+        f"{said['rows']}, one per (image, view)",
         f"{said['forwards']}; a live teacher: {said['samples']}",
         said["forwards"] == said["rows"],
     )
@@ -68,19 +99,19 @@ def _forwards(said: dict[str, Any] | None) -> Iterator[Row]:
 
 def _rival(said: dict[str, Any] | None) -> Iterator[Row]:
     if said is None:
-        yield Row("throughput against lightly-train's distillation", f">= {RIVAL:g}")
+        yield Row("throughput / that of lightly-train's distillation", f">= {RIVAL:g}")
         return
     name = f"{said['rival']} {said['version']}"
     ratio = said["other"]["seconds"] / said["ours"]["seconds"]
     yield Row(
-        f"throughput against {name}, views and cache included ({said['images']} images, "
-        f"{said['epochs']} epochs)",
+        f"throughput / that of {name}'s distillation, including our views and cache "
+        f"({said['images']} images, {said['epochs']} epochs)",
         f">= {RIVAL:g}",
-        f"{ratio:.2f} ({said['other']['cpu_s'] / said['ours']['cpu_s']:.2f} in processor time)",
+        f"{ratio:.2f} ({said['other']['cpu_s'] / said['ours']['cpu_s']:.2f} in CPU time)",
         reaches(ratio, ">=", RIVAL),
     )
     yield Row(
-        "the same, training steps alone",
+        "the same, only training steps",
         "",
         f"{said['other']['seconds'] / said['ours']['train_s']:.2f}",
     )
@@ -90,89 +121,98 @@ def _rival(said: dict[str, Any] | None) -> Iterator[Row]:
 
 def _memory(said: dict[str, Any] | None) -> Iterator[Row]:
     if said is None:
-        yield Row("streaming SVD, extra memory", "< 300 MB")
+        yield Row("streaming SVD: extra memory", "< 300 MB")
         return
     most = max(s["extra_bytes"] for s in said["svd"])
     a, b = said["svd"][0], said["svd"][-1]
     slope = (b["pass_s"] / a["pass_s"]) / (b["rows"] / a["rows"])
     small, large = said["reads"]
     yield Row(
-        f"streaming SVD, extra memory at Dt={said['svd_width']}, N={b['rows']}",
+        f"streaming SVD: extra memory at Dt={said['svd_width']}, N={b['rows']}",
         "< 300 MB",
         f"{most / 1e6:.0f} MB",
         most < SVD_BYTES,
     )
-    measure = f"its time, N={b['rows']} against N={a['rows']}, over the ratio of N"
+    measure = f"streaming SVD: time ratio N={b['rows']} / N={a['rows']}, divided by the ratio of N"
     yield Row(measure, "about 1", f"{slope:.2f}")
     yield Row(
-        "its directions against the full SVD, smallest cosine", "1", f"{said['svd_agreement']:.9f}"
+        "streaming SVD: smallest cosine of its directions to those of the full SVD",
+        "1",
+        f"{said['svd_agreement']:.9f}",
     )
     yield Row(
-        f"memory grown by random reads, {small['rows']} and {large['rows']} rows",
+        f"memory growth by random reads of {small['rows']} and {large['rows']} rows",
         "flat",
         f"{small['grown_bytes'] / 1e6:.1f} and {large['grown_bytes'] / 1e6:.1f} MB",
     )
 
 
 def table(found: dict[str, Any]) -> str:
-    """A markdown page: each measure, its bar, what was measured, and the floors."""
+    """The Markdown page: each measure, its target and result, and the lower bounds of a step."""
     lines = [
-        f"# Benchmark of the pre-trainer ({found['device']}, {found['threads']} threads)",
+        f"# Benchmark of pre-training ({found['device']}, {found['threads']} threads)",
         "",
     ]
     if found["quick"]:
-        lines += ["A `--quick` run: it shows that all parts run; its figures mean nothing.", ""]
+        lines += [
+            "A `--quick` run: it only tests that all parts run; its figures mean nothing.",
+            "",
+        ]
     for part in sorted(found.get("busy", {})):
         cores = found["busy"][part]
-        lines += [f"Taken while other work used {cores:.1f} cores, no measurement: {part}.", ""]
-    lines += ["| measure | bar | measured | met |", "|---|---|---|---|"]
+        lines += [f"Not valid, as other work used {cores:.1f} cores: {part}.", ""]
+    lines += ["| measure | target | measured | met |", "|---|---|---|---|"]
     lines += [str(row) for row in rows(found)]
     steps, rival = found.get("steps"), found.get("rival")
     if steps is not None:
         lines += ["", _seconds(steps), "", _floors(steps)]
     lines += [
         "",
-        "The pictures that a student reads lie decoded and cropped in one memory-mapped array, and "
-        "the teacher's features beside them, so that a batch is two reads of memory and no worker "
-        "is needed (the first data wait has none). Filling the cache is in none of the steps; its "
-        "count leaves out the eight pictures that are computed again before each pre-training.",
+        "The student's images are stored decoded and cropped in one memory-mapped array, the "
+        "teacher's features in another, so a batch is two memory reads and needs no loader worker "
+        "(none is used in the first row of waiting for data). Step times exclude filling the "
+        "cache; its count excludes the eight images that are recomputed before each pre-training.",
     ]
     if rival is not None:
-        lines += ["", rival["setting"]]
+        lines += ["", SETTING]
     return "\n".join([*lines, ""])
 
 
 def _seconds(steps: dict[str, Any]) -> str:
-    arms = ", ".join(
+    times = ", ".join(
         f"{n} {steps['step_s'][n]:.3f} (+ {steps['wait_s'][n]:.4f} waiting)"
-        for n in steps["step_s"]
+        for n in STEPS
+        if n in steps["step_s"]
     )
-    said = f"Seconds a batch of {steps['batch']}, medians of {steps['rounds']} interleaved rounds: "
+    text = (
+        f"Seconds per batch of {steps['batch']}, medians of {steps['rounds']} interleaved rounds: "
+    )
     cpu = steps.get("cpu_s")
     if cpu is None:
-        return f"{said}{arms}."
+        return f"{text}{times}."
     ratio = cpu["live"] / (cpu["student"] + cpu["teacher"])
-    return f"{said}{arms}. In processor time the live step's ratio is {ratio:.3f}."
+    return f"{text}{times}. In CPU time the ratio of the live step is {ratio:.3f}."
 
 
 def _floors(steps: dict[str, Any]) -> str:
     floors, rate = steps["floors"], steps.get("flops_per_s")
-    said = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in floors.items())
+    names = sorted(floors, key=lambda k: list(FLOORS).index(k))
+    bounds = ", ".join(f"{FLOORS[k]} {floors[k]:.3g}" for k in names)
     if rate is None:
-        return f"Floors of a step: {said}."
+        return f"Minimum work per step: {bounds}."
     student, teacher = floors["student_step_flops"], floors["teacher_forward_flops"]
     least = {"student": student, "kdep": student + floors["target_flops"], "teacher": teacher}
     gaps = ", ".join(f"{n} {steps['step_s'][n] / (f / rate):.2f}" for n, f in least.items())
     return (
-        f"Floors of a step: {said}. Times the seconds that these FLOPs take at the rate of a large "
-        f"matrix product here ({rate / 1e9:.0f} GFLOP/s): {gaps}."
+        f"Minimum work per step: {bounds}. Measured time / time of these FLOPs at the throughput "
+        f"of a large matrix product here ({rate / 1e9:.0f} GFLOP/s): {gaps}."
     )
 
 
 def write(found: dict[str, Any], out: Path) -> None:
     """`benchmark.json` and `benchmark.md` in `out`.
 
-    What an earlier run measured and this one did not is kept, unless either is a `--quick` run.
+    Parts that only an earlier run measured are kept, unless one of the two is a `--quick` run.
     """
     path = out / "benchmark.json"
     if not found["quick"] and path.exists():

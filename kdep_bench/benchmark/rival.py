@@ -31,14 +31,6 @@ from kdep_bench.suite.config import REPO, read_room, resolve
 
 POOL = Path("data/pool/images")
 VIEWS = 2
-SETTING = (
-    "Beside lightly-train: one teacher (EfficientNet-Lite0 at 128 px), student (ResNet-18 of half "
-    "width at 64 px), images, epochs, batch of 64, float32, threads and allocator; its default "
-    "distillation method with its own losses, mixup, augmentation, optimiser and schedule, teacher "
-    "and student given as custom models, fresh crops at 128 px that the student sees averaged to "
-    "64; ours with two stored views, SGD and the budget's shape of the pocket suite. `scratch` is "
-    "the student untrained."
-)
 
 
 def check(venv: Path, prepared: Path, images: int) -> None:
@@ -113,7 +105,6 @@ def measure(
             name: score(task, prepared, student, file, root / f"probe-{name}", seeds)
             for name, file in files.items()
         },
-        "setting": SETTING,
     }
 
 

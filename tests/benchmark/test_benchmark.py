@@ -85,7 +85,7 @@ def test_a_suite_without_a_record_has_no_count(tmp_path):
 
 
 def found(**change):
-    ratios = dict.fromkeys(report.BARS, 1.0) | {"throughput against the paper's live loop": 3.0}
+    ratios = dict.fromkeys(report.TARGETS, 1.0) | {"throughput against the paper's live loop": 3.0}
     seconds = {"student": 1.0, "kdep": 1.0, "teacher": 2.0, "live": 3.3}
     told = {
         "quick": False,
@@ -133,7 +133,6 @@ def found(**change):
             "task": "probe",
             "seeds": 3,
             "scores": {"kdep": 0.25, "lightly-train": 0.2, "scratch": 0.1},
-            "setting": "How.",
         },
     }
     return told | change
@@ -144,7 +143,7 @@ def line(page: str, start: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("value", "sign", "kept"),
+    ("value", "sign", "met"),
     [
         (1.0, "<=", True),
         (1.01, "<=", False),
@@ -154,39 +153,39 @@ def line(page: str, start: str) -> str:
         (0.99, ">=", False),
     ],
 )
-def test_a_bar_is_kept_or_not(value, sign, kept):
-    assert report.reaches(value, sign, 1.0) is kept
+def test_a_target_is_met_or_not(value, sign, met):
+    assert report.reaches(value, sign, 1.0) is met
 
 
-def test_every_measure_stands_against_its_bar():
+def test_every_measure_is_compared_with_its_target():
     page = report.table(found())
-    assert line(page, "warm-cache step") == (
-        "| warm-cache step / student-only step | <= 1.05 | 1.000 | yes |"
+    assert line(page, "KDEP step") == (
+        "| KDEP step with a filled cache / step of the student alone | <= 1.05 | 1.000 | yes |"
     )
-    assert line(page, "data wait, share").endswith("| < 0.05 | 1.000 | no |")
-    assert line(page, "throughput against the paper").endswith("| >= 2 | 3.000 | yes |")
-    assert line(page, "teacher forwards").endswith("| 10; a live teacher: 80 | yes |")
-    assert line(page, "throughput against lightly").endswith(
-        "| >= 1.5 | 2.00 (2.50 in processor time) | yes |"
+    assert line(page, "waiting for data").endswith("| < 0.05 | 1.000 | no |")
+    assert line(page, "throughput / that of a live").endswith("| >= 2 | 3.000 | yes |")
+    assert line(page, "teacher forward passes").endswith("| 10; a live teacher: 80 | yes |")
+    assert line(page, "throughput / that of lightly").endswith(
+        "| >= 1.5 | 2.00 (2.50 in CPU time) | yes |"
     )
-    assert line(page, "the same, training").endswith("| 4.00 |  |")
+    assert line(page, "the same, only training").endswith("| 4.00 |  |")
     assert line(page, "top-1").endswith("| kdep 25.0, lightly-train 20.0, scratch 10.0 |  |")
     assert line(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
-    assert line(page, "its time, N=100 against N=10").endswith("| 1.10 |  |")
-    assert "the live step's ratio is 1.100" in page
+    assert line(page, "streaming SVD: time ratio N=100 / N=10,").endswith("| 1.10 |  |")
+    assert "the ratio of the live step is 1.100" in page
     assert "(10 GFLOP/s): student 2.50, kdep 2.00, teacher 2.50." in page
     assert report.NOT_MEASURED not in page
 
 
-def test_forwards_beyond_the_rows_miss_their_bar():
+def test_more_forward_passes_than_rows_miss_the_target():
     more = found()["forwards"] | {"forwards": 11}
-    assert line(report.table(found(forwards=more)), "teacher forwards").endswith("| no |")
+    assert line(report.table(found(forwards=more)), "teacher forward passes").endswith("| no |")
 
 
 def test_what_was_not_measured_says_so():
     page = report.table({"quick": False, "device": "cpu", "threads": 1})
     rows = [row for row in page.splitlines() if row.startswith("| ")][1:]
-    assert len(rows) == len(report.BARS) + 3
+    assert len(rows) == len(report.TARGETS) + 3
     assert all(row.endswith("| not measured |  |") for row in rows)
 
 
@@ -198,7 +197,7 @@ def test_a_run_keeps_what_an_earlier_one_measured(tmp_path):
     assert now["memory"] == found()["memory"]
     assert now["device"] == "cpu: other"
     page = (tmp_path / "benchmark.md").read_text()
-    assert "other work used 1.5 cores, no measurement: steps" in page
+    assert "Not valid, as other work used 1.5 cores: steps" in page
     report.write(alone, tmp_path)  # measured again, on an idle machine
     assert "other work" not in (tmp_path / "benchmark.md").read_text()
     report.write(alone | {"quick": True}, tmp_path)
