@@ -56,8 +56,8 @@ _OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context
 class Fault:
     """`before` at the byte offsets `start` to `end` of the file becomes `after`.
 
-    `content` is a hash of the function, or of the module's statement, that it lies in: a result
-    holds as long as it is the same.
+    `content` is a hash of the function, or of the module's statement, that it lies in, but for
+    the texts of errors: a result holds as long as it is the same.
     """
 
     file: str
@@ -88,7 +88,8 @@ class _Finder:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.tree, self.lines = ast.parse(source), source.splitlines()
+        self.tree = ast.parse(source)
+        self.contents: dict[ast.AST, str] = {}
         self.parents = {c: p for p in ast.walk(self.tree) for c in ast.iter_child_nodes(p)}
         self.silent: set[ast.AST] = set()
         for node in ast.walk(self.tree):
@@ -152,15 +153,34 @@ class _Finder:
         return ".".join(reversed(parts))
 
     def content(self, node: Any) -> str:
-        """Hash of the function, or the statement of the module, that `node` lies in."""
+        """Hash of the function, or the statement of the module, that `node` lies in.
+
+        Without comments, docstrings and the texts of errors: they decide no number.
+        """
         inside = node
         while not isinstance(self.parents.get(inside), ast.Module):
             if isinstance(inside, ast.FunctionDef) and inside is not node:
                 break
             inside = self.parents[inside]
-        assert isinstance(inside, ast.stmt)
-        lines = self.lines[inside.lineno - 1 : inside.end_lineno]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+        if inside not in self.contents:
+            shape = self._shape(inside)
+            self.contents[inside] = hashlib.sha256(shape.encode()).hexdigest()[:12]
+        return self.contents[inside]
+
+    def _shape(self, value: Any) -> str:
+        match value:
+            case ast.Raise():
+                return "raise"
+            case ast.Expr(value=ast.Constant()):
+                return ""
+            case ast.Call() if self._called(value) in _TALK:
+                return "text"
+            case ast.AST():
+                fields = ",".join(self._shape(v) for _, v in ast.iter_fields(value))
+                return f"{type(value).__name__}({fields})"
+            case list():
+                return f"[{','.join(map(self._shape, value))}]"
+        return repr(value)
 
     def find(self) -> Iterator[tuple[ast.AST, str, str]]:
         """(node, kind, the text that replaces it) of every fault."""

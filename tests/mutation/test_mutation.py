@@ -70,6 +70,23 @@ def test_an_edit_elsewhere_changes_no_fault_of_the_sample() -> None:
     assert {f.key for f in sample({"m.py": SOURCE}, 4, seed=2)} != first
 
 
+def test_a_result_holds_while_only_texts_change_and_no_longer() -> None:
+    def contents(source: str) -> dict[int, str]:
+        return {f.line: f.content for f in faults_of("m.py", source)}
+
+    before = contents(SOURCE)
+    assert len(set(before.values())) == 2  # LIMIT, and the function
+    for old, new in (
+        ('raise ValueError(f"{LIMIT + 1} folders")', 'raise ValueError("too few")'),
+        ('"""Not 2."""', '"""Not 3."""'),
+        ("rows[1:], weights", "rows[1:],  weights"),
+    ):
+        assert contents(SOURCE.replace(old, new)) == before
+    for old, new in (("LIMIT < len", "LIMIT > len"), ("rows[1:]", "rows[2:]"), ("= 3", "= 4")):
+        after = contents(SOURCE.replace(old, new))
+        assert sum(after[line] != before[line] for line in after) in (1, len(before) - 1)
+
+
 def test_a_test_makes_the_calls_of_the_shared_fixtures_it_uses(tmp_path) -> None:
     log = tmp_path / "calls"
     log.write_text(
