@@ -11,6 +11,6 @@ claim = dict(
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="rank_correlation",
     a=dict(method="kdep"),
-    by="energy_kept",
+    by="explained_variance_ratio",
     at_most=0.0,
 )

@@ -15,7 +15,7 @@ import torch
 from kdep_bench.data.shares import save_list, share_of
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
-from kdep_bench.features.aligners import Aligner, Svd, energy_kept
+from kdep_bench.features.aligners import Aligner, Svd, explained_variance_ratio
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.policies import check_rows
 from kdep_bench.features.transform import Moments, std_ratio
@@ -45,8 +45,12 @@ def run(
 ) -> dict[str, Any]:
     """Fits `align` for a student `width` Ds wide on the images of a share (see `data.shares`).
 
-    `std_ratio_after_svd` is the Std Ratio after the alignment, whichever it is; energies are sums
-    of channel variances, in units of the teacher's feature squared.
+    Returns:
+        `explained_variance_ratio`: see `aligners.explained_variance_ratio`; `variance_before` and
+        `variance_after`: sums of the channel variances of the teacher's feature and of the aligned
+        one, in units of the teacher's feature squared; `std_ratio_before` and
+        `std_ratio_after_align`: largest over smallest channel standard deviation of the two, None
+        where the smallest is 0. The same for every alignment.
     """
     aligner, width = build_aligner(spec["align"]), int(spec["width"])
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
@@ -67,11 +71,11 @@ def run(
         "image_list": save_list(out, views.files, images),
         "teacher_width": cache.width,
         "width": width,
-        "energy_kept": energy_kept(moments, basis),
-        "energy_before": float(moments.covariance.trace()),
-        "energy_after": float(basis.std.double().square().sum()),
+        "explained_variance_ratio": explained_variance_ratio(moments, basis),
+        "variance_before": float(moments.covariance.trace()),
+        "variance_after": float(basis.std.double().square().sum()),
         "std_ratio_before": finite(std_ratio(moments.std)),
-        "std_ratio_after_svd": finite(std_ratio(basis.std)),
+        "std_ratio_after_align": finite(std_ratio(basis.std)),
     }
 
 

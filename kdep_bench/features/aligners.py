@@ -96,7 +96,7 @@ class SmallestBasis(Aligner):
 class RandomBasis(Aligner):
     """A seeded random orthonormal basis of Ds directions (uniform over all of them).
 
-    Keeps Ds / Dt of the energy in expectation.
+    Explains Ds / Dt of the variance in expectation.
     """
 
     def components(self, moments: Moments, width: int) -> Tensor:
@@ -205,8 +205,8 @@ def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
     return rank
 
 
-def energy_kept(moments: Moments, basis: Basis) -> float:
-    """Share of the teacher's variance inside the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
+def explained_variance_ratio(moments: Moments, basis: Basis) -> float:
+    """Fraction of the teacher's variance inside the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
 
     One minus it is the squared error of the best linear reconstruction from within that span,
     relative to the total; for the SVD, the sum of the first Ds eigenvalues over the sum of all.

@@ -25,9 +25,9 @@ ASKS = frozenset(
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views an image
-        "target_energy",  # mean square of the target over the fitting rows
+        "target_mean_square",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
-        "teacher_energy",  # mean variance of the teacher's pooled channels over the fitting rows
+        "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps

@@ -66,6 +66,8 @@ class Continuation(Objective):
         logits = ctx.teacher.logits
         assert logits is not None
         phi = self.phi(ctx.step, ctx.steps)
-        energy = self.classes * self.scale(lambda: logits.square().mean(), "the teacher's logit")
-        far = hinge(self.head(ctx.after), logits, phi, self.margin * energy)
-        return {"hinge": self.weight / energy * far}
+        square_norm = self.classes * self.scale(
+            lambda: logits.square().mean(), "the teacher's logit"
+        )
+        far = hinge(self.head(ctx.after), logits, phi, self.margin * square_norm)
+        return {"hinge": self.weight / square_norm * far}

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdep_bench.bounds import Positive
 from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.weight import AUTO as AUTO
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO as DEFAULT_LOSS_AT_ZERO
 from kdep_bench.objectives.weight import loss_weight
 
 
@@ -27,20 +27,21 @@ class FeatureRegression(Objective):
     Args:
         weight: w, or "auto".
         scale: the loss of an output of zero under "auto".
-        target_energy: mean square of the target, told by the pre-training stage.
+        target_mean_square: mean square of the target over the fitting rows; set by the pre-training
+            stage.
         unit: divide the target by its root mean square over the fitting rows.
         tap: "before" regresses the student's feature before its last activation, as KDEP does;
             "after" the feature that a classifier reads.
     """
 
     needs = frozenset({"target"})
-    asks = frozenset({"target_energy"})
+    asks = frozenset({"target_mean_square"})
 
     def __init__(
         self,
         weight: Positive | Literal["auto"] = "auto",
-        scale: Positive = AUTO,
-        target_energy: float | None = None,
+        scale: Positive = DEFAULT_LOSS_AT_ZERO,
+        target_mean_square: float | None = None,
         unit: bool = False,
         tap: Literal["before", "after"] = "before",
     ) -> None:
@@ -49,9 +50,9 @@ class FeatureRegression(Objective):
             raise unknown_name("tap of the student", tap, ("before", "after"))
         self.tap = tap
         # Of the target as shown to the student, whose mean square is 1 in the unit of its own rms.
-        self.weight = loss_weight(weight, scale, 1.0 if unit else target_energy)
-        # 1 / loss_weight("auto", 1, energy) is the energy, checked.
-        self.rms = loss_weight("auto", 1.0, target_energy) ** -0.5 if unit else 1.0
+        self.weight = loss_weight(weight, scale, 1.0 if unit else target_mean_square)
+        # 1 / loss_weight("auto", 1, mean_square) is the mean square, checked.
+        self.rms = loss_weight("auto", 1.0, target_mean_square) ** -0.5 if unit else 1.0
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.target is not None

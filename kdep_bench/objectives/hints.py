@@ -22,13 +22,13 @@ DISTANCES = {
 }
 
 
-def _of_zero(apart: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
-    """What an output of zero would cost."""
+def _loss_of_zero(apart: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
+    """Scalar mean distance of an output of zero to the map t [B, C, H, W]."""
     return apart(torch.zeros_like(t), t).mean()
 
 
 class Hints(Objective):
-    """w * sum over levels of mean |r(F_s) - F_t|^p / energy of F_t.
+    """w * sum over levels of mean |r(F_s) - F_t|^p / mean |F_t|^p.
 
     Source: FitNets (Romero et al., ICLR 2015) in the form of HobbitLong/RepDistiller
     `distiller_zoo/FitNet.py` (mean squared error after a 1x1 convolution, weight 100, one middle
@@ -87,6 +87,8 @@ class Hints(Objective):
         out: dict[str, Tensor] = {}
         apart = DISTANCES[self.distance]
         for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
-            energy = self.scale(partial(_of_zero, apart, t), f"the teacher's map for {level}", k)
-            out[level] = self.weight / energy * apart(s, t).mean((1, 2, 3))
+            reference = self.scale(
+                partial(_loss_of_zero, apart, t), f"the teacher's map for {level}", k
+            )
+            out[level] = self.weight / reference * apart(s, t).mean((1, 2, 3))
         return out

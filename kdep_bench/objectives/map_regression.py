@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.align import build_aligner
-from kdep_bench.features.aligners import energy_kept, orthogonal
+from kdep_bench.features.aligners import explained_variance_ratio, orthogonal
 from kdep_bench.features.map_moments import open_map_moments
 from kdep_bench.features.resize import resized
 from kdep_bench.features.transform import PowerTemperature
@@ -18,7 +18,7 @@ from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.objectives.signs import components
-from kdep_bench.objectives.weight import AUTO
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 
 TAPS = ("after", "before")
 ROTATION_SEED = 0
@@ -32,7 +32,7 @@ class MapTarget(nn.Module):
     is reduced first.
 
     Attributes:
-        energy_kept: share of the variance over places that V keeps.
+        explained_variance_ratio: fraction of the variance over places inside the span of V.
     """
 
     mean: Tensor
@@ -54,7 +54,7 @@ class MapTarget(nn.Module):
         moments = open_map_moments(folder, name, side)
         width = components(sign, channels)
         basis = build_aligner(align).fit(moments, width)
-        self.energy_kept = energy_kept(moments, basis)
+        self.explained_variance_ratio = explained_variance_ratio(moments, basis)
         # Not persistent: fitted again from the same moments on resume, and no part of the state
         # that is counted as the method's own parameters.
         self.register_buffer("mean", basis.mean, persistent=False)
@@ -105,7 +105,7 @@ class MapRegression(Objective):
         student_maps: Maps,
         teacher_maps: Maps,
         map_moments: str,
-        weight: float = AUTO,
+        weight: float = DEFAULT_LOSS_AT_ZERO,
         shares: Mapping[str, float] | None = None,
         sign: str = "pairs",
         n: float = 1.0,
@@ -144,9 +144,9 @@ class MapRegression(Objective):
         maps, out = ctx.maps_before if self.tap == "before" else ctx.maps, {}
         for k, (own, its) in enumerate(self.levels.items()):
             target = self.targets[own](ctx.teacher.maps[its])
-            energy = self.scale(lambda g=target: g.square().mean(), f"the target of {own}", k)
+            mean_square = self.scale(lambda g=target: g.square().mean(), f"the target of {own}", k)
             student = maps[own].mean((2, 3), keepdim=True) if self.pooled else maps[own]
-            error = student - target / energy.sqrt()
+            error = student - target / mean_square.sqrt()
             out[own] = self.weights[own] * error.square().mean((1, 2, 3))
         return out
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.weight import AUTO, loss_weight
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO, loss_weight
 
 
 class ProjectedRegression(Objective):
@@ -23,7 +23,7 @@ class ProjectedRegression(Objective):
     pooling. With `hidden` it is Linear, ReLU, Linear.
 
     Args:
-        width: Ds. teacher_width: Dt. teacher_energy: mean variance of the teacher's
+        width: Ds. teacher_width: Dt. teacher_mean_variance: mean variance of the teacher's
             channels, since the projector's bias has their means at once; all three told by the
             pre-training stage.
         hidden: width of the MLP's hidden layer; None for the linear projector.
@@ -31,23 +31,23 @@ class ProjectedRegression(Objective):
     """
 
     needs = frozenset({"pooled"})
-    asks = frozenset({"width", "teacher_width", "teacher_energy"})
+    asks = frozenset({"width", "teacher_width", "teacher_mean_variance"})
 
     def __init__(
         self,
         width: int,
         teacher_width: int,
-        teacher_energy: float | None = None,
+        teacher_mean_variance: float | None = None,
         hidden: Count | None = None,
         weight: Positive | Literal["auto"] = "auto",
-        scale: Positive = AUTO,
+        scale: Positive = DEFAULT_LOSS_AT_ZERO,
     ) -> None:
         super().__init__()
         if hidden is not None and hidden < 1:
             raise KdepError(
                 f"the projector's hidden width is {hidden}", expected="1 or more, or None"
             )
-        self.weight = loss_weight(weight, scale, teacher_energy)
+        self.weight = loss_weight(weight, scale, teacher_mean_variance)
         self.projector = (
             nn.Linear(width, teacher_width)
             if hidden is None

@@ -3,12 +3,12 @@
 What a non-negative feature can represent of a signed one has a closed form. Take K uncorrelated
 target channels g_k, symmetric about zero, of variances v_1 >= v_2 >= ... (those of an SVD). The
 best non-negative approximation of g_k is max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2.
-So with one student channel per component ("plain"), at most half of the energy of the first C
+So with one student channel per component ("plain"), at most half of the variance of the first C
 components is represented: (v_1 + ... + v_C) / 2. With "pairs", g_k = max(g_k, 0) - max(-g_k, 0)
 takes two channels and loses nothing: v_1 + ... + v_(C/2) is represented. Since the variances fall,
-the first half of the components holds at least half of the energy of all, so
+the first half of the components holds at least half of all the variance, so
 
-    energy("pairs") - energy("plain") = ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2 >= 0,
+    kept("pairs") - kept("plain") = ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2 >= 0,
 
 with equality for a flat spectrum alone. "rotation" turns the C components by a fixed random
 orthogonal matrix: each channel then holds the mean variance and is still symmetric, so the bound is

@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, smooth_l1_loss
 
 from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.weight import AUTO
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 
 
 class OrthogonalProjection(Objective):
@@ -40,7 +40,7 @@ class OrthogonalProjection(Objective):
         width: int,
         teacher_width: int,
         weight: Positive | Literal["auto"] = "auto",
-        scale: Positive = AUTO,
+        scale: Positive = DEFAULT_LOSS_AT_ZERO,
     ) -> None:
         super().__init__()
         self.weight = 2.0 * scale if weight == "auto" else float(weight)

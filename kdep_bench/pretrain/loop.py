@@ -42,7 +42,10 @@ class Positions(Sampler[int]):
 
 
 class SequenceLoop(IterBasedTrainLoop):
-    """mmengine's loop, which resumes by reading, and decoding, all that was read before."""
+    """IterBasedTrainLoop that resumes at sample `iter * batch_size` of each process.
+
+    mmengine's own loop resumes by reading, and decoding, every batch before that again.
+    """
 
     def run(self) -> Any:
         if self._iter > 0:

@@ -231,8 +231,8 @@ def objective_config(
         "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
-        "target_energy": lambda: probes.get("target_energy"),
-        "teacher_energy": lambda: mean_variance(spec, inputs),
+        "target_mean_square": lambda: probes.get("target_mean_square"),
+        "teacher_mean_variance": lambda: mean_variance(spec, inputs),
         "student_maps": lambda: describe(spec["student"]),
         "layer_distances": lambda: distances(spec, inputs),
         "map_moments": lambda: moments_of_maps(spec, inputs, out),
@@ -261,7 +261,7 @@ def target_probes(
         return g
 
     return {
-        "target_energy": mean_square(told, spec, inputs),
+        "target_mean_square": mean_square(told, spec, inputs),
         "std_ratio_after_transform": finite(std_ratio(moments.std)),
     }
 
@@ -328,8 +328,8 @@ def mean_square(
     """
     if "cache" not in inputs:
         raise KdepError(
-            f"the method {spec['method']['name']} weighs by the energy of the teacher's feature, "
-            f"and with a live teacher and no alignment nothing knows it before training",
+            f"the method {spec['method']['name']} weighs by the mean square of the teacher's "
+            f"feature, and with a live teacher and no alignment nothing knows it before training",
             expected="a cache",
             fix="leave out budget.teacher='live'",
         )

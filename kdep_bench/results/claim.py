@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdep_bench.errors import KdepError, unknown_name
 
@@ -52,7 +52,12 @@ class Claim(_Strict):
     axis: Axis = "images"
     at_least: float | None = None
     at_most: float | None = None
-    by: Literal["energy_kept", "top1"] | dict[str, float] = "energy_kept"
+    by: Literal["explained_variance_ratio", "top1"] | dict[str, float] = "explained_variance_ratio"
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _renamed(cls, by: Any) -> Any:
+        return "explained_variance_ratio" if by == "energy_kept" else by  # its name before
 
     @model_validator(mode="after")
     def _complete(self) -> Claim:

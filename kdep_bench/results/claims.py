@@ -6,9 +6,9 @@ Three kinds, each a dict in configs/claims/<name>.py:
   that), at no more than `max_cost_ratio` times its pre-training cost;
 * `efficiency`: method `a` needs at least `at_least` times less of `axis` to reach the score that
   `b` has at its largest budget; read off a's curve by monotone interpolation in log(axis);
-* `rank_correlation`: over teachers, Spearman's correlation of `by` (the energy the SVD kept, the
-  reported accuracy 'top1', or a number by teacher name) with the score, against `at_most` or
-  `at_least`. Undecided below `FEWEST_TEACHERS`.
+* `rank_correlation`: over teachers, Spearman's correlation of `by` (the explained variance ratio
+  of the alignment, the reported accuracy 'top1', or a number by teacher name) with the score,
+  against `at_most` or `at_least`. Undecided below `FEWEST_TEACHERS`.
 
 A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
 otherwise 'undecided', with the seeds that would decide it, and over all tasks also where a family's
@@ -356,7 +356,7 @@ def _of_teacher(board: Board, claim: Claim, arm: ArmKey) -> float | None:
         return claim.by.get(arm.teacher)
     if claim.by == "top1":
         return None if facts.teacher is None else facts.teacher.top1
-    return None if facts.align is None else facts.align.energy_kept
+    return None if facts.align is None else facts.align.explained_variance_ratio
 
 
 def _rank_correlation(

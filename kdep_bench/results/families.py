@@ -38,8 +38,7 @@ FAMILIES = (
 def shown(board: Board) -> bool:
     """Whether any record tells what its method needs beside its student."""
     return any(
-        r.cost.extra_parameters is not None or r.cost.teacher_forwards is not None
-        for r in board.runs
+        r.cost.extra_parameters is not None or r.cost.extra_forwards is not None for r in board.runs
     )
 
 
@@ -54,7 +53,7 @@ class Cost:
     @property
     def forwards(self) -> float | None:
         """Passes of other networks a sample seen."""
-        told, seen = self.facts.teacher_forwards, self.facts.images_seen
+        told, seen = self.facts.extra_forwards, self.facts.images_seen
         return told / seen if told is not None and seen else None
 
 

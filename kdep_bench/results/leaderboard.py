@@ -369,8 +369,8 @@ def _diagnostics(view: View) -> list[str]:
         f = view.facts[a].align
         if f is not None:
             row = [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
-            row += [text.ratio(f.energy_kept, 3), text.ratio(f.std_ratio_before)]
-            ratios = (f.std_ratio_after_svd, f.std_ratio_after_transform)
+            row += [text.ratio(f.explained_variance_ratio, 3), text.ratio(f.std_ratio_before)]
+            ratios = (f.std_ratio_after_align, f.std_ratio_after_transform)
             rows.append([*row, *map(text.ratio, ratios)])
     if rows:
         head = ["student", "arm", "teacher", "energy kept", "Std Ratio before"]
@@ -555,9 +555,9 @@ CSV_HEAD = [
     "ok",
     "failed",
     "missing",
-    "energy_kept",
+    "explained_variance_ratio",
     "std_ratio_before",
-    "std_ratio_after_svd",
+    "std_ratio_after_align",
     "std_ratio_after_transform",
     "mean_rank",
     "command",
@@ -577,21 +577,21 @@ def _csv_row(
     row += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
     row += [view.is_bold(arm, c), *(rank or (None, None))]
     row += [len(cell.values), len(cell.failed), len(cell.missing)]
-    row += [al.energy_kept, al.std_ratio_before] if al else [None, None]
-    row += [al.std_ratio_after_svd, al.std_ratio_after_transform] if al else [None, None]
+    row += [al.explained_variance_ratio, al.std_ratio_before] if al else [None, None]
+    row += [al.std_ratio_after_align, al.std_ratio_after_transform] if al else [None, None]
     return [*row, *ends]
 
 
 # Of suites whose records tell them; see `families.shown`.
 CSV_COSTS = ["method_family", "step_s", "step_over_kdep", "peak_memory_bytes", "extra_parameters"]
-CSV_COSTS += ["teacher_forwards", "learning_rate"]
+CSV_COSTS += ["extra_forwards", "learning_rate"]
 
 
 def _csv_costs(cost: families.Cost | None) -> list[object]:
     if cost is None:
         return [None] * len(CSV_COSTS)
     f = cost.facts
-    costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.teacher_forwards]
+    costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.extra_forwards]
     return [f.arm.family, *costs, f.learning_rate]
 
 

@@ -467,9 +467,9 @@ def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
         f = view.facts[arm].align
         if f is None:
             continue
-        values = [f.std_ratio_before, f.std_ratio_after_svd, f.std_ratio_after_transform]
+        values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
         cells = [_name(arm.student), _arm_cell(view, arm), _name(arm.teacher or "—")]
-        cells.append(_number(text.ratio(f.energy_kept, 3), f.energy_kept))
+        cells.append(_number(text.ratio(f.explained_variance_ratio, 3), f.explained_variance_ratio))
         cells += [_number(text.ratio(v), v) for v in values]
         rows.append((arm.student, cells))
     if not rows:

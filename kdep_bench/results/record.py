@@ -4,11 +4,11 @@ One record is one JSON file. Metrics are fractions (0..1); tables show them x100
 seconds, sizes bytes, resolutions pixels. Text fields take any characters and lengths up to
 `TEXT_LIMIT`, because a hostile name has to be *shown*, as text, rather than break the report.
 
-Schemas. 1: the first. 2: the teacher's reported accuracy, `teacher.top1` and `top1_source`, and
-`cost.extra_parameters` and `teacher_forwards`; a record of schema 1 is read as one of 2 that does
-not know them. A file keeps the schema it was written in until its stage is collected again. `terms`
-is in the file only where a loss has several, `budget.learning_rate` only where it is known: records
-without are as they were before these came.
+Schemas. 1: the first. 2: adds the teacher's reported accuracy, `teacher.top1` and `top1_source`,
+and `cost.extra_parameters` and `teacher_forwards`; unknown in a record of schema 1. 3: renames
+fields (`RENAMED_IN_3`) and changes no value. A file keeps the schema it was written in until its
+stage is collected again with another result. `terms` is in the file only where a loss has several
+terms, `budget.learning_rate` only where it is known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pydantic import (
 from kdep_bench.errors import KdepError
 from kdep_bench.files import LARGEST_NUMBER, parse_strict, read_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 TEXT_LIMIT = 20_000
 LONG_TEXT_LIMIT = 200_000
 LARGEST_RECORD = 64 << 20  # bytes; the largest published one has 0.1 MB
@@ -142,7 +142,11 @@ class Task(Part):
 
 
 class Gate(Part):
-    """Result of the load gate; `coverage` is the share of backbone tensors equal to the file."""
+    """Result of the load gate.
+
+    `coverage` ("weights loaded" in the tables): fraction of the backbone's parameters and buffers,
+    by element count, that are equal to the exported file.
+    """
 
     model_config = ConfigDict(
         extra="allow", allow_inf_nan=False, frozen=True, populate_by_name=True, strict=True
@@ -159,8 +163,9 @@ class Cost(Part):
 
     Pre-training and cache include those of an arm that made the teacher. Peaks are of the larger of
     pre-training and transfer: resident memory, and what torch took of a GPU. `extra_parameters` are
-    trained or kept beside the student and dropped at export; `teacher_forwards` counts passes of
-    every other network: cache rows of the share, live teachers, peers, averages.
+    trained or kept beside the student and dropped at export; `extra_forwards` counts the forward
+    passes of all other networks in pre-training: cache rows of the data fraction, live teachers,
+    peers, moving averages.
     """
 
     pretrain_s: Amount | None = None
@@ -172,17 +177,22 @@ class Cost(Part):
     peak_memory_bytes: Count | None = None
     peak_gpu_bytes: Count | None = None
     extra_parameters: Count | None = None
-    teacher_forwards: Count | None = None
+    extra_forwards: Count | None = None
     device: Text | None = None
     threads: Count | None = None
 
 
 class Align(Part):
-    """Alignment diagnostics; Std Ratio = largest over smallest channel standard deviation."""
+    """Diagnostics of the alignment, whichever it is.
 
-    energy_kept: Annotated[float, Field(ge=0, le=1 + 1e-6)] | None = None
+    `explained_variance_ratio`: fraction of the teacher feature's variance inside the span that the
+    alignment keeps. Std ratio: largest over smallest channel standard deviation, of the teacher's
+    feature (`before`), the aligned feature (`after_align`), and the target (`after_transform`).
+    """
+
+    explained_variance_ratio: Annotated[float, Field(ge=0, le=1 + 1e-6)] | None = None
     std_ratio_before: Amount | None = None
-    std_ratio_after_svd: Amount | None = None
+    std_ratio_after_align: Amount | None = None
     std_ratio_after_transform: Amount | None = None
 
 
@@ -196,7 +206,7 @@ class Record(Part):
     terms, the mean over all steps of each one's magnitude over the sum of all.
     """
 
-    schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")
     id: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
     suite: Text
     status: Literal["ok", "failed", "missing"]
@@ -254,11 +264,34 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
 
 
 def _from_1(old: dict[str, Any]) -> dict[str, Any]:
-    return old  # what schema 2 added is not known of an old record
+    return old  # the fields that schema 2 added are unknown in an old record
 
 
-# Schema -> what makes a record of the next one of it, on plain JSON values.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+#: part of the record -> {field up to schema 2: the same field since schema 3}.
+RENAMED_IN_3 = {
+    "cost": {"teacher_forwards": "extra_forwards"},
+    "align": {
+        "energy_kept": "explained_variance_ratio",
+        "std_ratio_after_svd": "std_ratio_after_align",
+    },
+}
+
+
+def _from_2(old: dict[str, Any]) -> dict[str, Any]:
+    for part, names in RENAMED_IN_3.items():
+        fields = old.get(part)
+        if not isinstance(fields, dict):
+            continue
+        if early := sorted(set(names.values()) & set(fields)):
+            # Under its new name in an old file it was written by something else: not guessed at.
+            raise ValueError(f"{part}.{early[0]} is a field of schema 3")
+        old[part] = {names.get(k, k): v for k, v in fields.items()}
+    return old
+
+
+# Schema -> function from plain JSON values of that schema to those of the next; ValueError for
+# values that no version wrote.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
 def _migrated(value: Any, where: str) -> dict[str, Any] | None:
@@ -279,7 +312,12 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
             fix="update kdep_bench" if newer else "rerun its stage",
         )
     while schema < SCHEMA:
-        value, schema = MIGRATIONS[schema](value), schema + 1
+        try:
+            value = MIGRATIONS[schema](value)
+        except ValueError as e:
+            problem = f"the record {where} is damaged ({e})"
+            raise KdepError(problem, fix=_REMEDY) from None
+        schema += 1
         value["schema"] = schema
     return value
 

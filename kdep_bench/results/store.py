@@ -50,7 +50,7 @@ class Spent(NamedTuple):
     device: str | None
     threads: int | None
     extra_parameters: int | None = None
-    teacher_forwards: int | None = None
+    extra_forwards: int | None = None
 
 
 class Run(NamedTuple):
@@ -197,7 +197,7 @@ class _Sharer:
                 self.value(c.device),
                 c.threads,
                 c.extra_parameters,
-                c.teacher_forwards,
+                c.extra_forwards,
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,

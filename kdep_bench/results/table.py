@@ -372,7 +372,7 @@ class ArmFacts:
     step_s: float | None = None
     peak_memory_bytes: int | None = None
     extra_parameters: int | None = None
-    teacher_forwards: int | None = None
+    extra_forwards: int | None = None
     terms: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float | None = None
 
@@ -415,7 +415,7 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
         # Of the larger of pre-training and one transfer: the lightest says most of the former.
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
         extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
-        teacher_forwards=_most(r.cost.teacher_forwards for r in per_seed),
+        extra_forwards=_most(r.cost.extra_forwards for r in per_seed),
         terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
         learning_rate=first.budget.learning_rate,
     )

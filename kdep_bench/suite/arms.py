@@ -54,14 +54,14 @@ def assistant_of(method: Json) -> Json | None:
     }
 
 
-def taught_by(method: Json, base: Json | None) -> Json | None:
-    """The teacher of an arm: its own, the suite's (`base`), or None for an arm that has none."""
+def teacher_config_for(method: Json, base: Json | None) -> Json | None:
+    """Teacher config of a method: its own assistant, the suite's (`base`), or None without one."""
     if not uses_teacher(method):
         return None
     assistant = assistant_of(method)
     if assistant is None:
         return base
-    own = taught_by(method["teacher"]["method"], base)
+    own = teacher_config_for(method["teacher"]["method"], base)
     known = (own or {}).get("card", {}).get("trained_on")
     if known:  # what its own teacher was trained on reached it
         assistant["card"] = {**assistant["card"], "trained_on": known}

@@ -108,7 +108,8 @@ class _Chains:
 
     def _look(self, one: str) -> tuple[Json | None, str | None]:
         if one not in self._read:
-            self._read[one] = state.finished(self.plan.stages[one], self.work)
+            made, fault = state.finished(self.plan.stages[one], self.work)
+            self._read[one] = with_current_names(made), fault
         return self._read[one]
 
     def stage(self, one: str | None) -> Json | None:
@@ -141,6 +142,25 @@ class _Chains:
         if said is not None:
             return said["error"], said["at"]
         return (self.failed[one], _now()) if one in self.failed else None
+
+
+# Names of stage outputs that earlier versions wrote -> the same outputs' names now.
+RENAMED_OUTPUTS = {
+    "energy_kept": "explained_variance_ratio",
+    "std_ratio_after_svd": "std_ratio_after_align",
+}
+
+
+def with_current_names(stage: Json | None) -> Json | None:
+    """A stage.json whose outputs have today's names, so that finished stages stay usable.
+
+    Where a name of both kinds is there, the current one counts.
+    """
+    outputs = stage and stage.get("outputs")
+    if not isinstance(outputs, dict) or not RENAMED_OUTPUTS.keys() & outputs.keys():
+        return stage
+    old = {RENAMED_OUTPUTS[k]: v for k, v in outputs.items() if k in RENAMED_OUTPUTS}
+    return {**stage, "outputs": {**old, **without(outputs, set(RENAMED_OUTPUTS))}}
 
 
 def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
@@ -373,7 +393,12 @@ def _hashed(cell: Cell) -> Json | None:
 
 def _align(found: Mapping[str, Json | None]) -> Json | None:
     both = {**_outputs(found, "align"), **_outputs(found, "pretrain")}
-    keys = ("energy_kept", "std_ratio_before", "std_ratio_after_svd", "std_ratio_after_transform")
+    keys = (
+        "explained_variance_ratio",
+        "std_ratio_before",
+        "std_ratio_after_align",
+        "std_ratio_after_transform",
+    )
     got = {k: both[k] for k in keys if both.get(k) is not None}
     return got or None
 
@@ -423,7 +448,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
         "peak_memory_bytes": max((r["peak_rss"] for r in ran), default=None),
         "peak_gpu_bytes": max((r["peak_gpu"] for r in ran if "peak_gpu" in r), default=None),
         "extra_parameters": told.get("extra_parameters"),
-        "teacher_forwards": None if extra is None else round(extra + (caches("forwards") or 0)),
+        "extra_forwards": None if extra is None else round(extra + (caches("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,
         "threads": last["environment"].get("threads") if last else None,
     }

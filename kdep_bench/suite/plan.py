@@ -20,7 +20,7 @@ from kdep_bench.files import canonical_json, safe_name, text_hash
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.suite import testable
 from kdep_bench.suite.arguments import check_optimizer
-from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, taught_by, trains, without
+from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, teacher_config_for, trains, without
 from kdep_bench.suite.config import Json, Suite, merged, method_needs, uses_teacher
 from kdep_bench.suite.data_config import check_data_plan
 from kdep_bench.suite.kinds import KINDS, StageKind
@@ -432,8 +432,8 @@ class _Builder:
         for student in self.suite.students:
             if student["input_px"] == px:
                 for m in self.suite.methods:
-                    taught_by = assistant_of(m) or self.suite.teachers[student["name"]]
-                    if taught_by == teacher and student["name"] in (
+                    cache_teacher = assistant_of(m) or self.suite.teachers[student["name"]]
+                    if cache_teacher == teacher and student["name"] in (
                         m.get("students") or [student["name"]]
                     ):
                         found |= stored(m) if large else stored(m) & {"logits"}
@@ -500,7 +500,12 @@ class _Builder:
             {"student": self.config(student)},
             {"pretrain": chain["pretrain"]},
             about=cards.about(
-                method, student, taught_by(method, base), suite.data["name"], share, spec["seed"]
+                method,
+                student,
+                teacher_config_for(method, base),
+                suite.data["name"],
+                share,
+                spec["seed"],
             ),
         )
         return chain, f"{label}.s{spec['seed']}"
@@ -523,7 +528,7 @@ class _Builder:
                 Cell(
                     method=method,
                     student=student,
-                    teacher=taught_by(method, base),
+                    teacher=teacher_config_for(method, base),
                     task=task,
                     share=share,
                     pretrain_seed=p,

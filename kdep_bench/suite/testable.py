@@ -187,7 +187,7 @@ def _rank_correlation(claim: Claim, arms: list[Arm]) -> None:
             if name not in teachers:
                 raise unknown_name(f"teacher in `by` of the claim {claim.name!r}", name, teachers)
         found = [a for a in found if a.teacher in claim.by]
-    elif claim.by == "energy_kept":
+    elif claim.by == "explained_variance_ratio":
         found = [a for a in found if a.aligned]
     most = max((len({a.teacher for a in own}) for own in _students(found)), default=0)
     if most < 2:

@@ -84,8 +84,8 @@ def compare(
     Returns:
         `matched` (count of equal tensors), `missing` (in the model only), `unexpected` (in the
         file only), `mismatched` (other shape, type or value, with the reason), `waived`, and
-        `coverage`: the share of the model's parameters and buffers, counted in elements, that
-        are equal to the file. Waived tensors still count against the coverage.
+        `coverage` ("weights loaded" in the tables): fraction of the model's parameters and
+        buffers, by element count, that are equal to the file. Waived tensors count as not equal.
     """
     own = module.state_dict()
     missing = [k for k in own if k not in tensors]

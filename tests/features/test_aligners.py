@@ -19,7 +19,7 @@ from kdep_bench.features.aligners import (
     SmallestBasis,
     Svd,
     TopVariance,
-    energy_kept,
+    explained_variance_ratio,
     orthogonal,
     svd_basis,
 )
@@ -68,7 +68,7 @@ def test_shape_determinism_and_moments(kind: type[Aligner], d: int, narrow: int,
     torch.testing.assert_close(
         basis.covariance, torch.cov(z.T, correction=0).view(width, width), atol=1e-3, rtol=1e-3
     )
-    assert 0 < energy_kept(moments(x), basis) <= 1 + 1e-6
+    assert 0 < explained_variance_ratio(moments(x), basis) <= 1 + 1e-6
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,7 +82,9 @@ def test_a_wider_student_is_refused_by_default_and_served_by_a_policy(
     basis, plain = kind(policy=policy).fit(moments(x), 6 + more), kind().fit(moments(x), 6)
     z, a = basis(x.float()), plain(x.float())
     assert z.shape == (60, 6 + more)
-    assert energy_kept(moments(x), basis) == pytest.approx(energy_kept(moments(x), plain), rel=1e-5)
+    assert explained_variance_ratio(moments(x), basis) == pytest.approx(
+        explained_variance_ratio(moments(x), plain), rel=1e-5
+    )
     if policy == "zero_pad":
         torch.testing.assert_close(z[:, :6], a, rtol=1e-4, atol=1e-4)
         assert not z[:, 6:].any()
@@ -128,7 +130,9 @@ def test_a_type_that_is_no_aligner_and_a_wrong_argument():
 
 def test_svd_keeps_the_most_and_smallest_the_least():
     m = moments(features())
-    kept = {kind: energy_kept(m, kind().fit(m, 8)) for kind in ALL if kind is not Identity}
+    kept = {
+        kind: explained_variance_ratio(m, kind().fit(m, 8)) for kind in ALL if kind is not Identity
+    }
     _, values = svd_basis(m, 8)
     assert kept[Svd] == pytest.approx(float(values[:8].sum() / values.sum()), rel=1e-6)
     assert kept[SmallestBasis] == pytest.approx(float(values[-8:].sum() / values.sum()), rel=1e-3)
@@ -136,7 +140,7 @@ def test_svd_keeps_the_most_and_smallest_the_least():
     assert min(kept, key=lambda k: kept[k]) is SmallestBasis
 
 
-def test_energy_kept_is_what_the_span_can_rebuild():
+def test_explained_variance_ratio_is_that_of_the_best_reconstruction_from_the_span():
     x = features()
     m, centred = moments(x), x - x.mean(0)
     for aligner in (Interpolate("linear"), RandomBasis()):
@@ -144,7 +148,7 @@ def test_energy_kept_is_what_the_span_can_rebuild():
         v = basis.components.double()
         rebuilt = centred @ v @ torch.linalg.pinv(v)
         error = (centred - rebuilt).square().sum() / centred.square().sum()
-        assert energy_kept(m, basis) == pytest.approx(1 - float(error), abs=1e-6)
+        assert explained_variance_ratio(m, basis) == pytest.approx(1 - float(error), abs=1e-6)
 
 
 def test_a_random_basis_is_orthonormal_seeded_and_keeps_its_share_on_average():
@@ -152,7 +156,7 @@ def test_a_random_basis_is_orthonormal_seeded_and_keeps_its_share_on_average():
     v = RandomBasis(seed=1).fit(m, 8).components
     torch.testing.assert_close(v.T @ v, torch.eye(8), atol=1e-6, rtol=0)
     assert not torch.allclose(v, RandomBasis(seed=2).fit(m, 8).components)
-    kept = [energy_kept(m, RandomBasis(seed=s).fit(m, 8)) for s in range(200)]
+    kept = [explained_variance_ratio(m, RandomBasis(seed=s).fit(m, 8)) for s in range(200)]
     assert sum(kept) / 200 == pytest.approx(8 / 24, abs=0.03)
 
 

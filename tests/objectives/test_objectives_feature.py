@@ -12,7 +12,7 @@ from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.feature_regression import FeatureRegression
 from kdep_bench.objectives.projected_regression import ProjectedRegression
 from kdep_bench.objectives.vkd import OrthogonalProjection
-from kdep_bench.objectives.weight import AUTO, loss_weight
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO, loss_weight
 from kdep_bench.teachers.base import TeacherOutput
 
 
@@ -35,19 +35,19 @@ def test_the_weight_is_scale_over_energy_and_a_number_stays():
 @pytest.mark.parametrize("energy", [None, 0.0, float("nan"), float("inf"), -1.0])
 def test_no_rule_without_a_positive_finite_energy(energy: float | None):
     with pytest.raises(KdepError, match="mean square"):
-        FeatureRegression(target_energy=energy)
+        FeatureRegression(target_mean_square=energy)
     with pytest.raises(KdepError, match="mean square"):
-        FeatureRegression(target_energy=energy, unit=True)
+        FeatureRegression(target_mean_square=energy, unit=True)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-3, 1e3), st.booleans())
 def test_an_output_of_zero_costs_the_same_for_every_teacher(c: float, unit: bool):
     target = c * noise(64, 8)
-    rule = FeatureRegression(target_energy=float(target.square().mean()), unit=unit)
+    rule = FeatureRegression(target_mean_square=float(target.square().mean()), unit=unit)
     loss = rule.terms(context(torch.zeros(64, 8), target))["feature"]
     assert loss.shape == (64,)
-    assert float(loss.mean()) == pytest.approx(AUTO, rel=1e-4)
+    assert float(loss.mean()) == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,7 +55,7 @@ def test_an_output_of_zero_costs_the_same_for_every_teacher(c: float, unit: bool
 def test_in_its_own_unit_a_target_gives_the_same_loss_and_gradient_whatever_its_scale(c: float):
     def loss_and_gradient(c: float) -> tuple[torch.Tensor, torch.Tensor]:
         target, student = c * noise(16, 8), noise(16, 8, seed=1).requires_grad_()
-        rule = FeatureRegression(target_energy=float(target.square().mean()), unit=True)
+        rule = FeatureRegression(target_mean_square=float(target.square().mean()), unit=True)
         loss = rule.terms(context(student, target))["feature"].mean()
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
@@ -73,8 +73,8 @@ def test_the_loss_is_the_mean_squared_error_times_w():
 
 def projectors(ds: int, dt: int) -> list[Objective]:
     return [
-        ProjectedRegression(ds, dt, teacher_energy=1.0),
-        ProjectedRegression(ds, dt, teacher_energy=1.0, hidden=5),
+        ProjectedRegression(ds, dt, teacher_mean_variance=1.0),
+        ProjectedRegression(ds, dt, teacher_mean_variance=1.0, hidden=5),
         OrthogonalProjection(ds, dt),
     ]
 
@@ -98,7 +98,7 @@ def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teach
 
 
 def test_a_1x1_convolution_before_pooling_is_the_linear_projector_after_it():
-    objective = ProjectedRegression(4, 7, teacher_energy=1.0)
+    objective = ProjectedRegression(4, 7, teacher_mean_variance=1.0)
     linear = objective.projector
     assert isinstance(linear, torch.nn.Linear)
     maps = noise(3, 4, 5, 5)
@@ -158,4 +158,6 @@ def test_vkd_near_its_target_has_the_slope_of_the_weight_rule():
     target = torch.nn.functional.layer_norm(t, (6,))
     s = ((target + 0.01) @ objective.projector()).detach()  # P' is the inverse of P
     got = objective.terms(context(s, t))["feature"].mean()
-    torch.testing.assert_close(got, torch.tensor(AUTO * 0.01**2), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        got, torch.tensor(DEFAULT_LOSS_AT_ZERO * 0.01**2), rtol=1e-3, atol=1e-6
+    )

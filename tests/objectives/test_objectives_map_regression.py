@@ -94,11 +94,11 @@ def test_plain_and_rotation_hold_the_same_components_up_to_a_rotation(folder):
     assert (turned - plain).abs().max() > 0.1
 
 
-def test_energy_kept_is_the_share_of_the_first_eigenvalues(folder):
+def test_explained_variance_ratio_is_the_fraction_of_the_first_eigenvalues(folder):
     x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
     values = torch.linalg.svdvals(x - x.mean(0)).square()
     for sign, count in (("pairs", CS // 2), ("plain", CS)):
-        kept = build(folder, sign=sign).targets["s16"].energy_kept
+        kept = build(folder, sign=sign).targets["s16"].explained_variance_ratio
         assert kept == pytest.approx(float(values[:count].sum() / values.sum()), rel=1e-4)
 
 
@@ -145,7 +145,7 @@ def test_gradient_reaches_the_student_and_nothing_is_learned_between(folder):
     assert bool(s.grad.any())
     assert not list(objective.parameters())
     # Only the scale of the first batch is state: bases are no parameters of the method.
-    assert list(objective.state_dict()) == ["scale.energy"]
+    assert list(objective.state_dict()) == ["scale.means"]
 
 
 @given(

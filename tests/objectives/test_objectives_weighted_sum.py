@@ -55,13 +55,13 @@ def context(**more: Any) -> Context:
 def test_a_sum_demands_what_its_parts_demand():
     got = demands(config())
     assert got.needs == {"target", "pooled"}
-    assert got.asks == {"epochs", "target_energy", "teacher_width"}
+    assert got.asks == {"epochs", "target_mean_square", "teacher_width"}
     assert got.relates
     assert not demands({"type": REGRESSION}).relates
 
 
 def test_terms_are_weighted_and_named_by_part():
-    facts = dict(epochs=10, target_energy=1.0, teacher_width=7, width=99)
+    facts = dict(epochs=10, target_mean_square=1.0, teacher_width=7, width=99)
     line = dict(type="kdep_bench.schedules.linear.Linear", start=1.0, end=0.0, span=5)
     made = build_objective(config(weight=line), facts)
     terms = made.terms(context(step=1, steps=10))
@@ -85,7 +85,7 @@ def test_a_sum_of_one_part_is_that_part():
 
 
 def test_what_an_objective_asks_for_and_nobody_knows_is_named():
-    with pytest.raises(KdepError, match="asks for target_energy, teacher_width"):
+    with pytest.raises(KdepError, match="asks for target_mean_square, teacher_width"):
         build_objective(config(), dict(epochs=1))
 
 
@@ -101,7 +101,7 @@ def test_what_an_objective_asks_for_and_nobody_knows_is_named():
 )
 def test_misdeclared_objectives_are_refused(bad: dict[str, Any], says: str):
     with pytest.raises(KdepError, match=says):
-        build_objective(bad, dict(epochs=1, target_energy=1.0, teacher_width=3))
+        build_objective(bad, dict(epochs=1, target_mean_square=1.0, teacher_width=3))
 
 
 def test_progress_stays_below_one():

@@ -21,7 +21,7 @@ from kdep_bench.features import align, cache, cache_check, cache_read
 from kdep_bench.features.basis import open_basis
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.base import demands
-from kdep_bench.objectives.feature_regression import AUTO, FeatureRegression
+from kdep_bench.objectives.feature_regression import DEFAULT_LOSS_AT_ZERO, FeatureRegression
 from kdep_bench.pretrain import stage
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
@@ -277,7 +277,7 @@ def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path])
 def test_kdep_loss_falls_and_exports_only_what_it_should(stages: dict[str, Path], tmp_path: Path):
     outputs, state = pretrain(tmp_path, stages, KDEP, budget=LONG)
     curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
-    assert curve[0] > 0.8 * AUTO
+    assert curve[0] > 0.8 * DEFAULT_LOSS_AT_ZERO
     assert min(curve[-3:]) < 0.8 * curve[0]
     assert outputs["steps"] == 30
     assert outputs["images_seen"] == 480
@@ -381,8 +381,8 @@ def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str,
     assert target is not None
     rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
     g = build_target(**target)(rows)
-    weight = FeatureRegression(target_energy=probes["target_energy"]).weight
-    assert float(g.square().mean()) * weight == pytest.approx(AUTO, rel=1e-4)
+    weight = FeatureRegression(target_mean_square=probes["target_mean_square"]).weight
+    assert float(g.square().mean()) * weight == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
     assert open_basis(stages["align"]).components.shape == (1280, STUDENT["width"])
 
 

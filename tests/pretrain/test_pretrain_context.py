@@ -96,7 +96,7 @@ def test_what_is_recorded_of_a_run_is_what_it_did(stages: dict[str, Path], tmp_p
     assert outputs["notes"] == [
         "pre-trained for 1.88 epochs, asked for 2: only whole batches are taken"
     ]
-    assert outputs["target_energy"] > 0
+    assert outputs["target_mean_square"] > 0
     assert outputs["std_ratio_after_transform"] >= 1
     steps = [k for k, _ in outputs["curves"]["pretrain_loss"]]
     assert steps[-1] == 6

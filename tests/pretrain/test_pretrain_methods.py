@@ -33,16 +33,16 @@ def test_a_fixed_alignment_trains_and_tells_what_it_keeps(
     listed = told["image_list"]
     assert (listed["images"], listed["of"], listed["file"]) == (IMAGES, IMAGES, None)
     assert told["rows"] == IMAGES * VIEWS["views"]
-    assert 0 < told["energy_kept"] <= 1 + 1e-6
-    assert told["energy_after"] <= told["energy_before"] * (1 + 1e-6)
+    assert 0 < told["explained_variance_ratio"] <= 1 + 1e-6
+    assert told["variance_after"] <= told["variance_before"] * (1 + 1e-6)
     if name != "interpolate":  # it may pick a channel that never fires: then there is no ratio
-        assert told["std_ratio_after_svd"] >= 1
+        assert told["std_ratio_after_align"] >= 1
     outputs, state = pretrain(
         tmp_path / "p", stages | {"align": tmp_path / "a"}, method, budget=BUDGET | {"epochs": 1}
     )
     assert outputs["steps"] == 3
-    assert outputs["target_energy"] > 0
+    assert outputs["target_mean_square"] > 0
     if name in ("phis", "whiten"):
-        assert outputs["target_energy"] == pytest.approx(1, rel=1e-3)
+        assert outputs["target_mean_square"] == pytest.approx(1, rel=1e-3)
         assert outputs["std_ratio_after_transform"] == pytest.approx(1, rel=1e-2)
     assert not any(k.startswith("objective.") for k in state)

@@ -154,7 +154,7 @@ def test_a_chain_is_taught_by_the_very_student_that_was_exported(
     align.run(fit, hop, tmp_path / "a", silent)
     hop["align"] = tmp_path / "a"
     regressed, _ = pretrain(tmp_path / "k", hop, same, student=R18, budget=SHORT)
-    assert regressed["target_energy"] > 0
+    assert regressed["target_mean_square"] > 0
     # An assistant without a head cannot teach by logits, and says so.
     headless = {**told, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
     with pytest.raises(KdepError, match="without a linear head"):

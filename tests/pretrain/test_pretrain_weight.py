@@ -13,7 +13,7 @@ import torch
 from kdep_bench import export
 from kdep_bench.features import align, cache, cache_read
 from kdep_bench.features.target import build_target
-from kdep_bench.objectives.weight import AUTO
+from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, TEACHER, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, configured, pretrain
 
@@ -57,7 +57,7 @@ def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[f
     objective, target, _ = configured(method, stages)
     assert target is not None
     rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
-    weight = AUTO / objective["target_energy"]
+    weight = DEFAULT_LOSS_AT_ZERO / objective["target_mean_square"]
     return weight, weight * float(build_target(**target)(rows).square().mean())
 
 
@@ -71,8 +71,8 @@ def test_raw_targets_100_times_apart_start_at_the_same_loss(
 ):
     (w, loss), (w_louder, loss_louder) = (zero_output_loss(SVD, s) for s in (stages, louder))
     assert w / w_louder == pytest.approx(C**2, rel=1e-3)
-    assert loss == pytest.approx(AUTO, rel=1e-4)
-    assert loss_louder == pytest.approx(AUTO, rel=1e-4)
+    assert loss == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
+    assert loss_louder == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
 
 
 def test_scaling_features_and_t_alike_changes_no_step(
@@ -110,8 +110,8 @@ def test_two_teachers_need_two_weights_and_the_rule_finds_both(
     for method in (SVD, KDEP):
         (w0, loss0), (w2, loss2) = (zero_output_loss(method, s) for s in (stages, other))
         assert abs(w0 / w2 - 1) > 0.02
-        assert loss0 == pytest.approx(AUTO, rel=1e-4)
-        assert loss2 == pytest.approx(AUTO, rel=1e-4)
+        assert loss0 == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
+        assert loss2 == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", PROJECTORS)

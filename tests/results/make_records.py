@@ -76,9 +76,9 @@ def fields(
             "threads": 1,
         },
         "align": {
-            "energy_kept": 0.8,
+            "explained_variance_ratio": 0.8,
             "std_ratio_before": 30.0,
-            "std_ratio_after_svd": 8.0,
+            "std_ratio_after_align": 8.0,
             "std_ratio_after_transform": 2.0 if method == "kdep" else 8.0,
         }
         if distilled

@@ -258,7 +258,7 @@ def _teachers(energies, scores, tops=None, share=1.0, method="kdep"):
             f = fields(method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}")
             f["teacher"]["name"] = f"teacher{i}"
             f["teacher"]["top1"] = None if tops is None else tops[i]
-            f["align"]["energy_kept"] = energy
+            f["align"]["explained_variance_ratio"] = energy
             records.append(make(f))
     return records
 
@@ -271,6 +271,8 @@ def test_compactness_over_teachers():
     energies = np.linspace(0.5, 0.95, 8)
     falling = _teachers(energies, np.linspace(0.6, 0.3, 8))
     assert verdict(falling, **COMPACT).verdict == "supported"
+    kept = COMPACT | {"by": "energy_kept"}  # as claims.json of earlier versions has it
+    assert verdict(falling, **kept) == verdict(falling, **COMPACT)
     assert verdict(_teachers(energies, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
 
 

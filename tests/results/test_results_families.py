@@ -51,7 +51,7 @@ def one(method: str, task: str, value: float | None, seed: int, told: bool = Tru
         f["budget"] |= {"learning_rate": 0.05}
         f["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
     if told:
-        f["cost"] |= {"extra_parameters": extra, "teacher_forwards": forwards}
+        f["cost"] |= {"extra_parameters": extra, "extra_forwards": forwards}
     return make(f | ({"status": "missing"} if value is None else {}))
 
 

@@ -8,7 +8,7 @@ from make_records import fields, record
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import store
-from kdep_bench.results.record import MIGRATIONS, SCHEMA, dump, load, make, parse
+from kdep_bench.results.record import MIGRATIONS, RENAMED_IN_3, SCHEMA, dump, load, make, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +87,16 @@ def _without_new(value: dict) -> dict:
     return out
 
 
+def _under_names_of_2(value: dict) -> dict:
+    """A record's JSON with the field names of schema 2 where they are known under schema 3."""
+    out = json.loads(json.dumps(value))
+    for part, names in RENAMED_IN_3.items():
+        for old, new in names.items():
+            if new in (out[part] or {}):
+                out[part][old] = out[part].pop(new)
+    return out
+
+
 def test_published_records_of_schema_1_are_read_whole(results):
     """The records of results/pocket were written under schema 1 and are left as they were."""
     paths = sorted((ROOT / "results" / "pocket" / "records").glob("*.json"))
@@ -95,7 +105,8 @@ def test_published_records_of_schema_1_are_read_whole(results):
         r = load(path)
         assert r.schema_version == SCHEMA
         now = json.loads(dump(r))
-        assert _without_new(now) == _without_new(json.loads(path.read_text()))
+        old_names = _without_new(_under_names_of_2(now))
+        assert old_names == _without_new(json.loads(path.read_text()))
         assert load(store.write(path_of(results), r)) == r
 
 
@@ -106,13 +117,55 @@ def path_of(results) -> Path:
 
 def test_a_record_of_schema_1_is_brought_up(tmp_path):
     new = json.loads(dump(record()))
-    old = _without_new(new) | {"schema": 1}
+    old = _without_new(_under_names_of_2(new)) | {"schema": 1}
     path = tmp_path / "r.json"
     path.write_text(json.dumps(old))
     assert load(path) == record()
     path.write_text(json.dumps(old | {"value": "high"}))
     with pytest.raises(KdepError, match=r"r\.json is damaged .*value"):
         load(path)
+
+
+def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
+    """As the file of an earlier version had them; the numbers tell the fields apart."""
+    new = json.loads(dump(record()))
+    new["cost"] |= {"extra_forwards": 123456, "extra_parameters": 7}
+    new["align"] = {
+        "explained_variance_ratio": 0.25,
+        "std_ratio_before": 5.0,
+        "std_ratio_after_align": 8.0,
+        "std_ratio_after_transform": 2.0,
+    }
+    old = json.loads(json.dumps(new)) | {"schema": 2}
+    del old["cost"]["extra_forwards"]
+    old["cost"]["teacher_forwards"] = 123456
+    old["align"] = {
+        "energy_kept": 0.25,
+        "std_ratio_before": 5.0,
+        "std_ratio_after_svd": 8.0,
+        "std_ratio_after_transform": 2.0,
+    }
+    r = parse(json.dumps(old), "old.json")
+    assert json.loads(dump(r)) == new
+    for part in ("cost", "align"):
+        with pytest.raises(KdepError, match=rf"old\.json is damaged .*{part}"):
+            parse(json.dumps(old | {part: new[part]}), "old.json")  # no version wrote this
+    assert parse(json.dumps(old | {"align": None}), "old.json").align is None
+
+
+def test_every_published_record_reads_as_the_same_values():
+    """Of every published folder a few records: reading changes names, never a value."""
+    for folder in sorted((ROOT / "results").glob("*/records")):
+        for path in sorted(folder.glob("*.json"))[::40]:
+            raw = json.loads(path.read_text())
+            now = json.loads(dump(load(path)))
+            if raw["schema"] < 3:
+                now = _under_names_of_2(now)
+            if raw["schema"] == 1:
+                raw, now = _without_new(raw), _without_new(now)
+            raw.pop("schema", None)
+            now.pop("schema", None)
+            assert now == raw, path
 
 
 @pytest.mark.parametrize("raw", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
@@ -149,9 +202,9 @@ def test_the_gate_may_say_more_than_we_know():
         ('"metrics": {', '"metrics": {"a": 1, "a": 2, '),
         ('"per_class": {', '"per_class": {"a": 1.5, '),
         ('"labels_used": false', '"labels_used": 0'),
-        ('"schema": 2', '"schema": "2"'),
-        ('"schema": 2', '"schema": true'),
-        ('"schema": 2', '"schema": 1, "schema": 2'),
+        ('"schema": 3', '"schema": "2"'),
+        ('"schema": 3', '"schema": true'),
+        ('"schema": 3', '"schema": 1, "schema": 3'),
         ('"value": 0.5', '"value": ' + "[" * 5000 + "]" * 5000),
         ('"gate": {', '"gate": {"x": ' + "[" * 5000 + "]" * 5000 + ", "),
     ],

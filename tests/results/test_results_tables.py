@@ -138,7 +138,7 @@ def curve_records() -> list[Record]:
             f = fields("svd", "probe", 0.3 + 0.02 * i + 0.01 * t, transfer=t, id=f"teacher{i}-{t}")
             f["student"]["name"] = "other"
             f["teacher"] |= {"name": f"t{i}", "top1": 0.9 - 0.01 * i}
-            f["align"]["energy_kept"] = 0.9 - 0.05 * i
+            f["align"]["explained_variance_ratio"] = 0.9 - 0.05 * i
             found.append(make(f))
     return found
 
@@ -150,7 +150,7 @@ def every_claim() -> list[dict]:
     return [
         BEATS,
         BEATS | less | {"name": "less"},
-        over | {"name": "compact", "by": "energy_kept"},
+        over | {"name": "compact", "by": "explained_variance_ratio"},
         over | {"name": "accurate", "by": "top1"},
     ]
 

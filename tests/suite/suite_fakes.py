@@ -137,7 +137,11 @@ def pretend(
             "bytes": 1000,
             "fill_s": 5000.0,
         },
-        "align": {"energy_kept": 0.9, "std_ratio_before": 5.0, "std_ratio_after_svd": 8.0},
+        "align": {
+            "explained_variance_ratio": 0.9,
+            "std_ratio_before": 5.0,
+            "std_ratio_after_align": 8.0,
+        },
         "pretrain": {
             "images": 10,
             "images_seen": 20,

@@ -109,6 +109,30 @@ def test_a_record_tells_what_its_chain_did(tmp_path):
     assert (results / "leaderboard.md").exists()
 
 
+def test_finished_stages_of_earlier_versions_fill_the_record_as_before(tmp_path):
+    """Their stage.json has the outputs' former names; nothing runs again for a name."""
+    suite, plan, work, results = world(tmp_path)
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    want = of(results, "kdep")
+    assert want.align is not None
+    assert (want.align.explained_variance_ratio, want.align.std_ratio_after_align) == (0.9, 8.0)
+
+    def former_names(record):
+        out = record["outputs"]
+        out["energy_kept"] = out.pop("explained_variance_ratio")
+        out["std_ratio_after_svd"] = out.pop("std_ratio_after_align")
+
+    aligned = [s for s in plan.stages.values() if s.kind == "align"]
+    for stage in aligned:
+        bend(state.folder(work, stage) / "stage.json", former_names)
+    assert aligned
+    for path in (results / "records").glob("*.json"):
+        path.unlink()
+    collect(suite, plan, work, results)
+    assert of(results, "kdep") == want
+
+
 def test_nothing_new_writes_nothing(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
@@ -313,13 +337,13 @@ def test_an_arm_pays_for_the_arm_that_made_its_teacher():
     assert cost["pretrain_s"] == 40.0
     assert cost["cache_s"] == 4.0 + 5.0  # all of the share's cache, a tenth of the whole one
     assert cost["cache_bytes"] == 200
-    assert cost["teacher_forwards"] == 7 + 20 + 20
+    assert cost["extra_forwards"] == 7 + 20 + 20
     assert cost["extra_parameters"] == 3
     assert cost["peak_gpu_bytes"] is None
     found["pretrain"]["peak_gpu"], found["transfer"]["peak_gpu"] = 8, 9
     assert _cost(cell, found, True)["peak_gpu_bytes"] == 9
     del found["pretrain"]["outputs"]["extra_forwards"]
-    assert _cost(cell, found, True)["teacher_forwards"] is None
+    assert _cost(cell, found, True)["extra_forwards"] is None
 
 
 def test_the_rate_a_record_tells_is_that_of_the_arms_own_training():
