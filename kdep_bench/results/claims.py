@@ -224,7 +224,7 @@ def _difference(
     assert a is not None
     assert b is not None
     if a == b:
-        return _untestable(claim, student, f"both sides are the same arm, {_name(claim.a)}", scope)
+        return _untestable(claim, student, f"both sides are the same row, {_name(claim.a)}", scope)
     found = st.mean_over([compare.gaps(board, a, b, c) for c in columns])
     ratio = _cost_ratio(board, a, b)
     cost = "—" if ratio is None else f"{ratio:.2f}"
@@ -233,28 +233,28 @@ def _difference(
     ruling: Ruling = "undecided"
     more = None
     if holes:
-        reason = f"{holes} of the cells failed or missing; nothing is averaged over a hole"
+        reason = f"{holes} of the scores have failed or missing seeds, so no mean is computed"
         est = None
     elif est is None:
-        reason = "the two arms share no pair of seeds"
+        reason = "the two methods share no seed pair"
     elif est.low is None:
-        reason = "one pair of seeds has no interval"
+        reason = "with one seed pair there is no interval"
     else:
         ruling = _rule(est.low, est.high, claim.margin)
         reason = f"paired over {est.seeds}"
         if ruling == "undecided":
             more = _seeds(est, claim.margin, _units(found))
-            reason += ": the interval holds the threshold"
+            reason += ": the interval contains the threshold"
             if more is None:
                 reason += f", and more than {st.MOST_SEEDS} seeds would be needed"
     threshold = f"> {text.points(claim.margin, True)}"
     if claim.max_cost_ratio is not None:
         threshold += f" at <= {claim.max_cost_ratio:g} x the cost"
         if ratio is None and ruling == "supported":
-            ruling, reason = "undecided", "the cost of one arm is not known"
+            ruling, reason = "undecided", "the cost of one method is unknown"
         elif ratio is not None and ratio > claim.max_cost_ratio:
             ruling, more = "refuted", None
-            reason = f"it cost {ratio:.2f} x, teacher cache included"
+            reason = f"the cost is {ratio:.2f} x, teacher cache included"
     return Verdict(
         claim.name,
         claim.title,
@@ -287,7 +287,7 @@ def _efficiency(
         if arm.method == method and not _holes(board, [arm], columns)
     ]
     if _holes(board, [goal], columns):
-        return _untestable(claim, student, f"{_name(claim.b)} has holes", scope)
+        return _untestable(claim, student, f"{_name(claim.b)} has failed or missing seeds", scope)
     lines = efficiency.lines_of(board, curve, claim.axis)
     line = ""
     if len(lines) > 1:  # of several teachers or shares: the line of the arm that the side means
@@ -295,7 +295,7 @@ def _efficiency(
         line, curve = next(((n, some) for n, some in lines.items() if meant in some), ("", []))
     found = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
     if found is None:
-        why = f"the curve of {_name(claim.a)} over {claim.axis} needs two complete points or more"
+        why = f"the curve of {_name(claim.a)} over {claim.axis} needs at least two complete points"
         return _untestable(claim, student, why, scope)
     est = found.estimate
     goal_log = math.log(claim.at_least)
@@ -303,11 +303,14 @@ def _efficiency(
     reason = f"{found.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
     if found.at_least and found.at_most:
-        ruling, reason = "undecided", "some seeds reach the score at once, others never"
+        ruling, reason = (
+            "undecided",
+            "the target score is below the curve for some seeds and above it for others",
+        )
     elif found.at_least and ruling == "refuted":
-        ruling, reason = "undecided", reason + ": the smallest budget tried already suffices"
+        ruling, reason = "undecided", reason + ": the smallest budget already reaches the score"
     elif found.at_most and ruling == "supported":
-        ruling, reason = "undecided", reason + ": the largest budget tried does not suffice"
+        ruling, reason = "undecided", reason + ": the largest budget does not reach the score"
     more = _seeds(est, goal_log, _units(found.log_ratios)) if ruling == "undecided" else None
     if found.at_least or found.at_most:
         more = None  # more seeds do not move the end of a curve
@@ -318,7 +321,7 @@ def _efficiency(
         scope,
         ruling,
         text.times(est, found.bound),
-        f">= {claim.at_least:g} x less: {efficiency.AXES[claim.axis]}",
+        f">= {claim.at_least:g} x less {efficiency.AXES[claim.axis]}",
         "—",
         more,
         reason,
@@ -374,7 +377,7 @@ def _rank_correlation(
         if by is not None:
             points.append((by, float(np.mean(means))))
     if len(points) < 2:
-        why = f"needs {FEWEST_TEACHERS} teachers with complete rows, {len(points)} here"
+        why = f"needs {FEWEST_TEACHERS} teachers with complete results; {len(points)} here"
         return _untestable(claim, student, why, scope)
     least = claim.at_least is not None
     bound = claim.at_least if claim.at_least is not None else claim.at_most
@@ -383,7 +386,7 @@ def _rank_correlation(
     x, y = np.array(points).T
     if len(points) < FEWEST_TEACHERS:
         shown = f"{_spearman(x, y):+.2f}"
-        reason = f"{len(points)} teachers; {FEWEST_TEACHERS} or more have an interval"
+        reason = f"{len(points)} teachers; an interval needs {FEWEST_TEACHERS} or more"
     else:
         rho, low, high = correlation_interval(x, y)
         ruling = _rule(low, high, bound) if least else _rule(-high, -low, -bound)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdep_bench.results import statistics as st
 from kdep_bench.results.table import ArmKey, Board, Column
 
-BASE = "kdep"  # the method that rivals are set beside
+BASE = "kdep"  # the method that the others are compared with
 AGAINST = ("scratch", "supervised", "imagenet")
 
 
@@ -25,11 +25,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """'better', 'worse', 'cannot be told' or 'too few pairs'."""
+        """'better', 'worse', 'not significant' or 'too few seed pairs'."""
         if self.estimate is None or self.estimate.low is None:
-            return "too few pairs"
+            return "too few seed pairs"
         if not self.estimate.told_from_zero:
-            return "cannot be told"
+            return "not significant"
         return "better" if self.estimate.mean > 0 else "worse"
 
 
@@ -86,8 +86,8 @@ def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st
 
 
 def best(board: Board, student: str, column: Column) -> set[ArmKey]:
-    """The rows of a column that are bold: the best, and all that cannot be told from it. None
-    where no row has two seeds: nothing can be told there, and marking all would look like a tie."""
+    """The rows marked in a column: the best mean, and all not significantly worse. None where no
+    row has two seeds: nothing can be tested there, and marking all would look like a tie."""
     cells = comparable(board, student, column)
     if all(len(v) < 2 for v in cells.values()):
         return set()

@@ -17,8 +17,8 @@ from kdep_bench.results.table import ArmKey, Board, Column
 
 HEADING = "Notes on the data"
 INTRODUCTION = (
-    "What a reader has to know of the data behind the marked scores. Ranks, differences and claims "
-    "that use these scores rest on the same data."
+    "Known limitations of the data behind the scores that carry the letter. They also apply to "
+    "ranks, differences and claims that use these scores."
 )
 
 

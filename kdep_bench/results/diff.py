@@ -1,4 +1,4 @@
-"""What changed between two results folders, and whether it is more than noise."""
+"""What changed between two results folders, and whether the change is significant."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
 def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) -> Change:
     (old_column, a), (new_column, b) = old, new
     if old_column[2:6] != new_column[2:6]:
-        return Change(place, a, b, None, "another version, split or metric: not compared")
+        return Change(place, a, b, None, "not compared: different version, split or metric")
     if not a.values or not b.values:
         same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
         return Change(place, a, b, None, "no scores in either" if same else "scored in one only")
@@ -67,11 +67,11 @@ def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) ->
     if est is not None and all(v == 0 for v in gaps.values()) and gaps:
         word = "same" if a.values == b.values else "same where both have seeds"
     elif est is None or est.low is None:
-        word = "too few seeds to tell"
+        word = "too few seeds"
     elif est.told_from_zero:
-        word = "better, more than noise" if est.mean > 0 else "worse, more than noise"
+        word = "better" if est.mean > 0 else "worse"
     else:
-        word = "within noise"
+        word = "not significant"
     return Change(place, a, b, est, word + note)
 
 
@@ -93,8 +93,8 @@ def _say(place: Place) -> str:
 def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
     """A plain-text account of what changed from `old_dir` to `new_dir`.
 
-    Cells that share seed pairs are compared in pairs, others by Welch's t; 95 % intervals, each
-    alone, so of 100 unchanged cells about 5 are called changed.
+    Cells that share seed pairs are compared in pairs, others by Welch's t; 95 % intervals,
+    not corrected: of 100 unchanged scores about 5 are called better or worse.
 
     Raises:
         KdepError: one of the two is no results folder.
@@ -102,7 +102,7 @@ def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
     old, new = make_board(read(old_dir), suite), make_board(read(new_dir), suite)
     both, gone, come = changes(old, new)
     moved = [c for c in both if not c.word.startswith("same")]
-    lines = [f"{len(both)} cells in both, {len(both) - len(moved)} of them the same."]
+    lines = [f"{len(both)} scores in both, {len(both) - len(moved)} of them the same."]
     for c in moved:
         gap = f": {text.gap(c.est)} x100" if c.est else ""
         lines.append(f"  {_say(c.place)}{gap}: {c.word}")

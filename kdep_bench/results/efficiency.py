@@ -15,11 +15,11 @@ from kdep_bench.results.compare import columns_of, complete_rows
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
 
 AXES: dict[Axis, str] = {
-    "images": "images",
+    "images": "distinct images",
     "images_seen": "images seen",
-    "seconds": "pre-training time (teacher cache included)",
-    "flops": "compute (teacher included)",
-    "flops_without_teacher": "compute (teacher left out)",
+    "seconds": "pre-training time (incl. teacher cache)",
+    "flops": "compute (incl. teacher)",
+    "flops_without_teacher": "compute (excl. teacher)",
 }
 
 
@@ -75,8 +75,8 @@ class Saving:
 
     @property
     def bound(self) -> str:
-        """'at least', 'at most', 'beyond both ends:' or, for a plain ratio, ''."""
-        words = ("", "at most", "at least", "beyond both ends:")
+        """'at least', 'at most', 'outside the curve at both ends:' or, for a plain ratio, ''."""
+        words = ("", "at most", "at least", "outside the curve at both ends:")
         return words[2 * self.at_least + self.at_most]
 
 

@@ -1,7 +1,7 @@
-"""What the methods cost beside each other, and the comparison of their families, from the rows.
+"""Cost of every method, and the comparison of method families.
 
-Shown for suites whose records tell extra parameters and forward passes of other networks. A
-family's mechanism is what its methods' pages say they read; its cost and strength are measured.
+Shown for suites whose records have extra parameters and extra forward passes. A family's inputs are
+those that its methods' configs declare; its cost and score differences are measured.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from kdep_bench.results.table import ArmFacts, ArmKey, Board
 REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
-    "Of the arm's own training: seconds of a step, also over those of kdep, and what is trained or "
-    "kept beside the student and dropped at export. Peak memory is of the pre-training, or of the "
-    "lightest transfer where that takes more. Other networks' passes are a sample's: rows of the "
-    "teacher's cache, a live teacher, a peer, an average; the pre-training of an assistant is in "
-    "the pre-training cost. Terms: of a loss of several, each one's share of the magnitude. "
-    "Learning rate: the highest of the arm's schedule."
+    "Step time: mean over the pre-training steps, absolute and divided by that of kdep. Peak "
+    "memory: of pre-training, or of the cheapest transfer where that needs more. Extra parameters: "
+    "trained or kept beside the student, dropped at export. Extra forward passes: of all networks "
+    "other than the student (cached or live teacher, peers, moving averages), per image seen. The "
+    "pre-training cost includes that of an assistant teacher. Loss terms: mean fraction of the "
+    "loss magnitude, where a loss has several. Learning rate: the peak of the schedule."
 )
 FAMILIES = (
-    "Generated from the rows. Reads: what the methods' pages say they read, with the number of "
-    "methods. Step over kdep's: median (least to most). Strength: the paired difference, a mean "
-    "over all tasks and the family's methods, its 95 % interval over seeds: it speaks of these "
-    "methods, not of others of the family. A method with a hole is left out, by name, and kdep is "
-    "not compared with itself."
+    "Inputs: what the methods' losses read, with the number of methods. Step time, extra "
+    "parameters and extra forward passes: median (minimum to maximum). Mean difference: paired, "
+    "over all tasks and the family's methods; the interval covers seed variance for these methods "
+    "only. Methods with a failed or missing seed are left out, and kdep is not compared with "
+    "itself."
 )
 
 
 def shown(board: Board) -> bool:
-    """Whether any record tells what its method needs beside its student."""
+    """Whether any record has extra parameters or extra forward passes."""
     return any(
         r.cost.extra_parameters is not None or r.cost.extra_forwards is not None for r in board.runs
     )
@@ -52,7 +52,7 @@ class Cost:
 
     @property
     def forwards(self) -> float | None:
-        """Passes of other networks a sample seen."""
+        """Forward passes of other networks per image seen."""
         told, seen = self.facts.extra_forwards, self.facts.images_seen
         return told / seen if told is not None and seen else None
 

@@ -17,32 +17,39 @@ from kdep_bench.results import compare, data_notes, efficiency, families, report
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
-HOW_TO_READ = (
-    "Scores are x100: mean ± standard deviation (number of seeds). **Bold** is the best and all it "
-    "cannot be told from: the bold set holds the truly best arm with 95 % confidence (one-sided "
-    "paired t tests over seeds, Bonferroni); with one seed nothing is marked. Intervals are 95 % "
-    "and speak of the seeds named, not of another test set. A failed or missing seed stays visible "
-    "and is never averaged over."
+_LEGEND = (
+    "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
+    "mean of a task and every method not significantly worse (one-sided paired t-tests over seeds, "
+    "Bonferroni-corrected, alpha 0.05); nothing is marked where no method has two seeds. Intervals "
+    "are 95 % confidence intervals over the seeds that were run and do not cover another test set. "
+    "A cell names its failed and missing seeds; its row then has no mean rank and no mean over "
+    "tasks."
 )
+LEGEND_MD = _LEGEND.format(best="**Bold**")
+LEGEND_HTML = _LEGEND.format(best="Highlighted")
+GLOSSARY_MD = "Terms: [GLOSSARY.md](../../GLOSSARY.md), also at the foot of index.html."
+
+MEAN_RANK = "Mean rank over all tasks, among methods with results for every task and seed."
 
 PAIRED = (
-    "Paired by (pre-training seed, transfer seed). Each interval alone is a 95 % one, so it may "
-    "tell two arms apart that the marking of the best, which guards against all comparisons at "
-    "once, leaves together."
+    "Differences are paired by (pre-training seed, transfer seed). Not significant: the 95 % "
+    "interval contains 0. These intervals are not corrected for multiple comparisons; the marking "
+    "of the best is. Two methods can therefore differ here and both be marked."
 )
 
 LONG = 60  # rows of differences that are still read one by one
 
 UNTIMED = (
-    "No costs: other work shared the machine of this suite (runtime.timed is False), so its "
-    "records state no times."
+    "No times: other work ran on the same machine (runtime.timed=False in the suite), so the "
+    "records contain none."
 )
 
 SAVING = (
-    "How much less of each budget a method needs for the score of another at its largest budget: "
-    "read off the method's curve, the score a mean over all tasks, made monotone and interpolated "
-    "in the logarithm of the budget, seed by seed. 'at least' and 'at most': beyond the end of the "
-    "curve, so the ratio is a bound."
+    "Reduction factor: the budget of the reference divided by the budget with which the method "
+    "reaches the reference's score (mean over all tasks). For each seed pair it is read off the "
+    "method's curve of score against budget, made monotone and interpolated linearly in the "
+    "logarithm of the budget. 'at least' and 'at most': the score is outside the curve, so the "
+    "factor is a bound."
 )
 
 
@@ -67,7 +74,7 @@ class View:
         return arm in self.bold.get((arm.student, column), set())
 
     def won(self, arm: ArmKey, columns: Sequence[Column]) -> tuple[int, int]:
-        """On how many of `columns` the row is among the best, of how many that have a best."""
+        """In how many of `columns` the row is among the best, and how many have a best."""
         marked = [c for c in columns if self.bold.get((arm.student, c))]
         return sum(self.is_bold(arm, c) for c in marked), len(marked)
 
@@ -107,7 +114,7 @@ def column_names(columns: Sequence[Column]) -> dict[Column, str]:
 
 
 def labels_text(facts: ArmFacts) -> str:
-    """What labels the arm's pre-training used."""
+    """Whether pre-training used labels, as the tables show it."""
     if facts.arm.label_policy == "none":
         return "no pre-training"
     if facts.arm.labels_used:
@@ -116,13 +123,13 @@ def labels_text(facts: ArmFacts) -> str:
 
 
 def share_text(view: View, arm: ArmKey) -> str:
-    """The share of the pool that pre-training saw; a dash for arms not pre-trained here."""
+    """The data fraction of pre-training; a dash for methods not pre-trained here."""
     return "—" if view.board.fixed(arm) else f"{100 * arm.share:g} %"
 
 
 def arm_name(view: View, arm: ArmKey) -> str:
-    """The row's label; a reconstruction says so."""
-    note = " (reconstruction)" if view.facts[arm].arm.reconstruction else ""
+    """The row's label, marked where the method was re-implemented from the paper's text."""
+    note = " (re-implementation)" if view.facts[arm].arm.reconstruction else ""
     return view.labels[arm] + note
 
 
@@ -154,7 +161,7 @@ def _data_notes(view: View) -> list[str]:
 
 
 def _summary(view: View) -> list[str]:
-    lines = ["## Summary", "", "Mean rank over all tasks, among rows with no hole.", ""]
+    lines = ["## Summary", "", MEAN_RANK, ""]
     lines += _noted(view)
     rows = []
     for student in view.board.students:
@@ -179,16 +186,18 @@ def _summary(view: View) -> list[str]:
                     text.ratio(facts.coverage),
                 ]
             )
-    head = ["student", "arm", "mean rank", "among the best", "labels used", "data share"]
-    head += ["images seen", "pre-training cost", "of it teacher cache", "key coverage"]
-    return [*lines, *md_table(head, rows, 2), ""]
+    return [*lines, *md_table(SUMMARY_HEAD, rows, 2), ""]
 
 
-def _family(view: View, family: str) -> list[str]:
+ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
+SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", *ROW_END[:4]]
+SUMMARY_HEAD += ["incl. teacher cache", ROW_END[4]]
+
+
+def _task_family_table(view: View, family: str) -> list[str]:
     columns = view.board.columns_of(family)
     names = column_names(columns)
-    head = ["student", "arm", *(text.md(names[c]) for c in columns)]
-    head += ["labels used", "data share", "images seen", "pre-training cost", "key coverage"]
+    head = ["student", "method", *(text.md(names[c]) for c in columns), *ROW_END]
     rows = []
     for arm in view.rows(columns):
         facts = view.facts[arm]
@@ -203,7 +212,7 @@ def _family(view: View, family: str) -> list[str]:
         rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
-    return [f"## {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
+    return [f"## Task family: {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
 
 
 def difference_rows(
@@ -244,12 +253,14 @@ def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]])
         seeds = d.estimate.seeds if d.estimate else "—"
         cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
         rows.append([*cells, str(d.pairs), seeds, d.verdict])
-    head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
-    return md_table(head, rows, 3)
+    return md_table(DIFFERENCE_HEAD, rows, 3)
 
 
-COST_HEAD = ["learning rate", "step", "step over kdep's", "peak memory", "extra parameters"]
-COST_HEAD += ["other networks' passes a sample", "pre-training cost", "terms of the loss"]
+DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
+DIFFERENCE_HEAD += ["seeds", "result"]
+
+COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "extra parameters"]
+COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
 
 
 def cost_cells(
@@ -271,9 +282,10 @@ def cost_cells(
     ]
 
 
-FAMILY_HEAD = ["labels used", "data share", "epochs", "methods", "reads", "step over kdep's"]
-FAMILY_HEAD += ["peak memory, at most", "extra parameters", "other networks' passes a sample"]
-FAMILY_HEAD += [f"mean - {other} [95 %]" for other in families.REFERENCES] + ["left out"]
+FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "step time / kdep"]
+FAMILY_HEAD += ["peak memory, max.", "extra parameters", "extra forward passes per image seen"]
+FAMILY_HEAD += [f"mean difference to {other} x100 [95 %]" for other in families.REFERENCES]
+FAMILY_HEAD += ["methods left out"]
 
 
 def family_cells(
@@ -300,7 +312,7 @@ def family_cells(
     return [*cells, (name(", ".join(f.left_out) or "—", 300), None)]
 
 
-def _families(view: View) -> list[str]:
+def _cost_table(view: View) -> list[str]:
     if not families.shown(view.board):
         return []
     rows = []
@@ -308,16 +320,21 @@ def _families(view: View) -> list[str]:
         row = [text.md(cost.arm.student), text.md(arm_name(view, cost.arm))]
         row.append(text.md(cost.facts.arm.family or "—"))
         rows.append([*row, *(shown for shown, _ in cost_cells(cost, text.md))])
-    head = ["student", "arm", "family", *COST_HEAD]
-    lines = ["## What each method costs", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+    head = ["student", "method", "method family", *COST_HEAD]
+    return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+
+
+def _method_family_table(view: View) -> list[str]:
+    if not families.shown(view.board):
+        return []
     rows = [
         [text.md(f.student), text.md(f.name), *(c for c, _ in family_cells(f, text.md))]
         for f in families.families(view.board, view.facts, view.pages)
     ]
-    if rows:
-        head = ["student", "family", *FAMILY_HEAD]
-        lines += ["## Families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
-    return lines
+    if not rows:
+        return []
+    head = ["student", "method family", *FAMILY_HEAD]
+    return ["## Method families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
 
 
 def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
@@ -336,8 +353,10 @@ def _savings(view: View) -> list[str]:
         rows.append([*cells, text.times(found.estimate, found.bound), found.estimate.seeds])
     if not rows:
         return []
-    head = ["student", "method", "at the score of", "of what", "times less [95 %]", "over"]
-    return ["## Efficiency", "", SAVING, "", *md_table(head, rows, 4), ""]
+    return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
+
+
+SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]", "seeds"]
 
 
 def _claims(view: View) -> list[str]:
@@ -358,8 +377,18 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
         who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
         what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*who, *what, more, text.md(v.reason, 300)])
-    head = ["claim", "student", "on", "verdict", "measured [95 %]", "needed", "cost ratio"]
-    return md_table([*head, "seeds that would decide", "why"], rows, 4)
+    head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
+    return md_table([*head, "seeds needed (power 0.8)", "reason"], rows, 4)
+
+
+ALIGNMENT = (
+    "Std ratio: largest over smallest standard deviation among the channels of the teacher's "
+    "feature (raw), after the alignment (aligned), and of the training target (transformed)."
+)
+ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
+ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
+NOISE_HEAD = ["student", "task", "std. dev. over seeds", "degrees of freedom"]
+NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (power 0.8)"]
 
 
 def _diagnostics(view: View) -> list[str]:
@@ -373,9 +402,7 @@ def _diagnostics(view: View) -> list[str]:
             ratios = (f.std_ratio_after_align, f.std_ratio_after_transform)
             rows.append([*row, *map(text.ratio, ratios)])
     if rows:
-        head = ["student", "arm", "teacher", "energy kept", "Std Ratio before"]
-        head += ["after SVD", "after the transform"]
-        lines += ["## Alignment", "", *md_table(head, rows, 3), ""]
+        lines += ["## Alignment", "", ALIGNMENT, "", *md_table(ALIGNMENT_HEAD, rows, 3), ""]
     noises = []
     for student in view.board.students:
         columns = compare.columns_of(view.board, student)
@@ -386,15 +413,7 @@ def _diagnostics(view: View) -> list[str]:
                 row = [text.md(student), text.md(names[c]), text.points(n.sd)]
                 noises.append([*row, str(n.df), str(n.n), text.points(n.gap_now)])
     if noises:
-        head = [
-            "student",
-            "task",
-            "sd between seeds",
-            "degrees of freedom",
-            "independent seeds an arm",
-        ]
-        head += ["smallest gap they show (power 0.8)"]
-        lines += ["## Noise floor (x100)", "", *md_table(head, noises, 2), ""]
+        lines += ["## Seed noise (x100)", "", *md_table(NOISE_HEAD, noises, 2), ""]
     return lines
 
 
@@ -406,6 +425,9 @@ def _reported(view: View) -> list[str]:
     return ["## Reported elsewhere", "", reported.SOURCE, "", *table, ""]
 
 
+FAILURE_HEAD = ["run", "status", "reason"]
+
+
 def failures(view: View) -> list[tuple[str, str, str]]:
     """(what, status, sentence) of everything that failed, is missing or is damaged."""
     found = []
@@ -415,7 +437,7 @@ def failures(view: View) -> list[tuple[str, str, str]]:
         for run in [*cell.failed, *cell.missing]:
             where = f"{arm.student}, {view.labels[arm]}, {column.task}, "
             where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
-            found.append((where, run.status, run.error or "not run yet"))
+            found.append((where, run.status, run.error or "has not run yet"))
     found += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
     return found
 
@@ -426,7 +448,7 @@ def _failures(view: View, most: int = 200) -> list[str]:
     if found:
         rows = [[text.md(a, 200), b, text.md(c, 500)] for a, b, c in found[:most]]
         lines = ["## Failed, missing, damaged", ""]
-        lines += [*md_table(["what", "status", "why"], rows, 3), ""]
+        lines += [*md_table(FAILURE_HEAD, rows, 3), ""]
         if len(found) > most:
             lines += [f"... and {len(found) - most} more in leaderboard.csv and records/.", ""]
     if view.board.remarks:
@@ -470,7 +492,7 @@ def _environment(view: View) -> list[str]:
         [what, "<br>".join(text.md(v, 400) for v in values[:20])]
         for what, values in environment(view.board).items()
     ]
-    return ["## Environment", "", *md_table(["what", "value"], rows, 2), ""] if rows else []
+    return ["## Environment", "", *md_table(["item", "value"], rows, 2), ""] if rows else []
 
 
 def command(board: Board, arm: ArmKey) -> str:
@@ -484,6 +506,9 @@ def command(board: Board, arm: ArmKey) -> str:
     return text.command(runs[0].suite, only)
 
 
+REPRODUCE_HEAD = ["student", "method", "command"]
+
+
 def _reproduce(view: View) -> list[str]:
     rows = []
     for arm in view.board.arms:
@@ -491,8 +516,8 @@ def _reproduce(view: View) -> list[str]:
         rows.append([text.md(arm.student), text.md(view.labels[arm]), text.code(line)])
     if not rows:
         return []
-    note = "`python tools/report.py` with the results folder rebuilds this file from the records."
-    return ["## Reproduce", "", note, "", *md_table(["student", "arm", "command"], rows, 3), ""]
+    note = "`python tools/report.py <this folder>` rebuilds this file from its records."
+    return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
 
 
 def markdown(view: View) -> str:
@@ -503,15 +528,14 @@ def markdown(view: View) -> str:
     if board.damaged:
         many += f", {len(board.damaged)} damaged"
     lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
-    lines += [HOW_TO_READ, ""]
+    lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
     lines += _data_notes(view)
     if view.board.runs:
         lines += _summary(view)
         for family in board.families:
-            lines += _family(view, family)
-    lines += (
-        _families(view) + _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
-    )
+            lines += _task_family_table(view, family)
+    lines += _cost_table(view) + _method_family_table(view)
+    lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
     lines += _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
@@ -520,13 +544,13 @@ def markdown(view: View) -> str:
 CSV_HEAD = [
     "suite",
     "student",
-    "arm",
+    "row",
     "method",
     "teacher",
-    "reconstruction",
+    "reimplementation",
     "labels_used",
     "label_policy",
-    "data_share",
+    "data_fraction",
     "images_seen",
     "epochs",
     "pretrain_s",
@@ -534,9 +558,9 @@ CSV_HEAD = [
     "align_s",
     "cost_s",
     "transfer_s",
-    "key_coverage",
+    "weights_loaded",
     "task",
-    "family",
+    "task_family",
     "version",
     "split",
     "metric",
@@ -582,8 +606,14 @@ def _csv_row(
     return [*row, *ends]
 
 
-# Of suites whose records tell them; see `families.shown`.
-CSV_COSTS = ["method_family", "step_s", "step_over_kdep", "peak_memory_bytes", "extra_parameters"]
+# In suites whose records have them; see `families.shown`.
+CSV_COSTS = [
+    "method_family",
+    "step_s",
+    "step_time_over_kdep",
+    "peak_memory_bytes",
+    "extra_parameters",
+]
 CSV_COSTS += ["extra_forwards", "learning_rate"]
 
 
@@ -606,7 +636,7 @@ def _csv_cell(value: object) -> object:
 
 
 def csv_table(view: View) -> str:
-    """leaderboard.csv: one line an (arm, task), numbers as fractions and seconds, unrounded.
+    """leaderboard.csv: one line per (row, task), numbers as fractions and seconds, unrounded.
 
     Text that a spreadsheet could take for a formula starts with a quote mark.
     """
@@ -631,7 +661,7 @@ def csv_table(view: View) -> str:
     return out.getvalue()
 
 
-_TEX_ENDS = ["labels", "data", "images seen", "cost", "coverage"]
+_TEX_ENDS = ["labels", "data fraction", "images seen", "cost", "weights loaded"]
 
 
 def _tex_ends(view: View, arm: ArmKey) -> list[str]:
@@ -650,9 +680,12 @@ def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> 
 
 
 def latex(view: View) -> str:
-    """leaderboard.tex: booktabs tables to \\input, the summary and one a family; each row's command
-    in a comment."""
-    lines = ["% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (seeds).", ""]
+    """leaderboard.tex: booktabs tables to \\input, the summary and one per task family; each row's
+    command in a comment."""
+    lines = [
+        "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (number of seeds).",
+        "",
+    ]
     rows = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
@@ -662,8 +695,8 @@ def latex(view: View) -> str:
             cells = [student, arm_name(view, arm), rank, *_tex_ends(view, arm)]
             rows.append([text.tex(c) for c in cells])
     if rows:
-        note = "Summary: mean rank over all tasks, among rows with no hole"
-        lines += _tex_table(["student", "arm", "mean rank", *_TEX_ENDS], rows, 2, note)
+        note = f"Summary. {MEAN_RANK}"
+        lines += _tex_table(["student", "method", "mean rank", *_TEX_ENDS], rows, 2, note)
     for family in view.board.families:
         columns = view.board.columns_of(family)
         names = column_names(columns)
@@ -676,8 +709,8 @@ def latex(view: View) -> str:
                 mark = view.mark(arm, c)
                 row.append(f"{shown}\\textsuperscript{{{mark}}}" if mark else shown)
             rows.append([*row, *(text.tex(c) for c in _tex_ends(view, arm))])
-        head = ["student", "arm", *(names[c] for c in columns), *_TEX_ENDS]
-        lines += _tex_table(head, rows, 2, family)
+        head = ["student", "method", *(names[c] for c in columns), *_TEX_ENDS]
+        lines += _tex_table(head, rows, 2, f"Task family: {family}")
     for note in data_notes.legend(view.board, view.letters):
         words = f"{note.letter}: {', '.join(note.tasks)}: {note.sentence}."
         lines += [f"\\par\\footnotesize {text.tex(text.plain(words, 600))}", ""]

@@ -20,6 +20,7 @@ from kdep_bench.results import (
     data_card,
     data_notes,
     families,
+    glossary,
     leaderboard,
     plots,
     reported,
@@ -61,7 +62,7 @@ def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plot
         tag("a", "Skip to the results", href="#main", class_="skip"),
         _header(view, sections),
         tag("main", _tools(view), *(s.markup for s in sections), id="main"),
-        tag("footer", tag("p", "Rebuilt from records alone by tools/report.py.")),
+        tag("footer", tag("p", "Generated from records/ by tools/report.py.")),
         tag("script", Raw(script)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
@@ -99,14 +100,14 @@ def _header(view: View, sections: list[Section]) -> Raw:
     if board.damaged:
         facts.append(("damaged files", len(board.damaged), "bad"))
     facts.append(("tasks", len(board.columns), ""))
-    facts.append(("arms", len(board.arms), ""))
+    facts.append(("table rows", len(board.arms), ""))
     rows = [
         tag("div", tag("dt", name), tag("dd", f"{n:,}", class_=css or None))
         for name, n, css in facts
     ]
     links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
-    how = leaderboard.HOW_TO_READ.replace("**", "").replace("Bold is", "Tinted is")
-    how = how.replace("the bold set", "the tinted set")
+    terms = tag("a", "glossary", href="#glossary")
+    how = join([leaderboard.LEGEND_HTML, " Terms: see the ", terms, "."])
     lone = board.students[0] if len(board.students) == 1 else ""
     return tag(
         "header",
@@ -127,7 +128,7 @@ def _tools(view: View) -> Raw:
         choice = tag("label", "Student", tag("select", *options, id="student"))
     word = tag("input", id="filter", type="search", autocomplete="off", spellcheck="false")
     shown = tag("output", id="shown", aria_live="polite", for_="filter")
-    box = tag("label", "Filter the rows of every table", word)
+    box = tag("label", "Filter rows of all tables", word)
     theme = tag("button", "Dark theme", id="theme", type="button", aria_pressed="false")
     find = tag("div", box, choice, shown, class_="find", role="search")
     return tag("div", find, theme, id="tools", class_="tools", hidden=True)
@@ -173,7 +174,9 @@ def _table(
         left -= at < left
     cells = []
     for i, name in enumerate(head):
-        cells.append(tag("th", name, scope="col", class_="l" if i < left else None))
+        term = glossary.term_of(name)
+        hover = term and term.meaning
+        cells.append(tag("th", name, scope="col", class_="l" if i < left else None, title=hover))
     body = []
     for student, row in rows[:MOST_ROWS]:
         kind = "chance" if student == CHANCE else None
@@ -182,7 +185,7 @@ def _table(
     if len(rows) > MOST_ROWS:
         more = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
         body.append(tag("tr", tag("td", more, colspan=len(head), class_="l"), class_="chance"))
-    if css == "pin" and list(head[:2]) == ["student", "arm"]:
+    if css == "pin" and list(head[:2]) == ["student", "method"]:
         css = "pin second"
     css = f"sortable {css}".strip()
     table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_=css)
@@ -201,11 +204,11 @@ def _sections(
     view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
     found = [_data_notes(view), _summary(view), _claims(view)]
-    found += [_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
+    found += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
         *found,
         _costs(view),
-        _families(view),
+        _method_families(view),
         _differences(view, drawn),
         _efficiency(view, drawn),
         _alignment(view, drawn),
@@ -218,11 +221,12 @@ def _sections(
         _data(view, results_dir),
         _environment(view.board),
         _reproduce(view),
+        _glossary(),
     ]
 
 
 def _data_notes(view: View) -> Section | None:
-    """What is to be known of the data, before any score."""
+    """Known limitations of the data, before any score."""
     rows = [
         tag("li", f"({n.letter}) {text.plain(', '.join(n.tasks))}: {text.plain(n.sentence, 600)}.")
         for n in data_notes.legend(view.board, view.letters)
@@ -236,7 +240,7 @@ def _data_notes(view: View) -> Section | None:
 def _claims(view: View) -> Section | None:
     if not view.verdicts:
         return None
-    note = "Each verdict is judged from the records; a cost holds its share of the teacher cache."
+    note = "Verdicts are computed from the records; costs include the teacher cache."
     first = headlines(view.verdicts)
     rest = None
     if len(first) < len(view.verdicts):
@@ -264,8 +268,9 @@ def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
             _number(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
         rows.append((v.student, cells))
-    head = ["verdict", "claim", "student", "on", "measured [95\u00a0%]", "needed", "why"]
-    return _table(view, caption, [*head, "cost ratio", "seeds to decide"], rows, 7, css="")
+    head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
+    head += ["cost ratio", "seeds needed (power 0.8)"]
+    return _table(view, caption, head, rows, 7, css="")
 
 
 def _arm_cell(view: View, arm: ArmKey) -> Cell:
@@ -305,15 +310,12 @@ def _summary(view: View) -> Section | None:
                 _number(text.ratio(f.coverage), f.coverage),
             ]
             rows.append((student, cells))
-    head = ["student", "arm", "mean rank", "among the best", "labels used", "data share"]
-    head += ["images seen", "pre-training cost", "of it teacher cache", "key coverage"]
-    note = "Mean rank over all tasks of the student, among rows with no hole."
     return Section(
         "summary",
         "Summary",
-        tag("p", note, class_="dim small"),
+        tag("p", leaderboard.MEAN_RANK, class_="dim small"),
         _untimed(view),
-        _table(view, "Summary", head, rows, 2),
+        _table(view, "Summary", leaderboard.SUMMARY_HEAD, rows, 2),
     )
 
 
@@ -340,7 +342,7 @@ def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
     return Cell(shown, None if est is None else est.mean, css, True)
 
 
-def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
+def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
     columns = view.board.columns_of(family)
     names = leaderboard.column_names(columns)
     rows = []
@@ -359,13 +361,12 @@ def _family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Sec
     chance = [_number(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns]
     blank = [Cell("") for _ in range(5)]
     rows.append((CHANCE, [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
-    head = ["student", "arm", *(text.plain(names[c], 60) for c in columns)]
-    head += ["labels used", "data share", "images seen", "pre-training cost", "key coverage"]
-    title = text.plain(family, 60)
-    title = title[:1].upper() + title[1:]
+    head = ["student", "method", *(text.plain(names[c], 60) for c in columns)]
+    head += leaderboard.ROW_END
+    title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
     charts = _figures([p for p in drawn if p.group == "scores" and p.family == family])
-    name, table = title or "Unnamed family", _table(view, title, head, rows, 2)
-    return Section(f"family-{index}", name, _untimed(view), table, charts)
+    table = _table(view, title, head, rows, 2)
+    return Section(f"family-{index}", title, _untimed(view), table, charts)
 
 
 def _figures(some: Sequence[plots.Plot]) -> Raw | None:
@@ -382,7 +383,7 @@ def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Sec
 
 
 def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
-    """The curves first, then what they say at equal score."""
+    """The curves first, then the reduction factors read off them."""
     charts = _figures([p for p in drawn if p.group == "efficiency"])
     rows = []
     for student, method, against, axis, r in leaderboard.saving_rows(view):
@@ -391,10 +392,10 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
         rows.append((student, [*cells, Cell(r.estimate.seeds, css="n")]))
     if not charts and not rows:
         return None
-    head = ["student", "method", "at the score of", "of what", "times less [95\u00a0%]", "over"]
-    table = _table(view, "Times less at equal score", head, rows, 4) if rows else None
+    caption = "Reduction factors at equal score"
+    table = _table(view, caption, leaderboard.SAVING_HEAD, rows, 4) if rows else None
     note = tag("p", leaderboard.SAVING, class_="dim small") if rows else None
-    title = tag("h3", "At equal score") if rows else None
+    title = tag("h3", "Budget for equal score") if rows else None
     return Section("efficiency", "Efficiency", charts, title, note, table)
 
 
@@ -408,12 +409,12 @@ def _costs(view: View) -> Section | None:
         *numbers, (terms, _) = leaderboard.cost_cells(cost, text.plain)
         cells += [*starmap(_number, numbers), Cell(terms, css="l w")]
         rows.append((cost.arm.student, cells))
-    head = ["student", "arm", "family", *leaderboard.COST_HEAD]
+    head = ["student", "method", "method family", *leaderboard.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
-    return Section("costs", "What each method costs", note, _table(view, "Costs", head, rows, 3))
+    return Section("costs", "Cost of each method", note, _table(view, "Costs", head, rows, 3))
 
 
-def _families(view: View) -> Section | None:
+def _method_families(view: View) -> Section | None:
     if not families.shown(view.board):
         return None
     rows = []
@@ -424,9 +425,9 @@ def _families(view: View) -> Section | None:
         rows.append((f.student, cells))
     if not rows:
         return None
-    head = ["student", "family", *leaderboard.FAMILY_HEAD]
-    note = tag("p", families.FAMILIES, class_="dim small")
-    return Section("families", "Families", note, _table(view, "Families", head, rows, 2))
+    head = ["student", "method family", *leaderboard.FAMILY_HEAD]
+    note, title = tag("p", families.FAMILIES, class_="dim small"), "Method families"
+    return Section("families", title, note, _table(view, title, head, rows, 2))
 
 
 def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
@@ -445,11 +446,10 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
         rows.append((student, cells))
     if not rows:
         return None
-    head = ["student", "difference", "task", "x100 [95 %]", "pairs", "over", "so"]
     table = tag(
         "details",
         tag("summary", f"All {len(rows)} differences as a table"),
-        _table(view, "Paired differences", head, rows, 3),
+        _table(view, "Paired differences", leaderboard.DIFFERENCE_HEAD, rows, 3),
     )
     charts = _figures([p for p in drawn if p.group == "differences"])
     return Section(
@@ -474,14 +474,11 @@ def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
         rows.append((arm.student, cells))
     if not rows:
         return None
-    head = ["student", "arm", "teacher", "energy kept", "Std Ratio before", "after SVD"]
-    head.append("after the transform")
-    note = "Std Ratio: largest over smallest channel standard deviation of the target."
     return Section(
         "alignment",
         "Alignment",
-        tag("p", note, class_="dim small"),
-        _table(view, "Alignment", head, rows, 3),
+        tag("p", leaderboard.ALIGNMENT, class_="dim small"),
+        _table(view, "Alignment", leaderboard.ALIGNMENT_HEAD, rows, 3),
     )
 
 
@@ -499,9 +496,8 @@ def _noise(view: View) -> Section | None:
                 rows.append((student, cells))
     if not rows:
         return None
-    head = ["student", "task", "sd between seeds", "degrees of freedom", "independent seeds an arm"]
-    head.append("smallest gap they show (power 0.8)")
-    return Section("noise", "Noise floor (x100)", _table(view, "Noise floor", head, rows, 2))
+    table = _table(view, "Seed noise", leaderboard.NOISE_HEAD, rows, 2)
+    return Section("noise", "Seed noise (x100)", table)
 
 
 def _reported(view: View) -> Section | None:
@@ -524,9 +520,9 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
         for arm, means in rows:
             best = [_number(text.points(m), m) for m in means]
             lines.append((arm.student, [_name(arm.student), _arm_cell(view, arm), *best]))
-        head = ["student", "arm", *(text.plain(c, 40) for c in classes)]
+        head = ["student", "method", *(text.plain(c, 40) for c in classes)]
         parts += [tag("h3", title), _table(view, f"Per class: {title}", head, lines, 2)]
-    note = "Mean over the seeds, x100; no intervals, so read small gaps as noise."
+    note = "Mean over seeds, x100, without intervals: small differences may be noise."
     return Section("classes", "Per class", tag("p", note, class_="dim small"), *parts)
 
 
@@ -561,8 +557,8 @@ def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
 
 # How kdep_bench/transfer/pictures.py draws each family.
 _DRAWN = {
-    "detection": "White: the true boxes. Red: the boxes found, with class and score.",
-    "segmentation": "From left to right: the image, the true classes, the classes found.",
+    "detection": "White: ground-truth boxes. Red: predicted boxes, with class and score.",
+    "segmentation": "From left to right: image, ground truth, prediction.",
 }
 
 
@@ -603,7 +599,7 @@ def _pictures(view: View, results_dir: Path, full: Sequence[Record]) -> Section 
     if len(named) > shown + len(refused):
         parts.append(tag("p", f"The first {PICTURES} of {len(named)}.", class_="small dim"))
     if refused:
-        why = "Not shown (absent, outside the results folder, too large, or no PNG or JPEG):"
+        why = "Not shown (missing, outside the results folder, too large, or not PNG or JPEG):"
         parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]
     return Section("pictures", "Sample predictions", *parts)
 
@@ -623,7 +619,7 @@ def _failures(view: View) -> Section | None:
             )
             for w, s, why in found
         ]
-        parts.append(_table(view, "Failures", ["what", "status", "why"], rows, 3, css=""))
+        parts.append(_table(view, "Failures", leaderboard.FAILURE_HEAD, rows, 3, css=""))
     if view.board.remarks:
         parts += [
             tag("h3", "Remarks"),
@@ -642,7 +638,9 @@ def _data(view: View, results_dir: Path) -> Section | None:
     parts: list[object] = [tag("p", text.plain(data_card.heading(card), 400))]
     shown = {r.data.fingerprint for r in view.board.runs if r.data.fingerprint}
     if shown - {card["fingerprint"]}:
-        parts.append(tag("p", "Some records of this page were measured on other data."))
+        parts.append(
+            tag("p", "Some records of this page were measured on data with another fingerprint.")
+        )
     for title, head, rows in data_card.tables(card):
         cells = [[tag("td", text.plain(v, 300), class_="l") for v in row] for row in rows]
         body = tag("tbody", *(tag("tr", *row) for row in cells))
@@ -686,6 +684,10 @@ def _reproduce(view: View) -> Section | None:
     ]
     if not rows:
         return None
-    return Section(
-        "reproduce", "Reproduce", _table(view, "Reproduce", ["student", "arm", "command"], rows, 3)
-    )
+    table = _table(view, "Reproduce", leaderboard.REPRODUCE_HEAD, rows, 3)
+    return Section("reproduce", "Reproduce", table)
+
+
+def _glossary() -> Section:
+    lines = [tag("div", tag("dt", t.name), tag("dd", t.meaning)) for t in glossary.TERMS]
+    return Section("glossary", "Glossary", tag("dl", *lines, class_="terms small"))

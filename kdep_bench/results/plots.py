@@ -16,7 +16,7 @@ from kdep_bench.results.markup import Raw
 from kdep_bench.results.record import Record
 from kdep_bench.results.table import ArmKey
 
-# The usual arms keep their colour in every chart and report.
+# These methods keep their colour in every chart and report.
 _COLOURS = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
 MOST_LINES = 8
 MOST_DOTS = 40
@@ -83,7 +83,7 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
         chance = view.board.chance[c]
         mark = None if chance is None else 100 * chance
         caption = text.plain(names[c], 60) + _owner(view, student) + _cut(rows)
-        title = f"{caption}: mean and 95 % interval of each arm"
+        title = f"{caption}: mean and 95 % interval of each method"
         svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
         found.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
     return found
@@ -108,7 +108,7 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
     charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
     if len(charts) > MOST_PAIRS:
         charts = {
-            f"every arm - {other}, mean of {columns} tasks": sorted(
+            f"every method - {other}, mean of {columns} tasks": sorted(
                 rows, key=lambda r: (-r.value, r.label)
             )
             for other, rows in over_all.items()
@@ -189,7 +189,7 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
 
 
 # kdep_bench/transfer/classification.py: the scores a linear probe chose its regularisation by.
-_X = {"val": "log10 of C tried, or fold of the cross-validation"}
+_X = {"val": "log10 of C, or cross-validation fold"}
 
 
 def _training(view: View, full: Sequence[Record]) -> list[Plot]:
@@ -221,10 +221,10 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
             continue
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
         if len(arms) > MOST_LINES:
-            caption += f" ({MOST_LINES} of {len(arms)} arms)"
+            caption += f" ({MOST_LINES} of {len(arms)} lines)"
         what = text.plain(name, 30)
         if task == "pre-training" and len(drawn) > 1:
-            what += " (each arm its own: levels do not compare)"
+            what += " (losses differ by method: not comparable)"
         svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), what)
         found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
     return found

@@ -48,7 +48,7 @@ FIGURE_1 = (
     Row("kdep", 1.0, 8, 77.33),
     Row("kdep", 1.0, 40, 78.40),
 )
-HEAD = ["method", "data share", "about", "mean top-1 x100"]
+HEAD = ["method", "data fraction", "training time, approx.", "mean top-1 x100"]
 
 
 def rows_for(board: Board) -> tuple[Row, ...]:

@@ -203,12 +203,12 @@ def _choose(runs: list[Run], remarks: list[str]) -> Run:
     where += f"seeds {first.pretrain_seed}/{first.transfer_seed}"
     if any((r.status, r.value) != (first.status, first.value) for r in newest):
         sentence = f"{len(newest)} records of the same time disagree ({ids})"
-        remarks.append(f"Conflict: {where}: {sentence}; none of them counts.")
+        remarks.append(f"Conflict: {where}: {sentence}; none is used.")
         return first._replace(status="failed", value=None, error=sentence)
     rest = [r for r in runs if r is not first]
     which = ", ".join(shorten(r.id, 80) for r in rest)
     remarks.append(
-        f"Set aside: {where}: {len(runs)} records; the newest, {shorten(first.id, 80)}, counts, "
+        f"Duplicates: {where}: {len(runs)} records; the newest, {shorten(first.id, 80)}, is used, "
         f"not {which}."
     )
     return first
@@ -255,7 +255,7 @@ def make_board(store: Store, suite: str | None = None) -> Board:
     runs = sorted(store.runs, key=lambda r: r.id)
     if suite is not None and (others := sum(r.suite != suite for r in runs)):
         runs = [r for r in runs if r.suite == suite]
-        remarks.append(f"{others} records of other suites lie in the same folder and are left out.")
+        remarks.append(f"{others} records of other suites are in the same folder and are ignored.")
     places = _places(runs)
     pairs: dict[tuple[ArmKey, Column], dict[tuple[int, int], list[Run]]] = {}
     for run in runs:
@@ -303,9 +303,9 @@ def _diverged(runs: list[Run]) -> list[str]:
         if r.loss_rise >= DIVERGED:
             rises.setdefault((r.student.name, r.arm.method, r.task.name), []).append(r.loss_rise)
     return [
-        f"The training of {shorten(method)} ({shorten(student)}) on {shorten(task)} left its "
-        f"course with {len(several)} seeds: its loss rose to {max(several):.0f} times where it "
-        "began. The score says what this recipe did to the weights, not what they are worth."
+        f"Transfer training of {shorten(method)} ({shorten(student)}) on {shorten(task)} diverged "
+        f"for {len(several)} seed{'s' if len(several) > 1 else ''}: the loss rose to "
+        f"{max(several):.0f} times its first value. The score reflects the recipe, not the weights."
         for (student, method, task), several in sorted(rises.items())
     ]
 
@@ -319,25 +319,25 @@ def _other_epochs(runs: list[Run]) -> list[str]:
     }
     return [
         f"{shorten(method)} ({shorten(student)}, {100 * share:g} % of the data) was pre-trained "
-        f"for {done:.3g} epochs, not for the {asked:.3g} of its budget: only whole batches are "
-        "taken."
+        f"for {done:.3g} epochs instead of the {asked:.3g} of its budget, because only complete "
+        "batches are used."
         for student, method, share, done, asked in sorted(arms, key=str)
     ]
 
 
 def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list[str]:
-    """What a reader has to know before believing the numbers."""
+    """Remarks on what may make the numbers misleading."""
     found = []
     prints = {r.data.fingerprint for r in runs if r.data.fingerprint}
     if len(prints) > 1:
         found.append(
-            f"The records rest on {len(prints)} different data fingerprints; these are kept in "
-            "columns of their own and never compared."
+            f"The records have {len(prints)} different data fingerprints; each has its own "
+            "columns, and scores on different data are never compared."
         )
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})
     if uncovered:
         names = ", ".join(shorten(u, 80) for u in uncovered[:5])
-        found.append(f"Key coverage below 1.0 in {len(uncovered)} records: {names}.")
+        found.append(f"Weights loaded below 1.0 in {len(uncovered)} records: {names}.")
     for (arm, column), cell in cells.items():
         if len(cell.values) > 2 and len(set(cell.values.values())) == 1:
             found.append(
@@ -349,7 +349,7 @@ def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)
-        found.append(f"Times come from different devices ({names}) and do not compare.")
+        found.append(f"Times were measured on different devices ({names}) and are not comparable.")
     return found
 
 

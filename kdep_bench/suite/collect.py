@@ -156,7 +156,9 @@ def with_current_names(stage: Json | None) -> Json | None:
 
     Where a name of both kinds is there, the current one counts.
     """
-    outputs = stage and stage.get("outputs")
+    if stage is None:
+        return None
+    outputs = stage.get("outputs")
     if not isinstance(outputs, dict) or not RENAMED_OUTPUTS.keys() & outputs.keys():
         return stage
     old = {RENAMED_OUTPUTS[k]: v for k, v in outputs.items() if k in RENAMED_OUTPUTS}

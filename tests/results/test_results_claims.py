@@ -56,7 +56,7 @@ def test_an_arm_against_itself_is_no_verdict():
     """A difference of exactly 0 would refute every margin above it and support every one below."""
     itself = verdict(grid(SCORES), b={"method": "kdep"}, margin=-0.01)
     assert itself.verdict == "not testable here"
-    assert "the same arm" in itself.reason
+    assert "the same row" in itself.reason
 
 
 def test_epochs_asked_find_the_arm_that_whole_batches_made_of_them():

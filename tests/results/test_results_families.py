@@ -174,7 +174,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     folder = results(records())
     build(folder, "golden", [], PAGES)
     md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
-    assert "## Families" in md
+    assert "## Method families" in md
     assert "| resnet18_w32 | relation | no | 100 % | 6 | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
     assert "-9.0 [-9.0, -9.0]" in md
     assert "cross_entropy 80 %, mut\\|ual 20 %" in md  # the mean of three seeds
@@ -187,7 +187,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     assert 'id="costs"' in html
     table = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
     row = next(r for r in table if r["method"] == "dml")
-    assert (float(row["step_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
+    assert (float(row["step_time_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
     assert row["learning_rate"] == "0.05"
     assert read_json(folder / "methods.json") == PAGES
     build(folder, "golden")  # from the records and what was kept
@@ -197,7 +197,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
         build(folder, "golden")
     silent = results(records(told=False), "silent")
     build(silent, "golden", [], PAGES)
-    assert "## Families" not in (silent / "leaderboard.md").read_text()
+    assert "## Method families" not in (silent / "leaderboard.md").read_text()
     assert "step_s" not in (silent / "leaderboard.csv").read_text()
     assert not (silent / "methods.json").exists()
 

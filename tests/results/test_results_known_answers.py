@@ -60,9 +60,9 @@ def test_a_paired_difference_joins_values_by_transfer_seed(results: Results) -> 
     # At seeds 1 and 2: .60 - .10 and .70 - .30, 45.0 in the mean; seed 3 has no partner.
     records += keyed("scratch", "probe", {(0, 3): 0.9, (0, 1): 0.1, (0, 2): 0.3})
     row = only_difference(results(shuffled(records)))
-    assert row["difference"] == "kdep - scratch"
-    assert row["x100 [95 %]"].startswith("+45.0 ")
-    assert row["pairs"] == "2"
+    assert row["comparison"] == "kdep - scratch"
+    assert row["mean difference x100 [95 %]"].startswith("+45.0 ")
+    assert row["seed pairs"] == "2"
 
 
 def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> None:
@@ -72,8 +72,8 @@ def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> Non
     other = {(1, 0): 0.4, (1, 1): 0.3, (2, 0): 0.8, (2, 1): 0.9}
     records += keyed("supervised", "probe", other)
     row = only_difference(results(shuffled(records)))
-    assert row["x100 [95 %]"].startswith("+35.0 ")
-    assert row["pairs"] == "2"
+    assert row["mean difference x100 [95 %]"].startswith("+35.0 ")
+    assert row["seed pairs"] == "2"
 
 
 def test_an_arm_trained_with_one_seed_is_not_set_against_every_seed(results: Results) -> None:
@@ -81,12 +81,12 @@ def test_an_arm_trained_with_one_seed_is_not_set_against_every_seed(results: Res
     records = keyed("kdep", "probe", {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
     records += keyed("supervised", "probe", {(1, 0): 0.4, (1, 1): 0.3})
     row = only_difference(results(shuffled(records)))
-    assert row["x100 [95 %]"].startswith("+35.0 ")
-    assert row["pairs"] == "2"
+    assert row["mean difference x100 [95 %]"].startswith("+35.0 ")
+    assert row["seed pairs"] == "2"
 
 
-# kdep is alone at the top of det; kdep and svd cannot be told apart on probe; supervised is alone
-# at the top of seg; photos has one seed and so no best.
+# kdep is alone at the top of det; kdep and svd do not differ significantly on probe; supervised is
+# alone at the top of seg; photos has one seed and so no best.
 SCORES = {
     "kdep": {"det": [0.50, 0.52, 0.51], "probe": [0.80, 0.82, 0.78], "seg": [0.20, 0.21, 0.22]},
     "svd": {"det": [0.30, 0.31, 0.33], "probe": [0.81, 0.80, 0.80], "seg": [0.21, 0.20, 0.24]},
@@ -119,7 +119,7 @@ def board() -> list[Record]:
 def test_among_the_best_counts_a_student_s_own_columns_that_have_a_best(results: Results) -> None:
     """Not all columns of the board, not those with one seed, not another student's."""
     summary = tables(results(board()))["Summary"]
-    found = {(r["student"], r["arm"].split()[0]): r["among the best"] for r in summary}
+    found = {(r["student"], r["method"].split()[0]): r["among the best"] for r in summary}
     assert found == WON
 
 

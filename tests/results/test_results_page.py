@@ -124,7 +124,7 @@ def test_the_page_says_why_costs_are_dashes(results, timed, count):
     if not timed:
         some = [f | {"cost": {"device": "cpu", "threads": 1}} for f in some]
     source = page_of(results([make(f) for f in some]))
-    assert source.count("No costs: other work shared") == count  # over the summary and the family
+    assert source.count("No times: other work ran") == count  # over the summary and the family
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -182,7 +182,7 @@ def test_efficiency_curves_and_plot_files(results):
     records += grid({"kdep": {t: [v - 0.1 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
     folder = results(records)
     source = page_of(folder)
-    assert "Score against images" in source
+    assert "Score against distinct images" in source
     plots = {p.name for p in (folder / "plots").iterdir()}
     assert {"efficiency-0-images.svg", "efficiency-0-images.png"} <= plots
     assert {p[:-4] for p in plots if p.endswith("svg")} == {

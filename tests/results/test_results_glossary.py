@@ -1,0 +1,99 @@
+"""Every column heading is in the glossary or is a textbook term, and no private word is shown."""
+
+from __future__ import annotations
+
+import csv
+import html
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from make_records import grid
+from test_results_tables import BEATS, SCORES
+
+from kdep_bench.results import build, glossary
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/records"))
+TEXTBOOK = {
+    *("task", "epochs", "metric", "split", "version", "direction", "mean", "sd", "command"),
+    *("learning rate", "learning_rate", "peak memory", "peak_memory_bytes", "degrees of freedom"),
+    *("status", "reason", "item", "value", "suite", "transfer_s", "mean top-1", "training time"),
+    "data_notes",
+}
+# Not in a table, heading, note or caption -> the standard term.
+PRIVATE = {
+    r"cannot be told|told from": "not significant",
+    r"\bhole": "failed or missing seed",
+    r"energy.kept": "explained variance ratio",
+    r"key.coverage": "weights loaded",
+    r"of it teacher|of what\b": "incl. teacher cache; budget",
+    r"\barms?\b": "method, row",
+    r"data share|% share": "data fraction",
+    r"no costs|speaks? of|truly best|tinted|left its course|passes a sample": "see the glossary",
+    r"seeds that would decide|smallest gap|an arm\b": "seeds needed; minimum detectable difference",
+}
+
+
+def md_headings(text: str) -> Iterator[str]:
+    lines = text.splitlines()
+    for line, rule in itertools.pairwise(lines):
+        if re.fullmatch(r"\|( -+:? \|)+", rule):
+            yield from (h.strip() for h in line.strip("| ").split(" | "))
+
+
+def headings(folder: Path) -> set[str]:
+    """Column headings of leaderboard.md and leaderboard.csv, less the tasks' score columns."""
+    with (folder / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tasks = {f"{r['task']} ({r['metric']})" for r in rows}
+    text = (folder / "leaderboard.md").read_text().replace("\\", "")
+    return {*md_headings(text), *rows[0]} - tasks
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda f: f.name)
+def test_every_heading_is_explained(folder: Path):
+    unknown = {h for h in headings(folder) if glossary.term_of(h) is None}
+    plain = {re.sub(r" x100|, max\.|, approx\.", "", h) for h in unknown}
+    assert plain <= TEXTBOOK
+
+
+def test_the_glossary_explains_no_heading_that_is_gone():
+    there = {h for folder in PUBLISHED for h in headings(folder)}
+    tex = "\n".join((f / "leaderboard.tex").read_text() for f in PUBLISHED)
+    there |= {h.strip(" \\") for line in re.findall(r"^student &.*$", tex, re.M)
+              for h in line.split("&")}  # fmt: skip
+    used = {t.name for h in there if (t := glossary.term_of(h))}
+    assert used == {t.name for t in glossary.TERMS if t.headings}
+    shown = {glossary.plain_heading(h) for h in there}
+    assert {h for t in glossary.TERMS for h in t.headings} - shown <= {"run"}  # of failures
+
+
+def test_glossary_md_is_the_one_in_code():
+    text = (ROOT / "GLOSSARY.md").read_text()
+    assert text == glossary.markdown(), "python -m kdep_bench.results.glossary > GLOSSARY.md"
+
+
+def test_the_page_explains_its_headings(results):
+    folder = results(grid(SCORES))
+    build(folder, "golden", [BEATS])
+    page = (folder / "index.html").read_text()
+    term = next(t for t in glossary.TERMS if "weights loaded" in t.headings)
+    hover = re.escape(html.escape(term.meaning))
+    assert re.search(rf'<th scope="col" title="{hover}">weights loaded</th>', page)
+    assert page.count("<dt>") >= len(glossary.TERMS)
+    assert 'href="#glossary"' in page
+    assert "../../GLOSSARY.md" in (folder / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda f: f.name)
+@pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.csv", "index.html"])
+def test_no_private_word_is_published(folder: Path, name: str):
+    text = (folder / name).read_text()
+    text = re.sub(r"<style>.*?</style>|<script>.*?</script>|base64,[\w+/=]+", "", text, flags=re.S)
+    text = text.split('id="glossary"')[0].split("## Environment")[0]
+    text = re.sub(r"<[^>]*>", " ", text)
+    found = {w: fix for w, fix in PRIVATE.items() if re.search(w, text, re.I)}
+    assert not found, f"{folder.name}/{name}: write the standard term"
