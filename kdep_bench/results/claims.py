@@ -233,7 +233,7 @@ def _difference(
     ruling: Ruling = "undecided"
     more = None
     if holes:
-        reason = f"{holes} of the scores have failed or missing seeds, so no mean is computed"
+        reason = f"failed or missing seeds in {holes} of the scores, so no mean is computed"
         est = None
     elif est is None:
         reason = "the two methods share no seed pair"

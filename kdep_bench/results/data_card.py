@@ -1,4 +1,4 @@
-"""The data card: what the data of a suite hold, as `prepare` counted it, beside the records.
+"""The data card: contents of a suite's data, as counted by stage `prepare`.
 
 `data_card.json` holds what the stage counted, `data_card.md` the same as tables.
 """
@@ -20,15 +20,15 @@ _WORDS = {
     "images": "images",
     "width": "width, px",
     "height": "height, px",
-    "equal_files": "repeated files",
-    "images_without_boxes": "without boxes",
+    "equal_files": "duplicate files",
+    "images_without_boxes": "images without boxes",
     "crowds": "crowds",
-    "repeated_annotations": "repeated boxes",
+    "repeated_annotations": "duplicate boxes",
     "thinner_than_1_px": "boxes under 1 px",
     "ignored_pixels": "ignored pixels",
-    "masks_without_image": "masks without image",
-    "normalised": "normalised",
-    "passed_over": "passed over",
+    "masks_without_image": "masks without an image",
+    "normalised": "converted images",
+    "passed_over": "skipped entries",
 }
 _BY_CLASS = ("by_class", "boxes", "pixels")
 
@@ -119,11 +119,11 @@ def tables(card: Card) -> list[Table]:
     for key in ("pool", "classify"):
         twice = parts.get(key, {}).get("in_two_classes", {"count": 0, "files": []})
         if twice["count"]:
-            title = f"{PARTS[key]}: {twice['count']} pictures in two classes"
+            title = f"{PARTS[key]}: {twice['count']} images in two classes"
             rows = [[f[0], ", ".join(f[1:])] for f in twice["files"]]
-            found.append((title, ["file", "equal to"], rows))
+            found.append((title, ["file", "identical to"], rows))
     if shared := parts.get("shared_images"):
-        head = ["images of", "also in", "equal files", "near duplicates", "such as", "allowed"]
+        head = ["images of", "also in", "identical files", "near duplicates", "example", "allowed"]
         rows = [
             [
                 str(row["second"]),

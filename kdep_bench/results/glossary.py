@@ -104,7 +104,7 @@ TERMS = (
     Term(
         "extra forward passes",
         "Forward passes of all networks other than the student during pre-training: cached or live "
-        "teacher, peer networks, moving averages. In the tables per image seen, in the CSV in all.",
+        "teacher, peer networks, moving averages. Tables: per image seen; CSV: in total.",
         ("extra forward passes per image seen", "extra_forwards"),
     ),
     Term(
@@ -176,9 +176,9 @@ TERMS = (
     ),
     Term(
         "seed pair",
-        "(pre-training seed, transfer seed). Two methods are compared within each pair; seeds are "
-        "independent where they differ in the pre-training seed, or in the transfer seed where "
-        "there is one pre-training seed.",
+        "(pre-training seed, transfer seed). Two methods are compared within each pair; the "
+        "independent seeds are the pre-training seeds, or the transfer seeds where there is only "
+        "one pre-training seed.",
         ("seed pairs", "seeds", "n", "independent seeds per method"),
     ),
     Term(

@@ -52,7 +52,7 @@ def test_epochs_that_whole_batches_made_are_told_beside_those_asked(tmp_path):
     collect(suite, plan, work, results)
     assert of(results, "kdep").budget.epochs_asked == 1.0
     said = (results / "leaderboard.md").read_text()
-    assert "was pre-trained for 2 epochs, not for the 1 of its budget" in said
+    assert "was pre-trained for 2 epochs instead of the 1 of its budget" in said
     budget = {"epochs": 1.6, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
     suite, plan, work, results = world(tmp_path / "exact", budget=budget)
     assert fakes.run(plan, work).ok
@@ -125,7 +125,7 @@ def test_finished_stages_of_earlier_versions_fill_the_record_as_before(tmp_path)
 
     aligned = [s for s in plan.stages.values() if s.kind == "align"]
     for stage in aligned:
-        bend(state.folder(work, stage) / "stage.json", former_names)
+        bend(state.folder(work, stage), former_names)
     assert aligned
     for path in (results / "records").glob("*.json"):
         path.unlink()
@@ -173,7 +173,9 @@ def test_missing_and_failed_cells_are_records_too(tmp_path):
     outcome = fakes.run(plan, work)
     said = collect(suite, plan, work, results, outcome.failed)
     assert said["failed"] == 4
-    assert str(of(results, "kdep").error).startswith("a broken transfer; expected a whole one;")
+    assert str(of(results, "kdep").error).startswith(
+        "a broken transfer; expected a whole one. Fix: "
+    )
     (work / "break-transfers").unlink()
     assert fakes.run(plan, work).ok
     assert collect(suite, plan, work, results)["ok"] == 4
@@ -400,7 +402,7 @@ def test_the_tables_say_what_the_methods_of_a_family_read(tmp_path):
     for cell in plan.cells:
         tell(work / cell.chain["pretrain"], extra_parameters=0)
     collect(suite, plan, work, results)
-    table = (results / "leaderboard.md").read_text().partition("## Families")[2]
+    table = (results / "leaderboard.md").read_text().partition("## Method families")[2]
     row = next(line for line in table.splitlines() if "| feature |" in line)
     assert "| pooled (1) |" in row
 
