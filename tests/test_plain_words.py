@@ -85,6 +85,16 @@ def without_code(text: str) -> str:
     return re.sub(r"`[^`]*`", lambda m: re.sub(r"\S", ".", m[0]), text)
 
 
+def without_terms(table: str) -> str:
+    """A glossary without the terms of its first column, in the rows that define them."""
+    rows = []
+    for line in table.split("\n"):
+        terms = re.findall(r"\w+", line.split("|")[1]) if line.startswith("|") else []
+        pattern = "|".join(map(re.escape, terms)) or "$^"
+        rows.append(re.sub(rf"\b(?:{pattern})s?\b", "...", line))
+    return "\n".join(rows)
+
+
 def string(node: ast.AST | None) -> str:
     """A string expression with its values left out; '' for anything else."""
     if isinstance(node, ast.Constant):
@@ -105,7 +115,8 @@ def of_docs(root: Path) -> Iterator[Text]:
     """Hand-written pages and the docstrings and shown texts of the configs."""
     for name in DOCS:
         if (root / name).is_file():
-            yield Text("docs", name, 1, without_code((root / name).read_text()))
+            text = without_code((root / name).read_text())
+            yield Text("docs", name, 1, without_terms(text) if name == "GLOSSARY.md" else text)
     for path in sorted((root / "configs").rglob("*.py")):
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
         yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))

@@ -216,7 +216,7 @@ def method_table() -> list[str]:
             rows.append((name, "-", "-", "-", f"(cannot be read: {e.problem})"))
             continue
         needs = ", ".join(sorted(method_needs(m))) or "-"
-        source = m.get("source", "") + (" (reconstruction)" if m.get("reconstruction") else "")
+        source = m.get("source", "") + (" (re-implementation)" if m.get("reconstruction") else "")
         rows.append((name, m.get("family") or "-", needs, label_policy(m), source))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
