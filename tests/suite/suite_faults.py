@@ -1,12 +1,13 @@
-"""Faults injected for real into a running suite; a rerun must give what an undisturbed run gives.
+"""Injects faults into a running suite; a rerun must give the results of an undisturbed run.
 
     python tests/suite/suite_faults.py --out results/faults.md     # the smoke suite: `make faults`
     python tests/suite/suite_faults.py --toy                       # the same on stages of 0.2 s
 
-Every fault works on a work dir of its own: empty, or a copy of the undisturbed run's without the
-stages that shall run. After it the suite is run again until it says that all is done. Then every
-stage's outputs, every checkpoint and every record are compared with the undisturbed run's: all but
-times must be equal to the last digit. Cut, it goes on with the fault it was at, given the `--home`.
+Every fault uses a separate work dir: empty, or a copy of the undisturbed run's without the stages
+that are to run. Afterwards the suite is rerun until all stages are done. Then every stage's
+outputs, every checkpoint and every record are compared with the undisturbed run's: everything
+except times must be equal to the last digit. With `--home`, an interrupted run resumes at the same
+fault.
 """
 
 from __future__ import annotations
@@ -1051,35 +1052,40 @@ def report(world: World, rows: list[Row], command: str) -> str:
     return f"""# Faults injected into the smoke suite
 
 `{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread
-a stage, one stage at a time: {minutes:.0f} minutes, with the load of the machine between \
+per stage, one stage at a time: {minutes:.0f} minutes, with the machine's load between \
 {min(loads):.0f} and {max(loads):.0f}. The
-suite has {stages} stages and {cells} records; undisturbed it computes for \
-{sum(world.wall.values()):.0f} s. Stages were killed over the
-whole of it, the other faults injected into its `kdep` arm with one task, whose stages are the same.
+suite has {stages} stages and {cells} records; an undisturbed run takes \
+{sum(world.wall.values()):.0f} s. Stages were killed in
+the complete suite; the other faults were injected into a part of it, `kdep` with one task.
 
 {table(rows)}
 
-*Lost work* is what had to be computed again: the time since a killed stage began or last saved its
-state, the time until a starved or hung stage was given up, or the time that making a damaged file
-took in the undisturbed run; the start of a runner (about 5 s of imports) is not in it. *Wrong
-results* counts, after a rerun that said all is done, stages whose outputs, checkpoints or cache
-shards differ from the undisturbed run's in any digit, files that do not match their checksums,
-records that differ in anything but times and costs, and stages done twice by two runners. What
-ran in two processes is compared with an undisturbed run in two processes. *Slurm* is a real one of
-three nodes, started on this machine.
+*Lost work* is the time of repeated computation: since a killed stage began or last saved its state,
+until a starved or hung stage was stopped, or for a damaged file the time to compute it in the
+undisturbed run; the start of a runner (about 5 s of imports) is excluded. *Wrong results* counts,
+after a rerun that finished, stages whose outputs, checkpoints or cache shards differ from the
+undisturbed run's in any digit, files that do not match their checksums, records that differ in
+anything except times and costs, and stages run twice by two runners. Runs of two processes are
+compared with an undisturbed run of two processes. *Slurm*: a Slurm of three nodes on this machine.
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--toy", action="store_true", help="stages of 0.2 s instead of smoke")
+    parser.add_argument(
+        "--toy", action="store_true", help="use stages of 0.2 s, not the smoke suite"
+    )
     parser.add_argument("--toy-run", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--retry", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", help="faults whose short name has one of these parts")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only", default="", help="only faults whose short name contains one of these (A,B)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
     parser.add_argument("--home", type=Path, help="folder for the work dirs (default: temporary)")
-    parser.add_argument("--reference", type=Path, help="folder with an undisturbed work/, results/")
-    parser.add_argument("--out", type=Path, help="write the report there")
+    parser.add_argument(
+        "--reference", type=Path, help="folder with work/, results/ of an undisturbed run"
+    )
+    parser.add_argument("--out", type=Path, help="write the report to this file")
     args = parser.parse_args()
     if args.toy_run:
         work, results = args.toy_run
