@@ -142,19 +142,16 @@ def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
     if unknown:
         return KdepError(
             f"the GPU-hours of {unknown} of {len(hours.of)} stages to run are not known",
-            expected=f"a forecast to hold against --budget-hours {budget:g}",
             fix="give --device-rate or --measure-throughput (and --count-flops), or add "
-            "--fit-budget "
-            "to run what is known to fit",
+            "--fit-budget to run only stages whose cost is known",
         )
     total = sum(v or 0.0 for v in hours.of.values())
     if total <= budget:
         return None
     every = len(found.taken) + len(found.left)
     return KdepError(
-        f"the run is forecast at {total:,.1f} GPU-hours, {hours.said}",
-        expected=f"at most --budget-hours {budget:g}",
-        fix=f"raise it, or add --fit-budget to run the {len(found.taken)} of {every} comparisons "
-        "that "
-        "fit",
+        f"the run needs an estimated {total:,.1f} GPU-hours, {hours.said}",
+        expected=f"at most {budget:g} (--budget-hours)",
+        fix=f"raise --budget-hours, or add --fit-budget to run the {len(found.taken)} of {every} "
+        "comparisons that fit",
     )

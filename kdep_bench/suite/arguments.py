@@ -47,10 +47,14 @@ def check_optimizer(config: Json, where: str) -> None:
     """
     kind = config.get("type")
     if not isinstance(kind, str):
-        raise KdepError(f"{where} names no type", expected="type='SGD', for example", fix="add it")
+        raise KdepError(
+            f"{where} has no `type`",
+            fix="add it, for example type='SGD'",
+        )
     if "lr" not in config:
         raise KdepError(
-            f"{where} has no 'lr'", expected="a learning rate", fix="add it: lr=0.1, for example"
+            f"{where} has no learning rate `lr`",
+            fix="add it, for example lr=0.1",
         )
     path = optimizer_path(kind)
     known = torch_optimizers()
@@ -70,8 +74,8 @@ def check_optimizer(config: Json, where: str) -> None:
         raise KdepError(
             f"{where} has nesterov=True with momentum={config.get('momentum', 0)} and "
             f"dampening={config.get('dampening', 0)}",
-            expected="a momentum above 0 and no dampening",
-            fix="change one of them",
+            expected="momentum above 0 and dampening=0",
+            fix="change one of them, or set nesterov=False",
         )
 
 
@@ -122,13 +126,14 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
         raise KdepError(f"{where} {e.problem}", expected=e.expected, fix=e.fix) from None
     except (TypeError, ValueError, ArithmeticError) as e:
         raise KdepError(
-            f"{where} cannot be a schedule ({type(e).__name__}: {e})",
-            expected="numbers",
-            fix="correct it",
+            f"{where} is not a valid schedule ({type(e).__name__}: {e})",
+            expected="numbers as arguments",
+            fix="correct the schedule in that config",
         ) from None
     if not all(math.isfinite(v) for v in values):
         raise KdepError(
-            f"{where} is not finite everywhere", expected="finite weights", fix="correct it"
+            f"{where} is infinite or NaN at some step",
+            fix="correct the schedule in that config",
         )
 
 
@@ -147,20 +152,20 @@ def check_needs(method: Json, who: str) -> None:
         for key in ("align", "transform"):
             if not method.get(key):
                 raise KdepError(
-                    f"{who} regresses an aligned teacher feature and names no {key}",
-                    expected="both an alignment and a transform",
+                    f"{who} regresses an aligned teacher feature but its config has no `{key}`",
+                    expected="both `align` and `transform`",
                     fix=f"set `{key}` in the method's config",
                 )
         needs = (needs - {"target"}) | {"pooled"}
     if "labels" in needs and not method.get("labels_used"):
         raise KdepError(
-            f"{who} reads labels and says labels_used=False",
-            expected="labels_used=True for an arm that reads labels",
-            fix="set it, or choose a label-free objective",
+            f"{who} reads labels but has labels_used=False",
+            fix="set labels_used=True, or choose an objective without labels",
         )
     if lacking := sorted(needs - method_needs(method)):
         raise KdepError(
-            f"{who} reads {', '.join(lacking)} of a batch and does not declare that",
+            f"{who} reads {', '.join(lacking)} of a batch but its `needs` does not list "
+            f"{'it' if len(lacking) == 1 else 'them'}",
             expected=f"needs={sorted(needs | method_needs(method))}",
             fix="set `needs` in the method's config",
         )
@@ -170,8 +175,7 @@ def check_relates(method: Json, who: str, parts: int) -> None:
     """Refuses an objective that relates the samples of a batch where that falls into `parts`."""
     if parts > 1 and any(class_value(path, "relates") for path in _objectives(method)):
         raise KdepError(
-            f"{who} relates the samples of a batch, and {parts} micro-batches or processes would "
-            "each see a part of it",
-            expected="the whole batch at once",
-            fix="run its pre-training as one process without accumulation",
+            f"{who} compares the samples of a batch with each other, but the batch is split into "
+            f"{parts} micro-batches or processes",
+            fix="run its pre-training in one process with accumulate=1",
         )

@@ -71,10 +71,9 @@ def _check_shares(suite: Suite, pool: int, exactly: bool) -> None:
         other = first.setdefault(round(share * pool), share)
         if other != share:
             raise KdepError(
-                f"the shares {other:g} and {share:g} of {pool} images are the same "
+                f"the data fractions {other:g} and {share:g} of {pool} images select the same "
                 f"{round(share * pool)} images",
-                expected="shares that differ by an image at least",
-                fix="drop one of them",
+                fix="remove one of them from `shares`",
             )
 
 
@@ -123,9 +122,8 @@ def some_images(arm: Counted) -> None:
     """A share that leaves no image."""
     if arm.images < 1:
         raise KdepError(
-            f"{arm.who} has {arm.share:g} of {arm.pool} images, which leaves none",
-            expected="one image at least",
-            fix=f"use a data share of {math.ceil(1000 / arm.pool) / 1000:g} or more",
+            f"{arm.who} has {arm.share:g} of {arm.pool} images, which rounds to 0 images",
+            fix=f"use a data fraction of {math.ceil(1000 / arm.pool) / 1000:g} or more",
         )
 
 
@@ -163,10 +161,9 @@ def fine_tuning_batch(data: Json, task: Json) -> None:
     if counts is None or max(counts) >= known.MOST_PER_CLASS or sum(counts) >= batch:
         return
     raise KdepError(
-        f"task {task['name']!r} has batches of {batch}, and {folder} of the data "
-        f"{data['name']!r} holds {sum(counts)} images",
-        expected=f"a batch of at most {sum(counts)}",
-        fix="lower `batch` in the task's recipe, or add images",
+        f"task {task['name']!r} has batches of {batch} images, but {folder} of the data "
+        f"{data['name']!r} has only {sum(counts)}",
+        fix=f"set `batch` in the task's recipe to {sum(counts)} or less, or add images",
     )
 
 

@@ -60,10 +60,9 @@ def remember(work: Path, results: Path) -> None:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise KdepError(
-            f"the work dir {work} cannot note that {results} cites its stages ({e.strerror})",
-            expected="a work dir that may be written",
-            fix=f"correct the rights of {note.parent}; until then `tools/work_dir.py --gc` needs "
-            f"--results-dir {results}",
+            f"the work dir {work} cannot store that {results} uses its stages ({e.strerror})",
+            fix=f"make {note.parent} writable; until then pass --results-dir {results} to "
+            "`tools/work_dir.py --gc`",
         ) from None
 
 
@@ -80,9 +79,9 @@ def remembered(work: Path) -> list[Remembered]:
         path = said.get("results") if isinstance(said, dict) else None
         if not isinstance(path, str) or not path:
             raise KdepError(
-                f"{note} names no results folder",
-                expected='{"results": "its path"}',
-                fix="move it elsewhere, and give the folder as --results-dir",
+                f"{note} does not contain the path of a results folder",
+                expected='{"results": "<path>"}',
+                fix="move that file elsewhere, and pass the results folder as --results-dir",
             )
         out.append(Remembered(Path(os.path.normpath(work / path)), note))
     return sorted(out, key=lambda r: str(r.results))
@@ -97,7 +96,7 @@ def forget(work: Path, results: Path) -> None:
     found = [r for r in remembered(work) if r.results == results.absolute()]
     if not found:
         raise KdepError(
-            f"{work} remembers no results folder {results.absolute()}",
+            f"the results folder {results.absolute()} is not registered in {work}",
             expected="one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
             fix="correct --forget",
         )

@@ -147,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             value = getattr(args, name)
             if value is not None and value < (1 if name == "jobs" else 0):
                 raise KdepError(
-                    f"--{name} is {value}", expected="a positive number", fix="correct it"
+                    f"--{name} is {value}",
+                    expected="a positive number",
+                    fix=f"correct --{name}",
                 )
         _check_budget(args)
         return _run(args, arguments)
@@ -165,19 +167,21 @@ def _check_budget(args: argparse.Namespace) -> None:
     budget = args.budget_hours
     if budget is not None and not 0 < budget < math.inf:
         raise KdepError(
-            f"--budget-hours is {budget:g}", expected="a positive number", fix="correct it"
+            f"--budget-hours is {budget:g}",
+            expected="a positive number",
+            fix="correct --budget-hours",
         )
     if args.fit_budget and budget is None:
         raise KdepError(
-            "--fit-budget has nothing to fit into", expected="--budget-hours H", fix="add it"
+            "--fit-budget needs --budget-hours",
+            fix="add --budget-hours H",
         )
     for name in ("device_rate", "measure_throughput", "count_flops"):
         if getattr(args, name) and not args.dry_run and budget is None:
             option = "--" + name.replace("_", "-")
             raise KdepError(
-                f"{option} without --dry-run or --budget-hours",
-                expected="one of these",
-                fix="add it",
+                f"{option} works only with --dry-run or --budget-hours",
+                fix="add one of them",
             )
 
 
@@ -185,9 +189,8 @@ def disk_fault(e: OSError) -> KdepError:
     """A full or broken disk under the work dir or the results, as a sentence."""
     return KdepError(
         f"a file could not be written or read ({e})",
-        fix="free space or file numbers (df -h, df -i), or correct the folder's access rights, "
-        "then "
-        "run the same again; what is done is kept",
+        fix="free disk space or inodes (see df -h and df -i), or correct the folder's "
+        "permissions, then rerun the same command; finished stages are kept",
     )
 
 
@@ -266,8 +269,8 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         if not any(hit(s.id) for s in plan.stages.values()):
             raise KdepError(
                 f"--force {pattern!r} matches no stage",
-                expected="a part of a stage id",
-                fix="see --dry-run",
+                expected="part of a stage id",
+                fix="list the ids with --dry-run",
             )
     known = state.statuses(
         plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify

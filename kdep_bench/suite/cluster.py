@@ -85,7 +85,6 @@ def find_snakemake() -> str:
     if found is None:
         raise KdepError(
             "Snakemake is not installed",
-            expected="the program that hands stages to a cluster",
             fix="run `make cluster`, or install the extra: pip install 'kdep_bench[cluster]'",
         )
     return found
@@ -189,8 +188,7 @@ class _Run:
         program = find_snakemake()
         if self.options.executor == "slurm" and shutil.which("sbatch") is None:
             raise KdepError(
-                "Slurm's sbatch is not on this machine",
-                expected="a machine that submits jobs",
+                "Slurm's command sbatch was not found on this machine",
                 fix="run this on the cluster's login node",
             )
         self._discard_forced()
@@ -222,9 +220,8 @@ class _Run:
             lock = StageLock(self.work, one)
             if not lock.take():
                 raise KdepError(
-                    f"the stage {one} is to run again and {lock.owner()} is running it",
-                    expected="a stage at rest",
-                    fix="stop that run, or wait for it",
+                    f"the stage {one} is to be rerun, but {lock.owner()} is running it now",
+                    fix="wait until it ends, or stop that process",
                 )
             try:
                 real_folder(state.folder(self.work, one), "stage directory")
@@ -339,7 +336,6 @@ class _Run:
         ):
             raise KdepError(
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
-                expected="a run",
                 fix=f"read {log}",
             )
         for one, stage in self.todo.items():  # upstream first
@@ -355,9 +351,9 @@ class _Run:
             else:
                 o.failed[one] = str(
                     KdepError(
-                        "its job ended without a word: killed, out of memory, or never started",
-                        expected="a stage.json",
-                        fix=f"read {log}, and the job's own log that is named there",
+                        "the cluster job ended without a result and without an error message: it "
+                        "was killed, ran out of memory, or never started",
+                        fix=f"read {log} and the job's own log file, whose path it contains",
                     )
                 )
                 out = state.folder(self.work, stage)

@@ -183,7 +183,8 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
         got = f"the outputs of the stages of {cell.id} make no record ({type(e).__name__}: {e})"
         sentence = str(
             KdepError(
-                got[:2000], expected="outputs as the plan's stages give them", fix="run again"
+                got[:2000],
+                fix="run the suite again",
             )
         )
     fields = _planned(suite, cell, {}, chains)
@@ -204,7 +205,10 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
             got = f"what the stage {one} left cannot be used: {fault}"
-            sentence = KdepError(got, expected="files as it wrote them", fix="run the suite again")
+            sentence = KdepError(
+                got,
+                fix="run the suite again",
+            )
             fields.update(status="failed", error=str(sentence), created=_now())
             return record.make(fields)
     transfer = found["transfer"]
@@ -285,9 +289,9 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
     lacking = [k for k in wanted if k not in said]
     if lacking:
         raise KdepError(
-            f"the stage {cell.id} gave no {', '.join(lacking)}",
-            expected="value, metrics, per_class and gate among its outputs",
-            fix="correct the task",
+            f"the outputs of stage {cell.id} lack {', '.join(lacking)}",
+            expected="value, metrics, per_class and gate",
+            fix="return them from the task's function",
         )
     fields: Json = {
         "status": "ok",
@@ -508,9 +512,10 @@ def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
     for picture, source in files.items():
         if stage_dir.resolve() not in source.resolve().parents or source.is_dir():
             raise KdepError(
-                f"the stage {record.id} names the picture {picture!r} outside its directory",
-                expected="a relative path in it",
-                fix="correct the task",
+                f"the stage {record.id} lists the image {picture!r}, which is outside the stage's "
+                "directory",
+                expected="a path relative to that directory",
+                fix="correct the paths that the task returns",
             )
     return files
 

@@ -321,8 +321,8 @@ def read_config(path: Path) -> Json:
     except BaseException as e:  # a config is code: anything may come out of it, sys.exit() too
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
-            expected="a pure-Python mmengine config",
-            fix="correct that file",
+            expected="an mmengine config in pure Python",
+            fix=f"correct {path}",
         ) from e
     plain = _lazy2string(cfg._cfg_dict._to_lazy_dict(), dict)
     return {k: v for k, v in plain.items() if k not in cfg._imported_names and k != "read_base"}
@@ -334,9 +334,9 @@ def _json(value: Any, where: str) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as e:
         raise KdepError(
-            f"the config {where} holds something that is not plain data ({e})",
+            f"the config {where} contains a value that is not plain data ({e})",
             expected="numbers, strings, lists, dicts and imported classes",
-            fix="replace it",
+            fix="replace that value",
         ) from None
 
 
@@ -351,8 +351,7 @@ def read_room(room: str, name: str, configs: Path = CONFIGS) -> Json:
         raise KdepError(
             f"the config {path} defines no dict named {room!r} "
             f"(but {', '.join(sorted(found)) or 'nothing'})",
-            expected=f"`{room} = dict(...)`",
-            fix="name it so",
+            fix=f"write `{room} = dict(...)` in that file",
         )
     return _json(found[room], str(path))
 
@@ -472,8 +471,7 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         raise unknown_name(f"key of the {'.'.join([where, *place[:-1]])}", place[-1], fields)
     if fault["type"] == "missing":
         raise KdepError(
-            f"the {where} has no {'.'.join(place)!r}",
-            expected="that key",
+            f"the {where} lacks the key {'.'.join(place)!r}",
             fix="add it to the config",
         )
     got = fault.get("input")
@@ -498,9 +496,8 @@ def _unique(what: str, found: list[str]) -> None:
     if twice:
         more = f" and {len(twice) - 5} others" if len(twice) > 5 else ""
         raise KdepError(
-            f"the suite has {what} {', '.join(twice[:5])}{more} more than once",
-            expected="each name once",
-            fix="drop one, or give the override a `name` of its own",
+            f"the suite lists {what} {', '.join(twice[:5])}{more} more than once",
+            fix="remove the duplicates, or give an override its own `name`",
         )
 
 
@@ -509,9 +506,9 @@ def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) ->
     chain = (*below, method["name"])
     if method["name"] in below:
         raise KdepError(
-            f"the chain of teachers loops: {' <- '.join(chain)}",
-            expected="a chain that ends at the suite's teacher",
-            fix="correct `teacher` in one of these methods",
+            f"the teachers of the methods form a loop: {' <- '.join(chain)}",
+            fix="correct `teacher` in one of these methods, so that the last teacher is the "
+            "suite's",
         )
     if method.get("teacher") is None:
         return method
@@ -536,7 +533,7 @@ def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
             near = names("suite", configs)
             raise KdepError(
                 f"the suite file {ref} does not exist",
-                expected="a path to a suite config, or one of: " + ", ".join(near),
+                expected="the path of a suite config, or one of: " + ", ".join(near),
                 fix="check the path",
             )
         return path
@@ -561,7 +558,8 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
     found = read_config(path)
     if not isinstance(found.get("suite"), dict):
         raise KdepError(
-            f"the suite file {path} defines no dict named 'suite'", expected="`suite = dict(...)`"
+            f"the suite file {path} defines no dict named 'suite'",
+            fix=f"write `suite = dict(...)` in {path}",
         )
     return build_suite(_json(found["suite"], str(path)), configs)
 
@@ -598,9 +596,9 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     _unique("transfer seed", [str(s) for s in seeds.transfer])
     if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
         raise KdepError(
-            f"seeds.pairs is 'diagonal' with {len(seeds.pretrain)} pre-training and "
+            f"seeds.pairs is 'diagonal' but there are {len(seeds.pretrain)} pre-training and "
             f"{len(seeds.transfer)} transfer seeds",
-            expected="as many of one as of the other",
+            expected="the same number of both",
         )
     suite = Suite(
         name=file.name,
@@ -645,7 +643,10 @@ def _shares(shares: list[float]) -> list[float]:
     _unique("share", [str(s) for s in shares])
     for share in shares:
         if not 0 < share <= 1:
-            raise KdepError(f"the suite has the share {share}", expected="more than 0, at most 1")
+            raise KdepError(
+                f"the suite has the data fraction {share} in `shares`",
+                expected="above 0 and at most 1",
+            )
     return shares
 
 
@@ -657,15 +658,17 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
     if isinstance(ref, str) or (isinstance(ref, dict) and "base" in ref):
         return dict.fromkeys(wanted, resolve("teacher", ref, configs))
     if not isinstance(ref, dict):
-        raise KdepError(f"the suite has teacher = {ref!r:.80}", expected="a name, or one a student")
+        raise KdepError(
+            f"the suite has teacher = {ref!r:.80}",
+            expected="the name of a teacher, or a dict with one name per student",
+        )
     for name in ref:
         if name not in wanted:
             raise unknown_name("student under suite.teacher", name, wanted)
     missing = [w for w in wanted if w not in ref]
     if missing:
         raise KdepError(
-            f"suite.teacher names no teacher for the student {', '.join(missing)}",
-            expected="one for each student (None where it has none)",
-            fix="add it",
+            f"suite.teacher has no teacher for the student {', '.join(missing)}",
+            fix="add one per student (None for a student without a teacher)",
         )
     return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in wanted}

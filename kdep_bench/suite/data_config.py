@@ -68,9 +68,8 @@ def check_inline(data: Json) -> None:
     """KdepError for data that a suite holds inline without a name."""
     if "name" not in data:
         raise KdepError(
-            "the data that the suite holds inline has no 'name'",
-            expected="a name, which directories and tables show",
-            fix="add name='...' to it",
+            "the inline data config of the suite has no `name`",
+            fix="add name='...'; directories and tables show it",
         )
 
 

@@ -269,8 +269,7 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
         found = read_catalogue(file)
         if found is None:
             raise KdepError(
-                f"the list of files {file} is damaged",
-                expected="the file as the stage `prepare` wrote it",
+                f"the file list {file} is damaged",
                 fix="run the suite again with --force prepare",
             )
         files[number] = found
@@ -322,9 +321,9 @@ class Guard:
         planned = self.stage.spec.get(CONTENT)
         if planned is None:
             raise KdepError(
-                f"the data {self.stage.name} could not be read where the suite was planned",
-                expected="a plan with the hashes of the data, so that changed data is noticed",
-                fix="run the suite where the paths of the data config can be read",
+                f"the data {self.stage.name} could not be read when the suite was planned, so "
+                "later changes of its files would not be noticed",
+                fix="run the suite on a machine where the paths in the data config can be read",
             )
         now = _catalogues(self._parts, index(self.work))
         changes = Changes()
@@ -376,8 +375,7 @@ def _changed(changes: Changes, when: str) -> KdepError:
     what = f"the file {changes.first()}: " if changes else ""
     return KdepError(
         f"the data changed {when} ({what}{changes})" if changes else f"the data changed {when}",
-        expected="the same files from the first stage of a run to its last",
-        fix="run the suite again: it takes the data as it then is, and every stage that depends "
-        "on it "
-        "runs anew",
+        expected="the same files from the first to the last stage of a run",
+        fix="run the suite again: it uses the data as they are now and reruns every stage that "
+        "depends on them",
     )

@@ -71,9 +71,9 @@ def leave_launcher() -> tuple[int, int]:
         return 0, 1
     if int(told.get("GROUP_WORLD_SIZE", "1")) > 1:
         raise KdepError(
-            f"torchrun started this command on {told['GROUP_WORLD_SIZE']} nodes",
-            expected="one node; a stage over several is given runtime.nodes in the suite",
-            fix="start it without torchrun, with --executor slurm",
+            f"this command was started by torchrun on {told['GROUP_WORLD_SIZE']} nodes",
+            fix="start it without torchrun, with --executor slurm; set runtime.nodes in the suite "
+            "for stages on several nodes",
         )
     for key in told:
         del os.environ[key]
@@ -131,9 +131,7 @@ def launch(
     if code or fault or len(ranks) != nodes * processes:
         said = fault["error"] if fault else f"a process ended with exit code {code}"
         raise KdepError(
-            f"{len(ranks)} of the stage's {nodes * processes} processes finished; {said}".rstrip(
-                "."
-            ),
+            f"only {len(ranks)} of the stage's {nodes * processes} processes finished: {said}",
             fix="read its stage.log",
         )
     got = read_strict(room / _OUTPUTS), [read_strict(r) for r in ranks]

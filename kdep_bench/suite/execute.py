@@ -207,9 +207,8 @@ class Pool:
             real_folder(self.work / LOCKS)
         except OSError as e:
             raise KdepError(
-                f"the work dir {self.work} cannot be written ({e.strerror})",
-                expected="a writable folder",
-                fix="name another with --work-dir",
+                f"the work dir {self.work} is not writable ({e.strerror})",
+                fix="correct its permissions, or choose another with --work-dir",
             ) from None
 
     def eta(self) -> float:
@@ -276,8 +275,8 @@ class Pool:
         if first.pid is None:
             raise KdepError(
                 "the fork server could not be started",
-                expected="one more process and memory for the toolkits",
-                fix="see the message above; free memory, or raise the process limit",
+                fix="read the message above; free memory, or raise the limit on processes (ulimit "
+                "-u)",
             )
         first.join()
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
@@ -466,9 +465,8 @@ class Pool:
         if r.timed_out:
             return str(
                 KdepError(
-                    f"{one} was stopped after {r.stage.timeout:g} s",
-                    expected="an end within that time",
-                    fix=f"{log}; if it did not hang, raise runtime.timeout['{r.stage.kind}']",
+                    f"{one} was stopped after its time limit of {r.stage.timeout:g} s",
+                    fix=f"{log}; if it was not stuck, raise runtime.timeout['{r.stage.kind}']",
                 )
             )
         if code is not None and code < 0:
@@ -478,18 +476,30 @@ class Pool:
                 if -code == signal.SIGKILL
                 else log
             )
-            return str(KdepError(f"{one} was killed by {name}", expected="a normal end", fix=hint))
+            return str(
+                KdepError(
+                    f"{one} was killed by {name}",
+                    fix=hint,
+                )
+            )
         if code == worker.STOPPED:
             return str(
                 KdepError(
-                    f"{one} was ended by SIGTERM from outside", expected="a normal end", fix=log
+                    f"{one} was stopped by a SIGTERM from another process",
+                    fix=log,
                 )
             )
         if fault:
-            return str(KdepError(f"{one} ended and {fault}", expected="whole outputs", fix=log))
+            return str(
+                KdepError(
+                    f"{one} ended, but {fault}",
+                    fix=log,
+                )
+            )
         return str(
             KdepError(
-                f"{one} ended with exit code {code} and no result", expected="stage.json", fix=log
+                f"{one} ended with exit code {code} and no result",
+                fix=log,
             )
         )
 
@@ -569,10 +579,10 @@ def check_temporary_folder() -> None:
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > MOST_TEMPORARY:
         raise KdepError(
-            f"the folder for temporary files, {folder}, has a path of {len(os.fsencode(folder))} "
-            "bytes, too long for the sockets that are made in it",
+            f"the path of the temporary folder, {folder}, has {len(os.fsencode(folder))} bytes, "
+            "too many for a Unix socket in it",
             expected=f"at most {MOST_TEMPORARY} bytes",
-            fix="set TMPDIR to a folder with a shorter path, as TMPDIR=/tmp",
+            fix="set TMPDIR to a folder with a shorter path, for example TMPDIR=/tmp",
         )
 
 
@@ -603,8 +613,8 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
             )
             raise KdepError(
                 f"--only {pattern!r} matches no stage of {plan.name}",
-                expected="a part of, or a glob for, a stage id or one of: " + ", ".join(known),
-                fix="see --dry-run",
+                expected="part of a stage id, a glob for it, or one of: " + ", ".join(known),
+                fix="list the ids with --dry-run",
             )
         chosen |= found
     return plan.upstream(chosen)

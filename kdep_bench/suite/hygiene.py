@@ -74,7 +74,8 @@ def survey(
     """
     if not work.is_dir():
         raise KdepError(
-            f"the work dir {work} does not exist", expected="a folder", fix="check --work-dir"
+            f"the work dir {work} does not exist",
+            fix="correct --work-dir",
         )
     found, attempts = {}, []
     for one in os.scandir(work):
@@ -190,9 +191,8 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
             stages = said.get("stages") if isinstance(said, dict) else None
             if not isinstance(stages, dict):
                 raise KdepError(
-                    f"the record {path} names no stages",
-                    expected="a whole record",
-                    fix="run its suite again, or take the file away",
+                    f"the record {path} has no valid list of stages",
+                    fix="run its suite again, or move the file elsewhere",
                 )
             for one in {str(said.get("id")), *map(str, stages.values())}:
                 names = out.setdefault(one, [])
@@ -205,9 +205,9 @@ def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
     """What nothing keeps. KdepError where nothing at all was cited or planned."""
     if not any_claim:
         raise KdepError(
-            "no record cites a stage and no suite was given, so everything would go",
-            expected="records below the results folder, or suites by name",
-            fix="name the suites to keep, or --results-dir; or delete the work dir yourself",
+            "no results were found and no suite was given, so every stage would be removed",
+            fix="give --results-dir, or the names of the suites to keep; to remove everything, "
+            "delete the work dir yourself",
         )
     return [e for e in entries if not e.kept_by]
 

@@ -120,9 +120,10 @@ class StageLock:
             fd = open_regular(self.path, os.O_RDWR | os.O_CREAT)
         except PermissionError as e:
             raise KdepError(
-                f"the lock {self.path} cannot be opened ({e.strerror})",
-                expected="a file that everybody who shares the work dir may write",
-                fix=f"let its owner run: chmod g+rw {self.path}; with `umask 002` new ones are so",
+                f"the lock file {self.path} cannot be opened ({e.strerror})",
+                expected="read and write permission for everybody who uses the work dir",
+                fix=f"ask its owner to run: chmod g+rw {self.path} (with `umask 002` new lock "
+                "files get these permissions)",
             ) from None
         if not _flock(fd) or _foreign(_read(fd)):
             os.close(fd)

@@ -71,7 +71,7 @@ def _names(value: Any, where: str) -> list[str]:
     ):
         raise KdepError(
             f"{where} is {value!r:.60}",
-            expected="a list of names of data sets",
+            expected="a list of data set names",
             fix='write for example ["imagenet"]',
         )
     return list(value)

@@ -39,10 +39,10 @@ def pyramid(student: Json, task: Json) -> None:
     """A dense task for a student without a pyramid."""
     if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
-            f"task {task['name']!r} reads a pyramid and student {student['name']!r} has none",
-            expected="a student with `pyramid` in its config; without, it serves classification "
-            "alone",
-            fix="drop the task or the student from the suite",
+            f"task {task['name']!r} needs feature maps of several levels, but student "
+            f"{student['name']!r} has no `pyramid` in its config",
+            fix="add `pyramid` to the student's config, or remove the task or the student from "
+            "the suite",
         )
 
 
@@ -51,9 +51,8 @@ def last_stage_on_regions(student: Json, task: Json) -> None:
     kind = str(student["backbone"].get("type"))
     if task["recipe"].get("head") == "c4" and not kind.endswith("ResNet"):
         raise KdepError(
-            f"task {task['name']!r} builds a C4 detector and student {student['name']!r} is a "
-            f"{kind.rpartition('.')[2]}",
-            expected="a ResNet, whose last stage can work on regions",
+            f"task {task['name']!r} builds a C4 detector, which needs a ResNet, but student "
+            f"{student['name']!r} is a {kind.rpartition('.')[2]}",
             fix="use the FPN task of the same data set",
         )
 
@@ -94,9 +93,8 @@ def check_task_data(data: Json, task: Json) -> None:
     if (name := own.get("set")) is not None:
         if name not in parts.sets:
             raise KdepError(
-                f"{told} reads the official set {name!r}, and the data {data['name']!r} has "
+                f"{told} reads the official set {name!r}, but the data {data['name']!r} has "
                 f"{', '.join(parts.sets) or 'no official set'}",
-                expected="data with that set",
                 fix=f"add {name!r} to `sets` of the data config"
                 if data.get("sets") is not None
                 else "choose data of type kdep_bench.data.official.stage.prepare, or another task",
@@ -122,7 +120,7 @@ def check_task_data(data: Json, task: Json) -> None:
     if lacking := [s for s in wanted if s not in have]:
         written = (parts.written or {}).get(folder, folder)
         raise KdepError(
-            f"{told} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, and `{written}` of "
+            f"{told} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, but `{written}` of "
             f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
             expected=f"the splits {', '.join(wanted)}",
             fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
@@ -173,8 +171,7 @@ class Pair:
         found = assistant_of(self.method) or self.base
         if found is None:
             raise KdepError(
-                f"{self.who} needs a teacher, and the suite names none for that student",
-                expected="a teacher",
+                f"{self.who} needs a teacher, but the suite has none for that student",
                 fix="set suite.teacher",
             )
         return found
@@ -203,23 +200,22 @@ def assistant(pair: Pair) -> None:
         return
     if not trains(told["method"]):
         raise KdepError(
-            f"{pair.name} is taught by {told['method']['name']!r}, which does not train",
-            expected="a method with an objective",
-            fix="correct `teacher` in the method",
+            f"the teacher of {pair.name} is the method {told['method']['name']!r}, which has no "
+            "objective and is not trained",
+            fix="choose another method in its `teacher`",
         )
     most = pair.suite.budget.epochs
     if told["epochs"] is not None and told["epochs"] > most:
         raise KdepError(
-            f"{pair.name} stops its teacher at {told['epochs']:g} epochs of {most:g}",
-            expected="no more than the budget's",
-            fix="correct `teacher.epochs`",
+            f"`teacher.epochs` of {pair.name} is {told['epochs']:g}, but the budget has {most:g} "
+            "epochs",
+            fix=f"set teacher.epochs to {most:g} or less",
         )
     if label_policy(told["method"]) == "labels" and label_policy(pair.method) != "labels":
         raise KdepError(
-            f"{pair.name} is called label-free, and its teacher {told['method']['name']!r} reads "
-            "labels",
-            expected="label_policy='labels'",
-            fix="say so in the method, or choose a label-free teacher",
+            f"{pair.name} has a label-free policy, but its teacher {told['method']['name']!r} is "
+            "trained with labels",
+            fix="set label_policy='labels' in the method, or choose a label-free teacher",
         )
     check_pair(pair.suite, told["student"], told["method"], pair.base, told["epochs"])
 
@@ -228,9 +224,8 @@ def objective_and_alignment(pair: Pair) -> None:
     """An alignment that no objective reads."""
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
-            f"{pair.name} has an alignment and no objective",
-            expected="both or neither",
-            fix="correct the method",
+            f"{pair.name} has `align` but no objective",
+            fix="remove `align`, or add an objective",
         )
 
 
@@ -240,16 +235,14 @@ def labels(pair: Pair) -> None:
         return
     if not pair.method.get("labels_used"):
         raise KdepError(
-            f"{pair.name} needs labels and says labels_used=False",
-            expected="labels_used=True for an arm that reads labels",
-            fix="correct the method",
+            f"{pair.name} needs labels but has labels_used=False",
+            fix="set labels_used=True in the method",
         )
     if not has_labels(pair.suite.data):
         raise KdepError(
-            f"{pair.who} needs labels, and the data {pair.suite.data['name']!r} has none",
-            expected="labelled data, or a label-free method",
-            fix="drop the arm; or, where the pool's sub-folders are classes, set labels=True and "
-            "pool_labels=True in the data config",
+            f"{pair.who} needs labels, but the data {pair.suite.data['name']!r} have none",
+            fix="remove the method; or, if the sub-folders of the pool are classes, set "
+            "labels=True and pool_labels=True in the data config",
         )
 
 
@@ -258,10 +251,10 @@ def views(pair: Pair) -> None:
     budget = pair.suite.budget
     if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
         raise KdepError(
-            f"{pair.who} compares the views of an image, and the budget has views={budget.views} "
-            f"at batch={budget.batch}",
-            expected="two views or more, and a batch that is a multiple of them",
-            fix="change the budget, or drop the arm",
+            f"{pair.who} compares several views of an image, but the budget has "
+            f"views={budget.views} and batch={budget.batch}",
+            expected="views of 2 or more, and a batch that is a multiple of views",
+            fix="change the budget, or remove the method",
         )
 
 
@@ -309,9 +302,8 @@ def logits(pair: Pair) -> None:
     """Logits of a teacher without a classifier."""
     if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
         raise KdepError(
-            f"{pair.who} needs logits, and the teacher {pair.teacher['name']!r} has none",
-            expected="a teacher with a classifier, or a feature method",
-            fix="choose another teacher",
+            f"{pair.who} needs logits, but the teacher {pair.teacher['name']!r} has none",
+            fix="choose a teacher with a classifier, or a method that uses features only",
         )
 
 
@@ -321,10 +313,10 @@ def classes(pair: Pair) -> None:
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
         raise KdepError(
-            f"{pair.who} looks labels up in the teacher's output: the pool of {data['name']!r} "
-            f"has {counts[0]} classes and the teacher {pair.teacher['name']!r} {counts[1]}",
-            expected="one set of classes",
-            fix="choose the label-free form, or a teacher trained on these classes",
+            f"{pair.who} reads the teacher's logit of each image's label, but the pool of "
+            f"{data['name']!r} has {counts[0]} classes and the teacher {pair.teacher['name']!r} "
+            f"has {counts[1]}",
+            fix="use the label-free form of the method, or a teacher trained on these classes",
         )
 
 
@@ -332,9 +324,8 @@ def maps(pair: Pair) -> None:
     """Maps that the teacher or the student does not give, or levels that the student lacks."""
     if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
-            f"{pair.who} reads maps, and the teacher {pair.teacher['name']!r} gives none",
-            expected="a teacher with maps, or a method on pooled features",
-            fix="choose another teacher",
+            f"{pair.who} needs feature maps, but the teacher {pair.teacher['name']!r} has none",
+            fix="choose a teacher with feature maps, or a method that uses pooled features",
         )
     strides = (pair.student.get("pyramid") or {}).get("strides", [])
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
@@ -342,9 +333,8 @@ def maps(pair: Pair) -> None:
             raise unknown_name(f"level that {pair.who} reads", level, own)
     if "maps" in pair.needs and not pair.student.get("pyramid"):
         raise KdepError(
-            f"{pair.who} reads maps, and the student declares no pyramid",
-            expected="pyramid=dict(out_indices=, channels=, strides=) in the student's config",
-            fix="add it",
+            f"{pair.who} needs feature maps, but the student's config has no `pyramid`",
+            fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
         )
 
 

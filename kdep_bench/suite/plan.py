@@ -204,9 +204,9 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
     processes, nodes = said.get("processes", max(1, gpus)), said.get("nodes", 1)
     if processes * nodes > 1 and not how.ddp:
         raise KdepError(
-            f"the suite gives {processes * nodes} processes to each {kind} stage",
-            expected="one process: this kind does not run distributed",
-            fix=f"drop runtime.gpus, .processes and .nodes of {kind!r}",
+            f"runtime asks for {processes * nodes} processes per {kind} stage, but this kind runs "
+            "in one process",
+            fix=f"remove {kind!r} from runtime.gpus, .processes and .nodes",
         )
     given = {
         "cpus": how.cpus,
@@ -232,10 +232,9 @@ class _Builder:
         check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
-                f"budget.batch = {suite.budget.batch} does not fall into "
-                f"{suite.budget.accumulate} micro-batches of one size",
-                expected="a multiple of budget.accumulate",
-                fix="change one of them",
+                f"budget.batch = {suite.budget.batch} cannot be split into "
+                f"{suite.budget.accumulate} micro-batches of equal size",
+                fix="make budget.batch a multiple of budget.accumulate",
             )
         self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(
             exclude={"timed", "trackers"}
@@ -305,10 +304,9 @@ class _Builder:
         drawn = suite.share_by == "class" and min(suite.shares) < 1
         if drawn and not has_labels(suite.data):
             raise KdepError(
-                f"the suite draws its shares per class, and the data {suite.data['name']!r} has no "
-                "labels",
-                expected="labelled data, or share_by='image'",
-                fix="correct the suite",
+                "the suite draws its data fractions per class (share_by), but the data "
+                f"{suite.data['name']!r} have no labels",
+                fix="set share_by='image', or use labelled data",
             )
         for student in suite.students:
             for task in suite.tasks:
@@ -325,9 +323,9 @@ class _Builder:
                         self.cell(prepare, student, method, share, p, t)
         if not self.plan.cells:
             raise KdepError(
-                f"the suite {suite.name!r} plans no run at all",
-                expected="one method for one of its students at least",
-                fix="check `students` in its methods",
+                f"the suite {suite.name!r} contains no run: none of its methods applies to one of "
+                "its students",
+                fix="correct `students` in its methods",
             )
         return self.plan
 
@@ -555,10 +553,10 @@ def check_size(suite: Suite) -> None:
                 cells += (len(seeds.transfer) if given else pairs) * shares * len(part.tasks)
     if cells > MOST_CELLS:
         raise KdepError(
-            f"the suite {suite.name!r} plans {cells:,} transfers",
+            f"the suite {suite.name!r} has {cells:,} transfer runs",
             expected=f"at most {MOST_CELLS:,}",
-            fix="name fewer seeds, or seeds.pairs='diagonal', which runs the i-th with the i-th "
-            "instead of every pair",
+            fix="use fewer seeds, or seeds.pairs='diagonal' (the i-th pre-training seed with the "
+            "i-th transfer seed, instead of all pairs)",
         )
     _check_untrained_seeds(suite)
 
@@ -574,10 +572,11 @@ def _check_untrained_seeds(suite: Suite) -> None:
             other = first.setdefault(p * SEED_STEP + t, (p, t))
             if other != (p, t):
                 raise KdepError(
-                    f"the seeds {other} and {(p, t)} of the suite {suite.name!r} (pre-training, "
-                    "transfer) give an arm that is not trained the same random weights",
-                    expected=f"seeds for which {SEED_STEP} * pre-training + transfer differs",
-                    fix=f"name transfer seeds below {SEED_STEP}",
+                    f"two seed pairs (pre-training, transfer) of the suite {suite.name!r}, "
+                    f"{other} and {(p, t)}, give an untrained student the same random weights",
+                    expected=f"pairs with different values of {SEED_STEP} * pre-training seed + "
+                    "transfer seed",
+                    fix=f"use transfer seeds below {SEED_STEP}",
                 )
 
 
@@ -596,10 +595,9 @@ def check_names(plan: Plan) -> None:
         if other.id != cell.id:
             taught = f" with the teacher {teacher!r}" if teacher else ""
             raise KdepError(
-                f"two variants of the suite {plan.name!r} run the method "
-                f"{cell.method['name']!r}{taught} with other contents under one name",
-                expected="one name for each",
-                fix="give one of them a `name` of its own, as dict(base=..., name=...)",
+                f"two variants of the suite {plan.name!r} run different methods under one name, "
+                f"{cell.method['name']!r}{taught}",
+                fix="give one of them its own `name`: dict(base=..., name=...)",
             )
 
 

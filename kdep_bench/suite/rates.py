@@ -59,11 +59,10 @@ def stated_rate(text: str) -> Rate:
             raise unknown_name(f"number format of {device}", what, peaks)
         if not dot or not colon:
             raise KdepError(
-                f"--device-rate {text} is a device's peak, which no training reaches",
+                f"--device-rate {text} is the peak of a device, which training never reaches",
                 expected=expected,
-                fix="say the format (float32 convolutions run in tf32 unless torch is told "
-                "otherwise, "
-                "a cache's teacher in float32) and the share that you count on",
+                fix="add the number format and the fraction of the peak you expect (convolutions "
+                "run in tf32 by default, a teacher's cache in float32)",
             )
         peak, whose = peaks[what], f"{device.lower()}'s datasheet, {what}: {peaks[what]:g} TFLOP/s"
     else:
@@ -72,7 +71,9 @@ def stated_rate(text: str) -> Rate:
         except ValueError:
             if name[:1].isdigit():
                 raise KdepError(
-                    f"--device-rate is {text!r}", expected=expected, fix="correct it"
+                    f"--device-rate is {text!r}",
+                    expected=expected,
+                    fix="correct --device-rate",
                 ) from None
             raise unknown_name("device of --device-rate", device, DEVICES) from None
     try:
@@ -82,8 +83,8 @@ def stated_rate(text: str) -> Rate:
     if not (0 < part <= 1 and 0 < peak < float("inf")):
         raise KdepError(
             f"--device-rate is {text!r}",
-            expected=expected + ", both above 0, SHARE at most 1",
-            fix="correct it",
+            expected=expected + ", with numbers above 0 and SHARE at most 1",
+            fix="correct --device-rate",
         )
     said = f"from a stated rate ({whose}" + (f", {part:g} of it reached)" if colon else ")")
     return Rate(said, peak * part * 1e12)
@@ -104,9 +105,8 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> Rate:
                 students.append(rates[one])
     if not students:
         raise KdepError(
-            "the probe measured no student of the suite",
-            expected="one at least",
-            fix="read what it said above",
+            "the throughput of no student of the suite could be measured",
+            fix="read the messages above",
         )
     said = f"measured here ({probe['device']}; dense tasks at the rate of the student's training)"
     return Rate(said, min(students), rates)
@@ -163,7 +163,6 @@ def _networks(suite: str, out: Path, rehearse: bool, *more: str) -> None:
     )
     if not out.exists():
         raise KdepError(
-            f"the networks of {suite} could not be looked at (exit code {done.returncode})",
-            expected="torch and the toolkits",
-            fix="read what it said above",
+            f"the networks of {suite} could not be measured (exit code {done.returncode})",
+            fix="read the messages above; torch and the OpenMMLab packages must be installed",
         )

@@ -97,10 +97,10 @@ def rehearsed(suite: Suite) -> Suite:
     """
     if suite.data.get("type") != OFFICIAL:
         raise KdepError(
-            f"the suite {suite.name!r} reads the data {suite.data['name']!r}, which cannot be "
-            "rehearsed",
+            f"the suite {suite.name!r} cannot be rehearsed, because its data "
+            f"{suite.data['name']!r} are not official sets",
             expected=f"data of type {OFFICIAL}",
-            fix="run the suite `smoke`, which rehearses the pocket suites",
+            fix="run the suite `smoke` instead, which rehearses the pocket suites",
         )
     data = {k: v for k, v in suite.data.items() if k not in ("root", "decode", "pool_classes")}
     seeds = suite.seeds.model_copy(

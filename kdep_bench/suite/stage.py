@@ -60,16 +60,17 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
     said = read_strict(path)
     if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
         raise KdepError(
-            f"{path} is no plan of schema {PLAN_SCHEMA}", expected="one", fix="write it again"
+            f"{path} is not a plan file of schema {PLAN_SCHEMA}",
+            fix="write the plan again with this version",
         )
     stages, revision = said.get("stages"), said.get("git")
     listed = stages if isinstance(stages, list) else []
     rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
     if len(rows) != len(listed) or not rows or not isinstance(revision, str):
         raise KdepError(
-            f"the plan {path} lacks its stages or its revision, or names a stage twice",
-            expected="a plan as it was written",
-            fix="write it again",
+            f"the plan file {path} is damaged: its stages or its revision are missing, or a stage "
+            "occurs twice",
+            fix="write the plan again",
         )
     if one not in rows:
         raise unknown_name("stage", one, rows)
@@ -79,16 +80,15 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
         fault = e.errors(include_url=False)[0]
         place = ".".join(str(p) for p in fault["loc"])
         raise KdepError(
-            f"the stage {one} in {path} has a wrong {place} ({fault['msg']})",
-            expected="a plan as it was written",
-            fix="write it again",
+            f"the plan file {path} is damaged: the stage {one} has a wrong {place} "
+            f"({fault['msg']})",
+            fix="write the plan again",
         ) from None
     real = stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
     if real != one:
         raise KdepError(
-            f"the stage {one} in {path} has the content of {real}",
-            expected="a plan as it was written",
-            fix="write it again",
+            f"the plan file {path} is damaged: the stage {one} has the content of {real}",
+            fix="write the plan again",
         )
     return stage, revision
 
@@ -105,9 +105,8 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     room = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
         raise KdepError(
-            f"the stage asks for {count} GPUs of {len(gpus)}",
-            expected="enough",
-            fix="lower runtime.gpus",
+            f"the stage needs {count} GPUs, but this machine has {len(gpus)}",
+            fix="lower runtime.gpus in the suite",
         )
     while True:
         held: dict[str, int] = {}
@@ -163,11 +162,11 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
     if stage.resumable and limit * tries < stage.timeout:
         return True, None
     said = KdepError(
-        f"the stage was stopped at the end of its job's {limit:.0f} s (job no. {tries} of it)",
+        f"the stage was stopped at its job's time limit of {limit:.0f} s (in job number {tries})",
         expected=f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
         if stage.resumable
-        else "an end within one job, for it cannot resume",
-        fix=f"read its {state.LOG}; if it did not hang, raise runtime.timeout or runtime.time",
+        else "an end within one job, because it cannot resume",
+        fix=f"read its {state.LOG}; if it was not stuck, raise runtime.timeout or runtime.time",
     )
     return False, str(said)
 
@@ -223,9 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if ddp.leave_launcher() != (0, 1):
             raise KdepError(
-                "torchrun started this command",
-                expected="one process, which starts those of its stage",
-                fix="start it without torchrun; runtime.processes in the suite says how many",
+                "this command was started by torchrun, but it starts the processes of its stage "
+                "itself",
+                fix="start it without torchrun; the number of processes is runtime.processes in "
+                "the suite",
             )
         stage, git = read_stage(args.plan, args.stage)
         if state.finished(stage, work)[0] is not None:
@@ -237,9 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(_order(stage, work, git, args.gpus), not args.no_wait)
         except TooLong:
             said = KdepError(
-                f"the stage was stopped after {stage.timeout:g} s",
-                expected="an end within that time",
-                fix=f"read its {state.LOG}; if it did not hang, raise "
+                f"the stage was stopped after its time limit of {stage.timeout:g} s",
+                fix=f"read its {state.LOG}; if it was not stuck, raise "
                 f"runtime.timeout['{stage.kind}']",
             )
             worker.note_failure(state.folder(work, stage), str(said), stage)

@@ -220,26 +220,27 @@ def read_stage(out: Path) -> Json | None:
         raise KdepError(f"{os.fspath(out)}/{e.problem}", expected=e.expected, fix=e.fix) from None
     except OSError as e:
         raise KdepError(
-            f"{path} cannot be read ({e.strerror})", expected="a readable file"
+            f"{path} cannot be read ({e.strerror})",
+            fix="correct its permissions",
         ) from None
     try:
         if not _whole(raw):
             raise KdepError(
-                f"{path} does not match its own checksum, or has none",
-                expected="it as it was written",
-                fix="run again: that stage is made anew",
+                f"{path} is damaged: its checksum is wrong or missing",
+                fix="run the suite again: that stage is rerun",
             )
         record = from_json(raw, allow_inf_nan=False)
         if record["schema"] != SCHEMA:
             raise KdepError(
                 f"{path} has schema {record['schema']}",
-                expected=f"{SCHEMA}",
+                expected=f"schema {SCHEMA}",
                 fix="run that stage again",
             )
         _check_types(record)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise KdepError(
-            f"{path} is damaged ({e})", expected="a whole stage.json", fix="run again"
+            f"{path} is damaged ({e})",
+            fix="run the suite again: that stage is rerun",
         ) from None
     return record
 
@@ -288,8 +289,7 @@ def verify_input(work: Path, one: str) -> str:
         mark_damaged(out)
         raise KdepError(
             f"the input {one} is damaged: {fault}",
-            expected="the files as that stage left them",
-            fix="run the suite again: that stage is made anew",
+            fix="run the suite again: that stage is rerun",
         )
     rest = (record or {}).get("rest")
     if not rest:

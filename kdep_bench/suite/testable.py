@@ -98,29 +98,30 @@ def _check_side(claim: Claim, which: str, side: Side, arms: list[Arm]) -> None:
         found = [a for a in found if math.isclose(a.share, share) or _untrained(a)]
         if not found:
             raise KdepError(
-                f"{where} is about the data share {share:g}, at which the suite does not run "
-                f"{' or '.join(side.methods)}",
-                expected=f"one of the shares {', '.join(f'{s:g}' for s in shares)}",
-                fix=f"set {which}.share in the claim, or add the share to the suite",
+                f"{where} has the data fraction {share:g}, but the suite does not run "
+                f"{' or '.join(side.methods)} at that fraction",
+                expected=f"one of {', '.join(f'{s:g}' for s in shares)}",
+                fix=f"correct {which}.share in the claim, or add the fraction to the suite's "
+                "`shares`",
             )
     if side.epochs is not None:
         epochs = sorted({a.epochs for a in found})
         found = with_epochs(found, side.epochs)
         if not found:
             raise KdepError(
-                f"{where} is about {side.epochs:g} epochs, which the suite does not run for "
-                f"{' or '.join(side.methods)}",
-                expected=f"one of the numbers of epochs {', '.join(f'{e:g}' for e in epochs)}",
-                fix=f"set {which}.epochs in the claim, or leave it out for the longest training",
+                f"{where} has {side.epochs:g} epochs, but the suite does not run "
+                f"{' or '.join(side.methods)} for that many",
+                expected=f"one of {', '.join(f'{e:g}' for e in epochs)}",
+                fix=f"correct {which}.epochs in the claim, or leave it out for the longest "
+                "training",
             )
     teachers = {a.teacher for a in found}
     if side.teacher is not None and side.teacher not in teachers:
         if teachers == {""}:
             raise KdepError(
-                f"{where} names the teacher {side.teacher!r}, and {' or '.join(side.methods)} "
-                "reads no teacher",
-                expected="no teacher for that method",
-                fix=f"leave out {which}.teacher",
+                f"{where} names the teacher {side.teacher!r}, but {' or '.join(side.methods)} "
+                "uses no teacher",
+                fix=f"remove {which}.teacher from the claim",
             )
         raise unknown_name(f"teacher in {where}", side.teacher, teachers - {""})
 
@@ -144,16 +145,15 @@ def _difference(claim: Claim, arms: list[Arm]) -> None:
     if not pairs:
         raise KdepError(
             f"the claim {claim.name!r} compares {' or '.join(claim.a.methods)} with "
-            f"{' or '.join(claim.b.methods)}, and the suite runs no student with both",
-            expected="a student that has both arms as the claim names them",
-            fix="correct the claim, or add the arm",
+            f"{' or '.join(claim.b.methods)}, but the suite runs both for no student",
+            fix="correct `a` or `b` of the claim, or add the missing method to the suite",
         )
     if all(a == b for a, b in pairs):
         one = pairs[0][0]
         raise KdepError(
-            f"the claim {claim.name!r} compares the arm {one.method!r} at the share {one.share:g} "
-            "with itself",
-            expected="two arms that differ in method, share, epochs or teacher",
+            f"the claim {claim.name!r} compares the method {one.method!r} at the data fraction "
+            f"{one.share:g} with itself",
+            expected="sides that differ in method, data fraction, epochs or teacher",
             fix="correct `a` or `b` of the claim",
         )
 
@@ -171,10 +171,10 @@ def _efficiency(claim: Claim, arms: list[Arm]) -> None:
     ]
     if max(map(len, lines)) < 2:
         raise KdepError(
-            f"the claim {claim.name!r} reads a curve of {method!r} over {claim.axis}, and the "
-            "suite runs that method with one budget alone",
-            expected="two or more data shares or numbers of epochs",
-            fix="add shares or variants to the suite, or drop the claim",
+            f"the claim {claim.name!r} needs a curve of {method!r} over {claim.axis}, but the "
+            "suite has one value only",
+            expected="two or more data fractions or numbers of epochs",
+            fix="add data fractions or variants to the suite, or remove the claim",
         )
 
 
@@ -192,8 +192,8 @@ def _rank_correlation(claim: Claim, arms: list[Arm]) -> None:
     most = max((len({a.teacher for a in own}) for own in _students(found)), default=0)
     if most < 2:
         raise KdepError(
-            f"the claim {claim.name!r} ranks teachers, and the suite has {most} of "
-            f"{' or '.join(claim.a.methods)} that it can rank",
-            expected="two teachers at least; eight for a verdict",
-            fix="add variants with other teachers to the suite, or drop the claim",
+            f"the claim {claim.name!r} ranks teachers, but the suite has {most} of "
+            f"{' or '.join(claim.a.methods)} to rank",
+            expected="two or more teachers (eight for a verdict)",
+            fix="add variants with other teachers to the suite, or remove the claim",
         )

@@ -216,9 +216,8 @@ class Try:
                         raise
         else:
             raise KdepError(
-                f"{out} is written by another program all the time",
-                expected="a directory that this program alone writes",
-                fix="stop the other program and run again",
+                f"another program keeps writing to {out}",
+                fix="stop that program and run the suite again",
             )
         for entry in os.scandir(out):
             if entry.name.startswith(state.BEFORE):

@@ -219,7 +219,12 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
         said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
-        said = str(KdepError(said, expected="a returned dict", fix="see its log"))
+        said = str(
+            KdepError(
+                said,
+                fix=f"read its {state.LOG}",
+            )
+        )
         return _fail(attempt, order, said, lock.mine)
     finally:
         if attempt is not None:
@@ -333,9 +338,9 @@ def locate(path: str) -> Callable[..., Any]:
         inspect.signature(function).bind({}, {}, Path(), None)
     except (TypeError, ValueError) as e:
         raise KdepError(
-            f"the stage function {path!r} does not take (spec, inputs, out, progress): {e}",
-            expected="these four arguments",
-            fix="correct it",
+            f"the stage function {path!r} does not accept the arguments (spec, inputs, out, "
+            f"progress): {e}",
+            fix="correct its signature",
         ) from None
     return function
 
@@ -346,15 +351,15 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
         raise KdepError(
             f"{stage.function} returned {type(outputs).__name__}",
             expected="a dict of outputs",
-            fix="correct it",
+            fix="correct what it returns",
         )
     try:
         canonical_json(outputs)
     except (TypeError, ValueError) as e:
         raise KdepError(
-            f"{stage.function} returned outputs that are not strict JSON ({e})",
+            f"{stage.function} returned outputs that cannot be stored as strict JSON ({e})",
             expected="finite numbers, strings, lists and dicts",
-            fix="find the NaN or the foreign object in what it returns",
+            fix="remove NaN values and other objects from what it returns",
         ) from None
 
 
@@ -395,15 +400,13 @@ def sentence_of(e: BaseException) -> str:
         return str(
             KdepError(
                 f"the stage ran out of disk space ({text})",
-                expected="room for its outputs",
-                fix="free space in the work dir and run again",
+                fix="free space on the disk of the work dir and run again",
             )
         )
     if isinstance(e, MemoryError) or "can't allocate memory" in text:
         return str(
             KdepError(
                 f"the stage ran out of memory ({text})",
-                expected="memory for its outputs",
                 fix="run fewer stages at once (--jobs) or lower the batch size",
             )
         )

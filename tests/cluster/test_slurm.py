@@ -122,7 +122,7 @@ def test_a_failing_stage_takes_its_dependents_along_and_nothing_else(slurm: Slur
     # A stage that is killed says nothing itself.
     plan = fakes.diamond(b={"do": "kill"})
     outcome = run(plan, tmp_path)
-    assert "ended without a word" in outcome.failed[fakes.one(plan, "b")]
+    assert "ended without a result" in outcome.failed[fakes.one(plan, "b")]
     assert fakes.one(plan, "d") in outcome.skipped
 
 

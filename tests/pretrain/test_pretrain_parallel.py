@@ -49,7 +49,7 @@ def test_batches_fall_into_parts_nested_ones_too():
     [
         ((512, 3, 1, False), "3 processes x 1 micro-batches"),
         ((512, 2, 3, False), "a multiple of 6"),
-        ((512, 1, 2, True), "relates the samples of a batch"),
+        ((512, 1, 2, True), "compares the samples of a batch"),
         ((512, 2, 1, True), "relates the samples of a batch"),
     ],
 )
@@ -187,7 +187,7 @@ def test_an_objective_that_relates_samples_is_refused_with_accumulation(
     stages: dict[str, Path], tmp_path: Path
 ):
     method = KDEP | dict(objective=dict(type=f"{__name__}.Pairs"))
-    with pytest.raises(KdepError, match="relates the samples"):
+    with pytest.raises(KdepError, match="compares the samples"):
         stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
 
 

@@ -227,6 +227,6 @@ def many_seeds(rows: Path, seeds: int = 2000) -> list[str]:
     suite.write_text(SMOKE.read_text() + text.format(seeds))
     begun = time.monotonic()
     command = f"$PYTHON tools/run_suite.py '{suite}' --dry-run --work-dir '{home}/work'"
-    wrong = answers(command, 2, "name fewer seeds")
+    wrong = answers(command, 2, "use fewer seeds")
     took = time.monotonic() - begun
     return wrong + ([f"{command} took {took:.0f} s"] if took > SECONDS else [])

@@ -35,8 +35,8 @@ def arm(base: str = "kdep", **over: Any) -> dict[str, Any]:
     [
         (dict(type="SDG", lr=0.1), "did you mean SGD"),
         (dict(type="LBFGS", lr=0.1), "unknown type"),
-        (dict(lr=0.1), "names no type"),
-        (dict(type="SGD"), "no 'lr'"),
+        (dict(lr=0.1), "has no `type`"),
+        (dict(type="SGD"), "no learning rate `lr`"),
         (dict(SGD, lr=0.0), "greater than 0"),
         (dict(SGD, lr=-0.1), "greater than 0"),
         (dict(SGD, lr="0.1"), "number"),
@@ -47,7 +47,7 @@ def arm(base: str = "kdep", **over: Any) -> dict[str, Any]:
         (dict(SGD, momentum=-0.5), "greater than or equal to 0"),
         (dict(SGD, momentm=0.9), "did you mean momentum"),
         (dict(SGD, weight_decay=-1e-4), "greater than or equal to 0"),
-        (dict(SGD, nesterov=True), "a momentum above 0"),
+        (dict(SGD, nesterov=True), "momentum above 0"),
         (dict(SGD, nesterov=1), "boolean"),
         (dict(type="AdamW", lr=0.1, momentum=0.9), "'momentum'"),
         (dict(type="AdamW", lr=0.1, betas=[0.9, 1.0]), "less than 1"),
@@ -144,9 +144,9 @@ def test_an_argument_that_the_class_takes_is_not_called_unknown():
 def test_a_split_batch_is_refused_for_an_objective_that_relates_its_samples():
     """It was refused by the pre-training, when the teacher's cache was full."""
     budget = dict(GOOD["budget"], accumulate=2)
-    assert "relates the samples" in refusal(budget=budget, **arm("similarity"))
+    assert "compares the samples" in refusal(budget=budget, **arm("similarity"))
     two = dict(processes=dict(pretrain=2))
-    assert "relates the samples" in refusal(runtime=two, **arm("similarity"))
+    assert "compares the samples" in refusal(runtime=two, **arm("similarity"))
     build_plan(build(budget=budget, **arm("kdep")))
 
 

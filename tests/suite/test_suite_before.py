@@ -85,7 +85,7 @@ def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
 
 def test_a_batch_larger_than_a_share_names_the_share_that_would_do():
     said = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
-    fix = re.search(r"a data share of ([\d.]+) or more", said)
+    fix = re.search(r"a data fraction of ([\d.]+) or more", said)
     assert fix is not None
     accept(build(shares=[float(fix[1])], budget=budget(batch=8), methods=["supervised"]))
 
@@ -144,7 +144,7 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
 
 def test_a_share_too_small_for_the_width_names_the_share_that_would_do():
     said = refusal(build(shares=[0.5]))
-    fix = re.search(r"use a data share of ([\d.]+) or more", said)
+    fix = re.search(r"use a data fraction of ([\d.]+) or more", said)
     assert fix is not None
     accept(build(shares=[float(fix[1])]))
 
@@ -234,7 +234,7 @@ def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
     assert "pool_labels=True" in refusal(build(data=data, tasks=tasks, methods=["supervised"]))
     accept(build(data=data, tasks=tasks))
     said = refusal(build(data=data, tasks=tasks, share_by="class", shares=[0.9]))
-    assert "has no labels" in said
+    assert "have none" in said
     accept(build(data=data | dict(pool_labels=True), tasks=tasks, methods=["supervised"]))
 
 

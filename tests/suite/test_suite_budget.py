@@ -50,7 +50,7 @@ def test_a_share_per_class_reads_the_labels_and_changes_shares_below_one_alone()
 
 
 def test_a_share_per_class_of_unlabelled_data_is_refused():
-    with pytest.raises(KdepError, match="has no labels"):
+    with pytest.raises(KdepError, match="have no labels"):
         plan(data={"labels": False}, share_by="class", methods=["kdep"])
     plan(data={"labels": False}, share_by="class", methods=["kdep"], shares=[1.0])
 

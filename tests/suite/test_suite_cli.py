@@ -86,9 +86,9 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--force", "nonsense"], "matches no stage"),
         (["smoke", "--jobs", "0"], "--jobs is 0"),
         (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
-        (["smoke", "--fit-budget"], "nothing to fit into"),
+        (["smoke", "--fit-budget"], "--fit-budget needs --budget-hours"),
         (["smoke", "--measure-throughput"], "--measure-throughput without --dry-run"),
-        (["smoke", "--dry-run", "--device-rate", "a100"], "peak, which no training reaches"),
+        (["smoke", "--dry-run", "--device-rate", "a100"], "peak of a device, which training never reaches"),
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_budget_refuses_or_says_what_fits(tmp_path):
     )
     refused = run(*common, "--budget-hours", f"{total / 2:.1f}")
     assert refused.returncode == 2
-    assert f"forecast at {total:,.1f} GPU-hours, from a stated rate" in refused.stderr
+    assert f"an estimated {total:,.1f} GPU-hours, from a stated rate" in refused.stderr
     assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
     some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit-budget")
     assert some.returncode == 0

@@ -245,7 +245,7 @@ def bend(path: Path, change) -> None:
         (lambda r: r["outputs"].update(curves=5), "make no record (AttributeError"),
         (lambda r: r["outputs"].update(gate=[]), "gate: "),
         (lambda r: r["outputs"].pop("gate"), "gave no gate"),
-        (lambda r: r["outputs"].update(pictures=["../../x.png"]), "outside its directory"),
+        (lambda r: r["outputs"].update(pictures=["../../x.png"]), "outside the stage's directory"),
         (lambda r: r.update(wall_s="3"), "is damaged (wall_s is '3')"),
         (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is gone"),
     ],
@@ -287,7 +287,7 @@ def test_a_picture_outside_its_stage_is_refused(tmp_path):
     collect(suite, plan, work, results)
     bad = of(results, "kdep")
     bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
-    with pytest.raises(KdepError, match="outside its directory"):
+    with pytest.raises(KdepError, match="outside the stage's directory"):
         _copy_pictures(bad, work / bad.id, results)
 
 

@@ -74,7 +74,7 @@ def test_a_suite_holds_its_data_inline():
     }
     assert build(data=official).data == official
     assert "did you mean classify" in refusal(data={**whole, "clasify": {}})
-    assert "has no 'name'" in refusal(data={"type": OWN, "pool": "p"})
+    assert "has no `name`" in refusal(data={"type": OWN, "pool": "p"})
     assert "dict(type=..., name=..." in refusal(data={"pool": "p"})
 
 
@@ -106,9 +106,9 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
         ({"seeds": {"pretrain": [0, 0], "transfer": [0]}}, "pretrain seed 0 more than once"),
-        ({"seeds": {"pretrain": [0], "transfer": [0, 1], "pairs": "diagonal"}}, "as many"),
+        ({"seeds": {"pretrain": [0], "transfer": [0, 1], "pairs": "diagonal"}}, "the same number of both"),
         ({"seeds": {"pretrain": [0], "transfer": [0], "pairs": "diagnal"}}, "diagonal"),
-        ({"shares": [0.0]}, "more than 0"),
+        ({"shares": [0.0]}, "above 0"),
         ({"shares": [1.0, 1.0]}, "more than once"),
         ({"name": "../escape"}, "cannot be a file name"),
         ({"methods": [{"base": "kdep", "name": "a/b"}]}, "cannot be a file name"),

@@ -257,7 +257,7 @@ def test_data_absent_where_the_suite_is_planned_still_plans(mine: Path, tmp_path
     away.rename(mine)  # there when the stage runs, and nobody knows what the plan was made for
     outcome = fakes.run(plan, work)
     (sentence,) = outcome.failed.values()
-    assert "could not be read where the suite was planned" in sentence
+    assert "could not be read when the suite was planned" in sentence
     assert run(mine, work)[1].ok
 
 

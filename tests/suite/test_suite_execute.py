@@ -104,7 +104,7 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
         ("kill", "killed by SIGKILL"),
         ("sys.exit", "sys.exit(0)"),
         ("os._exit", "exit code 0 and no result"),
-        ("nan", "not strict JSON"),
+        ("nan", "cannot be stored as strict JSON"),
         ("none", "returned NoneType"),
     ],
 )
@@ -200,7 +200,7 @@ def test_wrong_stage_functions_are_sentences(tmp_path):
     b = fakes.add_stage(plan, "face", "b", {}, kinds=kinds)
     failed = fakes.run(plan, tmp_path).failed
     assert "cannot be imported" in failed[a]
-    assert "does not take" in failed[b]
+    assert "does not accept" in failed[b]
 
 
 def test_a_killed_stage_begins_from_an_empty_directory_a_resumable_one_goes_on(tmp_path):

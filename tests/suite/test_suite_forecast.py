@@ -171,8 +171,8 @@ def test_hours_at_a_rate(paper):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a100", "peak, which no training reaches"),
-        ("a100.tf32", "peak, which no training reaches"),
+        ("a100", "peak of a device, which training never reaches"),
+        ("a100.tf32", "peak of a device, which training never reaches"),
         ("h100.fp64:0.5", "number format of h100"),
         ("a10.tf32:0.5", "unknown device"),
         ("12x", "--device-rate is '12x'"),

@@ -99,13 +99,13 @@ def test_a_set_aside_record_keeps_nothing_and_a_damaged_one_stops_all(tmp_path):
     with pytest.raises(KdepError, match="not valid JSON"):
         hygiene.citations([results])
     path.write_text("{}")
-    with pytest.raises(KdepError, match="names no stages"):
+    with pytest.raises(KdepError, match="no valid list of stages"):
         hygiene.citations([results])
 
 
 def test_everything_is_never_pruned_by_oversight(tmp_path):
     fakes.run(fakes.diamond(), tmp_path)
-    with pytest.raises(KdepError, match="everything would go"):
+    with pytest.raises(KdepError, match="every stage would be removed"):
         hygiene.prunable(hygiene.survey(tmp_path, {}, {}), False)
 
 

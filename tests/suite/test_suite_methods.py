@@ -178,7 +178,7 @@ def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
         plan(LABELLED)
     # An arm trained on the pool's labels has its classes; one taught by logits has the teacher's.
     plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="supervised")})
-    with pytest.raises(KdepError, match="looks labels up"):
+    with pytest.raises(KdepError, match="logit of each image's label"):
         plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="takd")})
     plan("eskd", "continuation_labels")  # a head of their own for either set of classes
 

@@ -45,7 +45,7 @@ def test_the_teacher_that_saw_coco_is_marked_on_coco_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize("value", ["imagenet", [1], ["--"], {"a": 1}])
 def test_what_is_no_list_of_names_is_refused(value: object) -> None:
-    with pytest.raises(KdepError, match=r"card.trained_on of 'x'.*a list of names"):
+    with pytest.raises(KdepError, match=r"card.trained_on of 'x'.*a list of data set names"):
         trained_on({"name": "x", "card": {"trained_on": value}})
     with pytest.raises(KdepError, match="tests_on of the task 'x'"):
         overlap.tests_on({"name": "x", "tests_on": value}, "mine")

@@ -114,7 +114,7 @@ def test_diagonal_seeds():
 def test_a_method_for_other_students_is_not_planned():
     plan = build_plan(build(methods=["kdep", "imagenet"]))
     assert {c.method["name"] for c in plan.cells} == {"kdep"}
-    with pytest.raises(KdepError, match="plans no run at all"):
+    with pytest.raises(KdepError, match="contains no run"):
         build_plan(build(methods=["imagenet"]))
 
 
@@ -123,7 +123,7 @@ def test_a_method_for_other_students_is_not_planned():
     [
         ({"teacher": None}, "needs a teacher"),
         ({"methods": [{"base": "kdep", "needs": ["labels", "pooled"]}]}, "labels_used=False"),
-        ({"methods": [{"base": "scratch", "align": {"type": "svd"}}]}, "both or neither"),
+        ({"methods": [{"base": "scratch", "align": {"type": "svd"}}]}, "has `align` but no objective"),
         ({"runtime": {"cpus": {"pretran": 1}}}, "did you mean pretrain"),
     ],
 )
@@ -202,7 +202,7 @@ def test_comparing_views_needs_two_of_them_in_a_batch():
     budget = {"epochs": 1, "batch": 8, "views": 1, "optimizer": {"type": "SGD", "lr": 0.1}}
     build_plan(build(methods=["view_gram"], budget={**budget, "views": 2}))
     for wrong in ({}, {"views": 3}):
-        with pytest.raises(KdepError, match="compares the views of an image"):
+        with pytest.raises(KdepError, match="compares several views of an image"):
             build_plan(build(methods=["view_gram"], budget={**budget, **wrong}))
 
 
@@ -259,7 +259,7 @@ def test_logits_of_a_teacher_without_any_and_maps_of_a_student_without_any_are_r
         build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": mute}}))
     maps = [{"base": "logit_kd", "needs": ["maps"]}]
     flat = [{"base": "resnet18_w32", "pyramid": {"_delete_": True}}]
-    with pytest.raises(KdepError, match="declares no pyramid"):
+    with pytest.raises(KdepError, match="config has no `pyramid`"):
         build_plan(build(methods=maps, students=flat))
 
 
@@ -298,14 +298,14 @@ def test_an_assistant_is_an_arm_whose_export_teaches():
 @pytest.mark.parametrize(
     ("methods", "says"),
     [
-        ([{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}], "not train"),
+        ([{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}], "is not trained"),
         ([chain(epochs=99.0)], "stops its teacher at 99 epochs"),
         (
             [{**chain(), "teacher": {"student": "resnet18_w32", "method": "supervised"}}],
-            "called label-free",
+            "has a label-free policy",
         ),
         ([{**chain(), "base": "logit_kd"}], "needs logits, and the teacher 'resnet18_w32.kdep'"),
-        ([{**chain(), "base": "nfd"}], "reads maps, and the teacher"),
+        ([{**chain(), "base": "nfd"}], "needs feature maps, but the teacher"),
         ([{**chain(), "teacher": {"student": "nobody", "method": "kdep"}}], "nobody"),
         ([{**chain(), "teacher": {"student": "resnet18_w32"}}], "has no 'method'"),
     ],
