@@ -346,7 +346,7 @@ class _decoding:
         if isinstance(e, Image.UnidentifiedImageError):
             head = self.data[:8]
             what = (
-                f"the file {self.file} is not an image that is read here (it begins with {head!r})"
+                f"the file {self.file} is not an image of a known format (it begins with {head!r})"
             )
             return KdepError(what, expected="JPEG, PNG, BMP, GIF, WebP, TIFF or PPM", fix=_FETCH)
         if isinstance(e, Image.DecompressionBombError):

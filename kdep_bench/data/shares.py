@@ -67,8 +67,8 @@ def labels_file(inputs: Mapping[str, Path]) -> Path:
 
 
 _LABELS_FIX = (
-    "make the data anew with --force prepare; data of your own function must write the label of "
-    "each pool image there"
+    "prepare the data again with --force prepare; a data function of your own must write the label "
+    "of each pool image there"
 )
 
 

@@ -51,7 +51,7 @@ def read_user_json(path: str | Path) -> Any:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as e:
         cut = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated")
-        what = "ends before its JSON does" if cut else "is not valid JSON"
+        what = "ends in the middle of its JSON" if cut else "is not valid JSON"
         raise KdepError(
             f"the file {path} {what} (line {e.lineno}, column {e.colno}: {e.msg})",
             expected="a whole JSON file",

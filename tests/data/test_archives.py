@@ -266,7 +266,7 @@ def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
         unpack(path, tmp_path / "out", quiet)
     path.write_bytes(zip_bytes())
     (tmp_path / "way" / "c.txt").mkdir(parents=True)
-    with pytest.raises(KdepError, match="what lies in their place"):
+    with pytest.raises(KdepError, match="whether another file has that name"):
         unpack(path, tmp_path / "way", quiet)
     (tmp_path / "way" / "c.txt").rmdir()
     assert unpack(path, tmp_path / "way", quiet)["files"] == 3

@@ -275,7 +275,7 @@ def break_postscript(file: Path) -> None:
 FAULTS = {
     break_cut: "truncated",
     break_zero_tail: "truncated|damaged",
-    break_empty: "zero bytes",
+    break_empty: "0 bytes",
     break_text: "not an image .*<html>",
     break_dangling: "a link to .*nowhere.png, which does not exist",
     break_loop: "cannot be read",

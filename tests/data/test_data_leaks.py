@@ -149,8 +149,8 @@ def test_a_waiver_by_name_takes_the_note_away_and_keeps_the_count(sets) -> None:
         (["pool"], "pairs of sets"),
         ("pool", "pairs of sets"),
         ([["pool", "coco/tst"]], "did you mean coco/test"),
-        ([["coco/test", "masks/test"]], "others are not compared"),
-        ([["coco/test", "coco/test"]], "others are not compared"),
+        ([["coco/test", "masks/test"]], "never compared"),
+        ([["coco/test", "coco/test"]], "never compared"),
         ([["pool", 3]], "unknown set"),
     ],
 )

@@ -293,7 +293,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "category names that differ by case": (
         lambda r: edit(r / "test.json", lambda t: t["categories"].append({"id": 9, "name": "Cat"})),
         JSON,
-        "differ by case",
+        "differ only by case",
         lambda r: edit(r / "test.json", lambda t: t["categories"].pop()),
     ),
     "classes of a split called otherwise": (
@@ -403,7 +403,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "pool image empty": (
         lambda r: (r / "pool/a/0.jpg").write_bytes(b""),
         "pool/a/0.jpg",
-        "zero bytes",
+        "0 bytes",
         lambda r: shutil.copy(r / "pool/a/2.jpg", r / "pool/a/0.jpg"),
     ),
     "pool image broken": (
@@ -421,7 +421,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "pool file of another kind": (
         lambda r: (r / "pool/list.csv").write_text("a,b"),
         "pool/list.csv",
-        "no image by its suffix",
+        "not have an image suffix",
         lambda r: (r / "pool/list.csv").rename(r / "list.csv"),
     ),
     "mask missing": (
@@ -516,7 +516,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "class folder empty": (
         lambda r: (r / "classes/train/c").mkdir(),
         "classes/train/c",
-        "holds no image",
+        "contains no image",
         lambda r: (r / "classes/train/c").rename(r / "c"),
     ),
     "class folders that differ by case": (
@@ -534,7 +534,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "picture beside the class folders": (
         lambda r: shutil.copy(r / "classes/test/a/0.png", r / "classes/test/0.png"),
         "classes/test/0.png",
-        "lies in no class folder",
+        "is not in a class folder",
         lambda r: (r / "classes/test/0.png").rename(r / "classes/test/a/9.png"),
     ),
 }
@@ -558,7 +558,7 @@ def test_a_fault_names_its_file_and_its_remedy_works(
 def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> None:
     labelled = {"pool": spec["pool"], "pool_labels": True}
     shutil.copy(mine / "pool/a/0.jpg", mine / "pool/loose.jpg")
-    assert "lies in no class folder" in refusal(labelled, tmp_path / "a")
+    assert "is not in a class folder" in refusal(labelled, tmp_path / "a")
     (mine / "pool/loose.jpg").rename(mine / "pool/a/9.jpg")
     (mine / "pool/b").rename(mine / "b")
     assert "one class only, 'a'" in refusal(labelled, tmp_path / "b")
@@ -677,7 +677,7 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
         ({"pool": None}, "pool = None"),
         ({"coco": {"train": "train.json"}}, "coco.train = "),
         ({"coco": {"train": {"json": "x"}}}, "coco.train = ['json']"),
-        ({"coco": ["train"]}, "one entry for each split"),
+        ({"coco": ["train"]}, "one entry per split"),
         ({"masks": {"train": {"images": 3, "masks": "x"}}}, "masks.train.images = 3"),
         ({"classes": "xy"}, "classes = 'xy'"),
         ({"classes": ["x", "x"]}, "more than once"),
@@ -710,7 +710,7 @@ def test_the_doctor_reads_every_image_of_own_data(spec: Spec, mine: Path) -> Non
 def test_images_and_masks_of_one_folder_are_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
     both = str(mine / "masks/test")
     masks = {**spec["masks"], "test": {"images": both, "masks": both}}
-    assert "lie in one folder" in refusal({**spec, "masks": masks}, tmp_path / "a")
+    assert "are in the same folder" in refusal({**spec, "masks": masks}, tmp_path / "a")
 
 
 def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path: Path) -> None:
@@ -719,9 +719,9 @@ def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path
     same = {"train": spec["masks"]["train"], "test": spec["masks"]["train"]}
     assert "of another split" in refusal({**spec, "masks": same}, tmp_path / "b")
     same = {"train": spec["coco"]["train"], "test": spec["coco"]["train"]}
-    assert "is the json of two splits" in refusal({**spec, "coco": same}, tmp_path / "c")
+    assert "use the same json file" in refusal({**spec, "coco": same}, tmp_path / "c")
     only = {"test": spec["coco"]["test"]}
-    assert "'train' among them" in refusal({**spec, "coco": only}, tmp_path / "d")
+    assert "the task needs 'train'" in refusal({**spec, "coco": only}, tmp_path / "d")
 
 
 # ---- images that the identity of the data would not cover, and labels of another split ----
@@ -750,7 +750,7 @@ def test_masks_of_a_split_that_are_links_to_those_of_train_are_refused(
     (mine / "masks/test").symlink_to(mine / "masks/train")
     text = refusal(spec, tmp_path / "a")
     assert f"{mine / 'masks/test/0.png'} of test" in text
-    assert "are one file" in text
+    assert "are the same file" in text
     (mine / "masks/test").unlink()
     (mine / "kept").rename(mine / "masks/test")
     own.run(spec, tmp_path / "b")

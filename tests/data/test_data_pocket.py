@@ -141,7 +141,7 @@ def test_checks_pass_on_what_we_make(made: Made) -> None:
     assert check_segmentation(root / "cityscapes", 9) == SPEC["scenes"]
     for split in ("train", "val", "test"):
         assert set(check_image_folder(root / "classify" / split, CLASSES)) == set(CLASSES)
-    with pytest.raises(KdepError, match="labelIds where trainIds belong"):
+    with pytest.raises(KdepError, match="labelIds instead of trainIds"):
         check_segmentation(root / "cityscapes", 9, mask_suffix="_gtFine_labelIds.png")
 
 

@@ -65,9 +65,9 @@ def test_a_share_per_class_has_the_share_of_every_class_and_never_none(share: fl
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_an_impossible_share_is_a_sentence(share: float):
-    with pytest.raises(KdepError, match="data share"):
+    with pytest.raises(KdepError, match="data fraction"):
         per_class(np.zeros(10, int), share)
-    with pytest.raises(KdepError, match="data share"):
+    with pytest.raises(KdepError, match="data fraction"):
         chosen(FILES, share)
 
 
@@ -88,7 +88,7 @@ def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_
 def test_labels_that_are_no_labels_are_sentences_with_a_fix_that_works(tmp_path: Path):
     """KeyError, TypeError, or numbers cut out of strings and booleans."""
     path = tmp_path / "labels.json"
-    with pytest.raises(KdepError, match="drop such arms"):
+    with pytest.raises(KdepError, match="remove such methods"):
         read_labels(path, ["a"])
     for text in ("[]", "{}", '{"labels": [], "classes": ["x"]}', '{"labels": {"a": 0}}'):
         path.write_text(text)

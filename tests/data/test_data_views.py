@@ -143,7 +143,7 @@ def test_shares_have_their_ends():
     assert views.subset(10, 1.0).tolist() == list(range(10))
     assert len(views.subset(10, 0.05001)) == 1
     for bad in (0.0, -0.5, 1.0001, 0.04):
-        with pytest.raises(KdepError, match="a data share"):
+        with pytest.raises(KdepError, match="a data fraction"):
             views.subset(10, bad)
 
 

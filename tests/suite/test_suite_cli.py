@@ -88,7 +88,10 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
         (["smoke", "--fit-budget"], "--fit-budget needs --budget-hours"),
         (["smoke", "--measure-throughput"], "--measure-throughput without --dry-run"),
-        (["smoke", "--dry-run", "--device-rate", "a100"], "peak of a device, which training never reaches"),
+        (
+            ["smoke", "--dry-run", "--device-rate", "a100"],
+            "peak of a device, which training never reaches",
+        ),
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
 )

@@ -106,7 +106,10 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
         ({"seeds": {"pretrain": [0, 0], "transfer": [0]}}, "pretrain seed 0 more than once"),
-        ({"seeds": {"pretrain": [0], "transfer": [0, 1], "pairs": "diagonal"}}, "the same number of both"),
+        (
+            {"seeds": {"pretrain": [0], "transfer": [0, 1], "pairs": "diagonal"}},
+            "the same number of both",
+        ),
         ({"seeds": {"pretrain": [0], "transfer": [0], "pairs": "diagnal"}}, "diagonal"),
         ({"shares": [0.0]}, "above 0"),
         ({"shares": [1.0, 1.0]}, "more than once"),

@@ -56,5 +56,5 @@ def test_a_palette_of_fewer_colours_is_refused() -> None:
 
 
 def test_labels_without_pool_labels_are_refused() -> None:
-    with pytest.raises(KdepError, match="labels=True and no pool_labels=True"):
+    with pytest.raises(KdepError, match="labels=True but not pool_labels=True"):
         plan({"labels": True}, {"classes": CLASSES, "palette": PALETTE})

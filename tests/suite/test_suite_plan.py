@@ -123,7 +123,10 @@ def test_a_method_for_other_students_is_not_planned():
     [
         ({"teacher": None}, "needs a teacher"),
         ({"methods": [{"base": "kdep", "needs": ["labels", "pooled"]}]}, "labels_used=False"),
-        ({"methods": [{"base": "scratch", "align": {"type": "svd"}}]}, "has `align` but no objective"),
+        (
+            {"methods": [{"base": "scratch", "align": {"type": "svd"}}]},
+            "has `align` but no objective",
+        ),
         ({"runtime": {"cpus": {"pretran": 1}}}, "did you mean pretrain"),
     ],
 )
@@ -298,7 +301,10 @@ def test_an_assistant_is_an_arm_whose_export_teaches():
 @pytest.mark.parametrize(
     ("methods", "says"),
     [
-        ([{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}], "is not trained"),
+        (
+            [{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}],
+            "is not trained",
+        ),
         ([chain(epochs=99.0)], "stops its teacher at 99 epochs"),
         (
             [{**chain(), "teacher": {"student": "resnet18_w32", "method": "supervised"}}],

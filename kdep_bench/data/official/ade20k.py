@@ -32,7 +32,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         names = [n.removesuffix(".jpg") for n in list_images(images).images if n.endswith(".jpg")]
         if not names:
             raise KdepError(
-                f"the folder {images} holds no *.jpg", expected="images", fix="unpack it again"
+                f"the folder {images} contains no *.jpg",
+                fix="unpack it again",
             )
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _images_of(masks), masks)
@@ -55,18 +56,21 @@ def _check_pair(image: Path, mask: Path) -> None:
         raise KdepError(
             f"the mask {mask} has mode {facts.mode}",
             expected="one 8-bit channel",
-            fix="this is the full ADE20K release: fetch ADEChallengeData2016.zip",
+            fix="use ADEChallengeData2016.zip; this is the full ADE20K release",
         )
     if facts[:2] != picture[:2]:
         raise KdepError(
             f"the mask {mask} is {facts.width}x{facts.height}",
-            expected=f"{picture.width}x{picture.height} like its image",
+            expected=f"{picture.width}x{picture.height}, the size of its image",
             fix="unpack both from the same archive",
         )
     with Image.open(mask) as opened:
         top = int(np.asarray(opened).max())
     if top > CLASSES:
-        raise KdepError(f"the mask {mask} holds the value {top}", expected=f"0..{CLASSES}")
+        raise KdepError(
+            f"the mask {mask} contains the value {top}",
+            expected=f"0..{CLASSES}",
+        )
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -102,7 +102,8 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
         )
     if size == 0:
         raise KdepError(
-            f"the archive {path} has zero bytes", expected="the whole archive", fix=_AGAIN
+            f"the archive {path} is empty (0 bytes)",
+            fix=_AGAIN,
         )
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
@@ -154,7 +155,10 @@ def sentences(path: Path) -> Iterator[None]:
     except OSError as e:
         raise (_damaged(path, e) if e.errno is None else disk_error(path, e)) from None
     except MemoryError:
-        raise KdepError(f"unpacking {path} needs more memory than there is") from None
+        raise KdepError(
+            f"unpacking {path} needs more memory than there is",
+            fix="free memory and run again",
+        ) from None
     except DAMAGE as e:
         raise _damaged(path, e) from None
 
@@ -162,19 +166,22 @@ def sentences(path: Path) -> Iterator[None]:
 def _damaged(path: Path, e: object) -> KdepError:
     text = " ".join(str(e).split())[:200] or type(e).__name__
     return KdepError(
-        f"the archive {path} is damaged or cut short ({text})", expected="all of it", fix=_AGAIN
+        f"the archive {path} is damaged or truncated ({text})",
+        fix=_AGAIN,
     )
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
     """The sentence for a file that could not be read or written while `path` was unpacked."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return KdepError(f"no room on the disk while unpacking {path}", fix="free space, run again")
+        return KdepError(
+            f"the disk is full while unpacking {path}",
+            fix="free disk space and run again; unpacking resumes",
+        )
     where = f" at {e.filename}" if e.filename and str(e.filename) != str(path) else ""
     return KdepError(
         f"unpacking {path} failed{where} ({e.strerror})",
-        expected="files and folders that can be read and written there",
-        fix="check their rights and what lies in their place, and run again",
+        fix="check the permissions there and whether another file has that name, then run again",
     )
 
 
@@ -300,16 +307,19 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
             continue
         if str(rel) in names:
             raise KdepError(
-                f"the archive {path} holds {str(rel)!r} twice", expected="each once", fix=_AGAIN
+                f"the archive {path} contains {str(rel)!r} twice",
+                fix=_AGAIN,
             )
         names[str(rel)] = member.size
     if not names:
-        raise KdepError(f"the archive {path} holds no file", expected="at least one", fix=_AGAIN)
+        raise KdepError(
+            f"the archive {path} contains no file",
+            fix=_AGAIN,
+        )
     for name in names:
         if above := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
             raise KdepError(
-                f"the archive {path} holds {str(above)!r} as a file and as a folder",
-                expected="one",
+                f"the archive {path} contains {str(above)!r} both as a file and as a folder",
                 fix=_AGAIN,
             )
     return names
@@ -333,7 +343,8 @@ def _unpack(
         progress(done, len(names), f"unpacking {path.name}")
     if done != len(names):
         raise KdepError(
-            f"the archive {path} gave {done} of {len(names)} files", expected="all", fix=_AGAIN
+            f"only {done} of {len(names)} files could be read from the archive {path}",
+            fix=_AGAIN,
         )
     return {"files": done, "bytes": sum(names.values()), "skipped": skipped}
 
@@ -361,9 +372,14 @@ def place(
                 left -= len(piece)
             more = data.read(1)  # at its end a zip member compares its checksum
         if left or more:
-            what = f"ends {left} bytes before its member" if left else "holds more than it says of"
+            what = (
+                f"ends {left} bytes before the end of"
+                if left
+                else "has more bytes than declared for"
+            )
             raise KdepError(
-                f"the archive {source} {what} {member.name!r}", expected="all of it", fix=_AGAIN
+                f"the archive {source} {what} {member.name!r}",
+                fix=_AGAIN,
             )
         os.replace(tmp, out)
     finally:
@@ -385,7 +401,7 @@ def inside(out: Path, target: Path, source: Path) -> None:
         raise KdepError(
             f"unpacking {source} would write to {out.parent.resolve()} through a link in {target}",
             expected=f"a place below {target}",
-            fix="remove the link",
+            fix="remove that link",
         )
 
 
@@ -405,9 +421,10 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
     )
     if bad:
         raise KdepError(
-            f"the archive {source} holds the path {name[:100]!r}, which could leave its folder",
+            f"the archive {source} contains the path {name[:100]!r}, which could lead out of its "
+            "folder",
             expected="relative paths without '..'",
-            fix="do not use this archive: fetch it from the official page",
+            fix="do not use this archive; download it from the official page",
         )
     parts = path.parts[strip:]
     return PurePosixPath(*parts) if parts else None
@@ -489,8 +506,7 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
         t = tarfile.open(fileobj=below, mode="r:", tarinfo=_Header)  # noqa: SIM115
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise KdepError(
-            f"the file {source} is no tar or zip archive, or damaged or cut short ({e})",
-            expected="the official archive",
+            f"the file {source} is not a tar or zip archive, or it is damaged or truncated ({e})",
             fix=_AGAIN,
         ) from None
     with t:
@@ -552,8 +568,7 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
     if locked is not None:
         raise KdepError(
             f"the archive {path} is encrypted ({locked[:100]!r})",
-            expected="an open one",
-            fix="decrypt it",
+            fix="decrypt it, or download the official archive",
         )
 
 
@@ -565,9 +580,9 @@ def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
         return True
     kind = "link" if info.issym() or info.islnk() else "device or special file"
     raise KdepError(
-        f"the archive {source} holds the {kind} {info.name[:100]!r}",
-        expected="files and folders only",
-        fix="do not use this archive: fetch it from the official page",
+        f"the archive {source} contains the {kind} {info.name[:100]!r}",
+        expected="only files and folders",
+        fix="do not use this archive; download it from the official page",
     )
 
 
@@ -576,9 +591,9 @@ def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
     kind = stat.S_IFMT(mode)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise KdepError(
-            f"the archive {source} holds the link or special file {info.filename[:100]!r}",
-            expected="files and folders only",
-            fix="do not use this archive: fetch it from the official page",
+            f"the archive {source} contains the link or special file {info.filename[:100]!r}",
+            expected="only files and folders",
+            fix="do not use this archive; download it from the official page",
         )
     if info.is_dir():
         safe_member(info.filename, source)
@@ -591,8 +606,7 @@ def _check_room(path: Path, target: Path, names: dict[str, int], total: int) -> 
     free, need = shutil.disk_usage(target).free, total - there
     if need > free:
         raise KdepError(
-            f"unpacking {path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free at "
-            f"{target}",
-            expected="room for all of it",
-            fix="free space or choose another --root",
+            f"unpacking {path} needs {need / 1e9:.1f} GB, but {target} has only {free / 1e9:.1f} "
+            "GB free",
+            fix="free disk space or choose another --root",
         )

@@ -76,15 +76,14 @@ def data_root(given: str | Path | None = None) -> Path:
     chosen = given or os.environ.get(ROOT)
     if not chosen:
         raise KdepError(
-            f"the root of the data sets is not named (${ROOT} is not set)",
-            expected="a folder with one folder a set",
-            fix=f"export {ROOT}=/path/to/data",
+            f"the folder of the data sets is not set (no ${ROOT})",
+            fix=f"run: export {ROOT}=/path/to/data (a folder with one sub-folder per data set)",
         )
     if not Path(chosen).is_dir():
         raise KdepError(
-            f"the root of the data sets {chosen} does not exist",
-            expected="a folder with one folder a set",
-            fix="make it with tools/prepare_data.py SET --root DIR",
+            f"the folder of the data sets {chosen} does not exist",
+            expected="a folder with one sub-folder per data set",
+            fix="create it with tools/prepare_data.py SET --root DIR",
         )
     return Path(chosen)
 
@@ -114,8 +113,8 @@ def lay_out(
             raise KdepError(
                 f"the archive {archive.name} of {one.title} is in none of "
                 f"{', '.join(str(a) for a in [*archives, folder])}",
-                expected=f"the file as {archive.page} gives it",
-                fix="download it there and name its folder with --archives",
+                expected=f"the file from {archive.page}",
+                fix="download it there and pass its folder as --archives",
             )
     digests = {}
     for archive in one.archives:
@@ -155,18 +154,17 @@ def _verify(one: OfficialSet, root: Path, decode: int | None, whole: bool) -> di
     folder = root / one.name
     if not folder.is_dir():
         raise KdepError(
-            f"the data set {one.title} is not at {folder}",
-            expected="its folder below the root",
-            fix=f"python tools/prepare_data.py {one.name} --root {root}",
+            f"the data set {one.title} was not found at {folder}",
+            fix=f"run: python tools/prepare_data.py {one.name} --root {root}",
         )
     counts = one.verify(folder, decode)
     for key, official in one.counts.items() if whole else ():
         if counts.get(key) != official:
             raise KdepError(
-                f"{one.title} at {folder} counts {counts.get(key)} {key}",
-                expected=f"{official}, as the official release has",
-                fix=f"the archive was unpacked in part or is another release: "
-                f"python tools/prepare_data.py {one.name} --root {root}",
+                f"{one.title} at {folder} has {counts.get(key)} {key}",
+                expected=f"{official}, as in the official release",
+                fix=f"run: python tools/prepare_data.py {one.name} --root {root} (the archive was "
+                "unpacked in part, or is another release)",
             )
     return counts
 
@@ -180,7 +178,7 @@ def need_dir(path: Path, what: str) -> Path:
         raise KdepError(
             f"the folder {path} does not exist",
             expected=what,
-            fix="lay the set out with tools/prepare_data.py",
+            fix="prepare the data set with tools/prepare_data.py",
         )
     return path
 
@@ -191,11 +189,13 @@ def need_file(path: Path, what: str) -> Path:
         raise KdepError(
             f"the file {path} does not exist",
             expected=what,
-            fix="lay the set out with tools/prepare_data.py",
+            fix="prepare the data set with tools/prepare_data.py",
         )
     if path.stat().st_size == 0:
         raise KdepError(
-            f"the file {path} has zero bytes", expected=what, fix="unpack its archive again"
+            f"the file {path} is empty (0 bytes)",
+            expected=what,
+            fix="unpack its archive again",
         )
     return path
 
@@ -213,7 +213,9 @@ def lines(path: Path, what: str) -> list[str]:
     found = [x.strip() for x in text.splitlines() if x.strip()]
     if not found:
         raise KdepError(
-            f"the file {path} lists nothing", expected=what, fix="unpack its archive again"
+            f"the file {path} has no entries",
+            expected=what,
+            fix="unpack its archive again",
         )
     return found
 
@@ -229,8 +231,8 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         path = folder / name
         if name in seen:
             raise KdepError(
-                f"the file {path} is named twice by {source}",
-                expected="each file once: a file that counts twice shifts every mean",
+                f"the file {path} occurs twice in {source}",
+                expected="each file once (a file that counts twice changes every mean)",
                 fix="unpack the archive of the list again",
             )
         seen.add(name)
@@ -238,15 +240,14 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             size = path.stat().st_size
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
-                f"the file {path} does not exist",
-                expected=f"every file that {source} names",
-                fix="the archive was unpacked in part: lay the set out again",
+                f"the file {path}, which is listed in {source}, does not exist",
+                fix="prepare the data set again with tools/prepare_data.py (the archive was "
+                "unpacked in part)",
             ) from None
         if size == 0:
             raise KdepError(
-                f"the file {path} has zero bytes",
-                expected="a whole file",
-                fix="put the whole file in its place: lay the set out again",
+                f"the file {path} is empty (0 bytes)",
+                fix="prepare the data set again with tools/prepare_data.py, or replace the file",
             )
     return len(seen)
 

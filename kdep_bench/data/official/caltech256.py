@@ -37,12 +37,16 @@ def classes(folder: Path) -> list[str]:
         m = _CLASS.fullmatch(name)
         if m is None or int(m[1]) != position:
             raise KdepError(
-                f"the class folder {folder / FOLDER / name} stands at place {position}",
-                expected=f"the folder {position:03d}.<name>: numbers from 001 without a gap",
+                f"the class folder {folder / FOLDER / name} is number {position} in order",
+                expected=f"the name {position:03d}.<name>: numbers from 001 without gaps",
                 fix="unpack the archive again",
             )
     if not found:
-        raise KdepError(f"the folder {folder / FOLDER} has no class folders", expected="257")
+        raise KdepError(
+            f"the folder {folder / FOLDER} has no class folders",
+            expected="257 class folders",
+            fix="unpack the archive again",
+        )
     return found
 
 
@@ -63,7 +67,7 @@ def write_lists(folder: Path, per_class: int) -> None:
         images = _images(folder / FOLDER / name)
         if len(images) <= per_class:
             raise KdepError(
-                f"the class folder {folder / FOLDER / name} holds {len(images)} images",
+                f"the class folder {folder / FOLDER / name} has {len(images)} images",
                 expected=f"more than {per_class}",
                 fix="unpack the archive again",
             )
@@ -85,9 +89,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     there = sum(len(_images(folder / FOLDER / n)) for n in names)
     if len(set(listed)) != len(listed) or len(listed) != there:
         raise KdepError(
-            f"the lists in {folder} name {len(set(listed))} different images of {there}",
+            f"the lists in {folder} contain {len(set(listed))} different images of {there}",
             expected="every image in exactly one list",
-            fix="lay the set out again",
+            fix="prepare the data set again with tools/prepare_data.py",
         )
     need_files(folder, listed, f"{folder}/kdep_*.txt")
     decode_some((folder / n for n in listed), decode)
@@ -107,7 +111,7 @@ def _path_of(file: Path, row: str, names: list[str]) -> str:
             f"the list {file} has the line {row[:100]!r}",
             expected=f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
             + ("" if number is None else f": {number}"),
-            fix="move the list away and lay the set out again, which writes it",
+            fix="move that list elsewhere and prepare the data set again, which writes a new list",
         )
     return path
 

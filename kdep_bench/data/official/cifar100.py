@@ -47,7 +47,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
             fix="unpack the official archive again",
         ) from None
     if not isinstance(table, dict):
-        raise KdepError(f"the CIFAR file {path} holds a {type(table).__name__}", expected="a dict")
+        raise KdepError(
+            f"the CIFAR file {path} contains a {type(table).__name__}",
+            expected="a dict",
+            fix="unpack the official archive again",
+        )
     return table
 
 
@@ -59,21 +63,24 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
     data, labels = np.asarray(table.get("data")), table.get("fine_labels")
     if not isinstance(names, list) or data.dtype != np.uint8 or data.ndim != 2:
         raise KdepError(
-            f"the files {base / split} and meta hold data {data.dtype} {data.shape} and "
+            f"the files {base / split} and meta contain data {data.dtype} {data.shape} and "
             f"{type(names).__name__} fine_label_names",
             expected="data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
             fix="unpack cifar-100-python.tar.gz",
         )
     if data.shape[1] != 3072 or not isinstance(labels, list) or len(labels) != len(data):
         raise KdepError(
-            f"the file {base / split} holds {data.shape[1]} values an image and "
-            f"{len(labels) if isinstance(labels, list) else 'no'} fine_labels for {len(data)}",
-            expected="3072 values and one label an image",
+            f"the file {base / split} has {data.shape[1]} values per image and "
+            f"{(len(labels) if isinstance(labels, list) else 'no')} fine_labels for {len(data)} "
+            "images",
+            expected="3072 values and one label per image",
             fix="unpack the archive again",
         )
     if wrong := [v for v in labels if not 0 <= v < len(names)]:
         raise KdepError(
-            f"the file {base / split} has the label {wrong[0]}", expected=f"0..{len(names) - 1}"
+            f"the file {base / split} has the label {wrong[0]}",
+            expected=f"0..{len(names) - 1}",
+            fix="unpack the archive again",
         )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, names
 

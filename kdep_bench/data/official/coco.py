@@ -66,7 +66,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
         isinstance(table.get(k), list) for k in ("images", "annotations", "categories")
     ):
         raise KdepError(
-            f"the file {path} is no detection annotation",
+            f"the file {path} is not a detection annotation file",
             expected="lists named images, annotations and categories",
             fix="use instances_*.json, not captions_* or person_keypoints_*",
         )
@@ -75,15 +75,16 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
     if names != NAMES:
         odd = sorted(set(names.items()) ^ set(NAMES.items()))
         raise KdepError(
-            f"the categories of {path} are not COCO's: {len(names)}, the first difference is "
-            f"{odd[0]}",
+            f"the categories of {path} are not those of COCO: there are {len(names)}, the first "
+            f"difference is {odd[0]}",
             expected="the 80 ids and names of COCO 2017",
             fix="for a data set of your own, name its classes in the task's recipe",
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
         raise KdepError(
-            f"the file {path} has an image id twice", expected="unique ids", fix="fetch it again"
+            f"the file {path} has a duplicate image id",
+            fix="download it again",
         )
     crowds = 0
     for a in table["annotations"]:
@@ -91,8 +92,8 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
             raise KdepError(
                 f"annotation {a['id']} in {path} has image {a['image_id']} and category "
                 f"{a['category_id']}",
-                expected="ids that are in the file",
-                fix="images and annotations are of different versions: fetch both again",
+                expected="ids that exist in the file",
+                fix="download both again: images and annotations are of different versions",
             )
         crowds += a.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
@@ -117,7 +118,7 @@ def _check_entries(path: Path, table: dict[str, Any]) -> None:
             if wrong is not None:
                 raise KdepError(
                     f"entry {place} of {part} in {path} has the {wrong} {held.get(wrong)!r:.80}",
-                    expected="whole numbers for ids, sizes and iscrowd, text for names",
+                    expected="integers for ids, sizes and iscrowd, strings for names",
                     fix="unpack the annotations again",
                 )
 
@@ -127,8 +128,8 @@ def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
     if facts[:2] != (stated["width"], stated["height"]):
         raise KdepError(
             f"the image {file} is {facts.width}x{facts.height}",
-            expected=f"{stated['width']}x{stated['height']} as {path} says",
-            fix="images and annotations are of different versions: fetch both again",
+            expected=f"{stated['width']}x{stated['height']}, the size in {path}",
+            fix="download both again: images and annotations are of different versions",
         )
 
 

@@ -23,9 +23,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if table.keys() != images.keys():
             odd = sorted(table.keys() ^ images.keys())
             raise KdepError(
-                f"the file {base / name} and images.txt disagree on {len(odd)} image ids, the "
-                f"first is {odd[0]}",
-                expected="the same ids in both",
+                f"the file {base / name} and images.txt differ in {len(odd)} image ids, the first "
+                f"is {odd[0]}",
                 fix="unpack the archive again",
             )
     if wrong := sorted(v for v in set(labels.values()) if not _is_number(v)):
@@ -38,9 +37,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         number = name.partition(".")[0]
         if not _is_number(number) or int(labels[key]) != int(number):
             raise KdepError(
-                f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, and "
+                f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, but "
                 f"images.txt puts it into the folder {name.partition('/')[0]}",
-                expected="the number with which the folder's name begins",
+                expected="the number at the beginning of the folder's name",
                 fix="unpack the archive again",
             )
     classes = {int(v) for v in labels.values()}
@@ -48,10 +47,13 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         raise KdepError(
             f"the file {base / _LISTS[1]} has classes {min(classes)}..{max(classes)}",
             expected="1..200",
+            fix="unpack the archive again",
         )
     if wrong := set(split.values()) - {"0", "1"}:
         raise KdepError(
-            f"the file {base / _LISTS[2]} holds {sorted(wrong)[:3]}", expected="0 and 1"
+            f"the file {base / _LISTS[2]} contains {sorted(wrong)[:3]}",
+            expected="0 and 1",
+            fix="unpack the archive again",
         )
     need_files(base / "images", images.values(), base / "images.txt")
     decode_some((base / "images" / v for v in images.values()), decode)
@@ -70,14 +72,13 @@ def _table(path: Path) -> dict[int, str]:
         key, _, value = row.partition(" ")
         if not _is_number(key) or not value:
             raise KdepError(
-                f"the file {path} holds the line {row[:60]!r}",
+                f"the file {path} contains the line {row[:60]!r}",
                 expected="'id value'",
                 fix="unpack the archive again",
             )
         if int(key) in out:
             raise KdepError(
                 f"the file {path} has the id {key} twice",
-                expected="each once",
                 fix="unpack the archive again",
             )
         out[int(key)] = value

@@ -26,7 +26,10 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     parts = {s: lines(base / "labels" / f"{s}.txt", "one image a line") for s in SPLITS}
     names = [n for s in SPLITS for n in parts[s]]
     if len(set(names)) != len(names):
-        raise KdepError(f"the splits in {base / 'labels'} share images", expected="disjoint splits")
+        raise KdepError(
+            f"the splits in {base / 'labels'} share images",
+            fix="unpack the archive again",
+        )
     need_files(base / "images", names, base / "labels")
     table = _imdb(base / "imdb" / "imdb.mat")
     _check_labels(base / "imdb" / "imdb.mat", table)
@@ -35,7 +38,6 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if stored != set(parts[split]):
             raise KdepError(
                 f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
-                expected="the same images in both",
                 fix="unpack the archive again",
             )
     decode_some((base / "images" / n for n in names), decode)
@@ -50,9 +52,9 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
         folder = str(name).partition("/")[0]
         if number.setdefault(folder, label) != label:
             raise KdepError(
-                f"the table {path} gives the image {name} the class {label}, and others of its "
-                f"folder {number[folder]}",
-                expected="one class for each folder",
+                f"the table {path} gives the image {name} the class {label}, but other images of "
+                f"its folder {number[folder]}",
+                expected="one class per folder",
                 fix="unpack the archive again",
             )
     labels = [number[folder] for folder in sorted(number)]
@@ -83,7 +85,7 @@ def _imdb(path: Path) -> dict[str, list]:
         reason = plain_text(e)
     raise KdepError(
         f"the file {path} cannot be read ({reason})",
-        expected="MATLAB 5 with `images`",
+        expected="a MATLAB 5 file with `images`",
         fix="unpack it again",
     ) from None
 

@@ -65,7 +65,7 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
             wnid = inner.name.removesuffix(".tar")
             if not _WNID.fullmatch(wnid):
                 raise KdepError(
-                    f"the archive {path} holds {inner.name[:60]!r}",
+                    f"the archive {path} contains {inner.name[:60]!r}",
                     expected="one n########.tar per class",
                     fix="use the official training archive",
                 )
@@ -124,7 +124,7 @@ def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) 
         found = ""
     if not _WNID.fullmatch(found):
         raise KdepError(
-            f"the devkit in {data} names no class of the validation image {number[:20]}",
+            f"the devkit in {data} has no class for the validation image {number[:20]}",
             expected="a class number for each of 50,000 images, and a WordNet id for each class",
             fix=f"unpack {DEVKIT} again",
         )
@@ -145,31 +145,29 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         classes = class_folders(folder / split)
         if loose := next((folder / split).glob("*.JPEG"), None):
             raise KdepError(
-                f"the image {loose} lies in no class folder",
+                f"the image {loose} is not in a class folder",
                 expected=f"{folder / split}/<wnid>/*.JPEG",
-                fix=f"sort the images: tools/prepare_data.py imagenet sorts val/ where {DEVKIT} is "
-                "among its archives",
+                fix=f"run tools/prepare_data.py imagenet with {DEVKIT} among its archives; it "
+                "sorts val/ into class folders",
             )
         files: list[Path] = []
         for one in classes:
             if not _WNID.fullmatch(one.name):
                 raise KdepError(
-                    f"the folder {one} is no WordNet id",
+                    f"the name of the folder {one} is not a WordNet id",
                     expected="n and eight digits",
-                    fix="move it away",
+                    fix="move it elsewhere",
                 )
             images = [one / n for n in list_images(one).images if n.endswith(".JPEG")]
             if not images:
                 raise KdepError(
-                    f"the class folder {one} holds no *.JPEG",
-                    expected="its images",
+                    f"the class folder {one} contains no *.JPEG",
                     fix="unpack it again",
                 )
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
                 raise KdepError(
-                    f"the image {empty} has zero bytes",
-                    expected="a whole image",
+                    f"the image {empty} is empty (0 bytes)",
                     fix="unpack it again",
                 )
             files += images
@@ -177,9 +175,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             c.name for c in class_folders(folder / "train")
         ]:
             raise KdepError(
-                f"the classes of {folder / 'val'} are not those of train",
+                f"the class folders of {folder / 'val'} differ from those of train",
                 expected="the same 1000 folders",
-                fix="sort the validation images anew",
+                fix="sort the validation images again with tools/prepare_data.py imagenet",
             )
         # ImageNet has 22 CMYK JPEGs and one PNG named .JPEG: decoders cope, so none is refused.
         decode_some([f for f in files if not _known_odd(f)], decode)

@@ -110,19 +110,22 @@ def _pool(source: Path, pool: Path, stage: Path) -> int:
     listing = list_images(need_dir(source, "the pre-training images"))
     if listing.others:
         raise KdepError(
-            f"the file {shown(source / listing.others[0])} of the pool has no image suffix",
-            expected="images",
-            fix="move it",
+            f"the file {shown(source / listing.others[0])} of the pool does not have an image "
+            "suffix",
+            fix="move it elsewhere",
         )
     by_class = listing.by_class()
     if loose := by_class.get(""):
         raise KdepError(
-            f"the image {shown(source / loose[0])} of the pool lies in no class folder",
+            f"the image {shown(source / loose[0])} of the pool is not in a class folder",
             expected="one folder per class",
             fix="move it into the folder of its class",
         )
     if not by_class:
-        raise KdepError(f"the pool {source} holds no image", expected="one folder a class")
+        raise KdepError(
+            f"the pool {source} contains no image",
+            expected="one folder per class",
+        )
     classes = class_names(source)
     labels = {n: k for k, c in enumerate(classes) for n in by_class.get(c, ())}
     _link(source, pool / "images", stage)

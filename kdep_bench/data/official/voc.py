@@ -80,7 +80,7 @@ def _write_mask(mat: Path, target: Path) -> None:
     except (KeyError, IndexError, ValueError, TypeError, NotImplementedError) as e:
         raise KdepError(
             f"the SBD file {mat} cannot be read ({e})",
-            expected="MATLAB with GTcls",
+            expected="a MATLAB file with GTcls",
             fix="unpack it again",
         ) from None
     target.parent.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the lists {lists[one]} and {lists[other]} share {len(shared)} images, the first "
                 f"is {min(shared)}",
-                expected="disjoint lists: one trains, the other tests",
+                expected="disjoint lists, because one is for training and the other for testing",
                 fix="unpack the archives again",
             )
     year = devkit / "VOC2012"
@@ -123,10 +123,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     train, val = set(_segmentation(year, "train")), set(_segmentation(year, "val"))
     if shared := (train | set(_segmentation(year, "aug"))) & val:
         raise KdepError(
-            f"{len(shared)} images of {year} are in the training lists and in val, the first is "
-            f"{sorted(shared)[0]}",
-            expected="disjoint lists",
-            fix="move ImageSets/Segmentation/aug.txt away and lay the set out again",
+            f"{len(shared)} images of {year} are both in the training lists and in val, the first "
+            f"is {sorted(shared)[0]}",
+            fix="move ImageSets/Segmentation/aug.txt elsewhere and prepare the data set again",
         )
     return counts
 
@@ -136,8 +135,7 @@ def ids(path: Path) -> list[str]:
     found = lines(path, "a VOC list, one image id a line")
     if any(" " in x for x in found):
         raise KdepError(
-            f"the list {path} has more than an id in a line ({found[0][:40]!r})",
-            expected="the list of the whole split",
+            f"the list {path} has more than one id in a line ({found[0][:40]!r})",
             fix="use trainval.txt, not <class>_trainval.txt",
         )
     return found
@@ -170,9 +168,9 @@ def check_xml(path: Path) -> dict[str, int]:
         name, flag = item.findtext("name"), item.findtext("difficult")
         if name not in CLASSES:
             raise KdepError(
-                f"the annotation {path} names the class {name!r}",
+                f"the annotation {path} has the class {name!r}",
                 expected="one of the 20 VOC classes",
-                fix="mend the name; mmdet would drop the object without a word",
+                fix="correct the name; mmdet would silently skip the object",
             )
         if flag not in (None, "0", "1"):
             raise KdepError(f"the annotation {path} has difficult={flag!r}", expected="0 or 1")
@@ -182,7 +180,8 @@ def check_xml(path: Path) -> dict[str, int]:
             )
         except ValueError:
             raise KdepError(
-                f"an object {name} in {path} has no whole bndbox", expected="xmin, ymin, xmax, ymax"
+                f"the bndbox of an object {name} in {path} is incomplete",
+                expected="xmin, ymin, xmax, ymax",
             ) from None
         # VOC counts pixels from 1; a few official boxes end one beyond the stated size.
         if not (0 <= x0 < x1 <= size["width"] + 1 and 0 <= y0 < y1 <= size["height"] + 1):
@@ -190,7 +189,7 @@ def check_xml(path: Path) -> dict[str, int]:
                 f"an object {name} in {path} has the box {[x0, y0, x1, y1]} in an image of "
                 f"{size['width']}x{size['height']}",
                 expected="1 <= xmin < xmax <= width, the same for y",
-                fix="mend the annotation",
+                fix="correct the annotation",
             )
         objects += 1
         difficult += flag == "1"
@@ -218,19 +217,21 @@ def check_mask(path: Path, image: Path) -> None:
         raise KdepError(
             f"the mask {path} has mode {facts.mode}",
             expected="one 8-bit channel of class numbers",
-            fix="use SegmentationClass as it comes; a tool has converted its colours",
+            fix="use the original SegmentationClass files; a tool has changed the colour mode of "
+            "this one",
         )
     if facts[:2] != picture[:2]:
         raise KdepError(
             f"the mask {path} is {facts.width}x{facts.height}",
-            expected=f"{picture.width}x{picture.height} like {image.name}",
+            expected=f"{picture.width}x{picture.height}, the size of {image.name}",
             fix="unpack both from the same release",
         )
     with Image.open(path) as opened:
         values = np.unique(np.asarray(opened))
     if wrong := [int(v) for v in values if v > len(CLASSES) and v != 255]:
         raise KdepError(
-            f"the mask {path} holds the values {wrong[:8]}", expected=f"0..{len(CLASSES)} and 255"
+            f"the mask {path} contains the values {wrong[:8]}",
+            expected=f"0..{len(CLASSES)} and 255",
         )
 
 

@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 
 FOLDER = "classify"
 LISTED = 20  # pictures named in the card
-_UNLABELLED = "set pool_labels=False and labels=False and drop the supervised arm"
+_UNLABELLED = "set pool_labels=False and labels=False, and remove the supervised method"
 
 
 @dataclass
