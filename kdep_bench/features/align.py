@@ -30,7 +30,7 @@ def build_aligner(config: Mapping[str, Any]) -> Aligner:
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, Aligner)):
         raise KdepError(
-            f"the alignment {type_path(config['type'])} is no Aligner",
+            f"the type {type_path(config['type'])} in `align` is not an Aligner",
             expected="'svd' or a class of kdep_bench.features.aligners",
             fix="correct `align` in the method",
         )

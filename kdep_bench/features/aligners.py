@@ -111,9 +111,8 @@ class TopVariance(Aligner):
         alive = int((moments.std > 0).sum())
         if alive < width:
             raise KdepError(
-                f"{alive} of the teacher's {len(moments.mean)} channels ever vary, and the student "
-                f"is {width} wide",
-                expected="a varying channel for each of the student's",
+                f"only {alive} of the teacher's {len(moments.mean)} channels vary over the "
+                f"images, fewer than the student's {width} channels",
                 fix="choose another alignment, such as svd, or a narrower student",
             )
         return _columns(len(moments.mean), order)
@@ -131,7 +130,9 @@ class Interpolate(Aligner):
         super().__init__(policy, seed)
         if mode not in ("nearest", "linear"):
             raise KdepError(
-                f"interpolation mode {mode!r}", expected="'nearest' or 'linear'", fix="correct it"
+                f"the interpolation mode is {mode!r}",
+                expected="'nearest' or 'linear'",
+                fix="correct `mode` in the method's `align`",
             )
         self.mode = mode
 
@@ -173,16 +174,15 @@ def enough_rows(moments: Moments, width: int) -> None:
     """Raises KdepError unless there are more rows than directions, and any variance at all."""
     if moments.n <= width:
         raise KdepError(
-            f"{moments.n} features cannot fix {width} directions",
+            f"{moments.n} features are too few to estimate {width} directions",
             expected=f"more than {width} features",
-            fix="use more images (a larger data share where it is below 1), more views of each "
-            "(budget.views), or a narrower student",
+            fix="use more images (a larger data fraction where it is below 1), more views per "
+            "image (budget.views), or a narrower student",
         )
     if not float(moments.std.max()) > 0:
         raise KdepError(
-            "the teacher gives the same feature for every image",
-            expected="features that vary",
-            fix="check the teacher's weights and its tap",
+            "the teacher's feature is the same for every image",
+            fix="check the teacher's weights and `tap`",
         )
 
 
@@ -194,13 +194,12 @@ def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
     rank = int((values > values[0] * RANK_TOLERANCE).sum())
     if rank < width:
         raise KdepError(
-            f"the teacher's features have rank {rank}, and the student is {width} wide",
-            expected="a rank of at least the student's width",
-            fix=f"what comes out of a LayerNorm has rank width - 1: name a policy in method.align "
-            f"({', '.join(POLICIES)}), for which a direction without variance is one more pad"
+            f"the teacher's features have rank {rank}, but the student has {width} channels",
+            fix="the output of a LayerNorm has rank width - 1: name a policy in method.align "
+            f"({', '.join(POLICIES)}), which pads the direction without variance"
             if can_pad
-            else "tap the teacher after its last activation (a last linear layer limits the rank), "
-            "or choose a narrower student",
+            else "tap the teacher after its last activation (a last linear layer limits the "
+            "rank), or choose a narrower student",
         )
     return rank
 

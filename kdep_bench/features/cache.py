@@ -92,7 +92,8 @@ def run(
     teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(
-            f"teacher {teacher.name} changed while it was only read", expected="frozen weights"
+            f"the weights of teacher {teacher.name} changed while the cache was computed",
+            expected="frozen weights",
         )
     spent = [read_strict(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
@@ -203,10 +204,9 @@ def fill_shard(
             half = value.half()
             if not bool(torch.isfinite(half).all()):
                 raise KdepError(
-                    f"teacher {teacher.name} gave a NaN, an infinity or a value beyond float16 "
+                    f"teacher {teacher.name} returned NaN, infinity or a value beyond float16 "
                     f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
                     f"{len(rows)} views",
-                    expected="finite features",
                     fix="check the teacher's weights and normalisation",
                 )
             (shard if name == "features" else more[name])[i : i + len(rows)] = half.numpy()
@@ -265,7 +265,8 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())
     if hits < 0.6 * len(known):
         raise KdepError(
-            f"teacher {teacher.name} recognises {hits} of {len(known)} known photographs",
+            f"teacher {teacher.name} classifies only {hits} of {len(known)} test photographs "
+            "correctly",
             expected="at least 60 %",
             fix="check its weights file, channel order and normalisation",
         )

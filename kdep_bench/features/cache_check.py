@@ -62,9 +62,8 @@ def further(teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]) -> dic
     for wanted in outputs:
         if not any(wanted in (n, n.partition(".")[0]) for n in got):
             raise KdepError(
-                f"the teacher {teacher.name} gives no {wanted}",
-                expected=f"a teacher with {wanted}, for the methods that read them",
-                fix="choose another teacher, or drop those methods",
+                f"the teacher {teacher.name} has no {wanted}",
+                fix="choose another teacher, or remove the methods that read them",
             )
     return got
 
@@ -101,7 +100,11 @@ def sample_rows(rows: int, count: int = 16) -> np.ndarray:
 def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
     """Recomputes `count` rows from the source images; see `verify_pictures`."""
     if len(cache) != views.rows:
-        raise KdepError(f"the cache has {len(cache)} rows", expected=f"{views.rows}, one a view")
+        raise KdepError(
+            f"the cache has {len(cache)} rows",
+            expected=f"{views.rows}, one per view",
+            fix="delete that cache stage and run again",
+        )
     same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
     return verify_pictures(cache, teacher, rows, render_rows(views, rows, teacher.input_px))
@@ -113,7 +116,6 @@ def same_teacher(cache: Cache, teacher: Teacher) -> None:
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
             f"({cache.teacher['checksum']}), not by {teacher.name} ({teacher.checksum()})",
-            expected="the same teacher",
             fix="delete that cache stage and run again",
         )
 
@@ -137,8 +139,8 @@ def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Te
             raise KdepError(
                 f"{what} from the live teacher by {error:.2g} of their scale",
                 expected=f"at most {TOLERANCE:.2g} (half precision)",
-                fix="the views, the normalisation or the resolution changed: delete that cache "
-                "stage",
+                fix="delete that cache stage and run again (the views, the normalisation or the "
+                "resolution have changed)",
             )
         worst = max(worst, error)
     return worst
@@ -173,13 +175,13 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     if m.get("of", len(cache)) != views.rows:
         raise KdepError(
             f"the cache {folder} has {len(cache)} rows",
-            expected=f"{views.rows}, one a view",
-            fix="fill it",
+            expected=f"{views.rows}, one per view",
+            fix="delete that cache stage and run again",
         )
     if m.get("recipe", recipe_hash(views)) != recipe_hash(views):
         raise KdepError(
-            f"the cache {folder} was filled from other crops than these views show",
-            expected="one image list, view seed, scale and ratio in both",
+            f"the cache {folder} was computed from different crops than these views",
+            expected="the same image list, view seed, scale and ratio",
             fix="delete that cache stage and run again",
         )
     config = teacher_of(folder)
@@ -190,8 +192,8 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     for what, own in (("px", teacher.input_px), ("normalisation", normalisation(teacher))):
         if m[what] != own:
             raise KdepError(
-                f"the cache {folder} was filled with {what} {m[what]}",
-                expected=f"{own}, as the teacher {teacher.name} has it now",
+                f"the cache {folder} was computed with {what} {m[what]}",
+                expected=f"{own}, the current value of teacher {teacher.name}",
                 fix="delete that cache stage and run again",
             )
     with np.load(folder / SAMPLE) as sample:
@@ -210,11 +212,9 @@ def open_head(folder: Path) -> nn.Module:
     teacher = None if config is None else build_teacher(config)
     if teacher is None or teacher.logit_head is None:
         raise KdepError(
-            f"the cache of teacher {cache.teacher['name']} holds no logits, and they do not follow "
-            f"from its pooled feature",
-            expected="a teacher with a classifier on the feature it taps, or a cache that holds "
-            "logits",
-            fix="put 'logits' into the method's `needs`",
+            f"the cache of teacher {cache.teacher['name']} has no logits, and they cannot be "
+            "computed from its pooled feature",
+            fix="add 'logits' to the method's `needs`",
         )
     same_teacher(cache, teacher)
     if (folder / SAMPLE).exists():
@@ -226,8 +226,8 @@ def open_head(folder: Path) -> nn.Module:
         # The feature's rounding, summed over Dt channels; a wrong head is off by the whole scale.
         if own is None or float((ours - own).abs().max()) > 2.0**-6 * float(own.abs().max()):
             raise KdepError(
-                f"the classifier of {teacher.name} does not give its logits from the cached "
-                f"feature",
+                f"the classifier of {teacher.name} does not reproduce its logits from the cached "
+                "feature",
                 expected="logits = logit_head(pooled)",
                 fix="correct `logit_head` of that teacher class",
             )

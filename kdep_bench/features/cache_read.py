@@ -47,9 +47,9 @@ class Cache:
             if not held.all():
                 raise KdepError(
                     f"row {index[~held][0]} is not in the cache of teacher {self.teacher['name']}",
-                    expected=f"one of the {len(self.index)} rows of the data share it was filled "
-                    "for",
-                    fix="use the share of the suite that planned it",
+                    expected=f"one of the {len(self.index)} rows of the data fraction that it was "
+                    "computed for",
+                    fix="use the data fraction of the suite that planned it",
                 )
             index = place
         shards = self.shards if name is None else self.extras[name]
@@ -98,7 +98,7 @@ def open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         ) from None
     if shard.shape != shape or shard.dtype != np.float16:
         raise KdepError(
-            f"the cache shard {path} holds {shard.shape} {shard.dtype}",
+            f"the cache shard {path} contains {shard.shape} {shard.dtype}",
             expected=f"{shape} float16",
             fix="delete that stage folder and run again",
         )

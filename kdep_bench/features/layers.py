@@ -26,9 +26,8 @@ def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
     scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
     if not scale > 0:
         raise KdepError(
-            "a layer says the same of every image",
-            expected="features that vary",
-            fix="leave that layer out",
+            "a layer of the teacher has the same output for every image, so its CKA is undefined",
+            fix="remove that layer from the method's levels",
         )
     return float(np.square(a.T @ b).sum()) / scale
 

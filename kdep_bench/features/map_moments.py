@@ -61,8 +61,8 @@ def open_map_moments(folder: str | Path, name: str, side: int) -> Moments:
     path = Path(folder) / f"{name}@{side}.pt"
     if not path.is_file():
         raise KdepError(
-            f"the moments of map {name} at {side} x {side} places are not in {folder}",
-            expected="the file that the pre-training stage writes before it trains",
+            f"the moments of the teacher's map {name} at {side} x {side} are not in {folder}, "
+            "where the pre-training stage writes them before training",
             fix="run the suite again",
         )
     stored = load_weights(path)

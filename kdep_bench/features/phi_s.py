@@ -43,9 +43,8 @@ class PhiS(Transform):
         phi = float(values.mean().sqrt())
         if not phi > 0:
             raise KdepError(
-                "the aligned feature never varies",
-                expected="features that vary",
-                fix="check the alignment",
+                "the aligned feature is the same for every image",
+                fix="check the teacher's weights and the method's `align`",
             )
         self.register_buffer("matrix", (u @ rotation(values).T / phi).float())
 

@@ -30,15 +30,14 @@ def check_widths(
         raise unknown_name("policy of method.align", str(policy), POLICIES)
     if student > teacher and policy is None:
         raise KdepError(
-            f"the student is {student} wide and {name} {teacher}",
-            expected="a student no wider than the teacher",
+            f"the student has {student} channels and {name} only {teacher}",
             fix="choose a wider teacher or a narrower student, or name a policy in method.align "
             f"({', '.join(POLICIES)})",
         )
     if equal and student < teacher:
         raise KdepError(
-            f"the student is {student} wide and {name} {teacher}",
-            expected="equal widths for the identity alignment",
+            f"the student has {student} channels and {name} {teacher}",
+            expected="equal widths, because the alignment is the identity",
             fix="choose another alignment, such as svd",
         )
 
@@ -57,14 +56,14 @@ def check_rows(images: int, views: int, directions: int, share: float, pool: int
     ways = []
     needed = math.floor(directions / views) + 1
     if share < 1 and pool >= needed:
-        ways.append(f"use a data share of {math.ceil(1000 * needed / pool) / 1000:g} or more")
+        ways.append(f"use a data fraction of {math.ceil(1000 * needed / pool) / 1000:g} or more")
     ways.append(f"set budget.views to {math.floor(directions / max(images, 1)) + 1} or more")
     each = "1 fixed view" if views == 1 else f"{views} fixed views"
     ways.append(f"add images to the pool ({needed} with {each} each)")
     ways.append("choose a narrower student or a method without alignment")
     raise KdepError(
-        f"{who}: {images} images with {each} each give {images * views} features, which cannot fix "
-        f"{directions} directions",
+        f"{who}: {images} images with {each} each give {images * views} features, too few to "
+        f"estimate {directions} directions",
         expected=f"more than {directions} features",
         fix=", or ".join(ways),
     )

@@ -32,7 +32,7 @@ def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
     basis, kind = open_basis(Path(align_dir)), locate(transform["type"])
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise KdepError(
-            f"the transform {type_path(transform['type'])} is no Transform",
+            f"the type {type_path(transform['type'])} in `transform` is not a Transform",
             expected="a class of kdep_bench.features, such as transform.PowerTemperature",
             fix="correct `transform` in the method",
         )

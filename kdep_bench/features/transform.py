@@ -52,7 +52,8 @@ class PowerTemperature(Transform):
         super().__init__()
         if not (T > 0 and n >= 1):
             raise KdepError(
-                f"power temperature scaling got T={T}, n={n}", expected="T > 0 and n >= 1"
+                f"power temperature scaling has T={T}, n={n}",
+                expected="T > 0 and n >= 1",
             )
         self.T, self.n = float(T), float(n)
 
@@ -77,8 +78,8 @@ class SignedPairs(Transform):
     def forward(self, a: Tensor) -> Tensor:
         if a.shape[1] % 2:
             raise KdepError(
-                f"the aligned feature has {a.shape[1]} channels, which make no whole pairs",
-                expected="an even width",
+                f"the aligned feature has {a.shape[1]} channels, an odd number that cannot be "
+                "split into pairs",
                 fix="choose another transform or student",
             )
         g = self.power(a[:, : a.shape[1] // 2])
@@ -105,8 +106,7 @@ class Whitening(Transform):
         if not float(values.min()) > 0:
             raise KdepError(
                 f"{int((values <= 0).sum())} of {len(values)} directions of the aligned feature "
-                "never vary",
-                expected="positive variance in every direction for whitening",
+                "have no variance, so they cannot be whitened",
                 fix="choose a narrower student, the alignment svd, or another transform",
             )
         self.register_buffer("matrix", (u / values.sqrt()).float())
@@ -142,14 +142,16 @@ class StdMatch(Transform):
         s = std.double()
         if not bool((s > 0).all()):
             raise KdepError(
-                f"{int((s <= 0).sum())} of {len(s)} channels of the aligned feature never vary",
-                expected="positive variance in every channel for variance matching",
+                f"{int((s <= 0).sum())} of {len(s)} channels of the aligned feature have no "
+                "variance, so it cannot be matched",
                 fix="choose a narrower student, the alignment svd, or another transform",
             )
         if ratio is not None:
             if not ratio >= 1:
                 raise KdepError(
-                    f"variance matching got ratio={ratio}", expected="at least 1", fix="correct it"
+                    f"variance matching has ratio={ratio}",
+                    expected="at least 1",
+                    fix="correct `ratio` in the method's `transform`",
                 )
             low, high = s.min(), s.max()
             wanted = (high - ratio * low + (ratio - 1) * s) / (high - low).clamp(min=1e-30)
@@ -167,15 +169,15 @@ def _largest(raw_std: Tensor | None, count: int) -> Tensor:
     """The `count` largest raw channel stds, largest first."""
     if raw_std is None:
         raise KdepError(
-            "the alignment stage was made before raw channel stds were kept",
-            expected="channels.pt beside its basis.pt",
-            fix="run that stage again (--force align), or give StdMatch a `ratio`",
+            "the alignment stage is of an older version and has no standard deviations of the "
+            "teacher's channels (channels.pt beside basis.pt)",
+            fix="rerun that stage (--force align), or give StdMatch a `ratio`",
         )
     found = raw_std.double().sort(descending=True).values[:count]
     if len(found) < count or not bool((found > 0).all()):
         raise KdepError(
-            f"{int((found > 0).sum())} of the teacher's channels ever vary",
-            expected=f"{count} stds to give to the student's channels",
+            f"only {int((found > 0).sum())} of the teacher's channels have variance, fewer than "
+            f"the student's {count} channels",
             fix="give StdMatch a `ratio`",
         )
     return found
@@ -221,8 +223,7 @@ class Moments:
         if not bool(torch.isfinite(x).all()):
             raise KdepError(
                 "a teacher feature is NaN or infinite",
-                expected="finite features",
-                fix="check the teacher",
+                fix="check the teacher's weights and normalisation",
             )
         b = len(x)
         mean = x.mean(0)

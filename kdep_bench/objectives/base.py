@@ -147,7 +147,8 @@ def demands(config: Mapping[str, Any]) -> Demands:
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
         raise KdepError(
-            f"{type_path(config['type'])} is no Objective", expected="a class of objectives/"
+            f"{type_path(config['type'])} is not an Objective",
+            expected="a class of kdep_bench.objectives",
         )
     for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
         for word in sorted(got - known):
@@ -171,8 +172,7 @@ def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Obje
     lacking = sorted(asked - set(facts) - set(config))
     if lacking:
         raise KdepError(
-            f"{type_path(config['type'])} asks for {', '.join(lacking)}",
-            expected="facts the pre-training stage can tell",
-            fix="check its `asks`",
+            f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
+            fix="set it in the method's config, or provide it from the pre-training stage",
         )
     return build(config, **{k: facts[k] for k in sorted(asked - set(config))})

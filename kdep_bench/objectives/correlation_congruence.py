@@ -35,7 +35,7 @@ class CorrelationCongruence(Objective):
         super().__init__()
         if not gamma > 0 or order < 1:
             raise KdepError(
-                f"correlation congruence got gamma={gamma}, order={order}",
+                f"correlation congruence has gamma={gamma}, order={order}",
                 expected="gamma above 0, order 1 or more",
             )
         self.gamma, self.order, self.weight = float(gamma), order, float(weight)

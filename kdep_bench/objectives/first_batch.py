@@ -43,8 +43,7 @@ class FirstBatch(nn.Module):
                 found = found / distributed.get_world_size()
             if not float(found) > 0:
                 raise KdepError(
-                    f"{what} is zero in the whole first batch",
-                    expected="one that says something",
+                    f"{what} is zero for the whole first batch, so the loss cannot be normalised",
                     fix="choose another teacher or another of its outputs",
                 )
             self.means[k] = found

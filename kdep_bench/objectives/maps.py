@@ -17,7 +17,10 @@ Maps = Mapping[str, Mapping[str, int]]
 def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps) -> None:
     """KdepError for no levels, or one that the student or the teacher does not give."""
     if not levels:
-        raise KdepError("an objective on maps names no level", expected="levels={student: teacher}")
+        raise KdepError(
+            "an objective on feature maps has no levels",
+            expected="levels={student: teacher}",
+        )
     for own, its in levels.items():
         if own not in student_maps:
             raise unknown_name("level of the student", own, student_maps)
@@ -46,9 +49,9 @@ def pairs(
         t = resized(ctx.teacher.maps[its], (s.shape[2], s.shape[3]))
         if s.shape != t.shape:
             raise KdepError(
-                f"level {own} of the student is {tuple(s.shape[1:])} and map {its} of the teacher "
-                f"{tuple(t.shape[1:])}",
+                f"level {own} of the student has the shape {tuple(s.shape[1:])} and map {its} of "
+                f"the teacher {tuple(t.shape[1:])}",
                 expected="equal channels after the projector",
-                fix="correct the declared pyramid",
+                fix="correct `pyramid` in the student's config",
             )
         yield own, s, t

@@ -59,7 +59,10 @@ class NKD(Objective):
     ) -> None:
         super().__init__()
         if not tau > 0:
-            raise KdepError(f"NKD got tau={tau}", expected="a positive temperature")
+            raise KdepError(
+                f"NKD has tau={tau}",
+                expected="a positive temperature",
+            )
         self.head = nn.Linear(width, teacher_classes)
         self.gamma, self.tau, self.hard = float(gamma), float(tau), float(hard)
 
@@ -90,8 +93,8 @@ class NKDWithLabels(NKD):
         super().__init__(width, teacher_classes, **more)
         if classes != teacher_classes:
             raise KdepError(
-                f"the data has {classes} classes and the teacher {teacher_classes}",
-                expected="one set of classes: NKD looks the label up in the teacher's output",
+                f"the data have {classes} classes and the teacher has {teacher_classes}, but NKD "
+                "reads the teacher's output at the label",
                 fix="use the label-free NKD, or a teacher trained on these classes",
             )
 

@@ -83,9 +83,9 @@ class Pursuhint(Hints):
     ) -> None:
         if not 1 <= points <= len(levels):
             raise KdepError(
-                f"{points} hint points of {len(levels)} levels",
-                expected="one at least, and no more than there are candidates",
-                fix="correct `points`, or name more levels",
+                f"the number of hint points is {points}, with {len(levels)} levels",
+                expected="at least 1, and at most the number of candidate levels",
+                fix="correct `points`, or add levels",
             )
         check_levels(levels, student_maps, teacher_maps)
         deep = sorted(levels, key=lambda own: (teacher_maps[levels[own]]["stride"], own))

@@ -41,8 +41,7 @@ def components(sign: str, channels: int, where: str = "the student") -> int:
         return channels
     if channels % 2:
         raise KdepError(
-            f"{where} has {channels} channels, which make no whole pairs",
-            expected="an even number of channels for sign='pairs'",
+            f"{where} has {channels} channels, but sign='pairs' needs an even number",
             fix="choose sign='rotation' or another student",
         )
     return channels // 2

@@ -37,8 +37,9 @@ class ViewGram(Objective):
         super().__init__()
         if cosine and views < 2:
             raise KdepError(
-                "the view Gram of cosines has one view",
-                expected="two views or more: a cosine with itself is 1 whatever is learned",
+                "the view Gram matrix of cosines has one view, and the cosine of a vector with "
+                "itself is always 1",
+                expected="two or more views",
                 fix="set budget.views=2",
             )
         self.views, self.weight, self.cosine = views, float(weight), cosine
@@ -69,7 +70,7 @@ class ViewGram(Objective):
         image = (rows_B // self.views).unflatten(0, (-1, self.views))
         if not bool((image == image[:, :1]).all()):
             raise KdepError(
-                "the views of an image do not stand together in the batch",
-                expected=f"{self.views} rows of one image after another",
-                fix="declare the need 'views'",
+                "the views of an image are not adjacent in the batch",
+                expected=f"{self.views} consecutive rows per image",
+                fix="add 'views' to the objective's `needs`",
             )

@@ -32,13 +32,15 @@ class WeightedSum(Objective):
         super().__init__()
         if not parts:
             raise KdepError(
-                "a weighted sum has no parts", expected="one at least", fix="correct `parts`"
+                "a weighted sum has no parts",
+                fix="add at least one to `parts`",
             )
         for name, part in parts.items():
             if set(part) - {"objective", "weight"} or "objective" not in part or "." in name:
                 raise KdepError(
                     f"the part {name!r} of a weighted sum has the keys {sorted(part)}",
-                    expected="a name without a dot, 'objective', and 'weight' (1 when left out)",
+                    expected="'objective' and optionally 'weight' (default 1), in a part whose "
+                    "name has no dot",
                     fix="correct the method's config",
                 )
         self.members = nn.ModuleDict(

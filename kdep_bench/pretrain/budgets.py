@@ -38,20 +38,18 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
     if batch > images:
         more = ""
         if share < 1 and pool >= batch:
-            more = f", or use a data share of {math.ceil(1000 * batch / pool) / 1000:g} or more"
+            more = f", or use a data fraction of {math.ceil(1000 * batch / pool) / 1000:g} or more"
         raise KdepError(
-            f"{who} has batches of {batch} and {images} images: an epoch would be "
+            f"{who} has a batch of {batch}, but only {images} images: one step would be "
             f"{batch / max(images, 1):.3g} epochs",
-            expected=f"a batch of at most {images}",
             fix=f"set budget.batch to {images} or less{more}, or add images to the pool",
         )
     steps = whole_batches(budget, images, pool)
     if steps < 1:
         counted = pool if budget.get("epochs_over") == "pool" else images
         raise KdepError(
-            f"{who} has {epochs:g} epochs of {counted} images, which are {epochs * counted:.4g} "
-            f"samples, and batches of {batch}",
-            expected="one whole batch at least",
+            f"{who} trains for {epochs:g} epochs of {counted} images, {epochs * counted:.4g} "
+            f"samples, which is less than one batch of {batch}",
             fix=f"set budget.epochs to {math.ceil(1000 * batch / counted) / 1000:g} or more, or "
             "lower budget.batch",
         )
@@ -60,7 +58,7 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
         raise KdepError(
             f"{who} averages weights with ema = {ema:g} over {steps} steps: "
             f"{100 * ema**steps:.0f} % of the average would be the initial weights",
-            expected="an average of which at most half is the initial weights",
+            expected="at most 50 %",
             fix=f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or "
             "train "
             "for longer",

@@ -185,8 +185,8 @@ class Distiller(BaseModel):
         for name, term in terms.items():
             if term.shape != before.shape[:1]:
                 raise KdepError(
-                    f"term {name!r} of {type(self.objective).__name__} has shape "
+                    f"the loss term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
-                    expected=f"({len(before)},), one value a sample",
+                    expected=f"({len(before)},), one value per sample",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

@@ -69,10 +69,9 @@ class EveryWeightTaught(Hook):
         never = [name for name, reached in self._reached.items() if not reached]
         if never:
             raise KdepError(
-                f"the objective gives no gradient to {len(never)} of {len(self._reached)} weights "
-                f"of the student ({never[0]} and after)",
-                expected="an objective that teaches the whole backbone",
-                fix="add its last level to the objective's `levels`, or a term on the pooled "
+                f"{len(never)} of {len(self._reached)} student parameters get no gradient from "
+                f"the objective (the first is {never[0]}) and would be exported untrained",
+                fix="add the last level to the objective's `levels`, or a loss term on the pooled "
                 "feature",
             )
 

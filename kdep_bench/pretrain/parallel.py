@@ -35,15 +35,15 @@ def check_split(batch: int, processes: int, accumulate: int, relates: bool) -> N
     how = f"{processes} processes x {accumulate} micro-batches"
     if batch % parts:
         raise KdepError(
-            f"a batch of {batch} does not fall into {how} of one size",
+            f"a batch of {batch} cannot be split into {how} of equal size",
             expected=f"a multiple of {parts}",
-            fix="change the batch, the processes or budget.accumulate",
+            fix="change the batch, the number of processes or budget.accumulate",
         )
     if relates and parts > 1:
         raise KdepError(
-            f"the objective relates the samples of a batch, and {how} would show it parts",
-            expected="the whole batch at once",
-            fix="run it as one process without accumulation",
+            "the objective compares the samples of a batch with each other, but the batch is "
+            f"split into {how}",
+            fix="run it in one process with accumulate=1",
         )
 
 

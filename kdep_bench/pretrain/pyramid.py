@@ -22,17 +22,16 @@ def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     declared = student.get("pyramid") or {}
     if not declared.get("out_indices"):
         raise KdepError(
-            f"the student {student['name']} declares no pyramid",
-            expected="pyramid=dict(out_indices=, channels=, strides=) for an objective that reads "
-            "maps",
-            fix="add it to the student's config",
+            f"the objective reads feature maps, but the config of student {student['name']} has "
+            "no `pyramid`",
+            fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
         )
     strides = declared["strides"]
     if len(set(strides)) != len(strides):
         raise KdepError(
-            f"the student {student['name']} declares the strides {list(strides)}",
-            expected="each stride once: levels are named by it",
-            fix="keep one level of each stride in `pyramid`",
+            f"`pyramid` of the student {student['name']} has the strides {list(strides)}",
+            expected="unique strides, because levels are named by stride",
+            fix="keep one level per stride",
         )
     return {
         f"s{s}": {"channels": int(c), "stride": int(s), "side": -(-int(student["input_px"]) // s)}
@@ -59,9 +58,9 @@ class Pyramid:
         last = getattr(own, "out_indices", None)
         if last is None:
             raise KdepError(
-                f"the backbone {type(own).__name__} has no out_indices",
-                expected="a backbone that can give several levels",
-                fix="choose an objective that reads pooled features",
+                f"the backbone {type(own).__name__} has no out_indices, so it cannot return "
+                "several levels",
+                fix="choose an objective that uses pooled features",
             )
         declared = [int(i) for i in student["pyramid"]["out_indices"]]
         indices = sorted({*declared, *last})
@@ -136,15 +135,14 @@ class Pyramid:
                 )
             if name in before and name not in self._activated and rectified(got, pool(got)):
                 raise KdepError(
-                    f"the level {name} of {self.student['name']} ends in an activation that is no "
-                    "module, so what enters it cannot be read",
-                    expected="an activation module at the end of the level",
+                    f"the last activation of level {name} of {self.student['name']} is not a "
+                    "module, so its input cannot be read",
                     fix="use tap='after'",
                 )
             if name in before and before[name].shape != got.shape:
                 raise KdepError(
-                    f"what enters the last activation of level {name} of {self.student['name']} "
+                    f"the input of the last activation of level {name} of {self.student['name']} "
                     f"has shape {tuple(before[name].shape[1:])}",
-                    expected=f"{tuple(got.shape[1:])}, that of the level",
+                    expected=f"{tuple(got.shape[1:])}, the shape of the level",
                     fix="use tap='after'",
                 )

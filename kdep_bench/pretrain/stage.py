@@ -161,9 +161,8 @@ def check_precision(precision: str) -> None:
     """Refuses float16 where there is no GPU: a CPU has no loss scaling and little use for it."""
     if precision == "float16" and not torch.cuda.is_available():
         raise KdepError(
-            "the budget asks for precision 'float16' on a machine without a GPU",
-            expected="'float32' or 'bfloat16'",
-            fix="choose one of these; bfloat16 needs no loss scaling",
+            "budget.precision is 'float16', which needs a GPU, and this machine has none",
+            fix="use 'float32' or 'bfloat16' (bfloat16 needs no loss scaling)",
         )
 
 
@@ -210,19 +209,17 @@ def objective_config(
     wanted = demands(objective)
     if "labels" in wanted.needs and not method["labels_used"]:
         raise KdepError(
-            f"the objective {name} needs labels and the method {method['name']} says "
-            f"labels_used=False",
-            expected="a label-free objective",
-            fix="set labels_used=True",
+            f"the objective {name} needs labels, but the method {method['name']} has "
+            "labels_used=False",
+            fix="set labels_used=True, or choose an objective without labels",
         )
     target, probes = None, {}
     if "target" in wanted.needs:
         if "align" not in inputs or method.get("transform") is None:
             raise KdepError(
-                f"the objective {name} regresses a teacher's feature and the method "
-                f"{method['name']} names no alignment or no transform",
-                expected="both",
-                fix="set `align` and `transform` in the method's config",
+                f"the objective {name} regresses an aligned teacher feature, but the config of "
+                f"method {method['name']} lacks `align` or `transform`",
+                fix="set both in the method's config",
             )
         target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
         probes = target_probes(spec, inputs, target)
@@ -242,9 +239,11 @@ def objective_config(
     unknown = [a for a in asked if a not in answers]
     if unknown:
         raise KdepError(
-            f"the objective {name} asks for {', '.join(unknown)}, and nothing here knows",
-            expected=f"questions among {', '.join(sorted(answers))}",
-            fix="add to its `needs` what it reads of the teacher",
+            f"the objective {name} requires the constructor argument {', '.join(unknown)}, which "
+            "pre-training cannot provide",
+            expected=f"one of {', '.join(sorted(answers))}",
+            fix="set it in the method's config, or add the teacher output it belongs to to the "
+            "objective's `needs`",
         )
     return objective | {a: answers[a]() for a in asked}, target, probes
 
@@ -274,10 +273,9 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
     """
     if "cache" not in inputs:
         raise KdepError(
-            f"the method {spec['method']['name']} fits a basis of the teacher's maps before "
-            f"training, which a live teacher has not computed yet",
-            expected="a cache",
-            fix="leave out budget.teacher='live'",
+            f"the method {spec['method']['name']} computes a basis of the teacher's maps before "
+            "training, which needs cached teacher features",
+            fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(share_of(views.files, spec, inputs), views.views)
@@ -295,9 +293,8 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
     if "cache" not in inputs:
         raise KdepError(
             f"the method {spec['method']['name']} compares layers of the teacher before training, "
-            f"and a live teacher has said nothing yet",
-            expected="a cache",
-            fix="leave out budget.teacher='live'",
+            "which needs cached teacher features",
+            fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(share_of(views.files, spec, inputs), views.views)

@@ -86,9 +86,8 @@ class ViewStream(Dataset):
         """[B] class numbers of rows; KdepError in a label-free set."""
         if self._labels is None:
             raise KdepError(
-                "a label was asked of a label-free pre-training set",
-                expected="no use of labels in this arm",
-                fix="set labels_used=True in the method if it needs them",
+                "an objective read labels, but the method has labels_used=False",
+                fix="set labels_used=True in the method's config",
             )
         return torch.from_numpy(self._labels[rows // self.views.views])
 

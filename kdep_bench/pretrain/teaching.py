@@ -63,7 +63,8 @@ class TeacherSide:
         """KdepError when the live teacher is not what it was at the start."""
         if self.live is not None and self.live.cpu().checksum() != self.checksum:
             raise KdepError(
-                f"teacher {self.live.name} changed during training", expected="frozen weights"
+                f"the weights of teacher {self.live.name} changed during training",
+                expected="frozen weights",
             )
 
 
@@ -98,10 +99,9 @@ def teaching(
         return live_teaching(wanted, spec["teacher"], inputs)
     if "cache" not in inputs:
         raise KdepError(
-            f"the method {spec['method']['name']} reads {', '.join(sorted(wanted))} of a teacher, "
-            f"and plans none",
-            expected="needs=[...] in the method's config",
-            fix="declare what the objective reads",
+            f"the objective of method {spec['method']['name']} reads {', '.join(sorted(wanted))} "
+            "of the teacher, but the method has no `needs`",
+            fix="list them as needs=[...] in the method's config",
         )
     return cached_teaching(wanted, levels_of(spec["method"]["objective"]), inputs["cache"], views)
 
@@ -118,9 +118,8 @@ def cached_teaching(
     for need in sorted(wanted & {"maps", "tokens"}):
         if not any(n.partition(".")[0] == need for n in names):
             raise KdepError(
-                f"the cache of teacher {cache.teacher['name']} holds no {need}",
-                expected=f"a cache stage with {need} among its outputs",
-                fix=f"put {need!r} into the method's `needs`",
+                f"the cache of teacher {cache.teacher['name']} has no {need}",
+                fix=f"add {need!r} to the method's `needs`",
             )
     from_head = "logits" in wanted and "logits" not in names
     head = open_head(folder) if from_head else None
@@ -158,8 +157,7 @@ def live_teaching(
     for need, there in has.items():
         if need in wanted and not there:
             raise KdepError(
-                f"the teacher {teacher.name} gives no {need}",
-                expected=f"a teacher with {need}",
+                f"the teacher {teacher.name} has no {need}",
                 fix="choose another teacher or method",
             )
     return Teaching(

@@ -38,8 +38,9 @@ class Schedule(ABC):
         if self.span is not None:
             if self.epochs is None:
                 raise KdepError(
-                    f"{type_path(type(self))} has a span and was not told the run's epochs",
-                    expected="as_schedule(config, epochs)",
+                    f"the schedule {type_path(type(self))} has a span, but the number of epochs "
+                    "was not passed",
+                    fix="build it with as_schedule(config, epochs)",
                 )
             share = self.span / self.epochs
         return min(1.0, step / max(1.0, steps * share))
@@ -63,12 +64,14 @@ def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
         made = build(value, epochs=epochs)
         if not isinstance(made, Schedule):
             raise KdepError(
-                f"{type_path(value['type'])} is no Schedule", expected="a class of schedules/"
+                f"{type_path(value['type'])} is not a Schedule",
+                expected="a class of kdep_bench.schedules",
             )
         return made
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdepError(
-            f"a weight is {value!r}", expected="a number, or dict(type=<schedule>, ...)"
+            f"the loss weight {value!r} is not a number",
+            expected="a number, or dict(type=<schedule>, ...)",
         )
     return Constant(value)
 
@@ -77,9 +80,8 @@ def check_span(span: float, epochs: float, who: str) -> None:
     """KdepError when a schedule of `span` epochs does not fit into a run of `epochs`."""
     if span > epochs:
         raise KdepError(
-            f"{who} has a schedule of {span:g} epochs, and the run has {epochs:g}",
-            expected="a span no longer than the run",
-            fix="shorten the span, or leave it out: the schedule then takes the whole run",
+            f"{who} has a schedule of {span:g} epochs, but trains for {epochs:g}",
+            fix="shorten `span`, or leave it out: the schedule then covers the whole training",
         )
 
 
@@ -109,7 +111,7 @@ def check_heard(objective: Any, epochs: float, who: str) -> None:
     for k in range(LOOKS):
         if not any(w(k, LOOKS) for w in weights):
             raise KdepError(
-                f"{who} gives every term the weight 0 after {k / LOOKS:.0%} of the run",
-                expected="a term to learn from at any time",
-                fix="stop later, or add a term that stays",
+                f"all loss weights of {who} are 0 after {k / LOOKS:.0%} of the training",
+                fix="keep at least one weight above 0: let the schedule end later, or add a loss "
+                "term",
             )

@@ -19,7 +19,8 @@ class Ramp(Schedule):
         super().__init__(None, epochs)
         if not 0 < over <= 1:
             raise KdepError(
-                f"a schedule has over={over}", expected="a share of the run, above 0, at most 1"
+                f"a schedule has over={over}",
+                expected="a fraction of the training, above 0 and at most 1",
             )
         self.start, self.end, self.over = float(start), float(end), float(over)
 

@@ -16,7 +16,10 @@ class Until(Schedule):
     def __init__(self, stop: float, value: float = 1.0, epochs: float | None = None) -> None:
         super().__init__(None, epochs)
         if not 0 <= stop <= 1:
-            raise KdepError(f"a schedule has stop={stop}", expected="a share of the run, 0 to 1")
+            raise KdepError(
+                f"a schedule has stop={stop}",
+                expected="a fraction of the training, 0 to 1",
+            )
         self.stop, self.value = float(stop), float(value)
 
     def at(self, x: float) -> float:

@@ -67,13 +67,12 @@ class Task(ABC):
         if surplus := got - self.recipe_keys:
             raise KdepError(
                 f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(surplus))}",
-                expected=f"keys among {', '.join(sorted(self.recipe_keys))}",
+                expected="only " + ", ".join(sorted(self.recipe_keys)),
                 fix="remove or rename them in the task config",
             )
         if lacking := self.recipe_keys - got:
             raise KdepError(
-                f"the recipe of task {self.name} lacks: {', '.join(sorted(lacking))}",
-                expected="all its numbers stated",
+                f"the recipe of task {self.name} lacks the keys {', '.join(sorted(lacking))}",
                 fix="add them to the task config",
             )
         check_recipe(self.name, self.recipe)
@@ -120,9 +119,9 @@ class Task(ABC):
         chance = self.chance if chance is None else chance
         if value is None or not math.isfinite(value):
             raise KdepError(
-                f"task {self.name} measured {self.metric} = {value}",
+                f"the result of task {self.name} is {self.metric} = {value}",
                 expected=f"a finite number (measured: {', '.join(sorted(metrics)) or 'nothing'})",
-                fix="look at the loss curve in the stage's log",
+                fix="check the loss curve in the stage's log",
             )
         notes = list(notes)
         undefined = sorted(k for k, v in per_class.items() if not math.isfinite(v))
@@ -217,17 +216,18 @@ class MMTask(Task):
             images: Any = runner.train_dataloader
             if not len(images):
                 raise KdepError(
-                    f"the {len(images.dataset)} training images of task "
-                    f"{self.name} do not fill one batch",
-                    expected=f"{batch} images at least",
-                    fix="lower the batch in the task's recipe, or give it more images",
+                    f"task {self.name} has {len(images.dataset)} training images, fewer than one "
+                    "batch",
+                    expected=f"at least {batch} images",
+                    fix="lower `batch` in the task's recipe, or add images",
                 )
             runner.train()
             train_s = time.perf_counter() - start
             gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
             if len(gates) != 1 or gates[0].gate is None:
                 raise KdepError(
-                    f"the load gate did not run in task {self.name}",
+                    "the check of the loaded weights (KdepLoadGate) did not run in task "
+                    f"{self.name}",
                     expected="one KdepLoadGate in custom_hooks, run before the first step",
                 )
             count = DetectionCount()
@@ -276,10 +276,10 @@ def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
     found = plain(student.get("pyramid") or {})
     if not found.get("out_indices"):
         raise KdepError(
-            f"task {task} reads a pyramid and the student {student['name']} has none",
-            expected="a student with `pyramid` in its config; without, it serves classification "
-            "alone",
-            fix="drop the task or the student from the suite",
+            f"task {task} needs feature maps of several levels, but student {student['name']} has "
+            "no `pyramid` in its config",
+            fix="add `pyramid` to the student's config, or remove the task or the student from "
+            "the suite",
         )
     return found
 
@@ -452,8 +452,7 @@ class reading_images:
         if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
             raise KdepError(
                 f"task {self.task} cannot read an image ({text[:200]})",
-                expected="every listed image present and decodable",
-                fix="put an image that can be decoded in its place, and run the same again",
+                fix="replace that image by one that can be decoded, and run again",
             ) from error
 
 
@@ -466,7 +465,7 @@ def class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise KdepError(
             f"the prepared data have no folder {root.parent.name}/{root.name}",
-            expected="one folder for each class in it",
+            expected="one folder per class in it",
             fix="add that split to `classify` in the data config, or choose another `folder` or "
             "`split` in the task's config",
         )
@@ -474,7 +473,7 @@ def class_folders(root: Path) -> list[str]:
     if len(names) < 2:
         raise KdepError(
             f"{shown(root.resolve())} has {len(names)} class folders",
-            expected="two at least",
+            expected="two or more",
             fix="add a folder for each class there, or correct its path in the data config",
         )
     return names

@@ -374,8 +374,7 @@ def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarra
     x = np.concatenate(features)
     if not np.isfinite(x).all():
         raise KdepError(
-            f"the backbone's features of {folder} are not finite",
-            expected="finite features",
-            fix="look at the pre-training loss",
+            f"the backbone's features of {folder} contain NaN or infinity",
+            fix="check the loss curve of the pre-training",
         )
     return x, np.asarray(labels)

@@ -65,9 +65,9 @@ class NamedCocoMetric(CocoMetric):
         self.cat_ids = ids_of(self._coco_api, names)
         if self.cat_ids != sorted(self.cat_ids):
             raise KdepError(
-                f"the scored annotations give the classes {', '.join(names[:8])} the ids "
-                f"{self.cat_ids[:8]}",
-                expected="ids that increase in the order of the training split's classes",
+                f"in the annotations of the evaluated split, the classes {', '.join(names[:8])} "
+                f"have the ids {self.cat_ids[:8]}",
+                expected="ids in the order of the training split's classes",
                 fix="give every category the same id in every split",
             )
         return super().compute_metrics(results)

@@ -49,19 +49,18 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
     for role, images in loaded.items():
         if role not in by_role:
             raise KdepError(
-                f"the task {task} did not count the images of its {role} data",
-                expected="a SplitCount for each loader from `check_data`",
-                fix="return one in the task's class",
+                f"the `check_data` of task {task} returned no image count for its {role} data",
+                expected="one SplitCount per loader",
+                fix="return it in the task's class",
             )
         count = by_role[role]
         if images != count.images:
             place = shown(count.place.resolve())
             raise KdepError(
-                f"task {task} loads {images} images of the split {count.split}, and {place} has "
-                f"{count.images}",
-                expected="every counted image in the data set, and no other",
-                fix="move hidden folders and files that are no images out of that folder, then run "
-                "again",
+                f"task {task} loads {images} images of the split {count.split}, but {place} "
+                f"contains {count.images}",
+                fix="move hidden folders and files that are not images out of that folder, then "
+                "run again",
             )
     return [c.left_out for c in by_role.values() if c.left_out]
 

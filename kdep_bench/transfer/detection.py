@@ -96,7 +96,7 @@ class Detection(MMTask):
             raise KdepError(
                 f"the categories of {one} and {other} differ: {classes}, {got}",
                 expected="the same categories with the same ids in every split",
-                fix="write both files with one list of categories",
+                fix="export both files with the same list of categories",
             )
         trained, note = trained_images(read_strict(files["train"]), classes, MIN_SIZE)
         return [

@@ -23,8 +23,8 @@ class ClassFolders(CustomDataset):
         if sorted(names) != folders:
             odd = sorted(set(names) ^ set(folders))
             raise KdepError(
-                f"the class folders of {self.img_prefix} are not the {len(names)} classes of the "
-                f"task: {', '.join(odd[:3])}",
+                f"the class folders of {self.img_prefix} differ from the {len(names)} classes of "
+                f"the task: {', '.join(odd[:3])}",
                 expected="one folder per class",
                 fix="give every split the same class folders",
             )

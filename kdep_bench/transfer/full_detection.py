@@ -169,9 +169,8 @@ class OfficialDetection(Detection):
         if recipe["head"] == "c4":
             if not str(student["backbone"]["type"]).endswith("ResNet"):
                 raise KdepError(
-                    f"task {self.name} builds a C4 detector and the student "
-                    f"{student['name']} is a {student['backbone']['type']}",
-                    expected="a ResNet, whose last stage can work on RoIs",
+                    f"task {self.name} builds a C4 detector, which needs a ResNet, but the "
+                    f"student {student['name']} is a {student['backbone']['type']}",
                     fix="use the FPN task of the same data set",
                 )
             indices = pyramid["out_indices"][2:3]

@@ -38,7 +38,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise KdepError(
-            f"the checkpoint {path} holds a {type(loaded).__name__}",
+            f"the checkpoint {path} contains a {type(loaded).__name__}",
             expected="a mapping from names to tensors",
             fix=_REMEDY,
         )
@@ -46,16 +46,15 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
     if alien or not loaded:
         what = f"entries that are no tensors ({_names(alien)})" if alien else "no tensor at all"
         raise KdepError(
-            f"the checkpoint {path} holds {what}",
-            expected="a flat mapping names -> tensors",
+            f"the checkpoint {path} contains {what}",
+            expected="a flat mapping from names to tensors",
             fix=_REMEDY,
         )
     bad = bad_tensors(loaded)
     if nan := [k for k, why in bad.items() if "NaN" in why]:
         raise KdepError(
-            f"the checkpoint {path} holds NaN or infinity in {len(nan)} tensors ({_names(nan)})",
-            expected="finite weights",
-            fix="look at the loss of the pre-training stage; lower its learning rate",
+            f"the checkpoint {path} contains NaN or infinity in {len(nan)} tensors ({_names(nan)})",
+            fix="check the loss curve of the pre-training stage; lower its learning rate",
         )
     if bad:
         name = next(iter(bad))
@@ -147,7 +146,7 @@ def check(
     raise KdepError(
         f"only {gate['coverage']:.1%} of the backbone's weights equal the file {path}"
         + (f": {'; '.join(parts)}" if parts else ""),
-        expected="every parameter and buffer of the backbone to equal the exported file",
+        expected="100 % of the parameters and buffers",
         fix=_remedy(missing, unexpected, mismatched),
     )
 
@@ -197,7 +196,7 @@ class Parts(nn.Module):
             own = part.state_dict()
             if twice := joined.keys() & own.keys():
                 raise KdepError(
-                    f"two parts of the model hold the tensor {min(twice)!r}",
+                    f"the tensor {min(twice)!r} belongs to two parts of the model",
                     expected="each backbone tensor in one part",
                     fix="correct `parts` of the load gate",
                 )

@@ -41,9 +41,9 @@ def per_process(batch: int, what: str) -> int:
     ranks = openmmlab.planned_ranks()
     if batch % ranks:
         raise KdepError(
-            f"the {what} of {batch} images cannot be divided over {ranks} processes",
+            f"the {what} of {batch} images cannot be divided equally among {ranks} processes",
             expected="a multiple of the number of processes",
-            fix="start another number of processes",
+            fix="change the number of processes",
         )
     return batch // ranks
 

@@ -55,20 +55,21 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
             _check_several(recipe[key], annotation, count, where, key)
     if recipe.get("train_share") == 0:
         raise KdepError(
-            f"{where} has train_share = 0", expected="a share above 0", fix="correct the config"
+            f"{where} has train_share = 0",
+            fix="set it above 0 in the task config",
         )
     iters, warmup = recipe.get("iters"), recipe.get("warmup")
     if iters is not None and warmup is not None and not warmup < iters:
         raise KdepError(
-            f"{where} warms up for {warmup} of {iters} steps",
-            expected="at least 1 step of warm-up, and fewer than iters",
+            f"{where} has warmup={warmup} and iters={iters}",
+            expected="1 <= warmup < iters",
             fix="change warmup or iters in the task config",
         )
     epochs, step = recipe.get("epochs"), recipe.get("step_epochs")
     if epochs is not None and step is not None and step > epochs:
         raise KdepError(
-            f"{where} lowers the rate after each {step} epochs and has {epochs}",
-            expected="step_epochs no larger than epochs",
+            f"{where} has step_epochs={step} and epochs={epochs}",
+            expected="step_epochs <= epochs",
             fix="change step_epochs or epochs in the task config",
         )
     for key in ("crop_scale", "resize_ratio", "steps"):
@@ -76,8 +77,8 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
         if values != sorted(values) or (key == "crop_scale" and values and values[0] == 0):
             raise KdepError(
                 f"{where} has {key} = {values}",
-                expected="growing numbers above 0",
-                fix="correct the config",
+                expected="increasing numbers above 0",
+                fix="correct the task config",
             )
     if "classes" in recipe and "palette" in recipe:
         _check_palette(recipe["classes"], recipe["palette"], where)
@@ -85,7 +86,9 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
         for key in ("folds", "inner_folds"):
             if recipe.get(key, 2) < 2:
                 raise KdepError(
-                    f"{where} has {key} = {recipe[key]}", expected="two or more", fix="correct it"
+                    f"{where} has {key} = {recipe[key]}",
+                    expected="2 or more",
+                    fix="correct the task config",
                 )
 
 
@@ -93,7 +96,9 @@ def _check_several(value: Any, annotation: str, count: int | None, where: str, k
     many = "one or more numbers" if count is None else f"{count} numbers"
     if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
         raise KdepError(
-            f"{where} has {key} = {value!r:.60}", expected=many, fix="correct the config"
+            f"{where} has {key} = {value!r:.60}",
+            expected=many,
+            fix="correct the task config",
         )
     for one in value:
         check_value(annotation, one, where, key)
@@ -102,13 +107,14 @@ def _check_several(value: Any, annotation: str, count: int | None, where: str, k
 def _check_palette(classes: Any, palette: Any, where: str) -> None:
     if not isinstance(classes, list | tuple) or not isinstance(palette, list | tuple):
         raise KdepError(
-            f"{where} has no lists as classes and palette", expected="two lists", fix="correct it"
+            f"`classes` and `palette` of {where} are not both lists",
+            fix="write them as lists in the task config",
         )
     if len(classes) != len(palette):
         raise KdepError(
             f"{where} has {len(classes)} classes and {len(palette)} colours in its palette",
-            expected="one colour for each class",
-            fix="correct the palette",
+            expected="one colour per class",
+            fix="correct `palette` in the task config",
         )
     for colour in palette:
         if not _is_colour(colour):
@@ -119,7 +125,8 @@ def _check_palette(classes: Any, palette: Any, where: str) -> None:
             )
     if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
         raise KdepError(
-            f"{where} names the class {twice[0]} twice", expected="each once", fix="correct it"
+            f"{where} lists the class {twice[0]} twice",
+            fix="correct `classes` in the task config",
         )
 
 
@@ -145,7 +152,7 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
         if least < folds:
             raise KdepError(
                 f"the smallest class of {where} has {least} images",
-                expected=f"{folds} at least, one for each fold",
+                expected=f"at least {folds}, one per fold",
                 fix=f"set folds={max(2, least)} in the task's recipe"
                 if least >= 2
                 else "add images to that class, or remove the class",
@@ -153,8 +160,8 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
         left = least - math.ceil(least / folds)
         if left < inner:
             raise KdepError(
-                f"the smallest class of {where} leaves {left} images to the inner folds",
-                expected=f"{inner} at least, one for each inner fold",
+                f"the smallest class of {where} has {left} images left for the inner folds",
+                expected=f"at least {inner}, one per inner fold",
                 fix=f"set inner_folds={left} in the task's recipe"
                 if left >= 2
                 else "add images to that class, or remove the class",
@@ -167,8 +174,8 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
     taken = math.floor(share * total)
     if least < 2 or taken < classes or total - taken < classes:
         raise KdepError(
-            f"train_share = {share:g} takes {taken} of {total} images of {where}, in {classes} "
-            f"classes of which the smallest has {least}",
-            expected="an image of every class on either side, and two of each at least",
-            fix="set train_share=1.0 in the task's recipe, which takes all of them, or add images",
+            f"train_share = {share:g} selects {taken} of {total} images of {where}, which has "
+            f"{classes} classes, the smallest with {least} images",
+            expected="at least two images per class, and at least one of each class in both parts",
+            fix="set train_share=1.0 in the task's recipe, which uses all images, or add images",
         )

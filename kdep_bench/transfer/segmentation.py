@@ -93,8 +93,8 @@ class Segmentation(MMTask):
         named, recipe = read_json(path), list(self.recipe["classes"])
         if named != recipe:
             raise KdepError(
-                f"task {self.name} names the classes {recipe} and its data {named}",
-                expected="the same names in the same order: the first is mask value 0",
+                f"task {self.name} has the classes {recipe}, but its data have {named}",
+                expected="the same names in the same order, starting with mask value 0",
                 fix=f"set classes={tuple(named)} in the task's recipe",
             )
 

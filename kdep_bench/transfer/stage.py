@@ -39,7 +39,7 @@ def run(
     task = build(spec["task"])
     if not isinstance(task, Task):
         raise KdepError(
-            f"the task type {spec['task']['type']} is no transfer task",
+            f"the task type {spec['task']['type']} is not a transfer task",
             expected="a subclass of kdep_bench.transfer.base.Task",
         )
     if task.alone and not openmmlab.is_main_rank():

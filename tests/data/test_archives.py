@@ -277,5 +277,5 @@ def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
 def test_a_used_up_quota_is_a_full_disk_and_no_matter_of_rights(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT):
         said = str(archives.disk_error(tmp_path / "a.tar", OSError(number, os.strerror(number))))
-        assert "free space" in said
-        assert "rights" not in said
+        assert "free disk space" in said
+        assert "permissions" not in said

@@ -55,7 +55,7 @@ def test_a_teacher_that_misses_more_than_40_percent_of_known_photographs_is_refu
         assert known_images(teacher, tmp_path) == {"right": 5 - wrong, "of": 5}
     for wrong in (3, 5):
         photographs(tmp_path, wrong)
-        with pytest.raises(KdepError, match=f"recognises {5 - wrong} of 5 known photographs"):
+        with pytest.raises(KdepError, match=f"only {5 - wrong} of 5 test photographs"):
             known_images(teacher, tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_an_output_that_the_teacher_does_not_give_is_refused():
     assert further(teacher, full, []) == {}
     bare = TeacherOutput(pooled, None)
     for wanted in ("logits", "tokens", "maps"):
-        with pytest.raises(KdepError, match=f"gives no {wanted}"):
+        with pytest.raises(KdepError, match=f"has no {wanted}"):
             further(teacher, bare, [wanted])
     with pytest.raises(KdepError, match=r"gives no maps\.s4"):
         further(teacher, full, ["maps.s4"])

@@ -76,7 +76,7 @@ def test_nkd_takes_the_teachers_top_1_where_there_are_no_labels():
     ctx_labels = context(labels=ctx.teacher.logits.argmax(1))
     for a, b in zip(free.terms(ctx).values(), bound.terms(ctx_labels).values(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(KdepError, match="looks the label up"):
+    with pytest.raises(KdepError, match="output at the label"):
         made(NKDWithLabels, classes=C + 1)
 
 
@@ -251,5 +251,5 @@ def test_early_stopped_kd_is_kd_up_to_e0_and_cross_entropy_after(stop: float, st
 
 def test_until_wants_a_share_of_the_run():
     assert as_schedule(dict(type=Until, stop=0.5, value=2.0))(0, 10) == 2.0
-    with pytest.raises(KdepError, match="a share of the run"):
+    with pytest.raises(KdepError, match="a fraction of the training"):
         Until(1.5)

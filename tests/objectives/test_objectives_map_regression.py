@@ -169,7 +169,7 @@ def test_signed_pairs_of_a_pooled_feature():
     a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
     assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
     torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
-    with pytest.raises(KdepError, match="whole pairs"):
+    with pytest.raises(KdepError, match="even number"):
         SignedPairs()(a[:, :3])
 
 

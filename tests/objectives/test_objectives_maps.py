@@ -152,7 +152,7 @@ def test_the_scale_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
 
 def test_bad_levels_are_refused():
     for levels, says in (
-        ({}, "names no level"),
+        ({}, "has no level"),
         ({"s9": "a"}, "level of the student"),
         ({"s8": "c"}, "map of the teacher"),
     ):

@@ -26,7 +26,7 @@ def test_cka_does_not_see_a_rotation_a_scale_or_a_shift():
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     assert linear_cka(x, 3 * x @ turn + rng.normal(size=6)) == pytest.approx(1)
     assert linear_cka(x, rng.normal(size=(200, 6))) < 0.2
-    with pytest.raises(KdepError, match="the same of every image"):
+    with pytest.raises(KdepError, match="the same output for every image"):
         linear_cka(x, np.ones((200, 2)))
 
 

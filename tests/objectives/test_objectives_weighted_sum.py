@@ -93,9 +93,9 @@ def test_what_an_objective_asks_for_and_nobody_knows_is_named():
     ("bad", "says"),
     [
         (dict(type=f"{HERE}.Misspelt"), "did you mean labels"),
-        (dict(type="torch.nn.Linear"), "is no Objective"),
+        (dict(type="torch.nn.Linear"), "is not an Objective"),
         (dict(type=SUM, parts={}), "has no parts"),
-        (dict(type=SUM, parts={"a.b": dict(objective=dict(type=REGRESSION))}), "without a dot"),
+        (dict(type=SUM, parts={"a.b": dict(objective=dict(type=REGRESSION))}), "has no dot"),
         (dict(type=SUM, parts=dict(a=dict(objective=dict(type=REGRESSION), wieght=1))), "wieght"),
     ],
 )

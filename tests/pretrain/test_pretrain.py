@@ -323,7 +323,7 @@ def test_a_feature_objective_without_an_alignment_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
     bare = {k: v for k, v in stages.items() if k != "align"}
-    with pytest.raises(KdepError, match="names no alignment"):
+    with pytest.raises(KdepError, match="lacks `align`"):
         pretrain(tmp_path, bare, KDEP)
 
 

@@ -91,12 +91,12 @@ def test_a_budget_of_less_than_one_batch_never_trains_another_budget(
     """The stage trained at least one step: 45 epochs where one was asked, .18 where .01 was."""
     for more, says in (
         (dict(batch=512), "or less"),
-        (dict(epochs=0.01), "one whole batch"),
+        (dict(epochs=0.01), "less than one batch"),
         (dict(ema=0.9999), "the initial weights"),
     ):
         with pytest.raises(KdepError, match=says) as e:
             pretrain(tmp_path / "p", stages, KDEP, budget=BUDGET | more)
-        assert "data share" not in str(e.value)
+        assert "data fraction" not in str(e.value)
 
 
 def share_spec(**more: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Plain(Witness):
     [
         ({}, "config has no `pyramid`"),
         (dict(out_indices=(0, 1), channels=(4, 9), strides=(4, 8)), r"level s8 .*\(8, 4, 4\)"),
-        (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "each stride once"),
+        (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "unique strides"),
     ],
 )
 def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], says: str):

@@ -50,7 +50,7 @@ def test_batches_fall_into_parts_nested_ones_too():
         ((512, 3, 1, False), "3 processes x 1 micro-batches"),
         ((512, 2, 3, False), "a multiple of 6"),
         ((512, 1, 2, True), "compares the samples of a batch"),
-        ((512, 2, 1, True), "relates the samples of a batch"),
+        ((512, 2, 1, True), "compares the samples of a batch"),
     ],
 )
 def test_a_batch_that_must_not_be_split_is_refused(given: Any, says: str):
@@ -171,7 +171,7 @@ def test_float16_without_a_gpu_is_refused(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(KdepError, match="'float16' on a machine without a GPU"):
+    with pytest.raises(KdepError, match="'float16', which needs a GPU"):
         stage.run(spec(KDEP, budget=SHORT | dict(precision="float16")), stages, tmp_path, silent)
 
 

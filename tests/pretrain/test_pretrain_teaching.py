@@ -213,7 +213,7 @@ def test_a_teacher_without_logits_is_refused_before_training(
     told = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=dumb)
     shutil.copytree(stages["cache"], tmp_path / "c")
     write_json(tmp_path / "c" / cache_read.MANIFEST, told)
-    with pytest.raises(KdepError, match="do not follow from its pooled feature"):
+    with pytest.raises(KdepError, match="cannot be computed from its pooled feature"):
         pretrain(tmp_path / "p", {**stages, "cache": tmp_path / "c"}, LOGIT_KD)
     with pytest.raises(KdepError, match="holds no maps"):
         pretrain(tmp_path / "m", stages, READ, student=R18)
@@ -229,7 +229,7 @@ def change(stages: dict[str, Path], folder: Path, **fields: Any) -> dict[str, Pa
 
 def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_path: Path):
     crooked = {**TEACHER, "type": f"{__name__}.Crooked"}
-    with pytest.raises(KdepError, match="does not give its logits"):
+    with pytest.raises(KdepError, match="does not reproduce its logits"):
         pretrain(tmp_path / "p", change(stages, tmp_path / "c", config=crooked), LOGIT_KD)
 
 
@@ -239,7 +239,7 @@ def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_
         (dict(config={**TEACHER, "variant": 2}), "was made by teacher lite0"),
         (dict(config={**TEACHER, "input_px": 64}), "was filled with px 32"),
         (dict(normalisation={"mean": [0] * 3, "std": [1] * 3}), "was filled with normalisation"),
-        (dict(recipe="another"), "other crops"),
+        (dict(recipe="another"), "different crops"),
     ],
 )
 def test_a_cache_of_another_identity_is_refused_before_each_use(
@@ -261,7 +261,7 @@ def test_a_row_that_rotted_is_found_before_use(stages: dict[str, Path], tmp_path
 def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Path):
     (tmp_path / "v").mkdir()
     views.run(VIEWS | dict(seed=1), stages, tmp_path / "v", silent)
-    with pytest.raises(KdepError, match="other crops than these views show"):
+    with pytest.raises(KdepError, match="different crops than these views"):
         pretrain(tmp_path / "p", {**stages, "views": tmp_path / "v"}, KDEP)
 
 

@@ -91,7 +91,7 @@ def test_arguments_that_an_optimiser_takes_are_taken():
         (arm(transform=dict(type="kdep_bench.features.transform.PowerTemp")), "does not exist"),
         (arm(transform=dict(type="kdep_bench.features.transform.NoTransform")), "_delete_=True"),
         (arm(transform=None), "names no transform"),
-        (arm(align=None), "names no align"),
+        (arm(align=None), "has no `align`"),
         (arm(align=dict(policy="zero_pad", sed=1)), "did you mean seed"),
         (arm(objective=dict(weight="aut")), "number or 'auto'"),
         (arm(objective=dict(weight=-3.0)), "greater than 0"),

@@ -271,8 +271,8 @@ def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
         ("smoke_probe", dict(train_share=0.05), "takes 4 of 80 images"),
         ("smoke_probe", dict(train_share=0.95), "takes 76 of 80 images"),
         ("smoke_probe", dict(protocol="fold"), "'split' or 'folds'"),
-        ("smoke_photos", dict(folds=1), "two or more"),
-        ("smoke_photos", dict(inner_folds=1), "two or more"),
+        ("smoke_photos", dict(folds=1), "2 or more"),
+        ("smoke_photos", dict(inner_folds=1), "2 or more"),
     ],
 )
 def test_an_impossible_recipe_is_refused(task, recipe, says):

@@ -162,7 +162,7 @@ def test_pairs_of_an_odd_level_are_refused_before_anything_runs():
     suite = build(methods=["kdep_maps"])
     odd = json.loads(json.dumps(suite.students[0]))
     odd["pyramid"]["channels"][2] = 127
-    with pytest.raises(KdepError, match="127 channels, which make no whole pairs"):
+    with pytest.raises(KdepError, match="127 channels, but sign='pairs' needs an even number"):
         build_plan(suite.model_copy(update={"students": [odd]}))
 
 

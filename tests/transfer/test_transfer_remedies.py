@@ -54,7 +54,7 @@ def test_categories_that_differ_name_both_files_of_the_user(data: Path, tmp_path
     with pytest.raises(KdepError) as e:
         task.check_data(root)
     assert str(own) in str(e.value)
-    assert "one list of categories" in e.value.fix
+    assert "the same list of categories" in e.value.fix
     own.write_text(right)
     task.check_data(root)
 

@@ -204,7 +204,7 @@ def test_categories_that_differ_between_splits(spoilt, exported, student, tmp_pa
     path.write_text(json.dumps(table))
     told = apart(sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t")
     assert "unicorn" in told
-    assert "write both files with one list of categories" in told
+    assert "export both files with the same list of categories" in told
 
 
 def test_label_ids_for_train_ids(spoilt, exported, student, tmp_path, apart):
