@@ -81,8 +81,7 @@ def read_checkpoint(
     except MemoryError:
         raise KdepError(
             f"{what} {path} does not fit into memory",
-            expected="tensors that do",
-            fix="use a smaller file",
+            fix="free memory, or use a smaller file",
         ) from None
     except Exception as e:  # both libraries raise whatever a damaged file makes them meet
         raise _refusal(path, e, what, remedy) from None
@@ -130,14 +129,19 @@ def _head(path: Path, what: str) -> tuple[bytes, int]:
     """(first 512 bytes, size); KdepError for what is no regular file with something in it."""
     try:
         if path.is_dir():
-            raise KdepError(f"{what} {path} is a folder", expected="a file", fix=_in_folder(path))
+            raise KdepError(
+                f"{what} {path} is a folder",
+                fix=_in_folder(path),
+            )
         if not path.exists():
             raise KdepError(
-                f"{what} {path} does not exist", expected="a file there", fix="correct the path"
+                f"{what} {path} does not exist",
+                fix="correct the path",
             )
         if not path.is_file():
             raise KdepError(
-                f"{what} {path} is a pipe or device", expected="a file", fix="name a regular file"
+                f"{what} {path} is a pipe or device",
+                fix="give the path of a regular file",
             )
         with path.open("rb") as f:
             head, size = f.read(512), os.fstat(f.fileno()).st_size
@@ -145,8 +149,7 @@ def _head(path: Path, what: str) -> tuple[bytes, int]:
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
             f"{what} {path} cannot be read ({reason})",
-            expected="a readable file",
-            fix="check its rights",
+            fix="check its permissions",
         ) from None
     return head, size
 
@@ -162,20 +165,21 @@ def _in_folder(path: Path) -> str:
 def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) -> None:
     """KdepError that says what a file is, where its first bytes show that it holds no weights."""
     if size == 0:
-        raise KdepError(f"{what} {path} is empty", expected="a file of tensors", fix=remedy)
+        raise KdepError(
+            f"{what} {path} is empty",
+            fix=remedy,
+        )
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"version https://git-lfs"):
         raise KdepError(
-            f"{what} {path} is a git-lfs pointer, {size} bytes that stand for the file",
-            expected="the file itself",
+            f"{what} {path} is a git-lfs pointer of {size} bytes instead of the file itself",
             fix="run `git lfs pull` in its repository, or download the file from its page",
         )
     if start[:1] == b"<":
         raise KdepError(
             f"{what} {path} is a web page or XML (it begins with {_begin(start)})",
-            expected="the file itself",
-            fix="download the file that the page offers: a login or error page was saved in its "
-            "place",
+            fix="download the file itself: a web page (often a login or error page) was saved in "
+            "its place",
         )
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
@@ -186,7 +190,7 @@ def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) 
         raise KdepError(
             f"{what} {path} is a tar archive",
             expected="a safetensors or torch file",
-            fix="unpack it and name the file of weights in it",
+            fix="unpack it and give the path of the weights file in it",
         )
     if head.startswith(b"PK"):
         _refuse_zip(path, what, remedy)
@@ -196,7 +200,7 @@ def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) 
         raise KdepError(
             f"{what} {path} is {text} (it begins with {_begin(head)})",
             expected="a safetensors or torch file",
-            fix="name the file of weights itself" if json else remedy,
+            fix="give the path of the weights file itself" if json else remedy,
         )
 
 
@@ -206,21 +210,19 @@ def _refuse_zip(path: Path, what: str, remedy: str) -> None:
             names = z.namelist()
     except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
         raise KdepError(
-            f"{what} {path} is not a whole file ({plain_text(e)})",
-            expected="all of a file that torch.save wrote",
+            f"{what} {path} is truncated ({plain_text(e)})",
             fix=f"{remedy} (an interrupted download or copy is the usual cause)",
         ) from None
     if any(n.endswith("/constants.pkl") for n in names):
         raise KdepError(
             f"{what} {path} is a TorchScript program",
-            expected="plain tensors",
             fix="load it with torch.jit.load and save its state_dict() with torch.save",
         )
     if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
         raise KdepError(
             f"{what} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
             expected="a safetensors or torch file",
-            fix="unpack it and name the file of weights in it",
+            fix="unpack it and give the path of the weights file in it",
         )
 
 
@@ -241,28 +243,29 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
             f"{what} {path} does not fit into memory",
-            expected="tensors that do",
-            fix="use a smaller file",
+            fix="free memory, or use a smaller file",
         )
     if "weights_only" in text or "Weights only" in text:
         if named := _asked_for(path):
             return KdepError(
-                f"{what} {path} is refused as plain weights: it asks for {named}, and a class or "
-                "function of a file can run code",
+                f"{what} {path} contains more than plain weights: it needs {named}, and loading "
+                "classes or functions from a file can run code",
                 expected="tensors in plain containers, as torch.save(net.state_dict(), file) "
                 "writes them",
-                fix="where the file was made, save the state_dict alone, or save it as safetensors",
+                fix="save only the state_dict where the file was made, or save it as safetensors",
             )
         found = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
         return KdepError(
-            f"{what} {path} is refused as plain weights: damaged, or not written by torch.save"
+            f"{what} {path} is not a file of plain weights: it is damaged, or was not written by "
+            "torch.save"
             + (f" ({found[-1].partition(' was not an allowed')[0][:120]})" if found else ""),
             expected="tensors in plain containers, as torch.save(net.state_dict(), file) writes "
             "them",
             fix=remedy,
         )
     return KdepError(
-        f"{what} {path} cannot be read ({plain_text(e)})", expected="a whole file", fix=remedy
+        f"{what} {path} cannot be read ({plain_text(e)})",
+        fix=remedy,
     )
 
 

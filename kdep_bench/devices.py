@@ -61,9 +61,10 @@ def check_gpus(gpus: Sequence[str]) -> None:
     torch = sys.modules.get("torch")
     if gpus and torch is not None and not torch.cuda.is_available():
         raise KdepError(
-            f"the stage was given GPU {', '.join(gpus)}, and torch {torch.__version__} finds none",
-            expected="a driver and a build of torch that fit each other",
-            fix="see tools/doctor.py, or run without GPUs: --gpus ''",
+            f"the stage was assigned GPU {', '.join(gpus)}, but torch {torch.__version__} finds "
+            "no GPU",
+            expected="an NVIDIA driver that fits the torch build",
+            fix="run tools/doctor.py for details, or run without GPUs: --gpus ''",
         )
 
 

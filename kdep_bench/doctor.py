@@ -94,7 +94,7 @@ def _operators() -> str:
             raise KdepError(
                 f"mmcv's NMS ({kind}) keeps the boxes {kept} on {device}",
                 expected="[0, 2]",
-                fix="reinstall torchvision, or mmcv, for this torch",
+                fix="reinstall torchvision, or the mmcv built for this torch",
             )
     return f"{kind}, NMS test passed on {' and '.join(devices)}"
 

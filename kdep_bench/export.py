@@ -42,10 +42,10 @@ def strip(
     heads = sorted({k.split(".")[0] for k in tensors if not k.startswith(PREFIX)})
     if not kept:
         raise KdepError(
-            f"{path} has no tensor named {PREFIX}*, its names begin with {', '.join(heads[:6])}",
-            expected=f"the student's tensors under the prefix {PREFIX!r}",
-            fix="save the state dict of the whole pre-training model, not wrapped and not of a "
-            "part",
+            f"no tensor in {path} has a name beginning with {PREFIX}; the names begin with "
+            f"{', '.join(heads[:6])}",
+            fix="save the state dict of the whole pre-training model, neither wrapped nor only a "
+            "part of it",
         )
     return kept, heads
 
@@ -60,9 +60,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         raise KdepError(
-            f"cannot write {path} ({e})",
-            expected="room on the disk",
-            fix="free space and run again",
+            f"{path} cannot be written ({e})",
+            fix="free disk space and run again",
         ) from None
     finally:
         tmp.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ def safe_name(name: str, what: str = "name") -> str:
     """Returns `name` if it can be one path component; raises KdepError otherwise."""
     if not _SAFE.fullmatch(name):
         raise KdepError(
-            f"the {what} {name[:60]!r} cannot be a file name",
+            f"the {what} {name[:60]!r} cannot be used as a file name",
             expected="a letter or digit, then up to 119 of letters, digits, '_', '-', '+' and '.'",
             fix="rename it in the config",
         )
@@ -101,17 +101,20 @@ def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
     try:
         return safe_files.read_bytes(path, most, follow=follow)
     except FileNotFoundError:
-        raise KdepError(f"the file {path} does not exist", expected="a JSON file there") from None
+        raise KdepError(
+            f"the file {path} does not exist",
+            fix="check its path",
+        ) from None
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
             f"the file {path} cannot be read ({reason})",
-            expected="a readable file",
-            fix="check its rights",
+            fix="check its permissions",
         ) from None
     except MemoryError:
         raise KdepError(
-            f"the file {path} does not fit into memory", expected="a smaller file"
+            f"the file {path} does not fit into memory",
+            fix="free memory, or use a smaller file",
         ) from None
 
 

@@ -89,10 +89,9 @@ def publish(
     if not made:
         reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
         raise KdepError(
-            f"no exported student of the suite {suite.name!r} is done in {work}"
+            f"no export stage of the suite {suite.name!r} is finished in {work}"
             + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
-            expected="one at least",
-            fix="run the suite first, or name its --work-dir",
+            fix="run the suite first, or give its --work-dir",
         )
     return made
 
@@ -118,6 +117,9 @@ def to_safetensors(source: Path, folder: Path) -> str:
     save_file(tensors, partial, metadata={"format": "pt"})
     again = load_file(partial)
     if again.keys() != tensors.keys() or not all(torch.equal(again[k], tensors[k]) for k in again):
-        raise KdepError(f"the file {partial} does not hold the tensors of {source}")
+        raise KdepError(
+            f"the file {partial} does not contain the tensors of {source}",
+            fix="run the same command again",
+        )
     partial.replace(folder / SAFE)
     return file_hash(folder / SAFE)

@@ -54,7 +54,6 @@ def build(config: Mapping[str, Any], **more: Any) -> Any:
         return locate(config["type"])(**args, **more)
     except TypeError as e:
         raise KdepError(
-            f"{type_path(config['type'])} does not take these arguments ({e})",
-            expected=f"got {sorted(args)}",
+            f"{type_path(config['type'])} does not accept the arguments {sorted(args)} ({e})",
             fix="compare the config with the class's docstring",
         ) from e

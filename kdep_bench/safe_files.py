@@ -84,7 +84,7 @@ def _no_file(path: str | os.PathLike[str], mode: int) -> KdepError:
     return KdepError(
         f"{os.fspath(path)} is {_kind(mode)}",
         expected="a regular file",
-        fix="name another, or move it elsewhere, and run again",
+        fix="give another path, or move it elsewhere and run again",
     )
 
 
@@ -144,7 +144,11 @@ def no_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> 
         remedy = "move the folder itself there, or make the whole work dir or results folder a link"
     else:
         remedy = "move it elsewhere, and run again"
-    return KdepError(told, expected="a folder that is no link", fix=remedy)
+    return KdepError(
+        told,
+        expected="a folder that is not a link",
+        fix=remedy,
+    )
 
 
 def is_real_folder(path: str | os.PathLike[str]) -> bool:

@@ -173,8 +173,7 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
         elif arg.required and arg.name not in given:
             raise KdepError(
-                f"{where} gives {name} no {arg.name!r}",
-                expected="that argument",
+                f"{where} lacks the argument {arg.name!r} of {name}",
                 fix="add it to the config",
             )
 
@@ -183,7 +182,8 @@ def _unknown_argument(name: str, where: str, key: str, known: Collection[str]) -
     stays = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
     if not known:
         return KdepError(
-            f"{where} gives {name} the argument {key!r}", expected="no argument", fix=stays
+            f"{where} gives {name} the argument {key!r}, but {name} has no arguments",
+            fix=f"remove it ({stays})",
         )
     error = unknown_name(f"argument of {name} in {where}", key, known)
     return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({stays})")

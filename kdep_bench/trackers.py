@@ -53,7 +53,7 @@ def _resolve(one: Any) -> Json:
     name = given.pop("type", None)
     if not isinstance(name, str):
         raise KdepError(
-            f"runtime.trackers holds {one!r:.80}",
+            f"runtime.trackers contains {one!r:.80}",
             expected="a name, or dict(type=<name>, ...): " + ", ".join(TRACKERS),
             fix="correct the suite",
         )
@@ -65,9 +65,9 @@ def _resolve(one: Any) -> Json:
             raise unknown_name(f"key of the tracker {name!r}", str(key), tracker.keys)
     if importlib.util.find_spec(tracker.package) is None:
         raise KdepError(
-            f"the suite asks for the tracker {name!r}, and {tracker.package} is not installed",
-            expected="that package",
-            fix="pip install 'kdep_bench[trackers]', or drop it from runtime.trackers",
+            f"the suite uses the tracker {name!r}, but the package {tracker.package} is not "
+            "installed",
+            fix="run: pip install 'kdep_bench[trackers]', or remove it from runtime.trackers",
         )
     return {"type": tracker.backend, **given}
 

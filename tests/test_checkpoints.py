@@ -73,8 +73,8 @@ def refusal(path: Path, content: bytes) -> str:
         (b"\x93NUMPY\x01\0" + b"\0" * 99, "is a NumPy array"),
         (b"\x00\x01\x02\x03" * 99, "is of no known format"),
         (b"", "is empty"),
-        (saved(STATE)[:-100], "is not a whole file"),
-        (saved(STATE, False)[:-100], "cannot be read|is refused"),
+        (saved(STATE)[:-100], "is truncated"),
+        (saved(STATE, False)[:-100], "cannot be read|not a file of plain weights"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, content, words):
@@ -103,7 +103,7 @@ def test_a_pickled_class_is_named_and_never_run(tmp_path, monkeypatch, value, na
     monkeypatch.setenv("KDEP_TEST_MADE", str(tmp_path / "made"))
     for content in (saved(value), saved(value, False), pickle.dumps(value, protocol=4)):
         text = refusal(tmp_path / "w.pth", content)
-        assert "is refused as plain weights: it asks for" in text
+        assert "contains more than plain weights: it needs" in text
         assert name in text
     assert not (tmp_path / "made").exists()
 

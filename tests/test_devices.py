@@ -52,7 +52,7 @@ def test_the_fork_server_leaves_the_driver_to_its_stages():
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     devices.check_gpus(())
-    with pytest.raises(KdepError, match=r"given GPU 1, and torch .* finds none"):
+    with pytest.raises(KdepError, match=r"assigned GPU 1, but torch .* finds no GPU"):
         devices.check_gpus(("1",))
 
 

@@ -120,7 +120,7 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
     plan = build_plan(suite)
     one = next(i for i, s in plan.stages.items() if s.kind == "export" and "kdep" in i)
     work = tmp_path / "work"
-    with pytest.raises(KdepError, match="no exported student"):
+    with pytest.raises(KdepError, match="no export stage"):
         publish(suite, plan, work, tmp_path / "out")
     stage = plan.stages[one]
     folder = state.folder(work, one)

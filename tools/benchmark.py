@@ -87,7 +87,8 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if args.against and args.prepared is None:
         raise KdepError(
-            "--against trains on the pocket data", expected="--prepared", fix="name its stage"
+            "--against trains on the pocket data and needs --prepared",
+            fix="add --prepared with the path of the `prepare` stage",
         )
     if args.count_teacher_forwards:
         found["forwards"] = forwards.count(args.count_teacher_forwards, args.work_dir)
@@ -104,7 +105,6 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     if args.against and torch.cuda.is_available():
         raise KdepError(
             "--against trains both sides on the CPU, and this process may use a GPU",
-            expected="one device for both",
             fix="run it with CUDA_VISIBLE_DEVICES=''",
         )
     torch.set_num_threads(args.threads)

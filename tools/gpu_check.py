@@ -76,7 +76,9 @@ def main() -> int:
                 raise unknown_name("check", name, checks())
         if not args.budget > 0:
             raise KdepError(
-                f"--budget is {args.budget:g}", expected="a positive number", fix="correct it"
+                f"--budget is {args.budget:g}",
+                expected="a positive number",
+                fix="correct --budget",
             )
         gpus, machine = _machine(args.device, args.quick)
         result = run_checks(
@@ -115,8 +117,8 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
         raise KdepError(done.stderr.removeprefix("gpu_check: ").strip())
     if done.returncode:
         raise KdepError(
-            f"looking for GPUs ended with status {done.returncode}: {done.stderr.strip()[-300:]}",
-            expected="a list of GPUs",
+            f"the search for GPUs ended with exit code {done.returncode}: "
+            f"{done.stderr.strip()[-300:]}",
             fix="check the driver with nvidia-smi",
         )
     found = json.loads(done.stdout.splitlines()[-1])

@@ -36,7 +36,8 @@ def main() -> int:
         path = args.out / f"{student['name']}.py"
         if path.exists():
             raise KdepError(
-                f"{path} exists already", expected="a new page", fix="remove it, or give --out"
+                f"{path} already exists",
+                fix="choose another path with --out",
             )
         path.write_text(page(student, args.name), encoding="utf-8")
     except KdepError as e:

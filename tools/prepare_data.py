@@ -113,7 +113,11 @@ def _official(args: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isdigit():
-        raise KdepError(f"--decode is {text!r}", expected="a number, or 'all'", fix="correct it")
+        raise KdepError(
+            f"--decode is {text!r}",
+            expected="a number, or 'all'",
+            fix="correct --decode",
+        )
     return int(text)
 
 
@@ -149,9 +153,9 @@ def _prepare(config: Path, out: Path) -> int:
         raise KdepError(f"the config {config} defines no `data`", expected="data = dict(...)")
     if "type" in spec:
         raise KdepError(
-            f"the config {config} is of official data",
+            f"the config {config} is one of official data",
             expected="a pocket data config",
-            fix="lay its sets out one by one: tools/prepare_data.py --list",
+            fix="prepare its data sets one by one: tools/prepare_data.py --list",
         )
     # `pool_classes` is read only by the plan.
     made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)

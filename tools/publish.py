@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         if not wanted:
             raise KdepError(
                 f"--only {args.only!r} matches no export stage of {suite.name}",
-                expected="a part of one of: "
+                expected="part of one of: "
                 + ", ".join(i for i, s in plan.stages.items() if s.kind == "export"),
                 fix="correct --only",
             )

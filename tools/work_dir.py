@@ -70,7 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
             raise KdepError(
-                f"{folder} has no records/", expected="a results folder", fix="check --results-dir"
+                f"{folder} is not a results folder: it has no records/",
+                fix="check --results-dir",
             )
     # A results folder named on the command line adds to the published ones and replaces none.
     folders = sorted((REPO / "results").glob("*")) + [f.absolute() for f in args.results_dir or []]
@@ -82,11 +83,10 @@ def _run(args: argparse.Namespace) -> int:
             print(line, file=sys.stderr)
         if args.gc and not is_read(suite):
             raise KdepError(
-                f"the data of the suite {name} cannot be read here, so that the ids of its stages "
-                "are not known",
-                expected="data that can be read, or a suite on generated data",
-                fix="run this where the data is, or leave that suite out: what records cite is "
-                "kept",
+                f"the data of the suite {name} cannot be read here, so the ids of its stages are "
+                "unknown",
+                fix="run this where the data can be read, or leave that suite out (stages that "
+                "records use are kept)",
             )
         plan = build_plan(suite)
         for one in plan.stages:
@@ -115,11 +115,9 @@ def _run(args: argparse.Namespace) -> int:
     hidden = [r.results for r in gone if not r.removed]
     if hidden:
         raise KdepError(
-            f"the results folder {hidden[0]} and the folder that it was in are not here",
-            expected="the records that cite stages of this work dir, for they may be on a disk "
-            "that is not "
-            "mounted now",
-            fix=f"make it available; if it is gone for good, add --forget {hidden[0]}",
+            f"the results folder {hidden[0]} is not available (its parent folder is missing too; "
+            "perhaps its disk is not mounted), so the stages that its records use are unknown",
+            fix=f"make it available; if it was deleted, add --forget {hidden[0]}",
         )
     removed = [e for e in chosen if hygiene.remove(work, e)]
     print(f"removed {hygiene.counted(removed)}", file=out)

@@ -26,7 +26,8 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
     if not records:
         raise KdepError(
-            f"{results} has no finished record", expected="a finished suite", fix="run it first"
+            f"{results} has no finished record",
+            fix="run that suite first",
         )
     told = {cache: _outputs(work, cache) for cache in _caches(records)}
     taught = {r.stages["pretrain"]: r.budget.images_seen or 0 for r in records if _caches([r])}
@@ -50,6 +51,7 @@ def _outputs(work: Path, cache: str) -> dict[str, Any]:
     outputs = read_strict(work / cache / "stage.json")["outputs"]
     if not {"forwards", "rows"} <= set(outputs):
         raise KdepError(
-            f"the stage {cache} tells no forwards", expected="its own count", fix="run it again"
+            f"the stage {cache} does not report its number of forward passes",
+            fix="rerun that stage",
         )
     return outputs

@@ -49,7 +49,8 @@ class WrappedStudent(Wrapped):
         super().__init__(page["width"])
         if teacher_px % page["input_px"]:
             raise KdepError(
-                f"a teacher at {teacher_px} px", expected=f"a multiple of {page['input_px']}"
+                f"the teacher's resolution is {teacher_px} px",
+                expected=f"a multiple of {page['input_px']}",
             )
         self.by = teacher_px // page["input_px"]
         self.net = build_backbone(page).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

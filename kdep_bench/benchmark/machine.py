@@ -32,7 +32,7 @@ def check_idle(busy: float, most: float = MOST) -> None:
     """KdepError where other work takes more than `most` cores."""
     if busy > most:
         raise KdepError(
-            f"other work takes {busy:.1f} cores of this machine",
-            expected=f"an idle machine, {most:g} at most",
-            fix="wait for it, or add --allow-busy: the page then says so too",
+            f"other processes use {busy:.1f} cores of this machine",
+            expected=f"at most {most:g}",
+            fix="wait until they end, or add --allow-busy, which is noted in the report",
         )

@@ -128,10 +128,9 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
         size = task.training_size()
     except AttributeError:
         raise KdepError(
-            f"the task {task.name} does not say what it trains",
-            expected="`training_model` and `training_size`, as kdep_bench/transfer/detection.py "
-            "has",
-            fix="add them to its class",
+            f"the class of task {task.name} does not define what is trained",
+            expected="`training_model` and `training_size`, as in kdep_bench/transfer/detection.py",
+            fix="define them in that class",
         ) from None
     if task.scope == "mmdet":
         from mmdet.registry import MODELS

@@ -38,17 +38,19 @@ def check(venv: Path, prepared: Path, images: int) -> None:
     images do not fill whole batches."""
     if not (venv / "bin/python").exists():
         raise KdepError(
-            f"{venv} is no virtual environment", expected="lightly-train in it", fix="make lightly"
+            f"{venv} is not a virtual environment with lightly-train",
+            fix="run: make lightly",
         )
     if not (prepared / POOL).is_dir():
         raise KdepError(
-            f"{prepared} has no {POOL}", expected="a finished `prepare` stage of `pocket`"
+            f"{prepared} has no folder {POOL}",
+            expected="a finished `prepare` stage of `pocket`",
         )
     here = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
     if images > here or images % BATCH:
         raise KdepError(
-            f"{images} images of a pool of {here}",
-            expected=f"a multiple of {BATCH}, no more than there are",
+            f"the benchmark would use {images} of the pool's {here} images",
+            expected=f"a multiple of {BATCH}, at most {here}",
         )
 
 
@@ -81,7 +83,8 @@ def measure(
     other = train_other(root / "other", venv, pool, student, teacher, epochs, threads)
     if other["steps"] != ours["steps"]:
         raise KdepError(
-            f"lightly-train took {other['steps']} steps", expected=f"{ours['steps']}, as here"
+            f"lightly-train trained for {other['steps']} steps and kdep_bench for {ours['steps']}",
+            expected="the same number of steps",
         )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
     (root / "scratch").mkdir()
@@ -168,7 +171,7 @@ def train_other(
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
         raise KdepError(
-            f"lightly-train ended with {ran.returncode} ({end})", expected="a trained student"
+            f"lightly-train ended with exit code {ran.returncode} ({end})",
         )
     return read_strict(root / "result.json")
 

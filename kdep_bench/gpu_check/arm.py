@@ -35,7 +35,7 @@ def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float
     if n < 2 or stdev(values) == 0:
         raise KdepError(
             f"the reference has the values {values}",
-            expected="two or more that differ",
+            expected="two or more different values",
             fix="run the suite gpu_check_reference with more seeds",
         )
     t = float(stats.t.ppf(0.5 + level / 2, n - 1))
@@ -71,9 +71,9 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     measured, reference = scores(results), scores(REFERENCE)
     if done.returncode or not measured:
         raise KdepError(
-            f"the suite {suite} ended with status {done.returncode} and {len(measured)} scores",
-            expected="0, and a score of every task",
-            fix="see the log of this check",
+            f"the suite {suite} ended with exit code {done.returncode} and {len(measured)} scores",
+            expected="exit code 0 and a score per task",
+            fix="read the log of this check",
         )
     for (method, task), values in sorted(measured.items()):
         if setting.quick:
@@ -83,7 +83,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         if len(known) < 2:
             raise KdepError(
                 f"{REFERENCE} has {len(known)} scores of {method} on {task}",
-                expected="two at least",
+                expected="two or more",
                 fix="run tools/run_suite.py gpu_check_reference on a CPU",
             )
         low, high = prediction_interval(known)

@@ -101,22 +101,20 @@ def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
     if facts.built_for is None:
         raise KdepError(
             f"torch {facts.torch} is a CPU build",
-            expected="a build of torch for CUDA",
-            fix="install torch for CUDA, or run with --device cpu",
+            fix="install a CUDA build of torch, or run with --device cpu",
         )
     if not facts.available and not facts.library:
         raise KdepError(
             "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)",
-            expected=f"a driver for CUDA {facts.built_for}, which torch {facts.torch} was built "
-            "for",
-            fix="install the driver, in a container start it with --gpus all, or run with "
+            expected=f"a driver for CUDA {facts.built_for}, for which torch {facts.torch} was "
+            "built",
+            fix="install the driver (in a container: start it with --gpus all), or run with "
             "--device cpu",
         )
     if not facts.available and "too old" in facts.warning:
         raise KdepError(
             f"the NVIDIA driver {facts.driver or '(of unknown version)'} is too old for torch "
             f"{facts.torch}, which was built for CUDA {facts.built_for}",
-            expected="a newer driver, or an older torch",
             fix="update the driver, or install a build of torch for an older CUDA",
         )
     if not facts.available:
@@ -124,7 +122,6 @@ def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
             f"torch {facts.torch} finds no GPU"
             + (f" ({facts.warning})" if facts.warning else "")
             + (f", with driver {facts.driver}" if facts.driver else ""),
-            expected="a visible GPU",
             fix="check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
         )
     free = [c for c in facts.cards if c["free_gib"] >= needed_gib]
@@ -132,7 +129,6 @@ def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
         listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in facts.cards)
         raise KdepError(
             f"no GPU has {needed_gib:g} GiB free ({listing})",
-            expected=f"one GPU with {needed_gib:g} GiB",
-            fix="end what runs on one of them (nvidia-smi lists it), or use a larger GPU",
+            fix="end the processes that use the GPU (nvidia-smi lists them), or use a larger GPU",
         )
     return tuple(c["number"] for c in free)

@@ -56,7 +56,8 @@ def make_pack(folder: Path, repo: Path) -> str:
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KdepError(
-            f"{folder} is there and not empty", expected="a new folder", fix="name another one"
+            f"the folder {folder} exists and is not empty",
+            fix="choose a new folder",
         )
     folder.mkdir(parents=True, exist_ok=True)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
@@ -71,10 +72,9 @@ def make_pack(folder: Path, repo: Path) -> str:
     (folder / "run.sh").write_text(RUN)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if size > MOST_BYTES:
-        raise KdepError(
-            f"the pack is {size / 2**20:.1f} MiB", expected=f"at most {MOST_BYTES / 2**20:.0f} MiB",
-            fix="drop a package from PACKAGES or shrink configs/data/gpu_check.py",
-        )  # fmt: skip
+        raise KdepError(f"the pack is {size / 2**20:.1f} MiB",
+expected=f"at most {MOST_BYTES / 2**20:.0f} MiB",
+fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py",)  # fmt: skip
     wheels = len(list((folder / "wheels").glob("*.whl")))
     return f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; there: bash {folder.name}/run.sh"
 
@@ -106,9 +106,9 @@ def _wheels(folder: Path, lock: Path) -> None:
         )  # fmt: skip
         if built.returncode:
             raise KdepError(
-                f"no wheel of {row} for Python {PYTHON}: {done.stderr.strip()[-200:]}",
-                expected="one that can be downloaded or built",
-                fix="see whether the package index is reached: pip download " + row,
+                f"no wheel of {row} for Python {PYTHON} could be downloaded or built: "
+                f"{done.stderr.strip()[-200:]}",
+                fix="check that the package index is reachable: pip download " + row,
             )
     for wheel in folder.glob("*.whl"):
         if (
@@ -118,8 +118,8 @@ def _wheels(folder: Path, lock: Path) -> None:
             and "py3-none" not in wheel.name
         ):
             raise KdepError(
-                f"the wheel {wheel.name} is not for Python {PYTHON}",
-                expected="a wheel that travels",
+                f"the wheel {wheel.name} works only on this Python or platform, not on every "
+                f"Python {PYTHON}",
             )
 
 
@@ -130,7 +130,7 @@ def _data(folder: Path, repo: Path) -> None:
     if not (REFERENCE / "records").is_dir():
         raise KdepError(
             f"{REFERENCE} has no records",
-            expected="the CPU's scores of the suite",
+            expected="the scores of the suite on a CPU",
             fix="run tools/run_suite.py gpu_check_reference",
         )
     shutil.copytree(REFERENCE, folder / "results" / REFERENCE.name)
@@ -142,7 +142,6 @@ def _data(folder: Path, repo: Path) -> None:
     shutil.rmtree(folder / ".results", ignore_errors=True)
     if done.returncode:
         raise KdepError(
-            f"the data of the suite {SUITE} were not made: {done.stderr.strip()[-300:]}",
-            expected="a finished prepare stage",
-            fix="run tools/run_suite.py gpu_check --only prepare, which says why",
+            f"the data of the suite {SUITE} could not be prepared: {done.stderr.strip()[-300:]}",
+            fix="run tools/run_suite.py gpu_check --only prepare and read its error",
         )

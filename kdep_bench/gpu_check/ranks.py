@@ -33,9 +33,9 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         worker.join()
     if any(w.exitcode for w in workers):
         raise KdepError(
-            f"the {ranks} processes ended with {[w.exitcode for w in workers]}",
-            expected="0 of each",
-            fix="see the log of this check: NCCL_DEBUG=INFO names the cause of a failed connection",
+            f"the {ranks} processes ended with the exit codes {[w.exitcode for w in workers]}",
+            fix="read the log of this check; NCCL_DEBUG=INFO shows the cause of a failed "
+            "connection",
         )
     found = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
     wanted = ranks * (ranks + 1) / 2

@@ -197,9 +197,9 @@ def setup(scope: str, *, switch: bool = False) -> None:
     check_versions(scope)
     if _scope not in (None, scope) and not switch:
         raise KdepError(
-            f"this process was set up for {_scope} and then asked for {scope}",
-            expected="one toolkit a process, because mmengine's default scope leaks",
-            fix="run each stage in a process of its own",
+            f"this process was set up for {_scope}, so it cannot be set up for {scope} too",
+            expected="one toolkit per process, because mmengine's default scope is global",
+            fix="run each stage in its own process",
         )
     # albumentations, imported by all three, would ask the network for a newer version of itself
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -238,7 +238,7 @@ def _import_toolkit(scope: str) -> None:
         importlib.import_module("mmcv.ops")
     except (ImportError, AssertionError) as e:
         raise KdepError(
-            f"the operators of mmcv ({backend()}) do not load: {e}",
+            f"the operators of mmcv ({backend()}) cannot be loaded: {e}",
             expected="an mmcv extension built for this torch, or mmcv-lite",
             fix="run: pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
         ) from e

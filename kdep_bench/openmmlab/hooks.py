@@ -44,9 +44,9 @@ class StopOnBadLoss(Hook):
         if bad:
             fine = ", ".join(f"{k} = {v:.4g}" for k, v in terms.items() if math.isfinite(v))
             raise KdepError(
-                f"the loss went bad in iteration {runner.iter + 1} of {runner.max_iters}: "
-                f"{', '.join(bad)}" + (f" (still finite: {fine})" if fine else ""),
-                expected="finite losses",
+                f"the loss became NaN or infinite in iteration {runner.iter + 1} of "
+                f"{runner.max_iters}: {', '.join(bad)}"
+                + (f" (still finite: {fine})" if fine else ""),
                 fix="lower the learning rate, add warm-up or gradient clipping, or check the data",
             )
 

@@ -99,15 +99,14 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
     path = Path(filename.removeprefix(RESUME))
     if path.resolve().parent not in _roots:
         raise KdepError(
-            f"{path} was given to resume from, outside the work dir of this run",
-            expected="a checkpoint this stage wrote in its own directory",
-            fix="give other weights to init_cfg or load_from, which read tensors only",
+            f"the file to resume from, {path}, is outside the work dir of this run",
+            expected="a checkpoint that this stage wrote in its own directory",
+            fix="load other weights with init_cfg or load_from, which read only tensors",
         )
     if not is_sealed(path):
         raise KdepError(
-            f"the resume file {path} does not match its seal",
-            expected="the file as it was saved",
-            fix="delete it; the stage then resumes from an older one or starts again",
+            f"the checksum of the checkpoint {path} is wrong, so the stage cannot resume from it",
+            fix="delete it; the stage then resumes from an older checkpoint or starts again",
         )
     with torch.serialization.safe_globals(_RESUME_GLOBALS):
         return load_weights(path, map_location)

@@ -37,8 +37,7 @@ def read_metrics(
         return {key: _number(metrics.get(key, 0.0), key) for key in wanted}, [note]
     if absent:
         raise KdepError(
-            f"the evaluator returned no {', '.join(absent)} but {sorted(metrics) or 'nothing'}",
-            expected="every metric the task names",
+            f"the evaluator returned no {', '.join(absent)}, only {sorted(metrics) or 'nothing'}",
             fix="compare the task's metric with the evaluator's prefix and its classes",
         )
     return {key: _number(metrics[key], key) for key in wanted}, []
@@ -53,12 +52,11 @@ def _number(value: Any, key: str) -> float:
         raise KdepError(
             f"the metric {key} is {value!r}",
             expected="a finite number",
-            fix="look at the stage's log",
+            fix="read the stage's log",
         )
     if number == -1.0:  # COCOeval's mark for a group without any ground truth
         raise KdepError(
-            f"the metric {key} is -1, which means no ground truth of that kind",
-            expected="annotated objects in the split",
-            fix="leave the metric out of the task, or look at its annotation file",
+            f"the metric {key} is -1: the split has no annotated objects of that kind",
+            fix="remove the metric from the task, or check its annotation file",
         )
     return number

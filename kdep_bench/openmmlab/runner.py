@@ -93,14 +93,13 @@ def _check_scope(cfg: Config) -> str:
     scope = environment.current_scope()
     if scope is None:
         raise KdepError(
-            "a Runner was asked for before a toolkit was chosen",
-            expected="openmmlab.setup('mmpretrain' | 'mmdet' | 'mmseg') first",
-            fix="call it at the start of the stage",
+            "a Runner was built before a toolkit was set up",
+            fix="call openmmlab.setup('mmpretrain' | 'mmdet' | 'mmseg') at the start of the stage",
         )
     if cfg.setdefault("default_scope", scope) != scope:
         raise KdepError(
-            f"the config has default_scope {cfg.default_scope!r} in a process set up for {scope}",
-            expected="the same toolkit in both",
+            f"the config has default_scope {cfg.default_scope!r}, but the process was set up for "
+            f"{scope}",
             fix="run the stage with setup() of the config's toolkit",
         )
     return scope
@@ -111,7 +110,8 @@ def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
         cfg.work_dir = str(work_dir)
     if not cfg.get("work_dir"):
         raise KdepError(
-            "the config names no work_dir", expected="a directory for logs and checkpoints"
+            "the config has no work_dir",
+            fix="set it to a directory for logs and checkpoints",
         )
     out = Path(cfg.work_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,7 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
     if randomness.get("seed") is None:
         raise KdepError(
             "the run has no seed",
-            expected="a whole number",
-            fix="give it to build_runner or in cfg.randomness",
+            fix="pass an integer to build_runner, or set cfg.randomness",
         )
     cfg.randomness = randomness
 
@@ -137,9 +136,8 @@ def _check_precision(cfg: Config) -> None:
     kind = str((cfg.get("optim_wrapper") or {}).get("type", ""))
     if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
         raise KdepError(
-            "the config asks for AmpOptimWrapper on a machine without a GPU",
-            expected="OptimWrapper, which trains in float32",
-            fix="remove optim_wrapper.type from the recipe",
+            "the config uses AmpOptimWrapper, which needs a GPU, and this machine has none",
+            fix="remove optim_wrapper.type from the recipe; OptimWrapper then trains in float32",
         )
 
 
@@ -210,9 +208,8 @@ def _settle_resume(cfg: Config, out: Path, resume: bool) -> None:
     """Resuming is ours alone: from a sealed file in the work dir, by the named loader."""
     if cfg.get("resume"):
         raise KdepError(
-            "the config asks to resume by itself",
-            expected="build_runner(cfg, resume=True)",
-            fix="remove `resume` from the config",
+            "the config sets `resume`",
+            fix="remove it from the config and call build_runner(cfg, resume=True)",
         )
     latest = loading.latest_sealed(out) if resume else None
     if latest is not None:

@@ -67,7 +67,6 @@ def backend() -> Literal["compiled", "torchvision"]:
     if folders is None:
         raise KdepError(
             "mmcv is not installed",
-            expected="mmcv-lite 2.1.0",
             fix="run: pip install mmcv-lite==2.1.0",
         )
     return "compiled" if PathFinder.find_spec(_NAME, list(folders)) else "torchvision"

@@ -43,8 +43,8 @@ def get_compiling_cuda_version() -> str:
 def _missing(name: str) -> Callable[..., NoReturn]:
     def call(*args: Any, **kwargs: Any) -> NoReturn:
         raise KdepError(
-            f"the mmcv operator {name!r} was called, and mmcv has no compiled extension here",
-            expected="one of the operators that kdep_bench.ops supplies from torchvision",
+            f"the mmcv operator {name!r} was called, but mmcv has no compiled extension here and "
+            "kdep_bench.ops has no replacement for it",
             fix="install a compiled mmcv 2.1.0 for this torch, or choose a model that does not "
             "need it",
         )

@@ -47,8 +47,9 @@ def _weighted(values: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     highest = int(target.max())
     if highest >= weight.numel():  # mmcv reads past the end of the weights here
         raise KdepError(
-            f"the focal loss has {weight.numel()} class weights and a target of {highest}",
-            expected="a weight for every target, the background's included",
+            f"the focal loss has {weight.numel()} class weights, but a target has the class "
+            f"{highest}",
+            expected="one weight per class, the background included",
             fix="append the background's weight, or leave the weights out",
         )
     return values * weight.to(values.dtype)[target][:, None]

@@ -72,7 +72,7 @@ def roi_align_backward(
 def _only_average(pool_mode: int) -> None:
     if pool_mode != _AVERAGE:
         raise KdepError(
-            "RoIAlign was asked for pool_mode='max', which torchvision does not have",
-            expected="pool_mode='avg'",
-            fix="set it in the RoI layer of the config, or install a compiled mmcv 2.1.0",
+            "RoIAlign has pool_mode='max', which torchvision does not support",
+            fix="set pool_mode='avg' in the RoI layer of the config, or install a compiled mmcv "
+            "2.1.0",
         )

@@ -97,9 +97,9 @@ def make_claim(fields: dict[str, Any]) -> Claim:
             f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
         )
         raise KdepError(
-            f"the claim {name} is no valid claim ({problem})",
+            f"the claim {name} is invalid ({problem})",
             expected="the keys described in kdep_bench/results/claim.py",
-            fix="correct the claim's config, or what the suite lays on it",
+            fix="correct the claim's config, or the keys that the suite overrides",
         ) from None
 
 

@@ -96,7 +96,8 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
     if len(set(names)) < len(names):
         double = next(n for n in names if names.count(n) > 1)
         raise KdepError(
-            f"two claims are called {double!r}", expected="one name a claim", fix="rename one"
+            f"two claims are named {double!r}",
+            fix="rename one of them",
         )
     verdicts = []
     for claim in made:

@@ -90,9 +90,8 @@ def read(results: Path) -> Card | None:
         fits = False
     if not fits:
         raise KdepError(
-            f"the file {path} is not a data card",
-            expected="what the suite wrote there",
-            fix="move it away and run the suite with --report, which writes it anew",
+            f"the file {path} is not a valid data card",
+            fix="move it elsewhere and run the suite with --report, which writes it again",
         )
     return card
 

@@ -258,7 +258,7 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
     text = ", ".join(faults) + (f" and {more} more" if more > 0 else "")
     return KdepError(
         f"the record {where} is damaged ({text})",
-        expected=f"a record of schema {SCHEMA}, or of an older one this kdep_bench can read",
+        expected=f"a record of schema {SCHEMA}, or of an older one that this version can read",
         fix=_REMEDY,
     )
 
@@ -307,8 +307,8 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
     if type(schema) is not int or schema not in MIGRATIONS:
         newer = type(schema) is int and schema > SCHEMA
         raise KdepError(
-            f"the record {where} has another schema version ({str(schema)[:40]})",
-            expected=f"schema {SCHEMA}, or one that can be brought up to it: {sorted(MIGRATIONS)}",
+            f"the record {where} has the schema version {str(schema)[:40]}",
+            expected=f"schema {SCHEMA}, or one that can be converted to it: {sorted(MIGRATIONS)}",
             fix="update kdep_bench" if newer else "rerun its stage",
         )
     while schema < SCHEMA:
@@ -342,7 +342,10 @@ def _strict(raw: bytes, where: str) -> Any:
         return parse_strict(raw, where)
     except KdepError as e:
         got = f"the record {where} is damaged ({e.problem})"
-        raise KdepError(got, expected="a record as it was written", fix=_REMEDY) from None
+        raise KdepError(
+            got,
+            fix=_REMEDY,
+        ) from None
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:
@@ -361,7 +364,7 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
         error = e
     else:
         raise KdepError(
-            f"the record {where} names no schema",
+            f"the record {where} has no schema version",
             expected=f"schema {SCHEMA}",
             fix="rerun its stage",
         )

@@ -100,7 +100,7 @@ def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
     )
     if not fits:
         raise KdepError(
-            f"{path} is not what a suite writes",
+            f"the file {path} has the wrong structure",
             expected='method -> {"reads": [...]}',
             fix="delete it and run the suite with --report",
         )

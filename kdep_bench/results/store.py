@@ -139,9 +139,8 @@ def write(results_dir: str | Path, record: Record) -> Path:
             old = None  # a damaged file is what a rerun is meant to replace
         if old is not None and _identity(old) != _identity(record):
             raise KdepError(
-                f"the record id {record.id!r} is taken by another cell",
-                expected="one id a cell",
-                fix=f"move {path} away, or rerun with other stage names",
+                f"another result has the same record id {record.id!r}",
+                fix=f"move {path} elsewhere, or rerun with other stage names",
             )
     own_folder(results_dir, RECORDS)
     write_atomic(path, dump(record))
@@ -231,7 +230,16 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
                 got = f"the record {name} is that of {record.id[:120]!r}"
                 remedy = "delete the copy, or give the file its own name again"
                 damaged.append(
-                    Damaged(name, str(KdepError(got, expected="its id as its name", fix=remedy)))
+                    Damaged(
+                        name,
+                        str(
+                            KdepError(
+                                got,
+                                expected="a file named after the record's id",
+                                fix=remedy,
+                            )
+                        ),
+                    )
                 )
                 continue
             runs.append(share.run(record, name))
@@ -262,8 +270,8 @@ def read(results_dir: str | Path) -> Store:
     if not Path(results_dir).is_dir():
         raise KdepError(
             f"the results folder {results_dir} does not exist",
-            expected="a folder with records/ in it, such as results/pocket",
-            fix="run the suite first, or name another folder",
+            expected="a folder that contains records/, such as results/pocket",
+            fix="run the suite first, or give another folder",
         )
     directory = records_dir(results_dir)
     if os.path.lexists(directory) and not is_real_folder(directory):

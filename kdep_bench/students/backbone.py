@@ -40,7 +40,8 @@ def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
     net = MODELS.build({**student["backbone"], **more})
     if not isinstance(net, nn.Module):
         raise KdepError(
-            f"{student['backbone'].get('type')} built no network", expected="a backbone"
+            f"the backbone type {student['backbone'].get('type')} built no network",
+            fix="correct `backbone` in the student config",
         )
     net.init_weights()  # type: ignore[operator]
     return net
@@ -53,10 +54,10 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
     if tap == "last_pre_activation":
         if kind not in LAST_ACTIVATION:
             raise KdepError(
-                f"no tap is known for the backbone {kind}",
+                f"the last activation of the backbone {kind} is not known",
                 expected=f"one of {sorted(LAST_ACTIVATION)}",
-                fix="name the module path of its last activation as `tap=` in the student config; "
-                "tools/make_student.py finds it",
+                fix="set `tap=` in the student config to the module path of its last activation "
+                "(tools/make_student.py finds it)",
             )
         path = LAST_ACTIVATION[kind](backbone)
     try:
@@ -126,21 +127,22 @@ class PreActivationTap(nn.Module):
         if before.shape[1] != width:
             raise KdepError(
                 f"the student's last map has {before.shape[1]} channels",
-                expected=f"width={width} as its config says",
+                expected=f"{width}, the `width` of its config",
                 fix="correct `width` in the student config",
             )
         if hidden is not None or (not self._activation and rectified(after, pool(after))):
             raise KdepError(
-                f"{type(self.backbone).__name__} ends in an activation"
-                + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is no module"),
-                expected="none, as tap='output' says",
-                fix="name its module path as `tap=` in the student config",
+                f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
+                "activation"
+                + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is not a module"),
+                fix="set `tap=` in the student config to the module path of that activation",
             )
         if self._activation and not torch.equal(self._activation[0](before), after):
             raise KdepError(
-                f"the tap of {type(self.backbone).__name__} does not sit before the final output",
+                f"the tap of {type(self.backbone).__name__} is not the input of its last "
+                "activation",
                 expected="activation(tap) equal to the backbone's output",
-                fix="name the last activation as `tap=` in the student config",
+                fix="set `tap=` in the student config to the module path of the last activation",
             )
 
 

@@ -80,8 +80,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
         else:
             return config
     raise KdepError(
-        f"timm's {model} does not run on pictures of {px} px ({fault})",
-        expected="a size it takes",
+        f"timm's {model} does not run on images of {px} px ({fault})",
         fix="choose another size or student",
     )
 
@@ -111,9 +110,9 @@ def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tens
     maps = list(out) if isinstance(out, (tuple, list)) else [out]
     if not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
         raise KdepError(
-            f"the backbone {type(net).__name__} gives "
+            f"the backbone {type(net).__name__} returns "
             f"{[tuple(getattr(m, 'shape', ())) for m in maps]}",
-            expected="maps [B, C, H, W]",
+            expected="feature maps [B, C, H, W]",
             fix="take the student from timm ('timm/<model>')",
         )
     return maps
@@ -126,8 +125,8 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
         last = _outputs(net, px)[-1]
     if path is None and rectified(last, pool(last)):
         raise KdepError(
-            f"the last map of {type(net).__name__} comes out of a ReLU that is no module",
-            expected="a network whose last activation can be found, or that ends in none",
+            f"the last map of {type(net).__name__} is the output of a ReLU that is not a module",
+            expected="a network whose last activation can be found, or that ends without one",
             fix="choose another student",
         )
     return last.shape[1], OUTPUT if path is None else path
@@ -193,9 +192,9 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     every = _build(student["backbone"], out_indices=tuple(declared["out_indices"]))
     if list(every.state_dict()) != list(net.state_dict()):
         raise KdepError(
-            f"the student {student['name']} has other parameters with its pyramid's levels",
-            expected="the same: what was pre-trained is what a task loads",
-            fix="take the student from timm ('timm/<model>'), or leave `pyramid` away",
+            f"the student {student['name']} has different parameters when it returns the levels "
+            "of its pyramid, so a task could not load the pre-trained weights",
+            fix="take the student from timm ('timm/<model>'), or remove `pyramid`",
         )
     height, width = 64, 96
     found = [tuple(m.shape[1:]) for m in _outputs(every, height, width)]
@@ -205,8 +204,8 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     ]
     if found != expected:
         raise KdepError(
-            f"the levels of {student['name']} are {found} for a picture of {height}x{width}",
-            expected=f"{expected}, as its `pyramid` says",
+            f"the levels of {student['name']} are {found} for an image of {height}x{width}",
+            expected=f"{expected}, as in its `pyramid`",
             fix="correct `pyramid` in the student config; tools/make_student.py finds it",
         )
 

@@ -62,9 +62,9 @@ class EfficientNetLite(BaseModule):
         last = HEAD if head else HEAD - 1
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise KdepError(
-                f"out_indices {tuple(out_indices)}",
+                f"out_indices is {tuple(out_indices)}",
                 expected=f"some of 0..{last}"
-                + ("" if head else ", as head=False leaves level 4 out"),
+                + ("" if head else ", because head=False removes level 4"),
             )
         net: Any = timm.create_model(
             f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0

@@ -51,9 +51,8 @@ class TimmBackbone(BaseModule):
             self.net: Any = timm.create_model(model, pretrained=False, num_classes=0, **args)
         except (TypeError, RuntimeError) as e:
             raise KdepError(
-                f"timm does not build {model} with {args} ({e})",
-                expected="arguments it takes",
-                fix="correct the student's backbone",
+                f"timm cannot build {model} with {args} ({e})",
+                fix="correct the arguments of the student's backbone",
             ) from e
         self._stages, self.channels, self.strides = stages(self.net, "output_stride" in args)
         self.last = len(self._stages)
@@ -61,7 +60,7 @@ class TimmBackbone(BaseModule):
         if not self.out_indices or not set(self.out_indices) <= set(range(self.last + 1)):
             what = f"some of 0..{self.last}" if self.last else "0: it has no pyramid"
             raise KdepError(
-                f"the student's backbone {model} was asked for the levels {self.out_indices}",
+                f"the student's backbone {model} has out_indices {self.out_indices}",
                 expected=what,
                 fix="correct out_indices, or use another student for tasks that need a pyramid",
             )
@@ -130,7 +129,7 @@ class TimmBackbone(BaseModule):
                 handle.remove()
         if not isinstance(out, Tensor):
             raise KdepError(
-                f"timm's {model} gives a {type(out).__name__} as its features",
+                f"timm's {model} returns a {type(out).__name__} as its features",
                 expected="one tensor",
                 fix="choose another student",
             )

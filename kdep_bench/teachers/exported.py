@@ -45,9 +45,9 @@ class Exported(Teacher):
         super().__init__(tuple(MEAN), tuple(STD))
         if backbone is None:
             raise KdepError(
-                f"the assistant {name} has no weights",
-                expected="the export of its arm",
-                fix="name it as `teacher` of a method, so that its stages are planned",
+                f"the teacher assistant {name} has no weights",
+                expected="the exported weights of its method",
+                fix="set it as `teacher` of a method, so that its stages are planned",
             )
         self.name, self.has_logits = name, has_logits
         self.width, self.input_px = int(student["width"]), int(student["input_px"])
@@ -71,7 +71,7 @@ def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module
     found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     if set(found) != {"weight", "bias"} or found["weight"].shape[1] != width:
         raise KdepError(
-            f"the assistant {name} was trained without a linear head on its feature",
+            f"the teacher assistant {name} was trained without a linear classifier on its feature",
             expected=f"{HEAD}weight and {HEAD}bias in its checkpoint",
             fix="choose a feature method, or an assistant that was trained on logits or labels",
         )

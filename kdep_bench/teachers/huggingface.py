@@ -71,9 +71,8 @@ def transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError as e:
         raise KdepError(
-            f"transformers is not installed or does not load ({e})",
-            expected="the optional extra `hf`",
-            fix="run: pip install 'transformers>=5.23,<6'",
+            f"the package transformers is not installed or cannot be imported ({e})",
+            fix="run: pip install 'transformers>=5.23,<6' (the optional extra `hf`)",
         ) from e
 
 
@@ -122,7 +121,7 @@ class HuggingFace(NetworkTeacher):
         except (RuntimeError, ValueError) as e:
             raise KdepError(
                 f"the weights in {source} do not fit {type(net).__name__} ({plain_text(e)})",
-                expected="the weights of this very architecture",
+                expected="the weights of exactly this architecture",
                 fix="correct `args=`",
             ) from e
         finally:
@@ -133,9 +132,9 @@ class HuggingFace(NetworkTeacher):
         if faults:
             raise KdepError(
                 f"the weights in {source} do not fit {type(net).__name__}: {faults}",
-                expected="exactly the tensors of that tower",
-                fix="correct `args=`, set `prefix=` to the tower's, or `drop=` what is no part of "
-                "it",
+                expected="exactly the tensors of this network",
+                fix="correct `args=`, set `prefix=` to that of the network, or list in `drop=` "
+                "what is not part of it",
             )
         alien = strangers(filled.state_dict(), tensors)
         if alien:
@@ -212,15 +211,16 @@ def check_config(config: Any, path: Path) -> None:
         theirs = type(config).from_dict(stored)
     except Exception as e:  # transformers raises whatever it meets first
         raise KdepError(
-            f"{path} is no config of a {config.model_type} ({type(e).__name__}: {plain_text(e)})",
+            f"{path} is not a valid config of a {config.model_type} ({type(e).__name__}: "
+            f"{plain_text(e)})",
             expected="the config.json of these weights",
-            fix="get it again, or move it away: it is compared with `args=` only",
+            fix="download it again, or move it elsewhere: it is only compared with `args=`",
         ) from None
     for name in DECISIVE:
         ours, other = getattr(config, name, None), getattr(theirs, name, None)
         if ours != other:
             raise KdepError(
-                f"the teacher's page has {name}={ours!r}",
+                f"the teacher's config has {name}={ours!r}",
                 expected=f"{other!r}, as in {path}",
                 fix="correct `args=`",
             )

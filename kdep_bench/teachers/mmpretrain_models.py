@@ -42,14 +42,17 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
     is_file = str(model).endswith(".py")
     if is_file and not Path(model).is_file():
-        raise KdepError(f"the mmpretrain config {model} does not exist", fix="check `model=`")
+        raise KdepError(
+            f"the mmpretrain config {model} does not exist",
+            fix="correct `model=`",
+        )
     config = Config.fromfile(model) if is_file else zoo_entry(model).config
     classifier = ConfigDict(config.model)
     if classifier.type != "ImageClassifier":
         raise KdepError(
             f"{model} is a {classifier.type} in mmpretrain",
             expected="an ImageClassifier",
-            fix="name another model",
+            fix="choose another model",
         )
     classifier.setdefault("data_preprocessor", config.get("data_preprocessor"))
     classifier.pop("init_cfg", None)
@@ -63,8 +66,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
             net: Any = MODELS.build(holder.model)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"mmpretrain does not build {model} with {args} ({e})",
-            expected="arguments it takes",
+            f"mmpretrain cannot build {model} with {args} ({e})",
             fix="correct `args=`",
         ) from e
     net.init_weights()
@@ -139,9 +141,9 @@ class MMPretrain(NetworkTeacher):
         data = net.data_preprocessor
         if not getattr(data, "_enable_normalize", False):
             raise KdepError(
-                f"the config of {model} declares no normalisation",
+                f"the config of {model} has no normalisation",
                 expected="a data_preprocessor with mean and std",
-                fix="give `mean=` and `std=`, RGB, on the 0-255 scale",
+                fix="set `mean=` and `std=`, RGB, on the 0-255 scale",
             )
         mean, std = data.mean.flatten().tolist(), data.std.flatten().tolist()
         return (mean, std) if data.to_rgb else (mean[::-1], std[::-1])

@@ -42,7 +42,8 @@ def grid(tokens_BTC: Tensor, extra: int) -> Tensor:
     side = math.isqrt(t - extra)
     if side * side != t - extra:
         raise KdepError(
-            f"{t - extra} patch tokens", expected="a square number, from a square picture"
+            f"the network has {t - extra} patch tokens",
+            expected="a square number, from a square image",
         )
     return tokens_BTC[:, extra:].transpose(1, 2).reshape(b, c, side, side)
 
@@ -151,9 +152,10 @@ class NetworkTeacher(Teacher):
         out = out[-1] if isinstance(out, (tuple, list)) else out
         if not isinstance(out, Tensor) or out.ndim != 4:
             raise KdepError(
-                f"a map of teacher {self.name} is {tuple(getattr(out, 'shape', ()))}",
+                f"a feature map of teacher {self.name} has the shape "
+                f"{tuple(getattr(out, 'shape', ()))}",
                 expected="[B, C, H, W]",
-                fix="name another module in `maps=`",
+                fix="choose another module in `maps=`",
             )
         return out
 
@@ -186,8 +188,8 @@ class NetworkTeacher(Teacher):
         missing = [p for p in self._paths.values() if p not in dict(self.net.named_modules())]
         if missing or LAST in self._paths:
             raise KdepError(
-                f"the maps of teacher {self.name} name {missing or [LAST]}",
-                expected="names other than 'last', of modules that the network has",
+                f"`maps` of teacher {self.name} contains {missing or [LAST]}",
+                expected="module paths of the network, and no map named 'last'",
                 fix="correct `maps=`",
             )
         if tap == "read":
@@ -198,9 +200,8 @@ class NetworkTeacher(Teacher):
             last, read = self.parts(x)[:2]
         except (RuntimeError, AssertionError, ValueError) as e:
             raise KdepError(
-                f"teacher {self.name} does not run on pictures of {self.input_px} px "
+                f"teacher {self.name} does not run on images of {self.input_px} px "
                 f"({str(e).strip().splitlines()[0][:160]})",
-                expected="a size that its network takes",
                 fix="correct `input_px=` or `args=` (img_size, dynamic_img_size)",
             ) from e
         if path is not None:
@@ -210,17 +211,18 @@ class NetworkTeacher(Teacher):
                 after = self.parts(x).final
             if after is None or not torch.equal(module(seen["tap"]), after):
                 raise KdepError(
-                    f"the tap {path} of teacher {self.name} does not sit before its final map",
+                    f"the tap {path} of teacher {self.name} is not the input of the activation "
+                    "before its final map",
                     expected="activation(tap) equal to the final map",
                     fix="set tap='read'",
                 )
             return f"before {path} ({type(module).__name__})"
         if last is not None and rectified(last, read):
             raise KdepError(
-                f"the last map of teacher {self.name} has been through a ReLU that is no module of "
-                "the network, or was pooled after it",
-                expected="a network that ends in an activation which can be found, or in none",
-                fix="set tap='read' for what its classifier reads",
+                f"the last map of teacher {self.name} is the output of a ReLU that is not a "
+                "module, or is pooled after it",
+                expected="a network whose last activation can be found, or that ends without one",
+                fix="set tap='read' to use the feature that its classifier reads",
             )
         return "what the classifier reads (the network does not end in an activation)"
 
@@ -237,6 +239,6 @@ class NetworkTeacher(Teacher):
             if said is not None and said != found:
                 raise KdepError(
                     f"teacher {self.name} has {what}={found}",
-                    expected=f"{said}, as its config says",
+                    expected=f"{said}, the value in its config",
                     fix=f"correct `{what}=`",
                 )

@@ -24,8 +24,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net: Any = timm.create_model(model, pretrained=False, **args)
     except (TypeError, RuntimeError) as e:
         raise KdepError(
-            f"timm does not build {model} with {args} ({e})",
-            expected="arguments it takes",
+            f"timm cannot build {model} with {args} ({e})",
             fix="correct `args=`",
         ) from e
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
@@ -41,7 +40,7 @@ def parts(net: Any, x_B3HW: Tensor) -> Parts:
     out = net.forward_features(x_B3HW)
     if not isinstance(out, Tensor):
         raise KdepError(
-            f"{type(net).__name__}.forward_features gives a {type(out).__name__}",
+            f"forward_features of {type(net).__name__} returns a {type(out).__name__}",
             expected="one tensor",
             fix="choose another architecture",
         )

@@ -35,8 +35,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net = torchvision.models.get_model(model, weights=None, **args)
     except TypeError as e:
         raise KdepError(
-            f"torchvision does not build {model} with {args} ({e})",
-            expected="arguments it takes",
+            f"torchvision cannot build {model} with {args} ({e})",
             fix="correct `args=`",
         ) from e
     path = last_linear(net)
@@ -51,7 +50,6 @@ def last_linear(net: nn.Module) -> str:
     if not found:
         raise KdepError(
             f"{type(net).__name__} has no linear classifier",
-            expected="one",
             fix="choose another architecture",
         )
     return found[-1]
@@ -62,7 +60,7 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> Parts:
     place: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
     if place is None:
         raise KdepError(
-            f"it is not known where {type(net).__name__} has its last map",
+            f"the last feature map of {type(net).__name__} is not known",
             expected=f"one of the submodules {', '.join(p for p, _ in FINAL)}",
             fix="choose another architecture",
         )

@@ -99,30 +99,29 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         path = _path(weights)
         if not path.exists():
             raise KdepError(
-                f"the weights file {path} of teacher {name} does not exist", fix="check `weights=`"
+                f"the weights file {path} of teacher {name} does not exist",
+                fix="correct `weights=`",
             )
         return path
     if hub is None:
         raise KdepError(
             f"teacher {name} has no weights",
-            expected="a weights file (random weights teach nothing)",
-            fix="give `weights=` a path",
+            fix="set `weights=` to the path of a weights file",
         )
     if hub.local is not None:
         if (start := named_hash(hub.local.name)) and not file_hash(hub.local).startswith(start):
             raise KdepError(
-                f"{hub.local} does not have the checksum its name states",
+                f"the checksum of {hub.local} differs from the one in its name",
                 expected=f"a SHA-256 that starts with {start}",
-                fix="get it again, or give `weights=` the path of a whole copy",
+                fix="download it again, or set `weights=` to the path of an intact copy",
             )
         return hub.local
     size = f" ({hub.size})" if hub.size else ""
     if not download:
         raise KdepError(
-            f"the weights of teacher {name} are not on this machine; they would be downloaded from "
-            f"{hub.where}{size}",
-            expected="a file, or leave to download",
-            fix="give `weights=` the path of that file, or set download=True",
+            f"the weights of teacher {name} are not on this machine, and downloads are off (they "
+            f"come from {hub.where}{size})",
+            fix="set download=True, or set `weights=` to the path of that file",
         )
     try:
         return hub.fetch()
@@ -130,8 +129,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         reason = plain_text(e)
         raise KdepError(
             f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
-            expected="a connection to it",
-            fix="get the file on another machine and give `weights=` its path",
+            fix="download the file on another machine and set `weights=` to its path",
         ) from e
 
 
@@ -170,7 +168,8 @@ def read_weights(
     for start in drop:
         if not any(k.startswith(start) for k in tensors):
             raise KdepError(
-                f"no tensor of {path} has a name that begins with {start!r}, to be dropped",
+                f"no tensor of {path} has a name that begins with {start!r}, which is to be "
+                "dropped",
                 expected=f"names such as {', '.join(list(tensors)[:_LISTED])}",
                 fix="correct `drop=`",
             )
@@ -187,8 +186,7 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
     nan = [k for k, v in bad.items() if "NaN" in v]
     if nan:
         raise KdepError(
-            f"{what} holds NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
-            expected="finite weights",
+            f"{what} contains NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
             fix=remedy,
         )
     name = next(iter(bad))
@@ -200,7 +198,9 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, Path)) or not str(path):
         raise KdepError(
-            f"weights={path!r}", expected="the path of a file", fix="correct `weights=`"
+            f"`weights` is {path!r}",
+            expected="the path of a file",
+            fix="correct `weights=`",
         )
     return Path(path).expanduser()
 
@@ -211,7 +211,7 @@ def _check_hash(path: Path, sha256: str | None) -> None:
     wanted = sha256.lower() if isinstance(sha256, str) else ""
     if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
         raise KdepError(
-            f"sha256={sha256!r}",
+            f"`sha256` is {sha256!r}",
             expected="8 to 64 hex digits, or None for no check",
             fix=f"run: sha256sum {path}",
         )
@@ -221,16 +221,16 @@ def _check_hash(path: Path, sha256: str | None) -> None:
         got = file_hash(path)
     except OSError as e:
         raise KdepError(
-            f"the weights file {path} cannot be read ({e.strerror})", fix="check its rights"
+            f"the weights file {path} cannot be read ({e.strerror})",
+            fix="check its permissions",
         ) from None
     if not got.startswith(wanted):
         raise KdepError(
             f"the weights file {path} has the SHA-256 {got}",
-            expected=f"one that starts with {wanted}, as `sha256=` says",
-            fix="get the file that the teacher's config names; or, to use this one, set sha256 to "
-            "its "
-            "sum, or sha256=None for no check; weights of your own training are best read by a "
-            "config of type Checkpoint (configs/teachers/microsoft_resnet50.py is one)",
+            expected=f"one that starts with {wanted} (`sha256=`)",
+            fix="use the file that the teacher's config names; or, to use this one, set sha256 to "
+            "its checksum, or sha256=None for no check; weights of your own training are best "
+            "loaded by a config of type Checkpoint (see configs/teachers/microsoft_resnet50.py)",
         )
 
 
@@ -242,26 +242,25 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
         if key is None and sets and "" not in sets:
             if len(sets) > 1:
                 raise KdepError(
-                    f"the weights file {path} holds several sets of tensors: {', '.join(sets)}",
-                    expected="one of them named",
-                    fix="set `key=` to it",
+                    f"the weights file {path} contains several sets of tensors: {', '.join(sets)}",
+                    fix="set `key=` to one of them",
                 )
             key = next(iter(sets))
         if key is not None:
             loaded, where = _entry(loaded, key, path, sets), f"under {key!r}"
     if not isinstance(loaded, Mapping):
         raise KdepError(
-            f"the weights file {path} holds a {type(loaded).__name__} {where}",
-            expected="names -> tensors",
+            f"the weights file {path} contains a {type(loaded).__name__} {where}",
+            expected="a mapping from names to tensors",
         )
     alien = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
     if alien or not loaded:
         told = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(alien.items())[:_LISTED]]
         what = f"entries that are no tensors ({', '.join(told)})" if alien else "no tensor"
         raise KdepError(
-            f"the weights file {path} holds {what} {where}",
-            expected="names -> tensors",
-            fix="save the state_dict alone, or name the entry that holds it with `key=`",
+            f"the weights file {path} contains {what} {where}",
+            expected="a mapping from names to tensors",
+            fix="save only the state_dict, or set `key=` to the entry that holds it",
         )
     return dict(loaded)
 
@@ -296,14 +295,14 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, A
             f"the weights file {path} has no set of tensors {key!r}",
             expected=f"one of: {', '.join(known)}"
             if known
-            else "no `key=`: its tensors lie at the top",
-            fix="correct `key=`" if known else "leave `key=` away",
+            else "no `key=`, because its tensors are at the top level",
+            fix="correct `key=`" if known else "remove `key=`",
         )
     if len(found) > 1:
         raise KdepError(
-            f"the weights file {path} has {len(found)} sets of tensors that {key!r} can mean",
-            expected="one: a name with a dot and an entry within an entry are written alike",
-            fix="save the one you mean alone",
+            f"{key!r} is ambiguous: the weights file {path} has {len(found)} sets of tensors of "
+            "that name (a name with a dot, and an entry inside an entry)",
+            fix="save the intended set alone in a file",
         )
     return found[0]
 
@@ -336,8 +335,8 @@ def fit(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
         ends = [k for k in tensors if k.endswith("." + first)]
         if ends:
             raise KdepError(
-                f"no tensor of {source} has a name of this network, but {ends[0]} is its {first}",
-                expected="the same names",
+                f"the tensors of {source} have other names than those of this network: {ends[0]} "
+                f"is its {first}",
                 fix=f"set prefix={ends[0].removesuffix(first)!r}",
             )
     load_exactly(net, full, str(source))

@@ -72,7 +72,7 @@ def test_pocket_full_ran_its_teacher_once_an_image_and_view(tmp_path):
         forwards.count(results, tmp_path / "elsewhere")
     del told["outputs"]["forwards"]
     write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
-    with pytest.raises(KdepError, match="tells no forwards"):
+    with pytest.raises(KdepError, match="does not report its number of forward passes"):
         forwards.count(results, tmp_path)
 
 

@@ -685,7 +685,7 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
         ({"classes": None}, "no `classes`"),
         ({"classes": ["x", "x "]}, "without spaces"),
         ({"allow_absent": "dog"}, "allow_absent = 'dog'"),
-        ({"classify": {"../a": "x"}}, "cannot be a file name"),
+        ({"classify": {"../a": "x"}}, "cannot be used as a file name"),
         ({"clasify": {}}, "did you mean classify"),
     ],
 )

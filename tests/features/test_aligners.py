@@ -119,7 +119,7 @@ def test_an_unknown_policy_names_the_nearest():
 def test_a_type_that_is_no_aligner_and_a_wrong_argument():
     with pytest.raises(KdepError, match="is not an Aligner"):
         build_aligner({"type": "torch.nn.Linear"})
-    with pytest.raises(KdepError, match="does not take these arguments"):
+    with pytest.raises(KdepError, match="does not accept the arguments"):
         build_aligner({"type": "svd", "whiten": True})
     assert isinstance(build_aligner({"type": "svd"}), Svd)
     assert isinstance(build_aligner({"type": "kdep_bench.features.aligners.Interpolate"}), Aligner)

@@ -69,7 +69,7 @@ def test_a_prediction_interval_of_three_runs():
     # t(0.975, 2) = 4.302653, times sqrt(1 + 1/3)
     assert (low, high) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
     for useless in ([1.0], [0.0, 0.0, 0.0]):
-        with pytest.raises(KdepError, match="two or more that differ"):
+        with pytest.raises(KdepError, match="two or more different"):
             prediction_interval(useless)
 
 

@@ -73,7 +73,7 @@ def test_a_tap_inside_the_network_is_refused():
         build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
         "layer4.0.relu",
     )
-    with pytest.raises(KdepError, match="does not sit before the final output"):
+    with pytest.raises(KdepError, match="is not the input of its last activation"):
         tap.verify(128, 64)
 
 

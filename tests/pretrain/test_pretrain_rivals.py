@@ -157,7 +157,7 @@ def test_a_chain_is_taught_by_the_very_student_that_was_exported(
     assert regressed["target_mean_square"] > 0
     # An assistant without a head cannot teach by logits, and says so.
     headless = {**told, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
-    with pytest.raises(KdepError, match="without a linear head"):
+    with pytest.raises(KdepError, match="without a linear classifier"):
         build_teacher(headless)
     with pytest.raises(KdepError, match="has no weights"):
         build_teacher(told)

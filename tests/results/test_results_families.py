@@ -193,7 +193,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     build(folder, "golden")  # from the records and what was kept
     assert (folder / "leaderboard.md").read_text() == md
     write_json(folder / "methods.json", {"kdep": "pooled"})
-    with pytest.raises(KdepError, match="not what a suite writes"):
+    with pytest.raises(KdepError, match="has the wrong structure"):
         build(folder, "golden")
     silent = results(records(told=False), "silent")
     build(silent, "golden", [], PAGES)

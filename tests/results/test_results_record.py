@@ -60,14 +60,14 @@ def test_a_bad_record_is_refused_with_a_sentence(change, word):
 )
 def test_a_schema_that_cannot_be_read_is_refused_with_a_sentence(schema, remedy):
     raw = json.dumps(fields() | {"schema": schema})
-    with pytest.raises(KdepError, match="another schema version") as e:
+    with pytest.raises(KdepError, match="has the schema version") as e:
         parse(raw, "old.json")
     assert "old.json" in str(e.value)
     assert remedy in str(e.value)
 
 
 def test_a_file_that_names_no_schema_is_refused():
-    with pytest.raises(KdepError, match="names no schema"):
+    with pytest.raises(KdepError, match="has no schema"):
         parse(json.dumps(fields()), "bare.json")
 
 
@@ -214,7 +214,7 @@ def test_a_record_that_a_loose_reader_would_believe_is_damaged(tmp_path, old, ne
     assert text.count(old) >= 1
     path = tmp_path / "r.json"
     path.write_text(text.replace(old, new))
-    with pytest.raises(KdepError, match=r"r\.json (is damaged|has another schema)"):
+    with pytest.raises(KdepError, match=r"r\.json (is damaged|has the schema)"):
         load(path)
 
 

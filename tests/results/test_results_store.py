@@ -31,12 +31,12 @@ def test_the_same_cell_may_be_written_again_another_may_not(tmp_path):
     store.write(tmp_path, record(value=0.1))
     store.write(tmp_path, record(value=0.2))
     assert [r.value for r in store.read(tmp_path).runs] == [0.2]
-    with pytest.raises(KdepError, match="taken by another cell"):
+    with pytest.raises(KdepError, match="has the same record id"):
         store.write(tmp_path, make(fields(task="det") | {"id": record().id}))
 
 
 def test_an_id_that_leaves_the_folder_is_refused(tmp_path):
-    with pytest.raises(KdepError, match="cannot be a file name"):
+    with pytest.raises(KdepError, match="cannot be used as a file name"):
         store.write(tmp_path, make(fields() | {"id": "../../etc/x"}))
 
 

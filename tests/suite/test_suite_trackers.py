@@ -54,7 +54,7 @@ def test_a_worker_tells_its_stage_and_forgets_the_last_one(all_installed):
         (["tensorbord"], "tensorboard"),
         ([dict(type="mlflow", tracking_url="x")], "tracking_uri"),
         ([3], "runtime.trackers holds 3"),
-        ([dict(save_dir="x")], "runtime.trackers holds"),
+        ([dict(save_dir="x")], "runtime.trackers contains"),
     ],
 )
 def test_slips_are_sentences(all_installed, wanted, word):

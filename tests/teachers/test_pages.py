@@ -91,7 +91,7 @@ def test_a_page_without_its_weights_says_where_they_come_from(
     config = page(name)
     if name == "dinov2_vitb14":
         config["args"]["depth"] = 1  # quick to build
-    with pytest.raises(KdepError, match=r"downloaded from https|give `weights=` a path"):
+    with pytest.raises(KdepError, match=r"downloaded from https|set `weights=` to the path"):
         build_teacher(config)
 
 

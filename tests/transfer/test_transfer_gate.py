@@ -117,7 +117,7 @@ def test_no_usable_file(content, sentence, tmp_path):
 def test_cut_file(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(KdepError, match="not a whole file"):
+    with pytest.raises(KdepError, match="is truncated"):
         read_tensors(path)
 
 
