@@ -41,7 +41,7 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        _say("stopped")
+        _say("interrupted")
         code = 128 + signal.SIGINT
     except OSError as e:
         if _flushed(sys.stdout) is None:  # it was a file's fault, not that of standard output

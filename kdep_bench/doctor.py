@@ -50,7 +50,7 @@ def machine(work: Path) -> Iterator[Finding]:
         yield Finding("ok", "python", f"{found.major}.{found.minor}.{found.micro}")
     else:
         yield Finding(
-            "fault", "python", f"it is {found.major}.{found.minor}; expected 3.11 or 3.12."
+            "fault", "python", f"version {found.major}.{found.minor}; expected 3.11 or 3.12."
         )
     yield attempt("versions", _versions)
     yield attempt("operators", _operators)
@@ -129,7 +129,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     except KdepError as e:
         yield Finding("fault", f"suite {ref}", str(e))
         return
-    many = f"{len(plan.stages)} stages, {len(plan.cells)} cells"
+    many = f"{len(plan.stages)} stages, {len(plan.cells)} transfer runs"
     yield Finding("ok", f"suite {loaded.name}", many)
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})

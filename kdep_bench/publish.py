@@ -66,7 +66,7 @@ def publish(
         record, fault = state.finished(plan.stages[one], work)
         source = state.folder(work, one) / PTH
         if record is not None and file_hash(source) != record["outputs"].get("checksum"):
-            fault = f"its file {PTH} is not the one its stage exported"
+            fault = f"its file {PTH} differs from the one that its stage exported"
         if record is None or fault:
             gaps.left_out[one] = fault or _why_not(state.folder(work, one))
             continue
@@ -100,8 +100,8 @@ def _why_not(folder: Path) -> str:
     """Why a stage without a damage has no result, as a clause."""
     failed = state.failure(folder)
     if failed:
-        return f"its last try failed: {failed['error']}"
-    return "it was begun and not finished" if folder.is_dir() else "it was never run"
+        return f"its last attempt failed: {failed['error']}"
+    return "it was interrupted" if folder.is_dir() else "it was never run"
 
 
 def to_safetensors(source: Path, folder: Path) -> str:

@@ -53,7 +53,7 @@ def test_ctrl_c_is_a_word_and_no_traceback() -> None:
     code += "leave(lambda: signal.raise_signal(signal.SIGINT))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
-    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 TOOLS = sorted((REPO / "tools").glob("*.py"))

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if gaps.left_out:
         print(
             f"publish: {len(made)} of {len(wanted)} students published; run the suite for "
-            "the others, name a part with --only, or allow it with --partial",
+            "the others, select students with --only, or allow this with --partial",
             file=sys.stderr,
         )
     return int(bool(gaps.left_out) and not args.partial)

@@ -43,13 +43,13 @@ class Fit:
         whole = Counter(c.task for c in [*self.taken, *self.left])
         left = Counter(c.task for c in self.left)
         lines = [
-            f"{len(self.taken)} of {len(self.taken) + len(self.left)} comparisons (all arms of one "
-            f"student, teacher, share, length, task and pair of seeds) fit into {budget:g} "
-            f"GPU-hours, the cheapest a cell first: {self.hours:,.1f} GPU-hours"
+            f"{len(self.taken)} of {len(self.taken) + len(self.left)} comparisons (all methods of "
+            "one student, teacher, data fraction, length, task and pair of seeds) fit into "
+            f"{budget:g} GPU-hours, lowest cost per transfer run first: {self.hours:,.1f} GPU-hours"
         ]
         if left:
             parts = [f"{task} {n} of {whole[task]}" for task, n in sorted(left.items())]
-            lines.append(f"left out, comparisons by task: {', '.join(parts)}")
+            lines.append(f"not run, comparisons by task: {', '.join(parts)}")
         return lines
 
 

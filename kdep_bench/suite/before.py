@@ -40,7 +40,7 @@ class Counted:
 
     @property
     def who(self) -> str:
-        share = "" if self.share == 1 else f" at the share {self.share:g}"
+        share = "" if self.share == 1 else f" at the data fraction {self.share:g}"
         return f"method {self.method['name']!r} on student {self.student['name']!r}{share}"
 
 

@@ -330,7 +330,7 @@ def _edited(plan: Plan, known: Mapping[str, Status]) -> list[str]:
         if status.run and status.why.startswith("data changed"):
             after = plan.downstream([one]) - {one}
             again = sum(known[i].run for i in after if i in known)
-            lines.append(f"{one}: {status.why}; {again} later stage(s) run again for that")
+            lines.append(f"{one}: {status.why}; {again} downstream stage(s) will be rerun")
     return lines
 
 
@@ -387,20 +387,20 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
     cost = {i: found for i in todo if (found := costs.measured(plan.stages[i])) is not None}
     lines = []
     for one, status in known.items():
-        word = "run " if status.run else "done" if status.done else "pass"
+        word = "run " if status.run else "done" if status.done else "skip"
         why = "" if status.why == "done" else f"  {status.why}"
         took = f"  ~{duration(cost[one])}" if one in cost else ""
         lines.append(f"{word}  {one}{took}{why}")
     done = sum(s.done for s in known.values())
     if len(cost) == len(todo):
         chain = chain_costs(plan, todo, cost)
-        time = f"{duration(sum(cost.values()))} of work by estimate, longest chain "
+        time = f"{duration(sum(cost.values()))} of estimated work, longest chain "
         time += duration(max(chain.values(), default=0.0))
     else:
-        time = f"{len(todo) - len(cost)} of them like none that was timed here"
+        time = f"no timing available for {len(todo) - len(cost)} of them"
     lines.append(
         f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, {time}; "
-        f"{len(plan.cells)} cells"
+        f"{len(plan.cells)} transfer runs"
     )
     return "\n".join(lines)
 
@@ -412,11 +412,14 @@ def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, again: 
     for one in outcome.failed:  # why was printed when it failed, and stands in its log
         print(f"failed: {one}", file=sys.stderr)
     if outcome.skipped:
-        print(f"{len(outcome.skipped)} stage(s) skipped for that", file=sys.stderr)
+        print(f"{len(outcome.skipped)} downstream stage(s) skipped", file=sys.stderr)
     others = len(outcome.elsewhere)
-    meanwhile = f"{others} were run by another process meanwhile, " if others else ""
-    print(f"{plan.name}: {len(outcome.ran)} ran, {meanwhile}{done} of {len(known)} stages are done")
+    meanwhile = f"{others} finished by another process, " if others else ""
+    print(
+        f"{plan.name}: {len(outcome.ran)} finished in this run, {meanwhile}"
+        f"{done} of {len(known)} stages are done"
+    )
     if outcome.signal:
-        print(f"stopped; what is done is kept, go on with: {again}", file=sys.stderr)
+        print(f"interrupted; finished stages are kept. Resume with: {again}", file=sys.stderr)
         return 128 + outcome.signal
     return 0 if outcome.ok else 1

@@ -347,7 +347,7 @@ class _Run:
                     "failed" if cause in o.failed else "was skipped"
                 )
             elif o.failed and self.options.fail_fast:
-                o.skipped[one] = "not begun, because another failed (--fail-fast)"
+                o.skipped[one] = "not started, because another stage failed (--fail-fast)"
             else:
                 o.failed[one] = str(
                     KdepError(
@@ -378,4 +378,4 @@ def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it said nothing"
+    return lines[-1].strip()[:300] if lines else "it printed nothing"

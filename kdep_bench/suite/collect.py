@@ -180,7 +180,10 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     except KdepError as e:
         sentence = str(e)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        got = f"the outputs of the stages of {cell.id} make no record ({type(e).__name__}: {e})"
+        got = (
+            f"the outputs of the stages of {cell.id} cannot be made into a record "
+            f"({type(e).__name__}: {e})"
+        )
         sentence = str(
             KdepError(
                 got[:2000],
@@ -204,7 +207,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     for one in cell.chain.values():
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
-            got = f"what the stage {one} left cannot be used: {fault}"
+            got = f"the outputs of stage {one} cannot be used: {fault}"
             sentence = KdepError(
                 got,
                 fix="run the suite again",

@@ -430,7 +430,7 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
         got = _overridden(room, ref, configs)
     else:
-        also = ", or the whole config as dict(type=..., name=..., ...)" if room == "data" else ""
+        also = ", or the complete config as dict(type=..., name=..., ...)" if room == "data" else ""
         raise KdepError(
             f"the {room} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
             expected=f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', "

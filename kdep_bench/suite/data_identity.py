@@ -74,7 +74,7 @@ def declared(maker: str, spec: Json) -> Parts | None:
     except KdepError:
         raise
     except Exception as e:  # of a config that the stage refuses, or of somebody's module
-        got = f"{name}.reads does not take the data config ({type(e).__name__}: {e})"
+        got = f"{name}.reads does not accept the data config ({type(e).__name__}: {e})"
         raise KdepError(got) from e
 
 
@@ -119,8 +119,7 @@ def with_content(
     variants = [filled(v) for v in suite.variants]
     suite = filled(suite).model_copy(update={"variants": variants})
     lines = [
-        f"data: {r.files:,} files, of which {r.anew:,} were read to hash them; the hashes of the "
-        "others are known"
+        f"data: {r.files:,} files, {r.anew:,} hashed now, the other hashes reused"
         for r in known.values()
         if r.files
     ]
@@ -173,8 +172,8 @@ def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
         parts = declared(str(data.get("type") or ""), data)
         if parts is None:
             read.note = (
-                f"data {data['name']}: its type {data['type']} has no `reads` that names its "
-                "files, so a change of the files is not noticed"
+                f"data {data['name']}: its type {data['type']} has no `reads` function that "
+                "lists its files, so changed files are not noticed"
             )
             return read
         catalogues = _catalogues(parts, where, verify, say)

@@ -456,7 +456,7 @@ class Pool:
                 self.outcome.skipped[one] = f"skipped, because {stage.id} failed"
         if self.options.fail_fast:
             for one in sorted(self.todo):
-                self.outcome.skipped[one] = f"not begun, because {stage.id} failed (--fail-fast)"
+                self.outcome.skipped[one] = f"not started, because {stage.id} failed (--fail-fast)"
             self.todo.clear()
             self.elsewhere.clear()
 
@@ -471,11 +471,7 @@ class Pool:
             )
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            hint = (
-                "perhaps the machine ran out of memory: run fewer stages at once (--jobs)"
-                if -code == signal.SIGKILL
-                else log
-            )
+            hint = "run fewer stages at once (--jobs)" if -code == signal.SIGKILL else log
             return str(
                 KdepError(
                     f"{one} was killed by {name}",

@@ -259,7 +259,7 @@ class Forecast:
             seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
             key, made = student, student_network(student)
         else:
-            return Need(None, None, 0.0, f"nothing tells what a run of {task['name']} computes")
+            return Need(None, None, 0.0, f"the cost of a run of {task['name']} is unknown")
         _, known = self.network(key, made)
         if not known:
             return Need(seen, None, 0.0, _uncounted(made))
@@ -270,11 +270,11 @@ class Forecast:
         return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
 
 
-_NO_POOL = "how many images there are is known once the data are prepared"
+_NO_POOL = "the number of images is unknown until the data are prepared"
 
 
 def _uncounted(network: Json) -> str:
-    return f"the {network['kind']} {network['name']} was never counted: add --count-flops"
+    return f"the FLOPs of {network['kind']} {network['name']} are unknown: add --count-flops"
 
 
 def _size(outputs: Mapping[str, int], wanted: str) -> int | None:
@@ -322,10 +322,10 @@ def table(plan: Plan, forecast: Forecast, ids: Iterable[str], spent: Hours | Non
         cells = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
     whence = spent.said if spent else "give --device-rate or --measure-throughput"
-    lines.append(f"GPU-hours: {whence}. Data loading and evaluation are not in them.")
+    lines.append(f"GPU-hours: {whence}. Data loading and evaluation are not included.")
     for sentence, count in why.most_common():
-        lines.append(f"not in it: {sentence} ({count} stage{'s' * (count > 1)})")
-    return ["what is to run, shared stages once:", *lines]
+        lines.append(f"excluded: {sentence} ({count} stage{'s' * (count > 1)})")
+    return ["Planned work (shared stages counted once):", *lines]
 
 
 def _row(kind: str, needs: list[Need], spent: list[float | None]) -> list[str]:

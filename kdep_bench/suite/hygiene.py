@@ -128,7 +128,7 @@ def _look_try(work: Path, name: str, one: str, stage_kept_by: list[str]) -> Entr
     if StageLock(work, one).held_elsewhere():
         why = ("running",)
     elif stage_kept_by and name in tries.named(work, one):
-        why = (f"the next try of {one}",)
+        why = (f"the next attempt of {one}",)
     return Entry(name, size_of(work / name), "running" if "running" in why else "cut", "", (), why)
 
 
@@ -155,13 +155,13 @@ def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> 
     except (KdepError, KeyError, TypeError, AttributeError):
         return "ended", ""  # cut before it had submitted anything
     if any(StageLock(work, i).held_elsewhere() for i in stages):
-        return "running", "a stage of it is running"
+        return "running", "one of its stages is running"
     jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
     if jobs:
         return "queued", f"Slurm's jobs {', '.join(jobs)}"
     blind = executor != "snakemake-local" and (executor != "slurm" or queue is None)
     if blind and not all((work / i / state.STAGE).exists() for i in stages):
-        return "queued", "jobs of it may be queued where this machine cannot look"
+        return "queued", "it may have queued jobs that this machine cannot see"
     return "ended", ""
 
 

@@ -94,6 +94,7 @@ def overlap_notes(
                 if _key(tested) in held:
                     assert config is not None
                     notes.append(
-                        f"{config['name']} was trained on {name}, and this task tests {tested}"
+                        f"{config['name']} was trained on {name}, and this task is evaluated on "
+                        f"{tested}"
                     )
     return list(dict.fromkeys(notes))

@@ -31,7 +31,7 @@ class View:
         """The sentence of a failure, the first time; of the next stage that fails for the same
         reason, the name of the first one."""
         first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
-        return sentence if first == stage.id else f"for the same reason as {first}."
+        return sentence if first == stage.id else f"same error as {first}."
 
 
 class Silent(View):
@@ -82,7 +82,7 @@ class Plain(View):
         self.say(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
 
     def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
-        self.say(f"again  {stage.id} (try {tried + 1} of {most + 1}): {sentence}")
+        self.say(f"retry  {stage.id} (attempt {tried + 1} of {most + 1}): {sentence}")
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
         self.say(f"wait   {stage.id}: {owner} is running it")
@@ -133,7 +133,9 @@ class Live(View):
         from rich.markup import escape
 
         self.rows.pop(stage.id, None)
-        self._print(f"[yellow]again[/]  {stage.id}, {tried + 1} of {most + 1}: {escape(sentence)}")
+        self._print(
+            f"[yellow]retry[/]  {stage.id} (attempt {tried + 1} of {most + 1}): {escape(sentence)}"
+        )
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
         self._print(f"[yellow]wait[/]   {stage.id}: {owner} is running it")

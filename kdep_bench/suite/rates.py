@@ -52,7 +52,7 @@ def stated_rate(text: str) -> Rate:
     """
     name, colon, share = text.partition(":")
     device, dot, what = name.partition(".")
-    expected = "a number of TFLOP/s that is reached, or DEVICE.FORMAT:SHARE as a100.tf32:0.3"
+    expected = "the TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, e.g. a100.tf32:0.3"
     if device.lower() in DEVICES:
         peaks = DEVICES[device.lower()]
         if dot and what not in peaks:
@@ -83,10 +83,10 @@ def stated_rate(text: str) -> Rate:
     if not (0 < part <= 1 and 0 < peak < float("inf")):
         raise KdepError(
             f"--device-rate is {text!r}",
-            expected=expected + ", with numbers above 0 and SHARE at most 1",
+            expected=expected + ", with numbers above 0 and FRACTION at most 1",
             fix="correct --device-rate",
         )
-    said = f"from a stated rate ({whose}" + (f", {part:g} of it reached)" if colon else ")")
+    said = f"from --device-rate ({whose}" + (f", {part:g} of it reached)" if colon else ")")
     return Rate(said, peak * part * 1e12)
 
 
@@ -108,7 +108,7 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> Rate:
             "the throughput of no student of the suite could be measured",
             fix="read the messages above",
         )
-    said = f"measured here ({probe['device']}; dense tasks at the rate of the student's training)"
+    said = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
     return Rate(said, min(students), rates)
 
 
@@ -134,7 +134,7 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
         stage = plan.stages[one]
         spent = costs.measured(stage) if stage.kind in GPU_KINDS else 0.0
         found[one] = None if spent is None else spent / 3600
-    return Hours("measured here (finished stages of like work)", found)
+    return Hours("measured here (finished stages of similar work)", found)
 
 
 # ---- torch, in a process of its own ----

@@ -62,9 +62,9 @@ def changes() -> str:
         "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
         f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
-        f"seed a share, {SHARE:g} for shares below 1, as many views as an SVD needs rows); of "
-        f"transfer recipes, where they have them: {recipe} (batch {CLASSIFICATION_BATCH} in "
-        f"classification); of their heads: {model}. Its scores mean nothing."
+        f"seed per data fraction, {SHARE:g} for fractions below 1, as many views as an SVD needs "
+        f"rows); transfer recipes, where they have these keys: {recipe} (batch "
+        f"{CLASSIFICATION_BATCH} in classification); heads: {model}. Its scores are meaningless."
     )
 
 

@@ -280,7 +280,7 @@ def _run(order: worker.Order, wait: bool) -> int:
         if code != worker.BUSY or not wait:
             break
         owner = StageLock(order.work, one).owner()
-        print(f"{one}: {owner} is running it, waiting", flush=True)
+        print(f"{one}: waiting, {owner} is running it", flush=True)
         while watch.held(one):
             time.sleep(_POLL)
     if sentence:

@@ -100,7 +100,7 @@ def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = No
         try:
             now = os.lstat(f"{base}/{name}").st_size
         except OSError:
-            return f"its file {name} is gone"
+            return f"its file {name} is missing"
         if now != size:
             return f"its file {name} has {now} bytes instead of {size}"
     if not checksums:
@@ -112,7 +112,7 @@ def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = No
     if fault is None and known_in is None and record.get("rest"):
         rest = [f for f in walk(out) if f[0] not in files]
         if _summary(rest) != record["rest"]:
-            return f"files are missing or changed among the {record['rest']['count']} not listed"
+            return f"files are missing or changed among the other {record['rest']['count']}"
     return fault
 
 
@@ -131,7 +131,7 @@ def _first_changed(out: Path, files: Mapping[str, list[Any]], whole: _Whole | No
             if whole is not None and found is not None and whole.knows(name, digest, found):
                 continue
             if _hash(out / name) != digest:
-                return f"its file {name} has another checksum than when it was made"
+                return f"its file {name} has changed (its checksum differs)"
             if whole is not None and found is not None:
                 whole.learn(name, digest, found)
         except KdepError as e:
@@ -259,7 +259,7 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
     if record is None:
         return None, None
     if record["id"] != stage.id:
-        return None, f"its stage.json is that of {record['id']}"
+        return None, f"its stage.json belongs to {record['id']}"
     if record["version"] != stage.version:
         return None, f"stage version {record['version']} -> {stage.version}"
     fault = _misfit(out, record, verify)
@@ -296,7 +296,7 @@ def verify_input(work: Path, one: str) -> str:
         return ""
     return (
         f"{one}: {rest['count']} files ({rest['bytes']} bytes) beyond the {LISTED_FILES} that are "
-        "listed were not checked; run_suite.py --verify compares their names and sizes"
+        "listed were not checked; run_suite.py --verify checks their names and sizes"
     )
 
 
@@ -428,7 +428,7 @@ def statuses(
             mine = consumers[stage.id]
             status.run = not mine or stage.id in damaged or any(out[c].run for c in mine)
             if not status.run:
-                status.why = "not here, and not needed: all that follows is done"
+                status.why = "outputs missing but not needed: every downstream stage is done"
     newest = _Newest(work)
     for stage in chosen:
         status = out[stage.id]
@@ -437,7 +437,7 @@ def statuses(
         elif status.done and status.record is not None:
             made = status.record.get("code")
             if made and made != code_hash(stage.rooms):
-                status.why = "done, by other source code than this (--force runs it again)"
+                status.why = "done, but with a different version of the code (rerun with --force)"
     return out
 
 
@@ -466,7 +466,7 @@ def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest)
     if before:
         return f"failed before: {before['error']}"
     if folder(work, stage).exists():
-        return "begun and not finished"
+        return "interrupted"
     other = newest.of(stage)
     if other is not None:
         if stage.kind == "prepare" and (edits := changes_since(work / other["id"], stage, work)):

@@ -218,7 +218,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
                 traceback.print_exc()
         return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
-        said = f"the stage left through sys.exit({e.code!r}) instead of returning its outputs"
+        said = f"the stage called sys.exit({e.code!r}) instead of returning its outputs"
         said = str(
             KdepError(
                 said,
@@ -374,7 +374,7 @@ def _fail(
                 return BUSY, None
             return FAULT, sentence
     except (OSError, KdepError) as e:
-        print(f"the directory of this try could not be renamed ({e})", file=sys.stderr)
+        print(f"the directory of this attempt could not be renamed ({e})", file=sys.stderr)
     note_failure(state.folder(order.work, order.stage), sentence, order.stage)
     return FAULT, sentence
 

@@ -87,7 +87,7 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     assert "data changed: test.json changed" in run_suite(root, "--dry-run")
     said = run_suite(root)
     assert "edited: 2 ran" in said  # prepare and the transfer; nothing else reads this data
-    assert "1 later stage(s) run again for that" in said
+    assert "1 downstream stage(s) will be rerun" in said
     second = record(root)
     assert second["id"] != first["id"]
     assert second["data"]["fingerprint"] != first["data"]["fingerprint"]

@@ -15,7 +15,7 @@ from kdep_bench.results.record import Record
 LEAK = (
     "3 of 400 images of test are also in train (3 equal files), such as test/a.png and train/b.png"
 )
-TEACHER = "lite0 was trained on coco, and this task tests coco"
+TEACHER = "lite0 was trained on coco, and this task is evaluated on coco"
 
 
 def noted() -> list[Record]:

@@ -542,7 +542,7 @@ def two_runners(world: World, dice: Dice, times: int) -> Row:
             said = runner.communicate(timeout=LIMIT)[0]
             assert runner.returncode == 0, said[-3000:]
             assert f"{len(world.plan.stages)} of {len(world.plan.stages)} stages are done" in said
-            counted += int(re.findall(r": (\d+) ran, ", said)[-1])
+            counted += int(re.findall(r": (\d+) finished in this run, ", said)[-1])
         counted -= len(todo)
         for one in todo:
             headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")

@@ -156,7 +156,7 @@ def test_ctrl_c_while_the_toolkits_are_imported(tmp_path):
     said, _ = runner.communicate(timeout=60)
     assert runner.returncode == 130, said
     assert "Traceback" not in said
-    assert "go on with: python tools/run_suite.py smoke" in said
+    assert "Resume with: python tools/run_suite.py smoke" in said
     assert not servers(runner.pid)
 
 
@@ -183,11 +183,11 @@ def test_a_budget_refuses_or_says_what_fits(tmp_path):
     )
     refused = run(*common, "--budget-hours", f"{total / 2:.1f}")
     assert refused.returncode == 2
-    assert f"an estimated {total:,.1f} GPU-hours, from a stated rate" in refused.stderr
+    assert f"an estimated {total:,.1f} GPU-hours, from --device-rate" in refused.stderr
     assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
     some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit-budget")
     assert some.returncode == 0
     spent = next(x for x in some.stdout.splitlines() if x.startswith("all ")).split()[-1]
     assert 0 < float(spent.replace(",", "")) <= total / 2
-    assert "left out, comparisons by task: cityscapes" in some.stdout
+    assert "not run, comparisons by task: cityscapes" in some.stdout
     assert some.stdout.count("run   transfer-") < whole.stdout.count("run   transfer-")

@@ -242,12 +242,12 @@ def bend(path: Path, change) -> None:
         (lambda r: r["outputs"].update(value="0.99"), "value: "),
         (lambda r: r["outputs"].update(value=True), "value: "),
         (lambda r: r["outputs"]["metrics"].update(miou=1e308), "metrics"),
-        (lambda r: r["outputs"].update(curves=5), "make no record (AttributeError"),
+        (lambda r: r["outputs"].update(curves=5), "cannot be made into a record (AttributeError"),
         (lambda r: r["outputs"].update(gate=[]), "gate: "),
         (lambda r: r["outputs"].pop("gate"), "gave no gate"),
         (lambda r: r["outputs"].update(pictures=["../../x.png"]), "outside the stage's directory"),
         (lambda r: r.update(wall_s="3"), "is damaged (wall_s is '3')"),
-        (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is gone"),
+        (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is missing"),
     ],
 )
 def test_one_bad_stage_json_fails_its_own_cell_and_no_other(tmp_path, change, reason):
@@ -276,7 +276,7 @@ def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
     said = collect(suite, plan, work, results)
     assert said["failed"] == len([c for c in plan.cells if one in c.chain.values()])
     assert said["ok"] == len(plan.cells) - said["failed"] > 0
-    assert f"the stage {one} left cannot be used" in str(of(results, "kdep").error)
+    assert f"the outputs of stage {one} cannot be used" in str(of(results, "kdep").error)
 
 
 def test_a_picture_outside_its_stage_is_refused(tmp_path):

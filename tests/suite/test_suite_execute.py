@@ -257,7 +257,7 @@ def test_a_signal_stops_cleanly(tmp_path, number):
     plan = fakes.diamond(b={"sleep": 30}, c={"sleep": 30})
     known = state.statuses(plan, tmp_path)
     assert known[fakes.one(plan, "a")].done
-    assert known[fakes.one(plan, "b")].why == "begun and not finished"
+    assert known[fakes.one(plan, "b")].why == "interrupted"
     assert not (tmp_path / fakes.one(plan, "b") / "failed.json").exists()
 
 
@@ -309,7 +309,7 @@ def test_a_flipped_bit_in_an_input_is_found_and_mended(tmp_path):
     (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("99")  # same size as "11"
     shutil.rmtree(tmp_path / fakes.one(plan, "d"))
     outcome = fakes.run(plan, tmp_path)
-    assert "another checksum" in outcome.failed[fakes.one(plan, "d")]
+    assert "its checksum differs" in outcome.failed[fakes.one(plan, "d")]
     assert fakes.run(plan, tmp_path).ok
     assert value(plan, tmp_path, "d") == 112
 
@@ -447,7 +447,7 @@ def test_one_reason_of_many_failures_is_printed_once():
     view.failed(three, "another.", Path("log3"))
     said = stream.getvalue()
     assert said.count("a wrong thing.") == 1
-    assert f"for the same reason as {one.id}" in said
+    assert f"same error as {one.id}" in said
     assert said.count("another.") == 1
 
 
@@ -465,10 +465,10 @@ def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_
     assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
     assert cli.summarise(plan, known, outcome, "") == 0
     told = capsys.readouterr().out
-    assert f"{len(outcome.ran)} ran, " in told
+    assert f"{len(outcome.ran)} finished in this run, " in told
     assert "4 of 4 stages are done" in told
     if outcome.elsewhere:
-        assert f"{len(outcome.elsewhere)} were run by another process meanwhile" in told
+        assert f"{len(outcome.elsewhere)} finished by another process" in told
 
 
 def test_a_stage_that_another_runner_finished_before_ours_began_it_did_not_run_here(tmp_path):

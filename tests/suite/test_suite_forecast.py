@@ -89,7 +89,7 @@ def test_what_was_never_counted_is_a_dash_and_a_sentence(paper):
     assert (need.images, need.flops, need.disk) == (2 * IMAGES, None, None)
     lines = table(paper, forecast, paper.stages, None)
     assert ">= " in next(x for x in lines if x.startswith("cache"))
-    assert "not in it: the teacher swin_b was never counted: add --count-flops (1 stage)" in lines
+    assert "excluded: the FLOPs of teacher swin_b are unknown: add --count-flops (1 stage)" in lines
     nothing = table(paper, Forecast(paper, {}), paper.stages, None)
     assert next(x for x in nothing if x.startswith("transfer")).split()[-3] == "-"
 
@@ -161,7 +161,7 @@ def test_hours_at_a_rate(paper):
     flops = 2 * IMAGES * COUNTS[network_id(teacher_network(cache.spec["teacher"]))]["flops"]
     assert found.of[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
     assert found.of[views.id] == 0
-    assert found.said.startswith("from a stated rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
+    assert found.said.startswith("from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
     lines = table(paper, forecast, [cache.id], found)
     assert lines[2].split()[-1] == f"{found.of[cache.id]:.2g}"
     assert rates.stated_rate("12.5").default == 12.5e12

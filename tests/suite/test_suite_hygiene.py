@@ -231,7 +231,7 @@ def test_a_moved_or_copied_work_dir_counts_and_verify_finds_what_the_copy_broke(
     (new / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
     assert all(s.done for s in state.statuses(plan, new).values())
     known = state.statuses(plan, new, verify=True)
-    assert "another checksum" in known[fakes.one(plan, "c")].why
+    assert "its checksum differs" in known[fakes.one(plan, "c")].why
     outcome = fakes.execute.run_plan(plan, new, known, fakes.FAST)
     assert [i.split("-")[1] for i in outcome.ran] == ["c"]
     assert (new / fakes.one(plan, "c") / "value.txt").read_text() == "101"
@@ -252,7 +252,7 @@ def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(t
     next_try = next(
         e for i, e in entries.items() if ".try-" in i and i in tries.named(tmp_path, kept)
     )
-    assert next_try.kept_by == (f"the next try of {kept}",)
+    assert next_try.kept_by == (f"the next attempt of {kept}",)
     assert next_try.bytes == 1000
     chosen = hygiene.prunable(entries.values(), True)
     assert all(hygiene.remove(tmp_path, e) for e in chosen)

@@ -66,7 +66,7 @@ def test_the_record_says_so_and_no_stage_runs_again(tmp_path: Path) -> None:
     before = of(results, "kdep").config_hash
     collect(suite, again, work, results)
     (note,) = [n for n in of(results, "kdep").notes if n.startswith(NOTE)]
-    assert f"was trained on {name}, and this task tests {name}" in note
+    assert f"was trained on {name}, and this task is evaluated on {name}" in note
     assert not any(NOTE in n for n in of(results, "scratch").notes)
     assert of(results, "kdep").config_hash == before
 
