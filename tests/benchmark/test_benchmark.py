@@ -304,7 +304,7 @@ def test_the_rival_s_images_are_links_spread_over_the_pool(tmp_path):
     assert len(made) == 64
     assert all(p.is_symlink() and p.read_bytes() == b"x" for p in made)
     assert {p.parent.name for p in made} == {"0", "1"}
-    for images, said in ((100, "a multiple of 64"), (192, "192 images of a pool of 130")):
+    for images, said in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
         with pytest.raises(KdepError, match=said):
             rival.check(tmp_path / "venv", tmp_path / "prepare", images)
     with pytest.raises(KdepError, match="make lightly"):

@@ -281,7 +281,7 @@ def test_cub_lists_that_disagree(tmp_path: Path) -> None:
     one = make("cub200", tmp_path)
     path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
     path.write_text("".join(f"{x}\n" for x in path.read_text().splitlines()[:-1]))
-    with pytest.raises(KdepError, match="disagree on 1 image ids"):
+    with pytest.raises(KdepError, match="differ in 1 image ids"):
         verify(one, tmp_path, None, whole=False)
 
 
@@ -600,7 +600,7 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text(path.read_text() + path.read_text())
-    refused("voc", tmp_path, "is named twice by test")
+    refused("voc", tmp_path, "occurs twice in test")
 
 
 def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path) -> None:
@@ -609,7 +609,7 @@ def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path)
     table = {"name": ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "class": [1, 2, 2]}
     dtd._check_labels(tmp_path, table)
     dtd._check_labels(tmp_path, {**table, "class": [3, 7, 7]})
-    with pytest.raises(KdepError, match=r"b/2.jpg the class 1, and others of its folder 2"):
+    with pytest.raises(KdepError, match=r"b/2.jpg the class 1, but other images of its folder 2"):
         dtd._check_labels(tmp_path, {**table, "class": [1, 2, 1]})
     with pytest.raises(KdepError, match="in the order of the textures' names"):
         dtd._check_labels(tmp_path, {**table, "class": [2, 1, 1]})

@@ -36,7 +36,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4607))
-    with pytest.raises(KdepError, match="2 images, 3 of each at 16 px, take"):
+    with pytest.raises(KdepError, match="2 images, 3 of each at 16 px, need"):
         views.run(SPEC, prepared, out, lambda *_: None)
     assert not list(out.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4608))

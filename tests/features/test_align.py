@@ -68,7 +68,7 @@ def test_a_wider_student_than_the_teacher_is_refused():
 
 
 def test_fewer_images_than_directions_are_refused():
-    with pytest.raises(KdepError, match="cannot fix 8 directions"):
+    with pytest.raises(KdepError, match="too few to estimate 8 directions"):
         svd_basis(moments(features(n=8)), 8)
 
 

@@ -105,7 +105,7 @@ def test_a_plan_with_a_row_that_is_no_stage_is_a_sentence(tmp_path: Path, row: A
     )
     for plan_ in broken:
         path.write_text(json.dumps(plan_))
-        with pytest.raises(KdepError, match=r"plan\.json lacks its stages"):
+        with pytest.raises(KdepError, match=r"plan\.json is damaged: its stages"):
             read_stage(path, one)
     path.write_text(json.dumps(whole))
     assert read_stage(path, one)[0].id == one

@@ -176,7 +176,7 @@ def test_signed_pairs_of_a_pooled_feature():
 def test_an_odd_width_for_pairs_is_refused():
     assert components("pairs", 8) == 4
     assert components("plain", 7) == 7
-    with pytest.raises(KdepError, match="7 channels, which make no whole pairs"):
+    with pytest.raises(KdepError, match="7 channels, but sign='pairs' needs an even number"):
         components("pairs", 7)
     with pytest.raises(KdepError, match="did you mean pairs"):
         components("pair", 8)

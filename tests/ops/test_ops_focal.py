@@ -62,5 +62,5 @@ def test_class_weights_follow_the_target() -> None:
     plain = sigmoid_focal_loss(x, target, 2.0, 0.25, None, "none")
     weighted = sigmoid_focal_loss(x, target, 2.0, 0.25, weight, "none")
     torch.testing.assert_close(weighted, plain * weight[target][:, None])
-    with pytest.raises(KdepError, match="2 class weights and a target of 2"):
+    with pytest.raises(KdepError, match="2 class weights, but a target has the class 2"):
         sigmoid_focal_loss(x, torch.tensor([0, 1, 2, 0]), 2.0, 0.25, weight, "none")

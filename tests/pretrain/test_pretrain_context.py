@@ -153,7 +153,8 @@ def test_an_objective_whose_teacher_is_not_planned_is_refused(
 ):
     bare = {k: v for k, v in stages.items() if k not in ("align", "cache")}
     with pytest.raises(
-        KdepError, match="the method kdep reads pooled, target of a teacher, and plans none"
+        KdepError,
+        match="method kdep reads pooled, target of the teacher, but the method has no `needs`",
     ):
         stage.run(spec(METHOD), bare, tmp_path, silent)
 

@@ -237,8 +237,8 @@ def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_
     ("fields", "says"),
     [
         (dict(config={**TEACHER, "variant": 2}), "was made by teacher lite0"),
-        (dict(config={**TEACHER, "input_px": 64}), "was filled with px 32"),
-        (dict(normalisation={"mean": [0] * 3, "std": [1] * 3}), "was filled with normalisation"),
+        (dict(config={**TEACHER, "input_px": 64}), "was computed with px 32"),
+        (dict(normalisation={"mean": [0] * 3, "std": [1] * 3}), "was computed with normalisation"),
         (dict(recipe="another"), "different crops"),
     ],
 )

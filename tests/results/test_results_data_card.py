@@ -85,7 +85,7 @@ def test_a_damaged_card_is_a_sentence_and_is_written_anew(
     data_card.write(tmp_path, "mine", PREPARED)
     path = tmp_path / data_card.NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(KdepError, match=r"data_card\.json is not a data card"):
+    with pytest.raises(KdepError, match=r"data_card\.json is not a valid data card"):
         data_card.read(tmp_path)
     assert data_card.write(tmp_path, "mine", PREPARED)
     assert data_card.read(tmp_path) is not None

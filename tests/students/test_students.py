@@ -64,7 +64,7 @@ def test_a_dilated_student_keeps_stride_8_and_its_parameters(name: str):
 def test_a_wrong_pyramid_or_tap_is_refused():
     student = resolve("student", "resnet18_w32")
     wrong = {**student, "pyramid": {**student["pyramid"], "channels": [32, 64, 128, 512]}}
-    with pytest.raises(KdepError, match=r"\(512, 2, 3\)\], as its `pyramid` says"):
+    with pytest.raises(KdepError, match=r"\(512, 2, 3\)\], as in its `pyramid`"):
         check_student(wrong)
     strides = {**student, "pyramid": {**student["pyramid"], "strides": [2, 4, 8, 16]}}
     with pytest.raises(KdepError, match="as in its `pyramid`"):

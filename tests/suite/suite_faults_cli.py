@@ -138,7 +138,7 @@ def archive(rows: Path, what: str) -> list[str]:
     wrong += [f"{p} was unpacked" for p in files(root / "dtd")]
     path.write_bytes(damaged(tar.getvalue(), ""))
     # All of it is there; the set is then refused, as it is smaller than the release.
-    wrong += answers(command, 1, "expected 5640, as the official release has")
+    wrong += answers(command, 1, "expected 5640, as in the official release")
     source, unpacked = files(home / "source"), files(root / "dtd")
     if unpacked != source:
         wrong.append(f"of the good archive, {len(unpacked)} of {len(source)} files were unpacked")

@@ -90,7 +90,7 @@ def test_arguments_that_an_optimiser_takes_are_taken():
         (arm("stdmatch", transform=dict(ratio=0.5)), "greater than or equal to 1"),
         (arm(transform=dict(type="kdep_bench.features.transform.PowerTemp")), "does not exist"),
         (arm(transform=dict(type="kdep_bench.features.transform.NoTransform")), "_delete_=True"),
-        (arm(transform=None), "names no transform"),
+        (arm(transform=None), "has no `transform`"),
         (arm(align=None), "has no `align`"),
         (arm(align=dict(policy="zero_pad", sed=1)), "did you mean seed"),
         (arm(objective=dict(weight="aut")), "number or 'auto'"),
@@ -120,7 +120,7 @@ def test_an_argument_out_of_its_range_is_refused(method, says):
         (dict(t_max=0), "t_max=0"),
         (dict(t_max="ten"), "integer"),
         (dict(span=0), "span=0"),
-        (dict(span=5.0), "5 epochs, and the run has 1"),
+        (dict(span=5.0), "5 epochs, but trains for 1"),
         (dict(t_mx=3), "did you mean t_max"),
         (
             dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0, end=1, over=2),

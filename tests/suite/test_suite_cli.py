@@ -87,7 +87,7 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--jobs", "0"], "--jobs is 0"),
         (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
         (["smoke", "--fit-budget"], "--fit-budget needs --budget-hours"),
-        (["smoke", "--measure-throughput"], "--measure-throughput without --dry-run"),
+        (["smoke", "--measure-throughput"], "--measure-throughput works only with --dry-run"),
         (
             ["smoke", "--dry-run", "--device-rate", "a100"],
             "peak of a device, which training never reaches",

@@ -244,7 +244,7 @@ def bend(path: Path, change) -> None:
         (lambda r: r["outputs"]["metrics"].update(miou=1e308), "metrics"),
         (lambda r: r["outputs"].update(curves=5), "cannot be made into a record (AttributeError"),
         (lambda r: r["outputs"].update(gate=[]), "gate: "),
-        (lambda r: r["outputs"].pop("gate"), "gave no gate"),
+        (lambda r: r["outputs"].pop("gate"), "lack gate"),
         (lambda r: r["outputs"].update(pictures=["../../x.png"]), "outside the stage's directory"),
         (lambda r: r.update(wall_s="3"), "is damaged (wall_s is '3')"),
         (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is missing"),

@@ -127,7 +127,7 @@ def test_a_bad_suite_is_one_sentence(change, says):
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(KdepError, match="no 'budget'"):
+    with pytest.raises(KdepError, match="lacks the key 'budget'"):
         config.build_suite({k: v for k, v in GOOD.items() if k != "budget"})
 
 

@@ -152,7 +152,7 @@ def test_timeout(tmp_path, monkeypatch, do):
     outcome = fakes.run(plan, tmp_path)
     assert time.monotonic() - begun < 10
     assert set(outcome.failed) == {b}
-    assert "stopped after 0.6 s" in outcome.failed[b]
+    assert "time limit of 0.6 s" in outcome.failed[b]
     assert len(outcome.ran) == 4
     assert not any(alive(p) for p in begun_pids(tmp_path))
 

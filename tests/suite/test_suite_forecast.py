@@ -178,7 +178,7 @@ def test_hours_at_a_rate(paper):
         ("12x", "--device-rate is '12x'"),
         ("-3", "--device-rate is '-3'"),
         ("nan", "--device-rate is 'nan'"),
-        ("12:1.5", "SHARE at most 1"),
+        ("12:1.5", "FRACTION at most 1"),
         ("12:half", "--device-rate is '12:half'"),
     ],
 )

@@ -174,7 +174,9 @@ LABELLED = dict(
 
 
 def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
-    with pytest.raises(KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' 1000"):
+    with pytest.raises(
+        KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' has 1000"
+    ):
         plan(LABELLED)
     # An arm trained on the pool's labels has its classes; one taught by logits has the teacher's.
     plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="supervised")})
@@ -195,7 +197,7 @@ SHORT = dict(curriculum=dict(span=2.0))
 def test_a_schedule_longer_than_a_shortened_assistants_run_is_refused_by_the_plan():
     teacher = dict(student="resnet18_w48", method=dict(base="ctkd", objective=SHORT))
     plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 2.0}))
-    with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, and the run has 1"):
+    with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, but trains for 1"):
         plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))
 
 

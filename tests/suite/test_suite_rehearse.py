@@ -93,7 +93,7 @@ def test_a_variant_equals_a_suite_of_its_own() -> None:
     [
         ({"techer": "swin_b"}, "did you mean teacher"),
         ({"budget": {"epoch": 3}}, "did you mean epochs"),
-        ({"shares": [1.5]}, "the share 1.5"),
+        ({"shares": [1.5]}, "the data fraction 1.5"),
         ({"teacher": "swin_x"}, "did you mean swin_b"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": []}, "methods"),

@@ -111,7 +111,7 @@ def test_runtime_is_no_part_of_a_stage_id():
 def test_a_kind_that_runs_as_one_process_gets_no_more(what):
     suite = load_suite("smoke")
     runtime = suite.runtime.model_copy(update={what: {"export": 2}})
-    with pytest.raises(KdepError, match="2 processes to each export stage"):
+    with pytest.raises(KdepError, match="2 processes per export stage"):
         build_plan(suite.model_copy(update={"runtime": runtime}))
     suite = suite.model_copy(
         update={"runtime": suite.runtime.model_copy(update={what: {"exprt": 2}})}
@@ -275,7 +275,7 @@ def test_a_hung_stage_is_stopped(tmp_path):
     add_stage(plan, "make", "h", {"sleep": 60}, kinds=fakes.KINDS, timeout=1.0)
     assert finish(start(plan, tmp_path, "h"))[0] == 1
     said = read_json(tmp_path / fakes.one(plan, "h") / "failed.json")["error"]
-    assert "stopped after 1 s" in said
+    assert "time limit of 1 s" in said
 
 
 def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_a_worker_tells_its_stage_and_forgets_the_last_one(all_installed):
     [
         (["tensorbord"], "tensorboard"),
         ([dict(type="mlflow", tracking_url="x")], "tracking_uri"),
-        ([3], "runtime.trackers holds 3"),
+        ([3], "runtime.trackers contains 3"),
         ([dict(save_dir="x")], "runtime.trackers contains"),
     ],
 )

@@ -369,7 +369,7 @@ def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
         (Timm, "resnet18", dict(maps={"a": "layer9"}), "layer9"),
         (Timm, "resnet18", dict(maps={"a": "fc"}), r"expected \[B, C, H, W\]"),
         (Timm, "resnet18", dict(tap="after"), "'before' or 'read'"),
-        (Timm, "vit_tiny_patch16_224", dict(args=dict(depth=1)), "does not run on pictures of 64"),
+        (Timm, "vit_tiny_patch16_224", dict(args=dict(depth=1)), "does not run on images of 64"),
     ],
 )
 def test_a_slip_in_a_teacher_s_config_is_a_sentence(

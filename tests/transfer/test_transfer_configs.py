@@ -279,8 +279,8 @@ def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
     ):
         check_recipe("t", good)
     for bad, says in (
-        ({"iters": 10, "warmup": 10}, "warms up for 10 of 10 steps"),
-        ({"epochs": 3, "step_epochs": 4}, "after each 4 epochs and has 3"),
+        ({"iters": 10, "warmup": 10}, "warmup=10 and iters=10"),
+        ({"epochs": 3, "step_epochs": 4}, "step_epochs=4 and epochs=3"),
         ({"protocol": "folds", "folds": 1, "inner_folds": 2}, "folds = 1"),
         ({"protocol": "folds", "folds": 2, "inner_folds": 1}, "inner_folds = 1"),
     ):

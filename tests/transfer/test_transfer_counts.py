@@ -57,7 +57,7 @@ def test_an_image_that_only_the_toolkit_counts_is_refused(
     args = (task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
     text = apart(sentence, *args)
     folder = (spoilt / "cityscapes" / "leftImg8bit" / "test").resolve()
-    assert f"loads 9 images of the split test, and {folder} has 8" in text
+    assert f"loads 9 images of the split test, but {folder} contains 8" in text
     for part in ("leftImg8bit", "gtFine"):  # the remedy: move it out
         shutil.rmtree(spoilt / "cityscapes" / part / "test" / ".old")
     task = task_config("seg", iters=2, warmup=1)
@@ -95,7 +95,7 @@ def test_left_out_images_are_counted_by_reason() -> None:
 def test_a_loader_that_nothing_was_counted_for_is_refused(tmp_path: Path) -> None:
     count = SplitCount("train", "train", 3, tmp_path)
     assert compare("t", [count], {"train": 3}) == []
-    with pytest.raises(KdepError, match="did not count the images of its test data"):
+    with pytest.raises(KdepError, match="returned no image count for its test data"):
         compare("t", [count], {"train": 3, "test": 2})
     with pytest.raises(KdepError, match="loads 2 images of the split train"):
         compare("t", [count], {"train": 2})

@@ -54,7 +54,7 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
         ("missing", "1 missing from the file (layer1.0.conv1.weight)"),
         ("shape", "shape [4, 4, 3, 3] in the model, [4, 2, 3, 3] in the file"),
         ("surplus", "1 in the file only (layer9.weight)"),
-        ("prefix", "no tensor named backbone.*, its names begin with module"),
+        ("prefix", "beginning with backbone.; the names begin with module"),
         ("nan", "NaN or infinity"),
     ],
 )
