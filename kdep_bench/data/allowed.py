@@ -43,7 +43,7 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
     for pair in allow:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise KdepError(
-                f"`allow_duplicates` of the data config holds {pair!r:.60}",
+                f"`allow_duplicates` of the data config contains {pair!r:.60}",
                 expected="pairs of sets that may share images",
                 fix=f"write allow_duplicates=[{example}]",
             )
@@ -52,8 +52,9 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
                 raise unknown_name("set in `allow_duplicates` of the data config", str(name), names)
         if frozenset(pair) not in {frozenset(p) for p in pairs_of(names)}:
             raise KdepError(
-                f"`allow_duplicates` of the data config names the pair {list(pair)}",
-                expected="the pool and a split, or two splits of one part; others are not compared",
+                f"`allow_duplicates` of the data config contains the pair {list(pair)}, which is "
+                "never compared",
+                expected="the pool and a split, or two splits of one part",
                 fix=f"remove it, or write a pair such as {example}",
             )
         out.add(frozenset(pair))

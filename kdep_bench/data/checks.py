@@ -75,7 +75,8 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
     except (OSError, SyntaxError, ValueError, EOFError) as e:
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
         raise KdepError(
-            f"the image {path} is {what} ({e})", expected="a whole image", fix=_FETCH
+            f"the image {path} is {what} ({e})",
+            fix=_FETCH,
         ) from None
     _check_mode(path, facts.mode, alpha)
     return facts
@@ -90,18 +91,18 @@ def check_upright(path: str | Path) -> None:
         orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation != 1:
         raise KdepError(
-            f"the image {path} is to be turned by its reader (EXIF orientation {orientation})",
-            expected="pixels stored upright",
-            fix="turn it for good with PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and "
-            "check "
-            "that its boxes and masks fit",
+            f"the image {path} is stored rotated or mirrored (EXIF orientation {orientation}); "
+            "some readers turn it and some do not",
+            fix="store its pixels upright with "
+            "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check that its boxes and masks still fit",
         )
 
 
 def _check_bytes(path: Path) -> None:
     if not path.is_file():
         raise KdepError(
-            f"the image {path} does not exist", expected="a file there", fix="check the data root"
+            f"the image {path} does not exist",
+            fix="check the data root",
         )
     try:
         empty = path.stat().st_size == 0
@@ -110,11 +111,13 @@ def _check_bytes(path: Path) -> None:
     except OSError as e:
         raise KdepError(
             f"the image {path} cannot be read ({e.strerror})",
-            expected="a readable file",
-            fix="check its rights",
+            fix="check its permissions",
         ) from None
     if empty:
-        raise KdepError(f"the image {path} has zero bytes", expected="a whole image", fix=_FETCH)
+        raise KdepError(
+            f"the image {path} is empty (0 bytes)",
+            fix=_FETCH,
+        )
 
 
 def _check_mode(path: Path, mode: str, alpha: bool) -> None:
@@ -159,7 +162,10 @@ def check_coco(
         )
     for key in ("images", "categories"):
         if not table[key]:
-            raise KdepError(f"the file {json_path} has no {key}", expected="one at least")
+            raise KdepError(
+                f"the list {key} in {json_path} is empty",
+                fix="export the annotations again",
+            )
     images, _, categories = (_by_id(json_path, key, table[key]) for key in keys)
     for annotation in table["annotations"]:
         _check_annotation(json_path, annotation, images, categories)
@@ -174,14 +180,13 @@ def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, 
     for position, item in enumerate(items):
         if not isinstance(item, dict) or type(item.get("id")) is not int:
             raise KdepError(
-                f"entry {position} of {kind} in {path} has no whole-number id",
-                expected="an id in each",
+                f"entry {position} of {kind} in {path} has no integer id",
+                fix="give every entry an integer id",
             )
         if item["id"] in out:
             raise KdepError(
                 f"the id {item['id']} occurs twice in {kind} of {path}",
-                expected="unique ids",
-                fix="number them anew (merged files often clash)",
+                fix="renumber the entries (merged files often have duplicate ids)",
             )
         out[item["id"]] = item
     return out
@@ -199,13 +204,13 @@ def _check_annotation(
         raise KdepError(
             f"{here} points to image id {annotation.get('image_id')!r:.80}, which is not in images",
             expected=f"one of {len(images)} image ids",
-            fix="drop the annotation or add the image entry",
+            fix="remove the annotation or add the image entry",
         )
     if _of_id(categories, annotation.get("category_id")) is None:
         raise KdepError(
             f"{here} has category id {annotation.get('category_id')!r:.80}",
             expected=f"one of {sorted(map(str, categories))[:12]}",
-            fix="mend the id or add the category",
+            fix="correct the id or add the category",
         )
     _check_box(here, annotation, image)
 
@@ -229,11 +234,14 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
         raise KdepError(
             f"{here} has a bbox without area: {box}",
             expected="width and height above 0",
-            fix="drop it",
+            fix="remove it",
         )
     width, height = image.get("width"), image.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
-        raise KdepError(f"{here}: its image {image.get('file_name')} states no width and height")
+        raise KdepError(
+            f"{here}: the entry of its image {image.get('file_name')} has no width and height",
+            fix="add them to the image's entry",
+        )
     # half a pixel of slack: real COCO rounds to 0.01 px and some boxes end at width + 0.49
     if x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
         raise KdepError(
@@ -244,7 +252,9 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
     area = annotation.get("area")
     if not isinstance(area, number) or not area > 0:
         raise KdepError(
-            f"{here} has the area {area!r}", expected="above 0", fix="recompute it or drop it"
+            f"{here} has the area {area!r}",
+            expected="above 0",
+            fix="recompute it or remove it",
         )
 
 
@@ -253,14 +263,14 @@ def _check_coco_images(
 ) -> int:
     if not folder.is_dir():
         raise KdepError(
-            f"the image folder {folder} does not exist", expected=f"images of {json_path}"
+            f"the image folder {folder} of {json_path} does not exist",
+            fix="check the data root",
         )
     missing = [i["file_name"] for i in images if not (folder / str(i.get("file_name"))).is_file()]
     if missing:
         raise KdepError(
             f"{len(missing)} of {len(images)} images named in {json_path} are not in {folder}, "
             f"the first is {missing[0]}",
-            expected="all of them",
             fix="check the image folder and that the download is complete",
         )
     count = len(images) if decode is None else min(decode, len(images))
@@ -270,8 +280,8 @@ def _check_coco_images(
         if stated != (facts.width, facts.height):
             raise KdepError(
                 f"the image {folder / image['file_name']} is {facts.width}x{facts.height}",
-                expected=f"{stated[0]}x{stated[1]} as {json_path} says",
-                fix="annotations and images are of different versions: fetch both anew",
+                expected=f"{stated[0]}x{stated[1]}, the size in {json_path}",
+                fix="download both again: annotations and images are of different versions",
             )
     return count
 
@@ -305,7 +315,7 @@ def check_segmentation(
         names = _stems(images, "_leftImg8bit.png")
         if not names:
             raise KdepError(
-                f"the folder {images} holds no *_leftImg8bit.png",
+                f"the folder {images} contains no *_leftImg8bit.png",
                 expected="a Cityscapes tree: leftImg8bit/<split>/<city>/ and "
                 "gtFine/<split>/<city>/",
                 fix="check the data root",
@@ -350,16 +360,16 @@ def _check_mask(path: Path, image: ImageFacts, num_classes: int) -> None:
     if facts.size != image[:2]:
         raise KdepError(
             f"the mask {path} is {facts.size[0]}x{facts.size[1]}",
-            expected=f"{image.width}x{image.height} like its image",
-            fix="fetch both anew; a mask is resized with nearest neighbour only",
+            expected=f"{image.width}x{image.height}, the size of its image",
+            fix="download both again; if you resize masks, use nearest-neighbour interpolation",
         )
     wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= num_classes and v != IGNORE]
     if wrong:
         raise KdepError(
-            f"the mask {path} holds the values {wrong[:12]}: these look like labelIds where "
-            "trainIds belong",
+            f"the mask {path} contains the values {wrong[:12]}, which look like labelIds instead "
+            "of trainIds",
             expected=f"0..{num_classes - 1} and {IGNORE}",
-            fix="use the *_labelTrainIds.png files, or mend num_classes",
+            fix="use the *_labelTrainIds.png files, or correct num_classes",
         )
 
 
@@ -387,30 +397,33 @@ def check_image_folder(
     root = Path(root)
     if not root.is_dir():
         raise KdepError(
-            f"the image folder {root} does not exist", expected="a folder of class folders"
+            f"the image folder {root} does not exist",
+            expected="a folder of class folders",
         )
     found = class_names(root)
     with os.scandir(root) as entries:
         loose = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
     if loose := [n for n in loose if not reason_to_pass_over(n, is_dir=False)]:
         raise KdepError(
-            f"the image {shown(root / loose[0])} lies in no class folder",
-            expected="every image in the folder of its class",
-            fix="move it there, or out of the data set",
+            f"the image {shown(root / loose[0])} is not in a class folder",
+            fix="move it into the folder of its class, or out of the data set",
         )
     expected = sorted(classes) if classes is not None else found
     if not expected:
-        raise KdepError(f"the folder {root} has no class folders", expected="one folder a class")
+        raise KdepError(
+            f"the folder {root} has no class folders",
+            expected="one folder per class",
+        )
     for name in expected:
         if name not in found:
             raise KdepError(
-                f"the class folder {root / name} is missing", expected=f"one of {expected}"
+                f"the class folder {root / name} is missing (classes: {expected})",
             )
     if extra := sorted(set(found) - set(expected)):
         raise KdepError(
             f"the class folder {root / extra[0]} is not among the classes",
             expected=f"only {', '.join(expected)}",
-            fix="move it away; an extra class shifts the numbers of the others",
+            fix="move it elsewhere; an extra class shifts the numbers of the others",
         )
     counts = {}
     for done, name in enumerate(expected):
@@ -424,12 +437,15 @@ def _check_class(folder: Path, limit: int | None) -> int:
     files = list_images(folder)
     if files.others:
         raise KdepError(
-            f"the file {shown(folder / files.others[0])} has no image suffix",
+            f"the file {shown(folder / files.others[0])} does not have an image suffix",
             expected=", ".join(sorted(IMAGE_SUFFIXES)),
-            fix="move it",
+            fix="move it elsewhere, or give it the suffix of its format",
         )
     if not files.images:
-        raise KdepError(f"the class folder {shown(folder)} is empty", expected="one image at least")
+        raise KdepError(
+            f"the class folder {shown(folder)} is empty",
+            fix="add its images",
+        )
     for name in files.images[:limit]:
         check_image(folder / name)
     return len(files.images)

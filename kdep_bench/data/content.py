@@ -338,9 +338,8 @@ def _read(path: str) -> bytes:
                 h.hexdigest().encode() + b" " + (_UNSETTLED if _racy(before, begun) else signature)
             )
     raise KdepError(
-        f"the file {shown(path)} changes while it is read",
-        expected="data at rest",
-        fix="wait until whatever writes it has ended, then run again",
+        f"the file {shown(path)} changed while it was read",
+        fix="wait until no program writes to it, then run again",
     )
 
 

@@ -81,7 +81,7 @@ def _checked(deb: Path) -> str:
         raise KdepError(
             f"the package {deb} has SHA-256 {digest[:12]}...",
             expected=f"{wanted[:12]}...",
-            fix="delete that file and run again, it will be downloaded anew",
+            fix="delete that file and run again; it will be downloaded again",
         )
     if not note.exists():
         write_atomic(note, f"{digest}  {deb.name}\n")
@@ -137,8 +137,7 @@ def _unpack(deb: Path, root: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
         raise KdepError(
             f"the package {deb} could not be unpacked ({done.stderr.strip()[:200]})",
-            expected="a whole .deb and free disk space",
-            fix="free some space, or delete that file and run again",
+            fix="free some disk space, or delete that file and run again",
         )
     try:
         os.rename(tmp, root)

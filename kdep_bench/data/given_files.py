@@ -62,7 +62,6 @@ def without_content(config: Config) -> dict[str, Any]:
         if Catalogue(source_of(paths[key])).scan().digest() != planned[key]:
             raise KdepError(
                 f"{shown(paths[key])} ({key}) changed after the run was planned",
-                expected="the same file from the first stage of a run to its last",
-                fix="run the suite again: every stage that depends on the file runs anew",
+                fix="run the suite again: every stage that depends on the file is rerun",
             )
     return {k: v for k, v in config.items() if k != CONTENT}

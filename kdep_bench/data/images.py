@@ -217,32 +217,34 @@ def check_regular(file: Path) -> None:
         if os.path.islink(file):
             raise KdepError(
                 f"the image {file} is a link to {os.readlink(file)}, which does not exist",
-                expected="a link to a file that is there",
                 fix="correct the link, or move it out of the folder",
             ) from None
         raise KdepError(
             f"the image {file} does not exist",
-            expected="a file there",
             fix="check the path in the data config",
         ) from None
     except OSError as e:
         raise KdepError(
             f"the image {file} cannot be read ({e.strerror})",
-            expected="a readable file",
-            fix="check its permissions and, if it is a link, where it points",
+            fix="check its permissions and, if it is a link, its target",
         ) from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
         raise KdepError(
-            f"the image {file} is {kind}", expected="a regular file", fix="move it elsewhere"
+            f"the image {file} is {kind}",
+            expected="a regular file",
+            fix="move it elsewhere",
         )
     if found.st_size == 0:
-        raise KdepError(f"the image {file} has zero bytes", expected="a whole image", fix=_FETCH)
+        raise KdepError(
+            f"the image {file} is empty (0 bytes)",
+            fix=_FETCH,
+        )
     if found.st_size > MAX_BYTES:
         raise KdepError(
             f"the image {file} has {found.st_size} bytes",
             expected=f"at most {MAX_BYTES}",
-            fix="shrink it",
+            fix="reduce its size",
         )
 
 
@@ -251,12 +253,12 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except MemoryError:
         raise KdepError(
-            f"the image {file} does not fit into memory", expected="a smaller file", fix="shrink it"
+            f"the image {file} does not fit into memory",
+            fix="reduce its size",
         ) from None
     except OSError as e:
         raise KdepError(
             f"the image {file} cannot be read ({e.strerror})",
-            expected="a readable file",
             fix="check its permissions",
         ) from None
 
@@ -333,7 +335,7 @@ class _decoding:
             raise KdepError(
                 f"the image {self.file} is too large ({self.image.width}x{self.image.height})",
                 expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
-                fix="cut it into tiles, or shrink it",
+                fix="split it into tiles, or reduce its size",
             )
         return self.image
 
@@ -353,12 +355,13 @@ class _decoding:
             return KdepError(
                 f"the image {self.file} is too large ({e})",
                 expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
-                fix="cut it into tiles, or shrink it",
+                fix="split it into tiles, or reduce its size",
             )
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
         reason = str(e).strip() or type(e).__name__
         return KdepError(
-            f"the image {self.file} is {what} ({reason})", expected="a whole image", fix=_FETCH
+            f"the image {self.file} is {what} ({reason})",
+            fix=_FETCH,
         )
 
 
@@ -408,7 +411,7 @@ def _check_mode(facts: Facts, file: Path) -> None:
     raise KdepError(
         f"the image {file} has pixels of {what} (mode {facts.mode})",
         expected="8-bit or 16-bit RGB or grey",
-        fix="scale it to 8 bit with the range you know, and save it as PNG",
+        fix="convert it to 8 bit with its known range of values, and save it as PNG",
     )
 
 
@@ -418,10 +421,10 @@ def _check_range(data: bytes, file: Path) -> None:
         top = int((_deep_colour(data) if colour else np.asarray(image)).max())
     if 0 < top < _SHALLOW:
         raise KdepError(
-            f"the 16-bit image {file} holds no value above {top}, so that scaled to 8 bit it "
-            f"would be nearly black (at most {round(top / 257)} of 255)",
-            expected="values over the whole range of 16 bit, 0..65535",
-            fix="scale it to 8 bit with the range of its camera, and save it as PNG",
+            f"the 16-bit image {file} has no value above {top}; converted to 8 bit it would be "
+            f"nearly black (at most {round(top / 257)} of 255)",
+            expected="values over the full 16-bit range, 0..65535",
+            fix="convert it to 8 bit with the range of its camera, and save it as PNG",
         )
 
 
@@ -434,11 +437,13 @@ def check_whole(data: bytes, file: Path) -> None:
     if data.startswith(b"\xff\xd8") and not _jpeg_ends(data):
         raise KdepError(
             f"the image {file} is truncated (a JPEG without its end marker)",
-            expected="a whole image",
             fix=_FETCH,
         )
     if data.startswith(b"\x89PNG\r\n\x1a\n") and (fault := _png_fault(data)):
-        raise KdepError(f"the image {file} is {fault}", expected="a whole image", fix=_FETCH)
+        raise KdepError(
+            f"the image {file} is {fault}",
+            fix=_FETCH,
+        )
 
 
 # A first byte that is always the same makes the search 80 times as fast as one of any length.
@@ -575,8 +580,8 @@ def place(file: Path, link: Path, facts: Facts) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
         raise KdepError(
-            f"two images of the data have the name {link.name} after conversion, one is {file}",
-            expected="each name once",
+            f"two images of the data would have the same name {link.name} after conversion; one "
+            f"of them is {file}",
             fix="rename one of them",
         )
     if facts.plain:
@@ -585,16 +590,18 @@ def place(file: Path, link: Path, facts: Facts) -> None:
     data = _read(file)
     if facts.sha256 and hashlib.sha256(data).hexdigest() != facts.sha256:
         raise KdepError(
-            f"the image {file} changed while the data was prepared",
-            expected="a file at rest",
-            fix="run again",
+            f"the image {file} changed while the data were prepared",
+            fix="wait until no program writes to it, then run again",
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain_pixels(data, file).save(link, "PNG", compress_level=1)
     except OSError as e:
-        raise KdepError(f"the plain copy of {file} cannot be written ({e.strerror})") from None
+        raise KdepError(
+            f"the converted copy of {file} cannot be written ({e.strerror})",
+            fix="free disk space, or correct the permissions of the work dir",
+        ) from None
 
 
 def place_all(
@@ -629,13 +636,11 @@ def check_turn(file: Path, facts: Facts, width: int, height: int, where: str) ->
     if (width, height) == upright != stored:
         return
     raise KdepError(
-        f"the image {file} has the EXIF orientation {facts.orientation}, and {where} states "
-        f"{width}x{height}, so that it is not known whether its labels were made on the stored "
-        f"pixels ({stored[0]}x{stored[1]}) or on the upright picture ({upright[0]}x{upright[1]})",
+        f"the image {file} has the EXIF orientation {facts.orientation}, but {where} has the size "
+        f"{width}x{height}, so it is not known whether its labels belong to the stored pixels ({stored[0]}x{stored[1]}) or to the upright image ({upright[0]}x{upright[1]})",
         expected="an image without EXIF orientation",
-        fix="look whether the labels fit the upright picture; if so save it with "
-        "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), else save the stored pixels without "
-        "EXIF; correct the stated size if it differs then",
+        fix="check whether the labels fit the upright image; if so, save it with "
+        "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), otherwise save the stored pixels without EXIF; then correct the size in the annotations if it differs",
     )
 
 
@@ -658,7 +663,7 @@ def read_rgb(path: Path) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {path} could not be decoded",
-            expected="a JPEG or PNG picture",
+            expected="a JPEG or PNG image",
             fix="replace the file or move it elsewhere, then run again",
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -130,9 +130,8 @@ def check_paths(
                 KdepError(
                     f"{first} and {second} of the data config share {len(same)} image files, such "
                     f"as {shown(real[second][same[0]])}",
-                    expected="images of their own in each split: a score on images of the "
-                    "training split "
-                    "says nothing",
+                    expected="different images in each split, because a score on training images "
+                    "is meaningless",
                     fix=f"remove them from one split, or allow it with "
                     f"allow_duplicates=[[{first!r}, {second!r}]] in the data config",
                 )

@@ -183,6 +183,5 @@ def _entries(folder: str) -> list[os.DirEntry]:
 def _unreadable(folder: str, error: OSError) -> KdepError:
     return KdepError(
         f"the folder {shown(folder)} cannot be read ({error.strerror})",
-        expected="a folder that exists and is readable",
-        fix="correct its path in the config, or its access rights",
+        fix="correct its path in the config, or its permissions",
     )

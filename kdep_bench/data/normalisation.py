@@ -70,8 +70,8 @@ def check_stated(teacher: Mapping[str, Any]) -> None:
     if mean is None or std is None:
         given, lacking = ("std", "mean") if mean is None else ("mean", "std")
         raise KdepError(
-            f"{where} states {given} and no {lacking}",
-            expected="both, or neither: then what its library declares is used",
+            f"{where} has {given} but no {lacking}",
+            expected="both, or neither (then the values of its library are used)",
             fix=f"add {lacking}=",
         )
     check_normalisation(mean, std, where)
@@ -88,10 +88,9 @@ def check_recipe(task: Mapping[str, Any]) -> None:
         value = stated.get(key)
         if value is not None and (_not_three_numbers(value) or list(value) != list(right)):
             raise KdepError(
-                f"the model of task {task.get('name')!r} states {key} = {value!r:.80} in its "
-                "data_preprocessor",
-                expected=f"no {key}: every student is normalised with {right}, as in pre-training",
-                fix=f"remove {key} there",
+                f"the model of task {task.get('name')!r} sets {key} = {value!r:.80} in its "
+                f"data_preprocessor, but every student is normalised with {right}, as in pre-training",
+                fix=f"remove {key} from data_preprocessor",
             )
 
 

@@ -188,8 +188,7 @@ def write_file(path: Path, raw: bytes) -> str:
     except OSError as e:
         raise KdepError(
             f"the file {path} cannot be written ({e.strerror})",
-            expected="free disk space and permission to write",
-            fix="free some space or choose another work folder, then run again",
+            fix="free disk space or correct the permissions of the work dir, then run again",
         ) from None
     return hashlib.sha256(raw).hexdigest()
 
@@ -270,7 +269,7 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
     for key in ("classify", "scenes"):
         if set(full[key]) != {"train", "val", "test"}:
             raise KdepError(
-                f"{key} of the pocket data names the splits {sorted(full[key])}",
+                f"{key} of the pocket data has the splits {sorted(full[key])}",
                 expected="train, val and test",
             )
     sizes = [full["px"], *full["scene_size"]]
@@ -278,7 +277,8 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
     counts += [*full["classify"].values(), *full["scenes"].values()]
     if not all(type(v) is int and v >= 0 for v in counts):
         raise KdepError(
-            f"the counts or the seed of the pocket data are {counts}", expected="integers >= 0"
+            f"the image counts or the seed of the pocket data are {counts}",
+            expected="integers >= 0",
         )
     if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
         raise KdepError(
@@ -314,7 +314,8 @@ def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Sh
     if empty or not photos:
         lacking = ", ".join(empty) or "backgrounds"
         raise KdepError(
-            f"the split {split} of the pocket data has no {lacking}", expected="one at least"
+            f"the split {split} of the pocket data has no {lacking}",
+            fix="set it to 1 or more in the data config",
         )
     return compose.Shelf(by_label, photos)
 
@@ -324,9 +325,9 @@ def _check_space(out: Path, images: int) -> None:
     free, need = shutil.disk_usage(out).free, images * _BYTES_PER_IMAGE
     if free < need:
         raise KdepError(
-            f"{free / 1e6:.0f} MB are free in {out}",
+            f"only {free / 1e6:.0f} MB are free in {out}",
             expected=f"about {need / 1e6:.0f} MB for {images} images",
-            fix="free some space or choose another work folder",
+            fix="free disk space, or choose another work dir (--work-dir)",
         )
 
 
@@ -356,9 +357,9 @@ def _draw(
             progress(count, total, f"{job.kind} {job.split}")
     except BrokenProcessPool:
         raise KdepError(
-            "a process that draws images was killed",
-            expected="about 400 MB of memory for each",
-            fix="free some memory and run again",
+            "a process that renders images was killed",
+            expected="about 400 MB of memory per process",
+            fix="free memory and run again",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

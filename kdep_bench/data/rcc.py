@@ -36,7 +36,6 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
     except (struct.error, zlib.error, UnicodeDecodeError, RecursionError) as e:
         raise KdepError(
             f"the resource container {path} is damaged ({e})",
-            expected="offsets inside the file",
             fix="delete it from the cache and run again",
         ) from None
 
@@ -62,7 +61,7 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         if flags & _ZSTD:
             raise KdepError(
                 f"{here} inside {path} is compressed with zstd",
-                expected="plain or zlib",
+                expected="uncompressed data or zlib",
                 fix="use the package of another Debian release, or the pip-only source",
             )
         (data_at,) = struct.unpack_from(">I", raw, at + 10)

@@ -36,7 +36,9 @@ def per_class(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     """
     if not 0 < share <= 1:
         raise KdepError(
-            f"a data share of {share}", expected="more than 0, at most 1", fix="correct the suite"
+            f"the data fraction is {share}",
+            expected="above 0 and at most 1",
+            fix="correct `shares` in the suite",
         )
     found = []
     for label in np.unique(labels):
@@ -56,7 +58,9 @@ def share_labels(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | 
     by = spec.get("share_by", "image")
     if by not in ("image", "class"):
         raise KdepError(
-            f"a share drawn by {by!r}", expected="'image' or 'class'", fix="correct the suite"
+            f"share_by is {by!r}",
+            expected="'image' or 'class'",
+            fix="correct share_by in the suite",
         )
     return labels_file(inputs) if by == "class" else None
 
@@ -80,31 +84,30 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
     """
     if not path.is_file():
         raise KdepError(
-            f"the prepared data have no labels of the pool ({path} does not exist)",
-            expected="labels, for an arm that reads them or a share drawn per class",
-            fix="set labels=False in the data config and drop such arms, or give the data labels "
-            "(own data: class folders in the pool and pool_labels=True)",
+            f"the prepared data have no pool labels ({path} does not exist), but a method reads "
+            "them or the data fraction is drawn per class",
+            fix="set labels=False in the data config and remove such methods, or give the data "
+            "labels (own data: class folders in the pool and pool_labels=True)",
         )
     stored: dict[str, Any] = read_strict(path)
     found = stored.get("labels") if isinstance(stored, dict) else None
     classes = stored.get("classes") if isinstance(stored, dict) else None
     if not isinstance(found, dict) or not isinstance(classes, list):
         raise KdepError(
-            f"the labels file {path} is of another form",
+            f"the labels file {path} has the wrong structure",
             expected="{'classes': [names], 'labels': {image: class number}}",
             fix=_LABELS_FIX,
         )
     missing = [f for f in files if type(found.get(f)) is not int]
     if missing:
         raise KdepError(
-            f"{len(missing)} pool images have no label in {path}, first {missing[0]}",
-            expected="a label for every image of a supervised arm or a share drawn per class",
+            f"{len(missing)} pool images have no label in {path}, the first is {missing[0]}",
             fix=_LABELS_FIX,
         )
     labels = np.array([found[f] for f in files], np.int64)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise KdepError(
-            f"labels in {path} run from {labels.min()} to {labels.max()}",
+            f"the labels in {path} range from {labels.min()} to {labels.max()}",
             expected=f"0 to {len(classes) - 1}",
             fix=_LABELS_FIX,
         )

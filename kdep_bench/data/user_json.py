@@ -38,13 +38,11 @@ def read_user_json(path: str | Path) -> Any:
     except UnicodeDecodeError as e:
         raise KdepError(
             f"the file {path} is not UTF-8 text (byte {e.start})",
-            expected="JSON in UTF-8",
             fix="export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8",
         ) from None
     except OSError as e:
         raise KdepError(
             f"the file {path} cannot be read ({e.strerror})",
-            expected="a readable JSON file",
             fix="correct the path, or its permissions",
         ) from None
     try:
@@ -54,19 +52,17 @@ def read_user_json(path: str | Path) -> Any:
         what = "ends in the middle of its JSON" if cut else "is not valid JSON"
         raise KdepError(
             f"the file {path} {what} (line {e.lineno}, column {e.colno}: {e.msg})",
-            expected="a whole JSON file",
             fix="export or copy the file again",
         ) from None
     except RecursionError:
         raise KdepError(
-            f"the file {path} is nested too deep",
+            f"the file {path} is nested too deeply",
             expected="lists and objects a few levels deep",
-            fix="check it",
+            fix="check that it is the right file",
         ) from None
     except ValueError as e:
         raise KdepError(
             f"the file {path} is not valid JSON ({e})",
-            expected="strict JSON",
             fix="correct the file, or export it again",
         ) from None
 

@@ -111,9 +111,9 @@ def check_room(need: int, folder: Path, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise KdepError(
-            f"{what} take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {folder}",
-            expected="room for them: they are kept decoded, so that no run decodes an image again",
-            fix="free space, or name a larger disk with --work-dir, or lower budget.views",
+            f"{what} need {need / 1e9:.1f} GB of disk space (they are stored decoded), but "
+            f"{folder} has only {free / 1e9:.1f} GB free",
+            fix="free disk space, choose a larger disk with --work-dir, or lower budget.views",
         )
 
 
@@ -134,8 +134,7 @@ def run(
     files = list_images(root).images
     if not files:
         raise KdepError(
-            f"the pool {shown(root.resolve())} holds no image",
-            expected="at least one",
+            f"the pool {shown(root.resolve())} contains no image",
             fix="add images there, or correct `pool` in the data config",
         )
     v, px = int(spec["views"]), int(spec["px"])
@@ -179,12 +178,11 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
         raise KdepError(
             f"the views in {views_dir} cannot be read ({type(e).__name__}: {plain_text(e)})",
-            expected=f"{LISTING}, {RECIPE} and {PIXELS} as their stage wrote them",
             fix="delete that stage folder and run again",
         ) from None
     if len(pixels) != len(recipe["flip"]) or len(pixels) != rows:
         raise KdepError(
-            f"the views in {views_dir} disagree: {len(pixels)} rendered, "
+            f"the views in {views_dir} are inconsistent: {len(pixels)} rendered, "
             f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",
             expected="images x views rows in each",
             fix="delete that stage folder and run again",
@@ -202,7 +200,7 @@ def subset(images: int, share: float, seed: int = 0) -> np.ndarray:
     count = round(share * images)
     if not 0 < share <= 1 or count < 1:
         raise KdepError(
-            f"a data share of {share} of {images} images leaves {count}",
-            expected="a share in (0, 1] that leaves at least one image",
+            f"a data fraction of {share} of {images} images selects {count} images",
+            expected="a fraction in (0, 1] that selects at least one image",
         )
     return np.sort(np.random.default_rng([seed, 20220321]).permutation(images)[:count])

@@ -70,8 +70,8 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
         ]
         hint = f"; {pair_shown(*near[0])} look like one class" if near else ""
         raise KdepError(
-            f"the classes of {splits[other].path} and {splits[train].path} differ: the first "
-            f"alone has {listed(only)}, and it lacks {listed(lacking)}{hint}",
+            f"the classes of {splits[other].path} and {splits[train].path} differ: only the first "
+            f"has {listed(only)}, only the second has {listed(lacking)}{hint}",
             expected="one list of class names in all splits (ids and order do not matter)",
             fix="export all splits with the same categories, or rename them in one file",
         )
@@ -89,7 +89,6 @@ def _check_files(boxes: Boxes) -> None:
         raise KdepError(
             f"{len(missing)} of {len(boxes.sizes)} images named in {boxes.path} are not in "
             f"{boxes.folder}, the first is {missing[0]}",
-            expected="all of them",
             fix=hint,
         )
     # The content of the data, its identity, is hashed over the images of this listing alone.
@@ -98,11 +97,9 @@ def _check_files(boxes: Boxes) -> None:
     if unlisted:
         raise KdepError(
             f"{len(unlisted)} of {len(boxes.sizes)} images named in {boxes.path} have a name that "
-            f"is passed over when {boxes.folder} is searched for images, the first is "
-            f"{unlisted[0]}: no image suffix, a hidden file or folder, or a folder of an operating "
-            "system",
+            f"is ignored when {boxes.folder} is searched for images, the first is {unlisted[0]}: no image suffix, a hidden file or folder, or a folder of an operating system",
             expected="names such as a/0.jpg, with the suffix of their format",
-            fix="rename the file or folder, and its file_name in the json with it",
+            fix="rename the file or folder, and its file_name in the json accordingly",
         )
 
 
@@ -111,9 +108,8 @@ def _check_same_file(own: Own) -> None:
     for split, (path, _) in own.coco.items():
         if other := seen.get(path.resolve()):
             raise KdepError(
-                f"the file {path} is the json of two splits: {other} and {split}",
-                expected="a json of its own for each split",
-                fix="correct `coco` in the data config",
+                f"the splits {other} and {split} use the same json file {path}",
+                fix="give each split its own file in `coco` of the data config",
             )
         seen[path.resolve()] = split
 
@@ -129,10 +125,11 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     does = "train on" if split == "train" else "score"
     raise KdepError(
         what,
-        expected=f"boxes with iscrowd 0, or there is nothing to {does}",
-        fix=f"add boxes to this json, or take `coco.{split}` out of the data config"
+        expected=f"boxes with iscrowd 0 to {does}",
+        fix=f"add boxes to this json, or remove `coco.{split}` from the data config"
         if split != "train"
-        else "add boxes to this json, or take `coco` out of the data config, and its tasks",
+        else "add boxes to this json, or remove `coco` from the data config and its tasks from "
+        "the suite",
     )
 
 
@@ -149,9 +146,8 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
             continue
         faults.add(
             KdepError(
-                f"the file {train.path} has no box of {listed(lacking, 500)} to train on "
-                f"(iscrowd 0, at least {THINNEST:g} px wide and high), and {boxes.path} has",
-                expected="boxes of every class that is scored, or its AP is 0 for every method",
+                f"the file {train.path} has no box of {listed(lacking, 500)} to train on (iscrowd "
+                f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP would be 0 for every method",
                 fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
                 "name "
                 "it in `allow_absent` of the data config",
@@ -171,10 +167,9 @@ def check_sizes(boxes: Boxes, facts: Mapping[Path, Facts], faults: Faults) -> No
             if (width, height) != one.upright:
                 raise KdepError(
                     f"the image {shown(file)} is {one.upright[0]}x{one.upright[1]}",
-                    expected=f"{width}x{height} as {boxes.path} says",
-                    fix="image and annotations are of different versions: copy both again, or "
-                    "correct "
-                    "width and height in the json if its boxes fit the image",
+                    expected=f"{width}x{height}, the size in {boxes.path}",
+                    fix="copy both again (image and annotations are of different versions), or "
+                    "correct width and height in the json if its boxes fit the image",
                 )
 
 

@@ -41,10 +41,10 @@ def check_others(listing: Listing, faults: Faults) -> None:
         more = f", the first of {count} such files" if count > 1 else ""
         faults.add(
             KdepError(
-                f"the file {shown(listing.root / listing.others[0])} is no image by its suffix"
-                f"{more} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
-                expected="images alone, with the suffix of their format",
-                fix="move it elsewhere, or give an image its suffix",
+                f"the file {shown(listing.root / listing.others[0])} does not have an image "
+                f"suffix{more} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
+                expected="only images, with the suffix of their format",
+                fix="move it elsewhere, or correct its suffix",
             )
         )
 
@@ -63,9 +63,9 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
     if loose := out.classes.pop("", []):
         faults.add(
             KdepError(
-                f"the image {shown(folder / loose[0])} lies in no class folder"
+                f"the image {shown(folder / loose[0])} is not in a class folder"
                 + (f" ({len(loose)} such images)" if len(loose) > 1 else ""),
-                expected=f"one folder for each class below {folder}",
+                expected=f"one folder per class below {folder}",
                 fix="move it into the folder of its class",
             ),
         )
@@ -73,8 +73,7 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
     if empty := [n for n in names if n not in out.classes]:
         faults.add(
             KdepError(
-                f"the class folder {shown(folder / empty[0])} holds no image",
-                expected="one image at least in each class folder",
+                f"the class folder {shown(folder / empty[0])} contains no image",
                 fix="add its images, or move the folder elsewhere",
             )
         )
@@ -83,8 +82,9 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
     if names and all(n.casefold() in SPLIT_WORDS for n in names):
         faults.add(
             KdepError(
-                f"the folders of {folder} are called {listed(names)}: these are splits, no classes",
-                expected="one folder for each class",
+                f"the folders of {folder} are named {listed(names)}, which are splits and not "
+                "classes",
+                expected="one folder per class",
                 fix=remedy,
             )
         )
@@ -93,7 +93,6 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
             KdepError(
                 f"the class folder {shown(folder / bad[0])!r} has spaces around its name or bytes "
                 "that are not UTF-8",
-                expected="a plain name",
                 fix="rename it, in every split",
             )
         )
@@ -112,13 +111,13 @@ def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
             if got is None:
                 raise KdepError(
                     f"the folder {folder} has no class folders with images",
-                    expected="one folder for each class",
+                    expected="one folder per class",
                     fix="correct `classify` in the data config",
                 )
             if len(got.classes) < 2:
                 raise KdepError(
-                    f"the folder {folder} has one class only, {listed(got.classes)}",
-                    expected="two classes at least, or any network gets the full score",
+                    f"the folder {folder} has only one class, {listed(got.classes)}, so any "
+                    "network would get the full score",
                     fix="add the folders of the other classes",
                 )
             splits[split] = got
@@ -158,7 +157,7 @@ def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
         faults.add(
             KdepError(
                 f"the pool {own.pool} has {names}",
-                expected="two class folders at least where pool_labels=True",
+                expected="two or more class folders, because pool_labels=True",
                 fix=f"add the folders of other classes, or {_UNLABELLED}",
             )
         )

@@ -70,16 +70,15 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
             if isinstance(table, dict):
                 got = f"an object with the keys {listed(sorted(table))}" if table else "{}"
             raise KdepError(
-                f"the file {path} holds {got}",
+                f"the file {path} contains {got}",
                 expected="a COCO json: an object with the lists images, annotations and categories",
-                fix="export the boxes as COCO json; captions and key points are other files",
+                fix="export the boxes as COCO json; files of captions or keypoints cannot be used",
             )
         out = Boxes(path, folder)
         for key in ("images", "categories"):
             if not table[key]:
                 raise KdepError(
                     f"the list of {key} in {path} is empty",
-                    expected="one entry at least",
                     fix=f"export the file again with its {key}",
                 )
         categories = _categories(path, table["categories"], out, faults)
@@ -107,14 +106,13 @@ def _entries(
             if not _is_id(given):
                 raise KdepError(
                     f"entry {position} of {kind} in {path} has the id {_shown(given)}",
-                    expected="a whole number or a text",
-                    fix="give each entry an id of its own",
+                    expected="an integer or a string",
+                    fix="give each entry its own id",
                 )
             if given in known:
                 raise KdepError(
                     f"the id {given!r:.40} occurs twice in {kind} of {path}",
-                    expected="unique ids",
-                    fix="number the entries anew (merged files often clash)",
+                    fix="renumber the entries (merged files often have duplicate ids)",
                 )
             known.add(given)
             out.append((given, item))
@@ -129,8 +127,8 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
             faults.add(
                 KdepError(
                     f"the category with id {given!r:.40} in {path} has the name {_shown(name)}",
-                    expected="a text that is not empty, of at most 200 characters",
-                    fix="give the category its name; classes are matched by it",
+                    expected="a string of 1 to 200 characters",
+                    fix="give the category its name; classes are matched by name",
                 ),
                 f"{path} category name",
             )
@@ -143,7 +141,7 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
             KdepError(
                 f"the file {path} has the category name {listed(twice)} more than once "
                 f"(ids {', '.join(ids[:5])})",
-                expected="each name once: classes are matched by name",
+                expected="unique names, because classes are matched by name",
                 fix="rename one, or give its annotations the id of the other and remove its entry",
             )
         )
@@ -162,7 +160,6 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
             if name in out.sizes:
                 raise KdepError(
                     f"{here} has the file_name {name!r} of another image",
-                    expected="each file once",
                     fix="merge the two entries, and give their annotations one image_id",
                 )
             sides = [_whole(item.get(k)) for k in ("width", "height")]
@@ -170,7 +167,7 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
                 got = ", ".join(f"{k} {_shown(item.get(k))}" for k in ("width", "height"))
                 raise KdepError(
                     f"{here} has {got}",
-                    expected="whole numbers of pixels above 0",
+                    expected="integers above 0 (pixels)",
                     fix="write the size of the image file there",
                 )
             out.sizes[name] = (sides[0], sides[1])
@@ -182,15 +179,15 @@ def _file_name(value: Any, here: str) -> str:
     if not _is_text(value):
         raise KdepError(
             f"{here} has the file_name {_shown(value)}",
-            expected="a text: the path of the image below the folder of images",
+            expected="a string: the path of the image below the image folder",
             fix="add the file_name to the entry",
         )
     parts = value.split("/")
     if value.startswith("/") or re.match(r"[A-Za-z]:[\\/]", value) or ".." in parts:
         raise KdepError(
             f"{here} has the file_name {value!r:.120}",
-            expected="a path below the folder of images, without '..'",
-            fix="make it relative to the folder that `images` of the data config names",
+            expected="a path below the image folder, without '..'",
+            fix="make it relative to the folder in `images` of the data config",
         )
     return posixpath.normpath(value)
 
@@ -235,8 +232,8 @@ def _annotations(
             KdepError(
                 f"every box in {path} lies within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
                 expected="[x, y, width, height] in pixels",
-                fix="these look like fractions of the image: multiply x and width by the image's "
-                "width, y and height by its height",
+                fix="multiply x and width by the image's width, y and height by its height: these "
+                "look like fractions of the image",
             )
         )
     out.repeated = len(out.boxes) - len(set(out.boxes))
@@ -278,7 +275,7 @@ def _area(
         raise KdepError(
             f"{here} has the area {_shown(value)}",
             expected=f"square pixels above 0, at most those of its image of {size[0]}x{size[1]}",
-            fix="write width x height of the box there, or leave `area` out",
+            fix="write the box's width x height there, or leave `area` out",
         )
     return float(area)
 

@@ -66,10 +66,10 @@ def _check_own_files(splits: Mapping[str, Masks], own: Own, faults: Faults) -> N
             if other != split and pair not in own.allow_duplicates:
                 faults.add(
                     KdepError(
-                        f"the mask {shown(mask)} of {split} and {shown(known)} of {other} are one "
-                        "file",
-                        expected="masks of its own for each split",
-                        fix="correct the link, or the paths of `masks` in the data config",
+                        f"the mask {shown(mask)} of {split} and {shown(known)} of {other} are the "
+                        "same file",
+                        fix="correct the link, or the paths of `masks` in the data config: each "
+                        "split needs its own masks",
                     ),
                     f"{masks.folder} shared",
                 )
@@ -85,10 +85,9 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         if other := by_mask.get(mask):
             faults.add(
                 KdepError(
-                    f"the images {shown(images / other)} and {shown(images / name)} have one mask, "
-                    f"{shown(folder / mask)}",
-                    expected="a mask of its own for each image",
-                    fix="rename one of the images, and its mask with it",
+                    f"the images {shown(images / other)} and {shown(images / name)} have the same "
+                    f"mask, {shown(folder / mask)}",
+                    fix="rename one of the images, and its mask accordingly",
                 ),
                 f"{images} twins",
             )
@@ -99,7 +98,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
                 KdepError(
                     f"the image {shown(images / name)} has no mask",
                     expected=shown(folder / mask),
-                    fix="masks are PNGs of class numbers, named like their images",
+                    fix="add the mask; masks are PNGs of class numbers, named like their images",
                 ),
                 f"{images} no mask",
             )
@@ -107,7 +106,8 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         out.pairs.append((images / name, folder / mask))
     if not listing.images:
         raise KdepError(
-            f"the folder {images} holds no image", expected="one at least", fix="correct `masks`"
+            f"the folder {images} contains no image",
+            fix="correct `masks` in the data config",
         )
     out.alone = len(there - set(by_mask))
     return out
@@ -152,8 +152,8 @@ def _check_size(image: Path, mask: Path, facts: MaskFacts, images: Mapping[Path,
     if facts.size != one.upright:
         raise KdepError(
             f"the mask {shown(mask)} is {facts.size[0]}x{facts.size[1]}",
-            expected=f"{one.upright[0]}x{one.upright[1]} like its image {shown(image)}",
-            fix="copy both again; a mask may be resized with nearest neighbour only",
+            expected=f"{one.upright[0]}x{one.upright[1]}, the size of its image {shown(image)}",
+            fix="copy both again; if you resize masks, use nearest-neighbour interpolation",
         )
 
 
@@ -161,11 +161,11 @@ def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
     wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= classes and v != IGNORE]
     if wrong and classes:
         raise KdepError(
-            f"the mask {shown(mask)} holds the values {wrong[:12]}",
+            f"the mask {shown(mask)} contains the values {wrong[:12]}",
             expected=f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for "
             "pixels to "
             "ignore",
-            fix="name the missing classes in the data config, or replace these values",
+            fix="add the missing classes to the data config, or replace these values",
         )
 
 
@@ -178,9 +178,10 @@ def _check_palette(
             raise KdepError(
                 f"the value {value} has the colour {colour} in the palette of {shown(mask)} and "
                 f"{known} in that of {shown(first)}",
-                expected="one palette in all masks: a palette made for each file numbers its "
-                "classes anew",
-                fix="save class numbers by colour: the same colour, the same number in every mask",
+                expected="the same palette in all masks (a palette made per file numbers the "
+                "classes differently in each)",
+                fix="convert colours to class numbers with one table: the same colour, the same "
+                "number in every mask",
             )
 
 
@@ -208,9 +209,8 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
         number = own.classes.index(lacking[0])
         faults.add(
             KdepError(
-                f"no pixel of the masks in {folder} is of the class {listed(lacking, 500)} "
-                f"(value {number}), {where}",
-                expected="pixels of every class to train on",
+                f"no pixel of the masks in {folder} has the class {listed(lacking, 500)} (value "
+                f"{number}), {where}",
                 fix=f"{IGNORE} means 'ignore': write {number} where the masks mean {lacking[0]!r}"
                 if binary or (splits["train"].counts[IGNORE] and len(lacking) == 1)
                 else f"correct `classes` or the masks, or name {lacking[0]!r} in `allow_absent` of "
@@ -223,9 +223,8 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
         if len(there) < 2:
             faults.add(
                 KdepError(
-                    f"all labelled pixels of the masks in {masks.folder} are of the class "
-                    f"{listed(there)}",
-                    expected="two classes at least, or any network gets the full score",
+                    f"all labelled pixels of the masks in {masks.folder} have the class "
+                    f"{listed(there)}, so any network would get the full score",
                     fix="add masks with other classes, or correct their values",
                 )
             )
@@ -242,10 +241,9 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
         if other := stems.get(stem):
             faults.add(
                 KdepError(
-                    f"the images {shown(other)} and {shown(image)} come to one name, {stem!r}, "
+                    f"the images {shown(other)} and {shown(image)} get the same name, {stem!r}, "
                     "when folders are joined by '-'",
-                    expected="names that stay different",
-                    fix="rename one of the images, and its mask with it",
+                    fix="rename one of the images, and its mask accordingly",
                 )
             )
             continue

@@ -42,9 +42,9 @@ def check_twins(names: Iterable[str], where: str, remedy: str) -> None:
     if pairs := twins(names):
         shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
         raise KdepError(
-            f"{where} has classes that differ by case, spaces, underscores or Unicode spelling "
-            f"alone: {shown}",
-            expected="each class under one name",
+            f"{where} has classes that differ only by case, spaces, underscores or Unicode form: "
+            f"{shown}",
+            expected="one spelling per class",
             fix=remedy,
         )
 

@@ -68,10 +68,9 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
         if images.resolve() == folder.resolve():
             faults.add(
                 KdepError(
-                    f"the images and the masks of {split} lie in one folder, {images}, where a "
-                    "mask would count as an image",
-                    expected="a folder for the images, and one for the masks",
-                    fix="move the masks into a folder of their own",
+                    f"the images and the masks of {split} are in the same folder, {images}, where "
+                    "a mask would count as an image",
+                    fix="move the masks into their own folder",
                 )
             )
     with faults.collect():
@@ -83,10 +82,9 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
     for part, split, folder in _nested(own):
         faults.add(
             KdepError(
-                f"the folder {folder} is, or lies inside, the folder of another split of `{part}` "
-                f"({split})",
-                expected="a folder of its own for each split",
-                fix="correct the paths in the data config",
+                f"the folder {folder} is the folder of another split of `{part}` ({split}), or "
+                "inside it",
+                fix="give each split its own folder in the data config",
             )
         )
     return own
@@ -108,13 +106,13 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
         raise KdepError(
             f"the path {path} of the data config ({key}) does not exist",
             expected=f"an absolute path, or one relative to ${ROOT}",
-            fix="correct the config",
+            fix="correct the path in the data config",
         )
     if os.path.isdir(path) != folder:
         raise KdepError(
             f"the path {path} of the data config ({key}) is a {'file' if folder else 'folder'}",
             expected="a folder" if folder else "a file",
-            fix="correct the config",
+            fix="correct the path in the data config",
         )
     return path
 
@@ -125,23 +123,21 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
         return []
     if not spec.get("classes"):
         raise KdepError(
-            "the data config has `masks` and no `classes`",
-            expected="the class names by mask value",
-            fix="add classes=['road', ...]; the first is the name of value 0",
+            "the data config has `masks` but no `classes`",
+            fix="add classes=['road', ...]: the class names by mask value, starting with value 0",
         )
     classes = _strings(spec["classes"], "classes")
     if not 2 <= len(classes) <= IGNORE:
         raise KdepError(
-            f"the data config names {len(classes)} classes of masks",
+            f"`classes` in the data config has {len(classes)} names",
             expected=f"2 to {IGNORE}",
-            fix="name the background, value 0, as well",
+            fix="include the name of the background, value 0, too",
         )
     if len(set(classes)) < len(classes):
         twice = sorted({c for c in classes if classes.count(c) > 1})
         raise KdepError(
             f"the data config has the class {listed(twice)} more than once in `classes`",
-            expected="each name once",
-            fix="give each mask value a name of its own",
+            fix="give each mask value its own name",
         )
     check_twins(classes, "`classes` of the data config", "give each class a name of its own")
     return classes
@@ -151,10 +147,9 @@ def check_labels(data: Mapping[str, Any]) -> None:
     """KdepError where `labels`, which plans supervised arms, and `pool_labels` disagree."""
     if data.get("labels", False) and not data.get("pool_labels", False):
         raise KdepError(
-            f"the data {data.get('name')!r} has labels=True and no pool_labels=True: a supervised "
-            "arm would be planned, and the pool would have no labels",
-            expected="both, or neither",
-            fix="set pool_labels=True where the sub-folders of the pool are classes, else "
+            f"the data {data.get('name')!r} has labels=True but not pool_labels=True, so a "
+            "supervised method would find no labels in the pool",
+            fix="set pool_labels=True if the sub-folders of the pool are classes, otherwise "
             "labels=False",
         )
 
@@ -174,10 +169,10 @@ def check_paths(data: Mapping[str, Any]) -> None:
                 other = seen.setdefault(os.path.normpath(path), split)
                 if other != split:
                     raise KdepError(
-                        f"the data config names {path} for two splits of `{part}`: {other} and "
-                        f"{split}",
-                        expected="data of its own for each split: a score on training data says "
-                        "nothing",
+                        f"the data config has the same path {path} for two splits of `{part}`: "
+                        f"{other} and {split}",
+                        expected="different data in each split, because a score on training data "
+                        "is meaningless",
                         fix=f"correct `{part}` in the data config",
                     )
 
@@ -205,19 +200,20 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
         if got != classes:
             same = sorted(got) == sorted(classes)
             raise KdepError(
-                f"the task {task.get('name')!r} names the classes {tuple(got)} in its recipe, and "
-                f"the data {data.get('name')!r} {tuple(classes)}"
-                + (": the same names in another order, so that scores would change names" * same),
-                expected="the same names in the same order: the first is mask value 0",
+                f"the task {task.get('name')!r} has the classes {tuple(got)} in its recipe, but "
+                f"the data {data.get('name')!r} has {tuple(classes)}"
+                + ": the same names in another order, so scores would be printed for the wrong classes"
+                * same,
+                expected="the same names in the same order, starting with mask value 0",
                 fix=f"set classes={tuple(classes)} in the task's recipe, with one colour each in "
                 "its "
                 "palette",
             )
         if len(recipe.get("palette") or classes) != len(classes):
             raise KdepError(
-                f"the task {task.get('name')!r} has {len(recipe['palette'])} colours in its "
-                f"palette for {len(classes)} classes",
-                expected="one colour for each class",
+                f"the task {task.get('name')!r} has a palette of {len(recipe['palette'])} colours "
+                f"for {len(classes)} classes",
+                expected="one colour per class",
                 fix="correct `palette` in the task's recipe",
             )
 
@@ -231,8 +227,8 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
         faults.add(
             KdepError(
                 f"the data config has {part} = {value!r:.60}",
-                expected="one entry for each split: dict(train=..., test=...)",
-                fix="correct the config",
+                expected="one entry per split: dict(train=..., test=...)",
+                fix="correct the data config",
             )
         )
         return []
@@ -245,8 +241,8 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
     if splits and "train" not in {s for s, _ in splits}:
         faults.add(
             KdepError(
-                f"`{part}` of the data config has the splits {listed(s for s, _ in splits)}",
-                expected="'train' among them: the task trains on it",
+                f"`{part}` of the data config has only the splits {listed(s for s, _ in splits)}, "
+                "and the task needs 'train'",
                 fix=f"add `train` to `{part}`",
             )
         )
@@ -259,7 +255,7 @@ def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path
         raise KdepError(
             f"the data config has {key} = {got}",
             expected="dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
-            fix="correct the config",
+            fix="correct the data config",
         )
     first, second = (existing(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
     return first, second
@@ -271,7 +267,7 @@ def _strings(value: Any, key: str) -> list[str]:
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
             expected="a list of names without spaces around them",
-            fix="correct the config",
+            fix="correct the data config",
         )
     return names
 

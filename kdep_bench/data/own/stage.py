@@ -72,7 +72,8 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
     if not parts.pool.images:
         faults.add(
             KdepError(
-                f"the pool {own.pool} holds no image", expected="at least one", fix="correct `pool`"
+                f"the pool {own.pool} contains no image",
+                fix="correct `pool` in the data config",
             )
         )
     parts.classify = class_folders.read_all(own, faults)
