@@ -94,7 +94,8 @@ def check_upright(path: str | Path) -> None:
             f"the image {path} is stored rotated or mirrored (EXIF orientation {orientation}); "
             "some readers turn it and some do not",
             fix="store its pixels upright with "
-            "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check that its boxes and masks still fit",
+            "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check that its boxes and "
+            "masks still fit",
         )
 
 

@@ -637,10 +637,12 @@ def check_turn(file: Path, facts: Facts, width: int, height: int, where: str) ->
         return
     raise KdepError(
         f"the image {file} has the EXIF orientation {facts.orientation}, but {where} has the size "
-        f"{width}x{height}, so it is not known whether its labels belong to the stored pixels ({stored[0]}x{stored[1]}) or to the upright image ({upright[0]}x{upright[1]})",
+        f"{width}x{height}, so it is not known whether its labels belong to the stored pixels "
+        f"({stored[0]}x{stored[1]}) or to the upright image ({upright[0]}x{upright[1]})",
         expected="an image without EXIF orientation",
         fix="check whether the labels fit the upright image; if so, save it with "
-        "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), otherwise save the stored pixels without EXIF; then correct the size in the annotations if it differs",
+        "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), otherwise save the stored pixels "
+        "without EXIF; then correct the size in the annotations if it differs",
     )
 
 

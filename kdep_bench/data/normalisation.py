@@ -89,7 +89,8 @@ def check_recipe(task: Mapping[str, Any]) -> None:
         if value is not None and (_not_three_numbers(value) or list(value) != list(right)):
             raise KdepError(
                 f"the model of task {task.get('name')!r} sets {key} = {value!r:.80} in its "
-                f"data_preprocessor, but every student is normalised with {right}, as in pre-training",
+                f"data_preprocessor, but every student is normalised with {right}, as in "
+                "pre-training",
                 fix=f"remove {key} from data_preprocessor",
             )
 

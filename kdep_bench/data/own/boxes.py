@@ -97,7 +97,8 @@ def _check_files(boxes: Boxes) -> None:
     if unlisted:
         raise KdepError(
             f"{len(unlisted)} of {len(boxes.sizes)} images named in {boxes.path} have a name that "
-            f"is ignored when {boxes.folder} is searched for images, the first is {unlisted[0]}: no image suffix, a hidden file or folder, or a folder of an operating system",
+            f"is ignored when {boxes.folder} is searched for images, the first is {unlisted[0]}: "
+            "no image suffix, a hidden file or folder, or a folder of an operating system",
             expected="names such as a/0.jpg, with the suffix of their format",
             fix="rename the file or folder, and its file_name in the json accordingly",
         )
@@ -147,7 +148,8 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
         faults.add(
             KdepError(
                 f"the file {train.path} has no box of {listed(lacking, 500)} to train on (iscrowd "
-                f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP would be 0 for every method",
+                f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP "
+                "would be 0 for every method",
                 fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
                 "name "
                 "it in `allow_absent` of the data config",

@@ -202,7 +202,7 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
             raise KdepError(
                 f"the task {task.get('name')!r} has the classes {tuple(got)} in its recipe, but "
                 f"the data {data.get('name')!r} has {tuple(classes)}"
-                + ": the same names in another order, so scores would be printed for the wrong classes"
+                + ": the same names in another order, so scores would get wrong names"
                 * same,
                 expected="the same names in the same order, starting with mask value 0",
                 fix=f"set classes={tuple(classes)} in the task's recipe, with one colour each in "
