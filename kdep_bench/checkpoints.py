@@ -26,14 +26,18 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text
 
 _LISTED = 4
-_AGAIN = "get the file again"
+_AGAIN = "download or copy the file again"
 #: First bytes -> what such a file is, and what to do.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "a gzip archive", "unpack it and name the file of weights in it"),
-    (b"BZh", "a bzip2 archive", "unpack it and name the file of weights in it"),
-    (b"\xfd7zXZ", "an xz archive", "unpack it and name the file of weights in it"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it and name the file of weights in it"),
-    (b"7z\xbc\xaf", "a 7z archive", "unpack it and name the file of weights in it"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it and give the path of the weights file in it"),
+    (b"BZh", "a bzip2 archive", "unpack it and give the path of the weights file in it"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it and give the path of the weights file in it"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "a zstd archive",
+        "unpack it and give the path of the weights file in it",
+    ),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it and give the path of the weights file in it"),
     (b"\x89HDF", "an HDF5 file (Keras)", "get the PyTorch or safetensors weights"),
     (b"\x93NUMPY", "a NumPy array", "get the PyTorch or safetensors weights"),
     (b"GGUF", "a GGUF file", "get the PyTorch or safetensors weights"),
@@ -80,8 +84,7 @@ def read_checkpoint(
                 return torch.load(f, map_location=map_location, weights_only=True)
     except MemoryError:
         raise KdepError(
-            f"{what} {path} does not fit into memory",
-            fix="free memory, or use a smaller file",
+            f"{what} {path} does not fit into memory", fix="free memory, or use a smaller file"
         ) from None
     except Exception as e:  # both libraries raise whatever a damaged file makes them meet
         raise _refusal(path, e, what, remedy) from None
@@ -129,27 +132,19 @@ def _head(path: Path, what: str) -> tuple[bytes, int]:
     """(first 512 bytes, size); KdepError for what is no regular file with something in it."""
     try:
         if path.is_dir():
-            raise KdepError(
-                f"{what} {path} is a folder",
-                fix=_in_folder(path),
-            )
+            raise KdepError(f"{what} {path} is a folder", fix=_in_folder(path))
         if not path.exists():
-            raise KdepError(
-                f"{what} {path} does not exist",
-                fix="correct the path",
-            )
+            raise KdepError(f"{what} {path} does not exist", fix="correct the path")
         if not path.is_file():
             raise KdepError(
-                f"{what} {path} is a pipe or device",
-                fix="give the path of a regular file",
+                f"{what} {path} is a pipe or device", fix="give the path of a regular file"
             )
         with path.open("rb") as f:
             head, size = f.read(512), os.fstat(f.fileno()).st_size
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"{what} {path} cannot be read ({reason})",
-            fix="check its permissions",
+            f"{what} {path} cannot be read ({reason})", fix="check its permissions"
         ) from None
     return head, size
 
@@ -159,16 +154,17 @@ def _in_folder(path: Path) -> str:
     with contextlib.suppress(OSError):
         suffixes = {".safetensors", ".pth", ".pt", ".bin"}
         names = sorted(p.name for p in path.iterdir() if p.suffix in suffixes)
-    return f"name the file in it: {', '.join(names[:_LISTED])}" if names else "name the file"
+    return (
+        f"give the path of the file in it: {', '.join(names[:_LISTED])}"
+        if names
+        else "give the path of the weights file"
+    )
 
 
 def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) -> None:
     """KdepError that says what a file is, where its first bytes show that it holds no weights."""
     if size == 0:
-        raise KdepError(
-            f"{what} {path} is empty",
-            fix=remedy,
-        )
+        raise KdepError(f"{what} {path} is empty", fix=remedy)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"version https://git-lfs"):
         raise KdepError(
@@ -196,7 +192,7 @@ def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) 
         _refuse_zip(path, what, remedy)
     elif not is_safetensors(head, size) and not _is_pickle(head):
         json = start[:1] in (b"{", b"[")
-        text = "a JSON text" if json else "a text" if _is_text(head) else "of no known format"
+        text = "a JSON text" if json else "a text" if _is_text(head) else "of an unknown format"
         raise KdepError(
             f"{what} {path} is {text} (it begins with {_begin(head)})",
             expected="a safetensors or torch file",
@@ -242,8 +238,7 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
     text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
-            f"{what} {path} does not fit into memory",
-            fix="free memory, or use a smaller file",
+            f"{what} {path} does not fit into memory", fix="free memory, or use a smaller file"
         )
     if "weights_only" in text or "Weights only" in text:
         if named := _asked_for(path):
@@ -263,10 +258,7 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
             "them",
             fix=remedy,
         )
-    return KdepError(
-        f"{what} {path} cannot be read ({plain_text(e)})",
-        fix=remedy,
-    )
+    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", fix=remedy)
 
 
 def _asked_for(path: Path) -> str | None:

@@ -60,8 +60,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         raise KdepError(
-            f"{path} cannot be written ({e})",
-            fix="free disk space and run again",
+            f"{path} cannot be written ({e})", fix="free disk space and run again"
         ) from None
     finally:
         tmp.unlink(missing_ok=True)

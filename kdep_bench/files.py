@@ -101,20 +101,15 @@ def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
     try:
         return safe_files.read_bytes(path, most, follow=follow)
     except FileNotFoundError:
-        raise KdepError(
-            f"the file {path} does not exist",
-            fix="check its path",
-        ) from None
+        raise KdepError(f"the file {path} does not exist", fix="check its path") from None
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"the file {path} cannot be read ({reason})",
-            fix="check its permissions",
+            f"the file {path} cannot be read ({reason})", fix="check its permissions"
         ) from None
     except MemoryError:
         raise KdepError(
-            f"the file {path} does not fit into memory",
-            fix="free memory, or use a smaller file",
+            f"the file {path} does not fit into memory", fix="free memory, or use a smaller file"
         ) from None
 
 
@@ -142,7 +137,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [k for k, _ in pairs]
         twice = next(k for k in keys if keys.count(k) > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice in one object")
     return value
 
 
@@ -160,7 +155,7 @@ def _bounded(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_depth(value: Any) -> None:

@@ -29,7 +29,7 @@ def import_remedy(error: BaseException, otherwise: str) -> str:
     """
     text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
     if "failed to map segment" in text or "cannot allocate memory" in text:
-        return "the memory ran out: run fewer stages at once (--jobs 1), or raise the memory limit"
+        return "run fewer stages at once (--jobs 1), or raise the memory limit: the memory ran out"
     return otherwise
 
 

@@ -116,7 +116,7 @@ def read_bytes(
     raise KdepError(
         f"the file {os.fspath(path)} has {size} bytes",
         expected=f"at most {limit}",
-        fix="move it elsewhere, and run again",
+        fix="move it elsewhere and run again",
     )
 
 
@@ -143,12 +143,8 @@ def no_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> 
             told += f" to {os.readlink(path)}"
         remedy = "move the folder itself there, or make the whole work dir or results folder a link"
     else:
-        remedy = "move it elsewhere, and run again"
-    return KdepError(
-        told,
-        expected="a folder that is not a link",
-        fix=remedy,
-    )
+        remedy = "move it elsewhere and run again"
+    return KdepError(told, expected="a folder that is not a link", fix=remedy)
 
 
 def is_real_folder(path: str | os.PathLike[str]) -> bool:

@@ -173,8 +173,7 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
         elif arg.required and arg.name not in given:
             raise KdepError(
-                f"{where} lacks the argument {arg.name!r} of {name}",
-                fix="add it to the config",
+                f"{where} lacks the argument {arg.name!r} of {name}", fix="add it to the config"
             )
 
 

@@ -71,7 +71,7 @@ def refusal(path: Path, content: bytes) -> str:
         (zipped({"m/data.pkl": b"", "m/constants.pkl": b"", "m/code/x.py": b""}), "TorchScript"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 99, "is an HDF5 file"),
         (b"\x93NUMPY\x01\0" + b"\0" * 99, "is a NumPy array"),
-        (b"\x00\x01\x02\x03" * 99, "is of no known format"),
+        (b"\x00\x01\x02\x03" * 99, "is of an unknown format"),
         (b"", "is empty"),
         (saved(STATE)[:-100], "is truncated"),
         (saved(STATE, False)[:-100], "cannot be read|not a file of plain weights"),
@@ -122,7 +122,7 @@ def test_folders_pipes_and_absent_files_are_sentences_at_once(tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "model.safetensors").touch()
     for name, words in (
-        ("hf", r"is a folder.*name the file in it: model\.safetensors"),
+        ("hf", r"is a folder.*give the path of the file in it: model\.safetensors"),
         ("pipe", "is a pipe or device"),
         ("none", "does not exist"),
         ("a\0b", "does not exist|cannot be read"),

@@ -22,8 +22,8 @@ def write(tmp_path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"value": 0.1, "value": 0.9}', "'value' stands twice"),
-        ('{"a": {"b": 1, "b": 1}}', "'b' stands twice"),
+        ('{"value": 0.1, "value": 0.9}', "'value' occurs twice"),
+        ('{"a": {"b": 1, "b": 1}}', "'b' occurs twice"),
         (DEEP, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "5000 digits"),
         (b"\xff\xfe{}", "not text in UTF-8"),

@@ -76,9 +76,7 @@ def main() -> int:
                 raise unknown_name("check", name, checks())
         if not args.budget > 0:
             raise KdepError(
-                f"--budget is {args.budget:g}",
-                expected="a positive number",
-                fix="correct --budget",
+                f"--budget is {args.budget:g}", expected="a positive number", fix="correct --budget"
             )
         gpus, machine = _machine(args.device, args.quick)
         result = run_checks(

@@ -35,10 +35,7 @@ def main() -> int:
         student = discover(args.name, args.px)
         path = args.out / f"{student['name']}.py"
         if path.exists():
-            raise KdepError(
-                f"{path} already exists",
-                fix="choose another path with --out",
-            )
+            raise KdepError(f"{path} already exists", fix="choose another path with --out")
         path.write_text(page(student, args.name), encoding="utf-8")
     except KdepError as e:
         print(e, file=sys.stderr)

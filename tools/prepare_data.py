@@ -114,9 +114,7 @@ def _official(args: argparse.Namespace) -> int:
 def _count(text: str) -> int:
     if not text.isdigit():
         raise KdepError(
-            f"--decode is {text!r}",
-            expected="a number, or 'all'",
-            fix="correct --decode",
+            f"--decode is {text!r}", expected="a number, or 'all'", fix="correct --decode"
         )
     return int(text)
 

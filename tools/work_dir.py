@@ -70,8 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
             raise KdepError(
-                f"{folder} is not a results folder: it has no records/",
-                fix="check --results-dir",
+                f"{folder} is not a results folder: it has no records/", fix="check --results-dir"
             )
     # A results folder named on the command line adds to the published ones and replaces none.
     folders = sorted((REPO / "results").glob("*")) + [f.absolute() for f in args.results_dir or []]

@@ -25,10 +25,7 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     """
     records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
     if not records:
-        raise KdepError(
-            f"{results} has no finished record",
-            fix="run that suite first",
-        )
+        raise KdepError(f"{results} has no finished record", fix="run that suite first")
     told = {cache: _outputs(work, cache) for cache in _caches(records)}
     taught = {r.stages["pretrain"]: r.budget.images_seen or 0 for r in records if _caches([r])}
     return {

@@ -38,13 +38,11 @@ def check(venv: Path, prepared: Path, images: int) -> None:
     images do not fill whole batches."""
     if not (venv / "bin/python").exists():
         raise KdepError(
-            f"{venv} is not a virtual environment with lightly-train",
-            fix="run: make lightly",
+            f"{venv} is not a virtual environment with lightly-train", fix="run: make lightly"
         )
     if not (prepared / POOL).is_dir():
         raise KdepError(
-            f"{prepared} has no folder {POOL}",
-            expected="a finished `prepare` stage of `pocket`",
+            f"{prepared} has no folder {POOL}", expected="a finished `prepare` stage of `pocket`"
         )
     here = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
     if images > here or images % BATCH:
@@ -170,9 +168,7 @@ def train_other(
     ran = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
-        raise KdepError(
-            f"lightly-train ended with exit code {ran.returncode} ({end})",
-        )
+        raise KdepError(f"lightly-train ended with exit code {ran.returncode} ({end})")
     return read_strict(root / "result.json")
 
 

@@ -74,10 +74,7 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as e:
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
-        raise KdepError(
-            f"the image {path} is {what} ({e})",
-            fix=_FETCH,
-        ) from None
+        raise KdepError(f"the image {path} is {what} ({e})", fix=_FETCH) from None
     _check_mode(path, facts.mode, alpha)
     return facts
 
@@ -101,24 +98,17 @@ def check_upright(path: str | Path) -> None:
 
 def _check_bytes(path: Path) -> None:
     if not path.is_file():
-        raise KdepError(
-            f"the image {path} does not exist",
-            fix="check the data root",
-        )
+        raise KdepError(f"the image {path} does not exist", fix="check the data root")
     try:
         empty = path.stat().st_size == 0
         with path.open("rb") as f:
             f.read(1)
     except OSError as e:
         raise KdepError(
-            f"the image {path} cannot be read ({e.strerror})",
-            fix="check its permissions",
+            f"the image {path} cannot be read ({e.strerror})", fix="check its permissions"
         ) from None
     if empty:
-        raise KdepError(
-            f"the image {path} is empty (0 bytes)",
-            fix=_FETCH,
-        )
+        raise KdepError(f"the image {path} is empty (0 bytes)", fix=_FETCH)
 
 
 def _check_mode(path: Path, mode: str, alpha: bool) -> None:
@@ -126,7 +116,7 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
         return
     name = {"CMYK": "CMYK", "YCCK": "CMYK", "RGBA": "RGB with alpha", "LA": "grey with alpha"}
     deep = mode.startswith("I") or mode == "F"
-    what = "16-bit or deeper" if deep else name.get(mode, "of an unusual kind")
+    what = "16-bit or deeper" if deep else name.get(mode, "of an unsupported type")
     raise KdepError(
         f"the image {path} is {what} (mode {mode})",
         expected="8-bit RGB or grey",
@@ -164,8 +154,7 @@ def check_coco(
     for key in ("images", "categories"):
         if not table[key]:
             raise KdepError(
-                f"the list {key} in {json_path} is empty",
-                fix="export the annotations again",
+                f"the list {key} in {json_path} is empty", fix="export the annotations again"
             )
     images, _, categories = (_by_id(json_path, key, table[key]) for key in keys)
     for annotation in table["annotations"]:
@@ -253,9 +242,7 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
     area = annotation.get("area")
     if not isinstance(area, number) or not area > 0:
         raise KdepError(
-            f"{here} has the area {area!r}",
-            expected="above 0",
-            fix="recompute it or remove it",
+            f"{here} has the area {area!r}", expected="above 0", fix="recompute it or remove it"
         )
 
 
@@ -264,8 +251,7 @@ def _check_coco_images(
 ) -> int:
     if not folder.is_dir():
         raise KdepError(
-            f"the image folder {folder} of {json_path} does not exist",
-            fix="check the data root",
+            f"the image folder {folder} of {json_path} does not exist", fix="check the data root"
         )
     missing = [i["file_name"] for i in images if not (folder / str(i.get("file_name"))).is_file()]
     if missing:
@@ -398,8 +384,7 @@ def check_image_folder(
     root = Path(root)
     if not root.is_dir():
         raise KdepError(
-            f"the image folder {root} does not exist",
-            expected="a folder of class folders",
+            f"the image folder {root} does not exist", expected="a folder of class folders"
         )
     found = class_names(root)
     with os.scandir(root) as entries:
@@ -411,15 +396,10 @@ def check_image_folder(
         )
     expected = sorted(classes) if classes is not None else found
     if not expected:
-        raise KdepError(
-            f"the folder {root} has no class folders",
-            expected="one folder per class",
-        )
+        raise KdepError(f"the folder {root} has no class folders", expected="one folder per class")
     for name in expected:
         if name not in found:
-            raise KdepError(
-                f"the class folder {root / name} is missing (classes: {expected})",
-            )
+            raise KdepError(f"the class folder {root / name} is missing (classes: {expected})")
     if extra := sorted(set(found) - set(expected)):
         raise KdepError(
             f"the class folder {root / extra[0]} is not among the classes",
@@ -443,10 +423,7 @@ def _check_class(folder: Path, limit: int | None) -> int:
             fix="move it elsewhere, or give it the suffix of its format",
         )
     if not files.images:
-        raise KdepError(
-            f"the class folder {shown(folder)} is empty",
-            fix="add its images",
-        )
+        raise KdepError(f"the class folder {shown(folder)} is empty", fix="add its images")
     for name in files.images[:limit]:
         check_image(folder / name)
     return len(files.images)

@@ -97,7 +97,7 @@ def _download(cache: Path, name: str) -> Path:
             why = updated or _run(["apt-get", *own, "download", name], Path(tmp))
         found = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
         if found is None:
-            raise Unavailable(f"apt-get could not download {name} ({why or 'no file came'})")
+            raise Unavailable(f"apt-get could not download {name} ({why or 'no file was written'})")
         target = cache / found.name.replace("%3a", ":")
         os.replace(found, target)
         return target

@@ -220,8 +220,7 @@ def check_regular(file: Path) -> None:
                 fix="correct the link, or move it out of the folder",
             ) from None
         raise KdepError(
-            f"the image {file} does not exist",
-            fix="check the path in the data config",
+            f"the image {file} does not exist", fix="check the path in the data config"
         ) from None
     except OSError as e:
         raise KdepError(
@@ -231,15 +230,10 @@ def check_regular(file: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
         raise KdepError(
-            f"the image {file} is {kind}",
-            expected="a regular file",
-            fix="move it elsewhere",
+            f"the image {file} is {kind}", expected="a regular file", fix="move it elsewhere"
         )
     if found.st_size == 0:
-        raise KdepError(
-            f"the image {file} is empty (0 bytes)",
-            fix=_FETCH,
-        )
+        raise KdepError(f"the image {file} is empty (0 bytes)", fix=_FETCH)
     if found.st_size > MAX_BYTES:
         raise KdepError(
             f"the image {file} has {found.st_size} bytes",
@@ -253,13 +247,11 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except MemoryError:
         raise KdepError(
-            f"the image {file} does not fit into memory",
-            fix="reduce its size",
+            f"the image {file} does not fit into memory", fix="reduce its size"
         ) from None
     except OSError as e:
         raise KdepError(
-            f"the image {file} cannot be read ({e.strerror})",
-            fix="check its permissions",
+            f"the image {file} cannot be read ({e.strerror})", fix="check its permissions"
         ) from None
 
 
@@ -359,10 +351,7 @@ class _decoding:
             )
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
         reason = str(e).strip() or type(e).__name__
-        return KdepError(
-            f"the image {self.file} is {what} ({reason})",
-            fix=_FETCH,
-        )
+        return KdepError(f"the image {self.file} is {what} ({reason})", fix=_FETCH)
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
@@ -436,14 +425,10 @@ def check_whole(data: bytes, file: Path) -> None:
     """
     if data.startswith(b"\xff\xd8") and not _jpeg_ends(data):
         raise KdepError(
-            f"the image {file} is truncated (a JPEG without its end marker)",
-            fix=_FETCH,
+            f"the image {file} is truncated (a JPEG without its end marker)", fix=_FETCH
         )
     if data.startswith(b"\x89PNG\r\n\x1a\n") and (fault := _png_fault(data)):
-        raise KdepError(
-            f"the image {file} is {fault}",
-            fix=_FETCH,
-        )
+        raise KdepError(f"the image {file} is {fault}", fix=_FETCH)
 
 
 # A first byte that is always the same makes the search 80 times as fast as one of any length.
@@ -541,7 +526,7 @@ def _deep_colour(data: bytes) -> np.ndarray:
     flat = np.frombuffer(data, np.uint8)
     read = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED)
     if read is None or read.dtype != np.uint16:
-        raise ValueError("16 bit in a form that is not read here")
+        raise ValueError("an unsupported 16-bit format")
     return read if read.ndim == 2 else read[..., [2, 1, 0, 3][: read.shape[2]]]
 
 

@@ -97,7 +97,5 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
         )
     if mode not in ("L", "P"):
         raise KdepError(
-            f"the mask {shown(path)} has the mode {mode}",
-            expected=numbers,
-            fix="save it in mode L",
+            f"the mask {shown(path)} has the mode {mode}", expected=numbers, fix="save it in mode L"
         )

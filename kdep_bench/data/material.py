@@ -184,8 +184,7 @@ def _stamps(package: Package) -> Iterator[Cutout]:
                 image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)
                 if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
                     raise KdepError(
-                        f"the cut-out {file} has no 8-bit alpha channel",
-                        expected="an RGBA PNG",
+                        f"the cut-out {file} has no 8-bit alpha channel", expected="an RGBA PNG"
                     )
                 ys, xs = np.nonzero(image[..., 3] > 16)
                 image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
@@ -275,10 +274,7 @@ def _photo(file: Path) -> np.ndarray:
     """Decodes at an eighth to the whole of its size, whichever still exceeds PHOTO_PX."""
     raw = _bytes(file)
     if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
-        raise KdepError(
-            f"the photograph {file} is truncated",
-            fix="reinstall its package",
-        )
+        raise KdepError(f"the photograph {file} is truncated", fix="reinstall its package")
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
         image = decode(raw, str(file), flags)
         if min(image.shape[:2]) >= PHOTO_PX or flags == cv2.IMREAD_COLOR:

@@ -108,7 +108,7 @@ def _not_three_numbers(values: Any) -> str | None:
 
 
 def _refusal(where: str, got: str, fix: str = "") -> KdepError:
-    fix = f"{fix}; the network's publisher states the values" if fix else "correct both"
+    fix = f"{fix}; the correct values are in the network's documentation" if fix else "correct both"
     return KdepError(
         f"{where} normalises with {got}", expected=f"three channels, {_EXAMPLE}", fix=fix
     )

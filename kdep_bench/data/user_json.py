@@ -62,8 +62,7 @@ def read_user_json(path: str | Path) -> Any:
         ) from None
     except ValueError as e:
         raise KdepError(
-            f"the file {path} is not valid JSON ({e})",
-            fix="correct the file, or export it again",
+            f"the file {path} is not valid JSON ({e})", fix="correct the file, or export it again"
         ) from None
 
 
@@ -77,4 +76,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no JSON number")
+    raise ValueError(f"it contains {name}, which is not a JSON number")

@@ -52,8 +52,7 @@ class PowerTemperature(Transform):
         super().__init__()
         if not (T > 0 and n >= 1):
             raise KdepError(
-                f"power temperature scaling has T={T}, n={n}",
-                expected="T > 0 and n >= 1",
+                f"power temperature scaling has T={T}, n={n}", expected="T > 0 and n >= 1"
             )
         self.T, self.n = float(T), float(n)
 

@@ -55,10 +55,7 @@ def make_pack(folder: Path, repo: Path) -> str:
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KdepError(
-            f"the folder {folder} exists and is not empty",
-            fix="choose a new folder",
-        )
+        raise KdepError(f"the folder {folder} exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
     for name in _KEPT:
@@ -74,7 +71,7 @@ def make_pack(folder: Path, repo: Path) -> str:
     if size > MOST_BYTES:
         raise KdepError(f"the pack is {size / 2**20:.1f} MiB",
 expected=f"at most {MOST_BYTES / 2**20:.0f} MiB",
-fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py",)  # fmt: skip
+fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py")  # fmt: skip
     wheels = len(list((folder / "wheels").glob("*.whl")))
     return f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; there: bash {folder.name}/run.sh"
 
@@ -119,7 +116,7 @@ def _wheels(folder: Path, lock: Path) -> None:
         ):
             raise KdepError(
                 f"the wheel {wheel.name} works only on this Python or platform, not on every "
-                f"Python {PYTHON}",
+                f"Python {PYTHON}"
             )
 
 

@@ -18,8 +18,7 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
     """KdepError for no levels, or one that the student or the teacher does not give."""
     if not levels:
         raise KdepError(
-            "an objective on feature maps has no levels",
-            expected="levels={student: teacher}",
+            "an objective on feature maps has no levels", expected="levels={student: teacher}"
         )
     for own, its in levels.items():
         if own not in student_maps:

@@ -53,10 +53,7 @@ class RKD(Objective):
     ) -> None:
         super().__init__()
         if vertices is not None and vertices < 1:
-            raise KdepError(
-                f"RKD has vertices={vertices}",
-                expected="None or a positive number",
-            )
+            raise KdepError(f"RKD has vertices={vertices}", expected="None or a positive number")
         self.distance, self.angle, self.vertices = float(distance), float(angle), vertices
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

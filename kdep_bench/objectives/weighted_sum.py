@@ -31,10 +31,7 @@ class WeightedSum(Objective):
     ) -> None:
         super().__init__()
         if not parts:
-            raise KdepError(
-                "a weighted sum has no parts",
-                fix="add at least one to `parts`",
-            )
+            raise KdepError("a weighted sum has no parts", fix="add at least one to `parts`")
         for name, part in parts.items():
             if set(part) - {"objective", "weight"} or "objective" not in part or "." in name:
                 raise KdepError(

@@ -50,9 +50,7 @@ def _number(value: Any, key: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise KdepError(
-            f"the metric {key} is {value!r}",
-            expected="a finite number",
-            fix="read the stage's log",
+            f"the metric {key} is {value!r}", expected="a finite number", fix="read the stage's log"
         )
     if number == -1.0:  # COCOeval's mark for a group without any ground truth
         raise KdepError(

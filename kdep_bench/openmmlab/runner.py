@@ -110,8 +110,7 @@ def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
         cfg.work_dir = str(work_dir)
     if not cfg.get("work_dir"):
         raise KdepError(
-            "the config has no work_dir",
-            fix="set it to a directory for logs and checkpoints",
+            "the config has no work_dir", fix="set it to a directory for logs and checkpoints"
         )
     out = Path(cfg.work_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +124,7 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
         randomness["seed"] = seed
     if randomness.get("seed") is None:
         raise KdepError(
-            "the run has no seed",
-            fix="pass an integer to build_runner, or set cfg.randomness",
+            "the run has no seed", fix="pass an integer to build_runner, or set cfg.randomness"
         )
     cfg.randomness = randomness
 

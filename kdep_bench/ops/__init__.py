@@ -65,10 +65,7 @@ def backend() -> Literal["compiled", "torchvision"]:
         spec = PathFinder.find_spec("mmcv")
         folders = spec.submodule_search_locations if spec else None
     if folders is None:
-        raise KdepError(
-            "mmcv is not installed",
-            fix="run: pip install mmcv-lite==2.1.0",
-        )
+        raise KdepError("mmcv is not installed", fix="run: pip install mmcv-lite==2.1.0")
     return "compiled" if PathFinder.find_spec(_NAME, list(folders)) else "torchvision"
 
 

@@ -157,8 +157,7 @@ def live_teaching(
     for need, there in has.items():
         if need in wanted and not there:
             raise KdepError(
-                f"the teacher {teacher.name} has no {need}",
-                fix="choose another teacher or method",
+                f"the teacher {teacher.name} has no {need}", fix="choose another teacher or method"
             )
     return Teaching(
         {"pool": str(inputs["images"]), "teacher_px": px},

@@ -95,10 +95,7 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
     names = [c.name for c in made]
     if len(set(names)) < len(names):
         double = next(n for n in names if names.count(n) > 1)
-        raise KdepError(
-            f"two claims are named {double!r}",
-            fix="rename one of them",
-        )
+        raise KdepError(f"two claims are named {double!r}", fix="rename one of them")
     verdicts = []
     for claim in made:
         by_student = [_judge_student(board, claim, s) for s in board.students]

@@ -342,10 +342,7 @@ def _strict(raw: bytes, where: str) -> Any:
         return parse_strict(raw, where)
     except KdepError as e:
         got = f"the record {where} is damaged ({e.problem})"
-        raise KdepError(
-            got,
-            fix=_REMEDY,
-        ) from None
+        raise KdepError(got, fix=_REMEDY) from None
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:

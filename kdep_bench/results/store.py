@@ -227,16 +227,14 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
             record = parse(read_bytes(path, LARGEST_RECORD), name)
             if f"{record.id}.json" != name:
                 # A copy under another name would count one cell twice.
-                got = f"the record {name} is that of {record.id[:120]!r}"
-                remedy = "delete the copy, or give the file its own name again"
+                got = f"the file {name} contains the record {record.id[:120]!r}"
+                remedy = "delete it if it is a copy, otherwise rename it"
                 damaged.append(
                     Damaged(
                         name,
                         str(
                             KdepError(
-                                got,
-                                expected="a file named after the record's id",
-                                fix=remedy,
+                                got, expected="a file named after the record's id", fix=remedy
                             )
                         ),
                     )

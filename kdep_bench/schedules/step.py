@@ -20,10 +20,7 @@ class Step(Schedule):
     ) -> None:
         super().__init__(span, epochs)
         if not values:
-            raise KdepError(
-                "a step schedule has no values",
-                fix="add at least one to `values`",
-            )
+            raise KdepError("a step schedule has no values", fix="add at least one to `values`")
         self.values = [float(v) for v in values]
 
     def at(self, x: float) -> float:

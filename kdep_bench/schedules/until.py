@@ -17,8 +17,7 @@ class Until(Schedule):
         super().__init__(None, epochs)
         if not 0 <= stop <= 1:
             raise KdepError(
-                f"a schedule has stop={stop}",
-                expected="a fraction of the training, 0 to 1",
+                f"a schedule has stop={stop}", expected="a fraction of the training, 0 to 1"
             )
         self.stop, self.value = float(stop), float(value)
 

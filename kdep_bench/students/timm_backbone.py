@@ -58,7 +58,7 @@ class TimmBackbone(BaseModule):
         self.last = len(self._stages)
         self.out_indices = (self.last,) if out_indices is None else tuple(out_indices)
         if not self.out_indices or not set(self.out_indices) <= set(range(self.last + 1)):
-            what = f"some of 0..{self.last}" if self.last else "0: it has no pyramid"
+            what = f"some of 0..{self.last}" if self.last else "0, because it has no pyramid"
             raise KdepError(
                 f"the student's backbone {model} has out_indices {self.out_indices}",
                 expected=what,

@@ -47,15 +47,9 @@ def check_optimizer(config: Json, where: str) -> None:
     """
     kind = config.get("type")
     if not isinstance(kind, str):
-        raise KdepError(
-            f"{where} has no `type`",
-            fix="add it, for example type='SGD'",
-        )
+        raise KdepError(f"{where} has no `type`", fix="add it, for example type='SGD'")
     if "lr" not in config:
-        raise KdepError(
-            f"{where} has no learning rate `lr`",
-            fix="add it, for example lr=0.1",
-        )
+        raise KdepError(f"{where} has no learning rate `lr`", fix="add it, for example lr=0.1")
     path = optimizer_path(kind)
     known = torch_optimizers()
     if path is None and "." not in kind and known:
@@ -132,8 +126,7 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
         ) from None
     if not all(math.isfinite(v) for v in values):
         raise KdepError(
-            f"{where} is infinite or NaN at some step",
-            fix="correct the schedule in that config",
+            f"{where} is infinite or NaN at some step", fix="correct the schedule in that config"
         )
 
 

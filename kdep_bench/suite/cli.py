@@ -147,9 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             value = getattr(args, name)
             if value is not None and value < (1 if name == "jobs" else 0):
                 raise KdepError(
-                    f"--{name} is {value}",
-                    expected="a positive number",
-                    fix=f"correct --{name}",
+                    f"--{name} is {value}", expected="a positive number", fix=f"correct --{name}"
                 )
         _check_budget(args)
         return _run(args, arguments)
@@ -172,16 +170,12 @@ def _check_budget(args: argparse.Namespace) -> None:
             fix="correct --budget-hours",
         )
     if args.fit_budget and budget is None:
-        raise KdepError(
-            "--fit-budget needs --budget-hours",
-            fix="add --budget-hours H",
-        )
+        raise KdepError("--fit-budget needs --budget-hours", fix="add --budget-hours H")
     for name in ("device_rate", "measure_throughput", "count_flops"):
         if getattr(args, name) and not args.dry_run and budget is None:
             option = "--" + name.replace("_", "-")
             raise KdepError(
-                f"{option} works only with --dry-run or --budget-hours",
-                fix="add one of them",
+                f"{option} works only with --dry-run or --budget-hours", fix="add one of them"
             )
 
 

@@ -184,12 +184,7 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
             f"the outputs of the stages of {cell.id} cannot be made into a record "
             f"({type(e).__name__}: {e})"
         )
-        sentence = str(
-            KdepError(
-                got[:2000],
-                fix="run the suite again",
-            )
-        )
+        sentence = str(KdepError(got[:2000], fix="run the suite again"))
     fields = _planned(suite, cell, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
@@ -208,10 +203,7 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
             got = f"the outputs of stage {one} cannot be used: {fault}"
-            sentence = KdepError(
-                got,
-                fix="run the suite again",
-            )
+            sentence = KdepError(got, fix="run the suite again")
             fields.update(status="failed", error=str(sentence), created=_now())
             return record.make(fields)
     transfer = found["transfer"]

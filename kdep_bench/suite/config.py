@@ -471,8 +471,7 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         raise unknown_name(f"key of the {'.'.join([where, *place[:-1]])}", place[-1], fields)
     if fault["type"] == "missing":
         raise KdepError(
-            f"the {where} lacks the key {'.'.join(place)!r}",
-            fix="add it to the config",
+            f"the {where} lacks the key {'.'.join(place)!r}", fix="add it to the config"
         )
     got = fault.get("input")
     raise KdepError(

@@ -268,8 +268,7 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
         found = read_catalogue(file)
         if found is None:
             raise KdepError(
-                f"the file list {file} is damaged",
-                fix="run the suite again with --force prepare",
+                f"the file list {file} is damaged", fix="run the suite again with --force prepare"
             )
         files[number] = found
     return {part: [files[n] for n in some] for part, some in read_strict(path).items()}

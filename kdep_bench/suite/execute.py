@@ -471,33 +471,17 @@ class Pool:
             )
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            hint = "run fewer stages at once (--jobs)" if -code == signal.SIGKILL else log
-            return str(
-                KdepError(
-                    f"{one} was killed by {name}",
-                    fix=hint,
-                )
+            hint = (
+                "if the machine ran out of memory, run fewer stages at once (--jobs)"
+                if -code == signal.SIGKILL
+                else log
             )
+            return str(KdepError(f"{one} was killed by {name}", fix=hint))
         if code == worker.STOPPED:
-            return str(
-                KdepError(
-                    f"{one} was stopped by a SIGTERM from another process",
-                    fix=log,
-                )
-            )
+            return str(KdepError(f"{one} was stopped by a SIGTERM from another process", fix=log))
         if fault:
-            return str(
-                KdepError(
-                    f"{one} ended, but {fault}",
-                    fix=log,
-                )
-            )
-        return str(
-            KdepError(
-                f"{one} ended with exit code {code} and no result",
-                fix=log,
-            )
-        )
+            return str(KdepError(f"{one} ended, but {fault}", fix=log))
+        return str(KdepError(f"{one} ended with exit code {code} and no result", fix=log))
 
     def _look_elsewhere(self, stage: Stage) -> None:
         """Another runner has this stage: takes its result, or the stage, once its lock is free."""

@@ -73,10 +73,7 @@ def survey(
         KdepError: `work` is no folder.
     """
     if not work.is_dir():
-        raise KdepError(
-            f"the work dir {work} does not exist",
-            fix="correct --work-dir",
-        )
+        raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
     found, attempts = {}, []
     for one in os.scandir(work):
         if one.is_dir(follow_symlinks=False):

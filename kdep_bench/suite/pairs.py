@@ -224,8 +224,7 @@ def objective_and_alignment(pair: Pair) -> None:
     """An alignment that no objective reads."""
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
-            f"{pair.name} has `align` but no objective",
-            fix="remove `align`, or add an objective",
+            f"{pair.name} has `align` but no objective", fix="remove `align`, or add an objective"
         )
 
 

@@ -71,9 +71,7 @@ def stated_rate(text: str) -> Rate:
         except ValueError:
             if name[:1].isdigit():
                 raise KdepError(
-                    f"--device-rate is {text!r}",
-                    expected=expected,
-                    fix="correct --device-rate",
+                    f"--device-rate is {text!r}", expected=expected, fix="correct --device-rate"
                 ) from None
             raise unknown_name("device of --device-rate", device, DEVICES) from None
     try:

@@ -220,8 +220,7 @@ def read_stage(out: Path) -> Json | None:
         raise KdepError(f"{os.fspath(out)}/{e.problem}", expected=e.expected, fix=e.fix) from None
     except OSError as e:
         raise KdepError(
-            f"{path} cannot be read ({e.strerror})",
-            fix="correct its permissions",
+            f"{path} cannot be read ({e.strerror})", fix="correct its permissions"
         ) from None
     try:
         if not _whole(raw):
@@ -239,8 +238,7 @@ def read_stage(out: Path) -> Json | None:
         _check_types(record)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise KdepError(
-            f"{path} is damaged ({e})",
-            fix="run the suite again: that stage is rerun",
+            f"{path} is damaged ({e})", fix="run the suite again: that stage is rerun"
         ) from None
     return record
 
@@ -288,8 +286,7 @@ def verify_input(work: Path, one: str) -> str:
     if fault:
         mark_damaged(out)
         raise KdepError(
-            f"the input {one} is damaged: {fault}",
-            fix="run the suite again: that stage is rerun",
+            f"the input {one} is damaged: {fault}", fix="run the suite again: that stage is rerun"
         )
     rest = (record or {}).get("rest")
     if not rest:

@@ -219,12 +219,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         return _fail(attempt, order, sentence_of(e), lock.mine)
     except SystemExit as e:
         said = f"the stage called sys.exit({e.code!r}) instead of returning its outputs"
-        said = str(
-            KdepError(
-                said,
-                fix=f"read its {state.LOG}",
-            )
-        )
+        said = str(KdepError(said, fix=f"read its {state.LOG}"))
         return _fail(attempt, order, said, lock.mine)
     finally:
         if attempt is not None:

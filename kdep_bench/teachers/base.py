@@ -80,8 +80,7 @@ class Teacher(nn.Module, ABC):
         """`images`: [B, 3, H, W] uint8 RGB of any size H = W; the result carries no gradient."""
         if images.dtype != torch.uint8:
             raise KdepError(
-                f"the teacher's input has the type {images.dtype}",
-                expected="uint8 RGB images",
+                f"the teacher's input has the type {images.dtype}", expected="uint8 RGB images"
             )
         x = (images.float() - self.mean) / self.std
         out = self.features(x.contiguous(memory_format=torch.channels_last))

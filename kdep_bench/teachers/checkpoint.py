@@ -90,8 +90,7 @@ def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Modul
         net: Any = MODELS.build({**model, **args, "init_cfg": None})
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"the backbone {dict(model)} cannot be built ({e})",
-            fix="correct `model=`",
+            f"the backbone {dict(model)} cannot be built ({e})", fix="correct `model=`"
         ) from e
     net.init_weights()
     return net

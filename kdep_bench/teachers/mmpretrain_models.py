@@ -42,10 +42,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
     is_file = str(model).endswith(".py")
     if is_file and not Path(model).is_file():
-        raise KdepError(
-            f"the mmpretrain config {model} does not exist",
-            fix="correct `model=`",
-        )
+        raise KdepError(f"the mmpretrain config {model} does not exist", fix="correct `model=`")
     config = Config.fromfile(model) if is_file else zoo_entry(model).config
     classifier = ConfigDict(config.model)
     if classifier.type != "ImageClassifier":
@@ -66,8 +63,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
             net: Any = MODELS.build(holder.model)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"mmpretrain cannot build {model} with {args} ({e})",
-            fix="correct `args=`",
+            f"mmpretrain cannot build {model} with {args} ({e})", fix="correct `args=`"
         ) from e
     net.init_weights()
     return net, "head"

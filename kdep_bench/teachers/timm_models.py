@@ -24,8 +24,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net: Any = timm.create_model(model, pretrained=False, **args)
     except (TypeError, RuntimeError) as e:
         raise KdepError(
-            f"timm cannot build {model} with {args} ({e})",
-            fix="correct `args=`",
+            f"timm cannot build {model} with {args} ({e})", fix="correct `args=`"
         ) from e
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
     if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):

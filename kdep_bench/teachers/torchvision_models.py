@@ -35,8 +35,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net = torchvision.models.get_model(model, weights=None, **args)
     except TypeError as e:
         raise KdepError(
-            f"torchvision cannot build {model} with {args} ({e})",
-            fix="correct `args=`",
+            f"torchvision cannot build {model} with {args} ({e})", fix="correct `args=`"
         ) from e
     path = last_linear(net)
     if not head:
@@ -49,8 +48,7 @@ def last_linear(net: nn.Module) -> str:
     found = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not found:
         raise KdepError(
-            f"{type(net).__name__} has no linear classifier",
-            fix="choose another architecture",
+            f"{type(net).__name__} has no linear classifier", fix="choose another architecture"
         )
     return found[-1]
 

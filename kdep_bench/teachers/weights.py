@@ -105,8 +105,7 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
         return path
     if hub is None:
         raise KdepError(
-            f"teacher {name} has no weights",
-            fix="set `weights=` to the path of a weights file",
+            f"teacher {name} has no weights", fix="set `weights=` to the path of a weights file"
         )
     if hub.local is not None:
         if (start := named_hash(hub.local.name)) and not file_hash(hub.local).startswith(start):
@@ -198,9 +197,7 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, Path)) or not str(path):
         raise KdepError(
-            f"`weights` is {path!r}",
-            expected="the path of a file",
-            fix="correct `weights=`",
+            f"`weights` is {path!r}", expected="the path of a file", fix="correct `weights=`"
         )
     return Path(path).expanduser()
 
@@ -221,8 +218,7 @@ def _check_hash(path: Path, sha256: str | None) -> None:
         got = file_hash(path)
     except OSError as e:
         raise KdepError(
-            f"the weights file {path} cannot be read ({e.strerror})",
-            fix="check its permissions",
+            f"the weights file {path} cannot be read ({e.strerror})", fix="check its permissions"
         ) from None
     if not got.startswith(wanted):
         raise KdepError(
@@ -236,7 +232,7 @@ def _check_hash(path: Path, sha256: str | None) -> None:
 
 def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
     loaded = read_checkpoint(path)
-    where = "at the top"
+    where = "at the top level"
     if isinstance(loaded, Mapping):
         sets = _sets(loaded)
         if key is None and sets and "" not in sets:
@@ -256,7 +252,7 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
     alien = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
     if alien or not loaded:
         told = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(alien.items())[:_LISTED]]
-        what = f"entries that are no tensors ({', '.join(told)})" if alien else "no tensor"
+        what = f"entries that are not tensors ({', '.join(told)})" if alien else "no tensor"
         raise KdepError(
             f"the weights file {path} contains {what} {where}",
             expected="a mapping from names to tensors",

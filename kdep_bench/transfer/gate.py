@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
 
-_REMEDY = "delete the stage directory it lies in and run the suite again"
+_REMEDY = "delete its stage directory and run the suite again"
 _LISTED = 8  # names quoted in a message; the gate's own lists are always whole
 
 
@@ -44,7 +44,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         )
     alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
     if alien or not loaded:
-        what = f"entries that are no tensors ({_names(alien)})" if alien else "no tensor at all"
+        what = f"entries that are not tensors ({_names(alien)})" if alien else "no tensor at all"
         raise KdepError(
             f"the checkpoint {path} contains {what}",
             expected="a flat mapping from names to tensors",
@@ -168,7 +168,9 @@ def _remedy(missing: list[str], unexpected: list[str], mismatched: list[str]) ->
                 prefix = theirs[: -len(ours)]
                 return f"strip the prefix {prefix!r} from the names in the file"
     if missing or unexpected:
-        return "use the student config the file was exported from, or waive names in allow_missing"
+        return (
+            "use the student config the file was exported from, or list the names in allow_missing"
+        )
     if any("values differ" in m for m in mismatched):
         return "look for code that re-initialises or skips the backbone after the file is loaded"
     return "export the backbone from the same student config"

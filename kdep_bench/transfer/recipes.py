@@ -54,10 +54,7 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
         if key in recipe:
             _check_several(recipe[key], annotation, count, where, key)
     if recipe.get("train_share") == 0:
-        raise KdepError(
-            f"{where} has train_share = 0",
-            fix="set it above 0 in the task config",
-        )
+        raise KdepError(f"{where} has train_share = 0", fix="set it above 0 in the task config")
     iters, warmup = recipe.get("iters"), recipe.get("warmup")
     if iters is not None and warmup is not None and not warmup < iters:
         raise KdepError(
@@ -96,9 +93,7 @@ def _check_several(value: Any, annotation: str, count: int | None, where: str, k
     many = "one or more numbers" if count is None else f"{count} numbers"
     if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
         raise KdepError(
-            f"{where} has {key} = {value!r:.60}",
-            expected=many,
-            fix="correct the task config",
+            f"{where} has {key} = {value!r:.60}", expected=many, fix="correct the task config"
         )
     for one in value:
         check_value(annotation, one, where, key)
@@ -125,8 +120,7 @@ def _check_palette(classes: Any, palette: Any, where: str) -> None:
             )
     if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
         raise KdepError(
-            f"{where} lists the class {twice[0]} twice",
-            fix="correct `classes` in the task config",
+            f"{where} lists the class {twice[0]} twice", fix="correct `classes` in the task config"
         )
 
 

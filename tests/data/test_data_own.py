@@ -561,7 +561,7 @@ def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> Non
     assert "is not in a class folder" in refusal(labelled, tmp_path / "a")
     (mine / "pool/loose.jpg").rename(mine / "pool/a/9.jpg")
     (mine / "pool/b").rename(mine / "b")
-    assert "one class only, 'a'" in refusal(labelled, tmp_path / "b")
+    assert "only one class, 'a'" in refusal(labelled, tmp_path / "b")
     assert own.run({"pool": spec["pool"]}, tmp_path / "c")["counts"]["images"] == {"pool": 3}
     (mine / "pool/a").rename(mine / "pool/train")
     (mine / "b").rename(mine / "pool/val")
@@ -796,8 +796,8 @@ def test_an_id_of_another_type_is_told_how_to_be_written(
     spec: Spec, mine: Path, tmp_path: Path
 ) -> None:
     edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
-    assert "write the id as it stands in its own list, 1," in refusal(spec, tmp_path / "a")
+    assert "write the id as in its own list, 1," in refusal(spec, tmp_path / "a")
     edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0))
-    assert "write the id as it stands in its own list, 3," in refusal(spec, tmp_path / "b")
+    assert "write the id as in its own list, 3," in refusal(spec, tmp_path / "b")
     edit(mine / "test.json", lambda t: t["annotations"][1].update(category_id=3))
     own.run(spec, tmp_path / "c")

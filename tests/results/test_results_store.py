@@ -119,4 +119,4 @@ def test_a_copy_of_a_record_under_another_name_is_not_counted_twice(tmp_path):
     found = store.read(tmp_path)
     assert [r.file for r in found.runs] == [path.name]
     assert [d.file for d in found.damaged] == ["copy.json", "pipe.json"]
-    assert "is that of" in found.damaged[0].sentence
+    assert "contains the record" in found.damaged[0].sentence

@@ -103,7 +103,7 @@ def test_faults_of_a_file_are_sentences(tmp_path: Path, state: dict[str, Tensor]
         (state, dict(sha256="XY"), "hex digits"),
         (state, dict(key="ema"), "no set of tensors 'ema'"),
         ({"a": state, "b": state}, {}, "several sets of tensors: a, b"),
-        ({"a": 1, **state}, {}, "no tensors"),
+        ({"a": 1, **state}, {}, "not tensors"),
         ({}, {}, "no tensor"),
         ({"x": _Code()}, {}, "more than plain weights"),
     ]
@@ -116,7 +116,7 @@ def test_faults_of_a_file_are_sentences(tmp_path: Path, state: dict[str, Tensor]
         teacher(cut)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x00" * 20)
-    with pytest.raises(KdepError, match="of no known format"):
+    with pytest.raises(KdepError, match="of an unknown format"):
         teacher(broken)
     with pytest.raises(KdepError, match="does not exist"):
         teacher(tmp_path / "nowhere.pth")

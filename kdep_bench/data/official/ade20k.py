@@ -31,10 +31,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         masks = need_dir(base / "annotations" / split, "the masks of ADEChallengeData2016.zip")
         names = [n.removesuffix(".jpg") for n in list_images(images).images if n.endswith(".jpg")]
         if not names:
-            raise KdepError(
-                f"the folder {images} contains no *.jpg",
-                fix="unpack it again",
-            )
+            raise KdepError(f"the folder {images} contains no *.jpg", fix="unpack it again")
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _images_of(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
@@ -67,10 +64,7 @@ def _check_pair(image: Path, mask: Path) -> None:
     with Image.open(mask) as opened:
         top = int(np.asarray(opened).max())
     if top > CLASSES:
-        raise KdepError(
-            f"the mask {mask} contains the value {top}",
-            expected=f"0..{CLASSES}",
-        )
+        raise KdepError(f"the mask {mask} contains the value {top}", expected=f"0..{CLASSES}")
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -101,10 +101,7 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
             f"the archive {path} has {size} bytes", expected=f"{archive.bytes} bytes", fix=_AGAIN
         )
     if size == 0:
-        raise KdepError(
-            f"the archive {path} is empty (0 bytes)",
-            fix=_AGAIN,
-        )
+        raise KdepError(f"the archive {path} is empty (0 bytes)", fix=_AGAIN)
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
     _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` asks for it next
@@ -156,8 +153,7 @@ def sentences(path: Path) -> Iterator[None]:
         raise (_damaged(path, e) if e.errno is None else disk_error(path, e)) from None
     except MemoryError:
         raise KdepError(
-            f"unpacking {path} needs more memory than there is",
-            fix="free memory and run again",
+            f"unpacking {path} needs more memory than there is", fix="free memory and run again"
         ) from None
     except DAMAGE as e:
         raise _damaged(path, e) from None
@@ -165,10 +161,7 @@ def sentences(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, e: object) -> KdepError:
     text = " ".join(str(e).split())[:200] or type(e).__name__
-    return KdepError(
-        f"the archive {path} is damaged or truncated ({text})",
-        fix=_AGAIN,
-    )
+    return KdepError(f"the archive {path} is damaged or truncated ({text})", fix=_AGAIN)
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
@@ -306,16 +299,10 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
         if rel is None:
             continue
         if str(rel) in names:
-            raise KdepError(
-                f"the archive {path} contains {str(rel)!r} twice",
-                fix=_AGAIN,
-            )
+            raise KdepError(f"the archive {path} contains {str(rel)!r} twice", fix=_AGAIN)
         names[str(rel)] = member.size
     if not names:
-        raise KdepError(
-            f"the archive {path} contains no file",
-            fix=_AGAIN,
-        )
+        raise KdepError(f"the archive {path} contains no file", fix=_AGAIN)
     for name in names:
         if above := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
             raise KdepError(
@@ -343,8 +330,7 @@ def _unpack(
         progress(done, len(names), f"unpacking {path.name}")
     if done != len(names):
         raise KdepError(
-            f"only {done} of {len(names)} files could be read from the archive {path}",
-            fix=_AGAIN,
+            f"only {done} of {len(names)} files could be read from the archive {path}", fix=_AGAIN
         )
     return {"files": done, "bytes": sum(names.values()), "skipped": skipped}
 
@@ -377,10 +363,7 @@ def place(
                 if left
                 else "has more bytes than declared for"
             )
-            raise KdepError(
-                f"the archive {source} {what} {member.name!r}",
-                fix=_AGAIN,
-            )
+            raise KdepError(f"the archive {source} {what} {member.name!r}", fix=_AGAIN)
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)

@@ -193,9 +193,7 @@ def need_file(path: Path, what: str) -> Path:
         )
     if path.stat().st_size == 0:
         raise KdepError(
-            f"the file {path} is empty (0 bytes)",
-            expected=what,
-            fix="unpack its archive again",
+            f"the file {path} is empty (0 bytes)", expected=what, fix="unpack its archive again"
         )
     return path
 
@@ -213,9 +211,7 @@ def lines(path: Path, what: str) -> list[str]:
     found = [x.strip() for x in text.splitlines() if x.strip()]
     if not found:
         raise KdepError(
-            f"the file {path} has no entries",
-            expected=what,
-            fix="unpack its archive again",
+            f"the file {path} has no entries", expected=what, fix="unpack its archive again"
         )
     return found
 

@@ -82,10 +82,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
-        raise KdepError(
-            f"the file {path} has a duplicate image id",
-            fix="download it again",
-        )
+        raise KdepError(f"the file {path} has a duplicate image id", fix="download it again")
     crowds = 0
     for a in table["annotations"]:
         if a["image_id"] not in images or str(a["category_id"]) not in names:

@@ -78,8 +78,7 @@ def _table(path: Path) -> dict[int, str]:
             )
         if int(key) in out:
             raise KdepError(
-                f"the file {path} has the id {key} twice",
-                fix="unpack the archive again",
+                f"the file {path} has the id {key} twice", fix="unpack the archive again"
             )
         out[int(key)] = value
     return out

@@ -27,8 +27,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     names = [n for s in SPLITS for n in parts[s]]
     if len(set(names)) != len(names):
         raise KdepError(
-            f"the splits in {base / 'labels'} share images",
-            fix="unpack the archive again",
+            f"the splits in {base / 'labels'} share images", fix="unpack the archive again"
         )
     need_files(base / "images", names, base / "labels")
     table = _imdb(base / "imdb" / "imdb.mat")
@@ -78,7 +77,7 @@ def _imdb(path: Path) -> dict[str, list]:
         whole = {len(c) for c in columns} == {len(texts)} and set(texts) == {str}
         if whole and all(set(kinds) == {int} for kinds in numbers):
             return table
-        reason = "its columns name, class and set are not of one length, or of other types"
+        reason = "its columns name, class and set have different lengths or wrong types"
     except KdepError:
         raise
     except Exception as e:  # mat4py has an error class of its own that it does not export

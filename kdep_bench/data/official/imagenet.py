@@ -160,16 +160,10 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 )
             images = [one / n for n in list_images(one).images if n.endswith(".JPEG")]
             if not images:
-                raise KdepError(
-                    f"the class folder {one} contains no *.JPEG",
-                    fix="unpack it again",
-                )
+                raise KdepError(f"the class folder {one} contains no *.JPEG", fix="unpack it again")
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
-                raise KdepError(
-                    f"the image {empty} is empty (0 bytes)",
-                    fix="unpack it again",
-                )
+                raise KdepError(f"the image {empty} is empty (0 bytes)", fix="unpack it again")
             files += images
         if split == "val" and [c.name for c in classes] != [
             c.name for c in class_folders(folder / "train")

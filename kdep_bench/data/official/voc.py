@@ -132,7 +132,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 def ids(path: Path) -> list[str]:
     """The image ids of a list; the split files of single classes ('id 1') are refused."""
-    found = lines(path, "a VOC list, one image id a line")
+    found = lines(path, "a VOC list, one image id per line")
     if any(" " in x for x in found):
         raise KdepError(
             f"the list {path} has more than one id in a line ({found[0][:40]!r})",

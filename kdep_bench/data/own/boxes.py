@@ -82,9 +82,9 @@ def _check_files(boxes: Boxes) -> None:
     missing = [n for n in boxes.sizes if not os.path.lexists(boxes.folder / n)]
     if missing:
         hint = (
-            "write / for \\ in the file names"
+            "use / instead of \\ in the file names"
             if "\\" in missing[0]
-            else "check that `images` names the right folder and that all images were copied"
+            else "check that `images` is the right folder and that all images were copied"
         )
         raise KdepError(
             f"{len(missing)} of {len(boxes.sizes)} images named in {boxes.path} are not in "

@@ -150,10 +150,10 @@ def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
     got = read_folders(
         own.pool,
         faults,
-        f"name the folder that holds the classes in `pool`, or {_UNLABELLED}",
+        f"set `pool` to the folder that contains the classes, or {_UNLABELLED}",
     )
     if got is None or len(got.classes) < 2:
-        names = f"one class only, {listed(got.classes)}" if got else "no class folder"
+        names = f"only one class, {listed(got.classes)}" if got else "no class folder"
         faults.add(
             KdepError(
                 f"the pool {own.pool} has {names}",

@@ -291,7 +291,7 @@ def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:
     for known in list(ids)[:1000]:
         text, whole = str(value), isinstance(value, float) and value.is_integer()
         if str(known) in (text, f"{value:.0f}" if whole else text):
-            return f"write the id as it stands in its own list, {known!r}, in all annotations"
+            return f"write the id as in its own list, {known!r}, in all annotations"
     return ""
 
 

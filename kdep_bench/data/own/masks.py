@@ -106,8 +106,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         out.pairs.append((images / name, folder / mask))
     if not listing.images:
         raise KdepError(
-            f"the folder {images} contains no image",
-            fix="correct `masks` in the data config",
+            f"the folder {images} contains no image", fix="correct `masks` in the data config"
         )
     out.alone = len(there - set(by_mask))
     return out
@@ -204,7 +203,7 @@ def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
     lacking = [c for i, c in enumerate(own.classes) if not train[i] and c not in own.allow_absent]
     if lacking:
         elsewhere = [c for c in lacking if total[own.classes.index(c)]]
-        where = "though other splits have it" if elsewhere else "nor has any other split"
+        where = "although other splits have it" if elsewhere else "and no other split has it either"
         binary = len(own.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
         number = own.classes.index(lacking[0])
         faults.add(

@@ -72,8 +72,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
     if not parts.pool.images:
         faults.add(
             KdepError(
-                f"the pool {own.pool} contains no image",
-                fix="correct `pool` in the data config",
+                f"the pool {own.pool} contains no image", fix="correct `pool` in the data config"
             )
         )
     parts.classify = class_folders.read_all(own, faults)
