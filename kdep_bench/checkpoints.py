@@ -118,7 +118,7 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
                 bad[name] = f"has the shape {list(value.shape)} with {stored} bytes of numbers"
                 continue
         if (value.is_floating_point() or value.is_complex()) and not _finite(value):
-            bad[name] = "holds NaN or infinity"
+            bad[name] = "contains NaN or infinity"
     return bad
 
 

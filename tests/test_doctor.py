@@ -85,7 +85,8 @@ def test_a_suite_whose_views_have_no_room_is_told(
         "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
     )
     assert said(300e9).word == "fault"
-    assert "take 385.7 GB, and 300.0 GB are free" in said(300e9).sentence
+    assert "need 385.7 GB of disk space" in said(300e9).sentence
+    assert "only 300.0 GB free" in said(300e9).sentence
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,5 +78,5 @@ def test_every_listed_suffix_is_read_by_the_views(suffix: str, tmp_path: Path) -
 def test_an_image_outside_every_class_folder_is_refused(tmp_path: Path) -> None:
     for name in ("a/1.png", "b/1.png", "2.png"):
         tiny.save(tmp_path / name, tiny.picture(np.random.default_rng(0)))
-    with pytest.raises(KdepError, match=r"2\.png lies in no class folder"):
+    with pytest.raises(KdepError, match=r"2\.png is not in a class folder"):
         check_image_folder(tmp_path)

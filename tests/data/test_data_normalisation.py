@@ -130,5 +130,5 @@ def test_a_recipe_cannot_state_another_normalisation_for_students() -> None:
     check_recipe(task)
     for key, value in (("mean", [0.485, 0.456, 0.406]), ("std", [1.0]), ("std", 1)):
         part.update({"mean": None, "std": None, key: value})
-        with pytest.raises(KdepError, match=f"model of task 'pocket_det' states {key}"):
+        with pytest.raises(KdepError, match=f"model of task 'pocket_det' sets {key}"):
             check_recipe(task)

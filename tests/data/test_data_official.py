@@ -620,7 +620,7 @@ def test_validation_images_of_imagenet_left_flat_are_refused(tmp_path: Path) -> 
     folder = sorted((tmp_path / "imagenet/val").iterdir())[0]
     file = sorted(folder.iterdir())[0]
     file.rename(tmp_path / "imagenet/val/ILSVRC2012_val_00000009.JPEG")
-    refused("imagenet", tmp_path, "00000009.JPEG lies in no class folder")
+    refused("imagenet", tmp_path, "00000009.JPEG is not in a class folder")
 
 
 def test_voc_training_images_in_the_test_list_are_refused(tmp_path: Path) -> None:

@@ -489,7 +489,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "masks of the test of one class": (
         lambda r: each_mask(r / "masks/test", lambda m: np.zeros_like(m)),
         "masks/test",
-        "are of the class 'x'",
+        "have the class 'x'",
         lambda r: _mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
     ),
     "two images of one mask": (
@@ -566,7 +566,7 @@ def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> Non
     (mine / "pool/a").rename(mine / "pool/train")
     (mine / "b").rename(mine / "pool/val")
     text = refusal(labelled, tmp_path / "d")
-    assert "'train', 'val': these are splits, no classes" in text
+    assert "'train', 'val': which are splits and not classes" in text
     (mine / "pool/val").rename(mine / "pool/valley")
     own.run(labelled, tmp_path / "e")
 

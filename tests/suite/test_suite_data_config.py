@@ -51,7 +51,7 @@ def test_recipe_classes_in_another_order_would_swap_scores(classes: list[str], w
 
 
 def test_a_palette_of_fewer_colours_is_refused() -> None:
-    with pytest.raises(KdepError, match="2 colours in its palette for 3 classes"):
+    with pytest.raises(KdepError, match="a palette of 2 colours for 3 classes"):
         plan({}, {"classes": CLASSES, "palette": PALETTE[:2]})
 
 
