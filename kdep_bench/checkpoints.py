@@ -54,7 +54,7 @@ _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.seriali
 def read_checkpoint(
     path: str | Path,
     what: str = "the weights file",
-    remedy: str = _AGAIN,
+    fix: str = _AGAIN,
     map_location: Any = "cpu",
 ) -> Any:
     """The content of a safetensors or torch file.
@@ -62,7 +62,7 @@ def read_checkpoint(
     Args:
         path: the file.
         what: names it in errors.
-        remedy: what to do about a damaged one.
+        fix: what to do about a damaged one.
         map_location: of torch files, see `torch.load`.
 
     Raises:
@@ -72,7 +72,7 @@ def read_checkpoint(
     """
     path = Path(path).expanduser()
     head, size = _head(path, what)
-    _refuse_foreign(path, head, size, what, remedy)
+    _refuse_foreign(path, head, size, what, fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,7 +87,7 @@ def read_checkpoint(
             f"{what} {path} does not fit into memory", fix="free memory, or use a smaller file"
         ) from None
     except Exception as e:  # both libraries raise whatever a damaged file makes them meet
-        raise _refusal(path, e, what, remedy) from None
+        raise _refusal(path, e, what, fix) from None
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -161,10 +161,10 @@ def _in_folder(path: Path) -> str:
     )
 
 
-def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) -> None:
+def _refuse_foreign(path: Path, head: bytes, size: int, what: str, fix: str) -> None:
     """KdepError that says what a file is, where its first bytes show that it holds no weights."""
     if size == 0:
-        raise KdepError(f"{what} {path} is empty", fix=remedy)
+        raise KdepError(f"{what} {path} is empty", fix=fix)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"version https://git-lfs"):
         raise KdepError(
@@ -189,25 +189,25 @@ def _refuse_foreign(path: Path, head: bytes, size: int, what: str, remedy: str) 
             fix="unpack it and give the path of the weights file in it",
         )
     if head.startswith(b"PK"):
-        _refuse_zip(path, what, remedy)
+        _refuse_zip(path, what, fix)
     elif not is_safetensors(head, size) and not _is_pickle(head):
         json = start[:1] in (b"{", b"[")
         text = "a JSON text" if json else "a text" if _is_text(head) else "of an unknown format"
         raise KdepError(
             f"{what} {path} is {text} (it begins with {_begin(head)})",
             expected="a safetensors or torch file",
-            fix="give the path of the weights file itself" if json else remedy,
+            fix="give the path of the weights file itself" if json else fix,
         )
 
 
-def _refuse_zip(path: Path, what: str, remedy: str) -> None:
+def _refuse_zip(path: Path, what: str, fix: str) -> None:
     try:
         with zipfile.ZipFile(path) as z:
             names = z.namelist()
     except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
         raise KdepError(
             f"{what} {path} is truncated ({plain_text(e)})",
-            fix=f"{remedy} (an interrupted download or copy is the usual cause)",
+            fix=f"{fix} (an interrupted download or copy is the usual cause)",
         ) from None
     if any(n.endswith("/constants.pkl") for n in names):
         raise KdepError(
@@ -234,7 +234,7 @@ def _begin(head: bytes) -> str:
     return repr(head[:24])[1:]
 
 
-def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
+def _refusal(path: Path, e: Exception, what: str, fix: str) -> KdepError:
     text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
@@ -256,9 +256,9 @@ def _refusal(path: Path, e: Exception, what: str, remedy: str) -> KdepError:
             + (f" ({found[-1].partition(' was not an allowed')[0][:120]})" if found else ""),
             expected="tensors in plain containers, as torch.save(net.state_dict(), file) writes "
             "them",
-            fix=remedy,
+            fix=fix,
         )
-    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", fix=remedy)
+    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", fix=fix)
 
 
 def _asked_for(path: Path) -> str | None:

@@ -113,7 +113,7 @@ def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
         ) from None
 
 
-def _parse(raw: bytes | str, where: str, strict: bool, remedy: str) -> Any:
+def _parse(raw: bytes | str, where: str, strict: bool, fix: str) -> Any:
     more: dict[str, Any] = dict(parse_float=_bounded, parse_constant=_no_constant) if strict else {}
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
@@ -129,7 +129,7 @@ def _parse(raw: bytes | str, where: str, strict: bool, remedy: str) -> Any:
         got = f"the file {where} is not text in UTF-8 (byte {e.start})"
     except ValueError as e:
         got = f"the file {where} is not valid JSON ({str(e)[:200]})"
-    raise KdepError(got, fix=remedy)
+    raise KdepError(got, fix=fix)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

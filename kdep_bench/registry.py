@@ -21,7 +21,7 @@ def type_path(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def import_remedy(error: BaseException, otherwise: str) -> str:
+def import_fix(error: BaseException, otherwise: str) -> str:
     """What to do about a failed import: free memory where the loader got none, else `otherwise`.
 
     The dynamic loader reports a lack of memory as an ImportError ("failed to map segment from
@@ -43,7 +43,7 @@ def locate(kind: Any) -> Any:
         raise KdepError(
             f"the type {path!r} cannot be imported ({e})",
             expected="the dotted path of a class",
-            fix=import_remedy(e, "correct `type=` in the config"),
+            fix=import_fix(e, "correct `type=` in the config"),
         ) from e
 
 

@@ -141,10 +141,10 @@ def no_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> 
     if stat.S_ISLNK(mode):
         with contextlib.suppress(OSError):
             told += f" to {os.readlink(path)}"
-        remedy = "move the folder itself there, or make the whole work dir or results folder a link"
+        fix = "move the folder itself there, or make the whole work dir or results folder a link"
     else:
-        remedy = "move it elsewhere and run again"
-    return KdepError(told, expected="a folder that is not a link", fix=remedy)
+        fix = "move it elsewhere and run again"
+    return KdepError(told, expected="a folder that is not a link", fix=fix)
 
 
 def is_real_folder(path: str | os.PathLike[str]) -> bool:

@@ -33,7 +33,7 @@ def test_no_full_stop_is_doubled():
 def test_expected_and_fix_cannot_be_exchanged_by_position():
     parts = ("a", "b", "c")
     with pytest.raises(TypeError):
-        KdepError(*parts)
+        KdepError(*parts)  # pyright: ignore[reportCallIssue]
 
 
 def test_control_characters_of_a_file_name_do_not_reach_the_terminal():

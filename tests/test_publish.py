@@ -191,7 +191,7 @@ def test_an_export_that_is_cut_or_missing_is_named_and_the_exit_code_says_so(
     assert "lacks what prepare-" in said.stderr
     assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
     assert command(work, tmp_path / "b", "--partial").returncode == 0
-    assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the remedies
+    assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
     assert command(work, tmp_path / "b", "--only", "nothing").returncode == 2
 
     path = made_export(plan, work, scratch, r18 / PTH)

@@ -1,7 +1,7 @@
 """Checks of image data sets before hours are spent on them: images, COCO, Cityscapes, folders.
 
 Each check raises KdepError for the first fault, naming the file, what was got, what was expected
-and the remedy; when all is well it returns what it counted, so that a caller can show that
+and the fix; when all is well it returns what it counted, so that a caller can show that
 something was looked at.
 """
 
@@ -326,13 +326,13 @@ def _check_pairs(
     images: set[str], masks: set[str], image_dir: Path, mask_dir: Path, suffix: str
 ) -> None:
     if lonely := sorted(images - masks):
-        remedy = "fetch the masks of this split"
+        fix = "fetch the masks of this split"
         if suffix.endswith("labelTrainIds.png") and _stems(mask_dir, "_gtFine_labelIds.png"):
-            remedy = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
+            fix = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
         raise KdepError(
             f"{len(lonely)} images in {image_dir} have no mask, the first is {lonely[0]}",
             expected=f"{mask_dir / (lonely[0] + suffix)}",
-            fix=remedy,
+            fix=fix,
         )
     if lonely := sorted(masks - images):
         raise KdepError(

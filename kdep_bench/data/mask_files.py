@@ -1,4 +1,4 @@
-"""Reads one mask of class numbers; anything else is a sentence with a remedy for its kind."""
+"""Reads one mask of class numbers; anything else is a sentence with a fix for its kind."""
 
 from __future__ import annotations
 

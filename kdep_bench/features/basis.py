@@ -16,7 +16,7 @@ from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
-_REMEDY = "delete that stage folder and run again"
+_FIX = "delete that stage folder and run again"
 
 
 class Basis(nn.Module):
@@ -86,14 +86,14 @@ def open_basis(align_dir: Path) -> Basis:
         raise KdepError(
             f"the alignment in {align_dir} has the shapes {shapes}",
             expected="mean [Dt], components [Dt, Ds], std [Ds]",
-            fix=_REMEDY,
+            fix=_FIX,
         )
     return Basis(mean, components, std, covariance, channels)
 
 
 def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of a file that the align stage wrote; KdepError where one of `names` is not."""
-    stored = read_checkpoint(path, "the alignment", _REMEDY)
+    stored = read_checkpoint(path, "the alignment", _FIX)
     held = stored if isinstance(stored, dict) else {}
     found = {k: v for k, v in held.items() if isinstance(v, Tensor)}
     bad = bad_tensors(found)
@@ -103,6 +103,6 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
         raise KdepError(
             f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
             expected=f"the tensors {', '.join(names)} as the align stage wrote them",
-            fix=_REMEDY,
+            fix=_FIX,
         )
     return found

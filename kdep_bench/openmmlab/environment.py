@@ -156,13 +156,13 @@ def check_versions(scope: str) -> None:
         found = [(name, v) for name in need.distributions if (v := _version(name)) is not None]
         label = " or ".join(need.distributions)
         expected = f"{label} >= {need.at_least}, < {need.below} ({need.why})"
-        remedy = f"run: pip install '{need.install}'"
+        fix = f"run: pip install '{need.install}'"
         if not found:
-            raise KdepError(f"{label} is not installed", expected=expected, fix=remedy)
+            raise KdepError(f"{label} is not installed", expected=expected, fix=fix)
         name, got = found[0]
         # the base version: "2.14.1+cu130" and "2.9.0.dev1" are judged by their release
         if not Version(need.at_least) <= Version(Version(got).base_version) < Version(need.below):
-            raise KdepError(f"{name} {got} is installed", expected=expected, fix=remedy)
+            raise KdepError(f"{name} {got} is installed", expected=expected, fix=fix)
 
 
 def _needs(scope: str) -> tuple[_Need, ...]:

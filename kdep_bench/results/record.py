@@ -245,7 +245,7 @@ class Record(Part):
         return self
 
 
-_REMEDY = "delete the file and rerun its stage"
+_FIX = "delete the file and rerun its stage"
 
 
 def _refusal(where: str, error: ValidationError) -> KdepError:
@@ -259,7 +259,7 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
     return KdepError(
         f"the record {where} is damaged ({text})",
         expected=f"a record of schema {SCHEMA}, or of an older one that this version can read",
-        fix=_REMEDY,
+        fix=_FIX,
     )
 
 
@@ -342,7 +342,7 @@ def _strict(raw: bytes, where: str) -> Any:
         return parse_strict(raw, where)
     except KdepError as e:
         got = f"the record {where} is damaged ({e.problem})"
-        raise KdepError(got, fix=_REMEDY) from None
+        raise KdepError(got, fix=_FIX) from None
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:

@@ -228,15 +228,11 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
             if f"{record.id}.json" != name:
                 # A copy under another name would count one cell twice.
                 got = f"the file {name} contains the record {record.id[:120]!r}"
-                remedy = "delete it if it is a copy, otherwise rename it"
+                fix = "delete it if it is a copy, otherwise rename it"
                 damaged.append(
                     Damaged(
                         name,
-                        str(
-                            KdepError(
-                                got, expected="a file named after the record's id", fix=remedy
-                            )
-                        ),
+                        str(KdepError(got, expected="a file named after the record's id", fix=fix)),
                     )
                 )
                 continue

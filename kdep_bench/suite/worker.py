@@ -33,7 +33,7 @@ from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.devices import check_gpus, show_gpus
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
-from kdep_bench.registry import import_remedy
+from kdep_bench.registry import import_fix
 from kdep_bench.safe_files import is_real_folder, real_folder
 from kdep_bench.suite import data_identity, state, tries
 from kdep_bench.suite.lock import StageLock
@@ -327,7 +327,7 @@ def locate(path: str) -> Callable[..., Any]:
         raise KdepError(
             f"the stage function {path!r} cannot be imported ({e})",
             expected="'module:function'",
-            fix=import_remedy(e, "install what it needs, or correct the table of stage kinds"),
+            fix=import_fix(e, "install what it needs, or correct the table of stage kinds"),
         ) from e
     try:
         inspect.signature(function).bind({}, {}, Path(), None)

@@ -177,7 +177,7 @@ def read_weights(
     return tensors
 
 
-def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
+def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
     """KdepError that names the tensors that cannot be weights; see `bad_tensors`."""
     bad = bad_tensors(tensors)
     if not bad:
@@ -186,11 +186,11 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
     if nan:
         raise KdepError(
             f"{what} contains NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
-            fix=remedy,
+            fix=fix,
         )
     name = next(iter(bad))
     raise KdepError(
-        f"{what}: the tensor {name} {bad[name]}", expected="dense tensors of numbers", fix=remedy
+        f"{what}: the tensor {name} {bad[name]}", expected="dense tensors of numbers", fix=fix
     )
 
 

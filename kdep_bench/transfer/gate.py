@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError
 
-_REMEDY = "delete its stage directory and run the suite again"
+_FIX = "delete its stage directory and run the suite again"
 _LISTED = 8  # names quoted in a message; the gate's own lists are always whole
 
 
@@ -33,14 +33,14 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         KdepError: when the file is absent, empty, damaged, holds other things than tensors, holds
             no tensor at all, or holds a value that is not finite.
     """
-    loaded = read_checkpoint(path, "the checkpoint", _REMEDY)
+    loaded = read_checkpoint(path, "the checkpoint", _FIX)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise KdepError(
             f"the checkpoint {path} contains a {type(loaded).__name__}",
             expected="a mapping from names to tensors",
-            fix=_REMEDY,
+            fix=_FIX,
         )
     alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
     if alien or not loaded:
@@ -48,7 +48,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         raise KdepError(
             f"the checkpoint {path} contains {what}",
             expected="a flat mapping from names to tensors",
-            fix=_REMEDY,
+            fix=_FIX,
         )
     bad = bad_tensors(loaded)
     if nan := [k for k, why in bad.items() if "NaN" in why]:
@@ -61,7 +61,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         raise KdepError(
             f"the checkpoint {path}: {name} {bad[name]}",
             expected="dense tensors of numbers",
-            fix=_REMEDY,
+            fix=_FIX,
         )
     return OrderedDict(loaded)
 
@@ -147,7 +147,7 @@ def check(
         f"only {gate['coverage']:.1%} of the backbone's weights equal the file {path}"
         + (f": {'; '.join(parts)}" if parts else ""),
         expected="100 % of the parameters and buffers",
-        fix=_remedy(missing, unexpected, mismatched),
+        fix=_fix_for(missing, unexpected, mismatched),
     )
 
 
@@ -161,7 +161,7 @@ def _difference(own: Tensor, file: Tensor) -> str:
     return f"{differ} of {own.numel()} values differ" if differ else ""
 
 
-def _remedy(missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
+def _fix_for(missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
     for theirs in unexpected:
         for ours in missing:
             if theirs.endswith("." + ours):

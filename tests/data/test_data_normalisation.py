@@ -63,15 +63,15 @@ def test_the_remedy_works(name: str) -> None:
     mean, std = WRONG[name]
     with pytest.raises(KdepError) as caught:
         check_normalisation(mean, std, "x")
-    remedy = caught.value.fix
-    if "multiply" in remedy:
+    fix = caught.value.fix
+    if "multiply" in fix:
         mean, std = [255 * v for v in mean], [255 * v for v in std]
-    elif "divide" in remedy:
+    elif "divide" in fix:
         mean, std = [v / 255 for v in mean], [v / 255 for v in std]
-    elif "exchanged" in remedy:
+    elif "exchanged" in fix:
         mean, std = std, mean
     else:
-        assert "reverse" in remedy
+        assert "reverse" in fix
         mean, std = mean[::-1], std[::-1]
     check_normalisation(mean, std, "x")
 

@@ -1,4 +1,4 @@
-"""Data of one's own: laid out for the tasks, and each fault a sentence whose remedy works."""
+"""Data of one's own: laid out for the tasks, and each fault a sentence whose fix works."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_paths_relative_to_the_root(
     )
 
 
-# ---- faults, and their remedies followed ----
+# ---- faults, and their fixes followed ----
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -544,14 +544,14 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
 def test_a_fault_names_its_file_and_its_remedy_works(
     name: str, spec: Spec, mine: Path, tmp_path: Path
 ) -> None:
-    fault, file, words, remedy = CASES[name]
+    fault, file, words, fix = CASES[name]
     for split, backup in (("test", "backup.json"), ("train", "backup_train.json")):
         shutil.copy(mine / f"{split}.json", mine / backup)
     fault(mine)
     text = refusal(spec, tmp_path / "a")
     assert file in text
     assert words in text
-    remedy(mine)
+    fix(mine)
     own.run(spec, tmp_path / "b")
 
 

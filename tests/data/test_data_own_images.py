@@ -117,7 +117,7 @@ def test_one_image_in_the_json_of_two_splits_is_refused(
     spec["coco"]["test"]["images"] = spec["coco"]["train"]["images"]
     with pytest.raises(KdepError, match=f"share 3 image files, such as {mine}/train/0.jpg"):
         own.run(spec, tmp_path / "out")
-    allowed = {**spec, "allow_duplicates": [["coco/train", "coco/test"]]}  # the remedy
+    allowed = {**spec, "allow_duplicates": [["coco/train", "coco/test"]]}  # the fix
     assert "detect" not in own.run(allowed, tmp_path / "again")["task_notes"]
 
 

@@ -55,15 +55,13 @@ def test_a_bad_record_is_refused_with_a_sentence(change, word):
     assert " Fix: " in str(e.value)
 
 
-@pytest.mark.parametrize(
-    ("schema", "remedy"), [(SCHEMA + 1, "update"), (0, "rerun"), ("1", "rerun")]
-)
-def test_a_schema_that_cannot_be_read_is_refused_with_a_sentence(schema, remedy):
+@pytest.mark.parametrize(("schema", "fix"), [(SCHEMA + 1, "update"), (0, "rerun"), ("1", "rerun")])
+def test_a_schema_that_cannot_be_read_is_refused_with_a_sentence(schema, fix):
     raw = json.dumps(fields() | {"schema": schema})
     with pytest.raises(KdepError, match="has the schema version") as e:
         parse(raw, "old.json")
     assert "old.json" in str(e.value)
-    assert remedy in str(e.value)
+    assert fix in str(e.value)
 
 
 def test_a_file_that_names_no_schema_is_refused():

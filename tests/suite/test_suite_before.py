@@ -1,6 +1,6 @@
 """What the data's counts and parts make impossible is refused before anything runs.
 
-Each remedy is followed: the suite changed as the sentence says is accepted.
+Each fix is followed: the suite changed as the sentence says is accepted.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def coco(root: Path, *splits: str) -> dict[str, Any]:
 
 
 def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_path):
-    """'prepare the data again' was the remedy for a part that the config never had."""
+    """'prepare the data again' was the fix for a part that the config never had."""
     data = own(tmp_path, 300)
     said = refusal(build(data=data, tasks=[detection()]))
     assert "has no `coco`" in said

@@ -193,7 +193,7 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     for sentence in outcome.failed.values():
         assert f"the file {mine}/{named.get(edit, 'pool/')}" in sentence
         assert "since it was prepared" in sentence
-    assert run(mine, work)[1].ok  # the remedy: run again
+    assert run(mine, work)[1].ok  # the fix: run again
 
 
 def test_an_edit_while_a_stage_reads_leaves_no_score(mine: Path, tmp_path: Path) -> None:

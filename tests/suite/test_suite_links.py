@@ -63,7 +63,7 @@ def test_a_stage_directory_that_is_a_link_is_refused_and_its_target_kept(work, p
     assert list(outcome.failed) == [one]
     assert "is a link to" in outcome.failed[one]
     assert untouched(photos)
-    (work / one).unlink()  # the remedy: a folder, or nothing, in its place
+    (work / one).unlink()  # the fix: a folder, or nothing, in its place
     assert fakes.run(plan, work).ok
 
 

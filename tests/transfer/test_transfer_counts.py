@@ -58,7 +58,7 @@ def test_an_image_that_only_the_toolkit_counts_is_refused(
     text = apart(sentence, *args)
     folder = (spoilt / "cityscapes" / "leftImg8bit" / "test").resolve()
     assert f"loads 9 images of the split test, but {folder} contains 8" in text
-    for part in ("leftImg8bit", "gtFine"):  # the remedy: move it out
+    for part in ("leftImg8bit", "gtFine"):  # the fix: move it out
         shutil.rmtree(spoilt / "cityscapes" / part / "test" / ".old")
     task = task_config("seg", iters=2, warmup=1)
     assert apart(run_stage, task, *args[1:])["value"] >= 0

@@ -1,4 +1,4 @@
-"""Each remedy of a task's data check is followed, and then the check passes."""
+"""Each fix of a task's data check is followed, and then the check passes."""
 
 from __future__ import annotations
 

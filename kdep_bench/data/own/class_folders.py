@@ -49,13 +49,13 @@ def check_others(listing: Listing, faults: Faults) -> None:
         )
 
 
-def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
+def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
     """The class folders of one folder, with the faults of their names; None without any class.
 
     Args:
         folder: holds one folder per class.
         faults: receives what is wrong.
-        remedy: what to do where the folders directly below are splits and no classes.
+        fix: what to do where the folders directly below are splits and no classes.
     """
     listing = list_images(folder)
     check_others(listing, faults)
@@ -85,7 +85,7 @@ def read_folders(folder: Path, faults: Faults, remedy: str) -> Folders | None:
                 f"the folders of {folder} are named {listed(names)}, which are splits and not "
                 "classes",
                 expected="one folder per class",
-                fix=remedy,
+                fix=fix,
             )
         )
     if bad := [n for n in names if n != n.strip() or n != shown(n)]:

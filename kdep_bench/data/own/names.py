@@ -37,7 +37,7 @@ def twins(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def check_twins(names: Iterable[str], where: str, remedy: str) -> None:
+def check_twins(names: Iterable[str], where: str, fix: str) -> None:
     """KdepError where two classes of `where` have equal `plain` names."""
     if pairs := twins(names):
         shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
@@ -45,7 +45,7 @@ def check_twins(names: Iterable[str], where: str, remedy: str) -> None:
             f"{where} has classes that differ only by case, spaces, underscores or Unicode form: "
             f"{shown}",
             expected="one spelling per class",
-            fix=remedy,
+            fix=fix,
         )
 
 
