@@ -145,10 +145,12 @@ def _prepare(config: Path, out: Path) -> int:
     from kdep_bench.suite.config import read_config
 
     if not config.is_file():
-        raise KdepError(f"the config {config} does not exist", expected="a file in configs/data")
+        raise KdepError(f"the config {config} does not exist", fix="give a file in configs/data")
     spec = read_config(config).get("data")
     if not isinstance(spec, dict):
-        raise KdepError(f"the config {config} defines no `data`", expected="data = dict(...)")
+        raise KdepError(
+            f"the config {config} defines no `data`", fix="write `data = dict(...)` in it"
+        )
     if "type" in spec:
         raise KdepError(
             f"the config {config} is one of official data",

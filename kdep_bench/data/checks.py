@@ -70,7 +70,9 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
         raise KdepError(
-            f"the image {path} is too large ({e})", expected="under 89 megapixels"
+            f"the image {path} is too large ({e})",
+            expected="under 89 megapixels",
+            fix="reduce its size",
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as e:
         what = "truncated" if "truncated" in str(e).lower() else "damaged"
@@ -148,8 +150,9 @@ def check_coco(
     if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in keys):
         found = sorted(table) if isinstance(table, dict) else type(table).__name__
         raise KdepError(
-            f"the file {json_path} holds {found}",
+            f"the file {json_path} contains {found}",
             expected="lists named images, annotations, categories",
+            fix="export the annotations as COCO json",
         )
     for key in ("images", "categories"):
         if not table[key]:
@@ -399,7 +402,10 @@ def check_image_folder(
         raise KdepError(f"the folder {root} has no class folders", expected="one folder per class")
     for name in expected:
         if name not in found:
-            raise KdepError(f"the class folder {root / name} is missing (classes: {expected})")
+            raise KdepError(
+                f"the class folder {root / name} is missing (classes: {expected})",
+                fix="add it, or correct the classes",
+            )
     if extra := sorted(set(found) - set(expected)):
         raise KdepError(
             f"the class folder {root / extra[0]} is not among the classes",

@@ -92,8 +92,9 @@ def run(
     teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(
-            f"the weights of teacher {teacher.name} changed while the cache was computed",
-            expected="frozen weights",
+            f"the weights of teacher {teacher.name} changed while the cache was computed; they "
+            "must stay frozen",
+            fix="correct the teacher's class, so that forward() changes no parameter or buffer",
         )
     spent = [read_strict(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))

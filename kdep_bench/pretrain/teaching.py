@@ -63,8 +63,9 @@ class TeacherSide:
         """KdepError when the live teacher is not what it was at the start."""
         if self.live is not None and self.live.cpu().checksum() != self.checksum:
             raise KdepError(
-                f"the weights of teacher {self.live.name} changed during training",
-                expected="frozen weights",
+                f"the weights of teacher {self.live.name} changed during training; they must stay "
+                "frozen",
+                fix="correct the teacher's class, so that forward() changes no parameter or buffer",
             )
 
 

@@ -598,6 +598,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
             f"seeds.pairs is 'diagonal' but there are {len(seeds.pretrain)} pre-training and "
             f"{len(seeds.transfer)} transfer seeds",
             expected="the same number of both",
+            fix="add seeds, or remove seeds.pairs",
         )
     suite = Suite(
         name=file.name,
@@ -645,6 +646,7 @@ def _shares(shares: list[float]) -> list[float]:
             raise KdepError(
                 f"the suite has the data fraction {share} in `shares`",
                 expected="above 0 and at most 1",
+                fix="correct `shares` in the suite",
             )
     return shares
 
@@ -660,6 +662,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
         raise KdepError(
             f"the suite has teacher = {ref!r:.80}",
             expected="the name of a teacher, or a dict with one name per student",
+            fix="correct `teacher` in the suite",
         )
     for name in ref:
         if name not in wanted:

@@ -64,7 +64,11 @@ def _check_pair(image: Path, mask: Path) -> None:
     with Image.open(mask) as opened:
         top = int(np.asarray(opened).max())
     if top > CLASSES:
-        raise KdepError(f"the mask {mask} contains the value {top}", expected=f"0..{CLASSES}")
+        raise KdepError(
+            f"the mask {mask} contains the value {top}",
+            expected=f"0..{CLASSES}",
+            fix="unpack the archive again",
+        )
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:

@@ -122,7 +122,11 @@ def _pool(source: Path, pool: Path, stage: Path) -> int:
             fix="move it into the folder of its class",
         )
     if not by_class:
-        raise KdepError(f"the pool {source} contains no image", expected="one folder per class")
+        raise KdepError(
+            f"the pool {source} contains no image",
+            expected="one folder per class",
+            fix="correct `pool` in the data config",
+        )
     classes = class_names(source)
     labels = {n: k for k, c in enumerate(classes) for n in by_class.get(c, ())}
     _link(source, pool / "images", stage)

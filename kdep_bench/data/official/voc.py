@@ -173,7 +173,11 @@ def check_xml(path: Path) -> dict[str, int]:
                 fix="correct the name; mmdet would silently skip the object",
             )
         if flag not in (None, "0", "1"):
-            raise KdepError(f"the annotation {path} has difficult={flag!r}", expected="0 or 1")
+            raise KdepError(
+                f"the annotation {path} has difficult={flag!r}",
+                expected="0 or 1",
+                fix="correct the annotation",
+            )
         try:
             x0, y0, x1, y1 = (
                 float(item.findtext(f"bndbox/{k}") or "x") for k in ("xmin", "ymin", "xmax", "ymax")
@@ -182,6 +186,7 @@ def check_xml(path: Path) -> dict[str, int]:
             raise KdepError(
                 f"the bndbox of an object {name} in {path} is incomplete",
                 expected="xmin, ymin, xmax, ymax",
+                fix="correct the annotation",
             ) from None
         # VOC counts pixels from 1; a few official boxes end one beyond the stated size.
         if not (0 <= x0 < x1 <= size["width"] + 1 and 0 <= y0 < y1 <= size["height"] + 1):
@@ -232,6 +237,7 @@ def check_mask(path: Path, image: Path) -> None:
         raise KdepError(
             f"the mask {path} contains the values {wrong[:8]}",
             expected=f"0..{len(CLASSES)} and 255",
+            fix="unpack the archive again",
         )
 
 
