@@ -325,10 +325,10 @@ def mean_square(
     """
     if "cache" not in inputs:
         raise KdepError(
-            f"the method {spec['method']['name']} weighs by the mean square of the teacher's "
-            f"feature, and with a live teacher and no alignment nothing knows it before training",
-            expected="a cache",
-            fix="leave out budget.teacher='live'",
+            f"the loss weight of method {spec['method']['name']} depends on the mean square of "
+            "the teacher's feature, which is unknown before training with a live teacher and no "
+            "alignment",
+            fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = share_of(views.files, spec, inputs)

@@ -316,7 +316,7 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
             value = MIGRATIONS[schema](value)
         except ValueError as e:
             problem = f"the record {where} is damaged ({e})"
-            raise KdepError(problem, fix=_REMEDY) from None
+            raise KdepError(problem, fix=_FIX) from None
         schema += 1
         value["schema"] = schema
     return value

@@ -232,7 +232,7 @@ def test_the_basis_survives_its_file_and_that_of_svd_has_its_old_form(tmp_path: 
     with pytest.raises(KdepError, match="is a text"):
         open_basis(tmp_path / "0")
     for bad, words in (
-        ({**svd, "std": svd["std"].clone().fill_(torch.nan)}, "std holds NaN"),
+        ({**svd, "std": svd["std"].clone().fill_(torch.nan)}, "std contains NaN"),
         ({**svd, "std": svd["std"][:-1]}, "has the shapes"),
         ({k: v for k, v in svd.items() if k != "mean"}, "mean is missing"),
         (list(svd.values()), "mean is missing"),
