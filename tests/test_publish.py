@@ -139,7 +139,7 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
     assert "Apache-2.0" in text
     assert "| labels used in pre-training | no |" in text
     (folder / PTH).write_bytes(b"\0" * (folder / PTH).stat().st_size)
-    with pytest.raises(KdepError, match="not the one its stage exported"):
+    with pytest.raises(KdepError, match="differs from the one that its stage exported"):
         publish(suite, plan, work, tmp_path / "out")
 
 

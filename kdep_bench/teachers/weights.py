@@ -118,8 +118,8 @@ def settle(name: str, weights: str | Path | None, hub: Hub | None, download: boo
     size = f" ({hub.size})" if hub.size else ""
     if not download:
         raise KdepError(
-            f"the weights of teacher {name} are not on this machine, and downloads are off (they "
-            f"come from {hub.where}{size})",
+            f"the weights of teacher {name} are not on this machine; they would be downloaded from "
+            f"{hub.where}{size}",
             fix="set download=True, or set `weights=` to the path of that file",
         )
     try:

@@ -197,7 +197,7 @@ def test_a_file_that_is_being_written_is_refused(
         return real(fd, size) if os.lseek(fd, 0, os.SEEK_CUR) < 1000 else b""
 
     monkeypatch.setattr(content.os, "read", growing)
-    with pytest.raises(KdepError, match=r"1\.png changes while it is read"):
+    with pytest.raises(KdepError, match=r"1\.png changed while it was read"):
         Catalogue(one_file(folder / "a/1.png")).scan()
 
 

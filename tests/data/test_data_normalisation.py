@@ -92,9 +92,9 @@ def test_no_teacher_is_built_with_it() -> None:
 
 
 def test_one_of_the_two_alone_is_refused() -> None:
-    with pytest.raises(KdepError, match="states mean and no std"):
+    with pytest.raises(KdepError, match="has mean but no std"):
         check_stated({"name": "x", "mean": MEAN})
-    with pytest.raises(KdepError, match="states std and no mean"):
+    with pytest.raises(KdepError, match="has std but no mean"):
         check_stated({"name": "x", "std": STD, "mean": None})
     check_stated({"name": "x"})
 

@@ -106,7 +106,7 @@ def test_an_over_confident_teacher_is_reported_once():
     [
         (lambda: LogitKD(C, C, tau=0.0), "tau=0"),
         (lambda: LogitKDWithLabels(C, C, C, alpha=1.5), "alpha=1.5"),
-        (lambda: LogitKDWithLabels(C, 1000, 3), "3 classes and the teacher 1000"),
+        (lambda: LogitKDWithLabels(C, 1000, 3), "3 classes and the teacher has 1000"),
     ],
 )
 def test_impossible_settings_are_refused(make: Any, says: str):

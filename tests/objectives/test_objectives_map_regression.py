@@ -169,7 +169,7 @@ def test_signed_pairs_of_a_pooled_feature():
     a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
     assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
     torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
-    with pytest.raises(KdepError, match="even number"):
+    with pytest.raises(KdepError, match="odd number"):
         SignedPairs()(a[:, :3])
 
 
@@ -188,7 +188,7 @@ def test_a_level_wider_in_the_student_is_refused_without_a_policy():
         "levels": {"s16": "a"},
         "sign": "plain",
     }
-    with pytest.raises(KdepError, match="128 wide and map a of the teacher 112"):
+    with pytest.raises(KdepError, match="128 channels and map a of the teacher only 112"):
         check_map_targets(config, {"s16": 128}, {"a": 112}, "kdep_maps")
     check_map_targets(config | {"sign": "pairs"}, {"s16": 128}, {"a": 112}, "kdep_maps")
     for policy in ("zero_pad", "random_rotation", "repeat"):
@@ -223,7 +223,7 @@ def test_too_few_places_for_a_basis_are_refused(tmp_path: Path):
 
 
 def test_moments_that_were_not_fitted_are_refused(tmp_path: Path):
-    with pytest.raises(KdepError, match="moments of map a at 2 x 2"):
+    with pytest.raises(KdepError, match="moments of the teacher's map a at 2 x 2"):
         open_map_moments(tmp_path, "a", 2)
 
 

@@ -85,7 +85,7 @@ def test_a_sum_of_one_part_is_that_part():
 
 
 def test_what_an_objective_asks_for_and_nobody_knows_is_named():
-    with pytest.raises(KdepError, match="asks for target_mean_square, teacher_width"):
+    with pytest.raises(KdepError, match="argument target_mean_square, teacher_width of"):
         build_objective(config(), dict(epochs=1))
 
 

@@ -138,7 +138,7 @@ class Plain(Witness):
 @pytest.mark.parametrize(
     ("pyramid", "says"),
     [
-        ({}, "config has no `pyramid`"),
+        ({}, "has no `pyramid`"),
         (dict(out_indices=(0, 1), channels=(4, 9), strides=(4, 8)), r"level s8 .*\(8, 4, 4\)"),
         (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "unique strides"),
     ],

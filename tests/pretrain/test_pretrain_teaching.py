@@ -161,7 +161,7 @@ def test_of_a_cache_s_maps_an_arm_reads_the_levels_that_it_names(rich: dict[str,
         assert taught.stream == {"cache": str(rich["cache"]), "outputs": names}
         assert taught.facts["teacher_maps"]() == {"last": {"channels": 1280, "stride": 32}}
         assert taught.outputs["teacher_source"] == "cache"
-    with pytest.raises(KdepError, match="holds no maps"):
+    with pytest.raises(KdepError, match="has no maps"):
         cached_teaching(frozenset({"maps"}), {"s8"}, rich["cache"], opened)
     both = cached_teaching(frozenset({"maps", "logits"}), {"last"}, rich["cache"], opened)
     assert sorted(both.stream["outputs"]) == ["logits", "maps.last"]
@@ -205,17 +205,17 @@ def test_a_teacher_without_logits_is_refused_before_training(
     stages: dict[str, Path], tmp_path: Path
 ):
     dumb = {**TEACHER, "type": f"{__name__}.Dumb"}
-    with pytest.raises(KdepError, match="lite0 gives no logits"):
+    with pytest.raises(KdepError, match="lite0 has no logits"):
         cache.run({"teacher": dumb, "outputs": ["logits"]}, stages, tmp_path, silent)
     live = {"views": stages["views"], "images": stages["prepare"]}
-    with pytest.raises(KdepError, match="lite0 gives no logits"):
+    with pytest.raises(KdepError, match="lite0 has no logits"):
         pretrain(tmp_path / "l", live, LOGIT_KD, teacher=dumb)
     told = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=dumb)
     shutil.copytree(stages["cache"], tmp_path / "c")
     write_json(tmp_path / "c" / cache_read.MANIFEST, told)
     with pytest.raises(KdepError, match="cannot be computed from its pooled feature"):
         pretrain(tmp_path / "p", {**stages, "cache": tmp_path / "c"}, LOGIT_KD)
-    with pytest.raises(KdepError, match="holds no maps"):
+    with pytest.raises(KdepError, match="has no maps"):
         pretrain(tmp_path / "m", stages, READ, student=R18)
 
 

@@ -59,7 +59,7 @@ def test_methods_that_differ_in_the_transform_alone_share_one_alignment():
 
 @pytest.mark.parametrize("name", ["kdep", "interpolate", "top_variance", "random_basis"])
 def test_a_wider_student_is_refused_for_every_alignment(name: str):
-    with pytest.raises(KdepError, match="256 wide and the teacher 'narrow' 200"):
+    with pytest.raises(KdepError, match="256 channels and the teacher 'narrow' only 200"):
         plan(name, width=200)
 
 

@@ -139,7 +139,7 @@ def test_a_student_wider_than_its_teacher_needs_a_policy():
     suite = build()
     narrow = {"name": "narrow", "width": 128}
     suite = suite.model_copy(update={"teachers": {"resnet18_w32": narrow}})
-    with pytest.raises(KdepError, match="256 wide and the teacher 'narrow' 128"):
+    with pytest.raises(KdepError, match="256 channels and the teacher 'narrow' only 128"):
         build_plan(suite)
 
 

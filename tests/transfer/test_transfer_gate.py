@@ -138,7 +138,7 @@ def test_wrong_content(content, sentence, tmp_path):
 
 def test_a_pickled_object_is_refused(tmp_path):
     path = save({"w": Path("x")}, tmp_path / "b.pth")
-    with pytest.raises(KdepError, match=r"asks for pathlib\.PosixPath"):
+    with pytest.raises(KdepError, match=r"needs pathlib\.PosixPath"):
         read_tensors(path)
 
 
