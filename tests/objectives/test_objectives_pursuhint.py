@@ -85,7 +85,7 @@ def test_the_levels_hinted_at_are_the_centres_by_depth():
     assert list(Pursuhint(levels, MAPS, MAPS, apart, points=1).levels) == ["s32"]
     assert set(chosen.through) == set(chosen.levels)
     for points in (0, 5):
-        with pytest.raises(KdepError, match="number of hint points is .*, with 4 levels"):
+        with pytest.raises(KdepError, match=r"number of hint points is .*, with 4 levels"):
             Pursuhint(levels, MAPS, MAPS, apart, points=points)
 
 
