@@ -161,9 +161,12 @@ def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) ->
 
     calling = {t.name for t in chosen}
     # A map is as old as its test file; a function renamed since is in none. So then those that call
-    # another function of the file.
+    # another function of the file, and for a constant of a module all: it may be read elsewhere.
     chosen += [
-        t for t in own if t.name not in calling and any(c.startswith(inside) for c in t.calls)
+        t
+        for t in own
+        if t.name not in calling
+        and (not fault.function or any(c.startswith(inside) for c in t.calls))
     ]
 
     def order(t: calls.Test) -> tuple[bool, int, float]:
