@@ -150,10 +150,11 @@ def test_it_opens_offline_fits_the_screen_and_nothing_complains(
 
 def test_a_rich_page_has_every_section(chromium, rich):
     with opening(chromium, rich) as o:
-        wanted = ["Summary", "Claims", "Classification", "Detection", "Segmentation"]
-        wanted += ["Paired differences", "Efficiency", "Alignment", "Noise floor (x100)"]
+        families = ("classification", "detection", "segmentation")
+        wanted = ["Summary", "Claims", *(f"Task family: {f}" for f in families)]
+        wanted += ["Paired differences", "Efficiency", "Alignment", "Seed noise (x100)"]
         wanted += ["Training curves", "Per class", "Sample predictions"]
-        wanted += ["Failed, missing, damaged", "Environment", "Reproduce"]
+        wanted += ["Failed, missing, damaged", "Environment", "Reproduce", "Glossary"]
         assert titles(o.page) == wanted
         assert o.page.locator("nav a").all_text_contents() == wanted
 
@@ -184,10 +185,10 @@ def test_tables_sort_and_holes_stay_last(chromium, rich):
 def test_it_filters_by_words_and_by_student(chromium, rich):
     with opening(chromium, rich) as o:
         page = o.page
-        page.get_by_label("Filter the rows").fill("scratch")
+        page.get_by_label("Filter rows").fill("scratch")
         assert set(column(page, "summary", 1)) == {"scratch"}
         assert " of " in page.locator("#shown").inner_text()
-        page.get_by_label("Filter the rows").fill("")
+        page.get_by_label("Filter rows").fill("")
         page.get_by_label("Student", exact=False).and_(page.locator("select")).select_option(
             "a_second_student"
         )
@@ -269,7 +270,7 @@ def test_hostile_names_are_shown_as_text(chromium, results, name):
         text = page.locator("body").text_content()
         shown = name.replace("\u202e", " ").replace("\n", " ").strip()
         assert ("(10000 characters)" if len(name) > 120 else shown) in text
-        page.get_by_label("Filter the rows").fill(name[:40].strip())
+        page.get_by_label("Filter rows").fill(name[:40].strip())
         assert o.said == []
 
 
