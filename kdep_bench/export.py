@@ -83,7 +83,8 @@ def run(
             and `README.md`, its model card.
 
     Returns:
-        `checksum` (SHA-256 of the file), `coverage` (share of the backbone's elements in it),
+        `checksum` (SHA-256 of the file), `coverage` (fraction of the backbone's parameters and
+        buffers, by element count, that equal the file),
         `tensors`, `parameters` (elements of learnable tensors), `flops` (of one image's forward
         pass at the student's `input_px`), `dropped` (top-level names).
 

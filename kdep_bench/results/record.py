@@ -13,6 +13,7 @@ terms, `budget.learning_rate` only where it is known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -292,6 +293,7 @@ def _from_2(old: dict[str, Any]) -> dict[str, Any]:
 # Schema -> function from plain JSON values of that schema to those of the next; ValueError for
 # values that no version wrote.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+_OLDER = re.compile(rb'"schema"\s*:\s*(?:%b)\b' % b"|".join(b"%d" % k for k in MIGRATIONS))
 
 
 def _migrated(value: Any, where: str) -> dict[str, Any] | None:
@@ -349,6 +351,10 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
     """The record in JSON text, brought up to `SCHEMA`; `where` names it in the KdepError a bad one
     raises."""
     raw = raw.encode(errors="surrogateescape") if isinstance(raw, str) else raw
+    if _OLDER.search(raw):  # spares a validation that an older schema would fail
+        older = _migrated(_strict(raw, where), where)
+        if older is not None:
+            return _brought_up(older, where)
     try:
         record = Record.model_validate_json(raw)
         if "schema_version" in record.model_fields_set:
@@ -365,11 +371,15 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
             expected=f"schema {SCHEMA}",
             fix="rerun its stage",
         )
-    older = _migrated(_strict(raw, where), where)  # only now, see above
+    older = _migrated(_strict(raw, where), where)
     if older is None:
         raise _refusal(where, error)
+    return _brought_up(older, where)
+
+
+def _brought_up(migrated: dict[str, Any], where: str) -> Record:
     try:
-        return Record.model_validate(older)
+        return Record.model_validate(migrated)
     except ValidationError as e:
         raise _refusal(where, e) from None
 

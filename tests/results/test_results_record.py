@@ -174,6 +174,11 @@ def test_damage_names_the_file(raw, tmp_path):
         load(path)
 
 
+def test_a_field_of_the_gate_that_looks_like_an_old_schema_makes_no_old_record():
+    r = record(gate={"coverage": 1.0, "file": {"schema": 1}}, notes=['"schema": 2'])
+    assert parse(dump(r), "r.json") == r
+
+
 def test_the_gate_may_say_more_than_we_know():
     r = record(gate={"coverage": 1.0, "matched": 3, "waived": ["head.*"]})
     assert json.loads(dump(r))["gate"]["waived"] == ["head.*"]
