@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import compare, efficiency, text
+from kdep_bench.results import compare, efficiency, pooled, text
 from kdep_bench.results import statistics as st
 from kdep_bench.results.claim import Claim, Side, make_claim, pick
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
@@ -54,6 +54,13 @@ class Verdict:
     reason: str
     statement: str = ""
     source: str = ""
+    p: float | None = None  # two-sided, of a true value at the threshold; None without an interval
+    limit: str = ""  # what the verdict rests on where that is little: "of one network"
+
+    @property
+    def shown(self) -> str:
+        """The verdict with its limit, for tables."""
+        return f"{self.verdict} ({self.limit})" if self.limit else self.verdict
 
 
 def headlines(verdicts: list[Verdict]) -> list[Verdict]:
@@ -105,7 +112,28 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
         ]
         # One line says that nothing here can test a claim; a line for every student would not.
         verdicts += tested or found[:1] or [_untestable(claim, "", "there are no records")]
-    return verdicts
+    return _corrected(verdicts)
+
+
+def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
+    """Holm's correction over the headlines that rest on an interval: what is supported or refuted
+    alone, but not together with the other claims, is undecided. Cost bounds are no tests."""
+    decided = ("supported", "refuted", "undecided")
+    tests = {(v.name, v.student): v for v in headlines(verdicts) if v.verdict in decided}
+    p_values = {k: v.p for k, v in tests.items() if v.p is not None}
+    adjusted = pooled.holm(p_values)
+    out = []
+    for v in verdicts:
+        p = adjusted.get((v.name, v.student))
+        alone = v is tests.get((v.name, v.student)) and v.verdict in ("supported", "refuted")
+        if alone and p is not None and p >= 1 - st.LEVEL:
+            reason = (
+                f"{v.verdict} if it were the only claim; with Holm's correction for "
+                f"{len(p_values)} claims p = {p:.2g}"
+            )
+            v = replace(v, verdict="undecided", reason=reason)
+        out.append(v)
+    return out
 
 
 def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
@@ -201,9 +229,15 @@ def _rule(low: float | None, high: float | None, threshold: float) -> Ruling:
 def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
     """Seeds that would put the threshold outside the interval with power 0.8, were the mean and
     spread what they look like now."""
-    if est.se is None:
+    if est.se is None or est.df is None:
         return None
-    return st.seeds_needed(est.mean - threshold, est.se * units**0.5)
+    per_seed = max(1.0, est.df / max(1, units - 1))
+    return st.seeds_needed(est.mean - threshold, est.se * units**0.5, df_per_seed=per_seed)
+
+
+def _networks(values: st.Values) -> str:
+    """ "of one network" where every value has the same pre-training seed."""
+    return "of one network" if len({k[0] for k in values}) == 1 else ""
 
 
 def _units(values: st.Values) -> int:
@@ -223,13 +257,12 @@ def _difference(
     assert b is not None
     if a == b:
         return _untestable(claim, student, f"both sides are the same row, {_name(claim.a)}", scope)
-    found = st.mean_over([compare.gaps(board, a, b, c) for c in columns])
+    est, found = compare.estimate(board, a, b, columns)
     ratio = _cost_ratio(board, a, b)
     cost = "—" if ratio is None else f"{ratio:.2f}"
     holes = _holes(board, [a, b], columns)
-    est = st.estimate(found) if found else None
     ruling: Ruling = "undecided"
-    more = None
+    more = p = None
     if holes:
         reason = f"failed or missing seeds in {holes} of the scores, so no mean is computed"
         est = None
@@ -238,8 +271,8 @@ def _difference(
     elif est.low is None:
         reason = "with one seed pair there is no interval"
     else:
-        ruling = _rule(est.low, est.high, claim.margin)
-        reason = f"paired over {est.seeds}"
+        ruling, p = _rule(est.low, est.high, claim.margin), st.p_two_sided(est, claim.margin)
+        reason = f"over {est.seeds}"
         if ruling == "undecided":
             more = _seeds(est, claim.margin, _units(found))
             reason += ": the interval contains the threshold"
@@ -251,7 +284,7 @@ def _difference(
         if ratio is None and ruling == "supported":
             ruling, reason = "undecided", "the cost of one method is unknown"
         elif ratio is not None and ratio > claim.max_cost_ratio:
-            ruling, more = "refuted", None
+            ruling, more, p = "refuted", None, None
             reason = f"the cost is {ratio:.2f} x, teacher cache included"
     return Verdict(
         claim.name,
@@ -266,6 +299,8 @@ def _difference(
         reason,
         claim.statement,
         claim.source,
+        p,
+        _networks(found),
     )
 
 
@@ -325,6 +360,8 @@ def _efficiency(
         reason,
         claim.statement,
         claim.source,
+        None if est.low is None else st.p_two_sided(est, goal_log),
+        _networks(found.log_ratios),
     )
 
 
@@ -373,7 +410,7 @@ def _rank_correlation(
         by = _of_teacher(board, claim, arm)
         means = [c.sign * e.mean for c in columns if (e := board.cell(arm, c).estimate)]
         if by is not None:
-            points.append((by, float(np.mean(means))))
+            points.append((by, float(np.average(means, weights=compare.task_weights(columns)))))
     if len(points) < 2:
         why = f"needs {FEWEST_TEACHERS} teachers with complete results; {len(points)} here"
         return _untestable(claim, student, why, scope)

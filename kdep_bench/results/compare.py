@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from kdep_bench.results import pooled
 from kdep_bench.results import statistics as st
 from kdep_bench.results.table import ArmKey, Board, Column
 
@@ -14,7 +15,11 @@ AGAINST = ("scratch", "supervised", "imagenet")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`arm` - `other` on a task (or the mean over `tasks`), larger is better for `arm`."""
+    """`arm` - `other` on a task (or the mean over `tasks`), larger is better for `arm`.
+
+    `p`: two-sided, of no difference. `adjusted`: the same after Holm's correction (see
+    `difference_table`); None where no table was made.
+    """
 
     arm: ArmKey
     other: ArmKey
@@ -22,15 +27,43 @@ class Difference:
     tasks: int
     pairs: int
     estimate: st.Estimate | None
+    adjusted: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """None where there is no interval."""
+        if self.estimate is None or self.estimate.low is None:
+            return None
+        return st.p_two_sided(self.estimate)
+
+    @property
+    def significant(self) -> bool:
+        """At 5 % after the correction (without one where no table was made)."""
+        p = self.p if self.adjusted is None else self.adjusted
+        return p is not None and p < 1 - st.LEVEL
 
     @property
     def verdict(self) -> str:
         """'better', 'worse', 'not significant' or 'too few seed pairs'."""
-        if self.estimate is None or self.estimate.low is None:
+        if self.estimate is None or self.p is None:
             return "too few seed pairs"
-        if not self.estimate.told_from_zero:
+        if not self.significant:
             return "not significant"
         return "better" if self.estimate.mean > 0 else "worse"
+
+
+def task_weights(columns: Sequence[Column]) -> list[float]:
+    """What each task counts in a mean over tasks: every task family the same, and within a family
+    every task. Five tasks of which three classify would otherwise be a mean over classification."""
+    families = [c.family for c in columns]
+    return [1 / (len(set(families)) * families.count(f)) for f in families]
+
+
+def mean_name(columns: Sequence[Column]) -> str:
+    """ "mean of 5 tasks", and of how many families where they count the same."""
+    families = len({c.family for c in columns})
+    weighting = f" ({families} families, each counts the same)" if families > 1 else ""
+    return f"mean of {len(columns)} tasks{weighting}"
 
 
 def gaps(board: Board, arm: ArmKey, other: ArmKey, column: Column) -> dict[st.Key, float]:
@@ -42,22 +75,73 @@ def gaps(board: Board, arm: ArmKey, other: ArmKey, column: Column) -> dict[st.Ke
     return {k: column.sign * v for k, v in found.items()}
 
 
-def difference(board: Board, arm: ArmKey, other: ArmKey, column: Column) -> Difference:
-    """The paired difference of two rows on one task."""
-    found = gaps(board, arm, other, column)
-    est = st.estimate(found) if found else None
-    return Difference(arm, other, column, 1, len(found), est)
+def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
+    """The model of a student's rows on a task, or on the mean over several tasks (complete rows
+    alone); scores are signed so that large is good. None where it does not apply."""
+    key = (student, tuple(columns))
+    if key not in board.models:
+        signed = [
+            {row: {k: c.sign * v for k, v in values.items()} for row, values in by_row.items()}
+            for c in columns
+            for by_row in [comparable(board, student, c)]
+        ]
+        rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
+        if len(columns) > 1:
+            rows = [row for row in rows if all(board.cell(row, c).complete for c in columns)]
+        weights = task_weights(columns)
+        means = {row: st.mean_over([by_row[row] for by_row in signed], weights) for row in rows}
+        board.models[key] = pooled.fit(means)
+    return board.models[key]
+
+
+def estimate(
+    board: Board, row: ArmKey, reference: ArmKey, columns: Sequence[Column]
+) -> tuple[st.Estimate | None, dict[st.Key, float]]:
+    """row - reference, a mean over `columns` (see `task_weights`), and its paired differences.
+
+    By the model of all rows (see kdep_bench/results/pooled.py) where it contains both and they
+    share two pairs of seeds, else by the pair's differences alone.
+    """
+    paired = st.mean_over([gaps(board, row, reference, c) for c in columns], task_weights(columns))
+    fitted = model(board, row.student, columns) if len(paired) > 1 else None
+    if fitted is not None and row in fitted and reference in fitted:
+        return fitted.difference(row, reference), paired
+    return (st.estimate(paired) if paired else None), paired
+
+
+def difference(board: Board, row: ArmKey, reference: ArmKey, column: Column) -> Difference:
+    """The difference of two rows on one task."""
+    est, paired = estimate(board, row, reference, [column])
+    return Difference(row, reference, column, 1, len(paired), est)
 
 
 def mean_difference(
-    board: Board, arm: ArmKey, other: ArmKey, columns: list[Column]
+    board: Board, row: ArmKey, reference: ArmKey, columns: list[Column]
 ) -> Difference | None:
     """The difference averaged over `columns`, where both rows are complete; else None."""
-    if not columns or any(not board.cell(a, c).complete for a in (arm, other) for c in columns):
+    both = (row, reference)
+    if not columns or any(not board.cell(r, c).complete for r in both for c in columns):
         return None
-    found = st.mean_over([gaps(board, arm, other, c) for c in columns])
-    est = st.estimate(found) if found else None
-    return Difference(arm, other, None, len(columns), len(found), est)
+    est, paired = estimate(board, row, reference, columns)
+    return Difference(row, reference, None, len(columns), len(paired), est)
+
+
+def difference_table(board: Board, student: str) -> list[Difference]:
+    """Every difference that a student's table shows, task by task and the mean over tasks.
+
+    Holm's correction (1979) is made twice: for all means over tasks, which are what a suite is run
+    for, and for all differences on single tasks.
+    """
+    columns, table = columns_of(board, student), []
+    for row, reference in compared(board, student):
+        table += [difference(board, row, reference, c) for c in columns]
+        mean = mean_difference(board, row, reference, columns) if len(columns) > 1 else None
+        table += [mean] if mean else []
+    adjusted: dict[int, float] = {}
+    for means in (True, False):
+        rows = {i: d for i, d in enumerate(table) if (d.column is None) == means}
+        adjusted |= pooled.holm({i: d.p for i, d in rows.items() if d.p is not None})
+    return [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(table)]
 
 
 def compared(board: Board, student: str) -> list[tuple[ArmKey, ArmKey]]:
@@ -91,7 +175,10 @@ def best(board: Board, student: str, column: Column) -> set[ArmKey]:
     cells = comparable(board, student, column)
     if all(len(v) < 2 for v in cells.values()):
         return set()
-    return st.best_set(cells, column.sign)
+    fitted = model(board, student, [column])
+    if fitted is None:
+        return st.best_set(cells, column.sign)
+    return fitted.best() | {a for a in cells if a not in fitted}
 
 
 def complete_rows(board: Board, student: str) -> list[ArmKey]:
@@ -118,9 +205,20 @@ def mean_ranks(board: Board, student: str) -> dict[ArmKey, float]:
 
 def ranks(board: Board, student: str, column: Column) -> dict[ArmKey, tuple[int, int]]:
     """Ranks each row may have on a task."""
-    return st.rank_intervals(comparable(board, student, column), column.sign)
+    values = comparable(board, student, column)
+    fitted = model(board, student, [column])
+    if fitted is None:
+        return st.rank_intervals(values, column.sign)
+    outside = [row for row in values if row not in fitted]  # one seed: they may be anywhere
+    inside = {row: (low, high + len(outside)) for row, (low, high) in fitted.ranks().items()}
+    return inside | {row: (1, len(values)) for row in outside}
 
 
 def noise(board: Board, student: str, column: Column) -> st.Noise | None:
     """Noise floor of a task for a student."""
-    return st.noise_floor([board.values(a, column) for a in board.arms_of(student)])
+    floor = st.noise_floor([board.values(row, column) for row in board.arms_of(student)])
+    fitted = model(board, student, [column])
+    if floor is None or fitted is None:
+        return floor
+    gap = st.smallest_gap((2 * fitted.variance) ** 0.5, floor.n, df=fitted.df)
+    return replace(floor, gap_now=gap)

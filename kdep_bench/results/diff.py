@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdep_bench.errors import KdepError
 from kdep_bench.results import statistics as st
 from kdep_bench.results import text
 from kdep_bench.results.store import read
@@ -97,9 +98,17 @@ def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
     not corrected: of 100 unchanged scores about 5 are called better or worse.
 
     Raises:
-        KdepError: one of the two is no results folder.
+        KdepError: one of the two is no results folder, or holds no record (of the suite).
     """
     old, new = make_board(read(old_dir), suite), make_board(read(new_dir), suite)
+    for folder, board in ((old_dir, old), (new_dir, new)):
+        if not board.runs and not board.damaged:
+            named = f" of the suite {suite}" if suite else ""
+            raise KdepError(
+                f"{folder} contains no records{named}",
+                expected="a results folder with records/*.json",
+                fix="name the folder that a suite has published into, as results/pocket",
+            )
     both, gone, come = changes(old, new)
     moved = [c for c in both if not c.word.startswith("same")]
     lines = [f"{len(both)} scores in both, {len(both) - len(moved)} of them the same."]

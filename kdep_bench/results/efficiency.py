@@ -11,7 +11,7 @@ import numpy as np
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.results import statistics as st
 from kdep_bench.results.claim import Axis
-from kdep_bench.results.compare import columns_of, complete_rows
+from kdep_bench.results.compare import columns_of, complete_rows, task_weights
 from kdep_bench.results.table import ArmKey, Board, Column, arm_facts
 
 AXES: dict[Axis, str] = {
@@ -98,7 +98,8 @@ def saving(
     arms = sorted(amounts, key=lambda a: (amounts[a], a.order()))
     if reference is None or len({amounts[a] for a in arms}) < 2:
         return None
-    scores = [st.mean_over([_signed(board, a, c) for c in columns]) for a in [*arms, goal]]
+    weights = task_weights(columns)
+    scores = [st.mean_over([_signed(board, a, c) for c in columns], weights) for a in [*arms, goal]]
     if not set(scores[0]).intersection(*scores[1:]):
         return None
     reached = reaches([math.log(amounts[a]) for a in arms], scores[:-1], scores[-1], margin)

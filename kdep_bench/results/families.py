@@ -142,7 +142,7 @@ def strength(board: Board, arms: Iterable[ArmKey], other: str) -> Strength:
     A seed pair counts where every one of these differences has it. An arm of `other`, one with no
     counterpart and one whose counterpart has a hole count for nothing.
     """
-    every, methods = [], 0
+    every, weights, methods = [], [], 0
     for arm in arms:
         columns = compare.columns_of(board, arm.student)
         one = board.counterpart(arm, other)
@@ -151,7 +151,8 @@ def strength(board: Board, arms: Iterable[ArmKey], other: str) -> Strength:
         if all(board.cell(one, c).complete for c in columns):
             methods += 1
             every += [compare.gaps(board, arm, one, c) for c in columns]
-    found = st.mean_over(every)
+            weights += compare.task_weights(columns)
+    found = st.mean_over(every, weights)
     return Strength(methods, st.estimate(found) if found else None)
 
 

@@ -183,22 +183,31 @@ TERMS = (
     ),
     Term(
         "interval",
-        "95 % confidence interval over the seeds that were run: Student's t below 50 values, BCa "
-        "bootstrap from 50 to 300; clustered where pre-training and transfer seeds cross. Another "
-        "test set is not covered.",
+        "95 % confidence interval over the seeds that were run. Of a mean: Student's t below 50 "
+        "values, BCa bootstrap from 50 to 300. Of a difference: Student's t with the spread of all "
+        "methods of the task, or the pair's own where that is larger. Clustered where pre-training "
+        "and transfer seeds cross. Another test set is not covered.",
         ("low95", "high95", "measured", "mean difference"),
     ),
     Term(
         "better, worse, not significant",
-        "Result of a paired comparison: the 95 % interval of the mean difference is above 0, is "
-        "below 0, or contains 0. Too few seed pairs: there is no interval.",
-        ("result", "comparison", "mean difference to kdep", "mean difference to scratch"),
+        "Result of a comparison: the mean difference is above or below 0 with p (Holm) below 0.05, "
+        "or not. p (Holm): two-sided p value, corrected (Holm 1979) for all means over tasks of "
+        "the student, or for all its differences on single tasks. Too few seed pairs: no p value.",
+        (
+            "result",
+            "p (Holm)",
+            "comparison",
+            "mean difference to kdep",
+            "mean difference to scratch",
+        ),
     ),
     Term(
         "among the best",
-        "The best mean of a task and every method not significantly worse (one-sided paired "
-        "t-tests, Bonferroni-corrected, alpha 0.05). Summary: in how many tasks. rank_best and "
-        "rank_worst: the ranks that paired tests leave possible.",
+        "The best mean of a task and every method not significantly worse (multiple comparisons "
+        "with the best, Hsu 1984): with probability 0.95 the method with the best true mean is "
+        "among them. Summary: in how many tasks. rank_best and rank_worst: the ranks that "
+        "Dunnett's tests leave possible.",
         ("among the best", "among_best", "rank_best", "rank_worst"),
     ),
     Term(
@@ -210,14 +219,16 @@ TERMS = (
     Term(
         "minimum detectable difference",
         "Smallest true paired difference that the present number of independent seeds shows with "
-        "power 0.8. Std. dev. over seeds: pooled over methods.",
+        "power 0.8, before correction. Std. dev. over seeds: pooled over methods.",
         ("minimum detectable difference", "std. dev. over seeds"),
     ),
     Term(
         "claim, verdict",
         "A claim states what must be measured (threshold). Supported or refuted: the whole "
-        "interval is on one side of the threshold, and no task family contradicts. Undecided: "
-        "otherwise. Not testable here: the records lack a method.",
+        "interval is on one side of the threshold, no task family contradicts, and it holds after "
+        "Holm's correction for all claims of the suite. Undecided: otherwise. Of one network: one "
+        "pre-training seed, so another network may differ. Not testable here: the records lack a "
+        "method.",
         ("claim", "verdict", "threshold", "tasks"),
     ),
     Term(

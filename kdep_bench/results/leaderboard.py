@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdep_bench.results import compare, data_notes, efficiency, families, reported, text
+from kdep_bench.results import answer, compare, data_notes, efficiency, families, reported, text
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
 _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
-    "mean of a task and every method not significantly worse (one-sided paired t-tests over seeds, "
-    "Bonferroni-corrected, alpha 0.05); nothing is marked where no method has two seeds. Intervals "
+    "mean of a task and every method not significantly worse (multiple comparisons with the best, "
+    "alpha 0.05, one spread estimated from all methods of the task); nothing is marked where no "
+    "method has two seeds. Intervals "
     "are 95 % confidence intervals over the seeds that were run and do not cover another test set. "
     "A cell names its failed and missing seeds; its row then has no mean rank and no mean over "
     "tasks."
@@ -32,9 +33,11 @@ GLOSSARY_MD = "Terms: [GLOSSARY.md](../../GLOSSARY.md), also at the foot of inde
 MEAN_RANK = "Mean rank over all tasks, among methods with results for every task and seed."
 
 PAIRED = (
-    "Differences are paired by (pre-training seed, transfer seed). Not significant: the 95 % "
-    "interval contains 0. These intervals are not corrected for multiple comparisons; the marking "
-    "of the best is. Two methods can therefore differ here and both be marked."
+    "Differences are paired by (pre-training seed, transfer seed); their spread is estimated from "
+    "all methods of the task. Result: significant if p is below 0.05, corrected (Holm) for all "
+    "means over tasks of this student, or for all its differences on single tasks. Intervals are "
+    "not corrected, so one may exclude 0 where the result is not significant. A mean over tasks "
+    "gives every task family the same weight."
 )
 
 LONG = 60  # rows of differences that are still read one by one
@@ -46,10 +49,10 @@ UNTIMED = (
 
 SAVING = (
     "Reduction factor: the budget of the reference divided by the budget with which the method "
-    "reaches the reference's score (mean over all tasks). For each seed pair it is read off the "
-    "method's curve of score against budget, made monotone and interpolated linearly in the "
-    "logarithm of the budget. 'at least' and 'at most': the score is outside the curve, so the "
-    "factor is a bound."
+    "reaches the reference's score (mean over all tasks, each task family with the same weight). "
+    "For each seed pair it is read off the method's curve of score against budget, made monotone "
+    "and interpolated linearly in the logarithm of the budget. 'at least' and 'at most': the score "
+    "is outside the curve, so the factor is a bound."
 )
 
 
@@ -223,13 +226,10 @@ def difference_rows(
     for owner in view.board.students if student is None else [student]:
         columns = compare.columns_of(view.board, owner)
         names = column_names(columns)
-        for arm, other in compare.compared(view.board, owner):
-            label = f"{view.labels[arm]} - {view.labels[other]}"
-            found = [compare.difference(view.board, arm, other, c) for c in columns]
-            mean = compare.mean_difference(view.board, arm, other, columns)
-            for d in [*found, *([mean] if mean and len(columns) > 1 else [])]:
-                what = f"mean of {d.tasks} tasks" if d.column is None else names[d.column]
-                rows.append((owner, label, what, d))
+        for d in compare.difference_table(view.board, owner):
+            label = f"{view.labels[d.arm]} - {view.labels[d.other]}"
+            what = compare.mean_name(columns) if d.column is None else names[d.column]
+            rows.append((owner, label, what, d))
     return rows
 
 
@@ -252,12 +252,12 @@ def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]])
     for student, label, what, d in found:
         seeds = d.estimate.seeds if d.estimate else "—"
         cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
-        rows.append([*cells, str(d.pairs), seeds, d.verdict])
+        rows.append([*cells, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
     return md_table(DIFFERENCE_HEAD, rows, 3)
 
 
 DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
-DIFFERENCE_HEAD += ["seeds", "result"]
+DIFFERENCE_HEAD += ["seeds", "p (Holm)", "result"]
 
 COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "extra parameters"]
 COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
@@ -374,7 +374,7 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
         more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
-        who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.verdict}**"]
+        who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
         what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*who, *what, more, text.md(v.reason, 300)])
     head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
@@ -520,6 +520,23 @@ def _reproduce(view: View) -> list[str]:
     return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
 
 
+def answers(view: View) -> dict[str, list[str]]:
+    """The sentences at the top, by student."""
+    sentences = {
+        student: answer.sentences(view.board, student, view.labels, view.facts)
+        for student in view.board.students
+    }
+    return {student: lines for student, lines in sentences.items() if lines}
+
+
+def _answer(view: View) -> list[str]:
+    lines = []
+    for student, sentences in answers(view).items():
+        lines += [f"**Student {text.md(student)}**", ""] if len(view.board.students) > 1 else []
+        lines += [*(f"- {text.md(sentence, 600)}" for sentence in sentences), ""]
+    return lines
+
+
 def markdown(view: View) -> str:
     """The whole leaderboard.md."""
     board = view.board
@@ -528,6 +545,7 @@ def markdown(view: View) -> str:
     if board.damaged:
         many += f", {len(board.damaged)} damaged"
     lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
+    lines += _answer(view)
     lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
     lines += _data_notes(view)
     if view.board.runs:

@@ -113,10 +113,22 @@ def _header(view: View, sections: list[Section]) -> Raw:
         "header",
         tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
         tag("p", f"Student: {text.plain(lone)}.") if lone else None,
+        *_answer(view),
         tag("p", how, class_="dim small"),
         tag("dl", *rows, class_="facts"),
         tag("nav", tag("ul", *links), aria_label="Sections"),
     )
+
+
+def _answer(view: View) -> list[Raw]:
+    parts = []
+    for student, sentences in leaderboard.answers(view).items():
+        if len(view.board.students) > 1:
+            parts.append(tag("p", tag("b", f"Student {text.plain(student)}")))
+        parts.append(
+            tag("ul", *(tag("li", text.plain(s, 600)) for s in sentences), class_="answer")
+        )
+    return parts
 
 
 def _tools(view: View) -> Raw:
@@ -196,8 +208,8 @@ _COLOURED = {"supported", "refuted", "undecided", "better", "worse"}
 _COLOURED |= {"ok", "failed", "missing", "damaged"}
 
 
-def _chip(word: str) -> Raw:
-    return tag("span", word, class_=f"chip {word if word in _COLOURED else 'plain'}")
+def _chip(word: str, shown: str = "") -> Raw:
+    return tag("span", shown or word, class_=f"chip {word if word in _COLOURED else 'plain'}")
 
 
 def _sections(
@@ -257,7 +269,7 @@ def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
         if v.statement:
             title.append(tag("div", text.plain(v.statement, 500), class_="small dim"))
         cells = [
-            Cell(_chip(v.verdict), css="l n"),
+            Cell(_chip(v.verdict, v.shown), css="l n"),
             Cell(join(title), css="l w"),
             _name(v.student or "—"),
             _name(v.scope),
@@ -441,6 +453,7 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
             _number(text.gap(est), est.mean if est else None),
             _number(str(d.pairs), d.pairs),
             Cell(est.seeds if est else "—", css="n"),
+            _number(text.p_value(d.adjusted), d.adjusted),
             Cell(_chip(d.verdict), css="n"),
         ]
         rows.append((student, cells))

@@ -99,7 +99,7 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
         e = d.estimate
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], e.told_from_zero
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], d.significant
         pairs[d.arm, d.other].append(Dot(text.plain(what, 60), *place))
         if d.tasks == columns:
             arm = text.plain(view.labels[d.arm], 50)
@@ -140,7 +140,9 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
         points: dict[ArmKey, tuple[float, st.Estimate]] = {}
         for arm in compare.complete_rows(board, student):
             x = efficiency.amount(board, arm, axis)
-            values = st.mean_over([board.values(arm, c) for c in columns])
+            values = st.mean_over(
+                [board.values(arm, c) for c in columns], compare.task_weights(columns)
+            )
             if x and values:
                 points[arm] = x, st.estimate(values)
         whole = efficiency.lines_of(board, list(points), axis)
@@ -157,7 +159,7 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
             if len(some) > MOST_LINES:
                 caption += f" ({MOST_LINES} of {len(some)} lines)"
             unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
-            svg = lines(drawn, caption, unit, f"mean of {len(columns)} tasks x100", True)
+            svg = lines(drawn, caption, unit, f"{compare.mean_name(columns)} x100", True)
             name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
             found.append(Plot(name, "efficiency", "", student, caption, svg))
     return found

@@ -118,6 +118,12 @@ def _seed_text(p: int, t: int, grid: bool) -> str:
     return f"{t} transfer seed{'s' if t > 1 else ''}"
 
 
+def seed_text(keys: Sequence[Key]) -> str:
+    """What an interval over values with these seeds speaks of: "3 pre-training seeds"."""
+    p, t = len({k[0] for k in keys}), len({k[1] for k in keys})
+    return _seed_text(p, t, len(keys) == p * t)
+
+
 @lru_cache(maxsize=4096)
 def _layout(keys: tuple[Key, ...]) -> tuple[int, int]:
     """How many pre-training and transfer seeds `keys` name."""
@@ -169,12 +175,24 @@ def differences(a: Values, b: Values, fixed_b: bool = False) -> dict[Key, float]
     return {k: a[k] - b[k] for k in sorted(a) if k in b}
 
 
-def mean_over(many: Sequence[Values]) -> dict[Key, float]:
-    """Mean over tasks at every seed pair that *all* of `many` have (none is averaged over)."""
+def mean_over(many: Sequence[Values], weights: Sequence[float] | None = None) -> dict[Key, float]:
+    """Mean over tasks at every seed pair that *all* of `many` have (none is averaged over).
+
+    `weights`: of each task, by default equal; they are divided by their sum.
+    """
     if not many:
         return {}
     keys = set(many[0]).intersection(*many[1:])
-    return {k: float(np.mean([v[k] for v in many])) for k in sorted(keys)}
+    return {k: float(np.average([v[k] for v in many], weights=weights)) for k in sorted(keys)}
+
+
+def p_two_sided(est: Estimate, value: float = 0.0) -> float:
+    """Two-sided p of the data if the true mean were `value`; 1 where there is no interval."""
+    if est.se is None or est.df is None:
+        return 1.0
+    if est.se == 0:
+        return 1.0 if est.mean == value else 0.0
+    return float(2 * stdtr(est.df, -abs(est.mean - value) / est.se))
 
 
 def p_less(est: Estimate, margin: float = 0.0) -> float:
@@ -263,16 +281,17 @@ def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> di
     return {n: float(ranks[i].mean()) for i, n in enumerate(names)}
 
 
-def power(gap: float, sd: float, n: int, level: float = LEVEL) -> float:
+def power(gap: float, sd: float, n: int, level: float = LEVEL, df: float | None = None) -> float:
     """Power of the two-sided paired t test at `n` pairs for a true mean difference `gap`.
 
-    `sd` is the standard deviation of the paired differences. Noncentral t (Cohen 1988).
+    `sd` is the standard deviation of the paired differences, `df` its degrees of freedom: n - 1 by
+    default, more where several methods estimate it together. Noncentral t (Cohen 1988).
     """
     if n < 2:
         return 0.0
     if sd == 0:
         return 1.0 if gap else 0.0
-    df, centre = n - 1, abs(gap) / sd * n**0.5
+    df, centre = n - 1 if df is None else df, abs(gap) / sd * n**0.5
     critical = float(stdtrit(df, (1 + level) / 2))
     upper = 1 - _nct(df, centre, critical)
     lower = _nct(df, centre, -critical)
@@ -290,39 +309,46 @@ def _nct(df: float, centre: float, t: float) -> float:
     return float(ndtr(z))
 
 
-def seeds_needed(gap: float, sd: float, level: float = LEVEL, goal: float = POWER) -> int | None:
+def seeds_needed(
+    gap: float, sd: float, level: float = LEVEL, goal: float = POWER, df_per_seed: float = 1.0
+) -> int | None:
     """Smallest number of seed pairs that shows a true difference `gap` with power `goal`.
 
-    None where more than `MOST_SEEDS` would be needed, or the gap is zero.
+    `df_per_seed`: degrees of freedom that each seed beyond the first adds, 1 for a pair of methods
+    alone. None where more than `MOST_SEEDS` would be needed, or the gap is zero.
     """
+
+    def reached(n: int) -> bool:
+        return power(gap, sd, n, level, (n - 1) * df_per_seed) >= goal
+
     if gap == 0:
         return None
     low, high = 2, 2
-    while power(gap, sd, high, level) < goal:
+    while not reached(high):
         if high >= MOST_SEEDS:
             return None
         low, high = high, min(MOST_SEEDS, high * 2)
     while low < high:  # power grows with n
         middle = (low + high) // 2
-        if power(gap, sd, middle, level) >= goal:
-            high = middle
-        else:
-            low = middle + 1
+        low, high = (low, middle) if reached(middle) else (middle + 1, high)
     return high
 
 
-def smallest_gap(sd: float, n: int, level: float = LEVEL, goal: float = POWER) -> float | None:
-    """Smallest true difference that `n` seed pairs show with power `goal`; None below two pairs."""
+def smallest_gap(
+    sd: float, n: int, level: float = LEVEL, goal: float = POWER, df: float | None = None
+) -> float | None:
+    """Smallest true difference that `n` seed pairs show with power `goal`; None below two pairs.
+    `df` as in `power`."""
     if n < 2:
         return None
     if sd == 0:
         return 0.0
     low, high = 0.0, sd
-    while power(high, sd, n, level) < goal:
+    while power(high, sd, n, level, df) < goal:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if power(middle, sd, n, level) >= goal else (middle, high)
+        low, high = (low, middle) if power(middle, sd, n, level, df) >= goal else (middle, high)
     return high
 
 
@@ -332,8 +358,8 @@ class Noise:
 
     `gap_now` is the smallest true paired difference that `n` independent seeds, the arms' usual
     number, show with power 0.8, taking the difference of two arms as sqrt(2) times as noisy as
-    one. Where an arm has several pre-training seeds, those are the independent ones, and their
-    means what varies.
+    one (its spread is that of the pooled model where there is one). Where an arm has several
+    pre-training seeds, those are the independent ones, and their means what varies.
     """
 
     sd: float

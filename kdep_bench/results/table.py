@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdep_bench.results.record import Align, Arm, Student, Teacher
 from kdep_bench.results.statistics import Estimate, estimate
@@ -89,6 +89,8 @@ class Board:
     runs: list[Run]
     remarks: list[str]
     damaged: list[tuple[str, str]]
+    # Fitted once each by `compare.model`: by student and columns.
+    models: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def students(self) -> list[str]:
@@ -162,8 +164,11 @@ def _arm(run: Run) -> ArmKey:
     return ArmKey(run.student.name, run.arm.method, teacher, run.data.share, epochs)
 
 
-def _same_arm(keys: Iterable[ArmKey]) -> dict[ArmKey, ArmKey]:
-    """Maps arms of runs that failed before their teacher or epochs were known to the full one."""
+def _same_arm(keys: Iterable[ArmKey], scored: set[ArmKey]) -> dict[ArmKey, ArmKey]:
+    """Maps arms of runs that failed before their teacher or epochs were known to the full one.
+
+    `scored`: arms with a score, which are what they say: one without a teacher has none.
+    """
     groups: dict[tuple[str, str, float], list[ArmKey]] = defaultdict(list)
     for key in keys:
         groups[key.student, key.method, key.share].append(key)
@@ -176,7 +181,7 @@ def _same_arm(keys: Iterable[ArmKey]) -> dict[ArmKey, ArmKey]:
                 for w in whole
                 if key.teacher in ("", w.teacher) and key.epochs in (None, w.epochs)
             ]
-            full[key] = fits[0] if len(fits) == 1 else key
+            full[key] = fits[0] if len(fits) == 1 and key not in scored else key
     return full
 
 
@@ -244,7 +249,8 @@ def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[ArmKey, Column]]:
         key = _parts(run)
         if key not in found:
             found[key] = (_arm(run), _column(run))
-    same_arm = _same_arm({arm for arm, _ in found.values()})
+    scored = {found[_parts(run)][0] for run in runs if run.status == "ok"}
+    same_arm = _same_arm({arm for arm, _ in found.values()}, scored)
     same_column = _same_column({column for _, column in found.values()})
     return {k: (same_arm[arm], same_column[column]) for k, (arm, column) in found.items()}
 

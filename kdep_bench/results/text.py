@@ -133,3 +133,10 @@ def command(suite: str, only: str) -> str:
     """The command that runs the stages `only` names, safe to paste into a shell."""
     path = shlex.quote(f"configs/suites/{plain(suite, 200)}.py")
     return f"python tools/run_suite.py {path} --only {shlex.quote(plain(only, 200))}"
+
+
+def p_value(p: float | None) -> str:
+    """A p value to two digits; "< 0.001" below that, a dash where there is none."""
+    if p is None:
+        return "—"
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"

@@ -123,3 +123,12 @@ def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
     assert command.main([str(tmp_path)]) == 0
     assert "not read: " in (told := capsys.readouterr().err)
     assert "a.json" in told
+
+
+def test_a_diff_with_a_folder_without_records_is_an_error_and_not_zero_changes(results, tmp_path):
+    folder = results(golden_records())
+    (tmp_path / "empty").mkdir()
+    done = run("diff", folder, tmp_path / "empty")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'empty'} contains no records" in done.stderr
+    assert "Traceback" not in done.stderr

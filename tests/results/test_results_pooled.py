@@ -1,0 +1,318 @@
+"""The model of all methods on a task: exact cases, references, and what its intervals cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from make_records import fields, grid
+from test_results_tables import board_of
+
+from kdep_bench.results import compare, pooled
+from kdep_bench.results import statistics as st
+from kdep_bench.results.claims import headlines, judge
+from kdep_bench.results.record import Record, make
+
+stats: Any = scipy.stats  # its stubs lack keywords that are there
+
+
+def cells(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
+    """Methods m0, m1, ... with one value per pre-training seed; NaN: no value."""
+    return {
+        f"m{i}": {(s, s): float(v) for s, v in enumerate(row) if not np.isnan(v)}
+        for i, row in enumerate(table)
+    }
+
+
+def fitted(table: np.ndarray) -> pooled.Pooled:
+    model = pooled.fit(cells(table))
+    assert model is not None
+    return model
+
+
+def test_two_methods_give_the_paired_t_interval():
+    table = np.array([[0.31, 0.35, 0.30], [0.28, 0.33, 0.22]])
+    got = fitted(table).difference("m0", "m1")
+    want = st.estimate(st.differences(cells(table)["m0"], cells(table)["m1"]))
+    assert (got.mean, got.se, got.df) == pytest.approx((want.mean, want.se, want.df))
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+    assert got.seeds == "3 pre-training seeds"
+
+
+def test_three_methods_on_three_seeds_by_hand():
+    # Residuals from method and seed means: m0 (1, -1, 0), m1 (-1, 1, 0), m2 (0, 0, 0), so that the
+    # sum of squares is 4 on (3 - 1)(3 - 1) = 4 degrees of freedom: variance 1.
+    table = np.array([[11.0, 10.0, 12.0], [5.0, 8.0, 8.0], [0.0, 1.0, 2.0]])
+    model = fitted(table)
+    assert model.df == 4
+    assert model.variance == pytest.approx(1.0)
+    got = model.difference("m1", "m2")
+    # Their own differences 5, 7, 6 have variance 1, over 3 seeds 1/3; the pooled one is 2/3.
+    assert got.mean == pytest.approx(6.0)
+    assert got.se == pytest.approx((2 / 3) ** 0.5)
+    # Those of m0 and m1, 6, 2, 4, have variance 4: 4/3 is larger than 2/3.
+    assert model.difference("m0", "m1").se == pytest.approx((4 / 3) ** 0.5)
+    half = stats.t.ppf(0.975, 4) * (2 / 3) ** 0.5
+    assert (got.low, got.high) == pytest.approx((6 - half, 6 + half))
+
+
+def test_a_table_with_a_gap_is_fitted_by_least_squares():
+    table = np.array([[0.5, 0.6, np.nan], [0.4, 0.45, 0.7], [0.1, 0.3, 0.45], [0.2, np.nan, 0.5]])
+    model = fitted(table)
+    design, y = [], []
+    for i, row in enumerate(table):
+        for s, v in enumerate(row):
+            if not np.isnan(v):
+                design.append([*(i == j for j in range(4)), *(s == j for j in (1, 2))])
+                y.append(v)
+    x, y = np.array(design, float), np.array(y)
+    beta, rest, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+    assert model.df == len(y) - rank == 4
+    assert model.variance == pytest.approx(rest[0] / 4)
+    inverse = np.linalg.inv(x.T @ x)
+    contrast = np.array([1.0, 0, 0, -1, 0, 0])
+    got = model.difference("m0", "m3")
+    assert got.mean == pytest.approx(contrast @ beta)
+    assert got.se == pytest.approx((contrast @ inverse @ contrast * rest[0] / 4) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [[1.0, 2.0]],  # one method
+        [[1.0], [2.0]],  # one seed
+        [[1.0, 2.0, np.nan, np.nan], [np.nan, np.nan, 1.0, 3.0]],  # no common seed
+    ],
+)
+def test_no_model_where_nothing_is_left_to_estimate_the_spread(table):
+    assert pooled.fit(cells(np.array(table))) is None
+
+
+def test_crossed_seeds_are_not_taken_for_independent_ones():
+    grid = {(p, t): 0.1 * p + 0.2 * t for p in range(3) for t in range(2)}
+    assert pooled.fit({"a": grid, "b": grid}) is None
+
+
+def test_a_method_with_one_seed_is_left_out_and_not_guessed():
+    many = cells(np.array([[0.1, 0.2, 0.3], [0.2, 0.2, 0.4]]))
+    model = pooled.fit(many | {"single": {(0, 0): 0.9}})
+    assert model is not None
+    assert "single" not in model
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize(("others", "df"), [(1, 4), (3, 20), (9, 8), (27, 54)])
+def test_dunnetts_constant_has_the_level_of_the_multivariate_t(others, df, two_sided):
+    c = pooled.dunnett(others, df, two_sided=two_sided)
+    if others == 1:
+        assert c == pytest.approx(stats.t.ppf(0.975 if two_sided else 0.95, df), abs=1e-4)
+        return
+    shape = np.full((others, others), 0.5) + 0.5 * np.eye(others)
+    law = stats.multivariate_t(shape=shape, df=df, seed=0)
+    lower = np.full(others, -c if two_sided else -np.inf)
+    level = law.cdf(np.full(others, c), lower_limit=lower, maxpts=200_000)
+    assert level == pytest.approx(0.95, abs=1.5e-3)
+
+
+def test_dunnetts_published_constants():
+    # Dunnett 1955, tables 1a and 2a (level 0.95): 3 treatments at 20 df, 9 at infinity.
+    assert pooled.dunnett(3, 20, two_sided=False) == pytest.approx(2.19, abs=5e-3)
+    assert pooled.dunnett(9, 1e6, two_sided=False) == pytest.approx(2.42, abs=5e-3)
+    assert pooled.dunnett(9, 1e6, two_sided=True) == pytest.approx(2.69, abs=1e-2)
+
+
+def test_a_difference_agrees_with_scipys_dunnett_where_seeds_do_not_matter():
+    # Without seed effects the two-way residuals of a long table are those of the one-way layout.
+    y = np.random.default_rng(1).normal(size=(5, 400))
+    y[1] += 0.165
+    model = fitted(y)
+    result = stats.dunnett(*y[1:], control=y[0], random_state=0)
+    limit = pooled.dunnett(4, model.df, two_sided=True)
+    for i in range(1, 5):
+        est = model.difference(f"m{i}", "m0")
+        assert est.se is not None
+        assert (result.pvalue[i - 1] < 0.05) == (abs(est.mean) > limit * est.se)
+
+
+def test_holms_correction_by_hand():
+    got = pooled.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    # Sorted .005 x 4, .01 x 3, .03 x 2, .04 x 1, made non-decreasing.
+    assert got == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert pooled.holm({}) == {}
+
+
+# ---- what the intervals and the best set hold, simulated ----
+
+SEEDS, RUNS = 3, 1500
+
+
+def draw(rng: np.random.Generator, sds: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """[methods, SEEDS] scores; a seed's common effect is as large as a quiet method's noise."""
+    noise = rng.normal(size=(len(sds), SEEDS)) * sds[:, None]
+    return means[:, None] + noise + rng.normal(size=(1, SEEDS))
+
+
+def coverage(sds: np.ndarray) -> tuple[float, float]:
+    """(over all pairs of methods, over the pairs of two of the noisiest) at equal true means."""
+    rng = np.random.default_rng(0)
+    k = len(sds)
+    noisy = np.flatnonzero(sds == sds.max())
+    inside = np.zeros((k, k))
+    for _ in range(RUNS):
+        model = fitted(draw(rng, sds, np.zeros(k)))
+        t = stats.t.ppf(0.975, model.df)
+        for i in range(k):
+            inside[i] += np.abs(model.effects - model.effects[i]) <= t * model._errors(i)
+    inside /= RUNS
+    pairs = ~np.eye(k, dtype=bool)
+    return float(inside[pairs].mean()), float(inside[np.ix_(noisy, noisy)].sum() - len(noisy)) / (
+        len(noisy) * (len(noisy) - 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "noisy", "least_average", "least_noisy"),
+    [
+        # variances equal; then three times as large for half of the methods, for 3 of 28
+        (3, 0, 0.945, 0.945),
+        (8, 0, 0.945, 0.945),
+        (28, 0, 0.945, 0.945),
+        (3, 2, 0.945, 0.925),
+        (8, 4, 0.945, 0.915),
+        (28, 14, 0.945, 0.915),
+        (28, 3, 0.945, 0.86),
+    ],
+)
+def test_intervals_cover_95_percent_of_all_pairs(k, noisy, least_average, least_noisy):
+    sds = np.where(np.arange(k) < noisy, 3**0.5, 1.0)
+    average, worst = coverage(sds)
+    print(f"{k} methods, {noisy} noisy: {average:.3f} over all pairs, {worst:.3f} of noisy ones")
+    assert average >= least_average
+    assert worst >= least_noisy
+
+
+def tables(sds: np.ndarray, means: np.ndarray, runs: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [draw(rng, sds, means) for _ in range(runs)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "least"), [(1.0, 0.945), (3**0.5, 0.92)], ids=["equal", "variances 1 and 3"]
+)
+def test_the_set_of_the_best_holds_the_truly_best(ratio, least):
+    sds = np.where(np.arange(8) % 2 == 0, ratio, 1.0)  # the best one is a noisy one
+    held = float(np.mean(["m0" in fitted(t).best() for t in tables(sds, np.zeros(8), 1000)]))
+    print(f"truly best in the set: {held:.3f}")
+    assert held >= least
+
+
+def test_fewer_methods_pass_for_the_best_than_by_paired_tests():
+    # 28 methods, two standard deviations from the best to the worst per step of 7 methods.
+    means = -np.repeat([0.0, 2.0, 4.0, 6.0], 7)
+    drawn = tables(np.ones(28), means, 60)
+    size = np.mean([len(fitted(t).best()) for t in drawn])
+    before = np.mean([len(st.best_set(cells(t))) for t in drawn])
+    print(f"of 28 methods {size:.1f} are among the best, {before:.1f} by paired t tests")
+    assert size < 15
+    assert before > 25
+
+
+# ---- the tables and claims that rest on the model ----
+
+FOUR = ("probe", "finetune", "photos", "det")
+
+
+def four_tasks(gap: dict[str, float]) -> list[Record]:
+    """kdep leads supervised by `gap` on each task; scratch is far below; the noise is small."""
+    noise = ([0.0, 0.001, -0.001], [0.001, -0.001, 0.0], [-0.001, 0.0, 0.001])
+    base = {
+        "kdep": gap,
+        "supervised": dict.fromkeys(FOUR, 0.0),
+        "scratch": dict.fromkeys(FOUR, -0.3),
+    }
+    found = []
+    for (method, gaps), wobble in zip(base.items(), noise, strict=True):
+        for task in FOUR:
+            for seed, e in enumerate(wobble):
+                f = fields(method, task, 0.5 + gaps[task] + e, transfer=seed)
+                f["task"]["family"] = "detection" if task == "det" else "classification"
+                found.append(make(f))
+    return found
+
+
+def test_a_mean_over_tasks_is_no_mean_over_classification():
+    board = board_of(four_tasks({"probe": 0.06, "finetune": 0.06, "photos": 0.06, "det": -0.06}))
+    rows = compare.difference_table(board, "resnet18_w32")
+    mean = next(d for d in rows if d.column is None and d.other.method == "supervised")
+    assert mean.estimate is not None
+    # Task by task it would be (3 x 6 - 6) / 4 = +3; both families count the same: 0.
+    assert mean.estimate.mean == pytest.approx(0.0, abs=1e-9)
+    assert mean.verdict == "not significant"
+    assert compare.task_weights(board.columns) == pytest.approx([1 / 6] * 3 + [1 / 2])
+
+
+def test_a_difference_that_is_significant_alone_is_not_among_many():
+    # By the pooled model kdep - supervised on probe has p = 0.02; eight such are tested.
+    board = board_of(four_tasks({"probe": 0.0035, "finetune": 0.0, "photos": 0.0, "det": 0.0}))
+    rows = compare.difference_table(board, "resnet18_w32")
+    probe = next(
+        d for d in rows if d.column and d.column.task == "probe" and d.other.method == "supervised"
+    )
+    assert probe.p is not None
+    assert 0.005 < probe.p < 0.05
+    assert probe.adjusted is not None
+    assert probe.adjusted > 0.05
+    assert probe.verdict == "not significant"
+    scratch = [d for d in rows if d.other.method == "scratch" and d.column]
+    assert [d.verdict for d in scratch] == ["better"] * 4
+
+
+CLAIM = {"name": "c", "title": "t", "a": {"method": "kdep"}, "b": {"method": "supervised"}}
+
+
+def test_claims_are_corrected_for_each_other():
+    records = four_tasks(dict.fromkeys(FOUR, 0.0033))
+    alone = headlines(judge(board_of(records), [CLAIM]))
+    assert alone[0].verdict == "supported"
+    assert alone[0].p is not None
+    assert 0.01 < alone[0].p < 0.05
+    three = [CLAIM | {"name": n} for n in "abc"]
+    together = headlines(judge(board_of(records), three))
+    assert [v.verdict for v in together] == ["undecided"] * 3
+    assert "if it were the only claim" in together[0].reason
+
+
+def test_a_verdict_on_one_network_says_so():
+    records = four_tasks(dict.fromkeys(FOUR, 0.1))
+    (one,) = headlines(judge(board_of(records), [CLAIM]))
+    assert one.shown == "supported (of one network)"
+    several = [
+        make(
+            r.model_dump(mode="json")
+            | {"id": f"x{i}", "seed": {"pretrain": i % 3, "transfer": i % 3}}
+        )
+        for i, r in enumerate(records)
+    ]
+    (three,) = headlines(judge(board_of(several), [CLAIM]))
+    assert three.shown == "supported"
+
+
+def test_bold_and_ranks_are_those_of_the_model():
+    # Means .51, .44, .43; residual variance far below the gaps of 7 points, not below 1 point.
+    scores = {"kdep": [0.50, 0.51, 0.52], "svd": [0.44, 0.45, 0.43], "fit": [0.42, 0.44, 0.43]}
+    board = board_of(grid({m: {"probe": v} for m, v in scores.items()}))
+    (column,) = board.columns
+    assert {a.method for a in compare.best(board, "resnet18_w32", column)} == {"kdep"}
+    ranks = {a.method: r for a, r in compare.ranks(board, "resnet18_w32", column).items()}
+    assert ranks == {"kdep": (1, 1), "svd": (2, 3), "fit": (2, 3)}
+
+
+def test_a_scored_row_without_a_teacher_is_not_taken_for_the_one_with_a_teacher():
+    with_teacher = [fields("kdep", "probe", 0.5, transfer=s) for s in range(2)]
+    without = [fields("kdep", "probe", 0.1, transfer=s) | {"teacher": None} for s in range(2)]
+    for i, f in enumerate(without):
+        f["id"] = f"none-{i}"
+    board = board_of([make(f) for f in with_teacher + without])
+    assert [board.cell(a, board.columns[0]).estimate.mean for a in board.arms] == [0.1, 0.5]  # type: ignore[union-attr]
