@@ -60,6 +60,5 @@ def unknown_name(
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
-    return KdepError(
-        f"unknown {kind} {name!r}", expected=f"one of {len(names)} known names", fix=fix or hint
-    )
+    count = f"one of {len(names)} known names" if near or fix else None
+    return KdepError(f"unknown {kind} {name!r}", expected=count, fix=fix or hint)
