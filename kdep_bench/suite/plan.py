@@ -204,7 +204,8 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
     processes, nodes = said.get("processes", max(1, gpus)), said.get("nodes", 1)
     if processes * nodes > 1 and not how.ddp:
         raise KdepError(
-            f"runtime asks for {processes * nodes} processes per {kind} stage, but this kind runs "
+            f"the suite's runtime sets {processes * nodes} processes per {kind} stage, but this "
+            "kind runs "
             "in one process",
             fix=f"remove {kind!r} from runtime.gpus, .processes and .nodes",
         )

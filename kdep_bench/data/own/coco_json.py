@@ -230,7 +230,7 @@ def _annotations(
     if fractions and fractions == len(out.boxes):
         faults.add(
             KdepError(
-                f"every box in {path} lies within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
+                f"every box in {path} is within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
                 expected="[x, y, width, height] in pixels",
                 fix="multiply x and width by the image's width, y and height by its height: these "
                 "look like fractions of the image",
