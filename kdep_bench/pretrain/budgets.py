@@ -60,8 +60,7 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
             f"{100 * ema**steps:.0f} % of the average would be the initial weights",
             expected="at most 50 %",
             fix=f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or "
-            "train "
-            "for longer",
+            "train for longer",
         )
     return steps
 

@@ -124,8 +124,7 @@ def check_task_data(data: Json, task: Json) -> None:
             f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
             expected=f"the splits {', '.join(wanted)}",
             fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
-            "choose "
-            "another task",
+            "choose another task",
         )
 
 

@@ -205,8 +205,7 @@ def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
     if processes * nodes > 1 and not how.ddp:
         raise KdepError(
             f"the suite's runtime sets {processes * nodes} processes per {kind} stage, but this "
-            "kind runs "
-            "in one process",
+            "kind runs in one process",
             fix=f"remove {kind!r} from runtime.gpus, .processes and .nodes",
         )
     given = {

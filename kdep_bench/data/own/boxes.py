@@ -151,8 +151,7 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
                 f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP "
                 "would be 0 for every method",
                 fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
-                "name "
-                "it in `allow_absent` of the data config",
+                "name it in `allow_absent` of the data config",
             )
         )
 

@@ -162,8 +162,7 @@ def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
         raise KdepError(
             f"the mask {shown(mask)} contains the values {wrong[:12]}",
             expected=f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for "
-            "pixels to "
-            "ignore",
+            "pixels to ignore",
             fix="add the missing classes to the data config, or replace these values",
         )
 

@@ -206,8 +206,7 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
                 * same,
                 expected="the same names in the same order, starting with mask value 0",
                 fix=f"set classes={tuple(classes)} in the task's recipe, with one colour each in "
-                "its "
-                "palette",
+                "its palette",
             )
         if len(recipe.get("palette") or classes) != len(classes):
             raise KdepError(
