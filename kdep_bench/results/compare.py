@@ -181,6 +181,18 @@ def best(board: Board, student: str, column: Column) -> set[ArmKey]:
     return fitted.best() | {a for a in cells if a not in fitted}
 
 
+def below(board: Board, row: ArmKey, column: Column) -> bool:
+    """Whether the row's mean is below chance, or below that of no pre-training."""
+    result = board.cell(row, column).estimate
+    if result is None or row.method == "scratch":
+        return False
+    floors = [board.chance[column]]
+    scratch = board.counterpart(row, "scratch")
+    if scratch is not None and (estimated := board.cell(scratch, column).estimate):
+        floors.append(estimated.mean)
+    return any(f is not None and column.sign * (result.mean - f) < 0 for f in floors)
+
+
 def complete_rows(board: Board, student: str) -> list[ArmKey]:
     """Rows that have every column of the student, nothing failed or missing."""
     columns = columns_of(board, student)

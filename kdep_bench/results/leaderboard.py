@@ -17,6 +17,7 @@ from kdep_bench.results import answer, compare, data_notes, efficiency, families
 from kdep_bench.results.claims import Verdict, headlines
 from kdep_bench.results.table import ArmFacts, ArmKey, Board, Column, arm_facts, arm_labels
 
+BELOW = " †"  # behind a score
 _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
     "mean of a task and every method not significantly worse (multiple comparisons with the best, "
@@ -24,7 +25,7 @@ _LEGEND = (
     "method has two seeds. Intervals "
     "are 95 % confidence intervals over the seeds that were run and do not cover another test set. "
     "A cell names its failed and missing seeds; its row then has no mean rank and no mean over "
-    "tasks."
+    "tasks. †: mean below chance or below no pre-training."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")
@@ -209,7 +210,8 @@ def _task_family_table(view: View, family: str) -> list[str]:
             shown = text.score(view.board.cell(arm, c))
             shown = f"**{shown}**" if view.is_bold(arm, c) else shown
             mark = view.mark(arm, c)
-            cells.append(f"{shown} ({mark})" if mark else shown)
+            shown = f"{shown} ({mark})" if mark else shown
+            cells.append(shown + BELOW if compare.below(view.board, arm, c) else shown)
         row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
         row += [share_text(view, arm), text.count(facts.images_seen)]
         rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])

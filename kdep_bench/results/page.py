@@ -351,6 +351,8 @@ def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
     if mark := view.mark(arm, column):
         link = tag("a", f"({mark})", href="#data-notes")
         shown = join([shown, " ", link])
+    if compare.below(view.board, arm, column):
+        shown = join([shown, leaderboard.BELOW])
     return Cell(shown, None if est is None else est.mean, css, True)
 
 

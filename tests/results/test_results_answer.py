@@ -55,3 +55,33 @@ def test_the_best_of_many_methods_are_named_together():
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
     found = answer(grid(scores))
     assert "Best on probe, of 5 methods: m0, m1 (none significantly worse than the first)." in found
+
+
+def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
+    scores = {
+        "kdep": {"probe": [0.30, 0.31, 0.32]},
+        "svd": {"probe": [0.19, 0.20, 0.21]},  # below scratch
+        "scratch": {"probe": [0.20, 0.21, 0.22]},
+        "supervised": {"probe": [0.10, 0.11, 0.12]},  # below chance, 12.5 %
+    }
+    table = leaderboard.markdown(leaderboard.make_view(board_of(grid(scores))))
+    table = table.split("## Task family")[1].split("##")[0]
+    marked = {
+        line.split("|")[2].strip() for line in table.splitlines() if leaderboard.BELOW in line
+    }
+    assert marked == {"svd", "supervised"}
+
+
+def test_less_is_better_turns_the_mark_around():
+    records = [
+        make(fields(m, "probe", v, transfer=s) | {"task": {**fields()["task"], **minimised}})
+        for minimised in [{"direction": "min", "chance": None}]
+        for m, values in {"kdep": [0.3, 0.31], "svd": [0.1, 0.11], "scratch": [0.2, 0.21]}.items()
+        for s, v in enumerate(values)
+    ]
+    table = leaderboard.markdown(leaderboard.make_view(board_of(records)))
+    table = table.split("## Task family")[1].split("##")[0]
+    marked = {
+        line.split("|")[2].strip() for line in table.splitlines() if leaderboard.BELOW in line
+    }
+    assert marked == {"kdep"}
