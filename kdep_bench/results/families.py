@@ -20,7 +20,7 @@ REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
     "Step time: mean over the pre-training steps, absolute and divided by that of kdep. Peak "
-    "memory: of pre-training, or of the cheapest transfer where that needs more. Extra parameters: "
+    "memory: the larger of pre-training and one transfer, minimum over the runs. Extra parameters: "
     "trained or kept beside the student, dropped at export. Extra forward passes: of all networks "
     "other than the student (cached or live teacher, peers, moving averages), per image seen. The "
     "pre-training cost includes that of an assistant teacher. Loss terms: mean fraction of the "
