@@ -126,7 +126,10 @@ def test_an_argument_out_of_its_range_is_refused(method, says):
             dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0, end=1, over=2),
             "over=2",
         ),
-        (dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0), "no 'end'"),
+        (
+            dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0),
+            "lacks the argument 'end'",
+        ),
         (dict(_delete_=True, type="kdep_bench.schedules.ramp.Rmp"), "does not exist"),
     ],
 )

@@ -147,8 +147,8 @@ def test_an_edit_runs_all_that_reads_the_data_again_and_says_why(
     assert {"prepare", "views", "cache", "transfer"} <= set(why)
     again = [i for i, s in known.items() if s.run]
     assert not set(again) & set(first.stages)
-    assert cli._edited(plan, known)[0].endswith(f"; {len(again) - 1} later stage(s) run again "
-                                                "for that")  # fmt: skip
+    rerun = f"; {len(again) - 1} downstream stage(s) will be rerun"
+    assert cli._edited(plan, known)[0].endswith(rerun)
     assert sorted(fakes.run(plan, work).ran) == sorted(again)
 
 

@@ -106,7 +106,7 @@ def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
     own = build_plan(load_suite("mine"))
     cache = Forecast(own, COUNTS).of(stage(own, "cache"))
     assert cache.images is None
-    assert "once the data are prepared" in cache.why
+    assert "until the data are prepared" in cache.why
 
 
 def test_a_live_teacher_runs_in_every_step():

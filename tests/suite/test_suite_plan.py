@@ -146,7 +146,7 @@ def test_a_student_wider_than_its_teacher_needs_a_policy():
 @pytest.mark.parametrize(
     ("objective", "says"),
     [
-        ({"sign": "plain"}, "128 wide and map s16 of the teacher 112"),
+        ({"sign": "plain"}, "128 channels and map s16 of the teacher only 112"),
         ({"sign": "pair"}, "did you mean pairs"),
         ({"levels": {"_delete_": True, "s64": "s32"}}, "s64"),
     ],

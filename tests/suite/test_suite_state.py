@@ -40,7 +40,7 @@ def test_another_version_and_other_source_are_reported(tmp_path):
     path = tmp_path / fakes.one(plan, "a") / "stage.json"
     record = read_json(path)
     state.write_stage(path.parent, {**record, "code": "0123456789abcdef"})
-    assert "other source code" in why(plan, tmp_path, "a")
+    assert "different version of the code" in why(plan, tmp_path, "a")
     assert state.statuses(plan, tmp_path)[fakes.one(plan, "a")].done
     state.write_stage(path.parent, {**record, "version": 0})
     assert why(plan, tmp_path, "a") == "stage version 0 -> 1"
