@@ -535,6 +535,22 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     assert prepare(spec, {}, again, quiet)["fingerprint"] == made["fingerprint"]
 
 
+@pytest.mark.parametrize("name", ["voc", "dtd"])
+def test_a_tiny_copy_has_the_same_bytes_at_another_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scipy writes the time into MATLAB files: a rehearsal's fingerprint would be another's."""
+    import time
+
+    copies = []
+    for year in ("1999", "2099"):
+        monkeypatch.setattr(time, "asctime", lambda *_, year=year: f"Thu Jan  1 00:00:00 {year}")
+        make(name, tmp_path / year)
+        files = sorted(p for p in (tmp_path / year).rglob("*") if p.is_file())
+        copies.append({p.relative_to(tmp_path / year): p.read_bytes() for p in files})
+    assert copies[0] == copies[1]
+
+
 def test_an_empty_class_folder_of_the_pool_shifts_no_label(tmp_path: Path) -> None:
     for name in ("a/1.png", "c/1.png", "c/2.png"):
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)

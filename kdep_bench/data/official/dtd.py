@@ -91,8 +91,6 @@ def _imdb(path: Path) -> dict[str, list]:
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
     """4 of the 47 textures, 2 images in each part of split 1."""
-    from scipy.io import savemat
-
     base = folder / FOLDER
     parts: dict[str, list[str]] = {s: [] for s in SPLITS}
     rows = []
@@ -111,7 +109,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     # MATLAB stores whole doubles as small integers, which is what mat4py then gives back.
     numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
     table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": cells, **numbers}
-    savemat(base / "imdb" / "imdb.mat", {"images": table})
+    draw.save_mat(base / "imdb" / "imdb.mat", {"images": table})
 
 
 SET = OfficialSet(

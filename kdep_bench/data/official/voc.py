@@ -262,8 +262,6 @@ def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict])
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
     """Both years; every third object is difficult; own masks, SBD masks in MATLAB, all lists."""
-    from scipy.io import savemat
-
     devkit, size = folder / DEVKIT, draw.SIZE
     for year, split in DETECTION:
         names = [f"{'2012_' if year == 'VOC2012' else ''}{split}_{i:06d}" for i in range(4)]
@@ -287,8 +285,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
             draw.save(year / "JPEGImages" / f"{name}.jpg", draw.picture(rng))
             labels = draw.mask(rng, 21, ignore=255 if split != "aug" else None)
             if split == "aug":
-                (sbd / "cls").mkdir(parents=True, exist_ok=True)
-                savemat(sbd / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
+                draw.save_mat(sbd / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
             else:
                 draw.save_palette(year / "SegmentationClass" / f"{name}.png", labels, palette)
         if split == "aug":
