@@ -19,7 +19,7 @@ def test_order_and_values_are_those_of_a_loop(items, threads):
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_an_error_comes_when_its_turn_comes_and_ends_it(threads):
+def test_a_worker_exception_is_raised_in_order_and_ends_the_iteration(threads):
     begun: list[int] = []
 
     def work(k: int) -> int:

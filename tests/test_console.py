@@ -34,20 +34,20 @@ def unread(*command: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda p: p.stem)
-def test_a_reader_that_left_is_no_traceback(tool: Path) -> None:
+def test_a_broken_pipe_prints_no_traceback(tool: Path) -> None:
     code, said = unread(str(tool), "--help")
     assert code in (0, GONE)  # argparse forgives a write that fails at once, without a buffer
     assert said == ""
 
 
-def test_nor_in_the_middle_of_a_long_output() -> None:
+def test_a_broken_pipe_in_the_middle_of_long_output_prints_no_traceback() -> None:
     """Output beyond the buffer fails inside `main`, where OSErrors are taken for a full disk."""
     code = "from kdep_bench.console import leave\nleave(lambda: print('x' * 100_000))"
     assert unread("-c", code) == (GONE, "")
     assert unread("tools/run_suite.py", "paper_r18", "--dry-run") == (GONE, "")
 
 
-def test_ctrl_c_is_a_word_and_no_traceback() -> None:
+def test_ctrl_c_prints_no_traceback() -> None:
     code = "import signal; from kdep_bench.console import leave; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # nohup has it ignored
     code += "leave(lambda: signal.raise_signal(signal.SIGINT))"
@@ -85,7 +85,7 @@ def test_output_that_is_lost_never_ends_with_0(tool: Path, buffered: str) -> Non
         assert len(said.splitlines()) == 1
 
 
-def test_a_full_disk_below_a_long_output_is_one_sentence() -> None:
+def test_a_full_disk_during_long_output_prints_one_line() -> None:
     code, said = shell("$PYTHON tools/run_suite.py paper_r18 --dry-run >/dev/full")
     assert code == 1
     assert len(said.splitlines()) == 1
@@ -93,7 +93,7 @@ def test_a_full_disk_below_a_long_output_is_one_sentence() -> None:
     assert (code, len(said.splitlines())) == (1, 1)
 
 
-def test_a_closed_standard_error_takes_no_code_and_no_file_with_it(tmp_path: Path) -> None:
+def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path) -> None:
     """The next file that is opened would get its number, and what libraries print there."""
     assert shell("$PYTHON tools/run_suite.py --list suites 2>&- >/dev/null")[0] == 0
     assert shell("$PYTHON tools/run_suite.py nothing 2>&- >/dev/null")[0] == 2
@@ -138,7 +138,7 @@ def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[
         assert code == (2 if "report" in command or "s.py" in command else 0)
 
 
-def test_a_fault_of_the_file_system_is_a_sentence() -> None:
+def test_a_file_system_error_prints_one_line() -> None:
     code, said = shell(
         "$PYTHON -c \"from kdep_bench.console import leave; leave(lambda: open('/proc/none/x'))\""
     )
@@ -151,7 +151,7 @@ def test_a_fault_of_the_file_system_is_a_sentence() -> None:
     ("main", "code"),
     [("lambda: 3", 3), ("lambda: None", 0), ("lambda: exit(4)", 4), ("lambda: 1 / 0", 1)],
 )
-def test_a_command_s_own_end_is_kept(main: str, code: int) -> None:
+def test_the_exit_code_of_a_command_is_kept(main: str, code: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"from kdep_bench.console import leave; leave({main})"],
         capture_output=True,

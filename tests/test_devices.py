@@ -49,14 +49,14 @@ def test_the_fork_server_leaves_the_driver_to_its_stages():
     ], done.stderr[-2000:]
 
 
-def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
+def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     devices.check_gpus(())
     with pytest.raises(KdepError, match=r"assigned GPU 1, but torch .* finds no GPU"):
         devices.check_gpus(("1",))
 
 
-def test_what_a_stage_took_of_a_gpu_is_told_and_nothing_without_one(monkeypatch):
+def test_gpu_memory_of_a_stage_is_reported_only_with_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     assert worker.peak_gpu() == {}
     assert worker._largest([{}, {"peak_rss": 5}]) == {}

@@ -58,7 +58,7 @@ def test_wrong_counts_and_an_absent_set(tmp_path: Path) -> None:
     assert "prepare_data.py coco" in found[1].sentence
 
 
-def test_a_suite_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_suite_names_the_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDEP_DATA", raising=False)
     assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
     found = list(doctor.suite("mine"))
@@ -69,7 +69,7 @@ def test_a_suite_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[2].word == "ok" or "weights" in found[2].sentence
 
 
-def test_a_suite_whose_views_have_no_room_is_told(
+def test_too_little_disk_space_for_a_suite_s_views_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ImageNet at 224 px, two views of each of 1,281,167 images: 385.7 GB."""

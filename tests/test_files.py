@@ -48,7 +48,7 @@ def test_a_number_that_no_sum_holds_is_refused_in_what_we_wrote(tmp_path, conten
         read_strict(path)
 
 
-def test_a_pipe_a_folder_and_a_file_too_large_are_sentences_at_once(tmp_path):
+def test_a_pipe_a_folder_and_a_too_large_file_raise_kdep_error_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (tmp_path / "pipe", "is a FIFO; expected a regular file"),

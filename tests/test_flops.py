@@ -41,7 +41,7 @@ def test_attention_counts_its_products_whatever_kernel_there_is() -> None:
     assert forward_flops(Itself(), torch.rand(2, tokens, width)) == products
 
 
-def test_an_exported_student_says_its_own(tmp_path: Path) -> None:
+def test_an_exported_student_s_card_names_its_training_data(tmp_path: Path) -> None:
     from kdep_bench import export
     from kdep_bench.students.backbone import build_backbone
 

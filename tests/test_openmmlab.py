@@ -189,7 +189,7 @@ def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
 # --------------------------------------------------------------------- Runner
 
 
-def test_train_tells_progress_and_writes_log_seals_and_curve(
+def test_train_reports_progress_and_writes_log_seals_and_curve(
     toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[tuple[int, int, str]] = []

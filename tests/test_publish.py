@@ -143,7 +143,7 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
         publish(suite, plan, work, tmp_path / "out")
 
 
-def test_a_card_says_so_when_no_licence_is_known_and_trusts_no_name() -> None:
+def test_a_card_states_an_unknown_licence() -> None:
     plan = build_plan(build_suite(SUITE))
     one = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
     assert one.about["teacher"]["card"]["licence"] == "Apache-2.0"
@@ -177,7 +177,7 @@ def command(work: Path, out: Path, *more: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_an_export_that_is_cut_or_missing_is_named_and_the_exit_code_says_so(
+def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
     r18: Path, tmp_path: Path
 ) -> None:
     suite = build_suite(SUITE)

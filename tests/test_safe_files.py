@@ -61,7 +61,7 @@ def test_a_file_larger_than_the_limit_is_refused_before_it_is_read(tmp_path):
         safe_files.read_bytes(path, 99)
 
 
-def test_a_file_whose_size_is_not_known_is_read_whole():
+def test_a_file_of_unknown_size_is_read_completely():
     assert safe_files.read_bytes("/proc/self/status").startswith(b"Name:")
     assert b"VmHWM" in safe_files.read_bytes("/proc/self/status")
 
@@ -89,7 +89,7 @@ def test_removing_a_link_leaves_what_it_points_to(tmp_path, outside):
     assert (folder / "a.jpg").exists()
 
 
-def test_a_folder_below_may_be_no_link_and_one_above_may(tmp_path):
+def test_a_link_below_the_root_is_refused_and_one_above_is_allowed(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     (tmp_path / "work").symlink_to(disk)

@@ -54,7 +54,7 @@ def test_former_flag_names_still_work_and_are_not_in_the_help():
 # --- a suite's forwards --------------------------------------------------------------------------
 
 
-def test_pocket_full_ran_its_teacher_once_an_image_and_view(tmp_path):
+def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
     results = REPO / "results/pocket_full"
     told = {"outputs": {"forwards": 64000, "rows": 64000}}
     write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
@@ -208,14 +208,14 @@ def test_a_run_keeps_what_an_earlier_one_measured(tmp_path):
 # --- clocks and parts ----------------------------------------------------------------------------
 
 
-def test_a_step_s_seconds_are_its_own(monkeypatch):
+def test_step_times_exclude_other_work(monkeypatch):
     wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
     assert steps.clocked(lambda: "batch", len) == steps.Once(2.0, 5.0, 3.0)
 
 
-def test_a_gpu_has_nothing_left_to_do_when_a_clock_is_read(monkeypatch):
+def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
     seen, tick = [], itertools.count()
     for owner, name in (
         (steps, "synchronise"),
@@ -292,7 +292,7 @@ def test_the_wrapped_student_sees_its_own_size():
         lightly_arm.WrappedStudent(page, 96)
 
 
-def test_the_rival_s_images_are_links_spread_over_the_pool(tmp_path):
+def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
     pool = tmp_path / "prepare" / rival.POOL
     for i in range(130):
         (pool / f"{i % 2}").mkdir(parents=True, exist_ok=True)
@@ -313,7 +313,7 @@ def test_the_rival_s_images_are_links_spread_over_the_pool(tmp_path):
         rival.check(tmp_path / "venv", tmp_path, 64)
 
 
-def test_the_command_refuses_a_busy_machine_and_a_rival_without_data(tmp_path, monkeypatch):
+def test_the_command_refuses_a_busy_machine_and_a_comparison_without_data(tmp_path, monkeypatch):
     tool = runpy.run_path(str(REPO / "tools/benchmark.py"))
     monkeypatch.setattr(machine, "busy_cores", lambda: 1.9)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(tmp_path)])

@@ -111,7 +111,7 @@ def test_a_suite_ends_as_it_does_here_and_runs_may_be_mixed(slurm: Slurm, tmp_pa
     assert not list(work.glob(".cluster/*"))  # the rooms of runs that went well are gone
 
 
-def test_a_failing_stage_takes_its_dependents_along_and_nothing_else(slurm: Slurm, tmp_path):
+def test_a_failing_stage_skips_only_its_dependents(slurm: Slurm, tmp_path):
     plan = fakes.diamond(b={"do": "kdep"})
     outcome = run(plan, tmp_path)
     b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
@@ -215,7 +215,7 @@ def test_two_coordinators_at_once_do_no_stage_twice(slurm: Slurm, tmp_path):
     assert Counter(fakes.traced(tmp_path)) == Counter(["w0k0", "w1k0", "w2k0"])
 
 
-def test_an_interrupt_cancels_the_jobs_and_a_rerun_goes_on(slurm: Slurm, tmp_path):
+def test_an_interrupt_cancels_the_jobs_and_a_rerun_resumes(slurm: Slurm, tmp_path):
     process = coordinator(tmp_path, "t.grown(200, 0.25)")
     plan = grown(200, 0.25)
     out = tmp_path / fakes.one(plan, "g")
@@ -229,7 +229,7 @@ def test_an_interrupt_cancels_the_jobs_and_a_rerun_goes_on(slurm: Slurm, tmp_pat
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 4
 
 
-def test_a_preempted_stage_goes_back_to_the_queue_and_resumes(slurm: Slurm, tmp_path):
+def test_a_preempted_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     plan = grown(160, 0.25)
     out = tmp_path / fakes.one(plan, "g")
     all_of_it = ("--exclusive", "--nodelist=kdepn1")
@@ -247,7 +247,7 @@ def test_a_preempted_stage_goes_back_to_the_queue_and_resumes(slurm: Slurm, tmp_
     assert lines(out / "steps.txt") == [str(k) for k in range(160)]
 
 
-def test_a_stage_goes_on_in_a_next_job_when_its_job_s_time_ends(slurm: Slurm, tmp_path):
+def test_a_stage_resumes_in_another_job_after_the_time_limit(slurm: Slurm, tmp_path):
     plan = grown(420, 0.25, time=120.0, timeout=1000.0)  # 105 s; the notice comes 30 to 90 s early
     outcome = run(plan, tmp_path)
     assert outcome.ok, outcome

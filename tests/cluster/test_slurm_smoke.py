@@ -47,7 +47,7 @@ def runs(case: faults.Case) -> Counter[str]:
     )  # fmt: skip
 
 
-def test_the_whole_suite_ends_as_it_does_here(slurm: Slurm, world: faults.World):
+def test_a_complete_suite_on_slurm_equals_a_local_run(slurm: Slurm, world: faults.World):
     case = world.fresh()
     done = case.run(*THROUGH)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -60,7 +60,7 @@ def test_the_whole_suite_ends_as_it_does_here(slurm: Slurm, world: faults.World)
     case.close()
 
 
-def test_what_began_here_ends_there_with_one_state(slurm: Slurm, world: faults.World):
+def test_a_stage_started_locally_resumes_on_slurm(slurm: Slurm, world: faults.World):
     case = world.copy(world.one(faults.PRETRAIN))
     cells = world.plan.downstream([world.one(faults.PRETRAIN)])
     there = {i for i in cells if i.startswith("transfer-") and "smoke_probe" not in i}

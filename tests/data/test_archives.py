@@ -184,7 +184,7 @@ ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sp
         ENDLESS.tobuf(tarfile.PAX_FORMAT) + b"9" * BLOCK,
     ],
 )
-def test_headers_that_tarfile_follows_for_ever_end_in_a_sentence(tmp_path: Path, raw: bytes):
+def test_headers_that_tarfile_follows_for_ever_raise_kdep_error(tmp_path: Path, raw: bytes):
     path = tmp_path / "a.tar"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match=r"a\.tar"):
@@ -210,7 +210,7 @@ def test_a_good_archive_is_unpacked_after_a_damaged_one_of_the_same_size(tmp_pat
 @pytest.mark.parametrize(
     "seal", ["", "[]", '{"archive": ["a.tar", 10240], "counts": {"files": 3, "bytes": 1}}', "{}"]
 )
-def test_a_seal_without_the_hash_of_the_archive_is_not_believed(tmp_path: Path, seal: str):
+def test_a_seal_without_the_archive_s_hash_is_not_used(tmp_path: Path, seal: str):
     path, out = tmp_path / "a.tar", tmp_path / "out"
     path.write_bytes(tar_bytes())
     (out / SEALS).mkdir(parents=True)
@@ -235,7 +235,7 @@ def test_an_interrupted_run_resumes_and_files_of_another_archive_are_compared(tm
     assert content(out) == FILES | {"c.txt": b"lost" * 300}
 
 
-def test_a_set_that_is_not_whole_loses_its_seals(tmp_path: Path):
+def test_an_incomplete_set_loses_its_seals(tmp_path: Path):
     def check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
         def run(folder: Path, decode: int | None) -> dict[str, int]:
             if fault:
@@ -256,7 +256,7 @@ def test_a_set_that_is_not_whole_loses_its_seals(tmp_path: Path):
         assert not (folder / "train" / SEALS).exists()
 
 
-def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
+def test_an_encrypted_zip_and_a_blocking_folder_raise_kdep_error(tmp_path: Path):
     raw = bytearray(zip_bytes())
     at = raw.rindex(b"PK\1\2")
     raw[at + 8] |= 1
@@ -274,7 +274,7 @@ def test_an_encrypted_zip_and_a_folder_in_the_way_are_sentences(tmp_path: Path):
         archives.check_archive(tmp_path / "none.tar", archives.Archive("none.tar", ""), quiet)
 
 
-def test_a_used_up_quota_is_a_full_disk_and_no_matter_of_rights(tmp_path: Path):
+def test_an_exceeded_quota_is_reported_as_a_full_disk(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT):
         said = str(archives.disk_error(tmp_path / "a.tar", OSError(number, os.strerror(number))))
         assert "free disk space" in said

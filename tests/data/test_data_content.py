@@ -129,7 +129,7 @@ def test_an_mtime_far_in_the_future_does_not_cost_a_reading_each_time(
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("place", [0, 20, 70, 100, -1])
-def test_a_damaged_index_is_made_again_and_never_believed(
+def test_a_damaged_index_is_rebuilt_and_never_used(
     place: int, folder: Path, tmp_path: Path
 ) -> None:
     where, source = index(tmp_path), images_of(folder)
@@ -144,7 +144,7 @@ def test_a_damaged_index_is_made_again_and_never_believed(
 
 
 @pytest.mark.usefixtures("settled")
-def test_an_index_of_another_source_or_behind_a_link_is_not_believed(
+def test_an_index_of_another_source_or_behind_a_link_is_not_used(
     folder: Path, tmp_path: Path
 ) -> None:
     where, source = index(tmp_path), images_of(folder)
@@ -176,7 +176,7 @@ def test_what_was_read_before_an_interruption_is_not_read_again(
     assert index(tmp_path).read(images_of(folder)).read == 1
 
 
-def test_a_file_that_cannot_be_read_is_content_of_its_own(folder: Path, tmp_path: Path) -> None:
+def test_an_unreadable_file_changes_the_content_hash(folder: Path, tmp_path: Path) -> None:
     whole = Catalogue(images_of(folder)).scan()
     (folder / "a/4.png").symlink_to(folder / "nowhere.png")
     os.mkfifo(folder / "a/5.png")  # opening it would never end

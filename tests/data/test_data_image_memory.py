@@ -105,7 +105,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("spoil", BROKEN)
-def test_a_memory_that_cannot_be_used_costs_time_alone(files, tmp_path: Path, spoil) -> None:
+def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, spoil) -> None:
     path = tmp_path / "images.sqlite"
     first = look(files, path)
     spoil(path)
@@ -114,7 +114,7 @@ def test_a_memory_that_cannot_be_used_costs_time_alone(files, tmp_path: Path, sp
     assert again.facts == first.facts
 
 
-def test_a_memory_that_another_process_writes_is_waited_for_and_then_left(
+def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(
     files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_memory, "_BUSY", 0.1)

@@ -140,7 +140,9 @@ def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str)
 
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_a_16_bit_image_is_turned_once(tmp_path: Path, suffix: str, colour: bool) -> None:
+def test_exif_orientation_of_a_16_bit_image_is_applied_once(
+    tmp_path: Path, suffix: str, colour: bool
+) -> None:
     deep = RNG.integers(0, 65536, (5, 9, 3), dtype=np.uint16)
     deep = deep if colour else deep[..., 0]
     exif = Image.Exif()
@@ -177,7 +179,7 @@ def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str
     assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
 
 
-def test_12_bit_values_in_a_16_bit_file_do_not_become_a_black_picture(tmp_path: Path) -> None:
+def test_12_bit_values_in_a_16_bit_file_do_not_become_a_black_image(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), RNG.integers(0, 4096, (9, 9), dtype=np.uint16))
     (fault,) = images.inspect([file]).faults
@@ -306,7 +308,7 @@ def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.gif", "a.webp", "a.tif"])
-def test_a_cut_image_is_refused_and_never_filled_with_grey(
+def test_a_truncated_image_is_refused_and_never_filled_with_grey(
     tmp_path: Path, name: str, cut: float
 ) -> None:
     file = save(tmp_path / name, SMOOTH)
@@ -317,7 +319,7 @@ def test_a_cut_image_is_refused_and_never_filled_with_grey(
         images.read_rgb(file)
 
 
-def test_the_end_marker_of_a_thumbnail_does_not_end_the_picture(tmp_path: Path) -> None:
+def test_the_end_marker_of_a_thumbnail_does_not_end_the_image(tmp_path: Path) -> None:
     thumb = encoded(Image.fromarray(PICTURE), "JPEG")
     data = encoded(Image.fromarray(SMOOTH), "JPEG")
     app1 = b"\xff\xe1" + (len(thumb) + 2).to_bytes(2, "big") + thumb
@@ -384,7 +386,7 @@ def test_labels_of_a_turned_image_are_taken_only_where_they_are_certain(
         images.check_turn(square, images.inspect([square]).facts[square], 100, 100, "its mask")
 
 
-def test_two_images_that_come_to_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_with_the_same_resulting_name_are_refused(tmp_path: Path) -> None:
     gif, png = save(tmp_path / "a.gif"), save(tmp_path / "a.gif.png")
     found = images.inspect([gif, png]).facts
     images.place(gif, tmp_path / "out" / images.placed_name(gif.name, found[gif]), found[gif])

@@ -51,7 +51,7 @@ def sets(tmp_path: Path) -> dict[str, list[Path]]:
     }
 
 
-def test_different_pictures_are_no_duplicates(sets: dict[str, list[Path]]) -> None:
+def test_different_images_are_no_duplicates(sets: dict[str, list[Path]]) -> None:
     assert find(sets) == []
 
 
@@ -99,7 +99,7 @@ def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, how: str) -> N
     assert leak.examples[0][:2] == [f"test/{path.name}", "pool/1.png"]
 
 
-def test_pictures_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
+def test_images_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
     made = {
         f"coco/{split}": [
             put(tmp_path / split / f"{i}.png", Image.new("RGB", (9, 9), (i, 3, 99 - 20 * k)))
@@ -159,7 +159,7 @@ def test_a_waiver_that_names_nothing_is_refused(sets, allow: object, sentence: s
         read_allowed(allow, sets)
 
 
-def test_one_file_in_two_splits_is_refused_and_the_remedy_works(sets, tmp_path: Path) -> None:
+def test_one_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Path) -> None:
     link = tmp_path / "link.png"
     link.symlink_to(sets["coco/train"][0])
     sets["coco/test"].append(link)

@@ -23,7 +23,7 @@ def put(root: Path, *names: str) -> Path:
     return root
 
 
-def test_what_a_system_left_in_a_folder_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
     root = put(tmp_path, "b/1.png", "a/2.WEBP", "a/c/3.gif", "README.txt", ".cache/p.png", ".x.png")
     put(root, "a/.DS_Store", "a/._2.webp", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/2.webp")
     found = list_images(root)

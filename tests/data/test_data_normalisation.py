@@ -53,13 +53,13 @@ def test_what_networks_are_published_with_is_taken(mean: Any, std: Any) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_would_feed_another_scale_is_refused(name: str) -> None:
+def test_a_normalisation_of_another_scale_is_refused(name: str) -> None:
     with pytest.raises(KdepError, match=r"^x normalises with .*0-255 scale"):
         check_normalisation(*WRONG[name], "x")
 
 
 @pytest.mark.parametrize("name", ["0-1 scale", "scaled twice", "exchanged", "BGR"])
-def test_the_remedy_works(name: str) -> None:
+def test_the_fix_works(name: str) -> None:
     mean, std = WRONG[name]
     with pytest.raises(KdepError) as caught:
         check_normalisation(mean, std, "x")

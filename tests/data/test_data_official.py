@@ -55,7 +55,7 @@ def test_every_set_is_found_by_its_file() -> None:
         get_set("cocoo")
 
 
-def test_a_release_that_lacks_images_is_not_called_whole() -> None:
+def test_a_release_with_missing_images_is_not_reported_as_complete() -> None:
     """The counts of the releases, from the pages and papers that each set's module names."""
     assert {name: dict(get_set(name).counts) for name in set_names()} == {
         "ade20k": {"training_images": 20_210, "validation_images": 2_000},

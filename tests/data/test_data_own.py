@@ -45,7 +45,7 @@ def refusal(spec: Spec, out: Path) -> str:
 # ---- the layout ----
 
 
-def test_everything_lies_where_the_tasks_look(spec: Spec, tmp_path: Path) -> None:
+def test_files_are_where_the_tasks_read_them(spec: Spec, tmp_path: Path) -> None:
     made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
     data = tmp_path / "out" / "data"
     assert made["counts"]["images"] == {
@@ -541,7 +541,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_fault_names_its_file_and_its_remedy_works(
+def test_an_error_names_its_file_and_its_fix_works(
     name: str, spec: Spec, mine: Path, tmp_path: Path
 ) -> None:
     fault, file, words, fix = CASES[name]
@@ -588,7 +588,7 @@ def test_hidden_folders_are_no_classes_and_are_counted(
         assert sorted(files) == ["0.png", "0.png", "1.png", "1.png"]
 
 
-def test_a_picture_in_two_classes_is_counted_and_listed(
+def test_an_image_in_two_classes_is_counted_and_listed(
     spec: Spec, mine: Path, tmp_path: Path
 ) -> None:
     shutil.copy(mine / "classes/test/a/0.png", mine / "classes/test/b/again.png")
@@ -689,7 +689,7 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
         ({"clasify": {}}, "did you mean classify"),
     ],
 )
-def test_a_config_of_another_form_is_a_sentence(
+def test_a_config_without_the_expected_dict_raises_kdep_error(
     change: Spec, words: str, spec: Spec, tmp_path: Path
 ) -> None:
     assert words in refusal({**spec, **change}, tmp_path / "a")
@@ -788,13 +788,11 @@ def test_two_spellings_of_one_accented_name_are_not_two_classes(
 
 
 @pytest.mark.parametrize("pool", ["~nobody_of_this_name/x", "/" + "a" * 5000, "a\0b"])
-def test_a_path_that_cannot_be_is_a_sentence(pool: str, spec: Spec, tmp_path: Path) -> None:
+def test_an_impossible_path_raises_kdep_error(pool: str, spec: Spec, tmp_path: Path) -> None:
     assert "(pool) does not exist" in refusal({**spec, "pool": pool}, tmp_path / "a")
 
 
-def test_an_id_of_another_type_is_told_how_to_be_written(
-    spec: Spec, mine: Path, tmp_path: Path
-) -> None:
+def test_an_id_of_another_type_names_the_valid_form(spec: Spec, mine: Path, tmp_path: Path) -> None:
     edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
     assert "write the id as in its own list, 1," in refusal(spec, tmp_path / "a")
     edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0))

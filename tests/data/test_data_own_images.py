@@ -156,7 +156,7 @@ def test_a_waiver_that_names_nothing_is_refused_before_anything_is_read(spec: Sp
 
 
 @pytest.mark.parametrize("part", ["coco", "masks"])
-def test_a_turned_image_with_labels_is_used_upright_or_refused(
+def test_an_exif_rotated_image_with_labels_is_used_upright_or_refused(
     spec: Spec, mine: Path, tmp_path: Path, part: str
 ) -> None:
     exif = Image.Exif()

@@ -233,7 +233,7 @@ def test_impossible_specs_are_refused(spec: dict[str, Any], words: str, tmp_path
         pocket.prepare(spec, {}, tmp_path, quiet)
 
 
-def test_a_full_disk_is_a_sentence(material: Material, tmp_path: Path) -> None:
+def test_a_full_disk_raises_kdep_error(material: Material, tmp_path: Path) -> None:
     if Path("/dev/full").exists():
         with pytest.raises(KdepError, match="No space left on device"):
             pocket.write_file(Path("/dev/full"), b"x")

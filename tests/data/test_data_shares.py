@@ -64,7 +64,7 @@ def test_a_share_per_class_has_the_share_of_every_class_and_never_none(share: fl
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_an_impossible_share_is_a_sentence(share: float):
+def test_an_impossible_data_fraction_raises_kdep_error(share: float):
     with pytest.raises(KdepError, match="data fraction"):
         per_class(np.zeros(10, int), share)
     with pytest.raises(KdepError, match="data fraction"):
@@ -85,7 +85,7 @@ def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_
         chosen([*FILES, "unknown.jpg"], 0.1, 0, path)
 
 
-def test_labels_that_are_no_labels_are_sentences_with_a_fix_that_works(tmp_path: Path):
+def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
     """KeyError, TypeError, or numbers cut out of strings and booleans."""
     path = tmp_path / "labels.json"
     with pytest.raises(KdepError, match="remove such methods"):
@@ -114,14 +114,14 @@ def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
     assert told == {"images": 100, "of": 2000, "sha256": sha, "file": LIST}
 
 
-def test_of_the_whole_pool_only_the_checksum_is_kept(tmp_path: Path):
+def test_for_the_complete_pool_only_the_checksum_is_stored(tmp_path: Path):
     told = save_list(tmp_path, FILES, chosen(FILES, 1.0))
     assert told["file"] is None
     assert not (tmp_path / LIST).exists()
     assert len(told["sha256"]) == 64
 
 
-def test_the_share_of_a_seed_is_that_of_the_published_runs():
+def test_the_data_fraction_of_a_seed_is_that_of_the_published_runs():
     labels = np.arange(40) % 3
     assert per_class(labels, 0.2).tolist() == [1, 5, 6, 7, 12, 18, 23, 28, 38]
     assert per_class(labels, 0.2, 1).tolist() == [2, 5, 10, 16, 18, 21, 33, 35, 37]

@@ -52,7 +52,7 @@ def test_rcc_gives_back_its_files(tmp_path: Path, version: int, flags: int) -> N
     assert dict(read_rcc(path)) == {f"dir/{k}": v for k, v in files.items()}
 
 
-def test_rcc_damage_is_a_sentence(tmp_path: Path) -> None:
+def test_rcc_damage_raises_kdep_error(tmp_path: Path) -> None:
     path = tmp_path / "x.rcc"
     whole = build_rcc({"a": b"x" * 50}, 2)
     path.write_bytes(b"PK\3\4" + whole)
@@ -153,7 +153,7 @@ def test_damaged_package_in_the_cache_is_named(
         debian.fetch(known.name.split("_")[0])
 
 
-def test_unreadable_sources_are_sentences(tmp_path: Path) -> None:
+def test_unreadable_sources_raise_kdep_error(tmp_path: Path) -> None:
     with pytest.raises(KdepError, match="cannot be decoded"):
         material.decode(b"nonsense", "a.webp")
     with pytest.raises(KdepError, match="cannot be decoded"):

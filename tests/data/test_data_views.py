@@ -30,7 +30,7 @@ def test_the_bytes_forecast_are_the_bytes_written(prepared: dict[str, Path], tmp
     assert told["bytes"] == views.pixel_bytes(2, 3, 16) == 2 * 3 * 16 * 16 * 3
 
 
-def test_a_disk_without_room_is_refused_before_a_byte_is_written(
+def test_a_full_disk_is_refused_before_a_byte_is_written(
     prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "out"
@@ -149,7 +149,7 @@ def test_shares_have_their_ends():
 
 @pytest.mark.parametrize("name", [views.PIXELS, views.RECIPE, views.LISTING])
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 no zip", b"{}", b"[]", b"\x93NUMPY\x01", None])
-def test_a_damaged_file_of_views_is_a_sentence(
+def test_a_damaged_views_file_raises_kdep_error(
     prepared: dict[str, Path], tmp_path: Path, name: str, content: bytes | None
 ):
     views.run(SPEC, prepared, tmp_path, lambda *_: None)

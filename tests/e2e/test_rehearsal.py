@@ -21,7 +21,7 @@ def plan(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_the_protocol_is_whole(name: str) -> None:
+def test_the_protocol_is_complete(name: str) -> None:
     """Four teachers, five arms, two shares at three budgets each, nine sets, three seeds."""
     suite = load_suite(name)
     assert {t["name"] for v in suite.variants for t in v.teachers.values() if t} == {

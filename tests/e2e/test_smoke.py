@@ -48,7 +48,7 @@ def records(home: Path) -> list[dict]:
     return [json.loads(p.read_text()) for p in sorted(home.glob("results/**/records/*.json"))]
 
 
-def test_every_cell_has_a_record_that_says_how_it_was_made(home: Path):
+def test_every_run_has_a_record_with_its_provenance(home: Path):
     got = records(home)
     assert {r["task"]["name"] for r in got} == TASKS
     assert {r["arm"]["method"] for r in got} == {"kdep", "supervised", "scratch"}
@@ -60,7 +60,7 @@ def test_every_cell_has_a_record_that_says_how_it_was_made(home: Path):
         assert r["stages"]["transfer"] == r["id"]
 
 
-def test_labels_are_used_by_the_supervised_arm_alone_and_the_teacher_by_kdep_alone(home: Path):
+def test_only_supervised_uses_labels_and_only_kdep_the_teacher(home: Path):
     for r in records(home):
         assert r["arm"]["labels_used"] == (r["arm"]["method"] == "supervised")
         assert (r["teacher"] is not None) == (r["arm"]["method"] == "kdep")

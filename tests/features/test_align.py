@@ -79,7 +79,7 @@ def test_rank_deficient_features_are_refused():
         svd_basis(moments(low), 8)
 
 
-def test_a_layer_norm_s_lost_rank_is_told_with_the_policy_that_bears_it():
+def test_rank_deficient_layer_norm_error_names_a_policy_that_works():
     x = torch.nn.functional.layer_norm(features(), (24,))  # every row sums to zero
     with pytest.raises(KdepError, match=r"rank 23.*LayerNorm.*zero_pad"):
         svd_basis(moments(x), 24)

@@ -96,7 +96,7 @@ def test_a_wider_student_is_refused_by_default_and_served_by_a_policy(
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_too_few_rows_constant_features_and_nan_are_sentences(kind: type[Aligner]):
+def test_too_few_rows_constant_features_and_nan_raise_kdep_error(kind: type[Aligner]):
     with pytest.raises(KdepError, match="too few to estimate 6 directions"):
         kind().fit(moments(features(6, 6)), 6)
     with pytest.raises(KdepError, match="the same for every image"):

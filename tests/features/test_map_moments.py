@@ -45,7 +45,7 @@ def test_the_moments_are_those_of_all_places(side: int):
     np.testing.assert_allclose(got.scatter.numpy(), centred.T @ centred, atol=1e-4)
 
 
-def test_of_many_rows_some_are_read_evenly_spread(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_a_sample_of_many_rows_is_evenly_spread(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(map_moments, "MOST_ROWS", 4)
     stored, shuffled = Stored(), np.random.default_rng(1).permutation(ROWS)
     got = map_moments.map_moments(cast(Any, stored), shuffled, "a", 2)

@@ -111,7 +111,7 @@ def test_whitening_after_svd_divides_by_the_std_and_none_changes_nothing():
     assert NoTransform()(a) is a
 
 
-def test_whitening_of_an_idle_channel_is_a_sentence():
+def test_whitening_of_a_constant_channel_raises_kdep_error():
     basis = Svd(policy="zero_pad").fit(moments(features(60, 6)), 8)
     with pytest.raises(KdepError, match="2 of 8 directions"):
         fitted(Whitening, basis)
@@ -205,7 +205,7 @@ def test_phi_s_gives_unit_variance_by_a_rotation_and_one_number(width: int, kind
     torch.testing.assert_close(phi2 * g @ m.T, a, atol=1e-3, rtol=1e-3)  # its inverse
 
 
-def test_phi_s_needs_no_full_rank_and_refuses_nothing_but_silence():
+def test_phi_s_needs_no_full_rank_and_refuses_only_zero_variance():
     x = features(60, 6)
     basis = Svd(policy="zero_pad").fit(moments(x), 10)
     g = fitted(PhiS, basis)(basis(x.float()))
@@ -214,7 +214,7 @@ def test_phi_s_needs_no_full_rank_and_refuses_nothing_but_silence():
         PhiS(torch.zeros(4, 4))
 
 
-def test_phi_s_is_the_svd_target_turned_and_scaled():
+def test_phi_s_is_the_svd_target_rotated_and_scaled():
     """Mean squared error in PHI-S space = that in SVD space / phi^2: only the channels differ."""
     x = features(200, 16)
     basis = Svd().fit(moments(x), 16)
@@ -231,7 +231,7 @@ def test_phi_s_is_the_svd_target_turned_and_scaled():
 
 
 @pytest.mark.parametrize("path", PATHS.values())
-def test_a_target_gives_each_transform_what_it_asks_for(path: str, tmp_path: Path):
+def test_a_target_passes_each_transform_its_required_arguments(path: str, tmp_path: Path):
     x = features()
     Svd().fit(moments(x), 8).save(tmp_path)
     f = x.float().requires_grad_()

@@ -20,7 +20,7 @@ from tests.fuzz.targets import COCO, TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
-def test_a_changed_file_is_answered_by_a_sentence(target):
+def test_a_fuzzed_file_raises_only_kdep_error(target):
     out = run(target, inputs=20, seed=0, seconds=20, keep=None)
     assert not out.faults
     assert out.refused > 0
@@ -64,7 +64,7 @@ def official(root: Path, name: str):
         ("annotations", {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": "true"}),
     ],
 )
-def test_an_entry_of_coco_of_another_type_is_a_sentence(tmp_path: Path, part: str, entry: Any):
+def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: str, entry: Any):
     one = official(tmp_path, "coco")
     path = tmp_path / "coco/annotations/instances_train2017.json"
     table = json.loads(path.read_text())
@@ -77,7 +77,7 @@ def test_an_entry_of_coco_of_another_type_is_a_sentence(tmp_path: Path, part: st
 @pytest.mark.parametrize("word", ["\u00b2", "x", "-1", "9" * 30])
 @pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt", "train_test_split.txt"])
 @pytest.mark.parametrize("column", [0, 1])
-def test_a_number_of_a_list_that_int_does_not_read_is_a_sentence(
+def test_a_number_that_int_does_not_parse_raises_kdep_error(
     tmp_path: Path, name: str, word: str, column: int
 ):
     one = official(tmp_path, "cub200")
@@ -90,7 +90,7 @@ def test_a_number_of_a_list_that_int_does_not_read_is_a_sentence(
 
 
 @pytest.mark.parametrize("row", [0.5, [], {}, {"id": {}}, {"id": 3}, None])
-def test_a_plan_with_a_row_that_is_no_stage_is_a_sentence(tmp_path: Path, row: Any):
+def test_a_plan_with_a_malformed_row_raises_kdep_error(tmp_path: Path, row: Any):
     plan = build_plan(load_suite("smoke"))
     one, other = list(plan.stages)[:2]
     path = tmp_path / "plan.json"
@@ -129,7 +129,7 @@ def test_a_table_of_dtd_with_columns_of_other_types_is_a_sentence(tmp_path: Path
             verify(one, tmp_path, 1, whole=False)
 
 
-def test_a_name_out_of_a_file_cannot_drive_the_terminal():
+def test_control_characters_in_a_file_s_names_are_escaped():
     text = str(KdepError("the file a\x1b[31m\x07b\x9b\r.jpg\nis\tbad \udcff \ud800"))
     assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
 

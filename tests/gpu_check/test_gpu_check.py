@@ -41,12 +41,12 @@ def facts(**more: Any) -> Facts:
         (dict(cards=[{"number": "0", "name": "A", "free_gib": 1.0}]), "no GPU has 12 GiB free"),
     ],
 )
-def test_a_machine_that_cannot_be_checked_is_refused_in_a_sentence(more: Any, says: str):
+def test_a_machine_that_cannot_be_checked_raises_kdep_error(more: Any, says: str):
     with pytest.raises(KdepError, match=says):
         usable(facts(**more))
 
 
-def test_gpus_that_others_have_filled_are_left_to_them():
+def test_gpus_in_use_by_others_are_not_used():
     cards = [
         {"number": str(k), "name": "A", "free_gib": free} for k, free in enumerate((70, 2, 60))
     ]
@@ -54,7 +54,7 @@ def test_gpus_that_others_have_filled_are_left_to_them():
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
-def test_without_a_driver_the_command_ends_with_a_sentence_and_2(tmp_path: Path):
+def test_without_a_driver_the_command_prints_one_line_and_exits_with_2(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, TOOL, "--out", tmp_path / "o"], capture_output=True, text=True, check=False
     )
@@ -73,7 +73,7 @@ def test_a_prediction_interval_of_three_runs():
             prediction_interval(useless)
 
 
-def test_only_whole_records_are_compared(tmp_path: Path):
+def test_only_complete_records_are_compared(tmp_path: Path):
     (tmp_path / "records").mkdir()
     for k, (status, value) in enumerate((("ok", 0.3), ("ok", 0.5), ("failed", None))):
         record = {"status": status, "value": value, "arm": {"method": "m"}, "task": {"name": "t"}}
@@ -110,7 +110,7 @@ def test_what_a_check_measured_before_its_time_was_up_is_kept(tmp_path: Path):
     assert found["figures"] == [{"what": "before the hang", "value": 7.0, "unit": "s"}]
 
 
-def test_a_check_that_crashes_or_refuses_ends_alone(tmp_path: Path):
+def test_a_failing_check_does_not_stop_the_others(tmp_path: Path):
     crashed = one(_crashes, tmp_path)
     assert (crashed["status"], crashed["claims"][0]["ok"]) == ("failed", True)
     assert "status 9" in crashed["why"]

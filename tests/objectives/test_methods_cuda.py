@@ -34,7 +34,7 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
             assert {v.device.type for v in (loss, *log.values())} == {"cuda"}
 
 
-def test_a_cached_feature_is_met_on_the_gpu(tmp_path: Path):
+def test_cached_features_are_moved_to_the_gpu(tmp_path: Path):
     arm, data = Arm("kdep", tmp_path), dict(tiny.batch(BATCH, 0))
     feature = teacher(arm.width)(data["images"]).pooled.half()
     arm.model.teacher_side.live = None

@@ -39,7 +39,7 @@ def objectives() -> list[type[Objective]]:
 
 
 @pytest.mark.parametrize("kind", objectives(), ids=lambda k: k.__name__)
-def test_an_objective_asks_for_every_argument_that_no_config_gives(kind: type[Objective]):
+def test_an_objective_requires_every_argument_missing_from_its_config(kind: type[Objective]):
     parameters = inspect.signature(kind.__init__).parameters.values()
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}

@@ -269,7 +269,7 @@ def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_shuffled_targets_teach_nothing(name: str, folder: Path, shuffled: torch.Generator):
+def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled: torch.Generator):
     tiny.TinyTeacher.shuffled, kept = None, tiny.TinyTeacher.shuffled
     (_, before), (_, after) = learned(name, own(folder, name))
     tiny.TinyTeacher.shuffled = kept
@@ -366,7 +366,7 @@ def test_the_graphs_temperature_is_that_of_its_attention(folder: Path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_forwards_of_the_cost_column_are_those_that_other_networks_ran(name: str, folder: Path):
+def test_the_cost_column_counts_forward_passes_of_all_other_networks(name: str, folder: Path):
     arm = Arm(name, own(folder, name))
     samples: list[int] = []
     for module in arm.model.objective.modules():

@@ -145,7 +145,7 @@ def test_vkd_is_smooth_l1_to_the_layer_normalised_teacher():
     torch.testing.assert_close(objective.terms(context(s, t))["feature"].mean(), wanted)
 
 
-def test_vkd_does_not_feel_the_unit_of_the_teacher():
+def test_vkd_is_independent_of_the_teacher_s_scale():
     objective = OrthogonalProjection(4, 6)
     s, t = noise(8, 4), noise(8, 6, seed=1)
     one, other = (objective.terms(context(s, c * t + 2))["feature"] for c in (1.0, 100.0))

@@ -201,7 +201,7 @@ def gradients(factor: float) -> tuple[Tensor, Tensor]:
     return objective.theta.grad, objective.head.weight.grad
 
 
-def test_theta_ascends_and_the_student_does_not_notice():
+def test_theta_ascends_without_gradient_to_the_student():
     (up, head_up), (down, head_down), (still, head) = (gradients(f) for f in (-1.0, 1.0, 0.0))
     assert float(up) == -float(down) != 0
     assert float(still) == 0
@@ -215,7 +215,7 @@ def test_theta_ascends_and_the_student_does_not_notice():
     assert float(loss(before, context())) > float(now)
 
 
-def test_ctkd_that_stands_still_is_logit_kd():
+def test_ctkd_with_a_constant_temperature_is_logit_kd():
     tau = float(made(CTKD, curriculum=0.0).temperature(0.0))
     plain = made(LogitKD, tau=tau)
     got, want = made(CTKD, curriculum=0.0).terms(context()), plain.terms(context())
@@ -249,7 +249,7 @@ def test_early_stopped_kd_is_kd_up_to_e0_and_cross_entropy_after(stop: float, st
     assert on == [k < steps_on for k in range(40)]
 
 
-def test_until_wants_a_share_of_the_run():
+def test_until_requires_a_fraction_of_the_run():
     assert as_schedule(dict(type=Until, stop=0.5, value=2.0))(0, 10) == 2.0
     with pytest.raises(KdepError, match="a fraction of the training"):
         Until(1.5)

@@ -71,7 +71,7 @@ def attached(objective: MeanTeacher | Mutual, peer_scale: float = 2.0) -> Studen
     return student
 
 
-def test_the_mean_teacher_speaks_of_the_image_s_other_view():
+def test_the_mean_teacher_s_target_is_from_the_other_view():
     objective = MeanTeacher(WIDTH, CLASSES, VIEWS, weight=3.0)
     logits_are_features(objective.head, objective.teacher_head)
     attached(objective)
@@ -134,7 +134,7 @@ def test_the_mean_teacher_s_own_ramp_reaches_10_after_a_quarter():
     assert [objective.weight(k, 8) for k in range(5)] == [0, 5, 10, 10, 10]
 
 
-def test_peers_teach_each_other_and_neither_is_pulled_by_what_it_says():
+def test_each_peer_gets_gradient_only_from_its_own_loss():
     objective = Mutual(WIDTH, CLASSES, weight=0.5)
     logits_are_features(objective.head, objective.peer_head)
     attached(objective)

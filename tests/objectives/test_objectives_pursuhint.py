@@ -31,7 +31,7 @@ def test_cka_does_not_see_a_rotation_a_scale_or_a_shift():
 
 
 @given(some.integers(0, 500), some.integers(1, 60))
-def test_rows_that_are_looked_at_are_spread_over_all(count: int, most: int):
+def test_checked_rows_are_spread_over_all_rows(count: int, most: int):
     """The first rows of a pool sorted by class would know a few classes alone."""
     rows = spread_out(np.arange(count), most)
     assert len(rows) <= most

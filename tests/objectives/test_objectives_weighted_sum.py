@@ -52,7 +52,7 @@ def context(**more: Any) -> Context:
     return Context(before=one, after=2 * one, target=0 * one, **more)
 
 
-def test_a_sum_demands_what_its_parts_demand():
+def test_a_weighted_sum_requires_what_its_parts_require():
     got = demands(config())
     assert got.needs == {"target", "pooled"}
     assert got.asks == {"epochs", "target_mean_square", "teacher_width"}
@@ -84,7 +84,7 @@ def test_a_sum_of_one_part_is_that_part():
     assert torch.equal(plain.terms(ctx)["cross_entropy"], summed.terms(ctx)["only"])
 
 
-def test_what_an_objective_asks_for_and_nobody_knows_is_named():
+def test_a_required_argument_that_nothing_provides_is_named():
     with pytest.raises(KdepError, match="argument target_mean_square, teacher_width of"):
         build_objective(config(), dict(epochs=1))
 

@@ -21,7 +21,7 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_backend_is_told_without_importing_torch() -> None:
+def test_backend_is_reported_without_importing_torch() -> None:
     code = """
 import sys
 from kdep_bench import ops
@@ -64,7 +64,7 @@ print(before, mmcv._ext.nms, ops.backend(), mmcv._ext.__file__.startswith({str(t
     assert python(code) == "compiled compiled compiled True"
 
 
-def test_without_mmcv_there_is_a_sentence() -> None:
+def test_without_mmcv_kdep_error_is_raised() -> None:
     code = """
 import sys
 sys.path = [p for p in sys.path if 'site-packages' not in p]
@@ -79,7 +79,7 @@ except Exception as e:
     assert out.startswith("KdepError mmcv is not installed")
 
 
-def test_other_operators_exist_and_raise_a_sentence() -> None:
+def test_other_operators_exist_and_raise_kdep_error() -> None:
     import mmcv._ext as ext  # pyright: ignore[reportMissingImports]
     from mmcv.ops import RoIPool, softmax_focal_loss
 

@@ -44,7 +44,7 @@ def test_every_kind_of_the_protocol_has_a_fault_whose_line_is_there() -> None:
         assert fault.old != fault.new
 
 
-def test_a_line_that_is_gone_or_stands_twice_is_an_error_with_its_location(tmp_path: Path) -> None:
+def test_a_missing_or_repeated_line_is_an_error_with_its_location(tmp_path: Path) -> None:
     """Not a fault that is planted nowhere and counts as noticed."""
     (tmp_path / "kdep_bench").mkdir()
     (tmp_path / "kdep_bench/a.py").write_text("x = 1\ny = 2\n")

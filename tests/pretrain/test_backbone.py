@@ -153,7 +153,7 @@ def test_weights_of_another_variant_are_refused():
         timm_state(2, weights_file(0))
 
 
-def test_a_missing_weights_file_is_a_sentence():
+def test_a_missing_weights_file_raises_kdep_error():
     from kdep_bench.teachers.efficientnet_lite import timm_state
 
     with pytest.raises(KdepError, match="does not exist"):

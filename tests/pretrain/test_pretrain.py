@@ -129,7 +129,7 @@ def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
     assert len(opened) == v.rows
 
 
-def test_a_cache_resumed_after_its_last_shard_still_says_what_it_cost(
+def test_a_cache_resumed_after_its_last_shard_keeps_its_cost(
     stages: dict[str, Path], tmp_path: Path
 ):
     out = tmp_path / "c"
@@ -167,7 +167,7 @@ def test_a_cache_and_views_rendered_ahead_are_the_same_to_the_last_byte(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no note"])
-def test_a_damaged_shard_of_an_interrupted_try_is_filled_anew(
+def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
     stages: dict[str, Path], tmp_path: Path, damage: str
 ):
     out = tmp_path / "c"
@@ -253,7 +253,7 @@ def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, 
     assert not np.array_equal(rows[: 2 * IMAGES], rows[2 * IMAGES :])
 
 
-def test_a_label_free_set_raises_when_a_label_is_asked_for(stages: dict[str, Path]):
+def test_a_label_free_set_raises_when_a_label_is_read(stages: dict[str, Path]):
     s = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
     with pytest.raises(KdepError, match="label-free"):
         s.label(np.array([0]))
@@ -337,7 +337,7 @@ def test_scratch_is_seeded_and_untrained(stages: dict[str, Path], tmp_path: Path
     assert a[0]["steps"] == 0
 
 
-def test_arms_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
+def test_methods_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
     students = []
     for method in (KDEP, SUPERVISED):
         objective, target, _ = configured(method, stages)
@@ -346,7 +346,7 @@ def test_arms_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
     assert all(torch.equal(v, students[1][k]) for k, v in students[0].items())
 
 
-def test_every_arm_of_a_seed_starts_from_the_student_that_scratch_keeps(
+def test_every_method_of_a_seed_starts_from_the_scratch_weights(
     stages: dict[str, Path], tmp_path: Path
 ):
     still = BUDGET | dict(epochs=0.4, optimizer=dict(type="SGD", lr=1e-12))

@@ -62,7 +62,7 @@ def test_a_resumed_run_reads_only_what_is_left(
     assert read == [16 * k for k in range(6, 12)]
 
 
-def test_a_picture_that_a_worker_cannot_decode_ends_in_a_sentence(
+def test_an_image_that_a_worker_cannot_decode_raises_kdep_error(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(stages["prepare"], tmp_path / "images")

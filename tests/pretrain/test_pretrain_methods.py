@@ -23,7 +23,7 @@ FIXED = (
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_fixed_alignment_trains_and_tells_what_it_keeps(
+def test_a_fixed_alignment_trains_and_reports_the_variance_it_keeps(
     name: str, stages: dict[str, Path], tmp_path: Path
 ):
     method = read_room("method", name)

@@ -183,7 +183,7 @@ class Pairs(Objective):
         return {"a": ctx.before @ ctx.before.mean(0)}
 
 
-def test_an_objective_that_relates_samples_is_refused_with_accumulation(
+def test_an_objective_that_couples_samples_is_refused_with_accumulation(
     stages: dict[str, Path], tmp_path: Path
 ):
     method = KDEP | dict(objective=dict(type=f"{__name__}.Pairs"))
@@ -191,7 +191,7 @@ def test_an_objective_that_relates_samples_is_refused_with_accumulation(
         stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
 
 
-def test_of_several_processes_the_first_alone_writes_what_is_not_trained(
+def test_only_rank_0_writes_untrained_outputs(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -65,7 +65,7 @@ def page(name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_rival_trains_in_the_real_stage(
+def test_a_method_trains_in_the_real_stage(
     name: str, stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
     method = page(name)
@@ -87,7 +87,7 @@ def test_a_rival_trains_in_the_real_stage(
     assert not any("peer" in k for k in torch.load(out / "backbone.pth", weights_only=True))
 
 
-def test_a_cache_of_a_share_holds_its_rows_alone(stages: dict[str, Path], with_maps: Path):
+def test_a_cache_of_a_data_fraction_has_only_its_rows(stages: dict[str, Path], with_maps: Path):
     opened, whole = open_cache(with_maps), open_cache(stages["cache"])
     views = open_views(stages["views"])
     rows = np.sort(subset(IMAGES, 0.5, 0))[[0, 3, 7]] * views.views + 1
@@ -114,7 +114,7 @@ def know_photographs(folder: Path) -> None:
     write_json(folder / "known.json", {f"{k}.png": 1 + k for k in range(3)})
 
 
-def test_a_chain_is_taught_by_the_very_student_that_was_exported(
+def test_the_second_student_is_trained_with_the_exported_assistant(
     stages: dict[str, Path], tmp_path: Path
 ):
     """Logit KD -> assistant -> logit KD, or its feature: files, hashes and logits agree."""
@@ -163,7 +163,7 @@ def test_a_chain_is_taught_by_the_very_student_that_was_exported(
         build_teacher(told)
 
 
-def test_an_objective_that_leaves_the_last_stage_as_drawn_is_refused(
+def test_an_objective_without_gradient_for_the_last_stage_is_refused(
     stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
     method = page("fitnets")
@@ -174,7 +174,7 @@ def test_an_objective_that_leaves_the_last_stage_as_drawn_is_refused(
         pretrain(tmp_path, stages | {"cache": with_maps}, method, share=0.5, student=R18)
 
 
-def test_the_energy_of_a_projectors_target_is_its_variance(stages: dict[str, Path]):
+def test_the_reference_loss_of_a_projector_s_target_is_its_variance(stages: dict[str, Path]):
     """A mean that a bias has at once is nothing to be weighed by."""
     spec = {"method": page("conv1x1"), "share": 1.0, "share_seed": 0}
     rows = open_cache(stages["cache"])

@@ -106,7 +106,7 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     return {**stages, "cache": out}
 
 
-def test_a_cache_s_price_is_told_before_it_is_filled():
+def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
     assert cache.estimate(64000, 1280, 2) == (  # pocket's
         "163.8 MB on disk and 64000 teacher forwards; cheaper than a live teacher once the runs "
         "that share it train for more than 2 epochs in all"
@@ -154,7 +154,7 @@ def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path
         torch.testing.assert_close(a, b, atol=2.0**-10 * float(b.abs().max()), rtol=0)
 
 
-def test_of_a_cache_s_maps_an_arm_reads_the_levels_that_it_names(rich: dict[str, Path]):
+def test_a_method_reads_only_the_map_levels_that_it_names(rich: dict[str, Path]):
     opened = open_views(rich["views"])
     for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):
         taught = cached_teaching(frozenset({"maps"}), levels, rich["cache"], opened)
@@ -249,7 +249,7 @@ def test_a_cache_of_another_identity_is_refused_before_each_use(
         pretrain(tmp_path / "p", change(stages, tmp_path / "c", **fields), KDEP)
 
 
-def test_a_row_that_rotted_is_found_before_use(stages: dict[str, Path], tmp_path: Path):
+def test_a_corrupted_cache_row_is_detected_before_use(stages: dict[str, Path], tmp_path: Path):
     inputs = change(stages, tmp_path / "c")
     path = cache_read.shard_path(tmp_path / "c", 0)
     shard = np.load(path)
@@ -265,14 +265,14 @@ def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Pa
         pretrain(tmp_path / "p", {**stages, "views": tmp_path / "v"}, KDEP)
 
 
-def test_a_cache_from_before_samples_is_used_and_says_so(stages: dict[str, Path], tmp_path: Path):
+def test_an_old_cache_without_samples_is_used_with_a_note(stages: dict[str, Path], tmp_path: Path):
     inputs = change(stages, tmp_path / "c")
     (tmp_path / "c" / cache_read.SAMPLE).unlink()
     checked = cache_check.check_use(inputs["cache"], open_views(inputs["views"]))
     assert checked == {"rows": 0, "error": None}
 
 
-def test_a_damaged_further_array_of_an_interrupted_try_is_filled_anew(
+def test_a_damaged_extra_array_of_an_interrupted_run_is_recomputed(
     rich: dict[str, Path], tmp_path: Path
 ):
     out = tmp_path / "c"

@@ -126,7 +126,7 @@ def heading(page: Any, section: str, name: str) -> tuple[Any, int]:
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("which", ["rich", "published"])
-def test_it_opens_offline_fits_the_screen_and_nothing_complains(
+def test_the_page_opens_offline_fits_the_screen_and_logs_no_error(
     chromium, rich, tmp_path, which, theme, screen
 ):
     path = rich if which == "rich" else PUBLISHED / "index.html"
@@ -159,7 +159,7 @@ def test_a_rich_page_has_every_section(chromium, rich):
         assert o.page.locator("nav a").all_text_contents() == wanted
 
 
-def test_tables_sort_and_holes_stay_last(chromium, rich):
+def test_tables_sort_with_missing_results_last(chromium, rich):
     with opening(chromium, rich) as o:
         head, at = heading(o.page, "summary", "mean rank")
         head.locator("button").click()

@@ -52,14 +52,14 @@ def test_a_clear_difference_is_supported_or_refuted():
     assert verdict(grid(SCORES), a={"method": "scratch"}, b={"method": "kdep"}).verdict == "refuted"
 
 
-def test_an_arm_against_itself_is_no_verdict():
+def test_a_method_compared_with_itself_has_no_verdict():
     """A difference of exactly 0 would refute every margin above it and support every one below."""
     itself = verdict(grid(SCORES), b={"method": "kdep"}, margin=-0.01)
     assert itself.verdict == "not testable here"
     assert "the same row" in itself.reason
 
 
-def test_epochs_asked_find_the_arm_that_whole_batches_made_of_them():
+def test_requested_epochs_match_the_method_with_rounded_epochs():
     """7.53 epochs of 3,200 images are 376 steps of 64, which are 7.52 epochs."""
     records = []
     for epochs, method, value in ((7.52, "kdep", 0.5), (16.0, "kdep", 0.2), (0.0, "scratch", 0.3)):
@@ -72,7 +72,7 @@ def test_epochs_asked_find_the_arm_that_whole_batches_made_of_them():
     assert verdict(records, a={"method": "kdep", "epochs": 12}).verdict == "not testable here"
 
 
-def test_a_family_each_and_all_tasks_last():
+def test_a_claim_has_one_row_per_family_and_all_tasks_last():
     found = judge(board_of(grid(SCORES)), [BEATS])
     assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]
 
@@ -106,7 +106,7 @@ def test_a_mean_carried_by_one_family_is_no_headline_when_another_says_the_oppos
     assert "would be supported" in v.reason
 
 
-def test_what_noise_hides_is_undecided_and_says_how_many_seeds_would_tell():
+def test_an_undecided_claim_states_the_seeds_needed():
     records = cell("kdep", [0.50, 0.53, 0.47]) + cell("scratch", [0.49, 0.48, 0.50])
     v = verdict(records)
     assert v.verdict == "undecided"
@@ -120,7 +120,7 @@ def test_a_margin_makes_not_worse_than():
     assert verdict(records, margin=0.01).verdict == "refuted"
 
 
-def test_an_arm_that_is_not_there_is_said_to_be_untestable():
+def test_a_claim_about_a_missing_method_is_not_testable():
     v = verdict(grid({"kdep": SCORES["kdep"]}))
     assert v.verdict == "not testable here"
     assert "scratch" in v.reason
@@ -130,7 +130,7 @@ def test_one_seed_decides_nothing():
     assert verdict(cell("kdep", [0.9]) + cell("scratch", [0.1])).verdict == "undecided"
 
 
-def test_a_hole_is_not_averaged_over():
+def test_a_missing_result_is_not_averaged_over():
     records = grid(SCORES)
     records[0] = records[0].model_copy(
         update={"status": "failed", "error": "it broke", "value": None}
@@ -298,7 +298,7 @@ def test_few_teachers_decide_nothing(claim):
     assert verdict(_teachers([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
 
 
-def test_a_teacher_counts_with_its_arm_of_most_data():
+def test_a_teacher_is_represented_by_its_method_with_most_data():
     energies = np.linspace(0.5, 0.95, 8)
     whole = _teachers(energies, np.linspace(0.6, 0.3, 8))
     tenth = _teachers(energies, np.linspace(0.2, 0.5, 8), share=0.1)
@@ -346,7 +346,7 @@ def test_the_stated_false_positive_rate():
         ({"max_cost_ratio": 0}, "max_cost_ratio"),
     ],
 )
-def test_a_malformed_claim_is_a_sentence(change, word):
+def test_a_malformed_claim_raises_kdep_error(change, word):
     with pytest.raises(KdepError) as e:
         make_claim(BEATS | change)
     assert word in str(e.value)
@@ -367,7 +367,7 @@ def test_shipped_claims_are_valid_and_named_after_their_files():
     assert {v.verdict for v in found if v.name == "kdep_beats_conv1x1"} == {"not testable here"}
 
 
-def test_a_broken_claim_file_is_a_sentence(tmp_path):
+def test_a_broken_claim_file_raises_kdep_error(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("claims = 1\n")
     with pytest.raises(KdepError, match=r"bad\.py"):
@@ -399,7 +399,7 @@ def test_no_headline_refutes_what_a_family_supports():
     assert "would be refuted" in v.reason
 
 
-def test_a_claim_that_nothing_here_can_test_has_one_line_whatever_the_students():
+def test_an_untestable_claim_has_one_row_for_all_students():
     two = grid(SCORES) + grid(SCORES, student={"name": "other", "width": 64})
     two = [r.model_copy(update={"id": f"{r.id}-{k}"}) for k, r in enumerate(two)]
     board = board_of(two)
@@ -424,7 +424,7 @@ def _trained(method, score, teacher="", share=1.0, seen=60_000):
     return found
 
 
-def test_each_teacher_and_share_has_a_line_of_its_own():
+def test_each_teacher_and_data_fraction_has_one_line():
     """lite0 at 10 % reaches the goal with 20,000 images seen, at 100 % with 40,000; lite2 never."""
     scores = {
         ("lite0", 0.1): (0.40, 0.50, 0.55),
@@ -493,7 +493,7 @@ def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
         assert f"teacher{(i + 1) % 3}" not in drawn[name].svg
 
 
-def test_a_line_without_a_teacher_says_so_beside_one_with():
+def test_curves_with_and_without_a_teacher_are_labelled():
     records = []
     for k, seen in enumerate((10_000, 20_000)):
         records += _trained("dml", 0.5 + 0.1 * k, seen=seen)
@@ -520,7 +520,7 @@ def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():
     assert correlation_interval(x, -x) == pytest.approx((-rho, -high, -low))
 
 
-def test_a_curve_goes_by_what_was_spent_and_not_by_the_epochs():
+def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
     """kdep's 3 epochs were slow: 400 s, against 100 s of its 6."""
     records = _trained("supervised", 0.50, seen=80_000)
     for seen, seconds, score in ((30_000, 400.0, 0.60), (60_000, 100.0, 0.40)):

@@ -49,7 +49,7 @@ def test_counts_stand_in_the_tables_by_class_and_split(tmp_path: Path) -> None:
     assert "Fotos\\|x" in text
 
 
-def test_a_card_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
+def test_an_unchanged_card_is_not_rewritten(tmp_path: Path) -> None:
     assert data_card.write(tmp_path, "mine", PREPARED)
     assert not data_card.write(tmp_path, "mine", PREPARED)
     assert data_card.write(tmp_path, "mine", {**PREPARED, "fingerprint": "cd" * 32})
@@ -64,7 +64,7 @@ def test_data_that_count_images_alone_have_a_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("counts", [None, 3, {"images": 3}, {"images": {"pool": "many"}}])
-def test_a_prepare_of_somebody_s_own_may_count_nothing(tmp_path: Path, counts: Any) -> None:
+def test_a_user_s_prepare_function_may_return_no_counts(tmp_path: Path, counts: Any) -> None:
     assert not data_card.write(tmp_path, "theirs", {"counts": counts, "licences": ["CC0"]})
     assert data_card.read(tmp_path) is None
 
@@ -79,9 +79,7 @@ def test_a_prepare_of_somebody_s_own_may_count_nothing(tmp_path: Path, counts: A
         {"notes": ["x"]},
     ],
 )
-def test_a_damaged_card_is_a_sentence_and_is_written_anew(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_a_damaged_card_is_reported_and_rewritten(tmp_path: Path, change: dict[str, Any]) -> None:
     data_card.write(tmp_path, "mine", PREPARED)
     path = tmp_path / data_card.NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

@@ -114,7 +114,7 @@ def wobbled(r: Record) -> Record:
     return r.model_copy(update={"value": r.value + 0.03 * r.seed.pretrain})
 
 
-def test_a_hole_is_never_averaged_over():
+def test_a_missing_result_is_never_averaged_over():
     board, facts = board_of(records(hole=("pkt", "seg", 1)))
     relation = named(board, facts)["relation"]
     assert relation.left_out == ["pkt"]
@@ -128,7 +128,7 @@ def test_a_hole_is_never_averaged_over():
     assert named(board, facts)["relation"].strength["scratch"].methods == 2
 
 
-def test_rows_of_another_length_are_a_row_of_their_own():
+def test_methods_of_another_length_have_separate_rows():
     short = []
     for r in records():
         if r.arm.method == "dml":
@@ -141,7 +141,7 @@ def test_rows_of_another_length_are_a_row_of_their_own():
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
 
 
-def test_rows_of_less_data_stand_below_those_of_all():
+def test_rows_of_less_data_are_below_those_of_all_data():
     less = []
     for r in records():
         if r.arm.method == "dml":
@@ -168,7 +168,7 @@ def test_costs_are_those_of_the_arms_own_training():
     assert families.spread([None]) == "—"
 
 
-def test_tables_and_page_show_them_and_only_where_records_tell(
+def test_tables_and_page_show_them_only_if_records_have_them(
     results: Callable[..., Path],
 ):
     folder = results(records())
@@ -202,7 +202,7 @@ def test_tables_and_page_show_them_and_only_where_records_tell(
     assert not (silent / "methods.json").exists()
 
 
-def test_a_hostile_family_and_page_stay_text(results: Callable[..., Path]):
+def test_a_hostile_family_and_method_name_stay_text(results: Callable[..., Path]):
     bad: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
     found = [
         r.model_copy(update={"arm": r.arm.model_copy(update=bad)}) if r.arm.method == "pkt" else r

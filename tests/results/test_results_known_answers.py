@@ -76,7 +76,7 @@ def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> Non
     assert row["seed pairs"] == "2"
 
 
-def test_an_arm_trained_with_one_seed_is_not_set_against_every_seed(results: Results) -> None:
+def test_a_method_with_one_seed_is_not_compared_with_every_seed(results: Results) -> None:
     """Not 40.0: only weights that were not pre-trained here stand against every seed."""
     records = keyed("kdep", "probe", {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
     records += keyed("supervised", "probe", {(1, 0): 0.4, (1, 1): 0.3})
@@ -123,7 +123,7 @@ def test_among_the_best_counts_a_student_s_own_columns_that_have_a_best(results:
     assert found == WON
 
 
-def test_the_page_counts_the_same(results: Results) -> None:
+def test_the_page_has_the_same_counts(results: Results) -> None:
     """Not other columns than the table of the leaderboard."""
     folder = results(board())
     build(folder)
@@ -131,7 +131,7 @@ def test_the_page_counts_the_same(results: Results) -> None:
     assert sorted(cells) == sorted(WON.values())
 
 
-def test_the_csv_has_each_cell_s_own_mean_and_number_of_seeds(results: Results) -> None:
+def test_the_csv_has_each_result_s_mean_and_number_of_seeds(results: Results) -> None:
     """Not the mean of another column, another student, or of a column's neighbours."""
     folder = results(board())
     build(folder)

@@ -143,7 +143,7 @@ def test_hostile_names_are_text(name, results):
         assert "(10000 characters)" in shown
 
 
-def test_pictures_come_from_the_folder_alone(results, tmp_path):
+def test_images_come_only_from_the_folder(results, tmp_path):
     (tmp_path / "secret.png").write_bytes(PNG)
     names = [
         "pictures/a.png",
@@ -210,7 +210,7 @@ def test_a_chart_file_needs_no_page_around_it_and_its_png_shows_it(tmp_path):
     assert (pixels[44:100, :300].sum(-1) < 200).sum() > 100
 
 
-def test_a_lost_or_old_png_is_drawn_anew(results):
+def test_a_missing_or_outdated_png_is_redrawn(results):
     folder = results(golden_records())
     page_of(folder)
     one = folder / "plots" / "scores-0-0.png"
@@ -224,7 +224,7 @@ def test_a_lost_or_old_png_is_drawn_anew(results):
     assert one.read_bytes() == before
 
 
-def test_two_students_can_be_told_apart(results):
+def test_two_students_have_different_labels(results):
     other = [
         make(
             fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)

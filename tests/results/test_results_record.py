@@ -48,7 +48,7 @@ def test_memory_of_a_gpu_is_in_a_record_that_used_one():
         ({"seed": {"pretrain": 0}}, "transfer"),
     ],
 )
-def test_a_bad_record_is_refused_with_a_sentence(change, word):
+def test_a_bad_record_raises_kdep_error(change, word):
     with pytest.raises(KdepError) as e:
         make(fields() | change)
     assert word in str(e.value)
@@ -56,7 +56,7 @@ def test_a_bad_record_is_refused_with_a_sentence(change, word):
 
 
 @pytest.mark.parametrize(("schema", "fix"), [(SCHEMA + 1, "update"), (0, "rerun"), ("1", "rerun")])
-def test_a_schema_that_cannot_be_read_is_refused_with_a_sentence(schema, fix):
+def test_an_unknown_schema_raises_kdep_error(schema, fix):
     raw = json.dumps(fields() | {"schema": schema})
     with pytest.raises(KdepError, match="has the schema version") as e:
         parse(raw, "old.json")
@@ -69,7 +69,7 @@ def test_a_file_that_names_no_schema_is_refused():
         parse(json.dumps(fields()), "bare.json")
 
 
-def test_every_older_schema_has_a_way_up():
+def test_every_older_schema_has_a_migration():
     assert sorted(MIGRATIONS) == list(range(1, SCHEMA))
 
 
@@ -95,7 +95,7 @@ def _under_names_of_2(value: dict) -> dict:
     return out
 
 
-def test_published_records_of_schema_1_are_read_whole(results):
+def test_published_records_of_schema_1_are_read_completely(results):
     """The records of results/pocket were written under schema 1 and are left as they were."""
     paths = sorted((ROOT / "results" / "pocket" / "records").glob("*.json"))
     old = [p for p in paths if json.loads(p.read_text())["schema"] == 1]
@@ -113,7 +113,7 @@ def path_of(results) -> Path:
     return results([], "again")
 
 
-def test_a_record_of_schema_1_is_brought_up(tmp_path):
+def test_a_record_of_schema_1_is_migrated(tmp_path):
     new = json.loads(dump(record()))
     old = _without_new(_under_names_of_2(new)) | {"schema": 1}
     path = tmp_path / "r.json"
@@ -179,7 +179,7 @@ def test_a_field_of_the_gate_that_looks_like_an_old_schema_makes_no_old_record()
     assert parse(dump(r), "r.json") == r
 
 
-def test_the_gate_may_say_more_than_we_know():
+def test_gate_keeps_unknown_fields():
     r = record(gate={"coverage": 1.0, "matched": 3, "waived": ["head.*"]})
     assert json.loads(dump(r))["gate"]["waived"] == ["head.*"]
 
@@ -212,7 +212,7 @@ def test_the_gate_may_say_more_than_we_know():
         ('"gate": {', '"gate": {"x": ' + "[" * 5000 + "]" * 5000 + ", "),
     ],
 )
-def test_a_record_that_a_loose_reader_would_believe_is_damaged(tmp_path, old, new):
+def test_a_record_with_invalid_json_values_is_damaged(tmp_path, old, new):
     text = dump(record(gate={"coverage": 1.0}))
     assert text.count(old) >= 1
     path = tmp_path / "r.json"

@@ -69,7 +69,7 @@ def test_the_shipped_claims_are_used_where_none_were_kept(results):
     assert "pts_helps" in {c["name"] for c in kept}
 
 
-def test_faults_are_sentences(tmp_path):
+def test_faults_raise_kdep_error(tmp_path):
     done = run(tmp_path / "nowhere")
     assert done.returncode == 2
     assert "does not exist" in done.stderr
@@ -108,7 +108,7 @@ def test_diff_without_common_seeds_is_unpaired(results):
     assert out.splitlines()[1].endswith("x100: better")
 
 
-def test_records_of_another_suite_are_left_out_and_that_is_said(results):
+def test_records_of_another_suite_are_left_out_with_a_remark(results):
     folder = results([*grid(SCORES), *grid({"other": {"probe": [0.1, 0.2]}}, suite="other")])
     done = build(folder, "golden")
     assert done["records"] == 36

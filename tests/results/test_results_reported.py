@@ -50,7 +50,7 @@ def test_the_figure_is_drawn_from_the_reported_points() -> None:
         assert label in svg
 
 
-def test_reported_rows_stand_beside_the_leaderboard_and_in_no_statistic(tmp_path: Path) -> None:
+def test_reported_rows_are_shown_but_used_in_no_statistic(tmp_path: Path) -> None:
     for folder, tasks in (("full", sorted(reported.TASKS)), ("pocket", ["probe", "seg"])):
         scores = {m: {t: [0.4, 0.5, 0.6] for t in tasks} for m in ("kdep", "supervised")}
         for record in grid(scores):

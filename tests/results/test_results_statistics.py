@@ -101,7 +101,7 @@ def test_an_incomplete_grid_rests_on_pretraining_seeds():
     assert e.seeds == "3 pre-training seeds"
 
 
-def test_paired_differences_tell_small_effects_and_false_positives_keep_to_5_percent():
+def test_paired_differences_find_small_effects_with_5_percent_false_positives():
     rng = np.random.default_rng(1)
     many, found, false = 2000, 0, 0
     for _ in range(many):
@@ -116,7 +116,7 @@ def test_paired_differences_tell_small_effects_and_false_positives_keep_to_5_per
 
 
 @pytest.mark.parametrize("arms", [3, 6])
-def test_the_bold_set_holds_the_truly_best_and_spares_equals(arms):
+def test_the_bold_set_contains_the_best_method_and_equal_ones(arms):
     rng = np.random.default_rng(arms)
     many, lost_best, lost_equal = 800, 0, 0
     for _ in range(many):
@@ -130,7 +130,7 @@ def test_the_bold_set_holds_the_truly_best_and_spares_equals(arms):
     assert lost_equal / many <= 0.05
 
 
-def test_a_clear_winner_stands_alone():
+def test_only_a_clear_winner_is_bold():
     cells = {"a": _cell([0.8, 0.81, 0.82]), "b": _cell([0.1, 0.12, 0.11]), "c": _cell([0.2] * 3)}
     assert st.best_set(cells) == {"a"}
     assert st.best_set(cells, sign=-1) == {"b"}
@@ -154,7 +154,7 @@ def test_power_and_seeds_needed_agree_with_simulation():
     assert st.power(gap, 0.02, 5) == pytest.approx(0.8, abs=1e-6)
 
 
-def test_noise_floor_pools_within_arms():
+def test_noise_floor_pools_within_methods():
     rng = np.random.default_rng(0)
     cells = [_cell(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
     floor = st.noise_floor(cells)
@@ -176,7 +176,7 @@ def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
     assert floor.gap_now == pytest.approx(st.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
 
 
-def test_arms_of_one_pretraining_say_nothing_of_the_noise_of_several():
+def test_one_pre_training_seed_gives_no_pre_training_noise():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
     floor = st.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
     assert floor is not None
@@ -194,7 +194,7 @@ def test_mean_over_tasks_uses_only_pairs_that_all_tasks_have():
     assert st.mean_over([{(0, 0): 0.2, (0, 1): 0.4}, {(0, 0): 0.4}]) == {(0, 0): pytest.approx(0.3)}
 
 
-def test_published_weights_stand_against_every_pretraining_seed():
+def test_published_weights_are_compared_with_every_pre_training_seed():
     a = {(p, t): 0.5 + 0.01 * p for p in range(3) for t in range(2)}
     b = {(0, 0): 0.1, (0, 1): 0.2}
     assert len(st.differences(a, b)) == 2
@@ -343,7 +343,7 @@ def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
     assert st.smallest_gap(0.0, 3) == 0
 
 
-def test_quantiles_are_those_of_the_books():
+def test_quantiles_match_published_tables():
     assert st.t_quantile(2) == pytest.approx(4.302653, abs=1e-6)
     assert st.t_quantile(9, 0.9) == pytest.approx(1.833113, abs=1e-6)
     assert st.normal_quantile() == pytest.approx(1.959964, abs=1e-6)

@@ -52,7 +52,7 @@ def test_damage_is_listed_and_unfinished_files_are_not_records(tmp_path):
     assert "cut.json" in found.damaged[0].sentence
 
 
-def test_a_missing_folder_is_a_sentence(tmp_path):
+def test_a_missing_folder_raises_kdep_error(tmp_path):
     with pytest.raises(KdepError, match="does not exist"):
         store.read(tmp_path / "nowhere")
     assert store.read(tmp_path).runs == []

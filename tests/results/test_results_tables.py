@@ -168,7 +168,7 @@ def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
 
 @settings(max_examples=12, deadline=None)
 @given(some.integers(0, 10**6), some.floats(0, 1), some.booleans())
-def test_a_duplicated_seed_changes_no_kind_of_claim_in_silence(index, value, newer):
+def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer):
     records = curve_records()
     one = records[index % len(records)]
     created = "2026-03-01T00:00:00+00:00" if newer else one.created
@@ -178,7 +178,7 @@ def test_a_duplicated_seed_changes_no_kind_of_claim_in_silence(index, value, new
     assert "double" in " ".join(after.remarks)
 
 
-def test_holes_are_visible_and_never_averaged_over():
+def test_missing_results_are_visible_and_never_averaged_over():
     board = board_of(golden_records())
     md, table, _ = everything(golden_records())
     assert "2 failed" not in md
@@ -199,7 +199,7 @@ def test_holes_are_visible_and_never_averaged_over():
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.sets(some.integers(0, 35), max_size=12), some.booleans())
-def test_a_hole_anywhere_keeps_its_row_out_of_the_mean_rank(holes, missing):
+def test_a_row_with_a_missing_result_has_no_mean_rank(holes, missing):
     records = grid(SCORES)
     for i in holes:
         r = records[i]
@@ -215,7 +215,7 @@ def test_a_hole_anywhere_keeps_its_row_out_of_the_mean_rank(holes, missing):
     assert ranked == set(SCORES) - broken
 
 
-def test_an_identical_duplicate_changes_nothing_but_is_said():
+def test_an_identical_duplicate_changes_nothing_and_has_a_remark():
     records = golden_records()
     again = records[0].model_copy(update={"id": "copy"})
     board, plain = board_of([*records, again]), board_of(records)
@@ -225,7 +225,7 @@ def test_an_identical_duplicate_changes_nothing_but_is_said():
     assert any("Duplicates" in r and "copy" in r for r in board.remarks)
 
 
-def test_the_newer_of_two_records_counts_and_that_is_said():
+def test_the_newer_of_two_records_is_used_with_a_remark():
     newer = record("kdep", "probe", 0.9, created="2026-02-01T00:00:00+00:00", id="newer")
     for order in ([newer, *golden_records()], [*golden_records(), newer]):
         board = board_of(order)
@@ -260,7 +260,7 @@ def test_two_of_one_age_that_disagree_are_a_conflict():
 
 @settings(max_examples=20, deadline=None)
 @given(some.integers(0, 35), some.floats(0, 1), some.booleans())
-def test_a_duplicate_never_changes_a_verdict_in_silence(index, value, newer):
+def test_a_duplicate_record_never_changes_a_verdict_without_a_remark(index, value, newer):
     records = grid(SCORES)
     created = "2026-03-01T00:00:00+00:00" if newer else records[0].created
     double = records[index].model_copy(update={"id": "double", "value": value, "created": created})
@@ -301,7 +301,7 @@ def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
     assert len(next(iter(board.cells.values())).failed) == 1
 
 
-def test_a_transfer_whose_loss_rises_manifold_is_pointed_out():
+def test_a_diverged_transfer_has_a_remark():
     runs = grid({"kdep": {"probe": [0.5, 0.51, 0.52]}, "imagenet": {"probe": [0.1, 0.11, 0.12]}})
     curves = {"kdep": [[1, 2.0], [2, 3.9], [3, 1.0]], "imagenet": [[1, 2.0], [2, 44.0], [3, 2.0]]}
     told = [r.model_copy(update={"curves": {"loss": curves[r.arm.method]}}) for r in runs]
@@ -312,7 +312,7 @@ def test_a_transfer_whose_loss_rises_manifold_is_pointed_out():
     assert not [r for r in board_of(runs).remarks if "diverged" in r]
 
 
-def test_seeds_without_effect_are_pointed_out():
+def test_seeds_without_effect_have_a_remark():
     board = board_of(grid({"kdep": {"probe": [0.5, 0.5, 0.5]}}))
     assert any("may have no effect" in r for r in board.remarks)
 
@@ -334,13 +334,13 @@ def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
     assert "No times" not in everything([*untimed[1:], records[0]])[0]
 
 
-def test_labels_that_a_teacher_read_are_told():
+def test_labels_that_a_teacher_read_are_reported():
     one = fields("kdep", "probe", 0.5)
     one["arm"] |= {"label_policy": "labels", "labels_used": False}
     assert "| by its teacher |" in everything([make(one)])[0]
 
 
-def test_a_low_coverage_is_pointed_out():
+def test_low_coverage_has_a_remark():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("Weights loaded below 1.0" in r for r in board.remarks)
     many = [record(transfer=t, gate={"coverage": 0.5}) for t in range(7)]
@@ -387,13 +387,13 @@ def rivals(count: int) -> list[Record]:
     )
 
 
-def test_a_rival_is_set_beside_kdep_and_kdep_beside_no_rival():
+def test_methods_are_compared_with_kdep_only():
     pairs = compare.compared(board_of(rivals(1)), "resnet18_w32")
     found = [(a.method, b.method) for a, b in pairs]
     assert found == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
 
 
-def test_many_differences_are_told_over_all_tasks_first():
+def test_many_differences_are_listed_over_all_tasks_first():
     few, many = (everything(rivals(n))[0] for n in (2, 12))
     assert "Task by task" not in few
     above, below = many.split("## Paired differences")[1].split("<summary>Task by task</summary>")
@@ -490,7 +490,7 @@ def test_hostile_names_are_text_in_every_table(name, results):
 
 @settings(max_examples=40, deadline=None)
 @given(some.text(max_size=40))
-def test_any_name_stays_one_cell(name):
+def test_any_name_stays_in_one_table_cell(name):
     assert "\n" not in text.md(name)
     assert "|" not in text.md(name).replace("\\|", "")
     assert "<" not in text.md(name)

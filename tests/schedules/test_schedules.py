@@ -167,7 +167,7 @@ def test_a_weight_that_is_no_number_is_refused(bad: object):
         as_schedule(bad)
 
 
-def test_the_room_imports_no_torch():
+def test_the_package_imports_no_torch():
     code = "import sys, kdep_bench.schedules.base; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -40,7 +40,7 @@ def noise(px: int = 64, width: int | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize("name", names("student"))
-def test_a_page_s_tap_width_and_pyramid_are_those_of_its_network(name: str):
+def test_a_config_s_tap_width_and_pyramid_match_its_network(name: str):
     student = resolve("student", name)
     check_student({**student, "input_px": 64})
     assert bool(student.get("pyramid")) == (name != "vit_t")
@@ -194,7 +194,7 @@ def make(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
         ("mmpretrain/mobilenet-v3-small-050_3rdparty_in1k", 288, "layer12.activate", True),
     ],
 )
-def test_a_page_is_made_from_a_name_and_read_by_a_suite(
+def test_a_config_is_written_from_a_name_and_used_by_a_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int, tap: str, dense: bool
 ):
     (tmp_path / "students").mkdir()
@@ -218,6 +218,6 @@ def test_a_page_is_made_from_a_name_and_read_by_a_suite(
         ("mmpretrain/convnext-tiny_32xb128_in1k", "take the student from timm"),
     ],
 )
-def test_an_unknown_or_unfit_name_is_a_sentence(name: str, sentence: str):
+def test_an_unknown_or_unusable_name_raises_kdep_error(name: str, sentence: str):
     with pytest.raises(KdepError, match=sentence):
         discover(name, 64)

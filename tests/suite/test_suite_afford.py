@@ -31,7 +31,7 @@ def costs(plan: Plan) -> dict[str, float | None]:
     return found
 
 
-def test_a_comparison_has_every_arm_of_one_share_task_and_pair_of_seeds():
+def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_seeds():
     plan = little()
     cells = {c.id: c for c in plan.cells}
     found = comparisons(plan, plan.stages)
@@ -63,14 +63,14 @@ def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
     }
 
 
-def test_arms_that_nothing_trains_are_compared_with_each_other():
+def test_untrained_methods_are_compared_with_each_other():
     plan = little(methods=["scratch"], tasks=["pocket_probe"])
     found = comparisons(plan, plan.stages)
     assert all(len(one.cells) == 1 for one in found)
     assert found
 
 
-def test_the_cheapest_a_cell_come_first_and_what_is_shared_is_paid_once():
+def test_lowest_cost_per_run_first_and_shared_stages_count_once():
     plan = little()
     hours, todo = costs(plan), set(plan.stages)
     # A seed's first probe comparison trains three arms and tests four: 7 h for four cells.

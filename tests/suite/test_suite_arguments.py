@@ -144,7 +144,7 @@ def test_an_argument_that_the_class_takes_is_not_called_unknown():
     assert suite.methods[0]["align"] == dict(type="svd", policy="zero_pad")
 
 
-def test_a_split_batch_is_refused_for_an_objective_that_relates_its_samples():
+def test_accumulation_is_refused_for_an_objective_that_couples_samples():
     """It was refused by the pre-training, when the teacher's cache was full."""
     budget = dict(GOOD["budget"], accumulate=2)
     assert "compares the samples" in refusal(budget=budget, **arm("similarity"))
@@ -177,7 +177,7 @@ def test_two_pairs_of_seeds_never_draw_the_same_untrained_weights():
 
 
 @pytest.mark.parametrize("count", [2_000, 100_000])
-def test_millions_of_cells_are_refused_in_seconds(count):
+def test_millions_of_runs_are_refused_in_seconds(count):
     seeds = dict(pretrain=list(range(count)), transfer=list(range(count)))
     start = time.monotonic()
     assert "at most 20,000" in refusal(seeds=seeds)
@@ -223,7 +223,7 @@ def test_a_crop_of_no_area_is_refused(views, says):
 
 
 @pytest.mark.parametrize("name", config.names("method"))
-def test_the_source_says_of_every_method_what_its_class_says(name):
+def test_every_method_s_source_matches_its_class(name):
     """Names, defaults and needs as read from the source, against the imported classes."""
     import inspect
 

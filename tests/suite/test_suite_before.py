@@ -117,7 +117,7 @@ def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
     accept(build(budget=budget(ema=float(fix[1]))))
 
 
-def test_an_assistants_own_epochs_are_looked_at():
+def test_the_epochs_of_an_assistant_are_checked():
     chain = dict(base="takd", teacher=dict(student="resnet18_w48", method="logit_kd", epochs=0.01))
     said = refusal(build(methods=[chain]))
     assert "resnet18_w48" in said
@@ -149,7 +149,7 @@ def test_a_share_too_small_for_the_width_names_the_share_that_would_do():
     accept(build(shares=[float(fix[1])]))
 
 
-def test_the_alignment_says_the_same_where_the_plan_could_not_know():
+def test_the_alignment_stage_reports_what_the_plan_could_not_check():
     from kdep_bench.features.policies import check_rows
 
     with pytest.raises(KdepError) as e:

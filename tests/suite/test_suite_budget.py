@@ -69,6 +69,6 @@ def test_epochs_over_the_pool_are_another_pre_training_for_shares_below_one_alon
     ("change", "says"),
     [({"share_by": "colour"}, "share_by"), ({"shares": [0.1, 0.1]}, "more than once")],
 )
-def test_slips_are_sentences(change: dict[str, Any], says: str):
+def test_mistakes_raise_kdep_error(change: dict[str, Any], says: str):
     with pytest.raises(KdepError, match=says):
         plan(**change)

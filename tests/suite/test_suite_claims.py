@@ -86,7 +86,7 @@ def test_a_claim_between_two_shares_of_one_method_is_no_claim_against_itself():
     assert "with itself" in refusal(same, shares=[1.0, 0.5])
 
 
-def test_an_arm_of_another_student_alone_does_not_make_a_comparison():
+def test_methods_of_different_students_are_not_compared():
     """kdep on one student and imagenet on another were never in one row of verdicts."""
     arms = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
     said = refusal(

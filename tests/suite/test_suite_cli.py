@@ -55,7 +55,7 @@ def test_answers_in_a_moment_without_torch(arguments, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_methods_are_listed_with_what_they_ask_for():
+def test_methods_are_listed_with_their_requirements():
     rows = [line.split(None, 4) for line in run("--list", "methods").stdout.splitlines()]
     assert rows[0] == ["METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE"]
     table = {row[0]: row[1:] for row in rows[1:]}
@@ -95,7 +95,7 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
 )
-def test_a_bad_call_is_one_sentence_and_code_2(arguments, says, tmp_path):
+def test_a_bad_argument_prints_one_line_and_exits_with_2(arguments, says, tmp_path):
     said = run(*arguments, "--work-dir", str(tmp_path))
     assert said.returncode == 2
     assert says in said.stderr
@@ -120,7 +120,7 @@ def test_former_flag_names_still_work_and_are_not_in_the_help(old, new):
     assert not {old, f"[{old}]", f"{old}]"} & set(shown)
 
 
-def test_a_broken_config_is_one_sentence_and_code_2(tmp_path):
+def test_a_broken_config_prints_one_line_and_exits_with_2(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("suite = dict(name='x', data='smoke', studnets=['resnet18_w32'])\n")
     said = run(str(path))

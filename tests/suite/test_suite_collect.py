@@ -45,7 +45,7 @@ def tell(out: Path, **outputs: Any) -> None:
     state.write_stage(out, {**stage, "outputs": {**stage["outputs"], **outputs}})
 
 
-def test_epochs_that_whole_batches_made_are_told_beside_those_asked(tmp_path):
+def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
     """A table that shows the epochs done says nothing of a budget that asked for others."""
     suite, plan, work, results = world(tmp_path)  # 2 steps of 8 over 10 images: 1.6 epochs of 1
     assert fakes.run(plan, work).ok
@@ -73,7 +73,7 @@ def test_epochs_asked_of_the_pool_are_those_of_the_share():
     assert _epochs_asked(dict(outputs=dict(steps=0), spec={})) is None
 
 
-def test_a_record_tells_what_its_chain_did(tmp_path):
+def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
     suite, plan, work, results = world(tmp_path, methods=["kdep", "supervised", "scratch"])
     assert fakes.run(plan, work).ok
     said = collect(suite, plan, work, results)
@@ -164,7 +164,7 @@ def test_an_untimed_suite_keeps_wall_times_out_of_its_records(tmp_path):
     assert set(plan.stages) == set(world(tmp_path, methods=["kdep"])[1].stages)
 
 
-def test_missing_and_failed_cells_are_records_too(tmp_path):
+def test_missing_and_failed_runs_have_records(tmp_path):
     suite, plan, work, results = world(tmp_path)
     said = collect(suite, plan, work, results)
     assert said["missing"] == 4
@@ -189,7 +189,7 @@ def test_an_upstream_failure_is_named(tmp_path):
     assert of(results, "kdep").error == "cache failed: no teacher."
 
 
-def test_a_pruned_work_dir_takes_no_result_away(tmp_path):
+def test_pruning_a_work_dir_removes_no_result(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -198,7 +198,7 @@ def test_a_pruned_work_dir_takes_no_result_away(tmp_path):
     assert said["written"] == 0
 
 
-def test_records_of_cells_no_longer_planned_are_set_aside(tmp_path):
+def test_records_of_runs_no_longer_planned_are_set_aside(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
     for _ in range(2):  # a cell may be set aside again
@@ -217,7 +217,7 @@ def test_records_of_cells_no_longer_planned_are_set_aside(tmp_path):
             assert len(pictures) == 2
 
 
-def test_a_truncated_record_is_written_anew(tmp_path):
+def test_a_truncated_record_is_rewritten(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -250,7 +250,7 @@ def bend(path: Path, change) -> None:
         (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is missing"),
     ],
 )
-def test_one_bad_stage_json_fails_its_own_cell_and_no_other(tmp_path, change, reason):
+def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
     bad = next(c for c in plan.cells if c.method["name"] == "kdep")
@@ -279,7 +279,7 @@ def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
     assert f"the outputs of stage {one} cannot be used" in str(of(results, "kdep").error)
 
 
-def test_a_picture_outside_its_stage_is_refused(tmp_path):
+def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
     from kdep_bench.suite.collect import _copy_pictures
 
     suite, plan, work, results = world(tmp_path)
@@ -315,7 +315,7 @@ def test_a_live_teachers_checksum_goes_into_the_record():
     assert told["checksum"] == "2" * 16
 
 
-def test_an_arm_pays_for_the_arm_that_made_its_teacher():
+def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     def stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
         return {
             "kind": kind,
@@ -348,7 +348,7 @@ def test_an_arm_pays_for_the_arm_that_made_its_teacher():
     assert _cost(cell, found, True)["extra_forwards"] is None
 
 
-def test_the_rate_a_record_tells_is_that_of_the_arms_own_training():
+def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():
     told = dict(base="kdep", optimizer=dict(lr=0.8))
     plan = build_plan(build(methods=["scratch", "supervised", told]))
     specs = {s.spec["method"]["name"]: s.spec for s in plan.stages.values() if s.kind == "pretrain"}

@@ -122,7 +122,7 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
         ({"methods": [{"base": "kdep", "needs": ["logit"]}]}, "did you mean logits"),
     ],
 )
-def test_a_bad_suite_is_one_sentence(change, says):
+def test_a_bad_suite_prints_one_line(change, says):
     assert says in refusal(**change)
 
 
@@ -144,7 +144,7 @@ def test_a_missing_key_is_named():
         ("suite = dict(name=float('nan'))", "not plain data"),
     ],
 )
-def test_a_broken_file_is_one_sentence(tmp_path: Path, text, says):
+def test_a_broken_file_raises_kdep_error(tmp_path: Path, text, says):
     path = tmp_path / "s.py"
     path.write_text(text)
     with pytest.raises(KdepError, match=says):

@@ -48,7 +48,7 @@ def test_without_a_measurement_it_is_the_kinds_own_guess():
     assert all(costs.seconds(s) == s.cost for s in plan.stages.values())
 
 
-def test_the_scratch_arm_says_nothing_of_an_arm_that_trains():
+def test_scratch_is_not_used_to_estimate_a_trained_method():
     plan = plan_of()
     scratch, kdep = stage(plan, "pretrain", "scratch.s0"), stage(plan, "pretrain", "kdep")
     costs = Costs(plan, [record(stage(plan, "views"), 5.0), record(scratch, 0.2, images_seen=0)])
@@ -56,7 +56,7 @@ def test_the_scratch_arm_says_nothing_of_an_arm_that_trains():
     assert costs.seconds(stage(plan, "pretrain", "scratch.s1")) == pytest.approx(0.2)
 
 
-def test_seconds_an_image_seen_times_the_images_of_share_and_budget():
+def test_estimate_is_seconds_per_image_times_images_of_fraction_and_budget():
     done = plan_of()
     seen = IMAGES * EPOCHS
     known = [
@@ -76,7 +76,7 @@ def test_seconds_an_image_seen_times_the_images_of_share_and_budget():
     assert Costs(other, known).seconds(stage(other, "pretrain", "kdep")) == 600
 
 
-def test_what_a_resumed_stage_took_is_all_its_tries():
+def test_the_time_of_a_resumed_stage_includes_all_its_runs():
     plan = plan_of()
     kdep = stage(plan, "pretrain", "kdep")
     again = record(kdep, 3.0, images_seen=IMAGES * EPOCHS, train_s=90.0)
@@ -84,7 +84,7 @@ def test_what_a_resumed_stage_took_is_all_its_tries():
     assert costs.seconds(kdep) == pytest.approx(90.0)
 
 
-def test_of_measured_stages_those_of_the_nearest_work_speak():
+def test_estimate_uses_stages_with_the_nearest_workload():
     plan = plan_of()
     kdep = stage(plan, "pretrain", "kdep")
     small = record(kdep, 10.0, images_seen=100)  # mostly start-up
@@ -115,7 +115,7 @@ def test_a_task_is_compared_with_itself_and_scaled_by_its_iterations():
     assert got.seconds(stage(half, "transfer")) == pytest.approx(50.0)
 
 
-def test_a_dry_run_learns_from_stages_the_plan_has_no_more(tmp_path):
+def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
     fakes.run(fakes.diamond(a={"sleep": 0.4}), tmp_path)
     plan = fakes.diamond(a={"sleep": 0.41})
     known = state.statuses(plan, tmp_path)
@@ -125,7 +125,7 @@ def test_a_dry_run_learns_from_stages_the_plan_has_no_more(tmp_path):
     assert "spec changed: sleep 0.4 -> 0.41" in line
 
 
-def test_a_record_of_an_older_form_teaches_nothing_and_breaks_nothing():
+def test_records_of_an_older_spec_are_ignored_in_estimates():
     plan = plan_of()
     costs = Costs(plan, [{"kind": "transfer", "id": "x", "name": "x", "spec": {}, "outputs": {}}])
     assert costs.seconds(stage(plan, "transfer")) == 120

@@ -196,7 +196,7 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     assert run(mine, work)[1].ok  # the fix: run again
 
 
-def test_an_edit_while_a_stage_reads_leaves_no_score(mine: Path, tmp_path: Path) -> None:
+def test_an_edit_during_a_stage_gives_no_score(mine: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
     plan, _ = run(mine, work)
     transfer = stage_of(plan, "transfer")
@@ -341,7 +341,7 @@ def test_generated_data_has_the_ids_it_had(tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
-def test_a_malformed_data_config_is_a_line_and_no_traceback(mine: Path, tmp_path: Path) -> None:
+def test_a_malformed_data_config_prints_one_line(mine: Path, tmp_path: Path) -> None:
     official = "kdep_bench.data.official.stage.prepare"
     for wrong in ({"type": official}, {"coco": 3, "pool": None}, {"coco": {"train": [1]}}):
         suite = suite_of(mine).model_copy(update={"data": {**data_of(mine), **wrong}})

@@ -108,7 +108,7 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
         ("none", "returned NoneType"),
     ],
 )
-def test_a_failure_is_one_sentence_and_the_rest_goes_on(tmp_path, do, says):
+def test_a_failure_prints_one_line_and_the_other_stages_run(tmp_path, do, says):
     plan = fakes.diamond(b={"do": do})
     outcome = fakes.run(plan, tmp_path)
     b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
@@ -126,7 +126,7 @@ def test_a_failure_is_one_sentence_and_the_rest_goes_on(tmp_path, do, says):
         assert "Traceback" in (tmp_path / b / "stage.log").read_text()
 
 
-def test_fail_fast_begins_nothing_more(tmp_path):
+def test_fail_fast_starts_nothing_more(tmp_path):
     plan = fakes.diamond(b={"do": "raise"}, c={"sleep": 0.5})
     outcome = fakes.run(plan, tmp_path, jobs=1, fail_fast=True)
     assert len(outcome.failed) == 1
@@ -190,7 +190,7 @@ def test_longest_chain_first(tmp_path):
     assert fakes.traced(tmp_path)[0] == "z0"
 
 
-def test_wrong_stage_functions_are_sentences(tmp_path):
+def test_wrong_stage_functions_raise_kdep_error(tmp_path):
     kinds = {
         "none": fakes.StageKind("suite_fakes:not_there"),
         "face": fakes.StageKind("suite_fakes:wrong_face"),
@@ -203,7 +203,7 @@ def test_wrong_stage_functions_are_sentences(tmp_path):
     assert "does not accept" in failed[b]
 
 
-def test_a_killed_stage_begins_from_an_empty_directory_a_resumable_one_goes_on(tmp_path):
+def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
     plan = fakes.Plan("kill")
     fakes.add_stage(plan, "make", "plain", {"sleep": 3.0}, kinds=fakes.KINDS)
     grow = fakes.add_stage(plan, "grow", "grown", {"steps": 40}, kinds=fakes.KINDS)
@@ -303,7 +303,7 @@ def test_a_truncated_stage_json_is_not_done(tmp_path):
     assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
 
 
-def test_a_flipped_bit_in_an_input_is_found_and_mended(tmp_path):
+def test_a_flipped_bit_in_an_input_is_detected_and_repaired(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("99")  # same size as "11"
@@ -420,7 +420,7 @@ def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
         assert [pool._cpus_of(s) for s in stages.values()] == shares
 
 
-def test_a_temporary_folder_too_deep_for_sockets_is_a_sentence(tmp_path, monkeypatch):
+def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
     """'AF_UNIX path too long' in a traceback, and advice to free memory."""
     import tempfile
 

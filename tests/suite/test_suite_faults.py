@@ -50,12 +50,12 @@ def test_a_damaged_file_is_never_used(world, dice, how, part, what):
 
 
 @pytest.mark.parametrize("how", list(faults.DAMAGE))
-def test_damaged_records_are_written_anew(world, dice, how):
+def test_damaged_records_are_rewritten(world, dice, how):
     assert faults.damaged_record(world, dice, how).wrong == 0
 
 
 @pytest.mark.parametrize("what", faults.PLANTED)
-def test_what_is_planted_is_refused_and_what_is_behind_it_is_kept(world, dice, what):
+def test_planted_links_are_refused_and_their_targets_kept(world, dice, what):
     assert faults.planted(world, dice, what).wrong == 0
 
 
@@ -105,7 +105,7 @@ def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
-def test_a_disk_without_file_numbers_is_not_called_a_matter_of_rights(tmp_path):
+def test_a_disk_without_free_inodes_is_not_reported_as_a_permission_error(tmp_path):
     """The note of who cites a work dir told the user to correct its access rights."""
     disk = contextlib.ExitStack()
     try:

@@ -82,7 +82,7 @@ def test_a_shared_stage_is_in_the_sums_once(paper):
     assert line.split()[-1] == "-"  # no rate, no hours
 
 
-def test_what_was_never_counted_is_a_dash_and_a_sentence(paper):
+def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
     known = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
     forecast = Forecast(paper, known)
     need = forecast.of(stage(paper, "cache", "swin_b"))
@@ -182,13 +182,13 @@ def test_hours_at_a_rate(paper):
         ("12:half", "--device-rate is '12:half'"),
     ],
 )
-def test_a_bad_rate_is_a_sentence(text, says):
+def test_a_bad_device_rate_raises_kdep_error(text, says):
     with pytest.raises(KdepError) as e:
         rates.stated_rate(text)
     assert says in str(e.value)
 
 
-def test_a_probed_network_goes_at_its_own_rate_and_the_rest_at_the_students(paper):
+def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(paper):
     student = network_id(student_network(stage(paper, "pretrain", "kdep").spec["student"]))
     cache, coco = stage(paper, "cache", "swin_b"), stage(paper, "transfer", "coco_c4")
     teacher = network_id(teacher_network(cache.spec["teacher"]))

@@ -57,7 +57,7 @@ def test_sizes_and_states(tmp_path):
     assert entries["make-cut-0123456789ab"].bytes == 0
 
 
-def test_what_records_cite_and_suites_plan_stays_and_the_rest_goes(tmp_path):
+def test_cited_and_planned_stages_are_kept_and_the_others_pruned(tmp_path):
     suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
@@ -74,7 +74,7 @@ def test_what_records_cite_and_suites_plan_stays_and_the_rest_goes(tmp_path):
     assert len(fakes.run(other_plan, work).ran) == len(new)
 
 
-def test_what_a_kept_stage_was_made_from_stays(tmp_path):
+def test_dependencies_of_a_kept_stage_are_kept(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     d = fakes.one(plan, "d")
@@ -103,13 +103,13 @@ def test_a_set_aside_record_keeps_nothing_and_a_damaged_one_stops_all(tmp_path):
         hygiene.citations([results])
 
 
-def test_everything_is_never_pruned_by_oversight(tmp_path):
+def test_pruning_without_references_is_refused(tmp_path):
     fakes.run(fakes.diamond(), tmp_path)
     with pytest.raises(KdepError, match="every stage would be removed"):
         hygiene.prunable(hygiene.survey(tmp_path, {}, {}), False)
 
 
-def test_a_running_stage_is_kept_and_one_taken_meanwhile_is_left(tmp_path):
+def test_a_running_stage_is_kept_and_one_locked_meanwhile_is_skipped(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     a = fakes.one(plan, "a")
@@ -148,7 +148,7 @@ def left_run(work: Path, executor: str, *stages: str) -> Path:
     return room
 
 
-def test_a_cluster_run_stays_while_it_or_a_stage_of_it_goes_on(tmp_path):
+def test_a_cluster_run_is_kept_while_it_or_one_of_its_stages_runs(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     room = left_run(tmp_path, "snakemake-local", *plan.stages)
@@ -175,7 +175,7 @@ def test_a_cluster_run_stays_while_it_or_a_stage_of_it_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("executor", ["slurm", "kubernetes"])
-def test_a_cluster_run_whose_queue_is_out_of_sight_stays_until_its_stages_are_done(
+def test_a_cluster_run_with_an_unreachable_queue_is_kept_until_its_stages_are_done(
     tmp_path, monkeypatch, executor
 ):
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
@@ -200,7 +200,7 @@ def test_a_link_is_no_cluster_run(tmp_path):
     assert hygiene.survey(work, {}, {}) == []
 
 
-def test_the_command_is_dry_unless_told(tmp_path):
+def test_gc_is_a_dry_run_by_default(tmp_path):
     work, old = tmp_path / "w", "make-old-0123456789ab"
     (work / old).mkdir(parents=True)
     (work / old / "big.bin").write_bytes(b"x" * 12345)
@@ -295,7 +295,7 @@ def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_p
     assert {p.name for p in work.glob("*-*")} < set(plan.stages)
 
 
-def test_the_remedy_for_a_results_folder_that_is_gone_for_good_works(tmp_path):
+def test_the_fix_for_a_deleted_results_folder_works(tmp_path):
     suite, plan, work, _ = world(tmp_path)
     results = tmp_path / "elsewhere" / "results"
     assert fakes.run(plan, work).ok

@@ -91,7 +91,7 @@ def test_published_records_are_those_of_the_suites_as_they_are_now(name: str) ->
     assert {r["id"]: r["stages"] for r in records} == planned
 
 
-def test_what_only_the_planner_reads_is_told_to_no_stage() -> None:
+def test_planner_only_keys_reach_no_stage() -> None:
     """The spec of a stage enters its id: an edit of these keys changes no result."""
     suite = load_suite("smoke")
     suite.data["labels"] = True

@@ -67,7 +67,7 @@ def test_a_stage_directory_that_is_a_link_is_refused_and_its_target_kept(work, p
     assert fakes.run(plan, work).ok
 
 
-def test_a_finished_stage_behind_a_link_is_not_believed(work, tmp_path):
+def test_a_finished_stage_behind_a_link_is_not_used(work, tmp_path):
     plan = fakes.diamond()
     assert fakes.run(plan, work).ok
     one = fakes.one(plan, "d")
@@ -134,7 +134,7 @@ def test_the_engines_own_files_are_written_through_no_link(work, photos, name, f
 
 
 @pytest.mark.parametrize("name", ["stage.json", "value.txt"])
-def test_a_fifo_in_a_finished_stage_is_a_damage_and_holds_nobody(work, name):
+def test_a_fifo_in_a_finished_stage_is_reported_and_does_not_block(work, name):
     plan = fakes.diamond()
     assert fakes.run(plan, work).ok
     one = fakes.one(plan, "d")
@@ -189,7 +189,9 @@ def test_a_results_folder_that_is_a_link_works(work, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "device"])
-def test_a_record_that_is_no_regular_file_is_damaged_and_holds_nobody(work, tmp_path, photos, kind):
+def test_a_record_that_is_no_regular_file_is_damaged_and_does_not_block(
+    work, tmp_path, photos, kind
+):
     suite, plan = planned()
     run_all(plan, work)
     results = tmp_path / "results"
@@ -208,7 +210,7 @@ def test_a_record_that_is_no_regular_file_is_damaged_and_holds_nobody(work, tmp_
     assert store.read(results).damaged == []
 
 
-def test_a_planted_picture_is_not_written_through(work, tmp_path, photos):
+def test_a_prediction_image_is_not_written_through_a_link(work, tmp_path, photos):
     suite, plan = planned()
     run_all(plan, work)
     results = tmp_path / "results"

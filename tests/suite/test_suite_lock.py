@@ -55,7 +55,7 @@ def test_it_is_exclusive_and_names_its_owner(tmp_path):
     assert not one.held_elsewhere()
 
 
-def test_a_killed_owner_here_has_it_no_more_though_its_forked_child_lives(tmp_path):
+def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
     # The child itself says who it is: by then it has closed what it got of the lock.
     child = "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)"
     process = subprocess.Popen(
@@ -99,7 +99,7 @@ def test_a_stopped_owner_here_is_alive_however_old_its_heartbeat(tmp_path):
     assert not Watch(tmp_path).held("x")
 
 
-def test_an_owner_elsewhere_is_alive_while_its_heart_beats_and_dead_when_it_stands_still(tmp_path):
+def test_a_remote_lock_expires_without_a_heartbeat(tmp_path):
     owner = foreign(tmp_path)
     watch, mine = Watch(tmp_path, stale=0.3), StageLock(tmp_path, "x")
     for beat in range(1, 8):
@@ -114,7 +114,7 @@ def test_an_owner_elsewhere_is_alive_while_its_heart_beats_and_dead_when_it_stan
     mine.free()
 
 
-def test_age_by_the_files_own_clock_says_nothing(tmp_path):
+def test_lock_age_does_not_depend_on_file_times(tmp_path):
     foreign(tmp_path)
     for when in (0, 2**32):  # decades ago, decades ahead
         os.utime(tmp_path / lock.LOCKS / "x", (when, when))
@@ -122,7 +122,7 @@ def test_age_by_the_files_own_clock_says_nothing(tmp_path):
         assert not StageLock(tmp_path, "x").take()
 
 
-def test_a_torn_entry_and_one_of_an_older_kind(tmp_path):
+def test_truncated_entries_and_entries_of_an_older_format(tmp_path):
     owner = foreign(tmp_path)
     path = tmp_path / lock.LOCKS / "x"
     path.write_bytes(lock._text(owner, 3)[:50])

@@ -38,7 +38,7 @@ def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
 
 
 @pytest.mark.parametrize("name", names("method"))
-def test_a_method_is_a_page_with_a_source(name: str):
+def test_a_method_config_has_a_docstring_and_a_source(name: str):
     page = ast.get_docstring(ast.parse((CONFIGS / "methods" / f"{name}.py").read_text())) or ""
     assert len(page.partition("\n")[0]) > 20
     method = read_room("method", name)
@@ -64,7 +64,7 @@ def test_a_wider_student_is_refused_for_every_alignment(name: str):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_serves_a_wider_student_and_is_part_of_the_alignments_identity(policy: str):
+def test_a_policy_handles_a_wider_student_and_enters_the_alignment_s_id(policy: str):
     align = dict(_delete_=True, type="svd", policy=policy)
     wide = plan(dict(base="kdep", name="wide", align=align), width=200)
     (stage,) = [s for s in wide.stages.values() if s.kind == "align"]
@@ -74,7 +74,7 @@ def test_a_policy_serves_a_wider_student_and_is_part_of_the_alignments_identity(
         plan(dict(base="kdep", name="wide", align=align), width=200)
 
 
-def test_the_identity_wants_equal_widths_before_any_work():
+def test_identity_alignment_of_unequal_widths_is_refused_before_any_work():
     with pytest.raises(KdepError, match="equal widths"):
         plan("identity", width=512)
     plan("identity", width=256)
@@ -89,7 +89,7 @@ def of(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_methods_own_optimiser_is_laid_on_the_budgets_and_touches_it_alone():
+def test_a_method_s_optimiser_overrides_only_the_budget_s_optimiser():
     usual, own = plan("kdep", "svd"), plan(dict(base="kdep", optimizer=dict(lr=0.05)), "svd")
     new = [s for i, s in own.stages.items() if i not in usual.stages]
     assert {s.kind for s in new} == {"pretrain", "export", "transfer"}
@@ -121,7 +121,7 @@ def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
     assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(every.stages)
 
 
-def test_every_method_has_the_rate_that_the_grids_records_choose():
+def test_every_method_has_the_learning_rate_chosen_by_the_grid():
     """The highest validation score, and at equal scores the common rate; no cell is missing."""
     planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).cells}
     assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
@@ -140,7 +140,7 @@ def test_every_method_has_the_rate_that_the_grids_records_choose():
         assert (method.get("optimizer") or {"lr": 0.2}) == {"lr": best}, method["name"]
 
 
-def test_at_equal_compute_every_rival_costs_what_kdep_does():
+def test_at_equal_compute_every_method_costs_as_much_as_kdep():
     """In passes of the student: 3 a step of its own, 2.25 times as many for the wider assistant."""
     plan, wider = build_plan(load_suite("methods_pocket_compute")), 1.5**2
     whole = {i for i, s in plan.stages.items() if s.spec.get("budget", {}).get("epochs") == 16}
@@ -201,7 +201,7 @@ def test_a_schedule_longer_than_a_shortened_assistants_run_is_refused_by_the_pla
         plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))
 
 
-def test_an_arm_whose_teacher_read_labels_says_so_on_its_card():
+def test_the_card_of_a_method_whose_teacher_read_labels_says_so():
     methods = {m["name"]: m for m in load_suite("methods_pocket").methods}
     cards = [assistant_of(methods[m]) for m in ("eskd_teacher", "takd")]
     assert [c["card"]["labels_used"] for c in cards if c] == [True, False]

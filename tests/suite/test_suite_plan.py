@@ -24,7 +24,7 @@ def changed(a: Plan, b: Plan) -> set[str]:
     return {s.kind for i, s in b.stages.items() if i not in a.stages}
 
 
-def test_the_true_graph_and_what_is_shared():
+def test_the_plan_of_a_real_suite_and_its_shared_stages():
     plan = build_plan(build(methods=["kdep", "svd", "supervised", "scratch"]))
     assert kinds(plan) == {
         "prepare": 1,
@@ -46,7 +46,7 @@ def test_the_true_graph_and_what_is_shared():
     assert not by_name["resnet18_w32.scratch.s0"].needs
 
 
-def test_a_label_free_arm_is_never_given_the_labels():
+def test_a_label_free_method_never_gets_the_labels():
     plan = build_plan(build())
     for stage in plan.stages.values():
         if stage.kind == "pretrain" and not stage.spec["method"]["labels_used"]:
@@ -235,7 +235,7 @@ def test_logits_that_follow_from_the_pooled_feature_are_not_stored():
     assert not changed(both, plain)
 
 
-def test_other_logits_are_stored_once_for_all_arms():
+def test_other_logits_are_stored_once_for_all_methods():
     suite = build(methods=["kdep", "logit_kd", {"base": "logit_kd", "name": "kd2"}])
     teacher = dict(suite.teachers["resnet18_w32"] or {})
     teacher["card"] = {}
@@ -281,7 +281,7 @@ def chain(**more) -> dict:
     return {"base": "kdep", "name": "hop", "teacher": told}
 
 
-def test_an_assistant_is_an_arm_whose_export_teaches():
+def test_an_assistant_is_a_method_whose_export_is_the_teacher():
     plan = build_plan(build(methods=["kdep", {**chain(epochs=0.5), "align": {"type": "svd"}}]))
     cache = next(s for s in plan.stages.values() if s.kind == "cache" and "export" in s.needs)
     made = plan.stages[cache.needs["export"]]
@@ -359,7 +359,7 @@ def test_nothing_left_to_learn_from_is_refused_when_planned():
     build_plan(build(methods=["eskd"]))
 
 
-def test_the_rivals_suite_shares_its_bars_and_its_arms_with_the_others():
+def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
     from kdep_bench.suite.config import load_suite
 
     rivals, full = build_plan(load_suite("methods_pocket")), build_plan(load_suite("pocket_full"))

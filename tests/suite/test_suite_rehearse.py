@@ -159,7 +159,7 @@ def test_both_steps_are_taken_in_every_share() -> None:
         assert whole_batches(variant.budget.spec(), images, IMAGES) == STEPS
 
 
-def test_a_rehearsal_says_what_it_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_a_rehearsal_lists_its_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     from kdep_bench.suite.cli import main
 
     assert main(["paper_r18", "--rehearse", "--dry-run", "--work-dir", str(tmp_path)]) == 0
@@ -181,7 +181,7 @@ def test_pocket_suites_are_not_rehearsed() -> None:
         rehearsed(load_suite("pocket"))
 
 
-def test_rehearsals_stay_in_a_folder_of_their_own(
+def test_rehearsals_use_a_separate_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from kdep_bench.suite.cli import main

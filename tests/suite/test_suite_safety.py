@@ -68,7 +68,7 @@ def test_any_name_is_refused_or_stays_inside(place, name):
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="./\\~-_aA0 \x00\n", max_size=12))
-def test_so_does_any_name_of_dots_and_slashes(name):
+def test_any_name_of_dots_and_slashes_is_refused(name):
     for place in PLACES:
         stays_inside(place, name)
 

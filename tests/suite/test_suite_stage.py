@@ -149,7 +149,7 @@ def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
     assert one.id in plan.stages  # what it runs on is no part of what it is
 
 
-def test_no_snakemake_is_one_sentence(tmp_path, monkeypatch):
+def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("KDEP_SNAKEMAKE", raising=False)
     monkeypatch.setattr(cluster, "REPO", tmp_path)
@@ -160,7 +160,7 @@ def test_no_snakemake_is_one_sentence(tmp_path, monkeypatch):
         cluster.run_plan(plan, tmp_path / "w", known, cluster.Options("slurm"))
 
 
-def test_an_interrupt_that_snakemake_did_not_hear_is_repeated_until_it_did(tmp_path, monkeypatch):
+def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
     """A program that loses the first, as Snakemake on a busy machine, and heeds the second."""
     program = tmp_path / "snakemake"
     program.write_text(
@@ -231,7 +231,7 @@ def test_exit_codes(tmp_path):
     assert finish(start(plan, tmp_path, "a"))[0] == 2
 
 
-def test_a_second_copy_leaves_or_waits_and_runs_nothing(tmp_path):
+def test_a_second_copy_exits_or_waits_and_runs_nothing(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
     first = start(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
@@ -243,7 +243,7 @@ def test_a_second_copy_leaves_or_waits_and_runs_nothing(tmp_path):
     assert fakes.traced(tmp_path) == ["a"]
 
 
-def test_a_waiting_copy_takes_over_from_a_killed_one(tmp_path):
+def test_a_waiting_copy_takes_over_when_the_first_is_killed(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
     first = start(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
@@ -255,7 +255,7 @@ def test_a_waiting_copy_takes_over_from_a_killed_one(tmp_path):
     assert fakes.traced(tmp_path, "end") == ["a"]
 
 
-def test_sigterm_stops_in_order_and_the_next_call_goes_on(tmp_path):
+def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
     plan = Plan("grow")
     add_stage(plan, "grow", "g", {"steps": 30}, kinds=fakes.KINDS)
     grow = fakes.one(plan, "g")
@@ -333,7 +333,7 @@ def job(left: float, **more: str) -> dict[str, str]:
         (True, 7200, {}, False, False),  # no Slurm at all
     ],
 )
-def test_what_follows_a_stop(resumable, timeout, said, requeue, fails):
+def test_what_runs_after_a_stop(resumable, timeout, said, requeue, fails):
     plan = fakes.diamond()
     one = next(iter(plan.stages.values()))
     one = replace(one, resumable=resumable, timeout=timeout)
@@ -359,7 +359,7 @@ def test_two_gloo_processes_through_the_pool(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_s_fault_is_the_stage_s_sentence(tmp_path):
+def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
     code, said = finish(start(ddp(break_rank=1), tmp_path, "d"))
     assert code == 1
     assert "rank 1: the stage stopped with ValueError: a fault of one rank" in said

@@ -54,7 +54,7 @@ def test_checksums_are_checked_on_request(tmp_path):
     assert "its checksum differs" in why(plan, tmp_path, "c", verify=True)
 
 
-def test_what_nothing_needs_any_more_is_not_made_again(tmp_path):
+def test_unneeded_stages_are_not_rerun(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     shutil.rmtree(tmp_path / fakes.one(plan, "a"))
@@ -64,7 +64,7 @@ def test_what_nothing_needs_any_more_is_not_made_again(tmp_path):
     assert fakes.run(plan, tmp_path).ran == []
 
 
-def test_every_cut_of_a_stage_json_counts_as_not_done(tmp_path):
+def test_a_stage_json_truncated_anywhere_counts_as_not_done(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     stage = plan.stages[fakes.one(plan, "d")]
@@ -131,7 +131,7 @@ def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_pa
     assert "empty.txt" in why(plan, tmp_path, "a", verify=True)
 
 
-def test_a_flipped_bit_of_a_stage_json_is_never_believed(tmp_path):
+def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     stage = plan.stages[fakes.one(plan, "d")]
@@ -146,7 +146,7 @@ def test_a_flipped_bit_of_a_stage_json_is_never_believed(tmp_path):
         assert fault
 
 
-def test_a_stage_json_without_its_sum_is_not_believed_and_the_stage_runs_again(tmp_path):
+def test_a_stage_json_without_its_checksum_is_ignored_and_the_stage_reruns(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     path = tmp_path / fakes.one(plan, "a") / "stage.json"
@@ -173,7 +173,7 @@ def test_a_stage_json_without_its_sum_is_not_believed_and_the_stage_runs_again(t
         {"finished": 5},
     ],
 )
-def test_a_stage_json_with_a_value_of_another_type_is_not_believed(tmp_path, change):
+def test_a_stage_json_with_a_value_of_another_type_is_not_used(tmp_path, change):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     stage = plan.stages[fakes.one(plan, "d")]
@@ -212,7 +212,7 @@ def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_p
     assert not (out / state.STAGE).exists()
 
 
-def test_what_of_an_input_is_not_checked_is_said(tmp_path, monkeypatch):
+def test_unchecked_parts_of_an_input_are_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "LISTED_FILES", 1)
     plan = fakes.diamond()
     assert fakes.run(plan, tmp_path).ok

@@ -36,7 +36,7 @@ def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
         assert "ensorboard" not in str(stage.spec)
 
 
-def test_a_worker_tells_its_stage_and_forgets_the_last_one(all_installed):
+def test_a_worker_names_only_its_current_stage(all_installed):
     wanted = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
     trackers.tell(trackers.resolve(wanted), "pretrain-x")
     told = trackers.told()
@@ -57,13 +57,13 @@ def test_a_worker_tells_its_stage_and_forgets_the_last_one(all_installed):
         ([dict(save_dir="x")], "runtime.trackers contains"),
     ],
 )
-def test_slips_are_sentences(all_installed, wanted, word):
+def test_mistakes_raise_kdep_error(all_installed, wanted, word):
     with pytest.raises(KdepError) as e:
         build(runtime=dict(trackers=wanted))
     assert word in str(e.value)
 
 
-def test_an_absent_package_is_a_sentence_before_any_work(monkeypatch):
+def test_a_missing_package_raises_kdep_error_before_any_work(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n)

@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_a_try_works_beside_the_stage_and_becomes_it(tmp_path):
+def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
     attempt = held(tmp_path)
     assert attempt.path.parent == tmp_path  # a path relative to it is the same after the rename
     assert tries.current(tmp_path, ONE) == attempt.path
@@ -74,7 +74,7 @@ def test_a_try_works_beside_the_stage_and_becomes_it(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_who_was_taken_for_dead_changes_nothing_of_the_finished_stage(tmp_path, monkeypatch, keep):
+def test_an_owner_taken_for_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
     first = held(tmp_path, keep, "elsewhere", monkeypatch)
     log = first.open_log()
     (first.path / "half.txt").write_text("half")
@@ -99,7 +99,7 @@ def test_who_was_taken_for_dead_changes_nothing_of_the_finished_stage(tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == [ONE]
 
 
-def test_a_held_up_end_comes_too_late_also_where_the_lock_still_names_it(tmp_path, monkeypatch):
+def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, monkeypatch):
     first = held(tmp_path, True, "elsewhere", monkeypatch)
     (first.path / "out.txt").write_text("first")
     first.write(state.STAGE, b"{}")
@@ -130,7 +130,7 @@ def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead
     assert [p.name for p in tmp_path.iterdir()] == [ONE]
 
 
-def test_what_an_older_version_or_a_stop_left_in_the_stage_is_gone_on_from(tmp_path):
+def test_leftovers_of_an_older_version_or_a_stop_are_resumed(tmp_path):
     (tmp_path / ONE).mkdir()
     for name in ("steps.txt", state.LOG, state.FAILED):
         (tmp_path / ONE / name).write_text(name)
@@ -146,7 +146,7 @@ def test_what_an_older_version_or_a_stop_left_in_the_stage_is_gone_on_from(tmp_p
     assert names(tmp_path / ONE) == [state.POINTER, state.LOG]
 
 
-def test_a_stage_directory_deleted_by_hand_starts_afresh(tmp_path):
+def test_a_stage_directory_deleted_by_hand_is_rerun(tmp_path):
     first = held(tmp_path)
     (first.path / "steps.txt").write_text("0\n")
     os.unlink(tmp_path / ONE / state.POINTER)
@@ -236,7 +236,7 @@ def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 10.0) ->
     ("kind", "spec"),
     [("grow", {"steps": 25, "sleep": 0.02}), ("make", {"sleep": 0.6, "value": 3})],
 )
-def test_a_stopped_owner_that_wakes_leaves_the_finished_stage_of_its_successor_alone(
+def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor(
     tmp_path, kind, spec, after
 ):
     plan = Plan("apart")

@@ -181,7 +181,7 @@ def test_clip_s_tower_equals_timm_s_and_leaves_the_text_tower(library: Any, tmp_
         HuggingFace("clip", "x/y", 32, weights=path, **more)
 
 
-def test_a_page_that_disagrees_with_the_weights_is_refused(library: Any, tmp_path: Path):
+def test_a_config_that_disagrees_with_the_weights_is_refused(library: Any, tmp_path: Path):
     net = library.Dinov2Model(library.Dinov2Config(**SIZE))
     path = stored(net, tmp_path)
 
@@ -203,7 +203,7 @@ def test_a_page_that_disagrees_with_the_weights_is_refused(library: Any, tmp_pat
     assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 24
 
 
-def test_a_hub_s_name_says_what_it_would_download(
+def test_a_hub_name_reports_what_would_be_downloaded(
     library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -39,12 +39,12 @@ def page(name: str) -> dict[str, Any]:
     return resolve("teacher", name)
 
 
-def test_every_page_is_tested_here():
+def test_every_method_config_is_tested_here():
     assert set(names("teacher")) == set(SMALL) | set(LARGE) | INSTALLED
 
 
 @pytest.mark.parametrize("name", names("teacher"))
-def test_every_card_declares_what_the_teacher_was_made_of(name: str):
+def test_every_card_names_the_teacher_s_training_data(name: str):
     card = read_room("teacher", name)["card"]
     assert set(card) - {"top1_source", "logits_from_pooled", "width", "classes", "maps"} == CARD
     assert isinstance(card["labels_used"], bool)
@@ -52,7 +52,7 @@ def test_every_card_declares_what_the_teacher_was_made_of(name: str):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_page_builds(name: str):
+def test_a_config_builds(name: str):
     if name == "clip_vitb16":
         pytest.importorskip("transformers", reason="the optional extra `hf` is not installed")
     width, over = SMALL[name]
@@ -83,7 +83,7 @@ def test_the_large_pages_are_as_wide_as_they_say():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "microsoft_resnet50", "dinov2_vitb14"])
-def test_a_page_without_its_weights_says_where_they_come_from(
+def test_a_config_without_weights_names_their_source(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

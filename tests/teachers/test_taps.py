@@ -372,7 +372,7 @@ def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
         (Timm, "vit_tiny_patch16_224", dict(args=dict(depth=1)), "does not run on images of 64"),
     ],
 )
-def test_a_slip_in_a_teacher_s_config_is_a_sentence(
+def test_a_mistake_in_a_teacher_s_config_raises_kdep_error(
     kind: Any, model: Any, more: dict[str, Any], sentence: str
 ):
     with pytest.raises(KdepError, match=sentence):

@@ -88,7 +88,7 @@ class _Code:
         return print, ("run",)
 
 
-def test_faults_of_a_file_are_sentences(tmp_path: Path, state: dict[str, Tensor]):
+def test_faults_of_a_file_raise_kdep_error(tmp_path: Path, state: dict[str, Tensor]):
     first = next(iter(state))
     plain = write(tmp_path / "plain.pth", state)
     faults: list[tuple[Any, dict[str, Any], str]] = [
@@ -152,7 +152,7 @@ def test_key_takes_dots_for_entries_within_entries_and_for_names_with_dots(
         teacher(tmp_path / "plain.pth", key="model")
 
 
-def test_every_way_out_of_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Tensor]):
+def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Tensor]):
     path = write(tmp_path / "plain.pth", state)
     with pytest.raises(KdepError, match="sha256=None") as e:
         teacher(path, sha256="0" * 64)
@@ -191,7 +191,7 @@ def test_data_parallel_names_are_answered_with_the_prefix(tmp_path: Path, state:
 
 
 @pytest.mark.parametrize("weights", [5, b"a.pth", "", ["a"], True])
-def test_weights_that_are_no_path_are_a_sentence(weights: Any):
+def test_weights_that_are_no_path_raise_kdep_error(weights: Any):
     with pytest.raises(KdepError, match="the path of a file"):
         teacher(weights)
 
@@ -213,7 +213,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (MMPretrain, "resnet18_8xb32_in1k", r"resnet18_8xb32_in1k_20210831-fbbb1da6\.pth \(about"),
     ],
 )
-def test_a_hub_s_name_says_what_it_would_download(
+def test_a_hub_name_reports_what_would_be_downloaded(
     empty_caches: Path, kind: Any, model: str, where: str
 ):
     with pytest.raises(KdepError, match=where) as e:
@@ -221,7 +221,7 @@ def test_a_hub_s_name_says_what_it_would_download(
     assert "download=True" in str(e.value)
 
 
-def test_a_failed_download_is_a_sentence(empty_caches: Path):
+def test_a_failed_download_raises_kdep_error(empty_caches: Path):
     with pytest.raises(
         KdepError, match=r"could not be downloaded from https://huggingface\.co/timm"
     ):
@@ -250,7 +250,7 @@ def test_a_download_is_checked_kept_and_found_again(empty_caches: Path, state: d
         weights.settle("t", None, weights.url_hub(wrong.as_uri()), True)
 
 
-def test_no_source_and_unknown_weights_are_sentences(tmp_path: Path):
+def test_no_source_and_unknown_weights_raise_kdep_error(tmp_path: Path):
     with pytest.raises(KdepError, match="has no weights"):
         weights.settle("t", None, None, True)
     with pytest.raises(KdepError, match="did you mean IMAGENET1K_V2"):

@@ -185,7 +185,7 @@ def sizes() -> list[tuple[int, int]]:
     return found
 
 
-def test_the_full_scale_detectors_see_pictures_in_their_own_proportions(
+def test_the_full_scale_detectors_keep_the_aspect_ratio(
     apart: Callable[..., Any],
 ) -> None:
     """The short edge at its scale, or the long one at its bound; never stretched to both."""

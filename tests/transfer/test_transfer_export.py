@@ -116,7 +116,7 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
     assert one == export.save_tensors(tensors, tmp_path / "b.pth")
 
 
-def test_a_card_lies_beside_the_backbone(tmp_path, apart):
+def test_a_model_card_is_written_next_to_the_backbone(tmp_path, apart):
     """Of what the plan tells, and of the stages before, as far as they say anything."""
     apart(export_random, SMALL, tmp_path)
     bare = (tmp_path / "export" / "README.md").read_text()

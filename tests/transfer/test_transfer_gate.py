@@ -167,7 +167,7 @@ def test_init_weights_that_skips_in_silence(tensors, tmp_path):
         hook.before_train(FakeRunner(loaded(path, Careless)))
 
 
-def test_surplus_tensors_are_told(tensors, tmp_path):
+def test_unexpected_tensors_are_reported(tensors, tmp_path):
     tensors["layer5.weight"] = torch.zeros(2)
     path = save(tensors, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"1 in the file only \(layer5\.weight\)"):

@@ -121,7 +121,7 @@ def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, apart)
 
 
 @pytest.mark.e2e
-def test_another_seed_draws_otherwise(data, exported, student, tmp_path, apart):
+def test_another_seed_gives_other_samples(data, exported, student, tmp_path, apart):
     runs = [
         apart(run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s))
         for s in (0, 1)

@@ -61,7 +61,7 @@ def image_of(file: str) -> int:
     return int(Path(file).stem)
 
 
-def test_a_view_is_told_from_every_other_by_its_means(done: dict[str, Path]) -> None:
+def test_views_differ_in_their_means(done: dict[str, Path]) -> None:
     """The log can tell all rows apart, so that the other tests can fail."""
     v = open_views(done["views"])
     all_means = means(torch.from_numpy(np.array(v.pixels)).permute(0, 3, 1, 2)).numpy()
@@ -174,7 +174,7 @@ def test_two_processes_read_together_what_one_reads(done: dict[str, Path], tmp_p
         np.testing.assert_allclose(column(seen, "pooled"), column(seen, "pictures"), atol=TOLERANCE)
 
 
-def test_the_mean_teacher_is_asked_about_the_next_view_of_the_same_image(
+def test_the_mean_teacher_gets_the_next_view_of_the_same_image(
     done: dict[str, Path], tmp_path: Path
 ) -> None:
     """Not about the view that the student sees, nor about another image."""
