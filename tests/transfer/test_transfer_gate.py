@@ -126,8 +126,8 @@ def test_cut_file(tensors, tmp_path):
     [
         ({}, "no tensor at all"),
         ({"state_dict": {}}, "no tensor at all"),
-        ({"epoch": 3, "w": torch.zeros(1)}, r"no tensors \(epoch\)"),
-        ([torch.zeros(1)], "holds a list"),
+        ({"epoch": 3, "w": torch.zeros(1)}, r"not tensors \(epoch\)"),
+        ([torch.zeros(1)], "contains a list"),
         ({"w": torch.tensor([1.0, float("nan")])}, r"NaN or infinity in 1 tensors \(w\)"),
     ],
 )
