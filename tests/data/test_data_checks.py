@@ -115,10 +115,10 @@ def test_sound_coco_passes_crowds_too(tmp_path: Path) -> None:
         ({"bbox": [2, 3, 10]}, r"has the bbox \[2, 3, 10\]"),
         ({"bbox": [2, 3, float("nan"), 4]}, "has the bbox"),
         ({"area": 0}, "has the area 0"),
-        ({"categories": []}, "has no categories"),
+        ({"categories": []}, "the list categories in .* is empty"),
         ({"images": [{"id": 1}, {"id": 1}]}, "the id 1 occurs twice in images"),
         ({"categories": [{"name": "thing"}]}, "no integer id"),
-        ({"annotations": None}, "holds"),
+        ({"annotations": None}, "contains"),
     ],
 )
 def test_damaged_coco(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -106,7 +106,7 @@ def test_a_suite_with_it_is_refused_before_anything_runs(tmp_path: Path) -> None
     path = tmp_path / "suite.py"
     for stated, sentence in (
         ("mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)", "0-1 scale"),
-        ("mean=(123.675, 116.28, 103.53)", "states mean and no std"),
+        ("mean=(123.675, 116.28, 103.53)", "has mean but no std"),
     ):
         teacher = f"dict(base='resnet50', {stated})"
         path.write_text(

@@ -231,13 +231,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "json cut": (
         lambda r: rewrite(r / "test.json", lambda s: s[:200]),
         JSON,
-        "ends before its JSON does",
+        "ends in the middle of its JSON",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "json empty": (
         lambda r: (r / "test.json").write_bytes(b""),
         JSON,
-        "ends before its JSON does",
+        "ends in the middle of its JSON",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "json not UTF-8": (
@@ -263,7 +263,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "json of another kind": (
         lambda r: rewrite(r / "test.json", lambda s: f"[{s}]"),
         JSON,
-        "holds list",
+        "contains a list",
         lambda r: rewrite(r / "test.json", lambda s: s[1:-1]),
     ),
     "json nested too deep": (
@@ -324,7 +324,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "backslash in a file name": (
         _test_image(file_name="a\\1.jpg"),
         JSON,
-        "write / for \\",
+        "use / instead of \\",
         _good_image,
     ),
     "one file twice": (_test_image(file_name="./0.jpg"), JSON, "of another image", _good_image),
@@ -372,7 +372,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "no test boxes": (
         lambda r: edit(r / "test.json", lambda t: t.update(annotations=[])),
         JSON,
-        "nothing to score",
+        "boxes with iscrowd 0 to score",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "all boxes are crowds": (
@@ -494,7 +494,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     ),
     "two images of one mask": (
         lambda r: shutil.copy(r / "seg/test/0.jpg", r / "seg/test/0.png"),
-        "seg/test/0.png have one mask",
+        "seg/test/0.png have the same mask",
         "masks/test/0.png",
         lambda r: [
             (r / "seg/test/0.png").rename(r / "seg/test/9.png"),
@@ -566,7 +566,7 @@ def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> Non
     (mine / "pool/a").rename(mine / "pool/train")
     (mine / "b").rename(mine / "pool/val")
     text = refusal(labelled, tmp_path / "d")
-    assert "'train', 'val': which are splits and not classes" in text
+    assert "'train', 'val', which are splits and not classes" in text
     (mine / "pool/val").rename(mine / "pool/valley")
     own.run(labelled, tmp_path / "e")
 
@@ -681,7 +681,7 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
         ({"masks": {"train": {"images": 3, "masks": "x"}}}, "masks.train.images = 3"),
         ({"classes": "xy"}, "classes = 'xy'"),
         ({"classes": ["x", "x"]}, "more than once"),
-        ({"classes": ["x"]}, "names 1 classes"),
+        ({"classes": ["x"]}, "has 1 names"),
         ({"classes": None}, "no `classes`"),
         ({"classes": ["x", "x "]}, "without spaces"),
         ({"allow_absent": "dog"}, "allow_absent = 'dog'"),

@@ -195,7 +195,7 @@ def test_a_level_wider_in_the_student_is_refused_without_a_policy():
         align = {"type": "svd", "policy": policy}
         check_map_targets(config | {"align": align}, {"s16": 128}, {"a": 112}, "kdep_maps")
     inside = {"parts": {"maps": {"objective": config}}}
-    with pytest.raises(KdepError, match="128 wide"):
+    with pytest.raises(KdepError, match="student has 128 channels"):
         check_map_targets(inside, {"s16": 128}, {"a": 112}, "kdep_maps")
 
 

@@ -66,7 +66,7 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
     with faults.collect():
         table = read_user_json(path)
         if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in LISTS):
-            got = type(table).__name__
+            got = f"a {type(table).__name__}"
             if isinstance(table, dict):
                 got = f"an object with the keys {listed(sorted(table))}" if table else "{}"
             raise KdepError(
