@@ -35,7 +35,7 @@ def test_busy_cores_are_those_in_use_between_two_looks(tmp_path):
 
 def test_a_busy_machine_is_refused():
     machine.check_idle(machine.MOST)
-    with pytest.raises(KdepError, match=r"other work takes 1\.5 cores.*--allow-busy"):
+    with pytest.raises(KdepError, match=r"other processes use 1\.5 cores.*--allow-busy"):
         machine.check_idle(1.5)
 
 
@@ -309,7 +309,7 @@ def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
             rival.check(tmp_path / "venv", tmp_path / "prepare", images)
     with pytest.raises(KdepError, match="make lightly"):
         rival.check(tmp_path, tmp_path / "prepare", 64)
-    with pytest.raises(KdepError, match="no data/pool/images"):
+    with pytest.raises(KdepError, match="no folder data/pool/images"):
         rival.check(tmp_path / "venv", tmp_path, 64)
 
 
@@ -317,7 +317,7 @@ def test_the_command_refuses_a_busy_machine_and_a_comparison_without_data(tmp_pa
     tool = runpy.run_path(str(REPO / "tools/benchmark.py"))
     monkeypatch.setattr(machine, "busy_cores", lambda: 1.9)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"other work takes 1\.9 cores"):
+    with pytest.raises(SystemExit, match=r"other processes use 1\.9 cores"):
         tool["main"]()
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--against", "lightly-train"])
     with pytest.raises(SystemExit, match="--prepared"):
