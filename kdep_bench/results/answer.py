@@ -33,55 +33,49 @@ def sentences(
     rows = list(dict.fromkeys(d.arm for d in table if d.arm.method == compare.BASE))
     lines = []
     for row in rows[:MOST_ROWS]:
-        differences = [d for d in _headlines(table, row) if d.estimate]
-        lines += [_comparison(board, d, table, labels) for d in differences]
+        for name in REFERENCES:
+            pair = [d for d in table if d.arm == row and d.other.method == name]
+            lines += [_comparison(board, pair, labels)] if pair else []
         lines += _spent(board, row, labels, summaries)
+    if len(rows) > MOST_ROWS:
+        lines.append(
+            f"{len(rows) - MOST_ROWS} more rows of {compare.BASE} are in the tables below."
+        )
     if len(board.arms_of(student)) > len(rows) + len(REFERENCES):
         lines += _best(board, student, labels)
-    return [*lines, _limits(board, student)]
+    return [*lines, _limits(board, student, table)]
 
 
-def _headlines(table: Sequence[Difference], row: ArmKey) -> list[Difference]:
-    """The widest difference of `row` to each reference: over all tasks, or on its only task."""
-    widest: dict[ArmKey, Difference] = {}
-    for d in table:
-        known = widest.get(d.other)
-        if d.arm == row and d.other.method in REFERENCES and (not known or d.tasks > known.tasks):
-            widest[d.other] = d
-    order = list(REFERENCES)
-    return sorted(widest.values(), key=lambda d: order.index(d.other.method))
+def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[ArmKey, str]) -> str:
+    """One sentence of a row against a reference: over all tasks, then where the tasks disagree."""
+    name, reference = labels[pair[0].arm], REFERENCES[pair[0].other.method]
+    columns = compare.columns_of(board, pair[0].arm.student)
+    tasks = [d for d in pair if d.column is not None and d.estimate is not None]
+    overall = next((d for d in pair if d.column is None or len(columns) == 1), None)
+    if overall is None or overall.estimate is None:
+        if not tasks:
+            return f"{name} cannot be compared with {reference}: no common task and seeds."
+        missing = f"has no mean over tasks to compare with {reference} (a score is missing)"
+        return f"{name} {missing}: {_by_verdict(tasks)}."
+    if overall.p is None:
+        mean = text.points(overall.estimate.mean, True)
+        return f"{name} - {reference}: {mean} points x100 with one seed pair, so not tested."
+    phrase = {"better": "scores higher than", "worse": "scores lower than"}
+    relation = phrase.get(overall.verdict, "is not significantly different from")
+    where = overall.column.task if overall.column else compare.mean_name(columns)
+    sentence = f"{name} {relation} {reference}: {text.gap(overall.estimate)} points x100, {where}"
+    disagree = overall.column is None and len({d.verdict for d in tasks}) > 1
+    return f"{sentence}; {_by_verdict(tasks)}." if disagree else f"{sentence}."
 
 
-def _comparison(
-    board: Board, d: Difference, table: Sequence[Difference], labels: Mapping[ArmKey, str]
-) -> str:
-    reference = REFERENCES[d.other.method]
-    phrase = {
-        "better": f"scores higher than {reference}",
-        "worse": f"scores lower than {reference}",
-        "too few seed pairs": f"cannot be compared with {reference}: too few seeds",
-    }.get(d.verdict, f"is not significantly different from {reference}")
-    where = "" if d.column is None else f" on {d.column.task}"
-    if d.column is None:
-        where = f", {compare.mean_name(compare.columns_of(board, d.arm.student))}"
-    gap = f": {text.gap(d.estimate)} points x100{where}" if d.p is not None else where
-    return f"{labels[d.arm]} {phrase}{gap}{_by_task(d, table)}."
-
-
-def _by_task(d: Difference, table: Sequence[Difference]) -> str:
-    """Where the tasks do not agree: which are better and which worse."""
-    single = [x for x in table if (x.arm, x.other) == (d.arm, d.other) and x.column is not None]
-    if d.column is not None or len({x.verdict for x in single}) < 2:
-        return ""
-    parts = []
-    for verdict, shown in (("better", "higher"), ("worse", "lower")):
-        tasks = [x.column.task for x in single if x.column and x.verdict == verdict]
-        if tasks:
-            parts.append(f"{shown} on {', '.join(tasks)}")
-    undecided = sum(x.verdict not in ("better", "worse") for x in single)
-    if undecided:
-        parts.append(f"not significant on {undecided} of {len(single)} tasks")
-    return f"; {'; '.join(parts)}"
+def _by_verdict(tasks: Sequence[Difference]) -> str:
+    """ "higher on a, b; lower on c; not significant on d"."""
+    shown = {"better": "higher", "worse": "lower"}
+    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not significant": []}
+    for d in tasks:
+        if d.column is not None:
+            groups[shown.get(d.verdict, "not significant")].append(d.column.task)
+    return "; ".join(f"{word} on {', '.join(names)}" for word, names in groups.items() if names)
 
 
 def _spent(
@@ -93,12 +87,14 @@ def _spent(
     if reference is None:
         return []
     seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s
-    time = "its time is not stated (other work ran on the machine)"
+    time = "its time is not stated" + (" (other work ran on the machine)" if board.untimed else "")
     if seconds is not None and reference_seconds:
         cache = ", teacher cache included" if summaries[row].cache_s else ""
-        time = f"{seconds / reference_seconds:.2g} times its time{cache}"
+        ratio = seconds / reference_seconds
+        time = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+        time = f"{time} times its pre-training time{cache}"
     labelled = "with labels" if summaries[row].arm.labels_used else "without labels"
-    fraction = f"{100 * row.share / reference.share:g} % of the images"
+    fraction = f"{100 * row.share / reference.share:.3g} % of the images"
     return [f"{labels[row]} used {fraction} of {labels[reference]}, {labelled}, and {time}."]
 
 
@@ -119,26 +115,31 @@ def _best(board: Board, student: str, labels: Mapping[ArmKey, str]) -> list[str]
             shown += f" and {len(names) - MOST_NAMES} more"
         note = " (none significantly worse than the first)" if len(names) > 1 else ""
         n_rows = len(board.arms_of(student))
-        lines.append(f"Best on {column.task}, of {n_rows} methods: {shown}{note}.")
+        lines.append(f"Best on {column.task}, of {n_rows} rows: {shown}{note}.")
     return lines
 
 
-def _limits(board: Board, student: str) -> str:
+def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
     """How many networks, runs and test sets the sentences before rest on."""
-    networks, runs = [], []
+    networks, runs = set(), set()
     for row in board.arms_of(student):
-        columns = [column for scored, column in board.cells if scored == row]
-        seeds = {pair for column in columns for pair in board.values(row, column)}
-        runs.append(len(seeds))
-        if not board.fixed(row):
-            networks.append(len({pretrain for pretrain, _ in seeds}))
-    n_networks = min((n for n in networks if n), default=0)
-    n_runs = min((n for n in runs if n), default=0)
-    counted = f"{n_networks} pre-trained network{'s' if n_networks > 1 else ''} and "
-    trials = f"{n_runs} transfer run{'s' if n_runs > 1 else ''}"
-    test = " With one run no difference can be tested." if n_runs == 1 else ""
+        for column in compare.columns_of(board, student):
+            seeds = set(board.values(row, column))
+            if seeds:
+                runs.add(len(seeds))
+            if seeds and not board.fixed(row):
+                networks.add(len({pretrain for pretrain, _ in seeds}))
+    counted = f"{_range(networks, 'pre-trained network')} and " if networks else ""
+    test = "" if any(d.p is not None for d in table) else " No difference was tested."
     return (
-        f"This rests on {counted if n_networks else ''}{trials} per method and task, one student "
+        f"This rests on {counted}{_range(runs, 'transfer run')} per method and task, one student "
         f"and the test images of this suite; it does not cover other data, budgets or "
         f"students.{test}"
     )
+
+
+def _range(counts: set[int], noun: str) -> str:
+    """ "3 transfer runs", "1 to 3 transfer runs"."""
+    low, high = min(counts), max(counts)
+    shown = f"{high}" if low == high else f"{low} to {high}"
+    return f"{shown} {noun}{'s' if high > 1 else ''}"

@@ -116,24 +116,22 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
 
 
 def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
-    """Holm's correction over the headlines that rest on an interval: what is supported or refuted
-    alone, but not together with the other claims, is undecided. Cost bounds are no tests."""
-    decided = ("supported", "refuted", "undecided")
-    tests = {(v.name, v.student): v for v in headlines(verdicts) if v.verdict in decided}
-    p_values = {k: v.p for k, v in tests.items() if v.p is not None}
-    adjusted = pooled.holm(p_values)
-    out = []
-    for v in verdicts:
-        p = adjusted.get((v.name, v.student))
-        alone = v is tests.get((v.name, v.student)) and v.verdict in ("supported", "refuted")
-        if alone and p is not None and p >= 1 - st.LEVEL:
-            reason = (
-                f"{v.verdict} if it were the only claim; with Holm's correction for "
-                f"{len(p_values)} claims p = {p:.2g}"
-            )
-            v = replace(v, verdict="undecided", reason=reason)
-        out.append(v)
-    return out
+    """Holm's correction, over the headlines and over the verdicts on single task families: what is
+    supported or refuted alone, but not together with the others, is undecided. Cost bounds are no
+    tests."""
+    first = headlines(verdicts)
+    corrected = {}
+    for group in (first, [v for v in verdicts if v not in first]):
+        tested = {i: v for i, v in enumerate(group) if v.p is not None}
+        adjusted = pooled.holm({i: v.p for i, v in tested.items() if v.p is not None})
+        for i, v in tested.items():
+            if v.verdict in ("supported", "refuted") and adjusted[i] >= 1 - st.LEVEL:
+                reason = (
+                    f"{v.verdict} if it were the only claim; with Holm's correction for "
+                    f"{len(tested)} claims p = {text.p_value(adjusted[i])}"
+                )
+                corrected[id(v)] = replace(v, verdict="undecided", reason=reason)
+    return [corrected.get(id(v), v) for v in verdicts]
 
 
 def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
@@ -219,9 +217,9 @@ def _cost_ratio(board: Board, a: ArmKey, b: ArmKey) -> float | None:
 
 
 def _rule(low: float | None, high: float | None, threshold: float) -> Ruling:
-    if low is not None and low > threshold:
+    if low is not None and low > threshold + st.ROUNDING:
         return "supported"
-    if high is not None and high < threshold:
+    if high is not None and high < threshold - st.ROUNDING:
         return "refuted"
     return "undecided"
 

@@ -129,18 +129,20 @@ def mean_difference(
 def difference_table(board: Board, student: str) -> list[Difference]:
     """Every difference that a student's table shows, task by task and the mean over tasks.
 
-    Holm's correction (1979) is made twice: for all means over tasks, which are what a suite is run
-    for, and for all differences on single tasks.
+    Holm's correction (1979) is made for four groups apart: kdep against its references and all
+    other methods, each for the means over tasks and for the single tasks. What a suite is run for
+    so does not depend on how many other methods share its folder.
     """
     columns, table = columns_of(board, student), []
     for row, reference in compared(board, student):
         table += [difference(board, row, reference, c) for c in columns]
         mean = mean_difference(board, row, reference, columns) if len(columns) > 1 else None
         table += [mean] if mean else []
-    adjusted: dict[int, float] = {}
-    for means in (True, False):
-        rows = {i: d for i, d in enumerate(table) if (d.column is None) == means}
-        adjusted |= pooled.holm({i: d.p for i, d in rows.items() if d.p is not None})
+    groups: dict[tuple[bool, bool], dict[int, float]] = {}
+    for i, d in enumerate(table):
+        if d.p is not None:
+            groups.setdefault((d.column is None, d.arm.method == BASE), {})[i] = d.p
+    adjusted = {i: p for group in groups.values() for i, p in pooled.holm(group).items()}
     return [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(table)]
 
 
@@ -170,21 +172,28 @@ def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st
 
 
 def best(board: Board, student: str, column: Column) -> set[ArmKey]:
-    """The rows marked in a column: the best mean, and all not significantly worse. None where no
-    row has two seeds: nothing can be tested there, and marking all would look like a tie."""
-    cells = comparable(board, student, column)
-    if all(len(v) < 2 for v in cells.values()):
+    """The rows marked in a column: the best mean, and all tested and not significantly worse.
+
+    None where no row has two seeds. A row with one seed, or without two common seed pairs with the
+    best, is not tested and not marked.
+    """
+    values = {row: v for row, v in comparable(board, student, column).items() if len(v) > 1}
+    if not values:
         return set()
     fitted = model(board, student, [column])
-    if fitted is None:
-        return st.best_set(cells, column.sign)
-    return fitted.best() | {a for a in cells if a not in fitted}
+    candidates = set(fitted.names) if fitted else set(values)
+    apart = {row: v for row, v in values.items() if row not in candidates}
+    marked = fitted.best() if fitted else st.best_set(values, column.sign)
+    if apart:  # rows outside the model are compared with its best by their own differences
+        marked |= st.best_set(apart | {row: values[row] for row in marked}, column.sign)
+    top = max(marked, key=lambda row: (column.sign * st.estimate(values[row]).mean, repr(row)))
+    return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
 
 
 def below(board: Board, row: ArmKey, column: Column) -> bool:
     """Whether the row's mean is below chance, or below that of no pre-training."""
     result = board.cell(row, column).estimate
-    if result is None or row.method == "scratch":
+    if result is None:
         return False
     floors = [board.chance[column]]
     scratch = board.counterpart(row, "scratch")

@@ -192,8 +192,9 @@ TERMS = (
     Term(
         "better, worse, not significant",
         "Result of a comparison: the mean difference is above or below 0 with p (Holm) below 0.05, "
-        "or not. p (Holm): two-sided p value, corrected (Holm 1979) for all means over tasks of "
-        "the student, or for all its differences on single tasks. Too few seed pairs: no p value.",
+        "or not. p (Holm): two-sided p value after Holm's correction (1979), made separately for "
+        "kdep and for the other methods, for means over tasks and for single tasks. Too few seed "
+        "pairs: no p value.",
         (
             "result",
             "p (Holm)",

@@ -35,10 +35,12 @@ MEAN_RANK = "Mean rank over all tasks, among methods with results for every task
 
 PAIRED = (
     "Differences are paired by (pre-training seed, transfer seed); their spread is estimated from "
-    "all methods of the task. Result: significant if p is below 0.05, corrected (Holm) for all "
-    "means over tasks of this student, or for all its differences on single tasks. Intervals are "
-    "not corrected, so one may exclude 0 where the result is not significant. A mean over tasks "
-    "gives every task family the same weight."
+    "all methods of the task; a method that is significantly noisier is compared by its own "
+    "differences. Positive: better, also where less of the metric is better. Result: significant "
+    "if p is below 0.05 after Holm's correction, made separately for kdep and for the other "
+    "methods, for means over tasks and for single tasks. Intervals are not corrected, so one may "
+    "exclude 0 where the result is not significant; the marking of the best is corrected per task, "
+    "so the two can differ. A mean over tasks gives every task family the same weight."
 )
 
 LONG = 60  # rows of differences that are still read one by one

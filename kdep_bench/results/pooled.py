@@ -8,10 +8,12 @@ ch. 4). Where methods differ in their spread, the pooled one is too small for th
 A comparison therefore takes the larger of two standard errors, the pooled one and that of its own
 paired differences, with the pooled degrees of freedom.
 
-Simulated with three seeds in tests/results/test_results_pooled.py: intervals cover 96 % over all
-pairs, with equal spreads and with half of 3, 8 or 28 methods at three times the variance of the
-others; a pair of two such noisy methods is then covered 92 to 94 %, and 90 % where only 3 of 28 are
-noisy. Paired t tests cover 95 % there with intervals twice as wide.
+Simulated with three seeds in tests/results/test_results_pooled.py: intervals cover 94 to 96 % over
+all pairs, with equal spreads and with half of 3, 8 or 28 methods at three times the variance of the
+others; a pair of two such noisy methods is then covered 92 to 93 %, and 90 % where only 3 of 28 are
+noisy. Paired t tests cover 95 % there with intervals twice as wide. A method whose spread is
+significantly larger than that of the others leaves the model and is compared by its own
+differences; one diverging method would otherwise hide every difference between the others.
 
 The best and the ranks use Dunnett's constants (Dunnett 1955), which allow for all comparisons with
 one method at once; the set of the best is that of multiple comparisons with the best (Hsu 1984):
@@ -31,10 +33,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtri, ndtr, stdtrit
+from numpy.typing import NDArray
+from scipy.special import chdtri, fdtri, ndtr, stdtrit
 
-from kdep_bench.results.statistics import LEVEL, Array, Estimate, Key, Values, seed_text
+from kdep_bench.results.statistics import LEVEL, ROUNDING, Array, Estimate, Key, Values, seed_text
 
+NOISY = 0.01  # level at which a method's spread is called larger than that of the others
 MAX_SCORES = 20_000  # of an incomplete table, whose fit takes scores x (methods + seeds)^2 steps
 
 
@@ -63,10 +67,11 @@ class Pooled:
         i, j = self._index(a), self._index(b)
         mean, se = float(self.effects[i] - self.effects[j]), float(self._errors(i)[j])
         gaps = self.values[i] - self.values[j]
+        common = [seed for seed, gap in zip(self.seeds, gaps, strict=True) if not np.isnan(gap)]
         gaps = gaps[~np.isnan(gaps)]
         half = float(stdtrit(self.df, (1 + level) / 2)) * se
         sd = float(gaps.std(ddof=1)) if len(gaps) > 1 else None
-        seeds = seed_text(self.seeds)
+        seeds = seed_text(common or self.seeds)
         return Estimate(
             mean, sd, len(gaps), se, self.df, mean - half, mean + half, "pooled t", seeds
         )
@@ -111,27 +116,57 @@ class Pooled:
 
 
 def fit(scores: Mapping[Any, Values]) -> Pooled | None:
-    """The model of a task's methods; those with fewer than two values are left out.
+    """The model of a task's methods; left out are those with fewer than two values, and those whose
+    spread is significantly larger than that of the others (see `_noisy`).
 
     None where it has no degrees of freedom (one method, one seed), where seeds are crossed, where
     the methods' seeds do not connect them all, or where an incomplete table is too large.
     """
     several = {name: values for name, values in scores.items() if len(values) > 1}
     seeds = {s for values in several.values() if _one_per_seed(values) for s in values}
-    several = {n: {s: v for s, v in values.items() if s in seeds} for n, values in several.items()}
-    several = {n: values for n, values in several.items() if len(values) > 1}
+    for name, values in several.items():
+        if _repeats(values):  # published weights: one value for all pre-training seeds
+            several[name] = {s: v for s, v in values.items() if s in seeds}
+    several = {name: values for name, values in several.items() if len(values) > 1}
     if len(several) < 2 or not all(_one_per_seed(v) for v in several.values()):
         return None
     names, columns = tuple(several), tuple(sorted(seeds))
     table = np.array([[several[n].get(s, np.nan) for s in columns] for n in names])
     if np.isnan(table).any():
         return _incomplete(names, columns, table)
+    quiet = ~_noisy(table)
+    if quiet.sum() > 1:
+        names, table = tuple(n for n, q in zip(names, quiet, strict=True) if q), table[quiet]
     k, n = table.shape
-    rest = table - table.mean(1)[:, None] - table.mean(0)[None] + table.mean()
     df = (k - 1) * (n - 1)
     unit = np.full((k, k), 2.0 / n) - np.diag(np.full(k, 2.0 / n))
-    variance = float((rest**2).sum() / df)
-    return Pooled(names, columns, table, table.mean(1), unit, variance, float(df))
+    return Pooled(names, columns, table, table.mean(1), unit, _variance(table), float(df))
+
+
+def _variance(table: Array) -> float:
+    """Residual variance of a complete table [k, n], k > 1."""
+    k, n = table.shape
+    rest = table - table.mean(1)[:, None] - table.mean(0)[None] + table.mean()
+    return float((rest**2).sum() / ((k - 1) * (n - 1)))
+
+
+def _noisy(table: Array) -> NDArray[np.bool_]:
+    """[k] which methods are noisier than the others, at 1 % each, k > 2.
+
+    The variance of method - mean of the others, over seeds, is that of a residual times
+    1 + 1 / (k - 1); against the variance of the others' residuals its ratio follows F with n - 1
+    and (k - 2)(n - 1) degrees of freedom.
+    """
+    k, n = table.shape
+    flags = np.zeros(k, bool)
+    if k < 3:
+        return flags
+    limit = fdtri(n - 1, (k - 2) * (n - 1), 1 - NOISY)
+    for i in range(k):
+        others = np.delete(table, i, axis=0)
+        variance = float((table[i] - others.mean(0)).var(ddof=1)) / (1 + 1 / (k - 1))
+        flags[i] = variance > limit * max(_variance(others), ROUNDING**2)
+    return flags
 
 
 def _incomplete(names: tuple[Any, ...], seeds: tuple[Key, ...], table: Array) -> Pooled | None:
@@ -143,11 +178,12 @@ def _incomplete(names: tuple[Any, ...], seeds: tuple[Key, ...], table: Array) ->
     design = np.zeros((len(rows), k + n))
     design[np.arange(len(rows)), rows] = 1
     design[np.arange(len(rows)), k + columns] = 1
-    rank = int(np.linalg.matrix_rank(design))
+    gram = design.T @ design
+    rank = int(np.linalg.matrix_rank(gram, hermitian=True))
     df = len(rows) - rank
     if df < 1 or rank < k + n - 1:  # below k + n - 1: groups of methods without a common seed
         return None
-    inverse = np.linalg.pinv(design.T @ design)
+    inverse = np.linalg.pinv(gram, hermitian=True)
     y = table[rows, columns]
     fitted = inverse @ design.T @ y
     variance = float(((y - design @ fitted) ** 2).sum() / df)
@@ -155,6 +191,14 @@ def _incomplete(names: tuple[Any, ...], seeds: tuple[Key, ...], table: Array) ->
     unit = np.diag(part)[:, None] + np.diag(part)[None] - 2 * part
     effects = fitted[:k] + fitted[k:].mean()
     return Pooled(names, seeds, table, effects, np.maximum(unit, 0.0), variance, float(df))
+
+
+def _repeats(values: Values) -> bool:
+    """Whether the value of a transfer seed is the same for each of several pre-training seeds."""
+    by_transfer: dict[int, set[float]] = {}
+    for (_, transfer), value in values.items():
+        by_transfer.setdefault(transfer, set()).add(value)
+    return all(len(v) == 1 for v in by_transfer.values())
 
 
 def _one_per_seed(values: Values) -> bool:

@@ -70,7 +70,13 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
     """The claims given, which are kept; else those kept by an earlier call."""
     path = results_dir / "claims.json"
     if claims is None:
-        return read_strict(path, follow=False) if path.is_file() else []
+        kept = read_strict(path, follow=False) if path.is_file() else []
+        if not isinstance(kept, list) or not all(isinstance(c, dict) for c in kept):
+            raise KdepError(
+                f"{path} is not a list of claims",
+                fix="run the suite with --report, which writes it again",
+            )
+        return kept
     for claim in claims:
         make_claim(claim)  # refuse before anything is kept
     write_json(path, claims)

@@ -30,6 +30,7 @@ POWER = 0.80
 BOOTSTRAP_FROM = 50
 BOOTSTRAP_TO = 300
 MOST_SEEDS = 1000
+ROUNDING = 1e-12  # of sums of scores, which are fractions: a smaller difference or spread is none
 
 Key = tuple[int, int]
 Values = Mapping[Key, float]
@@ -190,8 +191,8 @@ def p_two_sided(est: Estimate, value: float = 0.0) -> float:
     """Two-sided p of the data if the true mean were `value`; 1 where there is no interval."""
     if est.se is None or est.df is None:
         return 1.0
-    if est.se == 0:
-        return 1.0 if est.mean == value else 0.0
+    if est.se < ROUNDING:
+        return 1.0 if abs(est.mean - value) < ROUNDING else 0.0
     return float(2 * stdtr(est.df, -abs(est.mean - value) / est.se))
 
 

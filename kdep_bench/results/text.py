@@ -136,7 +136,9 @@ def command(suite: str, only: str) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p value to two digits; "< 0.001" below that, a dash where there is none."""
+    """A p value; three digits below 0.1, so that 0.0499 is not shown as 0.05; a dash for None."""
     if p is None:
         return "—"
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from make_records import fields, grid
+from make_records import failed, fields, grid
 from test_results_tables import SCORES, board_of
 
-from kdep_bench.results import leaderboard
+from kdep_bench.results import compare, leaderboard
 from kdep_bench.results.record import make
 
 
@@ -30,8 +30,8 @@ def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
     assert supervised.endswith("; higher on probe; lower on det.")
     # 300 s, 100 s of cache and 2 s of alignment against 300 s.
     assert spent == (
-        "kdep used 100 % of the images of supervised, without labels, and 1.3 times its time, "
-        "teacher cache included."
+        "kdep used 100 % of the images of supervised, without labels, and 1.3 times its pre-training "
+        "time, teacher cache included."
     )
     assert limits.startswith("This rests on 1 pre-trained network and 3 transfer runs per method")
 
@@ -44,8 +44,9 @@ def test_a_tenth_of_the_images_is_said():
 def test_one_seed_answers_nothing():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
     found = answer(records)
-    assert found[0].startswith("kdep cannot be compared with no pre-training: too few seeds")
-    assert found[-1].endswith("With one run no difference can be tested.")
+    untested = "kdep - no pre-training: +80.0 points x100 with one seed pair, so not tested."
+    assert found[0] == untested
+    assert found[-1].endswith("No difference was tested.")
     assert not any("higher" in s for s in found)
 
 
@@ -54,7 +55,7 @@ def test_the_best_of_many_methods_are_named_together():
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
     found = answer(grid(scores))
-    assert "Best on probe, of 5 methods: m0, m1 (none significantly worse than the first)." in found
+    assert "Best on probe, of 5 rows: m0, m1 (none significantly worse than the first)." in found
 
 
 def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
@@ -85,3 +86,83 @@ def test_less_is_better_turns_the_mark_around():
         line.split("|")[2].strip() for line in table.splitlines() if leaderboard.BELOW in line
     }
     assert marked == {"kdep"}
+
+
+def test_a_failed_score_does_not_leave_one_task_to_speak_for_all():
+    scores = {
+        "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.10, 0.11, 0.12]},
+        "supervised": {"probe": [0.40, 0.41, 0.42], "det": [0.30, 0.31, 0.32]},
+    }
+    records = grid(scores)
+    records[5] = failed("kdep", "det", transfer=2)
+    first = answer(records)[0]
+    assert first.startswith("kdep has no mean over tasks to compare with supervised pre-training")
+    assert first.endswith("higher on probe; lower on det.")
+
+
+def test_a_reference_without_the_first_task_stays_in_sight():
+    scores = {
+        "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.10, 0.11, 0.12]},
+        "supervised": {"det": [0.30, 0.31, 0.32]},
+    }
+    assert answer(grid(scores))[0].endswith("lower on det.")
+
+
+def test_one_diverging_method_hides_no_difference_of_the_others():
+    scores = {
+        "kdep": {"probe": [0.600, 0.610, 0.625]},
+        "scratch": {"probe": [0.50, 0.52, 0.51]},
+        "noisy": {"probe": [0.62, 0.61, 0.13]},
+    }
+    board = board_of(grid(scores))
+    (difference,) = [
+        d for d in compare.difference_table(board, "resnet18_w32") if d.arm.method == "kdep"
+    ]
+    assert difference.verdict == "better"
+    marked = {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])}
+    assert "scratch" not in marked
+
+
+def test_a_method_with_one_seed_is_neither_best_nor_hides_the_others():
+    scores = {"kdep": {"probe": [0.5, 0.51, 0.52]}, "svd": {"probe": [0.02]}}
+    board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
+    assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}
+    (*_, limits) = answer(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
+    assert limits.startswith("This rests on 1 pre-trained network and 1 to 3 transfer runs")
+
+
+def test_equal_means_are_no_difference_whatever_the_rounding():
+    values = [0.1, 0.2, 0.3, 0.7]
+    scores = {"kdep": {"probe": values}, "scratch": {"probe": values[::-1]}}
+    scores = {
+        m: {"probe": [sum(v["probe"]) / 4 + (0 if m == "kdep" else 1e-17)] * 3}
+        for m, v in scores.items()
+    }
+    (difference,) = compare.difference_table(board_of(grid(scores)), "resnet18_w32")
+    assert difference.verdict == "not significant"
+
+
+def test_crossed_seeds_are_not_thinned_by_other_methods():
+    crossed = [
+        make(
+            fields(m, "probe", v + 0.01 * p + 0.003 * t, pretrain=p, transfer=t)
+            | {"id": f"{m}{p}{t}"}
+        )
+        for m, v in (("kdep", 0.5), ("supervised", 0.45))
+        for p in range(3)
+        for t in range(3)
+    ]
+    diagonal = [
+        make(fields("svd", "probe", 0.4 + 0.01 * s, pretrain=s, transfer=s) | {"id": f"svd{s}"})
+        for s in range(3)
+    ]
+    alone, together = (
+        next(
+            d
+            for d in compare.difference_table(board_of(r), "resnet18_w32")
+            if d.arm.method == "kdep"
+        )
+        for r in (crossed, crossed + diagonal)
+    )
+    assert together.estimate == alone.estimate
+    assert together.pairs == 9
