@@ -30,8 +30,8 @@ def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
     assert supervised.endswith("; higher on probe; lower on det.")
     # 300 s, 100 s of cache and 2 s of alignment against 300 s.
     assert spent == (
-        "kdep used 100 % of the images of supervised, without labels, and 1.3 times its pre-training "
-        "time, teacher cache included."
+        "kdep used 100 % of the images of supervised, without labels, and 1.3 times its "
+        "pre-training time, teacher cache included."
     )
     assert limits.startswith("This rests on 1 pre-trained network and 3 transfer runs per method")
 
