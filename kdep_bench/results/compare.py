@@ -182,10 +182,10 @@ def best(board: Board, student: str, column: Column) -> set[ArmKey]:
         return set()
     fitted = model(board, student, [column])
     candidates = set(fitted.names) if fitted else set(values)
-    apart = {row: v for row, v in values.items() if row not in candidates}
+    outside = {row: v for row, v in values.items() if row not in candidates}
     marked = fitted.best() if fitted else st.best_set(values, column.sign)
-    if apart:  # rows outside the model are compared with its best by their own differences
-        marked |= st.best_set(apart | {row: values[row] for row in marked}, column.sign)
+    if outside:  # rows outside the model are compared with its best by their own differences
+        marked |= st.best_set(outside | {row: values[row] for row in marked}, column.sign)
     top = max(marked, key=lambda row: (column.sign * st.estimate(values[row]).mean, repr(row)))
     return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
 

@@ -97,7 +97,7 @@ TERMS = (
     ),
     Term(
         "extra parameters",
-        "Parameters that are trained or kept beside the student (projectors, heads, peers) and "
+        "Parameters that are trained or stored with the student (projectors, heads, peers) and "
         "dropped at export.",
         ("extra parameters", "extra_parameters"),
     ),

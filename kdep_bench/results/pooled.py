@@ -163,9 +163,9 @@ def _noisy(table: Array) -> NDArray[np.bool_]:
         return flags
     limit = fdtri(n - 1, (k - 2) * (n - 1), 1 - NOISY)
     for i in range(k):
-        others = np.delete(table, i, axis=0)
-        variance = float((table[i] - others.mean(0)).var(ddof=1)) / (1 + 1 / (k - 1))
-        flags[i] = variance > limit * max(_variance(others), ROUNDING**2)
+        remaining = np.delete(table, i, axis=0)
+        variance = float((table[i] - remaining.mean(0)).var(ddof=1)) / (1 + 1 / (k - 1))
+        flags[i] = variance > limit * max(_variance(remaining), ROUNDING**2)
     return flags
 
 
