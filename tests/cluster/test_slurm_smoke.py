@@ -56,7 +56,7 @@ def test_a_complete_suite_on_slurm_equals_a_local_run(slurm: Slurm, world: fault
     board = (case.results / "leaderboard.md").read_text()
     assert all(t in board for t in ("smoke_probe", "smoke_det", "smoke_seg"))
     again = case.run(*THROUGH)
-    assert (again.returncode, "0 ran" in again.stdout) == (0, True), again.stdout
+    assert (again.returncode, "0 finished in this run" in again.stdout) == (0, True), again.stdout
     case.close()
 
 
@@ -66,13 +66,15 @@ def test_a_stage_started_locally_resumes_on_slurm(slurm: Slurm, world: faults.Wo
     there = {i for i in cells if i.startswith("transfer-") and "smoke_probe" not in i}
     here = case.run("--only", "smoke_probe")
     assert here.returncode == 0, here.stdout[-3000:]
-    assert f"{len(cells) - len(there)} ran" in here.stdout
+    assert f"{len(cells) - len(there)} finished in this run" in here.stdout
     done = case.run(*THROUGH)
     assert done.returncode == 0, done.stdout[-3000:]
     assert jobs(slurm, case) == Counter(there)
     assert case.wrong() == 0
     assert set(runs(case).values()) == {1}
-    assert case.run().stdout.count("0 ran") == 1  # nor has the pool anything left to do
+    assert (
+        case.run().stdout.count("0 finished in this run") == 1
+    )  # nor has the pool anything left to do
     case.close()
 
 

@@ -79,14 +79,15 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     run_suite(root)
     first, path = record(root), root / "test.json"
     os.utime(path)
-    assert "edited: 0 ran" in run_suite(root)
+    assert "edited: 0 finished in this run" in run_suite(root)
 
     size = path.stat().st_size  # an edit that keeps the size
     path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 2'))
     assert path.stat().st_size == size
     assert "data changed: test.json changed" in run_suite(root, "--dry-run")
     said = run_suite(root)
-    assert "edited: 2 ran" in said  # prepare and the transfer; nothing else reads this data
+    # prepare and the transfer; nothing else reads this data
+    assert "edited: 2 finished in this run" in said
     assert "1 downstream stage(s) will be rerun" in said
     second = record(root)
     assert second["id"] != first["id"]
@@ -96,7 +97,7 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     table = json.loads(path.read_text())  # half of the boxes
     table["annotations"] = table["annotations"][:4]
     path.write_text(json.dumps(table))
-    assert "edited: 2 ran" in run_suite(root)
+    assert "edited: 2 finished in this run" in run_suite(root)
     third = record(root)
     prints = {r["data"]["fingerprint"] for r in (first, second, third)}
     assert len(prints) == 3

@@ -354,7 +354,7 @@ def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path
     data = {**data_of(mine), "type": "suite_fakes.pretend"}
     suite = suite_of(mine).model_copy(update={"data": data})
     assert with_content(suite, tmp_path)[0] == suite
-    assert "a change of the files is not noticed" in with_content(suite, tmp_path)[1][0]
+    assert "changed files are not noticed" in with_content(suite, tmp_path)[1][0]
     assert data_identity.is_read(suite)
 
 

@@ -183,7 +183,7 @@ def test_a_cluster_run_with_an_unreachable_queue_is_kept_until_its_stages_are_do
     left_run(tmp_path, executor, *plan.stages)
     (entry,) = hygiene.survey(tmp_path, {}, {})
     assert entry.state == "queued"
-    assert "where this machine cannot look" in entry.kept_by[0]
+    assert "that this machine cannot see" in entry.kept_by[0]
     assert hygiene.prunable([entry], True) == []
     for one in plan.stages:
         (tmp_path / one).mkdir()

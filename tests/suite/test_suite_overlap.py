@@ -32,7 +32,7 @@ TEACHER = {"name": "big", "card": {"trained_on": ["ImageNet-22k", "MS-COCO"]}}
 )
 def test_overlaps_are_found_by_name_whatever_its_spelling(task, data, names) -> None:
     found = overlap_notes([TEACHER, None], {"name": "t", **task}, data)
-    assert [n.rpartition("tests ")[2] for n in found] == names
+    assert [n.rpartition("evaluated on ")[2] for n in found] == names
     assert all(n.startswith("big was trained on ") for n in found)
 
 

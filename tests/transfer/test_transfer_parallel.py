@@ -79,7 +79,7 @@ def test_the_batch_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch
     assert cfg.train_dataloader.sampler.seed == 3
     assert cfg.randomness.diff_rank_seed
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(KdepError, match=r"batch of task t of 16 images .* over 3 processes"):
+    with pytest.raises(KdepError, match=r"batch of task t of 16 images .* among 3 processes"):
         parallel.deal_out(one_process(), 3, "t")
 
 

@@ -260,7 +260,7 @@ def test_recipe_keys_are_checked():
         build(task_config("det", warmup=10))
     task = task_config("seg")
     del task["recipe"]["lr"]
-    with pytest.raises(KdepError, match="lacks: lr"):
+    with pytest.raises(KdepError, match="lacks the keys lr"):
         build(task)
 
 
