@@ -106,7 +106,7 @@ def test_shares_are_nested_and_refuse_nothing_left():
     assert set(one) <= set(ten)
     with pytest.raises(KdepError, match="selects 0 images"):
         subset(10, 0.01)
-    with pytest.raises(KdepError, match=r"share of 1\.5"):
+    with pytest.raises(KdepError, match=r"data fraction of 1\.5"):
         subset(10, 1.5)
 
 
