@@ -15,8 +15,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -58,39 +59,36 @@ def run_checks(
     result: Json = {"device": device, "quick": quick, "machine": machine or {}, "checks": {}}
     _preload()
 
-    def outcome(name: str) -> Json:
-        check, left = chosen[name], budget - (time.monotonic() - began)
-        say(f"{check.title}: " + (f"{left:.0f} s left" if left >= check.least else "left out"))
-        if left < check.least:
-            why = f"{max(left, 0):.0f} s were left and it takes {check.least:.0f} s or more"
-            return {"status": "left out", "why": why}
-        limit = min(left, check.seconds * (4 if quick else 1))  # a shared CPU is slow
-        return _one(name, check, device, gpus, quick, out, limit)
-
-    # Only the figures of a quick run mean nothing, so only there may two checks share the machine.
-    with ThreadPoolExecutor(2 if quick else 1) as pool:
-        outcomes = pool.map(outcome, chosen) if quick else map(outcome, chosen)
-        _collect(chosen, outcomes, result, out, began, say)
-    shutil.rmtree(out / "work", ignore_errors=True)
-    return result
-
-
-def _collect(
-    chosen: dict[str, Check],
-    outcomes: Iterable[Json],
-    result: Json,
-    out: Path,
-    began: float,
-    say: Callable[[str], object],
-) -> None:
-    """Writes the result and the report anew after each check."""
-    for (name, check), found in zip(chosen.items(), outcomes, strict=True):
-        result["checks"][name] = {"title": check.title, **found}
+    def record(name: str, found: Json) -> None:
+        """Writes the result and the report anew."""
+        title = chosen[name].title
+        result["checks"][name] = {"title": title, **found}
         result["seconds"] = round(time.monotonic() - began, 1)
         write_json(out / RESULT, result)
         write_report(result, out / REPORT)
-        state = found["status"] + (f": {found['why']}" if found.get("why") else "")
-        say(f"  {check.title}: {state}")
+        say(f"  {title}: {found['status']}" + (f": {found['why']}" if found.get("why") else ""))
+
+    # Only the figures of a quick run mean nothing, so only there may two checks share the machine.
+    waiting, running, at_once = list(chosen), [], 2 if quick else 1
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            name = waiting.pop(0)
+            check, left = chosen[name], budget - (time.monotonic() - began)
+            say(f"{check.title}: " + (f"{left:.0f} s left" if left >= check.least else "left out"))
+            if left < check.least:
+                why = f"{max(left, 0):.0f} s were left and it takes {check.least:.0f} s or more"
+                record(name, {"status": "left out", "why": why})
+                continue
+            limit = min(left, check.seconds * (4 if quick else 1))  # a shared CPU is slow
+            running.append(Running.start(name, check, device, gpus, quick, out, limit))
+        for ended in _wait(running):
+            running.remove(ended)
+            record(ended.name, ended.result())
+    shutil.rmtree(out / "work", ignore_errors=True)
+    result["checks"] = {name: result["checks"][name] for name in chosen}
+    write_json(out / RESULT, result)
+    write_report(result, out / REPORT)
+    return result
 
 
 def failed(result: Json) -> int:
@@ -109,40 +107,66 @@ def _preload() -> None:
     import timm  # noqa: F401  (teachers and students; 1.5 s in every check otherwise)
 
 
-def _one(
-    name: str,
-    check: Check,
-    device: str,
-    gpus: tuple[str, ...],
-    quick: bool,
-    out: Path,
-    limit: float,
-) -> Json:
-    """One check in a process of its own, ended after `limit` seconds."""
-    folder = out / "work" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shared = out / "work" / "shared"
-    setting = Setting(device, gpus, quick, folder, shared, folder / "partial.json")
-    start = time.monotonic()
-    child = multiprocessing.get_context("fork").Process(target=_work, args=(check, setting))
-    child.start()
-    child.join(limit)
-    if child.is_alive():
-        _end(child)
-        found = {"status": "interrupted", "why": f"not done after {limit:.0f} s"}
-    elif (folder / "error.txt").is_file():
-        found = {"status": "failed", "why": (folder / "error.txt").read_text()}
-    elif child.exitcode:
-        found = {"status": "failed", "why": f"its process ended with status {child.exitcode}"}
-    else:
-        found = {"status": "done"}
-    measured = read_json(setting.partial) if setting.partial.is_file() else {}
-    log = folder / "log.txt"
-    if found["status"] != "done" and log.is_file():
-        found["log"] = log.read_text(errors="replace")[-2000:]
-    shutil.rmtree(folder, ignore_errors=True)
-    return {**found, "seconds": round(time.monotonic() - start, 1), **measured}
+@dataclass(eq=False)
+class Running:
+    """A check in a process of its own, ended after `limit` seconds."""
+
+    name: str
+    setting: Setting
+    child: Any
+    began: float
+    limit: float
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        check: Check,
+        device: str,
+        gpus: tuple[str, ...],
+        quick: bool,
+        out: Path,
+        limit: float,
+    ) -> Running:
+        folder = out / "work" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        shared = out / "work" / "shared"
+        setting = Setting(device, gpus, quick, folder, shared, folder / "partial.json")
+        child = multiprocessing.get_context("fork").Process(target=_work, args=(check, setting))
+        child.start()
+        return cls(name, setting, child, time.monotonic(), limit)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.began + self.limit - time.monotonic()
+
+    def result(self) -> Json:
+        """What it measured; a check that still runs is ended."""
+        folder = self.setting.folder
+        if self.child.is_alive():
+            _end(self.child)
+            found = {"status": "interrupted", "why": f"not done after {self.limit:.0f} s"}
+        elif (folder / "error.txt").is_file():
+            found = {"status": "failed", "why": (folder / "error.txt").read_text()}
+        elif self.child.exitcode:
+            why = f"its process ended with status {self.child.exitcode}"
+            found = {"status": "failed", "why": why}
+        else:
+            found = {"status": "done"}
+        partial, log = self.setting.partial, folder / "log.txt"
+        measured = read_json(partial) if partial.is_file() else {}
+        if found["status"] != "done" and log.is_file():
+            found["log"] = log.read_text(errors="replace")[-2000:]
+        shutil.rmtree(folder, ignore_errors=True)
+        return {**found, "seconds": round(time.monotonic() - self.began, 1), **measured}
+
+
+def _wait(running: list[Running]) -> list[Running]:
+    """Those that have ended, or have no time left; waits for the first."""
+    left = min((r.seconds_left for r in running), default=0.0)
+    connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
+    return [r for r in running if not r.child.is_alive() or r.seconds_left <= 0]
 
 
 def _one_thread() -> None:

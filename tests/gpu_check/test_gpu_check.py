@@ -99,7 +99,10 @@ def _refuses(setting: Setting, outcome: Outcome) -> None:
 
 
 def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
-    return run._one("c", Check("c", 1, 9, 1, function), "cpu", (), True, tmp_path, limit)
+    check = Check("c", 1, 9, 1, function)
+    running = run.Running.start("c", check, "cpu", (), True, tmp_path, limit)
+    (ended,) = run._wait([running])
+    return ended.result()
 
 
 def test_what_a_check_measured_before_its_time_was_up_is_kept(tmp_path: Path):
