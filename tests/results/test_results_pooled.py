@@ -324,3 +324,31 @@ def test_a_scored_row_without_a_teacher_is_not_taken_for_the_one_with_a_teacher(
         f["id"] = f"none-{i}"
     board = board_of([make(f) for f in with_teacher + without])
     assert [board.cell(a, board.columns[0]).estimate.mean for a in board.arms] == [0.1, 0.5]  # type: ignore[union-attr]
+
+
+def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
+    ok = [make(fields("kdep", "probe", 0.5 + s / 100, transfer=s)) for s in range(2)]
+    f = fields("kdep", "probe", None, transfer=2) | {"status": "failed", "error": "x", "id": "b"}
+    f["teacher"] = {**f["teacher"], "name": "lite2"}
+    f["budget"] = {**f["budget"], "epochs": None}  # it failed before they were known
+    board = board_of([*ok, make(f)])
+    rows = {a.teacher: board.cell(a, board.columns[0]) for a in board.arms}
+    assert sorted(rows) == ["lite0", "lite2"]
+    assert rows["lite0"].complete
+    f["teacher"], f["id"] = None, "c"  # failed before its teacher was known: the only one's
+    board = board_of([*ok, make(f)])
+    assert [a.teacher for a in board.arms] == ["lite0"]
+    assert not board.cell(board.arms[0], board.columns[0]).complete
+
+
+def test_a_claim_that_no_student_can_test_is_one_line_and_not_one_per_student():
+    records = [
+        make(
+            fields("kdep", "probe", 0.5, transfer=s)
+            | {"id": f"{n}{s}", "student": {**fields()["student"], "name": n}}
+        )
+        for n in ("small", "large")
+        for s in range(2)
+    ]
+    found = judge(board_of(records), [CLAIM])
+    assert [v.verdict for v in found] == ["not testable here"]
