@@ -474,10 +474,12 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
             f"the {where} lacks the key {'.'.join(place)!r}", fix="add it to the config"
         )
     got = fault.get("input")
+    expected = fault["msg"].removeprefix("Input should be ")
+    if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
+        expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
+    key = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in place).removeprefix(".")
     raise KdepError(
-        f"the {where} has {'.'.join(place)} = {got!r:.80}",
-        expected=fault["msg"].removeprefix("Input should be "),
-        fix="correct the config",
+        f"the {where} has {key} = {got!r:.80}", expected=expected, fix="correct the config"
     )
 
 
