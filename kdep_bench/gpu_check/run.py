@@ -165,8 +165,11 @@ class Running:
 def _wait(running: list[Running]) -> list[Running]:
     """Those that have ended, or have no time left; waits for the first."""
     left = min((r.seconds_left for r in running), default=0.0)
-    connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
-    return [r for r in running if not r.child.is_alive() or r.seconds_left <= 0]
+    ended = connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
+    for r in running:
+        if r.child.sentinel in ended:
+            r.child.join()  # its pipe closes a moment before it can be waited for
+    return [r for r in running if r.child.sentinel in ended or r.seconds_left <= 0]
 
 
 def _one_thread() -> None:

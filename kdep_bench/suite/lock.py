@@ -97,6 +97,7 @@ class StageLock:
         self.path = work / LOCKS / one
         self.entry: Owner | None = None  # ours, while we hold it
         self._fd: int | None = None
+        self._written = False  # our entry, into the file
         self._free = threading.Event()
         self._writing = threading.Lock()  # a heartbeat must not meet a closed, reused descriptor
 
@@ -130,8 +131,10 @@ class StageLock:
             return False
         self._fd, self.entry = fd, this_process()
         _close_in_children(self)
+        self._written = False
         with contextlib.suppress(OSError):  # on a full disk the kernel's lock must do
             _write(fd, _text(self.entry, 0))
+            self._written = True
         self._free.clear()
         every = BEAT if beat is None else beat
         threading.Thread(target=self._beat, args=(every, on_loss), daemon=True).start()
@@ -154,10 +157,12 @@ class StageLock:
         if self.entry is None:
             return False
         try:
-            now = _owner(self._entry())
+            text = self._entry()
         except (OSError, KdepError):
             return True  # unreadable for a moment is not taken over
-        # None: our own entry could not be written (full disk), or a folder was wiped by hand.
+        if not text.strip():  # never written (full disk), or cleared by who took us for dead
+            return not self._written
+        now = _owner(text)
         return now is None or now.token == self.entry.token
 
     def free(self) -> None:

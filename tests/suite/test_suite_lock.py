@@ -167,3 +167,14 @@ def test_the_pool_takes_a_stage_over_from_a_dead_owner_elsewhere(tmp_path, monke
     assert outcome.ok
     assert len(outcome.ran) == 4
     assert (tmp_path / lock.LOCKS / fakes.one(plan, "b")).read_bytes() == b""
+
+
+def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):
+    """An owner that was stopped, taken for dead and replaced would report a failure of a stage that
+    its successor has finished."""
+    first = StageLock(tmp_path, "a")
+    assert first.take()
+    assert first.mine()
+    os.truncate(first.path, 0)  # by a Watch elsewhere, or by a successor that has freed it again
+    assert not first.mine()
+    first.free()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -58,7 +59,14 @@ def apart() -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.transfer.preload"])
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result(timeout=300)
+        yield lambda *call: pool.submit(with_toolkits, *call).result(timeout=300)
+
+
+def with_toolkits(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, the toolkits imported before: the fork server may have been started by
+    another test, which asked it for another preload."""
+    importlib.import_module("tests.transfer.preload")
+    return function(*args)
 
 
 def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:

@@ -24,7 +24,7 @@ from kdep_bench.suite.rehearse import shrink_task
 from kdep_bench.transfer import parallel
 from kdep_bench.transfer import stage as transfer_stage
 from kdep_bench.transfer.classification import FineTune
-from tests.transfer.conftest import config, quiet
+from tests.transfer.conftest import config, quiet, with_toolkits
 
 # ---- the order of images ----
 
@@ -125,7 +125,9 @@ def together(ranks: int, *args: Any) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.transfer.preload"])
     with ProcessPoolExecutor(ranks, mp_context=context) as pool:
-        jobs = [pool.submit(run_rank, r, ranks, store.port, *args) for r in range(ranks)]
+        jobs = [
+            pool.submit(with_toolkits, run_rank, r, ranks, store.port, *args) for r in range(ranks)
+        ]
         return [j.result(timeout=300) for j in jobs]
 
 
