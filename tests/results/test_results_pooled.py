@@ -328,7 +328,8 @@ def test_a_scored_row_without_a_teacher_is_not_taken_for_the_one_with_a_teacher(
 
 def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
     ok = [make(fields("kdep", "probe", 0.5 + s / 100, transfer=s)) for s in range(2)]
-    f = fields("kdep", "probe", None, transfer=2) | {"status": "failed", "error": "x", "id": "b"}
+    f: dict[str, Any] = fields("kdep", "probe", None, transfer=2)
+    f |= {"status": "failed", "error": "x", "id": "b"}
     f["teacher"] = {**f["teacher"], "name": "lite2"}
     f["budget"] = {**f["budget"], "epochs": None}  # it failed before they were known
     board = board_of([*ok, make(f)])
