@@ -63,13 +63,13 @@ cluster: $(CLUSTER)/.installed
 slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
-	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/suite/test_suite_stage.py
+	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/engine/test_engine_stage.py
 
 # Injects faults into the smoke suite (kills, full disks, damaged files, memory, clocks) and writes
 # results/faults.md. All of them need root, a C compiler and Slurm as for slurm-test; 15 to 20 minutes.
 # FAULTS='--home DIR' keeps the state there; an interrupted run resumes at the same fault.
 faults: install
-	$(PY) tests/suite/suite_faults.py --out results/faults.md $(FAULTS)
+	$(PY) tests/engine/engine_faults.py --out results/faults.md $(FAULTS)
 
 # Plants one-line faults in the code that computes results and runs the tests that call it; writes
 # results/mutation.md. An hour on one core from scratch; an interrupted run resumes.
@@ -93,11 +93,11 @@ gpu-check: install
 
 # Cost of planning, status checks, scheduling and starting stages; two minutes on an idle machine.
 scale: install
-	$(PY) -m kdep_bench.suite.bench
+	$(PY) -m kdep_bench.benchmark.engine_cost
 
 # Cost of hashing 100,000 small files and of checking them again; a minute.
 scale-data: install
-	$(PY) -m kdep_bench.suite.bench_data
+	$(PY) -m kdep_bench.benchmark.data_hashing
 
 # Installs lightly-train for `tools/benchmark.py --against lightly-train` in a separate virtual
 # environment that also uses the project's packages: one torch, one timm for both.

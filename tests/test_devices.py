@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from kdep_bench import devices
+from kdep_bench.engine import environment
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import worker
 
 # A machine with one GPU, as far as torch asks NVML; to ask the driver, which initialises it, fails.
 SERVER = """
@@ -18,7 +18,7 @@ def driver(): raise AssertionError("the driver was initialised in the fork serve
 torch._C._cuda_getDeviceCount = driver
 torch.cuda._raw_device_count_nvml = lambda: 1
 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-import kdep_bench.suite.preload as preload
+import kdep_bench.engine.preload as preload
 from kdep_bench.devices import show_gpus
 print("server", preload.FAILURE or "loaded", torch.cuda.is_initialized())
 for gpus in ((), ("0",), ("7",)):
@@ -58,12 +58,12 @@ def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch):
 
 def test_gpu_memory_of_a_stage_is_reported_only_with_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
-    assert worker.peak_gpu() == {}
-    assert worker._largest([{}, {"peak_rss": 5}]) == {}
+    assert environment.peak_gpu() == {}
+    assert environment.largest_peak([{}, {"peak_rss": 5}]) == {}
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda: 7)
-    assert worker.peak_gpu() == {"peak_gpu": 7}
-    assert worker._largest([{}, {"peak_gpu": 3}, {"peak_gpu": 9}]) == {"peak_gpu": 9}
+    assert environment.peak_gpu() == {"peak_gpu": 7}
+    assert environment.largest_peak([{}, {"peak_gpu": 3}, {"peak_gpu": 9}]) == {"peak_gpu": 9}
 
 
 def test_cores_are_those_of_the_stage(monkeypatch):

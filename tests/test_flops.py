@@ -42,8 +42,8 @@ def test_attention_counts_its_products_whatever_kernel_there_is() -> None:
 
 
 def test_an_exported_student_s_card_names_its_training_data(tmp_path: Path) -> None:
-    from kdep_bench import export
-    from kdep_bench.students.backbone import build_backbone
+    from kdep_bench.networks.backbone import build_backbone
+    from kdep_bench.transfer import export
 
     backbone: Any = build_backbone(STUDENT)
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}

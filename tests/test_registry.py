@@ -3,8 +3,8 @@
 import pytest
 
 from kdep_bench import registry
+from kdep_bench.engine import stage_process
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import worker
 
 # numpy's and the dynamic loader's own words when memory runs out while a library is loaded.
 NO_MEMORY = (
@@ -18,7 +18,10 @@ NO_MEMORY = (
 def test_a_lack_of_memory_is_not_called_a_missing_package(tmp_path, monkeypatch, text):
     (tmp_path / "starved.py").write_text(f"raise ImportError({text!r})\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for locate in (lambda: registry.locate("starved.Thing"), lambda: worker.locate("starved:run")):
+    for locate in (
+        lambda: registry.locate("starved.Thing"),
+        lambda: stage_process.locate("starved:run"),
+    ):
         with pytest.raises(KdepError, match="the memory ran out"):
             locate()
 
@@ -27,4 +30,4 @@ def test_a_missing_package_is_not_called_a_lack_of_memory():
     with pytest.raises(KdepError, match="correct `type=`"):
         registry.locate("no_such_package.Thing")
     with pytest.raises(KdepError, match="install what it needs"):
-        worker.locate("no_such_package:run")
+        stage_process.locate("no_such_package:run")

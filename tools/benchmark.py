@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     import torch
 
     from kdep_bench.benchmark import memory, rival, steps
-    from kdep_bench.suite.worker import device
+    from kdep_bench.engine.environment import device
 
     if args.against and torch.cuda.is_available():
         raise KdepError(

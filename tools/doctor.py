@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--decode must be a number or 'all'")
     decode = None if args.decode == "all" else int(args.decode)
 
-    from kdep_bench import doctor
+    from kdep_bench.cli import doctor
     from kdep_bench.errors import KdepError
 
     parts = [

@@ -134,7 +134,7 @@ class _Line:
 
 
 def _verify(data: Path) -> int:
-    from kdep_bench.data.pocket import verify
+    from kdep_bench.data.pocket.verify import verify
 
     print(f"{data}: all checksums match, fingerprint {verify(data)}")
     return 0

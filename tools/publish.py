@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
     args = p.parse_args(argv)
+    from kdep_bench.cli.publish import Gaps, publish
     from kdep_bench.errors import KdepError
-    from kdep_bench.publish import Gaps, publish
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.data_identity import with_content
     from kdep_bench.suite.plan import build_plan

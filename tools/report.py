@@ -22,7 +22,7 @@ def _claims(folder: Path) -> list[dict[str, Any]] | None:
     """The claims of configs/claims, for a results folder without claims.json."""
     if (folder / "claims.json").is_file() or not folder.is_dir():
         return None
-    from kdep_bench.results.claims import load_folder
+    from kdep_bench.results.claims.verdict import load_folder
 
     return load_folder(Path(__file__).resolve().parent.parent / "configs" / "claims")
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.what[0] == "diff":
             if len(args.what) != 3:
                 parser.error("diff takes two results folders")
-            from kdep_bench.results.diff import diff
+            from kdep_bench.results.records.diff import diff
 
             print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
             return 0

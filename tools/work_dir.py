@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from kdep_bench.suite import cited as memory
-    from kdep_bench.suite import hygiene
+    from kdep_bench.engine import cited_stages as memory
+    from kdep_bench.engine import work_dir
     from kdep_bench.suite.config import REPO, load_suite
     from kdep_bench.suite.data_identity import is_read, with_content
     from kdep_bench.suite.plan import build_plan
@@ -95,21 +95,21 @@ def _run(args: argparse.Namespace) -> int:
     known = memory.remembered(work)
     folders += [r.results for r in known if r.is_there and r.results not in folders]
     gone = [r for r in known if not r.is_there]
-    cited = hygiene.citations(folders)
-    entries = hygiene.survey(work, cited, planned)
+    cited = work_dir.citations(folders)
+    entries = work_dir.survey(work, cited, planned)
     chosen = entries
     if args.gc:
-        chosen = hygiene.prunable(entries, bool(cited or planned))
-    print(hygiene.as_json(chosen) if args.json else hygiene.table(chosen))
+        chosen = work_dir.prunable(entries, bool(cited or planned))
+    print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
     out = sys.stderr if args.json else sys.stdout
     for one in gone:
         note = "no longer exists; stages that only its records cite are unreferenced"
         print(f"{one.results} {note}", file=out)
-    print(f"{work}: {hygiene.counted(entries)}", file=out)
+    print(f"{work}: {work_dir.counted(entries)}", file=out)
     if not args.gc:
         return 0
     if not args.delete:
-        print(f"unreferenced: {hygiene.counted(chosen)}; --delete removes them", file=out)
+        print(f"unreferenced: {work_dir.counted(chosen)}; --delete removes them", file=out)
         return 0
     hidden = [r.results for r in gone if not r.removed]
     if hidden:
@@ -118,8 +118,8 @@ def _run(args: argparse.Namespace) -> int:
             "perhaps its disk is not mounted), so the stages that its records use are unknown",
             fix=f"make it available; if it was deleted, add --forget {hidden[0]}",
         )
-    removed = [e for e in chosen if hygiene.remove(work, e)]
-    print(f"removed {hygiene.counted(removed)}", file=out)
+    removed = [e for e in chosen if work_dir.remove(work, e)]
+    print(f"removed {work_dir.counted(removed)}", file=out)
     for e in chosen:
         if e not in removed:
             print(f"skipped {e.id}: in use", file=out)

@@ -8,8 +8,8 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
-from kdep_bench.results import store
-from kdep_bench.results.record import Record
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record
 
 
 def count(results: Path, work: Path) -> dict[str, Any]:

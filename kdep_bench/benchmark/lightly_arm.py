@@ -22,10 +22,10 @@ from kdep_bench import openmmlab
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
-from kdep_bench.export import save_tensors
 from kdep_bench.files import read_strict, write_json
-from kdep_bench.students.backbone import build_backbone
+from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.teachers.base import build_teacher
+from kdep_bench.transfer.export import save_tensors
 
 
 class Wrapped(nn.Module):

@@ -1,7 +1,7 @@
 """FLOPs and sizes of a plan's networks, or their throughput on this machine.
 
 `python -m kdep_bench.benchmark.networks SUITE... --out FILE` writes, per `network_id`, the counts
-that `kdep_bench.suite.forecast` reads; with `--measure-throughput`, the throughput measured here.
+that `kdep_bench.forecast.work` reads; with `--measure-throughput`, the throughput measured here.
 Weights are random: they change neither FLOPs nor sizes.
 """
 
@@ -22,16 +22,17 @@ from torch import Tensor, nn
 
 from kdep_bench import openmmlab
 from kdep_bench.devices import compute_device, synchronise
+from kdep_bench.engine.environment import device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import exact_float32
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.flops import forward_flops
+from kdep_bench.forecast.work import network_id, networks
+from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.registry import build
-from kdep_bench.students.backbone import build_backbone
-from kdep_bench.suite.config import Json, load_suite
-from kdep_bench.suite.forecast import network_id, networks
+from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
-from kdep_bench.suite.worker import device
+from kdep_bench.suite.schema import Json
 from kdep_bench.teachers.base import Teacher, build_teacher
 
 PROBE_S = 4.0  # of measured steps a network, after a first that warms up

@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 
-from kdep_bench import export, openmmlab
+from kdep_bench import openmmlab
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.benchmark.steps import BATCH, silent
 from kdep_bench.data import views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
 from kdep_bench.files import read_strict, write_json
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import checkpoint, stage
 from kdep_bench.registry import build
 from kdep_bench.suite.config import REPO, read_room, resolve
+from kdep_bench.transfer import export
 
 POOL = Path("data/pool/images")
 VIEWS = 2
@@ -86,7 +87,7 @@ def measure(
         )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
     (root / "scratch").mkdir()
-    stage.untrained(spec, root / "scratch")
+    checkpoint.untrained(spec, root / "scratch")
     files = {
         "kdep": exported(root / "ours", student),
         "lightly-train": root / "other/backbone.pth",

@@ -30,7 +30,7 @@ from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.features import align, cache
 from kdep_bench.features.cache_check import exact_float32
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import assemble
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream, already_batched
 from kdep_bench.pretrain.teaching import teaching
@@ -154,7 +154,7 @@ def measure(
     spec["budget"] = dict(epochs=1, batch=BATCH)
     opened = open_views(done["views"], done["prepare"])
     taught = teaching(frozenset({"target"}), spec, done, opened)
-    objective, target, _ = stage.objective_config(spec, done, taught, root)
+    objective, target, _ = assemble.objective_config(spec, done, taught, root)
     live = {"live": page}
     alone = {"type": f"{__name__}.StudentAlone"}
 
@@ -235,7 +235,7 @@ def floors(student: dict[str, Any], page: dict[str, Any]) -> dict[str, float]:
     FLOPs by torch's counter: student forward and backward (three forwards), teacher forward, the
     projection of the target; bytes of pictures and features a batch.
     """
-    from kdep_bench.students.backbone import build_backbone
+    from kdep_bench.networks.backbone import build_backbone
 
     net, teacher, px = build_backbone(student), build_teacher(page), student["input_px"]
     net.eval()

@@ -18,7 +18,7 @@ from typing import Any
 
 import PIL
 
-from kdep_bench.data.debian import cache_dir
+from kdep_bench.data.pocket.debian import cache_dir
 from kdep_bench.files import canonical_json
 
 # Facts of another version are not used: raise it when what `images.examine` finds changes.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting
+from kdep_bench.pretrain import checkpoint
 
 TOLERANCE = 1e-3  # where kernels are not deterministic; on a CPU both runs are equal bit for bit
 
@@ -62,7 +63,7 @@ def _train(spec: Json, done: dict[str, Path], out: Path, until: float | None) ->
         stage.run(spec, done, out, progress)
     except _Interrupted:
         return None
-    return torch.load(out / stage.CHECKPOINT, map_location="cpu", weights_only=True)
+    return torch.load(out / checkpoint.CHECKPOINT, map_location="cpu", weights_only=True)
 
 
 CHECK = Check("interrupted and resumed", 40, 60, 15, _run)

@@ -17,7 +17,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     import torch
 
     from kdep_bench.devices import compute_device, synchronise
-    from kdep_bench.students.backbone import build_backbone
+    from kdep_bench.networks.backbone import build_backbone
 
     device, quick = compute_device(), setting.quick
     px, batch, steps = (64, 2, 1) if quick else (224, 256, 20)

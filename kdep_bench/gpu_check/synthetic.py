@@ -18,7 +18,7 @@ from kdep_bench.features import align, cache
 from kdep_bench.files import write_json
 from kdep_bench.gpu_check.base import Json, Setting
 from kdep_bench.objectives.base import demands
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import assemble
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
 from kdep_bench.pretrain.teaching import teaching
@@ -112,7 +112,7 @@ def build(
     inputs = dict(done)
     opened = open_views(done["views"], done["prepare"])
     taught = teaching(wanted.needs, spec, inputs, opened)
-    objective, target, _ = stage.objective_config(spec, inputs, taught, out)
+    objective, target, _ = assemble.objective_config(spec, inputs, taught, out)
     labels = done["prepare"] / "data/pool/labels.json"
     data = ViewStream(
         done["views"],

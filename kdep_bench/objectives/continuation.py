@@ -11,7 +11,7 @@ from kdep_bench.bounds import NotNegative, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 
 PHI: Mapping[str, Any] = {"type": "kdep_bench.schedules.annealing.Annealing", "t_max": 20}
 

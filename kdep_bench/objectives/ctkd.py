@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.logit_kd import soft_kl
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 
 CURRICULUM: Mapping[str, Any] = {
     "type": "kdep_bench.schedules.cosine.Cosine",

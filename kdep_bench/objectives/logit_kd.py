@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdep_bench.bounds import Fraction, NotNegative, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 
 
 def soft_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float | Tensor) -> Tensor:

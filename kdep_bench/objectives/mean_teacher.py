@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdep_bench.bounds import BelowOne
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 
 RAMP: Mapping[str, Any] = {
     "type": "kdep_bench.schedules.ramp.Ramp",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective, build_objective
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 
 
 class WeightedSum(Objective):

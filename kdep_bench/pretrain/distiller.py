@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
+from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.objectives.base import Context, build_objective
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
@@ -22,7 +23,6 @@ from kdep_bench.pretrain.parallel import (
 )
 from kdep_bench.pretrain.pyramid import Pyramid
 from kdep_bench.pretrain.teaching import TeacherSide
-from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.teachers.base import TeacherOutput
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

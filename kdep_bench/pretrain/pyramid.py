@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.students.backbone import build_backbone, pool
-from kdep_bench.taps import find_last_activation, rectified
+from kdep_bench.networks.backbone import build_backbone, pool
+from kdep_bench.networks.taps import find_last_activation, rectified
 
 
 def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -13,6 +13,6 @@ def build(
     pages: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds every table and the page of `results_dir` from its records; see `report.build`."""
-    from kdep_bench.results import report
+    from kdep_bench.results.report import report
 
     return report.build(Path(results_dir), suite, claims, pages)

@@ -7,8 +7,8 @@ import math
 import re
 import shlex
 
-from kdep_bench.results.statistics import Estimate
-from kdep_bench.results.table import Cell, shorten
+from kdep_bench.results.board.board import Cell, shorten
+from kdep_bench.results.statistics.intervals import Estimate
 
 # C0 and C1 controls, line separators, and the marks that turn the reading direction around.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")

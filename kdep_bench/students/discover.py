@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.students.backbone import OUTPUT, PreActivationTap, build_backbone, pool
-from kdep_bench.taps import find_last_activation, nonzero_scales, rectified
+from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbone, pool
+from kdep_bench.networks.taps import find_last_activation, nonzero_scales, rectified
 
 STRIDES = (4, 8, 16, 32)
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.taps import global_mean
+from kdep_bench.networks.taps import global_mean
 
 STRIDES = (4, 8, 16, 32)  # of a pyramid's levels
 

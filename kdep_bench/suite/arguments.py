@@ -12,7 +12,7 @@ from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 from kdep_bench.signatures import (
     check_arguments,
     check_value,
@@ -22,7 +22,7 @@ from kdep_bench.signatures import (
     signature,
     torch_optimizers,
 )
-from kdep_bench.suite.config import Json, method_needs
+from kdep_bench.suite.schema import Json, method_needs
 
 _SCHEDULES = "kdep_bench.schedules."
 # Argument of an optimiser -> its range; torch refuses most of these only when training begins.

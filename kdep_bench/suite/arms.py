@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdep_bench.suite.config import Json, Suite, label_policy, method_needs, uses_teacher
+from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
 PROSE = {"about", "source", "reconstruction", "card", "tests_on"}

@@ -30,8 +30,8 @@ from kdep_bench.data.content import (
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, read_strict, write_json
-from kdep_bench.suite.config import Json, Suite
-from kdep_bench.suite.plan import Stage
+from kdep_bench.suite.graph import Stage
+from kdep_bench.suite.schema import Json, Suite
 
 CONTENT = "content"  # the key in the spec of `prepare`, and in its outputs
 INDEX = ".content"  # folder of the work dir

@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import Json, Suite
 from kdep_bench.suite.kinds import KINDS
+from kdep_bench.suite.schema import Json, Suite
 
 PX = 32  # input side of students: one position left after their last stage
 TEACHER_PX = 28  # a multiple of every teacher's patch (4 for Swin, 14 for DINOv2)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
+from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.openmmlab import load_weights
-from kdep_bench.students.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 
 HEAD = "objective.head."

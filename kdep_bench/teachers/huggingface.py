@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import plain_text, read_json
-from kdep_bench.taps import captured
+from kdep_bench.networks.taps import captured
 from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
 from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of
 

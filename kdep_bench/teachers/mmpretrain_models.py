@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.taps import captured, global_mean
+from kdep_bench.networks.taps import captured, global_mean
 from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
 from kdep_bench.teachers.weights import Hub, size_of, url_hub
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdep_bench.data.normalisation import check_stated
 from kdep_bench.errors import KdepError
-from kdep_bench.taps import captured, find_last_activation, global_mean, rectified
+from kdep_bench.networks.taps import captured, find_last_activation, global_mean, rectified
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
 from kdep_bench.teachers.weights import RANDOM, Hub, fit, read_weights, settle
 

@@ -11,7 +11,7 @@ from torchvision.models import SwinTransformer
 
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.taps import Side, captured
+from kdep_bench.networks.taps import Side, captured
 from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
 from kdep_bench.teachers.weights import Hub, url_hub
 

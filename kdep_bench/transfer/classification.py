@@ -12,7 +12,7 @@ import numpy as np
 from kdep_bench.data.checks import check_image_folder
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
 from kdep_bench.transfer.counts import SplitCount, compare
 from kdep_bench.transfer.recipes import check_probe
@@ -26,7 +26,7 @@ def _classifier(
     return dict(
         type="ImageClassifier",
         data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=True, num_classes=classes),
-        backbone=base.backbone_cfg(
+        backbone=mm_config.backbone_cfg(
             student,
             checkpoint,
             None,
@@ -89,26 +89,26 @@ def _cfg(
     """The mm Config of a classifier over folders `root/splits[role]`, roles train and test."""
     from mmengine import Config
 
-    classes = base.class_folders(root / splits["train"])
+    classes = mm_config.class_folders(root / splits["train"])
     px = int(student["input_px"])
     train = _dataset(root / splits["train"], classes, _train_pipeline(px, recipe["crop_scale"]))
     test = _dataset(root / splits["test"], classes, _test_pipeline(px))
-    cfg = base.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
+    cfg = mm_config.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
     cfg["custom_imports"]["imports"].append("kdep_bench.transfer.folders")
     cfg.update(
         model=_classifier(student, checkpoint, len(classes), recipe),
-        train_dataloader=base.loader(train, recipe["batch"], train=True),
+        train_dataloader=mm_config.loader(train, recipe["batch"], train=True),
         train_cfg=dict(by_epoch=True, max_epochs=int(recipe["epochs"]), val_interval=10**9),
         val_dataloader=None,
         val_cfg=None,
         val_evaluator=None,
-        test_dataloader=base.loader(test, recipe["test_batch"], train=False),
+        test_dataloader=mm_config.loader(test, recipe["test_batch"], train=False),
         test_cfg=dict(type="TestLoop"),
         test_evaluator=[
             dict(type="Accuracy", topk=(1,)),
             dict(type="SingleLabelMetric", items=("recall", "support"), average=None),
         ],
-        optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+        optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
         param_scheduler=[
             dict(
                 type="CosineAnnealingLR",
@@ -119,7 +119,7 @@ def _cfg(
             )
         ],
     )
-    return Config(base.without_sync_bn(cfg))
+    return Config(mm_config.without_sync_bn(cfg))
 
 
 def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
@@ -127,7 +127,7 @@ def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[s
 
     mm's decoder fills a truncated JPEG with grey and says nothing; the check refuses it.
     """
-    classes = base.class_folders(root / splits[0])
+    classes = mm_config.class_folders(root / splits[0])
     counts = {s: sum(check_image_folder(root / s, classes).values()) for s in splits}
     return classes, counts
 
@@ -256,7 +256,7 @@ class LinearProbe(Task):
         start = time.perf_counter()
         model, gate = _frozen_model(cfg, checkpoint)
         sets = {}
-        with base.reading_images(self.name):
+        with mm_config.reading_images(self.name):
             for i, split in enumerate(splits):
                 progress(i, len(splits) + 1, f"features of {split}")
                 sets[split] = _features(model, cfg, root / split)
@@ -349,7 +349,7 @@ def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
     model = MODELS.build(cfg.model)
     model.init_weights()
     gate = check(model.backbone, checkpoint, tensors=tensors)
-    base.prefer_channels_last(model)
+    mm_config.prefer_channels_last(model)
     return model.to(compute_device()).eval(), gate
 
 

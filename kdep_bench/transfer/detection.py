@@ -13,7 +13,7 @@ from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.openmmlab import read_metrics
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.counts import SplitCount, trained_images
 from kdep_bench.transfer.pictures import draw_boxes, save_small
@@ -54,11 +54,11 @@ class Detection(MMTask):
         recipe, iters = self.recipe, int(self.recipe["iters"])
         root = Path(data_root) / recipe["folder"]
         classes = self._classes(root)
-        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg = mm_config.runtime_cfg(self.scope, work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"].append("kdep_bench.transfer.coco_sets")
         cfg.update(
             model=self._model(student, checkpoint, len(classes)),
-            train_dataloader=base.loader(
+            train_dataloader=mm_config.loader(
                 self._dataset(root, "train", classes, train=True),
                 recipe["batch"],
                 train=True,
@@ -70,7 +70,7 @@ class Detection(MMTask):
             val_dataloader=None,
             val_cfg=None,
             val_evaluator=None,
-            test_dataloader=base.loader(
+            test_dataloader=mm_config.loader(
                 self._dataset(root, self.split, classes, train=False),
                 recipe["test_batch"],
                 train=False,
@@ -82,10 +82,10 @@ class Detection(MMTask):
                 metric="bbox",
                 classwise=True,
             ),
-            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
-            param_scheduler=base.step_schedule(recipe, iters),
+            optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=mm_config.step_schedule(recipe, iters),
         )
-        return Config(base.without_sync_bn(cfg))
+        return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
@@ -151,7 +151,7 @@ class Detection(MMTask):
 
         Where only the data know how many classes there are, 80: a fraction of a percent of it.
         """
-        return base.without_sync_bn(self._model(student, Path("none"), 80))
+        return mm_config.without_sync_bn(self._model(student, Path("none"), 80))
 
     def training_size(self) -> tuple[int, int]:
         """(height, width) of a training picture, padded as the preprocessor pads it."""
@@ -168,10 +168,10 @@ class Detection(MMTask):
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, base.pyramid(student, self.name)
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
-        model["backbone"] = base.backbone_cfg(
+        model["backbone"] = mm_config.backbone_cfg(
             student,
             checkpoint,
             pyramid["out_indices"],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from kdep_bench.data.official import caltech256, cifar100, cub200, dtd
 from kdep_bench.errors import unknown_name
-from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.classification import FineTune, _classifier
 from kdep_bench.transfer.counts import SplitCount
 
@@ -90,7 +90,7 @@ class OfficialFineTune(FineTune):
         train, test, classes = datasets(recipe["set"], Path(data_root) / recipe["set"])
         train["pipeline"] = self._pipeline(px, train=True)
         test["pipeline"] = self._pipeline(px, train=False)
-        cfg = base.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
+        cfg = mm_config.runtime_cfg("mmpretrain", work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"].append("kdep_bench.transfer.datasets")
         epochs = int(recipe["epochs"])
         cfg.update(
@@ -106,7 +106,7 @@ class OfficialFineTune(FineTune):
                 dict(type="Accuracy", topk=(1,)),
                 dict(type="SingleLabelMetric", items=("recall", "support"), average=None),
             ],
-            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
             param_scheduler=[
                 dict(
                     type="MultiStepLR",
@@ -117,7 +117,7 @@ class OfficialFineTune(FineTune):
             ],
         )
         cfg["test_dataloader"]["dataset"]["metainfo"] = dict(classes=tuple(classes))
-        return Config(base.without_sync_bn(cfg))
+        return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         name = self.recipe["set"]

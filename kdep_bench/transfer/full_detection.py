@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from kdep_bench.data.official import coco, voc
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_json
-from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.base import MEAN, STD
 from kdep_bench.transfer.counts import SplitCount, left_out, trained_images
 from kdep_bench.transfer.detection import Detection
@@ -86,7 +86,7 @@ class OfficialDetection(Detection):
 
         recipe, iters = self.recipe, int(self.recipe["iters"])
         name, root = recipe["set"], Path(data_root) / self.recipe["set"]
-        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg = mm_config.runtime_cfg(self.scope, work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"] += [
             "kdep_bench.transfer.coco_sets",
             "kdep_bench.transfer.datasets",
@@ -108,10 +108,10 @@ class OfficialDetection(Detection):
             test_dataloader=full_scale.loader(recipe, test, train=False),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=self._evaluator(root),
-            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
-            param_scheduler=base.step_schedule(recipe, iters),
+            optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=mm_config.step_schedule(recipe, iters),
         )
-        return Config(base.without_sync_bn(cfg))
+        return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         name, root = self.recipe["set"], Path(data_root) / self.recipe["set"]
@@ -145,7 +145,7 @@ class OfficialDetection(Detection):
         return []  # photographs of other people: none is copied
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
-        return base.without_sync_bn(self._full_model(student, Path("none")))
+        return mm_config.without_sync_bn(self._full_model(student, Path("none")))
 
     def training_size(self) -> tuple[int, int]:
         """Of a 4:3 picture (as most of COCO and VOC are) at the short edge of mean square."""
@@ -160,7 +160,7 @@ class OfficialDetection(Detection):
         return dict(type="KdepCocoMetric", ann_file=str(file), metric="bbox", classwise=True)
 
     def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, base.pyramid(student, self.name)
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
         classes = len(voc.CLASSES) if recipe["set"] == "voc" else len(coco.NAMES)
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
@@ -178,7 +178,7 @@ class OfficialDetection(Detection):
             self._share_last_stage(model, student, checkpoint, pyramid["channels"])
         else:
             model["neck"]["in_channels"] = list(pyramid["channels"])
-        model["backbone"] = base.backbone_cfg(
+        model["backbone"] = mm_config.backbone_cfg(
             student,
             checkpoint,
             indices,

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdep_bench.data.official.base import get_set, verify
 from kdep_bench.devices import compute_device
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.counts import SplitCount
 
 CHECKED = 2  # images of each split that a task decodes before it trains
@@ -42,7 +42,7 @@ def loader(
 ) -> dict[str, Any]:
     """`base.loader` with the recipe's worker processes (a process)."""
     batch = int(recipe["batch" if train else "test_batch"])
-    cfg = base.loader(dataset, batch, train=train, infinite=infinite)
+    cfg = mm_config.loader(dataset, batch, train=train, infinite=infinite)
     workers = int(recipe["workers"])
     cfg.update(num_workers=workers, persistent_workers=workers > 0)
     if compute_device().type == "cuda":

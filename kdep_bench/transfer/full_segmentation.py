@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from kdep_bench.data.official import ade20k, voc
 from kdep_bench.errors import unknown_name
-from kdep_bench.transfer import base, full_scale
+from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.segmentation import Segmentation
 
@@ -87,7 +87,7 @@ class OfficialSegmentation(Segmentation):
         recipe, iters = self.recipe, int(self.recipe["iters"])
         name, root = recipe["set"], Path(data_root) / self.recipe["set"]
         self._name_classes()
-        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg = mm_config.runtime_cfg(self.scope, work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"].append("kdep_bench.transfer.iou")
         train = datasets(name, root, train=True, pipeline=self._pipeline(train=True))
         test = datasets(name, root, train=False, pipeline=self._pipeline(train=False))
@@ -104,7 +104,7 @@ class OfficialSegmentation(Segmentation):
             test_dataloader=full_scale.loader(recipe, test, train=False),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=dict(type="KdepIoUMetric", iou_metrics=["mIoU"]),
-            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
+            optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
             param_scheduler=[
                 dict(
                     type="PolyLR",
@@ -116,7 +116,7 @@ class OfficialSegmentation(Segmentation):
                 )
             ],
         )
-        return Config(base.without_sync_bn(cfg))
+        return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         train, test = COUNTED[self.recipe["set"]]

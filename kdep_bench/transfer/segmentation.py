@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from kdep_bench.data.checks import check_segmentation
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.pictures import draw_masks, save_small
@@ -53,11 +53,11 @@ class Segmentation(MMTask):
 
         recipe, iters = self.recipe, int(self.recipe["iters"])
         root = Path(data_root) / recipe["folder"]
-        cfg = base.runtime_cfg(self.scope, work_dir, seed, checkpoint)
+        cfg = mm_config.runtime_cfg(self.scope, work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"].append("kdep_bench.transfer.iou")
         cfg.update(
             model=self._model(student, checkpoint),
-            train_dataloader=base.loader(
+            train_dataloader=mm_config.loader(
                 self._dataset(root, "train", train=True), recipe["batch"], train=True, infinite=True
             ),
             train_cfg=dict(
@@ -66,15 +66,15 @@ class Segmentation(MMTask):
             val_dataloader=None,
             val_cfg=None,
             val_evaluator=None,
-            test_dataloader=base.loader(
+            test_dataloader=mm_config.loader(
                 self._dataset(root, self.split, train=False), 1, train=False
             ),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=dict(type="KdepIoUMetric", iou_metrics=["mIoU"]),
-            optim_wrapper=base.sgd(recipe, recipe["head_lr_mult"]),
-            param_scheduler=base.poly_schedule(recipe, iters),
+            optim_wrapper=mm_config.sgd(recipe, recipe["head_lr_mult"]),
+            param_scheduler=mm_config.poly_schedule(recipe, iters),
         )
-        return Config(base.without_sync_bn(cfg))
+        return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
@@ -129,7 +129,7 @@ class Segmentation(MMTask):
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
         """The segmenter's config without data or checkpoint, for counting what it computes."""
-        return base.without_sync_bn(self._model(student, Path("none")))
+        return mm_config.without_sync_bn(self._model(student, Path("none")))
 
     def training_size(self) -> tuple[int, int]:
         """(height, width) of a training crop."""
@@ -137,14 +137,14 @@ class Segmentation(MMTask):
         return int(height), int(width)
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, base.pyramid(student, self.name)
-        dilated = base.plain(student.get("dilated")) or {} if recipe["dilate"] else {}
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
+        dilated = mm_config.plain(student.get("dilated")) or {} if recipe["dilate"] else {}
         channels, classes = pyramid["channels"], len(recipe["classes"])
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(
             mean=MEAN, std=STD, bgr_to_rgb=True, size=tuple(recipe["crop"])
         )
-        model["backbone"] = base.backbone_cfg(
+        model["backbone"] = mm_config.backbone_cfg(
             student,
             checkpoint,
             pyramid["out_indices"],

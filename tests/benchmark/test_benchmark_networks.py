@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from kdep_bench.forecast.work import COUNTED, network_id, student_network, task_network
 from kdep_bench.suite.config import resolve
-from kdep_bench.suite.forecast import COUNTED, network_id, student_network, task_network
 from tests.transfer.conftest import apart  # noqa: F401  (a fixture)
 
 ROIS = 64

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import suite_fakes as fakes
+import engine_fakes as fakes
 
+from kdep_bench.suite.graph import Plan, add_stage
 from kdep_bench.suite.kinds import StageKind
-from kdep_bench.suite.plan import Plan, add_stage
 
 DATA = [0.5, -1.0, 2.0, 3.5, 0.0, 1.0, -2.5, 4.0]
 RATE = 0.1

@@ -11,13 +11,13 @@ from typing import NoReturn
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SUITE = HERE.parent / "suite"
-sys.path.insert(0, str(SUITE))
+ENGINE = HERE.parent / "engine"
+sys.path.insert(0, str(ENGINE))
 
 from slurm import Slurm, sweep, why_not  # noqa: E402
 
+from kdep_bench.engine.cluster import find_snakemake  # noqa: E402
 from kdep_bench.errors import KdepError  # noqa: E402
-from kdep_bench.suite.cluster import find_snakemake  # noqa: E402
 
 
 def without(why: str) -> NoReturn:
@@ -36,7 +36,7 @@ def snakemake() -> Iterator[str]:
         without(str(e))
     with pytest.MonkeyPatch.context() as patch:
         path = os.environ.get("PYTHONPATH", "")
-        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in (str(SUITE), str(HERE), path) if p))
+        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in (str(ENGINE), str(HERE), path) if p))
         yield found
 
 

@@ -11,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cluster_fakes
+import engine_fakes as fakes
 import pytest
-import suite_fakes as fakes
 from slurm import QUICK, Slurm, wait_for
 
+from kdep_bench.engine import cluster, local_pool, stage, state, work_dir
 from kdep_bench.files import read_json
-from kdep_bench.suite import cluster, execute, hygiene, stage, state
-from kdep_bench.suite.plan import Plan, add_stage
+from kdep_bench.suite.graph import Plan, add_stage
 
 HERE = Path(__file__).resolve().parent
 SLURM = cluster.Options("slurm", more=QUICK)
 
 
-def run(plan: Plan, work: Path, options: cluster.Options = SLURM) -> execute.Outcome:
+def run(plan: Plan, work: Path, options: cluster.Options = SLURM) -> local_pool.Outcome:
     return cluster.run_plan(plan, work, state.statuses(plan, work), options)
 
 
@@ -38,7 +38,7 @@ def results(plan: Plan, work: Path) -> dict[str, object]:
 def coordinator(work: Path, expression: str) -> subprocess.Popen[str]:
     """A run in a process of its own, to be killed. `expression` makes the plan."""
     code = (
-        "import sys; from pathlib import Path; from suite_fakes import *; import test_slurm as t\n"
+        "import sys; from pathlib import Path; from engine_fakes import *; import test_slurm as t\n"
         "from cluster_fakes import KINDS\n"
         f"outcome = t.run({expression}, Path({str(work)!r}))\n"
         "print(outcome); sys.exit(128 + outcome.signal if outcome.signal else not outcome.ok)"
@@ -52,7 +52,7 @@ def sbatch(plan: Plan, work: Path, name: str, *options: str) -> str:
     """A plain sbatch of one stage; returns the job."""
     work.mkdir(exist_ok=True)
     stage.write_plan(work / "plan.json", plan.name, plan.stages.values())
-    command = [sys.executable, "-m", "kdep_bench.suite.stage", "--plan", str(work / "plan.json")]
+    command = [sys.executable, "-m", "kdep_bench.engine.stage", "--plan", str(work / "plan.json")]
     command += ["--stage", fakes.one(plan, name), "--work-dir", str(work)]
     wrapped = shlex.join(command)
     if "--nodes=2" not in options:
@@ -180,7 +180,7 @@ def test_a_killed_coordinator_loses_nothing_and_nothing_is_done_twice(slurm: Slu
     process.wait()
     wait_for(lambda: not snakemakes(tmp_path), 100, "the end of its Snakemake")
     assert len(slurm.jobs()) == 2  # they go on
-    (left,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.is_run)
+    (left,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
     assert left.state == "running"  # a stage of it is: its plan is read when the next one starts
     again = coordinator(tmp_path, expression)
     wait_for(lambda: len(slurm.jobs("pending")) == 2, 400, "jobs that wait for those")
@@ -324,7 +324,7 @@ def test_snakemake_on_this_machine_needs_no_slurm(snakemake: str, tmp_path):
     here = cluster.Options("snakemake-local")
     outcome = run(fakes.diamond(b={"do": "raise"}), tmp_path, here)
     assert len(outcome.failed) == len(outcome.skipped) == 1
-    (left,) = (e for e in hygiene.survey(tmp_path, {}, {}) if e.is_run)
+    (left,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
     assert (left.state, left.kept_by) == ("ended", ())
-    assert hygiene.remove(tmp_path, left)
+    assert work_dir.remove(tmp_path, left)
     assert len(run(fakes.diamond(), tmp_path, here).ran) == 2  # b and d: the others are done

@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import engine_faults as faults
 import pytest
-import suite_faults as faults
 from slurm import QUICK, Slurm
 
+from kdep_bench.engine import cluster, state
 from kdep_bench.files import read_json
-from kdep_bench.suite import cluster, state
 
 # The test cluster's GPUs are none.
 THROUGH = ("--executor", "slurm", "--jobs", "3", "--gpus", "", "--snakemake", " ".join(QUICK))

@@ -696,7 +696,7 @@ def test_a_config_without_the_expected_dict_raises_kdep_error(
 
 
 def test_the_doctor_reads_every_image_of_own_data(spec: Spec, mine: Path) -> None:
-    from kdep_bench.doctor import _own
+    from kdep_bench.cli.doctor import _own
 
     for i in range(100):
         shutil.copy(mine / "pool/a/0.jpg", mine / f"pool/a/{i:03}.jpg")

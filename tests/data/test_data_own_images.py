@@ -17,7 +17,7 @@ from kdep_bench.data import images, views
 from kdep_bench.data.official import tiny
 from kdep_bench.data.own import check_plan
 from kdep_bench.errors import KdepError
-from kdep_bench.results import data_card
+from kdep_bench.results.report import data_card
 
 Spec = dict[str, Any]
 VIEWS = {"views": 1, "px": 16, "seed": 0, "scale": [0.3, 1.0], "ratio": [0.75, 4 / 3]}

@@ -15,9 +15,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from kdep_bench.data import compose, pocket
 from kdep_bench.data.checks import check_coco, check_image_folder, check_segmentation
-from kdep_bench.data.material import (
+from kdep_bench.data.pocket import compose, make, prepare, verify
+from kdep_bench.data.pocket.material import (
     CLASSES,
     DISTRACTOR,
     Cutout,
@@ -25,7 +25,7 @@ from kdep_bench.data.material import (
     Photo,
     premultiplied,
 )
-from kdep_bench.data.procedural import procedural_cutouts
+from kdep_bench.data.pocket.procedural import procedural_cutouts
 from kdep_bench.errors import KdepError
 
 SPEC: dict[str, Any] = {
@@ -70,15 +70,15 @@ Made = tuple[Path, dict[str, Any]]
 @pytest.fixture(scope="module")
 def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Made:
     out = tmp_path_factory.mktemp("made")
-    return out / "data", pocket.make(SPEC, material, out, quiet)
+    return out / "data", make.make(SPEC, material, out, quiet)
 
 
 def test_same_seed_same_bytes_whatever_the_number_of_processes(
     material: Material, made: Made, tmp_path: Path
 ) -> None:
-    again = pocket.make(SPEC, material, tmp_path / "a", quiet, workers=2)
+    again = make.make(SPEC, material, tmp_path / "a", quiet, workers=2)
     assert again["fingerprint"] == made[1]["fingerprint"]
-    other = pocket.make({**SPEC, "seed": 1}, material, tmp_path / "b", quiet)
+    other = make.make({**SPEC, "seed": 1}, material, tmp_path / "b", quiet)
     assert other["fingerprint"] != made[1]["fingerprint"]
 
 
@@ -88,7 +88,7 @@ def test_leftovers_of_an_interrupted_try_are_gone(
     stray = tmp_path / "data/pool/images/00/999999.jpg"
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"half")
-    got = pocket.make(SPEC, material, tmp_path, quiet)
+    got = make.make(SPEC, material, tmp_path, quiet)
     assert got["fingerprint"] == made[1]["fingerprint"]
     assert not stray.exists()
 
@@ -97,7 +97,7 @@ def test_outputs_and_manifest(made: Made) -> None:
     root, outputs = made
     json.dumps(outputs, allow_nan=False)
     manifest = json.loads((root / "manifest.json").read_text())
-    assert manifest["fingerprint"] == outputs["fingerprint"] == pocket.verify(root)
+    assert manifest["fingerprint"] == outputs["fingerprint"] == verify.verify(root)
     lines = (root / "checksums.txt").read_text().splitlines()
     assert lines == sorted(lines, key=lambda x: x.split("  ")[1])
     digest, rel = lines[0].split("  ")
@@ -171,8 +171,8 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
         inside = train != 255
         assert 0.5 < inside.mean() < 1
         assert np.array_equal(train[inside], expected[inside])
-        assert np.array_equal(label[inside], pocket.LABEL_IDS[train[inside]])
-        assert (label[~inside] == pocket.LABEL_ID_UNLABELLED).all()
+        assert np.array_equal(label[inside], make.LABEL_IDS[train[inside]])
+        assert (label[~inside] == make.LABEL_ID_UNLABELLED).all()
     assert seen >= SPEC["scenes"]["train"]
 
 
@@ -214,7 +214,7 @@ def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) 
     for do, words in faults:
         do()
         with pytest.raises(KdepError, match=words):
-            pocket.verify(root)
+            verify.verify(root)
 
 
 @pytest.mark.parametrize(
@@ -230,25 +230,25 @@ def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) 
 )
 def test_impossible_specs_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(KdepError, match=words):
-        pocket.prepare(spec, {}, tmp_path, quiet)
+        prepare(spec, {}, tmp_path, quiet)
 
 
 def test_a_full_disk_raises_kdep_error(material: Material, tmp_path: Path) -> None:
     if Path("/dev/full").exists():
         with pytest.raises(KdepError, match="No space left on device"):
-            pocket.write_file(Path("/dev/full"), b"x")
+            make.write_file(Path("/dev/full"), b"x")
     with pytest.raises(KdepError, match=r"MB are free in"):
-        pocket.make({**SPEC, "pool_crops": 10**10}, material, tmp_path, quiet)
+        make.make({**SPEC, "pool_crops": 10**10}, material, tmp_path, quiet)
 
 
 def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) -> None:
     few = [c for c in material.cutouts if c.label != "coin"]
     with pytest.raises(KdepError, match="has no coin"):
-        pocket.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)
+        make.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)
 
 
 def test_recipes_name_the_classes_of_the_masks_in_their_order() -> None:
-    from kdep_bench.data.material import SCENE
+    from kdep_bench.data.pocket.material import SCENE
     from kdep_bench.suite.config import read_room
 
     for task in ("pocket_seg", "smoke_seg"):

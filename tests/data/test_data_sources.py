@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from kdep_bench.data import debian, material
-from kdep_bench.data.procedural import procedural_cutouts
-from kdep_bench.data.rcc import read_rcc
+from kdep_bench.data.pocket import debian, material
+from kdep_bench.data.pocket.procedural import procedural_cutouts
+from kdep_bench.data.pocket.rcc import read_rcc
 from kdep_bench.data.splits import SHARES, split_by_group
 from kdep_bench.errors import KdepError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.suite.config import REPO, load_suite
-from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.rehearse import rehearsed
 
 SUITES = ("paper_r18", "paper_mnv2")

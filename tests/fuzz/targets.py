@@ -151,8 +151,8 @@ def _checkpoint(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
 
 
 def _record(root: Path) -> tuple[Path, Callable[[], Any]]:
-    from kdep_bench.results import store
-    from kdep_bench.results.record import load
+    from kdep_bench.results.records import store
+    from kdep_bench.results.records.record import load
 
     source = next(iter(sorted(Path("results/pocket/records").glob("*.json"))))
     fields = json.loads(source.read_text())
@@ -170,7 +170,7 @@ def _record(root: Path) -> tuple[Path, Callable[[], Any]]:
 
 def _stage(root: Path) -> tuple[Path, Callable[[], Any]]:
     """stage.json under its right sum, so that what is behind the sum's check is reached as well."""
-    from kdep_bench.suite import state
+    from kdep_bench.engine import state
 
     record = {
         "schema": state.SCHEMA, "id": "a-1", "kind": "a", "version": 1, "spec": {"x": [1]},
@@ -197,9 +197,9 @@ def _stage(root: Path) -> tuple[Path, Callable[[], Any]]:
 
 
 def _plan(root: Path) -> tuple[Path, Callable[[], Any]]:
+    from kdep_bench.engine.stage import read_stage, write_plan
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.plan import build_plan
-    from kdep_bench.suite.stage import read_stage, write_plan
 
     plan = build_plan(load_suite("smoke"))
     one = next(iter(plan.stages))

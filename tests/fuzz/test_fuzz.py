@@ -11,10 +11,10 @@ import pytest
 
 from kdep_bench.data.checks import check_coco
 from kdep_bench.data.official.base import get_set, verify
+from kdep_bench.engine.stage import read_stage, write_plan
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
-from kdep_bench.suite.stage import read_stage, write_plan
 from tests.fuzz.__main__ import run
 from tests.fuzz.targets import COCO, TARGETS
 

@@ -10,7 +10,8 @@ import pytest
 
 import kdep_bench.objectives
 from kdep_bench.objectives.base import NEEDS, Objective, demands
-from kdep_bench.suite.config import method_needs, names, resolve
+from kdep_bench.suite.config import names, resolve
+from kdep_bench.suite.schema import method_needs
 
 
 @pytest.mark.parametrize("name", names("method"))

@@ -21,18 +21,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdep_bench.export import strip
 from kdep_bench.features.align import build_aligner
 from kdep_bench.features.map_moments import write_moments
 from kdep_bench.features.resize import resized
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
+from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.pretrain.distiller import Another, Distiller
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
-from kdep_bench.students.backbone import build_backbone
-from kdep_bench.suite.config import Json, names, resolve
+from kdep_bench.suite.config import names, resolve
+from kdep_bench.suite.schema import Json
+from kdep_bench.transfer.export import strip
 from tests.objectives import tiny
 
 TRAINED = [n for n in names("method") if resolve("method", n).get("objective") is not None]

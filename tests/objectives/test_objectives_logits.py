@@ -23,7 +23,7 @@ from kdep_bench.objectives.nkd import (
     without,
 )
 from kdep_bench.schedules.annealing import Annealing
-from kdep_bench.schedules.base import as_schedule
+from kdep_bench.schedules.build import as_schedule
 from kdep_bench.schedules.until import Until
 from kdep_bench.teachers.base import TeacherOutput
 

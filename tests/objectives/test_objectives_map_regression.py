@@ -15,12 +15,12 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.features.map_moments import open_map_moments, write_moments
 from kdep_bench.features.transform import Moments, SignedPairs
+from kdep_bench.networks.taps import nonzero_scales
 from kdep_bench.objectives.base import Context, demands
 from kdep_bench.objectives.map_regression import MapRegression, level_shares
 from kdep_bench.objectives.signs import check_map_targets, components
 from kdep_bench.pretrain.pyramid import Pyramid
 from kdep_bench.suite.config import resolve
-from kdep_bench.taps import nonzero_scales
 from kdep_bench.teachers.base import TeacherOutput
 
 CT, CS, SIDE = 12, 8, 2

@@ -104,7 +104,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         kind="reports",
         wrong="paired differences are zipped instead of joined by seed",
-        file="kdep_bench/results/statistics.py",
+        file="kdep_bench/results/statistics/intervals.py",
         old="return {k: a[k] - b[k] for k in sorted(a) if k in b}",
         new="return {k: x - y for k, x, y in zip(sorted(a), a.values(), b.values())}",
         tests="tests/results/test_results_known_answers.py -k both_seeds",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdep_bench.errors import KdepError
-from kdep_bench.students.backbone import PreActivationTap, build_backbone
+from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.students.efficientnet_lite import EfficientNetLite, imagenet_weights
 
 RESNET: dict[str, Any] = dict(

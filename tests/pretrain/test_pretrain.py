@@ -22,7 +22,7 @@ from kdep_bench.features.basis import open_basis
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.base import demands
 from kdep_bench.objectives.feature_regression import DEFAULT_LOSS_AT_ZERO, FeatureRegression
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import assemble, checkpoint, stage
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
 from kdep_bench.pretrain.teaching import teaching
@@ -67,7 +67,7 @@ def spec(method: dict[str, Any], **more: Any) -> dict[str, Any]:
 def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **more: Any):
     out.mkdir(parents=True, exist_ok=True)
     outputs = stage.run(spec(method, **more), stages, out, silent)
-    return outputs, torch.load(out / stage.CHECKPOINT, weights_only=True)
+    return outputs, torch.load(out / checkpoint.CHECKPOINT, weights_only=True)
 
 
 def configured(method: dict[str, Any], stages: dict[str, Path]):
@@ -75,7 +75,7 @@ def configured(method: dict[str, Any], stages: dict[str, Path]):
     one = spec(method)
     needs = demands(method["objective"]).needs
     taught = teaching(needs, one, stages, open_views(stages["views"]))
-    return stage.objective_config(one, stages, taught, stages["views"].parent)
+    return assemble.objective_config(one, stages, taught, stages["views"].parent)
 
 
 # -- views and subsets --------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list((cut / "run").glob("*.pth"))
-    assert not (cut / stage.CHECKPOINT).exists()
+    assert not (cut / checkpoint.CHECKPOINT).exists()
     outputs, resumed = pretrain(cut, stages, STATEFUL, budget=KEEPING)
     # Six steps of at least 0.2 s led to the checkpoint; they are part of what the run cost.
     assert outputs["train_s"] > 1.2

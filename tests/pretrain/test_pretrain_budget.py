@@ -18,8 +18,8 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align
 from kdep_bench.files import read_json
+from kdep_bench.pretrain.assemble import schedule
 from kdep_bench.pretrain.budgets import whole_batches
-from kdep_bench.pretrain.stage import schedule
 from kdep_bench.pretrain.stream import ViewStream
 from tests.pretrain.conftest import BUDGET, IMAGES, silent
 from tests.pretrain.test_pretrain import KDEP, pretrain

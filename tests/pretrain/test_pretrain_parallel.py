@@ -18,13 +18,13 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdep_bench.errors import KdepError
+from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import checkpoint, stage
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.hooks import WeightAverage
 from kdep_bench.pretrain.parallel import _shared_norm, check_split, micro_batches
-from kdep_bench.students.backbone import PreActivationTap, build_backbone
 from tests.pretrain.conftest import BUDGET, STUDENT, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, SCRATCH, pretrain, spec
 
@@ -199,7 +199,9 @@ def test_only_rank_0_writes_untrained_outputs(
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
         told.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
-        assert [p.name for p in tmp_path.iterdir()] == ([stage.CHECKPOINT] if rank == 0 else [])
+        assert [p.name for p in tmp_path.iterdir()] == (
+            [checkpoint.CHECKPOINT] if rank == 0 else []
+        )
     assert told[0] == told[1]
 
 
@@ -275,7 +277,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path
     assert told[0]["processes"] == 2
     assert told[0]["curves"] == told[1]["curves"]
     np.testing.assert_allclose(curve(told[0]), curve(one), rtol=1e-3)
-    w1 = torch.load(two / stage.CHECKPOINT, weights_only=True)
+    w1 = torch.load(two / checkpoint.CHECKPOINT, weights_only=True)
     assert w1.keys() == w0.keys()
     for key, value in w0.items():
         scale = float(value.abs().max()) if value.numel() else 1.0

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kdep_bench import export
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
@@ -20,10 +19,11 @@ from kdep_bench.features.cache_check import teacher_of
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.levels import levels_of
-from kdep_bench.pretrain.stage import mean_variance
+from kdep_bench.pretrain.diagnostics import mean_variance
 from kdep_bench.suite.arms import assistant_of
 from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import build_teacher
+from kdep_bench.transfer import export
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
 from tests.pretrain.test_pretrain import pretrain
 from tests.pretrain.test_pretrain_context import R18

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdep_bench import export
 from kdep_bench.features import align, cache, cache_read
 from kdep_bench.features.target import build_target
 from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
+from kdep_bench.transfer import export
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, TEACHER, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, configured, pretrain
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdep_bench.results import store
-from kdep_bench.results.record import Record
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdep_bench.results.record import Record, make
+from kdep_bench.results.records.record import Record, make
 
 LABELS = {"kdep": "label-free", "svd": "label-free", "scratch": "none"}
 TASKS = {"probe": "classification", "det": "detection", "seg": "segmentation"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from make_records import failed, fields, grid
 from test_results_tables import SCORES, board_of
 
-from kdep_bench.results import compare, leaderboard
-from kdep_bench.results.record import make
+from kdep_bench.results.board import compare
+from kdep_bench.results.records.record import make
+from kdep_bench.results.report import board_rows, markdown
 
 
 def answer(records):
-    view = leaderboard.make_view(board_of(records))
-    (some,) = leaderboard.answers(view).values()
+    view = board_rows.make_view(board_of(records))
+    (some,) = board_rows.answers(view).values()
     return some
 
 
@@ -65,11 +66,9 @@ def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
         "scratch": {"probe": [0.20, 0.21, 0.22]},
         "supervised": {"probe": [0.10, 0.11, 0.12]},  # below chance, 12.5 %
     }
-    table = leaderboard.markdown(leaderboard.make_view(board_of(grid(scores))))
+    table = markdown.markdown(board_rows.make_view(board_of(grid(scores))))
     table = table.split("## Task family")[1].split("##")[0]
-    marked = {
-        line.split("|")[2].strip() for line in table.splitlines() if leaderboard.BELOW in line
-    }
+    marked = {line.split("|")[2].strip() for line in table.splitlines() if board_rows.BELOW in line}
     assert marked == {"svd", "supervised"}
 
 
@@ -80,11 +79,9 @@ def test_less_is_better_turns_the_mark_around():
         for m, values in {"kdep": [0.3, 0.31], "svd": [0.1, 0.11], "scratch": [0.2, 0.21]}.items()
         for s, v in enumerate(values)
     ]
-    table = leaderboard.markdown(leaderboard.make_view(board_of(records)))
+    table = markdown.markdown(board_rows.make_view(board_of(records)))
     table = table.split("## Task family")[1].split("##")[0]
-    marked = {
-        line.split("|")[2].strip() for line in table.splitlines() if leaderboard.BELOW in line
-    }
+    marked = {line.split("|")[2].strip() for line in table.splitlines() if board_rows.BELOW in line}
     assert marked == {"kdep"}
 
 

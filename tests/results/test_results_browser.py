@@ -19,8 +19,9 @@ from PIL import Image
 from test_results_page import PNG
 from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
 
-from kdep_bench.results import build, store
-from kdep_bench.results.record import Record, make
+from kdep_bench.results import build
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record, make
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "pocket"

@@ -11,19 +11,15 @@ from scipy.stats import spearmanr
 from test_results_tables import BEATS, SCORES, board_of
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import efficiency, leaderboard, plots, text
-from kdep_bench.results import statistics as st
-from kdep_bench.results.claim import Axis
-from kdep_bench.results.claims import (
-    FEWEST_TEACHERS,
-    correlation_interval,
-    headlines,
-    judge,
-    load_config,
-    load_folder,
-    make_claim,
-)
-from kdep_bench.results.record import make
+from kdep_bench.results import text
+from kdep_bench.results.board import efficiency
+from kdep_bench.results.claims.judge import judge, make_claim
+from kdep_bench.results.claims.schema import Axis
+from kdep_bench.results.claims.teacher_rank import FEWEST_TEACHERS, correlation_interval
+from kdep_bench.results.claims.verdict import headlines, load_config, load_folder
+from kdep_bench.results.records.record import make
+from kdep_bench.results.report import board_rows, markdown, plots
+from kdep_bench.results.statistics import intervals as st
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
@@ -198,7 +194,7 @@ def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
     assert set(found) == {"images", "flops"}
     shown = text.times(found["images"].estimate, found["images"].bound)
     assert shown == verdict(records, **EFFICIENCY, at_least=2.0).interval
-    assert shown in leaderboard.markdown(leaderboard.make_view(board))
+    assert shown in markdown.markdown(board_rows.make_view(board))
 
 
 def test_a_cost_with_an_unknown_part_is_unknown():
@@ -482,7 +478,7 @@ def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
         for share in (0.01, 0.1, 1.0):
             for n in (10_000, 20_000):
                 records += _trained("kdep", 0.3 + 1e-6 * n, f"teacher{i}", share, n)
-    view = leaderboard.make_view(board_of(records))
+    view = board_rows.make_view(board_of(records))
     drawn = {p.name: p for p in plots.draw(view, [])}
     charts = [n for n in drawn if n.startswith("efficiency-0-images_seen")]
     assert charts == [f"efficiency-0-images_seen-{i}" for i in range(3)]

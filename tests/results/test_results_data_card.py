@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import data_card
+from kdep_bench.results.report import data_card
 
 ROW = {"images": 3, "width": [64, 64], "height": [32, 48], "equal_files": 0}
 PREPARED: dict[str, Any] = {

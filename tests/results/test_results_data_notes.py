@@ -9,8 +9,9 @@ import re
 from make_records import record
 from test_results_tables import SCORES, board_of, golden_records
 
-from kdep_bench.results import build, data_notes, leaderboard
-from kdep_bench.results.record import Record
+from kdep_bench.results import build
+from kdep_bench.results.records.record import Record
+from kdep_bench.results.report import board_rows, csv_table, data_notes, latex, markdown
 
 LEAK = (
     "3 of 400 images of test are also in train (3 equal files), such as test/a.png and train/b.png"
@@ -32,8 +33,8 @@ def noted() -> list[Record]:
 
 
 def tables(records: list[Record]) -> tuple[str, str, str]:
-    view = leaderboard.make_view(board_of(records))
-    return leaderboard.markdown(view), leaderboard.csv_table(view), leaderboard.latex(view)
+    view = board_rows.make_view(board_of(records))
+    return markdown.markdown(view), csv_table.csv_table(view), latex.latex(view)
 
 
 def test_the_leaderboard_marks_the_scores_and_explains_the_marks() -> None:

@@ -13,9 +13,13 @@ from make_records import fields
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
-from kdep_bench.results import build, families, leaderboard, store
-from kdep_bench.results.record import Record, make
-from kdep_bench.results.table import ArmFacts, ArmKey, Board, make_board
+from kdep_bench.results import build
+from kdep_bench.results.board import families
+from kdep_bench.results.board.board import ArmKey, Board, make_board
+from kdep_bench.results.board.method_facts import ArmFacts
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record, make
+from kdep_bench.results.report import board_rows
 
 SEEDS = 3
 # method -> (family, labels, score on probe, on seg, seconds of a step, extra parameters, forwards)
@@ -68,7 +72,7 @@ def records(hole: tuple[str, str, int] | None = None, told: bool = True) -> list
 def board_of(found: list[Record]) -> tuple[Board, dict[ArmKey, ArmFacts]]:
     share = store._Sharer()
     board = make_board(store.Store([share.run(r, f"{r.id}.json") for r in found], []))
-    return board, leaderboard.make_view(board).facts
+    return board, board_rows.make_view(board).facts
 
 
 def named(board: Board, facts: dict[ArmKey, ArmFacts]) -> dict[str, families.Family]:

@@ -13,7 +13,8 @@ import pytest
 from make_records import grid
 from test_results_tables import BEATS, SCORES
 
-from kdep_bench.results import build, glossary
+from kdep_bench.results import build
+from kdep_bench.results.report import glossary
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/records"))
@@ -73,7 +74,7 @@ def test_the_glossary_explains_no_heading_that_is_gone():
 
 def test_glossary_md_is_the_one_in_code():
     text = (ROOT / "GLOSSARY.md").read_text()
-    assert text == glossary.markdown(), "python -m kdep_bench.results.glossary > GLOSSARY.md"
+    assert text == glossary.markdown(), "python -m kdep_bench.results.report.glossary > GLOSSARY.md"
 
 
 def test_the_page_explains_its_headings(results):

@@ -13,7 +13,7 @@ import pytest
 from make_records import grid, record
 
 from kdep_bench.results import build
-from kdep_bench.results.record import Record
+from kdep_bench.results.records.record import Record
 
 Results = Callable[[Iterable[Record]], Path]
 Row = dict[str, str]

@@ -13,9 +13,9 @@ from PIL import Image
 from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
 
 from kdep_bench.results import build
-from kdep_bench.results.charts import Dot, Line, dots, lines, png, standalone
-from kdep_bench.results.markup import Raw, tag
-from kdep_bench.results.record import make
+from kdep_bench.results.records.record import make
+from kdep_bench.results.report.charts import Dot, Line, dots, lines, png, standalone
+from kdep_bench.results.report.markup import Raw, tag
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -10,10 +10,12 @@ import scipy.stats
 from make_records import fields, grid
 from test_results_tables import board_of
 
-from kdep_bench.results import compare, pooled
-from kdep_bench.results import statistics as st
-from kdep_bench.results.claims import headlines, judge
-from kdep_bench.results.record import Record, make
+from kdep_bench.results.board import compare
+from kdep_bench.results.claims.judge import judge
+from kdep_bench.results.claims.verdict import headlines
+from kdep_bench.results.records.record import Record, make
+from kdep_bench.results.statistics import comparisons, pooled
+from kdep_bench.results.statistics import intervals as st
 
 stats: Any = scipy.stats  # its stubs lack keywords that are there
 
@@ -221,7 +223,7 @@ def test_fewer_methods_pass_for_the_best_than_by_paired_tests():
     means = -np.repeat([0.0, 2.0, 4.0, 6.0], 7)
     drawn = tables(np.ones(28), means, 60)
     size = np.mean([len(fitted(t).best()) for t in drawn])
-    before = np.mean([len(st.best_set(cells(t))) for t in drawn])
+    before = np.mean([len(comparisons.best_set(cells(t))) for t in drawn])
     print(f"of 28 methods {size:.1f} are among the best, {before:.1f} by paired t tests")
     assert size < 15
     assert before > 25

@@ -7,8 +7,16 @@ import pytest
 from make_records import fields, record
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import store
-from kdep_bench.results.record import MIGRATIONS, RENAMED_IN_3, SCHEMA, dump, load, make, parse
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import (
+    MIGRATIONS,
+    RENAMED_IN_3,
+    SCHEMA,
+    dump,
+    load,
+    make,
+    parse,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

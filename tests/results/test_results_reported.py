@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from make_records import grid
 
-from kdep_bench.results import build, efficiency, leaderboard, reported, store
-from kdep_bench.results.charts import Line, lines
-from kdep_bench.results.table import make_board
+from kdep_bench.results import build
+from kdep_bench.results.board import efficiency
+from kdep_bench.results.board.board import make_board
+from kdep_bench.results.records import store
+from kdep_bench.results.report import board_rows, markdown, reported
+from kdep_bench.results.report.charts import Line, lines
 
 
 def curve(method: str, share: float) -> list[tuple[float, float]]:
@@ -64,5 +67,5 @@ def test_reported_rows_are_shown_but_used_in_no_statistic(tmp_path: Path) -> Non
     page = (tmp_path / "full" / "index.html").read_text()
     assert page.count("(reported)") == len(reported.FIGURE_1)
     board = make_board(store.read(tmp_path / "full"))
-    without = leaderboard.markdown(leaderboard.make_view(board)).split("## Reported")[0]
+    without = markdown.markdown(board_rows.make_view(board)).split("## Reported")[0]
     assert "78.40" not in without

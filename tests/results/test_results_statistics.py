@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy import stats as scipy_stats
 
-from kdep_bench.results import statistics as st
+from kdep_bench.results.statistics import comparisons, power
+from kdep_bench.results.statistics import intervals as st
 
 
 def _cell(values):
@@ -91,7 +92,7 @@ def test_one_seed_has_no_interval_and_no_verdict():
     e = st.estimate({(0, 0): 0.5})
     assert (e.sd, e.low, e.high) == (None, None, None)
     assert not e.told_from_zero
-    assert st.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
+    assert comparisons.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
 
 
 def test_an_incomplete_grid_rests_on_pretraining_seeds():
@@ -123,45 +124,45 @@ def test_the_bold_set_contains_the_best_method_and_equal_ones(arms):
         shift = np.zeros(arms)
         shift[0] = 0.01
         cells = {i: _cell(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(arms)}
-        lost_best += 0 not in st.best_set(cells)
+        lost_best += 0 not in comparisons.best_set(cells)
         equal = {i: _cell(rng.normal(0.4, 0.02, 3)) for i in range(arms)}
-        lost_equal += 0 not in st.best_set(equal)
+        lost_equal += 0 not in comparisons.best_set(equal)
     assert lost_best / many <= 0.05
     assert lost_equal / many <= 0.05
 
 
 def test_only_a_clear_winner_is_bold():
     cells = {"a": _cell([0.8, 0.81, 0.82]), "b": _cell([0.1, 0.12, 0.11]), "c": _cell([0.2] * 3)}
-    assert st.best_set(cells) == {"a"}
-    assert st.best_set(cells, sign=-1) == {"b"}
-    assert st.rank_intervals(cells) == {"a": (1, 1), "b": (3, 3), "c": (2, 2)}
+    assert comparisons.best_set(cells) == {"a"}
+    assert comparisons.best_set(cells, sign=-1) == {"b"}
+    assert comparisons.rank_intervals(cells) == {"a": (1, 1), "b": (3, 3), "c": (2, 2)}
 
 
 def test_power_and_seeds_needed_agree_with_simulation():
-    n = st.seeds_needed(0.02, 0.02)
+    n = power.seeds_needed(0.02, 0.02)
     assert n == 10
     rng = np.random.default_rng(0)
     x = rng.normal(0.02, 0.02, (20_000, n))
     _, low, high = st.t_interval(x)
     simulated = np.mean((low > 0) | (high < 0))
-    assert st.power(0.02, 0.02, n) == pytest.approx(simulated, abs=0.01)
-    assert st.power(0.02, 0.02, n) >= 0.8 > st.power(0.02, 0.02, n - 1)
-    assert st.seeds_needed(0.0, 0.02) is None
-    assert st.seeds_needed(1e-6, 0.02) is None
-    assert st.seeds_needed(5.0, 0.001) == 2
-    gap = st.smallest_gap(0.02, 5)
+    assert power.power(0.02, 0.02, n) == pytest.approx(simulated, abs=0.01)
+    assert power.power(0.02, 0.02, n) >= 0.8 > power.power(0.02, 0.02, n - 1)
+    assert power.seeds_needed(0.0, 0.02) is None
+    assert power.seeds_needed(1e-6, 0.02) is None
+    assert power.seeds_needed(5.0, 0.001) == 2
+    gap = power.smallest_gap(0.02, 5)
     assert gap is not None
-    assert st.power(gap, 0.02, 5) == pytest.approx(0.8, abs=1e-6)
+    assert power.power(gap, 0.02, 5) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_noise_floor_pools_within_methods():
     rng = np.random.default_rng(0)
     cells = [_cell(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
-    floor = st.noise_floor(cells)
+    floor = power.noise_floor(cells)
     assert floor is not None
     assert floor.sd == pytest.approx(0.02, rel=0.1)
     assert (floor.df, floor.n) == (240, 5)
-    assert st.noise_floor([_cell([0.5])]) is None
+    assert power.noise_floor([_cell([0.5])]) is None
 
 
 def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
@@ -170,23 +171,23 @@ def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
     for _ in range(40):
         grid = 0.05 * rng.normal(size=(3, 1)) + 0.001 * rng.normal(size=(3, 3))
         cells.append({(p, t): float(grid[p, t]) for p in range(3) for t in range(3)})
-    floor = st.noise_floor(cells)
+    floor = power.noise_floor(cells)
     assert floor is not None
     assert floor.n == 3
-    assert floor.gap_now == pytest.approx(st.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
+    assert floor.gap_now == pytest.approx(power.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
 
 
 def test_one_pre_training_seed_gives_no_pre_training_noise():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
-    floor = st.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
+    floor = power.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
     assert floor is not None
     assert floor.n == 2
-    assert floor.gap_now == pytest.approx(st.smallest_gap(0.1, 2), rel=1e-4)
+    assert floor.gap_now == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
     assert floor.df == 3 + 4
 
 
 def test_ranks_share_ties():
-    ranks = st.mean_ranks({"a": [0.5, 0.1], "b": [0.5, 0.2], "c": [0.1, 0.3]}, [1, -1])
+    ranks = comparisons.mean_ranks({"a": [0.5, 0.1], "b": [0.5, 0.2], "c": [0.1, 0.3]}, [1, -1])
     assert ranks == {"a": 1.25, "b": 1.75, "c": 3.0}
 
 
@@ -280,22 +281,22 @@ def test_differences_join_by_seed_and_never_by_place():
 
 def test_p_values_and_the_bold_set_by_hand():
     e = st.estimate(_cell([-0.03, -0.01, -0.02]))
-    assert st.p_less(e) == pytest.approx(
+    assert comparisons.p_less(e) == pytest.approx(
         scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]
     )
     shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2  # type: ignore[attr-defined]
-    assert st.p_less(e, margin=0.01) == pytest.approx(shifted)
-    assert st.p_less(st.estimate(_cell([0.5]))) == 1
-    assert st.p_less(st.estimate(_cell([0.5, 0.5]))) == 1
-    assert st.p_less(st.estimate(_cell([-0.5, -0.5]))) == 0
-    assert st.p_less(st.estimate(_cell([0.0, 0.0]))) == 1
+    assert comparisons.p_less(e, margin=0.01) == pytest.approx(shifted)
+    assert comparisons.p_less(st.estimate(_cell([0.5]))) == 1
+    assert comparisons.p_less(st.estimate(_cell([0.5, 0.5]))) == 1
+    assert comparisons.p_less(st.estimate(_cell([-0.5, -0.5]))) == 0
+    assert comparisons.p_less(st.estimate(_cell([0.0, 0.0]))) == 1
     low = _cell([0.10, 0.11, 0.12])
     cells = {"low": low, "high": _cell([0.50, 0.52, 0.51]), "near": _cell([0.50, 0.53, 0.49])}
-    assert st.best_set(cells) == {"high", "near"}
-    assert st.best_set(cells, sign=-1) == {"low"}
-    assert st.best_set({"a": {}, "b": {}}) == set()
+    assert comparisons.best_set(cells) == {"high", "near"}
+    assert comparisons.best_set(cells, sign=-1) == {"low"}
+    assert comparisons.best_set({"a": {}, "b": {}}) == set()
     # nothing shared with the best: it cannot be called worse
-    assert st.best_set({"a": _cell([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
+    assert comparisons.best_set({"a": _cell([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
 
 
 def test_rank_intervals_by_hand():
@@ -306,16 +307,16 @@ def test_rank_intervals_by_hand():
         "as middle": _cell([0.52, 0.50, 0.51]),
         "none": {},
     }
-    ranks = st.rank_intervals(cells)
+    ranks = comparisons.rank_intervals(cells)
     assert ranks == {"best": (1, 1), "worst": (4, 4), "middle": (2, 3), "as middle": (2, 3)}
-    small = st.rank_intervals(cells, sign=-1)
+    small = comparisons.rank_intervals(cells, sign=-1)
     assert small == {"best": (4, 4), "worst": (1, 1), "middle": (2, 3), "as middle": (2, 3)}
     # joined by seed where seeds differ: over the common ones "a" is ahead by 0.1 each time
     a = {(0, 0): 0.9, (0, 1): 0.11, (0, 2): 0.5, (0, 3): 0.3}
     b = {(0, 1): 0.01, (0, 2): 0.401, (0, 3): 0.2, (0, 4): 0.99}
-    assert st.rank_intervals({"a": a, "b": b}) == {"a": (1, 1), "b": (2, 2)}
-    assert st.rank_intervals({"a": a, "b": b}, sign=-1) == {"a": (2, 2), "b": (1, 1)}
-    assert st.rank_intervals({"a": a, "b": {(9, 9): 0.1}}) == {"a": (1, 2), "b": (1, 2)}
+    assert comparisons.rank_intervals({"a": a, "b": b}) == {"a": (1, 1), "b": (2, 2)}
+    assert comparisons.rank_intervals({"a": a, "b": b}, sign=-1) == {"a": (2, 2), "b": (1, 1)}
+    assert comparisons.rank_intervals({"a": a, "b": {(9, 9): 0.1}}) == {"a": (1, 2), "b": (1, 2)}
 
 
 def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
@@ -323,24 +324,24 @@ def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
         critical = scipy_stats.t.ppf(0.975, n - 1)
         noncentral = scipy_stats.nct(n - 1, abs(gap) / sd * n**0.5)
         expected = noncentral.sf(critical) + noncentral.cdf(-critical)
-        assert st.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
-    assert st.power(0.1, 1.0, 1) == 0
-    assert (st.power(0.1, 0.0, 2), st.power(0.0, 0.0, 2)) == (1, 0)
+        assert power.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
+    assert power.power(0.1, 1.0, 1) == 0
+    assert (power.power(0.1, 0.0, 2), power.power(0.0, 0.0, 2)) == (1, 0)
     # far from the centre the normal approximation takes over, and joins on
-    assert st._nct(5, 29.9, 30.0) == pytest.approx(st._nct(5, 30.1, 30.2), abs=0.03)
-    assert st._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
-    assert 0.05 < st._nct(50, 40.0, 36.0) < 0.2
-    needed = st.seeds_needed(0.5, 1.0)
+    assert power._nct(5, 29.9, 30.0) == pytest.approx(power._nct(5, 30.1, 30.2), abs=0.03)
+    assert power._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
+    assert 0.05 < power._nct(50, 40.0, 36.0) < 0.2
+    needed = power.seeds_needed(0.5, 1.0)
     assert needed is not None
-    assert st.power(0.5, 1.0, needed) >= 0.8 > st.power(0.5, 1.0, needed - 1)
-    assert st.seeds_needed(0.0, 1.0) is None
-    assert st.seeds_needed(1e-6, 1.0) is None
-    assert st.seeds_needed(1.0, 0.0) == 2
-    gap = st.smallest_gap(1.0, needed)
+    assert power.power(0.5, 1.0, needed) >= 0.8 > power.power(0.5, 1.0, needed - 1)
+    assert power.seeds_needed(0.0, 1.0) is None
+    assert power.seeds_needed(1e-6, 1.0) is None
+    assert power.seeds_needed(1.0, 0.0) == 2
+    gap = power.smallest_gap(1.0, needed)
     assert gap is not None
-    assert st.power(gap, 1.0, needed) == pytest.approx(0.8, abs=1e-4)
-    assert st.smallest_gap(1.0, 1) is None
-    assert st.smallest_gap(0.0, 3) == 0
+    assert power.power(gap, 1.0, needed) == pytest.approx(0.8, abs=1e-4)
+    assert power.smallest_gap(1.0, 1) is None
+    assert power.smallest_gap(0.0, 3) == 0
 
 
 def test_quantiles_match_published_tables():
@@ -353,5 +354,5 @@ def test_quantiles_match_published_tables():
 def test_mean_ranks_by_hand():
     table = {"a": [0.9, 10.0], "b": [0.9, 5.0], "c": [0.1, 1.0]}
     # accuracy: a and b share 1.5; of the second column small is good
-    assert st.mean_ranks(table, [1, -1]) == {"a": 2.25, "b": 1.75, "c": 2.0}
-    assert st.mean_ranks({}, [1]) == {}
+    assert comparisons.mean_ranks(table, [1, -1]) == {"a": 2.25, "b": 1.75, "c": 2.0}
+    assert comparisons.mean_ranks({}, [1]) == {}

@@ -9,8 +9,8 @@ import pytest
 from make_records import fields, record
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import store
-from kdep_bench.results.record import dump, make
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import dump, make
 
 
 def _write_many(folder, first):
@@ -71,12 +71,13 @@ def test_parallel_reading_finds_the_same(tmp_path, monkeypatch):
 _BIG = """
 import resource, sys, time
 from pathlib import Path
-from kdep_bench.results import leaderboard, store
-from kdep_bench.results.table import make_board
+from kdep_bench.results.records import store
+from kdep_bench.results.report import board_rows, csv_table, latex, markdown
+from kdep_bench.results.board.board import make_board
 t = time.perf_counter()
-view = leaderboard.make_view(make_board(store.read(Path(sys.argv[1]))))
-size = len(leaderboard.markdown(view)) + len(leaderboard.csv_table(view)) \
-    + len(leaderboard.latex(view))
+view = board_rows.make_view(make_board(store.read(Path(sys.argv[1]))))
+size = len(markdown.markdown(view)) + len(csv_table.csv_table(view)) \
+    + len(latex.latex(view))
 assert len(view.board.runs) == 100_000 and size > 10_000
 # Not ru_maxrss of this process: exec hands it the peak of the process it was started from.
 me = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

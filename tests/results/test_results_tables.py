@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from make_records import failed, fields, grid, record
 
-from kdep_bench.results import build, compare, leaderboard, plots, store, text
-from kdep_bench.results.claims import judge
-from kdep_bench.results.record import Record, make
-from kdep_bench.results.store import Damaged, Run, Store
-from kdep_bench.results.table import Board, make_board
+from kdep_bench.results import build, text
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import Board, make_board
+from kdep_bench.results.claims.judge import judge
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record, make
+from kdep_bench.results.records.store import Damaged, Run, Store
+from kdep_bench.results.report import board_rows, csv_table, latex, markdown, plots
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "results"
 SCORES = {
@@ -61,8 +64,8 @@ def board_of(records: list[Record], damaged: list[Damaged] | None = None) -> Boa
 def everything(records: list[Record]) -> tuple[str, str, str]:
     """All three tables."""
     board = board_of(records)
-    view = leaderboard.make_view(board, judge(board, [BEATS]))
-    return leaderboard.markdown(view), leaderboard.csv_table(view), leaderboard.latex(view)
+    view = board_rows.make_view(board, judge(board, [BEATS]))
+    return markdown.markdown(view), csv_table.csv_table(view), latex.latex(view)
 
 
 def rows(csv_text: str) -> list[dict[str, str]]:
@@ -103,7 +106,7 @@ def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
             f["id"] = f"transfer-probe.resnet18_w32.kdep{part}.s0-{t}-0123456789ab"
             records.append(make(f))
     board = board_of(records)
-    lines = [leaderboard.command(board, a) for a in board.arms]
+    lines = [board_rows.command(board, a) for a in board.arms]
     start = "python tools/run_suite.py configs/suites/golden.py --only "
     assert lines == [
         f"{start}'transfer-*.resnet18_w32.kdep.s*'",
@@ -116,7 +119,7 @@ def test_the_commands_of_the_published_rows_select_those_rows_alone():
     board = make_board(store.read(folder))
     ids = {a: {r.id for r in board.runs_of(a)} for a in board.arms}
     for arm, mine in ids.items():
-        pattern = shlex.split(leaderboard.command(board, arm))[-1]
+        pattern = shlex.split(board_rows.command(board, arm))[-1]
         assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == mine
 
 
@@ -319,7 +322,7 @@ def test_seeds_without_effect_have_a_remark():
 
 def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
     records = golden_records()
-    assert leaderboard.UNTIMED not in everything(records)[0]
+    assert board_rows.UNTIMED not in everything(records)[0]
     times = ("pretrain_s", "cache_s", "align_s", "transfer_s", "images_per_s")
     blank: dict[str, None] = dict.fromkeys(times)
     untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=blank)}) for r in records]
@@ -406,7 +409,7 @@ def test_many_differences_are_listed_over_all_tasks_first():
 
 def test_no_pair_of_many_is_left_out_of_the_charts():
     for count, charts in ((2, 5), (12, 2)):  # of pairs, of references
-        view = leaderboard.make_view(board_of(rivals(count)))
+        view = board_rows.make_view(board_of(rivals(count)))
         drawn = [p for p in plots.draw(view, []) if p.group == "differences"]
         assert len(drawn) == charts
         for i in range(count):
@@ -414,7 +417,7 @@ def test_no_pair_of_many_is_left_out_of_the_charts():
 
 
 def test_a_chart_that_cannot_hold_all_rows_says_so():
-    few, many = (plots.draw(leaderboard.make_view(board_of(rivals(n))), []) for n in (2, 45))
+    few, many = (plots.draw(board_rows.make_view(board_of(rivals(n))), []) for n in (2, 45))
     assert not any("the first" in p.caption for p in few)
     cut = [p.caption for p in many if "the first 40 of" in p.caption]
     assert len(cut) == 4  # two tasks with 47 rows; to kdep 45 rows, to scratch 46
@@ -474,7 +477,7 @@ def test_hostile_names_are_text_in_every_table(name, results):
         if set(after) <= set("|-: "):
             assert line.count("|") - line.count("\\|") == after.count("|")
     for row in csv.reader(io.StringIO((folder / "leaderboard.csv").read_text())):
-        assert len(row) == len(leaderboard.CSV_HEAD)
+        assert len(row) == len(csv_table.CSV_HEAD)
         assert not [c for c in row if c[:1] in "=+@\t\r" and c[:1]]
     tex = (folder / "leaderboard.tex").read_text()
     assert "\\input" not in tex
@@ -484,7 +487,7 @@ def test_hostile_names_are_text_in_every_table(name, results):
             # Escapes taken out, nothing is left that TeX would act upon.
             bare = re.sub(r"\\text\w+\{\}|\\textbf|\$\\(pm|cdot)\$|\\[&%#_${}]|\\\\$", "", line)
             assert not re.search(r"[\\$#%^~_]", bare), bare
-            assert bare.count("&") in (7, len(leaderboard._TEX_ENDS) + 2)
+            assert bare.count("&") in (7, len(latex._TEX_ENDS) + 2)
     assert "\u202e" not in md + tex
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kdep_bench.errors import KdepError
 from kdep_bench.schedules.annealing import Annealing
-from kdep_bench.schedules.base import LOOKS, as_schedule, check_heard, check_span, spans
+from kdep_bench.schedules.base import check_span
+from kdep_bench.schedules.build import LOOKS, as_schedule, check_heard, spans
 from kdep_bench.schedules.cosine import Cosine
 from kdep_bench.schedules.linear import Linear
 from kdep_bench.schedules.ramp import Ramp

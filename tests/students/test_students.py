@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from kdep_bench.errors import KdepError
-from kdep_bench.students.backbone import PreActivationTap, build_backbone
+from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.students.discover import check_student, discover
 from kdep_bench.students.timm_backbone import TimmBackbone
 from kdep_bench.suite.config import names, read_room, resolve
 from kdep_bench.suite.pairs import check_task
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 
 REPO = Path(__file__).parents[2]
 TINY: dict[str, Any] = dict(type="kdep_bench.students.timm_backbone.TimmBackbone")
@@ -94,7 +94,7 @@ def test_a_vit_is_refused_by_dense_tasks_in_the_plan_and_in_the_task():
         with pytest.raises(KdepError, match="has no `pyramid`"):
             check_task(vit, resolve("task", task))
         with pytest.raises(KdepError, match="has no `pyramid`"):
-            base.pyramid(vit, task)
+            mm_config.pyramid(vit, task)
     check_task(vit, resolve("task", "smoke_finetune"))
     check_task(resolve("student", "swin_t"), resolve("task", "smoke_det"))
     with pytest.raises(KdepError, match="it has no pyramid"):

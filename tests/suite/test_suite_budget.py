@@ -8,7 +8,8 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import build_suite, load_suite
-from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
 
 
 def plan(data: dict[str, Any] | None = None, **more: Any) -> Plan:

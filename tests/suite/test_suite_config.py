@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite import config
+from kdep_bench.suite import config, schema
 
 GOOD: dict[str, Any] = {
     "name": "tiny",
@@ -24,7 +24,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def build(**change: Any) -> config.Suite:
+def build(**change: Any) -> schema.Suite:
     return config.build_suite({**GOOD, **change})
 
 
@@ -155,7 +155,8 @@ def test_a_broken_file_raises_kdep_error(tmp_path: Path, text, says):
 
 def test_reading_configs_imports_no_torch():
     code = (
-        "import sys; from kdep_bench.suite import cli, collect, config, execute, plan, progress\n"
+        "import sys; from kdep_bench.cli import run_suite; from kdep_bench.suite import config, plan\n"
+        "from kdep_bench.engine import collect, local_pool, progress\n"
         "plan.build_plan(config.load_suite('pocket'))\n"
         "print([m for m in ('torch', 'mmdet', 'mmcv') if m in sys.modules])"
     )

@@ -12,17 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import engine_fakes as fakes
 import numpy as np
 import pytest
-import suite_fakes as fakes
 from PIL import Image
 
+from kdep_bench.cli import run_suite
+from kdep_bench.engine import collect, local_pool, state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
-from kdep_bench.suite import cli, collect, data_identity, execute, state
-from kdep_bench.suite.config import Suite, build_suite
+from kdep_bench.suite import data_identity
+from kdep_bench.suite.config import build_suite
 from kdep_bench.suite.data_identity import Guard, with_content
-from kdep_bench.suite.plan import Plan, Stage, build_plan
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.schema import Suite
 
 BUDGET = {"epochs": 1, "views": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
 
@@ -87,7 +91,7 @@ def planned(root: Path, work: Path) -> tuple[Suite, Plan]:
     return suite, build_plan(suite, fakes.PRETEND)
 
 
-def run(root: Path, work: Path) -> tuple[Plan, execute.Outcome]:
+def run(root: Path, work: Path) -> tuple[Plan, local_pool.Outcome]:
     _, plan = planned(root, work)
     return plan, fakes.run(plan, work)
 
@@ -148,7 +152,7 @@ def test_an_edit_runs_all_that_reads_the_data_again_and_says_why(
     again = [i for i, s in known.items() if s.run]
     assert not set(again) & set(first.stages)
     rerun = f"; {len(again) - 1} downstream stage(s) will be rerun"
-    assert cli._edited(plan, known)[0].endswith(rerun)
+    assert run_suite._edited(plan, known)[0].endswith(rerun)
     assert sorted(fakes.run(plan, work).ran) == sorted(again)
 
 
@@ -183,7 +187,7 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     work = tmp_path / "w"
     _, plan = planned(mine, work)
     known = state.statuses(plan, work, plan.upstream([stage_of(plan, "prepare").id]))
-    assert execute.run_plan(plan, work, known, fakes.FAST).ok
+    assert local_pool.run_plan(plan, work, known, fakes.FAST).ok
     edit(mine)
     outcome = fakes.run(plan, work)  # the plan of before
     reads_boxes = edit in (same_size, half, replaced)
@@ -351,7 +355,7 @@ def test_a_malformed_data_config_prints_one_line(mine: Path, tmp_path: Path) -> 
 
 
 def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path: Path) -> None:
-    data = {**data_of(mine), "type": "suite_fakes.pretend"}
+    data = {**data_of(mine), "type": "engine_fakes.pretend"}
     suite = suite_of(mine).model_copy(update={"data": data})
     assert with_content(suite, tmp_path)[0] == suite
     assert "changed files are not noticed" in with_content(suite, tmp_path)[1][0]

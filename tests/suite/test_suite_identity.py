@@ -10,7 +10,8 @@ import pytest
 
 from kdep_bench.suite import kinds
 from kdep_bench.suite.config import REPO, load_suite
-from kdep_bench.suite.plan import Plan, build_plan, stage_id
+from kdep_bench.suite.graph import Plan, stage_id
+from kdep_bench.suite.plan import build_plan
 
 
 def ids(plan: Plan) -> dict[str, set[str]]:

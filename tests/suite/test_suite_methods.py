@@ -9,11 +9,12 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import POLICIES
-from kdep_bench.results import record
-from kdep_bench.results.store import records_dir
+from kdep_bench.results.records import record
+from kdep_bench.results.records.store import records_dir
 from kdep_bench.suite.arms import assistant_of
 from kdep_bench.suite.config import CONFIGS, REPO, build_suite, load_suite, names, read_room
-from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
 

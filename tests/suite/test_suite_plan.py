@@ -12,8 +12,9 @@ from test_suite_config import build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import safe_name
-from kdep_bench.suite.config import Suite
-from kdep_bench.suite.plan import Plan, build_plan
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.schema import Suite
 
 
 def kinds(plan: Plan) -> Counter:

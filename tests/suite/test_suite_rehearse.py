@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import Suite, build_suite, load_suite
+from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.rehearse import (
     BATCH,
@@ -23,6 +23,7 @@ from kdep_bench.suite.rehearse import (
     rehearsed,
     shrink_task,
 )
+from kdep_bench.suite.schema import Suite
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def test_both_steps_are_taken_in_every_share() -> None:
 
 
 def test_a_rehearsal_lists_its_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    from kdep_bench.suite.cli import main
+    from kdep_bench.cli.run_suite import main
 
     assert main(["paper_r18", "--rehearse", "--dry-run", "--work-dir", str(tmp_path)]) == 0
     told = capsys.readouterr().out
@@ -184,7 +185,7 @@ def test_pocket_suites_are_not_rehearsed() -> None:
 def test_rehearsals_use_a_separate_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kdep_bench.suite.cli import main
+    from kdep_bench.cli.run_suite import main
 
     assert main(["pocket", "--rehearse", "--work-dir", str(tmp_path)]) == 2
     assert "cannot be rehearsed" in capsys.readouterr().err

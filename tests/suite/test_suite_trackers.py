@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import engine_fakes as fakes
 import pytest
-import suite_fakes as fakes
 from test_suite_config import build
 
 from kdep_bench import trackers

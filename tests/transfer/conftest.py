@@ -21,7 +21,7 @@ def config(room: str, name: str) -> dict[str, Any]:
     """The one dict of configs/<room>/<name>.py in plain values, as a stage's spec carries it."""
     from mmengine.config import Config
 
-    from kdep_bench.transfer.base import plain
+    from kdep_bench.transfer.mm_config import plain
 
     return plain(Config.fromfile(REPO / "configs" / room / f"{name}.py")[room[:-1]])
 
@@ -34,8 +34,8 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
     """Initialises a pre-training model with a backbone and a head, saves it, exports it."""
     import torch
 
-    from kdep_bench import export
-    from kdep_bench.students.backbone import build_backbone
+    from kdep_bench.networks.backbone import build_backbone
+    from kdep_bench.transfer import export
 
     torch.manual_seed(0)
     backbone = build_backbone(student)

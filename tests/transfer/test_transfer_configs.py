@@ -17,7 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
 from kdep_bench.suite.config import names, resolve
-from kdep_bench.transfer import base
+from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.recipes import check_recipe
 from tests.transfer.conftest import config
 
@@ -114,7 +114,10 @@ def test_the_counted_network_is_the_one_that_trains(name: str, data: Path, tmp_p
     """But for the checkpoint, and the number of classes where only the data name them."""
     task = build(task_config(name))
     cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
-    trained, counted = base.plain(cfg.model.to_dict()), base.plain(task.training_model(R18))
+    trained, counted = (
+        mm_config.plain(cfg.model.to_dict()),
+        mm_config.plain(task.training_model(R18)),
+    )
     assert counted["backbone"]["init_cfg"]["checkpoint"] == "none"
     if name == "smoke_det":
         assert counted["roi_head"]["bbox_head"]["num_classes"] == 80
@@ -142,7 +145,7 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
 
     task = build(task_config(name))
     setup(task.scope)
-    plain = base.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
+    plain = mm_config.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
     used = set(registered(plain))
     assert "KdepLoadGate" in used
     modules = [importlib.import_module(m) for m in plain["custom_imports"]["imports"]]
@@ -216,14 +219,14 @@ def warm(t: int, steps: int) -> float:
 
 
 def test_the_step_schedule_falls_to_a_tenth_at_its_shares() -> None:
-    found = rates(base.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
+    found = rates(mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
     want = [0.4 * warm(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)]
     np.testing.assert_allclose(found, want, rtol=1e-9)
 
 
 def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
     recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
-    found = rates(base.poly_schedule(recipe, 20), 0.4, 20)
+    found = rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
     np.testing.assert_allclose(found[:5], [0.4 * warm(t, 5) for t in range(5)], rtol=1e-9)
     falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
     np.testing.assert_allclose(found[5:], falling, rtol=1e-6)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from kdep_bench import cards, export
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_json
-from kdep_bench.students.backbone import build_backbone
+from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.transfer import export, model_card
 from tests.transfer.conftest import config, export_random, quiet
 
 SMALL = {"backbone": {"type": "mmpretrain.ResNet", "depth": 18, "stem_channels": 4}}
@@ -138,7 +138,7 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, apart):
         write_json(tmp_path / name / "stage.json", record)
     teacher = {"name": "t", "card": {"licence": "MIT", "labels_used": True}}
     method = {"name": "kdep", "source": "a paper", "labels_used": False}
-    about = cards.about(method, {"name": "small"}, teacher, "pool", 0.1, 3)
+    about = model_card.about(method, {"name": "small"}, teacher, "pool", 0.1, 3)
     spec = {"student": SMALL, "about": about}
     made = tmp_path / "export"
     apart(export.run, spec, {"pretrain": tmp_path / "pretrain"}, made, quiet)

@@ -75,7 +75,7 @@ def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
     from mmengine.utils import import_modules_from_strings
 
     from kdep_bench.openmmlab import setup
-    from kdep_bench.transfer.base import plain
+    from kdep_bench.transfer.mm_config import plain
 
     task = build(resolve("task", name))
     setup(task.scope)

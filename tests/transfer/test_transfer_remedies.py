@@ -11,7 +11,7 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
-from kdep_bench.transfer.base import class_folders, reading_images
+from kdep_bench.transfer.mm_config import class_folders, reading_images
 from tests.transfer.conftest import config
 
 

@@ -42,7 +42,7 @@ def prepare(
     Returns:
         data, source, fingerprint (over the content of all images and labels), counts, licences,
         notes, task_notes (sentences that belong beside the scores, by folder of the task:
-        {"detect": [...]}), card (counts; see `kdep_bench.results.data_card`).
+        {"detect": [...]}), card (counts; see `kdep_bench.results.report.data_card`).
 
     Raises:
         KdepError: all faults of the data, up to a number, each with the file and what to do.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kdep_bench.data.views import open_views, subset
-from kdep_bench.pretrain import stage
+from kdep_bench.pretrain import checkpoint, stage
 from tests.pretrain.conftest import silent
 from tests.pretrain.known_answers import numbered
 from tests.pretrain.known_answers.numbered import (
@@ -49,7 +49,7 @@ def pretrain(
     Log.seen.clear()
     out.mkdir(exist_ok=True)
     stage.run(spec(**more), inputs, out, silent)
-    return list(Log.seen), torch.load(out / stage.CHECKPOINT, weights_only=True)
+    return list(Log.seen), torch.load(out / checkpoint.CHECKPOINT, weights_only=True)
 
 
 def column(seen: Seen, key: str) -> np.ndarray:

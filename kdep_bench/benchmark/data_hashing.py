@@ -1,0 +1,133 @@
+"""Cost of hashing the data: the first run, and a second run without changes.
+
+`make scale-data` writes results/scale_data.md: small files in class folders, hashed as for a suite
+on user data, and a complete `run_suite.py --dry-run` over them. The second run checks size, times
+and inode of every file and reads none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kdep_bench.benchmark.engine_cost import processor
+from kdep_bench.console import leave
+from kdep_bench.data.content import RACY_NS, Index, images_of
+from kdep_bench.files import write_atomic
+from kdep_bench.suite.config import REPO
+
+CLASSES = 100
+BYTES = 2048
+
+
+def make(pool: Path, files: int) -> None:
+    """`files` files of random bytes in CLASSES folders; nothing decodes them."""
+    for c in range(CLASSES):
+        folder = pool / f"class{c:03}"
+        folder.mkdir(parents=True)
+        for i in range(c, files, CLASSES):
+            (folder / f"{i}.png").write_bytes(os.urandom(BYTES))
+
+
+def suite(root: Path) -> Path:
+    """A suite whose pool, without labels, is `root`/pool and whose other data is tiny."""
+    data = {"type": "kdep_bench.data.own.prepare", "name": "many", "labels": False}
+    data |= {"pool": f"{root}/pool", "classify": {}}
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(16):
+                (root / split / name / f"{i}.png").write_bytes(os.urandom(BYTES))
+        data["classify"][split] = f"{root}/{split}"
+    told = {
+        "name": "many",
+        "about": "many files",
+        "data": data,
+        "teacher": "efficientnet_lite0",
+        "students": ["resnet18_w32"],
+        "methods": ["kdep", "scratch"],
+        "tasks": [{"base": "pocket_probe", "name": "many_probe", "recipe": {"train_share": 1.0}}],
+        "budget": {"epochs": 1, "batch": 64, "optimizer": {"type": "SGD", "lr": 0.1}},
+        "seeds": {"pretrain": [0], "transfer": [0]},
+        "claims": [],
+    }
+    path = root / "suite.py"
+    path.write_text(f"suite = {told!r}\n")
+    return path
+
+
+def measure(root: Path, files: int) -> dict[str, float]:
+    """Seconds of each run over `files` files below `root`, which must be empty."""
+    make(root / "pool", files)
+    config = suite(root)
+    time.sleep(1.5 * RACY_NS / 1e9)  # data is older than the run, as it mostly is
+    where, found = Index(root / "index"), {}
+
+    def timed(name: str, read: int) -> None:
+        begun = time.perf_counter()
+        catalogue = where.read(images_of(root / "pool"))
+        found[name] = time.perf_counter() - begun
+        assert len(catalogue.rows) == files
+        assert catalogue.read == read, catalogue.read
+
+    timed("hash_s", files)
+    timed("look_s", 0)
+    path = where.path(images_of(root / "pool"))
+    found["index_bytes"] = float(path.stat().st_size)
+    for name in ("dry_first_s", "dry_again_s"):
+        begun = time.perf_counter()
+        command = [sys.executable, str(REPO / "tools" / "run_suite.py"), str(config)]
+        command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--dry-run"]
+        subprocess.run(command, check=True, capture_output=True)
+        found[name] = time.perf_counter() - begun
+    return found
+
+
+def page(found: dict[str, float], files: int, load: float) -> str:
+    """The measures as a markdown page."""
+    n = f"{files:,}"
+    rows = [
+        (f"first hashing of {n} files", f"{found['hash_s']:.1f} s"),
+        ("the same with nothing changed", f"{found['look_s']:.1f} s"),
+        ("`run_suite.py --dry-run`, first", f"{found['dry_first_s']:.1f} s"),
+        ("`run_suite.py --dry-run`, with nothing changed", f"{found['dry_again_s']:.1f} s"),
+        ("the index on disk", f"{found['index_bytes'] / 1e6:.1f} MB"),
+    ]
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
+    machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} at the start"
+    return f"""# Cost of hashing the data
+
+`python -m kdep_bench.benchmark.data_hashing` (`make scale-data`): {n} files of {BYTES} bytes in
+{CLASSES} class folders, in the page cache (a first run from disk also waits for the disk),
+on {machine}:
+
+| measure | measured |
+|---|---:|
+{table}
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the page and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000, help="files to hash")
+    parser.add_argument(
+        "--out", type=Path, default=REPO / "results" / "scale_data.md", help="output file"
+    )
+    args = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:
+        found = measure(Path(folder), args.files)
+    text = page(found, args.files, load)
+    write_atomic(args.out, text)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main)

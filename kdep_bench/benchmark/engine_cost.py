@@ -1,0 +1,224 @@
+"""Overhead of the engine: planning, status checks, stage starts (`make scale`: results/scale.md).
+
+Planning and status checks are measured on 10,000 stages, scheduling on 1,000 empty stages, each in
+a new process, and starting again from a fork server that has imported the toolkits, as in suites.
+This process imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.console import leave
+from kdep_bench.engine import local_pool, machine, state
+from kdep_bench.files import write_atomic
+from kdep_bench.suite.config import REPO, build_suite
+from kdep_bench.suite.graph import Plan, add_stage
+from kdep_bench.suite.kinds import StageKind
+from kdep_bench.suite.plan import build_plan
+
+Measures = dict[str, float]
+_NOTHING = {
+    "nothing": StageKind(
+        "kdep_bench.benchmark.engine_cost:nothing", cpus=1, cost=0.01, timeout=600
+    ),
+}
+
+
+def nothing(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """A stage that does nothing."""
+    return {}
+
+
+def large_plan(stages: int = 10_000) -> Plan:
+    """The graph of a suite with about as many stages: every recipe is a true one."""
+    seeds = max(1, round((stages / 16) ** 0.5))
+    return build_plan(
+        build_suite(
+            {
+                "name": "large",
+                "data": "smoke",
+                "teacher": "efficientnet_lite0",
+                "students": ["resnet18_w32"],
+                "methods": ["kdep", "svd"],
+                "tasks": [{"base": "pocket_det", "name": f"det{k}"} for k in range(8)],
+                "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+                "seeds": {"pretrain": list(range(seeds)), "transfer": list(range(seeds))},
+            }
+        )
+    )
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes. Not ru_maxrss, which a process takes
+    over from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def planning(stages: int) -> tuple[Plan, Measures]:
+    """A plan of so many stages, the seconds it took and this process's peak memory."""
+    begun = time.perf_counter()
+    plan = large_plan(stages)
+    spent = time.perf_counter() - begun
+    return plan, {"stages": len(plan.stages), "plan_s": spent, "plan_peak_bytes": peak_memory()}
+
+
+def pretend_done(plan: Plan, work: Path) -> None:
+    """Gives every stage of the plan a stage.json with two files, as a real one has."""
+    for stage in plan.stages.values():
+        out = work / stage.id
+        out.mkdir(parents=True)
+        for name in ("weights.pth", "notes.json"):
+            (out / name).write_text(stage.id)
+        record = {
+            "schema": state.SCHEMA,
+            "id": stage.id,
+            "kind": stage.kind,
+            "name": stage.name,
+            "spec": stage.spec,
+            "needs": dict(stage.needs),
+            "version": stage.version,
+            "code": state.code_hash(stage.rooms),
+            "finished": "2026-01-01T00:00:00+00:00",
+            "wall_s": 1.0,
+            "peak_rss": 1,
+            "environment": {},
+            "outputs": {"value": 0.5, "curves": {"loss": [[k, 0.5] for k in range(100)]}},
+            "files": {n: [len(stage.id), "0" * 64] for n in ("weights.pth", "notes.json")},
+            "rest": None,
+        }
+        # Not through write_stage: 10,000 fsyncs say nothing about looking.
+        (out / state.STAGE).write_bytes(state.stage_text(record))
+
+
+def looking(plan: Plan, work: Path) -> Measures:
+    """Seconds to say of every stage whether it is done."""
+    begun = time.perf_counter()
+    known = state.statuses(plan, work)
+    spent = time.perf_counter() - begun
+    assert all(s.done for s in known.values())
+    return {"status_s": spent}
+
+
+def starting(stages: int, work: Path, jobs: int, preload: str) -> Measures:
+    """Stages a second of a pool whose stages do nothing, and the start overhead of one: from the
+    pool's order to the stage function."""
+    plan = Plan("nothing")
+    for k in range(stages):
+        add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_NOTHING)
+    begun = time.perf_counter()
+    options = local_pool.Options(jobs=jobs, cpus=jobs, preload=preload)
+    outcome = local_pool.run_plan(plan, work, state.statuses(plan, work), options)
+    spent = time.perf_counter() - begun
+    assert outcome.ok, outcome
+    records = [json.loads((work / i / state.STAGE).read_text()) for i in outcome.ran]
+    starts = [r["start_s"] for r in records[1:]]
+    return {
+        "run": stages,
+        "per_s": stages / spent,
+        "median_s": sorted(starts)[len(starts) // 2],
+        "p99_s": sorted(starts)[len(starts) * 99 // 100],
+    }
+
+
+def plain_imports(module: str) -> float:
+    """Seconds of a new Python that imports `module` and leaves: what the fork server saves."""
+    begun = time.perf_counter()
+    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    command = [sys.executable, "-c", f"import {module}"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    return time.perf_counter() - begun
+
+
+def table(got: dict[str, Measures]) -> str:
+    """The measurements and their targets as Markdown."""
+    p, s, t = got["plan"], got["bare"], got["toolkits"]
+    jobs, n = f"{got['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
+
+    def row(what: str, value: float, unit: str, bar: float | None = None) -> str:
+        met = "" if bar is None else "yes" if value < bar else "no"
+        digits = 0 if value >= 100 else 1 if value >= 10 else 2 if unit == "s" else 1
+        asked = "" if bar is None else f"< {bar:g} {unit}"
+        return f"| {what} | {asked} | {value:.{digits}f} {unit} | {met} |"
+
+    rows = [
+        row(f"planning {n} stages", p["plan_s"], "s", 2),
+        row("peak memory of that process", p["plan_peak_bytes"] / 1e6, "MB", 300),
+        row(f"status of {n} stage directories", p["status_s"], "s", 2),
+        row(f"{s['run']:,.0f} empty stages, {jobs} in parallel", s["per_s"], "stages/s"),
+        row("start of a stage, median", s["median_s"] * 1e3, "ms"),
+        row("start of a stage, 99th percentile", s["p99_s"] * 1e3, "ms"),
+        row("start with the toolkits, median", t["median_s"] * 1e3, "ms", 300),
+        row("start with the toolkits, 99th percentile", t["p99_s"] * 1e3, "ms", 300),
+        row("importing the toolkits in a new process", t["plain_s"], "s"),
+    ]
+    return f"""# Overhead of the engine
+
+`python -m kdep_bench.benchmark.engine_cost` (`make scale`) on {os.cpu_count()} cores of
+{processor()}, load {got["machine"]["load"]:.1f} at the start:
+
+| measure | target | measured | met |
+|---|---|---:|---|
+{chr(10).join(rows)}
+
+A *start* is the time from the pool's request to the stage function, in a new process. *With the
+toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg, as for
+the stages of every suite ({t["run"]:.0f} of them here).
+"""
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "an unknown processor"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", type=int, default=10_000, help="stages to plan and check")
+    parser.add_argument("--runs", type=int, default=1_000, help="empty stages to run")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=100,
+        help="empty stages to start from the toolkits' fork server",
+    )
+    parser.add_argument("--jobs", type=int, default=machine.cpu_count(), help="parallel stages")
+    parser.add_argument("--toolkits", default=local_pool.PRELOAD, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--out", type=Path, default=REPO / "results" / "scale.md", help="output file"
+    )
+    args = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:
+        work = Path(folder)
+        plan, planned = planning(args.stages)
+        pretend_done(plan, work / "done")
+        planned |= looking(plan, work / "done")
+        bare = starting(args.runs, work / "bare", args.jobs, "kdep_bench.engine.worker")
+        with_them = starting(args.starts, work / "toolkits", args.jobs, args.toolkits)
+        with_them["plain_s"] = plain_imports(args.toolkits)
+    used = {"jobs": args.jobs, "load": load}
+    said = table({"machine": used, "plan": planned, "bare": bare, "toolkits": with_them})
+    write_atomic(args.out, said.encode())
+    print(said, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main)

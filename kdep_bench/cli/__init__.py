@@ -1,0 +1,1 @@
+"""The commands: arguments and printing. Torch is imported in the stages alone."""

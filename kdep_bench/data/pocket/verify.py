@@ -1,0 +1,53 @@
+"""Does a copy of the pocket data still hold the files that were written?"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash, read_strict, write_atomic
+
+
+def write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
+    """Writes checksums.txt in the format of sha256sum(1); its own SHA-256 is the fingerprint."""
+    text = "".join(f"{digest}  {rel}\n" for rel, digest in sorted(files))
+    write_atomic(root / "checksums.txt", text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(data_dir: str | Path) -> str:
+    """Recomputes every checksum of a data folder (out/data of `prepare`).
+
+    Returns:
+        the fingerprint.
+
+    Raises:
+        KdepError: names the first file (in path order) that is missing, changed or unlisted.
+    """
+    root = Path(data_dir)
+    expected = read_strict(root / "manifest.json")["fingerprint"]
+    listing = root / "checksums.txt"
+    if not listing.is_file() or file_hash(listing) != expected:
+        raise _damaged(listing, "missing or changed", f"SHA-256 {expected[:12]}...")
+    listed = {"manifest.json", "checksums.txt"}
+    for line in listing.read_text().splitlines():
+        digest, rel = line.split("  ", 1)
+        path = root / rel
+        if not path.is_file():
+            raise _damaged(path, "missing", "a file listed in checksums.txt")
+        if (got := file_hash(path)) != digest:
+            raise _damaged(path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
+        listed.add(rel)
+    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    if extra := sorted(found - listed):
+        raise _damaged(root / extra[0], "not listed in checksums.txt", "no such file")
+    return expected
+
+
+def _damaged(path: Path, what: str, expected: str) -> KdepError:
+    return KdepError(
+        f"the data file {path} is {what}",
+        expected=expected,
+        fix="delete the stage folder and run again",
+    )

@@ -1,0 +1,90 @@
+"""Packages, device and peak memory of a process, as a stage's record states them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import platform
+import resource
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.engine.stage_process import Order
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "mmengine",
+    "mmcv-lite",
+    "mmcv",
+    "mmdet",
+    "mmsegmentation",
+    "mmpretrain",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "pycocotools",
+    "opencv-python-headless",
+    "kdep_bench",
+)
+
+
+def environment(order: Order) -> dict[str, Any]:
+    """What ran: versions, device, threads, revision. No host name, no path."""
+    return {
+        "python": platform.python_version(),
+        "packages": packages(),
+        "device": device(),
+        "threads": order.stage.cpus,
+        "git": order.git,
+    }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of what results depend on; looked up once, in the fork server."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device() -> str:
+    """The GPU's name where this stage used CUDA, else the processor's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return f"cuda: {torch.cuda.get_device_name(0)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu: {line.partition(':')[2].strip()}"
+    return f"cpu: {platform.machine()}"
+
+
+def peak_gpu() -> dict[str, int]:
+    """{"peak_gpu": bytes} that torch took of a GPU for tensors; empty where it used none.
+
+    What its allocator reserved, not `max_memory_allocated`: mmengine resets that peak every time it
+    logs, and reserved memory is not given back.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu": torch.cuda.max_memory_reserved()}
+
+
+def largest_peak(told: list[dict[str, Any]]) -> dict[str, int]:
+    peaks = [one["peak_gpu"] for one in told if "peak_gpu" in one]
+    return {"peak_gpu": max(peaks)} if peaks else {}
+
+
+def cpu_seconds() -> float:
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        u = resource.getrusage(who)
+        total += u.ru_utime + u.ru_stime
+    return total

@@ -1,0 +1,546 @@
+"""The local pool: slots of CPU cores and GPUs, one process a stage, critical path first.
+
+Stages start from a fork server that has the toolkits imported; it is started only when a stage has
+to run. Children are watched by their process sentinels. State is in the stage directories alone:
+what this module knows is lost when it is killed, and nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import types
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection, forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.engine import stage_process, state, worker
+from kdep_bench.engine.lock import LOCKS, StageLock, Watch
+from kdep_bench.engine.machine import cpu_count, git_revision
+from kdep_bench.engine.progress import Silent, View
+from kdep_bench.engine.select import select_stages
+from kdep_bench.errors import KdepError
+from kdep_bench.forecast.costs import Costs
+from kdep_bench.safe_files import real_folder
+from kdep_bench.suite.config import REPO
+from kdep_bench.suite.graph import Plan, Stage
+
+PRELOAD = "kdep_bench.engine.preload"
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_POLL = 0.25
+_ELSEWHERE_POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        jobs: most stages at once; None = as many as the cores allow.
+        cpus: cores to share out; None = those this process may use.
+        gpus: device numbers to share out, one a GPU stage.
+        fail_fast: start nothing more after the first failure.
+        retry: further tries of a failed stage.
+        preload: module the fork server imports first.
+    """
+
+    jobs: int | None = None
+    cpus: int | None = None
+    gpus: tuple[str, ...] = ()
+    fail_fast: bool = False
+    retry: int = 0
+    preload: str = PRELOAD
+
+
+@dataclass
+class Outcome:
+    """What a run did: stage ids by fate. `failed` and `skipped` map to a sentence.
+
+    `ran` are this run's own; `elsewhere` were to run, and another process finished them meanwhile.
+    `signal` is the number of the signal that stopped it, or 0.
+    """
+
+    ran: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    signal: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not (self.failed or self.skipped or self.left or self.signal)
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    process: Any
+    pipe: Any
+    started: float
+    gpus: tuple[str, ...]
+    pending: bytes = b""
+    timed_out: bool = False
+    said: str | None = None
+
+
+def chain_costs(plan: Plan, run: set[str], cost: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the longest chain that starts at each stage of `run`, itself included."""
+    consumers, out = plan.consumers(), dict[str, float]()
+    for one in reversed(plan.stages):
+        if one in run:
+            after = (out[c] for c in consumers[one] if c in out)
+            out[one] = cost[one] + max(after, default=0.0)
+    return out
+
+
+class Pool:
+    """Runs the stages of `plan` that `known` says must run, in `work`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        work: Path,
+        known: Mapping[str, state.Status],
+        options: Options | None = None,
+        view: View | None = None,
+    ) -> None:
+        self.options = options or Options()
+        self.plan, self.work, self.view = plan, work, view or Silent()
+        self.todo = {i for i, s in known.items() if s.run}
+        self.forced = {i for i in self.todo if known[i].forced}
+        self.cpus = self.options.cpus or cpu_count()
+        self.jobs = self.options.jobs or self.cpus
+        self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
+        self.costs = Costs(plan, state.records(work, known))
+        self.cost = self.costs.of(plan.stages[i] for i in self.todo)
+        self.chain = chain_costs(plan, self.todo, self.cost)
+        self.done = {i for i, s in known.items() if s.done}
+        self.waits = {
+            i: {u for u in plan.stages[i].needs.values() if u in self.todo} for i in self.todo
+        }
+        self.consumers = plan.consumers()
+        self.running: dict[str, _Running] = {}
+        self.elsewhere: dict[str, float] = {}
+        self.watch = Watch(work)
+        self.tries: dict[str, int] = {}
+        self.outcome = Outcome()
+        self.signal = 0
+        self.git = ""
+        self.word = uuid.uuid4().hex[:16]
+        self._context: Any = multiprocessing.get_context("forkserver")
+
+    # --- the loop ---
+
+    def run(self) -> Outcome:
+        """Runs everything; returns when nothing is left that could run."""
+        if not self.todo:
+            return self.outcome
+        self._prepare_work_dir()
+        self.git = git_revision()
+        with self._signals():
+            self.view.begin(len(self.todo), self.eta)
+            try:
+                self._start_server()
+                while (self.todo or self.running) and not self.signal:
+                    self._start_ready()
+                    if not self.running and not self.elsewhere:
+                        break
+                    self._wait()
+            finally:
+                self._stop_all()
+                self.outcome.left = sorted(self.todo)
+                self.outcome.signal = self.signal
+                self.view.end()
+        return self.outcome
+
+    def _prepare_work_dir(self) -> None:
+        try:
+            real_folder(self.work / LOCKS)
+        except OSError as e:
+            raise KdepError(
+                f"the work dir {self.work} is not writable ({e.strerror})",
+                fix="correct its permissions, or choose another with --work-dir",
+            ) from None
+
+    def eta(self) -> float:
+        """Seconds left: the longer of the longest chain and the work shared out over the cores."""
+        now = time.monotonic()
+        left = dict(self.cost)
+        for one, r in self.running.items():
+            left[one] = max(0.0, self.cost[one] - (now - r.started))
+        ids = [*self.todo, *self.running]
+        load = sum(left[i] * self._cpus_of(self.plan.stages[i]) for i in ids) / self.cpus
+        longest = max((self.chain[i] - self.cost[i] + left[i] for i in ids), default=0.0)
+        return max(load, longest)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        """Notes SIGINT and SIGTERM instead of dying of them (main thread only)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: Any) -> None:
+            self.signal = self.signal or number
+
+        old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        # A handler alone does not wake `connection.wait` (PEP 475): the wake-up pipe does.
+        self._wake_r, wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(wake_w, False)
+        old_fd = signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(old_fd)
+            for s, handler in old.items():
+                signal.signal(s, handler)
+            os.close(self._wake_r)
+            os.close(wake_w)
+
+    # --- starting ---
+
+    def _start_server(self) -> None:
+        """Starts the fork server and its imports, staying awake for signals meanwhile."""
+        check_temporary_folder()
+        # The server does not get this process's sys.path (CPython < 3.13): hand it the package.
+        old = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), *([old] if old else [])])
+        begun = time.monotonic()
+        try:
+            self._context.set_forkserver_preload([self.options.preload])
+            first = self._context.Process(target=_nothing)
+            thread = threading.Thread(target=self._start_first, args=(first,), daemon=True)
+            thread.start()
+            while thread.is_alive() and not self.signal:
+                thread.join(0.1)
+                self.view.refresh()
+        finally:
+            if old is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = old
+        if self.signal:
+            _end_server()
+            return
+        if first.pid is None:
+            raise KdepError(
+                "the fork server could not be started",
+                fix="read the message above; free memory, or raise the limit on processes (ulimit "
+                "-u)",
+            )
+        first.join()
+        self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
+
+    def _start_first(self, process: Any) -> None:
+        # The terminal sends Ctrl-C to all processes; the pool alone answers, and ends the others.
+        # What this thread starts, the fork server and so the stages, inherits its mask; the tracker
+        # first, for its start unblocks Ctrl-C again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            _start(process)
+        except (EOFError, OSError):
+            if not self.signal:  # which ends the server in the middle of its imports
+                raise
+
+    def _cpus_of(self, stage: Stage) -> int:
+        wanted = stage.cpus * stage.processes or self.cpus
+        if gpus := min(stage.gpus, len(self.options.gpus)):
+            # One core cannot decode for a GPU: an equal share, and one core for other stages.
+            wanted = max(wanted, (self.cpus - 1) * gpus // len(self.options.gpus))
+        return min(wanted, self.cpus)
+
+    def _start_ready(self) -> None:
+        """Starts what is ready, longest chain first; a stage too wide for now is waited for."""
+        ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
+        for one in sorted(ready, key=lambda i: (-self.chain[i], i)):
+            stage = self.plan.stages[one]
+            gpus = min(stage.gpus, len(self.options.gpus))
+            if (
+                len(self.running) >= self.jobs
+                or self._cpus_of(stage) > self.free_cpus
+                or gpus > len(self.free_gpus)
+                or self.signal
+            ):
+                return
+            self._start(stage, tuple(self.free_gpus.pop(0) for _ in range(gpus)))
+
+    def _start(self, stage: Stage, gpus: tuple[str, ...]) -> None:
+        if self.watch.held(stage.id):
+            self.free_gpus.extend(gpus)
+            self._postpone(stage)
+            return
+        reader, writer = self._context.Pipe(duplex=False)
+        cpus = self._cpus_of(stage)
+        # As many processes as GPUs where there are any, and the cores shared out among them.
+        processes = len(gpus) if gpus else stage.processes
+        mine = replace(stage, cpus=max(1, cpus // processes), processes=processes)
+        forced = stage.id in self.forced
+        order = stage_process.Order(mine, self.work, forced, gpus, self.git, self.word)
+        process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
+        _start(process)
+        writer.close()
+        os.set_blocking(reader.fileno(), False)
+        self.running[stage.id] = _Running(stage, process, reader, time.monotonic(), gpus)
+        self.todo.discard(stage.id)
+        self.free_cpus -= cpus
+        self.view.started(stage)
+
+    def _postpone(self, stage: Stage) -> None:
+        if stage.id not in self.elsewhere:
+            self.view.elsewhere(stage, StageLock(self.work, stage.id).owner())
+        self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
+
+    # --- watching ---
+
+    def _wait(self) -> None:
+        sentinels: dict[Any, str] = {r.process.sentinel: i for i, r in self.running.items()}
+        pipes = {r.pipe: i for i, r in self.running.items() if not r.pipe.closed}
+        extra = [self._wake_r] if hasattr(self, "_wake_r") else []
+        ready = connection.wait([*sentinels, *pipes, *extra], timeout=_POLL)
+        for thing in ready:
+            if thing in pipes:
+                self._read_progress(self.running[pipes[thing]])
+        for thing in ready:
+            if isinstance(thing, int) and thing in sentinels:
+                self._finish(self.running[sentinels[thing]])
+        now = time.monotonic()
+        for r in list(self.running.values()):
+            if now - r.started > r.stage.timeout:
+                r.timed_out = True
+                self._kill([r])
+                self._finish(r)
+        for one, when in list(self.elsewhere.items()):
+            if now >= when:
+                self._look_elsewhere(self.plan.stages[one])
+        self.view.refresh()
+
+    def _read_progress(self, r: _Running) -> None:
+        try:
+            piece = os.read(r.pipe.fileno(), 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        if not piece:
+            r.pipe.close()
+            return
+        *lines, r.pending = (r.pending + piece).split(b"\n")
+        latest = None
+        for line in lines:
+            message = json.loads(line)
+            if isinstance(message, str):
+                r.said = message
+            else:
+                latest = message
+        if latest is not None:
+            self.view.progress(r.stage, *latest)
+
+    def _finish(self, r: _Running) -> None:
+        """Books a child that has ended: stage.json alone says whether it succeeded."""
+        r.process.join(GRACE)
+        code = r.process.exitcode
+        with contextlib.suppress(OSError):  # sweep up what the stage may have left running
+            os.killpg(r.process.pid, signal.SIGKILL)
+        if not r.pipe.closed:
+            self._read_progress(r)
+            r.pipe.close()
+        del self.running[r.stage.id]
+        self.free_cpus += self._cpus_of(r.stage)
+        self.free_gpus.extend(r.gpus)
+        if code == worker.BUSY:
+            self.todo.add(r.stage.id)
+            self._postpone(r.stage)
+            return
+        record, fault = state.finished(r.stage, self.work)
+        if record is not None and not r.timed_out and code == worker.DONE:
+            self._succeed(r.stage, record)
+        else:
+            self._fail(r, code, fault)
+
+    def _succeed(self, stage: Stage, record: dict[str, Any]) -> None:
+        ours = record.get("run") == self.word
+        (self.outcome.ran if ours else self.outcome.elsewhere).append(stage.id)
+        self.todo.discard(stage.id)
+        self.done.add(stage.id)
+        for consumer in self.consumers[stage.id]:
+            if consumer in self.waits:
+                self.waits[consumer].discard(stage.id)
+        self._learn(stage, record)
+        self.view.finished(stage, record, len(self.todo) + len(self.running))
+
+    def _learn(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Better guesses for the stages that are still to come."""
+        self.costs.learn(record)
+        live = self.todo | set(self.running)
+        alike = (self.plan.stages[i] for i in live)
+        if stage.kind not in ("prepare", "views"):  # these tell how much work the others have
+            alike = (s for s in alike if s.kind == stage.kind)
+        new = self.costs.of(alike)
+        if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in new.items()):
+            self.cost.update(new)
+            self.chain = chain_costs(self.plan, live, self.cost)
+
+    def _fail(self, r: _Running, code: int | None, fault: str | None) -> None:
+        stage = r.stage
+        out = state.folder(self.work, stage)
+        said = state.failure(out)
+        told: str | None = r.said or (said["error"] if said else None)
+        sentence = told if told and not r.timed_out else self._cause(r, code, fault)
+        if self.signal:  # it was stopped, it did not fail
+            self.todo.add(stage.id)
+            return
+        if not said or said["error"] != sentence:
+            stage_process.note_failure(out, sentence, stage)
+        self.tries[stage.id] = self.tries.get(stage.id, 0) + 1
+        if self.tries[stage.id] <= self.options.retry:
+            self.todo.add(stage.id)
+            self.view.retrying(stage, sentence, self.tries[stage.id], self.options.retry)
+            return
+        self.outcome.failed[stage.id] = sentence
+        self.view.failed(stage, sentence, out / state.LOG)
+        for one in sorted(self.plan.downstream([stage.id]) - {stage.id}):
+            if one in self.todo:
+                self.todo.discard(one)
+                self.elsewhere.pop(one, None)
+                self.outcome.skipped[one] = f"skipped, because {stage.id} failed"
+        if self.options.fail_fast:
+            for one in sorted(self.todo):
+                self.outcome.skipped[one] = f"not started, because {stage.id} failed (--fail-fast)"
+            self.todo.clear()
+            self.elsewhere.clear()
+
+    def _cause(self, r: _Running, code: int | None, fault: str | None) -> str:
+        one, log = "the stage", f"read its {state.LOG}"
+        if r.timed_out:
+            return str(
+                KdepError(
+                    f"{one} was stopped after its time limit of {r.stage.timeout:g} s",
+                    fix=f"{log}; if it was not stuck, raise runtime.timeout['{r.stage.kind}']",
+                )
+            )
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+            hint = (
+                "if the machine ran out of memory, run fewer stages at once (--jobs)"
+                if -code == signal.SIGKILL
+                else log
+            )
+            return str(KdepError(f"{one} was killed by {name}", fix=hint))
+        if code == worker.STOPPED:
+            return str(KdepError(f"{one} was stopped by a SIGTERM from another process", fix=log))
+        if fault:
+            return str(KdepError(f"{one} ended, but {fault}", fix=log))
+        return str(KdepError(f"{one} ended with exit code {code} and no result", fix=log))
+
+    def _look_elsewhere(self, stage: Stage) -> None:
+        """Another runner has this stage: takes its result, or the stage, once its lock is free."""
+        if self.watch.held(stage.id):
+            self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
+            return
+        del self.elsewhere[stage.id]
+        self.forced.discard(stage.id)
+        record, _ = state.finished(stage, self.work)
+        if record is not None:
+            self._succeed(stage, record)
+
+    # --- stopping ---
+
+    def _kill(self, which: list[_Running]) -> None:
+        """SIGTERM to their process groups, a grace period, then SIGKILL."""
+        for r in which:
+            _signal_group(r.process.pid, signal.SIGTERM)
+        end = time.monotonic() + GRACE
+        for r in which:
+            r.process.join(max(0.0, end - time.monotonic()))
+            _signal_group(r.process.pid, signal.SIGKILL)
+            r.process.join(GRACE)
+
+    def _stop_all(self) -> None:
+        running = list(self.running.values())
+        if running:
+            self.view.note(f"stopping {len(running)} running stage(s)")
+        self._kill(running)
+        for r in running:
+            record, _ = state.finished(r.stage, self.work)
+            r.pipe.close()
+            del self.running[r.stage.id]
+            if record is not None:  # it ended well in the meantime
+                self._succeed(r.stage, record)
+            else:
+                self.todo.add(r.stage.id)
+
+
+def _signal_group(pid: int | None, number: int) -> None:
+    if pid is None:
+        return
+    # Before its setsid the child is still in the fork server's group: signal the process alone.
+    with contextlib.suppress(OSError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+
+
+def _start(process: Any) -> None:
+    """Starts a process that does not run this program's main file again, guarded or not."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _end_server() -> None:
+    """Ends the fork server at once: in the middle of its imports it would not notice our end."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# A socket's path may have 107 bytes; multiprocessing adds "/pymp-xxxxxxxx/listener-xxxxxxxx".
+MOST_TEMPORARY = 107 - 32
+
+
+def check_temporary_folder() -> None:
+    """KdepError where the folder for temporary files has too long a path for the fork server."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MOST_TEMPORARY:
+        raise KdepError(
+            f"the path of the temporary folder, {folder}, has {len(os.fsencode(folder))} bytes, "
+            "too many for a Unix socket in it",
+            expected=f"at most {MOST_TEMPORARY} bytes",
+            fix="set TMPDIR to a folder with a shorter path, for example TMPDIR=/tmp",
+        )
+
+
+def _nothing() -> None:
+    """First child of the fork server: its start is over when the toolkits are imported."""
+
+
+def run_plan(
+    plan: Plan,
+    work: Path,
+    known: Mapping[str, state.Status],
+    options: Options | None = None,
+    view: View | None = None,
+) -> Outcome:
+    """Runs what `known` (from `state.statuses`) says must run; see `Pool`."""
+    return Pool(plan, work, known, options, view).run()
+
+
+__all__ = ["Options", "Outcome", "Pool", "run_plan", "select_stages"]

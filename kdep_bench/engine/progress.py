@@ -1,0 +1,182 @@
+"""What a person sees while a suite runs: one live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from kdep_bench.suite.graph import Stage
+
+_LINE_EVERY = 60.0  # seconds between plain progress lines of one stage
+
+
+class View:
+    """The events of a run. The base class shows nothing."""
+
+    def begin(self, count: int, eta: Callable[[], float]) -> None: ...
+    def started(self, stage: Stage) -> None: ...
+    def progress(self, stage: Stage, done: int, total: int, note: str) -> None: ...
+    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None: ...
+    def failed(self, stage: Stage, sentence: str, log: Path) -> None: ...
+    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None: ...
+    def elsewhere(self, stage: Stage, owner: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def refresh(self) -> None: ...
+    def end(self) -> None: ...
+
+    def reason(self, stage: Stage, sentence: str) -> str:
+        """The sentence of a failure, the first time; of the next stage that fails for the same
+        reason, the name of the first one."""
+        first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
+        return sentence if first == stage.id else f"same error as {first}."
+
+
+class Silent(View):
+    """Nothing at all (tests, embedding)."""
+
+
+def duration(seconds: float) -> str:
+    """'7 s', '3 min 20 s', '2 h 05 min'."""
+    s = round(seconds)
+    if s < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+class Plain(View):
+    """One line an event, with a clock; progress of a stage at most once a minute."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.total, self.eta = 0, lambda: 0.0
+        self._shown: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self.stream, flush=True)
+
+    def begin(self, count: int, eta: Callable[[], float]) -> None:
+        self.total, self.eta = count, eta
+        self.say(f"{count} stage(s) to run, about {duration(eta())}")
+
+    def started(self, stage: Stage) -> None:
+        self._shown[stage.id] = time.monotonic()
+        self.say(f"start  {stage.id}")
+
+    def progress(self, stage: Stage, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._shown.get(stage.id, 0.0) >= _LINE_EVERY:
+            self._shown[stage.id] = now
+            share = f" ({100 * done // total} %)" if total else ""
+            self.say(f"       {stage.id}: {done}/{total}{share} {note}")
+
+    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None:
+        ahead = f"; {left} left, about {duration(self.eta())}" if left else ""
+        self.say(f"done   {stage.id} in {duration(record['wall_s'])}{ahead}")
+
+    def failed(self, stage: Stage, sentence: str, log: Path) -> None:
+        self.say(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
+
+    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
+        self.say(f"retry  {stage.id} (attempt {tried + 1} of {most + 1}): {sentence}")
+
+    def elsewhere(self, stage: Stage, owner: str) -> None:
+        self.say(f"wait   {stage.id}: {owner} is running it")
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+
+class Live(View):
+    """A table of running stages and the suite's ETA, redrawn in place; events scroll above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self.console = Console()
+        self.live = RichLive(console=self.console, auto_refresh=False, transient=True)
+        self.total, self.done, self.broken = 0, 0, 0
+        self.eta: Callable[[], float] = lambda: 0.0
+        self.rows: dict[str, list[Any]] = {}
+        self.begun, self._drawn = time.monotonic(), 0.0
+
+    def begin(self, count: int, eta: Callable[[], float]) -> None:
+        self.total, self.eta = count, eta
+        self.live.start()
+
+    def started(self, stage: Stage) -> None:
+        self.rows[stage.id] = [time.monotonic(), 0, 0, ""]
+
+    def progress(self, stage: Stage, done: int, total: int, note: str) -> None:
+        if stage.id in self.rows:
+            self.rows[stage.id][1:] = [done, total, note]
+
+    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None:
+        self.rows.pop(stage.id, None)
+        self.done += 1
+        self._print(f"[green]done[/]   {stage.id} in {duration(record['wall_s'])}")
+
+    def failed(self, stage: Stage, sentence: str, log: Path) -> None:
+        from rich.markup import escape
+
+        self.rows.pop(stage.id, None)
+        self.broken += 1
+        why = escape(self.reason(stage, sentence))
+        self._print(f"[red]FAILED[/] {stage.id}: {why} Log: {escape(str(log))}")
+
+    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
+        from rich.markup import escape
+
+        self.rows.pop(stage.id, None)
+        self._print(
+            f"[yellow]retry[/]  {stage.id} (attempt {tried + 1} of {most + 1}): {escape(sentence)}"
+        )
+
+    def elsewhere(self, stage: Stage, owner: str) -> None:
+        self._print(f"[yellow]wait[/]   {stage.id}: {owner} is running it")
+
+    def note(self, text: str) -> None:
+        from rich.markup import escape
+
+        self._print(escape(text))
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= 0.25:
+            self._drawn = now
+            self.live.update(self._table(now), refresh=True)
+
+    def _table(self, now: float) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        spent, ahead = duration(now - self.begun), duration(self.eta())
+        broken = f", {self.broken} failed" if self.broken else ""
+        table = Table(
+            title=f"{self.done} of {self.total} stages{broken} · {spent} · about {ahead} left",
+            title_justify="left",
+            box=None,
+            show_header=False,
+            padding=(0, 1),
+        )
+        for one, (started, done, total, note) in self.rows.items():
+            bar = ProgressBar(total=total or None, completed=done, width=24, pulse=not total)
+            count = f"{done}/{total}" if total else ""
+            table.add_row(one, bar, count, duration(now - started), note)
+        return table
+
+    def end(self) -> None:
+        self.live.stop()
+
+
+def view_for(stream: TextIO, plain: bool = False) -> View:
+    """The live view where `stream` is a terminal, else plain lines."""
+    return Plain(stream) if plain or not stream.isatty() else Live()

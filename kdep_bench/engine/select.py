@@ -1,0 +1,52 @@
+"""Which stages of a plan a command means: by kind, by name, by pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.graph import Plan
+
+
+def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
+    """Stages whose method, task, student, kind or id a pattern matches, with all they need.
+
+    A pattern is a glob, or a part of the name. None without patterns. KdepError when one matches
+    nothing.
+    """
+    patterns = list(patterns)
+    if not patterns:
+        return None
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hit = matcher(pattern)
+        found = {s.id for s in plan.stages.values() if hit(s.kind) or hit(s.id)}
+        for cell in plan.cells:
+            if any(hit(c["name"]) for c in (cell.method, cell.task, cell.student)):
+                found.add(cell.id)
+        if not found:
+            known = sorted(
+                {s.kind for s in plan.stages.values()}
+                | {c[k] for cell in plan.cells for c, k in _named(cell)}
+            )
+            raise KdepError(
+                f"--only {pattern!r} matches no stage of {plan.name}",
+                expected="part of a stage id, a glob for it, or one of: " + ", ".join(known),
+                fix="list the ids with --dry-run",
+            )
+        chosen |= found
+    return plan.upstream(chosen)
+
+
+def _named(cell: Any) -> list[tuple[dict[str, Any], str]]:
+    return [(cell.method, "name"), (cell.task, "name"), (cell.student, "name")]
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Glob where the pattern has *, ? or [; else 'is a part of'."""
+    import fnmatch
+
+    if any(c in pattern for c in "*?["):
+        return lambda text: fnmatch.fnmatchcase(text, pattern)
+    return lambda text: pattern in text

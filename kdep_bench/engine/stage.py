@@ -1,0 +1,296 @@
+"""Runs one stage of a written plan; the command of every cluster engine, and for plain sbatch.
+
+`python -m kdep_bench.engine.stage --plan plan.json --stage ID --work-dir W` acquires the stage's
+lock (waiting while another process holds it), exits at once if the stage is done, checks its
+inputs, runs it and writes its stage.json. In a Slurm job it requests a requeue if the job is
+preempted, or if the job reaches its time limit and the stage can resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from kdep_bench.devices import show_gpus
+from kdep_bench.engine import ddp, stage_process, state, worker
+from kdep_bench.engine.lock import StageLock, Watch
+from kdep_bench.engine.machine import cpu_count, git_revision
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.files import read_strict, write_json
+from kdep_bench.safe_files import open_regular, real_folder
+from kdep_bench.suite.graph import Plan, Stage, stage_id
+
+PLAN_SCHEMA = 1
+RUN_WORD = "KDEP_RUN"  # of the environment: see `worker.Order.run`
+NOTICE = 120.0  # seconds before a job's end at which it is told, at most
+_SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
+_POLL = 2.0
+EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
+2 bad plan or argument, 75 another process is running it, 143 interrupted (rerun to resume)."""
+
+
+# --- the plan as a file --------------------------------------------------------------------------
+
+
+def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
+    """Stages as JSON, with the revision of the source they were planned by."""
+    rows = [asdict(s) | {"rooms": list(s.rooms), "needs": dict(s.needs)} for s in stages]
+    write_json(path, {"schema": PLAN_SCHEMA, "name": name, "git": git_revision(), "stages": rows})
+
+
+def read_stage(path: Path, one: str) -> tuple[Stage, str]:
+    """The stage called `one` of a written plan, and the plan's revision.
+
+    Raises:
+        KdepError: no plan, no such stage, or a stage whose content is not what its id says.
+    """
+    said = read_strict(path)
+    if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
+        raise KdepError(
+            f"{path} is not a plan file of schema {PLAN_SCHEMA}",
+            fix="write the plan again with this version",
+        )
+    stages, revision = said.get("stages"), said.get("git")
+    listed = stages if isinstance(stages, list) else []
+    rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
+    if len(rows) != len(listed) or not rows or not isinstance(revision, str):
+        raise KdepError(
+            f"the plan file {path} is damaged: its stages or its revision are missing, or a stage "
+            "occurs twice",
+            fix="write the plan again",
+        )
+    if one not in rows:
+        raise unknown_name("stage", one, rows)
+    try:
+        stage = TypeAdapter(Stage).validate_python(rows[one])
+    except ValidationError as e:
+        fault = e.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in fault["loc"])
+        raise KdepError(
+            f"the plan file {path} is damaged: the stage {one} has a wrong {place} "
+            f"({fault['msg']})",
+            fix="write the plan again",
+        ) from None
+    real = stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
+    if real != one:
+        raise KdepError(
+            f"the plan file {path} is damaged: the stage {one} has the content of {real}",
+            fix="write the plan again",
+        )
+    return stage, revision
+
+
+# --- GPUs ----------------------------------------------------------------------------------------
+
+
+def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
+    """Waits for `count` free ones of `gpus` and holds them until this process ends, however.
+
+    For schedulers that count GPUs and do not tell which. All or none are taken, so that two stages
+    never wait for each other.
+    """
+    room = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
+    if count > len(gpus):
+        raise KdepError(
+            f"the stage needs {count} GPUs, but this machine has {len(gpus)}",
+            fix="lower runtime.gpus in the suite",
+        )
+    while True:
+        held: dict[str, int] = {}
+        for gpu in gpus:
+            fd = open_regular(room / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held[gpu] = fd
+            except BlockingIOError:
+                os.close(fd)
+            if len(held) == count:
+                return tuple(held)
+        for fd in held.values():
+            os.close(fd)
+        time.sleep(_POLL)
+
+
+# --- Slurm ---------------------------------------------------------------------------------------
+
+
+def _job() -> dict[str, str]:
+    """What Slurm says of the job this runs in; empty outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    said = subprocess.run(
+        ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return dict(re.findall(r"(\w+)=(\S+)", said.stdout))
+
+
+def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
+    """(requeue the job, sentence of a failure) for a stage stopped by SIGTERM in a Slurm job.
+
+    A cancelled job is neither. A preempted one goes back to the queue. One whose time is ending
+    does so if the stage resumes and its tries so far, each as long, stay below the stage's
+    timeout; else it is a stage that took too long.
+    """
+    if job.get("JobState") != "RUNNING":
+        return False, None
+    if job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
+        return True, None
+    try:
+        begin, end = (datetime.fromisoformat(job[k]) for k in ("StartTime", "EndTime"))
+    except (KeyError, ValueError):  # no limit
+        return False, None
+    if (end - now).total_seconds() > NOTICE + _SLURM_LATE + _POLL:
+        return False, None
+    limit, tries = (end - begin).total_seconds(), int(job.get("Restarts", 0)) + 1
+    if stage.resumable and limit * tries < stage.timeout:
+        return True, None
+    said = KdepError(
+        f"the stage was stopped at its job's time limit of {limit:.0f} s (in job number {tries})",
+        expected=f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
+        if stage.resumable
+        else "an end within one job, because it cannot resume",
+        fix=f"read its {state.LOG}; if it was not stuck, raise runtime.timeout or runtime.time",
+    )
+    return False, str(said)
+
+
+class TooLong(stage_process.Stopped):
+    """The stage's own time is over."""
+
+
+def _late(*_: object) -> None:
+    raise TooLong
+
+
+def _stopped(stage: Stage, work: Path) -> int:
+    job = _job()
+    requeue, fault = after_stop(stage, job, datetime.now())
+    if fault:
+        stage_process.note_failure(state.folder(work, stage), fault, stage)
+        return stage_process.FAULT
+    return _requeue(stage, work, job) if requeue else worker.STOPPED
+
+
+def _requeue(stage: Stage, work: Path, job: dict[str, str]) -> int:
+    (state.folder(work, stage) / state.FAILED).unlink(missing_ok=True)
+    done = subprocess.run(["scontrol", "requeue", job["JobId"]], check=False).returncode == 0
+    print(f"--- {'back to the queue' if done else 'not requeued'}", flush=True)
+    return worker.STOPPED
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m kdep_bench.engine.stage",
+        description="Run one stage of a written plan.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--plan", type=Path, required=True, help="plan file from run_suite.py --write-plan"
+    )
+    p.add_argument("--stage", required=True, metavar="ID", help="stage id")
+    p.add_argument("--work-dir", type=Path, required=True, help="stage directories")
+    p.add_argument("--gpus", default="", help="use free GPUs of these, e.g. 0,1 (not on Slurm)")
+    p.add_argument("--no-wait", action="store_true", help="exit with 75 if another process runs it")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    work = args.work_dir.absolute()
+    try:
+        if ddp.leave_launcher() != (0, 1):
+            raise KdepError(
+                "this command was started by torchrun, but it starts the processes of its stage "
+                "itself",
+                fix="start it without torchrun; the number of processes is runtime.processes in "
+                "the suite",
+            )
+        stage, git = read_stage(args.plan, args.stage)
+        if state.finished(stage, work)[0] is not None:
+            return worker.DONE
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stage_process.stop)
+        signal.signal(signal.SIGALRM, _late)
+        try:
+            code = _run(_order(stage, work, git, args.gpus), not args.no_wait)
+        except TooLong:
+            said = KdepError(
+                f"the stage was stopped after its time limit of {stage.timeout:g} s",
+                fix=f"read its {state.LOG}; if it was not stuck, raise "
+                f"runtime.timeout['{stage.kind}']",
+            )
+            stage_process.note_failure(state.folder(work, stage), str(said), stage)
+            return stage_process.FAULT
+        except stage_process.Stopped:
+            return _stopped(stage, work)
+        # Slurm's notice goes to a job's steps: with several nodes to the ranks, and not to here.
+        if code == stage_process.FAULT and stage.nodes > 1:
+            job = _job()
+            if after_stop(stage, job, datetime.now())[0]:
+                return _requeue(stage, work, job)
+        return code
+    except KdepError as e:
+        print(f"stage: {e}", file=sys.stderr)
+        return 2
+
+
+def _order(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Order:
+    """The stage with what this process was given: cores, and GPUs by number."""
+    in_slurm = "SLURM_JOB_ID" in os.environ
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
+    visible = tuple(g for g in mine.split(",") if g)
+    if gpus and stage.gpus and not in_slurm:
+        visible = take_gpus(gpus.split(","), stage.gpus)
+    show_gpus(visible)
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
+    stage = replace(stage, cpus=stage.cpus or given)
+    stage_process.set_threads(stage.cpus)
+    return stage_process.Order(stage, work, gpus=visible, git=git, run=os.environ.get(RUN_WORD, ""))
+
+
+def _run(order: stage_process.Order, wait: bool) -> int:
+    one, caller = order.stage.id, os.dup(2)  # a stage's own output goes to its log from here on
+    watch = Watch(order.work)
+    while True:
+        signal.setitimer(signal.ITIMER_REAL, order.stage.timeout)
+        code, sentence = worker.run_stage(order, _quiet)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if code != worker.BUSY or not wait:
+            break
+        owner = StageLock(order.work, one).owner()
+        print(f"{one}: waiting, {owner} is running it", flush=True)
+        while watch.held(one):
+            time.sleep(_POLL)
+    if sentence:
+        os.write(caller, f"{one}: {sentence}\n".encode())
+    return code
+
+
+def _quiet(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,543 @@
+"""What the stage directories say: done or not, and why not. They are the only state there is.
+
+`<work>/<stage id>/stage.json` is written last and atomically; without it, or with one that does
+not fit, a stage is not done. Paths in it are relative, so a moved or copied work dir still counts.
+The work dir may be a link; a stage directory, and what the engine reads in it, may not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
+from kdep_bench.suite.config import REPO
+from kdep_bench.suite.data_identity import changes_since
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.schema import Json
+
+SCHEMA = 1
+STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
+DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
+POINTER, BEFORE = ".try", ".before-"  # see `tries`
+OURS = {STAGE, FAILED, LOG, DAMAGED, POINTER}
+LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
+_FAILED_BYTES = 1 << 20
+VERIFY_BYTES = 64 << 20  # of an input, hashed every time before it is used
+VERIFIED = ".verified"  # in the work dir: larger files that were found whole
+
+
+def folder(work: Path, stage: Stage | str) -> Path:
+    """Directory of a stage."""
+    return work / (stage if isinstance(stage, str) else stage.id)
+
+
+# --- files of a finished stage ---------------------------------------------------------------
+
+
+def walk(out: Path) -> Iterator[tuple[str, int]]:
+    """(relative path, size) of every file below `out` but the engine's own, sorted.
+
+    A link counts by the path that it holds: what it leads to is the user's, and may be edited.
+    """
+    found = []
+    for base, folders, files in os.walk(out):
+        if base == os.fspath(out):
+            folders[:] = [f for f in folders if not f.startswith(BEFORE)]
+        for name in files:
+            path = os.path.join(base, name)
+            relative = os.path.relpath(path, out)
+            if relative not in OURS and not (name.startswith(".") and name.endswith(".tmp")):
+                found.append((relative, os.lstat(path).st_size))
+    # Files at the top first: manifests and checkpoints are listed before the trees they describe.
+    return iter(sorted(found, key=lambda f: (f[0].count("/"), f[0])))
+
+
+def take_stock(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
+    """(files: {relative path: [bytes, sha256]}, rest): `rest` sums up files beyond LISTED_FILES."""
+    everything = list(walk(out))
+    listed, rest = everything[:LISTED_FILES], everything[LISTED_FILES:]
+    files = {name: [size, _hash(out / name)] for name, size in listed}
+    return files, _summary(rest) if rest else None
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the path that a link holds."""
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
+    return file_hash(path)
+
+
+def _summary(rest: list[tuple[str, int]]) -> Json:
+    digest = hashlib.sha256(canonical_json(sorted(rest)).encode()).hexdigest()
+    return {"count": len(rest), "bytes": sum(s for _, s in rest), "names_and_sizes": digest}
+
+
+def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = None) -> str | None:
+    """The first file that is not as recorded, as a clause; None when all are.
+
+    Args:
+        out: the stage's directory.
+        record: its stage.json.
+        checksums: hash the files too.
+        known_in: work dir that remembers larger files found whole before, for `verify_input`; those
+            are not hashed again, and files that are not listed not looked at.
+    """
+    files: dict[str, list[Any]] = record["files"]
+    base = os.fspath(out)
+    for name, (size, _) in files.items():
+        try:
+            now = os.lstat(f"{base}/{name}").st_size
+        except OSError:
+            return f"its file {name} is missing"
+        if now != size:
+            return f"its file {name} has {now} bytes instead of {size}"
+    if not checksums:
+        return None
+    whole = _Whole(known_in, out.name) if known_in and _large(files) else None
+    fault = _first_changed(out, files, whole)
+    if whole is not None:
+        whole.keep()
+    if fault is None and known_in is None and record.get("rest"):
+        rest = [f for f in walk(out) if f[0] not in files]
+        if _summary(rest) != record["rest"]:
+            return f"files are missing or changed among the other {record['rest']['count']}"
+    return fault
+
+
+def _large(files: Mapping[str, list[Any]]) -> bool:
+    return sum(size for size, _ in files.values()) > VERIFY_BYTES
+
+
+def _first_changed(out: Path, files: Mapping[str, list[Any]], whole: _Whole | None) -> str | None:
+    """The first file with another checksum, smaller files first, as a clause."""
+    left = VERIFY_BYTES
+    for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
+        left -= size
+        try:
+            # Before it is read: a change meanwhile shows the next time.
+            found = os.lstat(out / name) if whole is not None and left < 0 else None
+            if whole is not None and found is not None and whole.knows(name, digest, found):
+                continue
+            if _hash(out / name) != digest:
+                return f"its file {name} has changed (its checksum differs)"
+            if whole is not None and found is not None:
+                whole.learn(name, digest, found)
+        except KdepError as e:
+            return f"its file {e.problem}"
+        except OSError as e:
+            return f"its file {name} cannot be read ({e.strerror})"
+    return None
+
+
+# --- one stage ---------------------------------------------------------------------------------
+
+_SUM = b'\n "sum": "'  # at the top level: one space in
+_NO_SUM = b"0" * 64
+
+
+def write_stage(out: Path, record: Json) -> None:
+    """Writes stage.json atomically."""
+    write_atomic(out / STAGE, stage_text(record))
+
+
+def stage_text(record: Json) -> bytes:
+    """The text of a stage.json, with the SHA-256 of itself in `sum`.
+
+    The sum is that of the text with 64 zeros in its place, so that checking it needs no parsing.
+    """
+    blank = {**record, "sum": _NO_SUM.decode()}
+    raw = (json.dumps(blank, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    at = raw.rindex(_SUM) + len(_SUM)
+    return raw[:at] + hashlib.sha256(raw).hexdigest().encode() + raw[at + 64 :]
+
+
+def _whole(raw: bytes) -> bool:
+    """Whether a stage.json is as it was written; without its sum nothing shows that it is."""
+    at = raw.rfind(_SUM) + len(_SUM)
+    if at < len(_SUM):
+        return False
+    blank = hashlib.sha256(raw[:at] + _NO_SUM + raw[at + 64 :])
+    return blank.hexdigest().encode() == raw[at : at + 64]
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "kind": str,
+    "version": int,
+    "finished": str,
+    "wall_s": (int, float),
+    "peak_rss": int,
+    "files": dict,
+    "outputs": dict,
+    "spec": dict,
+    "needs": dict,
+    "environment": dict,
+}
+
+
+def _check_types(record: Json) -> None:
+    """TypeError that names the first entry of a stage.json that is not of its type."""
+    for key, kind in _KINDS.items():
+        value = record[key]
+        number = isinstance(value, (int, float))
+        # Python counts True as the number 1.
+        if not isinstance(value, kind) or isinstance(value, bool) or (number and value < 0):
+            raise TypeError(f"{key} is {str(value)[:40]!r}")
+    for name, (size, digest) in record["files"].items():
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise TypeError(f"files: {name[:60]!r}")
+
+
+def read_stage(out: Path) -> Json | None:
+    """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
+    path = f"{os.fspath(out)}/{STAGE}"
+    try:
+        # By way of the directory's descriptor: a link in its place is not followed.
+        folder_fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            raw = read_bytes(STAGE, dir_fd=folder_fd)
+        finally:
+            os.close(folder_fd)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        if not out.parent.is_dir():
+            return None
+        raise no_folder(out, os.lstat(out).st_mode, "stage directory") from None
+    except KdepError as e:
+        raise KdepError(f"{os.fspath(out)}/{e.problem}", expected=e.expected, fix=e.fix) from None
+    except OSError as e:
+        raise KdepError(
+            f"{path} cannot be read ({e.strerror})", fix="correct its permissions"
+        ) from None
+    try:
+        if not _whole(raw):
+            raise KdepError(
+                f"{path} is damaged: its checksum is wrong or missing",
+                fix="run the suite again: that stage is rerun",
+            )
+        record = from_json(raw, allow_inf_nan=False)
+        if record["schema"] != SCHEMA:
+            raise KdepError(
+                f"{path} has schema {record['schema']}",
+                expected=f"schema {SCHEMA}",
+                fix="run that stage again",
+            )
+        _check_types(record)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
+        raise KdepError(
+            f"{path} is damaged ({e})", fix="run the suite again: that stage is rerun"
+        ) from None
+    return record
+
+
+def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | None, str | None]:
+    """(record, None) of a done stage; (None, clause) of one that is damaged; (None, None) of none.
+
+    Cheap: parses stage.json, compares id and version, looks at file sizes. `verify` adds every
+    checksum.
+    """
+    out = folder(work, stage)
+    try:
+        record = read_stage(out)
+    except KdepError as e:
+        return None, e.problem
+    if record is None:
+        return None, None
+    if record["id"] != stage.id:
+        return None, f"its stage.json belongs to {record['id']}"
+    if record["version"] != stage.version:
+        return None, f"stage version {record['version']} -> {stage.version}"
+    fault = _misfit(out, record, verify)
+    return (None, fault) if fault else (record, None)
+
+
+def verify_input(work: Path, one: str) -> str:
+    """Checks an upstream stage before it is read: the size and checksum of every listed file.
+
+    Smaller files, VERIFY_BYTES together, are hashed every time. A larger one is hashed again unless
+    its size, times of change and inode are those of the last time that it was found whole.
+
+    Returns:
+        what was left out, as a sentence; '' where nothing was.
+
+    Raises:
+        KdepError: the stage has no result, or one that does not fit. The latter loses its
+            stage.json, so that the next run makes it again.
+    """
+    out, record = folder(work, one), None
+    try:
+        record = read_stage(out)
+        fault = "it has no stage.json" if record is None else _misfit(out, record, True, work)
+    except KdepError as e:
+        fault = e.problem
+    if fault:
+        mark_damaged(out)
+        raise KdepError(
+            f"the input {one} is damaged: {fault}", fix="run the suite again: that stage is rerun"
+        )
+    rest = (record or {}).get("rest")
+    if not rest:
+        return ""
+    return (
+        f"{one}: {rest['count']} files ({rest['bytes']} bytes) beyond the {LISTED_FILES} that are "
+        "listed were not checked; run_suite.py --verify checks their names and sizes"
+    )
+
+
+class _Whole:
+    """The larger files of a stage that were found whole, by what stat(2) says of them.
+
+    Kept in `<work>/.verified/`: who can write there can write the stages as well.
+    """
+
+    def __init__(self, work: Path, one: str) -> None:
+        self.path = work / VERIFIED / f"{one}.json"
+        self._known: Json = {}
+        self._new = False
+        with contextlib.suppress(KdepError):
+            if is_real_folder(self.path.parent):
+                said = read_strict(self.path, follow=False)
+                self._known = said if isinstance(said, dict) else {}
+
+    def knows(self, name: str, digest: str, found: os.stat_result) -> bool:
+        return self._known.get(name) == self._entry(digest, found)
+
+    def learn(self, name: str, digest: str, found: os.stat_result) -> None:
+        self._known[name], self._new = self._entry(digest, found), True
+
+    def keep(self) -> None:
+        """Writes what is new; not being able to costs hashing again, and nothing else."""
+        if self._new:
+            with contextlib.suppress(OSError, KdepError):
+                real_folder(self.path.parent)
+                write_json(self.path, self._known)
+
+    @staticmethod
+    def _entry(digest: str, found: os.stat_result) -> list[Any]:
+        # The time of the inode's change (ctime) cannot be set: a write shows, whatever it pretends.
+        return [digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def data_read(work: Path, stage: Stage) -> Json:
+    """{"data": fingerprint} of the data that a stage was given; {} for one that reads none."""
+    prepare = stage.needs.get("prepare")
+    record = read_stage(folder(work, prepare)) if prepare else None
+    found = record["outputs"].get("fingerprint") if record else None
+    return {"data": found} if isinstance(found, str) else {}
+
+
+def mark_damaged(out: Path) -> None:
+    """Turns stage.json into DAMAGED: the stage is not done, and its next try starts afresh."""
+    if is_real_folder(out):
+        with contextlib.suppress(OSError):
+            os.replace(out / STAGE, out / DAMAGED)
+
+
+def failure(out: Path) -> Json | None:
+    """What failed.json says of the last try, or None."""
+    try:
+        said = read_strict(out / FAILED, _FAILED_BYTES, False) if is_real_folder(out) else {}
+        return said if isinstance(said.get("error"), str) else None
+    except (KdepError, AttributeError):
+        return None
+
+
+# --- a whole plan --------------------------------------------------------------------------------
+
+
+@dataclass
+class Status:
+    """Where a stage stands: `done`, or whether it must `run`, and why in a clause.
+
+    `forced`: it runs although what it left may be whole.
+    """
+
+    done: bool
+    run: bool
+    why: str
+    record: Json | None = None
+    forced: bool = False
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection inside: it walks all that was read again and again, and finds none."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def statuses(
+    plan: Plan,
+    work: Path,
+    wanted: set[str] | None = None,
+    force: Callable[[Stage], bool] = lambda _: False,
+    verify: bool = False,
+) -> dict[str, Status]:
+    """Every stage of `wanted` (default: all), upstream first, with whether it must run.
+
+    A stage that is not done runs if it is a last one, if something after it must run, or if what
+    it left is damaged: work whose results are all there is not repeated. `force` marks stages to
+    run again with all that follow.
+    """
+    chosen = [s for s in plan.stages.values() if wanted is None or s.id in wanted]
+    ids = {s.id for s in chosen}
+    consumers = {i: [c for c in cs if c in ids] for i, cs in plan.consumers().items() if i in ids}
+    out: dict[str, Status] = {}
+    forced: set[str] = set()
+    damaged: set[str] = set()
+    with no_collection():
+        found = {s.id: finished(s, work, verify) for s in chosen}
+    for stage in chosen:
+        record, fault = found[stage.id]
+        after = [u for u in stage.needs.values() if u in forced]
+        if force(stage) or after:
+            forced.add(stage.id)
+            why = "forced" if force(stage) else f"upstream {after[0]} will run"
+            out[stage.id] = Status(False, True, why, forced=True)
+        elif record is not None:
+            out[stage.id] = Status(True, False, "done", record)
+        else:
+            if fault:
+                damaged.add(stage.id)
+            # Sizes alone would let a damage that only a checksum shows pass for done again.
+            out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
+    for stage in reversed(chosen):
+        status = out[stage.id]
+        if not status.done and not status.run:
+            mine = consumers[stage.id]
+            status.run = not mine or stage.id in damaged or any(out[c].run for c in mine)
+            if not status.run:
+                status.why = "outputs missing but not needed: every downstream stage is done"
+    newest = _Newest(work)
+    for stage in chosen:
+        status = out[stage.id]
+        if status.run and not status.why:
+            status.why = _why(stage, work, out, newest)
+        elif status.done and status.record is not None:
+            made = status.record.get("code")
+            if made and made != code_hash(stage.rooms):
+                status.why = "done, but with a different version of the code (rerun with --force)"
+    return out
+
+
+def records(work: Path, known: Mapping[str, Status], most: int = 500) -> list[Json]:
+    """stage.json of all that is done, for what it took: first the newest `most` outside `known`.
+
+    Those are of earlier versions of the plan, and of other suites with the same work dir.
+    """
+    outside = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(work):
+            if entry.name not in known and not entry.name.startswith("."):
+                with contextlib.suppress(OSError):
+                    outside.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
+    found = []
+    for _, path in sorted(outside)[-most:]:
+        with contextlib.suppress(KdepError):
+            record = read_stage(Path(path))
+            if record is not None:
+                found.append(record)
+    return found + [s.record for s in known.values() if s.record is not None]
+
+
+def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
+    before = failure(folder(work, stage))
+    if before:
+        return f"failed before: {before['error']}"
+    if folder(work, stage).exists():
+        return "interrupted"
+    other = newest.of(stage)
+    if other is not None:
+        if stage.kind == "prepare" and (edits := changes_since(work / other["id"], stage, work)):
+            return f"data changed: {edits}"
+        changes = differences(other["spec"], stage.spec)
+        if other["version"] != stage.version:
+            changes.insert(0, f"stage version {other['version']} -> {stage.version}")
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            return f"spec changed: {', '.join(changes[:3])}{more}"
+    for up in stage.needs.values():
+        if up in known and known[up].run:
+            return f"upstream {up} will run"
+    if other is not None:
+        for role, up in stage.needs.items():
+            if other["needs"].get(role) != up:
+                return f"upstream changed: {other['needs'].get(role)} -> {up}"
+    return "never run"
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """What changed between two specs, as 'budget.epochs 3 -> 4'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        out = []
+        for key in sorted(old.keys() | new.keys()):
+            place = f"{at}.{key}" if at else key
+            if key not in new:
+                out.append(f"{place} dropped")
+            elif key not in old:
+                out.append(f"{place} added")
+            else:
+                out += differences(old[key], new[key], place)
+        return out
+    if old == new:
+        return []
+    return [f"{at} {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+class _Newest:
+    """The newest finished directory of a kind and name, looked up once a work dir."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._found: dict[str, list[str]] | None = None
+
+    def of(self, stage: Stage) -> Json | None:
+        if self._found is None:
+            self._found = {}
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(self.work):
+                    self._found.setdefault(entry.name.rpartition("-")[0], []).append(entry.path)
+        best: tuple[float, Json] | None = None
+        for path in self._found.get(stage.id.rpartition("-")[0], []):
+            with contextlib.suppress(KdepError, OSError):
+                when = os.stat(os.path.join(path, STAGE)).st_mtime
+                if best is None or when > best[0]:
+                    record = read_stage(Path(path))
+                    if record is not None and record["id"] != stage.id:
+                        best = (when, record)
+        return best[1] if best else None
+
+
+@cache
+def code_hash(rooms: tuple[str, ...]) -> str:
+    """Hash of the package's source in `rooms` (paths below kdep_bench/)."""
+    root, h = REPO / "kdep_bench", hashlib.sha256()
+    for room in rooms:
+        place = root / room
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            h.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()[:16]

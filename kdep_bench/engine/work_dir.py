@@ -1,0 +1,263 @@
+"""What lies in a work dir: stage directories and cluster runs, their sizes, and their pruning.
+
+A stage is kept when a record below a results folder cites it (its `stages` name the whole chain),
+when a given suite plans it, when a kept stage was made from it, or while a process has it. Only
+directories that look like a stage's are ever touched. Records that are set aside
+(`superseded/`) are on no leaderboard and keep nothing.
+
+A try of a stage works in a directory beside the stage's (see `tries`). One that was killed leaves
+it there: it is kept as long as its stage is and would go on from it.
+
+A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, its jobs' logs) leaves its
+room behind when it did not go well. The room is kept while the run goes on, or jobs of it may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdep_bench.engine import attempts, cluster, state
+from kdep_bench.engine.lock import StageLock
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+from kdep_bench.safe_files import is_real_folder, no_folder
+from kdep_bench.safe_files import remove as remove_tree
+
+_STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
+_RUN_DIR = re.compile(rf"{re.escape(cluster.ROOM)}/[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage directory, or the room of one cluster run.
+
+    Attributes:
+        id: its path in the work dir.
+        bytes: sizes of its files together.
+        state: 'done', 'failed', 'cut' (begun and not finished), 'damaged' or 'running'; of a
+            cluster run 'running', 'queued' (jobs of it are, or may be) or 'ended'.
+        finished: when it was done, UTC; '' if it is not.
+        needs: ids of the stages it was made from.
+        kept_by: why it stays: names of results folders and suites, 'needed by ...', 'running'.
+    """
+
+    id: str
+    bytes: int
+    state: str
+    finished: str
+    needs: tuple[str, ...]
+    kept_by: tuple[str, ...] = ()
+
+    @property
+    def is_run(self) -> bool:
+        return _RUN_DIR.fullmatch(self.id) is not None
+
+
+def survey(
+    work: Path, cited: Mapping[str, Iterable[str]], planned: Mapping[str, Iterable[str]]
+) -> list[Entry]:
+    """Every stage directory and cluster run in `work`, largest first, with who keeps it.
+
+    Args:
+        cited: stage id -> names of the results folders whose records cite it; see `citations`.
+        planned: stage id -> names of the suites that plan it.
+
+    Raises:
+        KdepError: `work` is no folder.
+    """
+    if not work.is_dir():
+        raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
+    found, tried = {}, []
+    for one in os.scandir(work):
+        if one.is_dir(follow_symlinks=False):
+            if _STAGE_DIR.fullmatch(one.name):
+                found[one.name] = _look(work, one.name)
+            elif made := attempts.NAME.fullmatch(one.name):
+                tried.append((one.name, made["stage"]))
+    kept: dict[str, list[str]] = {}
+    for i, entry in found.items():
+        kept[i] = [*cited.get(i, ()), *(f"suite {n}" for n in planned.get(i, ()))]
+        if entry.state == "running":
+            kept[i].append("running")
+    todo = [i for i, why in kept.items() if why]
+    while todo:
+        one = todo.pop()
+        for up in found[one].needs:
+            if up in kept and not kept[up]:
+                kept[up] = [f"needed by {one}"]
+                todo.append(up)
+    entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
+               for i, e in found.items()]  # fmt: skip
+    entries += [_look_try(work, name, one, kept.get(one, [])) for name, one in tried]
+    entries += _runs(work)
+    return sorted(entries, key=lambda e: (-e.bytes, e.id))
+
+
+def _look(work: Path, one: str) -> Entry:
+    out = work / one
+    finished, needs = "", ()
+    try:
+        record = state.read_stage(out)
+        if record is None:
+            how = "failed" if state.failure(out) else "cut"
+        elif record["id"] != one:
+            how = "damaged"
+        else:
+            how, finished = "done", str(record.get("finished", ""))
+            needs = tuple(sorted(set(record["needs"].values())))
+    except KdepError:
+        how = "damaged"
+    if StageLock(work, one).held_elsewhere():
+        how = "running"
+    return Entry(one, size_of(out), how, finished, needs)
+
+
+def _look_try(work: Path, name: str, one: str, stage_kept_by: list[str]) -> Entry:
+    """The directory `name` of a try of the stage `one`."""
+    why: tuple[str, ...] = ()
+    if StageLock(work, one).held_elsewhere():
+        why = ("running",)
+    elif stage_kept_by and name in attempts.named(work, one):
+        why = (f"the next attempt of {one}",)
+    return Entry(name, size_of(work / name), "running" if "running" in why else "cut", "", (), why)
+
+
+def _runs(work: Path) -> list[Entry]:
+    """The rooms of cluster runs."""
+    out = []
+    queue = cluster.queued(work) if shutil.which("squeue") else None
+    home = work / cluster.ROOM
+    for room in sorted(home.glob("*")) if is_real_folder(home) else ():
+        one = room.relative_to(work).as_posix()
+        if is_real_folder(room) and _RUN_DIR.fullmatch(one):
+            how, why = _look_run(work, room, queue)
+            out.append(Entry(one, size_of(room), how, "", (), (why,) if why else ()))
+    return out
+
+
+def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
+    """(state, what keeps it) of a run's room. `queue`: jobs by stage; None where none is seen."""
+    if cluster.run_lock(room).held_elsewhere():
+        return "running", "running"
+    try:
+        said = read_strict(room / cluster.RUN, follow=False)
+        stages, executor = list(said["stages"]), said.get("executor")
+    except (KdepError, KeyError, TypeError, AttributeError):
+        return "ended", ""  # cut before it had submitted anything
+    if any(StageLock(work, i).held_elsewhere() for i in stages):
+        return "running", "one of its stages is running"
+    jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
+    if jobs:
+        return "queued", f"Slurm's jobs {', '.join(jobs)}"
+    blind = executor != "snakemake-local" and (executor != "slurm" or queue is None)
+    if blind and not all((work / i / state.STAGE).exists() for i in stages):
+        return "queued", "it may have queued jobs that this machine cannot see"
+    return "ended", ""
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`; links are not followed."""
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a running stage removes files
+                total += os.lstat(os.path.join(base, name)).st_size
+    return total
+
+
+def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """Stage id -> names of the results folders with a record that cites it.
+
+    Raises:
+        KdepError: a record that cannot be read: what it cites is not known, so nothing may go.
+    """
+    out: dict[str, list[str]] = {}
+    for folder in folders:
+        place = folder / "records"
+        if place.is_symlink():
+            raise no_folder(place, place.lstat().st_mode, "records folder")
+        for path in sorted(place.glob("*.json")):
+            said = read_strict(path, follow=False)
+            stages = said.get("stages") if isinstance(said, dict) else None
+            if not isinstance(stages, dict):
+                raise KdepError(
+                    f"the record {path} has no valid list of stages",
+                    fix="run its suite again, or move the file elsewhere",
+                )
+            for one in {str(said.get("id")), *map(str, stages.values())}:
+                names = out.setdefault(one, [])
+                if folder.name not in names:
+                    names.append(folder.name)
+    return out
+
+
+def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
+    """What nothing keeps. KdepError where nothing at all was cited or planned."""
+    if not any_claim:
+        raise KdepError(
+            "no results were found and no suite was given, so every stage would be removed",
+            fix="give --results-dir, or the names of the suites to keep; to remove everything, "
+            "delete the work dir yourself",
+        )
+    return [e for e in entries if not e.kept_by]
+
+
+def remove(work: Path, entry: Entry) -> bool:
+    """Deletes one entry under its lock; False where a process has taken it meanwhile.
+
+    stage.json goes first: a removal that is cut leaves a stage that is not done.
+    """
+    out, attempt = work / entry.id, attempts.NAME.fullmatch(entry.id)
+    ours = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
+    if not ours or not is_real_folder(out):
+        return False
+    one = attempt["stage"] if attempt else entry.id
+    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, one)
+    if not lock.take():
+        return False
+    try:
+        remove_tree(out / state.STAGE)
+        remove_tree(out)
+    finally:
+        lock.free()
+    return True
+
+
+def size_text(size: float) -> str:
+    """'12 B', '3.4 MB', '1.2 GB'; decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def counted(entries: Iterable[Entry]) -> str:
+    """'3 stage directories, 1.2 GB', with the cluster runs where there are any."""
+    entries = list(entries)
+    runs = sum(e.is_run for e in entries)
+    said = f"{len(entries) - runs} stage directories"
+    said += f" and {runs} cluster runs" if runs else ""
+    return f"{said}, {size_text(sum(e.bytes for e in entries))}"
+
+
+def table(entries: Iterable[Entry]) -> str:
+    """The list for people: size, state, day, id, who keeps it."""
+    lines = []
+    for e in entries:
+        kept = ", ".join(e.kept_by) or "unreferenced"
+        day = e.finished[:10] or "-"
+        lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {kept}")
+    return "\n".join(lines)
+
+
+def as_json(entries: Iterable[Entry]) -> str:
+    """The list for programs."""
+    return json.dumps([vars(e) for e in entries], indent=1)

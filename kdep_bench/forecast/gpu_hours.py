@@ -1,0 +1,157 @@
+"""What fits a budget of GPU-hours: whole comparisons, the cheapest a cell first.
+
+A comparison is every arm of one student, teacher, data share, length of pre-training, task and pair
+of seeds: fewer arms would compare nothing. Arms without a teacher belong to the comparisons of
+every teacher, arms that are not trained to all. What a comparison costs is what it adds to the ones
+already taken: a pre-training is paid for once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kdep_bench.errors import KdepError
+from kdep_bench.forecast.work import Hours
+from kdep_bench.suite.graph import Cell, Plan
+
+
+class Comparison(NamedTuple):
+    """The arms that are compared with each other, as cells; see the module."""
+
+    student: str
+    task: str
+    seeds: tuple[int, int]
+    share: float
+    epochs: float
+    teacher: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Comparisons taken, in order, their GPU-hours in all, and those left out."""
+
+    taken: list[Comparison]
+    left: list[Comparison]
+    hours: float
+
+    def said(self, budget: float) -> list[str]:
+        """What is run and what is left out, as sentences."""
+        whole = Counter(c.task for c in [*self.taken, *self.left])
+        left = Counter(c.task for c in self.left)
+        lines = [
+            f"{len(self.taken)} of {len(self.taken) + len(self.left)} comparisons (all methods of "
+            "one student, teacher, data fraction, length, task and pair of seeds) fit into "
+            f"{budget:g} GPU-hours, lowest cost per transfer run first: {self.hours:,.1f} GPU-hours"
+        ]
+        if left:
+            parts = [f"{task} {n} of {whole[task]}" for task, n in sorted(left.items())]
+            lines.append(f"not run, comparisons by task: {', '.join(parts)}")
+        return lines
+
+
+def comparisons(plan: Plan, wanted: Container[str]) -> list[Comparison]:
+    """Every comparison of the plan's cells in `wanted`, in their order."""
+    taught: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    alone: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    untrained: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    order: dict[tuple[object, ...], None] = {}
+    for cell in (c for c in plan.cells if c.id in wanted):
+        seeds = (cell.pretrain_seed, cell.transfer_seed)
+        base = (cell.student["name"], cell.task["name"], seeds)
+        budget = plan.stages[cell.chain["pretrain"]].spec.get("budget")
+        if budget is None:
+            untrained[base].append(cell.id)
+            continue
+        key, teacher = (*base, cell.share, float(budget["epochs"])), teacher_of(plan, cell)
+        (taught[*key, teacher] if teacher else alone[key]).append(cell.id)
+        order[*key, teacher] = None
+    with_teacher = {key[:-1] for key in taught}
+    found = []
+    for key in order:
+        *base, _ = key
+        if not key[-1] and key[:-1] in with_teacher:
+            continue  # it is in the comparisons of its teachers
+        cells = [*taught[key], *alone[tuple(base)], *untrained[tuple(base[:3])]]
+        found.append(Comparison(*key, tuple(cells)))  # type: ignore[arg-type]
+    compared = {c for one in found for c in one.cells}
+    for base, cells in untrained.items():
+        if not compared.issuperset(cells):  # nothing here is trained
+            found.append(Comparison(*base, 1.0, 0.0, "", tuple(cells)))  # type: ignore[arg-type]
+    return found
+
+
+def teacher_of(plan: Plan, cell: Cell) -> str:
+    """Name of the teacher that an arm learns from, through assistants; '' without one."""
+    caches = [role for role in cell.chain if role.rpartition(".")[2] == "cache"]
+    if caches:
+        first = plan.stages[cell.chain[max(caches, key=len)]]
+        return first.spec["teacher"]["name"]
+    return cell.teacher["name"] if cell.teacher else ""
+
+
+def fit(
+    plan: Plan,
+    wanted: Container[str],
+    todo: set[str],
+    hours: Mapping[str, float | None],
+    budget: float,
+) -> Fit:
+    """The comparisons that fit into `budget` GPU-hours.
+
+    Args:
+        wanted: stages that are asked for.
+        todo: those of them that are to run; what is done costs nothing.
+        hours: of each; a comparison with a stage of unknown hours (None) is left out.
+    """
+    every = comparisons(plan, wanted)
+    needs = [plan.upstream(c.cells) & todo for c in every]
+    users: dict[str, list[int]] = defaultdict(list)
+    for i, stages in enumerate(needs):
+        for one in stages:
+            users[one].append(i)
+    unknown = {i for one, used in users.items() if hours[one] is None for i in used}
+    open_ones = [i for i in range(len(every)) if i not in unknown]
+    cost = [sum(hours[s] or 0.0 for s in stages) for stages in needs]
+    cells = [len(stages.intersection(c.cells)) for c, stages in zip(every, needs, strict=True)]
+    taken, spent, paid = list[int](), 0.0, set[str]()
+    while True:
+        fitting = [i for i in open_ones if spent + cost[i] <= budget]
+        if not fitting:
+            break
+        best = min(fitting, key=lambda i: (cost[i] / max(1, cells[i]), i))
+        taken.append(best)
+        open_ones.remove(best)
+        spent += cost[best]
+        for one in needs[best] - paid:
+            for i in users[one]:
+                cost[i] = max(0.0, cost[i] - (hours[one] or 0.0))
+                cells[i] -= one in every[i].cells
+        paid |= needs[best]
+    chosen = set(taken)
+    left = [c for i, c in enumerate(every) if i not in chosen]
+    return Fit([every[i] for i in taken], left, spent)
+
+
+def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
+    """Why a run of everything may not begin under `budget`; None where it fits."""
+    unknown = sum(v is None for v in hours.of.values())
+    if unknown:
+        return KdepError(
+            f"the GPU-hours of {unknown} of {len(hours.of)} stages to run are not known",
+            fix="give --device-rate or --measure-throughput (and --count-flops), or add "
+            "--fit-budget to run only stages whose cost is known",
+        )
+    total = sum(v or 0.0 for v in hours.of.values())
+    if total <= budget:
+        return None
+    every = len(found.taken) + len(found.left)
+    return KdepError(
+        f"the run needs an estimated {total:,.1f} GPU-hours, {hours.said}",
+        expected=f"at most {budget:g} (--budget-hours)",
+        fix=f"raise --budget-hours, or add --fit-budget to run the {len(found.taken)} of {every} "
+        "comparisons that fit",
+    )

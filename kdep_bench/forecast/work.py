@@ -1,0 +1,356 @@
+"""What the stages of a plan will take: pictures, FLOPs, disk, and GPU-hours at a rate.
+
+Nothing is guessed. Numbers come from the specs, the counts of official data sets, finished stages,
+and what `kdep_bench.benchmark.networks` counted, kept in networks.json by the content of a
+network's config: a network that changed is unknown until it is counted again. What none of these
+tells is None, with a sentence that says why.
+
+Left out, because it is small: the scoring of test splits, classifiers of fine-tuned students, what
+an objective adds to its student, alignments, logs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.files import canonical_json, read_strict, text_hash
+from kdep_bench.flops import FORWARD_AND_BACKWARD
+from kdep_bench.forecast.costs import takes_steps
+from kdep_bench.suite.arms import EXPORTED
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.schema import Json
+
+COUNTED = Path(__file__).with_name("networks.json")  # of the suites in configs/
+OWN = "networks.json"  # in the work dir: of other suites
+GPU_KINDS = ("cache", "pretrain", "transfer")
+_OFFICIAL = "kdep_bench.data.official.stage:prepare"
+_HALF = 2  # bytes of a number in a cache
+# Keys of a teacher that say which weights it has, and of a recipe that shape no network.
+_WEIGHTS = {"name", "weights", "sha256", "download", "prefix", "drop", "key", "content"}
+_TRAINING = {
+    *("iters", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
+    *("weight_decay", "clip_norm", "warmup", "steps", "poly_power", "workers", "frozen_stages"),
+    *("norm_eval", "sync_bn", "test_scale"),
+}
+
+
+# ---- networks ----
+
+
+def student_network(student: Json) -> Json:
+    """The network of a student at its input size."""
+    told = {"backbone": student["backbone"], "input_px": student["input_px"]}
+    return {"kind": "student", "name": student["name"], "student": told}
+
+
+def teacher_network(teacher: Json) -> Json:
+    """The network of a teacher; of one that an arm makes, its student's."""
+    if str(teacher.get("type")) == EXPORTED:
+        return student_network(teacher["student"])
+    return {"kind": "teacher", "name": teacher["name"], "teacher": teacher}
+
+
+def task_network(task: Json, student: Json) -> Json:
+    """The network that a dense task trains on a student."""
+    name = f"{task['name']}.{student['name']}"
+    return {"kind": "task", "name": name, "task": task, "student": student}
+
+
+def network_id(network: Json) -> str:
+    """Hash of what shapes the network: not its name, weights or schedule."""
+    told: Any
+    if network["kind"] == "student":
+        told = network["student"]
+    elif network["kind"] == "teacher":
+        told = {k: v for k, v in network["teacher"].items() if k not in _WEIGHTS | {"card"}}
+    else:
+        task, student = network["task"], network["student"]
+        recipe = {k: v for k, v in task["recipe"].items() if k not in _TRAINING}
+        parts = {k: student.get(k) for k in ("backbone", "pyramid", "dilated")}
+        told = [task["type"], recipe, parts]
+    return text_hash(canonical_json([network["kind"], told]))
+
+
+def networks(plan: Plan) -> list[Json]:
+    """Every network that stages of the plan run, once."""
+    found: dict[str, Json] = {}
+    for stage in plan.stages.values():
+        for network in _networks_of(stage):
+            found.setdefault(network_id(network), network)
+    return list(found.values())
+
+
+def _networks_of(stage: Stage) -> list[Json]:
+    spec = stage.spec
+    if stage.kind == "cache":
+        return [teacher_network(spec["teacher"])]
+    if stage.kind == "pretrain":
+        live = [teacher_network(spec["teacher"])] if "teacher" in spec else []
+        return [student_network(spec["student"]), *live]
+    if stage.kind == "transfer" and _dense(spec["task"]):
+        return [task_network(spec["task"], spec["student"])]
+    return []
+
+
+def _dense(task: Json) -> bool:
+    return task["family"] in ("detection", "segmentation")
+
+
+def read_counts(work: Path) -> dict[str, Json]:
+    """What is known of networks: the repository's counts, and the work dir's."""
+    known: dict[str, Json] = json.loads(COUNTED.read_text())
+    if (work / OWN).exists():
+        known |= read_strict(work / OWN, follow=False)
+    return known
+
+
+# ---- what a stage takes ----
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage will take.
+
+    Attributes:
+        images: pictures that its networks see.
+        flops: of the cache's teacher, of pre-training and of transfer training.
+        disk: bytes that it leaves.
+        why: what is not known, where something is None.
+    """
+
+    images: float | None = 0.0
+    flops: float | None = 0.0
+    disk: float | None = 0.0
+    why: str = ""
+
+
+class Forecast:
+    """The needs of the stages of a plan.
+
+    Args:
+        counts: what is known of networks, by `network_id`.
+        records: stage.json of finished stages, which know how many images there are.
+    """
+
+    def __init__(
+        self, plan: Plan, counts: Mapping[str, Json], records: Iterable[Json] = ()
+    ) -> None:
+        self.plan, self.counts = plan, counts
+        self._outputs = {r["id"]: r["outputs"] for r in records if r["kind"] == "prepare"}
+        self._ids: dict[int, tuple[Json, str]] = {}
+        self._pairs: dict[tuple[int, int], Json] = {}
+        self._pools: dict[str, int | None] = {}
+
+    def of(self, stage: Stage) -> Need:
+        """The need of one stage."""
+        make = {
+            "views": self._views,
+            "cache": self._cache,
+            "pretrain": self._pretrain,
+            "export": self._export,
+            "transfer": self._transfer,
+        }.get(stage.kind)
+        return make(stage) if make else Need()
+
+    def network(self, config: Json, network: Json) -> tuple[str, Json]:
+        """(id, counts) of a network; the counts are empty where it was never counted.
+
+        `config` is the dict it was made of: its id is remembered by that.
+        """
+        if id(config) not in self._ids:
+            self._ids[id(config)] = config, network_id(network)
+        one = self._ids[id(config)][1]
+        return one, self.counts.get(one, {})
+
+    def pool(self, views: str) -> int | None:
+        """Images of the pool that a `views` stage renders, or None."""
+        prepare = self.plan.stages[self.plan.stages[views].needs["prepare"]]
+        if prepare.id not in self._pools:
+            self._pools[prepare.id] = self._count_pool(prepare)
+        return self._pools[prepare.id]
+
+    def _count_pool(self, prepare: Stage) -> int | None:
+        told = self._outputs.get(prepare.id, {}).get("counts", {}).get("images", {}).get("pool")
+        spec = prepare.spec
+        if told is not None:
+            return told
+        if prepare.function == _OFFICIAL and spec.get("tiny_seed") is None:
+            from kdep_bench.data.official.base import get_set
+
+            one = get_set(spec["pool"])
+            whole = one.trained and spec.get("pool_folder", "train") == "train"
+            return sum(one.counts[k] for k in one.trained) if whole else None
+        if "pool_composites" in spec:
+            return spec["pool_composites"] + spec["pool_crops"]
+        return None
+
+    def _rows(self, stage: Stage) -> tuple[int | None, int]:
+        """(images of the stage's share, views an image)."""
+        views = stage.id if stage.kind == "views" else stage.needs["views"]
+        pool = self.pool(views)
+        images = None if pool is None else round(stage.spec.get("share", 1.0) * pool)
+        return images, self.plan.stages[views].spec["views"]
+
+    def _views(self, stage: Stage) -> Need:
+        images, views = self._rows(stage)
+        if images is None:
+            return Need(disk=None, why=_NO_POOL)
+        return Need(disk=images * views * stage.spec["px"] ** 2 * 3)
+
+    def _cache(self, stage: Stage) -> Need:
+        images, views = self._rows(stage)
+        if images is None:
+            return Need(None, None, None, _NO_POOL)
+        teacher, rows = stage.spec["teacher"], images * views
+        made = teacher_network(teacher)
+        _, known = self.network(teacher, made)
+        if not known:
+            return Need(rows, None, None, _uncounted(made))
+        width = known.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
+        sizes = [_size(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
+        unknown = width is None or None in sizes
+        numbers = None if unknown else int(width or 0) + sum(s or 0 for s in sizes)
+        disk = None if numbers is None else rows * _HALF * numbers
+        return Need(rows, rows * known["flops"], disk, _uncounted(made) if unknown else "")
+
+    def _pretrain(self, stage: Stage) -> Need:
+        spec = stage.spec
+        made = student_network(spec["student"])
+        _, known = self.network(spec["student"], made)
+        disk, why = known.get("bytes"), "" if known else _uncounted(made)
+        if not takes_steps(spec):
+            return Need(0.0, 0.0, disk, why)
+        images, _ = self._rows(stage)
+        if images is None:
+            return Need(None, None, disk, _NO_POOL)
+        whole = spec["budget"].get("epochs_over") == "pool"
+        counted = self.pool(stage.needs["views"]) if whole else images
+        seen = steps_of(spec["budget"], counted or 0) * spec["budget"]["batch"]
+        each = FORWARD_AND_BACKWARD * known["flops"] if known else None
+        if "teacher" in spec:
+            live = teacher_network(spec["teacher"])
+            _, more = self.network(spec["teacher"], live)
+            each = each + more["flops"] if each is not None and more else None
+            why = why or ("" if more else _uncounted(live))
+        return Need(seen, None if each is None else seen * each, disk, why)
+
+    def _export(self, stage: Stage) -> Need:
+        made = student_network(stage.spec["student"])
+        _, known = self.network(stage.spec["student"], made)
+        return Need(0.0, 0.0, known.get("bytes"), "" if known else _uncounted(made))
+
+    def _transfer(self, stage: Stage) -> Need:
+        task, student = stage.spec["task"], stage.spec["student"]
+        recipe = task["recipe"]
+        if _dense(task) and "iters" in recipe:
+            seen = recipe["iters"] * recipe["batch"]
+            key, made = self._pair(task, student), task_network(task, student)
+        elif "epochs" in recipe and "set" in recipe:
+            from kdep_bench.data.official.base import get_set
+
+            one = get_set(recipe["set"])
+            images = sum(one.counts[k] for k in one.trained)
+            seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
+            key, made = student, student_network(student)
+        else:
+            return Need(None, None, 0.0, f"the cost of a run of {task['name']} is unknown")
+        _, known = self.network(key, made)
+        if not known:
+            return Need(seen, None, 0.0, _uncounted(made))
+        return Need(seen, seen * FORWARD_AND_BACKWARD * known["flops"], 0.0)
+
+    def _pair(self, task: Json, student: Json) -> Json:
+        """One dict for each task and student, by which `network` remembers."""
+        return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
+
+
+_NO_POOL = "the number of images is unknown until the data are prepared"
+
+
+def _uncounted(network: Json) -> str:
+    return f"the FLOPs of {network['kind']} {network['name']} are unknown: add --count-flops"
+
+
+def _size(outputs: Mapping[str, int], wanted: str) -> int | None:
+    """Numbers a picture of one further output of a cache; 'maps' is all of them."""
+    found = [n for name, n in outputs.items() if wanted in (name, name.partition(".")[0])]
+    return sum(found) if found else None
+
+
+def steps_of(budget: Json, images: int) -> int:
+    """Optimiser steps of a budget over so many images, as kdep_bench/pretrain/stage.py counts."""
+    return max(1, math.floor(budget["epochs"] * images / budget["batch"]))
+
+
+# ---- a plan ----
+
+
+@dataclass(frozen=True)
+class Hours:
+    """GPU-hours by stage id, None where unknown, and where they come from."""
+
+    said: str
+    of: Mapping[str, float | None]
+
+
+def table(plan: Plan, forecast: Forecast, ids: Iterable[str], spent: Hours | None) -> list[str]:
+    """The lines of --dry-run: needs by kind of stage, each stage once, and what is not in them."""
+    kinds: dict[str, list[Stage]] = defaultdict(list)
+    for one in ids:
+        kinds[plan.stages[one].kind].append(plan.stages[one])
+    rows = [["", "stages", "images seen", "FLOPs", "disk", "GPU-hours"]]
+    why: Counter[str] = Counter()
+    all_needs: list[Need] = []
+    all_hours: list[float | None] = []
+    for kind, stages in kinds.items():
+        needs = [forecast.of(s) for s in stages]
+        why.update(n.why for n in needs if n.why)
+        mine = [spent.of[s.id] for s in stages] if spent and kind in GPU_KINDS else []
+        rows.append(_row(kind, needs, mine))
+        all_needs += needs
+        all_hours += mine
+    rows.append(_row("all", all_needs, all_hours))
+    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    lines = []
+    for first, *rest in rows:
+        cells = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    whence = spent.said if spent else "give --device-rate or --measure-throughput"
+    lines.append(f"GPU-hours: {whence}. Data loading and evaluation are not included.")
+    for sentence, count in why.most_common():
+        lines.append(f"excluded: {sentence} ({count} stage{'s' * (count > 1)})")
+    return ["Planned work (shared stages counted once):", *lines]
+
+
+def _row(kind: str, needs: list[Need], spent: list[float | None]) -> list[str]:
+    return [
+        kind,
+        f"{len(needs):,}",
+        _sum([n.images for n in needs], lambda v: f"{v:,.0f}"),
+        _sum([n.flops for n in needs], lambda v: f"{v:.3g}"),
+        _sum([n.disk for n in needs], size),
+        _sum(spent, lambda v: f"{v:,.1f}" if v >= 1 else f"{v:.2g}"),
+    ]
+
+
+def _sum(values: list[float | None], show: Any) -> str:
+    """The sum; '>= ' where a part is not known, '-' where there is nothing or nothing known."""
+    known = [v for v in values if v is not None]
+    if not any(known):
+        return "-"
+    return (">= " if len(known) < len(values) else "") + show(sum(known))
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,149 @@
+"""Students: plain mm backbones, and the tap that reads the pooled feature before the last ReLU.
+
+A network that ends in no activation (ConvNeXt, Swin, ViT: a norm is last) has the tap "output":
+what its classifier pools. `kdep_bench/students/discover.py` finds the tap of any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench import openmmlab
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.taps import find_last_activation, global_mean, nonzero_scales, rectified
+
+# The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
+LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
+    "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
+    "MobileNetV2": lambda net: "conv2.activate",
+    "MobileNetV3": lambda net: f"{net.layers[-1]}.activate",
+    "EfficientNetLite": lambda net: "bn2.act",
+}
+
+OUTPUT = "output"
+
+
+def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
+    """The student's backbone from the mm registry, with initialised weights.
+
+    `more` overrides backbone arguments (`out_indices`, `init_cfg`, ...). Randomness comes from
+    torch's global generator: seed it first.
+    """
+    if openmmlab.current_scope() is None:  # every scope has mmpretrain's models
+        openmmlab.setup("mmpretrain")
+    from mmpretrain.registry import MODELS
+
+    net = MODELS.build({**student["backbone"], **more})
+    if not isinstance(net, nn.Module):
+        raise KdepError(
+            f"the backbone type {student['backbone'].get('type')} built no network",
+            fix="correct `backbone` in the student config",
+        )
+    net.init_weights()  # type: ignore[operator]
+    return net
+
+
+def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
+    """The backbone's last activation; KdepError for a class or a path that is not known."""
+    kind = type(backbone).__name__
+    path = tap
+    if tap == "last_pre_activation":
+        if kind not in LAST_ACTIVATION:
+            raise KdepError(
+                f"the last activation of the backbone {kind} is not known",
+                expected=f"one of {sorted(LAST_ACTIVATION)}",
+                fix="set `tap=` in the student config to the module path of its last activation "
+                "(tools/make_student.py finds it)",
+            )
+        path = LAST_ACTIVATION[kind](backbone)
+    try:
+        return backbone.get_submodule(path)
+    except AttributeError:
+        raise KdepError(
+            f"the backbone {kind} has no module {path!r}",
+            expected="the path of its last activation",
+            fix="correct `tap=` in the student config",
+        ) from None
+
+
+class PreActivationTap(nn.Module):
+    """Runs a backbone and returns its last map before and after the final activation.
+
+    The last activation module of the network is called without `inplace` (it has no parameters,
+    so the state dict is unchanged) and its input is recorded; ResNet blocks call theirs twice, the
+    second time on the block's sum, so the last call is the one that counts.
+
+    Args:
+        backbone: an mm backbone whose last output is the final map.
+        tap: "last_pre_activation" finds the last activation by the backbone's class; "output" is
+            the last map itself, of a network that ends in no activation; any other value is the
+            module path of that activation.
+    """
+
+    def __init__(self, backbone: nn.Module, tap: str = "last_pre_activation") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._seen: Tensor | None = None
+        self._activation: list[nn.Module] = []  # a list: no second registration in the state dict
+        if tap == OUTPUT:
+            return
+        module = activation_module(backbone, tap)
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
+        module.register_forward_pre_hook(self._record)
+        self._activation.append(module)
+
+    def _record(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._seen = args[0]
+
+    def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """(before, after): two maps [B, Ds, H, W] of the last stage."""
+        out = self.backbone(x_B3HW)
+        after = out[-1] if isinstance(out, (tuple, list)) else out
+        if not self._activation:
+            return after, after
+        before, self._seen = self._seen, None
+        assert before is not None
+        return before, after
+
+    @torch.no_grad()
+    def verify(self, width: int, px: int) -> None:
+        """Proves on noise that activation(before) is the backbone's own output, `width` wide.
+
+        Norm scales that start at zero (residual branches) are one meanwhile: with them a block is
+        the identity, and a tap one block too early would pass.
+        """
+        mode = self.training
+        self.eval()
+        x = torch.randn(2, 3, px, px)
+        with nonzero_scales(self):
+            before, after = self(x)
+        hidden = None if self._activation else find_last_activation(self, lambda: self(x)[1])
+        self.train(mode)
+        if before.shape[1] != width:
+            raise KdepError(
+                f"the student's last map has {before.shape[1]} channels",
+                expected=f"{width}, the `width` of its config",
+                fix="correct `width` in the student config",
+            )
+        if hidden is not None or (not self._activation and rectified(after, pool(after))):
+            raise KdepError(
+                f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
+                "activation"
+                + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is not a module"),
+                fix="set `tap=` in the student config to the module path of that activation",
+            )
+        if self._activation and not torch.equal(self._activation[0](before), after):
+            raise KdepError(
+                f"the tap of {type(self.backbone).__name__} is not the input of its last "
+                "activation",
+                expected="activation(tap) equal to the backbone's output",
+                fix="set `tap=` in the student config to the module path of the last activation",
+            )
+
+
+pool = global_mean

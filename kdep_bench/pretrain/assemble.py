@@ -1,0 +1,119 @@
+"""From the config of a method to its objective, target transform and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdep_bench.data.shares import labels_file
+from kdep_bench.data.views import open_views
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+from kdep_bench.objectives.base import demands
+from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
+from kdep_bench.pretrain.pyramid import describe
+from kdep_bench.pretrain.teaching import Teaching
+from kdep_bench.registry import type_path
+
+
+def check_precision(precision: str) -> None:
+    """Refuses float16 where there is no GPU: a CPU has no loss scaling and little use for it."""
+    if precision == "float16" and not torch.cuda.is_available():
+        raise KdepError(
+            "budget.precision is 'float16', which needs a GPU, and this machine has none",
+            fix="use 'float32' or 'bfloat16' (bfloat16 needs no loss scaling)",
+        )
+
+
+def objective_config(
+    spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching, out: Path
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
+    """(objective config with everything it asks for, target config, probes).
+
+    Raises KdepError for an objective that this method's labels or alignment cannot serve.
+    """
+    method = spec["method"]
+    objective, name = dict(method["objective"]), type_path(method["objective"]["type"])
+    wanted = demands(objective)
+    if "labels" in wanted.needs and not method["labels_used"]:
+        raise KdepError(
+            f"the objective {name} needs labels, but the method {method['name']} has "
+            "labels_used=False",
+            fix="set labels_used=True, or choose an objective without labels",
+        )
+    target, probes = None, {}
+    if "target" in wanted.needs:
+        if "align" not in inputs or method.get("transform") is None:
+            raise KdepError(
+                f"the objective {name} regresses an aligned teacher feature, but the config of "
+                f"method {method['name']} lacks `align` or `transform`",
+                fix="set both in the method's config",
+            )
+        target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
+        probes = target_probes(spec, inputs, target)
+    answers: dict[str, Callable[[], Any]] = {
+        "width": lambda: spec["student"]["width"],
+        "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
+        "epochs": lambda: spec["budget"]["epochs"],
+        "views": lambda: open_views(inputs["views"]).views,
+        "target_mean_square": lambda: probes.get("target_mean_square"),
+        "teacher_mean_variance": lambda: mean_variance(spec, inputs),
+        "student_maps": lambda: describe(spec["student"]),
+        "layer_distances": lambda: distances(spec, inputs),
+        "map_moments": lambda: moments_of_maps(spec, inputs, out),
+        **taught.facts,
+    }
+    asked = sorted(wanted.asks - set(objective))
+    unknown = [a for a in asked if a not in answers]
+    if unknown:
+        raise KdepError(
+            f"the objective {name} requires the constructor argument {', '.join(unknown)}, which "
+            "pre-training cannot provide",
+            expected=f"one of {', '.join(sorted(answers))}",
+            fix="set it in the method's config, or add the teacher output it belongs to to the "
+            "objective's `needs`",
+        )
+    return objective | {a: answers[a]() for a in asked}, target, probes
+
+
+def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Learning-rate schedule by iteration, its shape stretched over the budget.
+
+    "cosine": linear warm-up over the share `warmup` of the steps, then half a cosine to zero.
+    "step": x0.1 after each third, KDEP's shape (x0.1 every 30 of 90 epochs).
+    """
+    warm = int(budget.get("warmup", 0.0) * steps)
+    if warm == 1:  # mmengine's LinearLR of one step would keep its start factor for the whole run
+        warm = 0
+    plan: list[dict[str, Any]] = []
+    if warm:
+        plan.append(
+            {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warm}
+        )
+    shape = budget.get("schedule", "cosine")
+    if shape == "cosine":
+        plan.append(
+            {
+                "type": "CosineAnnealingLR",
+                "T_max": max(1, steps - warm),
+                "eta_min": 0.0,
+                "by_epoch": False,
+                "begin": warm,
+                "end": steps,
+            }
+        )
+    elif shape == "step":
+        plan.append(
+            {
+                "type": "MultiStepLR",
+                "milestones": [max(1, steps // 3), max(2, 2 * steps // 3)],
+                "gamma": 0.1,
+                "by_epoch": False,
+            }
+        )
+    else:
+        raise KdepError(f"unknown schedule {shape!r}", expected="'cosine' or 'step'")
+    return plan

@@ -1,0 +1,135 @@
+"""Diagnostics of a pre-training run: its target, its distances, its extra cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdep_bench import openmmlab
+from kdep_bench.data.shares import share_of
+from kdep_bench.data.views import open_views
+from kdep_bench.errors import KdepError
+from kdep_bench.features.align import finite, rows_of
+from kdep_bench.features.cache_read import open_cache
+from kdep_bench.features.layers import layer_distances, spread_out
+from kdep_bench.features.map_moments import save_map_moments
+from kdep_bench.features.target import build_target
+from kdep_bench.features.transform import Moments, std_ratio
+from kdep_bench.objectives.base import Demands
+from kdep_bench.objectives.levels import level_pairs, levels_of
+from kdep_bench.pretrain.pyramid import describe
+from kdep_bench.pretrain.teaching import Teaching
+
+
+def extra_cost(
+    state: dict[str, Any],
+    wanted: Demands,
+    taught: Teaching,
+    seen: int,
+) -> dict[str, Any]:
+    """What a method needs beside its student.
+
+    `extra_parameters`: elements of what is trained or kept beside the backbone and dropped at
+    export. `extra_forwards`: forward passes, in the `seen` samples of the run, of networks that
+    are not the student: a live teacher, a peer, an average. A cached teacher's are its cache's.
+    """
+    parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
+    forwards = wanted.forwards * seen
+    if "live" in taught.model:
+        forwards += seen
+    return {"extra_parameters": parameters, "extra_forwards": forwards}
+
+
+def target_probes(
+    spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any]
+) -> dict[str, Any]:
+    """Mean square and Std Ratio of the target over the fitting rows."""
+    head, moments = build_target(**target), Moments(spec["student"]["width"])
+
+    def told(f: Tensor) -> Tensor:
+        g = head(f)
+        moments.add(g)
+        return g
+
+    return {
+        "target_mean_square": mean_square(told, spec, inputs),
+        "std_ratio_after_transform": finite(std_ratio(moments.std)),
+    }
+
+
+def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
+    """Fits the moments of the maps that the objective names, over places; their folder.
+
+    At the sides of the student's levels and at side 1. Each rank writes a folder of its own, so
+    that none reads what another is writing; the rows and so the moments are the same.
+    """
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} computes a basis of the teacher's maps before "
+            "training, which needs cached teacher features",
+            fix="remove budget.teacher='live' from the suite",
+        )
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    student, wanted = describe(spec["student"]), set[tuple[str, int]]()
+    for own, its in level_pairs(spec["method"]["objective"]):
+        if own in student and f"maps.{its}" in cache.extras:
+            wanted |= {(its, student[own]["side"]), (its, 1)}
+    folder = out / "map_moments" / str(openmmlab.planned_rank())
+    save_map_moments(cache, rows, wanted, folder)
+    return str(folder)
+
+
+def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """How far the teacher's maps that the objective names are apart, over the fitting rows."""
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the method {spec['method']['name']} compares layers of the teacher before training, "
+            "which needs cached teacher features",
+            fix="remove budget.teacher='live' from the suite",
+        )
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    return layer_distances(cache, rows, sorted(levels_of(spec["method"]["objective"])))
+
+
+def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
+    """Mean variance of the channels of the teacher's feature over the fitting rows."""
+    sums: list[Tensor] = []
+
+    def told(f: Tensor) -> Tensor:
+        sums.append(f.double().sum(0))
+        counts.append(len(f))
+        return f
+
+    counts: list[int] = []
+    square = mean_square(told, spec, inputs)
+    mean = torch.stack(sums).sum(0) / sum(counts)
+    return square - float(mean.square().mean())
+
+
+def mean_square(
+    of: Callable[[Tensor], Tensor], spec: dict[str, Any], inputs: dict[str, Path], most: int = 65536
+) -> float:
+    """Mean square, over channels, of a map of the teacher's feature over the fitting rows.
+
+    Of at most `most` rows: the standard error is then far below what a loss weight can feel.
+    """
+    if "cache" not in inputs:
+        raise KdepError(
+            f"the loss weight of method {spec['method']['name']} depends on the mean square of "
+            "the teacher's feature, which is unknown before training with a live teacher and no "
+            "alignment",
+            fix="remove budget.teacher='live' from the suite",
+        )
+    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    images = share_of(views.files, spec, inputs)
+    rows, total = spread_out(rows_of(images, views.views), most), 0.0
+    for start in range(0, len(rows), 4096):
+        f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
+        total += float(of(f).double().square().mean(1).sum())
+    return total / len(rows)

@@ -1,0 +1,245 @@
+"""What the tables say of a board: paired differences, best sets, ranks, noise floors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.statistics import comparisons, pooled, power
+from kdep_bench.results.statistics import intervals as st
+
+BASE = "kdep"  # the method that the others are compared with
+AGAINST = ("scratch", "supervised", "imagenet")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`arm` - `other` on a task (or the mean over `tasks`), larger is better for `arm`.
+
+    `p`: two-sided, of no difference. `adjusted`: the same after Holm's correction (see
+    `difference_table`); None where no table was made.
+    """
+
+    arm: ArmKey
+    other: ArmKey
+    column: Column | None
+    tasks: int
+    pairs: int
+    estimate: st.Estimate | None
+    adjusted: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """None where there is no interval."""
+        if self.estimate is None or self.estimate.low is None:
+            return None
+        return st.p_two_sided(self.estimate)
+
+    @property
+    def significant(self) -> bool:
+        """At 5 % after the correction (without one where no table was made)."""
+        p = self.p if self.adjusted is None else self.adjusted
+        return p is not None and p < 1 - st.LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """'better', 'worse', 'not significant' or 'too few seed pairs'."""
+        if self.estimate is None or self.p is None:
+            return "too few seed pairs"
+        if not self.significant:
+            return "not significant"
+        return "better" if self.estimate.mean > 0 else "worse"
+
+
+def task_weights(columns: Sequence[Column]) -> list[float]:
+    """What each task counts in a mean over tasks: every task family the same, and within a family
+    every task. Five tasks of which three classify would otherwise be a mean over classification."""
+    families = [c.family for c in columns]
+    return [1 / (len(set(families)) * families.count(f)) for f in families]
+
+
+def mean_name(columns: Sequence[Column]) -> str:
+    """ "mean of 5 tasks", and of how many families where they count the same."""
+    families = len({c.family for c in columns})
+    weighting = f" ({families} families, each counts the same)" if families > 1 else ""
+    return f"mean of {len(columns)} tasks{weighting}"
+
+
+def gaps(board: Board, arm: ArmKey, other: ArmKey, column: Column) -> dict[st.Key, float]:
+    """arm - other by seed pair, signed so that positive is good for `arm`."""
+    a, b = board.values(arm, column), board.values(other, column)
+    found = st.differences(a, b, fixed_b=board.fixed(other))
+    if not found and board.fixed(arm):
+        found = {k: -v for k, v in st.differences(b, a, fixed_b=True).items()}
+    return {k: column.sign * v for k, v in found.items()}
+
+
+def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
+    """The model of a student's rows on a task, or on the mean over several tasks (complete rows
+    alone); scores are signed so that large is good. None where it does not apply."""
+    key = (student, tuple(columns))
+    if key not in board.models:
+        signed = [
+            {row: {k: c.sign * v for k, v in values.items()} for row, values in by_row.items()}
+            for c in columns
+            for by_row in [comparable(board, student, c)]
+        ]
+        rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
+        if len(columns) > 1:
+            rows = [row for row in rows if all(board.cell(row, c).complete for c in columns)]
+        weights = task_weights(columns)
+        means = {row: st.mean_over([by_row[row] for by_row in signed], weights) for row in rows}
+        board.models[key] = pooled.fit(means)
+    return board.models[key]
+
+
+def estimate(
+    board: Board, row: ArmKey, reference: ArmKey, columns: Sequence[Column]
+) -> tuple[st.Estimate | None, dict[st.Key, float]]:
+    """row - reference, a mean over `columns` (see `task_weights`), and its paired differences.
+
+    By the model of all rows (see kdep_bench/results/statistics/pooled.py) where it contains both
+    and they share two pairs of seeds, else by the pair's differences alone.
+    """
+    paired = st.mean_over([gaps(board, row, reference, c) for c in columns], task_weights(columns))
+    fitted = model(board, row.student, columns) if len(paired) > 1 else None
+    if fitted is not None and row in fitted and reference in fitted:
+        return fitted.difference(row, reference), paired
+    return (st.estimate(paired) if paired else None), paired
+
+
+def difference(board: Board, row: ArmKey, reference: ArmKey, column: Column) -> Difference:
+    """The difference of two rows on one task."""
+    est, paired = estimate(board, row, reference, [column])
+    return Difference(row, reference, column, 1, len(paired), est)
+
+
+def mean_difference(
+    board: Board, row: ArmKey, reference: ArmKey, columns: list[Column]
+) -> Difference | None:
+    """The difference averaged over `columns`, where both rows are complete; else None."""
+    both = (row, reference)
+    if not columns or any(not board.cell(r, c).complete for r in both for c in columns):
+        return None
+    est, paired = estimate(board, row, reference, columns)
+    return Difference(row, reference, None, len(columns), len(paired), est)
+
+
+def difference_table(board: Board, student: str) -> list[Difference]:
+    """Every difference that a student's table shows, task by task and the mean over tasks.
+
+    Holm's correction (1979) is made for four groups apart: kdep against its references and all
+    other methods, each for the means over tasks and for the single tasks. What a suite is run for
+    so does not depend on how many other methods share its folder.
+    """
+    columns, table = columns_of(board, student), []
+    for row, reference in compared(board, student):
+        table += [difference(board, row, reference, c) for c in columns]
+        mean = mean_difference(board, row, reference, columns) if len(columns) > 1 else None
+        table += [mean] if mean else []
+    groups: dict[tuple[bool, bool], dict[int, float]] = {}
+    for i, d in enumerate(table):
+        if d.p is not None:
+            groups.setdefault((d.column is None, d.arm.method == BASE), {})[i] = d.p
+    adjusted = {i: p for group in groups.values() for i, p in pooled.holm(group).items()}
+    return [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(table)]
+
+
+def compared(board: Board, student: str) -> list[tuple[ArmKey, ArmKey]]:
+    """The pairs of rows the difference table shows: each distilled row against each reference,
+    and a rival against kdep."""
+    pairs = []
+    for arm in board.arms_of(student):
+        if arm.method in AGAINST:
+            continue
+        for method in AGAINST if arm.method == BASE else (BASE, *AGAINST):
+            other = board.counterpart(arm, method)
+            if other is not None:
+                pairs.append((arm, other))
+    return pairs
+
+
+def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st.Values]:
+    """The values of a column's rows. A row without pre-training of its own, so with one
+    pre-training seed, stands against every pre-training seed of the others."""
+    cells = {a: v for a in board.arms_of(student) if (v := board.values(a, column))}
+    seeds = {k[0] for v in cells.values() for k in v}
+    for arm, values in cells.items():
+        if len({k[0] for k in values}) == 1 < len(seeds) and board.fixed(arm):
+            cells[arm] = {(p, t): v for p in sorted(seeds) for (_, t), v in values.items()}
+    return cells
+
+
+def best(board: Board, student: str, column: Column) -> set[ArmKey]:
+    """The rows marked in a column: the best mean, and all tested and not significantly worse.
+
+    None where no row has two seeds. A row with one seed, or without two common seed pairs with the
+    best, is not tested and not marked.
+    """
+    values = {row: v for row, v in comparable(board, student, column).items() if len(v) > 1}
+    if not values:
+        return set()
+    fitted = model(board, student, [column])
+    candidates = set(fitted.names) if fitted else set(values)
+    outside = {row: v for row, v in values.items() if row not in candidates}
+    marked = fitted.best() if fitted else comparisons.best_set(values, column.sign)
+    if outside:  # rows outside the model are compared with its best by their own differences
+        marked |= comparisons.best_set(outside | {row: values[row] for row in marked}, column.sign)
+    top = max(marked, key=lambda row: (column.sign * st.estimate(values[row]).mean, repr(row)))
+    return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
+
+
+def below(board: Board, row: ArmKey, column: Column) -> bool:
+    """Whether the row's mean is below chance, or below that of no pre-training."""
+    result = board.cell(row, column).estimate
+    if result is None:
+        return False
+    floors = [board.chance[column]]
+    scratch = board.counterpart(row, "scratch")
+    if scratch is not None and (estimated := board.cell(scratch, column).estimate):
+        floors.append(estimated.mean)
+    return any(f is not None and column.sign * (result.mean - f) < 0 for f in floors)
+
+
+def complete_rows(board: Board, student: str) -> list[ArmKey]:
+    """Rows that have every column of the student, nothing failed or missing."""
+    columns = columns_of(board, student)
+    return [a for a in board.arms_of(student) if all(board.cell(a, c).complete for c in columns)]
+
+
+def columns_of(board: Board, student: str) -> list[Column]:
+    """Columns in which the student has any cell."""
+    arms = board.arms_of(student)
+    return [c for c in board.columns if any((a, c) in board.cells for a in arms)]
+
+
+def mean_ranks(board: Board, student: str) -> dict[ArmKey, float]:
+    """Mean rank of the complete rows among themselves."""
+    columns = columns_of(board, student)
+    table = {}
+    for arm in complete_rows(board, student):
+        means = [board.cell(arm, c).estimate for c in columns]
+        table[arm] = [e.mean for e in means if e is not None]
+    return comparisons.mean_ranks(table, [c.sign for c in columns])
+
+
+def ranks(board: Board, student: str, column: Column) -> dict[ArmKey, tuple[int, int]]:
+    """Ranks each row may have on a task."""
+    values = comparable(board, student, column)
+    fitted = model(board, student, [column])
+    if fitted is None:
+        return comparisons.rank_intervals(values, column.sign)
+    outside = [row for row in values if row not in fitted]  # one seed: they may be anywhere
+    inside = {row: (low, high + len(outside)) for row, (low, high) in fitted.ranks().items()}
+    return inside | {row: (1, len(values)) for row in outside}
+
+
+def noise(board: Board, student: str, column: Column) -> power.Noise | None:
+    """Noise floor of a task for a student."""
+    floor = power.noise_floor([board.values(row, column) for row in board.arms_of(student)])
+    fitted = model(board, student, [column])
+    if floor is None or fitted is None:
+        return floor
+    gap = power.smallest_gap((2 * fitted.variance) ** 0.5, floor.n, df=fitted.df)
+    return replace(floor, gap_now=gap)

@@ -1,0 +1,206 @@
+"""Score against budget, and how much less of a budget one line needs for another's score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdep_bench.flops import FORWARD_AND_BACKWARD
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.compare import columns_of, complete_rows, task_weights
+from kdep_bench.results.board.method_facts import arm_facts
+from kdep_bench.results.claims.schema import Axis
+from kdep_bench.results.statistics import intervals as st
+
+AXES: dict[Axis, str] = {
+    "images": "distinct images",
+    "images_seen": "images seen",
+    "seconds": "pre-training time (incl. teacher cache)",
+    "flops": "compute (incl. teacher)",
+    "flops_without_teacher": "compute (excl. teacher)",
+}
+
+
+def amount(board: Board, arm: ArmKey, axis: Axis) -> float | None:
+    """How much of `axis` the arm's pre-training took; None where it is not known or nothing."""
+    run = next((r for r in board.runs_of(arm) if r.status == "ok"), None)
+    if run is None:
+        return None
+    facts = arm_facts(board, arm)
+    if axis == "seconds":
+        value = facts.cost_s
+    elif axis == "images":
+        value = run.data.images if board_pretrained(board, arm) else None
+    elif axis == "images_seen":
+        value = run.budget.images_seen
+    else:
+        value = _flops(run.budget.images_seen, facts.student.flops)
+        if axis == "flops" and value is not None and facts.teacher is not None:
+            forwards = _cached(run.data.images, run.budget.views)
+            teacher = facts.teacher.flops
+            value = None if teacher is None or forwards is None else value + teacher * forwards
+    return float(value) if value else None
+
+
+def board_pretrained(board: Board, arm: ArmKey) -> bool:
+    """Whether the arm is pre-trained here."""
+    return not board.fixed(arm)
+
+
+def _flops(images_seen: int | None, forward: float | None) -> float | None:
+    if images_seen is None or forward is None:
+        return None
+    return images_seen * forward * FORWARD_AND_BACKWARD
+
+
+def _cached(images: int | None, views: int | None) -> int | None:
+    return None if images is None or views is None else images * views
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """log(b's amount / a's amount at b's score) by seed pair. `at_least`: some are lower bounds
+    (a's smallest budget suffices); `at_most`: some are upper bounds (a's largest does not)."""
+
+    log_ratios: dict[st.Key, float]
+    at_least: bool
+    at_most: bool
+
+    @property
+    def estimate(self) -> st.Estimate:
+        """The logarithm of the ratio, with its interval."""
+        return st.estimate(self.log_ratios)
+
+    @property
+    def bound(self) -> str:
+        """'at least', 'at most', 'outside the curve at both ends:' or, for a plain ratio, ''."""
+        words = ("", "at most", "at least", "outside the curve at both ends:")
+        return words[2 * self.at_least + self.at_most]
+
+
+def saving(
+    board: Board,
+    curve: list[ArmKey],
+    goal: ArmKey,
+    columns: list[Column],
+    axis: Axis,
+    margin: float = 0.0,
+) -> Saving | None:
+    """How much less of `axis` the arms of `curve` need to reach the score of `goal` + `margin`.
+
+    Per seed pair the score, a mean over `columns`, is made monotone (running maximum) and
+    interpolated linearly in log(axis). None where `curve` has fewer than two known amounts.
+    """
+    amounts = {a: x for a in curve if (x := amount(board, a, axis))}
+    reference = amount(board, goal, axis)
+    arms = sorted(amounts, key=lambda a: (amounts[a], a.order()))
+    if reference is None or len({amounts[a] for a in arms}) < 2:
+        return None
+    weights = task_weights(columns)
+    scores = [st.mean_over([_signed(board, a, c) for c in columns], weights) for a in [*arms, goal]]
+    if not set(scores[0]).intersection(*scores[1:]):
+        return None
+    reached = reaches([math.log(amounts[a]) for a in arms], scores[:-1], scores[-1], margin)
+    at_least = at_most = False
+    for key in reached:
+        y = [s[key] for s in scores[:-1]]
+        target = scores[-1][key] + margin
+        at_least |= y[0] >= target
+        at_most |= max(y) < target
+    return Saving({k: math.log(reference) - v for k, v in reached.items()}, at_least, at_most)
+
+
+def reaches(
+    logs: Sequence[float], curve: Sequence[st.Values], goal: st.Values, margin: float = 0.0
+) -> dict[st.Key, float]:
+    """log(amount) at which `curve` reaches the score of `goal` + `margin`, by seed pair.
+
+    Args:
+        logs: log(amount) of each point of the curve, rising.
+        curve: the scores of each point by seed pair, larger is better.
+    """
+    found: dict[st.Key, float] = {}
+    for key in sorted(set(goal).intersection(*curve)):
+        y = np.maximum.accumulate([s[key] for s in curve])
+        found[key] = _reach(np.asarray(logs), y, goal[key] + margin)
+    return found
+
+
+def lines_of(board: Board, arms: Sequence[ArmKey], axis: Axis) -> dict[str, list[ArmKey]]:
+    """Label -> the arms of one line on `axis`: one method under one teacher, at one share.
+
+    On the axis of images the shares are the line's points, and what is held is the number of images
+    seen. Where no line of a method would have two points so, its shares are points of one line. The
+    label names the method, and what tells the line from the method's others.
+    """
+    found: dict[str, list[ArmKey]] = {}
+    for method in sorted({a.method for a in arms}):
+        mine = [a for a in arms if a.method == method]
+        parts = _parts(board, mine, axis)
+        teachers = {teacher for teacher, _ in parts}
+        for (teacher, held), some in sorted(parts.items(), key=_line_order):
+            extra = [teacher or "no teacher"] if len(teachers) > 1 else []
+            if held is not None and len({h for _, h in parts}) > 1:
+                shown = f"{held / 1e6:.3g} M images seen"
+                extra.append(shown if axis == "images" else f"{100 * held:g} % data")
+            found[" · ".join([method, *extra])] = some
+    return found
+
+
+def _parts(
+    board: Board, arms: Sequence[ArmKey], axis: Axis
+) -> dict[tuple[str, float | None], list[ArmKey]]:
+    """One method's arms by (teacher, what is held); None is held where shares are the points."""
+    fine: dict[tuple[str, float | None], list[ArmKey]] = {}
+    whole: dict[tuple[str, float | None], list[ArmKey]] = {}
+    for a in arms:
+        held = amount(board, a, "images_seen") if axis == "images" else a.share
+        fine.setdefault((a.teacher, held), []).append(a)
+        whole.setdefault((a.teacher, None), []).append(a)
+    amounts = {a: amount(board, a, axis) for a in arms}
+    lines = any(len({amounts[a] for a in some} - {None}) > 1 for some in fine.values())
+    return fine if lines else whole
+
+
+def _line_order(part: tuple[tuple[str, float | None], list[ArmKey]]) -> tuple[str, float]:
+    (teacher, held), _ = part
+    return teacher, -(held or 0.0)
+
+
+def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]]:
+    """(line, the arm whose score it reaches, axis, saving) of every line of two points or more,
+    over all of the student's tasks, against supervised pre-training at its largest budget."""
+    columns = columns_of(board, student)
+    whole = complete_rows(board, student)
+    goals = [a for a in whole if a.method == "supervised"]
+    if not goals:
+        return []
+    goal = max(goals, key=lambda a: (a.share, a.epochs or 0.0, a.teacher))
+    found = []
+    for method in sorted({a.method for a in whole} - {goal.method}):
+        mine = [a for a in whole if a.method == method]
+        for axis in AXES:
+            for label, curve in lines_of(board, mine, axis).items():
+                got = saving(board, curve, goal, columns, axis)
+                if got is not None:
+                    found.append((label, goal, axis, got))
+    return found
+
+
+def _signed(board: Board, arm: ArmKey, column: Column) -> dict[st.Key, float]:
+    return {k: column.sign * v for k, v in board.values(arm, column).items()}
+
+
+def _reach(logs: np.ndarray, y: np.ndarray, target: float) -> float:
+    """log(amount) where the rising curve `y` first reaches `target`; its ends where it lies
+    outside."""
+    i = int(np.searchsorted(y, target, side="left"))
+    if i == 0:
+        return float(logs[0])
+    if i == len(y):
+        return float(logs[-1])
+    share = (target - y[i - 1]) / (y[i] - y[i - 1])
+    return float(logs[i - 1] + share * (logs[i] - logs[i - 1]))

@@ -1,0 +1,176 @@
+"""Cost of every method, and the comparison of method families.
+
+Shown for suites whose records have extra parameters and extra forward passes. A family's inputs are
+those that its methods' configs declare; its cost and score differences are measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import ArmKey, Board
+from kdep_bench.results.board.method_facts import ArmFacts
+from kdep_bench.results.statistics import intervals as st
+
+REFERENCES = (compare.BASE, "scratch")
+
+COSTS = (
+    "Step time: mean over the pre-training steps, absolute and divided by that of kdep. Peak "
+    "memory: the larger of pre-training and one transfer, minimum over the runs. Extra parameters: "
+    "trained or kept beside the student, dropped at export. Extra forward passes: of all networks "
+    "other than the student (cached or live teacher, peers, moving averages), per image seen. The "
+    "pre-training cost includes that of an assistant teacher. Loss terms: mean fraction of the "
+    "loss magnitude, where a loss has several. Learning rate: the peak of the schedule."
+)
+FAMILIES = (
+    "Inputs: what the methods' losses read, with the number of methods. Step time, extra "
+    "parameters and extra forward passes: median (minimum to maximum). Mean difference: paired, "
+    "over all tasks and the family's methods; the interval covers seed variance for these methods "
+    "only. Methods with a failed or missing seed are left out, and kdep is not compared with "
+    "itself."
+)
+
+
+def shown(board: Board) -> bool:
+    """Whether any record has extra parameters or extra forward passes."""
+    return any(
+        r.cost.extra_parameters is not None or r.cost.extra_forwards is not None for r in board.runs
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One row's costs; `ratio` is its step time over that of kdep, None where either is unknown."""
+
+    arm: ArmKey
+    facts: ArmFacts
+    ratio: float | None
+
+    @property
+    def forwards(self) -> float | None:
+        """Forward passes of other networks per image seen."""
+        told, seen = self.facts.extra_forwards, self.facts.images_seen
+        return told / seen if told is not None and seen else None
+
+
+def costs(board: Board, facts: Mapping[ArmKey, ArmFacts]) -> list[Cost]:
+    """The costs of every row that was pre-trained here."""
+    found = []
+    for arm in board.arms:
+        if board.fixed(arm):
+            continue
+        base = arm if arm.method == compare.BASE else board.counterpart(arm, compare.BASE)
+        steps = facts[arm].step_s, None if base is None else facts[base].step_s
+        ratio = steps[0] / steps[1] if steps[0] and steps[1] else None
+        found.append(Cost(arm, facts[arm], ratio))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """Mean paired difference of a family's methods to one arm; `methods`: how many are in it."""
+
+    methods: int
+    estimate: st.Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The rows of one family, at one share and length, with or without labels."""
+
+    student: str
+    name: str
+    labels: bool
+    share: float
+    epochs: float | None
+    costs: list[Cost]
+    reads: dict[str, int]
+    left_out: list[str]
+    strength: dict[str, Strength]
+
+
+def families(
+    board: Board, facts: Mapping[ArmKey, ArmFacts], pages: Mapping[str, Mapping[str, Any]]
+) -> list[Family]:
+    """The families of every student. `pages`: method -> {"reads": [...]}, see `report.build`."""
+    groups: dict[tuple[str, str, bool, float, float], list[Cost]] = {}
+    for cost in costs(board, facts):
+        arm, told = cost.arm, cost.facts.arm
+        if arm.method not in compare.AGAINST:
+            labels, epochs = (
+                told.label_policy == "labels",
+                -1.0 if arm.epochs is None else arm.epochs,
+            )
+            key = (arm.student, told.family or "other", labels, -arm.share, -epochs)
+            groups.setdefault(key, []).append(cost)
+    return [_family(board, key, members, pages) for key, members in sorted(groups.items())]
+
+
+def _family(
+    board: Board,
+    key: tuple[str, str, bool, float, float],
+    members: list[Cost],
+    pages: Mapping[str, Mapping[str, Any]],
+) -> Family:
+    student, name, labels, _, _ = key
+    columns = compare.columns_of(board, student)
+    whole, left_out = [], []
+    for arm in (c.arm for c in members):
+        complete = all(board.cell(arm, c).complete for c in columns)
+        (whole if complete else left_out).append(arm)
+    reads = Counter(r for c in members for r in pages.get(c.arm.method, {}).get("reads", []))
+    return Family(
+        student,
+        name,
+        labels,
+        members[0].arm.share,
+        members[0].arm.epochs,
+        members,
+        dict(sorted(reads.items())),
+        [a.method for a in left_out],
+        {other: strength(board, whole, other) for other in REFERENCES},
+    )
+
+
+def strength(board: Board, arms: Iterable[ArmKey], other: str) -> Strength:
+    """Mean over all tasks and `arms` of arm - its counterpart of method `other`, over seeds.
+
+    A seed pair counts where every one of these differences has it. An arm of `other`, one with no
+    counterpart and one whose counterpart has a hole count for nothing.
+    """
+    every, weights, methods = [], [], 0
+    for arm in arms:
+        columns = compare.columns_of(board, arm.student)
+        one = board.counterpart(arm, other)
+        if arm.method == other or one is None:
+            continue
+        if all(board.cell(one, c).complete for c in columns):
+            methods += 1
+            every += [compare.gaps(board, arm, one, c) for c in columns]
+            weights += compare.task_weights(columns)
+    found = st.mean_over(every, weights)
+    return Strength(methods, st.estimate(found) if found else None)
+
+
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
+    """'median (least to most)' of the known values; one alone as it is, a dash for none."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "—"
+    ends = [f"{v:,.{digits}f}" for v in (median(known), min(known), max(known))]
+    return ends[0] if ends[1] == ends[2] else f"{ends[0]} ({ends[1]} to {ends[2]})"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A step's time; a dash where unknown."""
+    return "—" if seconds is None else f"{1000 * seconds:.0f} ms"
+
+
+def mebibytes(size: float | None) -> str:
+    """Bytes as MiB; a dash where unknown."""
+    return "—" if size is None else f"{size / 2**20:,.0f} MiB"

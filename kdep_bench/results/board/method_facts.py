@@ -1,0 +1,114 @@
+"""What is measured of a method besides its scores: costs, budgets, alignment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kdep_bench.results.board.board import ArmKey, Board
+from kdep_bench.results.records.record import Align, Arm, Student, Teacher
+from kdep_bench.results.records.store import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFacts:
+    """What a row says of itself besides scores. Seconds are means over the row's pre-trainings."""
+
+    arm: Arm
+    student: Student
+    teacher: Teacher | None
+    images_seen: int | None
+    pretrain_s: float | None
+    cache_s: float | None
+    align_s: float | None
+    transfer_s: float | None
+    images_per_s: float | None
+    coverage: float | None
+    align: Align | None
+    cached: bool
+    step_s: float | None = None
+    peak_memory_bytes: int | None = None
+    extra_parameters: int | None = None
+    extra_forwards: int | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
+
+    @property
+    def cost_s(self) -> float | None:
+        """Pre-training seconds, its share of the teacher cache and the alignment included; None
+        where the training's or the cache's part is not known, for the rest would look cheap."""
+        if self.pretrain_s is None or (self.cached and self.cache_s is None):
+            return None
+        return self.pretrain_s + (self.cache_s or 0.0) + (self.align_s or 0.0)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
+    """Facts of a row; each pre-training counts once, however many tasks use it."""
+    runs = board.runs_of(key)
+    ok = [r for r in runs if r.status == "ok"] or runs
+    first = ok[0]
+    one = {r.pretrain_seed: r for r in sorted(ok, key=lambda r: r.id, reverse=True)}
+    per_seed = [one[s] for s in sorted(one)]
+    coverages = [r.coverage for r in ok if r.coverage is not None]
+    return ArmFacts(
+        arm=first.arm,
+        student=first.student,
+        teacher=first.teacher,
+        images_seen=first.budget.images_seen,
+        pretrain_s=_mean(r.cost.pretrain_s for r in per_seed),
+        cache_s=_mean(r.cost.cache_s for r in per_seed),
+        align_s=_mean(r.cost.align_s for r in per_seed),
+        transfer_s=_mean(r.cost.transfer_s for r in ok),
+        images_per_s=_mean(r.cost.images_per_s for r in per_seed),
+        coverage=min(coverages) if coverages else None,
+        align=next((r.align for r in per_seed if r.align is not None), None),
+        cached=any(r.cached for r in per_seed),
+        step_s=_mean(_step_s(r) for r in per_seed),
+        # Of the larger of pre-training and one transfer: the lightest says most of the former.
+        peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
+        extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
+        extra_forwards=_most(r.cost.extra_forwards for r in per_seed),
+        terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
+        learning_rate=first.budget.learning_rate,
+    )
+
+
+def _step_s(run: Run) -> float | None:
+    """Seconds of one optimiser step of the run's own pre-training."""
+    seen, steps, rate = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
+    return seen / steps / rate if seen and steps and rate else None
+
+
+def _mean_terms(several: list[dict[str, float]]) -> dict[str, float]:
+    """Mean share of each term; one that a seed does not have (other hint points) counts as 0."""
+    names = sorted({name for one in several for name in one})
+    return {name: sum(one.get(name, 0.0) for one in several) / len(several) for name in names}
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((v for v in values if v is not None), default=None)
+
+
+def arm_labels(board: Board) -> dict[ArmKey, str]:
+    """Row names: the method, and what tells it from its like-named neighbours."""
+    groups: dict[tuple[str, str], list[ArmKey]] = defaultdict(list)
+    for arm in board.arms:
+        groups[arm.student, arm.method].append(arm)
+    labels = {}
+    for group in groups.values():
+        for arm in group:
+            extra = []
+            if len({a.teacher for a in group}) > 1:
+                extra.append(arm.teacher or "no teacher")
+            if len({a.share for a in group}) > 1:
+                extra.append(f"{100 * arm.share:g} % data")
+            if len({a.epochs for a in group}) > 1:
+                extra.append("epochs unknown" if arm.epochs is None else f"{arm.epochs:g} epochs")
+            labels[arm] = " · ".join([arm.method, *extra])
+    return labels

@@ -1,0 +1,1 @@
+"""Claims as code: a config states what is claimed, the records decide it."""

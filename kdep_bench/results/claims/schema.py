@@ -1,0 +1,155 @@
+"""The config of a claim: its keys, their check, and which arm a side of it means.
+
+Imports neither numpy nor torch: the planner checks every claim of a suite before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kdep_bench.errors import KdepError, unknown_name
+
+Axis = Literal["images", "images_seen", "seconds", "flops", "flops_without_teacher"]
+EPOCHS_TOLERANCE = 0.05  # of the epochs a side names: whole batches rarely make exactly as many
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Side(_Strict):
+    """Which arm: the first of `method` that exists; the longest training where several fit."""
+
+    method: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    share: float | None = Field(default=None, gt=0, le=1)
+    epochs: float | None = Field(default=None, ge=0)
+    teacher: str | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names tried, in order."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+
+class Claim(_Strict):
+    """One claim config; see the module for the three kinds."""
+
+    name: str
+    title: str
+    kind: Literal["difference", "efficiency", "rank_correlation"] = "difference"
+    statement: str = ""
+    source: str = ""
+    a: Side
+    b: Side | None = None
+    families: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    per_family: bool = True
+    margin: float = 0.0
+    max_cost_ratio: float | None = Field(default=None, gt=0)
+    axis: Axis = "images"
+    at_least: float | None = None
+    at_most: float | None = None
+    by: Literal["explained_variance_ratio", "top1"] | dict[str, float] = "explained_variance_ratio"
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _renamed(cls, by: Any) -> Any:
+        return "explained_variance_ratio" if by == "energy_kept" else by  # its name before
+
+    @model_validator(mode="after")
+    def _complete(self) -> Claim:
+        if self.kind != "rank_correlation" and self.b is None:
+            raise ValueError(f"kind {self.kind!r} needs b")
+        if self.kind == "efficiency" and (self.at_least is None or self.at_least <= 0):
+            raise ValueError("kind 'efficiency' needs at_least above 0")
+        if self.kind == "rank_correlation" and (self.at_least is None) == (self.at_most is None):
+            raise ValueError("kind 'rank_correlation' needs one of at_least and at_most")
+        return self
+
+
+def make_claim(fields: dict[str, Any]) -> Claim:
+    """A validated claim.
+
+    Raises:
+        KdepError: an unknown key (with the nearest known ones), a wrong value, or a key that the
+            claim's kind needs.
+    """
+    name = str(fields.get("name", "without a name"))[:80]
+    for part, known in {
+        "": Claim.model_fields,
+        "a": Side.model_fields,
+        "b": Side.model_fields,
+    }.items():
+        given = fields.get(part) if part else fields
+        for key in given if isinstance(given, dict) else ():
+            if key not in known:
+                where = f"{part} of the claim {name}" if part else f"the claim {name}"
+                raise unknown_name(f"key in {where}", str(key), known)
+    try:
+        return Claim.model_validate(fields)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in first["loc"])
+        problem = (
+            f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        )
+        raise KdepError(
+            f"the claim {name} is invalid ({problem})",
+            expected="the keys described in kdep_bench/results/claims/schema.py",
+            fix="correct the claim's config, or the keys that the suite overrides",
+        ) from None
+
+
+class _Arm(Protocol):
+    """What a side of a claim reads of an arm, planned or recorded."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def teacher(self) -> str: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def epochs(self) -> float | None: ...
+
+
+_AnyArm = TypeVar("_AnyArm", bound=_Arm)
+
+
+def pick(arms: Sequence[_AnyArm], side: Side, fixed: Callable[[_AnyArm], bool]) -> _AnyArm | None:
+    """The arm that a side means, among those of one student; None where none fits.
+
+    The first of its methods that exists; the full data unless the side says otherwise, the longest
+    training where several fit. `fixed`: whether an arm has no pre-training here, and so no share.
+    """
+    for method in side.methods:
+        found = [a for a in arms if a.method == method]
+        if side.share is not None:
+            without_share = [a for a in found if fixed(a)]
+            found = [a for a in found if math.isclose(a.share, side.share)] or without_share
+        elif found:
+            most = max(a.share for a in found)
+            found = [a for a in found if a.share == most]
+        found = with_epochs(found, side.epochs)
+        if side.teacher is not None:
+            found = [a for a in found if a.teacher == side.teacher]
+        if found:
+            return max(found, key=lambda a: (a.epochs or 0.0, a.teacher))
+    return None
+
+
+def with_epochs(arms: Sequence[_AnyArm], epochs: float | None) -> list[_AnyArm]:
+    """The arms trained for the number of epochs nearest to `epochs`; all where that is None.
+
+    A run does whole batches only, so that 7.53 epochs asked may be 7.52 done.
+    """
+    if epochs is None:
+        return list(arms)
+    off = {id(a): abs(a.epochs - epochs) for a in arms if a.epochs is not None}
+    least = min(off.values(), default=math.inf)
+    if least > EPOCHS_TOLERANCE * epochs:
+        return []
+    return [a for a in arms if off.get(id(a)) == least]

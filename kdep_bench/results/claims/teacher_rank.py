@@ -1,0 +1,100 @@
+"""The claim that a better teacher makes a better student, as a rank correlation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.method_facts import arm_facts
+from kdep_bench.results.claims.rulings import missing_results, ruling_of, untestable_verdict
+from kdep_bench.results.claims.schema import Claim
+from kdep_bench.results.claims.verdict import Ruling, Verdict
+from kdep_bench.results.statistics import intervals as st
+
+# With fewer the interval below covers less than it says (simulated in tests/results).
+FEWEST_TEACHERS = 8
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    def rank(v: np.ndarray) -> np.ndarray:
+        return (v[None, :] < v[:, None]).sum(1) + ((v[None, :] == v[:, None]).sum(1) - 1) / 2
+
+    rx, ry = rank(x), rank(y)
+    if rx.std() == 0 or ry.std() == 0:
+        return 0.0
+    return float(np.corrcoef(rx, ry)[0, 1])
+
+
+def correlation_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rho of `x`, `y` [n], n >= 4, with its 95 % interval.
+
+    Fisher's z with the standard error sqrt((1 + rho^2 / 2) / (n - 3)) of Bonett and Wright (2000),
+    and Student's t with n - 2 degrees of freedom for the few teachers there are.
+    """
+    n = len(x)
+    rho = float(np.clip(_spearman(x, y), -0.9999, 0.9999))
+    half = st.t_quantile(n - 2) * ((1 + rho**2 / 2) / (n - 3)) ** 0.5
+    return rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+
+
+def _of_teacher(board: Board, claim: Claim, arm: ArmKey) -> float | None:
+    """What the claim ranks teachers by; None where the arm's records do not know it."""
+    facts = arm_facts(board, arm)
+    if isinstance(claim.by, dict):
+        return claim.by.get(arm.teacher)
+    if claim.by == "top1":
+        return None if facts.teacher is None else facts.teacher.top1
+    return None if facts.align is None else facts.align.explained_variance_ratio
+
+
+def judge_teacher_rank(
+    board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
+) -> Verdict:
+    """Each teacher by its arm of most data and longest training."""
+    arms: dict[str, ArmKey] = {}
+    for arm in sorted(board.arms_of(student), key=lambda a: (a.share, a.epochs or 0.0)):
+        if (
+            arm.method in claim.a.methods
+            and arm.teacher
+            and not missing_results(board, [arm], columns)
+        ):
+            arms[arm.teacher] = arm
+    points = []
+    for _, arm in sorted(arms.items()):
+        by = _of_teacher(board, claim, arm)
+        means = [c.sign * e.mean for c in columns if (e := board.cell(arm, c).estimate)]
+        if by is not None:
+            points.append((by, float(np.average(means, weights=compare.task_weights(columns)))))
+    if len(points) < 2:
+        why = f"needs {FEWEST_TEACHERS} teachers with complete results; {len(points)} here"
+        return untestable_verdict(claim, student, why, scope)
+    least = claim.at_least is not None
+    bound = claim.at_least if claim.at_least is not None else claim.at_most
+    assert bound is not None
+    ruling: Ruling = "undecided"
+    x, y = np.array(points).T
+    if len(points) < FEWEST_TEACHERS:
+        shown = f"{_spearman(x, y):+.2f}"
+        reason = f"{len(points)} teachers; an interval needs {FEWEST_TEACHERS} or more"
+    else:
+        rho, low, high = correlation_interval(x, y)
+        ruling = ruling_of(low, high, bound) if least else ruling_of(-high, -low, -bound)
+        shown = f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"
+        reason = f"Spearman over {len(points)} teachers"
+    return Verdict(
+        claim.name,
+        claim.title,
+        student,
+        scope,
+        ruling,
+        shown,
+        f"{'>=' if least else '<='} {bound:g}",
+        "—",
+        None,
+        reason,
+        claim.statement,
+        claim.source,
+    )

@@ -1,0 +1,126 @@
+"""What changed between two results folders, and whether the change is significant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results import text
+from kdep_bench.results.board.board import ArmKey, Board, Cell, Column, make_board
+from kdep_bench.results.records.store import read
+from kdep_bench.results.statistics import intervals as st
+
+Place = tuple[str, str, str, float, float | None, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One cell in both folders: `est` is new - old, positive is better; `word` the reading."""
+
+    place: Place
+    old: Cell
+    new: Cell
+    est: st.Estimate | None
+    word: str
+
+
+def _place(arm: ArmKey, column: Column) -> Place:
+    # Version, split, metric and data may differ between the folders; that is said, not matched.
+    return (*tuple(arm), column.family, column.task)  # pyright: ignore[reportReturnType]
+
+
+def _cells(board: Board) -> dict[Place, tuple[Column, Cell]]:
+    return {_place(a, c): (c, cell) for (a, c), cell in board.cells.items()}
+
+
+def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
+    """Welch's t interval of mean(a) - mean(b), for folders that share no seed pair."""
+    x, y = st.estimate(a), st.estimate(b)
+    if x.se is None or y.se is None or x.df is None or y.df is None:
+        return None
+    variance = x.se**2 + y.se**2
+    mean = x.mean - y.mean
+    if variance == 0:
+        return st.Estimate(mean, 0.0, x.n + y.n, 0.0, None, mean, mean, "welch", "unpaired")
+    df = variance**2 / (x.se**4 / x.df + y.se**4 / y.df)
+    half = st.t_quantile(df) * variance**0.5
+    return st.Estimate(
+        mean, None, x.n + y.n, variance**0.5, df, mean - half, mean + half, "welch", "unpaired"
+    )
+
+
+def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) -> Change:
+    (old_column, a), (new_column, b) = old, new
+    if old_column[2:6] != new_column[2:6]:
+        return Change(place, a, b, None, "not compared: different version, split or metric")
+    if not a.values or not b.values:
+        same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
+        return Change(place, a, b, None, "no scores in either" if same else "scored in one only")
+    sign = new_column.sign
+    gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
+    est = st.estimate(gaps) if gaps else None
+    if est is None or est.low is None:
+        plus = {k: sign * v for k, v in b.values.items()}
+        minus = {k: sign * v for k, v in a.values.items()}
+        est = _unpaired(plus, minus) or est
+    note = "" if old_column.fingerprint == new_column.fingerprint else " (other data)"
+    if est is not None and all(v == 0 for v in gaps.values()) and gaps:
+        word = "same" if a.values == b.values else "same where both have seeds"
+    elif est is None or est.low is None:
+        word = "too few seeds"
+    elif est.told_from_zero:
+        word = "better" if est.mean > 0 else "worse"
+    else:
+        word = "not significant"
+    return Change(place, a, b, est, word + note)
+
+
+def changes(old: Board, new: Board) -> tuple[list[Change], list[Place], list[Place]]:
+    """(cells in both, only in the old, only in the new)."""
+    a, b = _cells(old), _cells(new)
+    both = [_change(p, a[p], b[p]) for p in sorted(a.keys() & b.keys(), key=repr)]
+    return both, sorted(a.keys() - b.keys(), key=repr), sorted(b.keys() - a.keys(), key=repr)
+
+
+def _say(place: Place) -> str:
+    student, method, teacher, share, epochs, _, task = place
+    extra = [teacher] if teacher else []
+    extra += [f"{100 * share:g} % data"]
+    extra += [] if epochs is None else [f"{epochs:g} epochs"]
+    return text.plain(f"{student}, {method} ({', '.join(extra)}), {task}", 160)
+
+
+def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
+    """A plain-text account of what changed from `old_dir` to `new_dir`.
+
+    Cells that share seed pairs are compared in pairs, others by Welch's t; 95 % intervals,
+    not corrected: of 100 unchanged scores about 5 are called better or worse.
+
+    Raises:
+        KdepError: one of the two is no results folder, or holds no record (of the suite).
+    """
+    old, new = make_board(read(old_dir), suite), make_board(read(new_dir), suite)
+    for folder, board in ((old_dir, old), (new_dir, new)):
+        if not board.runs and not board.damaged:
+            named = f" of the suite {suite}" if suite else ""
+            raise KdepError(
+                f"{folder} contains no records{named}",
+                expected="a results folder with records/*.json",
+                fix="name the folder that a suite has published into, as results/pocket",
+            )
+    both, gone, come = changes(old, new)
+    moved = [c for c in both if not c.word.startswith("same")]
+    lines = [f"{len(both)} scores in both, {len(both) - len(moved)} of them the same."]
+    for c in moved:
+        gap = f": {text.gap(c.est)} x100" if c.est else ""
+        lines.append(f"  {_say(c.place)}{gap}: {c.word}")
+        lines.append(f"    {text.score(c.old)} -> {text.score(c.new)}")
+    for title, places in (("Only in the old", gone), ("Only in the new", come)):
+        if places:
+            lines.append(f"{title} ({len(places)}):")
+            lines += [f"  {_say(p)}" for p in places]
+    for name, board in (("old", old), ("new", new)):
+        lines += [f"Damaged in the {name}: {sentence}" for _, sentence in board.damaged]
+        lines += [f"Remark on the {name}: {text.plain(r, 400)}" for r in board.remarks]
+    return "\n".join(lines)

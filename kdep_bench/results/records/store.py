@@ -1,0 +1,309 @@
+"""The store: one atomic JSON file a record, in results/<suite>/records/.
+
+Reading is built for 100,000 records: files are parsed and validated in a fast path (pydantic's own
+JSON reader), in a few processes once there are many, and reduced to `Run`, which holds what the
+tables need with equal parts shared. Curves and per-class scores stay on disk until a page asks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import safe_name, write_atomic
+from kdep_bench.results.records.record import (
+    LARGEST_RECORD,
+    Align,
+    Arm,
+    Budget,
+    Data,
+    Record,
+    Student,
+    Task,
+    Teacher,
+    dump,
+    load,
+    parse,
+)
+from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
+
+RECORDS = "records"
+_PARALLEL_FROM = 4000  # below this a second process costs more than it saves
+
+
+class Spent(NamedTuple):
+    """`record.Cost` as a plain tuple: it differs in every record, and tuples are cheap."""
+
+    pretrain_s: float | None
+    cache_s: float | None
+    align_s: float | None
+    transfer_s: float | None
+    images_per_s: float | None
+    cache_bytes: int | None
+    peak_memory_bytes: int | None
+    device: str | None
+    threads: int | None
+    extra_parameters: int | None = None
+    extra_forwards: int | None = None
+
+
+class Run(NamedTuple):
+    """What tables need of one record; `when` is its creation time in seconds since 1970."""
+
+    id: str
+    file: str
+    suite: str
+    status: str
+    error: str | None
+    arm: Arm
+    student: Student
+    teacher: Teacher | None
+    data: Data
+    budget: Budget
+    pretrain_seed: int
+    transfer_seed: int
+    task: Task
+    value: float | None
+    coverage: float | None
+    cost: Spent
+    align: Align | None
+    pretrained: bool
+    cached: bool
+    when: float
+    git: str
+    config_hash: str
+    packages: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    terms: tuple[tuple[str, float], ...] = ()
+    loss_rise: float = 1.0  # highest loss of the transfer over its first
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file in records/ that is no valid record, and the sentence that says why."""
+
+    file: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All that was found in one records/ folder, sorted by file name."""
+
+    runs: list[Run]
+    damaged: list[Damaged]
+
+
+def own_folder(results_dir: str | Path, name: str) -> Path:
+    """The folder `name` below a results folder; made if absent.
+
+    Raises:
+        KdepError: a link, or no folder, is in its place.
+    """
+    return real_folder(Path(results_dir) / name, "results folder")
+
+
+def records_dir(results_dir: str | Path) -> Path:
+    """results/<suite> -> results/<suite>/records."""
+    return Path(results_dir) / RECORDS
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    return (
+        record.suite,
+        record.arm.method,
+        record.student.name,
+        record.data.share,
+        record.seed,
+        record.task.name,
+    )
+
+
+def write(results_dir: str | Path, record: Record) -> Path:
+    """Writes `record` atomically as records/<id>.json and returns the path.
+
+    The same cell may be written again (a rerun replaces it); a different cell under the same id
+    is a KdepError, for one of the two would be lost.
+    """
+    path = records_dir(results_dir) / f"{safe_name(record.id, 'record id')}.json"
+    if path.exists():
+        try:
+            old = load(path)
+        except KdepError:
+            old = None  # a damaged file is what a rerun is meant to replace
+        if old is not None and _identity(old) != _identity(record):
+            raise KdepError(
+                f"another result has the same record id {record.id!r}",
+                fix=f"move {path} elsewhere, or rerun with other stage names",
+            )
+    own_folder(results_dir, RECORDS)
+    write_atomic(path, dump(record))
+    return path
+
+
+class _Sharer:
+    """Gives equal values one object, so that 100,000 runs share the few arms and tasks they name.
+
+    Pickle keeps the sharing inside one message, which is what makes worker processes pay.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, Any] = {}
+
+    def part(self, part: Any) -> Any:
+        """`part` (a frozen pydantic model or None), or the equal one seen before."""
+        if part is None:
+            return None
+        return self._seen.setdefault((type(part), *part.__dict__.values()), part)
+
+    def value(self, value: Any) -> Any:
+        """`value` (a string or tuple), or the equal one seen before."""
+        return self._seen.setdefault(value, value)
+
+    def run(self, record: Record, file: str) -> Run:
+        """The `Run` of `record`."""
+        c = record.cost
+        return Run(
+            id=record.id,
+            file=file,
+            suite=self.value(record.suite),
+            status=self.value(record.status),
+            error=record.error,
+            arm=self.part(record.arm),
+            student=self.part(record.student),
+            teacher=self.part(record.teacher),
+            data=self.part(record.data),
+            budget=self.part(record.budget),
+            pretrain_seed=record.seed.pretrain,
+            transfer_seed=record.seed.transfer,
+            task=self.part(record.task),
+            value=record.value,
+            coverage=None if record.gate is None else record.gate.coverage,
+            cost=Spent(
+                c.pretrain_s,
+                c.cache_s,
+                c.align_s,
+                c.transfer_s,
+                c.images_per_s,
+                c.cache_bytes,
+                c.peak_memory_bytes,
+                self.value(c.device),
+                c.threads,
+                c.extra_parameters,
+                c.extra_forwards,
+            ),
+            align=self.part(record.align),
+            pretrained="pretrain" in record.stages and record.budget.images_seen != 0,
+            cached="cache" in record.stages,
+            when=datetime.fromisoformat(record.created).timestamp(),
+            git=self.value(record.git),
+            config_hash=self.value(record.config_hash),
+            packages=self.value(tuple(sorted(record.packages.items()))),
+            notes=self.value(tuple(record.notes)),
+            terms=tuple(sorted(record.terms.items())),
+            loss_rise=_rise(record.curves.get("loss", [])),
+        )
+
+
+def _rise(curve: Sequence[Sequence[float]]) -> float:
+    """Highest value of a [step, value] curve over its first; 1 where there is no curve."""
+    values = [point[1] for point in curve]
+    return max(values) / values[0] if values and values[0] > 0 else 1.0
+
+
+def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    share = _Sharer()
+    for name in names:
+        path = f"{directory}/{name}"
+        try:
+            record = parse(read_bytes(path, LARGEST_RECORD), name)
+            if f"{record.id}.json" != name:
+                # A copy under another name would count one cell twice.
+                got = f"the file {name} contains the record {record.id[:120]!r}"
+                fix = "delete it if it is a copy, otherwise rename it"
+                damaged.append(
+                    Damaged(
+                        name,
+                        str(KdepError(got, expected="a file named after the record's id", fix=fix)),
+                    )
+                )
+                continue
+            runs.append(share.run(record, name))
+        except KdepError as e:
+            damaged.append(Damaged(name, str(e)))
+        except OSError as e:
+            sentence = f"the record {name} cannot be read ({e.strerror}); check the disk."
+            damaged.append(Damaged(name, sentence))
+    return runs, damaged
+
+
+def _list(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            names = [e.name for e in entries if e.name.endswith(".json")]
+    except FileNotFoundError:
+        return []
+    # Names that start with a dot are `write_atomic`'s unfinished files.
+    return sorted(n for n in names if not n.startswith("."))
+
+
+def read(results_dir: str | Path) -> Store:
+    """Every record of `results_dir`; damaged files are listed, never skipped in silence.
+
+    Raises:
+        KdepError: `results_dir` is no folder.
+    """
+    if not Path(results_dir).is_dir():
+        raise KdepError(
+            f"the results folder {results_dir} does not exist",
+            expected="a folder that contains records/, such as results/pocket",
+            fix="run the suite first, or give another folder",
+        )
+    directory = records_dir(results_dir)
+    if os.path.lexists(directory) and not is_real_folder(directory):
+        raise no_folder(directory, os.lstat(directory).st_mode, "records folder")
+    names = _list(directory)
+    if len(names) < _PARALLEL_FROM or not _can_fork():
+        return Store(*_read_some(str(directory), names))
+    return _read_parallel(directory, names)
+
+
+def _can_fork() -> bool:
+    # A process that has torch loaded has threads, and forking those may hang.
+    return sys.platform.startswith("linux") and "torch" not in sys.modules
+
+
+def _read_parallel(directory: Path, names: list[str]) -> Store:
+    import gc
+    import multiprocessing
+
+    workers = min(8, len(os.sched_getaffinity(0)))
+    size = max(1, -(-len(names) // (workers * 4)))
+    jobs = [(str(directory), names[i : i + size]) for i in range(0, len(names), size)]
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    # The cyclic collector would walk a growing heap of objects that hold no cycle.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            for some, bad in pool.starmap(_read_some, jobs, chunksize=1):
+                runs.extend(some)
+                damaged.extend(bad)
+    finally:
+        if collecting:
+            gc.enable()
+    return Store(runs, damaged)
+
+
+def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
+    """The whole records (curves, per-class scores, pictures) behind `runs`."""
+    return [load(records_dir(results_dir) / run.file) for run in runs]

@@ -1,0 +1,1 @@
+"""Tables, charts and the page, all made from one board of results."""

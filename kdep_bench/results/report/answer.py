@@ -1,0 +1,147 @@
+"""The first lines of a leaderboard: the project's question answered in sentences.
+
+Does pre-training from the teacher beat no pre-training and supervised pre-training, at what share
+of the data and time, and on how many networks does that rest? The sentences repeat the rows of the
+difference table and its corrected verdicts; they compute nothing of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import ArmKey, Board
+from kdep_bench.results.board.compare import Difference
+from kdep_bench.results.board.method_facts import ArmFacts
+
+REFERENCES = {
+    "scratch": "no pre-training",
+    "supervised": "supervised pre-training",
+    "imagenet": "published ImageNet weights",
+}
+MOST_ROWS = 4  # rows of KDEP that are answered for; more are in the table
+MOST_NAMES = 6
+
+
+def sentences(
+    board: Board, student: str, labels: Mapping[ArmKey, str], summaries: Mapping[ArmKey, ArmFacts]
+) -> list[str]:
+    """What the records of `student` answer; empty where there is no score."""
+    scored = {row for (row, _), result in board.cells.items() if result.estimate}
+    if not any(row.student == student for row in scored):
+        return []
+    table = compare.difference_table(board, student)
+    rows = list(dict.fromkeys(d.arm for d in table if d.arm.method == compare.BASE))
+    lines = []
+    for row in rows[:MOST_ROWS]:
+        for name in REFERENCES:
+            pair = [d for d in table if d.arm == row and d.other.method == name]
+            lines += [_comparison(board, pair, labels)] if pair else []
+        lines += _spent(board, row, labels, summaries)
+    if len(rows) > MOST_ROWS:
+        lines.append(
+            f"{len(rows) - MOST_ROWS} more rows of {compare.BASE} are in the tables below."
+        )
+    if len(board.arms_of(student)) > len(rows) + len(REFERENCES):
+        lines += _best(board, student, labels)
+    return [*lines, _limits(board, student, table)]
+
+
+def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[ArmKey, str]) -> str:
+    """One sentence of a row against a reference: over all tasks, then where the tasks disagree."""
+    name, reference = labels[pair[0].arm], REFERENCES[pair[0].other.method]
+    columns = compare.columns_of(board, pair[0].arm.student)
+    tasks = [d for d in pair if d.column is not None and d.estimate is not None]
+    overall = next((d for d in pair if d.column is None or len(columns) == 1), None)
+    if overall is None or overall.estimate is None:
+        if not tasks:
+            return f"{name} cannot be compared with {reference}: no common task and seeds."
+        missing = f"has no mean over tasks to compare with {reference} (a score is missing)"
+        return f"{name} {missing}: {_by_verdict(tasks)}."
+    if overall.p is None:
+        mean = text.points(overall.estimate.mean, True)
+        return f"{name} - {reference}: {mean} points x100 with one seed pair, so not tested."
+    phrase = {"better": "scores higher than", "worse": "scores lower than"}
+    relation = phrase.get(overall.verdict, "is not significantly different from")
+    where = overall.column.task if overall.column else compare.mean_name(columns)
+    sentence = f"{name} {relation} {reference}: {text.gap(overall.estimate)} points x100, {where}"
+    disagree = overall.column is None and len({d.verdict for d in tasks}) > 1
+    return f"{sentence}; {_by_verdict(tasks)}." if disagree else f"{sentence}."
+
+
+def _by_verdict(tasks: Sequence[Difference]) -> str:
+    """ "higher on a, b; lower on c; not significant on d"."""
+    shown = {"better": "higher", "worse": "lower"}
+    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not significant": []}
+    for d in tasks:
+        if d.column is not None:
+            groups[shown.get(d.verdict, "not significant")].append(d.column.task)
+    return "; ".join(f"{word} on {', '.join(names)}" for word, names in groups.items() if names)
+
+
+def _spent(
+    board: Board, row: ArmKey, labels: Mapping[ArmKey, str], summaries: Mapping[ArmKey, ArmFacts]
+) -> list[str]:
+    """Fraction of the data and the time of the supervised row with most data in this suite."""
+    supervised = [a for a in board.arms_of(row.student) if a.method == "supervised"]
+    reference = max(supervised, key=lambda a: (a.share, a.epochs or 0.0), default=None)
+    if reference is None:
+        return []
+    seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s
+    time = "its time is not stated" + (" (other work ran on the machine)" if board.untimed else "")
+    if seconds is not None and reference_seconds:
+        cache = ", teacher cache included" if summaries[row].cache_s else ""
+        ratio = seconds / reference_seconds
+        time = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+        time = f"{time} times its pre-training time{cache}"
+    labelled = "with labels" if summaries[row].arm.labels_used else "without labels"
+    fraction = f"{100 * row.share / reference.share:.3g} % of the images"
+    return [f"{labels[row]} used {fraction} of {labels[reference]}, {labelled}, and {time}."]
+
+
+def _best(board: Board, student: str, labels: Mapping[ArmKey, str]) -> list[str]:
+    lines = []
+    for column in compare.columns_of(board, student):
+        estimates = {
+            row: e
+            for row in compare.best(board, student, column)
+            if (e := board.cell(row, column).estimate)
+        }
+        if not estimates:
+            continue
+        ordered = sorted(estimates, key=lambda a: (-column.sign * estimates[a].mean, a.order()))
+        names = [labels[row] for row in ordered]
+        shown = ", ".join(names[:MOST_NAMES])
+        if len(names) > MOST_NAMES:
+            shown += f" and {len(names) - MOST_NAMES} more"
+        note = " (none significantly worse than the first)" if len(names) > 1 else ""
+        n_rows = len(board.arms_of(student))
+        lines.append(f"Best on {column.task}, of {n_rows} rows: {shown}{note}.")
+    return lines
+
+
+def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
+    """How many networks, runs and test sets the sentences before rest on."""
+    networks, runs = set(), set()
+    for row in board.arms_of(student):
+        for column in compare.columns_of(board, student):
+            seeds = set(board.values(row, column))
+            if seeds:
+                runs.add(len(seeds))
+            if seeds and not board.fixed(row):
+                networks.add(len({pretrain for pretrain, _ in seeds}))
+    counted = f"{_range(networks, 'pre-trained network')} and " if networks else ""
+    test = "" if any(d.p is not None for d in table) else " No difference was tested."
+    return (
+        f"This rests on {counted}{_range(runs, 'transfer run')} per method and task, one student "
+        f"and the test images of this suite; it does not cover other data, budgets or "
+        f"students.{test}"
+    )
+
+
+def _range(counts: set[int], noun: str) -> str:
+    """ "3 transfer runs", "1 to 3 transfer runs"."""
+    low, high = min(counts), max(counts)
+    shown = f"{high}" if low == high else f"{low} to {high}"
+    return f"{shown} {noun}{'s' if high > 1 else ''}"

@@ -1,0 +1,263 @@
+"""The rows that every output format shares, made from a board."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare, efficiency, families
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.method_facts import ArmFacts, arm_facts, arm_labels
+from kdep_bench.results.claims.verdict import Verdict
+from kdep_bench.results.report import answer, data_notes
+
+BELOW = " †"  # behind a score
+
+MEAN_RANK = "Mean rank over all tasks, among methods with results for every task and seed."
+
+PAIRED = (
+    "Differences are paired by (pre-training seed, transfer seed); their spread is estimated from "
+    "all methods of the task; a method that is significantly noisier is compared by its own "
+    "differences. Positive: better, also where less of the metric is better. Result: significant "
+    "if p is below 0.05 after Holm's correction, made separately for kdep and for the other "
+    "methods, for means over tasks and for single tasks. Intervals are not corrected, so one may "
+    "exclude 0 where the result is not significant; the marking of the best is corrected per task, "
+    "so the two can differ. A mean over tasks gives every task family the same weight."
+)
+
+LONG = 60  # rows of differences that are still read one by one
+
+UNTIMED = (
+    "No times: other work ran on the same machine (runtime.timed=False in the suite), so the "
+    "records contain none."
+)
+
+SAVING = (
+    "Reduction factor: the budget of the reference divided by the budget with which the method "
+    "reaches the reference's score (mean over all tasks, each task family with the same weight). "
+    "For each seed pair it is read off the method's curve of score against budget, made monotone "
+    "and interpolated linearly in the logarithm of the budget. 'at least' and 'at most': the score "
+    "is outside the curve, so the factor is a bound."
+)
+
+
+@dataclass(slots=True)
+class View:
+    """A board with what every output format asks of it, worked out once."""
+
+    board: Board
+    labels: dict[ArmKey, str]
+    facts: dict[ArmKey, ArmFacts]
+    bold: dict[tuple[str, Column], set[ArmKey]]
+    verdicts: list[Verdict]
+    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    letters: dict[str, str] = field(default_factory=dict)  # of each note about the data
+
+    def mark(self, arm: ArmKey, column: Column) -> str:
+        """Letters of the notes about the data of this cell; "" where there is none."""
+        return data_notes.mark(self.board, self.letters, arm, column)
+
+    def is_bold(self, arm: ArmKey, column: Column) -> bool:
+        """Whether this cell is among the best of its student."""
+        return arm in self.bold.get((arm.student, column), set())
+
+    def won(self, arm: ArmKey, columns: Sequence[Column]) -> tuple[int, int]:
+        """In how many of `columns` the row is among the best, and how many have a best."""
+        marked = [c for c in columns if self.bold.get((arm.student, c))]
+        return sum(self.is_bold(arm, c) for c in marked), len(marked)
+
+    def rows(self, columns: Sequence[Column]) -> list[ArmKey]:
+        """Rows that have a cell in any of `columns`."""
+        return [a for a in self.board.arms if any((a, c) in self.board.cells for c in columns)]
+
+
+def make_view(
+    board: Board,
+    verdicts: list[Verdict] | None = None,
+    pages: Mapping[str, Mapping[str, Any]] | None = None,
+) -> View:
+    """The view of `board`; `pages` as in `report.build`."""
+    bold = {
+        (s, c): compare.best(board, s, c)
+        for s in board.students
+        for c in compare.columns_of(board, s)
+    }
+    facts = {a: arm_facts(board, a) for a in board.arms}
+    letters = data_notes.letters(board)
+    return View(board, arm_labels(board), facts, bold, verdicts or [], pages or {}, letters)
+
+
+def column_names(columns: Sequence[Column]) -> dict[Column, str]:
+    """Headings: the task, and version or data where the task alone is not enough."""
+    many = Counter(c.task for c in columns)
+    versions = {t: {c.version for c in columns if c.task == t} for t in many}
+    prints = {t: {c.fingerprint for c in columns if c.task == t} for t in many}
+    names = {}
+    for c in columns:
+        extra = f" v{c.version}" if len(versions[c.task]) > 1 else ""
+        if len(prints[c.task]) > 1:
+            extra += f" data {c.fingerprint[:8] or 'unknown'}"
+        names[c] = f"{c.task}{extra} ({c.metric}{', less is better' if c.sign < 0 else ''})"
+    return names
+
+
+def labels_text(facts: ArmFacts) -> str:
+    """Whether pre-training used labels, as the tables show it."""
+    if facts.arm.label_policy == "none":
+        return "no pre-training"
+    if facts.arm.labels_used:
+        return "yes"
+    return "by its teacher" if facts.arm.label_policy == "labels" else "no"
+
+
+def share_text(view: View, arm: ArmKey) -> str:
+    """The data fraction of pre-training; a dash for methods not pre-trained here."""
+    return "—" if view.board.fixed(arm) else f"{100 * arm.share:g} %"
+
+
+def arm_name(view: View, arm: ArmKey) -> str:
+    """The row's label, marked where the method was re-implemented from the paper's text."""
+    note = " (re-implementation)" if view.facts[arm].arm.reconstruction else ""
+    return view.labels[arm] + note
+
+
+def untimed_note(board: Board) -> str:
+    """Why the columns of costs are empty, where they are because the suite states no times."""
+    return UNTIMED if board.untimed else ""
+
+
+def difference_rows(
+    view: View, student: str | None = None
+) -> list[tuple[str, str, str, compare.Difference]]:
+    """(student, 'a - b', task, difference) of every pair shown, the mean over tasks last."""
+    rows = []
+    for owner in view.board.students if student is None else [student]:
+        columns = compare.columns_of(view.board, owner)
+        names = column_names(columns)
+        for d in compare.difference_table(view.board, owner):
+            label = f"{view.labels[d.arm]} - {view.labels[d.other]}"
+            what = compare.mean_name(columns) if d.column is None else names[d.column]
+            rows.append((owner, label, what, d))
+    return rows
+
+
+COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "extra parameters"]
+
+
+def cost_cells(
+    cost: families.Cost, name: Callable[[str, int], str]
+) -> list[tuple[str, float | None]]:
+    """(text, number) of each column of COST_HEAD; `name` writes what others have named."""
+    f = cost.facts
+    terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in f.terms.items())
+    rate = f.learning_rate
+    return [
+        ("—" if rate is None else f"{rate:g}", rate),
+        (families.milliseconds(f.step_s), f.step_s),
+        (text.ratio(cost.ratio), cost.ratio),
+        (families.mebibytes(f.peak_memory_bytes), f.peak_memory_bytes),
+        (text.count(f.extra_parameters), f.extra_parameters),
+        (text.ratio(cost.forwards), cost.forwards),
+        (text.seconds(f.cost_s), f.cost_s),
+        (name(terms or "—", 300), None),
+    ]
+
+
+FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "step time / kdep"]
+
+
+def family_cells(
+    f: families.Family, name: Callable[[str, int], str]
+) -> list[tuple[str, float | None]]:
+    """(text, number) of each column of FAMILY_HEAD; `name` writes what others have named."""
+    reads = ", ".join(f"{what} ({n})" for what, n in f.reads.items())
+    memory = max((m for c in f.costs if (m := c.facts.peak_memory_bytes)), default=None)
+    cells: list[tuple[str, float | None]] = [
+        ("yes" if f.labels else "no", None),
+        (f"{100 * f.share:g} %", f.share),
+        ("—" if f.epochs is None else f"{f.epochs:g}", f.epochs),
+        (str(len(f.costs)), len(f.costs)),
+        (name(reads or "—", 300), None),
+        (families.spread([c.ratio for c in f.costs]), None),
+        (families.mebibytes(memory), memory),
+        (families.spread([c.facts.extra_parameters for c in f.costs], 0), None),
+        (families.spread([c.forwards for c in f.costs]), None),
+    ]
+    for found in f.strength.values():
+        est = found.estimate
+        of = f", {found.methods} methods" if found.methods != len(f.costs) else ""
+        cells.append((text.gap(est) + of, est.mean) if est else ("—", None))
+    return [*cells, (name(", ".join(f.left_out) or "—", 300), None)]
+
+
+def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
+    """(student, method, the row whose score it reaches, budget, saving)."""
+    return [
+        (student, method, view.labels[goal], efficiency.AXES[axis], found)
+        for student in view.board.students
+        for method, goal, axis, found in efficiency.savings(view.board, student)
+    ]
+
+
+def failures(view: View) -> list[tuple[str, str, str]]:
+    """(what, status, sentence) of everything that failed, is missing or is damaged."""
+    found = []
+    for (arm, column), cell in sorted(
+        view.board.cells.items(), key=lambda kv: (kv[0][0].order(), kv[0][1])
+    ):
+        for run in [*cell.failed, *cell.missing]:
+            where = f"{arm.student}, {view.labels[arm]}, {column.task}, "
+            where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
+            found.append((where, run.status, run.error or "has not run yet"))
+    found += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
+    return found
+
+
+def environment(board: Board) -> dict[str, list[str]]:
+    """What the records say of devices, threads, data, code and packages; each value with its count
+    where there are several."""
+    ok = [r for r in board.runs if r.status == "ok"]
+    facts = {
+        "device": Counter(r.cost.device or "unknown" for r in ok),
+        "threads": Counter(
+            "unknown" if r.cost.threads is None else str(r.cost.threads) for r in ok
+        ),
+        "data": Counter(f"{r.data.name} ({r.data.source})" for r in ok),
+        "data fingerprint": Counter(r.data.fingerprint or "unknown" for r in ok),
+        "teacher": Counter(
+            f"{r.teacher.name} {r.teacher.checksum}".strip() for r in ok if r.teacher
+        ),
+        "git": Counter(r.git or "unknown" for r in ok),
+        "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
+    }
+    shown = {}
+    for what, counts in facts.items():
+        values = sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+        lone = len(values) == 1
+        shown[what] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
+    return {k: v for k, v in shown.items() if v}
+
+
+def command(board: Board, arm: ArmKey) -> str:
+    """The command that reproduces a row: by a pattern of the row's own stages where the records'
+    ids (which are those of the transfer stages) show that it fits, else by the method."""
+    share = "" if arm.share == 1 else f".{arm.share:g}"
+    pattern = f"transfer-*.{arm.student}.{arm.method}{share}.s*"
+    fits = re.compile(fnmatch.translate(pattern)).match
+    runs = board.runs_of(arm)
+    only = pattern if all(fits(r.id) for r in runs) else arm.method
+    return text.command(runs[0].suite, only)
+
+
+def answers(view: View) -> dict[str, list[str]]:
+    """The sentences at the top, by student."""
+    sentences = {
+        student: answer.sentences(view.board, student, view.labels, view.facts)
+        for student in view.board.students
+    }
+    return {student: lines for student, lines in sentences.items() if lines}

@@ -1,0 +1,66 @@
+"""Notes about the data of a task, beside every score that they are about.
+
+A record's note is one about the data where it begins with `NOTE`: shared images between splits, a
+teacher that was trained on what the task tests, classes that a split lacks. Each different sentence
+has a letter; a score carries the letters of its notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from string import ascii_lowercase
+from typing import NamedTuple
+
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.records.store import Run
+from kdep_bench.results.report.data_card import NOTE
+
+HEADING = "Notes on the data"
+INTRODUCTION = (
+    "Known limitations of the data behind the scores that carry the letter. They also apply to "
+    "ranks, differences and claims that use these scores."
+)
+
+
+class DataNote(NamedTuple):
+    """One sentence with its letter and the names of the tasks whose scores carry it."""
+
+    letter: str
+    tasks: list[str]
+    sentence: str
+
+
+def sentences(runs: Iterable[Run]) -> list[str]:
+    """The notes about the data in `runs`, each once, in their order."""
+    some = (n.removeprefix(NOTE) for r in runs for n in r.notes if n.startswith(NOTE))
+    return list(dict.fromkeys(some))
+
+
+def letters(board: Board) -> dict[str, str]:
+    """Sentence -> letter: a to z, then aa, ab, ..., by task and row."""
+    found: dict[str, str] = {}
+    for column in board.columns:
+        for arm in board.arms:
+            for sentence in sentences(board.cell(arm, column).runs):
+                found.setdefault(sentence, _letter(len(found)))
+    return found
+
+
+def _letter(number: int) -> str:
+    first, last = divmod(number, 26)
+    return (_letter(first - 1) if first else "") + ascii_lowercase[last]
+
+
+def mark(board: Board, given: dict[str, str], arm: ArmKey, column: Column) -> str:
+    """The letters of a cell, "a, c"; "" where no note is about it."""
+    return ", ".join(given[s] for s in sentences(board.cell(arm, column).runs)) if given else ""
+
+
+def legend(board: Board, given: dict[str, str]) -> list[DataNote]:
+    """Every note with its letter and tasks."""
+    tasks: dict[str, dict[str, None]] = {s: {} for s in given}
+    for column in board.columns:
+        for arm in board.arms:
+            for sentence in sentences(board.cell(arm, column).runs):
+                tasks[sentence][column.task] = None
+    return [DataNote(letter, list(tasks[s]), s) for s, letter in given.items()]

@@ -1,0 +1,294 @@
+"""The terms of tables, page and configs, each defined once.
+
+The page shows `TERMS` at its foot and as hover titles of its column headings; GLOSSARY.md is
+`markdown()` (a test compares the two; `python -m kdep_bench.results.report.glossary > GLOSSARY.md`
+rewrites it).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+
+class Term(NamedTuple):
+    """A term, its definition, and the column headings (page, Markdown, CSV) that it explains."""
+
+    name: str
+    meaning: str
+    headings: tuple[str, ...] = ()
+
+
+TERMS = (
+    Term(
+        "student",
+        "The small backbone that is pre-trained, exported and transferred to the tasks.",
+        ("student",),
+    ),
+    Term(
+        "teacher",
+        "The large frozen network whose outputs the student learns to reproduce. An assistant is a "
+        "teacher that the suite itself pre-trained from the larger one.",
+        ("teacher",),
+    ),
+    Term(
+        "method",
+        "How a student was pre-trained: kdep, one of the other distillation methods, supervised, "
+        "scratch, imagenet. Where a method was run several times, the row also names what differs: "
+        "teacher, data fraction, epochs. '(re-implementation)': written from the paper's text, "
+        "because the authors' code is not public.",
+        ("method", "row", "reimplementation"),
+    ),
+    Term(
+        "scratch, supervised, imagenet",
+        "The references: no pre-training (random weights); pre-training on the same images with "
+        "their labels; published weights trained on ImageNet with labels.",
+    ),
+    Term(
+        "arm",
+        "In configs and code: one method with its student, teacher, data fraction and epochs, that "
+        "is, one row of the tables.",
+    ),
+    Term(
+        "labels used",
+        "Whether pre-training read image labels: yes, no, 'by its teacher' (only to train the "
+        "assistant that is its teacher), or no pre-training.",
+        ("labels used", "labels", "labels_used", "label_policy"),
+    ),
+    Term(
+        "data fraction",
+        "Fraction of the pre-training images that a method may use.",
+        ("data fraction", "data_fraction"),
+    ),
+    Term(
+        "images seen, epochs",
+        "Samples processed in pre-training, repeats included; epochs = images seen / images of the "
+        "data fraction.",
+        ("images seen", "images_seen", "epochs"),
+    ),
+    Term(
+        "view",
+        "A fixed random crop and flip of an image. Views are drawn once and stored, so every "
+        "method trains on the same pixels, and the teacher's output for each is computed once.",
+    ),
+    Term(
+        "tap",
+        "The layer whose average-pooled output is used as the feature of a teacher or student; for "
+        "KDEP the input of the last activation.",
+    ),
+    Term(
+        "teacher cache",
+        "The teacher's outputs for every (image, view), computed once and stored. Its time is "
+        "charged to a method in proportion to the data fraction, also where methods share a cache.",
+        ("incl. teacher cache", "cache_s"),
+    ),
+    Term(
+        "pre-training cost",
+        "Wall time of pre-training, teacher cache and alignment together, in the CSV in seconds; "
+        "cost ratio: that of one method divided by that of the other.",
+        ("pre-training cost", "cost", "cost ratio", "cost_s", "pretrain_s", "align_s"),
+    ),
+    Term(
+        "step time",
+        "Mean seconds of one optimiser step of pre-training; step time / kdep: divided by that of "
+        "kdep with the same student, teacher, data fraction and epochs.",
+        ("step time", "step time / kdep", "step_s", "step_time_over_kdep"),
+    ),
+    Term(
+        "extra parameters",
+        "Parameters that are trained or stored with the student (projectors, heads, peers) and "
+        "dropped at export.",
+        ("extra parameters", "extra_parameters"),
+    ),
+    Term(
+        "extra forward passes",
+        "Forward passes of all networks other than the student during pre-training: cached or live "
+        "teacher, peer networks, moving averages. Tables: per image seen; CSV: in total.",
+        ("extra forward passes per image seen", "extra_forwards"),
+    ),
+    Term(
+        "loss weight, loss terms",
+        "KDEP's loss weight is set automatically: 20 / (mean square of the target). Loss terms: "
+        "mean fraction of the total loss magnitude that each term contributes, where a loss has "
+        "several.",
+        ("loss terms",),
+    ),
+    Term(
+        "method family",
+        "Methods that use the same kind of teacher signal. Inputs: what their losses read of a "
+        "batch (pooled features, logits, maps, tokens, labels), with the number of methods. A task "
+        "family is a kind of task: classification, detection, segmentation.",
+        ("method family", "method_family", "task_family", "methods", "inputs", "methods left out"),
+    ),
+    Term(
+        "alignment, explained variance ratio",
+        "The alignment is a fixed linear map from the teacher's feature to the student's width "
+        "(KDEP: SVD). Explained variance ratio: fraction of the feature's variance inside the span "
+        "that the alignment keeps.",
+        ("explained variance ratio", "explained_variance_ratio"),
+    ),
+    Term(
+        "std ratio",
+        "Largest over smallest standard deviation among a feature's channels: of the raw teacher "
+        "feature, after the alignment, and after the transform (the training target).",
+        (
+            "std ratio: raw",
+            "std ratio: aligned",
+            "std ratio: transformed",
+            "std_ratio_before",
+            "std_ratio_after_align",
+            "std_ratio_after_transform",
+        ),
+    ),
+    Term(
+        "PTS",
+        "Power temperature scaling, KDEP's transform of the aligned feature: "
+        "sign(a) |a / T|^(1/n). It lowers the std ratio.",
+    ),
+    Term(
+        "weights loaded",
+        "Fraction of the backbone's parameters and buffers, by element count, that were equal to "
+        "the exported file when transfer training began. Below 1, some weights were not loaded.",
+        ("weights loaded", "weights_loaded"),
+    ),
+    Term(
+        "linear probe, fine-tuned",
+        "Two ways to score a backbone on classification: a linear classifier on frozen features, "
+        "or training of all weights.",
+    ),
+    Term(
+        "chance",
+        "Score of a guess that does not look at the image; for segmentation the mIoU of predicting "
+        "background everywhere.",
+        ("chance",),
+    ),
+    Term(
+        "stage",
+        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer) with a "
+        "directory of its own in work_dirs.",
+    ),
+    Term(
+        "cell, record",
+        "A cell is one transfer run: method, student, task, pre-training seed, transfer seed. Its "
+        "result is one record, a JSON file in records/. ok, failed and missing count cells.",
+        ("ok", "failed", "missing", "run"),
+    ),
+    Term(
+        "seed pair",
+        "(pre-training seed, transfer seed). Two methods are compared within each pair; the "
+        "independent seeds are the pre-training seeds, or the transfer seeds where there is only "
+        "one pre-training seed.",
+        ("seed pairs", "seeds", "n", "independent seeds per method"),
+    ),
+    Term(
+        "interval",
+        "95 % confidence interval over the seeds that were run. Of a mean: Student's t below 50 "
+        "values, BCa bootstrap from 50 to 300. Of a difference: Student's t with the spread of all "
+        "methods of the task, or the pair's own where that is larger. Clustered where pre-training "
+        "and transfer seeds cross. Another test set is not covered.",
+        ("low95", "high95", "measured", "mean difference"),
+    ),
+    Term(
+        "better, worse, not significant",
+        "Result of a comparison: the mean difference is above or below 0 with p (Holm) below 0.05, "
+        "or not. p (Holm): two-sided p value after Holm's correction (1979), made separately for "
+        "kdep and for the other methods, for means over tasks and for single tasks. Too few seed "
+        "pairs: no p value.",
+        (
+            "result",
+            "p (Holm)",
+            "comparison",
+            "mean difference to kdep",
+            "mean difference to scratch",
+        ),
+    ),
+    Term(
+        "among the best",
+        "The best mean of a task and every method not significantly worse (multiple comparisons "
+        "with the best, Hsu 1984): with probability 0.95 the method with the best true mean is "
+        "among them. Summary: in how many tasks. rank_best and rank_worst: the ranks that "
+        "Dunnett's tests leave possible.",
+        ("among the best", "among_best", "rank_best", "rank_worst"),
+    ),
+    Term(
+        "mean rank",
+        "Mean over all tasks of the rank by mean score, among the methods that have results for "
+        "every task and seed.",
+        ("mean rank", "mean_rank"),
+    ),
+    Term(
+        "minimum detectable difference",
+        "Smallest true paired difference that the present number of independent seeds shows with "
+        "power 0.8, before correction. Std. dev. over seeds: pooled over methods.",
+        ("minimum detectable difference", "std. dev. over seeds"),
+    ),
+    Term(
+        "claim, verdict",
+        "A claim states what must be measured (threshold). Supported or refuted: the whole "
+        "interval is on one side of the threshold, no task family contradicts, and it holds after "
+        "Holm's correction for all claims of the suite. Undecided: otherwise. Of one network: one "
+        "pre-training seed, so another network may differ. Not testable here: the records lack a "
+        "method.",
+        ("claim", "verdict", "threshold", "tasks"),
+    ),
+    Term(
+        "seeds needed",
+        "Number of independent seeds that would decide a claim with power 0.8 if mean and standard "
+        "deviation stayed as measured.",
+        ("seeds needed",),
+    ),
+    Term(
+        "budget, reduction factor",
+        "Budget: what pre-training spends, as images, images seen, time or FLOPs. Reduction "
+        "factor: the reference's budget divided by the budget with which the method reaches the "
+        "reference's score.",
+        ("budget", "reduction factor", "reference"),
+    ),
+    Term(
+        "fingerprint",
+        "Hash of the data's content; data with different fingerprints are never compared.",
+        ("data", "fingerprint"),
+    ),
+)
+
+_UNIT = re.compile(r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\.)")
+
+
+@cache
+def _by_heading() -> dict[str, Term]:
+    found: dict[str, Term] = {}
+    for term in TERMS:
+        for heading in term.headings:
+            assert heading not in found, heading
+            found[heading] = term
+    return found
+
+
+def plain_heading(heading: str) -> str:
+    """A column heading less its units and qualifiers."""
+    return _UNIT.sub("", heading).strip()
+
+
+def term_of(heading: str) -> Term | None:
+    """The term that explains a column heading; None for a textbook term."""
+    return _by_heading().get(plain_heading(heading))
+
+
+def markdown() -> str:
+    """The whole GLOSSARY.md."""
+    lines = [
+        "# Glossary",
+        "",
+        "Terms of the leaderboards, the HTML pages and the configs. Textbook terms (epoch, mIoU, "
+        "AP50, top-1) are not repeated here.",
+        "",
+        "| term | meaning |",
+        "| --- | --- |",
+        *(f"| {t.name} | {t.meaning.replace('|', chr(92) + '|')} |" for t in TERMS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

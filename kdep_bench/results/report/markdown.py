@@ -1,0 +1,340 @@
+"""leaderboard.md, leaderboard.csv and leaderboard.tex of a board."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare, families
+from kdep_bench.results.claims.verdict import Verdict, headlines
+from kdep_bench.results.report import data_notes, reported
+from kdep_bench.results.report.board_rows import (
+    BELOW,
+    COST_HEAD,
+    FAMILY_HEAD,
+    LONG,
+    MEAN_RANK,
+    PAIRED,
+    SAVING,
+    View,
+    answers,
+    arm_name,
+    column_names,
+    command,
+    cost_cells,
+    difference_rows,
+    environment,
+    failures,
+    family_cells,
+    labels_text,
+    saving_rows,
+    share_text,
+    untimed_note,
+)
+from kdep_bench.results.report.csv_table import CSV_COSTS
+
+_LEGEND = (
+    "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
+    "mean of a task and every method not significantly worse (multiple comparisons with the best, "
+    "alpha 0.05, one spread estimated from all methods of the task); nothing is marked where no "
+    "method has two seeds. Intervals "
+    "are 95 % confidence intervals over the seeds that were run and do not cover another test set. "
+    "A cell names its failed and missing seeds; its row then has no mean rank and no mean over "
+    "tasks. †: mean below chance or below no pre-training."
+)
+LEGEND_MD = _LEGEND.format(best="**Bold**")
+LEGEND_HTML = _LEGEND.format(best="Highlighted")
+GLOSSARY_MD = "Terms: [GLOSSARY.md](../../GLOSSARY.md), also at the foot of index.html."
+
+
+def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """A GitHub table; the first `left` columns are left-aligned. Cells are already escaped."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    lines = [head, rule, *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _noted(view: View) -> list[str]:
+    said = untimed_note(view.board)
+    return [text.md(said), ""] if said else []
+
+
+def _data_notes(view: View) -> list[str]:
+    rows = [
+        f"- ({n.letter}) {text.md(', '.join(n.tasks))}: {text.md(n.sentence, 600)}."
+        for n in data_notes.legend(view.board, view.letters)
+    ]
+    if not rows:
+        return []
+    return [f"## {data_notes.HEADING}", "", data_notes.INTRODUCTION, "", *rows, ""]
+
+
+def _summary(view: View) -> list[str]:
+    lines = ["## Summary", "", MEAN_RANK, ""]
+    lines += _noted(view)
+    rows = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        columns = compare.columns_of(view.board, student)
+        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for arm in arms:
+            facts = view.facts[arm]
+            won, marked = view.won(arm, columns)
+            rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
+            rows.append(
+                [
+                    text.md(student),
+                    text.md(arm_name(view, arm)),
+                    rank,
+                    f"{won} of {marked}" if marked else "—",
+                    labels_text(facts),
+                    share_text(view, arm),
+                    text.count(facts.images_seen),
+                    text.seconds(facts.cost_s),
+                    text.seconds(facts.cache_s),
+                    text.ratio(facts.coverage),
+                ]
+            )
+    return [*lines, *md_table(SUMMARY_HEAD, rows, 2), ""]
+
+
+ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
+SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", *ROW_END[:4]]
+SUMMARY_HEAD += ["incl. teacher cache", ROW_END[4]]
+
+
+def _task_family_table(view: View, family: str) -> list[str]:
+    columns = view.board.columns_of(family)
+    names = column_names(columns)
+    head = ["student", "method", *(text.md(names[c]) for c in columns), *ROW_END]
+    rows = []
+    for arm in view.rows(columns):
+        facts = view.facts[arm]
+        cells = []
+        for c in columns:
+            shown = text.score(view.board.cell(arm, c))
+            shown = f"**{shown}**" if view.is_bold(arm, c) else shown
+            mark = view.mark(arm, c)
+            shown = f"{shown} ({mark})" if mark else shown
+            cells.append(shown + BELOW if compare.below(view.board, arm, c) else shown)
+        row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
+        row += [share_text(view, arm), text.count(facts.images_seen)]
+        rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
+    chance = [text.points(view.board.chance[c]) for c in columns]
+    rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
+    return [f"## Task family: {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
+
+
+def _differences(view: View) -> list[str]:
+    """Those over all tasks first where the whole table is long."""
+    found = difference_rows(view)
+    if not found:
+        return []
+    lines = ["## Paired differences", "", PAIRED, ""]
+    over_all = [row for row in found if row[3].column is None]
+    if not over_all or len(found) <= LONG:
+        return [*lines, *_difference_table(found), ""]
+    single = [row for row in found if row[3].column is not None]
+    lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
+    return [*lines, *_difference_table(single), "", "</details>", ""]
+
+
+def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
+    rows = []
+    for student, label, what, d in found:
+        seeds = d.estimate.seeds if d.estimate else "—"
+        cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
+        rows.append([*cells, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
+    return md_table(DIFFERENCE_HEAD, rows, 3)
+
+
+DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
+DIFFERENCE_HEAD += ["seeds", "p (Holm)", "result"]
+COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
+FAMILY_HEAD += ["peak memory, max.", "extra parameters", "extra forward passes per image seen"]
+FAMILY_HEAD += [f"mean difference to {other} x100 [95 %]" for other in families.REFERENCES]
+FAMILY_HEAD += ["methods left out"]
+
+
+def _cost_table(view: View) -> list[str]:
+    if not families.shown(view.board):
+        return []
+    rows = []
+    for cost in families.costs(view.board, view.facts):
+        row = [text.md(cost.arm.student), text.md(arm_name(view, cost.arm))]
+        row.append(text.md(cost.facts.arm.family or "—"))
+        rows.append([*row, *(shown for shown, _ in cost_cells(cost, text.md))])
+    head = ["student", "method", "method family", *COST_HEAD]
+    return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+
+
+def _method_family_table(view: View) -> list[str]:
+    if not families.shown(view.board):
+        return []
+    rows = [
+        [text.md(f.student), text.md(f.name), *(c for c, _ in family_cells(f, text.md))]
+        for f in families.families(view.board, view.facts, view.pages)
+    ]
+    if not rows:
+        return []
+    head = ["student", "method family", *FAMILY_HEAD]
+    return ["## Method families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
+
+
+def _savings(view: View) -> list[str]:
+    rows = []
+    for student, method, against, axis, found in saving_rows(view):
+        cells = [text.md(student), text.md(method), text.md(against), axis]
+        rows.append([*cells, text.times(found.estimate, found.bound), found.estimate.seeds])
+    if not rows:
+        return []
+    return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
+
+
+SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]", "seeds"]
+
+
+def _claims(view: View) -> list[str]:
+    if not view.verdicts:
+        return []
+    first = headlines(view.verdicts)
+    lines = ["## Claims", "", *_claim_table(first), ""]
+    if len(first) < len(view.verdicts):
+        lines += ["<details><summary>By task family</summary>", ""]
+        lines += [*_claim_table(view.verdicts), "", "</details>", ""]
+    return lines
+
+
+def _claim_table(verdicts: list[Verdict]) -> list[str]:
+    rows = []
+    for v in verdicts:
+        more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
+        who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
+        what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
+        rows.append([*who, *what, more, text.md(v.reason, 300)])
+    head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
+    return md_table([*head, "seeds needed (power 0.8)", "reason"], rows, 4)
+
+
+ALIGNMENT = (
+    "Std ratio: largest over smallest standard deviation among the channels of the teacher's "
+    "feature (raw), after the alignment (aligned), and of the training target (transformed)."
+)
+ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
+ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
+NOISE_HEAD = ["student", "task", "std. dev. over seeds", "degrees of freedom"]
+NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (power 0.8)"]
+
+
+def _diagnostics(view: View) -> list[str]:
+    lines = []
+    rows = []
+    for a in view.board.arms:
+        f = view.facts[a].align
+        if f is not None:
+            row = [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
+            row += [text.ratio(f.explained_variance_ratio, 3), text.ratio(f.std_ratio_before)]
+            ratios = (f.std_ratio_after_align, f.std_ratio_after_transform)
+            rows.append([*row, *map(text.ratio, ratios)])
+    if rows:
+        lines += ["## Alignment", "", ALIGNMENT, "", *md_table(ALIGNMENT_HEAD, rows, 3), ""]
+    noises = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = column_names(columns)
+        for c in columns:
+            n = compare.noise(view.board, student, c)
+            if n is not None:
+                row = [text.md(student), text.md(names[c]), text.points(n.sd)]
+                noises.append([*row, str(n.df), str(n.n), text.points(n.gap_now)])
+    if noises:
+        lines += ["## Seed noise (x100)", "", *md_table(NOISE_HEAD, noises, 2), ""]
+    return lines
+
+
+def _reported(view: View) -> list[str]:
+    rows = reported.rows_for(view.board)
+    if not rows:
+        return []
+    table = md_table(reported.HEAD, [reported.cells(r) for r in rows], 2)
+    return ["## Reported elsewhere", "", reported.SOURCE, "", *table, ""]
+
+
+FAILURE_HEAD = ["run", "status", "reason"]
+
+
+def _failures(view: View, most: int = 200) -> list[str]:
+    found = failures(view)
+    lines = []
+    if found:
+        rows = [[text.md(a, 200), b, text.md(c, 500)] for a, b, c in found[:most]]
+        lines = ["## Failed, missing, damaged", ""]
+        lines += [*md_table(FAILURE_HEAD, rows, 3), ""]
+        if len(found) > most:
+            lines += [f"... and {len(found) - most} more in leaderboard.csv and records/.", ""]
+    if view.board.remarks:
+        lines += ["## Remarks", "", *_capped(view.board.remarks, most), ""]
+    return lines
+
+
+def _capped(remarks: list[str], most: int) -> list[str]:
+    lines = [f"- {text.md(r, 600)}" for r in remarks[:most]]
+    rest = len(remarks) - most
+    return [*lines, f"- ... and {rest} more remarks."] if rest > 0 else lines
+
+
+def _environment(view: View) -> list[str]:
+    rows = [
+        [what, "<br>".join(text.md(v, 400) for v in values[:20])]
+        for what, values in environment(view.board).items()
+    ]
+    return ["## Environment", "", *md_table(["item", "value"], rows, 2), ""] if rows else []
+
+
+REPRODUCE_HEAD = ["student", "method", "command"]
+
+
+def _reproduce(view: View) -> list[str]:
+    rows = []
+    for arm in view.board.arms:
+        line = command(view.board, arm)
+        rows.append([text.md(arm.student), text.md(view.labels[arm]), text.code(line)])
+    if not rows:
+        return []
+    note = "`python tools/report.py <this folder>` rebuilds this file from its records."
+    return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
+
+
+def _answer(view: View) -> list[str]:
+    lines = []
+    for student, sentences in answers(view).items():
+        lines += [f"**Student {text.md(student)}**", ""] if len(view.board.students) > 1 else []
+        lines += [*(f"- {text.md(sentence, 600)}" for sentence in sentences), ""]
+    return lines
+
+
+def markdown(view: View) -> str:
+    """The whole leaderboard.md."""
+    board = view.board
+    counts = Counter(r.status for r in board.runs)
+    many = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "missing") if counts[s])
+    if board.damaged:
+        many += f", {len(board.damaged)} damaged"
+    lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
+    lines += _answer(view)
+    lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
+    lines += _data_notes(view)
+    if view.board.runs:
+        lines += _summary(view)
+        for family in board.families:
+            lines += _task_family_table(view, family)
+    lines += _cost_table(view) + _method_family_table(view)
+    lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
+    lines += _reported(view)
+    lines += _failures(view) + _environment(view) + _reproduce(view)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+CSV_COSTS += ["extra_forwards", "learning_rate"]

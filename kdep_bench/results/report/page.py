@@ -1,0 +1,570 @@
+"""index.html: the whole report as one offline file.
+
+It asks the network for nothing, and its Content-Security-Policy lets nothing else in: one inline
+style and one inline script, each by its SHA-256, and pictures as data: addresses. Every name from
+a record goes through `markup`, which escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import starmap
+from pathlib import Path
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare, families
+from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.claims.verdict import Verdict, headlines
+from kdep_bench.results.records.record import Record
+from kdep_bench.results.report import (
+    board_rows,
+    data_card,
+    data_notes,
+    glossary,
+    markdown,
+    plots,
+    reported,
+)
+from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.markup import Raw, join, tag
+from kdep_bench.results.report.page_images import images_section
+from kdep_bench.results.report.widgets import (
+    CHANCE,
+    COLOURED,
+    Cell,
+    Section,
+    chip,
+    name_cell,
+    number_cell,
+    page_table,
+)
+
+_HERE = Path(__file__).parent
+
+
+def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]) -> str:
+    """The page of `view`. `full`: whole records, for pictures and per-class scores; `drawn`: the
+    charts of `plots.draw`."""
+    style = (_HERE / "chart.css").read_text() + (_HERE / "page.css").read_text()
+    script = (_HERE / "page.js").read_text()
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{text.plain(view.board.suite)} - kdep_bench"),
+        tag("style", Raw(style)),
+    )
+    sections = [s for s in _sections(view, results_dir, full, drawn) if s is not None]
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", href="#main", class_="skip"),
+        _header(view, sections),
+        tag("main", _tools(view), *(s.markup for s in sections), id="main"),
+        tag("footer", tag("p", "Generated from records/ by tools/report.py.")),
+        tag("script", Raw(script)),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(content: str) -> str:
+        raw = hashlib.sha256(content.encode()).digest()
+        return f"'sha256-{base64.b64encode(raw).decode()}'"
+
+    return (
+        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _header(view: View, sections: list[Section]) -> Raw:
+    board = view.board
+    counts = Counter(r.status for r in board.runs)
+    facts = [
+        ("records", len(board.runs), ""),
+        ("ok", counts["ok"], ""),
+        ("failed", counts["failed"], "bad" if counts["failed"] else ""),
+        ("missing", counts["missing"], "bad" if counts["missing"] else ""),
+    ]
+    if board.damaged:
+        facts.append(("damaged files", len(board.damaged), "bad"))
+    facts.append(("tasks", len(board.columns), ""))
+    facts.append(("table rows", len(board.arms), ""))
+    rows = [
+        tag("div", tag("dt", name), tag("dd", f"{n:,}", class_=css or None))
+        for name, n, css in facts
+    ]
+    links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
+    terms = tag("a", "glossary", href="#glossary")
+    how = join([markdown.LEGEND_HTML, " Terms: see the ", terms, "."])
+    lone = board.students[0] if len(board.students) == 1 else ""
+    return tag(
+        "header",
+        tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
+        tag("p", f"Student: {text.plain(lone)}.") if lone else None,
+        *_answer(view),
+        tag("p", how, class_="dim small"),
+        tag("dl", *rows, class_="facts"),
+        tag("nav", tag("ul", *links), aria_label="Sections"),
+    )
+
+
+def _answer(view: View) -> list[Raw]:
+    parts = []
+    for student, sentences in board_rows.answers(view).items():
+        if len(view.board.students) > 1:
+            parts.append(tag("p", tag("b", f"Student {text.plain(student)}")))
+        parts.append(
+            tag("ul", *(tag("li", text.plain(s, 600)) for s in sentences), class_="answer")
+        )
+    return parts
+
+
+def _tools(view: View) -> Raw:
+    students = view.board.students
+    choice = None
+    if len(students) > 1:
+        options = [tag("option", "all", value="")]
+        options += [tag("option", text.plain(s, 60), value=text.plain(s)) for s in students]
+        choice = tag("label", "Student", tag("select", *options, id="student"))
+    word = tag("input", id="filter", type="search", autocomplete="off", spellcheck="false")
+    shown = tag("output", id="shown", aria_live="polite", for_="filter")
+    box = tag("label", "Filter rows of all tables", word)
+    theme = tag("button", "Dark theme", id="theme", type="button", aria_pressed="false")
+    find = tag("div", box, choice, shown, class_="find", role="search")
+    return tag("div", find, theme, id="tools", class_="tools", hidden=True)
+
+
+COLOURED |= {"ok", "failed", "missing", "damaged"}
+
+
+def _sections(
+    view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+) -> list[Section | None]:
+    found = [_data_notes(view), _summary(view), _claims(view)]
+    found += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
+    return [
+        *found,
+        _costs(view),
+        _method_families(view),
+        _differences(view, drawn),
+        _efficiency(view, drawn),
+        _alignment(view, drawn),
+        _noise(view),
+        _reported(view),
+        _charts("training", "Training curves", drawn, "training"),
+        _per_class(view, full),
+        images_section(view, results_dir, full),
+        _failures(view),
+        _data(view, results_dir),
+        _environment(view.board),
+        _reproduce(view),
+        _glossary(),
+    ]
+
+
+def _data_notes(view: View) -> Section | None:
+    """Known limitations of the data, before any score."""
+    rows = [
+        tag("li", f"({n.letter}) {text.plain(', '.join(n.tasks))}: {text.plain(n.sentence, 600)}.")
+        for n in data_notes.legend(view.board, view.letters)
+    ]
+    if not rows:
+        return None
+    introduction = tag("p", data_notes.INTRODUCTION, class_="dim small")
+    return Section("data-notes", data_notes.HEADING, introduction, tag("ul", *rows))
+
+
+def _claims(view: View) -> Section | None:
+    if not view.verdicts:
+        return None
+    note = "Verdicts are computed from the records; costs include the teacher cache."
+    first = headlines(view.verdicts)
+    rest = None
+    if len(first) < len(view.verdicts):
+        table = _claim_table(view, "Claims by task family", view.verdicts)
+        rest = tag("details", tag("summary", "By task family"), table)
+    dim = tag("p", note, class_="dim small")
+    return Section("claims", "Claims", dim, _claim_table(view, "Claims", first), rest)
+
+
+def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
+    rows = []
+    for v in verdicts:
+        title = [tag("b", text.plain(v.title))]
+        if v.statement:
+            title.append(tag("div", text.plain(v.statement, 500), class_="small dim"))
+        cells = [
+            Cell(chip(v.verdict, v.shown), css="l n"),
+            Cell(join(title), css="l w"),
+            name_cell(v.student or "—"),
+            name_cell(v.scope),
+            Cell(v.interval, css="l n"),
+            Cell(v.threshold, css="l s"),
+            Cell(text.plain(v.reason, 300), css="l w"),
+            Cell(v.cost),
+            number_cell(text.count(v.seeds_to_decide), v.seeds_to_decide),
+        ]
+        rows.append((v.student, cells))
+    head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
+    head += ["cost ratio", "seeds needed (power 0.8)"]
+    return page_table(view, caption, head, rows, 7, css="")
+
+
+def _arm_cell(view: View, arm: ArmKey) -> Cell:
+    name = board_rows.arm_name(view, arm)
+    source = text.plain(view.facts[arm].arm.source, 200)
+    shown = text.plain(name, 80)
+    css = "l n" if len(shown) <= 34 else "l"
+    return Cell(tag("span", shown, title=source or None), css=css)
+
+
+def _share(view: View, arm: ArmKey) -> Cell:
+    return number_cell(
+        board_rows.share_text(view, arm), None if view.board.fixed(arm) else arm.share
+    )
+
+
+def _summary(view: View) -> Section | None:
+    if not view.board.runs:
+        return Section("summary", "Summary", tag("p", "There are no records yet."))
+    rows = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        columns = compare.columns_of(view.board, student)
+        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for arm in arms:
+            f = view.facts[arm]
+            won, marked = view.won(arm, columns)
+            rank = ranks.get(arm)
+            cells = [
+                name_cell(student),
+                _arm_cell(view, arm),
+                number_cell("incomplete" if rank is None else f"{rank:.2f}", rank),
+                number_cell(f"{won} of {marked}" if marked else "—", won),
+                Cell(board_rows.labels_text(f), css="n"),
+                _share(view, arm),
+                number_cell(text.count(f.images_seen), f.images_seen),
+                number_cell(text.seconds(f.cost_s), f.cost_s),
+                number_cell(text.seconds(f.cache_s), f.cache_s),
+                number_cell(text.ratio(f.coverage), f.coverage),
+            ]
+            rows.append((student, cells))
+    return Section(
+        "summary",
+        "Summary",
+        tag("p", board_rows.MEAN_RANK, class_="dim small"),
+        _untimed(view),
+        page_table(view, "Summary", markdown.SUMMARY_HEAD, rows, 2),
+    )
+
+
+def _untimed(view: View) -> Raw | None:
+    said = board_rows.untimed_note(view.board)
+    return tag("p", said, class_="dim small") if said else None
+
+
+def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
+    cell = view.board.cell(arm, column)
+    est = cell.estimate
+    css = "n"
+    if view.is_bold(arm, column):
+        css += " best"
+    elif not cell.values:
+        css += " hole"
+    shown: object = text.score(cell)
+    if est is not None and est.low is not None:
+        span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
+        shown = tag("span", shown, title=span)
+    if mark := view.mark(arm, column):
+        link = tag("a", f"({mark})", href="#data-notes")
+        shown = join([shown, " ", link])
+    if compare.below(view.board, arm, column):
+        shown = join([shown, board_rows.BELOW])
+    return Cell(shown, None if est is None else est.mean, css, True)
+
+
+def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
+    columns = view.board.columns_of(family)
+    names = board_rows.column_names(columns)
+    rows = []
+    for arm in view.rows(columns):
+        f = view.facts[arm]
+        cells = [name_cell(arm.student), _arm_cell(view, arm)]
+        cells += [_score_cell(view, arm, c) for c in columns]
+        cells += [
+            Cell(board_rows.labels_text(f), css="n"),
+            _share(view, arm),
+            number_cell(text.count(f.images_seen), f.images_seen),
+            number_cell(text.seconds(f.cost_s), f.cost_s),
+            number_cell(text.ratio(f.coverage), f.coverage),
+        ]
+        rows.append((arm.student, cells))
+    chance = [number_cell(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns]
+    blank = [Cell("") for _ in range(5)]
+    rows.append((CHANCE, [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
+    head = ["student", "method", *(text.plain(names[c], 60) for c in columns)]
+    head += markdown.ROW_END
+    title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
+    charts = _figures([p for p in drawn if p.group == "scores" and p.family == family])
+    table = page_table(view, title, head, rows, 2)
+    return Section(f"family-{index}", title, _untimed(view), table, charts)
+
+
+def _figures(some: Sequence[plots.Plot]) -> Raw | None:
+    figures = []
+    for p in some:
+        owner = text.plain(p.student) if p.student else None
+        figures.append(tag("figure", tag("figcaption", p.caption), p.svg, data_student=owner))
+    return tag("div", *figures, class_="figures") if figures else None
+
+
+def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Section | None:
+    some = [p for p in drawn if p.group == group]
+    return Section(anchor, title, _figures(some)) if some else None
+
+
+def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
+    """The curves first, then the reduction factors read off them."""
+    charts = _figures([p for p in drawn if p.group == "efficiency"])
+    rows = []
+    for student, method, against, axis, r in board_rows.saving_rows(view):
+        times = Cell(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
+        cells = [name_cell(student), name_cell(method), name_cell(against), name_cell(axis), times]
+        rows.append((student, [*cells, Cell(r.estimate.seeds, css="n")]))
+    if not charts and not rows:
+        return None
+    caption = "Reduction factors at equal score"
+    table = page_table(view, caption, markdown.SAVING_HEAD, rows, 4) if rows else None
+    note = tag("p", board_rows.SAVING, class_="dim small") if rows else None
+    title = tag("h3", "Budget for equal score") if rows else None
+    return Section("efficiency", "Efficiency", charts, title, note, table)
+
+
+def _costs(view: View) -> Section | None:
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for cost in families.costs(view.board, view.facts):
+        cells = [name_cell(cost.arm.student), _arm_cell(view, cost.arm)]
+        cells.append(name_cell(cost.facts.arm.family or "—"))
+        *numbers, (terms, _) = board_rows.cost_cells(cost, text.plain)
+        cells += [*starmap(number_cell, numbers), Cell(terms, css="l w")]
+        rows.append((cost.arm.student, cells))
+    head = ["student", "method", "method family", *board_rows.COST_HEAD]
+    note = tag("p", families.COSTS, class_="dim small")
+    return Section("costs", "Cost of each method", note, page_table(view, "Costs", head, rows, 3))
+
+
+def _method_families(view: View) -> Section | None:
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for f in families.families(view.board, view.facts, view.pages):
+        cells = [name_cell(f.student), name_cell(f.name)]
+        for shown, value in board_rows.family_cells(f, text.plain):
+            cells.append(Cell(shown, css="l w") if value is None else number_cell(shown, value))
+        rows.append((f.student, cells))
+    if not rows:
+        return None
+    head = ["student", "method family", *board_rows.FAMILY_HEAD]
+    note, title = tag("p", families.FAMILIES, class_="dim small"), "Method families"
+    return Section("families", title, note, page_table(view, title, head, rows, 2))
+
+
+def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
+    rows = []
+    for student, label, what, d in board_rows.difference_rows(view):
+        est = d.estimate
+        cells = [
+            name_cell(student),
+            Cell(text.plain(label), css="l"),
+            name_cell(what),
+            number_cell(text.gap(est), est.mean if est else None),
+            number_cell(str(d.pairs), d.pairs),
+            Cell(est.seeds if est else "—", css="n"),
+            number_cell(text.p_value(d.adjusted), d.adjusted),
+            Cell(chip(d.verdict), css="n"),
+        ]
+        rows.append((student, cells))
+    if not rows:
+        return None
+    table = tag(
+        "details",
+        tag("summary", f"All {len(rows)} differences as a table"),
+        page_table(view, "Paired differences", markdown.DIFFERENCE_HEAD, rows, 3),
+    )
+    charts = _figures([p for p in drawn if p.group == "differences"])
+    return Section(
+        "differences",
+        "Paired differences",
+        tag("p", board_rows.PAIRED, class_="dim small"),
+        charts,
+        table,
+    )
+
+
+def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
+    rows = []
+    for arm in view.board.arms:
+        f = view.facts[arm].align
+        if f is None:
+            continue
+        values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
+        cells = [name_cell(arm.student), _arm_cell(view, arm), name_cell(arm.teacher or "—")]
+        cells.append(
+            number_cell(text.ratio(f.explained_variance_ratio, 3), f.explained_variance_ratio)
+        )
+        cells += [number_cell(text.ratio(v), v) for v in values]
+        rows.append((arm.student, cells))
+    if not rows:
+        return None
+    return Section(
+        "alignment",
+        "Alignment",
+        tag("p", markdown.ALIGNMENT, class_="dim small"),
+        page_table(view, "Alignment", markdown.ALIGNMENT_HEAD, rows, 3),
+    )
+
+
+def _noise(view: View) -> Section | None:
+    rows = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = board_rows.column_names(columns)
+        for c in columns:
+            n = compare.noise(view.board, student, c)
+            if n is not None:
+                cells = [
+                    name_cell(student),
+                    name_cell(names[c]),
+                    number_cell(text.points(n.sd), n.sd),
+                ]
+                cells += [number_cell(str(n.df), n.df), number_cell(str(n.n), n.n)]
+                cells.append(number_cell(text.points(n.gap_now), n.gap_now))
+                rows.append((student, cells))
+    if not rows:
+        return None
+    table = page_table(view, "Seed noise", markdown.NOISE_HEAD, rows, 2)
+    return Section("noise", "Seed noise (x100)", table)
+
+
+def _reported(view: View) -> Section | None:
+    rows = reported.rows_for(view.board)
+    if not rows:
+        return None
+    cells = [("", [Cell(c) for c in reported.cells(r)]) for r in rows]
+    table = page_table(view, "Reported elsewhere", reported.HEAD, cells, 2)
+    note = tag("p", reported.SOURCE)
+    return Section("reported", "Reported elsewhere", note, table)
+
+
+def _per_class(view: View, full: Sequence[Record]) -> Section | None:
+    tables = plots.per_class(view, full)
+    if not tables:
+        return None
+    parts = []
+    for title, classes, rows in tables:
+        lines = []
+        for arm, means in rows:
+            best = [number_cell(text.points(m), m) for m in means]
+            lines.append((arm.student, [name_cell(arm.student), _arm_cell(view, arm), *best]))
+        head = ["student", "method", *(text.plain(c, 40) for c in classes)]
+        parts += [tag("h3", title), page_table(view, f"Per class: {title}", head, lines, 2)]
+    note = "Mean over seeds, x100, without intervals: small differences may be noise."
+    return Section("classes", "Per class", tag("p", note, class_="dim small"), *parts)
+
+
+def _failures(view: View) -> Section | None:
+    found = board_rows.failures(view)
+    parts: list[object] = []
+    if found:
+        rows = [
+            (
+                "",
+                [
+                    Cell(text.plain(w, 200), css="l w"),
+                    Cell(chip(s), css="l"),
+                    Cell(text.plain(why, 600), css="l w"),
+                ],
+            )
+            for w, s, why in found
+        ]
+        parts.append(page_table(view, "Failures", markdown.FAILURE_HEAD, rows, 3, css=""))
+    if view.board.remarks:
+        parts += [
+            tag("h3", "Remarks"),
+            tag("ul", *(tag("li", text.plain(r, 800)) for r in view.board.remarks[:200])),
+        ]
+        if len(view.board.remarks) > 200:
+            parts.append(tag("p", f"... and {len(view.board.remarks) - 200} more remarks."))
+    return Section("failures", "Failed, missing, damaged", *parts) if parts else None
+
+
+def _data(view: View, results_dir: Path) -> Section | None:
+    """What the data hold, as stage `prepare` counted it."""
+    card = data_card.read(results_dir)
+    if card is None:
+        return None
+    parts: list[object] = [tag("p", text.plain(data_card.heading(card), 400))]
+    shown = {r.data.fingerprint for r in view.board.runs if r.data.fingerprint}
+    if shown - {card["fingerprint"]}:
+        parts.append(
+            tag("p", "Some records of this page were measured on data with another fingerprint.")
+        )
+    for title, head, rows in data_card.tables(card):
+        cells = [[tag("td", text.plain(v, 300), class_="l") for v in row] for row in rows]
+        body = tag("tbody", *(tag("tr", *row) for row in cells))
+        table = tag("table", tag("thead", tag("tr", *(tag("th", h) for h in head))), body)
+        box = tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=title)
+        parts += [tag("h3", text.plain(title, 100)), box]
+    return Section("data", "Data", *parts)
+
+
+def _environment(board: Board) -> Section | None:
+    facts = board_rows.environment(board)
+    if not facts:
+        return None
+    rows = [
+        tag(
+            "tr",
+            tag("th", what, scope="row"),
+            tag("td", join((text.plain(v, 600) for v in values[:20]), "<br>"), class_="l"),
+        )
+        for what, values in facts.items()
+    ]
+    table = tag("table", tag("tbody", *rows))
+    return Section(
+        "environment",
+        "Environment",
+        tag("div", table, class_="scroll", tabindex=0, role="group", aria_label="Environment"),
+    )
+
+
+def _reproduce(view: View) -> Section | None:
+    rows = [
+        (
+            a.student,
+            [
+                name_cell(a.student),
+                _arm_cell(view, a),
+                Cell(tag("code", board_rows.command(view.board, a)), css="l w"),
+            ],
+        )
+        for a in view.board.arms
+    ]
+    if not rows:
+        return None
+    table = page_table(view, "Reproduce", markdown.REPRODUCE_HEAD, rows, 3)
+    return Section("reproduce", "Reproduce", table)
+
+
+def _glossary() -> Section:
+    lines = [tag("div", tag("dt", t.name), tag("dd", t.meaning)) for t in glossary.TERMS]
+    return Section("glossary", "Glossary", tag("dl", *lines, class_="terms small"))

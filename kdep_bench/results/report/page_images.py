@@ -1,0 +1,97 @@
+"""Prediction images of a page, inlined within a limit of bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results import text
+from kdep_bench.results.records.record import Record
+from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.markup import Raw, tag
+from kdep_bench.results.report.widgets import Section
+from kdep_bench.safe_files import read_bytes
+
+PICTURE_BYTES = 400_000
+PICTURES = 24
+PICTURES_BYTES = 6_000_000
+
+
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+def _inline(results_dir: Path, name: str) -> str | None:
+    """The picture as a data: address; None unless it is a small PNG or JPEG inside the folder."""
+    try:
+        root = results_dir.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root) or path.stat().st_size > PICTURE_BYTES:
+            return None
+        raw = read_bytes(path, PICTURE_BYTES)
+    except (OSError, ValueError, KdepError):
+        return None
+    kind = next((k for magic, k in _MAGIC.items() if raw.startswith(magic)), None)
+    return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
+    """(scene, record, picture) of the first seeds, ordered so that the first scene of every task
+    and arm come first and the arms of one scene lie side by side."""
+    first: dict[tuple[str, str, str, float], Record] = {}
+    for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
+        if r.pictures:
+            key = (r.task.name, r.student.name, r.arm.method, -r.data.share)
+            first.setdefault(key, r)
+    turns = [(i, key, name) for key, r in first.items() for i, name in enumerate(r.pictures)]
+    return [(i, first[key], name) for i, key, name in sorted(turns)]
+
+
+# How kdep_bench/transfer/pictures.py draws each family.
+_DRAWN = {
+    "detection": "White: ground-truth boxes. Red: predicted boxes, with class and score.",
+    "segmentation": "From left to right: image, ground truth, prediction.",
+}
+
+
+def images_section(view: View, results_dir: Path, full: Sequence[Record]) -> Section | None:
+    figures: dict[tuple[str, str], dict[int, list[Raw]]] = {}
+    refused, shown, size = [], 0, 0
+    named = _pictures_in_turn(full)
+    lone = len(view.board.students) == 1
+    for scene, record, name in named:
+        if shown >= PICTURES or size > PICTURES_BYTES:
+            break
+        source = _inline(results_dir, name)
+        share = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
+        what = "" if lone else f"{record.student.name}, "
+        what += f"{record.arm.method}{share}, seeds {record.seed.pretrain}/{record.seed.transfer}"
+        task = record.task.name
+        if source is None:
+            refused.append(tag("li", f"{text.plain(f'{what}, {task}')}: {text.plain(name)}"))
+            continue
+        shown, size = shown + 1, size + len(source)
+        alt = text.plain(f"Predictions on {task}: {what}", 240)
+        figure = tag(
+            "figure",
+            tag("img", src=source, alt=alt),
+            tag("figcaption", text.plain(what, 200), class_="small dim"),
+            data_student=text.plain(record.student.name),
+        )
+        figures.setdefault((task, record.task.family), {}).setdefault(scene, []).append(figure)
+    if not figures and not refused:
+        return None
+    parts: list[object] = []
+    for (task, family), scenes in sorted(figures.items()):
+        parts.append(tag("h3", text.plain(task, 80)))
+        if family in _DRAWN:
+            parts.append(tag("p", _DRAWN[family], class_="small dim"))
+        wide = " wide" if family == "segmentation" else ""
+        parts += [tag("div", *some, class_=f"pictures{wide}") for some in scenes.values()]
+    if len(named) > shown + len(refused):
+        parts.append(tag("p", f"The first {PICTURES} of {len(named)}.", class_="small dim"))
+    if refused:
+        why = "Not shown (missing, outside the results folder, too large, or not PNG or JPEG):"
+        parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]
+    return Section("pictures", "Sample predictions", *parts)

@@ -1,0 +1,290 @@
+"""The charts of a board, and the per-class means: what the page shows and plots/ holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare, efficiency
+from kdep_bench.results.board.board import ArmKey
+from kdep_bench.results.records.record import Record
+from kdep_bench.results.report.board_rows import View, column_names, difference_rows
+from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
+from kdep_bench.results.report.markup import Raw
+from kdep_bench.results.statistics import intervals as st
+
+# These methods keep their colour in every chart and report.
+_COLOURS = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
+MOST_LINES = 8
+MOST_DOTS = 40
+MOST_PAIRS = 24
+MOST_POINTS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A chart, the group and file it belongs to, and its caption."""
+
+    name: str
+    group: str
+    family: str
+    student: str
+    caption: str
+    svg: Raw
+
+
+def colours(view: View) -> dict[ArmKey, int]:
+    """A colour class for each row; rows of one method share it where there are many."""
+    methods = sorted({a.method for a in view.board.arms} - set(_COLOURS))
+    of = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
+    return {a: of[a.method] for a in view.board.arms}
+
+
+def draw(view: View, full: Sequence[Record]) -> list[Plot]:
+    """Every chart. `full`: whole records, for training curves."""
+    found = []
+    for i, student in enumerate(view.board.students):
+        found += _scores(view, student, i)
+        found += _differences(view, student, i)
+        found += _efficiency(view, student, i)
+    return found + _training(view, full)
+
+
+def _owner(view: View, student: str) -> str:
+    """The student's name in a caption, where there is more than one."""
+    return f" · {text.plain(student, 40)}" if len(view.board.students) > 1 else ""
+
+
+def _cut(rows: Sequence[Dot]) -> str:
+    """What a caption says where a chart cannot hold all its rows."""
+    return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
+
+
+def _scores(view: View, student: str, index: int) -> list[Plot]:
+    columns = compare.columns_of(view.board, student)
+    names = column_names(columns)
+    colour = colours(view)
+    found = []
+    for j, c in enumerate(columns):
+        rows = []
+        for arm in view.board.arms_of(student):
+            e = view.board.cell(arm, c).estimate
+            if e is not None:
+                low, high = (None if v is None else 100 * v for v in (e.low, e.high))
+                label = text.plain(view.labels[arm], 60)
+                bold = view.is_bold(arm, c)
+                rows.append(Dot(label, 100 * e.mean, low, high, colour[arm], bold))
+        rows.sort(key=lambda r: (-c.sign * r.value, r.label))
+        if not rows:
+            continue
+        chance = view.board.chance[c]
+        mark = None if chance is None else 100 * chance
+        caption = text.plain(names[c], 60) + _owner(view, student) + _cut(rows)
+        title = f"{caption}: mean and 95 % interval of each method"
+        svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
+        found.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
+    return found
+
+
+def _differences(view: View, student: str, index: int) -> list[Plot]:
+    """A chart a pair of rows, of its tasks; of many pairs one a reference, over all tasks."""
+    colour = colours(view)
+    columns = len(compare.columns_of(view.board, student))
+    pairs: dict[tuple[ArmKey, ArmKey], list[Dot]] = defaultdict(list)
+    over_all: dict[str, list[Dot]] = defaultdict(list)
+    for _, _, what, d in difference_rows(view, student):
+        e = d.estimate
+        if e is None or e.low is None or e.high is None:
+            continue
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], d.significant
+        pairs[d.arm, d.other].append(Dot(text.plain(what, 60), *place))
+        if d.tasks == columns:
+            arm = text.plain(view.labels[d.arm], 50)
+            over_all[d.other.method].append(Dot(arm, *place))
+    labels = view.labels
+    charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
+    if len(charts) > MOST_PAIRS:
+        charts = {
+            f"every method - {other}, mean of {columns} tasks": sorted(
+                rows, key=lambda r: (-r.value, r.label)
+            )
+            for other, rows in over_all.items()
+        }
+    found = []
+    for j, (name, rows) in enumerate(charts.items()):
+        caption = text.plain(name, 105) + _owner(view, student) + _cut(rows)
+        svg = dots(
+            rows[:MOST_DOTS],
+            f"{caption}: paired differences with 95 % interval",
+            "difference x100, mean and 95 % interval",
+            0.0,
+            "no difference",
+        )
+        found.append(Plot(f"difference-{index}-{j}", "differences", "", student, caption, svg))
+    return found
+
+
+def _efficiency(view: View, student: str, index: int) -> list[Plot]:
+    """Score (mean over the tasks) against each budget, where a method was tried at several.
+
+    More lines than a chart holds go into one chart a teacher.
+    """
+    board = view.board
+    columns = compare.columns_of(board, student)
+    colour = {a.method: n for a, n in colours(view).items()}
+    found = []
+    for axis, label in efficiency.AXES.items():
+        points: dict[ArmKey, tuple[float, st.Estimate]] = {}
+        for arm in compare.complete_rows(board, student):
+            x = efficiency.amount(board, arm, axis)
+            values = st.mean_over(
+                [board.values(arm, c) for c in columns], compare.task_weights(columns)
+            )
+            if x and values:
+                points[arm] = x, st.estimate(values)
+        whole = efficiency.lines_of(board, list(points), axis)
+        if not any(len({points[a][0] for a in arms}) > 1 for arms in whole.values()):
+            continue
+        for k, (teacher, some) in enumerate(_charts_of(whole)):
+            methods = {name: arms[0].method for name, arms in some.items()}
+            shown = list(some)[:MOST_LINES]
+            own = {name: colour[methods[name]] for name in shown}
+            if len({*methods.values()}) < len(methods):
+                own = _line_colours(shown, methods, colour)
+            drawn = [_line(n, [points[a] for a in some[n]], own[n]) for n in shown]
+            caption = f"Score against {label}{teacher}{_owner(view, student)}"
+            if len(some) > MOST_LINES:
+                caption += f" ({MOST_LINES} of {len(some)} lines)"
+            unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
+            svg = lines(drawn, caption, unit, f"{compare.mean_name(columns)} x100", True)
+            name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
+            found.append(Plot(name, "efficiency", "", student, caption, svg))
+    return found
+
+
+def _charts_of(whole: dict[str, list[ArmKey]]) -> list[tuple[str, dict[str, list[ArmKey]]]]:
+    """(end of the caption, lines) of each chart; lines without a teacher are in every one."""
+    teachers = sorted({arms[0].teacher for arms in whole.values()} - {""})
+    if len(whole) <= MOST_LINES or len(teachers) < 2:
+        return [("", whole)]
+    return [
+        (
+            f" · {text.plain(teacher, 40)}",
+            {name: arms for name, arms in whole.items() if arms[0].teacher in ("", teacher)},
+        )
+        for teacher in teachers
+    ]
+
+
+def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> Line:
+    points = sorted(points, key=lambda p: p[0])
+    band = [
+        (x, 100 * e.low, 100 * e.high)
+        for x, e in points
+        if e.low is not None and e.high is not None
+    ]
+    name = text.plain(label, 60)
+    return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
+
+
+# kdep_bench/transfer/classification.py: the scores a linear probe chose its regularisation by.
+_X = {"val": "log10 of C, or cross-validation fold"}
+
+
+def _training(view: View, full: Sequence[Record]) -> list[Plot]:
+    """Mean over seeds with the smallest and largest as a band; pre-training once, not a task."""
+    groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
+    labels = {}
+    for r in full:
+        for name in r.curves:
+            task = "pre-training" if name.startswith("pretrain") else r.task.name
+            arms = groups[r.student.name, task, name]
+            share = f" · {100 * r.data.share:g} % data" if r.data.share < 1 else ""
+            label = r.arm.method + share
+            labels[label] = r.arm.method
+            arms.setdefault(label, []).append(r)
+    by_method = {a.method: n for a, n in colours(view).items()}
+    found = []
+    for j, ((student, task, name), arms) in enumerate(sorted(groups.items())[:60]):
+        drawn = []
+        shown = sorted(arms)[:MOST_LINES]
+        colour = _line_colours(shown, labels, by_method)
+        for label in shown:
+            line = _mean_curve([r.curves[name] for r in arms[label]])
+            if line:
+                points = [(x, y) for x, y, _, _ in line]
+                # Bands of many arms would hide the lines.
+                band = [(x, low, high) for x, _, low, high in line] if len(shown) <= 4 else []
+                drawn.append(Line(text.plain(label, 40), points, colour[label], band))
+        if not drawn:
+            continue
+        caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
+        if len(arms) > MOST_LINES:
+            caption += f" ({MOST_LINES} of {len(arms)} lines)"
+        what = text.plain(name, 30)
+        if task == "pre-training" and len(drawn) > 1:
+            what += " (losses differ by method: not comparable)"
+        svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), what)
+        found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
+    return found
+
+
+def _line_colours(
+    shown: list[str], methods: dict[str, str], by_method: dict[str, int]
+) -> dict[str, int]:
+    """Each line its own colour and dashes: the method's, or a free one where that is taken."""
+    colour: dict[str, int] = {}
+    for label in shown:
+        wish = by_method.get(methods[label], COLOURS - 1)
+        taken = set(colour.values())
+        free = [c for c in range(COLOURS - 1, -1, -1) if c not in taken]
+        colour[label] = wish if wish not in taken or not free else free[0]
+    return colour
+
+
+def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:
+    """(x, mean, smallest, largest) over seeds; the first seed alone where their x differ."""
+    curves = [c for c in curves if c]
+    if not curves:
+        return []
+    first = np.array(curves[0])
+    same = [np.array(c) for c in curves if len(c) == len(first)]
+    same = [c for c in same if np.array_equal(c[:, 0], first[:, 0])]
+    y = np.stack([c[:, 1] for c in same])
+    keep = np.unique(np.linspace(0, len(first) - 1, min(len(first), MOST_POINTS)).astype(int))
+    table = np.stack([first[:, 0], y.mean(0), y.min(0), y.max(0)], 1)[keep]
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in table]
+
+
+def per_class(
+    view: View, full: Sequence[Record]
+) -> list[tuple[str, list[str], list[tuple[ArmKey, list[float | None]]]]]:
+    """(task, classes, rows of means over seeds) of every task with per-class scores."""
+    by_id = {r.id: r for r in full}
+    found = []
+    for c, name in column_names(view.board.columns).items():
+        rows = []
+        classes: dict[str, None] = {}
+        for arm in view.board.arms:
+            records = [by_id[r.id] for r in view.board.cell(arm, c).runs if r.id in by_id]
+            scores: dict[str, list[float]] = defaultdict(list)
+            for record in records:
+                for key, value in record.per_class.items():
+                    if value is not None and record.status == "ok":
+                        scores[key].append(value)
+            if scores:
+                classes.update(dict.fromkeys(sorted(scores)))
+                rows.append((arm, scores))
+        shown = list(classes)[:60]
+        table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
+        if table:
+            found.append((text.plain(name, 80), shown, table))
+    return found
+
+
+def _average(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,162 @@
+"""Records in, tables and page out; see `build`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict, write_atomic, write_json
+from kdep_bench.results.board import families
+from kdep_bench.results.board.board import Board, make_board
+from kdep_bench.results.claims.judge import judge, make_claim
+from kdep_bench.results.claims.verdict import Verdict
+from kdep_bench.results.records import store
+from kdep_bench.results.report import board_rows, csv_table, latex, markdown, page, plots
+from kdep_bench.results.report.charts import png, standalone
+
+
+def build(
+    results_dir: Path,
+    suite: str | None = None,
+    claims: list[dict[str, Any]] | None = None,
+    pages: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
+
+    Args:
+        results_dir: the folder that holds records/.
+        suite: keep only records of this suite; all where None.
+        claims: claim configs to judge; kept beside the records as claims.json, which is what a
+            later call without `claims` uses.
+        pages: method -> {"reads": [...]}, what its page says it reads; kept as methods.json where
+            the records have the table of families that shows it, for a later call without.
+
+    Returns:
+        counts of records by status, the claims' verdicts, remarks, and the files written.
+
+    Raises:
+        KdepError: `results_dir` is no folder, or a claim is no valid claim.
+    """
+    results_dir = Path(results_dir)
+    board = make_board(store.read(results_dir), suite)
+    verdicts = judge(board, _claims(results_dir, claims))
+    view = board_rows.make_view(board, verdicts, _pages(results_dir, board, pages))
+    full = store.load_full(results_dir, _shown_in_full(board.runs))
+    drawn = plots.draw(view, full)
+    files = {
+        "leaderboard.md": markdown.markdown(view),
+        "leaderboard.csv": csv_table.csv_table(view),
+        "leaderboard.tex": latex.latex(view),
+        "index.html": page.page(view, results_dir, full, drawn),
+    }
+    for name, content in files.items():
+        _write_if_new(results_dir / name, content)
+    _write_plots(store.own_folder(results_dir, "plots"), drawn)
+    counts = Counter(r.status for r in board.runs)
+    return {
+        "suite": board.suite,
+        "records": len(board.runs),
+        **{s: counts[s] for s in ("ok", "failed", "missing")},
+        "damaged": len(board.damaged),
+        "not_read": [sentence for _, sentence in board.damaged],
+        "claims": _rulings(verdicts),
+        "remarks": board.remarks,
+        "files": [str(results_dir / n) for n in files],
+        "plots": len(drawn),
+    }
+
+
+def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The claims given, which are kept; else those kept by an earlier call."""
+    path = results_dir / "claims.json"
+    if claims is None:
+        kept = read_strict(path, follow=False) if path.is_file() else []
+        if not isinstance(kept, list) or not all(isinstance(c, dict) for c in kept):
+            raise KdepError(
+                f"{path} is not a list of claims",
+                fix="run the suite with --report, which writes it again",
+            )
+        return kept
+    for claim in claims:
+        make_claim(claim)  # refuse before anything is kept
+    write_json(path, claims)
+    return claims
+
+
+def _pages(
+    results_dir: Path, board: Board, pages: dict[str, dict[str, Any]] | None
+) -> dict[str, dict[str, Any]]:
+    """The pages given, which are kept where the families are shown; else those kept earlier."""
+    if not families.shown(board):
+        return {}
+    path = results_dir / "methods.json"
+    if pages is None:
+        return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
+    write_json(path, pages)
+    return pages
+
+
+def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """KdepError unless `pages` is {method: {"reads": [text, ...]}}."""
+    fits = isinstance(pages, dict) and all(
+        isinstance(page, dict)
+        and isinstance(page.get("reads"), list)
+        and all(isinstance(what, str) for what in page["reads"])
+        for page in pages.values()
+    )
+    if not fits:
+        raise KdepError(
+            f"the file {path} has the wrong structure",
+            expected='method -> {"reads": [...]}',
+            fix="delete it and run the suite with --report",
+        )
+    return pages
+
+
+def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:
+    """claim -> 'student: scope' -> verdict."""
+    found: dict[str, dict[str, str]] = {}
+    for v in verdicts:
+        found.setdefault(v.name, {})[f"{v.student or 'no student'}: {v.scope}"] = v.verdict
+    return found
+
+
+MOST_IN_FULL = 3000
+
+
+def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
+    """The runs whose curves, pictures and per-class scores are read: all, or of very many those
+    of the first seeds, so that a report of 100,000 records stays quick."""
+    if len(runs) <= MOST_IN_FULL:
+        return runs
+    return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
+
+
+def _holds(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_bytes() == content.encode()
+
+
+def _write_if_new(path: Path, content: str) -> None:
+    """Atomic, and nothing at all where the file holds this already."""
+    if not _holds(path, content):
+        write_atomic(path, content)
+
+
+def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
+    """Every chart as SVG and PNG. Those of an earlier report that this one does not have would
+    look current, and go."""
+    for plot in drawn:
+        drawing = standalone(plot.svg)
+        path, picture = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
+        # The picture first: a drawing on disk vouches for the picture beside it.
+        if not _holds(path, drawing) or not picture.is_file():
+            write_atomic(picture, png(drawing))
+        _write_if_new(path, drawing)
+    keep = {p.name for p in drawn}
+    ours = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.](svg|png)")
+    for path in folder.glob("*.*"):
+        if path.stem not in keep and ours.fullmatch(path.name):
+            path.unlink()

@@ -1,0 +1,61 @@
+"""Numbers that the paper reports, shown beside ours and never mixed with them.
+
+They are no records: no statistic, bold mark, rank, difference or claim sees them. Only what could
+be read is here: Figure 1 as the public repository CVMI-Lab/KDEP shows it. The paper's tables could
+not be read, so nothing of them is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kdep_bench.results.board.board import Board
+
+SOURCE = (
+    "He et al., CVPR 2022 (KDEP), arXiv 2203.05180, Figure 1 as shown in the repository "
+    "CVMI-Lab/KDEP: mean top-1 over CIFAR-100, CUB-200, DTD and Caltech-256. The caption names "
+    "neither student nor teacher, the hours are read off the axis, and the public code scores the "
+    "best test epoch. Not comparable with our rows, which score the last epoch."
+)
+#: The tasks whose mean Figure 1 shows; a leaderboard that has all of them shows these rows.
+TASKS = frozenset({"cifar100", "cub200", "dtd", "caltech256"})
+
+
+class Row(NamedTuple):
+    """One point of Figure 1: method, data share, approximate hours, mean top-1 in percent."""
+
+    method: str
+    share: float
+    hours: float
+    top1: float
+
+
+FIGURE_1 = (
+    Row("supervised", 0.1, 4, 71.05),
+    Row("supervised", 0.1, 8, 71.60),
+    Row("supervised", 0.1, 40, 72.44),
+    Row("supervised", 1.0, 4, 72.91),
+    Row("supervised", 1.0, 8, 74.81),
+    Row("supervised", 1.0, 40, 77.13),
+    Row("logit_kd", 0.1, 4, 71.95),
+    Row("logit_kd", 0.1, 8, 73.63),
+    Row("conv1x1", 0.1, 4, 73.10),
+    Row("conv1x1", 0.1, 8, 74.02),
+    Row("kdep", 0.1, 4, 75.74),
+    Row("kdep", 0.1, 8, 77.07),
+    Row("kdep", 0.1, 40, 78.21),
+    Row("kdep", 1.0, 4, 76.23),
+    Row("kdep", 1.0, 8, 77.33),
+    Row("kdep", 1.0, 40, 78.40),
+)
+HEAD = ["method", "data fraction", "training time, approx.", "mean top-1 x100"]
+
+
+def rows_for(board: Board) -> tuple[Row, ...]:
+    """The reported rows that belong beside a board: all of Figure 1, or none."""
+    return FIGURE_1 if {c.task for c in board.columns} >= TASKS else ()
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, under HEAD; every score is marked."""
+    return [row.method, f"{100 * row.share:g} %", f"{row.hours:g} h", f"{row.top1:.2f} (reported)"]

@@ -1,0 +1,87 @@
+"""Tables, table cells and sections of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdep_bench.results import text
+from kdep_bench.results.report import glossary
+from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.markup import Raw, tag
+
+MOST_ROWS = 2000
+CHANCE = "\0chance"  # stands for the student in the row of chance scores
+
+
+class Section:
+    """A titled part of the page with an anchor."""
+
+    def __init__(self, anchor: str, title: str, *children: object) -> None:
+        self.anchor, self.title = anchor, title
+        heading = tag("h2", title, id=f"h-{anchor}")
+        self.markup = tag("section", heading, *children, id=anchor, aria_labelledby=f"h-{anchor}")
+
+
+class Cell:
+    """A table cell: what it shows, its sort value, its class."""
+
+    def __init__(self, shown: object, value: float | None = None, css: str = "", is_number=False):
+        self.shown, self.value, self.css, self.is_number = shown, value, css, is_number
+
+    def markup(self) -> Raw:
+        sort = None
+        if self.is_number:
+            sort = "" if self.value is None else repr(float(self.value))
+        return tag("td", self.shown, class_=self.css or None, data_v=sort)
+
+
+def number_cell(shown: str, value: float | None, css: str = "n") -> Cell:
+    return Cell(shown, value, css, True)
+
+
+def name_cell(name: str, limit: int = 80) -> Cell:
+    shown = text.plain(name, limit)
+    return Cell(shown, css="l n" if len(shown) <= 34 else "l")
+
+
+def page_table(
+    view: View,
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Cell]]],
+    left: int = 1,
+    css: str = "pin",
+) -> Raw:
+    """A sortable table in a scroller the keyboard reaches; a row is (student, cells). The column
+    'student' is left out where there is only one, whom the header names; 'pin' keeps the column
+    that names the row in sight on a narrow screen."""
+    if len(view.board.students) == 1 and "student" in head:
+        at = list(head).index("student")
+        head = [*head[:at], *head[at + 1 :]]
+        rows = [(who, [*row[:at], *row[at + 1 :]]) for who, row in rows]
+        left -= at < left
+    cells = []
+    for i, name in enumerate(head):
+        term = glossary.term_of(name)
+        hover = term and term.meaning
+        cells.append(tag("th", name, scope="col", class_="l" if i < left else None, title=hover))
+    body = []
+    for student, row in rows[:MOST_ROWS]:
+        kind = "chance" if student == CHANCE else None
+        owner = text.plain(student) if student and kind is None else None
+        body.append(tag("tr", *(c.markup() for c in row), class_=kind, data_student=owner))
+    if len(rows) > MOST_ROWS:
+        more = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
+        body.append(tag("tr", tag("td", more, colspan=len(head), class_="l"), class_="chance"))
+    if css == "pin" and list(head[:2]) == ["student", "method"]:
+        css = "pin second"
+    css = f"sortable {css}".strip()
+    table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_=css)
+    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
+
+
+COLOURED = {"supported", "refuted", "undecided", "better", "worse"}
+
+
+def chip(word: str, shown: str = "") -> Raw:
+    return tag("span", shown or word, class_=f"chip {word if word in COLOURED else 'plain'}")

@@ -1,0 +1,1 @@
+"""Means, intervals, comparisons and power over seeds and tasks."""

@@ -1,0 +1,157 @@
+"""Model cards: what a student was made of, and how to load it.
+
+The stage `export` writes one beside the backbone, of what the plan tells it and of what the stages
+before it left; `kdep_bench.cli.publish` writes one for the files it copies out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+
+PTH, SAFE, CARD = "backbone.pth", "backbone.safetensors", "README.md"
+
+Json = dict[str, Any]
+
+
+def about(
+    method: Json, student: Json, teacher: Json | None, data: str, share: float, seed: int
+) -> Json:
+    """What the plan tells an export for its card; no part of any stage's identity."""
+    told = ("name", "source", "labels_used")
+    return {
+        "method": {k: method[k] for k in told if k in method},
+        "student": student["name"],
+        "teacher": None
+        if teacher is None
+        else {"name": teacher["name"], "card": teacher.get("card", {})},
+        "data": data,
+        "share": share,
+        "seed": seed,
+    }
+
+
+def outputs_before(pretrain: Path) -> dict[str, Json]:
+    """Outputs by kind of the pre-training stage in `pretrain` and of those it comes from.
+
+    As far as their stage.json lie beside it; of two of one kind, the nearer.
+    """
+    found: dict[str, Json] = {}
+    todo, seen = [pretrain.name], set[str]()
+    while todo:
+        one = todo.pop(0)
+        if one in seen:
+            continue
+        seen.add(one)
+        with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
+            record = read_strict(pretrain.parent / one / "stage.json", follow=False)
+            found.setdefault(record["kind"], record["outputs"])
+            todo.extend(record["needs"].values())
+    return found
+
+
+def card(
+    told: Json,
+    student: Json,
+    outputs: Mapping[str, Json],
+    exported: Json,
+    checksums: Mapping[str, str],
+    stage: str,
+) -> str:
+    """The model card, Markdown.
+
+    Args:
+        told: `about`, or {} where no plan told anything.
+        outputs: of prepare, cache, align and pretrain, by kind, as far as they are known.
+        exported: outputs of the export.
+        checksums: SHA-256 by file name.
+        stage: where it comes from.
+    """
+    method, pre = told.get("method", {}), outputs.get("pretrain", {})
+    taught = told.get("teacher") or {}
+    facts = taught.get("card", {})
+    teacher = outputs.get("cache", {}).get("teacher", {})
+    name = told.get("student") or student.get("name", "student")
+    px = student.get("input_px")
+    labels = pre.get("labels_used", method.get("labels_used", False))
+    rows: Json = {
+        "student": f"{name}, {student['width']} wide" if "width" in student else name,
+        "parameters": f"{exported['parameters']:,}",
+        "input": px and f"{px} px, RGB, ImageNet mean and deviation",
+        "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
+        "labels used in pre-training": _yes(labels) if method or pre else None,
+        "teacher": taught.get("name", "none") if told else teacher.get("name"),
+        "teacher's checksum": teacher.get("checksum") or pre.get("teacher_checksum"),
+        "teacher's pre-training": facts.get("pretraining"),
+        "teacher's labels": _yes(facts.get("labels_used")),
+        "licence of the teacher": facts.get("licence"),
+        "teacher's source": facts.get("source"),
+        "data": told.get("data"),
+        "data fingerprint": outputs.get("prepare", {}).get("fingerprint"),
+        "licences of the data": "; ".join(
+            f"{k}: {v}" for k, v in (outputs.get("prepare", {}).get("licences") or {}).items()
+        ),
+        "share of the data": f"{100 * told['share']:g} %" if told and pre.get("images") else None,
+        "images": pre.get("images"),
+        "epochs": pre.get("epochs"),
+        "steps": pre.get("steps"),
+        "images seen": pre.get("images_seen"),
+        "seed": told.get("seed"),
+        "stage": stage,
+    }
+    if told and not taught:
+        rows = {k: v for k, v in rows.items() if not k.startswith(("teacher'", "licence of the t"))}
+    if taught and not facts.get("licence"):
+        rows["licence of the teacher"] = "not stated: ask its makers before you use this student"
+    title = ", ".join(_plain(part) for part in (name, method.get("name")) if part)
+    lines = [f"# {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {k} | {_plain(v)} |" for k, v in rows.items() if v not in (None, "", {})]
+    lines += ["", "A student learns from its teacher's outputs and from the images: both licences"]
+    lines += ["may matter."]
+    lines += ["", "## Files", "", "```"]
+    lines += [f"{digest}  {name}" for name, digest in sorted(checksums.items())]
+    lines += ["```", "", "## Loading", "", "```python", *_loading(student, checksums), "```", ""]
+    return "\n".join(lines)
+
+
+def _yes(said: Any) -> str | None:
+    return None if said is None else "yes" if said else "no"
+
+
+def _plain(value: Any) -> str:
+    """One line of a Markdown table: names from configs are not trusted."""
+    text = " ".join(str(value).split())
+    for sign in "|<>`[]":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text
+
+
+def _loading(student: Json, files: Mapping[str, str]) -> list[str]:
+    kind = str(student["backbone"]["type"])
+    lines = [
+        "# mmpretrain, mmdet, mmseg: in the config",
+        f"backbone = dict({', '.join(f'{k}={v!r}' for k, v in student['backbone'].items())},",
+        f"                init_cfg=dict(type='Pretrained', checkpoint='{PTH}'))",
+    ]
+    backbone = student["backbone"]
+    whole = not {"base_channels", "stem_channels"} & set(backbone)
+    if kind.endswith("ResNet") and whole:
+        depth = backbone["depth"]
+        safe = SAFE in files
+        read = f"safetensors.torch.load_file('{SAFE}')"
+        if not safe:
+            read = f"torch.load('{PTH}', weights_only=True)"
+        lines += [
+            f"# torchvision; timm: timm.create_model('resnet{depth}', num_classes=0)",
+            f"import {'safetensors.torch' if safe else 'torch'}, torchvision",
+            f"net = torchvision.models.resnet{depth}()",
+            f"missing = net.load_state_dict({read}, strict=False)",
+            "assert missing.missing_keys == ['fc.weight', 'fc.bias'] and not "
+            "missing.unexpected_keys",
+        ]
+    return lines

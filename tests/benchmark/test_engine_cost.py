@@ -1,0 +1,54 @@
+"""What the engine costs at scale; CPU seconds, because the machine may be busy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import engine_fakes as fakes
+
+from kdep_bench.benchmark import engine_cost
+from kdep_bench.engine import state
+
+
+def test_status_of_many_stage_directories(tmp_path: Path):
+    """2,000 here; `python -m kdep_bench.benchmark.engine_cost` looks at 10,000."""
+    plan = engine_cost.large_plan(2_000)
+    engine_cost.pretend_done(plan, tmp_path)
+    begun = time.process_time()
+    known = state.statuses(plan, tmp_path)
+    spent = time.process_time() - begun
+    assert all(s.done for s in known.values())
+    assert spent < 2.0 * len(plan.stages) / 10_000 * 5  # five times the bar: a busy machine
+
+
+def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
+    out, bare = tmp_path / "scale.md", "kdep_bench.engine.worker"
+    sizes = ["--stages", "50", "--runs", "5", "--starts", "3", "--jobs", "2"]
+    assert engine_cost.main([*sizes, "--toolkits", bare, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert out.read_text() == said
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "|" in line]
+    assert [r[1] for r in rows if r[1].startswith("<")] == [
+        *("< 2 s", "< 300 MB", "< 2 s", "< 300 ms", "< 300 ms")
+    ]
+    assert any(r[0].startswith("5 empty stages") and "stages/s" in r[2] for r in rows)
+
+
+def test_peak_memory_is_this_process_s_own():
+    """In a fresh process: this one's peak may lie far above what it holds now."""
+    code = "from kdep_bench.benchmark.engine_cost import peak_memory as peak; before = peak()\n"
+    code += "hold = bytearray(b'x' * (64 << 20)); print(peak() - before, len(hold))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    grown, held = map(int, done.stdout.split())
+    assert held == 64 << 20
+    assert 60 << 20 < grown < 300 << 20
+
+
+def test_stages_that_do_nothing_are_real_ones(tmp_path: Path):
+    got = engine_cost.starting(4, tmp_path, 2, fakes.FAST.preload)
+    assert got["run"] == 4
+    assert got["per_s"] > 0
+    assert len(list(tmp_path.glob("nothing-*/stage.json"))) == 4

@@ -1,0 +1,97 @@
+"""The doctor: a healthy machine has no fault, and every fault of a data set has its sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdep_bench.cli import doctor
+from kdep_bench.data.official import tiny
+from kdep_bench.data.official.base import get_set
+from tools import doctor as command
+
+
+def test_a_machine_that_runs_the_tests_has_no_fault(tmp_path: Path) -> None:
+    found = {f.what: f for f in doctor.machine(tmp_path / "not" / "there")}
+    assert {"python", "versions", "operators", "GPUs", "cores", "disk"} == set(found)
+    assert all(f.word != "fault" for f in found.values())
+    assert "torch " in found["versions"].sentence
+    assert "NMS test passed on cpu" in found["operators"].sentence
+
+
+def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
+    one = get_set("ade20k")
+    (tmp_path / "ade20k").mkdir()
+    one.tiny(tmp_path / "ade20k", np.random.default_rng(0))
+    images = sorted((tmp_path / "ade20k").rglob("images/training/*.jpg"))
+    images[0].write_bytes(b"")
+    images[1].write_bytes(images[1].read_bytes()[:200])
+    Image.open(images[2]).convert("CMYK").save(images[2])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(images[3]).save(images[3], exif=exif)
+    (images[0].parent / ".unpack.x").write_bytes(b"half")
+    found = list(doctor.official(["ade20k"], tmp_path, None))
+    text = "\n".join(map(str, found))
+    for image, said in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
+        assert any(image.name in str(f) and said in str(f) for f in found), (image, text)
+    assert "unpacked in part" in text
+    words = [f.word for f in found]
+    assert words.count("fault") == 4  # the set's own check, the cut archive, two broken images
+    assert words.count("note") == 2  # OpenCV reads these two
+    lines: list[str] = []
+    assert doctor.report(iter(found), lines.append) == 4
+    assert lines[-1] == "4 fault(s)"
+
+
+def test_wrong_counts_and_an_absent_set(tmp_path: Path) -> None:
+    (tmp_path / "dtd").mkdir()
+    get_set("dtd").tiny(tmp_path / "dtd", np.random.default_rng(0))
+    found = list(doctor.official(["dtd", "coco"], tmp_path))
+    assert [f.word for f in found] == ["fault", "fault"]
+    assert "as in the official release" in found[0].sentence
+    assert "prepare_data.py coco" in found[1].sentence
+
+
+def test_an_incomplete_suite_names_the_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDEP_DATA", raising=False)
+    assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
+    found = list(doctor.suite("mine"))
+    assert found[0].word == "ok"
+    assert "mine/images" in found[1].sentence
+    assert found[1].word == "fault"
+    assert found[2].what == "teacher resnet50"
+    assert found[2].word == "ok" or "weights" in found[2].sentence
+
+
+def test_too_little_disk_space_for_a_suite_s_views_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ImageNet at 224 px, two views of each of 1,281,167 images: 385.7 GB."""
+    monkeypatch.delenv("KDEP_DATA", raising=False)
+    monkeypatch.setattr(doctor, "_teacher", lambda config: "not looked at here")
+
+    def said(free: float) -> doctor.Finding:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        found = doctor.suite("paper_r18", work=tmp_path / "work")
+        return next(f for f in found if f.what == "space for views")
+
+    assert said(400e9) == doctor.Finding(
+        "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
+    )
+    assert said(300e9).word == "fault"
+    assert "need 385.7 GB of disk space" in said(300e9).sentence
+    assert "only 300.0 GB free" in said(300e9).sentence
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.save(tmp_path / "coco" / "a.jpg", tiny.picture(np.random.default_rng(0)))
+    assert command.main(["--data", "coco", "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "fault  data set coco" in said or "fault" in said
+    assert said.rstrip().endswith("1 fault(s)")

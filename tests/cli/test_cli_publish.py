@@ -1,0 +1,206 @@
+"""Published students load elsewhere with equal features; their cards say where they are from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench.cli.publish import Gaps, publish, to_safetensors
+from kdep_bench.engine import state
+from kdep_bench.errors import KdepError
+from kdep_bench.files import file_hash
+from kdep_bench.suite.config import REPO, build_suite, resolve
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
+from tests.transfer.conftest import apart, export_random  # noqa: F401  (a fixture)
+
+SUITE = {
+    "name": "little",
+    "data": "smoke",
+    "teacher": "efficientnet_lite0",
+    "students": ["resnet18"],
+    "methods": ["kdep", "scratch"],
+    "tasks": ["smoke_probe"],
+    "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+    "seeds": {"pretrain": [0], "transfer": [0]},
+}
+
+
+@pytest.fixture(scope="module")
+def r18(tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., Any]) -> Path:  # noqa: F811
+    """A random ResNet-18's export with statistics that are not those of a fresh network."""
+    out = tmp_path_factory.mktemp("r18")
+    apart(export_random, resolve("student", "resnet18"), out)
+    file = out / "export" / PTH
+    tensors = torch.load(file, weights_only=True)
+    torch.manual_seed(1)
+    for name, value in tensors.items():
+        if name.endswith(("running_mean", "running_var")):
+            value.add_(torch.rand_like(value))
+    torch.save(tensors, file)
+    to_safetensors(file, file.parent)
+    return file.parent
+
+
+def picture() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def mm_features(folder: Path) -> np.ndarray:
+    from kdep_bench.networks.backbone import build_backbone
+
+    student = resolve("student", "resnet18")
+    init = {"type": "Pretrained", "checkpoint": str(folder / PTH)}
+    net = build_backbone(student, init_cfg=init)
+    net.eval()  # mmpretrain's returns nothing
+    with torch.inference_mode():
+        return net(picture())[-1].numpy()
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    return picture()
+
+
+@pytest.fixture(scope="module")
+def truth(r18: Path, apart: Callable[..., Any]) -> torch.Tensor:  # noqa: F811
+    """The features of mmpretrain's ResNet-18, loaded by its own `init_cfg`."""
+    return torch.from_numpy(apart(mm_features, r18))
+
+
+def test_loads_in_torchvision(r18: Path, image: torch.Tensor, truth: torch.Tensor) -> None:
+    import torchvision
+    from safetensors.torch import load_file
+
+    net = torchvision.models.resnet18()
+    told = net.load_state_dict(load_file(r18 / SAFE), strict=False)
+    assert told.missing_keys == ["fc.weight", "fc.bias"]
+    assert not told.unexpected_keys
+    net.fc = torch.nn.Identity()  # type: ignore[assignment]
+    with torch.inference_mode():
+        pooled = net.eval()(image)
+    assert torch.allclose(pooled, truth.mean((2, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_loads_in_timm(r18: Path, image: torch.Tensor, truth: torch.Tensor) -> None:
+    import timm
+
+    net = timm.create_model("resnet18", num_classes=0)
+    net.load_state_dict(torch.load(r18 / PTH, weights_only=True), strict=True)
+    with torch.inference_mode():
+        found = net.eval().forward_features(image)  # type: ignore[operator]
+    assert torch.allclose(found, truth, atol=1e-5, rtol=1e-4)
+
+
+def test_loads_in_mmpretrain(r18: Path, truth: torch.Tensor) -> None:
+    """`truth` came through init_cfg; a network that was not loaded would differ from it."""
+    assert truth.shape == (2, 512, 2, 2)
+    assert truth.std() > 0
+
+
+def test_safetensors_hold_the_same_tensors(r18: Path) -> None:
+    from safetensors.torch import load_file
+
+    a, b = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFE)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
+    suite = build_suite(SUITE)
+    plan = build_plan(suite)
+    one = next(i for i, s in plan.stages.items() if s.kind == "export" and "kdep" in i)
+    work = tmp_path / "work"
+    with pytest.raises(KdepError, match="no export stage"):
+        publish(suite, plan, work, tmp_path / "out")
+    stage = plan.stages[one]
+    folder = state.folder(work, one)
+    folder.mkdir(parents=True)
+    (folder / PTH).write_bytes((r18 / PTH).read_bytes())
+    outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
+    files, rest = state.take_stock(folder)
+    about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
+    about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
+    about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
+    state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
+    (made,) = publish(suite, plan, work, tmp_path / "out")
+    text = (made / CARD).read_text()
+    assert f"{file_hash(made / SAFE)}  {SAFE}" in text
+    assert f"{file_hash(made / PTH)}  {PTH}" in text
+    assert "Apache-2.0" in text
+    assert "| labels used in pre-training | no |" in text
+    (folder / PTH).write_bytes(b"\0" * (folder / PTH).stat().st_size)
+    with pytest.raises(KdepError, match="differs from the one that its stage exported"):
+        publish(suite, plan, work, tmp_path / "out")
+
+
+def test_a_card_states_an_unknown_licence() -> None:
+    plan = build_plan(build_suite(SUITE))
+    one = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
+    assert one.about["teacher"]["card"]["licence"] == "Apache-2.0"
+    odd = {**one.about, "teacher": {"name": "a|b<script>", "card": {}}}
+    text = card(odd, one.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, one.id)
+    assert "not stated: ask its makers" in text
+    assert "<script>" not in text
+    assert "a&#124;b" in text
+
+
+def made_export(plan: Plan, work: Path, one: str, source: Path) -> Path:
+    """A finished export stage; returns its file."""
+    stage, folder = plan.stages[one], state.folder(work, one)
+    folder.mkdir(parents=True)
+    shutil.copyfile(source, folder / PTH)
+    outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
+    files, rest = state.take_stock(folder)
+    about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
+    about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
+    about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
+    state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
+    return folder / PTH
+
+
+def command(work: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    suite = work / "little.py"
+    suite.write_text(f"suite = {SUITE!r}\n")
+    args = [str(REPO / "tools/publish.py"), str(suite), "--work-dir", str(work), "--out", str(out)]
+    return subprocess.run(
+        [sys.executable, *args, *more], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
+    r18: Path, tmp_path: Path
+) -> None:
+    suite = build_suite(SUITE)
+    plan, work = build_plan(suite), tmp_path / "work"
+    kdep, scratch = sorted(i for i, s in plan.stages.items() if s.kind == "export")
+    made_export(plan, work, kdep, r18 / PTH)
+    said = command(work, tmp_path / "a")
+    assert said.returncode == 1
+    assert f"not published: {scratch}: it was never run" in said.stderr
+    assert "1 of 2 students published" in said.stderr
+    assert "lacks what prepare-" in said.stderr
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
+    assert command(work, tmp_path / "b", "--partial").returncode == 0
+    assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
+    assert command(work, tmp_path / "b", "--only", "nothing").returncode == 2
+
+    path = made_export(plan, work, scratch, r18 / PTH)
+    assert command(work, tmp_path / "c").returncode == 0
+    os.truncate(path, path.stat().st_size - 1)
+    said = command(work, tmp_path / "d")
+    assert said.returncode == 1
+    assert f"not published: {scratch}: its file {PTH} has" in said.stderr
+    gaps = Gaps()
+    assert len(publish(suite, plan, work, tmp_path / "e", gaps=gaps)) == 1
+    assert list(gaps.left_out) == [scratch]

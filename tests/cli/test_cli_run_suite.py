@@ -1,0 +1,193 @@
+"""tools/run_suite.py: speed without torch, exit codes, one sentence for a bad config."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.suite.config import names
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPO / "tools" / "run_suite.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["smoke", "--dry-run"],
+        ["pocket", "--dry-run"],
+        ["paper_r18", "--dry-run"],
+        ["paper_r18", "--dry-run", "--device-rate", "a100.tf32:0.3"],
+        ["--list", "tasks"],
+        ["--list", "methods"],
+    ],
+)
+def test_answers_in_a_moment_without_torch(arguments, tmp_path):
+    if "--dry-run" in arguments:
+        arguments = [*arguments, "--work-dir", str(tmp_path / "w")]
+    code = (
+        "import sys, time, resource; from kdep_bench.cli.run_suite import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "u = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('CPU', u.ru_utime + u.ru_stime, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    _, cpu, torch = said.stdout.splitlines()[-1].split()
+    assert torch == "False"
+    assert float(cpu) < 1.5  # CPU seconds: the bar is wall time, on a machine of one's own
+    assert not (tmp_path / "w").exists()
+
+
+def test_methods_are_listed_with_their_requirements():
+    rows = [line.split(None, 4) for line in run("--list", "methods").stdout.splitlines()]
+    assert rows[0] == ["METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE"]
+    table = {row[0]: row[1:] for row in rows[1:]}
+    assert set(table) == set(names("method"))
+    assert table["kdep"][:3] == ["feature", "pooled", "label-free"]
+    assert table["supervised"][:3] == ["supervised", "labels", "labels"]
+    assert table["scratch"][:3] == ["none", "-", "none"]
+    assert all(row[3] for row in table.values())
+
+
+def test_a_dry_run_lists_every_stage_and_why(tmp_path):
+    said = run("smoke", "--dry-run", "--work-dir", str(tmp_path)).stdout
+    assert "run   prepare-smoke-" in said
+    assert "never run" in said
+    assert "upstream prepare-smoke-" in said
+    assert "25 stages, 0 done, 25 to run" in said
+    some = run("smoke", "--dry-run", "--only", "scratch", "--work-dir", str(tmp_path)).stdout
+    assert "supervised" not in some
+    assert "prepare-smoke-" in some
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pockt"], "did you mean pocket"),
+        (["no/such/file.py"], "does not exist"),
+        (["smoke", "--only", "nonsense"], "matches no stage"),
+        (["smoke", "--force", "nonsense"], "matches no stage"),
+        (["smoke", "--jobs", "0"], "--jobs is 0"),
+        (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
+        (["smoke", "--fit-budget"], "--fit-budget needs --budget-hours"),
+        (["smoke", "--measure-throughput"], "--measure-throughput works only with --dry-run"),
+        (
+            ["smoke", "--dry-run", "--device-rate", "a100"],
+            "peak of a device, which training never reaches",
+        ),
+        (["smoke", "--budget-hours", "1"], "stages to run are not known"),
+    ],
+)
+def test_a_bad_argument_prints_one_line_and_exits_with_2(arguments, says, tmp_path):
+    said = run(*arguments, "--work-dir", str(tmp_path))
+    assert said.returncode == 2
+    assert says in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--probe", "--measure-throughput"),
+        ("--count", "--count-flops"),
+        ("--fit", "--fit-budget"),
+    ],
+)
+def test_former_flag_names_still_work_and_are_not_in_the_help(old, new):
+    from kdep_bench.cli.run_suite import parser
+
+    assert parser().parse_args(["smoke", old]) == parser().parse_args(["smoke", new])
+    assert parser().parse_args(["smoke"]) != parser().parse_args(["smoke", new])
+    shown = parser().format_help().split()
+    assert new in " ".join(shown)
+    assert not {old, f"[{old}]", f"{old}]"} & set(shown)
+
+
+def test_a_broken_config_prints_one_line_and_exits_with_2(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("suite = dict(name='x', data='smoke', studnets=['resnet18_w32'])\n")
+    said = run(str(path))
+    assert said.returncode == 2
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_help_wall_time():
+    begun = time.monotonic()
+    assert run("--help").returncode == 0
+    assert time.monotonic() - begun < 1.5
+
+
+def test_ctrl_c_while_the_toolkits_are_imported(tmp_path):
+    """The terminal sends it to the fork server too."""
+    command = [sys.executable, str(REPO / "tools" / "run_suite.py"), "smoke", "--plain"]
+    command += [f"--work-dir={tmp_path / 'w'}", f"--results-dir={tmp_path / 'r'}"]
+    runner = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert runner.stdout is not None
+    said = runner.stdout.readline()
+    assert "25 stage(s) to run" in said
+    end = time.monotonic() + 60
+    while not servers(runner.pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(runner.pid, signal.SIGINT)
+    said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130, said
+    assert "Traceback" not in said
+    assert "Resume with: python tools/run_suite.py smoke" in said
+    assert not servers(runner.pid)
+
+
+def servers(group: int) -> list[int]:
+    """The fork servers of a process group."""
+    out = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            inside = os.getpgid(int(process.name)) == group
+            if inside and b"forkserver" in (process / "cmdline").read_bytes():
+                out.append(int(process.name))
+    return out
+
+
+def test_a_budget_refuses_or_says_what_fits(tmp_path):
+    """Cityscapes alone: cheap to plan, and every number of it is known."""
+    common = ["paper_r18", "--dry-run", "--only", "cityscapes", "--work-dir", str(tmp_path)]
+    common += ["--device-rate", "100"]
+    whole = run(*common)
+    total = float(
+        next(x for x in whole.stdout.splitlines() if x.startswith("all "))
+        .split()[-1]
+        .replace(",", "")
+    )
+    refused = run(*common, "--budget-hours", f"{total / 2:.1f}")
+    assert refused.returncode == 2
+    assert f"an estimated {total:,.1f} GPU-hours, from --device-rate" in refused.stderr
+    assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
+    some = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit-budget")
+    assert some.returncode == 0
+    spent = next(x for x in some.stdout.splitlines() if x.startswith("all ")).split()[-1]
+    assert 0 < float(spent.replace(",", "")) <= total / 2
+    assert "not run, comparisons by task: cityscapes" in some.stdout
+    assert some.stdout.count("run   transfer-") < whole.stdout.count("run   transfer-")

@@ -1,0 +1,220 @@
+"""Tiny stage functions and graphs for the engine's tests: real processes, real files, no torch.
+
+Every execution of a stage appends a line to `trace.log` in the work dir, so that a test can count
+what really ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.engine import attempts, local_pool, state
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.graph import Plan, add_stage
+from kdep_bench.suite.kinds import KINDS as REAL_KINDS
+from kdep_bench.suite.kinds import StageKind
+
+HERE = Path(__file__).resolve().parent
+KINDS: Mapping[str, StageKind] = {
+    "make": StageKind("engine_fakes:make", 1, cost=1.0, timeout=600),
+    "join": StageKind("engine_fakes:make", 1, cost=1.0, timeout=600),
+    "grow": StageKind("engine_fakes:grow", 1, resumable=True, cost=1.0, timeout=600),
+}
+FAST = local_pool.Options(jobs=2, cpus=2, preload="kdep_bench.engine.worker")
+
+
+def trace(out: Path, what: str) -> None:
+    with open(out.parent / "trace.log", "a") as f:
+        f.write(f"{what} {out.name} {time.time():.4f} {os.getpid()}\n")
+
+
+def steps(work: Path, one: str) -> int:
+    """How many steps a `grow` stage has taken, running or not."""
+    path = attempts.current(work, one) / "steps.txt"
+    with contextlib.suppress(OSError):
+        return path.read_text().count("\n")
+    return 0
+
+
+def make(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Sums its inputs and its own value; misbehaves as `spec['do']` says."""
+    trace(out, "begin")
+    (out / "half.bin").write_bytes(b"x" * 1000)
+    do = spec.get("do")
+    if do == "raise":
+        raise ValueError("a fault of the stage")
+    if do == "kdep":
+        raise KdepError("a wrong thing", expected="a right thing", fix="do it right")
+    if do == "once" and not (out.parent / "second-try").exists():
+        (out.parent / "second-try").touch()
+        raise ValueError("only the first time")
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "sys.exit":
+        sys.exit(0)
+    if do == "os._exit":
+        os._exit(0)
+    if do == "nan":
+        return {"value": float("nan")}
+    if do == "none":
+        return None  # type: ignore[return-value]
+    if do == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+    while do == "wait" and not (out.parent / "go").exists():
+        time.sleep(0.05)
+    if do == "orphan":
+        subprocess.Popen(["sleep", "54.321"])
+    if do == "fill":
+        with open(out / "big.bin", "wb") as f:
+            for _ in range(64):
+                f.write(b"y" * (1 << 20))
+    end = time.monotonic() + float(spec.get("sleep", 0))
+    while time.monotonic() < end:
+        progress(1, 2, "sleeping")
+        time.sleep(0.02)
+    total = spec.get("value", 0) + sum(int((p / "value.txt").read_text()) for p in inputs.values())
+    (out / "value.txt").write_text(str(total))
+    (out / "half.bin").unlink()
+    progress(2, 2, "done")
+    trace(out, "end")
+    return {"value": total, "threads": int(os.environ["OMP_NUM_THREADS"])}
+
+
+def grow(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """A resumable stage: appends one line a step and continues where it was cut."""
+    trace(out, "begin")
+    steps = out / "steps.txt"
+    first = len(steps.read_text().splitlines()) if steps.exists() else 0
+    for k in range(first, spec["steps"]):
+        with open(steps, "a") as f:
+            f.write(f"{k}\n")
+        progress(k + 1, spec["steps"])
+        time.sleep(spec.get("sleep", 0.05))
+    (out / "value.txt").write_text(str(spec["steps"]))
+    trace(out, "end")
+    return {"value": spec["steps"], "resumed_at": first}
+
+
+def pretend(
+    spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Any stage of the true graph, with outputs of the true form and made-up content."""
+    trace(out, "begin")
+    kind = out.name.partition("-")[0]
+    (out / "made.txt").write_text(kind)
+    if kind == "transfer":
+        if (out.parent / "break-transfers").exists():
+            raise KdepError("a broken transfer", expected="a whole one", fix="do it right")
+        (out / "shown.png").write_bytes(b"png")
+        return {
+            "value": 0.25 + 0.01 * spec["seed"],
+            "metric": spec["task"]["metric"],
+            "metrics": {spec["task"]["metric"]: 0.25},
+            "per_class": {"x": 0.5},
+            "gate": {"coverage": 1.0, "matched": 3, "missing": [], "unexpected": []},
+            "chance": 0.125,
+            "curves": {"loss": [[k, 1.0 / (k + 1)] for k in range(1000)]},
+            "pictures": ["shown.png"],
+            "notes": [],
+        }
+    return {
+        "prepare": {"fingerprint": "f" * 64, "source": "debian+pip"},
+        "cache": {
+            "teacher": {"name": "t", "checksum": "c" * 64, "width": 1280},
+            "bytes": 1000,
+            "fill_s": 5000.0,
+        },
+        "align": {
+            "explained_variance_ratio": 0.9,
+            "std_ratio_before": 5.0,
+            "std_ratio_after_align": 8.0,
+        },
+        "pretrain": {
+            "images": 10,
+            "images_seen": 20,
+            "steps": 2,
+            "epochs": 2.0,
+            "views": 1,
+            "images_per_s": 3.0,
+            "train_s": 7000.0,
+            "std_ratio_after_transform": 2.0,
+            "curves": {"pretrain_loss": [[1, 0.5]]},
+        },
+        "export": {"parameters": 7, "flops": 9},
+    }.get(kind, {})
+
+
+def wrong_face(spec: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def diamond(**specs: Any) -> Plan:
+    """a -> b, c -> d; keyword `b={'do': 'raise'}` sets a stage's spec."""
+    plan = Plan("diamond")
+    a = add_stage(plan, "make", "a", {"value": 1, **specs.get("a", {})}, kinds=KINDS)
+    b = add_stage(plan, "make", "b", {"value": 10, **specs.get("b", {})}, {"x": a}, kinds=KINDS)
+    c = add_stage(plan, "make", "c", {"value": 100, **specs.get("c", {})}, {"x": a}, kinds=KINDS)
+    add_stage(plan, "join", "d", specs.get("d", {}), {"l": b, "r": c}, kinds=KINDS)
+    return plan
+
+
+def chain(length: int, width: int = 1, **spec: Any) -> Plan:
+    """`width` chains of `length` stages."""
+    plan = Plan("chain")
+    for w in range(width):
+        needs: dict[str, str] = {}
+        for k in range(length):
+            one = add_stage(plan, "make", f"w{w}k{k}", {"value": 1, **spec}, needs, kinds=KINDS)
+            needs = {"x": one}
+    return plan
+
+
+def one(plan: Plan, name: str) -> str:
+    """Id of the stage called `name`."""
+    return next(s.id for s in plan.stages.values() if s.name == name)
+
+
+def run(plan: Plan, work: Path, force: Any = None, **options: Any) -> local_pool.Outcome:
+    """Looks what is to do, and does it."""
+    known = state.statuses(plan, work, force=force or (lambda _: False))
+    from dataclasses import replace
+
+    return local_pool.run_plan(plan, work, known, replace(FAST, **options))
+
+
+def traced(work: Path, what: str = "begin") -> list[str]:
+    """Names of the stages that began (or ended), in order."""
+    path = work / "trace.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.split()[1].split("-")[1] for line in lines if line.startswith(what)]
+
+
+PRETEND = {kind: StageKind("engine_fakes:pretend", cost=0.1, timeout=60) for kind in REAL_KINDS}
+
+
+def main() -> None:
+    """`python engine_fakes.py WORK PLAN [OPTIONS]`: a runner to be killed.
+
+    PLAN is a Python expression, OPTIONS one of a dict.
+    """
+    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])  # the test's own text
+    outcome = run(plan, work, **(options[0] if options else {}))
+    print(sorted(outcome.ran), outcome.failed, outcome.signal, flush=True)
+    sys.exit(128 + outcome.signal if outcome.signal else int(not outcome.ok))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""A try's own directory: who wakes late, or is killed anywhere, harms no finished stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import engine_fakes as fakes
+import pytest
+
+from kdep_bench.engine import attempts, state, worker
+from kdep_bench.engine.lock import StageLock
+from kdep_bench.suite.config import REPO
+from kdep_bench.suite.graph import Plan, add_stage
+
+ONE = "grow-g-0123456789ab"
+
+
+def yes() -> bool:
+    return True
+
+
+def held(
+    work: Path, keep: bool = True, kernel: str | None = None, monkeypatch=None
+) -> attempts.Try:
+    """A try of ONE that has begun, under this kernel or another."""
+    (work / ONE).mkdir(exist_ok=True)
+    if kernel is None:
+        return attempts.begin(work, ONE, keep, yes)
+    assert monkeypatch is not None
+    with monkeypatch.context() as m:
+        m.setattr(attempts, "boot_id", lambda: kernel)
+        return attempts.begin(work, ONE, keep, yes)
+
+
+def seal(attempt: attempts.Try, text: str) -> bool:
+    (attempt.path / "out.txt").write_text(text)
+    attempt.write(state.STAGE, b"{}")
+    return attempt.settle(yes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below `folder`: bytes and time of the last change."""
+    return {
+        os.path.relpath(p, folder): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
+    attempt = held(tmp_path)
+    assert attempt.path.parent == tmp_path  # a path relative to it is the same after the rename
+    assert attempts.current(tmp_path, ONE) == attempt.path
+    os.write(attempt.open_log(), b"began\n")
+    assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
+    assert seal(attempt, "a")
+    attempt.close(discard=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [ONE]
+    assert sorted(p.name for p in (tmp_path / ONE).iterdir()) == [
+        "out.txt",
+        "stage.json",
+        "stage.log",
+    ]
+    assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
+    assert attempts.current(tmp_path, ONE) == tmp_path / ONE
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_owner_taken_for_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
+    first = held(tmp_path, keep, "elsewhere", monkeypatch)
+    log = first.open_log()
+    (first.path / "half.txt").write_text("half")
+    handle = open(first.path / "half.txt", "a")  # noqa: SIM115
+    second = held(tmp_path, keep)
+    assert (second.path / "half.txt").exists() == keep
+    assert seal(second, "second")
+    second.close(discard=False)
+    before = content(tmp_path / ONE)
+    # It wakes: by the files it has open, by path, as its code makes folders, and at its end.
+    os.write(log, b"awake\n")
+    handle.write("more")
+    handle.close()
+    (first.path / "run").mkdir(parents=True)
+    (first.path / "run" / "out.txt").write_text("first")
+    with pytest.raises(OSError, match="No such file"):  # its directory is gone, whatever the path
+        first.write(state.STAGE, b'{"first": 1}')
+    first.fail(b"{}")
+    assert not first.settle(yes)
+    first.close(discard=True)
+    assert content(tmp_path / ONE) == before
+    assert [p.name for p in tmp_path.iterdir()] == [ONE]
+
+
+def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, monkeypatch):
+    first = held(tmp_path, True, "elsewhere", monkeypatch)
+    (first.path / "out.txt").write_text("first")
+    first.write(state.STAGE, b"{}")
+    second = held(tmp_path)
+    assert not first.settle(yes)
+    assert seal(second, "second")
+    assert not first.settle(yes)
+    assert (tmp_path / ONE / "out.txt").read_text() == "second"
+
+
+def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead_one(
+    tmp_path, monkeypatch
+):
+    first = held(tmp_path, True, "elsewhere", monkeypatch)
+    (first.path / "run").mkdir()
+    (first.path / "run" / "a.pth").write_text("a")
+    os.mkfifo(first.path / "run" / "pipe")
+    inode = (first.path / "run" / "a.pth").stat().st_ino
+    second = held(tmp_path)
+    copy = second.path / "run" / "a.pth"
+    assert copy.read_text() == "a"
+    assert copy.stat().st_ino != inode
+    assert not (second.path / "run" / "pipe").exists()
+    third = held(tmp_path)  # the second was killed; its lock was free under the same kernel
+    assert (third.path / "run" / "a.pth").stat().st_ino != inode
+    assert not second.path.exists()
+    assert seal(third, "third")
+    assert [p.name for p in tmp_path.iterdir()] == [ONE]
+
+
+def test_leftovers_of_an_older_version_or_a_stop_are_resumed(tmp_path):
+    (tmp_path / ONE).mkdir()
+    for name in ("steps.txt", state.LOG, state.FAILED):
+        (tmp_path / ONE / name).write_text(name)
+    first = held(tmp_path)
+    assert (first.path / "steps.txt").exists()
+    assert not (tmp_path / ONE / state.FAILED).exists()
+    assert first.settle(yes)  # stopped: no result
+    first.close(discard=False)
+    assert (tmp_path / ONE / "steps.txt").exists()
+    assert (tmp_path / ONE / state.LOG).read_text() == state.LOG
+    second = held(tmp_path, keep=False)
+    assert not list(second.path.iterdir())
+    assert names(tmp_path / ONE) == [state.POINTER, state.LOG]
+
+
+def test_a_stage_directory_deleted_by_hand_is_rerun(tmp_path):
+    first = held(tmp_path)
+    (first.path / "steps.txt").write_text("0\n")
+    os.unlink(tmp_path / ONE / state.POINTER)
+    (tmp_path / ONE).rmdir()
+    second = held(tmp_path)
+    assert not (second.path / "steps.txt").exists()
+
+
+class Killed(BaseException):
+    """kill -9 in the middle of a line."""
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("at", range(12))
+def test_killed_at_any_rename_it_loses_no_leftovers_and_seals_nothing_half(
+    tmp_path, monkeypatch, at, foreign
+):
+    first = held(tmp_path, True, "elsewhere" if foreign else None, monkeypatch)
+    (first.path / "steps.txt").write_text("0\n1\n")
+    calls = 0
+    for name in ("rename", "replace", "unlink", "link", "mkdir"):
+        real = getattr(os, name)
+
+        def call(*args, real=real, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise Killed
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)
+    try:
+        second = held(tmp_path)
+        (second.path / "steps.txt").write_text("0\n1\n2\n")
+        sealed = seal(second, "x")
+    except Killed:
+        sealed = False
+    monkeypatch.undo()
+    if not sealed and (tmp_path / ONE / state.STAGE).exists():
+        assert (tmp_path / ONE / "steps.txt").read_text() == "0\n1\n2\n"
+        return
+    if not sealed:
+        third = held(tmp_path)
+        if (third.path / "steps.txt").exists():  # all but a kill between the last two renames
+            assert (third.path / "steps.txt").read_text() in ("0\n1\n", "0\n1\n2\n")
+        (third.path / "steps.txt").write_text("0\n1\n2\n")
+        assert seal(third, "x")
+    assert (tmp_path / ONE / "steps.txt").read_text() == "0\n1\n2\n"
+    assert sorted(p.name for p in (tmp_path / ONE).iterdir() if p.name != state.LOG) == [
+        "out.txt", "stage.json", "steps.txt"
+    ]  # fmt: skip
+
+
+# --- whole processes ----------------------------------------------------------------------------
+
+APART = """
+import os, sys
+from pathlib import Path
+import engine_fakes as fakes
+from kdep_bench.engine import attempts, lock, worker
+from kdep_bench.suite.graph import Plan, add_stage
+# Another machine, on a disk whose file system knows no flock between them.
+lock.boot_id = attempts.boot_id = lambda: sys.argv[2]
+lock._flock = lambda fd, how=0: True
+lock.BEAT = float(sys.argv[5])
+plan = Plan("apart")
+one = add_stage(plan, sys.argv[3], "a", eval(sys.argv[4]), kinds=fakes.KINDS)
+print("up", flush=True)
+code, said = worker.run_stage(worker.Order(plan.stages[one], Path(sys.argv[1])), lambda *_: None)
+os._exit(code)
+"""
+
+
+def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 10.0) -> subprocess.Popen:
+    path = os.pathsep.join((str(REPO), str(fakes.HERE)))
+    return subprocess.Popen(
+        [sys.executable, "-c", APART, str(work), name, kind, repr(spec), str(beat)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("after", [0.0, 0.15, 0.4])
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [("grow", {"steps": 25, "sleep": 0.02}), ("make", {"sleep": 0.6, "value": 3})],
+)
+def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor(
+    tmp_path, kind, spec, after
+):
+    plan = Plan("apart")
+    one = add_stage(plan, kind, "a", spec, kinds=fakes.KINDS)
+    first = machine(tmp_path, "one", kind, spec)
+    try:
+        end = time.monotonic() + 60
+        while attempts.current(tmp_path, one) == tmp_path / one and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(after)
+        first.send_signal(signal.SIGSTOP)
+        lock = StageLock(tmp_path, one)
+        assert lock.path.read_bytes()
+        os.truncate(lock.path, 0)  # as a Watch that saw it stand still for STALE seconds
+        second = machine(tmp_path, "two", kind, spec)
+        assert second.wait(60) == worker.DONE
+        record, _ = state.finished(plan.stages[one], tmp_path, verify=True)
+        assert record is not None
+        before = content(tmp_path / one)
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(60) == worker.BUSY
+    finally:
+        first.kill()
+        first.wait()
+    assert content(tmp_path / one) == before
+    assert state.finished(plan.stages[one], tmp_path, verify=True)[0] == record
+    left = [p.name for p in tmp_path.iterdir() if p.name not in (".locks", "trace.log")]
+    assert left == [one]
+    if kind == "grow":
+        steps = (tmp_path / one / "steps.txt").read_text().split()
+        assert steps == [str(k) for k in range(25)]
+        assert json.loads((tmp_path / one / "stage.json").read_text())["outputs"]["value"] == 25
+
+
+def test_a_failure_and_a_stop_leave_what_was_made_where_people_look(tmp_path):
+    plan = fakes.diamond(a={"do": "raise"})
+    one = fakes.one(plan, "a")
+    assert list(fakes.run(plan, tmp_path).failed) == [one]
+    assert sorted(p.name for p in (tmp_path / one).iterdir()) == [
+        "failed.json", "half.bin", "stage.log"
+    ]  # fmt: skip
+    assert "a fault of the stage" in (tmp_path / one / "stage.log").read_text()
+    assert [p.name for p in tmp_path.iterdir() if ".try-" in p.name] == []

@@ -1,0 +1,150 @@
+"""The quick ones of the faults; `make faults` injects all of them into the smoke suite."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import engine_faults as faults
+import pytest
+
+from kdep_bench.engine.cited_stages import remember
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> faults.World:
+    """An undisturbed run of a toy suite: the true graph, quick stages, real processes."""
+    return faults.World(tmp_path_factory.mktemp("faults"), toy=True)
+
+
+@pytest.fixture
+def dice() -> faults.Dice:
+    return faults.Dice(0)
+
+
+def test_the_comparison_sees_a_wrong_stage_and_a_wrong_record(world):
+    case = world.copy()
+    case.settle(1)
+    assert case.wrong() == 0
+    record = next((case.results / "records").glob("*.json"))
+    record.write_text(record.read_text().replace('"value": 0.2', '"value": 0.3'))
+    (case.work / world.one("cache-") / "state.bin").write_text("other")
+    assert case.wrong() == 2
+
+
+def test_kill_9_of_stages_at_random_moments(world, dice):
+    row = faults.kill_stages(world, dice, 4)
+    assert (row.times, row.wrong) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "part", "what"),
+    [
+        ("with a flipped bit", "cache-", "state.bin"),
+        ("truncated", "pretrain-resnet18_w32.kdep", "state.bin"),
+        ("with a flipped bit", "export-resnet18_w32.kdep", "stage.json"),
+    ],
+)
+def test_a_damaged_file_is_never_used(world, dice, how, part, what):
+    assert faults.damage(world, dice, how, part, what, what).wrong == 0
+
+
+@pytest.mark.parametrize("how", list(faults.DAMAGE))
+def test_damaged_records_are_rewritten(world, dice, how):
+    assert faults.damaged_record(world, dice, how).wrong == 0
+
+
+@pytest.mark.parametrize("what", faults.PLANTED)
+def test_planted_links_are_refused_and_their_targets_kept(world, dice, what):
+    assert faults.planted(world, dice, what).wrong == 0
+
+
+def test_an_owner_that_wakes_after_a_takeover(world, dice):
+    assert faults.woken_owner(world, dice, 2).wrong == 0
+
+
+def test_a_changed_result_without_its_checksum(world, dice):
+    assert faults.no_sum(world, dice).wrong == 0
+
+
+def test_pruning_with_the_records_elsewhere(world, dice):
+    assert faults.pruned(world, dice).wrong == 0
+
+
+def test_two_runners_at_once(world, dice):
+    assert faults.two_runners(world, dice, 1).wrong == 0
+
+
+def test_out_of_memory(world, dice):
+    assert faults.out_of_memory(world, dice, "rlimit").wrong == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk_under_the_results(world, dice, tmp_path):
+    try:
+        with faults.small_disk(tmp_path / "probe", 1):
+            pass
+    except faults.subprocess.CalledProcessError:
+        pytest.skip("no mount here")
+    assert faults.full_results(world, dice).wrong == 0
+
+
+@pytest.mark.parametrize("what", faults.cli.DAMAGE)
+def test_nothing_of_a_damaged_archive_is_unpacked_and_all_of_the_good_one(tmp_path, what):
+    assert faults.cli.archive(tmp_path, what) == []
+
+
+def test_a_check_of_a_command_sees_a_wrong_code_a_traceback_and_a_missing_sentence():
+    fails = "$PYTHON -c 'raise ValueError'"
+    assert len(faults.cli.answers(fails, 0, "a sentence")) == 3
+    assert len(faults.cli.answers(fails, 1, "ValueError")) == 1
+
+
+def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
+    assert faults.cli.many_seeds(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_disk_without_free_inodes_is_not_reported_as_a_permission_error(tmp_path):
+    """The note of who cites a work dir told the user to correct its access rights."""
+    disk = contextlib.ExitStack()
+    try:
+        work = disk.enter_context(faults.cli.few_inodes(tmp_path / "disk", 2))
+    except faults.subprocess.CalledProcessError:
+        pytest.skip("no mount here")
+    with disk, pytest.raises(OSError, match="No space left"):
+        remember(work, tmp_path / "results")
+
+
+def test_a_clock_that_goes_backwards(world, dice):
+    if not faults.shutil.which("cc"):
+        pytest.skip("no C compiler for the clock shim")
+    assert faults.clock_backwards(world, dice, 3).wrong == 0
+
+
+FAULTS = (
+    *("kill -9 of a stage", "kill -9 of the runner", "kill -9 of a DDP rank"),
+    *("death of a slurmd node", "SIGTERM to the runner", "two runners at once"),
+    *("disk full while a checkpoint", "disk full while a cache shard", "disk full while records"),
+    *(f"{what} {how}" for how in faults.DAMAGE
+      for what in ("checkpoint", "cache shard", "record", "stage.json")),
+    *("out of memory", "hung stage", "clock going backwards"),
+    *("a config that calls sys.exit(0)", "export cut by one byte"),
+    *(f"archive with {what}" for what in faults.cli.DAMAGE),
+    *(fault for _, fault, _ in faults.ENVIRONMENT),
+    "no file numbers left",
+)  # fmt: skip
+
+
+def test_the_published_table_has_every_fault_and_no_wrong_result():
+    """results/faults.md is the last output of `make faults`."""
+    path = faults.REPO / "results" / "faults.md"
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in path.read_text().splitlines()
+        if line.startswith("| ") and "times injected" not in line
+    ]
+    assert {r[4] for r in rows} == {"0"}
+    injected = [r[0] for r in rows if int(r[2]) > 0]
+    assert [f for f in FAULTS if not any(i.startswith(f) for i in injected)] == []
+    assert int(next(r for r in rows if r[0] == "kill -9 of a stage")[2]) >= 50

@@ -1,0 +1,481 @@
+"""The local pool with real processes: order, isolation, kills, locks, faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import engine_fakes as fakes
+import pytest
+
+from kdep_bench.cli import run_suite
+from kdep_bench.engine import attempts, local_pool, select, state
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+from kdep_bench.suite.graph import Plan, add_stage
+
+
+def value(plan, work: Path, name: str) -> int:
+    return read_json(work / fakes.one(plan, name) / "stage.json")["outputs"]["value"]
+
+
+def wait_for(what, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def begun_pids(work: Path) -> list[int]:
+    path = work / "trace.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [int(line.split()[3]) for line in lines if line.startswith("begin")]
+
+
+def start_runner(work: Path, expression: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(fakes.HERE / "engine_fakes.py"), str(work), expression],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_order_values_and_what_a_stage_leaves(tmp_path):
+    plan = fakes.diamond()
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok
+    assert len(outcome.ran) == 4
+    order = fakes.traced(tmp_path)
+    assert order[0] == "a"
+    assert order[-1] == "d"
+    assert value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
+    record = read_json(tmp_path / fakes.one(plan, "d") / "stage.json")
+    assert record["files"]["value.txt"][0] == 3
+    assert set(record["files"]) == {"value.txt"}
+    assert record["peak_rss"] > 1 << 20
+    assert record["environment"]["threads"] == record["outputs"]["threads"] == 1
+    assert not any(os.uname().nodename in str(v) for v in record["environment"].values())
+    assert str(tmp_path) not in (tmp_path / fakes.one(plan, "d") / "stage.json").read_text()
+
+
+def test_a_second_run_does_nothing(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok
+    assert outcome.ran == []
+    assert len(fakes.traced(tmp_path)) == 4
+
+
+def test_exactly_what_changed_runs_again(tmp_path):
+    fakes.run(fakes.diamond(), tmp_path)
+    outcome = fakes.run(fakes.diamond(b={"value": 11}), tmp_path)
+    assert sorted(i.split("-")[1] for i in outcome.ran) == ["b", "d"]
+    assert fakes.run(fakes.diamond(), tmp_path).ran == []
+
+
+def test_force_runs_a_stage_and_what_follows(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    outcome = fakes.run(plan, tmp_path, force=lambda s: s.name == "c")
+    assert sorted(i.split("-")[1] for i in outcome.ran) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("do", "says"),
+    [
+        ("raise", "ValueError: a fault of the stage"),
+        ("kdep", "a wrong thing; expected a right thing. Fix: do it right."),
+        ("kill", "killed by SIGKILL"),
+        ("sys.exit", "sys.exit(0)"),
+        ("os._exit", "exit code 0 and no result"),
+        ("nan", "cannot be stored as strict JSON"),
+        ("none", "returned NoneType"),
+    ],
+)
+def test_a_failure_prints_one_line_and_the_other_stages_run(tmp_path, do, says):
+    plan = fakes.diamond(b={"do": do})
+    outcome = fakes.run(plan, tmp_path)
+    b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
+    assert set(outcome.failed) == {b}
+    assert says in outcome.failed[b]
+    assert "\n" not in outcome.failed[b]
+    assert set(outcome.skipped) == {d}
+    assert b in outcome.skipped[d]
+    assert sorted(fakes.traced(tmp_path, "end")) == ["a", "c"]
+    assert read_json(tmp_path / b / "failed.json")["error"] == outcome.failed[b]
+    known = state.statuses(plan, tmp_path)
+    assert known[b].why.startswith("failed before: ")
+    assert says in known[b].why
+    if do == "raise":
+        assert "Traceback" in (tmp_path / b / "stage.log").read_text()
+
+
+def test_fail_fast_starts_nothing_more(tmp_path):
+    plan = fakes.diamond(b={"do": "raise"}, c={"sleep": 0.5})
+    outcome = fakes.run(plan, tmp_path, jobs=1, fail_fast=True)
+    assert len(outcome.failed) == 1
+    assert fakes.traced(tmp_path) == ["a", "b"]
+    assert len(outcome.skipped) == 2
+
+
+def test_retry(tmp_path):
+    assert not fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "no").ok
+    outcome = fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "yes", retry=1)
+    assert outcome.ok
+    assert fakes.traced(tmp_path / "yes").count("b") == 2
+
+
+@pytest.mark.parametrize("do", [None, "stubborn"])
+def test_timeout(tmp_path, monkeypatch, do):
+    monkeypatch.setattr(local_pool, "GRACE", 0.5)
+    plan = fakes.diamond()
+    b = fakes.add_stage(
+        plan, "make", "slow", {"sleep": 60, "do": do}, kinds=fakes.KINDS, timeout=0.6
+    )
+    begun = time.monotonic()
+    outcome = fakes.run(plan, tmp_path)
+    assert time.monotonic() - begun < 10
+    assert set(outcome.failed) == {b}
+    assert "time limit of 0.6 s" in outcome.failed[b]
+    assert len(outcome.ran) == 4
+    assert not any(alive(p) for p in begun_pids(tmp_path))
+
+
+def test_processes_a_stage_leaves_behind_are_ended(tmp_path):
+    assert fakes.run(fakes.diamond(a={"do": "orphan"}), tmp_path).ok
+    left = subprocess.run(["pgrep", "-f", "^sleep 54.321$"], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_wide_stages_and_jobs_share_the_cores(tmp_path):
+    plan = fakes.chain(1, width=4, sleep=0.2)
+    wide = fakes.add_stage(plan, "make", "wide", {"sleep": 0.2}, kinds=fakes.KINDS, cpus=0)
+    assert fakes.run(plan, tmp_path).ok
+    assert read_json(tmp_path / wide / "stage.json")["outputs"]["threads"] == 2
+    spans = {}
+    for line in (tmp_path / "trace.log").read_text().splitlines():
+        what, name, when, _ = line.split()
+        spans.setdefault(name, {})[what] = float(when)
+
+    def load(moment: float) -> int:
+        return sum(
+            2 if name == wide else 1 for name, s in spans.items() if s["begin"] <= moment < s["end"]
+        )
+
+    assert max(load(s["begin"]) for s in spans.values()) == 2
+
+
+def test_longest_chain_first(tmp_path):
+    plan = fakes.chain(1, width=2)
+    needs = {}
+    for k in range(3):
+        needs = {"x": fakes.add_stage(plan, "make", f"z{k}", {}, needs, kinds=fakes.KINDS)}
+    assert fakes.run(plan, tmp_path, jobs=1).ok
+    assert fakes.traced(tmp_path)[0] == "z0"
+
+
+def test_wrong_stage_functions_raise_kdep_error(tmp_path):
+    kinds = {
+        "none": fakes.StageKind("engine_fakes:not_there"),
+        "face": fakes.StageKind("engine_fakes:wrong_face"),
+    }
+    plan = fakes.Plan("wrong")
+    a = fakes.add_stage(plan, "none", "a", {}, kinds=kinds)
+    b = fakes.add_stage(plan, "face", "b", {}, kinds=kinds)
+    failed = fakes.run(plan, tmp_path).failed
+    assert "cannot be imported" in failed[a]
+    assert "does not accept" in failed[b]
+
+
+def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
+    plan = fakes.Plan("kill")
+    fakes.add_stage(plan, "make", "plain", {"sleep": 3.0}, kinds=fakes.KINDS)
+    grow = fakes.add_stage(plan, "grow", "grown", {"steps": 40}, kinds=fakes.KINDS)
+    expression = (
+        "(p := Plan('kill'), add_stage(p, 'make', 'plain', {'sleep': 3.0}, kinds=KINDS), "
+        "add_stage(p, 'grow', 'grown', {'steps': 40}, kinds=KINDS))[0]"
+    )
+    runner = start_runner(tmp_path, expression)
+    wait_for(lambda: fakes.steps(tmp_path, grow) > 5)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 2)
+    for pid in begun_pids(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    said, _ = runner.communicate(timeout=20)
+    assert runner.returncode == 1, said
+    assert "killed by SIGKILL" in said
+    plain = tmp_path / fakes.one(plan, "plain")
+    left = attempts.current(tmp_path, plain.name)
+    assert (left / "half.bin").exists()
+    (plain / "leftover").mkdir()
+    assert fakes.run(plan, tmp_path).ok
+    assert not (plain / "leftover").exists()
+    assert not left.exists()
+    steps = tmp_path / grow / "steps.txt"
+    assert read_json(tmp_path / grow / "stage.json")["outputs"]["resumed_at"] > 5
+    assert steps.read_text().splitlines() == [str(k) for k in range(40)]
+
+
+def test_kill_of_the_runner_takes_its_stages_along_and_a_rerun_completes(tmp_path):
+    expression = "diamond(b={'sleep': 30}, c={'sleep': 30})"
+    runner = start_runner(tmp_path, expression)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 3)
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: not any(alive(p) for p in begun_pids(tmp_path)), 5)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    assert fakes.traced(tmp_path).count("a") == 1
+    assert value(plan, tmp_path, "d") == 112
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly(tmp_path, number):
+    runner = start_runner(tmp_path, "diamond(b={'sleep': 30}, c={'sleep': 30})")
+    wait_for(lambda: len(begun_pids(tmp_path)) == 3)
+    begun = time.monotonic()
+    runner.send_signal(number)
+    said, _ = runner.communicate(timeout=20)
+    assert time.monotonic() - begun < 5
+    assert runner.returncode == 128 + number, said
+    assert not any(alive(p) for p in begun_pids(tmp_path))
+    plan = fakes.diamond(b={"sleep": 30}, c={"sleep": 30})
+    known = state.statuses(plan, tmp_path)
+    assert known[fakes.one(plan, "a")].done
+    assert known[fakes.one(plan, "b")].why == "interrupted"
+    assert not (tmp_path / fakes.one(plan, "b") / "failed.json").exists()
+
+
+def test_two_runners_do_no_stage_twice(tmp_path):
+    expression = "chain(3, width=3, sleep=0.3)"
+    runners = [start_runner(tmp_path, expression) for _ in range(2)]
+    for runner in runners:
+        said, _ = runner.communicate(timeout=60)
+        assert runner.returncode == 0, said
+    assert len(fakes.traced(tmp_path)) == 9
+    assert len(set(fakes.traced(tmp_path))) == 9
+
+
+def test_the_second_runner_takes_over_when_the_first_is_killed(tmp_path):
+    expression = "diamond(a={'sleep': 5.0})"
+    first = start_runner(tmp_path, expression)
+    wait_for(lambda: len(begun_pids(tmp_path)) == 1)
+    second = start_runner(tmp_path, expression)
+    time.sleep(1.0)
+    assert second.poll() is None
+    first.kill()
+    first.wait()
+    said, _ = second.communicate(timeout=30)
+    assert second.returncode == 0, said
+    assert fakes.traced(tmp_path).count("a") == 2
+    assert fakes.traced(tmp_path, "end").count("a") == 1
+
+
+def test_a_moved_work_dir_still_counts(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path / "old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert fakes.run(plan, tmp_path / "new").ran == []
+
+
+def test_a_truncated_stage_json_is_not_done(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    path = tmp_path / fakes.one(plan, "c") / "stage.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    known = state.statuses(plan, tmp_path)
+    assert "stage.json" in known[fakes.one(plan, "c")].why
+    assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
+
+
+def test_a_flipped_bit_in_an_input_is_detected_and_repaired(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("99")  # same size as "11"
+    shutil.rmtree(tmp_path / fakes.one(plan, "d"))
+    outcome = fakes.run(plan, tmp_path)
+    assert "its checksum differs" in outcome.failed[fakes.one(plan, "d")]
+    assert fakes.run(plan, tmp_path).ok
+    assert value(plan, tmp_path, "d") == 112
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_resumable_stage_resumes_from_nothing_that_was_found_damaged(tmp_path, damage):
+    plan = fakes.Plan("grown")
+    grow = fakes.add_stage(plan, "grow", "g", {"steps": 3, "sleep": 0}, kinds=fakes.KINDS)
+    last = fakes.add_stage(plan, "make", "m", {}, {"x": grow}, kinds=fakes.KINDS)
+    assert fakes.run(plan, tmp_path).ok
+    shutil.rmtree(tmp_path / last)
+    steps = tmp_path / grow / "steps.txt"
+    steps.write_text("0\n1\n" if damage == "cut" else "0\n1\n3\n")
+    while not fakes.run(plan, tmp_path).ok:  # found when the next stage reads it
+        assert not (tmp_path / grow / "stage.json").exists()
+    assert steps.read_text() == "0\n1\n2\n"
+    assert not (tmp_path / grow / state.DAMAGED).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no mount here")
+    try:
+        plan = fakes.diamond(b={"do": "fill"})
+        outcome = fakes.run(plan, disk)
+        b = fakes.one(plan, "b")
+        assert b in outcome.failed  # and perhaps its neighbour, for the same cause
+        assert all("ran out of disk space" in s for s in outcome.failed.values())
+        assert (disk / fakes.one(plan, "a") / "stage.json").exists()
+        assert not (disk / b / "stage.json").exists()
+        good = fakes.diamond()
+        shutil.rmtree(disk / b)  # room again
+        assert fakes.run(good, disk).ok
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_start_overhead_after_the_first(tmp_path):
+    plan = fakes.chain(6)
+    assert fakes.run(plan, tmp_path).ok
+    starts = [read_json(tmp_path / i / "stage.json")["start_s"] for i in list(plan.stages)[1:]]
+    assert sorted(starts)[len(starts) // 2] < 0.3  # the median: the machine may be busy
+
+
+def test_only_and_force_patterns(tmp_path):
+    plan = fakes.diamond()
+    chosen = select.select_stages(plan, ["make-b*"])
+    assert chosen == {fakes.one(plan, "a"), fakes.one(plan, "b")}
+    with pytest.raises(Exception, match="matches no stage"):
+        select.select_stages(plan, ["nothing"])
+    assert select.select_stages(plan, []) is None
+
+
+def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(fakes.HERE)!r})\n"
+        "from pathlib import Path; import engine_fakes as fakes\n"
+        f"print('main', fakes.run(fakes.diamond(), Path({str(tmp_path / 'w')!r})).ok)\n"
+    )
+    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "main True\n", said.stderr
+
+
+def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_nothing(tmp_path):
+    from test_suite_config import build
+
+    from kdep_bench.cli.run_suite import explain
+    from kdep_bench.suite.plan import build_plan
+
+    one = build_plan(build(), fakes.PRETEND)
+    assert fakes.run(one, tmp_path).ok
+    hotter = {"base": "kdep", "transform": {"T": 0.3}}
+    two = build_plan(build(methods=[hotter, "scratch"]), fakes.PRETEND)
+    said = explain(two, state.statuses(two, tmp_path), tmp_path).splitlines()
+    to_run = [line for line in said if line.startswith("run ")]
+    assert [line.split()[1].split("-")[0] for line in to_run] == [
+        "pretrain", "export", "transfer", "transfer"
+    ]  # fmt: skip
+    assert "spec changed: method.transform.T 0.1 -> 0.3" in to_run[0]
+    assert all("upstream" in line and "will run" in line for line in to_run[1:])
+    outcome = fakes.run(two, tmp_path)
+    assert [i.split("-")[0] for i in outcome.ran] == ["pretrain", "export", "transfer", "transfer"]
+    assert all("kdep" in i for i in outcome.ran)
+    for change in (
+        {"claims": ["kdep_beats_scratch"]},
+        {"about": "another text"},
+        {"methods": [{"base": "kdep", "source": "elsewhere"}, "scratch"]},
+    ):
+        again = build_plan(build(**change), fakes.PRETEND)
+        assert not any(s.run for s in state.statuses(again, tmp_path).values())
+
+
+def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
+    plan = Plan("shares")
+    for gpus, cpus in ((0, 1), (1, 1), (2, 1), (1, 9)):
+        add_stage(plan, "make", f"g{gpus}c{cpus}", {}, kinds=fakes.KINDS, cpus=cpus)
+    stages = {
+        name: replace(plan.stages[fakes.one(plan, name)], gpus=int(name[1]))
+        for name in ("g0c1", "g1c1", "g2c1", "g1c9")
+    }
+    for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
+        pool = local_pool.Pool(plan, tmp_path, {}, local_pool.Options(cpus=16, gpus=gpus))
+        assert [pool._cpus_of(s) for s in stages.values()] == shares
+
+
+def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
+    """'AF_UNIX path too long' in a traceback, and advice to free memory."""
+    import tempfile
+
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(KdepError, match="TMPDIR") as e:
+        fakes.run(fakes.diamond(), tmp_path / "work")
+    assert str(deep) in str(e.value)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert fakes.run(fakes.diamond(), tmp_path / "work").ok
+
+
+def test_one_reason_of_many_failures_is_printed_once():
+    import io
+
+    from kdep_bench.engine.progress import Plain
+
+    stream = io.StringIO()
+    view, plan = Plain(stream), fakes.diamond()
+    one, two, three, *_ = plan.stages.values()
+    view.failed(one, "a wrong thing.", Path("log1"))
+    view.failed(two, "a wrong thing.", Path("log2"))
+    view.failed(three, "another.", Path("log3"))
+    said = stream.getvalue()
+    assert said.count("a wrong thing.") == 1
+    assert f"same error as {one.id}" in said
+    assert said.count("another.") == 1
+
+
+def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_path, capsys):
+    """Each said that it ran what the other had run, or that what the other ran was not done."""
+    plan = fakes.chain(2, width=2, sleep=0.3)
+    known = state.statuses(plan, tmp_path)
+    expression = "chain(2, width=2, sleep=0.3)"
+    runner = start_runner(tmp_path, expression)
+    outcome = local_pool.run_plan(plan, tmp_path, known, fakes.FAST)
+    said, _ = runner.communicate(timeout=60)
+    theirs = eval(said.splitlines()[-1].partition("] ")[0] + "]")  # the runner's own list
+    assert sorted(outcome.ran + theirs) == sorted(plan.stages)
+    assert sorted(outcome.ran + outcome.elsewhere) == sorted(plan.stages)
+    assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
+    assert run_suite.summarise(plan, known, outcome, "") == 0
+    told = capsys.readouterr().out
+    assert f"{len(outcome.ran)} finished in this run, " in told
+    assert "4 of 4 stages are done" in told
+    if outcome.elsewhere:
+        assert f"{len(outcome.elsewhere)} finished by another process" in told
+
+
+def test_a_stage_that_another_runner_finished_before_ours_began_it_did_not_run_here(tmp_path):
+    plan = fakes.diamond()
+    known = state.statuses(plan, tmp_path)
+    assert fakes.run(plan, tmp_path).ok
+    outcome = local_pool.run_plan(plan, tmp_path, known, fakes.FAST)
+    assert (outcome.ran, sorted(outcome.elsewhere)) == ([], sorted(plan.stages))
+    assert outcome.ok

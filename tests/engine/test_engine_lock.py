@@ -1,0 +1,180 @@
+"""One process a stage: owners that live, die, stand still, and are on another machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import engine_fakes as fakes
+
+from kdep_bench.engine import local_pool, lock, stage_process, worker
+from kdep_bench.engine.lock import StageLock, Watch
+
+
+def foreign(work: Path, one: str = "x", beat: int = 0) -> lock.Owner:
+    """Leaves the entry of an owner on another machine, whose flock does not reach here."""
+    owner = dataclasses.replace(lock.this_process(), host="elsewhere", boot="another-kernel")
+    (work / lock.LOCKS).mkdir(parents=True, exist_ok=True)
+    (work / lock.LOCKS / one).write_bytes(lock._text(owner, beat))
+    return owner
+
+
+def holder(work: Path, *lines: str) -> subprocess.Popen:
+    """A process that takes the lock x, says so, and then does `lines`."""
+    code = "\n".join(
+        [
+            "import os, sys, time; from pathlib import Path",
+            "from kdep_bench.engine.lock import StageLock",
+            f"l = StageLock(Path({str(work)!r}), 'x'); assert l.take()",
+            *lines,
+            "print('taken', flush=True); time.sleep(60)",
+        ]
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "taken" in process.stdout.readline()
+    return process
+
+
+def test_it_is_exclusive_and_names_its_owner(tmp_path):
+    one, two = StageLock(tmp_path, "x"), StageLock(tmp_path, "x")
+    assert not two.held_elsewhere()
+    assert one.take()
+    assert one.mine()
+    assert not two.take()
+    assert two.held_elsewhere()
+    assert f"process {os.getpid()} on " in two.owner()
+    one.free()
+    assert two.take()
+    two.free()
+    assert not one.held_elsewhere()
+
+
+def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
+    # The child itself says who it is: by then it has closed what it got of the lock.
+    child = "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, time; from pathlib import Path\n"
+            "from kdep_bench.engine.lock import StageLock\n"
+            f"l = StageLock(Path({str(tmp_path)!r}), 'x'); assert l.take()\n{child}\n"
+            "time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    orphan = int(process.stdout.readline())
+    assert StageLock(tmp_path, "x").held_elsewhere()
+    process.kill()
+    process.wait()
+    try:
+        os.kill(orphan, 0)  # still there
+        mine = StageLock(tmp_path, "x")
+        assert mine.take()
+        mine.free()
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+
+
+def test_a_stopped_owner_here_is_alive_however_old_its_heartbeat(tmp_path):
+    process = holder(tmp_path)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        watch = Watch(tmp_path, stale=0.05)
+        assert watch.held("x")
+        time.sleep(0.2)
+        assert watch.held("x")
+        assert not StageLock(tmp_path, "x").take()
+    finally:
+        process.kill()
+        process.wait()
+    assert not Watch(tmp_path).held("x")
+
+
+def test_a_remote_lock_expires_without_a_heartbeat(tmp_path):
+    owner = foreign(tmp_path)
+    watch, mine = Watch(tmp_path, stale=0.3), StageLock(tmp_path, "x")
+    for beat in range(1, 8):
+        assert watch.held("x")
+        assert not mine.take()
+        (tmp_path / lock.LOCKS / "x").write_bytes(lock._text(owner, beat))
+        time.sleep(0.1)
+    assert watch.held("x")
+    time.sleep(0.4)
+    assert not watch.held("x")  # the second look at an entry that is as old as that
+    assert mine.take()
+    mine.free()
+
+
+def test_lock_age_does_not_depend_on_file_times(tmp_path):
+    foreign(tmp_path)
+    for when in (0, 2**32):  # decades ago, decades ahead
+        os.utime(tmp_path / lock.LOCKS / "x", (when, when))
+        assert Watch(tmp_path, stale=0.0).held("x")
+        assert not StageLock(tmp_path, "x").take()
+
+
+def test_truncated_entries_and_entries_of_an_older_format(tmp_path):
+    owner = foreign(tmp_path)
+    path = tmp_path / lock.LOCKS / "x"
+    path.write_bytes(lock._text(owner, 3)[:50])
+    assert not StageLock(tmp_path, "x").take()
+    path.write_text("1234\n")
+    mine = StageLock(tmp_path, "x")
+    assert mine.take()
+    mine.free()
+
+
+def test_an_owner_taken_for_dead_notices_and_its_stage_leaves_without_a_result(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    plan = fakes.Plan("lost")
+    one = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
+    old = signal.signal(signal.SIGTERM, stage_process.stop)
+    out, err = os.dup(1), os.dup(2)
+    streams = sys.stdout, sys.stderr
+    try:
+        steal = lambda *_: foreign(tmp_path, one)  # noqa: E731
+        order = stage_process.Order(plan.stages[one], tmp_path)
+        (tmp_path / one).mkdir()
+        monkeypatch.setattr(fakes, "trace", steal)
+        code, said = worker.run_stage(order, lambda *_: None)
+    finally:
+        sys.stdout, sys.stderr = streams
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        signal.signal(signal.SIGTERM, old)
+    assert (code, said) == (worker.BUSY, None)
+    assert not (tmp_path / one / "stage.json").exists()
+    assert not (tmp_path / one / "failed.json").exists()
+
+
+def test_the_pool_takes_a_stage_over_from_a_dead_owner_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 1.0)
+    monkeypatch.setattr(local_pool, "_ELSEWHERE_POLL", 0.2)
+    plan = fakes.diamond()
+    foreign(tmp_path, fakes.one(plan, "b"))
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok
+    assert len(outcome.ran) == 4
+    assert (tmp_path / lock.LOCKS / fakes.one(plan, "b")).read_bytes() == b""
+
+
+def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):
+    """An owner that was stopped, taken for dead and replaced would report a failure of a stage that
+    its successor has finished."""
+    first = StageLock(tmp_path, "a")
+    assert first.take()
+    assert first.mine()
+    os.truncate(first.path, 0)  # by a Watch elsewhere, or by a successor that has freed it again
+    assert not first.mine()
+    first.free()

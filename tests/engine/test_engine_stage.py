@@ -1,0 +1,526 @@
+"""The stage command by itself: plans as files, exit codes, signals, GPUs, DDP on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import engine_fakes as fakes
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "cluster"))
+import cluster_fakes  # noqa: E402
+from cluster_fakes import ddp  # noqa: E402
+
+from kdep_bench.cli import run_suite  # noqa: E402
+from kdep_bench.engine import attempts, cluster, stage, state  # noqa: E402
+from kdep_bench.engine.ddp import leave_launcher  # noqa: E402
+from kdep_bench.engine.progress import Silent  # noqa: E402
+from kdep_bench.errors import KdepError  # noqa: E402
+from kdep_bench.files import read_json  # noqa: E402
+from kdep_bench.suite.config import load_suite  # noqa: E402
+from kdep_bench.suite.graph import Plan, add_stage  # noqa: E402
+from kdep_bench.suite.plan import build_plan  # noqa: E402
+
+REPO = HERE.parents[1]
+
+
+def start(plan: Plan, work: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    work.mkdir(exist_ok=True)
+    if not (work / "plan.json").exists():
+        stage.write_plan(work / "plan.json", plan.name, plan.stages.values())
+    path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    command = [sys.executable, "-m", "kdep_bench.engine.stage", "--plan", str(work / "plan.json")]
+    command += ["--stage", fakes.one(plan, name), "--work-dir", str(work), *more]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env | {"PYTHONPATH": path},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def wait_for(what, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def outputs(plan: Plan, work: Path, name: str) -> dict:
+    return read_json(work / fakes.one(plan, name) / "stage.json")["outputs"]
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def test_a_written_plan_reads_back_as_it_was(tmp_path):
+    plan = build_plan(load_suite("smoke"))
+    stage.write_plan(tmp_path / "p.json", plan.name, plan.stages.values())
+    for one, planned in plan.stages.items():
+        got, _ = stage.read_stage(tmp_path / "p.json", one)
+        assert replace(got, trackers=tuple(got.trackers)) == replace(
+            planned, trackers=tuple(planned.trackers)
+        )
+
+
+def test_a_changed_plan_is_refused(tmp_path):
+    plan = fakes.diamond()
+    path = tmp_path / "p.json"
+    stage.write_plan(path, plan.name, plan.stages.values())
+    one = fakes.one(plan, "a")
+    said = read_json(path)
+    said["stages"][0]["spec"]["value"] = 2
+    path.write_text(json.dumps(said))
+    with pytest.raises(KdepError, match="has the content of make-a-"):
+        stage.read_stage(path, one)
+    said["stages"][0]["timeout"] = "soon"
+    path.write_text(json.dumps(said))
+    with pytest.raises(KdepError, match="wrong timeout"):
+        stage.read_stage(path, one)
+    with pytest.raises(KdepError, match="unknown stage"):
+        stage.read_stage(path, "make-z-000000000000")
+
+
+def test_runtime_is_no_part_of_a_stage_id():
+    suite = load_suite("smoke")
+    more = suite.runtime.model_copy(
+        update={"memory": {"pretrain": 99}, "time": {"cache": 60.0}, "gpus": {"cache": 1}}
+    )
+    other = build_plan(suite.model_copy(update={"runtime": more}))
+    assert list(other.stages) == list(build_plan(suite).stages)
+    assert {s.memory for s in other.stages.values() if s.kind == "pretrain"} == {99}
+    assert {s.time for s in other.stages.values() if s.kind == "cache"} == {60.0}
+
+
+@pytest.mark.parametrize("what", ["gpus", "processes", "nodes"])
+def test_a_kind_that_runs_as_one_process_gets_no_more(what):
+    suite = load_suite("smoke")
+    runtime = suite.runtime.model_copy(update={what: {"export": 2}})
+    with pytest.raises(KdepError, match="2 processes per export stage"):
+        build_plan(suite.model_copy(update={"runtime": runtime}))
+    suite = suite.model_copy(
+        update={"runtime": suite.runtime.model_copy(update={what: {"exprt": 2}})}
+    )
+    with pytest.raises(KdepError, match=f"stage kind in runtime.{what}"):
+        build_plan(suite)
+
+
+def test_what_a_cluster_is_asked_for():
+    plan = Plan("rows")
+    add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4, cpus=3)
+    add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=240.0)
+    two, wide = plan.stages.values()
+    row = cluster.row(two, cluster.Options("slurm"), ["7", "8"])
+    assert row["token"] == f"done/nodes/{two.id}"
+    assert (row["nodes"], row["threads"], row["gres"]) == (2, 12, "gpu:4")
+    assert (row["mem_mb"], row["runtime"]) == (3200, 10)
+    assert "--dependency=afterany:7:8" in row["slurm_extra"]
+    row = cluster.row(wide, cluster.Options("slurm"))
+    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == (cluster.WIDE, 4, "", 0)
+    assert "--signal=TERM@60" in row["slurm_extra"]
+    here = cluster.row(two, cluster.Options("snakemake-local", gpus=("0",)))
+    assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
+    plan = Plan("rows")
+    add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4)
+    options = cluster.Options("slurm", without_gpus=without)
+    known = state.statuses(plan, tmp_path)
+    run = cluster._Run(plan, tmp_path, known, list(plan.stages.values()), options, Silent())
+    (one,) = run.todo.values()
+    assert cluster.row(one, options)["gres"] == ("" if without else "gpu:4")
+    assert one.id in plan.stages  # what it runs on is no part of what it is
+
+
+def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("KDEP_SNAKEMAKE", raising=False)
+    monkeypatch.setattr(cluster, "REPO", tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    plan = fakes.diamond()
+    known = state.statuses(plan, tmp_path / "w")
+    with pytest.raises(KdepError, match="make cluster"):
+        cluster.run_plan(plan, tmp_path / "w", known, cluster.Options("slurm"))
+
+
+def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
+    """A program that loses the first, as Snakemake on a busy machine, and heeds the second."""
+    program = tmp_path / "snakemake"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, heed))\n"
+        "def heed(*_): print('Terminating processes on user request'); sys.exit(1)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+        "time.sleep(60); time.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
+    monkeypatch.setattr(cluster, "_AGAIN", 0.5)
+
+    def interrupt() -> None:
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    plan, work = fakes.diamond(), tmp_path / "w"
+    known = state.statuses(plan, work)
+    outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+    assert outcome.signal == signal.SIGINT
+    assert outcome.left == sorted(plan.stages)
+    assert not outcome.failed
+
+
+def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignore_it(
+    tmp_path, monkeypatch
+):
+    """As behind `nohup` or a shell's `&`: SIGINT ignored, and that inherited by every program."""
+    program = tmp_path / "snakemake"
+    program.write_text(
+        f"#!{sys.executable}\nimport time\nopen({str(tmp_path / 'ready')!r}, 'w')\ntime.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
+
+    def stop() -> None:
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    plan, work, began = fakes.diamond(), tmp_path / "w", time.monotonic()
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        threading.Thread(target=stop).start()
+        known = state.statuses(plan, work)
+        outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert outcome.signal == signal.SIGTERM
+    assert time.monotonic() < began + 50
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_exit_codes(tmp_path):
+    plan = fakes.diamond(b={"do": "kdep"})
+    for name, code in (("a", 0), ("a", 0), ("b", 1), ("c", 0), ("d", 1)):
+        got, said = finish(start(plan, tmp_path, name))
+        assert got == code, said
+    assert fakes.traced(tmp_path) == ["a", "b", "c"]  # done is done, and d has no whole inputs
+    for name, words in (("b", "a wrong thing"), ("d", "is damaged")):
+        assert words in read_json(tmp_path / fakes.one(plan, name) / "failed.json")["error"]
+    assert outputs(plan, tmp_path, "c") == {"value": 101, "threads": 1}
+    (tmp_path / "plan.json").write_text("{}")
+    assert finish(start(plan, tmp_path, "a"))[0] == 2
+
+
+def test_a_second_copy_exits_or_waits_and_runs_nothing(tmp_path):
+    plan = fakes.diamond(a={"do": "wait"})
+    first = start(plan, tmp_path, "a")
+    wait_for(lambda: fakes.traced(tmp_path))
+    waiting = start(plan, tmp_path, "a")
+    assert finish(start(plan, tmp_path, "a", "--no-wait"))[0] == 75
+    (tmp_path / "go").touch()
+    assert finish(first)[0] == 0
+    assert finish(waiting)[0] == 0
+    assert fakes.traced(tmp_path) == ["a"]
+
+
+def test_a_waiting_copy_takes_over_when_the_first_is_killed(tmp_path):
+    plan = fakes.diamond(a={"do": "wait"})
+    first = start(plan, tmp_path, "a")
+    wait_for(lambda: fakes.traced(tmp_path))
+    waiting = start(plan, tmp_path, "a")
+    first.kill()
+    finish(first)
+    (tmp_path / "go").touch()
+    assert finish(waiting)[0] == 0
+    assert fakes.traced(tmp_path, "end") == ["a"]
+
+
+def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
+    plan = Plan("grow")
+    add_stage(plan, "grow", "g", {"steps": 30}, kinds=fakes.KINDS)
+    grow = fakes.one(plan, "g")
+    steps = tmp_path / grow / "steps.txt"
+    process = start(plan, tmp_path, "g")
+    wait_for(lambda: fakes.steps(tmp_path, grow) > 4)
+    process.terminate()
+    assert finish(process)[0] == 143
+    assert not (steps.parent / "failed.json").exists()
+    assert finish(start(plan, tmp_path, "g"))[0] == 0
+    assert outputs(plan, tmp_path, "g")["resumed_at"] > 4
+    assert steps.read_text().split() == [str(k) for k in range(30)]
+
+
+def test_a_hung_stage_is_stopped(tmp_path):
+    plan = Plan("hung")
+    add_stage(plan, "make", "h", {"sleep": 60}, kinds=fakes.KINDS, timeout=1.0)
+    assert finish(start(plan, tmp_path, "h"))[0] == 1
+    said = read_json(tmp_path / fakes.one(plan, "h") / "failed.json")["error"]
+    assert "time limit of 1 s" in said
+
+
+def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    plan = Plan("gpus")
+    for k in range(3):
+        add_stage(plan, "gpu", f"g{k}", {"sleep": 1.0, "k": k}, kinds=cluster_fakes.KINDS)
+    killed = start(plan, tmp_path, "g2", "--gpus", "4,7")
+    log = tmp_path / fakes.one(plan, "g2") / "stage.log"
+    wait_for(log.exists)
+    killed.kill()
+    finish(killed)
+    both = [start(plan, tmp_path, f"g{k}", "--gpus", "4,7") for k in range(2)]
+    assert [finish(p)[0] for p in both] == [0, 0]
+    got = [outputs(plan, tmp_path, f"g{k}") for k in range(2)]
+    (_, end), (begin, _) = sorted(g["span"] for g in got)
+    if begin < end:  # at once, as they should be unless the machine is very slow
+        assert {g["gpus"] for g in got} == {"4", "7"}
+    assert all(g["gpus"] in ("4", "7") for g in got)
+
+
+# --- the end of a Slurm job ----------------------------------------------------------------------
+
+NOON = datetime(2026, 1, 1, 12)
+
+
+def job(left: float, **more: str) -> dict[str, str]:
+    """A job of one hour with `left` seconds to go at NOON."""
+    end = NOON + timedelta(seconds=left)
+    times = {"StartTime": end - timedelta(hours=1), "EndTime": end}
+    return {
+        "JobId": "5",
+        "JobState": "RUNNING",
+        "PreemptTime": "None",
+        "Restarts": "0",
+        **{k: v.isoformat() for k, v in times.items()},
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("resumable", "timeout", "said", "requeue", "fails"),
+    [
+        (True, 7201, job(60), True, False),  # a second job fits
+        (True, 7201, job(60, Restarts="1"), True, False),
+        (True, 7200, job(60, Restarts="1"), False, True),  # two hours are over
+        (True, 3600, job(60), False, True),  # one job is all it has: hung
+        (False, 7200, job(60), False, True),  # it would begin anew every time
+        (True, 7200, job(1800), False, False),  # somebody's kill
+        (True, 7200, job(60, JobState="CANCELLED"), False, False),
+        (True, 7200, job(60, JobState="COMPLETING"), False, False),
+        (False, 7200, job(1800, PreemptTime=NOON.isoformat()), True, False),
+        (True, 7200, job(60, EndTime="Unknown"), False, False),
+        (True, 7200, {}, False, False),  # no Slurm at all
+    ],
+)
+def test_what_runs_after_a_stop(resumable, timeout, said, requeue, fails):
+    plan = fakes.diamond()
+    one = next(iter(plan.stages.values()))
+    one = replace(one, resumable=resumable, timeout=timeout)
+    got, sentence = stage.after_stop(one, said, NOON)
+    assert got == requeue
+    assert bool(sentence) == fails
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_gloo_processes_through_the_pool(tmp_path):
+    plan = ddp()
+    outcome = fakes.run(plan, tmp_path)
+    assert outcome.ok, outcome.failed
+    record = read_json(tmp_path / fakes.one(plan, "d") / "stage.json")
+    assert record["outputs"]["world"] == 2
+    assert record["outputs"]["w"] == pytest.approx(cluster_fakes.expected(8), abs=1e-12)
+    assert record["environment"]["processes"] == 2
+    assert record["cpu_s"] > 0
+    assert set(record["files"]) == {"who-0.json", "who-1.json", "w.json", "value.txt"}
+
+
+@pytest.mark.slow
+def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
+    code, said = finish(start(ddp(break_rank=1), tmp_path, "d"))
+    assert code == 1
+    assert "rank 1: the stage stopped with ValueError: a fault of one rank" in said
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_stage_resumes(
+    tmp_path,
+):
+    plan = ddp(steps=60, sleep=0.1)
+
+    def out() -> Path:
+        return attempts.current(tmp_path, fakes.one(plan, "d"))
+
+    def steps() -> int:
+        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
+
+    def ranks() -> list[int]:
+        return [read_json(out() / f"who-{r}.json")["pid"] for r in (0, 1)]
+
+    process = start(plan, tmp_path, "d")
+    wait_for(lambda: steps() > 3)
+    os.kill(ranks()[1], signal.SIGKILL)
+    code, said = finish(process)
+    assert code == 1, said
+    assert "of the stage's 2 processes finished" in said
+    assert not any(Path(f"/proc/{p}").exists() for p in ranks())
+
+    first = steps()
+    process = start(plan, tmp_path, "d")
+    wait_for(lambda: steps() > first + 3)
+    process.kill()
+    finish(process)
+    wait_for(lambda: not any(Path(f"/proc/{p}").exists() for p in ranks()), 20)
+
+    assert finish(start(plan, tmp_path, "d"))[0] == 0
+    got = outputs(plan, tmp_path, "d")
+    assert got["resumed_at"] > first + 3
+    assert got["w"] == pytest.approx(cluster_fakes.expected(60), abs=1e-12)
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{p}").exists() for p in pids)
+
+
+@pytest.mark.slow
+def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends(tmp_path):
+    spec = dict(steps=150, sleep=0.05)
+    plan = ddp(**spec)
+    one = fakes.one(plan, "d")
+
+    def out() -> Path:
+        return attempts.current(tmp_path, one)
+
+    path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(HERE / "engine_fakes.py"), str(tmp_path)),
+            f"__import__('cluster_fakes').ddp(**{spec!r})",
+            "dict(preload='ddp_preload', retry=4)",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+    def who() -> list[dict]:
+        return [read_json(out() / f"who-{r}.json") for r in (0, 1)]
+
+    def pids() -> list[int]:
+        """Both ranks, their agent and the stage, once they are at work."""
+        files = [out() / f"who-{r}.json" for r in (0, 1)]
+        if process.poll() is not None or not all(f.exists() for f in files):
+            return []
+        agent = who()[0]["agent"]
+        try:
+            stage = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return []
+        return [w["pid"] for w in who()] + [agent, stage]
+
+    def at_work(last: int) -> bool:
+        return steps() > last and all(Path(f"/proc/{p}").exists() for p in pids() or [0])
+
+    def steps() -> int:
+        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
+
+    last, importers = 0, []
+    for which, how in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
+        wait_for(lambda last=last: at_work(last), 300)
+        last, these = steps() + 1, pids()
+        importers += [w["importer"] for w in who()]
+        os.kill(these[which], getattr(signal, f"SIG{how}"))
+        wait_for(lambda these=these: gone(these))
+    code, said = finish(process)
+    assert code == 0, said
+    importers += [w["importer"] for w in who()]
+    got = read_json(out() / "stage.json")
+    assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected(150), abs=1e-12)
+    assert got["outputs"]["resumed_at"] >= last - 1
+    server = importers[0]
+    assert server is not None
+    assert importers == [server] * 10, "a rank imported torch for itself"
+    assert 0 < got["cpu_s"] < server["cpu_s"], "a fork's seconds are its own"
+
+
+TORCHRUN = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+
+
+def under_torchrun(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
+    for key, value in {**TORCHRUN, **more}.items():
+        monkeypatch.setenv(key, value)
+
+
+def test_torchrun_s_variables_do_not_reach_a_stage(monkeypatch):
+    """Two runners' stages would find each other through them and train together."""
+    under_torchrun(monkeypatch)
+    assert leave_launcher() == (1, 2)
+    assert not set(TORCHRUN) & set(os.environ)
+    assert leave_launcher() == (0, 1)
+
+
+def test_a_stage_command_under_torchrun_is_refused(monkeypatch, tmp_path, capsys):
+    plan = ddp()
+    stage.write_plan(tmp_path / "plan.json", plan.name, plan.stages.values())
+    under_torchrun(monkeypatch)
+    argv = ["--plan", str(tmp_path / "plan.json"), "--stage", fakes.one(plan, "d")]
+    assert stage.main([*argv, "--work-dir", str(tmp_path)]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_several_nodes_of_torchrun_are_refused(monkeypatch):
+    under_torchrun(monkeypatch, GROUP_WORLD_SIZE="2")
+    with pytest.raises(KdepError, match="--executor slurm"):
+        leave_launcher()
+
+
+def test_a_suite_under_torchrun_runs_in_rank_0_and_its_stages_as_many_processes(
+    monkeypatch, tmp_path, capsys
+):
+    plan = tmp_path / "plan.json"
+    argv = ["paper_r18", "--rehearse", "--work-dir", str(tmp_path), "--write-plan", str(plan)]
+    under_torchrun(monkeypatch)
+    assert run_suite.main(argv) == 0
+    assert "rank 0 runs the suite" in capsys.readouterr().out
+    assert not plan.exists()
+    under_torchrun(monkeypatch, RANK="0")
+    assert run_suite.main(argv) == 0
+    kinds = {}
+    for row in read_json(plan)["stages"]:
+        kinds.setdefault(row["kind"], set()).add(row["processes"])
+    assert {kind for kind, n in kinds.items() if n == {2}} == {"pretrain", "transfer"}
+    assert {kind for kind, n in kinds.items() if n == {1}} == set(kinds) - {"pretrain", "transfer"}

@@ -1,0 +1,226 @@
+"""What stage directories say: done, damaged, changed, and why something would run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import engine_fakes as fakes
+import pytest
+
+from kdep_bench.engine import state
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_json
+
+
+def why(plan, work, name: str, **how) -> str:
+    return state.statuses(plan, work, **how)[fakes.one(plan, name)].why
+
+
+def test_reasons(tmp_path):
+    plan = fakes.diamond()
+    assert why(plan, tmp_path, "a") == "never run"
+    assert why(plan, tmp_path, "b") == f"upstream {fakes.one(plan, 'a')} will run"
+    fakes.run(plan, tmp_path)
+    assert why(plan, tmp_path, "a") == "done"
+    other = fakes.diamond(a={"value": 2})
+    assert why(other, tmp_path, "a") == "spec changed: value 1 -> 2"
+    assert why(other, tmp_path, "b") == f"upstream {fakes.one(other, 'a')} will run"
+    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("long")
+    assert "4 bytes instead of 2" in why(plan, tmp_path, "b")
+    (tmp_path / fakes.one(plan, "b") / "value.txt").unlink()
+    assert "value.txt is missing" in why(plan, tmp_path, "b")
+
+
+def test_another_version_and_other_source_are_reported(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    path = tmp_path / fakes.one(plan, "a") / "stage.json"
+    record = read_json(path)
+    state.write_stage(path.parent, {**record, "code": "0123456789abcdef"})
+    assert "different version of the code" in why(plan, tmp_path, "a")
+    assert state.statuses(plan, tmp_path)[fakes.one(plan, "a")].done
+    state.write_stage(path.parent, {**record, "version": 0})
+    assert why(plan, tmp_path, "a") == "stage version 0 -> 1"
+
+
+def test_checksums_are_checked_on_request(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    (tmp_path / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    assert why(plan, tmp_path, "c") == "done"
+    assert "its checksum differs" in why(plan, tmp_path, "c", verify=True)
+
+
+def test_unneeded_stages_are_not_rerun(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    shutil.rmtree(tmp_path / fakes.one(plan, "a"))
+    status = state.statuses(plan, tmp_path)[fakes.one(plan, "a")]
+    assert not status.run
+    assert "not needed" in status.why
+    assert fakes.run(plan, tmp_path).ran == []
+
+
+def test_a_stage_json_truncated_anywhere_counts_as_not_done(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    stage = plan.stages[fakes.one(plan, "d")]
+    path = tmp_path / stage.id / "stage.json"
+    whole = path.read_bytes()
+    for cut in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:cut])
+        assert state.finished(stage, tmp_path)[0] is None
+    for key in json.loads(whole):
+        kept = {k: v for k, v in json.loads(whole).items() if k not in (key, "sum")}
+        path.write_text(json.dumps(kept))
+        if key in ("schema", "id", "version", "files", "outputs", "spec", "needs", "environment"):
+            assert state.finished(stage, tmp_path)[0] is None
+    path.write_bytes(whole)
+    assert state.finished(stage, tmp_path)[0] is not None
+
+
+def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "LISTED_FILES", 5)
+    out = tmp_path / "stage"
+    for k in range(12):
+        (out / "tree").mkdir(parents=True, exist_ok=True)
+        (out / "tree" / f"{k:02d}").write_text("x" * k)
+    (out / "manifest.json").write_text("{}")
+    files, rest = state.take_stock(out)
+    assert len(files) == 5
+    assert "manifest.json" in files
+    assert rest is not None
+    assert rest["count"] == 8
+    record = {"files": files, "rest": rest}
+    assert state._misfit(out, record, checksums=True) is None
+    (out / "tree" / "11").unlink()
+    assert "among the other" in (state._misfit(out, record, checksums=True) or "")
+
+
+def test_differences_are_readable():
+    old, new = {"a": {"b": 1, "c": [1]}, "gone": 1}, {"a": {"b": 2, "c": [1]}, "new": 1}
+    assert state.differences(old, new) == ["a.b 1 -> 2", "gone dropped", "new added"]
+    assert state.differences({"a": {"b": 1}}, {"a": 3}) == ['a {"b": 1} -> 3']
+    assert state.differences({"a": 3}, {"a": {"b": 1}}) == ['a 3 -> {"b": 1}']
+
+
+def test_only_the_stages_asked_for_are_looked_at(tmp_path):
+    """Of the others, a forced run would otherwise count work that nobody asked for."""
+    plan = fakes.diamond()
+    wanted = {fakes.one(plan, "a"), fakes.one(plan, "b")}
+    found = state.statuses(plan, tmp_path, wanted)
+    assert set(found) == wanted
+    assert all(s.run for s in found.values())
+
+
+def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    out = tmp_path / fakes.one(plan, "a")
+    (out / "empty.txt").touch()
+    record = read_json(out / "stage.json")
+    record.pop("sum")
+    record["files"] = state.take_stock(out)[0]
+    state.write_stage(out, record)
+    assert why(plan, tmp_path, "a", verify=True) == "done"
+    (out / "empty.txt").unlink()
+    os.mkfifo(out / "empty.txt")
+    assert "empty.txt" in why(plan, tmp_path, "a", verify=True)
+
+
+def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    stage = plan.stages[fakes.one(plan, "d")]
+    path = tmp_path / stage.id / "stage.json"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        bent = bytearray(whole)
+        bent[at] ^= 1 << at % 8
+        path.write_bytes(bent)
+        record, fault = state.finished(stage, tmp_path)
+        assert record is None
+        assert fault
+
+
+def test_a_stage_json_without_its_checksum_is_ignored_and_the_stage_reruns(tmp_path):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    path = tmp_path / fakes.one(plan, "a") / "stage.json"
+    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "sum"}))
+    assert "its checksum is wrong or missing" in why(plan, tmp_path, "a")
+    assert fakes.one(plan, "a") in fakes.run(plan, tmp_path).ran
+    assert why(plan, tmp_path, "a") == "done"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": True},
+        {"version": "1"},
+        {"version": 1.0},
+        {"wall_s": "2"},
+        {"wall_s": -1},
+        {"wall_s": True},
+        {"peak_rss": None},
+        {"outputs": []},
+        {"files": {"a": [True, "0"]}},
+        {"files": {"a": 3}},
+        {"files": {"a": [1]}},
+        {"finished": 5},
+    ],
+)
+def test_a_stage_json_with_a_value_of_another_type_is_not_used(tmp_path, change):
+    plan = fakes.diamond()
+    fakes.run(plan, tmp_path)
+    stage = plan.stages[fakes.one(plan, "d")]
+    record = state.read_stage(tmp_path / stage.id)
+    assert record is not None
+    state.write_stage(tmp_path / stage.id, record | change)
+    record, fault = state.finished(stage, tmp_path)
+    assert record is None
+    assert "is damaged" in (fault or "")
+
+
+def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_path, monkeypatch):
+    """A flipped bit in a file beyond the first 64 MiB passed unnoticed, whatever its checksum."""
+    monkeypatch.setattr(state, "VERIFY_BYTES", 10)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    one = fakes.one(plan, "a")
+    out = tmp_path / one
+    record = state.read_stage(out)
+    assert record is not None
+    (out / "large.bin").write_bytes(b"x" * 1000)
+    files, rest = state.take_stock(out)
+    state.write_stage(out, {**record, "files": files, "rest": rest})
+    hashed: list[str] = []
+    real = state.file_hash
+    monkeypatch.setattr(state, "file_hash", lambda p: hashed.append(Path(p).name) or real(p))
+    for expected in (["large.bin", "value.txt"], ["value.txt"]):
+        assert state.verify_input(tmp_path, one) == ""
+        assert sorted(hashed) == expected
+        hashed.clear()
+    times = os.stat(out / "large.bin")
+    (out / "large.bin").write_bytes(b"x" * 999 + b"y")
+    os.utime(out / "large.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(KdepError, match=r"large\.bin has changed"):
+        state.verify_input(tmp_path, one)
+    assert not (out / state.STAGE).exists()
+
+
+def test_unchecked_parts_of_an_input_are_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "LISTED_FILES", 1)
+    plan = fakes.diamond()
+    assert fakes.run(plan, tmp_path).ok
+    one = fakes.one(plan, "a")
+    out = tmp_path / one
+    record = state.read_stage(out)
+    assert record is not None
+    (out / "z.bin").write_bytes(b"x" * 7)
+    files, rest = state.take_stock(out)
+    state.write_stage(out, {**record, "files": files, "rest": rest})
+    assert "1 files (7 bytes)" in state.verify_input(tmp_path, one)

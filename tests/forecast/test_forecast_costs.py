@@ -1,0 +1,141 @@
+"""Estimates: from like stages and like work, never from a median over unlike ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine_fakes as fakes
+import pytest
+from test_suite_config import GOOD, build
+
+from kdep_bench.cli.run_suite import explain
+from kdep_bench.engine import local_pool, state
+from kdep_bench.forecast.costs import Costs
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.plan import build_plan
+
+IMAGES, VIEWS, EPOCHS = 1000, 2, 4
+BUDGET = {**GOOD["budget"], "epochs": EPOCHS, "views": VIEWS}
+
+
+def plan_of(**change: Any) -> Plan:
+    return build_plan(build(**{"budget": BUDGET, "methods": ["kdep", "scratch"], **change}))
+
+
+def stage(plan: Plan, kind: str, part: str = "") -> Stage:
+    return next(s for s in plan.stages.values() if s.kind == kind and part in s.name)
+
+
+def record(s: Stage, seconds: float, **outputs: Any) -> dict[str, Any]:
+    told = {
+        "views": {"images": IMAGES, "rows": IMAGES * VIEWS, "views": VIEWS},
+        "prepare": {"counts": {"images": {"pool": IMAGES}}},
+        "cache": {"rows": IMAGES * VIEWS},
+        "align": {"rows": IMAGES * VIEWS},
+    }.get(s.kind, {})
+    return {
+        "id": s.id,
+        "kind": s.kind,
+        "name": s.name,
+        "spec": s.spec,
+        "wall_s": seconds,
+        "outputs": {**told, **outputs},
+    }
+
+
+def test_without_a_measurement_it_is_the_kinds_own_guess():
+    plan = plan_of()
+    costs = Costs(plan)
+    assert all(costs.seconds(s) == s.cost for s in plan.stages.values())
+
+
+def test_scratch_is_not_used_to_estimate_a_trained_method():
+    plan = plan_of()
+    scratch, kdep = stage(plan, "pretrain", "scratch.s0"), stage(plan, "pretrain", "kdep")
+    costs = Costs(plan, [record(stage(plan, "views"), 5.0), record(scratch, 0.2, images_seen=0)])
+    assert costs.seconds(kdep) == kdep.cost == 600
+    assert costs.seconds(stage(plan, "pretrain", "scratch.s1")) == pytest.approx(0.2)
+
+
+def test_estimate_is_seconds_per_image_times_images_of_fraction_and_budget():
+    done = plan_of()
+    seen = IMAGES * EPOCHS
+    known = [
+        record(stage(done, "views"), 5.0),
+        record(stage(done, "pretrain", "kdep"), 80.0, images_seen=seen),
+    ]
+    tenth = plan_of(shares=[0.1])
+    assert Costs(tenth, known).seconds(stage(tenth, "pretrain", "kdep")) == pytest.approx(8.0)
+    longer = plan_of(budget={**BUDGET, "epochs": 3 * EPOCHS})
+    assert Costs(longer, known).seconds(stage(longer, "pretrain", "kdep")) == pytest.approx(240.0)
+    hotter = plan_of(methods=[{"base": "kdep", "name": "hot", "transform": {"T": 0.9}}])
+    assert Costs(hotter, known).seconds(stage(hotter, "pretrain", "hot")) == pytest.approx(80.0)
+    # Autocast is another speed, and another student another net.
+    half = plan_of(budget={**BUDGET, "precision": "bfloat16"})
+    assert Costs(half, known).seconds(stage(half, "pretrain", "kdep")) == 600
+    other = plan_of(students=["mobilenetv2_w50"], teacher="efficientnet_lite0")
+    assert Costs(other, known).seconds(stage(other, "pretrain", "kdep")) == 600
+
+
+def test_the_time_of_a_resumed_stage_includes_all_its_runs():
+    plan = plan_of()
+    kdep = stage(plan, "pretrain", "kdep")
+    again = record(kdep, 3.0, images_seen=IMAGES * EPOCHS, train_s=90.0)
+    costs = Costs(plan, [record(stage(plan, "views"), 1.0), again])
+    assert costs.seconds(kdep) == pytest.approx(90.0)
+
+
+def test_estimate_uses_stages_with_the_nearest_workload():
+    plan = plan_of()
+    kdep = stage(plan, "pretrain", "kdep")
+    small = record(kdep, 10.0, images_seen=100)  # mostly start-up
+    near = [record(kdep, s, images_seen=IMAGES * EPOCHS) for s in (70.0, 80.0, 90.0)]
+    costs = Costs(plan, [record(stage(plan, "views"), 1.0), small, *near])
+    assert costs.seconds(kdep) == pytest.approx(80.0)
+
+
+def test_the_cache_is_estimated_by_its_rows_once_they_are_counted():
+    done = plan_of()
+    cache = record(stage(done, "cache"), 40.0)
+    more = plan_of(budget={**BUDGET, "views": 2 * VIEWS})
+    new = stage(more, "cache")
+    assert Costs(more, [cache]).seconds(new) == new.cost  # how many images is not known yet
+    assert Costs(more, [cache, record(stage(more, "prepare"), 9.0)]).seconds(new) == pytest.approx(
+        80.0
+    )
+
+
+def test_a_task_is_compared_with_itself_and_scaled_by_its_iterations():
+    plan = plan_of(tasks=["pocket_det", "pocket_probe"])
+    costs = Costs(plan, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
+    assert costs.seconds(stage(plan, "transfer", "pocket_det")) == pytest.approx(100.0)
+    assert costs.seconds(stage(plan, "transfer", "pocket_probe")) == 120
+    iters = stage(plan, "transfer", "pocket_det").spec["task"]["recipe"]["iters"]
+    half = plan_of(tasks=[{"base": "pocket_det", "recipe": {"iters": iters // 2}}])
+    got = Costs(half, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
+    assert got.seconds(stage(half, "transfer")) == pytest.approx(50.0)
+
+
+def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
+    fakes.run(fakes.diamond(a={"sleep": 0.4}), tmp_path)
+    plan = fakes.diamond(a={"sleep": 0.41})
+    known = state.statuses(plan, tmp_path)
+    said = explain(plan, known, tmp_path)
+    line = next(x for x in said.splitlines() if "make-a" in x)
+    assert 0.4 <= float(line.split("~")[1].split(" s ")[0]) < 5
+    assert "spec changed: sleep 0.4 -> 0.41" in line
+
+
+def test_records_of_an_older_spec_are_ignored_in_estimates():
+    plan = plan_of()
+    costs = Costs(plan, [{"kind": "transfer", "id": "x", "name": "x", "spec": {}, "outputs": {}}])
+    assert costs.seconds(stage(plan, "transfer")) == 120
+
+
+def test_the_pool_learns_while_it_runs(tmp_path):
+    plan = fakes.chain(3, sleep=0.1)
+    pool = local_pool.Pool(plan, tmp_path, state.statuses(plan, tmp_path), fakes.FAST)
+    assert set(pool.cost.values()) == {1.0}
+    assert pool.run().ok
+    last = list(plan.stages)[-1]
+    assert 0.1 <= pool.cost[last] < 1.0

@@ -1,0 +1,131 @@
+"""What fits a budget: whole comparisons, the cheapest a cell first, nothing paid twice."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from test_suite_config import build
+
+from kdep_bench.forecast.gpu_hours import comparisons, fit, refusal
+from kdep_bench.forecast.work import Hours
+from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.plan import build_plan
+
+
+def little(**change) -> Plan:
+    wanted = {"methods": ["kdep", "svd", "supervised", "scratch"], "shares": [1.0, 0.1]}
+    wanted |= {"tasks": ["pocket_det", "pocket_probe"]}
+    wanted |= {"seeds": {"pretrain": [0, 1, 2], "transfer": [0, 1, 2], "pairs": "diagonal"}}
+    return build_plan(build(**wanted | change))
+
+
+def costs(plan: Plan) -> dict[str, float | None]:
+    """An hour a pre-training, ten of detection, one of the probe; the rest is free."""
+    found: dict[str, float | None] = dict.fromkeys(plan.stages, 0.0)
+    for s in plan.stages.values():
+        if s.kind == "pretrain" and "budget" in s.spec:
+            found[s.id] = 1.0
+        elif s.kind == "transfer":
+            found[s.id] = 10.0 if "pocket_det" in s.name else 1.0
+    return found
+
+
+def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_seeds():
+    plan = little()
+    cells = {c.id: c for c in plan.cells}
+    found = comparisons(plan, plan.stages)
+    assert len(found) == 2 * 2 * 3
+    for one in found:
+        mine = [cells[c] for c in one.cells]
+        assert sorted(c.method["name"] for c in mine) == ["kdep", "scratch", "supervised", "svd"]
+        assert {c.task["name"] for c in mine} == {one.task}
+        assert {(c.pretrain_seed, c.transfer_seed) for c in mine} == {one.seeds}
+        assert {c.share for c in mine if c.method["name"] != "scratch"} == {one.share}
+    assert {c for one in found for c in one.cells} == set(cells)
+    some = {c.id for c in plan.cells if c.task["name"] == "pocket_det" and c.share == 0.1}
+    few = comparisons(plan, some)
+    assert {c for one in few for c in one.cells} == some
+
+
+def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
+    plan = build_plan(load_suite("paper_r18"))
+    found = comparisons(plan, plan.stages)
+    # 4 teachers, 3 lengths at each of 2 shares, 9 tasks, 3 seeds.
+    assert len(found) == 4 * 6 * 9 * 3
+    assert {c for one in found for c in one.cells} == {c.id for c in plan.cells}
+    sizes = {(one.teacher, len(one.cells)) for one in found}
+    assert sizes == {
+        ("resnet50", 5),
+        ("swin_b", 5),
+        ("microsoft_resnet50", 4),
+        ("dinov2_vitb14", 4),
+    }
+
+
+def test_untrained_methods_are_compared_with_each_other():
+    plan = little(methods=["scratch"], tasks=["pocket_probe"])
+    found = comparisons(plan, plan.stages)
+    assert all(len(one.cells) == 1 for one in found)
+    assert found
+
+
+def test_lowest_cost_per_run_first_and_shared_stages_count_once():
+    plan = little()
+    hours, todo = costs(plan), set(plan.stages)
+    # A seed's first probe comparison trains three arms and tests four: 7 h for four cells.
+    first = fit(plan, plan.stages, todo, hours, 7.0)
+    assert [(c.task, c.share) for c in first.taken] == [("pocket_probe", 1.0)]
+    assert first.hours == 7
+    # Another share of that seed has scratch's probe already: 6 h for three cells.
+    second = fit(plan, plan.stages, todo, hours, 13.0)
+    assert [c.share for c in second.taken] == [1.0, 0.1]
+    assert {c.seeds for c in second.taken} == {first.taken[0].seeds}
+    assert second.hours == 13
+    whole = sum(v or 0.0 for v in hours.values())
+    every = fit(plan, plan.stages, todo, hours, whole)
+    assert not every.left
+    assert every.hours == pytest.approx(whole)
+    assert [c.task for c in every.taken] == sorted((c.task for c in every.taken), reverse=True)
+    assert len(every.taken) == 2 * 2 * 3
+
+
+def test_nothing_fits_and_what_is_done_is_free():
+    plan = little()
+    hours = costs(plan)
+    assert not fit(plan, plan.stages, set(plan.stages), hours, 6.9).taken
+    probes = {s.id for s in plan.stages.values() if "pocket_probe" in s.name}
+    done = plan.upstream(probes)
+    left = fit(plan, plan.stages, set(plan.stages) - done, hours, 0.0)
+    assert {c.task for c in left.taken} == {"pocket_probe"}
+    assert {c.task for c in left.left} == {"pocket_det"}
+    assert left.said(1.0)[1].startswith("not run, comparisons by task: pocket_det ")
+
+
+def test_a_comparison_of_unknown_cost_is_never_taken():
+    plan = little()
+    hours = costs(plan)
+    for s in plan.stages.values():
+        if s.kind == "transfer" and "pocket_det" in s.name:
+            hours[s.id] = None
+    found = fit(plan, plan.stages, set(plan.stages), hours, math.inf)
+    assert {c.task for c in found.taken} == {"pocket_probe"}
+    told = refusal(found, Hours("from a test", hours), 1e9)
+    assert told is not None
+    assert "are not known" in str(told)
+
+
+def test_a_run_beyond_its_budget_is_refused():
+    plan = little()
+    hours = costs(plan)
+    total = sum(v or 0.0 for v in hours.values())
+    found = fit(plan, plan.stages, set(plan.stages), hours, 20.0)
+    told = refusal(found, Hours("from a test", hours), 20.0)
+    assert told is not None
+    assert f"{total:,.1f} GPU-hours, from a test" in str(told)
+    assert f"--fit-budget to run the {len(found.taken)} of" in str(told)
+    assert (
+        refusal(fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total)
+        is None
+    )

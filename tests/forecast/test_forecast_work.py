@@ -1,0 +1,233 @@
+"""Forecasts: closed forms from specs, counts and rates; what is not known stays unknown."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_suite_config import GOOD, build
+
+from kdep_bench.errors import KdepError
+from kdep_bench.forecast import rates
+from kdep_bench.forecast.costs import Costs
+from kdep_bench.forecast.work import (
+    COUNTED,
+    Forecast,
+    Need,
+    network_id,
+    networks,
+    size,
+    steps_of,
+    student_network,
+    table,
+    task_network,
+    teacher_network,
+)
+from kdep_bench.pretrain.budgets import whole_batches
+from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.plan import build_plan
+
+COUNTS: dict[str, Any] = json.loads(COUNTED.read_text())
+IMAGES = 1_281_167  # of ImageNet-1K's training set
+
+
+@pytest.fixture(scope="module")
+def paper() -> Plan:
+    return build_plan(load_suite("paper_r18"))
+
+
+def stage(plan: Plan, kind: str, *parts: str) -> Stage:
+    return next(
+        s for s in plan.stages.values() if s.kind == kind and all(p in s.name for p in parts)
+    )
+
+
+def test_every_network_of_the_paper_suites_is_counted():
+    for name in ("paper_r18", "paper_mnv2"):
+        for network in networks(build_plan(load_suite(name))):
+            assert COUNTS[network_id(network)]["flops"] > 0, network["name"]
+
+
+def test_what_each_kind_of_stage_takes_in_closed_form(paper):
+    forecast, flops = Forecast(paper, COUNTS), {c["name"]: c["flops"] for c in COUNTS.values()}
+    rows = 2 * IMAGES
+    assert forecast.of(stage(paper, "views")) == Need(disk=rows * 224 * 224 * 3)
+    # The feature (2048) and the logits (1000) that logit_kd reads, in half precision.
+    want = Need(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
+    assert forecast.of(stage(paper, "cache", "resnet50")) == want
+    tenth = [s for s in paper.stages.values() if s.kind == "pretrain" and "kdep.0.1.s0" in s.name]
+    seen = [math.floor(e * 128_117 / 512) * 512 for e in (90, 180, 900)]
+    got = sorted((forecast.of(s).images, forecast.of(s).flops) for s in tenth)
+    assert got == [(n, 3 * n * flops["resnet18"]) for n in seen for _ in range(4)]
+    scratch = forecast.of(stage(paper, "pretrain", "scratch"))
+    assert (scratch.images, scratch.flops) == (0, 0)
+    cub = 150 * (5994 // 64) * 64
+    want = Need(cub, 3 * cub * flops["resnet18"])
+    assert forecast.of(stage(paper, "transfer", "cub200")) == want
+    coco = 90_000 * 16
+    want = Need(coco, 3 * coco * flops["coco_c4.resnet18"])
+    assert forecast.of(stage(paper, "transfer", "coco_c4")) == want
+
+
+def test_a_shared_stage_is_in_the_sums_once(paper):
+    forecast = Forecast(paper, COUNTS)
+    caches = [s for s in paper.stages.values() if s.kind == "cache"]
+    assert len(caches) == 4
+    line = next(x for x in table(paper, forecast, paper.stages, None) if x.startswith("cache"))
+    assert line.split()[1:3] == ["4", f"{4 * 2 * IMAGES:,}"]
+    assert line.split()[-1] == "-"  # no rate, no hours
+
+
+def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
+    known = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
+    forecast = Forecast(paper, known)
+    need = forecast.of(stage(paper, "cache", "swin_b"))
+    assert (need.images, need.flops, need.disk) == (2 * IMAGES, None, None)
+    lines = table(paper, forecast, paper.stages, None)
+    assert ">= " in next(x for x in lines if x.startswith("cache"))
+    assert "excluded: the FLOPs of teacher swin_b are unknown: add --count-flops (1 stage)" in lines
+    nothing = table(paper, Forecast(paper, {}), paper.stages, None)
+    assert next(x for x in nothing if x.startswith("transfer")).split()[-3] == "-"
+
+
+def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
+    plan = build_plan(build())
+    views = stage(plan, "views")
+    spec = plan.stages[views.needs["prepare"]].spec
+    pool = spec["pool_composites"] + spec["pool_crops"]
+    assert Forecast(plan, {}).pool(views.id) == pool
+    outputs = {"counts": {"images": {"pool": 77}}}
+    done = {"id": views.needs["prepare"], "kind": "prepare", "outputs": outputs}
+    assert Forecast(plan, {}, [done]).pool(views.id) == 77
+    own = build_plan(load_suite("mine"))
+    cache = Forecast(own, COUNTS).of(stage(own, "cache"))
+    assert cache.images is None
+    assert "until the data are prepared" in cache.why
+
+
+def test_a_live_teacher_runs_in_every_step():
+    suite = build(budget={**GOOD["budget"], "teacher": "live"}, methods=["kdep"])
+    plan = build_plan(suite)
+    one = stage(plan, "pretrain")
+    student = student_network(one.spec["student"])
+    teacher = teacher_network(one.spec["teacher"])
+    counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
+    need = Forecast(plan, counts).of(one)
+    assert need.images
+    assert need.flops == need.images * (3 * 10 + 7)
+
+
+def test_a_network_is_known_by_what_shapes_it():
+    suite = load_suite("paper_r18")
+    (student,), teacher = suite.students, suite.variants[0].teachers["resnet18"]
+    task = next(t for t in suite.tasks if t["name"] == "coco_c4")
+    assert teacher is not None
+
+    def other(page: dict[str, Any], **change: Any) -> dict[str, Any]:
+        return {**page, **change}
+
+    def recipe(**change: Any) -> dict[str, Any]:
+        return other(task, name="other", recipe={**task["recipe"], **change})
+
+    one = network_id(task_network(task, student))
+    assert network_id(task_network(recipe(lr=1.0, iters=9, batch=3), student)) == one
+    assert network_id(task_network(recipe(head="fpn"), student)) != one
+    deeper = other(student, backbone={**student["backbone"], "depth": 34})
+    assert network_id(task_network(task, deeper)) != one
+    one = network_id(teacher_network(teacher))
+    assert network_id(teacher_network(other(teacher, name="x", weights="y", card={}))) == one
+    assert network_id(teacher_network(other(teacher, input_px=256))) != one
+    one = network_id(student_network(student))
+    assert network_id(student_network(other(student, name="x", tap="output"))) == one
+    assert network_id(student_network(other(student, input_px=256))) != one
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 1000), st.integers(1, 10**7), st.integers(1, 4096))
+def test_steps_are_those_of_the_training(epochs, images, batch):
+    budget = {"epochs": epochs, "batch": batch}
+    assert steps_of(budget, images) == max(1, whole_batches(budget, images, images))
+
+
+def test_hours_at_a_rate(paper):
+    forecast, cache = Forecast(paper, COUNTS), stage(paper, "cache", "resnet50")
+    views = stage(paper, "views")
+    rate = rates.stated_rate("a100.tf32:0.25")
+    found = rates.at_rate(paper, forecast, rate, [cache.id, views.id])
+    flops = 2 * IMAGES * COUNTS[network_id(teacher_network(cache.spec["teacher"]))]["flops"]
+    assert found.of[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
+    assert found.of[views.id] == 0
+    assert found.said.startswith("from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
+    lines = table(paper, forecast, [cache.id], found)
+    assert lines[2].split()[-1] == f"{found.of[cache.id]:.2g}"
+    assert rates.stated_rate("12.5").default == 12.5e12
+    assert rates.stated_rate("100:0.5").default == 50e12
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a100", "peak of a device, which training never reaches"),
+        ("a100.tf32", "peak of a device, which training never reaches"),
+        ("h100.fp64:0.5", "number format of h100"),
+        ("a10.tf32:0.5", "unknown device"),
+        ("12x", "--device-rate is '12x'"),
+        ("-3", "--device-rate is '-3'"),
+        ("nan", "--device-rate is 'nan'"),
+        ("12:1.5", "FRACTION at most 1"),
+        ("12:half", "--device-rate is '12:half'"),
+    ],
+)
+def test_a_bad_device_rate_raises_kdep_error(text, says):
+    with pytest.raises(KdepError) as e:
+        rates.stated_rate(text)
+    assert says in str(e.value)
+
+
+def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(paper):
+    student = network_id(student_network(stage(paper, "pretrain", "kdep").spec["student"]))
+    cache, coco = stage(paper, "cache", "swin_b"), stage(paper, "transfer", "coco_c4")
+    teacher = network_id(teacher_network(cache.spec["teacher"]))
+    probe = {
+        "device": "a test",
+        student: {"kind": "student", "images_per_s": 100.0},
+        teacher: {"kind": "teacher", "images_per_s": 50.0},
+    }
+    rate = rates.measured_rate(probe, COUNTS)
+    assert rate.said.startswith("measured here (a test;")
+    forecast = Forecast(paper, COUNTS)
+    of = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).of
+    assert of[cache.id] == pytest.approx(2 * IMAGES / 50 / 3600)
+    flops = forecast.of(coco).flops
+    assert flops is not None
+    assert of[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
+    with pytest.raises(KdepError, match="no student"):
+        rates.measured_rate({"device": "a test"}, COUNTS)
+
+
+def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
+    """Of an equal stage that took two hours; the rendering of views takes no GPU."""
+    cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
+    other = stage(paper, "pretrain", "kdep")
+
+    def record(one: Stage) -> dict[str, Any]:
+        outputs = {"images": IMAGES, "views": 2, "rows": 2 * IMAGES}
+        base = dict(kind=one.kind, id=one.id, name=one.name, spec=one.spec)
+        return {**base, "outputs": outputs, "wall_s": 7200.0}
+
+    costs = Costs(paper, [record(cache), record(views)])
+    found = rates.from_finished(paper, costs, [cache.id, views.id, other.id])
+    assert found.of[cache.id] == pytest.approx(2.0, rel=0.01)
+    assert found.of[views.id] == 0
+    assert found.of[other.id] is None
+
+
+def test_sizes():
+    assert [size(b) for b in (0, 999, 1e4, 385.7e9, 2e13)] == [
+        "0 B", "999 B", "10 kB", "386 GB", "20 TB"
+    ]  # fmt: skip

@@ -1,0 +1,395 @@
+"""What the data's counts and parts make impossible is refused before anything runs.
+
+Each fix is followed: the suite changed as the sentence says is accepted.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_suite_config import GOOD, build
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import resolve
+from kdep_bench.suite.image_counts import check_counts
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.schema import Suite
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def refusal(suite: Suite) -> str:
+    with pytest.raises(KdepError) as e:
+        accept(suite)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def accept(suite: Suite) -> None:
+    build_plan(suite)
+    check_counts(suite)
+
+
+def budget(**more: Any) -> dict[str, Any]:
+    return {**GOOD["budget"], **more}
+
+
+def images(folder: Path, count: int) -> None:
+    """Files with an image's name: nothing here decodes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(b"")
+
+
+def own(root: Path, pool: int = 300, **parts: Any) -> dict[str, Any]:
+    images(root / "pool/a", pool - pool // 2)
+    images(root / "pool/b", pool // 2)
+    kind = "kdep_bench.data.own.prepare"
+    return dict(
+        type=kind, name="own", labels=True, pool_labels=True, pool=str(root / "pool"), **parts
+    )
+
+
+def classes(root: Path, *per_class: int, **splits: int) -> dict[str, str]:
+    """A `classify` part with so many images in each class of every split."""
+    for split in ("train", "val", "test"):
+        for k, count in enumerate(per_class):
+            images(root / split / f"class{k}", count)
+    return {split: str(root / split) for split in ("train", "val", "test")}
+
+
+# ---- budgets ----
+
+
+def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
+    """A batch of 4,096 over 90 images made epochs=1 train 45.5 epochs."""
+    data = own(tmp_path, 90)
+    told = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
+    said = refusal(build(**told, budget=budget(batch=4096)))
+    assert "45.5 epochs" in said
+    fix = re.search(r"set budget.batch to (\d+) or less", said)
+    assert fix is not None
+    assert "share" not in said.partition(" Fix: ")[2]  # impossible at the share 1
+    accept(build(**told, budget=budget(batch=int(fix[1]))))
+
+
+def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
+    """A probe on classes that are large enough."""
+    data["classify"] = classes(root / "classes", 20, 20)
+    return [dict(base="smoke_probe", recipe=dict(train_share=1.0))]
+
+
+def test_a_batch_larger_than_a_share_names_the_share_that_would_do():
+    said = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
+    fix = re.search(r"a data fraction of ([\d.]+) or more", said)
+    assert fix is not None
+    accept(build(shares=[float(fix[1])], budget=budget(batch=8), methods=["supervised"]))
+
+
+def test_epochs_that_are_no_whole_batch_are_refused():
+    """epochs=0.01 trained 0.18 epochs."""
+    said = refusal(build(budget=budget(batch=64, epochs=0.01)))
+    assert "4 samples" in said
+    fix = re.search(r"set budget.epochs to ([\d.]+) or more", said)
+    assert fix is not None
+    accept(build(budget=budget(batch=64, epochs=float(fix[1]))))
+
+
+def test_epochs_over_the_pool_are_counted_in_the_pool():
+    accept(build(methods=["supervised"], shares=[0.05], budget=budget(epochs_over="pool")))
+    over = budget(batch=20, epochs=0.1, epochs_over="pool")
+    accept(build(methods=["supervised"], shares=[0.05], budget=over))
+    assert "2 samples" in refusal(
+        build(methods=["supervised"], shares=[0.05], budget=budget(batch=20, epochs=0.1))
+    )
+
+
+def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
+    """0.9999 over 50 steps exports 99.5 % of the random weights."""
+    said = refusal(build(budget=budget(ema=0.9999)))
+    assert "100 % of the average" in said or "99 % of the average" in said
+    fix = re.search(r"set budget.ema to ([\d.]+) or less", said)
+    assert fix is not None
+    accept(build(budget=budget(ema=float(fix[1]))))
+
+
+def test_the_epochs_of_an_assistant_are_checked():
+    chain = dict(base="takd", teacher=dict(student="resnet18_w48", method="logit_kd", epochs=0.01))
+    said = refusal(build(methods=[chain]))
+    assert "resnet18_w48" in said
+    assert "0.01 epochs" in said
+
+
+# ---- widths ----
+
+
+def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_path):
+    """It was refused after the teacher's cache, with 'use a larger data share' at 100 %."""
+    data = own(tmp_path, 24)
+    tasks = probe_of(data, tmp_path)
+    said = refusal(build(data=data, tasks=tasks))
+    assert "24 features, too few to estimate 256 directions" in said
+    assert "share" not in said.partition(" Fix: ")[2]
+    fix = re.search(r"set budget.views to (\d+) or more", said)
+    assert fix is not None
+    accept(build(data=data, tasks=tasks, budget=budget(views=int(fix[1]))))
+    accept(build(data=data, tasks=tasks, methods=["conv1x1", "scratch"]))
+    images(tmp_path / "pool/c", 257 - 24)
+    accept(build(data=data, tasks=tasks))
+
+
+def test_a_share_too_small_for_the_width_names_the_share_that_would_do():
+    said = refusal(build(shares=[0.5]))
+    fix = re.search(r"use a data fraction of ([\d.]+) or more", said)
+    assert fix is not None
+    accept(build(shares=[float(fix[1])]))
+
+
+def test_the_alignment_stage_reports_what_the_plan_could_not_check():
+    from kdep_bench.features.policies import check_rows
+
+    with pytest.raises(KdepError) as e:
+        check_rows(24, 1, 256, 1.0, 24, "the alignment")
+    assert "share" not in e.value.fix
+
+
+def test_images_are_counted_by_the_rule_of_all_readers(tmp_path):
+    """A hidden folder and a text file are no images."""
+    data = own(tmp_path, 24)
+    images(tmp_path / "pool/.cache", 500)
+    (tmp_path / "pool/a/readme.txt").write_text("x")
+    assert "24 images" in refusal(build(data=data, tasks=probe_of(data, tmp_path)))
+
+
+# ---- parts and splits ----
+
+
+def detection() -> dict[str, Any]:
+    return dict(base="smoke_det")
+
+
+def coco(root: Path, *splits: str) -> dict[str, Any]:
+    return {s: dict(json=str(root / f"{s}.json"), images=str(root / s)) for s in splits}
+
+
+def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_path):
+    """'prepare the data again' was the fix for a part that the config never had."""
+    data = own(tmp_path, 300)
+    said = refusal(build(data=data, tasks=[detection()]))
+    assert "has no `coco`" in said
+    assert "prepare" not in said
+    accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
+
+
+def test_a_missing_split_is_named(tmp_path):
+    data = own(tmp_path, 300, coco=coco(tmp_path, "train"))
+    said = refusal(build(data=data, tasks=[detection()]))
+    assert "add coco.test" in said
+    accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
+
+
+def test_a_probe_without_a_validation_split_is_refused(tmp_path):
+    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20) | dict(val=None))
+    said = refusal(build(data=data, tasks=["smoke_probe"]))
+    assert "add classify.val" in said
+    accept(build(data=data, tasks=["smoke_finetune"], budget=budget(), methods=["supervised"]))
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (dict(base="smoke_probe", split="tst"), "classify/tst"),
+        ("smoke_photos", "the folder 'photos'"),
+        ("smoke_seg", "no `masks`"),
+        ("cifar100", "no official set"),
+    ],
+)
+def test_other_parts_that_own_data_lack(tmp_path, task, says):
+    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20))
+    assert says in refusal(build(data=data, tasks=[task]))
+
+
+def test_an_official_set_that_the_data_do_not_name_is_refused():
+    more = dict(base="imagenet", sets=["coco"])
+    said = refusal(build(data=more, tasks=["cifar100"], students=["resnet18"]))
+    assert "add 'cifar100' to `sets`" in said
+    more["sets"] = ["coco", "cifar100"]
+    build_plan(build(data=more, tasks=["cifar100"], students=["resnet18"]))
+
+
+def test_data_of_a_users_own_function_are_left_to_it():
+    data = dict(type="mypackage.data.prepare", name="theirs", whatever=1)
+    accept(build(data=data, tasks=["smoke_det", "cifar100"]))
+
+
+def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
+    """With `labels` left at its default and pool_labels=False there is no labels file to read."""
+    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20)) | dict(pool_labels=False)
+    del data["labels"]
+    tasks = ["smoke_probe"]
+    assert "pool_labels=True" in refusal(build(data=data, tasks=tasks, methods=["supervised"]))
+    accept(build(data=data, tasks=tasks))
+    said = refusal(build(data=data, tasks=tasks, share_by="class", shares=[0.9]))
+    assert "have no labels" in said
+    accept(build(data=data | dict(pool_labels=True), tasks=tasks, methods=["supervised"]))
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe", "says"),
+    [
+        ("smoke_det", dict(iters=0), "greater than or equal to 1"),
+        ("smoke_det", dict(warmup=10), "warmup=10 and iters=10"),
+        ("smoke_det", dict(batch=0), "greater than or equal to 1"),
+        ("smoke_det", dict(lr=0.0), "greater than 0"),
+        ("smoke_det", dict(lr="fast"), "number"),
+        ("smoke_det", dict(momentum=1.0), "less than 1"),
+        ("smoke_det", dict(steps=[0.92, 0.75]), "increasing"),
+        ("smoke_det", dict(steps=[0.75, 1.2]), "less than or equal to 1"),
+        ("smoke_det", dict(scale=[160]), "2 numbers"),
+        ("smoke_det", dict(clip_norm=-1.0), "greater than 0"),
+        ("smoke_seg", dict(warmup=0), "greater than or equal to 1"),
+        ("smoke_seg", dict(crop=[0, 128]), "greater than or equal to 1"),
+        ("smoke_seg", dict(classes=["a", "b"]), "2 classes and 9 colours"),
+        ("smoke_seg", dict(classes=["a"] * 9), "the class a twice"),
+        ("smoke_seg", dict(poly_power=0), "greater than 0"),
+        ("smoke_finetune", dict(epochs=0), "greater than or equal to 1"),
+        ("smoke_finetune", dict(epochs=0.5), "integer"),
+        ("smoke_finetune", dict(crop_scale=[1.0, 0.4]), "increasing"),
+        ("smoke_finetune", dict(crop_scale=[0.0, 1.0]), "above 0"),
+        ("smoke_finetune", dict(batch=96), "only 80"),
+        ("smoke_probe", dict(c_grid=[]), "one or more"),
+        ("smoke_probe", dict(c_grid=[0.1, -1.0]), "greater than 0"),
+        ("smoke_probe", dict(train_share=0.0), "above 0"),
+        ("smoke_probe", dict(train_share=1.5), "less than or equal to 1"),
+        ("smoke_probe", dict(train_share=0.05), "selects 4 of 80 images"),
+        ("smoke_probe", dict(train_share=0.95), "selects 76 of 80 images"),
+        ("smoke_probe", dict(protocol="fold"), "'split' or 'folds'"),
+        ("smoke_photos", dict(folds=1), "2 or more"),
+        ("smoke_photos", dict(inner_folds=1), "2 or more"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(task, recipe, says):
+    assert says in refusal(build(tasks=[dict(base=task, recipe=recipe)]))
+
+
+def test_an_official_recipe_that_never_lowers_its_rate_is_refused():
+    told = dict(base="cifar100", recipe=dict(epochs=40))
+    said = refusal(build(data="imagenet", tasks=[told], students=["resnet18"]))
+    assert "step_epochs=50 and epochs=40" in said
+
+
+def test_a_detector_on_a_student_it_cannot_be_built_around_is_refused():
+    suite = build(data="imagenet", tasks=["coco_c4"], students=["mobilenetv2"])
+    assert "use the FPN task" in refusal(suite)
+    build_plan(build(data="imagenet", tasks=["coco_fpn"], students=["mobilenetv2"]))
+
+
+def test_a_probe_whose_smallest_class_leaves_the_folds_empty(tmp_path):
+    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 4))
+    recipe = dict(folder="classify/train", folds=5, inner_folds=3)
+    suite = build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)])
+    said = refusal(suite)
+    assert "set folds=4" in said
+    accept(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe | dict(folds=4))]))
+    recipe |= dict(folds=2, inner_folds=3)
+    said = refusal(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
+    assert "set inner_folds=2" in said
+    recipe |= dict(inner_folds=2)
+    accept(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
+
+
+def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
+    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 7, 8))
+    said = refusal(build(data=data, tasks=["smoke_finetune"]))
+    assert "15 or less" in said
+    accept(build(data=data, tasks=[dict(base="smoke_finetune", recipe=dict(batch=15))]))
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (dict(base="smoke_probe", metric="top_1"), "did you mean top1"),
+        (dict(base="smoke_finetune", metric="mean_class_recall"), "unknown metric"),
+        (dict(base="smoke_det", metric="mAP"), "bbox_mAP"),
+        (dict(base="smoke_det", family="classification"), "unknown family"),
+        (dict(base="smoke_seg", direction="maximum"), "'max' or 'min'"),
+        (dict(base="smoke_seg", chance=9.0), "less than or equal to 1"),
+    ],
+)
+def test_a_metric_that_the_task_does_not_measure_is_refused(task, says):
+    """It ended the transfer after its training."""
+    with pytest.raises(KdepError, match=re.escape(says)):
+        accept(build(tasks=[task]))
+
+
+def test_every_task_s_metric_and_family_are_those_of_its_class():
+    from kdep_bench.registry import locate
+    from kdep_bench.signatures import class_value
+    from kdep_bench.suite.config import names
+    from kdep_bench.suite.pairs import measured
+
+    for name in names("task"):
+        task = resolve("task", name)
+        measured({}, task)
+        kind = locate(task["type"])
+        assert class_value(task["type"], "measures") == kind.measures
+        assert class_value(task["type"], "families") == kind.families
+
+
+def test_two_shares_of_the_same_images_are_refused():
+    said = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
+    assert "the same 40 images" in said
+    accept(build(shares=[0.1, 0.11], methods=["supervised"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(runtime=dict(cpus=dict(transfer=-1))), "greater than or equal to 0"),
+        (dict(runtime=dict(timeout=dict(transfer=0.0))), "greater than 0"),
+        (dict(methods=[dict(base="kdep", students=["resnet18_w23"])]), "did you mean resnet18_w"),
+        (dict(teacher=dict(base="efficientnet_lite0", weigths="x.pth")), "did you mean weights"),
+        (dict(teacher=dict(base="efficientnet_lite0", input_px="big")), "integer"),
+    ],
+)
+def test_other_slips_of_a_suite_are_refused(change, says):
+    with pytest.raises(KdepError, match=re.escape(says)):
+        accept(build(**change))
+
+
+# ---- commands ----
+
+
+def test_a_dry_run_refuses_it_too_and_so_does_doctor(tmp_path):
+    path = tmp_path / "s.py"
+    path.write_text(f"suite = {GOOD | dict(budget=budget(batch=512))!r}\n")
+    for command in (
+        ["tools/run_suite.py", str(path), "--dry-run", "--work-dir", str(tmp_path / "w")],
+        ["tools/doctor.py", "--suite", str(path), "--work-dir", str(tmp_path / "w")],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
+        )
+        assert done.returncode == (2 if "run_suite" in command[0] else 1)
+        assert "has a batch of 512, but only 400 images" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_every_task_of_the_repository_has_a_possible_recipe():
+    from kdep_bench.suite.config import names
+    from kdep_bench.suite.rehearse import shrink_task
+    from kdep_bench.transfer.recipes import check_recipe
+
+    for name in names("task"):
+        task = resolve("task", name)
+        check_recipe(name, task["recipe"])
+        check_recipe(name, shrink_task(task)["recipe"])

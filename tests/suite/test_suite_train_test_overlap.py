@@ -1,0 +1,102 @@
+"""A teacher that was trained on what a task tests is a note beside the score, and no new run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import engine_fakes as fakes
+import pytest
+from test_engine_collect import of, world
+from test_suite_config import build
+
+from kdep_bench.engine.collect import collect
+from kdep_bench.errors import KdepError
+from kdep_bench.results.report.data_notes import NOTE
+from kdep_bench.suite import train_test_overlap
+from kdep_bench.suite.config import resolve
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.train_test_overlap import overlap_notes, trained_on
+
+TEACHER = {"name": "big", "card": {"trained_on": ["ImageNet-22k", "MS-COCO"]}}
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "names"),
+    [
+        ({"recipe": {"set": "coco"}}, "imagenet", ["coco"]),
+        ({"recipe": {"folder": "detect"}}, "COCO 2017", ["COCO 2017"]),
+        ({"recipe": {"folder": "detect"}, "tests_on": ["ImageNet-1k"]}, "mine", ["ImageNet-1k"]),
+        ({"recipe": {"set": "cub200"}}, "imagenet", []),
+        ({"recipe": {"folder": "classify"}}, "mine", []),
+    ],
+)
+def test_overlaps_are_found_by_name_whatever_its_spelling(task, data, names) -> None:
+    found = overlap_notes([TEACHER, None], {"name": "t", **task}, data)
+    assert [n.rpartition("evaluated on ")[2] for n in found] == names
+    assert all(n.startswith("big was trained on ") for n in found)
+
+
+def test_the_teacher_that_saw_coco_is_marked_on_coco_and_nowhere_else() -> None:
+    teacher = resolve("teacher", "microsoft_resnet50")
+    for name, marked in {"coco_fpn": True, "voc0712_fpn": False, "dtd": False}.items():
+        task = resolve("task", name)
+        assert bool(overlap_notes([teacher], task, "imagenet")) is marked
+
+
+@pytest.mark.parametrize("value", ["imagenet", [1], ["--"], {"a": 1}])
+def test_what_is_no_list_of_names_is_refused(value: object) -> None:
+    with pytest.raises(KdepError, match=r"card.trained_on of 'x'.*a list of data set names"):
+        trained_on({"name": "x", "card": {"trained_on": value}})
+    with pytest.raises(KdepError, match="tests_on of the task 'x'"):
+        train_test_overlap.tests_on({"name": "x", "tests_on": value}, "mine")
+
+
+def test_the_record_says_so_and_no_stage_runs_again(tmp_path: Path) -> None:
+    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+    assert fakes.run(plan, work).ok
+    collect(suite, plan, work, results)
+    assert not any(NOTE in n for m in ("kdep", "scratch") for n in of(results, m).notes)
+
+    name = suite.data["name"]
+    for teacher in suite.teachers.values():
+        assert teacher is not None
+        teacher["card"] = {**teacher.get("card", {}), "trained_on": [name]}
+    again = build_plan(suite, fakes.PRETEND)
+    assert again.stages.keys() == plan.stages.keys()
+    before = of(results, "kdep").config_hash
+    collect(suite, again, work, results)
+    (note,) = [n for n in of(results, "kdep").notes if n.startswith(NOTE)]
+    assert f"was trained on {name}, and this task is evaluated on {name}" in note
+    assert not any(NOTE in n for n in of(results, "scratch").notes)
+    assert of(results, "kdep").config_hash == before
+
+
+def test_a_suite_may_declare_both() -> None:
+    task = resolve("task", {"base": "pocket_det", "name": "mine_det", "tests_on": ["coco"]})
+    assert train_test_overlap.tests_on(task, "mine") == ["coco"]
+    base = {"base": "efficientnet_lite0", "card": {"trained_on": ["mine"]}}
+    assert trained_on(resolve("teacher", base)) == ["mine"]
+    with pytest.raises(KdepError, match="unknown key"):
+        resolve("task", {"base": "pocket_det", "tested_on": ["coco"]})
+    with pytest.raises(KdepError, match=r"card\.trained_on"):
+        build_plan(build(teacher={"base": "efficientnet_lite0", "card": {"trained_on": "mine"}}))
+
+
+def test_an_assistant_passes_on_what_its_own_teacher_was_trained_on() -> None:
+    from kdep_bench.suite.arms import assistant_of, teacher_config_for
+
+    base = {"name": "big", "card": {"trained_on": ["coco"]}}
+    student, method = {"name": "small", "width": 8}, {"name": "kdep", "objective": {"type": "x"}}
+    taught = {
+        "name": "chain",
+        "objective": {"type": "y"},
+        "needs": ["features"],
+        "teacher": {
+            "student": student,
+            "method": {**method, "needs": ["features"]},
+            "epochs": None,
+        },
+    }
+    teacher = teacher_config_for(taught, base)
+    assert overlap_notes([teacher], {"name": "t", "recipe": {"set": "coco"}}, "mine")
+    assert "trained_on" not in (assistant_of(taught) or {})["card"]  # no stage hears of it
