@@ -155,7 +155,8 @@ def test_a_broken_file_raises_kdep_error(tmp_path: Path, text, says):
 
 def test_reading_configs_imports_no_torch():
     code = (
-        "import sys; from kdep_bench.cli import run_suite; from kdep_bench.suite import config, plan\n"
+        "import sys; from kdep_bench.cli import run_suite\n"
+        "from kdep_bench.suite import config, plan\n"
         "from kdep_bench.engine import collect, local_pool, progress\n"
         "plan.build_plan(config.load_suite('pocket'))\n"
         "print([m for m in ('torch', 'mmdet', 'mmcv') if m in sys.modules])"
