@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.what[0] == "diff":
             if len(args.what) != 3:
                 parser.error("diff takes two results folders")
-            from kdep_bench.results.records.diff import diff
+            from kdep_bench.results.report.diff import diff
 
             print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
             return 0

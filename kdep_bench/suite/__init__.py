@@ -1,6 +1,5 @@
-"""The suite engine: config -> plan -> stages in processes of their own -> records.
+"""What is to run: config -> checks -> plan. Imports no torch.
 
-`config` reads and checks, `plan` makes the graph, `state` says what is done, `execute` runs what is
-not, `worker` is the child's side, `collect` turns finished chains into records, `cli` is the
-command. Nothing here imports torch in the parent process.
+`schema` holds what a person may write, `config` reads and merges it, `pairs` and its siblings
+refuse what cannot work together, and `plan` makes the `graph` of stages that `kdep_bench.engine` runs.
 """

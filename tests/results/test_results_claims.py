@@ -12,9 +12,9 @@ from test_results_tables import BEATS, SCORES, board_of
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
+from kdep_bench.results.axes import Axis
 from kdep_bench.results.board import efficiency
 from kdep_bench.results.claims.judge import judge, make_claim
-from kdep_bench.results.claims.schema import Axis
 from kdep_bench.results.claims.teacher_rank import FEWEST_TEACHERS, correlation_interval
 from kdep_bench.results.claims.verdict import headlines, load_config, load_folder
 from kdep_bench.results.records.record import make

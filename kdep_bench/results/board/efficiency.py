@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdep_bench.flops import FORWARD_AND_BACKWARD
+from kdep_bench.results.axes import Axis
 from kdep_bench.results.board.board import ArmKey, Board, Column
 from kdep_bench.results.board.compare import columns_of, complete_rows, task_weights
 from kdep_bench.results.board.method_facts import arm_facts
-from kdep_bench.results.claims.schema import Axis
 from kdep_bench.results.statistics import intervals as st
 
 AXES: dict[Axis, str] = {

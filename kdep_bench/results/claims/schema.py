@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.results.axes import Axis
 
-Axis = Literal["images", "images_seen", "seconds", "flops", "flops_without_teacher"]
 EPOCHS_TOLERANCE = 0.05  # of the epochs a side names: whole batches rarely make exactly as many
 
 
