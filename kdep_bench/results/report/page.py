@@ -37,8 +37,8 @@ from kdep_bench.results.report.widgets import (
     Cell,
     Section,
     chip,
-    name_cell,
-    number_cell,
+    name_entry,
+    number_entry,
     page_table,
 )
 
@@ -203,13 +203,13 @@ def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
         cells = [
             Cell(chip(v.verdict, v.shown), css="l n"),
             Cell(join(title), css="l w"),
-            name_cell(v.student or "—"),
-            name_cell(v.scope),
+            name_entry(v.student or "—"),
+            name_entry(v.scope),
             Cell(v.interval, css="l n"),
             Cell(v.threshold, css="l s"),
             Cell(text.plain(v.reason, 300), css="l w"),
             Cell(v.cost),
-            number_cell(text.count(v.seeds_to_decide), v.seeds_to_decide),
+            number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
         rows.append((v.student, cells))
     head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
@@ -226,7 +226,7 @@ def _arm_cell(view: View, arm: ArmKey) -> Cell:
 
 
 def _share(view: View, arm: ArmKey) -> Cell:
-    return number_cell(
+    return number_entry(
         board_rows.share_text(view, arm), None if view.board.fixed(arm) else arm.share
     )
 
@@ -244,16 +244,16 @@ def _summary(view: View) -> Section | None:
             won, marked = view.won(arm, columns)
             rank = ranks.get(arm)
             cells = [
-                name_cell(student),
+                name_entry(student),
                 _arm_cell(view, arm),
-                number_cell("incomplete" if rank is None else f"{rank:.2f}", rank),
-                number_cell(f"{won} of {marked}" if marked else "—", won),
+                number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
+                number_entry(f"{won} of {marked}" if marked else "—", won),
                 Cell(board_rows.labels_text(f), css="n"),
                 _share(view, arm),
-                number_cell(text.count(f.images_seen), f.images_seen),
-                number_cell(text.seconds(f.cost_s), f.cost_s),
-                number_cell(text.seconds(f.cache_s), f.cache_s),
-                number_cell(text.ratio(f.coverage), f.coverage),
+                number_entry(text.count(f.images_seen), f.images_seen),
+                number_entry(text.seconds(f.cost_s), f.cost_s),
+                number_entry(text.seconds(f.cache_s), f.cache_s),
+                number_entry(text.ratio(f.coverage), f.coverage),
             ]
             rows.append((student, cells))
     return Section(
@@ -296,17 +296,19 @@ def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -
     rows = []
     for arm in view.rows(columns):
         f = view.facts[arm]
-        cells = [name_cell(arm.student), _arm_cell(view, arm)]
+        cells = [name_entry(arm.student), _arm_cell(view, arm)]
         cells += [_score_cell(view, arm, c) for c in columns]
         cells += [
             Cell(board_rows.labels_text(f), css="n"),
             _share(view, arm),
-            number_cell(text.count(f.images_seen), f.images_seen),
-            number_cell(text.seconds(f.cost_s), f.cost_s),
-            number_cell(text.ratio(f.coverage), f.coverage),
+            number_entry(text.count(f.images_seen), f.images_seen),
+            number_entry(text.seconds(f.cost_s), f.cost_s),
+            number_entry(text.ratio(f.coverage), f.coverage),
         ]
         rows.append((arm.student, cells))
-    chance = [number_cell(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns]
+    chance = [
+        number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
+    ]
     blank = [Cell("") for _ in range(5)]
     rows.append((CHANCE, [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
     head = ["student", "method", *(text.plain(names[c], 60) for c in columns)]
@@ -336,7 +338,13 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
     rows = []
     for student, method, against, axis, r in board_rows.saving_rows(view):
         times = Cell(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
-        cells = [name_cell(student), name_cell(method), name_cell(against), name_cell(axis), times]
+        cells = [
+            name_entry(student),
+            name_entry(method),
+            name_entry(against),
+            name_entry(axis),
+            times,
+        ]
         rows.append((student, [*cells, Cell(r.estimate.seeds, css="n")]))
     if not charts and not rows:
         return None
@@ -352,10 +360,10 @@ def _costs(view: View) -> Section | None:
         return None
     rows = []
     for cost in families.costs(view.board, view.facts):
-        cells = [name_cell(cost.arm.student), _arm_cell(view, cost.arm)]
-        cells.append(name_cell(cost.facts.arm.family or "—"))
+        cells = [name_entry(cost.arm.student), _arm_cell(view, cost.arm)]
+        cells.append(name_entry(cost.facts.arm.family or "—"))
         *numbers, (terms, _) = board_rows.cost_cells(cost, text.plain)
-        cells += [*starmap(number_cell, numbers), Cell(terms, css="l w")]
+        cells += [*starmap(number_entry, numbers), Cell(terms, css="l w")]
         rows.append((cost.arm.student, cells))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
@@ -367,9 +375,9 @@ def _method_families(view: View) -> Section | None:
         return None
     rows = []
     for f in families.families(view.board, view.facts, view.pages):
-        cells = [name_cell(f.student), name_cell(f.name)]
+        cells = [name_entry(f.student), name_entry(f.name)]
         for shown, value in board_rows.family_cells(f, text.plain):
-            cells.append(Cell(shown, css="l w") if value is None else number_cell(shown, value))
+            cells.append(Cell(shown, css="l w") if value is None else number_entry(shown, value))
         rows.append((f.student, cells))
     if not rows:
         return None
@@ -383,13 +391,13 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     for student, label, what, d in board_rows.difference_rows(view):
         est = d.estimate
         cells = [
-            name_cell(student),
+            name_entry(student),
             Cell(text.plain(label), css="l"),
-            name_cell(what),
-            number_cell(text.gap(est), est.mean if est else None),
-            number_cell(str(d.pairs), d.pairs),
+            name_entry(what),
+            number_entry(text.gap(est), est.mean if est else None),
+            number_entry(str(d.pairs), d.pairs),
             Cell(est.seeds if est else "—", css="n"),
-            number_cell(text.p_value(d.adjusted), d.adjusted),
+            number_entry(text.p_value(d.adjusted), d.adjusted),
             Cell(chip(d.verdict), css="n"),
         ]
         rows.append((student, cells))
@@ -417,11 +425,11 @@ def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
         if f is None:
             continue
         values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
-        cells = [name_cell(arm.student), _arm_cell(view, arm), name_cell(arm.teacher or "—")]
+        cells = [name_entry(arm.student), _arm_cell(view, arm), name_entry(arm.teacher or "—")]
         cells.append(
-            number_cell(text.ratio(f.explained_variance_ratio, 3), f.explained_variance_ratio)
+            number_entry(text.ratio(f.explained_variance_ratio, 3), f.explained_variance_ratio)
         )
-        cells += [number_cell(text.ratio(v), v) for v in values]
+        cells += [number_entry(text.ratio(v), v) for v in values]
         rows.append((arm.student, cells))
     if not rows:
         return None
@@ -442,12 +450,12 @@ def _noise(view: View) -> Section | None:
             n = compare.noise(view.board, student, c)
             if n is not None:
                 cells = [
-                    name_cell(student),
-                    name_cell(names[c]),
-                    number_cell(text.points(n.sd), n.sd),
+                    name_entry(student),
+                    name_entry(names[c]),
+                    number_entry(text.points(n.sd), n.sd),
                 ]
-                cells += [number_cell(str(n.df), n.df), number_cell(str(n.n), n.n)]
-                cells.append(number_cell(text.points(n.gap_now), n.gap_now))
+                cells += [number_entry(str(n.df), n.df), number_entry(str(n.n), n.n)]
+                cells.append(number_entry(text.points(n.gap_now), n.gap_now))
                 rows.append((student, cells))
     if not rows:
         return None
@@ -473,8 +481,8 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
     for title, classes, rows in tables:
         lines = []
         for arm, means in rows:
-            best = [number_cell(text.points(m), m) for m in means]
-            lines.append((arm.student, [name_cell(arm.student), _arm_cell(view, arm), *best]))
+            best = [number_entry(text.points(m), m) for m in means]
+            lines.append((arm.student, [name_entry(arm.student), _arm_cell(view, arm), *best]))
         head = ["student", "method", *(text.plain(c, 40) for c in classes)]
         parts += [tag("h3", title), page_table(view, f"Per class: {title}", head, lines, 2)]
     note = "Mean over seeds, x100, without intervals: small differences may be noise."
@@ -552,7 +560,7 @@ def _reproduce(view: View) -> Section | None:
         (
             a.student,
             [
-                name_cell(a.student),
+                name_entry(a.student),
                 _arm_cell(view, a),
                 Cell(tag("code", board_rows.command(view.board, a)), css="l w"),
             ],

@@ -35,11 +35,11 @@ class Cell:
         return tag("td", self.shown, class_=self.css or None, data_v=sort)
 
 
-def number_cell(shown: str, value: float | None, css: str = "n") -> Cell:
+def number_entry(shown: str, value: float | None, css: str = "n") -> Cell:
     return Cell(shown, value, css, True)
 
 
-def name_cell(name: str, limit: int = 80) -> Cell:
+def name_entry(name: str, limit: int = 80) -> Cell:
     shown = text.plain(name, limit)
     return Cell(shown, css="l n" if len(shown) <= 34 else "l")
 
