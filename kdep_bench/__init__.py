@@ -2,7 +2,7 @@
 
 Rooms, lowest first: `errors`, `files` -> `data`, `ops` -> `openmmlab` -> `teachers`,
 `students`, `features`, `objectives` -> `pretrain`, `transfer` -> `suite` -> `results`.
-Nothing here imports torch; the planning and reporting rooms stay importable without it.
+Nothing here imports torch; the planning and reporting packages stay importable without it.
 """
 
 __version__ = "0.1.0"

@@ -90,7 +90,7 @@ def pretend_done(plan: Plan, work: Path) -> None:
             "spec": stage.spec,
             "needs": dict(stage.needs),
             "version": stage.version,
-            "code": state.code_hash(stage.rooms),
+            "code": state.code_hash(stage.source_paths),
             "finished": "2026-01-01T00:00:00+00:00",
             "wall_s": 1.0,
             "peak_rss": 1,

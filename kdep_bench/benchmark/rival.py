@@ -27,7 +27,7 @@ from kdep_bench.features import align, cache
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.pretrain import checkpoint, stage
 from kdep_bench.registry import build
-from kdep_bench.suite.config import REPO, read_room, resolve
+from kdep_bench.suite.config import REPO, load_config, resolve
 from kdep_bench.transfer import export
 
 POOL = Path("data/pool/images")
@@ -114,7 +114,7 @@ def train(
     root: Path, pool: Path, student: dict[str, Any], teacher: dict[str, Any], epochs: int
 ) -> dict[str, float]:
     """Our chain by its real stages; `seconds` and `cpu_s` of all of it, `train_s` of its steps."""
-    suite, method = read_room("suite", "pocket"), resolve("method", "kdep")
+    suite, method = load_config("suite", "pocket"), resolve("method", "kdep")
     share, done = {"share": 1.0, "share_seed": 0}, {"prepare": pool}
     recipe = dict(views=VIEWS, px=student["input_px"], seed=0, ratio=[0.75, 4 / 3])
     budget = {**suite["budget"], "epochs": epochs, "batch": BATCH, "precision": "float32"}

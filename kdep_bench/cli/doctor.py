@@ -129,7 +129,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     except KdepError as e:
         yield Finding("fault", f"suite {ref}", str(e))
         return
-    many = f"{len(plan.stages)} stages, {len(plan.cells)} transfer runs"
+    many = f"{len(plan.stages)} stages, {len(plan.runs)} transfer runs"
     yield Finding("ok", f"suite {loaded.name}", many)
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})

@@ -13,7 +13,7 @@ from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 from kdep_bench.safe_files import copy_file, real_folder
-from kdep_bench.suite.graph import Cell, Plan
+from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.schema import Suite
 from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
 
@@ -55,12 +55,12 @@ def publish(
     Raises:
         KdepError: nothing at all is done and whole.
     """
-    cells: dict[str, Cell] = {}
-    for cell in plan.cells:
-        cells.setdefault(cell.chain["export"], cell)
+    runs: dict[str, TransferRun] = {}
+    for run in plan.runs:
+        runs.setdefault(run.chain["export"], run)
     made: list[Path] = []
     gaps = gaps or Gaps()
-    for one, cell in sorted(cells.items()):
+    for one, run in sorted(runs.items()):
         if wanted is not None and one not in wanted:
             continue
         record, fault = state.finished(plan.stages[one], work)
@@ -71,7 +71,7 @@ def publish(
             gaps.left_out[one] = fault or _why_not(state.folder(work, one))
             continue
         chain = {}
-        for kind, up in cell.chain.items():
+        for kind, up in run.chain.items():
             if kind in ("prepare", "cache", "align", "pretrain"):
                 before, reason = state.finished(plan.stages[up], work)
                 chain[kind] = before or {}
@@ -83,7 +83,7 @@ def publish(
         checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
         outputs = {k: v.get("outputs", {}) for k, v in chain.items()}
         told, whence = plan.stages[one].about, f"{one}, suite {suite.name}"
-        text = card(told, cell.student, outputs, record["outputs"], checksums, whence)
+        text = card(told, run.student, outputs, record["outputs"], checksums, whence)
         write_atomic(folder / CARD, text)
         made.append(folder)
     if not made:

@@ -204,13 +204,13 @@ def _list(what: str) -> int:
 
 def method_table() -> list[str]:
     """Lines of `--list methods`: name, family, needs, label policy and source in columns."""
-    from kdep_bench.suite.config import names, read_room
+    from kdep_bench.suite.config import load_config, names
     from kdep_bench.suite.schema import label_policy, method_needs
 
     rows = [("METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE")]
     for name in names("method"):
         try:
-            m = read_room("method", name)
+            m = load_config("method", name)
         except KdepError as e:
             rows.append((name, "-", "-", "-", f"(cannot be read: {e.problem})"))
             continue
@@ -365,7 +365,7 @@ def _forecast(
         return known, table(plan, forecast, [i for i in known if i in todo], spent), None
     found = gpu_hours.fit(plan, known, todo, spent.of, budget)
     if args.fit_budget:
-        chosen = plan.upstream(c for one in found.taken for c in one.cells)
+        chosen = plan.upstream(c for one in found.taken for c in one.runs)
         known = {i: s for i, s in known.items() if i in chosen}
     lines = table(plan, forecast, [i for i in known if i in todo], spent)
     if args.fit_budget:
@@ -398,7 +398,7 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
         time = f"no timing available for {len(todo) - len(cost)} of them"
     lines.append(
         f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, {time}; "
-        f"{len(plan.cells)} transfer runs"
+        f"{len(plan.runs)} transfer runs"
     )
     return "\n".join(lines)
 

@@ -18,9 +18,9 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
-from kdep_bench.suite.arms import without
 from kdep_bench.suite.data_identity import CONTENT
-from kdep_bench.suite.graph import Cell, Plan
+from kdep_bench.suite.graph import Plan, TransferRun
+from kdep_bench.suite.methods import without
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 from kdep_bench.suite.train_test_overlap import overlap_notes
 
@@ -59,10 +59,10 @@ def collect(
         cited_stages.remember(work, results)
     chains = _Chains(plan, work, failed or {})
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
-    superseded = _set_aside(results, {c.id for c in plan.cells})
-    for cell in plan.cells:
-        record = _record_or_reason(suite, cell, chains)
-        old = _old(store.records_dir(results) / f"{cell.id}.json")
+    superseded = _set_aside(results, {c.id for c in plan.runs})
+    for run in plan.runs:
+        record = _record_or_reason(suite, run, chains)
+        old = _old(store.records_dir(results) / f"{run.id}.json")
         if record.status == "missing" and old is not None and old.status == "ok":
             record = old
         elif not record.data.fingerprint and old is not None:  # its `prepare` was pruned
@@ -70,7 +70,7 @@ def collect(
             record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
         counts[record.status] += 1
         if old is None or not _same(old, record):
-            _copy_pictures(record, state.folder(work, cell.id), results)
+            _copy_pictures(record, state.folder(work, run.id), results)
             store.write(results, record)
             counts["written"] += 1
     written = _write_card(suite, plan, chains, results)
@@ -82,7 +82,7 @@ def collect(
         or written
         or not (results / "leaderboard.md").exists()
     ):
-        pages = {c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.cells}
+        pages = {c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.runs}
         out["report"] = results_room.build(results, suite.name, suite.claims, pages)
     return out
 
@@ -91,7 +91,7 @@ def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> boo
     """Keeps what stage `prepare` counted beside the records; returns whether it was new."""
     from kdep_bench.results.report import data_card
 
-    stages = {cell.chain["prepare"] for cell in plan.cells if "prepare" in cell.chain}
+    stages = {run.chain["prepare"] for run in plan.runs if "prepare" in run.chain}
     for one in sorted(stages):
         prepared = chains.stage(one)
         if prepared is not None and prepared["outputs"].get("counts"):
@@ -120,13 +120,13 @@ class _Chains:
         fault = self._look(one)[1]
         return fault and fault.replace(f"{self.work}/", "")  # records name no machine's folders
 
-    def fingerprint(self, cell: Cell) -> str:
+    def fingerprint(self, run: TransferRun) -> str:
         """Of the data in the cell's own chain; "" where nothing tells it.
 
         That of files is in the plan. Generated data may have been made again since the transfer,
         which therefore recorded what it was given.
         """
-        prepare, transfer = cell.chain["prepare"], self.stage(cell.chain["transfer"])
+        prepare, transfer = run.chain["prepare"], self.stage(run.chain["transfer"])
         if content := self.plan.stages[prepare].spec.get(CONTENT):
             return fingerprint_of(content)
         if transfer is not None and "data" in transfer:
@@ -165,7 +165,7 @@ def with_current_names(stage: Json | None) -> Json | None:
     return {**stage, "outputs": {**old, **without(outputs, set(RENAMED_OUTPUTS))}}
 
 
-def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
+def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """`record_of`; a failed record of that cell alone where its stages hold what none is made of.
 
     Outputs are whatever a stage's function returned: any of them can be of another type than the
@@ -174,22 +174,22 @@ def _record_or_reason(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     from kdep_bench.results.records import record
 
     try:
-        made = record_of(suite, cell, chains)
-        _picture_files(made, state.folder(chains.work, cell.id))
+        made = record_of(suite, run, chains)
+        _picture_files(made, state.folder(chains.work, run.id))
         return made
     except KdepError as e:
         sentence = str(e)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         got = (
-            f"the outputs of the stages of {cell.id} cannot be made into a record "
+            f"the outputs of the stages of {run.id} cannot be made into a record "
             f"({type(e).__name__}: {e})"
         )
         sentence = str(KdepError(got[:2000], fix="run the suite again"))
-    fields = _planned(suite, cell, {}, chains)
+    fields = _planned(suite, run, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
 
-def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
+def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """The Record of one cell as its stage directories have it now.
 
     A stage of its chain that is there and damaged fails the cell: what it cost, or measured, cannot
@@ -197,9 +197,9 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     """
     from kdep_bench.results.records import record
 
-    found = {kind: chains.stage(one) for kind, one in cell.chain.items()}
-    fields = _planned(suite, cell, found, chains)
-    for one in cell.chain.values():
+    found = {kind: chains.stage(one) for kind, one in run.chain.items()}
+    fields = _planned(suite, run, found, chains)
+    for one in run.chain.values():
         fault = chains.fault(one)
         if fault is not None and chains.failure(one) is None:
             got = f"the outputs of stage {one} cannot be used: {fault}"
@@ -208,10 +208,10 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
             return record.make(fields)
     transfer = found["transfer"]
     if transfer is not None:
-        fields.update(_measured(cell, found, transfer))
-        fields["notes"] = [*_overlaps(suite, cell), *fields["notes"]]
+        fields.update(_measured(run, found, transfer))
+        fields["notes"] = [*_overlaps(suite, run), *fields["notes"]]
         return record.make(fields)
-    for kind, one in cell.chain.items():
+    for kind, one in run.chain.items():
         said = chains.failure(one)
         if said is not None:
             sentence = said[0] if kind == "transfer" else f"{kind} failed: {said[0]}"
@@ -221,14 +221,16 @@ def record_of(suite: Suite, cell: Cell, chains: _Chains) -> Record:
     return record.make(fields)
 
 
-def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None], chains: _Chains) -> Json:
+def _planned(
+    suite: Suite, run: TransferRun, found: Mapping[str, Json | None], chains: _Chains
+) -> Json:
     """What the plan knows of a cell, with what its upstream stages have told so far."""
-    method, task = cell.method, cell.task
+    method, task = run.method, run.task
     prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
     trained, terms = method.get("weights") is None, pretrain.get("terms") or {}
     known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
     return {
-        "id": cell.id,
+        "id": run.id,
         "suite": suite.name,
         "arm": {
             "method": method["name"],
@@ -239,17 +241,17 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None], chains:
             "source": method.get("source", ""),
         },
         "student": {
-            "name": cell.student["name"],
-            "width": cell.student["width"],
+            "name": run.student["name"],
+            "width": run.student["width"],
             "params": _outputs(found, "export").get("parameters"),
             "flops": _outputs(found, "export").get("flops"),
         },
-        "teacher": _teacher(cell, found),
+        "teacher": _teacher(run, found),
         "data": {
             "name": suite.data["name"],
-            "fingerprint": chains.fingerprint(cell),
+            "fingerprint": chains.fingerprint(run),
             "source": prepare.get("source", ""),
-            "share": cell.share,
+            "share": run.fraction,
             "images": pretrain.get("images") if trained else None,
         },
         "budget": {
@@ -259,7 +261,7 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None], chains:
         }
         if trained
         else {},
-        "seed": {"pretrain": cell.pretrain_seed, "transfer": cell.transfer_seed},
+        "seed": {"pretrain": run.pretrain_seed, "transfer": run.transfer_seed},
         "task": {
             "name": task["name"],
             "family": task.get("family", ""),
@@ -270,21 +272,21 @@ def _planned(suite: Suite, cell: Cell, found: Mapping[str, Json | None], chains:
             "chance": task.get("chance"),
         },
         "align": _align(found),
-        "cost": _cost(cell, found, suite.runtime.timed),
+        "cost": _cost(run, found, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
         "terms": terms if len(terms) > 1 else {},  # one alone is all of the loss
-        "stages": dict(cell.chain),
-        "config_hash": _config_hash(cell),
+        "stages": dict(run.chain),
+        "config_hash": _config_hash(run),
     }
 
 
-def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> Json:
+def _measured(run: TransferRun, found: Mapping[str, Json | None], transfer: Json) -> Json:
     said, environment = transfer["outputs"], transfer["environment"]
     wanted = ("value", "metrics", "per_class", "gate")
     lacking = [k for k in wanted if k not in said]
     if lacking:
         raise KdepError(
-            f"the outputs of stage {cell.id} lack {', '.join(lacking)}",
+            f"the outputs of stage {run.id} lack {', '.join(lacking)}",
             expected="value, metrics, per_class and gate",
             fix="return them from the task's function",
         )
@@ -296,17 +298,17 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
             **_thinned(said.get("curves")),
         },
         "notes": [
-            *_data_notes(cell, found),
+            *_data_notes(run, found),
             *_outputs(found, "pretrain").get("notes", []),
             *said.get("notes", []),
         ],
-        "pictures": [f"pictures/{cell.id}/{p}" for p in said.get("pictures", [])],
+        "pictures": [f"pictures/{run.id}/{p}" for p in said.get("pictures", [])],
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),
         "created": transfer["finished"],
     }
     if said.get("chance") is not None:
-        task = cell.task
+        task = run.task
         fields["task"] = {
             "name": task["name"],
             "family": task.get("family", ""),
@@ -319,21 +321,21 @@ def _measured(cell: Cell, found: Mapping[str, Json | None], transfer: Json) -> J
     return fields
 
 
-def _data_notes(cell: Cell, found: Mapping[str, Json | None]) -> list[str]:
+def _data_notes(run: TransferRun, found: Mapping[str, Json | None]) -> list[str]:
     """What stage `prepare` says about the part of the data that the task reads."""
     from kdep_bench.results.report.data_card import NOTE
 
     notes = _outputs(found, "prepare").get("task_notes") or {}
-    folder = (cell.task.get("recipe") or {}).get("folder")
+    folder = (run.task.get("recipe") or {}).get("folder")
     return [f"{NOTE}{note}" for note in notes.get(folder, [])]
 
 
-def _overlaps(suite: Suite, cell: Cell) -> list[str]:
+def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     """Notes about a teacher, or given weights, that were trained on what the task tests."""
     from kdep_bench.results.report.data_card import NOTE
 
-    trained = [cell.teacher, cell.method if cell.method.get("weights") is not None else None]
-    notes = overlap_notes(trained, cell.task, suite.data["name"])
+    trained = [run.teacher, run.method if run.method.get("weights") is not None else None]
+    notes = overlap_notes(trained, run.task, suite.data["name"])
     return [f"{NOTE}{note}" for note in notes]
 
 
@@ -360,36 +362,36 @@ def _epochs_asked(pretrain: Json | None) -> float | None:
     return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
 
 
-def _teacher(cell: Cell, found: Mapping[str, Json | None]) -> Json | None:
-    if cell.teacher is None:
+def _teacher(run: TransferRun, found: Mapping[str, Json | None]) -> Json | None:
+    if run.teacher is None:
         return None
-    said, card = _outputs(found, "cache").get("teacher", {}), cell.teacher.get("card", {})
+    said, card = _outputs(found, "cache").get("teacher", {}), run.teacher.get("card", {})
     live = _outputs(found, "pretrain").get("teacher_checksum", "")
     return {
-        "name": cell.teacher["name"],
+        "name": run.teacher["name"],
         "checksum": said.get("checksum", live),
-        "width": said.get("width", cell.teacher.get("width")),
+        "width": said.get("width", run.teacher.get("width")),
         "flops": said.get("flops"),
         "top1": card.get("top1"),
         "top1_source": card.get("top1_source", ""),
     }
 
 
-def _config_hash(cell: Cell) -> str:
+def _config_hash(run: TransferRun) -> str:
     """Hash of the configs of a cell, without prose that the published records' configs lacked."""
     prose = {"card", "tests_on"}
-    parts = [without(cell.method, prose), cell.student, _hashed(cell), without(cell.task, prose)]
+    parts = [without(run.method, prose), run.student, _hashed(run), without(run.task, prose)]
     return text_hash(canonical_json(parts))
 
 
-def _hashed(cell: Cell) -> Json | None:
+def _hashed(run: TransferRun) -> Json | None:
     """The teacher as the config hash of published records has it: its card stated less then."""
-    if cell.teacher is None or "card" not in cell.teacher:
-        return cell.teacher
-    card = without(cell.teacher["card"], {"classes", "trained_on"})
+    if run.teacher is None or "card" not in run.teacher:
+        return run.teacher
+    card = without(run.teacher["card"], {"classes", "trained_on"})
     if isinstance(card.get("maps"), dict):
         card = without(card, {"maps"})
-    return {**cell.teacher, "card": card}
+    return {**run.teacher, "card": card}
 
 
 def _align(found: Mapping[str, Json | None]) -> Json | None:
@@ -404,7 +406,7 @@ def _align(found: Mapping[str, Json | None]) -> Json | None:
     return got or None
 
 
-def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
+def _cost(run: TransferRun, found: Mapping[str, Json | None], timed: bool) -> Json:
     """Wall seconds of the chain; of the cache, which serves every share, the cell's share.
 
     Without `timed` (see `Runtime`) there are sizes and no seconds.
@@ -426,7 +428,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
         """The part of a stage that this cell's share needs: less than all of a fuller cache."""
         if "teacher" not in record["spec"] or record["kind"] != "cache":
             return 1.0
-        return cell.share / record["spec"].get("share", 1.0)
+        return run.fraction / record["spec"].get("share", 1.0)
 
     def caches(what: str) -> float | None:
         mine = [r for one, r in found.items() if r and one.rpartition(".")[2] == "cache"]
@@ -436,7 +438,7 @@ def _cost(cell: Cell, found: Mapping[str, Json | None], timed: bool) -> Json:
     pretrain, transfer = found.get("pretrain"), found.get("transfer")
     size, told = caches("bytes"), _outputs(found, "pretrain")
     last = transfer or pretrain
-    given = cell.method.get("weights") is not None
+    given = run.method.get("weights") is not None
     ran = [r for r in (pretrain, transfer) if r]
     extra = told.get("extra_forwards")  # absent in runs that did not count them
     return {

@@ -104,7 +104,10 @@ def shape(stage: Stage) -> tuple[int, int]:
 
 
 def launch(
-    order: stage_process.Order, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+    order: stage_process.StageRequest,
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the stage function in all ranks.
 
@@ -119,7 +122,7 @@ def launch(
     room = out / ROOM
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir()
-    stage = asdict(order.stage) | {"nodes": nodes, "rooms": list(order.stage.rooms)}
+    stage = asdict(order.stage) | {"nodes": nodes, "source_paths": list(order.stage.source_paths)}
     paths = {role: str(path) for role, path in inputs.items()}
     order_file = {"stage": stage, "inputs": paths, "out": str(out), "sys_path": sys.path}
     write_json(room / _ORDER, order_file)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.engine.stage_process import Order
+from kdep_bench.engine.stage_process import StageRequest
 
 PACKAGES = (
     "torch",
@@ -32,7 +32,7 @@ PACKAGES = (
 )
 
 
-def environment(order: Order) -> dict[str, Any]:
+def environment(order: StageRequest) -> dict[str, Any]:
     """What ran: versions, device, threads, revision. No host name, no path."""
     return {
         "python": platform.python_version(),

@@ -288,7 +288,7 @@ class Pool:
         processes = len(gpus) if gpus else stage.processes
         mine = replace(stage, cpus=max(1, cpus // processes), processes=processes)
         forced = stage.id in self.forced
-        order = stage_process.Order(mine, self.work, forced, gpus, self.git, self.word)
+        order = stage_process.StageRequest(mine, self.work, forced, gpus, self.git, self.word)
         process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
         _start(process)
         writer.close()

@@ -22,13 +22,13 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
     for pattern in patterns:
         hit = matcher(pattern)
         found = {s.id for s in plan.stages.values() if hit(s.kind) or hit(s.id)}
-        for cell in plan.cells:
-            if any(hit(c["name"]) for c in (cell.method, cell.task, cell.student)):
-                found.add(cell.id)
+        for run in plan.runs:
+            if any(hit(c["name"]) for c in (run.method, run.task, run.student)):
+                found.add(run.id)
         if not found:
             known = sorted(
                 {s.kind for s in plan.stages.values()}
-                | {c[k] for cell in plan.cells for c, k in _named(cell)}
+                | {c[k] for run in plan.runs for c, k in _named(run)}
             )
             raise KdepError(
                 f"--only {pattern!r} matches no stage of {plan.name}",
@@ -39,8 +39,8 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
     return plan.upstream(chosen)
 
 
-def _named(cell: Any) -> list[tuple[dict[str, Any], str]]:
-    return [(cell.method, "name"), (cell.task, "name"), (cell.student, "name")]
+def _named(run: Any) -> list[tuple[dict[str, Any], str]]:
+    return [(run.method, "name"), (run.task, "name"), (run.student, "name")]
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,6 +35,7 @@ from kdep_bench.safe_files import open_regular, real_folder
 from kdep_bench.suite.graph import Plan, Stage, stage_id
 
 PLAN_SCHEMA = 1
+_SOURCE_KEY = "rooms"  # in plan files, of Stage.source_paths
 RUN_WORD = "KDEP_RUN"  # of the environment: see `worker.Order.run`
 NOTICE = 120.0  # seconds before a job's end at which it is told, at most
 _SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
@@ -47,8 +49,14 @@ EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and st
 
 def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
     """Stages as JSON, with the revision of the source they were planned by."""
-    rows = [asdict(s) | {"rooms": list(s.rooms), "needs": dict(s.needs)} for s in stages]
+    rows = [_row(s) for s in stages]
     write_json(path, {"schema": PLAN_SCHEMA, "name": name, "git": git_revision(), "stages": rows})
+
+
+def _row(stage: Stage) -> dict[str, Any]:
+    """A stage as JSON; the key of `source_paths` is "rooms", as in plan files written before."""
+    row = asdict(stage) | {"needs": dict(stage.needs)}
+    return row | {_SOURCE_KEY: list(row.pop("source_paths"))}
 
 
 def read_stage(path: Path, one: str) -> tuple[Stage, str]:
@@ -75,10 +83,13 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
     if one not in rows:
         raise unknown_name("stage", one, rows)
     try:
-        stage = TypeAdapter(Stage).validate_python(rows[one])
+        row = dict(rows[one])
+        if _SOURCE_KEY in row:
+            row["source_paths"] = row.pop(_SOURCE_KEY)
+        stage = TypeAdapter(Stage).validate_python(row)
     except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in fault["loc"])
+        place = ".".join(str(p) for p in fault["loc"]).replace("source_paths", _SOURCE_KEY)
         raise KdepError(
             f"the plan file {path} is damaged: the stage {one} has a wrong {place} "
             f"({fault['msg']})",
@@ -256,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _order(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Order:
+def _order(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.StageRequest:
     """The stage with what this process was given: cores, and GPUs by number."""
     in_slurm = "SLURM_JOB_ID" in os.environ
     mine = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
@@ -267,10 +278,12 @@ def _order(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Order
     given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
     stage = replace(stage, cpus=stage.cpus or given)
     stage_process.set_threads(stage.cpus)
-    return stage_process.Order(stage, work, gpus=visible, git=git, run=os.environ.get(RUN_WORD, ""))
+    return stage_process.StageRequest(
+        stage, work, gpus=visible, git=git, run=os.environ.get(RUN_WORD, "")
+    )
 
 
-def _run(order: stage_process.Order, wait: bool) -> int:
+def _run(order: stage_process.StageRequest, wait: bool) -> int:
     one, caller = order.stage.id, os.dup(2)  # a stage's own output goes to its log from here on
     watch = Watch(order.work)
     while True:

@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 
 @dataclass(frozen=True)
-class Order:
+class StageRequest:
     """What a worker is asked to do; everything in it is plain data.
 
     Attributes:

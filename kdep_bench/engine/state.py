@@ -434,7 +434,7 @@ def statuses(
             status.why = _why(stage, work, out, newest)
         elif status.done and status.record is not None:
             made = status.record.get("code")
-            if made and made != code_hash(stage.rooms):
+            if made and made != code_hash(stage.source_paths):
                 status.why = "done, but with a different version of the code (rerun with --force)"
     return out
 
@@ -533,11 +533,11 @@ class _Newest:
 
 
 @cache
-def code_hash(rooms: tuple[str, ...]) -> str:
-    """Hash of the package's source in `rooms` (paths below kdep_bench/)."""
+def code_hash(source_paths: tuple[str, ...]) -> str:
+    """Hash of the package's source in `source_paths` (paths below kdep_bench/)."""
     root, h = REPO / "kdep_bench", hashlib.sha256()
-    for room in rooms:
-        place = root / room
+    for source in source_paths:
+        place = root / source
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             h.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()[:16]

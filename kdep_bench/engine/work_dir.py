@@ -130,7 +130,7 @@ def _look_try(work: Path, name: str, one: str, stage_kept_by: list[str]) -> Entr
 
 
 def _runs(work: Path) -> list[Entry]:
-    """The rooms of cluster runs."""
+    """The folders of cluster runs."""
     out = []
     queue = cluster.queued(work) if shutil.which("squeue") else None
     home = work / cluster.ROOM

@@ -34,8 +34,8 @@ from kdep_bench.engine.stage_process import (
     ORPHAN_GRACE,
     PR_SET_PDEATHSIG,
     STOPPED,
-    Order,
     Reporter,
+    StageRequest,
     Stopped,
     check_outputs,
     failure_record,
@@ -52,7 +52,7 @@ from kdep_bench.safe_files import real_folder
 from kdep_bench.suite import data_identity
 
 
-def main(order: Order, pipe: Any) -> None:
+def main(order: StageRequest, pipe: Any) -> None:
     """Process body in the local pool. Never returns."""
     os.setsid()
     # Nobody would watch an orphan: the stage goes when the fork server dies, or the runner.
@@ -91,7 +91,7 @@ def _leave_with_reader(fd: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | None]:
+def run_stage(order: StageRequest, progress: Callable[..., None]) -> tuple[int, str | None]:
     """Runs one stage to its stage.json.
 
     Returns:
@@ -148,7 +148,7 @@ def run_stage(order: Order, progress: Callable[..., None]) -> tuple[int, str | N
         lock.free()
 
 
-def _log_to(fd: int, order: Order) -> None:
+def _log_to(fd: int, order: StageRequest) -> None:
     """Sends this process's output, and that of its children, to the stage's log."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -164,7 +164,10 @@ def _log_to(fd: int, order: Order) -> None:
 
 
 def _execute(
-    order: Order, attempt: attempts.Try, progress: Callable[..., None], mine: Callable[[], bool]
+    order: StageRequest,
+    attempt: attempts.Try,
+    progress: Callable[..., None],
+    mine: Callable[[], bool],
 ) -> bool:
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = order.stage, order.work
@@ -196,7 +199,7 @@ def _execute(
         "needs": dict(stage.needs),
         "version": stage.version,
         "function": stage.function,
-        "code": state.code_hash(stage.rooms),
+        "code": state.code_hash(stage.source_paths),
         "started": started,
         "finished": utc_now(),
         "wall_s": round(wall, 3),
@@ -216,7 +219,7 @@ def _execute(
 
 
 def _call(
-    order: Order, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+    order: StageRequest, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The function's outputs and, where it ran as several processes, what each of them used."""
     from kdep_bench.engine import ddp
@@ -240,7 +243,7 @@ def _distributed(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fail(
-    attempt: attempts.Try | None, order: Order, sentence: str, mine: Callable[[], bool]
+    attempt: attempts.Try | None, order: StageRequest, sentence: str, mine: Callable[[], bool]
 ) -> tuple[int, str | None]:
     """Leaves what the try made so far, with failed.json, as the stage's directory."""
     try:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kdep_bench.errors import KdepError
 from kdep_bench.forecast.work import Hours
-from kdep_bench.suite.graph import Cell, Plan
+from kdep_bench.suite.graph import Plan, TransferRun
 
 
 class Comparison(NamedTuple):
@@ -24,10 +24,10 @@ class Comparison(NamedTuple):
     student: str
     task: str
     seeds: tuple[int, int]
-    share: float
+    fraction: float
     epochs: float
     teacher: str
-    cells: tuple[str, ...]
+    runs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,44 +53,44 @@ class Fit:
         return lines
 
 
-def comparisons(plan: Plan, wanted: Container[str]) -> list[Comparison]:
+def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
     """Every comparison of the plan's cells in `wanted`, in their order."""
-    taught: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    alone: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    with_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    without_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     untrained: dict[tuple[object, ...], list[str]] = defaultdict(list)
     order: dict[tuple[object, ...], None] = {}
-    for cell in (c for c in plan.cells if c.id in wanted):
-        seeds = (cell.pretrain_seed, cell.transfer_seed)
-        base = (cell.student["name"], cell.task["name"], seeds)
-        budget = plan.stages[cell.chain["pretrain"]].spec.get("budget")
+    for run in (c for c in plan.runs if c.id in selected):
+        seeds = (run.pretrain_seed, run.transfer_seed)
+        base = (run.student["name"], run.task["name"], seeds)
+        budget = plan.stages[run.chain["pretrain"]].spec.get("budget")
         if budget is None:
-            untrained[base].append(cell.id)
+            untrained[base].append(run.id)
             continue
-        key, teacher = (*base, cell.share, float(budget["epochs"])), teacher_of(plan, cell)
-        (taught[*key, teacher] if teacher else alone[key]).append(cell.id)
+        key, teacher = (*base, run.fraction, float(budget["epochs"])), teacher_of(plan, run)
+        (with_teacher[*key, teacher] if teacher else without_teacher[key]).append(run.id)
         order[*key, teacher] = None
-    with_teacher = {key[:-1] for key in taught}
-    found = []
+    taught_keys = {key[:-1] for key in with_teacher}
+    complete = []
     for key in order:
         *base, _ = key
-        if not key[-1] and key[:-1] in with_teacher:
+        if not key[-1] and key[:-1] in taught_keys:
             continue  # it is in the comparisons of its teachers
-        cells = [*taught[key], *alone[tuple(base)], *untrained[tuple(base[:3])]]
-        found.append(Comparison(*key, tuple(cells)))  # type: ignore[arg-type]
-    compared = {c for one in found for c in one.cells}
-    for base, cells in untrained.items():
-        if not compared.issuperset(cells):  # nothing here is trained
-            found.append(Comparison(*base, 1.0, 0.0, "", tuple(cells)))  # type: ignore[arg-type]
-    return found
+        runs = [*with_teacher[key], *without_teacher[tuple(base)], *untrained[tuple(base[:3])]]
+        complete.append(Comparison(*key, tuple(runs)))  # type: ignore[arg-type]
+    compared = {c for one in complete for c in one.runs}
+    for base, runs in untrained.items():
+        if not compared.issuperset(runs):  # nothing here is trained
+            complete.append(Comparison(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
+    return complete
 
 
-def teacher_of(plan: Plan, cell: Cell) -> str:
+def teacher_of(plan: Plan, run: TransferRun) -> str:
     """Name of the teacher that an arm learns from, through assistants; '' without one."""
-    caches = [role for role in cell.chain if role.rpartition(".")[2] == "cache"]
+    caches = [role for role in run.chain if role.rpartition(".")[2] == "cache"]
     if caches:
-        first = plan.stages[cell.chain[max(caches, key=len)]]
+        first = plan.stages[run.chain[max(caches, key=len)]]
         return first.spec["teacher"]["name"]
-    return cell.teacher["name"] if cell.teacher else ""
+    return run.teacher["name"] if run.teacher else ""
 
 
 def fit(
@@ -108,29 +108,29 @@ def fit(
         hours: of each; a comparison with a stage of unknown hours (None) is left out.
     """
     every = comparisons(plan, wanted)
-    needs = [plan.upstream(c.cells) & todo for c in every]
+    upstream = [plan.upstream(c.runs) & todo for c in every]
     users: dict[str, list[int]] = defaultdict(list)
-    for i, stages in enumerate(needs):
+    for i, stages in enumerate(upstream):
         for one in stages:
             users[one].append(i)
     unknown = {i for one, used in users.items() if hours[one] is None for i in used}
     open_ones = [i for i in range(len(every)) if i not in unknown]
-    cost = [sum(hours[s] or 0.0 for s in stages) for stages in needs]
-    cells = [len(stages.intersection(c.cells)) for c, stages in zip(every, needs, strict=True)]
+    cost = [sum(hours[s] or 0.0 for s in stages) for stages in upstream]
+    n_runs = [len(stages.intersection(c.runs)) for c, stages in zip(every, upstream, strict=True)]
     taken, spent, paid = list[int](), 0.0, set[str]()
     while True:
         fitting = [i for i in open_ones if spent + cost[i] <= budget]
         if not fitting:
             break
-        best = min(fitting, key=lambda i: (cost[i] / max(1, cells[i]), i))
+        best = min(fitting, key=lambda i: (cost[i] / max(1, n_runs[i]), i))
         taken.append(best)
         open_ones.remove(best)
         spent += cost[best]
-        for one in needs[best] - paid:
+        for one in upstream[best] - paid:
             for i in users[one]:
                 cost[i] = max(0.0, cost[i] - (hours[one] or 0.0))
-                cells[i] -= one in every[i].cells
-        paid |= needs[best]
+                n_runs[i] -= one in every[i].runs
+        paid |= upstream[best]
     chosen = set(taken)
     left = [c for i, c in enumerate(every) if i not in chosen]
     return Fit([every[i] for i in taken], left, spent)

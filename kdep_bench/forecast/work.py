@@ -22,8 +22,8 @@ from typing import Any
 from kdep_bench.files import canonical_json, read_strict, text_hash
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.forecast.costs import takes_steps
-from kdep_bench.suite.arms import EXPORTED
 from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
 
 COUNTED = Path(__file__).with_name("networks.json")  # of the suites in configs/

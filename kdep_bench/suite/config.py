@@ -55,9 +55,9 @@ FOLDERS = {
 }
 
 
-def names(room: str, configs: Path = CONFIGS) -> list[str]:
+def names(kind: str, configs: Path = CONFIGS) -> list[str]:
     """The config names of a room ('method', 'suite', ...), sorted."""
-    return sorted(p.stem for p in (configs / FOLDERS[room]).glob("*.py") if p.stem != "__init__")
+    return sorted(p.stem for p in (configs / FOLDERS[kind]).glob("*.py") if p.stem != "__init__")
 
 
 def read_config(path: Path) -> Json:
@@ -91,20 +91,20 @@ def _json(value: Any, where: str) -> Any:
         ) from None
 
 
-def read_room(room: str, name: str, configs: Path = CONFIGS) -> Json:
+def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
     """The dict that `configs/<room>s/<name>.py` defines, as plain JSON."""
-    known = names(room, configs)
+    known = names(kind, configs)
     if name not in known:
-        raise unknown_name(f"{room} config", name, known)
-    path = configs / FOLDERS[room] / f"{name}.py"
+        raise unknown_name(f"{kind} config", name, known)
+    path = configs / FOLDERS[kind] / f"{name}.py"
     found = read_config(path)
-    if not isinstance(found.get(room), dict):
+    if not isinstance(found.get(kind), dict):
         raise KdepError(
-            f"the config {path} defines no dict named {room!r} "
+            f"the config {path} defines no dict named {kind!r} "
             f"(but {', '.join(sorted(found)) or 'nothing'})",
-            fix=f"write `{room} = dict(...)` in that file",
+            fix=f"write `{kind} = dict(...)` in that file",
         )
-    return _json(found[room], str(path))
+    return _json(found[kind], str(path))
 
 
 def merged(base: Json, over: Json, where: str) -> Json:
@@ -142,24 +142,24 @@ def _claim_keys() -> Json:
     return {**dict.fromkeys(Claim.model_fields), **sides}
 
 
-def _overridden(room: str, ref: Json, configs: Path) -> Json:
-    base = read_room(room, ref["base"], configs)
+def _overridden(kind: str, ref: Json, configs: Path) -> Json:
+    base = load_config(kind, ref["base"], configs)
     base.setdefault("name", ref["base"])
     over = {k: v for k, v in ref.items() if k != "base"}
-    keys = dict.fromkeys(MODELS[room].model_fields)
-    if room == "data":
+    keys = dict.fromkeys(MODELS[kind].model_fields)
+    if kind == "data":
         keys |= data_keys({**base, **over}) or {}
-    if room == "claim":
+    if kind == "claim":
         keys |= _claim_keys()
-    if room == "teacher":
+    if kind == "teacher":
         keys["card"] = {"trained_on": None}
-    if room == "method":
+    if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
-    got = merged(with_keys(base, keys), over, f"{room} {ref['base']!r}")
+    got = merged(with_keys(base, keys), over, f"{kind} {ref['base']!r}")
     return without_unused(got, base, over)
 
 
-def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
+def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
     """A reference of a suite -> its checked config.
 
     Args:
@@ -172,35 +172,35 @@ def resolve(room: str, ref: Any, configs: Path = CONFIGS) -> Json:
     Raises:
         KdepError: an unknown name or key, or a reference of another form.
     """
-    whole = room == "data" and isinstance(ref, dict) and "base" not in ref and "type" in ref
+    whole = kind == "data" and isinstance(ref, dict) and "base" not in ref and "type" in ref
     if isinstance(ref, str):
-        got = read_room(room, ref, configs)
+        got = load_config(kind, ref, configs)
         got.setdefault("name", ref)
     elif whole:
         got = dict(ref)
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
-        got = _overridden(room, ref, configs)
+        got = _overridden(kind, ref, configs)
     else:
-        also = ", or the complete config as dict(type=..., name=..., ...)" if room == "data" else ""
+        also = ", or the complete config as dict(type=..., name=..., ...)" if kind == "data" else ""
         raise KdepError(
-            f"the {room} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
-            expected=f"a file name in configs/{FOLDERS[room]}/ or dict(base='...', "
+            f"the {kind} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
+            expected=f"a file name in configs/{FOLDERS[kind]}/ or dict(base='...', "
             f"<overrides>){also}",
             fix="correct the suite",
         )
     if whole:
         check_inline(got)
-    check(MODELS[room], got, f"{room} {got.get('name', ref)!r}")
-    if room == "data":
+    check(MODELS[kind], got, f"{kind} {got.get('name', ref)!r}")
+    if kind == "data":
         check_keys(got)
-    if room == "claim":
+    if kind == "claim":
         from kdep_bench.results.claims.schema import make_claim
 
         make_claim(got)
-    safe_name(got["name"], f"{room} name")
+    safe_name(got["name"], f"{kind} name")
     if len(got["name"]) > NAME_LIMIT:
         raise KdepError(
-            f"the {room} name {got['name']!r} has {len(got['name'])} characters",
+            f"the {kind} name {got['name']!r} has {len(got['name'])} characters",
             expected=f"at most {NAME_LIMIT}",
             fix="shorten it",
         )
@@ -299,7 +299,7 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
 
     Args:
         ref: path of a suite config, or the name of one in `configs/suites/`.
-        configs: folder with the rooms; default: the repository's `configs/`.
+        configs: folder with one folder per kind of config; default: the repository's `configs/`.
 
     Raises:
         KdepError: an unknown key or name (with the nearest valid ones), a wrong type, an empty
@@ -320,8 +320,8 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     """A Suite from the plain dict of a suite file; see `load_suite`."""
     file = check(SuiteFile, raw, "suite")
     safe_name(file.name, "suite name")
-    everything: Callable[[str, list[Any]], list[Json]] = lambda room, refs: [  # noqa: E731
-        resolve(room, r, configs) for r in refs
+    everything: Callable[[str, list[Any]], list[Json]] = lambda kind, refs: [  # noqa: E731
+        resolve(kind, r, configs) for r in refs
     ]
     students = everything("student", file.students)
     methods = [with_assistants(m, configs) for m in everything("method", file.methods)]

@@ -21,20 +21,24 @@ class Stage:
 
     Attributes:
         id: `kind-name-hash12`, also its directory's name.
+        kind: key of `kinds.KINDS`.
+        name: readable part of the id.
         spec: what its function gets; JSON-able.
         needs: role -> id of the upstream stage.
-        cpus: cores a process of it is given; 0 = all of the machine.
-        gpus: GPUs a node it is given where the machine has any.
+        version: of the kind; raising it changes the id, so that the stage runs again.
+        cpus: cores per process; 0 = all of the machine.
+        gpus: GPUs per node, where the machine has any.
         timeout: seconds.
+        source_paths: parts of the package (paths below kdep_bench/) whose source it runs.
         function: 'module:function'.
-        resumable: keeps its leftovers for its next try.
-        cost: guessed seconds.
+        resumable: an interrupted attempt leaves its files for the next one.
+        cost: estimated seconds.
         nodes: machines it spans on a cluster; one elsewhere.
-        processes: processes a node; more than one in all is DDP under torchrun.
-        memory: MiB a node, asked of a cluster.
+        processes: processes per node; more than one in all is DDP under torchrun.
+        memory: MiB per node, requested from a cluster.
         time: seconds a cluster's job may last; 0 = `timeout`.
         trackers: configs of the Visualizer backends its Runners also log to.
-        about: what people are told of its outcome, given to its function as `spec["about"]`.
+        about: description of its result for people, given to its function as `spec["about"]`.
     """
 
     id: str
@@ -49,7 +53,7 @@ class Stage:
     timeout: float = 43200.0
     resumable: bool = False
     cost: float = 60.0
-    rooms: tuple[str, ...] = ()
+    source_paths: tuple[str, ...] = ()
     nodes: int = 1
     processes: int = 1
     memory: int = 0
@@ -59,14 +63,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One transfer run of the suite: what its Record is about. `chain`: kind -> stage id."""
+class TransferRun:
+    """One transfer run of the suite; it has one Record. `chain`: role -> stage id."""
 
     method: Json
     student: Json
     teacher: Json | None
     task: Json
-    share: float
+    fraction: float
     pretrain_seed: int
     transfer_seed: int
     chain: Mapping[str, str]
@@ -78,16 +82,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages by id, upstream first, and the cells they serve."""
+    """Stages by id, upstream first, and the transfer runs that they serve."""
 
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
-    cells: list[Cell] = field(default_factory=list)
+    runs: list[TransferRun] = field(default_factory=list)
     # id of a dict -> (that dict, its canonical text): a recipe is in thousands of specs.
     texts: dict[int, tuple[Json, str]] = field(default_factory=dict, repr=False)
 
     def text(self, value: Any) -> str:
-        """`canonical_json(value)`, remembered for dicts, which must not change any more."""
+        """`canonical_json(value)`, cached for dicts, which must not change afterwards."""
         if not isinstance(value, dict):
             return canonical_json(value)
         if id(value) not in self.texts:
@@ -103,32 +107,32 @@ class Plan:
         return out
 
     def upstream(self, ids: Iterable[str]) -> set[str]:
-        """`ids` and everything they need, directly or not."""
+        """`ids` and all stages that they need, directly or indirectly."""
         seen: set[str] = set()
         todo = list(ids)
         while todo:
-            one = todo.pop()
-            if one not in seen:
-                seen.add(one)
-                todo.extend(self.stages[one].needs.values())
+            current = todo.pop()
+            if current not in seen:
+                seen.add(current)
+                todo.extend(self.stages[current].needs.values())
         return seen
 
     def downstream(self, ids: Iterable[str]) -> set[str]:
-        """`ids` and everything that needs them, directly or not."""
+        """`ids` and all stages that need them, directly or indirectly."""
         consumers, seen, todo = self.consumers(), set[str](), list(ids)
         while todo:
-            one = todo.pop()
-            if one not in seen:
-                seen.add(one)
-                todo.extend(consumers[one])
+            current = todo.pop()
+            if current not in seen:
+                seen.add(current)
+                todo.extend(consumers[current])
         return seen
 
 
 def stage_id(
     plan: Plan, kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]
 ) -> str:
-    """`kind-name-hash12`; the name is cut where the whole would pass 110 characters."""
-    # The text of canonical_json([kind, version, spec, needs]), put together from remembered parts.
+    """`kind-name-hash12`; the name is truncated so that the id has at most 110 characters."""
+    # The text of canonical_json([kind, version, spec, needs]), put together from cached parts.
     inner = ",".join(f"{canonical_json(k)}:{plan.text(spec[k])}" for k in sorted(spec))
     text = f"[{canonical_json(kind)},{version},{{{inner}}},{canonical_json(dict(needs))}]"
     return safe_name(f"{kind}-{name[: 96 - len(kind)]}-{text_hash(text)}", "stage id")
@@ -145,54 +149,54 @@ def add_stage(
     function: str | None = None,
     **runtime: Any,
 ) -> str:
-    """Adds a stage unless an equal one is there; returns its id. `needs` must be planned already.
+    """Adds a stage unless the plan has an equal one; returns its id. `needs` must be in the plan.
 
     `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
-    cost, trackers, about) is no part of the id. KdepError: several processes for a kind that runs
+    cost, trackers, about) is not part of the id. KdepError: several processes for a kind that runs
     as one.
     """
-    how = kinds[kind]
+    stage_kind = kinds[kind]
     needs = dict(needs or {})
-    if function is not None and function != how.function:
+    if function is not None and function != stage_kind.function:
         spec = {**spec, "type": function}
-    one = stage_id(plan, kind, name, how.version, spec, needs)
-    if one not in plan.stages:
+    new_id = stage_id(plan, kind, name, stage_kind.version, spec, needs)
+    if new_id not in plan.stages:
         for up in needs.values():
             if up not in plan.stages:
-                raise KeyError(f"{one} needs {up}, which is not planned")
-        plan.stages[one] = Stage(
-            id=one,
+                raise KeyError(f"{new_id} needs {up}, which is not planned")
+        plan.stages[new_id] = Stage(
+            id=new_id,
             kind=kind,
             name=name,
             spec=spec,
             needs=needs,
-            version=how.version,
-            function=function or how.function,
-            resumable=how.resumable,
-            rooms=how.rooms,
-            **_resources(kind, how, runtime),
+            version=stage_kind.version,
+            function=function or stage_kind.function,
+            resumable=stage_kind.resumable,
+            source_paths=stage_kind.source_paths,
+            **_resources(kind, stage_kind, runtime),
         )
-    return one
+    return new_id
 
 
-def _resources(kind: str, how: StageKind, runtime: Mapping[str, Any]) -> Json:
-    """The kind's defaults under what the suite says; None says nothing."""
-    said = {k: v for k, v in runtime.items() if v is not None}
-    gpus = said.get("gpus", int(how.gpu))
-    processes, nodes = said.get("processes", max(1, gpus)), said.get("nodes", 1)
-    if processes * nodes > 1 and not how.ddp:
+def _resources(kind: str, stage_kind: StageKind, runtime: Mapping[str, Any]) -> Json:
+    """The kind's defaults, replaced by what the suite sets; None is not set."""
+    overrides = {k: v for k, v in runtime.items() if v is not None}
+    gpus = overrides.get("gpus", int(stage_kind.gpu))
+    processes, nodes = overrides.get("processes", max(1, gpus)), overrides.get("nodes", 1)
+    if processes * nodes > 1 and not stage_kind.ddp:
         raise KdepError(
             f"the suite's runtime sets {processes * nodes} processes per {kind} stage, but this "
             "kind runs in one process",
             fix=f"remove {kind!r} from runtime.gpus, .processes and .nodes",
         )
-    given = {
-        "cpus": how.cpus,
-        "timeout": how.timeout,
+    defaults = {
+        "cpus": stage_kind.cpus,
+        "timeout": stage_kind.timeout,
         "gpus": gpus,
         "processes": processes,
         "nodes": nodes,
-        "memory": how.memory * processes,
-        "cost": how.cost,
+        "memory": stage_kind.memory * processes,
+        "cost": stage_kind.cost,
     }
-    return given | said
+    return defaults | overrides

@@ -1,4 +1,4 @@
-"""What the numbers of images make impossible: asked before anything runs.
+"""Checks of the numbers of images, before anything runs.
 
 `check_counts` reads the folders of one's own data, each as far as a rule needs, and nothing else.
 Each rule is a small function in a list, as in `pairs`.
@@ -14,71 +14,72 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
 from kdep_bench.suite import known_data
-from kdep_bench.suite.arms import arms_of, assistant_of, teacher_width, trains
+from kdep_bench.suite.methods import assistant_of, methods_for, teacher_width, trains
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 from kdep_bench.transfer.recipes import check_probe
 
 
 @dataclass(frozen=True)
-class Counted:
-    """One arm at one data share, with its images.
+class CountedRun:
+    """One method on one student at one data fraction, with its numbers of images.
 
     Attributes:
-        base: the suite's teacher for that student.
-        epochs: of this arm, which may be fewer than the budget's.
-        images: of the share; `pool`: of all. Either is at least that many.
+        suite_teacher: the suite's teacher for that student.
+        epochs: of this pre-training, which may be fewer than the budget's.
+        images: of the data fraction, a lower bound.
+        pool: all images, a lower bound.
     """
 
     suite: Suite
     student: Json
     method: Json
-    base: Json | None
+    suite_teacher: Json | None
     epochs: float
-    share: float
+    fraction: float
     images: int
     pool: int
 
     @property
-    def who(self) -> str:
-        share = "" if self.share == 1 else f" at the data fraction {self.share:g}"
-        return f"method {self.method['name']!r} on student {self.student['name']!r}{share}"
+    def label(self) -> str:
+        fraction = "" if self.fraction == 1 else f" at the data fraction {self.fraction:g}"
+        return f"method {self.method['name']!r} on student {self.student['name']!r}{fraction}"
 
 
 def check_counts(suite: Suite) -> None:
-    """Refuses a suite whose data have too few images for an arm or a task: KdepError.
+    """Raises KdepError where the data have too few images for a method or a task.
 
-    Data that are not there, or of which nothing is known, are left to their preparation.
+    Data that are absent, or whose counts are unknown, are checked by their `prepare` stage.
     """
     for part in suite.variants or [suite]:
-        most = _enough(part)
-        pool = known_data.pool_images(part.data, most)
+        sufficient = _sufficient_images(part)
+        pool = known_data.pool_images(part.data, sufficient)
         if pool is not None:
-            _check_shares(part, pool, pool < most)
-            for arm in _arms(part, pool):
-                for rule in ARM_RULES:
-                    rule(arm)
+            _check_fractions(part, pool, pool < sufficient)
+            for run in _runs(part, pool):
+                for rule in RUN_RULES:
+                    rule(run)
     for task in suite.tasks:
         for task_rule in TASK_RULES:
             task_rule(suite.data, task)
 
 
-def _check_shares(suite: Suite, pool: int, exactly: bool) -> None:
-    """Refuses two shares that are the same images: their rows would be called different."""
-    if not exactly or suite.share_by != "image":
+def _check_fractions(suite: Suite, pool: int, exact: bool) -> None:
+    """Refuses two data fractions that select the same images: they would be separate rows."""
+    if not exact or suite.share_by != "image":
         return
     first: dict[int, float] = {}
-    for share in suite.shares:
-        other = first.setdefault(round(share * pool), share)
-        if other != share:
+    for fraction in suite.shares:
+        earlier = first.setdefault(round(fraction * pool), fraction)
+        if earlier != fraction:
             raise KdepError(
-                f"the data fractions {other:g} and {share:g} of {pool} images select the same "
-                f"{round(share * pool)} images",
+                f"the data fractions {earlier:g} and {fraction:g} of {pool} images select the same "
+                f"{round(fraction * pool)} images",
                 fix="remove one of them from `shares`",
             )
 
 
-def _enough(suite: Suite) -> int:
-    """A number of pool images with which no rule of an arm can fail."""
+def _sufficient_images(suite: Suite) -> int:
+    """A number of pool images with which no rule in RUN_RULES can fail."""
     budget, least = suite.budget, min(suite.shares)
     steps = 1.0 if budget.ema is None else math.log(0.5) / math.log(budget.ema) + 1
     assistants = [m["teacher"] for m in suite.methods if m.get("teacher")]
@@ -87,14 +88,14 @@ def _enough(suite: Suite) -> int:
     return math.ceil(max(budget.batch * steps / epochs, *widths) / least) + 2
 
 
-def _arms(suite: Suite, pool: int) -> Iterator[Counted]:
+def _runs(suite: Suite, pool: int) -> Iterator[CountedRun]:
     for student in suite.students:
-        base = suite.teachers[student["name"]]
-        for method in arms_of(suite, student):
+        suite_teacher = suite.teachers[student["name"]]
+        for method in methods_for(suite, student):
             if trains(method):
-                for share in suite.shares:
+                for fraction in suite.shares:
                     yield from _chain(
-                        suite, student, method, base, suite.budget.epochs, share, pool
+                        suite, student, method, suite_teacher, suite.budget.epochs, fraction, pool
                     )
 
 
@@ -102,48 +103,58 @@ def _chain(
     suite: Suite,
     student: Json,
     method: Json,
-    base: Json | None,
+    suite_teacher: Json | None,
     epochs: float,
-    share: float,
+    fraction: float,
     pool: int,
-) -> Iterator[Counted]:
-    """The arm that teaches a method, if one does, and the arm itself."""
-    told = method.get("teacher")
-    if told is not None and uses_teacher(method):
-        own = epochs if told["epochs"] is None else told["epochs"]
-        yield from _chain(suite, told["student"], told["method"], base, own, share, pool)
-    yield Counted(suite, student, method, base, epochs, share, round(share * pool), pool)
+) -> Iterator[CountedRun]:
+    """The intermediate teacher of a method, if it has one, and then the method."""
+    intermediate = method.get("teacher")
+    if intermediate is not None and uses_teacher(method):
+        upstream_epochs = epochs if intermediate["epochs"] is None else intermediate["epochs"]
+        yield from _chain(
+            suite,
+            intermediate["student"],
+            intermediate["method"],
+            suite_teacher,
+            upstream_epochs,
+            fraction,
+            pool,
+        )
+    yield CountedRun(
+        suite, student, method, suite_teacher, epochs, fraction, round(fraction * pool), pool
+    )
 
 
-# ---- rules of an arm ----
+# ---- rules of a pre-training ----
 
 
-def some_images(arm: Counted) -> None:
-    """A share that leaves no image."""
-    if arm.images < 1:
+def at_least_one_image(run: CountedRun) -> None:
+    """A data fraction must contain at least one image."""
+    if run.images < 1:
         raise KdepError(
-            f"{arm.who} has {arm.share:g} of {arm.pool} images, which rounds to 0 images",
-            fix=f"use a data fraction of {math.ceil(1000 / arm.pool) / 1000:g} or more",
+            f"{run.label} has {run.fraction:g} of {run.pool} images, which rounds to 0 images",
+            fix=f"use a data fraction of {math.ceil(1000 / run.pool) / 1000:g} or more",
         )
 
 
-def budget(arm: Counted) -> None:
-    """A budget that is not what it says on so few images."""
-    spec = {**arm.suite.budget.spec(), "epochs": arm.epochs}
-    check_budget(spec, arm.images, arm.pool, arm.share, arm.who)
+def budget(run: CountedRun) -> None:
+    """A budget must have the epochs that it sets on so few images."""
+    spec = {**run.suite.budget.spec(), "epochs": run.epochs}
+    check_budget(spec, run.images, run.pool, run.fraction, run.label)
 
 
-def alignment(arm: Counted) -> None:
-    """Fewer features than the directions that an alignment fits."""
-    if not arm.method.get("align") or not uses_teacher(arm.method):
+def alignment(run: CountedRun) -> None:
+    """An alignment needs at least as many features as the directions that it fits."""
+    if not run.method.get("align") or not uses_teacher(run.method):
         return
-    teacher = assistant_of(arm.method) or arm.base
-    width = arm.student["width"]
+    teacher = assistant_of(run.method) or run.suite_teacher
+    width = run.student["width"]
     directions = min(width, (teacher and teacher_width(teacher)) or width)
-    check_rows(arm.images, arm.suite.budget.views, directions, arm.share, arm.pool, arm.who)
+    check_rows(run.images, run.suite.budget.views, directions, run.fraction, run.pool, run.label)
 
 
-ARM_RULES: tuple[Callable[[Counted], None], ...] = (some_images, budget, alignment)
+RUN_RULES: tuple[Callable[[CountedRun], None], ...] = (at_least_one_image, budget, alignment)
 
 
 # ---- rules of a task ----
@@ -153,7 +164,7 @@ _PROBE = "kdep_bench.transfer.classification.LinearProbe"
 
 
 def fine_tuning_batch(data: Json, task: Json) -> None:
-    """A batch of a fine-tuning that its training images do not fill: they would give no step."""
+    """The training images of a fine-tuning must fill a batch: otherwise it takes no step."""
     if task["type"] != _FINE_TUNE:
         return
     folder, batch = f"{task['recipe']['folder']}/train", task["recipe"]["batch"]
@@ -168,7 +179,7 @@ def fine_tuning_batch(data: Json, task: Json) -> None:
 
 
 def probe(data: Json, task: Json) -> None:
-    """A linear probe whose split or folds leave a class without an image."""
+    """Every split or fold of a linear probe must have images of every class."""
     if task["type"] != _PROBE:
         return
     recipe = task["recipe"]

@@ -26,8 +26,8 @@ class StageKind:
             suite's largest stage peaks at 1.7 GiB.
         ddp: the function may run as several processes at once (torchrun); how many changes no
             result but by rounding and, in transfers, the random draws of augmentations.
-        rooms: parts of the package (paths below kdep_bench/) whose source the stage runs; a done
-            stage made by other source is reported, not rerun.
+        source_paths: parts of the package (paths below kdep_bench/) whose source the stage runs; a
+            finished stage made by other source is reported, not rerun.
     """
 
     function: str
@@ -39,22 +39,24 @@ class StageKind:
     cost: float = 60.0
     memory: int = 4096
     ddp: bool = False
-    rooms: tuple[str, ...] = field(default=())
+    source_paths: tuple[str, ...] = field(default=())
 
 
 _MM = ("openmmlab", "ops")
 _SAMPLES = ("data/views.py", "data/shares.py")
 
 KINDS: Mapping[str, StageKind] = {
-    "prepare": StageKind("kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, rooms=("data",)),
-    "views": StageKind("kdep_bench.data.views:run", 1, cost=20, rooms=("data/views.py",)),
+    "prepare": StageKind(
+        "kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, source_paths=("data",)
+    ),
+    "views": StageKind("kdep_bench.data.views:run", 1, cost=20, source_paths=("data/views.py",)),
     "cache": StageKind(
         "kdep_bench.features.cache:run",
         1,
         resumable=True,
         gpu=True,
         cost=400,
-        rooms=(
+        source_paths=(
             "features/cache.py",
             "features/cache_check.py",
             "features/cache_read.py",
@@ -67,7 +69,7 @@ KINDS: Mapping[str, StageKind] = {
         "kdep_bench.features.align:run",
         1,
         cost=20,
-        rooms=("features", *_SAMPLES),
+        source_paths=("features", *_SAMPLES),
     ),
     "pretrain": StageKind(
         "kdep_bench.pretrain.stage:run",
@@ -77,7 +79,7 @@ KINDS: Mapping[str, StageKind] = {
         ddp=True,
         timeout=72 * _HOUR,
         cost=600,
-        rooms=(
+        source_paths=(
             "pretrain",
             "objectives",
             "schedules",
@@ -93,7 +95,7 @@ KINDS: Mapping[str, StageKind] = {
         "kdep_bench.transfer.export:run",
         1,
         cost=5,
-        rooms=(
+        source_paths=(
             "transfer/export.py",
             "transfer/model_card.py",
             "students",
@@ -109,6 +111,6 @@ KINDS: Mapping[str, StageKind] = {
         ddp=True,
         timeout=72 * _HOUR,
         cost=120,
-        rooms=("transfer", "students", "networks", "pretrain/parallel.py", *_MM),
+        source_paths=("transfer", "students", "networks", "pretrain/parallel.py", *_MM),
     ),
 }

@@ -19,9 +19,16 @@ from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.arguments import check_classes, check_needs, check_optimizer, check_relates
-from kdep_bench.suite.arms import PROSE, assistant_of, head_classes, teacher_width, trains, without
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.known_data import has_labels, parts_of
+from kdep_bench.suite.methods import (
+    PROSE,
+    assistant_of,
+    head_classes,
+    teacher_width,
+    trains,
+    without,
+)
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
 from kdep_bench.transfer.recipes import check_recipe
 

@@ -4,7 +4,7 @@ prepare -> views -> cache -> align -> pretrain -> export -> transfer. A stage's 
 name and a hash of (kind, kind version, spec, upstream ids): whatever changes one of these changes
 the id of that stage and of all that follow, and of nothing else. So the transform of a method
 (T of PTS) belongs to `pretrain`, not to `align`, and recipes that only `transfer` reads are in no
-earlier spec. Arms share every stage whose id is equal.
+earlier spec. Methods share every stage whose id is equal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from kdep_bench.files import canonical_json
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.suite import claim_checks
 from kdep_bench.suite.arguments import check_optimizer
-from kdep_bench.suite.arms import PROSE, arms_of, assistant_of, teacher_config_for, trains, without
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.data_config import check_data_plan
-from kdep_bench.suite.graph import Cell, Plan, add_stage
+from kdep_bench.suite.graph import Plan, TransferRun, add_stage
 from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.known_data import has_labels
+from kdep_bench.suite.methods import (
+    PROSE,
+    assistant_of,
+    methods_for,
+    teacher_config_for,
+    trains,
+    without,
+)
 from kdep_bench.suite.pairs import check_pair, check_task, check_task_data
 from kdep_bench.suite.schema import Json, Suite, method_needs, uses_teacher
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
@@ -32,11 +39,13 @@ from kdep_bench.transfer import model_card
 
 # Keys of a method that the planner itself consumes.
 _PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
-# What a cache holds beside the pooled feature, where a method of the suite reads it.
+# What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens"}
-_COMMON = {"prepare", "views"}  # stages that an arm and its teacher share
-SEED_STEP = 1000  # keeps the scratch arm's initialisation seeds of different pairs apart
-MOST_CELLS = 20_000  # of a suite; planning as many takes some 10 s
+_COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
+# Initialisation seed of scratch: step * pre-training seed + transfer seed, so that two pairs of
+# seeds differ; `_check_untrained_seeds` refuses pairs that do not.
+SEED_STEP = 1000
+MAX_RUNS = 20_000  # transfer runs of a suite; planning that many takes about 10 s
 
 
 class _Builder:
@@ -44,8 +53,8 @@ class _Builder:
 
     def __init__(self, suite: Suite, kinds: Mapping[str, StageKind], plan: Plan) -> None:
         self.suite, self.kinds, self.plan = suite, kinds, plan
-        # What stages are told of each config: one dict each, so that its text is made once.
-        self.told: dict[int, Json] = {}
+        # id of a config -> its spec: one dict each, so that its text is made once.
+        self.config_specs: dict[int, Json] = {}
         self.budgets: dict[tuple[float, bool, str], Json] = {}
         self.live = suite.budget.teacher == "live"
         check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
@@ -58,32 +67,33 @@ class _Builder:
         self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(
             exclude={"timed", "trackers"}
         )
-        for what, given in self.runtime.items():
-            for kind in set(given) - set(kinds):
-                raise unknown_name(f"stage kind in runtime.{what}", kind, set(kinds))
+        for setting, per_kind in self.runtime.items():
+            for kind in set(per_kind) - set(kinds):
+                raise unknown_name(f"stage kind in runtime.{setting}", kind, set(kinds))
 
-    def config(self, page: Json, method: bool = False) -> Json:
-        """A student, task or method as its stages are told it."""
-        if id(page) not in self.told:
-            made = without(page, PROSE | (_PLANNING if method else set()))
-            self.told[id(page)] = (
-                {"labels_used": False, "transform": None, **made} if method else made
+    def config_spec(self, config: Json, method: bool = False) -> Json:
+        """The part of a student, task or method config that stages get as their spec."""
+        if id(config) not in self.config_specs:
+            spec = without(config, PROSE | (_PLANNING if method else set()))
+            self.config_specs[id(config)] = (
+                {"labels_used": False, "transform": None, **spec} if method else spec
             )
-        return self.told[id(page)]
+        return self.config_specs[id(config)]
 
-    def budget_of(self, epochs: float, whole: bool, method: Json) -> Json:
-        """The budget as a stage of `method` is told it, cut to `epochs`.
+    def budget_spec(self, epochs: float, full_pool: bool, method: Json) -> Json:
+        """Spec of the budget for a pre-training of `method` that lasts `epochs`.
 
-        Of the whole pool's images, both ways of counting an epoch are the same stage.
+        With all images, both ways of counting an epoch are equal: `epochs_over` is left out, so
+        that both give the same stage.
         """
-        own = method.get("optimizer") or {}
-        key = epochs, whole, canonical_json(own)
+        overrides = method.get("optimizer") or {}
+        key = epochs, full_pool, canonical_json(overrides)
         if key not in self.budgets:
-            told = {**self.suite.budget.spec(), "epochs": epochs}
-            if own:
+            spec = {**self.suite.budget.spec(), "epochs": epochs}
+            if overrides:
                 where = f"optimizer of method {method['name']!r}"
-                told["optimizer"] = merged(told["optimizer"], own, where)
-            self.budgets[key] = without(told, {"epochs_over"} if whole else set())
+                spec["optimizer"] = merged(spec["optimizer"], overrides, where)
+            self.budgets[key] = without(spec, {"epochs_over"} if full_pool else set())
         return self.budgets[key]
 
     def add(
@@ -105,7 +115,7 @@ class _Builder:
             function=function,
             trackers=self.suite.runtime.trackers if kind in trackers.KINDS else None,
             about=about,
-            **{what: given.get(kind) for what, given in self.runtime.items()},
+            **{setting: per_kind.get(kind) for setting, per_kind in self.runtime.items()},
         )
 
     def build(self) -> Plan:
@@ -120,8 +130,8 @@ class _Builder:
             maker,
         )
         check_data_plan(suite.data, suite.tasks)
-        drawn = suite.share_by == "class" and min(suite.shares) < 1
-        if drawn and not has_labels(suite.data):
+        per_class = suite.share_by == "class" and min(suite.shares) < 1
+        if per_class and not has_labels(suite.data):
             raise KdepError(
                 "the suite draws its data fractions per class (share_by), but the data "
                 f"{suite.data['name']!r} have no labels",
@@ -135,12 +145,14 @@ class _Builder:
                 tests_on(task, suite.data["name"])  # refuses what is no list of names
             trained_on(suite.teachers[student["name"]])
             check_stated(suite.teachers[student["name"]] or {})
-            for method in arms_of(suite, student):
+            for method in methods_for(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
-                for share in self.shares(method):
-                    for p, t in self.pairs(method):
-                        self.cell(prepare, student, method, share, p, t)
-        if not self.plan.cells:
+                for fraction in self.fractions(method):
+                    for pretrain_seed, transfer_seed in self.pairs(method):
+                        self.add_runs(
+                            prepare, student, method, fraction, pretrain_seed, transfer_seed
+                        )
+        if not self.plan.runs:
             raise KdepError(
                 f"the suite {suite.name!r} contains no run: none of its methods applies to one of "
                 "its students",
@@ -148,15 +160,15 @@ class _Builder:
             )
         return self.plan
 
-    def shares(self, method: Json) -> list[float]:
-        """An arm that takes no training step saw no share: planned once, beside the largest."""
+    def fractions(self, method: Json) -> list[float]:
+        """Data fractions to plan; the largest only for a method without pre-training steps."""
         return self.suite.shares if trains(method) else [max(self.suite.shares)]
 
-    def share(self, share: float) -> Json:
-        """What a stage is told of its share; how it is drawn only where that is per class."""
-        told: Json = {"share": share, "share_seed": self.suite.seeds.share}
-        drawn = self.suite.share_by == "class" and share < 1
-        return told | ({"share_by": "class"} if drawn else {})
+    def fraction_spec(self, fraction: float) -> Json:
+        """Spec keys of a data fraction; `share_by` only where images are drawn per class."""
+        spec: Json = {"share": fraction, "share_seed": self.suite.seeds.share}
+        per_class = self.suite.share_by == "class" and fraction < 1
+        return spec | ({"share_by": "class"} if per_class else {})
 
     def pairs(self, method: Json) -> list[tuple[int, int]]:
         seeds = self.suite.seeds
@@ -178,74 +190,75 @@ class _Builder:
         name = f"{suite.data['name']}.{px}px.x{suite.budget.views}"
         return self.add("views", name, spec, {"prepare": prepare})
 
-    def teaching(
+    def teacher_stages(
         self,
         prepare: str,
         views: str,
         student: Json,
         method: Json,
-        share: float,
-        base: Json | None,
+        fraction: float,
+        suite_teacher: Json | None,
         upstream: Mapping[str, str] | None,
     ) -> dict[str, str]:
-        """The cache and, for a method with alignment, the basis: role -> stage id.
+        """Adds the teacher's cache and, for a method with alignment, the basis: role -> stage id.
 
         A live teacher needs the images themselves, and a cache only to fit an alignment. An
-        assistant (`upstream`: its chain) is always read from its cache.
+        intermediate teacher (`upstream`: its chain of stages) is always read from its cache.
         """
-        teacher = assistant_of(method) or base
+        teacher = assistant_of(method) or suite_teacher
         assert teacher is not None
         live = self.live and upstream is None
         if live and not method.get("align"):
             return {"images": prepare}
         spec: Json = {"teacher": without(teacher, PROSE)}
-        outputs = [] if live else self.outputs(teacher, student["input_px"], method)
+        outputs = [] if live else self.cache_outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
-        name, needs, most = teacher["name"], {"prepare": prepare, "views": views}, 1.0
+        name, needs, cache_fraction = teacher["name"], {"prepare": prepare, "views": views}, 1.0
         if set(outputs) - {"logits"}:
-            most = max(self.suite.shares)
+            cache_fraction = max(self.suite.shares)
         if upstream is not None:
-            most = share
+            cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
-        if most < 1:
-            # Maps are large and an assistant serves few arms: only rows that some arm reads.
-            spec |= self.share(most)
-        cache = self.add("cache", f"{name}{_share(most)}", spec, needs)
+        if cache_fraction < 1:
+            # Maps are large and an intermediate teacher serves few methods: store only the rows
+            # that some method reads.
+            spec |= self.fraction_spec(cache_fraction)
+        cache = self.add("cache", f"{name}{_fraction_label(cache_fraction)}", spec, needs)
         if not method.get("align"):
             return {"cache": cache}
         spec = {
             "align": method["align"],
             "width": student["width"],
-            **self.share(share),
+            **self.fraction_spec(fraction),
         }
-        kind = str(method["align"].get("type", "align")).rpartition(".")[2]
-        name = f"{teacher['name']}.{kind}{student['width']}"
+        aligner = str(method["align"].get("type", "align")).rpartition(".")[2]
+        name = f"{teacher['name']}.{aligner}{student['width']}"
         needs = {"views": views, "cache": cache}
         if "share_by" in spec:
             needs["prepare"] = prepare
-        align = self.add("align", f"{name}{_share(share)}", spec, needs)
+        align = self.add("align", f"{name}{_fraction_label(fraction)}", spec, needs)
         return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
 
-    def outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
-        """What the cache that `method` reads holds beside the pooled feature.
+    def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
+        """Outputs that the cache read by `method` holds in addition to the pooled feature.
 
-        Logits are small and stored for all arms of a teacher, unless they follow from the pooled
-        feature. Maps and tokens are large: the arms that read them share a cache of their own, so
-        that they touch no finished stage of the others; the teacher then runs once more.
+        Logits are small and stored for all methods of a teacher, unless they can be computed from
+        the pooled feature. Maps and tokens are large: the methods that read them share a separate
+        cache, so that no finished stage of the other methods changes; the teacher then runs twice.
         """
 
         def stored(m: Json) -> set[str]:
-            found = method_needs(m) & STORED
+            names = method_needs(m) & STORED
             if teacher.get("card", {}).get("logits_from_pooled"):
-                found.discard("logits")
+                names.discard("logits")
             maps = levels_of(m.get("objective"))
-            if "maps" in found and maps:
-                found = (found - {"maps"}) | {f"maps.{name}" for name in maps}
-            return found
+            if "maps" in names and maps:
+                names = (names - {"maps"}) | {f"maps.{name}" for name in maps}
+            return names
 
-        found = stored(method)
-        large = bool(found - {"logits"})
+        names = stored(method)
+        large = bool(names - {"logits"})
         for student in self.suite.students:
             if student["input_px"] == px:
                 for m in self.suite.methods:
@@ -253,127 +266,157 @@ class _Builder:
                     if cache_teacher == teacher and student["name"] in (
                         m.get("students") or [student["name"]]
                     ):
-                        found |= stored(m) if large else stored(m) & {"logits"}
-        return sorted(found)
+                        names |= stored(m) if large else stored(m) & {"logits"}
+        return sorted(names)
 
-    def arm(
+    def add_pretraining(
         self,
         prepare: str,
         student: Json,
         method: Json,
-        share: float,
-        p: int,
-        t: int,
-        base: Json | None,
+        fraction: float,
+        pretrain_seed: int,
+        transfer_seed: int,
+        suite_teacher: Json | None,
         epochs: float | None = None,
     ) -> tuple[dict[str, str], str]:
-        """(chain of stages up to the export, label) of one arm at one pair of seeds.
+        """Adds the stages up to the export of one method at one pair of seeds.
 
-        Its teacher is `base`, or an arm of its own, whose stages are in the chain as "teacher.*".
+        The teacher is `suite_teacher`, or an intermediate teacher that is pre-trained first; its
+        stages are in the chain as "teacher.*".
+
+        Returns:
+            (chain: role -> stage id, label for stage names).
         """
         suite, chain = self.suite, {"prepare": prepare}
         needs: dict[str, str] = {}
         spec: Json = {
-            "student": self.config(student),
-            "method": self.config(method, method=True),
-            "seed": p,
+            "student": self.config_spec(student),
+            "method": self.config_spec(method, method=True),
+            "seed": pretrain_seed,
         }
         if trains(method):
             chain["views"] = needs["views"] = self.views(prepare, student)
-            spec.update(self.share(share))
-            spec["budget"] = self.budget_of(epochs or suite.budget.epochs, share == 1, method)
+            spec.update(self.fraction_spec(fraction))
+            spec["budget"] = self.budget_spec(epochs or suite.budget.epochs, fraction == 1, method)
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if uses_teacher(method):
-                told, upstream = method.get("teacher"), None
-                if told is not None:
-                    upstream, _ = self.arm(
-                        prepare, told["student"], told["method"], share, p, t, base, told["epochs"]
+                intermediate, upstream = method.get("teacher"), None
+                if intermediate is not None:
+                    upstream, _ = self.add_pretraining(
+                        prepare,
+                        intermediate["student"],
+                        intermediate["method"],
+                        fraction,
+                        pretrain_seed,
+                        transfer_seed,
+                        suite_teacher,
+                        intermediate["epochs"],
                     )
                     chain.update(
                         {f"teacher.{k}": v for k, v in upstream.items() if k not in _COMMON}
                     )
-                more = self.teaching(
-                    prepare, needs["views"], student, method, share, base, upstream
+                teacher_stages = self.teacher_stages(
+                    prepare, needs["views"], student, method, fraction, suite_teacher, upstream
                 )
-                needs.update(more)
-                chain.update({k: v for k, v in more.items() if k != "images"})
-                if "images" in more:
-                    assert base is not None
-                    spec["teacher"] = without(base, PROSE)
+                needs.update(teacher_stages)
+                chain.update({k: v for k, v in teacher_stages.items() if k != "images"})
+                if "images" in teacher_stages:
+                    assert suite_teacher is not None
+                    spec["teacher"] = without(suite_teacher, PROSE)
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:
             # Another random initialisation for every pair of seeds; equal to the transfer seed
             # where the suite has the one pre-training seed 0.
-            spec["seed"] = p * SEED_STEP + t if suite.seeds.pairs == "product" else t
-        cut = "" if epochs is None else f".{epochs:g}ep"
-        part = _share(share) if trains(method) else ""  # an untrained arm is that of any share
-        label = f"{student['name']}.{method['name']}{cut}{part}"
+            spec["seed"] = (
+                pretrain_seed * SEED_STEP + transfer_seed
+                if suite.seeds.pairs == "product"
+                else transfer_seed
+            )
+        epochs_label = "" if epochs is None else f".{epochs:g}ep"
+        # An untrained student is the same at every data fraction.
+        fraction_label = _fraction_label(fraction) if trains(method) else ""
+        label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}"
         chain["pretrain"] = self.add("pretrain", f"{label}.s{spec['seed']}", spec, needs)
         chain["export"] = self.add(
             "export",
             f"{label}.s{spec['seed']}",
-            {"student": self.config(student)},
+            {"student": self.config_spec(student)},
             {"pretrain": chain["pretrain"]},
             about=model_card.about(
                 method,
                 student,
-                teacher_config_for(method, base),
+                teacher_config_for(method, suite_teacher),
                 suite.data["name"],
-                share,
+                fraction,
                 spec["seed"],
             ),
         )
         return chain, f"{label}.s{spec['seed']}"
 
-    def cell(self, prepare: str, student: Json, method: Json, share: float, p: int, t: int) -> None:
-        base = self.suite.teachers[student["name"]]
-        chain, label = self.arm(prepare, student, method, share, p, t, base)
+    def add_runs(
+        self,
+        prepare: str,
+        student: Json,
+        method: Json,
+        fraction: float,
+        pretrain_seed: int,
+        transfer_seed: int,
+    ) -> None:
+        suite_teacher = self.suite.teachers[student["name"]]
+        chain, label = self.add_pretraining(
+            prepare, student, method, fraction, pretrain_seed, transfer_seed, suite_teacher
+        )
         for task in self.suite.tasks:
             stage = self.add(
                 "transfer",
-                f"{task['name']}.{label}-{t}",
+                f"{task['name']}.{label}-{transfer_seed}",
                 {
-                    "task": self.config(task),
-                    "student": self.config(student),
-                    "seed": t,
+                    "task": self.config_spec(task),
+                    "student": self.config_spec(student),
+                    "seed": transfer_seed,
                 },
                 {"prepare": prepare, "export": chain["export"]},
             )
-            self.plan.cells.append(
-                Cell(
+            self.plan.runs.append(
+                TransferRun(
                     method=method,
                     student=student,
-                    teacher=teacher_config_for(method, base),
+                    teacher=teacher_config_for(method, suite_teacher),
                     task=task,
-                    share=share,
-                    pretrain_seed=p,
-                    transfer_seed=t,
+                    fraction=fraction,
+                    pretrain_seed=pretrain_seed,
+                    transfer_seed=transfer_seed,
                     chain={**chain, "transfer": stage},
                 )
             )
 
 
-def _share(share: float) -> str:
-    return "" if share == 1 else f".{share:g}"
+def _fraction_label(fraction: float) -> str:
+    return "" if fraction == 1 else f".{fraction:g}"
 
 
 def check_size(suite: Suite) -> None:
-    """Refuses a suite of more cells than MOST_CELLS, before any is made, and seeds that collide."""
-    cells = 0
+    """Refuses a suite of more than MAX_RUNS runs, before any is planned, and seeds that collide."""
+    n_runs = 0
     for part in suite.variants or [suite]:
         seeds = part.seeds
         pairs = len(seeds.pretrain) * (len(seeds.transfer) if seeds.pairs == "product" else 1)
         for student in part.students:
-            for method in arms_of(part, student):
-                given = method.get("weights") is not None and seeds.pairs == "product"
-                shares = len(part.shares) if trains(method) else 1
-                cells += (len(seeds.transfer) if given else pairs) * shares * len(part.tasks)
-    if cells > MOST_CELLS:
+            for method in methods_for(part, student):
+                fixed_weights = method.get("weights") is not None and seeds.pairs == "product"
+                n_fractions = len(part.shares) if trains(method) else 1
+                n_runs += (
+                    (len(seeds.transfer) if fixed_weights else pairs)
+                    * n_fractions
+                    * len(part.tasks)
+                )
+    if n_runs > MAX_RUNS:
         raise KdepError(
-            f"the suite {suite.name!r} has {cells:,} transfer runs",
-            expected=f"at most {MOST_CELLS:,}",
+            f"the suite {suite.name!r} has {n_runs:,} transfer runs",
+            expected=f"at most {MAX_RUNS:,}",
             fix="use fewer seeds, or seeds.pairs='diagonal' (the i-th pre-training seed with the "
             "i-th transfer seed, instead of all pairs)",
         )
@@ -381,18 +424,18 @@ def check_size(suite: Suite) -> None:
 
 
 def _check_untrained_seeds(suite: Suite) -> None:
-    """Refuses seeds of which two pairs give an untrained arm the same random weights."""
+    """Refuses seeds of which two pairs give an untrained student the same random weights."""
     untrained = any(not trains(m) and m.get("weights") is None for m in suite.methods)
     if not untrained or suite.seeds.pairs != "product":
         return
     first: dict[int, tuple[int, int]] = {}
     for p in suite.seeds.pretrain:
         for t in suite.seeds.transfer:
-            other = first.setdefault(p * SEED_STEP + t, (p, t))
-            if other != (p, t):
+            earlier = first.setdefault(p * SEED_STEP + t, (p, t))
+            if earlier != (p, t):
                 raise KdepError(
                     f"two seed pairs (pre-training, transfer) of the suite {suite.name!r}, "
-                    f"{other} and {(p, t)}, give an untrained student the same random weights",
+                    f"{earlier} and {(p, t)}, give an untrained student the same random weights",
                     expected=f"pairs with different values of {SEED_STEP} * pre-training seed + "
                     "transfer seed",
                     fix=f"use transfer seeds below {SEED_STEP}",
@@ -400,22 +443,22 @@ def _check_untrained_seeds(suite: Suite) -> None:
 
 
 def check_names(plan: Plan) -> None:
-    """Refuses two arms that tables could not tell apart: KdepError.
+    """Raises KdepError for two different methods that would have the same row in tables.
 
     The variants of a suite may each have a method or a teacher of one name with other contents.
     """
-    first: dict[tuple[Any, ...], Cell] = {}
-    for cell in plan.cells:
-        budget = plan.stages[cell.chain["pretrain"]].spec.get("budget") or {}
-        teacher = "" if cell.teacher is None else cell.teacher["name"]
-        key = (cell.student["name"], cell.method["name"], teacher, cell.share)
-        key += (budget.get("epochs"), budget.get("epochs_over"), cell.task["name"])
-        other = first.setdefault((*key, cell.pretrain_seed, cell.transfer_seed), cell)
-        if other.id != cell.id:
-            taught = f" with the teacher {teacher!r}" if teacher else ""
+    first: dict[tuple[Any, ...], TransferRun] = {}
+    for run in plan.runs:
+        budget = plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
+        teacher = "" if run.teacher is None else run.teacher["name"]
+        key = (run.student["name"], run.method["name"], teacher, run.fraction)
+        key += (budget.get("epochs"), budget.get("epochs_over"), run.task["name"])
+        earlier = first.setdefault((*key, run.pretrain_seed, run.transfer_seed), run)
+        if earlier.id != run.id:
+            with_teacher = f" with the teacher {teacher!r}" if teacher else ""
             raise KdepError(
                 f"two variants of the suite {plan.name!r} run different methods under one name, "
-                f"{cell.method['name']!r}{taught}",
+                f"{run.method['name']!r}{with_teacher}",
                 fix="give one of them its own `name`: dict(base=..., name=...)",
             )
 
@@ -431,12 +474,13 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     for variant in suite.variants or [suite]:
         _Builder(variant, kinds, plan).build()
     check_names(plan)
-    first: dict[str, Cell] = {}  # equal in several variants, as scratch is: one run, one record
-    for cell in plan.cells:
-        first.setdefault(cell.id, cell)
-    plan.cells[:] = first.values()
+    # Variants plan equal runs, such as scratch: one run, one record.
+    first: dict[str, TransferRun] = {}
+    for run in plan.runs:
+        first.setdefault(run.id, run)
+    plan.runs[:] = first.values()
     if suite.claims:
         budgets = {i: s.spec.get("budget") for i, s in plan.stages.items()}
-        arms = {claim_checks.arm(c, budgets[c.chain["pretrain"]]) for c in plan.cells}
-        claim_checks.check_claims(suite.claims, arms, {t["family"] for t in suite.tasks})
+        rows = {claim_checks.planned_row(c, budgets[c.chain["pretrain"]]) for c in plan.runs}
+        claim_checks.check_claims(suite.claims, rows, {t["family"] for t in suite.tasks})
     return plan

@@ -19,7 +19,7 @@ from kdep_bench.suite.schema import Json, Suite
 PX = 32  # input side of students: one position left after their last stage
 TEACHER_PX = 28  # a multiple of every teacher's patch (4 for Swin, 14 for DINOv2)
 IMAGES = 96  # of the tiny ImageNet, data/official/imagenet.py
-SHARE = 0.875  # for every share below 1: a tenth of the tiny pool would need ten times the views
+FRACTION = 0.875  # for every share below 1: a tenth of the tiny pool would need ten times the views
 STEPS, BATCH = 2, 16
 COST = (
     4.0  # seconds guessed for every stage: the kinds' guesses are of real ones, and hours too long
@@ -62,8 +62,8 @@ def changes() -> str:
         "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
         f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
-        f"seed per data fraction, {SHARE:g} for fractions below 1, as many views as an SVD needs "
-        f"rows); transfer recipes, where they have these keys: {recipe} (batch "
+        f"seed per data fraction, {FRACTION:g} for fractions below 1, as many views as an SVD "
+        f"needs rows); transfer recipes, where they have these keys: {recipe} (batch "
         f"{CLASSIFICATION_BATCH} in classification); heads: {model}. Its scores are meaningless."
     )
 
@@ -107,7 +107,7 @@ def rehearsed(suite: Suite) -> Suite:
         update={"pretrain": suite.seeds.pretrain[:1], "transfer": suite.seeds.transfer[:1]}
     )
     runtime = suite.runtime.model_copy(update={"cost": dict.fromkeys(KINDS, COST)})
-    whole = {
+    common = {
         "name": f"rehearsal_{suite.name}",
         "data": {**data, "name": "rehearsal", "tiny_seed": 0},
         "students": [{**s, "input_px": PX} for s in suite.students],
@@ -116,22 +116,22 @@ def rehearsed(suite: Suite) -> Suite:
         "runtime": runtime,
         "claims": [],
     }
-    parts = [_part(v.model_copy(update=whole)) for v in suite.variants or [suite]]
-    return suite.model_copy(update={**whole, "variants": [p for each in parts for p in each]})
+    parts = [_variants(v.model_copy(update=common)) for v in suite.variants or [suite]]
+    return suite.model_copy(update={**common, "variants": [p for each in parts for p in each]})
 
 
-def _part(suite: Suite) -> list[Suite]:
+def _variants(suite: Suite) -> list[Suite]:
     """One variant for each share, as the number of epochs that makes STEPS steps differs."""
     rows = max(s["width"] for s in suite.students) * 1.1
-    views = math.ceil(rows / (IMAGES * SHARE))
+    views = math.ceil(rows / (IMAGES * FRACTION))
     teachers = {k: t and _teacher(t) for k, t in suite.teachers.items()}
     out = []
-    for share in sorted({1.0 if s == 1 else SHARE for s in suite.shares}, reverse=True):
-        epochs = STEPS * BATCH / (IMAGES * share)
+    for fraction in sorted({1.0 if s == 1 else FRACTION for s in suite.shares}, reverse=True):
+        epochs = STEPS * BATCH / (IMAGES * fraction)
         change: Json = {"epochs": epochs, "batch": BATCH, "views": views}
         budget = suite.budget.model_copy(update=change)
         out.append(
-            suite.model_copy(update={"shares": [share], "budget": budget, "teachers": teachers})
+            suite.model_copy(update={"shares": [fraction], "budget": budget, "teachers": teachers})
         )
     return out
 

@@ -176,7 +176,7 @@ class _Task(_Part):
 
 
 class _Named(BaseModel):
-    """Data, teachers and claims: their own rooms check the rest."""
+    """Data, teachers and claims: their packages check the rest."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: str

@@ -43,8 +43,8 @@ def why_not() -> str:
 
 def sweep() -> None:
     """Removes what a test cluster that was killed left on this machine; a running one stays."""
-    rooms = {link.readlink().parent for link in ETC.glob("*.conf") if link.is_symlink()}
-    for room in {r for r in rooms if r.name.startswith(ROOM)}:
+    folders = {link.readlink().parent for link in ETC.glob("*.conf") if link.is_symlink()}
+    for room in {r for r in folders if r.name.startswith(ROOM)}:
         pids = [*room.glob("*.pid"), *room.glob("munge/*.pid")]
         if not any(Path(f"/proc/{pid.read_text().strip()}").exists() for pid in pids):
             _forget(room)

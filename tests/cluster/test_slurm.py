@@ -108,7 +108,7 @@ def test_a_suite_ends_as_it_does_here_and_runs_may_be_mixed(slurm: Slurm, tmp_pa
     assert fakes.run(plan, work).ran == [fakes.one(plan, "d")]
     assert results(plan, work) == results(plan, tmp_path / "here")
     assert Counter(fakes.traced(work)) == Counter("abcd")
-    assert not list(work.glob(".cluster/*"))  # the rooms of runs that went well are gone
+    assert not list(work.glob(".cluster/*"))  # folders of successful runs are removed
 
 
 def test_a_failing_stage_skips_only_its_dependents(slurm: Slurm, tmp_path):

@@ -249,7 +249,7 @@ def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) 
 
 def test_recipes_name_the_classes_of_the_masks_in_their_order() -> None:
     from kdep_bench.data.pocket.material import SCENE
-    from kdep_bench.suite.config import read_room
+    from kdep_bench.suite.config import load_config
 
     for task in ("pocket_seg", "smoke_seg"):
-        assert read_room("task", task)["recipe"]["classes"] == [*CLASSES, SCENE]
+        assert load_config("task", task)["recipe"]["classes"] == [*CLASSES, SCENE]

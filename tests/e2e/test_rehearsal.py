@@ -35,9 +35,9 @@ def test_the_protocol_is_complete(name: str) -> None:
     assert steps == {(1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900)}
     assert sorted({round(s * e, 6) for s, e in steps}) == [9, 18, 90]  # equal images seen
     full = build_plan(suite)
-    assert len({c.task["recipe"]["set"] + c.task["family"] for c in full.cells}) == 9
-    assert {c.transfer_seed for c in full.cells} == {0, 1, 2}
-    assert len({c.id for c in full.cells}) == len(full.cells) == (10 * 6 + 6 + 1) * 9 * 3
+    assert len({c.task["recipe"]["set"] + c.task["family"] for c in full.runs}) == 9
+    assert {c.transfer_seed for c in full.runs} == {0, 1, 2}
+    assert len({c.id for c in full.runs}) == len(full.runs) == (10 * 6 + 6 + 1) * 9 * 3
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -45,12 +45,12 @@ def test_the_rehearsal_has_every_arm_and_task(name: str) -> None:
     def arms(some: Plan) -> set[tuple[str, str, bool]]:
         return {
             (c.method["name"], (c.teacher or {}).get("name", "").removeprefix("random_"),
-             c.share == 1) for c in some.cells
+             c.fraction == 1) for c in some.runs
         }  # fmt: skip
 
     full, small = build_plan(load_suite(name)), plan(name)
     assert arms(small) == arms(full)
-    assert {c.task["name"] for c in small.cells} == {c.task["name"] for c in full.cells}
+    assert {c.task["name"] for c in small.runs} == {c.task["name"] for c in full.runs}
 
 
 @pytest.mark.e2e
@@ -58,11 +58,11 @@ def test_a_sample_of_stages_runs(tmp_path: Path) -> None:
     """The chain of one logit arm to its pre-training, and a transfer of the scratch arm."""
     some = plan("paper_r18")
     taught = next(
-        c for c in some.cells
+        c for c in some.runs
         if c.method["name"] == "logit_kd" and c.teacher and "resnet50" in c.teacher["name"]
     )  # fmt: skip
     scratch = next(
-        c for c in some.cells if c.method["name"] == "scratch" and c.task["name"] == "dtd"
+        c for c in some.runs if c.method["name"] == "scratch" and c.task["name"] == "dtd"
     )
     wanted = [taught.chain["pretrain"], scratch.id]
     command = [sys.executable, str(REPO / "tools/run_suite.py"), "paper_r18", "--rehearse"]

@@ -286,8 +286,8 @@ class Case:
                 print(f"WRONG: {i}", file=sys.stderr)
                 count += 1
         found = {p.name for p in (self.results / "records").glob("*.json")}
-        for cell in self.world.plan.cells:
-            path = self.world.reference.results / "records" / f"{cell.id}.json"
+        for run in self.world.plan.runs:
+            path = self.world.reference.results / "records" / f"{run.id}.json"
             mine = self.results / "records" / path.name
             if path.name not in found or timeless(json.loads(mine.read_text())) != timeless(
                 json.loads(path.read_text())
@@ -1052,7 +1052,7 @@ def processor() -> str:
 
 def report(world: World, rows: list[Row], command: str) -> str:
     minutes, loads = sum(r.took for r in rows) / 60, [r.load for r in rows]
-    stages, cells = len(world.plan.stages), len(world.plan.cells)
+    stages, cells = len(world.plan.stages), len(world.plan.runs)
     return f"""# Faults injected into the smoke suite
 
 `{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread

@@ -25,7 +25,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 from kdep_bench.results.records import record as records
 from kdep_bench.suite.config import load_suite
-from kdep_bench.suite.graph import Cell
+from kdep_bench.suite.graph import TransferRun
 from kdep_bench.suite.plan import build_plan
 
 
@@ -205,8 +205,8 @@ def test_records_of_runs_no_longer_planned_are_set_aside(tmp_path):
     for _ in range(2):  # a cell may be set aside again
         suite, plan, work, results = world(tmp_path)
         collect(suite, plan, work, results)
-        for cell in plan.cells:
-            picture = results / "pictures" / cell.id / "worst.png"
+        for run in plan.runs:
+            picture = results / "pictures" / run.id / "worst.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes(b"png")
         suite, plan, work, results = world(tmp_path, methods=["scratch"])
@@ -254,10 +254,10 @@ def bend(path: Path, change) -> None:
 def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
-    bad = next(c for c in plan.cells if c.method["name"] == "kdep")
+    bad = next(c for c in plan.runs if c.method["name"] == "kdep")
     bend(work / bad.id, change)
     said = collect(suite, plan, work, results)
-    assert (said["ok"], said["failed"], said["missing"]) == (len(plan.cells) - 1, 1, 0)
+    assert (said["ok"], said["failed"], said["missing"]) == (len(plan.runs) - 1, 1, 0)
     record = records.load(results / "records" / f"{bad.id}.json")
     assert record.status == "failed"
     assert reason in str(record.error)
@@ -266,17 +266,17 @@ def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     (work / bad.id / "stage.json").write_text("{}")
     assert collect(suite, plan, work, results)["failed"] == 1
     assert fakes.run(plan, work).ok
-    assert collect(suite, plan, work, results)["ok"] == len(plan.cells)
+    assert collect(suite, plan, work, results)["ok"] == len(plan.runs)
 
 
 def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
-    one = next(c.chain["pretrain"] for c in plan.cells if c.method["name"] == "kdep")
+    one = next(c.chain["pretrain"] for c in plan.runs if c.method["name"] == "kdep")
     (work / one / "stage.json").write_text("[]")
     said = collect(suite, plan, work, results)
-    assert said["failed"] == len([c for c in plan.cells if one in c.chain.values()])
-    assert said["ok"] == len(plan.cells) - said["failed"] > 0
+    assert said["failed"] == len([c for c in plan.runs if one in c.chain.values()])
+    assert said["ok"] == len(plan.runs) - said["failed"] > 0
     assert f"the outputs of stage {one} cannot be used" in str(of(results, "kdep").error)
 
 
@@ -294,8 +294,8 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
 
 def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage():
     suite = load_suite("pocket")
-    cell = next(c for c in build_plan(suite).cells if c.teacher)
-    said = _teacher(cell, {})
+    run = next(c for c in build_plan(suite).runs if c.teacher)
+    said = _teacher(run, {})
     assert said is not None
     assert said["top1"] == 0.751
     assert "reported" in said["top1_source"]
@@ -305,13 +305,13 @@ def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage()
 def test_a_live_teachers_checksum_goes_into_the_record():
     suite = load_suite("pocket")
     plan = build_plan(suite)
-    cell = next(c for c in plan.cells if c.method["name"] == "kdep")
+    run = next(c for c in plan.runs if c.method["name"] == "kdep")
     live = {"outputs": {"teacher_source": "live", "teacher_checksum": "1" * 16}}
-    told = _teacher(cell, {"pretrain": live})
+    told = _teacher(run, {"pretrain": live})
     assert told is not None
     assert told["checksum"] == "1" * 16
     cached = {"outputs": {"teacher": {"checksum": "2" * 16}}}
-    told = _teacher(cell, {"pretrain": {"outputs": {}}, "cache": cached})
+    told = _teacher(run, {"pretrain": {"outputs": {}}, "cache": cached})
     assert told is not None
     assert told["checksum"] == "2" * 16
 
@@ -335,8 +335,8 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
         "teacher.cache": stage("cache", 50.0, whole, bytes=1000, forwards=200),
         "transfer": stage("transfer", 1.0),
     }
-    cell = Cell({}, {}, None, {}, 0.1, 0, 0, {})
-    cost = _cost(cell, found, True)
+    run = TransferRun({}, {}, None, {}, 0.1, 0, 0, {})
+    cost = _cost(run, found, True)
     assert cost["pretrain_s"] == 40.0
     assert cost["cache_s"] == 4.0 + 5.0  # all of the share's cache, a tenth of the whole one
     assert cost["cache_bytes"] == 200
@@ -344,9 +344,9 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     assert cost["extra_parameters"] == 3
     assert cost["peak_gpu_bytes"] is None
     found["pretrain"]["peak_gpu"], found["transfer"]["peak_gpu"] = 8, 9
-    assert _cost(cell, found, True)["peak_gpu_bytes"] == 9
+    assert _cost(run, found, True)["peak_gpu_bytes"] == 9
     del found["pretrain"]["outputs"]["extra_forwards"]
-    assert _cost(cell, found, True)["extra_forwards"] is None
+    assert _cost(run, found, True)["extra_forwards"] is None
 
 
 def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():
@@ -364,44 +364,44 @@ def test_a_record_notes_the_data_of_its_own_task_alone(tmp_path):
     _, plan, _, _ = world(tmp_path)  # a probe, which reads `classify`
     notes = {"classify": ["2 pictures lie in two classes"], "detect": ["no box of 'dog'"]}
     found = {"prepare": {"outputs": {"task_notes": notes}}}
-    assert _data_notes(plan.cells[0], found) == ["data: 2 pictures lie in two classes"]
-    assert _data_notes(plan.cells[0], {"prepare": {"outputs": {}}}) == []
-    assert _data_notes(plan.cells[0], {}) == []
+    assert _data_notes(plan.runs[0], found) == ["data: 2 pictures lie in two classes"]
+    assert _data_notes(plan.runs[0], {"prepare": {"outputs": {}}}) == []
+    assert _data_notes(plan.runs[0], {}) == []
 
 
 @pytest.mark.parametrize("chance", [None, 0.3])
 def test_a_record_of_a_task_that_states_no_split_says_test(tmp_path, chance):
     """As `Task` scores it; a table never calls a score of test one of train."""
     suite, plan, work, _ = world(tmp_path, methods=["scratch"])
-    cell = plan.cells[0]
-    cell.task.update(version=3)
+    run = plan.runs[0]
+    run.task.update(version=3)
     for key in ("split", "family", "direction"):
-        cell.task.pop(key)
+        run.task.pop(key)
     assert fakes.run(plan, work).ok
-    tell(work / cell.id, chance=chance)
-    record = record_of(suite, cell, _Chains(plan, work, {}))
+    tell(work / run.id, chance=chance)
+    record = record_of(suite, run, _Chains(plan, work, {}))
     assert record.status == "ok"
     task = record.task
     assert (task.split, task.family, task.direction, task.version) == ("test", "", "max", 3)
-    assert task.chance == (cell.task["chance"] if chance is None else chance)
+    assert task.chance == (run.task["chance"] if chance is None else chance)
 
 
 def test_a_record_names_the_family_and_the_source_of_its_method(tmp_path):
     suite, plan, work, results = world(tmp_path)
     collect(suite, plan, work, results)
-    for cell in plan.cells:
-        arm = of(results, cell.method["name"]).arm
-        assert arm.family == cell.method.get("family", "")
-        assert arm.source == cell.method.get("source", "")
-        assert arm.labels_used == bool(cell.method.get("labels_used"))
+    for run in plan.runs:
+        arm = of(results, run.method["name"]).arm
+        assert arm.family == run.method.get("family", "")
+        assert arm.source == run.method.get("source", "")
+        assert arm.labels_used == bool(run.method.get("labels_used"))
     assert {of(results, m).arm.family for m in ("kdep", "scratch")} == {"feature", "none"}
 
 
 def test_the_tables_say_what_the_methods_of_a_family_read(tmp_path):
     suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
-    for cell in plan.cells:
-        tell(work / cell.chain["pretrain"], extra_parameters=0)
+    for run in plan.runs:
+        tell(work / run.chain["pretrain"], extra_parameters=0)
     collect(suite, plan, work, results)
     table = (results / "leaderboard.md").read_text().partition("## Method families")[2]
     row = next(line for line in table.splitlines() if "| feature |" in line)
@@ -413,7 +413,7 @@ def test_the_data_card_has_the_counts_of_the_data_that_were_prepared(tmp_path):
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     assert not (results / "data_card.json").exists()  # a `prepare` that counts nothing
-    tell(work / plan.cells[0].chain["prepare"], counts={"images": {"pool": 7}})
+    tell(work / plan.runs[0].chain["prepare"], counts={"images": {"pool": 7}})
     assert "report" in collect(suite, plan, work, results)  # the tables show it
     card = read_json(results / "data_card.json")
     assert (card["name"], card["counts"]) == (suite.data["name"], {"pool": 7})

@@ -188,7 +188,7 @@ def test_a_results_folder_that_is_a_link_works(work, tmp_path):
     run_all(plan, work)
     (tmp_path / "disk").mkdir()
     (tmp_path / "results").symlink_to(tmp_path / "disk")
-    assert collect(suite, plan, work, tmp_path / "results")["ok"] == len(plan.cells)
+    assert collect(suite, plan, work, tmp_path / "results")["ok"] == len(plan.runs)
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "device"])
@@ -254,7 +254,9 @@ def test_a_log_cannot_be_a_device(tmp_path, capfd):
     one = fakes.add_stage(plan, "make", "a", {}, kinds=fakes.KINDS)
     (tmp_path / one).mkdir()
     (tmp_path / one / state.LOG).symlink_to("/dev/full")
-    code, said = worker.run_stage(stage_process.Order(plan.stages[one], tmp_path), lambda *_: None)
+    code, said = worker.run_stage(
+        stage_process.StageRequest(plan.stages[one], tmp_path), lambda *_: None
+    )
     assert code == stage_process.FAULT
     assert "stage.log is a link" in str(said)
     print("still here", file=sys.stderr)

@@ -144,7 +144,7 @@ def test_an_owner_taken_for_dead_notices_and_its_stage_leaves_without_a_result(
     streams = sys.stdout, sys.stderr
     try:
         steal = lambda *_: foreign(tmp_path, one)  # noqa: E731
-        order = stage_process.Order(plan.stages[one], tmp_path)
+        order = stage_process.StageRequest(plan.stages[one], tmp_path)
         (tmp_path / one).mkdir()
         monkeypatch.setattr(fakes, "trace", steal)
         code, said = worker.run_stage(order, lambda *_: None)

@@ -34,19 +34,19 @@ def costs(plan: Plan) -> dict[str, float | None]:
 
 def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_seeds():
     plan = little()
-    cells = {c.id: c for c in plan.cells}
+    runs = {c.id: c for c in plan.runs}
     found = comparisons(plan, plan.stages)
     assert len(found) == 2 * 2 * 3
     for one in found:
-        mine = [cells[c] for c in one.cells]
+        mine = [runs[c] for c in one.runs]
         assert sorted(c.method["name"] for c in mine) == ["kdep", "scratch", "supervised", "svd"]
         assert {c.task["name"] for c in mine} == {one.task}
         assert {(c.pretrain_seed, c.transfer_seed) for c in mine} == {one.seeds}
-        assert {c.share for c in mine if c.method["name"] != "scratch"} == {one.share}
-    assert {c for one in found for c in one.cells} == set(cells)
-    some = {c.id for c in plan.cells if c.task["name"] == "pocket_det" and c.share == 0.1}
+        assert {c.fraction for c in mine if c.method["name"] != "scratch"} == {one.fraction}
+    assert {c for one in found for c in one.runs} == set(runs)
+    some = {c.id for c in plan.runs if c.task["name"] == "pocket_det" and c.fraction == 0.1}
     few = comparisons(plan, some)
-    assert {c for one in few for c in one.cells} == some
+    assert {c for one in few for c in one.runs} == some
 
 
 def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
@@ -54,8 +54,8 @@ def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
     found = comparisons(plan, plan.stages)
     # 4 teachers, 3 lengths at each of 2 shares, 9 tasks, 3 seeds.
     assert len(found) == 4 * 6 * 9 * 3
-    assert {c for one in found for c in one.cells} == {c.id for c in plan.cells}
-    sizes = {(one.teacher, len(one.cells)) for one in found}
+    assert {c for one in found for c in one.runs} == {c.id for c in plan.runs}
+    sizes = {(one.teacher, len(one.runs)) for one in found}
     assert sizes == {
         ("resnet50", 5),
         ("swin_b", 5),
@@ -67,7 +67,7 @@ def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
 def test_untrained_methods_are_compared_with_each_other():
     plan = little(methods=["scratch"], tasks=["pocket_probe"])
     found = comparisons(plan, plan.stages)
-    assert all(len(one.cells) == 1 for one in found)
+    assert all(len(one.runs) == 1 for one in found)
     assert found
 
 
@@ -76,11 +76,11 @@ def test_lowest_cost_per_run_first_and_shared_stages_count_once():
     hours, todo = costs(plan), set(plan.stages)
     # A seed's first probe comparison trains three arms and tests four: 7 h for four cells.
     first = fit(plan, plan.stages, todo, hours, 7.0)
-    assert [(c.task, c.share) for c in first.taken] == [("pocket_probe", 1.0)]
+    assert [(c.task, c.fraction) for c in first.taken] == [("pocket_probe", 1.0)]
     assert first.hours == 7
     # Another share of that seed has scratch's probe already: 6 h for three cells.
     second = fit(plan, plan.stages, todo, hours, 13.0)
-    assert [c.share for c in second.taken] == [1.0, 0.1]
+    assert [c.fraction for c in second.taken] == [1.0, 0.1]
     assert {c.seeds for c in second.taken} == {first.taken[0].seeds}
     assert second.hours == 13
     whole = sum(v or 0.0 for v in hours.values())

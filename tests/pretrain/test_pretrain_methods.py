@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.features import align
-from kdep_bench.suite.config import read_room
+from kdep_bench.suite.config import load_config
 from tests.pretrain.conftest import BUDGET, IMAGES, VIEWS, WIDTH, silent
 from tests.pretrain.test_pretrain import pretrain
 
@@ -26,7 +26,7 @@ FIXED = (
 def test_a_fixed_alignment_trains_and_reports_the_variance_it_keeps(
     name: str, stages: dict[str, Path], tmp_path: Path
 ):
-    method = read_room("method", name)
+    method = load_config("method", name)
     (tmp_path / "a").mkdir()
     spec = dict(width=WIDTH, share=1.0, share_seed=0, align=method["align"])
     told = align.run(spec, stages, tmp_path / "a", silent)

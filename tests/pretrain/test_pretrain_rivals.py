@@ -20,8 +20,8 @@ from kdep_bench.features.cache_read import open_cache
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.pretrain.diagnostics import mean_variance
-from kdep_bench.suite.arms import assistant_of
 from kdep_bench.suite.config import resolve
+from kdep_bench.suite.methods import assistant_of
 from kdep_bench.teachers.base import build_teacher
 from kdep_bench.transfer import export
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent

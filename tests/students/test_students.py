@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.students.discover import check_student, discover
 from kdep_bench.students.timm_backbone import TimmBackbone
-from kdep_bench.suite.config import names, read_room, resolve
+from kdep_bench.suite.config import load_config, names, resolve
 from kdep_bench.suite.pairs import check_task
 from kdep_bench.transfer import mm_config
 
@@ -46,7 +46,7 @@ def test_a_config_s_tap_width_and_pyramid_match_its_network(name: str):
     assert bool(student.get("pyramid")) == (name != "vit_t")
 
 
-DILATED = sorted(n for n in names("student") if read_room("student", n).get("dilated"))
+DILATED = sorted(n for n in names("student") if load_config("student", n).get("dilated"))
 
 
 @pytest.mark.parametrize("name", [n for n in DILATED if n not in ("resnet34", "resnet50")])

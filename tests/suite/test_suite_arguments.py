@@ -230,7 +230,7 @@ def test_every_method_s_source_matches_its_class(name):
     from kdep_bench.registry import locate
     from kdep_bench.signatures import real_path
 
-    method = config.read_room("method", name)
+    method = config.load_config("method", name)
     for key in ("objective", "align", "transform"):
         if not method.get(key):
             continue

@@ -85,7 +85,7 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
     assert got.data["allow_absent"] == ["a"]
     assert sorted(got.data["coco"]) == ["test", "train", "val"]
     assert got.data["coco"]["val"] == {"json": "j", "images": "i"}
-    assert set(got.data) - {"allow_absent"} == set(config.read_room("data", "mine"))
+    assert set(got.data) - {"allow_absent"} == set(config.load_config("data", "mine"))
     assert build(data={"base": "mine", "classify": None}).data["classify"] is None
     assert "did you mean classify" in refusal(data={"base": "mine", "clasify": {}})
     assert "did you mean test" in refusal(data={"base": "mine", "coco": {"tets": {}}})

@@ -87,7 +87,7 @@ def test_each_part_of_a_stage_enters_its_id(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["pocket", "methods_pocket"])
 def test_published_records_are_those_of_the_suites_as_they_are_now(name: str) -> None:
     """An id that changes without a reason would run hours of finished stages again."""
-    planned = {cell.id: dict(cell.chain) for cell in build_plan(load_suite(name)).cells}
+    planned = {run.id: dict(run.chain) for run in build_plan(load_suite(name)).runs}
     records = [json.loads(p.read_text()) for p in (REPO / "results" / name / "records").iterdir()]
     assert {r["id"]: r["stages"] for r in records} == planned
 

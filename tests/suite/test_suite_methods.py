@@ -11,9 +11,9 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import POLICIES
 from kdep_bench.results.records import record
 from kdep_bench.results.records.store import records_dir
-from kdep_bench.suite.arms import assistant_of
-from kdep_bench.suite.config import CONFIGS, REPO, build_suite, load_suite, names, read_room
+from kdep_bench.suite.config import CONFIGS, REPO, build_suite, load_config, load_suite, names
 from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.methods import assistant_of
 from kdep_bench.suite.plan import build_plan
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -42,7 +42,7 @@ def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
 def test_a_method_config_has_a_docstring_and_a_source(name: str):
     page = ast.get_docstring(ast.parse((CONFIGS / "methods" / f"{name}.py").read_text())) or ""
     assert len(page.partition("\n")[0]) > 20
-    method = read_room("method", name)
+    method = load_config("method", name)
     assert method["name"] == name
     assert method["source"]
     assert method["family"]
@@ -124,7 +124,7 @@ def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
 
 def test_every_method_has_the_learning_rate_chosen_by_the_grid():
     """The highest validation score, and at equal scores the common rate; no cell is missing."""
-    planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).cells}
+    planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).runs}
     assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
     scores: dict[str, dict[float, float]] = {}
     for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):

@@ -97,24 +97,24 @@ def test_shares_and_seeds():
     count = kinds(plan)
     assert count["views"] == count["cache"] == 1  # a share is a subset of the one cache
     assert count["align"] == 2
-    kdep = [c for c in plan.cells if c.method["name"] == "kdep"]
-    scratch = [c for c in plan.cells if c.method["name"] == "scratch"]
+    kdep = [c for c in plan.runs if c.method["name"] == "kdep"]
+    scratch = [c for c in plan.runs if c.method["name"] == "scratch"]
     assert len(kdep) == 2 * 2 * 2
     assert len(scratch) == 2 * 2  # saw no image of any share: once
-    assert {c.share for c in scratch} == {1.0}
+    assert {c.fraction for c in scratch} == {1.0}
     assert len({c.chain["pretrain"] for c in scratch}) == 4
-    assert len({c.id for c in plan.cells}) == len(plan.cells)
+    assert len({c.id for c in plan.runs}) == len(plan.runs)
 
 
 def test_diagonal_seeds():
     plan = build_plan(build(seeds={"pretrain": [0, 1], "transfer": [5, 6], "pairs": "diagonal"}))
-    pairs = {(c.pretrain_seed, c.transfer_seed) for c in plan.cells}
+    pairs = {(c.pretrain_seed, c.transfer_seed) for c in plan.runs}
     assert pairs == {(0, 5), (1, 6)}
 
 
 def test_a_method_for_other_students_is_not_planned():
     plan = build_plan(build(methods=["kdep", "imagenet"]))
-    assert {c.method["name"] for c in plan.cells} == {"kdep"}
+    assert {c.method["name"] for c in plan.runs} == {"kdep"}
     with pytest.raises(KdepError, match="contains no run"):
         build_plan(build(methods=["imagenet"]))
 
@@ -289,13 +289,13 @@ def test_an_assistant_is_a_method_whose_export_is_the_teacher():
     assert plan.stages[made.needs["pretrain"]].spec["budget"]["epochs"] == 0.5
     assert cache.spec["teacher"]["name"] == "resnet18_w32.kdep.0.5ep"
     assert cache.needs["pretrain"] == made.needs["pretrain"]
-    cell = next(c for c in plan.cells if c.method["name"] == "hop")
-    assert cell.chain["teacher.export"] == made.id
-    assert cell.chain["cache"] == cache.id
-    assert "teacher" not in plan.stages[cell.chain["pretrain"]].spec["method"]
+    run = next(c for c in plan.runs if c.method["name"] == "hop")
+    assert run.chain["teacher.export"] == made.id
+    assert run.chain["cache"] == cache.id
+    assert "teacher" not in plan.stages[run.chain["pretrain"]].spec["method"]
     # The whole budget is the very arm of the suite, not another one.
     same = build_plan(build(methods=["kdep", chain()]))
-    hop, kdep = (next(c for c in same.cells if c.method["name"] == n) for n in ("hop", "kdep"))
+    hop, kdep = (next(c for c in same.runs if c.method["name"] == n) for n in ("hop", "kdep"))
     assert hop.chain["teacher.export"] == kdep.chain["export"]
 
 
@@ -365,10 +365,10 @@ def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
 
     rivals, full = build_plan(load_suite("methods_pocket")), build_plan(load_suite("pocket_full"))
     dense = build_plan(load_suite("methods_pocket_dense"))
-    bars = {c.id for c in rivals.cells if c.method["name"] in ("supervised", "scratch")}
+    bars = {c.id for c in rivals.runs if c.method["name"] in ("supervised", "scratch")}
     assert len(bars) == 18
     assert bars <= set(full.stages)
-    (kdep,) = {c.chain["align"] for c in rivals.cells if c.method["name"] == "kdep"}
+    (kdep,) = {c.chain["align"] for c in rivals.runs if c.method["name"] == "kdep"}
     assert kdep in full.stages  # with the data, views and cache under it; its rate is the grid's
     trained = {i for i, s in dense.stages.items() if s.kind == "pretrain"}
     assert trained <= set(rivals.stages)
@@ -377,6 +377,6 @@ def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
 
 def _seeds(plan: Plan) -> dict[str, set[int]]:
     out: dict[str, set[int]] = {}
-    for c in plan.cells:
+    for c in plan.runs:
         out.setdefault(f"{c.method['name']} {c.task['name']}", set()).add(c.pretrain_seed)
     return out

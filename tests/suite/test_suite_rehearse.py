@@ -75,8 +75,8 @@ def test_variants_share_what_is_equal() -> None:
         "export": 7,
         "transfer": 21,
     }
-    assert len(plan.cells) == 21
-    arms = {(c.method["name"], c.teacher and c.teacher["name"], c.share) for c in plan.cells}
+    assert len(plan.runs) == 21
+    arms = {(c.method["name"], c.teacher and c.teacher["name"], c.fraction) for c in plan.runs}
     assert ("supervised", None, 0.1) in arms
     assert ("kdep", "swin_b", 1.0) in arms
     assert len(arms) == 7

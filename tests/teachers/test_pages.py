@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import names, read_room, resolve
+from kdep_bench.suite.config import load_config, names, resolve
 from kdep_bench.teachers.base import build_teacher
 from tests.teachers.conftest import asked, pictures
 
@@ -45,7 +45,7 @@ def test_every_method_config_is_tested_here():
 
 @pytest.mark.parametrize("name", names("teacher"))
 def test_every_card_names_the_teacher_s_training_data(name: str):
-    card = read_room("teacher", name)["card"]
+    card = load_config("teacher", name)["card"]
     assert set(card) - {"top1_source", "logits_from_pooled", "width", "classes", "maps"} == CARD
     assert isinstance(card["labels_used"], bool)
     assert card["top1"] is None or (0.5 < card["top1"] < 1 and card["top1_source"])

@@ -1,0 +1,84 @@
+"""Properties of a method's config: whether it trains, and which teacher it learns from."""
+
+from __future__ import annotations
+
+from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
+
+# Keys that describe a config to people; no stage reads them, so none runs again when they change.
+PROSE = {"about", "source", "reconstruction", "card", "tests_on"}
+EXPORTED = "kdep_bench.teachers.exported.Exported"
+
+
+def without(config: Json, keys: set[str]) -> Json:
+    """`config` without some top-level keys."""
+    return {k: v for k, v in config.items() if k not in keys}
+
+
+def trains(method: Json) -> bool:
+    """Whether a method takes pre-training steps (scratch and given weights do not)."""
+    return (
+        method.get("objective") is not None
+        and method.get("weights") is None
+        and method.get("steps", True)
+    )
+
+
+def methods_for(suite: Suite, student: Json) -> list[Json]:
+    """The methods that the suite runs for a student."""
+    name = student["name"]
+    return [m for m in suite.methods if m.get("students") is None or name in m["students"]]
+
+
+def assistant_of(method: Json) -> Json | None:
+    """Teacher config of the intermediate teacher of `method`; None without one.
+
+    The cache stage gets its weights from the stages that pre-train and export it. It has logits
+    where its objective has one linear head, and no maps.
+    """
+    intermediate = method.get("teacher")
+    if intermediate is None:
+        return None
+    student, intermediate_method = intermediate["student"], intermediate["method"]
+    one_linear_head = not (intermediate_method.get("objective") or {}).get("parts")
+    epochs_label = "" if intermediate["epochs"] is None else f".{intermediate['epochs']:g}ep"
+    return {
+        "type": EXPORTED,
+        "name": f"{student['name']}.{intermediate_method['name']}{epochs_label}",
+        "student": without(student, PROSE),
+        "has_logits": one_linear_head
+        and bool(method_needs(intermediate_method) & {"labels", "logits"}),
+        "card": {
+            "width": student["width"],
+            "maps": False,
+            "labels_used": label_policy(intermediate_method) == "labels",
+        },
+    }
+
+
+def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
+    """Teacher config of a method: its intermediate teacher, else the suite's, else None."""
+    if not uses_teacher(method):
+        return None
+    assistant = assistant_of(method)
+    if assistant is None:
+        return suite_teacher
+    upstream_teacher = teacher_config_for(method["teacher"]["method"], suite_teacher)
+    trained_on = (upstream_teacher or {}).get("card", {}).get("trained_on")
+    if trained_on:  # data of its teacher reached it through the features
+        assistant["card"] = {**assistant["card"], "trained_on": trained_on}
+    return assistant
+
+
+def teacher_width(teacher: Json) -> int | None:
+    """The width of a teacher's feature; None where its config has none."""
+    return teacher.get("width") or teacher.get("card", {}).get("width")
+
+
+def head_classes(suite: Suite, method: Json, suite_teacher: Json | None) -> int | None:
+    """Number of classes of the teacher's logits; None where no config has it."""
+    intermediate = method.get("teacher")
+    if intermediate is None:
+        return (suite_teacher or {}).get("card", {}).get("classes")
+    if "labels" in method_needs(intermediate["method"]):
+        return suite.data.get("pool_classes")
+    return head_classes(suite, intermediate["method"], suite_teacher)
