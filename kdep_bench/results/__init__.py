@@ -10,9 +10,9 @@ def build(
     results_dir: Path,
     suite: str | None = None,
     claims: list[dict[str, Any]] | None = None,
-    pages: dict[str, dict[str, Any]] | None = None,
+    method_inputs: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds every table and the page of `results_dir` from its records; see `report.build`."""
     from kdep_bench.results.report import report
 
-    return report.build(Path(results_dir), suite, claims, pages)
+    return report.build(Path(results_dir), suite, claims, method_inputs)

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 
-from kdep_bench.results.board.board import Cell, shorten
+from kdep_bench.results.board.board import Result, shorten
 from kdep_bench.results.statistics.intervals import Estimate
 
 # C0 and C1 controls, line separators, and the marks that turn the reading direction around.
@@ -74,17 +74,19 @@ def points(fraction: float | None, sign: bool = False) -> str:
     return "0.0" if text in ("-0.0", "+0.0") else text
 
 
-def score(cell: Cell) -> str:
+def score(result: Result) -> str:
     """mean ± sd (n), and what failed or is missing; never an average over a hole."""
     parts = []
-    est = cell.estimate
+    est = result.estimate
     if est is not None:
         spread = "" if est.sd is None else f" ± {100 * est.sd:.1f}"
         parts.append(f"{points(est.mean)}{spread} ({est.n})")
-    if cell.failed:
-        parts.append(f"{len(cell.failed)} failed" if est or len(cell.failed) > 1 else "failed")
-    if cell.missing:
-        parts.append(f"{len(cell.missing)} missing" if est or len(cell.missing) > 1 else "missing")
+    if result.failed:
+        parts.append(f"{len(result.failed)} failed" if est or len(result.failed) > 1 else "failed")
+    if result.missing:
+        parts.append(
+            f"{len(result.missing)} missing" if est or len(result.missing) > 1 else "missing"
+        )
     return ", ".join(parts) or "—"
 
 

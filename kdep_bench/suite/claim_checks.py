@@ -41,7 +41,7 @@ class PlannedRow(NamedTuple):
     student: str
     method: str
     teacher: str
-    share: float
+    fraction: float
     epochs: float
     aligned: bool
 
@@ -100,8 +100,8 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
         raise _unknown_method(where, side.methods[0], methods)
     if side.share is not None:
         share = side.share
-        shares = sorted({a.share for a in candidates})
-        candidates = [a for a in candidates if math.isclose(a.share, share) or _untrained(a)]
+        shares = sorted({a.fraction for a in candidates})
+        candidates = [a for a in candidates if math.isclose(a.fraction, share) or _untrained(a)]
         if not candidates:
             raise KdepError(
                 f"{where} has the data fraction {share:g}, but the suite does not run "
@@ -158,7 +158,7 @@ def _difference(claim: Claim, rows: list[PlannedRow]) -> None:
         row = pairs[0][0]
         raise KdepError(
             f"the claim {claim.name!r} compares the method {row.method!r} at the data fraction "
-            f"{row.share:g} with itself",
+            f"{row.fraction:g} with itself",
             expected="sides that differ in method, data fraction, epochs or teacher",
             fix="correct `a` or `b` of the claim",
         )
@@ -171,7 +171,11 @@ def _efficiency(claim: Claim, rows: list[PlannedRow]) -> None:
     methods = {a.method for a in rows}
     method = next(m for m in claim.a.methods if m in methods)
     lines = [
-        {(a.share, a.epochs) for a in same_student if a.method == method and a.teacher == teacher}
+        {
+            (a.fraction, a.epochs)
+            for a in same_student
+            if a.method == method and a.teacher == teacher
+        }
         for same_student in _students(rows)
         for teacher in {a.teacher for a in same_student if a.method == method}
     ]

@@ -113,7 +113,7 @@ def test_one_diverging_method_hides_no_difference_of_the_others():
     }
     board = board_of(grid(scores))
     (difference,) = [
-        d for d in compare.difference_table(board, "resnet18_w32") if d.arm.method == "kdep"
+        d for d in compare.difference_table(board, "resnet18_w32") if d.row.method == "kdep"
     ]
     assert difference.verdict == "better"
     marked = {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])}
@@ -157,7 +157,7 @@ def test_crossed_seeds_are_not_thinned_by_other_methods():
         next(
             d
             for d in compare.difference_table(board_of(r), "resnet18_w32")
-            if d.arm.method == "kdep"
+            if d.row.method == "kdep"
         )
         for r in (crossed, crossed + diagonal)
     )

@@ -201,10 +201,10 @@ def test_a_cost_with_an_unknown_part_is_unknown():
     f = fields("kdep", "probe", 0.5)
     f["cost"]["cache_s"] = None
     board = board_of([make(f)])  # a live teacher: its time is in the training's
-    assert efficiency.amount(board, board.arms[0], "seconds") == 302.0
+    assert efficiency.amount(board, board.rows[0], "seconds") == 302.0
     f["stages"]["cache"] = "cache-x"
     board = board_of([make(f)])
-    assert efficiency.amount(board, board.arms[0], "seconds") is None
+    assert efficiency.amount(board, board.rows[0], "seconds") is None
 
 
 def test_no_cost_ratio_against_an_arm_that_was_not_pretrained():
@@ -239,7 +239,7 @@ def test_a_curve_of_one_point_is_no_curve():
 
 def test_amounts_count_the_teacher():
     board = board_of(cell("kdep", [0.5, 0.6]) + cell("scratch", [0.1, 0.2]))
-    kdep, scratch = board.arms
+    kdep, scratch = board.rows
     assert efficiency.amount(board, kdep, "seconds") == 402.0
     # 60,000 images forward and backward, and the teacher once over 10,000 images in 2 views.
     assert efficiency.amount(board, kdep, "flops_without_teacher") == 60_000 * 1e8 * 3
@@ -461,9 +461,9 @@ def test_on_the_axis_of_images_shares_are_the_points_of_a_line_of_equal_compute(
         for s, n in zip(scores, (10_000, 20_000), strict=True):
             records += _trained("kdep", s, "lite0", share, n)
     board = board_of(records)
-    arms = [a for a in board.arms if a.method == "kdep"]
+    arms = [a for a in board.rows if a.method == "kdep"]
     lines = efficiency.lines_of(board, arms, "images")
-    assert {name: [a.share for a in some] for name, some in lines.items()} == {
+    assert {name: [a.fraction for a in some] for name, some in lines.items()} == {
         "kdep · 0.02 M images seen": [1.0, 0.1],
         "kdep · 0.01 M images seen": [1.0, 0.1],
     }
@@ -495,7 +495,7 @@ def test_curves_with_and_without_a_teacher_are_labelled():
         records += _trained("dml", 0.5 + 0.1 * k, seen=seen)
         records += _trained("dml", 0.6 + 0.1 * k, "lite0", seen=4 * seen)
     board = board_of(records)
-    assert set(efficiency.lines_of(board, board.arms, "images_seen")) == {
+    assert set(efficiency.lines_of(board, board.rows, "images_seen")) == {
         "dml · lite0",
         "dml · no teacher",
     }
@@ -524,8 +524,8 @@ def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
             cost = r.cost.model_copy(update={"pretrain_s": seconds})
             records.append(r.model_copy(update={"cost": cost}))
     board = board_of(records)
-    (goal,) = [a for a in board.arms if a.method == "supervised"]
-    curve = [a for a in board.arms if a.method == "kdep"]
+    (goal,) = [a for a in board.rows if a.method == "supervised"]
+    curve = [a for a in board.rows if a.method == "kdep"]
     for order in (curve, curve[::-1]):
         got = efficiency.saving(board, order, goal, board.columns, "seconds")
         assert got is not None

@@ -15,8 +15,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.results import build
 from kdep_bench.results.board import families
-from kdep_bench.results.board.board import ArmKey, Board, make_board
-from kdep_bench.results.board.method_facts import ArmFacts
+from kdep_bench.results.board.board import Board, RowKey, make_board
+from kdep_bench.results.board.row_summary import RowSummary
 from kdep_bench.results.records import store
 from kdep_bench.results.records.record import Record, make
 from kdep_bench.results.report import board_rows
@@ -69,13 +69,13 @@ def records(hole: tuple[str, str, int] | None = None, told: bool = True) -> list
     ]
 
 
-def board_of(found: list[Record]) -> tuple[Board, dict[ArmKey, ArmFacts]]:
+def board_of(found: list[Record]) -> tuple[Board, dict[RowKey, RowSummary]]:
     share = store._Sharer()
     board = make_board(store.Store([share.run(r, f"{r.id}.json") for r in found], []))
-    return board, board_rows.make_view(board).facts
+    return board, board_rows.make_view(board).summaries
 
 
-def named(board: Board, facts: dict[ArmKey, ArmFacts]) -> dict[str, families.Family]:
+def named(board: Board, facts: dict[RowKey, RowSummary]) -> dict[str, families.Family]:
     return {f.name: f for f in families.families(board, facts, PAGES)}
 
 
@@ -152,21 +152,21 @@ def test_rows_of_less_data_are_below_those_of_all_data():
             data = r.data.model_copy(update={"share": 0.1, "images": 1000})
             less.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
     found = [f for f in families.families(*board_of(records() + less), PAGES) if f.labels]
-    assert [f.share for f in found] == [1, 0.1]
+    assert [f.fraction for f in found] == [1, 0.1]
     assert found[0].strength["kdep"].methods == 1
     assert found[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
 
 
 def test_costs_are_those_of_the_arms_own_training():
     board, facts = board_of(records())
-    by_method = {c.arm.method: c for c in families.costs(board, facts)}
+    by_method = {c.row.method: c for c in families.costs(board, facts)}
     assert "scratch" not in by_method
-    assert by_method["dml"].facts.step_s == pytest.approx(0.2)
+    assert by_method["dml"].summary.step_s == pytest.approx(0.2)
     assert by_method["dml"].ratio == pytest.approx(2)
     assert by_method["kdep"].ratio == 1
     assert by_method["dml"].forwards == 1
-    assert by_method["dml"].facts.extra_parameters == 2_800_000
-    assert by_method["dml"].facts.peak_memory_bytes == 2**30  # not the transfer's 2 GiB
+    assert by_method["dml"].summary.extra_parameters == 2_800_000
+    assert by_method["dml"].summary.peak_memory_bytes == 2**30  # not the transfer's 2 GiB
     assert families.spread([0.5, 2.0, 1.0, None]) == "1.00 (0.50 to 2.00)"
     assert families.spread([1.0]) == "1.00"
     assert families.spread([None]) == "—"

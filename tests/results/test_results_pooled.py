@@ -255,7 +255,7 @@ def four_tasks(gap: dict[str, float]) -> list[Record]:
 def test_a_mean_over_tasks_is_no_mean_over_classification():
     board = board_of(four_tasks({"probe": 0.06, "finetune": 0.06, "photos": 0.06, "det": -0.06}))
     rows = compare.difference_table(board, "resnet18_w32")
-    mean = next(d for d in rows if d.column is None and d.other.method == "supervised")
+    mean = next(d for d in rows if d.column is None and d.reference.method == "supervised")
     assert mean.estimate is not None
     # Task by task it would be (3 x 6 - 6) / 4 = +3; both families count the same: 0.
     assert mean.estimate.mean == pytest.approx(0.0, abs=1e-9)
@@ -268,14 +268,18 @@ def test_a_difference_that_is_significant_alone_is_not_among_many():
     board = board_of(four_tasks({"probe": 0.0035, "finetune": 0.0, "photos": 0.0, "det": 0.0}))
     rows = compare.difference_table(board, "resnet18_w32")
     probe = next(
-        d for d in rows if d.column and d.column.task == "probe" and d.other.method == "supervised"
+        d
+        for d in rows
+        if d.column and d.column.task == "probe" and d.reference.method == "supervised"
+        for d in rows
+        if d.column and d.column.task == "probe" and d.reference.method == "supervised"
     )
     assert probe.p is not None
     assert 0.005 < probe.p < 0.05
     assert probe.adjusted is not None
     assert probe.adjusted > 0.05
     assert probe.verdict == "not significant"
-    scratch = [d for d in rows if d.other.method == "scratch" and d.column]
+    scratch = [d for d in rows if d.reference.method == "scratch" and d.column]
     assert [d.verdict for d in scratch] == ["better"] * 4
 
 
@@ -325,7 +329,7 @@ def test_a_scored_row_without_a_teacher_is_not_taken_for_the_one_with_a_teacher(
     for i, f in enumerate(without):
         f["id"] = f"none-{i}"
     board = board_of([make(f) for f in with_teacher + without])
-    assert [board.cell(a, board.columns[0]).estimate.mean for a in board.arms] == [0.1, 0.5]  # type: ignore[union-attr]
+    assert [board.result(a, board.columns[0]).estimate.mean for a in board.rows] == [0.1, 0.5]  # type: ignore[union-attr]
 
 
 def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
@@ -335,13 +339,13 @@ def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
     f["teacher"] = {**f["teacher"], "name": "lite2"}
     f["budget"] = {**f["budget"], "epochs": None}  # it failed before they were known
     board = board_of([*ok, make(f)])
-    rows = {a.teacher: board.cell(a, board.columns[0]) for a in board.arms}
+    rows = {a.teacher: board.result(a, board.columns[0]) for a in board.rows}
     assert sorted(rows) == ["lite0", "lite2"]
     assert rows["lite0"].complete
     f["teacher"], f["id"] = None, "c"  # failed before its teacher was known: the only one's
     board = board_of([*ok, make(f)])
-    assert [a.teacher for a in board.arms] == ["lite0"]
-    assert not board.cell(board.arms[0], board.columns[0]).complete
+    assert [a.teacher for a in board.rows] == ["lite0"]
+    assert not board.result(board.rows[0], board.columns[0]).complete
 
 
 def test_a_claim_that_no_student_can_test_is_one_line_and_not_one_per_student():

@@ -18,7 +18,9 @@ from kdep_bench.results.report.charts import Line, lines
 
 
 def curve(method: str, share: float) -> list[tuple[float, float]]:
-    return [(r.hours, r.top1) for r in reported.FIGURE_1 if (r.method, r.share) == (method, share)]
+    return [
+        (r.hours, r.top1) for r in reported.FIGURE_1 if (r.method, r.fraction) == (method, share)
+    ]
 
 
 def times_less(margin: float) -> float:
@@ -41,7 +43,7 @@ def test_five_times_faster_is_recovered() -> None:
 def test_the_figure_is_drawn_from_the_reported_points() -> None:
     series: dict[tuple[str, float], list[tuple[float, float]]] = defaultdict(list)
     for row in reported.FIGURE_1:
-        series[row.method, row.share].append((row.hours, row.top1))
+        series[row.method, row.fraction].append((row.hours, row.top1))
     drawn = [
         Line(f"{m}, {100 * s:g} %", points, i, marks=True)
         for i, ((m, s), points) in enumerate(sorted(series.items()))

@@ -91,7 +91,7 @@ def test_the_interval_is_students_own():
 def test_one_seed_has_no_interval_and_no_verdict():
     e = st.estimate({(0, 0): 0.5})
     assert (e.sd, e.low, e.high) == (None, None, None)
-    assert not e.told_from_zero
+    assert not e.excludes_zero
     assert comparisons.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
 
 
@@ -110,8 +110,8 @@ def test_paired_differences_find_small_effects_with_5_percent_false_positives():
         a = _cell(seeds + rng.normal(0, 0.005, 5) + 0.02)
         b = _cell(seeds + rng.normal(0, 0.005, 5))
         c = _cell(seeds + rng.normal(0, 0.005, 5))
-        found += st.estimate(st.differences(a, b)).told_from_zero
-        false += st.estimate(st.differences(b, c)).told_from_zero
+        found += st.estimate(st.differences(a, b)).excludes_zero
+        false += st.estimate(st.differences(b, c)).excludes_zero
     assert found / many > 0.9
     assert 0.035 < false / many < 0.065
 
@@ -174,7 +174,9 @@ def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
     floor = power.noise_floor(cells)
     assert floor is not None
     assert floor.n == 3
-    assert floor.gap_now == pytest.approx(power.smallest_gap(0.05 * 2**0.5, 3), rel=0.15)
+    assert floor.detectable_difference == pytest.approx(
+        power.smallest_gap(0.05 * 2**0.5, 3), rel=0.15
+    )
 
 
 def test_one_pre_training_seed_gives_no_pre_training_noise():
@@ -182,7 +184,7 @@ def test_one_pre_training_seed_gives_no_pre_training_noise():
     floor = power.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
     assert floor is not None
     assert floor.n == 2
-    assert floor.gap_now == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
+    assert floor.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
     assert floor.df == 3 + 4
 
 

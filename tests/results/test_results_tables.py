@@ -106,7 +106,7 @@ def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
             f["id"] = f"transfer-probe.resnet18_w32.kdep{part}.s0-{t}-0123456789ab"
             records.append(make(f))
     board = board_of(records)
-    lines = [board_rows.command(board, a) for a in board.arms]
+    lines = [board_rows.command(board, a) for a in board.rows]
     start = "python tools/run_suite.py configs/suites/golden.py --only "
     assert lines == [
         f"{start}'transfer-*.resnet18_w32.kdep.s*'",
@@ -117,7 +117,7 @@ def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
 def test_the_commands_of_the_published_rows_select_those_rows_alone():
     folder = Path(__file__).resolve().parents[2] / "results" / "pocket"
     board = make_board(store.read(folder))
-    ids = {a: {r.id for r in board.runs_of(a)} for a in board.arms}
+    ids = {a: {r.id for r in board.runs_of(a)} for a in board.rows}
     for arm, mine in ids.items():
         pattern = shlex.split(board_rows.command(board, arm))[-1]
         assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == mine
@@ -187,12 +187,12 @@ def test_missing_results_are_visible_and_never_averaged_over():
     assert "2 failed" not in md
     assert "41.0 ± 1.4 (2), 1 failed" in md
     assert "| missing |" in md
-    svd = next(a for a in board.arms if a.method == "svd")
-    tenth = next(a for a in board.arms if a.share < 1)
+    svd = next(a for a in board.rows if a.method == "svd")
+    tenth = next(a for a in board.rows if a.fraction < 1)
     for arm in (svd, tenth):
         assert arm not in compare.complete_rows(board, "resnet18_w32")
         assert arm not in compare.mean_ranks(board, "resnet18_w32")
-    kdep = next(a for a in board.arms if a.method == "kdep" and a.share == 1)
+    kdep = next(a for a in board.rows if a.method == "kdep" and a.fraction == 1)
     columns = compare.columns_of(board, "resnet18_w32")
     assert compare.mean_difference(board, svd, kdep, columns) is None
     assert "the loss became NaN" in md
@@ -222,8 +222,8 @@ def test_an_identical_duplicate_changes_nothing_and_has_a_remark():
     records = golden_records()
     again = records[0].model_copy(update={"id": "copy"})
     board, plain = board_of([*records, again]), board_of(records)
-    assert {k: c.values for k, c in board.cells.items()} == {
-        k: c.values for k, c in plain.cells.items()
+    assert {k: c.values for k, c in board.results.items()} == {
+        k: c.values for k, c in plain.results.items()
     }
     assert any("Duplicates" in r and "copy" in r for r in board.remarks)
 
@@ -234,8 +234,8 @@ def test_the_newer_of_two_records_is_used_with_a_remark():
         board = board_of(order)
         cell = next(
             c
-            for (a, col), c in board.cells.items()
-            if a.method == "kdep" and a.share == 1 and col.task == "probe"
+            for (a, col), c in board.results.items()
+            if a.method == "kdep" and a.fraction == 1 and col.task == "probe"
         )
         assert cell.values[0, 0] == 0.9
         assert any("Duplicates" in r and "newer" in r for r in board.remarks)
@@ -244,7 +244,7 @@ def test_the_newer_of_two_records_is_used_with_a_remark():
 def test_time_zones_are_understood_when_looking_for_the_newer():
     early = record(value=0.1, created="2026-01-01T12:00:00+05:00", id="early")
     late = record(value=0.2, created="2026-01-01T08:00:00+00:00", id="late")
-    cell = next(iter(board_of([late, early]).cells.values()))
+    cell = next(iter(board_of([late, early]).results.values()))
     assert cell.values == {(0, 0): 0.2}
 
 
@@ -253,8 +253,8 @@ def test_two_of_one_age_that_disagree_are_a_conflict():
     board = board_of([*golden_records(), rival])
     cell = next(
         c
-        for (a, col), c in board.cells.items()
-        if a.method == "kdep" and a.share == 1 and col.task == "probe"
+        for (a, col), c in board.results.items()
+        if a.method == "kdep" and a.fraction == 1 and col.task == "probe"
     )
     assert (0, 0) not in cell.values
     assert len(cell.failed) == 1
@@ -284,8 +284,8 @@ def test_other_data_is_another_column():
     board = board_of(records)
     assert len(board.columns) == 2
     assert any("different data fingerprints" in r for r in board.remarks)
-    (kdep,) = [a for a in board.arms if a.method == "kdep"]
-    (sup,) = [a for a in board.arms if a.method == "supervised"]
+    (kdep,) = [a for a in board.rows if a.method == "kdep"]
+    (sup,) = [a for a in board.rows if a.method == "supervised"]
     for column in board.columns:
         assert compare.difference(board, kdep, sup, column).estimate is None
 
@@ -300,8 +300,8 @@ def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
         data={"name": "pocket", "fingerprint": ""},
     )
     board = board_of([*grid({"kdep": {"probe": [0.5, 0.51, 0.52]}}), early])
-    assert len(board.columns) == len(board.arms) == 1
-    assert len(next(iter(board.cells.values())).failed) == 1
+    assert len(board.columns) == len(board.rows) == 1
+    assert len(next(iter(board.results.values())).failed) == 1
 
 
 def test_a_diverged_transfer_has_a_remark():
@@ -362,12 +362,12 @@ def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
         return make(f)
 
     whole = [record("kdep", "probe", 0.5, transfer=t) for t in range(2)]
-    assert [a.teacher for a in board_of([*whole, early("lite0", 2)]).arms] == ["lite0"]
-    assert [a.teacher for a in board_of([*whole, early(None, 2)]).arms] == ["lite0"]
+    assert [a.teacher for a in board_of([*whole, early("lite0", 2)]).rows] == ["lite0"]
+    assert [a.teacher for a in board_of([*whole, early(None, 2)]).rows] == ["lite0"]
     other = board_of([*whole, early("lite2", 2)])
-    assert {a.teacher: a.epochs for a in other.arms} == {"lite0": 6.0, "lite2": None}
-    (row,) = [a for a in other.arms if a.teacher == "lite0"]
-    assert other.cell(row, other.columns[0]).complete
+    assert {a.teacher: a.epochs for a in other.rows} == {"lite0": 6.0, "lite2": None}
+    (row,) = [a for a in other.rows if a.teacher == "lite0"]
+    assert other.result(row, other.columns[0]).complete
 
 
 def test_small_is_good_where_the_task_says_so():
@@ -377,7 +377,7 @@ def test_small_is_good_where_the_task_says_so():
     board = board_of(records)
     (column,) = board.columns
     assert {a.method for a in compare.best(board, "resnet18_w32", column)} == {"kdep"}
-    kdep, scratch = board.arms
+    kdep, scratch = board.rows
     assert compare.difference(board, kdep, scratch, column).verdict == "better"
 
 

@@ -38,23 +38,23 @@ class Column(NamedTuple):
         return 1 if self.direction == "max" else -1
 
 
-class ArmKey(NamedTuple):
+class RowKey(NamedTuple):
     """One row: a student pre-trained in one way. `epochs` None where not known, -1 if ambiguous."""
 
     student: str
     method: str
     teacher: str
-    share: float
+    fraction: float
     epochs: float | None
 
     def order(self) -> tuple[str, str, str, float, float]:
         """Sort key; large share and long training first."""
         epochs = 0.0 if self.epochs is None else self.epochs
-        return (self.student, self.method, self.teacher, -self.share, -epochs)
+        return (self.student, self.method, self.teacher, -self.fraction, -epochs)
 
 
 @dataclass(slots=True)
-class Cell:
+class Result:
     """The runs of one arm on one task; `values` only of those that are ok."""
 
     values: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -82,8 +82,8 @@ class Board:
 
     suite: str
     columns: list[Column]
-    arms: list[ArmKey]
-    cells: dict[tuple[ArmKey, Column], Cell]
+    rows: list[RowKey]
+    results: dict[tuple[RowKey, Column], Result]
     chance: dict[Column, float | None]
     runs: list[Run]
     remarks: list[str]
@@ -94,7 +94,7 @@ class Board:
     @property
     def students(self) -> list[str]:
         """Students, sorted."""
-        return sorted({a.student for a in self.arms})
+        return sorted({a.student for a in self.rows})
 
     @property
     def families(self) -> list[str]:
@@ -108,46 +108,48 @@ class Board:
         ok = [r for r in self.runs if r.status == "ok"]
         return bool(ok) and all(r.cost.transfer_s is r.cost.pretrain_s is None for r in ok)
 
-    def cell(self, arm: ArmKey, column: Column) -> Cell:
+    def result(self, row: RowKey, column: Column) -> Result:
         """The cell, empty where nothing was recorded."""
-        return self.cells.get((arm, column)) or Cell()
+        return self.results.get((row, column)) or Result()
 
-    def arms_of(self, student: str) -> list[ArmKey]:
+    def rows_of(self, student: str) -> list[RowKey]:
         """Rows of one student."""
-        return [a for a in self.arms if a.student == student]
+        return [a for a in self.rows if a.student == student]
 
     def columns_of(self, family: str) -> list[Column]:
         """Columns of one task family."""
         return [c for c in self.columns if c.family == family]
 
-    def runs_of(self, arm: ArmKey) -> list[Run]:
+    def runs_of(self, row: RowKey) -> list[Run]:
         """Every run of a row, ok or not, in a fixed order."""
-        runs = [r for c in self.columns if (arm, c) in self.cells for r in self.cells[arm, c].runs]
+        runs = [
+            r for c in self.columns if (row, c) in self.results for r in self.results[row, c].runs
+        ]
         return sorted(runs, key=lambda r: (r.status != "ok", r.id))
 
-    def values(self, arm: ArmKey, column: Column) -> dict[tuple[int, int], float]:
+    def values(self, row: RowKey, column: Column) -> dict[tuple[int, int], float]:
         """The ok values of a cell by (pretrain seed, transfer seed)."""
-        return self.cell(arm, column).values
+        return self.result(row, column).values
 
-    def fixed(self, arm: ArmKey) -> bool:
+    def fixed(self, row: RowKey) -> bool:
         """Whether the arm has no pre-training here (published weights, or none at all)."""
-        ok = [r for r in self.runs_of(arm) if r.status == "ok"]
+        ok = [r for r in self.runs_of(row) if r.status == "ok"]
         return bool(ok) and not any(r.pretrained for r in ok)
 
-    def counterpart(self, arm: ArmKey, method: str) -> ArmKey | None:
+    def counterpart(self, row: RowKey, method: str) -> RowKey | None:
         """The arm of `method` that `arm` is compared with: same student; the same share, teacher
         and epochs where there is a choice; None where the choice stays open or there is none."""
-        found = [a for a in self.arms if a.student == arm.student and a.method == method]
-        found = [a for a in found if a != arm]
-        for part in ("share", "epochs", "teacher"):
+        found = [a for a in self.rows if a.student == row.student and a.method == method]
+        found = [a for a in found if a != row]
+        for part in ("fraction", "epochs", "teacher"):
             if len(found) > 1:
-                same = [a for a in found if getattr(a, part) == getattr(arm, part)]
+                same = [a for a in found if getattr(a, part) == getattr(row, part)]
                 found = same or found
         if len(found) != 1:
             return None
         only = found[0]
         # A smaller share of the data is another experiment, unless no data was used at all.
-        return only if only.share == arm.share or self.fixed(only) else None
+        return only if only.fraction == row.fraction or self.fixed(only) else None
 
 
 def _column(run: Run) -> Column:
@@ -157,20 +159,20 @@ def _column(run: Run) -> Column:
     )
 
 
-def _arm(run: Run) -> ArmKey:
+def _row_key(run: Run) -> RowKey:
     teacher = "" if run.teacher is None else run.teacher.name
     epochs = run.budget.epochs
-    return ArmKey(run.student.name, run.arm.method, teacher, run.data.share, epochs)
+    return RowKey(run.student.name, run.arm.method, teacher, run.data.share, epochs)
 
 
-def _same_arm(keys: Iterable[ArmKey], scored: set[ArmKey]) -> dict[ArmKey, ArmKey]:
+def _same_row(keys: Iterable[RowKey], scored: set[RowKey]) -> dict[RowKey, RowKey]:
     """Maps arms of runs that failed before their teacher or epochs were known to the full one.
 
     `scored`: arms with a score, which are what they say: one without a teacher has none.
     """
-    groups: dict[tuple[str, str, float], list[ArmKey]] = defaultdict(list)
+    groups: dict[tuple[str, str, float], list[RowKey]] = defaultdict(list)
     for key in keys:
-        groups[key.student, key.method, key.share].append(key)
+        groups[key.student, key.method, key.fraction].append(key)
     full = {}
     for group in groups.values():
         whole = [k for k in group if k.teacher and k.epochs is not None]
@@ -226,12 +228,12 @@ def shorten(text: str, limit: int = 120) -> str:
     return f"{text[:half]}...({len(text)} characters)...{text[-half // 2 :]}"
 
 
-def _add(cell: Cell, run: Run) -> None:
-    cell.runs.append(run)
+def _add(result: Result, run: Run) -> None:
+    result.runs.append(run)
     if run.status == "ok" and run.value is not None:
-        cell.values[run.pretrain_seed, run.transfer_seed] = run.value
+        result.values[run.pretrain_seed, run.transfer_seed] = run.value
     else:
-        (cell.failed if run.status == "failed" else cell.missing).append(run)
+        (result.failed if run.status == "failed" else result.missing).append(run)
 
 
 def _parts(run: Run) -> tuple[int, ...]:
@@ -241,17 +243,17 @@ def _parts(run: Run) -> tuple[int, ...]:
     return tuple(map(id, parts))
 
 
-def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[ArmKey, Column]]:
+def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[RowKey, Column]]:
     """Row and column of every distinct combination of parts."""
     found = {}
     for run in runs:
         key = _parts(run)
         if key not in found:
-            found[key] = (_arm(run), _column(run))
+            found[key] = (_row_key(run), _column(run))
     scored = {found[_parts(run)][0] for run in runs if run.status == "ok"}
-    same_arm = _same_arm({arm for arm, _ in found.values()}, scored)
+    same_row = _same_row({row for row, _ in found.values()}, scored)
     same_column = _same_column({column for _, column in found.values()})
-    return {k: (same_arm[arm], same_column[column]) for k, (arm, column) in found.items()}
+    return {k: (same_row[row], same_column[column]) for k, (row, column) in found.items()}
 
 
 def make_board(store: Store, suite: str | None = None) -> Board:
@@ -262,30 +264,30 @@ def make_board(store: Store, suite: str | None = None) -> Board:
         runs = [r for r in runs if r.suite == suite]
         remarks.append(f"{others} records of other suites are in the same folder and are ignored.")
     places = _places(runs)
-    pairs: dict[tuple[ArmKey, Column], dict[tuple[int, int], list[Run]]] = {}
+    pairs: dict[tuple[RowKey, Column], dict[tuple[int, int], list[Run]]] = {}
     for run in runs:
         at = pairs.setdefault(places[_parts(run)], {})
         at.setdefault((run.pretrain_seed, run.transfer_seed), []).append(run)
-    cells: dict[tuple[ArmKey, Column], Cell] = {}
+    results: dict[tuple[RowKey, Column], Result] = {}
     kept = []
     for at, by_seeds in pairs.items():
-        cells[at] = cell = Cell()
+        results[at] = result = Result()
         for some in by_seeds.values():
             run = some[0] if len(some) == 1 else _choose(some, remarks)
             kept.append(run)
-            _add(cell, run)
+            _add(result, run)
 
     chance: dict[Column, float | None] = {}
-    for (_, column), cell in cells.items():
-        for run in cell.runs:
+    for (_, column), result in results.items():
+        for run in result.runs:
             if chance.get(column) is None:
                 chance[column] = run.task.chance
-    remarks += _warnings(kept, cells)
+    remarks += _warnings(kept, results)
     return Board(
         suite=suite or _common_suite(runs),
         columns=sorted(chance),
-        arms=sorted({a for a, _ in cells}, key=ArmKey.order),
-        cells=cells,
+        rows=sorted({a for a, _ in results}, key=RowKey.order),
+        results=results,
         chance=chance,
         runs=kept,
         remarks=sorted(remarks),
@@ -317,7 +319,7 @@ def _diverged(runs: list[Run]) -> list[str]:
 
 def _other_epochs(runs: list[Run]) -> list[str]:
     """Pre-trainings whose whole batches made other epochs than the budget asked for, by arm."""
-    arms = {
+    rows = {
         (r.student.name, r.arm.method, r.data.share, r.budget.epochs, r.budget.epochs_asked)
         for r in runs
         if r.budget.epochs_asked is not None
@@ -326,11 +328,11 @@ def _other_epochs(runs: list[Run]) -> list[str]:
         f"{shorten(method)} ({shorten(student)}, {100 * share:g} % of the data) was pre-trained "
         f"for {done:.3g} epochs instead of the {asked:.3g} of its budget, because only complete "
         "batches are used."
-        for student, method, share, done, asked in sorted(arms, key=str)
+        for student, method, share, done, asked in sorted(rows, key=str)
     ]
 
 
-def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list[str]:
+def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
     """Remarks on what may make the numbers misleading."""
     found = []
     prints = {r.data.fingerprint for r in runs if r.data.fingerprint}
@@ -343,11 +345,11 @@ def _warnings(runs: list[Run], cells: dict[tuple[ArmKey, Column], Cell]) -> list
     if uncovered:
         names = ", ".join(shorten(u, 80) for u in uncovered[:5])
         found.append(f"Weights loaded below 1.0 in {len(uncovered)} records: {names}.")
-    for (arm, column), cell in cells.items():
-        if len(cell.values) > 2 and len(set(cell.values.values())) == 1:
+    for (row, column), result in results.items():
+        if len(result.values) > 2 and len(set(result.values.values())) == 1:
             found.append(
-                f"All {len(cell.values)} seeds of {shorten(arm.method)} on {shorten(column.task)} "
-                "gave the same value: the seed may have no effect there."
+                f"All {len(result.values)} seeds of {shorten(row.method)} on "
+                f"{shorten(column.task)} gave the same value: the seed may have no effect there."
             )
     found += _diverged(runs)
     found += _other_epochs(runs)

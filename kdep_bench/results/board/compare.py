@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.statistics import comparisons, pooled, power
 from kdep_bench.results.statistics import intervals as st
 
 BASE = "kdep"  # the method that the others are compared with
-AGAINST = ("scratch", "supervised", "imagenet")
+REFERENCE_METHODS = ("scratch", "supervised", "imagenet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Difference:
     `difference_table`); None where no table was made.
     """
 
-    arm: ArmKey
-    other: ArmKey
+    row: RowKey
+    reference: RowKey
     column: Column | None
     tasks: int
     pairs: int
@@ -66,11 +66,11 @@ def mean_name(columns: Sequence[Column]) -> str:
     return f"mean of {len(columns)} tasks{weighting}"
 
 
-def gaps(board: Board, arm: ArmKey, other: ArmKey, column: Column) -> dict[st.Key, float]:
+def gaps(board: Board, row: RowKey, other: RowKey, column: Column) -> dict[st.Key, float]:
     """arm - other by seed pair, signed so that positive is good for `arm`."""
-    a, b = board.values(arm, column), board.values(other, column)
+    a, b = board.values(row, column), board.values(other, column)
     found = st.differences(a, b, fixed_b=board.fixed(other))
-    if not found and board.fixed(arm):
+    if not found and board.fixed(row):
         found = {k: -v for k, v in st.differences(b, a, fixed_b=True).items()}
     return {k: column.sign * v for k, v in found.items()}
 
@@ -87,7 +87,7 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
         ]
         rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
         if len(columns) > 1:
-            rows = [row for row in rows if all(board.cell(row, c).complete for c in columns)]
+            rows = [row for row in rows if all(board.result(row, c).complete for c in columns)]
         weights = task_weights(columns)
         means = {row: st.mean_over([by_row[row] for by_row in signed], weights) for row in rows}
         board.models[key] = pooled.fit(means)
@@ -95,7 +95,7 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
 
 
 def estimate(
-    board: Board, row: ArmKey, reference: ArmKey, columns: Sequence[Column]
+    board: Board, row: RowKey, reference: RowKey, columns: Sequence[Column]
 ) -> tuple[st.Estimate | None, dict[st.Key, float]]:
     """row - reference, a mean over `columns` (see `task_weights`), and its paired differences.
 
@@ -109,18 +109,18 @@ def estimate(
     return (st.estimate(paired) if paired else None), paired
 
 
-def difference(board: Board, row: ArmKey, reference: ArmKey, column: Column) -> Difference:
+def difference(board: Board, row: RowKey, reference: RowKey, column: Column) -> Difference:
     """The difference of two rows on one task."""
     est, paired = estimate(board, row, reference, [column])
     return Difference(row, reference, column, 1, len(paired), est)
 
 
 def mean_difference(
-    board: Board, row: ArmKey, reference: ArmKey, columns: list[Column]
+    board: Board, row: RowKey, reference: RowKey, columns: list[Column]
 ) -> Difference | None:
     """The difference averaged over `columns`, where both rows are complete; else None."""
     both = (row, reference)
-    if not columns or any(not board.cell(r, c).complete for r in both for c in columns):
+    if not columns or any(not board.result(r, c).complete for r in both for c in columns):
         return None
     est, paired = estimate(board, row, reference, columns)
     return Difference(row, reference, None, len(columns), len(paired), est)
@@ -141,37 +141,37 @@ def difference_table(board: Board, student: str) -> list[Difference]:
     groups: dict[tuple[bool, bool], dict[int, float]] = {}
     for i, d in enumerate(table):
         if d.p is not None:
-            groups.setdefault((d.column is None, d.arm.method == BASE), {})[i] = d.p
+            groups.setdefault((d.column is None, d.row.method == BASE), {})[i] = d.p
     adjusted = {i: p for group in groups.values() for i, p in pooled.holm(group).items()}
     return [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(table)]
 
 
-def compared(board: Board, student: str) -> list[tuple[ArmKey, ArmKey]]:
+def compared(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
     """The pairs of rows the difference table shows: each distilled row against each reference,
     and a rival against kdep."""
     pairs = []
-    for arm in board.arms_of(student):
-        if arm.method in AGAINST:
+    for row in board.rows_of(student):
+        if row.method in REFERENCE_METHODS:
             continue
-        for method in AGAINST if arm.method == BASE else (BASE, *AGAINST):
-            other = board.counterpart(arm, method)
+        for method in REFERENCE_METHODS if row.method == BASE else (BASE, *REFERENCE_METHODS):
+            other = board.counterpart(row, method)
             if other is not None:
-                pairs.append((arm, other))
+                pairs.append((row, other))
     return pairs
 
 
-def comparable(board: Board, student: str, column: Column) -> Mapping[ArmKey, st.Values]:
+def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st.Values]:
     """The values of a column's rows. A row without pre-training of its own, so with one
     pre-training seed, stands against every pre-training seed of the others."""
-    cells = {a: v for a in board.arms_of(student) if (v := board.values(a, column))}
-    seeds = {k[0] for v in cells.values() for k in v}
-    for arm, values in cells.items():
-        if len({k[0] for k in values}) == 1 < len(seeds) and board.fixed(arm):
-            cells[arm] = {(p, t): v for p in sorted(seeds) for (_, t), v in values.items()}
-    return cells
+    results = {a: v for a in board.rows_of(student) if (v := board.values(a, column))}
+    seeds = {k[0] for v in results.values() for k in v}
+    for row, values in results.items():
+        if len({k[0] for k in values}) == 1 < len(seeds) and board.fixed(row):
+            results[row] = {(p, t): v for p in sorted(seeds) for (_, t), v in values.items()}
+    return results
 
 
-def best(board: Board, student: str, column: Column) -> set[ArmKey]:
+def best(board: Board, student: str, column: Column) -> set[RowKey]:
     """The rows marked in a column: the best mean, and all tested and not significantly worse.
 
     None where no row has two seeds. A row with one seed, or without two common seed pairs with the
@@ -190,41 +190,41 @@ def best(board: Board, student: str, column: Column) -> set[ArmKey]:
     return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
 
 
-def below(board: Board, row: ArmKey, column: Column) -> bool:
+def below(board: Board, row: RowKey, column: Column) -> bool:
     """Whether the row's mean is below chance, or below that of no pre-training."""
-    result = board.cell(row, column).estimate
+    result = board.result(row, column).estimate
     if result is None:
         return False
     floors = [board.chance[column]]
     scratch = board.counterpart(row, "scratch")
-    if scratch is not None and (estimated := board.cell(scratch, column).estimate):
+    if scratch is not None and (estimated := board.result(scratch, column).estimate):
         floors.append(estimated.mean)
     return any(f is not None and column.sign * (result.mean - f) < 0 for f in floors)
 
 
-def complete_rows(board: Board, student: str) -> list[ArmKey]:
+def complete_rows(board: Board, student: str) -> list[RowKey]:
     """Rows that have every column of the student, nothing failed or missing."""
     columns = columns_of(board, student)
-    return [a for a in board.arms_of(student) if all(board.cell(a, c).complete for c in columns)]
+    return [a for a in board.rows_of(student) if all(board.result(a, c).complete for c in columns)]
 
 
 def columns_of(board: Board, student: str) -> list[Column]:
     """Columns in which the student has any cell."""
-    arms = board.arms_of(student)
-    return [c for c in board.columns if any((a, c) in board.cells for a in arms)]
+    rows = board.rows_of(student)
+    return [c for c in board.columns if any((a, c) in board.results for a in rows)]
 
 
-def mean_ranks(board: Board, student: str) -> dict[ArmKey, float]:
+def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
     """Mean rank of the complete rows among themselves."""
     columns = columns_of(board, student)
     table = {}
-    for arm in complete_rows(board, student):
-        means = [board.cell(arm, c).estimate for c in columns]
-        table[arm] = [e.mean for e in means if e is not None]
+    for row in complete_rows(board, student):
+        means = [board.result(row, c).estimate for c in columns]
+        table[row] = [e.mean for e in means if e is not None]
     return comparisons.mean_ranks(table, [c.sign for c in columns])
 
 
-def ranks(board: Board, student: str, column: Column) -> dict[ArmKey, tuple[int, int]]:
+def ranks(board: Board, student: str, column: Column) -> dict[RowKey, tuple[int, int]]:
     """Ranks each row may have on a task."""
     values = comparable(board, student, column)
     fitted = model(board, student, [column])
@@ -237,9 +237,9 @@ def ranks(board: Board, student: str, column: Column) -> dict[ArmKey, tuple[int,
 
 def noise(board: Board, student: str, column: Column) -> power.Noise | None:
     """Noise floor of a task for a student."""
-    floor = power.noise_floor([board.values(row, column) for row in board.arms_of(student)])
+    floor = power.noise_floor([board.values(row, column) for row in board.rows_of(student)])
     fitted = model(board, student, [column])
     if floor is None or fitted is None:
         return floor
     gap = power.smallest_gap((2 * fitted.variance) ** 0.5, floor.n, df=fitted.df)
-    return replace(floor, gap_now=gap)
+    return replace(floor, detectable_difference=gap)

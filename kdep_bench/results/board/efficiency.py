@@ -10,9 +10,9 @@ import numpy as np
 
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.results.axes import Axis
-from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.board.compare import columns_of, complete_rows, task_weights
-from kdep_bench.results.board.method_facts import arm_facts
+from kdep_bench.results.board.row_summary import summarize_row
 from kdep_bench.results.statistics import intervals as st
 
 AXES: dict[Axis, str] = {
@@ -24,30 +24,30 @@ AXES: dict[Axis, str] = {
 }
 
 
-def amount(board: Board, arm: ArmKey, axis: Axis) -> float | None:
+def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
     """How much of `axis` the arm's pre-training took; None where it is not known or nothing."""
-    run = next((r for r in board.runs_of(arm) if r.status == "ok"), None)
+    run = next((r for r in board.runs_of(row) if r.status == "ok"), None)
     if run is None:
         return None
-    facts = arm_facts(board, arm)
+    summary = summarize_row(board, row)
     if axis == "seconds":
-        value = facts.cost_s
+        value = summary.cost_s
     elif axis == "images":
-        value = run.data.images if board_pretrained(board, arm) else None
+        value = run.data.images if board_pretrained(board, row) else None
     elif axis == "images_seen":
         value = run.budget.images_seen
     else:
-        value = _flops(run.budget.images_seen, facts.student.flops)
-        if axis == "flops" and value is not None and facts.teacher is not None:
+        value = _flops(run.budget.images_seen, summary.student.flops)
+        if axis == "flops" and value is not None and summary.teacher is not None:
             forwards = _cached(run.data.images, run.budget.views)
-            teacher = facts.teacher.flops
+            teacher = summary.teacher.flops
             value = None if teacher is None or forwards is None else value + teacher * forwards
     return float(value) if value else None
 
 
-def board_pretrained(board: Board, arm: ArmKey) -> bool:
+def board_pretrained(board: Board, row: RowKey) -> bool:
     """Whether the arm is pre-trained here."""
-    return not board.fixed(arm)
+    return not board.fixed(row)
 
 
 def _flops(images_seen: int | None, forward: float | None) -> float | None:
@@ -83,8 +83,8 @@ class Saving:
 
 def saving(
     board: Board,
-    curve: list[ArmKey],
-    goal: ArmKey,
+    curve: list[RowKey],
+    goal: RowKey,
     columns: list[Column],
     axis: Axis,
     margin: float = 0.0,
@@ -96,14 +96,14 @@ def saving(
     """
     amounts = {a: x for a in curve if (x := amount(board, a, axis))}
     reference = amount(board, goal, axis)
-    arms = sorted(amounts, key=lambda a: (amounts[a], a.order()))
-    if reference is None or len({amounts[a] for a in arms}) < 2:
+    rows = sorted(amounts, key=lambda a: (amounts[a], a.order()))
+    if reference is None or len({amounts[a] for a in rows}) < 2:
         return None
     weights = task_weights(columns)
-    scores = [st.mean_over([_signed(board, a, c) for c in columns], weights) for a in [*arms, goal]]
+    scores = [st.mean_over([_signed(board, a, c) for c in columns], weights) for a in [*rows, goal]]
     if not set(scores[0]).intersection(*scores[1:]):
         return None
-    reached = reaches([math.log(amounts[a]) for a in arms], scores[:-1], scores[-1], margin)
+    reached = reaches([math.log(amounts[a]) for a in rows], scores[:-1], scores[-1], margin)
     at_least = at_most = False
     for key in reached:
         y = [s[key] for s in scores[:-1]]
@@ -129,16 +129,16 @@ def reaches(
     return found
 
 
-def lines_of(board: Board, arms: Sequence[ArmKey], axis: Axis) -> dict[str, list[ArmKey]]:
+def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list[RowKey]]:
     """Label -> the arms of one line on `axis`: one method under one teacher, at one share.
 
     On the axis of images the shares are the line's points, and what is held is the number of images
     seen. Where no line of a method would have two points so, its shares are points of one line. The
     label names the method, and what tells the line from the method's others.
     """
-    found: dict[str, list[ArmKey]] = {}
-    for method in sorted({a.method for a in arms}):
-        mine = [a for a in arms if a.method == method]
+    found: dict[str, list[RowKey]] = {}
+    for method in sorted({a.method for a in rows}):
+        mine = [a for a in rows if a.method == method]
         parts = _parts(board, mine, axis)
         teachers = {teacher for teacher, _ in parts}
         for (teacher, held), some in sorted(parts.items(), key=_line_order):
@@ -151,26 +151,26 @@ def lines_of(board: Board, arms: Sequence[ArmKey], axis: Axis) -> dict[str, list
 
 
 def _parts(
-    board: Board, arms: Sequence[ArmKey], axis: Axis
-) -> dict[tuple[str, float | None], list[ArmKey]]:
+    board: Board, rows: Sequence[RowKey], axis: Axis
+) -> dict[tuple[str, float | None], list[RowKey]]:
     """One method's arms by (teacher, what is held); None is held where shares are the points."""
-    fine: dict[tuple[str, float | None], list[ArmKey]] = {}
-    whole: dict[tuple[str, float | None], list[ArmKey]] = {}
-    for a in arms:
-        held = amount(board, a, "images_seen") if axis == "images" else a.share
+    fine: dict[tuple[str, float | None], list[RowKey]] = {}
+    whole: dict[tuple[str, float | None], list[RowKey]] = {}
+    for a in rows:
+        held = amount(board, a, "images_seen") if axis == "images" else a.fraction
         fine.setdefault((a.teacher, held), []).append(a)
         whole.setdefault((a.teacher, None), []).append(a)
-    amounts = {a: amount(board, a, axis) for a in arms}
+    amounts = {a: amount(board, a, axis) for a in rows}
     lines = any(len({amounts[a] for a in some} - {None}) > 1 for some in fine.values())
     return fine if lines else whole
 
 
-def _line_order(part: tuple[tuple[str, float | None], list[ArmKey]]) -> tuple[str, float]:
+def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[str, float]:
     (teacher, held), _ = part
     return teacher, -(held or 0.0)
 
 
-def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]]:
+def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:
     """(line, the arm whose score it reaches, axis, saving) of every line of two points or more,
     over all of the student's tasks, against supervised pre-training at its largest budget."""
     columns = columns_of(board, student)
@@ -178,7 +178,7 @@ def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]
     goals = [a for a in whole if a.method == "supervised"]
     if not goals:
         return []
-    goal = max(goals, key=lambda a: (a.share, a.epochs or 0.0, a.teacher))
+    goal = max(goals, key=lambda a: (a.fraction, a.epochs or 0.0, a.teacher))
     found = []
     for method in sorted({a.method for a in whole} - {goal.method}):
         mine = [a for a in whole if a.method == method]
@@ -190,8 +190,8 @@ def savings(board: Board, student: str) -> list[tuple[str, ArmKey, Axis, Saving]
     return found
 
 
-def _signed(board: Board, arm: ArmKey, column: Column) -> dict[st.Key, float]:
-    return {k: column.sign * v for k, v in board.values(arm, column).items()}
+def _signed(board: Board, row: RowKey, column: Column) -> dict[st.Key, float]:
+    return {k: column.sign * v for k, v in board.values(row, column).items()}
 
 
 def _reach(logs: np.ndarray, y: np.ndarray, target: float) -> float:

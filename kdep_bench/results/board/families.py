@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.board import ArmKey, Board
-from kdep_bench.results.board.method_facts import ArmFacts
+from kdep_bench.results.board.board import Board, RowKey
+from kdep_bench.results.board.row_summary import RowSummary
 from kdep_bench.results.statistics import intervals as st
 
 REFERENCES = (compare.BASE, "scratch")
@@ -44,30 +44,30 @@ def shown(board: Board) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RowCost:
     """One row's costs; `ratio` is its step time over that of kdep, None where either is unknown."""
 
-    arm: ArmKey
-    facts: ArmFacts
+    row: RowKey
+    summary: RowSummary
     ratio: float | None
 
     @property
     def forwards(self) -> float | None:
         """Forward passes of other networks per image seen."""
-        told, seen = self.facts.extra_forwards, self.facts.images_seen
+        told, seen = self.summary.extra_forwards, self.summary.images_seen
         return told / seen if told is not None and seen else None
 
 
-def costs(board: Board, facts: Mapping[ArmKey, ArmFacts]) -> list[Cost]:
+def costs(board: Board, summary: Mapping[RowKey, RowSummary]) -> list[RowCost]:
     """The costs of every row that was pre-trained here."""
     found = []
-    for arm in board.arms:
-        if board.fixed(arm):
+    for row in board.rows:
+        if board.fixed(row):
             continue
-        base = arm if arm.method == compare.BASE else board.counterpart(arm, compare.BASE)
-        steps = facts[arm].step_s, None if base is None else facts[base].step_s
+        base = row if row.method == compare.BASE else board.counterpart(row, compare.BASE)
+        steps = summary[row].step_s, None if base is None else summary[base].step_s
         ratio = steps[0] / steps[1] if steps[0] and steps[1] else None
-        found.append(Cost(arm, facts[arm], ratio))
+        found.append(RowCost(row, summary[row], ratio))
     return found
 
 
@@ -81,55 +81,59 @@ class Strength:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rows of one family, at one share and length, with or without labels."""
+    """The rows of one family, at one data fraction and length, with or without labels."""
 
     student: str
     name: str
     labels: bool
-    share: float
+    fraction: float
     epochs: float | None
-    costs: list[Cost]
+    costs: list[RowCost]
     reads: dict[str, int]
     left_out: list[str]
     strength: dict[str, Strength]
 
 
 def families(
-    board: Board, facts: Mapping[ArmKey, ArmFacts], pages: Mapping[str, Mapping[str, Any]]
+    board: Board,
+    summary: Mapping[RowKey, RowSummary],
+    method_inputs: Mapping[str, Mapping[str, Any]],
 ) -> list[Family]:
     """The families of every student. `pages`: method -> {"reads": [...]}, see `report.build`."""
-    groups: dict[tuple[str, str, bool, float, float], list[Cost]] = {}
-    for cost in costs(board, facts):
-        arm, told = cost.arm, cost.facts.arm
-        if arm.method not in compare.AGAINST:
+    groups: dict[tuple[str, str, bool, float, float], list[RowCost]] = {}
+    for cost in costs(board, summary):
+        row, told = cost.row, cost.summary.method
+        if row.method not in compare.REFERENCE_METHODS:
             labels, epochs = (
                 told.label_policy == "labels",
-                -1.0 if arm.epochs is None else arm.epochs,
+                -1.0 if row.epochs is None else row.epochs,
             )
-            key = (arm.student, told.family or "other", labels, -arm.share, -epochs)
+            key = (row.student, told.family or "other", labels, -row.fraction, -epochs)
             groups.setdefault(key, []).append(cost)
-    return [_family(board, key, members, pages) for key, members in sorted(groups.items())]
+    return [_family(board, key, members, method_inputs) for key, members in sorted(groups.items())]
 
 
 def _family(
     board: Board,
     key: tuple[str, str, bool, float, float],
-    members: list[Cost],
-    pages: Mapping[str, Mapping[str, Any]],
+    members: list[RowCost],
+    method_inputs: Mapping[str, Mapping[str, Any]],
 ) -> Family:
     student, name, labels, _, _ = key
     columns = compare.columns_of(board, student)
     whole, left_out = [], []
-    for arm in (c.arm for c in members):
-        complete = all(board.cell(arm, c).complete for c in columns)
-        (whole if complete else left_out).append(arm)
-    reads = Counter(r for c in members for r in pages.get(c.arm.method, {}).get("reads", []))
+    for row in (c.row for c in members):
+        complete = all(board.result(row, c).complete for c in columns)
+        (whole if complete else left_out).append(row)
+    reads = Counter(
+        r for c in members for r in method_inputs.get(c.row.method, {}).get("reads", [])
+    )
     return Family(
         student,
         name,
         labels,
-        members[0].arm.share,
-        members[0].arm.epochs,
+        members[0].row.fraction,
+        members[0].row.epochs,
         members,
         dict(sorted(reads.items())),
         [a.method for a in left_out],
@@ -137,21 +141,21 @@ def _family(
     )
 
 
-def strength(board: Board, arms: Iterable[ArmKey], other: str) -> Strength:
+def strength(board: Board, rows: Iterable[RowKey], other: str) -> Strength:
     """Mean over all tasks and `arms` of arm - its counterpart of method `other`, over seeds.
 
     A seed pair counts where every one of these differences has it. An arm of `other`, one with no
     counterpart and one whose counterpart has a hole count for nothing.
     """
     every, weights, methods = [], [], 0
-    for arm in arms:
-        columns = compare.columns_of(board, arm.student)
-        one = board.counterpart(arm, other)
-        if arm.method == other or one is None:
+    for row in rows:
+        columns = compare.columns_of(board, row.student)
+        one = board.counterpart(row, other)
+        if row.method == other or one is None:
             continue
-        if all(board.cell(one, c).complete for c in columns):
+        if all(board.result(one, c).complete for c in columns):
             methods += 1
-            every += [compare.gaps(board, arm, one, c) for c in columns]
+            every += [compare.gaps(board, row, one, c) for c in columns]
             weights += compare.task_weights(columns)
     found = st.mean_over(every, weights)
     return Strength(methods, st.estimate(found) if found else None)

@@ -6,8 +6,8 @@ import math
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency
-from kdep_bench.results.board.board import ArmKey, Board, Column
-from kdep_bench.results.board.method_facts import arm_facts
+from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.row_summary import summarize_row
 from kdep_bench.results.claims.schema import Claim, Side, pick
 from kdep_bench.results.claims.verdict import NOT_TESTABLE, Ruling, Verdict
 from kdep_bench.results.statistics import intervals as st
@@ -31,8 +31,8 @@ def untestable_verdict(claim: Claim, student: str, why: str, scope: str = "all t
     )
 
 
-def _pick(board: Board, student: str, side: Side) -> ArmKey | None:
-    return pick(board.arms_of(student), side, board.fixed)
+def _pick(board: Board, student: str, side: Side) -> RowKey | None:
+    return pick(board.rows_of(student), side, board.fixed)
 
 
 def _name(side: Side) -> str:
@@ -40,15 +40,15 @@ def _name(side: Side) -> str:
     return " or ".join(side.methods) + share
 
 
-def missing_results(board: Board, arms: list[ArmKey], columns: list[Column]) -> int:
-    return sum(not board.cell(a, c).complete for a in arms for c in columns)
+def missing_results(board: Board, rows: list[RowKey], columns: list[Column]) -> int:
+    return sum(not board.result(a, c).complete for a in rows for c in columns)
 
 
-def _cost_ratio(board: Board, a: ArmKey, b: ArmKey) -> float | None:
+def _cost_ratio(board: Board, a: RowKey, b: RowKey) -> float | None:
     """None also against an arm without pre-training: nothing was spent that could be compared."""
     if board.fixed(b):
         return None
-    x, y = arm_facts(board, a).cost_s, arm_facts(board, b).cost_s
+    x, y = summarize_row(board, a).cost_s, summarize_row(board, b).cost_s
     return x / y if x is not None and y else None
 
 
@@ -84,8 +84,8 @@ def judge_difference(
 ) -> Verdict:
     assert claim.b is not None
     a, b = _pick(board, student, claim.a), _pick(board, student, claim.b)
-    for arm, side in ((a, claim.a), (b, claim.b)):
-        if arm is None:
+    for row, side in ((a, claim.a), (b, claim.b)):
+        if row is None:
             return untestable_verdict(claim, student, f"no records of {_name(side)}", scope)
     assert a is not None
     assert b is not None
@@ -148,12 +148,12 @@ def judge_efficiency(
     goal = _pick(board, student, claim.b)
     if goal is None:
         return untestable_verdict(claim, student, f"no records of {_name(claim.b)}", scope)
-    there = {arm.method for arm in board.arms_of(student)}
+    there = {row.method for row in board.rows_of(student)}
     method = next((m for m in claim.a.methods if m in there), None)
     curve = [
-        arm
-        for arm in board.arms_of(student)
-        if arm.method == method and not missing_results(board, [arm], columns)
+        row
+        for row in board.rows_of(student)
+        if row.method == method and not missing_results(board, [row], columns)
     ]
     if missing_results(board, [goal], columns):
         return untestable_verdict(

@@ -103,7 +103,7 @@ def make_claim(fields: dict[str, Any]) -> Claim:
         ) from None
 
 
-class _Arm(Protocol):
+class _Row(Protocol):
     """What a side of a claim reads of an arm, planned or recorded."""
 
     @property
@@ -111,28 +111,28 @@ class _Arm(Protocol):
     @property
     def teacher(self) -> str: ...
     @property
-    def share(self) -> float: ...
+    def fraction(self) -> float: ...
     @property
     def epochs(self) -> float | None: ...
 
 
-_AnyArm = TypeVar("_AnyArm", bound=_Arm)
+_AnyRow = TypeVar("_AnyRow", bound=_Row)
 
 
-def pick(arms: Sequence[_AnyArm], side: Side, fixed: Callable[[_AnyArm], bool]) -> _AnyArm | None:
+def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) -> _AnyRow | None:
     """The arm that a side means, among those of one student; None where none fits.
 
     The first of its methods that exists; the full data unless the side says otherwise, the longest
     training where several fit. `fixed`: whether an arm has no pre-training here, and so no share.
     """
     for method in side.methods:
-        found = [a for a in arms if a.method == method]
+        found = [a for a in rows if a.method == method]
         if side.share is not None:
-            without_share = [a for a in found if fixed(a)]
-            found = [a for a in found if math.isclose(a.share, side.share)] or without_share
+            untrained = [a for a in found if fixed(a)]
+            found = [a for a in found if math.isclose(a.fraction, side.share)] or untrained
         elif found:
-            most = max(a.share for a in found)
-            found = [a for a in found if a.share == most]
+            most = max(a.fraction for a in found)
+            found = [a for a in found if a.fraction == most]
         found = with_epochs(found, side.epochs)
         if side.teacher is not None:
             found = [a for a in found if a.teacher == side.teacher]
@@ -141,15 +141,15 @@ def pick(arms: Sequence[_AnyArm], side: Side, fixed: Callable[[_AnyArm], bool]) 
     return None
 
 
-def with_epochs(arms: Sequence[_AnyArm], epochs: float | None) -> list[_AnyArm]:
+def with_epochs(rows: Sequence[_AnyRow], epochs: float | None) -> list[_AnyRow]:
     """The arms trained for the number of epochs nearest to `epochs`; all where that is None.
 
     A run does whole batches only, so that 7.53 epochs asked may be 7.52 done.
     """
     if epochs is None:
-        return list(arms)
-    off = {id(a): abs(a.epochs - epochs) for a in arms if a.epochs is not None}
+        return list(rows)
+    off = {id(a): abs(a.epochs - epochs) for a in rows if a.epochs is not None}
     least = min(off.values(), default=math.inf)
     if least > EPOCHS_TOLERANCE * epochs:
         return []
-    return [a for a in arms if off.get(id(a)) == least]
+    return [a for a in rows if off.get(id(a)) == least]

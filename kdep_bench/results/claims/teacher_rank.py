@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.board import ArmKey, Board, Column
-from kdep_bench.results.board.method_facts import arm_facts
+from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.row_summary import summarize_row
 from kdep_bench.results.claims.rulings import missing_results, ruling_of, untestable_verdict
 from kdep_bench.results.claims.schema import Claim
 from kdep_bench.results.claims.verdict import Ruling, Verdict
@@ -40,32 +40,32 @@ def correlation_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, fl
     return rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
 
 
-def _of_teacher(board: Board, claim: Claim, arm: ArmKey) -> float | None:
+def _of_teacher(board: Board, claim: Claim, row: RowKey) -> float | None:
     """What the claim ranks teachers by; None where the arm's records do not know it."""
-    facts = arm_facts(board, arm)
+    summary = summarize_row(board, row)
     if isinstance(claim.by, dict):
-        return claim.by.get(arm.teacher)
+        return claim.by.get(row.teacher)
     if claim.by == "top1":
-        return None if facts.teacher is None else facts.teacher.top1
-    return None if facts.align is None else facts.align.explained_variance_ratio
+        return None if summary.teacher is None else summary.teacher.top1
+    return None if summary.align is None else summary.align.explained_variance_ratio
 
 
 def judge_teacher_rank(
     board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
 ) -> Verdict:
     """Each teacher by its arm of most data and longest training."""
-    arms: dict[str, ArmKey] = {}
-    for arm in sorted(board.arms_of(student), key=lambda a: (a.share, a.epochs or 0.0)):
+    rows: dict[str, RowKey] = {}
+    for row in sorted(board.rows_of(student), key=lambda a: (a.fraction, a.epochs or 0.0)):
         if (
-            arm.method in claim.a.methods
-            and arm.teacher
-            and not missing_results(board, [arm], columns)
+            row.method in claim.a.methods
+            and row.teacher
+            and not missing_results(board, [row], columns)
         ):
-            arms[arm.teacher] = arm
+            rows[row.teacher] = row
     points = []
-    for _, arm in sorted(arms.items()):
-        by = _of_teacher(board, claim, arm)
-        means = [c.sign * e.mean for c in columns if (e := board.cell(arm, c).estimate)]
+    for _, row in sorted(rows.items()):
+        by = _of_teacher(board, claim, row)
+        means = [c.sign * e.mean for c in columns if (e := board.result(row, c).estimate)]
         if by is not None:
             points.append((by, float(np.average(means, weights=compare.task_weights(columns)))))
     if len(points) < 2:

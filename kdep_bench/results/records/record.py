@@ -66,7 +66,7 @@ class Part(BaseModel):
     )
 
 
-class Arm(Part):
+class Method(Part):
     """The pre-training arm. `reconstruction`: the formula is a reading, not the authors' own."""
 
     method: Text
@@ -212,7 +212,7 @@ class Record(Part):
     suite: Text
     status: Literal["ok", "failed", "missing"]
     error: LongText | None = None
-    arm: Arm
+    arm: Method
     student: Student
     teacher: Teacher | None = None
     data: Data

@@ -20,9 +20,9 @@ from kdep_bench.files import safe_name, write_atomic
 from kdep_bench.results.records.record import (
     LARGEST_RECORD,
     Align,
-    Arm,
     Budget,
     Data,
+    Method,
     Record,
     Student,
     Task,
@@ -61,7 +61,7 @@ class Run(NamedTuple):
     suite: str
     status: str
     error: str | None
-    arm: Arm
+    arm: Method
     student: Student
     teacher: Teacher | None
     data: Data

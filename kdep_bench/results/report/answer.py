@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.board import ArmKey, Board
+from kdep_bench.results.board.board import Board, RowKey
 from kdep_bench.results.board.compare import Difference
-from kdep_bench.results.board.method_facts import ArmFacts
+from kdep_bench.results.board.row_summary import RowSummary
 
 REFERENCES = {
     "scratch": "no pre-training",
@@ -25,33 +25,33 @@ MOST_NAMES = 6
 
 
 def sentences(
-    board: Board, student: str, labels: Mapping[ArmKey, str], summaries: Mapping[ArmKey, ArmFacts]
+    board: Board, student: str, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
     """What the records of `student` answer; empty where there is no score."""
-    scored = {row for (row, _), result in board.cells.items() if result.estimate}
+    scored = {row for (row, _), result in board.results.items() if result.estimate}
     if not any(row.student == student for row in scored):
         return []
     table = compare.difference_table(board, student)
-    rows = list(dict.fromkeys(d.arm for d in table if d.arm.method == compare.BASE))
+    rows = list(dict.fromkeys(d.row for d in table if d.row.method == compare.BASE))
     lines = []
     for row in rows[:MOST_ROWS]:
         for name in REFERENCES:
-            pair = [d for d in table if d.arm == row and d.other.method == name]
+            pair = [d for d in table if d.row == row and d.reference.method == name]
             lines += [_comparison(board, pair, labels)] if pair else []
         lines += _spent(board, row, labels, summaries)
     if len(rows) > MOST_ROWS:
         lines.append(
             f"{len(rows) - MOST_ROWS} more rows of {compare.BASE} are in the tables below."
         )
-    if len(board.arms_of(student)) > len(rows) + len(REFERENCES):
+    if len(board.rows_of(student)) > len(rows) + len(REFERENCES):
         lines += _best(board, student, labels)
     return [*lines, _limits(board, student, table)]
 
 
-def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[ArmKey, str]) -> str:
+def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey, str]) -> str:
     """One sentence of a row against a reference: over all tasks, then where the tasks disagree."""
-    name, reference = labels[pair[0].arm], REFERENCES[pair[0].other.method]
-    columns = compare.columns_of(board, pair[0].arm.student)
+    name, reference = labels[pair[0].row], REFERENCES[pair[0].reference.method]
+    columns = compare.columns_of(board, pair[0].row.student)
     tasks = [d for d in pair if d.column is not None and d.estimate is not None]
     overall = next((d for d in pair if d.column is None or len(columns) == 1), None)
     if overall is None or overall.estimate is None:
@@ -81,11 +81,11 @@ def _by_verdict(tasks: Sequence[Difference]) -> str:
 
 
 def _spent(
-    board: Board, row: ArmKey, labels: Mapping[ArmKey, str], summaries: Mapping[ArmKey, ArmFacts]
+    board: Board, row: RowKey, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
     """Fraction of the data and the time of the supervised row with most data in this suite."""
-    supervised = [a for a in board.arms_of(row.student) if a.method == "supervised"]
-    reference = max(supervised, key=lambda a: (a.share, a.epochs or 0.0), default=None)
+    supervised = [a for a in board.rows_of(row.student) if a.method == "supervised"]
+    reference = max(supervised, key=lambda a: (a.fraction, a.epochs or 0.0), default=None)
     if reference is None:
         return []
     seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s
@@ -95,18 +95,18 @@ def _spent(
         ratio = seconds / reference_seconds
         time = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
         time = f"{time} times its pre-training time{cache}"
-    labelled = "with labels" if summaries[row].arm.labels_used else "without labels"
-    fraction = f"{100 * row.share / reference.share:.3g} % of the images"
+    labelled = "with labels" if summaries[row].method.labels_used else "without labels"
+    fraction = f"{100 * row.fraction / reference.fraction:.3g} % of the images"
     return [f"{labels[row]} used {fraction} of {labels[reference]}, {labelled}, and {time}."]
 
 
-def _best(board: Board, student: str, labels: Mapping[ArmKey, str]) -> list[str]:
+def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]:
     lines = []
     for column in compare.columns_of(board, student):
         estimates = {
             row: e
             for row in compare.best(board, student, column)
-            if (e := board.cell(row, column).estimate)
+            if (e := board.result(row, column).estimate)
         }
         if not estimates:
             continue
@@ -116,7 +116,7 @@ def _best(board: Board, student: str, labels: Mapping[ArmKey, str]) -> list[str]
         if len(names) > MOST_NAMES:
             shown += f" and {len(names) - MOST_NAMES} more"
         note = " (none significantly worse than the first)" if len(names) > 1 else ""
-        n_rows = len(board.arms_of(student))
+        n_rows = len(board.rows_of(student))
         lines.append(f"Best on {column.task}, of {n_rows} rows: {shown}{note}.")
     return lines
 
@@ -124,7 +124,7 @@ def _best(board: Board, student: str, labels: Mapping[ArmKey, str]) -> list[str]
 def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
     """How many networks, runs and test sets the sentences before rest on."""
     networks, runs = set(), set()
-    for row in board.arms_of(student):
+    for row in board.rows_of(student):
         for column in compare.columns_of(board, student):
             seeds = set(board.values(row, column))
             if seeds:

@@ -11,8 +11,8 @@ from typing import Any
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency, families
-from kdep_bench.results.board.board import ArmKey, Board, Column
-from kdep_bench.results.board.method_facts import ArmFacts, arm_facts, arm_labels
+from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.row_summary import RowSummary, row_labels, summarize_row
 from kdep_bench.results.claims.verdict import Verdict
 from kdep_bench.results.report import answer, data_notes
 
@@ -51,35 +51,35 @@ class View:
     """A board with what every output format asks of it, worked out once."""
 
     board: Board
-    labels: dict[ArmKey, str]
-    facts: dict[ArmKey, ArmFacts]
-    bold: dict[tuple[str, Column], set[ArmKey]]
+    labels: dict[RowKey, str]
+    summaries: dict[RowKey, RowSummary]
+    bold: dict[tuple[str, Column], set[RowKey]]
     verdicts: list[Verdict]
-    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    method_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     letters: dict[str, str] = field(default_factory=dict)  # of each note about the data
 
-    def mark(self, arm: ArmKey, column: Column) -> str:
+    def mark(self, row: RowKey, column: Column) -> str:
         """Letters of the notes about the data of this cell; "" where there is none."""
-        return data_notes.mark(self.board, self.letters, arm, column)
+        return data_notes.mark(self.board, self.letters, row, column)
 
-    def is_bold(self, arm: ArmKey, column: Column) -> bool:
+    def is_bold(self, row: RowKey, column: Column) -> bool:
         """Whether this cell is among the best of its student."""
-        return arm in self.bold.get((arm.student, column), set())
+        return row in self.bold.get((row.student, column), set())
 
-    def won(self, arm: ArmKey, columns: Sequence[Column]) -> tuple[int, int]:
+    def won(self, row: RowKey, columns: Sequence[Column]) -> tuple[int, int]:
         """In how many of `columns` the row is among the best, and how many have a best."""
-        marked = [c for c in columns if self.bold.get((arm.student, c))]
-        return sum(self.is_bold(arm, c) for c in marked), len(marked)
+        marked = [c for c in columns if self.bold.get((row.student, c))]
+        return sum(self.is_bold(row, c) for c in marked), len(marked)
 
-    def rows(self, columns: Sequence[Column]) -> list[ArmKey]:
+    def rows(self, columns: Sequence[Column]) -> list[RowKey]:
         """Rows that have a cell in any of `columns`."""
-        return [a for a in self.board.arms if any((a, c) in self.board.cells for c in columns)]
+        return [a for a in self.board.rows if any((a, c) in self.board.results for c in columns)]
 
 
 def make_view(
     board: Board,
     verdicts: list[Verdict] | None = None,
-    pages: Mapping[str, Mapping[str, Any]] | None = None,
+    method_inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> View:
     """The view of `board`; `pages` as in `report.build`."""
     bold = {
@@ -87,9 +87,11 @@ def make_view(
         for s in board.students
         for c in compare.columns_of(board, s)
     }
-    facts = {a: arm_facts(board, a) for a in board.arms}
+    summaries = {a: summarize_row(board, a) for a in board.rows}
     letters = data_notes.letters(board)
-    return View(board, arm_labels(board), facts, bold, verdicts or [], pages or {}, letters)
+    return View(
+        board, row_labels(board), summaries, bold, verdicts or [], method_inputs or {}, letters
+    )
 
 
 def column_names(columns: Sequence[Column]) -> dict[Column, str]:
@@ -106,24 +108,24 @@ def column_names(columns: Sequence[Column]) -> dict[Column, str]:
     return names
 
 
-def labels_text(facts: ArmFacts) -> str:
+def labels_text(summary: RowSummary) -> str:
     """Whether pre-training used labels, as the tables show it."""
-    if facts.arm.label_policy == "none":
+    if summary.method.label_policy == "none":
         return "no pre-training"
-    if facts.arm.labels_used:
+    if summary.method.labels_used:
         return "yes"
-    return "by its teacher" if facts.arm.label_policy == "labels" else "no"
+    return "by its teacher" if summary.method.label_policy == "labels" else "no"
 
 
-def share_text(view: View, arm: ArmKey) -> str:
+def fraction_text(view: View, row: RowKey) -> str:
     """The data fraction of pre-training; a dash for methods not pre-trained here."""
-    return "—" if view.board.fixed(arm) else f"{100 * arm.share:g} %"
+    return "—" if view.board.fixed(row) else f"{100 * row.fraction:g} %"
 
 
-def arm_name(view: View, arm: ArmKey) -> str:
+def row_name(view: View, row: RowKey) -> str:
     """The row's label, marked where the method was re-implemented from the paper's text."""
-    note = " (re-implementation)" if view.facts[arm].arm.reconstruction else ""
-    return view.labels[arm] + note
+    note = " (re-implementation)" if view.summaries[row].method.reconstruction else ""
+    return view.labels[row] + note
 
 
 def untimed_note(board: Board) -> str:
@@ -140,7 +142,7 @@ def difference_rows(
         columns = compare.columns_of(view.board, owner)
         names = column_names(columns)
         for d in compare.difference_table(view.board, owner):
-            label = f"{view.labels[d.arm]} - {view.labels[d.other]}"
+            label = f"{view.labels[d.row]} - {view.labels[d.reference]}"
             what = compare.mean_name(columns) if d.column is None else names[d.column]
             rows.append((owner, label, what, d))
     return rows
@@ -149,11 +151,11 @@ def difference_rows(
 COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "extra parameters"]
 
 
-def cost_cells(
-    cost: families.Cost, name: Callable[[str, int], str]
+def cost_entries(
+    cost: families.RowCost, name: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
     """(text, number) of each column of COST_HEAD; `name` writes what others have named."""
-    f = cost.facts
+    f = cost.summary
     terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in f.terms.items())
     rate = f.learning_rate
     return [
@@ -171,28 +173,28 @@ def cost_cells(
 FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "step time / kdep"]
 
 
-def family_cells(
+def family_entries(
     f: families.Family, name: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
     """(text, number) of each column of FAMILY_HEAD; `name` writes what others have named."""
     reads = ", ".join(f"{what} ({n})" for what, n in f.reads.items())
-    memory = max((m for c in f.costs if (m := c.facts.peak_memory_bytes)), default=None)
-    cells: list[tuple[str, float | None]] = [
+    memory = max((m for c in f.costs if (m := c.summary.peak_memory_bytes)), default=None)
+    entries: list[tuple[str, float | None]] = [
         ("yes" if f.labels else "no", None),
-        (f"{100 * f.share:g} %", f.share),
+        (f"{100 * f.fraction:g} %", f.fraction),
         ("—" if f.epochs is None else f"{f.epochs:g}", f.epochs),
         (str(len(f.costs)), len(f.costs)),
         (name(reads or "—", 300), None),
         (families.spread([c.ratio for c in f.costs]), None),
         (families.mebibytes(memory), memory),
-        (families.spread([c.facts.extra_parameters for c in f.costs], 0), None),
+        (families.spread([c.summary.extra_parameters for c in f.costs], 0), None),
         (families.spread([c.forwards for c in f.costs]), None),
     ]
     for found in f.strength.values():
         est = found.estimate
         of = f", {found.methods} methods" if found.methods != len(f.costs) else ""
-        cells.append((text.gap(est) + of, est.mean) if est else ("—", None))
-    return [*cells, (name(", ".join(f.left_out) or "—", 300), None)]
+        entries.append((text.gap(est) + of, est.mean) if est else ("—", None))
+    return [*entries, (name(", ".join(f.left_out) or "—", 300), None)]
 
 
 def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
@@ -207,11 +209,11 @@ def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]
 def failures(view: View) -> list[tuple[str, str, str]]:
     """(what, status, sentence) of everything that failed, is missing or is damaged."""
     found = []
-    for (arm, column), cell in sorted(
-        view.board.cells.items(), key=lambda kv: (kv[0][0].order(), kv[0][1])
+    for (row, column), result in sorted(
+        view.board.results.items(), key=lambda kv: (kv[0][0].order(), kv[0][1])
     ):
-        for run in [*cell.failed, *cell.missing]:
-            where = f"{arm.student}, {view.labels[arm]}, {column.task}, "
+        for run in [*result.failed, *result.missing]:
+            where = f"{row.student}, {view.labels[row]}, {column.task}, "
             where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
             found.append((where, run.status, run.error or "has not run yet"))
     found += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
@@ -222,7 +224,7 @@ def environment(board: Board) -> dict[str, list[str]]:
     """What the records say of devices, threads, data, code and packages; each value with its count
     where there are several."""
     ok = [r for r in board.runs if r.status == "ok"]
-    facts = {
+    counters = {
         "device": Counter(r.cost.device or "unknown" for r in ok),
         "threads": Counter(
             "unknown" if r.cost.threads is None else str(r.cost.threads) for r in ok
@@ -236,28 +238,28 @@ def environment(board: Board) -> dict[str, list[str]]:
         "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
     }
     shown = {}
-    for what, counts in facts.items():
+    for what, counts in counters.items():
         values = sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
         lone = len(values) == 1
         shown[what] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
     return {k: v for k, v in shown.items() if v}
 
 
-def command(board: Board, arm: ArmKey) -> str:
+def command(board: Board, row: RowKey) -> str:
     """The command that reproduces a row: by a pattern of the row's own stages where the records'
     ids (which are those of the transfer stages) show that it fits, else by the method."""
-    share = "" if arm.share == 1 else f".{arm.share:g}"
-    pattern = f"transfer-*.{arm.student}.{arm.method}{share}.s*"
+    share = "" if row.fraction == 1 else f".{row.fraction:g}"
+    pattern = f"transfer-*.{row.student}.{row.method}{share}.s*"
     fits = re.compile(fnmatch.translate(pattern)).match
-    runs = board.runs_of(arm)
-    only = pattern if all(fits(r.id) for r in runs) else arm.method
+    runs = board.runs_of(row)
+    only = pattern if all(fits(r.id) for r in runs) else row.method
     return text.command(runs[0].suite, only)
 
 
 def answers(view: View) -> dict[str, list[str]]:
     """The sentences at the top, by student."""
     sentences = {
-        student: answer.sentences(view.board, student, view.labels, view.facts)
+        student: answer.sentences(view.board, student, view.labels, view.summaries)
         for student in view.board.students
     }
     return {student: lines for student, lines in sentences.items() if lines}

@@ -8,7 +8,7 @@ import json
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
-from kdep_bench.results.board.board import ArmKey, Column
+from kdep_bench.results.board.board import Column, RowKey
 from kdep_bench.results.report import data_notes
 from kdep_bench.results.report.board_rows import View, command
 
@@ -60,21 +60,37 @@ CSV_HEAD = [
 
 
 def _csv_row(
-    view: View, arm: ArmKey, c: Column, rank: tuple[int, int] | None, ends: tuple[object, object]
+    view: View, row: RowKey, c: Column, rank: tuple[int, int] | None, ends: tuple[object, object]
 ) -> list[object]:
-    f, cell, est = view.facts[arm], view.board.cell(arm, c), view.board.cell(arm, c).estimate
+    f, result, est = (
+        view.summaries[row],
+        view.board.result(row, c),
+        view.board.result(row, c).estimate,
+    )
     al = f.align
-    row: list[object] = [view.board.suite, arm.student, view.labels[arm], arm.method, arm.teacher]
-    row += [f.arm.reconstruction, f.arm.labels_used, f.arm.label_policy, arm.share, f.images_seen]
-    row += [arm.epochs, f.pretrain_s, f.cache_s, f.align_s, f.cost_s, f.transfer_s, f.coverage]
-    row += [c.task, c.family, c.version, c.split, c.metric, c.direction, view.board.chance[c]]
-    row += [c.data, c.fingerprint]
-    row += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
-    row += [view.is_bold(arm, c), *(rank or (None, None))]
-    row += [len(cell.values), len(cell.failed), len(cell.missing)]
-    row += [al.explained_variance_ratio, al.std_ratio_before] if al else [None, None]
-    row += [al.std_ratio_after_align, al.std_ratio_after_transform] if al else [None, None]
-    return [*row, *ends]
+    values: list[object] = [
+        view.board.suite,
+        row.student,
+        view.labels[row],
+        row.method,
+        row.teacher,
+    ]
+    values += [
+        f.method.reconstruction,
+        f.method.labels_used,
+        f.method.label_policy,
+        row.fraction,
+        f.images_seen,
+    ]
+    values += [row.epochs, f.pretrain_s, f.cache_s, f.align_s, f.cost_s, f.transfer_s, f.coverage]
+    values += [c.task, c.family, c.version, c.split, c.metric, c.direction, view.board.chance[c]]
+    values += [c.data, c.fingerprint]
+    values += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
+    values += [view.is_bold(row, c), *(rank or (None, None))]
+    values += [len(result.values), len(result.failed), len(result.missing)]
+    values += [al.explained_variance_ratio, al.std_ratio_before] if al else [None, None]
+    values += [al.std_ratio_after_align, al.std_ratio_after_transform] if al else [None, None]
+    return [*values, *ends]
 
 
 # In suites whose records have them; see `families.shown`.
@@ -87,15 +103,15 @@ CSV_COSTS = [
 ]
 
 
-def _csv_costs(cost: families.Cost | None) -> list[object]:
+def _csv_costs(cost: families.RowCost | None) -> list[object]:
     if cost is None:
         return [None] * len(CSV_COSTS)
-    f = cost.facts
+    f = cost.summary
     costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.extra_forwards]
-    return [f.arm.family, *costs, f.learning_rate]
+    return [f.method.family, *costs, f.learning_rate]
 
 
-def _csv_cell(value: object) -> object:
+def _csv_value(value: object) -> object:
     if isinstance(value, str):
         return text.csv_text(value)
     if isinstance(value, bool):
@@ -112,20 +128,20 @@ def csv_table(view: View) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    told = families.costs(view.board, view.facts) if families.shown(view.board) else []
-    spent = {c.arm: c for c in told}
+    costs = families.costs(view.board, view.summaries) if families.shown(view.board) else []
+    spent = {c.row: c for c in costs}
     noted = ["data_notes"] if view.letters else []
-    writer.writerow([*CSV_HEAD, *(CSV_COSTS if told else []), *noted])
+    writer.writerow([*CSV_HEAD, *(CSV_COSTS if costs else []), *noted])
     for student in view.board.students:
         means = compare.mean_ranks(view.board, student)
-        arms = view.board.arms_of(student)
-        ends = {a: (means.get(a), command(view.board, a)) for a in arms}
+        rows = view.board.rows_of(student)
+        ends = {a: (means.get(a), command(view.board, a)) for a in rows}
         for c in compare.columns_of(view.board, student):
             ranks = compare.ranks(view.board, student, c)
-            for arm in arms:
-                row = _csv_row(view, arm, c, ranks.get(arm), ends[arm])
-                row += _csv_costs(spent.get(arm)) if told else []
+            for row in rows:
+                values = _csv_row(view, row, c, ranks.get(row), ends[row])
+                values += _csv_costs(spent.get(row)) if costs else []
                 if noted:
-                    row.append("; ".join(data_notes.sentences(view.board.cell(arm, c).runs)))
-                writer.writerow([_csv_cell(v) for v in row])
+                    values.append("; ".join(data_notes.sentences(view.board.result(row, c).runs)))
+                writer.writerow([_csv_value(v) for v in values])
     return out.getvalue()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from string import ascii_lowercase
 from typing import NamedTuple
 
-from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.records.store import Run
 from kdep_bench.results.report.data_card import NOTE
 
@@ -40,8 +40,8 @@ def letters(board: Board) -> dict[str, str]:
     """Sentence -> letter: a to z, then aa, ab, ..., by task and row."""
     found: dict[str, str] = {}
     for column in board.columns:
-        for arm in board.arms:
-            for sentence in sentences(board.cell(arm, column).runs):
+        for row in board.rows:
+            for sentence in sentences(board.result(row, column).runs):
                 found.setdefault(sentence, _letter(len(found)))
     return found
 
@@ -51,16 +51,16 @@ def _letter(number: int) -> str:
     return (_letter(first - 1) if first else "") + ascii_lowercase[last]
 
 
-def mark(board: Board, given: dict[str, str], arm: ArmKey, column: Column) -> str:
+def mark(board: Board, given: dict[str, str], row: RowKey, column: Column) -> str:
     """The letters of a cell, "a, c"; "" where no note is about it."""
-    return ", ".join(given[s] for s in sentences(board.cell(arm, column).runs)) if given else ""
+    return ", ".join(given[s] for s in sentences(board.result(row, column).runs)) if given else ""
 
 
 def legend(board: Board, given: dict[str, str]) -> list[DataNote]:
     """Every note with its letter and tasks."""
     tasks: dict[str, dict[str, None]] = {s: {} for s in given}
     for column in board.columns:
-        for arm in board.arms:
-            for sentence in sentences(board.cell(arm, column).runs):
+        for row in board.rows:
+            for sentence in sentences(board.result(row, column).runs):
                 tasks[sentence][column.task] = None
     return [DataNote(letter, list(tasks[s]), s) for s, letter in given.items()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
-from kdep_bench.results.board.board import ArmKey, Board, Cell, Column, make_board
+from kdep_bench.results.board.board import Board, Column, Result, RowKey, make_board
 from kdep_bench.results.records.store import read
 from kdep_bench.results.statistics import intervals as st
 
@@ -19,19 +19,19 @@ class Change:
     """One cell in both folders: `est` is new - old, positive is better; `word` the reading."""
 
     place: Place
-    old: Cell
-    new: Cell
+    old: Result
+    new: Result
     est: st.Estimate | None
     word: str
 
 
-def _place(arm: ArmKey, column: Column) -> Place:
+def _place(row: RowKey, column: Column) -> Place:
     # Version, split, metric and data may differ between the folders; that is said, not matched.
-    return (*tuple(arm), column.family, column.task)  # pyright: ignore[reportReturnType]
+    return (*tuple(row), column.family, column.task)  # pyright: ignore[reportReturnType]
 
 
-def _cells(board: Board) -> dict[Place, tuple[Column, Cell]]:
-    return {_place(a, c): (c, cell) for (a, c), cell in board.cells.items()}
+def _results(board: Board) -> dict[Place, tuple[Column, Result]]:
+    return {_place(a, c): (c, result) for (a, c), result in board.results.items()}
 
 
 def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
@@ -50,7 +50,7 @@ def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
     )
 
 
-def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) -> Change:
+def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]) -> Change:
     (old_column, a), (new_column, b) = old, new
     if old_column[2:6] != new_column[2:6]:
         return Change(place, a, b, None, "not compared: different version, split or metric")
@@ -69,7 +69,7 @@ def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) ->
         word = "same" if a.values == b.values else "same where both have seeds"
     elif est is None or est.low is None:
         word = "too few seeds"
-    elif est.told_from_zero:
+    elif est.excludes_zero:
         word = "better" if est.mean > 0 else "worse"
     else:
         word = "not significant"
@@ -78,7 +78,7 @@ def _change(place: Place, old: tuple[Column, Cell], new: tuple[Column, Cell]) ->
 
 def changes(old: Board, new: Board) -> tuple[list[Change], list[Place], list[Place]]:
     """(cells in both, only in the old, only in the new)."""
-    a, b = _cells(old), _cells(new)
+    a, b = _results(old), _results(new)
     both = [_change(p, a[p], b[p]) for p in sorted(a.keys() & b.keys(), key=repr)]
     return both, sorted(a.keys() - b.keys(), key=repr), sorted(b.keys() - a.keys(), key=repr)
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.board import ArmKey
+from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.report import data_notes
 from kdep_bench.results.report.board_rows import (
     MEAN_RANK,
     View,
-    arm_name,
     column_names,
     command,
+    fraction_text,
     labels_text,
-    share_text,
+    row_name,
 )
 
 _TEX_ENDS = ["labels", "data fraction", "images seen", "cost", "weights loaded"]
 
 
-def _tex_ends(view: View, arm: ArmKey) -> list[str]:
-    f = view.facts[arm]
-    ends = [labels_text(f), share_text(view, arm), text.count(f.images_seen)]
+def _tex_ends(view: View, row: RowKey) -> list[str]:
+    f = view.summaries[row]
+    ends = [labels_text(f), fraction_text(view, row), text.count(f.images_seen)]
     return [*ends, text.seconds(f.cost_s), text.ratio(f.coverage)]
 
 
@@ -41,35 +41,35 @@ def latex(view: View) -> str:
         "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (number of seeds).",
         "",
     ]
-    rows = []
+    table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
-        arms = view.board.arms_of(student)
-        for arm in sorted(arms, key=lambda a: (ranks.get(a, 1e9), a.order())):
-            rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
-            cells = [student, arm_name(view, arm), rank, *_tex_ends(view, arm)]
-            rows.append([text.tex(c) for c in cells])
-    if rows:
+        rows = view.board.rows_of(student)
+        for row in sorted(rows, key=lambda a: (ranks.get(a, 1e9), a.order())):
+            rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
+            entries = [student, row_name(view, row), rank, *_tex_ends(view, row)]
+            table.append([text.tex(c) for c in entries])
+    if table:
         note = f"Summary. {MEAN_RANK}"
-        lines += _tex_table(["student", "method", "mean rank", *_TEX_ENDS], rows, 2, note)
+        lines += _tex_table(["student", "method", "mean rank", *_TEX_ENDS], table, 2, note)
     for family in view.board.families:
         columns = view.board.columns_of(family)
         names = column_names(columns)
-        rows = []
-        for arm in view.rows(columns):
-            row = [text.tex(arm.student), text.tex(arm_name(view, arm))]
+        table = []
+        for row in view.rows(columns):
+            entries = [text.tex(row.student), text.tex(row_name(view, row))]
             for c in columns:
-                shown = text.tex(text.score(view.board.cell(arm, c)))
-                shown = f"\\textbf{{{shown}}}" if view.is_bold(arm, c) else shown
-                mark = view.mark(arm, c)
-                row.append(f"{shown}\\textsuperscript{{{mark}}}" if mark else shown)
-            rows.append([*row, *(text.tex(c) for c in _tex_ends(view, arm))])
+                shown = text.tex(text.score(view.board.result(row, c)))
+                shown = f"\\textbf{{{shown}}}" if view.is_bold(row, c) else shown
+                mark = view.mark(row, c)
+                entries.append(f"{shown}\\textsuperscript{{{mark}}}" if mark else shown)
+            table.append([*entries, *(text.tex(c) for c in _tex_ends(view, row))])
         head = ["student", "method", *(names[c] for c in columns), *_TEX_ENDS]
-        lines += _tex_table(head, rows, 2, f"Task family: {family}")
+        lines += _tex_table(head, table, 2, f"Task family: {family}")
     for note in data_notes.legend(view.board, view.letters):
         words = f"{note.letter}: {', '.join(note.tasks)}: {note.sentence}."
         lines += [f"\\par\\footnotesize {text.tex(text.plain(words, 600))}", ""]
-    for arm in view.board.arms:
-        line = text.plain(f"{arm.student}, {view.labels[arm]}: {command(view.board, arm)}", 600)
+    for row in view.board.rows:
+        line = text.plain(f"{row.student}, {view.labels[row]}: {command(view.board, row)}", 600)
         lines.append("% " + line.replace("\\", r"\textbackslash{}"))
     return "\n".join(lines).rstrip() + "\n"

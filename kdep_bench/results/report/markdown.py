@@ -20,17 +20,17 @@ from kdep_bench.results.report.board_rows import (
     SAVING,
     View,
     answers,
-    arm_name,
     column_names,
     command,
-    cost_cells,
+    cost_entries,
     difference_rows,
     environment,
     failures,
-    family_cells,
+    family_entries,
+    fraction_text,
     labels_text,
+    row_name,
     saving_rows,
-    share_text,
     untimed_note,
 )
 from kdep_bench.results.report.csv_table import CSV_COSTS
@@ -53,7 +53,7 @@ def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     """A GitHub table; the first `left` columns are left-aligned. Cells are already escaped."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     lines = [head, rule, *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    return ["| " + " | ".join(entries) + " |" for entries in lines]
 
 
 def _noted(view: View) -> list[str]:
@@ -74,30 +74,30 @@ def _data_notes(view: View) -> list[str]:
 def _summary(view: View) -> list[str]:
     lines = ["## Summary", "", MEAN_RANK, ""]
     lines += _noted(view)
-    rows = []
+    table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
         columns = compare.columns_of(view.board, student)
-        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
-        for arm in arms:
-            facts = view.facts[arm]
-            won, marked = view.won(arm, columns)
-            rank = f"{ranks[arm]:.2f}" if arm in ranks else "incomplete"
-            rows.append(
+        rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for row in rows:
+            summary = view.summaries[row]
+            won, marked = view.won(row, columns)
+            rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
+            table.append(
                 [
                     text.md(student),
-                    text.md(arm_name(view, arm)),
+                    text.md(row_name(view, row)),
                     rank,
                     f"{won} of {marked}" if marked else "—",
-                    labels_text(facts),
-                    share_text(view, arm),
-                    text.count(facts.images_seen),
-                    text.seconds(facts.cost_s),
-                    text.seconds(facts.cache_s),
-                    text.ratio(facts.coverage),
+                    labels_text(summary),
+                    fraction_text(view, row),
+                    text.count(summary.images_seen),
+                    text.seconds(summary.cost_s),
+                    text.seconds(summary.cache_s),
+                    text.ratio(summary.coverage),
                 ]
             )
-    return [*lines, *md_table(SUMMARY_HEAD, rows, 2), ""]
+    return [*lines, *md_table(SUMMARY_HEAD, table, 2), ""]
 
 
 ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
@@ -110,18 +110,23 @@ def _task_family_table(view: View, family: str) -> list[str]:
     names = column_names(columns)
     head = ["student", "method", *(text.md(names[c]) for c in columns), *ROW_END]
     rows = []
-    for arm in view.rows(columns):
-        facts = view.facts[arm]
-        cells = []
+    for row in view.rows(columns):
+        summary = view.summaries[row]
+        scores = []
         for c in columns:
-            shown = text.score(view.board.cell(arm, c))
-            shown = f"**{shown}**" if view.is_bold(arm, c) else shown
-            mark = view.mark(arm, c)
+            shown = text.score(view.board.result(row, c))
+            shown = f"**{shown}**" if view.is_bold(row, c) else shown
+            mark = view.mark(row, c)
             shown = f"{shown} ({mark})" if mark else shown
-            cells.append(shown + BELOW if compare.below(view.board, arm, c) else shown)
-        row = [text.md(arm.student), text.md(arm_name(view, arm)), *cells, labels_text(facts)]
-        row += [share_text(view, arm), text.count(facts.images_seen)]
-        rows.append([*row, text.seconds(facts.cost_s), text.ratio(facts.coverage)])
+            scores.append(shown + BELOW if compare.below(view.board, row, c) else shown)
+        entries = [
+            text.md(row.student),
+            text.md(row_name(view, row)),
+            *scores,
+            labels_text(summary),
+        ]
+        entries += [fraction_text(view, row), text.count(summary.images_seen)]
+        rows.append([*entries, text.seconds(summary.cost_s), text.ratio(summary.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
     return [f"## Task family: {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
@@ -145,8 +150,8 @@ def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]])
     rows = []
     for student, label, what, d in found:
         seeds = d.estimate.seeds if d.estimate else "—"
-        cells = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
-        rows.append([*cells, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
+        entries = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
+        rows.append([*entries, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
     return md_table(DIFFERENCE_HEAD, rows, 3)
 
 
@@ -162,10 +167,10 @@ def _cost_table(view: View) -> list[str]:
     if not families.shown(view.board):
         return []
     rows = []
-    for cost in families.costs(view.board, view.facts):
-        row = [text.md(cost.arm.student), text.md(arm_name(view, cost.arm))]
-        row.append(text.md(cost.facts.arm.family or "—"))
-        rows.append([*row, *(shown for shown, _ in cost_cells(cost, text.md))])
+    for cost in families.costs(view.board, view.summaries):
+        row = [text.md(cost.row.student), text.md(row_name(view, cost.row))]
+        row.append(text.md(cost.summary.method.family or "—"))
+        rows.append([*row, *(shown for shown, _ in cost_entries(cost, text.md))])
     head = ["student", "method", "method family", *COST_HEAD]
     return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
 
@@ -174,8 +179,8 @@ def _method_family_table(view: View) -> list[str]:
     if not families.shown(view.board):
         return []
     rows = [
-        [text.md(f.student), text.md(f.name), *(c for c, _ in family_cells(f, text.md))]
-        for f in families.families(view.board, view.facts, view.pages)
+        [text.md(f.student), text.md(f.name), *(c for c, _ in family_entries(f, text.md))]
+        for f in families.families(view.board, view.summaries, view.method_inputs)
     ]
     if not rows:
         return []
@@ -186,8 +191,8 @@ def _method_family_table(view: View) -> list[str]:
 def _savings(view: View) -> list[str]:
     rows = []
     for student, method, against, axis, found in saving_rows(view):
-        cells = [text.md(student), text.md(method), text.md(against), axis]
-        rows.append([*cells, text.times(found.estimate, found.bound), found.estimate.seeds])
+        entries = [text.md(student), text.md(method), text.md(against), axis]
+        rows.append([*entries, text.times(found.estimate, found.bound), found.estimate.seeds])
     if not rows:
         return []
     return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
@@ -231,8 +236,8 @@ NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (p
 def _diagnostics(view: View) -> list[str]:
     lines = []
     rows = []
-    for a in view.board.arms:
-        f = view.facts[a].align
+    for a in view.board.rows:
+        f = view.summaries[a].align
         if f is not None:
             row = [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
             row += [text.ratio(f.explained_variance_ratio, 3), text.ratio(f.std_ratio_before)]
@@ -248,7 +253,7 @@ def _diagnostics(view: View) -> list[str]:
             n = compare.noise(view.board, student, c)
             if n is not None:
                 row = [text.md(student), text.md(names[c]), text.points(n.sd)]
-                noises.append([*row, str(n.df), str(n.n), text.points(n.gap_now)])
+                noises.append([*row, str(n.df), str(n.n), text.points(n.detectable_difference)])
     if noises:
         lines += ["## Seed noise (x100)", "", *md_table(NOISE_HEAD, noises, 2), ""]
     return lines
@@ -258,7 +263,7 @@ def _reported(view: View) -> list[str]:
     rows = reported.rows_for(view.board)
     if not rows:
         return []
-    table = md_table(reported.HEAD, [reported.cells(r) for r in rows], 2)
+    table = md_table(reported.HEAD, [reported.entries(r) for r in rows], 2)
     return ["## Reported elsewhere", "", reported.SOURCE, "", *table, ""]
 
 
@@ -298,9 +303,9 @@ REPRODUCE_HEAD = ["student", "method", "command"]
 
 def _reproduce(view: View) -> list[str]:
     rows = []
-    for arm in view.board.arms:
-        line = command(view.board, arm)
-        rows.append([text.md(arm.student), text.md(view.labels[arm]), text.code(line)])
+    for row in view.board.rows:
+        line = command(view.board, row)
+        rows.append([text.md(row.student), text.md(view.labels[row]), text.code(line)])
     if not rows:
         return []
     note = "`python tools/report.py <this folder>` rebuilds this file from its records."

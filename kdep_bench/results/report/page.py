@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
-from kdep_bench.results.board.board import ArmKey, Board, Column
+from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.claims.verdict import Verdict, headlines
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report import (
@@ -34,7 +34,7 @@ from kdep_bench.results.report.page_images import images_section
 from kdep_bench.results.report.widgets import (
     CHANCE,
     COLOURED,
-    Cell,
+    Entry,
     Section,
     chip,
     name_entry,
@@ -86,19 +86,19 @@ def _policy(style: str, script: str) -> str:
 def _header(view: View, sections: list[Section]) -> Raw:
     board = view.board
     counts = Counter(r.status for r in board.runs)
-    facts = [
+    summary = [
         ("records", len(board.runs), ""),
         ("ok", counts["ok"], ""),
         ("failed", counts["failed"], "bad" if counts["failed"] else ""),
         ("missing", counts["missing"], "bad" if counts["missing"] else ""),
     ]
     if board.damaged:
-        facts.append(("damaged files", len(board.damaged), "bad"))
-    facts.append(("tasks", len(board.columns), ""))
-    facts.append(("table rows", len(board.arms), ""))
+        summary.append(("damaged files", len(board.damaged), "bad"))
+    summary.append(("tasks", len(board.columns), ""))
+    summary.append(("table rows", len(board.rows), ""))
     rows = [
         tag("div", tag("dt", name), tag("dd", f"{n:,}", class_=css or None))
-        for name, n, css in facts
+        for name, n, css in summary
     ]
     links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
     terms = tag("a", "glossary", href="#glossary")
@@ -200,68 +200,68 @@ def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
         title = [tag("b", text.plain(v.title))]
         if v.statement:
             title.append(tag("div", text.plain(v.statement, 500), class_="small dim"))
-        cells = [
-            Cell(chip(v.verdict, v.shown), css="l n"),
-            Cell(join(title), css="l w"),
+        entries = [
+            Entry(chip(v.verdict, v.shown), css="l n"),
+            Entry(join(title), css="l w"),
             name_entry(v.student or "—"),
             name_entry(v.scope),
-            Cell(v.interval, css="l n"),
-            Cell(v.threshold, css="l s"),
-            Cell(text.plain(v.reason, 300), css="l w"),
-            Cell(v.cost),
+            Entry(v.interval, css="l n"),
+            Entry(v.threshold, css="l s"),
+            Entry(text.plain(v.reason, 300), css="l w"),
+            Entry(v.cost),
             number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
-        rows.append((v.student, cells))
+        rows.append((v.student, entries))
     head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
     head += ["cost ratio", "seeds needed (power 0.8)"]
     return page_table(view, caption, head, rows, 7, css="")
 
 
-def _arm_cell(view: View, arm: ArmKey) -> Cell:
-    name = board_rows.arm_name(view, arm)
-    source = text.plain(view.facts[arm].arm.source, 200)
+def _row_entry(view: View, row: RowKey) -> Entry:
+    name = board_rows.row_name(view, row)
+    source = text.plain(view.summaries[row].method.source, 200)
     shown = text.plain(name, 80)
     css = "l n" if len(shown) <= 34 else "l"
-    return Cell(tag("span", shown, title=source or None), css=css)
+    return Entry(tag("span", shown, title=source or None), css=css)
 
 
-def _share(view: View, arm: ArmKey) -> Cell:
+def _share(view: View, row: RowKey) -> Entry:
     return number_entry(
-        board_rows.share_text(view, arm), None if view.board.fixed(arm) else arm.share
+        board_rows.fraction_text(view, row), None if view.board.fixed(row) else row.fraction
     )
 
 
 def _summary(view: View) -> Section | None:
     if not view.board.runs:
         return Section("summary", "Summary", tag("p", "There are no records yet."))
-    rows = []
+    table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
         columns = compare.columns_of(view.board, student)
-        arms = sorted(view.board.arms_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
-        for arm in arms:
-            f = view.facts[arm]
-            won, marked = view.won(arm, columns)
-            rank = ranks.get(arm)
-            cells = [
+        rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for row in rows:
+            f = view.summaries[row]
+            won, marked = view.won(row, columns)
+            rank = ranks.get(row)
+            entries = [
                 name_entry(student),
-                _arm_cell(view, arm),
+                _row_entry(view, row),
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
                 number_entry(f"{won} of {marked}" if marked else "—", won),
-                Cell(board_rows.labels_text(f), css="n"),
-                _share(view, arm),
+                Entry(board_rows.labels_text(f), css="n"),
+                _share(view, row),
                 number_entry(text.count(f.images_seen), f.images_seen),
                 number_entry(text.seconds(f.cost_s), f.cost_s),
                 number_entry(text.seconds(f.cache_s), f.cache_s),
                 number_entry(text.ratio(f.coverage), f.coverage),
             ]
-            rows.append((student, cells))
+            table.append((student, entries))
     return Section(
         "summary",
         "Summary",
         tag("p", board_rows.MEAN_RANK, class_="dim small"),
         _untimed(view),
-        page_table(view, "Summary", markdown.SUMMARY_HEAD, rows, 2),
+        page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2),
     )
 
 
@@ -270,47 +270,47 @@ def _untimed(view: View) -> Raw | None:
     return tag("p", said, class_="dim small") if said else None
 
 
-def _score_cell(view: View, arm: ArmKey, column: Column) -> Cell:
-    cell = view.board.cell(arm, column)
-    est = cell.estimate
+def _score_entry(view: View, row: RowKey, column: Column) -> Entry:
+    result = view.board.result(row, column)
+    est = result.estimate
     css = "n"
-    if view.is_bold(arm, column):
+    if view.is_bold(row, column):
         css += " best"
-    elif not cell.values:
+    elif not result.values:
         css += " hole"
-    shown: object = text.score(cell)
+    shown: object = text.score(result)
     if est is not None and est.low is not None:
         span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
         shown = tag("span", shown, title=span)
-    if mark := view.mark(arm, column):
+    if mark := view.mark(row, column):
         link = tag("a", f"({mark})", href="#data-notes")
         shown = join([shown, " ", link])
-    if compare.below(view.board, arm, column):
+    if compare.below(view.board, row, column):
         shown = join([shown, board_rows.BELOW])
-    return Cell(shown, None if est is None else est.mean, css, True)
+    return Entry(shown, None if est is None else est.mean, css, True)
 
 
 def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
     columns = view.board.columns_of(family)
     names = board_rows.column_names(columns)
     rows = []
-    for arm in view.rows(columns):
-        f = view.facts[arm]
-        cells = [name_entry(arm.student), _arm_cell(view, arm)]
-        cells += [_score_cell(view, arm, c) for c in columns]
-        cells += [
-            Cell(board_rows.labels_text(f), css="n"),
-            _share(view, arm),
+    for row in view.rows(columns):
+        f = view.summaries[row]
+        entries = [name_entry(row.student), _row_entry(view, row)]
+        entries += [_score_entry(view, row, c) for c in columns]
+        entries += [
+            Entry(board_rows.labels_text(f), css="n"),
+            _share(view, row),
             number_entry(text.count(f.images_seen), f.images_seen),
             number_entry(text.seconds(f.cost_s), f.cost_s),
             number_entry(text.ratio(f.coverage), f.coverage),
         ]
-        rows.append((arm.student, cells))
+        rows.append((row.student, entries))
     chance = [
         number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
     ]
-    blank = [Cell("") for _ in range(5)]
-    rows.append((CHANCE, [Cell("", css="l"), Cell("chance", css="l"), *chance, *blank]))
+    blank = [Entry("") for _ in range(5)]
+    rows.append((CHANCE, [Entry("", css="l"), Entry("chance", css="l"), *chance, *blank]))
     head = ["student", "method", *(text.plain(names[c], 60) for c in columns)]
     head += markdown.ROW_END
     title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
@@ -337,15 +337,15 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
     charts = _figures([p for p in drawn if p.group == "efficiency"])
     rows = []
     for student, method, against, axis, r in board_rows.saving_rows(view):
-        times = Cell(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
-        cells = [
+        times = Entry(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
+        entries = [
             name_entry(student),
             name_entry(method),
             name_entry(against),
             name_entry(axis),
             times,
         ]
-        rows.append((student, [*cells, Cell(r.estimate.seeds, css="n")]))
+        rows.append((student, [*entries, Entry(r.estimate.seeds, css="n")]))
     if not charts and not rows:
         return None
     caption = "Reduction factors at equal score"
@@ -359,12 +359,12 @@ def _costs(view: View) -> Section | None:
     if not families.shown(view.board):
         return None
     rows = []
-    for cost in families.costs(view.board, view.facts):
-        cells = [name_entry(cost.arm.student), _arm_cell(view, cost.arm)]
-        cells.append(name_entry(cost.facts.arm.family or "—"))
-        *numbers, (terms, _) = board_rows.cost_cells(cost, text.plain)
-        cells += [*starmap(number_entry, numbers), Cell(terms, css="l w")]
-        rows.append((cost.arm.student, cells))
+    for cost in families.costs(view.board, view.summaries):
+        entries = [name_entry(cost.row.student), _row_entry(view, cost.row)]
+        entries.append(name_entry(cost.summary.method.family or "—"))
+        *numbers, (terms, _) = board_rows.cost_entries(cost, text.plain)
+        entries += [*starmap(number_entry, numbers), Entry(terms, css="l w")]
+        rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
     return Section("costs", "Cost of each method", note, page_table(view, "Costs", head, rows, 3))
@@ -374,11 +374,11 @@ def _method_families(view: View) -> Section | None:
     if not families.shown(view.board):
         return None
     rows = []
-    for f in families.families(view.board, view.facts, view.pages):
-        cells = [name_entry(f.student), name_entry(f.name)]
-        for shown, value in board_rows.family_cells(f, text.plain):
-            cells.append(Cell(shown, css="l w") if value is None else number_entry(shown, value))
-        rows.append((f.student, cells))
+    for f in families.families(view.board, view.summaries, view.method_inputs):
+        entries = [name_entry(f.student), name_entry(f.name)]
+        for shown, value in board_rows.family_entries(f, text.plain):
+            entries.append(Entry(shown, css="l w") if value is None else number_entry(shown, value))
+        rows.append((f.student, entries))
     if not rows:
         return None
     head = ["student", "method family", *board_rows.FAMILY_HEAD]
@@ -390,17 +390,17 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     rows = []
     for student, label, what, d in board_rows.difference_rows(view):
         est = d.estimate
-        cells = [
+        entries = [
             name_entry(student),
-            Cell(text.plain(label), css="l"),
+            Entry(text.plain(label), css="l"),
             name_entry(what),
             number_entry(text.gap(est), est.mean if est else None),
             number_entry(str(d.pairs), d.pairs),
-            Cell(est.seeds if est else "—", css="n"),
+            Entry(est.seeds if est else "—", css="n"),
             number_entry(text.p_value(d.adjusted), d.adjusted),
-            Cell(chip(d.verdict), css="n"),
+            Entry(chip(d.verdict), css="n"),
         ]
-        rows.append((student, cells))
+        rows.append((student, entries))
     if not rows:
         return None
     table = tag(
@@ -420,17 +420,17 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
 
 def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
     rows = []
-    for arm in view.board.arms:
-        f = view.facts[arm].align
+    for row in view.board.rows:
+        f = view.summaries[row].align
         if f is None:
             continue
         values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
-        cells = [name_entry(arm.student), _arm_cell(view, arm), name_entry(arm.teacher or "—")]
-        cells.append(
+        entries = [name_entry(row.student), _row_entry(view, row), name_entry(row.teacher or "—")]
+        entries.append(
             number_entry(text.ratio(f.explained_variance_ratio, 3), f.explained_variance_ratio)
         )
-        cells += [number_entry(text.ratio(v), v) for v in values]
-        rows.append((arm.student, cells))
+        entries += [number_entry(text.ratio(v), v) for v in values]
+        rows.append((row.student, entries))
     if not rows:
         return None
     return Section(
@@ -449,14 +449,16 @@ def _noise(view: View) -> Section | None:
         for c in columns:
             n = compare.noise(view.board, student, c)
             if n is not None:
-                cells = [
+                entries = [
                     name_entry(student),
                     name_entry(names[c]),
                     number_entry(text.points(n.sd), n.sd),
                 ]
-                cells += [number_entry(str(n.df), n.df), number_entry(str(n.n), n.n)]
-                cells.append(number_entry(text.points(n.gap_now), n.gap_now))
-                rows.append((student, cells))
+                entries += [number_entry(str(n.df), n.df), number_entry(str(n.n), n.n)]
+                entries.append(
+                    number_entry(text.points(n.detectable_difference), n.detectable_difference)
+                )
+                rows.append((student, entries))
     if not rows:
         return None
     table = page_table(view, "Seed noise", markdown.NOISE_HEAD, rows, 2)
@@ -467,8 +469,8 @@ def _reported(view: View) -> Section | None:
     rows = reported.rows_for(view.board)
     if not rows:
         return None
-    cells = [("", [Cell(c) for c in reported.cells(r)]) for r in rows]
-    table = page_table(view, "Reported elsewhere", reported.HEAD, cells, 2)
+    entries = [("", [Entry(c) for c in reported.entries(r)]) for r in rows]
+    table = page_table(view, "Reported elsewhere", reported.HEAD, entries, 2)
     note = tag("p", reported.SOURCE)
     return Section("reported", "Reported elsewhere", note, table)
 
@@ -480,9 +482,9 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
     parts = []
     for title, classes, rows in tables:
         lines = []
-        for arm, means in rows:
+        for row, means in rows:
             best = [number_entry(text.points(m), m) for m in means]
-            lines.append((arm.student, [name_entry(arm.student), _arm_cell(view, arm), *best]))
+            lines.append((row.student, [name_entry(row.student), _row_entry(view, row), *best]))
         head = ["student", "method", *(text.plain(c, 40) for c in classes)]
         parts += [tag("h3", title), page_table(view, f"Per class: {title}", head, lines, 2)]
     note = "Mean over seeds, x100, without intervals: small differences may be noise."
@@ -497,9 +499,9 @@ def _failures(view: View) -> Section | None:
             (
                 "",
                 [
-                    Cell(text.plain(w, 200), css="l w"),
-                    Cell(chip(s), css="l"),
-                    Cell(text.plain(why, 600), css="l w"),
+                    Entry(text.plain(w, 200), css="l w"),
+                    Entry(chip(s), css="l"),
+                    Entry(text.plain(why, 600), css="l w"),
                 ],
             )
             for w, s, why in found
@@ -527,8 +529,8 @@ def _data(view: View, results_dir: Path) -> Section | None:
             tag("p", "Some records of this page were measured on data with another fingerprint.")
         )
     for title, head, rows in data_card.tables(card):
-        cells = [[tag("td", text.plain(v, 300), class_="l") for v in row] for row in rows]
-        body = tag("tbody", *(tag("tr", *row) for row in cells))
+        entries = [[tag("td", text.plain(v, 300), class_="l") for v in row] for row in rows]
+        body = tag("tbody", *(tag("tr", *row) for row in entries))
         table = tag("table", tag("thead", tag("tr", *(tag("th", h) for h in head))), body)
         box = tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=title)
         parts += [tag("h3", text.plain(title, 100)), box]
@@ -536,8 +538,8 @@ def _data(view: View, results_dir: Path) -> Section | None:
 
 
 def _environment(board: Board) -> Section | None:
-    facts = board_rows.environment(board)
-    if not facts:
+    summary = board_rows.environment(board)
+    if not summary:
         return None
     rows = [
         tag(
@@ -545,7 +547,7 @@ def _environment(board: Board) -> Section | None:
             tag("th", what, scope="row"),
             tag("td", join((text.plain(v, 600) for v in values[:20]), "<br>"), class_="l"),
         )
-        for what, values in facts.items()
+        for what, values in summary.items()
     ]
     table = tag("table", tag("tbody", *rows))
     return Section(
@@ -561,11 +563,11 @@ def _reproduce(view: View) -> Section | None:
             a.student,
             [
                 name_entry(a.student),
-                _arm_cell(view, a),
-                Cell(tag("code", board_rows.command(view.board, a)), css="l w"),
+                _row_entry(view, a),
+                Entry(tag("code", board_rows.command(view.board, a)), css="l w"),
             ],
         )
-        for a in view.board.arms
+        for a in view.board.rows
     ]
     if not rows:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency
-from kdep_bench.results.board.board import ArmKey
+from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report.board_rows import View, column_names, difference_rows
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
@@ -37,11 +37,11 @@ class Plot:
     svg: Raw
 
 
-def colours(view: View) -> dict[ArmKey, int]:
+def colours(view: View) -> dict[RowKey, int]:
     """A colour class for each row; rows of one method share it where there are many."""
-    methods = sorted({a.method for a in view.board.arms} - set(_COLOURS))
+    methods = sorted({a.method for a in view.board.rows} - set(_COLOURS))
     of = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
-    return {a: of[a.method] for a in view.board.arms}
+    return {a: of[a.method] for a in view.board.rows}
 
 
 def draw(view: View, full: Sequence[Record]) -> list[Plot]:
@@ -71,13 +71,13 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
     found = []
     for j, c in enumerate(columns):
         rows = []
-        for arm in view.board.arms_of(student):
-            e = view.board.cell(arm, c).estimate
+        for row in view.board.rows_of(student):
+            e = view.board.result(row, c).estimate
             if e is not None:
                 low, high = (None if v is None else 100 * v for v in (e.low, e.high))
-                label = text.plain(view.labels[arm], 60)
-                bold = view.is_bold(arm, c)
-                rows.append(Dot(label, 100 * e.mean, low, high, colour[arm], bold))
+                label = text.plain(view.labels[row], 60)
+                bold = view.is_bold(row, c)
+                rows.append(Dot(label, 100 * e.mean, low, high, colour[row], bold))
         rows.sort(key=lambda r: (-c.sign * r.value, r.label))
         if not rows:
             continue
@@ -94,17 +94,17 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
     """A chart a pair of rows, of its tasks; of many pairs one a reference, over all tasks."""
     colour = colours(view)
     columns = len(compare.columns_of(view.board, student))
-    pairs: dict[tuple[ArmKey, ArmKey], list[Dot]] = defaultdict(list)
+    pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
     over_all: dict[str, list[Dot]] = defaultdict(list)
     for _, _, what, d in difference_rows(view, student):
         e = d.estimate
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.arm], d.significant
-        pairs[d.arm, d.other].append(Dot(text.plain(what, 60), *place))
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.row], d.significant
+        pairs[d.row, d.reference].append(Dot(text.plain(what, 60), *place))
         if d.tasks == columns:
-            arm = text.plain(view.labels[d.arm], 50)
-            over_all[d.other.method].append(Dot(arm, *place))
+            row = text.plain(view.labels[d.row], 50)
+            over_all[d.reference.method].append(Dot(row, *place))
     labels = view.labels
     charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
     if len(charts) > MOST_PAIRS:
@@ -138,19 +138,19 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
     colour = {a.method: n for a, n in colours(view).items()}
     found = []
     for axis, label in efficiency.AXES.items():
-        points: dict[ArmKey, tuple[float, st.Estimate]] = {}
-        for arm in compare.complete_rows(board, student):
-            x = efficiency.amount(board, arm, axis)
+        points: dict[RowKey, tuple[float, st.Estimate]] = {}
+        for row in compare.complete_rows(board, student):
+            x = efficiency.amount(board, row, axis)
             values = st.mean_over(
-                [board.values(arm, c) for c in columns], compare.task_weights(columns)
+                [board.values(row, c) for c in columns], compare.task_weights(columns)
             )
             if x and values:
-                points[arm] = x, st.estimate(values)
+                points[row] = x, st.estimate(values)
         whole = efficiency.lines_of(board, list(points), axis)
-        if not any(len({points[a][0] for a in arms}) > 1 for arms in whole.values()):
+        if not any(len({points[a][0] for a in rows}) > 1 for rows in whole.values()):
             continue
         for k, (teacher, some) in enumerate(_charts_of(whole)):
-            methods = {name: arms[0].method for name, arms in some.items()}
+            methods = {name: rows[0].method for name, rows in some.items()}
             shown = list(some)[:MOST_LINES]
             own = {name: colour[methods[name]] for name in shown}
             if len({*methods.values()}) < len(methods):
@@ -166,15 +166,15 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
     return found
 
 
-def _charts_of(whole: dict[str, list[ArmKey]]) -> list[tuple[str, dict[str, list[ArmKey]]]]:
+def _charts_of(whole: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, list[RowKey]]]]:
     """(end of the caption, lines) of each chart; lines without a teacher are in every one."""
-    teachers = sorted({arms[0].teacher for arms in whole.values()} - {""})
+    teachers = sorted({rows[0].teacher for rows in whole.values()} - {""})
     if len(whole) <= MOST_LINES or len(teachers) < 2:
         return [("", whole)]
     return [
         (
             f" · {text.plain(teacher, 40)}",
-            {name: arms for name, arms in whole.items() if arms[0].teacher in ("", teacher)},
+            {name: rows for name, rows in whole.items() if rows[0].teacher in ("", teacher)},
         )
         for teacher in teachers
     ]
@@ -202,19 +202,19 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
     for r in full:
         for name in r.curves:
             task = "pre-training" if name.startswith("pretrain") else r.task.name
-            arms = groups[r.student.name, task, name]
+            rows = groups[r.student.name, task, name]
             share = f" · {100 * r.data.share:g} % data" if r.data.share < 1 else ""
             label = r.arm.method + share
             labels[label] = r.arm.method
-            arms.setdefault(label, []).append(r)
+            rows.setdefault(label, []).append(r)
     by_method = {a.method: n for a, n in colours(view).items()}
     found = []
-    for j, ((student, task, name), arms) in enumerate(sorted(groups.items())[:60]):
+    for j, ((student, task, name), rows) in enumerate(sorted(groups.items())[:60]):
         drawn = []
-        shown = sorted(arms)[:MOST_LINES]
+        shown = sorted(rows)[:MOST_LINES]
         colour = _line_colours(shown, labels, by_method)
         for label in shown:
-            line = _mean_curve([r.curves[name] for r in arms[label]])
+            line = _mean_curve([r.curves[name] for r in rows[label]])
             if line:
                 points = [(x, y) for x, y, _, _ in line]
                 # Bands of many arms would hide the lines.
@@ -223,8 +223,8 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
         if not drawn:
             continue
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
-        if len(arms) > MOST_LINES:
-            caption += f" ({MOST_LINES} of {len(arms)} lines)"
+        if len(rows) > MOST_LINES:
+            caption += f" ({MOST_LINES} of {len(rows)} lines)"
         what = text.plain(name, 30)
         if task == "pre-training" and len(drawn) > 1:
             what += " (losses differ by method: not comparable)"
@@ -262,15 +262,15 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
 
 def per_class(
     view: View, full: Sequence[Record]
-) -> list[tuple[str, list[str], list[tuple[ArmKey, list[float | None]]]]]:
+) -> list[tuple[str, list[str], list[tuple[RowKey, list[float | None]]]]]:
     """(task, classes, rows of means over seeds) of every task with per-class scores."""
     by_id = {r.id: r for r in full}
     found = []
     for c, name in column_names(view.board.columns).items():
         rows = []
         classes: dict[str, None] = {}
-        for arm in view.board.arms:
-            records = [by_id[r.id] for r in view.board.cell(arm, c).runs if r.id in by_id]
+        for row in view.board.rows:
+            records = [by_id[r.id] for r in view.board.result(row, c).runs if r.id in by_id]
             scores: dict[str, list[float]] = defaultdict(list)
             for record in records:
                 for key, value in record.per_class.items():
@@ -278,7 +278,7 @@ def per_class(
                         scores[key].append(value)
             if scores:
                 classes.update(dict.fromkeys(sorted(scores)))
-                rows.append((arm, scores))
+                rows.append((row, scores))
         shown = list(classes)[:60]
         table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
         if table:

@@ -22,7 +22,7 @@ def build(
     results_dir: Path,
     suite: str | None = None,
     claims: list[dict[str, Any]] | None = None,
-    pages: dict[str, dict[str, Any]] | None = None,
+    method_inputs: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
 
@@ -43,7 +43,7 @@ def build(
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
     verdicts = judge(board, _claims(results_dir, claims))
-    view = board_rows.make_view(board, verdicts, _pages(results_dir, board, pages))
+    view = board_rows.make_view(board, verdicts, _pages(results_dir, board, method_inputs))
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full)
     files = {
@@ -87,25 +87,25 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
 
 
 def _pages(
-    results_dir: Path, board: Board, pages: dict[str, dict[str, Any]] | None
+    results_dir: Path, board: Board, method_inputs: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, Any]]:
     """The pages given, which are kept where the families are shown; else those kept earlier."""
     if not families.shown(board):
         return {}
     path = results_dir / "methods.json"
-    if pages is None:
+    if method_inputs is None:
         return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
-    write_json(path, pages)
-    return pages
+    write_json(path, method_inputs)
+    return method_inputs
 
 
-def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
+def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
     """KdepError unless `pages` is {method: {"reads": [text, ...]}}."""
-    fits = isinstance(pages, dict) and all(
+    fits = isinstance(method_inputs, dict) and all(
         isinstance(page, dict)
         and isinstance(page.get("reads"), list)
         and all(isinstance(what, str) for what in page["reads"])
-        for page in pages.values()
+        for page in method_inputs.values()
     )
     if not fits:
         raise KdepError(
@@ -113,7 +113,7 @@ def _checked(pages: Any, path: Path) -> dict[str, dict[str, Any]]:
             expected='method -> {"reads": [...]}',
             fix="delete it and run the suite with --report",
         )
-    return pages
+    return method_inputs
 
 
 def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:

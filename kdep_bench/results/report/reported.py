@@ -22,10 +22,10 @@ TASKS = frozenset({"cifar100", "cub200", "dtd", "caltech256"})
 
 
 class Row(NamedTuple):
-    """One point of Figure 1: method, data share, approximate hours, mean top-1 in percent."""
+    """One point of Figure 1: method, data fraction, approximate hours, mean top-1 in percent."""
 
     method: str
-    share: float
+    fraction: float
     hours: float
     top1: float
 
@@ -56,6 +56,11 @@ def rows_for(board: Board) -> tuple[Row, ...]:
     return FIGURE_1 if {c.task for c in board.columns} >= TASKS else ()
 
 
-def cells(row: Row) -> list[str]:
+def entries(row: Row) -> list[str]:
     """A row as text, under HEAD; every score is marked."""
-    return [row.method, f"{100 * row.share:g} %", f"{row.hours:g} h", f"{row.top1:.2f} (reported)"]
+    return [
+        row.method,
+        f"{100 * row.fraction:g} %",
+        f"{row.hours:g} h",
+        f"{row.top1:.2f} (reported)",
+    ]

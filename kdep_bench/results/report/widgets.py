@@ -22,7 +22,7 @@ class Section:
         self.markup = tag("section", heading, *children, id=anchor, aria_labelledby=f"h-{anchor}")
 
 
-class Cell:
+class Entry:
     """A table cell: what it shows, its sort value, its class."""
 
     def __init__(self, shown: object, value: float | None = None, css: str = "", is_number=False):
@@ -35,20 +35,20 @@ class Cell:
         return tag("td", self.shown, class_=self.css or None, data_v=sort)
 
 
-def number_entry(shown: str, value: float | None, css: str = "n") -> Cell:
-    return Cell(shown, value, css, True)
+def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
+    return Entry(shown, value, css, True)
 
 
-def name_entry(name: str, limit: int = 80) -> Cell:
+def name_entry(name: str, limit: int = 80) -> Entry:
     shown = text.plain(name, limit)
-    return Cell(shown, css="l n" if len(shown) <= 34 else "l")
+    return Entry(shown, css="l n" if len(shown) <= 34 else "l")
 
 
 def page_table(
     view: View,
     caption: str,
     head: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Cell]]],
+    rows: Sequence[tuple[str, Sequence[Entry]]],
     left: int = 1,
     css: str = "pin",
 ) -> Raw:
@@ -60,11 +60,11 @@ def page_table(
         head = [*head[:at], *head[at + 1 :]]
         rows = [(who, [*row[:at], *row[at + 1 :]]) for who, row in rows]
         left -= at < left
-    cells = []
+    entries = []
     for i, name in enumerate(head):
         term = glossary.term_of(name)
         hover = term and term.meaning
-        cells.append(tag("th", name, scope="col", class_="l" if i < left else None, title=hover))
+        entries.append(tag("th", name, scope="col", class_="l" if i < left else None, title=hover))
     body = []
     for student, row in rows[:MOST_ROWS]:
         kind = "chance" if student == CHANCE else None
@@ -76,7 +76,7 @@ def page_table(
     if css == "pin" and list(head[:2]) == ["student", "method"]:
         css = "pin second"
     css = f"sortable {css}".strip()
-    table = tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body), class_=css)
+    table = tag("table", tag("thead", tag("tr", *entries)), tag("tbody", *body), class_=css)
     return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
 
 

@@ -54,7 +54,7 @@ class Estimate:
     seeds: str
 
     @property
-    def told_from_zero(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether the interval leaves zero out; False where there is no interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 

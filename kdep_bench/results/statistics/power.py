@@ -95,7 +95,7 @@ class Noise:
     sd: float
     df: int
     n: int
-    gap_now: float | None
+    detectable_difference: float | None
 
 
 def _pooled(groups: Sequence[Array]) -> tuple[float, int]:

@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kdep_bench.results.board.board import ArmKey, Board
-from kdep_bench.results.records.record import Align, Arm, Student, Teacher
+from kdep_bench.results.board.board import Board, RowKey
+from kdep_bench.results.records.record import Align, Method, Student, Teacher
 from kdep_bench.results.records.store import Run
 
 
 @dataclass(frozen=True, slots=True)
-class ArmFacts:
+class RowSummary:
     """What a row says of itself besides scores. Seconds are means over the row's pre-trainings."""
 
-    arm: Arm
+    method: Method
     student: Student
     teacher: Teacher | None
     images_seen: int | None
@@ -48,7 +48,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
+def summarize_row(board: Board, key: RowKey) -> RowSummary:
     """Facts of a row; each pre-training counts once, however many tasks use it."""
     runs = board.runs_of(key)
     ok = [r for r in runs if r.status == "ok"] or runs
@@ -56,8 +56,8 @@ def arm_facts(board: Board, key: ArmKey) -> ArmFacts:
     one = {r.pretrain_seed: r for r in sorted(ok, key=lambda r: r.id, reverse=True)}
     per_seed = [one[s] for s in sorted(one)]
     coverages = [r.coverage for r in ok if r.coverage is not None]
-    return ArmFacts(
-        arm=first.arm,
+    return RowSummary(
+        method=first.arm,
         student=first.student,
         teacher=first.teacher,
         images_seen=first.budget.images_seen,
@@ -95,20 +95,20 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((v for v in values if v is not None), default=None)
 
 
-def arm_labels(board: Board) -> dict[ArmKey, str]:
+def row_labels(board: Board) -> dict[RowKey, str]:
     """Row names: the method, and what tells it from its like-named neighbours."""
-    groups: dict[tuple[str, str], list[ArmKey]] = defaultdict(list)
-    for arm in board.arms:
-        groups[arm.student, arm.method].append(arm)
+    groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
+    for row in board.rows:
+        groups[row.student, row.method].append(row)
     labels = {}
     for group in groups.values():
-        for arm in group:
+        for row in group:
             extra = []
             if len({a.teacher for a in group}) > 1:
-                extra.append(arm.teacher or "no teacher")
-            if len({a.share for a in group}) > 1:
-                extra.append(f"{100 * arm.share:g} % data")
+                extra.append(row.teacher or "no teacher")
+            if len({a.fraction for a in group}) > 1:
+                extra.append(f"{100 * row.fraction:g} % data")
             if len({a.epochs for a in group}) > 1:
-                extra.append("epochs unknown" if arm.epochs is None else f"{arm.epochs:g} epochs")
-            labels[arm] = " · ".join([arm.method, *extra])
+                extra.append("epochs unknown" if row.epochs is None else f"{row.epochs:g} epochs")
+            labels[row] = " · ".join([row.method, *extra])
     return labels
