@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 # What an objective may read of a batch, and what it may be told when it is built.
 # "views": the fixed views of an image stand one after another in the batch.
 # "classes": the labels are those of the teacher's own classifier.
-NEEDS = frozenset({"target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"})
+# "classifier": the teacher's classifier, as a function of its pooled feature.
+NEEDS = frozenset(
+    {
+        *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
+        "classifier",
+    }
+)
 ASKS = frozenset(
     {
         "width",  # Ds of the student
@@ -35,6 +41,14 @@ ASKS = frozenset(
         "map_moments",  # folder of the moments of these maps: features/map_moments.py
     }
 )
+# Those of ASKS that are facts of one teacher. A class that reads every teacher is given them for
+# each, as the argument `teachers`: {role: {word: value}}, in the order of the roles.
+TEACHER_ASKS = frozenset(
+    {
+        *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
+        *("teacher_maps", "layer_distances", "map_moments"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,10 @@ class Context:
         labels: [B] int64 class numbers; with need "labels", None in a label-free run.
         teacher: what the teacher said, without gradient: `pooled` [B, Dt] as tapped, `logits`
             [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
-            with "tokens". None in a run without a teacher.
+            with "tokens". None in a run without a teacher; of several teachers, the first.
+        teachers: the same of every teacher, by its role in the method; a method with one teacher
+            has the role "teacher".
+        targets: [B, Ds] by role, as `target` of each teacher whose aligned feature is read.
         maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
             pixels; filled with need "maps" alone.
         maps_before: levels before their last activation, those that `Objective.levels_before`
@@ -72,6 +89,18 @@ class Context:
     rows: Tensor | None = None
     step: int = 0
     steps: int = 1
+    teachers: Mapping[str, TeacherOutput] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of_teacher(self, role: str) -> Context:
+        """The batch as a method with this teacher alone would see it."""
+        return replace(
+            self,
+            teacher=self.teachers[role],
+            target=self.targets.get(role),
+            teachers={role: self.teachers[role]},
+            targets={k: v for k, v in self.targets.items() if k == role},
+        )
 
     @property
     def progress(self) -> float:
@@ -79,27 +108,48 @@ class Context:
         return self.step / self.steps
 
 
-class Objective(nn.Module, ABC):
-    """One objective, one file.
+class Component(nn.Module, ABC):
+    """What an objective is made of, and what it reads; see Objective and weighting.Weighting.
 
     Class attributes:
-        needs: subset of NEEDS, what the terms read of a batch. The method's config declares the
-            same in its `needs` ("target" there is "pooled" and an alignment), so that an
-            impossible pair is refused when the plan is built.
+        needs: subset of NEEDS, what is read of a batch. The method's config declares the same in
+            its `needs` ("target" there is "pooled" and an alignment), so that an impossible pair is
+            refused when the plan is built.
         asks: subset of ASKS, keyword arguments of the constructor that only the data, the student
             or the teacher can tell; the pre-training stage gives exactly these.
-        relates: whether a term of one sample depends on the other samples of the batch (Gram
+        every_teacher: whether all teachers of a method are read (`Context.teachers`); otherwise
+            only the first is, or the one that a part of a weighted sum names. Such a class is for
+            methods with two teachers or more; what it asks of TEACHER_ASKS is given as `teachers`.
+        relates: whether the result for one sample depends on the other samples of the batch (Gram
             matrices, contrast). Such an objective is refused where a batch is split, by gradient
             accumulation or over several processes, because it would see another batch.
         forwards: forward passes a sample of networks of its own, for the cost columns.
 
-    Parameters of an objective are trained and dropped at export; buffers are kept in resume files.
+    Parameters are trained and dropped at export; buffers are kept in resume files.
     """
 
     needs: ClassVar[frozenset[str]]
     asks: ClassVar[frozenset[str]] = frozenset()
+    every_teacher: ClassVar[bool] = False
     relates: ClassVar[bool] = False
     forwards: ClassVar[int] = 0
+
+    def after_step(self) -> None:
+        """Called after every optimiser step, without gradient: the place of moving averages."""
+
+    @classmethod
+    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        """Student levels that `config`, a config of this class, reads from `maps_before`."""
+        return frozenset()
+
+    @classmethod
+    def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Configs of the components that `config`, a config of this class, is made of."""
+        return []
+
+
+class Objective(Component):
+    """One objective, one file."""
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -114,19 +164,6 @@ class Objective(nn.Module, ABC):
                 `Context.images` it returns (before, after), pooled like the student's.
         """
 
-    def after_step(self) -> None:
-        """Called after every optimiser step, without gradient: the place of moving averages."""
-
-    @classmethod
-    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
-        """Student levels that `config`, a config of this class, reads from `maps_before`."""
-        return frozenset()
-
-    @classmethod
-    def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Configs of the objectives that `config`, a config of this class, is made of."""
-        return []
-
 
 @dataclass(frozen=True)
 class Demands:
@@ -139,21 +176,23 @@ class Demands:
     levels_before: frozenset[str] = frozenset()
 
 
-def demands(config: Mapping[str, Any]) -> Demands:
+def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:
     """The demands of an objective config, its parts included; nothing is built.
 
-    Raises KdepError for a type that is no Objective, or that declares a word not in NEEDS or ASKS.
+    Raises KdepError for a type that is no `base`, or that declares a word not in NEEDS or ASKS.
     """
     kind = locate(config["type"])
-    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise KdepError(
-            f"{type_path(config['type'])} is not an Objective",
+            f"{type_path(config['type'])} is not an {base.__name__}"
+            if base is Objective
+            else f"{type_path(config['type'])} is neither an Objective nor a Weighting",
             expected="a class of kdep_bench.objectives",
         )
     for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
         for word in sorted(got - known):
             raise unknown_name(f"{what} of {type_path(kind)}", word, known)
-    inner = [demands(part) for part in kind.parts(config)]
+    inner = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
         kind.needs.union(*(d.needs for d in inner)),
         kind.asks.union(*(d.asks for d in inner)),
@@ -164,15 +203,41 @@ def demands(config: Mapping[str, Any]) -> Demands:
 
 
 def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Objective:
-    """The objective of a config, told exactly those of `facts` that it asks for.
+    """The objective of a config, given exactly those of `facts` that it asks for.
 
-    `facts` values win over nothing: a config that sets an asked argument itself keeps its value.
+    A value set in the config wins over the same fact. `facts["teachers"]`, where a method has
+    several teachers, is handed to what reads them all or passes them on to its parts.
     """
-    asked = demands(config).asks
-    lacking = sorted(asked - set(facts) - set(config))
+    demands(config)
+    made = build_component(config, facts)
+    assert isinstance(made, Objective)
+    return made
+
+
+def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Component:
+    """The objective or weighting of a config; see `build_objective`."""
+    wanted, kind = demands(config, Component), locate(config["type"])
+    facts = {k: v for k, v in facts.items() if k not in config}
+    by_role = config.get("teachers", facts.get("teachers")) or {}
+    of_each = set[str]().union(*by_role.values())
+    lacking = sorted(wanted.asks - set(facts) - set(config) - of_each)
     if lacking:
         raise KdepError(
             f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
             fix="set it in the method's config, or provide it from the pre-training stage",
         )
-    return build(config, **{k: facts[k] for k in sorted(asked - set(config))})
+    given = {k: facts[k] for k in sorted(wanted.asks & set(facts))}
+    reads_facts = kind.every_teacher and wanted.asks & TEACHER_ASKS
+    if "teachers" in facts and (reads_facts or kind.parts(config)):
+        given["teachers"] = facts["teachers"]
+    return build(config, **given)
+
+
+def facts_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
+    """The facts of a part of a sum: with those of the teacher it reads, `role` or the first."""
+    by_role: Mapping[str, Any] = facts.get("teachers") or {}
+    if not by_role:
+        return dict(facts)
+    first = next(iter(by_role)) if role is None else role
+    seen = by_role if role is None else {role: by_role[role]}
+    return {**facts, **by_role[first], "teachers": seen}

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.objectives.base import Context, Objective, build_objective
+from kdep_bench.objectives.base import Context, Objective, build_objective, facts_of_part
+from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
 
 
@@ -19,7 +20,10 @@ class WeightedSum(Objective):
     term alone; so the record's share of each term is its share of the loss as optimised.
 
     Args:
-        parts: {name: {"objective": {type, ...}, "weight": number or {type: schedule, ...}}}.
+        parts: {name: {"objective": {type, ...}, "weight": number or {type: schedule, ...},
+            "teacher": role}}; `teacher` only in a method with several teachers: the one that this
+            part reads, where it is not the first.
+        weighting: config of a Weighting, which weighs the terms per sample as well.
         epochs, facts: set by the pre-training stage; each part gets what it asks for.
     """
 
@@ -27,39 +31,54 @@ class WeightedSum(Objective):
     asks = frozenset({"epochs"})
 
     def __init__(
-        self, parts: Mapping[str, Mapping[str, Any]], epochs: float | None = None, **facts: Any
+        self,
+        parts: Mapping[str, Mapping[str, Any]],
+        epochs: float | None = None,
+        weighting: Mapping[str, Any] | None = None,
+        **facts: Any,
     ) -> None:
         super().__init__()
         if not parts:
             raise KdepError("a weighted sum has no parts", fix="add at least one to `parts`")
         for name, part in parts.items():
-            if set(part) - {"objective", "weight"} or "objective" not in part or "." in name:
+            if (
+                set(part) - {"objective", "weight", "teacher"}
+                or "objective" not in part
+                or ("." in name)
+            ):
                 raise KdepError(
                     f"the part {name!r} of a weighted sum has the keys {sorted(part)}",
-                    expected="'objective' and optionally 'weight' (default 1), in a part whose "
-                    "name has no dot",
+                    expected="'objective' and optionally 'weight' (default 1) and 'teacher' (the "
+                    "role of the teacher that it reads), in a part whose name has no dot",
                     fix="correct the method's config",
                 )
         self.members = nn.ModuleDict(
             {
-                k: build_objective(p["objective"], {**facts, "epochs": epochs})
+                k: build_objective(
+                    p["objective"], facts_of_part({**facts, "epochs": epochs}, p.get("teacher"))
+                )
                 for k, p in parts.items()
             }
         )
+        self.roles = {k: p["teacher"] for k, p in parts.items() if p.get("teacher") is not None}
+        self.weighting = build_weighting(weighting, {**facts, "epochs": epochs})
         self.weights = {k: as_schedule(p.get("weight", 1.0), epochs) for k, p in parts.items()}
 
     @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return [part["objective"] for part in config.get("parts", {}).values()]
+        objectives = [part["objective"] for part in config.get("parts", {}).values()]
+        weighting = config.get("weighting")
+        return objectives if weighting is None else [*objectives, weighting]
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for name, member in self.members.items():
             assert isinstance(member, Objective)
-            weight, terms = self.weights[name](ctx.step, ctx.steps), member.terms(ctx)
+            seen = ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
+            weight, terms = self.weights[name](ctx.step, ctx.steps), member.terms(seen)
             for term, value in terms.items():
                 out[name if len(terms) == 1 else f"{name}.{term}"] = weight * value
-        return out
+        return out if self.weighting is None else self.weighting.weighted(ctx, out)
 
     def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
         for member in self.members.values():
@@ -70,3 +89,5 @@ class WeightedSum(Objective):
         for member in self.members.values():
             assert isinstance(member, Objective)
             member.after_step()
+        if self.weighting is not None:
+            self.weighting.after_step()

@@ -26,12 +26,15 @@ class TeacherOutput:
         logits: [B, C], or None without a classifier.
         maps: spatial maps by name, each [B, C, H, W]; the teacher says which (`map_names`).
         tokens: [B, T, C], the token sequence after the last norm, or None for a convolutional net.
+        classifier: the teacher's frozen classifier, `logits = classifier(pooled)`; set by the
+            pre-training step with need "classifier". Gradient passes to its input.
     """
 
     pooled: Tensor
     logits: Tensor | None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
+    classifier: nn.Module | None = None
 
 
 class Teacher(nn.Module, ABC):

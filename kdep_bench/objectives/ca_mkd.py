@@ -1,0 +1,90 @@
+"""Confidence-aware multi-teacher distillation (Zhang et al., ICASSP 2022): weights, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.multi_teacher import at_least_two, check_labels
+from kdep_bench.objectives.weighting import Weighting
+
+
+def confidence(losses_KB: Tensor) -> Tensor:
+    """[K, B]: (1 - softmax over teachers of their cross-entropies) / (K - 1) / K.
+
+    Without the last 1 / K the weights of a sample sum to 1; the published code divides by K again.
+    """
+    count = len(losses_KB)
+    return (1 - F.softmax(losses_KB, 0)) / (count - 1) / count
+
+
+class ConfidenceWeights(Weighting):
+    """w_k of `confidence`, of the cross-entropy of teacher k's logits with the label.
+
+    The terms are named by the teachers' roles. Source: Rorozhl/CA-MKD `helper/loops.py`, CAMKD.
+    The label-free form is EntropyWeights.
+    """
+
+    needs = frozenset({"logits", "labels", "classes"})
+    every_teacher = True
+
+    def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        at_least_two(ctx.teachers)
+        losses = []
+        for teacher in ctx.teachers.values():
+            assert teacher.logits is not None
+            losses.append(F.cross_entropy(teacher.logits, ctx.labels, reduction="none"))
+        return dict(zip(ctx.teachers, confidence(torch.stack(losses)), strict=True))
+
+
+class ConfidenceAwareFeatures(Objective):
+    """sum over teachers k of w_k * mean over channels of (r_k(student) - F_k)^2, per sample.
+
+    r_k is Linear, BatchNorm, ReLU; w_k is `confidence` of the cross-entropy of teacher k's own
+    classifier on r_k(student), so a teacher counts where its classifier is right about what the
+    student has learned of it. The gradient passes through w_k, as in the published code. Pooled
+    features: the published r_k is the same with a 1x1 convolution on the last maps, pooled after.
+
+    Source: Rorozhl/CA-MKD `distiller_zoo/CAMKD.py`, `models/util.py` CalWeight, Embed. There the
+    weight is 50, and 0 in the first epoch. r_k is dropped at export.
+
+    Args:
+        width, classes, teachers: set by the pre-training stage.
+    """
+
+    needs = frozenset({"pooled", "classifier", "labels", "classes"})
+    asks = frozenset({"width", "classes", "teacher_width", "teacher_classes"})
+    every_teacher = True
+
+    def __init__(self, width: int, classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        at_least_two(teachers)
+        check_labels(classes, teachers)
+        self.embed = nn.ModuleDict(  # "of_": a role may be called as an attribute of ModuleDict
+            {
+                f"of_{role}": nn.Sequential(
+                    nn.Linear(width, facts["teacher_width"]),
+                    nn.BatchNorm1d(facts["teacher_width"]),
+                    nn.ReLU(),
+                )
+                for role, facts in teachers.items()
+            }
+        )
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        errors, losses = list[Tensor](), list[Tensor]()
+        for role, teacher in ctx.teachers.items():
+            assert teacher.classifier is not None
+            feature = self.embed[f"of_{role}"](ctx.after)
+            errors.append((feature - teacher.pooled).square().mean(1))
+            own = teacher.classifier(feature)
+            losses.append(F.cross_entropy(own, ctx.labels, reduction="none"))
+        weights = confidence(torch.stack(losses))
+        return {role: w * e for role, w, e in zip(ctx.teachers, weights, errors, strict=True)}

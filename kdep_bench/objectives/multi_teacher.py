@@ -1,0 +1,148 @@
+"""Logit distillation from several teachers, on one student head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.bounds import Positive
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.logit_kd import soft_kl
+from kdep_bench.objectives.weighting import build_weighting
+from kdep_bench.schedules.build import as_schedule
+
+
+def at_least_two(teachers: Mapping[str, Any]) -> int:
+    """Number of teachers K; KdepError for fewer than two."""
+    if len(teachers) < 2:
+        raise KdepError(
+            f"an objective for several teachers has {len(teachers)}",
+            expected="two or more",
+            fix="set `teachers` in the method's config",
+        )
+    return len(teachers)
+
+
+def common_classes(teachers: Mapping[str, Mapping[str, Any]]) -> int:
+    """Number of classes of the teachers' logits; KdepError where they differ."""
+    counts = {role: facts["teacher_classes"] for role, facts in teachers.items()}
+    if len(set(counts.values())) != 1:
+        raise KdepError(
+            "the teachers have different numbers of classes "
+            f"({', '.join(f'{role} {n}' for role, n in counts.items())})",
+            expected="logits of the same classes, which one student head is compared with",
+            fix="choose teachers with the same classes in `teachers` of the method",
+        )
+    return int(next(iter(counts.values())))
+
+
+def check_labels(classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:
+    """KdepError where the teachers' classes are not as many as those of the labels."""
+    if classes != (own := common_classes(teachers)):
+        raise KdepError(
+            f"the labels have {classes} classes and the teachers {own}",
+            expected="labels of the teachers' classes",
+            fix="use the label-free form of the method, or teachers trained on these classes",
+        )
+
+
+class MultiTeacherKD(Objective):
+    """sum over teachers k of w_k tau^2 KL_tau(teacher k || student); w_k = 1 / K by default.
+
+    Terms: "kl_<role>" for each teacher. All teachers must have the same classes. The student's
+    linear head is dropped at export. Source of the default, the mean of the teachers' losses:
+    AVERAGE_LOSS of Rorozhl/CA-MKD `helper/loops.py`; tau = 4 is that repository's.
+
+    Args:
+        tau: temperature, a number or a schedule.
+        weighting: config of a Weighting over the terms {role: tau^2 KL}, whose weights then hold
+            any 1 / K; None for the mean.
+        width, teachers, epochs, facts: set by the pre-training stage.
+    """
+
+    needs = frozenset({"logits"})
+    asks = frozenset({"width", "teacher_classes", "epochs"})
+    every_teacher = True
+
+    def __init__(
+        self,
+        width: int,
+        teachers: Mapping[str, Mapping[str, Any]],
+        tau: Positive | Mapping[str, Any] = 4.0,
+        weighting: Mapping[str, Any] | None = None,
+        epochs: float | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__()
+        at_least_two(teachers)
+        if isinstance(tau, int | float) and not tau > 0:
+            raise KdepError(f"logit distillation has tau={tau}", expected="a positive temperature")
+        self.head = nn.Linear(width, common_classes(teachers))
+        self.tau = as_schedule(tau, epochs)
+        known = {"width": width, "teachers": teachers, "epochs": epochs, **facts}
+        self.weighting = build_weighting(weighting, known)
+
+    @classmethod
+    def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [config["weighting"]] if config.get("weighting") is not None else []
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        return self.distilled(ctx, self.head(ctx.after))
+
+    def distilled(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of the student's logits."""
+        tau, terms = self.tau(ctx.step, ctx.steps), dict[str, Tensor]()
+        for role, teacher in ctx.teachers.items():
+            assert teacher.logits is not None
+            terms[role] = soft_kl(teacher.logits, student_BC, tau)
+        return {f"kl_{role}": term for role, term in self.weighed(ctx, student_BC, terms).items()}
+
+    def weighed(
+        self, ctx: Context, student_BC: Tensor, terms: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`terms` {role: (B,)} times their weights."""
+        if self.weighting is not None:
+            return self.weighting.weighted(ctx, terms)
+        return {role: term / len(terms) for role, term in terms.items()}
+
+    def after_step(self) -> None:
+        if self.weighting is not None:
+            self.weighting.after_step()
+
+
+class MultiTeacherKDWithLabels(MultiTeacherKD):
+    """CE(y, student) + the terms of MultiTeacherKD, on one head.
+
+    The labels must be those of the teachers' classifiers.
+
+    Args:
+        classes: number of classes of the labels, set by the pre-training stage.
+    """
+
+    needs = frozenset({"logits", "labels", "classes"})
+    asks = MultiTeacherKD.asks | {"classes"}
+
+    def __init__(
+        self,
+        width: int,
+        teachers: Mapping[str, Mapping[str, Any]],
+        classes: int,
+        tau: Positive | Mapping[str, Any] = 4.0,
+        weighting: Mapping[str, Any] | None = None,
+        epochs: float | None = None,
+        **facts: Any,
+    ) -> None:
+        check_labels(classes, teachers)
+        super().__init__(
+            width, teachers, tau=tau, weighting=weighting, epochs=epochs, classes=classes, **facts
+        )
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.labels is not None
+        student = self.head(ctx.after)
+        cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
+        return {"cross_entropy": cross_entropy, **self.distilled(ctx, student)}

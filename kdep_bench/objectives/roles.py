@@ -1,0 +1,80 @@
+"""Which teacher a part of an objective reads, where a method has several. Imports no torch.
+
+A method with several teachers names each by a role. A class with `every_teacher = True` reads all
+of them; any other reads the first, or the one that its part of a weighted sum names:
+`parts=dict(maps=dict(objective=dict(type=...), teacher="large"))`. Nothing else is declared twice:
+what a role's teacher must give follows from the `needs` of the classes that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kdep_bench.errors import unknown_name
+from kdep_bench.registry import locate, type_path
+from kdep_bench.signatures import class_value, real_path
+
+ONLY = "teacher"  # role of the teacher of a method that has one
+
+Json = dict[str, Any]
+Lookup = Callable[[str, str], Any]
+
+
+def from_source(path: str, name: str) -> Any:
+    """An attribute of a class, read from its source: the lookup of the plan."""
+    return class_value(real_path(path), name)
+
+
+def from_class(path: str, name: str) -> Any:
+    """An attribute of a class that is imported: the lookup of the pre-training stage."""
+    return getattr(locate(path), name, None)
+
+
+def readers(
+    objective: Any, roles: Sequence[str], lookup: Lookup = from_source
+) -> dict[str, list[Json]]:
+    """Role -> the configs, inside an objective's, of the classes that read that role's teacher.
+
+    Args:
+        objective: config of the method's objective; None reads nothing.
+        roles: of the method's teachers, the first one first.
+        lookup: (dotted path, name) -> value of a class attribute, None where it has none.
+
+    Raises:
+        KdepError: a part that names no role of the method.
+    """
+    found: dict[str, list[Json]] = {role: [] for role in roles}
+    for config, seen in _typed(objective, tuple(roles)):
+        path = type_path(config["type"])
+        if lookup(path, "needs"):
+            read = seen if lookup(path, "every_teacher") else seen[:1]
+            for role in read:
+                found[role].append(config)
+    return found
+
+
+def _typed(value: Any, seen: tuple[str, ...]) -> Iterator[tuple[Json, tuple[str, ...]]]:
+    """Every config with a `type`, with the roles of the teachers that its place may read."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _typed(item, seen)
+    elif isinstance(value, Mapping):
+        if isinstance(value.get("objective"), Mapping) and value.get("teacher") is not None:
+            if value["teacher"] not in seen:
+                raise unknown_name("teacher role of a part", value["teacher"], seen)
+            seen = (value["teacher"],)
+        if "type" in value:
+            yield dict(value), seen
+        for inner in value.values():
+            yield from _typed(inner, seen)
+
+
+def together(configs: Sequence[Json]) -> Json:
+    """One config that holds all of `configs`, for what looks through a nested config."""
+    return {str(k): config for k, config in enumerate(configs)}
+
+
+def union(configs: Sequence[Json], name: str, lookup: Lookup = from_source) -> set[str]:
+    """The union of a class attribute (`needs`, `asks`) over the classes of `configs`."""
+    return {word for config in configs for word in (lookup(type_path(config["type"]), name) or ())}
