@@ -15,7 +15,7 @@ LOST = 1  # exit code where output could not be written
 _UTF8 = "PYTHONUTF8"
 
 
-def leave(main: Callable[[], int | None]) -> NoReturn:
+def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` and ends the process with what it returns.
 
     Where the reader of standard output is gone (`| head`), the code is that of a program that

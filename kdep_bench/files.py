@@ -11,7 +11,7 @@ from typing import Any
 
 from kdep_bench import safe_files
 from kdep_bench.errors import KdepError
-from kdep_bench.safe_files import new_beside, open_regular
+from kdep_bench.safe_files import new_temporary, open_regular
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}")
 
@@ -35,7 +35,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     path = Path(path)
     raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = new_beside(path)
+    fd, tmp = new_temporary(path)
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(raw)

@@ -132,10 +132,10 @@ def real_folder(path: Path, what: str = "folder") -> Path:
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
         return path
-    raise no_folder(path, mode, what)
+    raise not_a_folder(path, mode, what)
 
 
-def no_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> KdepError:
+def not_a_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> KdepError:
     """The error for `path`, which should be a folder and is what `mode` says."""
     told = f"the {what} {os.fspath(path)} is {_kind(mode)}"
     if stat.S_ISLNK(mode):
@@ -164,7 +164,7 @@ def remove(path: str | os.PathLike[str]) -> None:
             os.unlink(path)
 
 
-def new_beside(target: Path, prefix: str = "") -> tuple[int, Path]:
+def new_temporary(target: Path, prefix: str = "") -> tuple[int, Path]:
     """(descriptor, path) of a new file beside `target`, to be renamed to it.
 
     Not mkstemp, whose files are their owner's alone: this one has 0666 less the umask.
@@ -173,7 +173,7 @@ def new_beside(target: Path, prefix: str = "") -> tuple[int, Path]:
     return open_regular(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL), tmp
 
 
-def write_at(folder: int, name: str, raw: bytes, sync: bool = True) -> None:
+def write_in_folder(folder: int, name: str, raw: bytes, sync: bool = True) -> None:
     """Writes the file `name` of the open folder atomically, wherever the folder is by now.
 
     Args:
@@ -200,7 +200,7 @@ def write_at(folder: int, name: str, raw: bytes, sync: bool = True) -> None:
 def copy_file(source: str | os.PathLike[str], target: Path) -> None:
     """Copies a regular file; `target` is replaced atomically, and never written through a link."""
     with open(open_regular(source), "rb") as read:
-        fd, tmp = new_beside(target)
+        fd, tmp = new_temporary(target)
         try:
             with open(fd, "wb") as write:
                 shutil.copyfileobj(read, write, 1 << 20)

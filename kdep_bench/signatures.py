@@ -63,7 +63,7 @@ class Signature:
     open: bool = False
 
 
-def real_path(kind: Any) -> str:
+def resolve_alias(kind: Any) -> str:
     """The dotted path of a `type`, short names of this project's configs resolved."""
     return ALIASES.get(str(kind), str(kind))
 
@@ -71,7 +71,7 @@ def real_path(kind: Any) -> str:
 @cache
 def signature(path: str) -> Signature | None:
     """The signature of a class or function by dotted path; None where its source does not tell."""
-    found = _find(real_path(path))
+    found = _find(resolve_alias(path))
     if found is None:
         return None
     module, node = found
@@ -97,7 +97,7 @@ def argument_names(kind: Any) -> Collection[str]:
     """Names of the arguments that a class named as `type` takes; empty where they are not known."""
     if not isinstance(kind, str):
         return ()
-    path = optimizer_path(kind) or real_path(kind)
+    path = optimizer_path(kind) or resolve_alias(kind)
     found, definition = signature(path), _find(path)
     is_class = definition is not None and isinstance(definition[1], ast.ClassDef)
     return found.arguments.keys() if found is not None and is_class else ()
@@ -106,7 +106,7 @@ def argument_names(kind: Any) -> Collection[str]:
 @cache
 def class_value(path: str, name: str) -> Any:
     """A class attribute made of literals, looked up in the classes above too; None without one."""
-    module, node = _find(real_path(path)) or ("", None)
+    module, node = _find(resolve_alias(path)) or ("", None)
     if not isinstance(node, ast.ClassDef):
         return None
     for item in node.body:
@@ -153,7 +153,7 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
     kind = config.get("type") if isinstance(config, Mapping) else None
     if not isinstance(kind, str):
         return
-    path = real_path(kind)
+    path = resolve_alias(kind)
     found = signature(path)
     if found is None:
         if path.startswith("kdep_bench.") and _find(path) is None:

@@ -72,7 +72,7 @@ def _resolve(one: Any) -> Json:
     return {"type": tracker.backend, **given}
 
 
-def tell(backends: Sequence[Json], run: str) -> None:
+def set_backends(backends: Sequence[Json], run: str) -> None:
     """Makes every Runner of this process and of its children log to `backends` (from `resolve`) as
     the run called `run`; to none where there are none."""
     os.environ.pop(_VARIABLE, None)
@@ -87,6 +87,6 @@ def tell(backends: Sequence[Json], run: str) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
-def told() -> list[Json]:
-    """The backend configs of the latest `tell`."""
+def current_backends() -> list[Json]:
+    """The backend configs of the latest `set_backends`."""
     return json.loads(os.environ.get(_VARIABLE, "[]"))

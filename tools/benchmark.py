@@ -138,6 +138,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from kdep_bench.console import leave
+    from kdep_bench.console import run_main
 
-    leave(main)
+    run_main(main)

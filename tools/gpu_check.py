@@ -21,7 +21,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from kdep_bench.console import leave  # noqa: E402
+from kdep_bench.console import run_main  # noqa: E402
 from kdep_bench.errors import KdepError, unknown_name  # noqa: E402
 from kdep_bench.gpu_check.base import checks  # noqa: E402
 from kdep_bench.gpu_check.run import BUDGET, RESULT, failed, run_checks  # noqa: E402
@@ -142,4 +142,4 @@ def _look() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdep_bench.console import leave
+from kdep_bench.console import run_main
 from kdep_bench.errors import KdepError
 
 STUDENTS = Path(__file__).resolve().parents[1] / "configs" / "students"
@@ -45,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

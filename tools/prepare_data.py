@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdep_bench.console import leave
+from kdep_bench.console import run_main
 from kdep_bench.errors import KdepError
 
 
@@ -174,4 +174,4 @@ def _show(done: int, total: int, note: str = "") -> None:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

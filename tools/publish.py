@@ -75,6 +75,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from kdep_bench.console import leave
+    from kdep_bench.console import run_main
 
-    leave(main)
+    run_main(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdep_bench.console import leave
+from kdep_bench.console import run_main
 from kdep_bench.errors import KdepError
 
 
@@ -127,4 +127,4 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from kdep_bench.benchmark.engine_cost import processor
-from kdep_bench.console import leave
+from kdep_bench.console import run_main
 from kdep_bench.data.content import RACY_NS, Index, images_of
 from kdep_bench.files import write_atomic
 from kdep_bench.suite.config import REPO
@@ -130,4 +130,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

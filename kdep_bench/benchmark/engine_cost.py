@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.console import leave
+from kdep_bench.console import run_main
 from kdep_bench.engine import local_pool, machine, state
 from kdep_bench.files import write_atomic
 from kdep_bench.suite.config import REPO, build_suite
@@ -221,4 +221,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_main(main)

@@ -150,7 +150,7 @@ def _room(plan: Plan, place: Path) -> str:
     What is rendered already counts as well: it takes its share of what is not free.
     """
     from kdep_bench.data.official.base import get_set
-    from kdep_bench.data.views import PIXELS, check_room, pixel_bytes
+    from kdep_bench.data.views import PIXELS, check_disk_space, pixel_bytes
 
     need = there = 0
     for stage in plan.stages.values():
@@ -160,7 +160,7 @@ def _room(plan: Plan, place: Path) -> str:
             need += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
             done = place / stage.id / PIXELS
             there += done.stat().st_size if done.is_file() else 0
-    check_room(need - there, place, "the suite's views that are not rendered yet")
+    check_disk_space(need - there, place, "the suite's views that are not rendered yet")
     return f"{need / 1e9:.0f} GB of fixed views, {there / 1e9:.0f} GB of them rendered"
 
 

@@ -35,7 +35,7 @@ _EIGHT_BIT = {"RGB", "L", "P"}
 _FETCH = "copy or download it again"
 
 
-class ImageFacts(NamedTuple):
+class ImageFormat(NamedTuple):
     """Size in pixels and PIL mode of an image that decodes."""
 
     width: int
@@ -43,7 +43,7 @@ class ImageFacts(NamedTuple):
     mode: str
 
 
-def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
+def check_image(path: str | Path, alpha: bool = False) -> ImageFormat:
     """Decodes the whole image.
 
     Args:
@@ -60,7 +60,7 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFacts:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                facts = ImageFacts(*image.size, image.mode)
+                facts = ImageFormat(*image.size, image.mode)
     except UnidentifiedImageError:
         head = path.read_bytes()[:8]
         raise KdepError(
@@ -345,7 +345,7 @@ def _check_pairs(
         )
 
 
-def _check_mask(path: Path, image: ImageFacts, num_classes: int) -> None:
+def _check_mask(path: Path, image: ImageFormat, num_classes: int) -> None:
     facts = read_mask(path)
     if facts.size != image[:2]:
         raise KdepError(

@@ -35,9 +35,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from kdep_bench.ahead import ahead
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
+from kdep_bench.prefetch import prefetch
 
 # No others: Pillow hands some of them to other programs (EPS), or reads them in part.
 FORMATS = tuple(
@@ -70,7 +70,7 @@ DEEP = "16-bit (0..65535 scaled to 0..255)"
 FRAMES = "several frames (the first is used)"
 
 
-class Facts(NamedTuple):
+class ImageInfo(NamedTuple):
     """One image that decodes.
 
     Attributes:
@@ -110,7 +110,7 @@ class Facts(NamedTuple):
 class Inspection:
     """What `inspect` found: facts by file, and every fault."""
 
-    facts: dict[Path, Facts] = field(default_factory=dict)
+    facts: dict[Path, ImageInfo] = field(default_factory=dict)
     faults: list[KdepError] = field(default_factory=list)
     decoded: int = 0
 
@@ -171,7 +171,7 @@ def inspect(
     memory = dict[str, Any]() if memory is None else memory
     result = Inspection()
 
-    def look(file: Path) -> tuple[Facts | None, KdepError | None, bool]:
+    def look(file: Path) -> tuple[ImageInfo | None, KdepError | None, bool]:
         try:
             check_regular(file)
             known = memory.get(digest(file)) if digest else None
@@ -188,7 +188,7 @@ def inspect(
     threads = cores() if threads is None else threads
     with warnings.catch_warnings():  # not safe inside threads; a copy of a bad image is refused
         warnings.simplefilter("ignore")
-        answers = ahead(look, files, threads if threads > 1 else 0)
+        answers = prefetch(look, files, threads if threads > 1 else 0)
         for done, (file, (facts, fault, decoded)) in enumerate(zip(files, answers, strict=True)):
             result.decoded += decoded
             if facts is not None:
@@ -202,8 +202,8 @@ def inspect(
     return result
 
 
-def _from_memory(known: Sequence[Any]) -> Facts:
-    return Facts(*known)._replace(kinds=tuple(known[Facts._fields.index("kinds")]))
+def _from_memory(known: Sequence[Any]) -> ImageInfo:
+    return ImageInfo(*known)._replace(kinds=tuple(known[ImageInfo._fields.index("kinds")]))
 
 
 def check_regular(file: Path) -> None:
@@ -255,7 +255,7 @@ def _read(file: Path) -> bytes:
         ) from None
 
 
-def examine(data: bytes, file: Path, sha256: str = "") -> Facts:
+def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
     """Facts of one image, all of it decoded.
 
     Raises:
@@ -292,7 +292,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> Facts:
         kinds.append(TURNED)
     if broken:
         kinds.append("damaged EXIF (ignored)")
-    facts = Facts(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
+    facts = ImageInfo(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
     _check_mode(facts, file)
     if depth > 8:
         _check_range(data, file)
@@ -391,7 +391,7 @@ def _pnm_maximum(data: bytes) -> int:
     return int(header[3]) if len(header) > 3 and header[3].isdigit() else 255
 
 
-def _check_mode(facts: Facts, file: Path) -> None:
+def _check_mode(facts: ImageInfo, file: Path) -> None:
     if facts.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA, *_DEEP):
         return
     if facts.mode == "I" and facts.format == "PPM":
@@ -538,7 +538,7 @@ def _eight_bit(deep: np.ndarray) -> Image.Image:
     return Image.fromarray(out)
 
 
-def placed_name(name: str, facts: Facts) -> str:
+def placed_name(name: str, facts: ImageInfo) -> str:
     """Relative name under which `place` should put an image: UTF-8, with a suffix of its content.
 
     A plain image with an ordinary name keeps it. Otherwise the suffix .png or .jpg is appended, so
@@ -556,7 +556,7 @@ def placed_name(name: str, facts: Facts) -> str:
     return name + {"PNG": ".png", "BMP": ".bmp"}.get(facts.format, ".jpg")
 
 
-def place(file: Path, link: Path, facts: Facts) -> None:
+def place(file: Path, link: Path, facts: ImageInfo) -> None:
     """Puts the image at `link`: a plain one as a link to it, any other as a plain PNG.
 
     Raises:
@@ -590,16 +590,16 @@ def place(file: Path, link: Path, facts: Facts) -> None:
 
 
 def place_all(
-    facts: Mapping[Path, Facts], links: Mapping[Path, Path], threads: int | None = None
+    facts: Mapping[Path, ImageInfo], links: Mapping[Path, Path], threads: int | None = None
 ) -> None:
     """`place` of each file of `links`, in threads."""
     threads = cores() if threads is None else threads
     files = list(links)
-    for _ in ahead(lambda f: place(f, links[f], facts[f]), files, threads if threads > 1 else 0):
+    for _ in prefetch(lambda f: place(f, links[f], facts[f]), files, threads if threads > 1 else 0):
         pass
 
 
-def check_turn(file: Path, facts: Facts, width: int, height: int, where: str) -> None:
+def check_turn(file: Path, facts: ImageInfo, width: int, height: int, where: str) -> None:
     """KdepError where it is not certain that labels fit an image with an EXIF orientation.
 
     Labels are certain to be those of the upright image where the stated size is the upright one

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.data.allowed import POOL, pairs_of
-from kdep_bench.data.images import Facts
+from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
@@ -94,7 +94,7 @@ class Leak:
 
 def find(
     sets: Mapping[str, Sequence[Path]],
-    facts: Mapping[Path, Facts],
+    facts: Mapping[Path, ImageInfo],
     allowed: Collection[frozenset[str]] = (),
 ) -> list[Leak]:
     """Images shared between the pool and each split, and between the splits of each part.
@@ -156,7 +156,7 @@ def table(leaks: Iterable[Leak]) -> list[dict[str, Any]]:
 class _Prints:
     """Content and perceptual hashes of one set of images."""
 
-    def __init__(self, files: Sequence[Path], facts: Mapping[Path, Facts]) -> None:
+    def __init__(self, files: Sequence[Path], facts: Mapping[Path, ImageInfo]) -> None:
         self.files = list(files)
         self.content = [facts[f].sha256 for f in self.files]
         some = [i for i, f in enumerate(self.files) if facts[f].phash]

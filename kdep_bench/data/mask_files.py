@@ -15,7 +15,7 @@ from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
 
-class MaskFacts(NamedTuple):
+class MaskInfo(NamedTuple):
     """One mask: its pixels counted by value.
 
     Attributes:
@@ -31,7 +31,7 @@ class MaskFacts(NamedTuple):
     palette: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def read_mask(path: Path) -> MaskFacts:
+def read_mask(path: Path) -> MaskInfo:
     """Pixels by value of one mask.
 
     Raises:
@@ -59,7 +59,7 @@ def read_mask(path: Path) -> MaskFacts:
         table = image.getpalette("RGB") or []
         there = [int(v) for v in np.flatnonzero(counts) if 3 * v + 3 <= len(table)]
         palette = tuple((v, tuple(table[3 * v : 3 * v + 3])) for v in there)
-    return MaskFacts(size, counts, hashlib.sha256(data).hexdigest(), palette)
+    return MaskInfo(size, counts, hashlib.sha256(data).hexdigest(), palette)
 
 
 def _check_mode(path: Path, mode: str, data: bytes) -> None:

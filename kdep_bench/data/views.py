@@ -24,7 +24,6 @@ import cv2
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from kdep_bench.ahead import ahead
 from kdep_bench.data.images import read_rgb
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
@@ -37,6 +36,7 @@ from kdep_bench.files import (
     text_hash,
     write_json,
 )
+from kdep_bench.prefetch import prefetch
 
 PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"
 
@@ -103,7 +103,7 @@ def pixel_bytes(images: int, views: int, px: int) -> int:
     return images * views * px * px * 3
 
 
-def check_room(need: int, folder: Path, what: str) -> None:
+def check_disk_space(need: int, folder: Path, what: str) -> None:
     """KdepError where `need` bytes are more than what is free at `folder`.
 
     Beforehand, because a memory map on a full disk ends the process without a word (SIGBUS).
@@ -139,7 +139,7 @@ def run(
         )
     v, px = int(spec["views"]), int(spec["px"])
     what = f"the views of {len(files)} images, {v} of each at {px} px,"
-    check_room(pixel_bytes(len(files), v, px), out, what)
+    check_disk_space(pixel_bytes(len(files), v, px), out, what)
     box, flip = draw_recipe(
         len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
     )
@@ -151,7 +151,7 @@ def run(
             pixels[k] = render(image, box[k], bool(flip[k]), px)
 
     threads = cores() if cores() > 1 else 0
-    for i, _ in enumerate(ahead(draw, range(len(files)), threads)):
+    for i, _ in enumerate(prefetch(draw, range(len(files)), threads)):
         progress(i + 1, len(files), "rendering views")
     pixels.flush()
     np.savez(out / RECIPE, box=box, flip=flip)

@@ -40,7 +40,7 @@ from kdep_bench.safe_files import (
     open_regular,
     read_bytes,
     remove,
-    write_at,
+    write_in_folder,
 )
 
 NAME = re.compile(r"(?P<stage>.+-[0-9a-f]{12})\.(?:try|old|new)-[0-9a-f]{16}")
@@ -76,7 +76,7 @@ def begin(work: Path, one: str, keep: bool, mine: Callable[[], bool]) -> Try:
             raise Lost
         made = Try(work, one, out)
         earlier = _earlier(work, one)
-        write_at(out, state.POINTER, "\n".join([made.token, *earlier]).encode(), sync=False)
+        write_in_folder(out, state.POINTER, "\n".join([made.token, *earlier]).encode(), sync=False)
         for name in (state.STAGE, state.FAILED):
             _remove_at(out, name)
         if keep:
@@ -185,7 +185,7 @@ class Try:
     def write(self, name: str, raw: bytes) -> None:
         """Writes a file of the engine's into the directory, wherever that has been renamed to."""
         assert self._dir is not None
-        write_at(self._dir, name, raw)
+        write_in_folder(self._dir, name, raw)
 
     def fail(self, failure: bytes) -> None:
         """Writes failed.json, and removes a stage.json that was written before the try failed."""

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
-from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
+from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
 from kdep_bench.suite.config import REPO
 from kdep_bench.suite.data_identity import changes_since
 from kdep_bench.suite.graph import Plan, Stage
@@ -216,7 +216,7 @@ def read_stage(out: Path) -> Json | None:
     except NotADirectoryError:
         if not out.parent.is_dir():
             return None
-        raise no_folder(out, os.lstat(out).st_mode, "stage directory") from None
+        raise not_a_folder(out, os.lstat(out).st_mode, "stage directory") from None
     except KdepError as e:
         raise KdepError(f"{os.fspath(out)}/{e.problem}", expected=e.expected, fix=e.fix) from None
     except OSError as e:

@@ -27,7 +27,7 @@ from kdep_bench.engine import attempts, cluster, state
 from kdep_bench.engine.lock import StageLock
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
-from kdep_bench.safe_files import is_real_folder, no_folder
+from kdep_bench.safe_files import is_real_folder, not_a_folder
 from kdep_bench.safe_files import remove as remove_tree
 
 _STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
@@ -182,7 +182,7 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     for folder in folders:
         place = folder / "records"
         if place.is_symlink():
-            raise no_folder(place, place.lstat().st_mode, "records folder")
+            raise not_a_folder(place, place.lstat().st_mode, "records folder")
         for path in sorted(place.glob("*.json")):
             said = read_strict(path, follow=False)
             stages = said.get("stages") if isinstance(said, dict) else None

@@ -180,7 +180,7 @@ def _execute(
     guard.before()
     started, begun = utc_now(), time.time()
     clock, cpu = time.monotonic(), cpu_seconds()
-    trackers.tell(stage.trackers, stage.id)  # processes it starts hear it too
+    trackers.set_backends(stage.trackers, stage.id)  # child processes inherit them
     outputs, ranks = _call(order, inputs, attempt.path.resolve(), progress)
     wall = time.monotonic() - clock
     outputs = guard.after(outputs)

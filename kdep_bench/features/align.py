@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdep_bench.data.shares import save_list, share_of
+from kdep_bench.data.fractions import save_list, select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.aligners import Aligner, Svd, explained_variance_ratio
@@ -43,7 +43,7 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Fits `align` for a student `width` Ds wide on the images of a share (see `data.shares`).
+    """Fits `align` for a student `width` Ds wide on the images of a share (see `data.fractions`).
 
     Returns:
         `explained_variance_ratio`: see `aligners.explained_variance_ratio`; `variance_before` and
@@ -54,7 +54,7 @@ def run(
     """
     aligner, width = build_aligner(spec["align"]), int(spec["width"])
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
-    images = share_of(views.files, spec, inputs)
+    images = select_for_spec(views.files, spec, inputs)
     rows = rows_of(images, views.views)
     who = f"the alignment to a student {width} wide"
     narrow = min(width, cache.width)

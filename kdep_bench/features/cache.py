@@ -3,7 +3,7 @@
 Float16 features in memory-mapped shards, the manifest last; beside them whatever else a method
 reads of the teacher (logits, maps, tokens), each in shards of its own. When the cache is full, a
 sample of its rows is read back, computed again by the live teacher and compared; before every use
-the pictures of that sample, kept in the cache, are shown to the teacher again (`check_use`). A
+the pictures of that sample, kept in the cache, are shown to the teacher again (`verify_cache`). A
 mismatch refuses.
 """
 
@@ -20,19 +20,18 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from kdep_bench.ahead import ahead
-from kdep_bench.data.shares import share_of
+from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import Views, open_views, read_rgb, render
 from kdep_bench.devices import compute_device, cores
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import (
-    further,
-    look,
+    extra_outputs,
     normalisation,
     recipe_hash,
     render_rows,
+    run_teacher,
     sample_rows,
-    verify_pictures,
+    verify_images,
 )
 from kdep_bench.features.cache_read import (
     INDEX,
@@ -44,6 +43,7 @@ from kdep_bench.features.cache_read import (
 )
 from kdep_bench.files import file_hash, read_strict, write_json
 from kdep_bench.flops import forward_flops
+from kdep_bench.prefetch import prefetch
 from kdep_bench.teachers.base import Teacher, build_teacher
 
 
@@ -60,7 +60,7 @@ def run(
     are stored). A teacher that an arm of the suite made comes with the inputs `export` and
     `pretrain` of that arm.
     """
-    config, files = spec["teacher"], arm_files(spec, inputs)
+    config, files = spec["teacher"], exported_files(spec, inputs)
     teacher = build_teacher({**config, **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
     teacher.to(compute_device())
@@ -75,10 +75,12 @@ def run(
     )
     resumable(out, identity | part | ({"outputs": outputs} if outputs else {}))
     order = np.arange(views.rows) if index is None else index
-    first = look(teacher, render_rows(views, range(1), teacher.input_px)) if outputs else None
+    first = (
+        run_teacher(teacher, render_rows(views, range(1), teacher.input_px)) if outputs else None
+    )
     shapes = {
         name: list(value.shape[1:])
-        for name, value in (further(teacher, first, outputs) if first else {}).items()
+        for name, value in (extra_outputs(teacher, first, outputs) if first else {}).items()
     }
     batch = int(spec.get("batch", 32))
     numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
@@ -87,7 +89,7 @@ def run(
     progress(0, len(order), said)
     shards = -(-len(order) // SHARD_ROWS)
     for k in range(shards):
-        if not is_whole(out, k, shapes):
+        if not is_complete(out, k, shapes):
             fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress)
     teacher.cpu()
     if teacher.checksum() != checksum:
@@ -121,7 +123,7 @@ def run(
     cache = open_cache(out)
     rows = order[sample_rows(len(order))]
     pixels = render_rows(views, rows, teacher.input_px)
-    verify_pictures(cache, teacher, rows, pixels)
+    verify_images(cache, teacher, rows, pixels)
     np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
     one = pixels[:1].to(compute_device())
     return {
@@ -148,7 +150,7 @@ def estimate(rows: int, numbers: int, views: int) -> str:
     )
 
 
-def arm_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:
+def exported_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:
     """The files of the arm that made the teacher, by argument; none where no arm did."""
     if "export" not in inputs:
         return {}
@@ -164,7 +166,7 @@ def stored_rows(
     """Sorted row numbers of the data share that the cache holds; None for all."""
     if "share" not in spec:
         return None
-    images = np.sort(share_of(views.files, spec, inputs))
+    images = np.sort(select_for_spec(views.files, spec, inputs))
     return (images[:, None] * views.views + np.arange(views.views)).ravel()
 
 
@@ -198,9 +200,9 @@ def fill_shard(
     starts = range(0, count, batch)
     # A GPU is faster than one core decodes; a CPU's cores are the teacher's own.
     threads = 0 if compute_device().type == "cpu" else cores()
-    for i, pixels in zip(starts, ahead(pictures, starts, threads), strict=True):
-        rows, said = rows_at(i), look(teacher, pixels)
-        arrays = {"features": said.pooled, **further(teacher, said, outputs)}
+    for i, pixels in zip(starts, prefetch(pictures, starts, threads), strict=True):
+        rows, said = rows_at(i), run_teacher(teacher, pixels)
+        arrays = {"features": said.pooled, **extra_outputs(teacher, said, outputs)}
         for name, value in arrays.items():
             half = value.half()
             if not bool(torch.isfinite(half).all()):
@@ -238,7 +240,7 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
     write_json(mark, identity)
 
 
-def is_whole(out: Path, k: int, names: Iterable[str] = ()) -> bool:
+def is_complete(out: Path, k: int, names: Iterable[str] = ()) -> bool:
     """Whether shard k of an interrupted try is there, in every array, and as it was written."""
     try:
         told = read_strict(shard_path(out, k).with_suffix(".json"))
@@ -261,7 +263,7 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     px = teacher.input_px
     whole = np.array([0, 0, 1, 1], np.float32)
     pictures = np.stack([render(read_rgb(folder / f), whole, False, px) for f in known])
-    logits = look(teacher, torch.from_numpy(pictures).permute(0, 3, 1, 2)).logits
+    logits = run_teacher(teacher, torch.from_numpy(pictures).permute(0, 3, 1, 2)).logits
     assert logits is not None
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())
     if hits < 0.6 * len(known):

@@ -35,7 +35,7 @@ def exact_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
 
 
-def look(teacher: Teacher, images: Tensor) -> TeacherOutput:
+def run_teacher(teacher: Teacher, images: Tensor) -> TeacherOutput:
     """The teacher's output for uint8 pictures [B, 3, px, px], on the CPU, exact float32."""
     with exact_float32():
         out = teacher(images.to(compute_device()))
@@ -49,7 +49,9 @@ def look(teacher: Teacher, images: Tensor) -> TeacherOutput:
     )
 
 
-def further(teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]) -> dict[str, Tensor]:
+def extra_outputs(
+    teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]
+) -> dict[str, Tensor]:
     """The further arrays {name: [B, ...]} of an output; KdepError for one it does not have."""
     got: dict[str, Tensor] = {}
     if "logits" in outputs and out.logits is not None:
@@ -98,7 +100,7 @@ def sample_rows(rows: int, count: int = 16) -> np.ndarray:
 
 
 def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
-    """Recomputes `count` rows from the source images; see `verify_pictures`."""
+    """Recomputes `count` rows from the source images; see `verify_images`."""
     if len(cache) != views.rows:
         raise KdepError(
             f"the cache has {len(cache)} rows",
@@ -107,7 +109,7 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
         )
     same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
-    return verify_pictures(cache, teacher, rows, render_rows(views, rows, teacher.input_px))
+    return verify_images(cache, teacher, rows, render_rows(views, rows, teacher.input_px))
 
 
 def same_teacher(cache: Cache, teacher: Teacher) -> None:
@@ -120,16 +122,16 @@ def same_teacher(cache: Cache, teacher: Teacher) -> None:
         )
 
 
-def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tensor) -> float:
+def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tensor) -> float:
     """Computes rows live and returns the largest error relative to its array's scale.
 
     Raises KdepError when a row differs by more than half precision explains: another teacher,
     view, normalisation or resolution.
     """
-    said, worst = look(teacher, pixels), 0.0
+    said, worst = run_teacher(teacher, pixels), 0.0
     for name, live in {
         "features": said.pooled,
-        **further(teacher, said, sorted(cache.extras)),
+        **extra_outputs(teacher, said, sorted(cache.extras)),
     }.items():
         stored = torch.from_numpy(cache.rows(rows, None if name == "features" else name)).float()
         scale = max(float(live.abs().max()), 1e-6)
@@ -146,7 +148,7 @@ def verify_pictures(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Te
     return worst
 
 
-def teacher_of(folder: Path) -> dict[str, Any] | None:
+def load_teacher_config(folder: Path) -> dict[str, Any] | None:
     """The config of the teacher that filled a cache; None where neither file says.
 
     The files of a teacher that an arm made are told relative to the cache's folder.
@@ -159,7 +161,7 @@ def teacher_of(folder: Path) -> dict[str, Any] | None:
     return config if config is None else {**config, **files}
 
 
-def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
+def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     """Before a training run: is this the cache of these views, by the teacher as it is now?
 
     The identity fields (rows, crops, resolution, normalisation, checksum) and `count` pictures of
@@ -184,7 +186,7 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
             expected="the same image list, view seed, scale and ratio",
             fix="delete that cache stage and run again",
         )
-    config = teacher_of(folder)
+    config = load_teacher_config(folder)
     if config is None or not (folder / SAMPLE).exists():
         return {"rows": 0, "error": None}
     teacher = build_teacher(config)
@@ -198,7 +200,7 @@ def check_use(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
             )
     with np.load(folder / SAMPLE) as sample:
         rows, pixels = sample["rows"][:count], torch.from_numpy(sample["pixels"][:count])
-    error = verify_pictures(cache, teacher.to(compute_device()), rows, pixels)
+    error = verify_images(cache, teacher.to(compute_device()), rows, pixels)
     return {"rows": len(rows), "error": error}
 
 
@@ -208,7 +210,7 @@ def open_head(folder: Path) -> nn.Module:
     Raises KdepError where the teacher has no such classifier, is not the one that filled the
     cache, or its own logits for the sample's pictures are not those of the cached features.
     """
-    config, cache = teacher_of(folder), open_cache(folder)
+    config, cache = load_teacher_config(folder), open_cache(folder)
     teacher = None if config is None else build_teacher(config)
     if teacher is None or teacher.logit_head is None:
         raise KdepError(

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
 
-MOST_ROWS = 10_000  # about as many as PURSUhInT looks at
+MAX_ROWS = 10_000  # about as many as PURSUhInT looks at
 
 
-def spread_out(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def evenly_spaced(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """At most `most` of the rows, evenly spaced: the first of a pool sorted by class know few."""
     return rows[:: -(-len(rows) // most)] if len(rows) else rows
 
@@ -36,7 +36,7 @@ def layer_distances(
     cache: Cache, rows: NDArray[np.int64], names: list[str]
 ) -> dict[str, dict[str, float]]:
     """{layer: {layer: 1 - CKA}} of the cached maps `names`, over at most MOST_ROWS of `rows`."""
-    rows = spread_out(np.sort(rows), MOST_ROWS)
+    rows = evenly_spaced(np.sort(rows), MAX_ROWS)
     means = {name: _means(cache, rows, name) for name in names}
     return {
         a: {b: 0.0 if a == b else 1.0 - linear_cka(means[a], means[b]) for b in names}

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
-from kdep_bench.features.layers import spread_out
-from kdep_bench.features.resize import resized
+from kdep_bench.features.layers import evenly_spaced
+from kdep_bench.features.resize import resize_map
 from kdep_bench.features.transform import Moments
 from kdep_bench.openmmlab import load_weights
 
-MOST_ROWS = 4096
+MAX_ROWS = 4096
 
 
 def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> Moments:
@@ -29,12 +29,12 @@ def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> 
 
     `rows`: row numbers to draw from. Raises KdepError for a value that is not finite.
     """
-    rows = spread_out(np.sort(rows), MOST_ROWS)
+    rows = evenly_spaced(np.sort(rows), MAX_ROWS)
     channels = int(cache.extras[f"maps.{name}"][0].shape[1])
     moments = Moments(channels)
     for start in range(0, len(rows), 256):
         maps = torch.from_numpy(cache.rows(rows[start : start + 256], f"maps.{name}")).float()
-        places = resized(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels)
+        places = resize_map(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels)
         moments.add(places)
     return moments
 

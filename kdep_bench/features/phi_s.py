@@ -34,7 +34,7 @@ class PhiS(Transform):
         covariance: [Ds, Ds] of the aligned feature over the fitting rows.
     """
 
-    asks = ("covariance",)
+    required_args = ("covariance",)
     matrix: Tensor
 
     def __init__(self, covariance: Tensor) -> None:

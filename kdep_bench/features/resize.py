@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, C, *size]: averaged down, or interpolated up (bilinear), never broadcast."""
     h, w = x_BCHW.shape[2:]
     if (h, w) == size:

@@ -36,4 +36,6 @@ def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
             expected="a class of kdep_bench.features, such as transform.PowerTemperature",
             fix="correct `transform` in the method",
         )
-    return Target(basis, build(transform, **{name: getattr(basis, name) for name in kind.asks}))
+    return Target(
+        basis, build(transform, **{name: getattr(basis, name) for name in kind.required_args})
+    )

@@ -2,7 +2,7 @@
 
 `a` below is the aligned feature [B, Ds]. Every transform is fixed before training: no parameters,
 no gradient. It is found by the dotted path of its class, `transform=dict(type=...)` in a method's
-config; what it has to know of the fitted alignment it names in `asks`.
+config; what it has to know of the fitted alignment it names in `required_args`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kdep_bench.errors import KdepError
 class Transform(nn.Module):
     """A fixed map of aligned features [B, Ds] -> [B, Ds].
 
-    `asks` names attributes of the fitted `Basis` (`std`, `covariance`, `raw_std`) that the
+    `required_args` names attributes of the fitted `Basis` (`std`, `covariance`, `raw_std`) that the
     constructor gets beside the config's own arguments.
     """
 
-    asks: ClassVar[tuple[str, ...]] = ()
+    required_args: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, a: Tensor) -> Tensor:
         raise NotImplementedError
@@ -96,7 +96,7 @@ class Whitening(Transform):
         covariance: [Ds, Ds] of the aligned feature over the fitting rows; of full rank.
     """
 
-    asks = ("covariance",)
+    required_args = ("covariance",)
     matrix: Tensor
 
     def __init__(self, covariance: Tensor) -> None:
@@ -131,7 +131,7 @@ class StdMatch(Transform):
         ratio: Std Ratio to reach, >= 1; None for the raw feature's own stds.
     """
 
-    asks = ("std", "raw_std")
+    required_args = ("std", "raw_std")
     scale: Tensor
 
     def __init__(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
-from kdep_bench.networks.taps import find_last_activation, global_mean, nonzero_scales, rectified
+from kdep_bench.networks.taps import find_last_activation, global_mean, is_rectified, nonzero_scales
 
 # The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
 LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
@@ -130,7 +130,7 @@ class PreActivationTap(nn.Module):
                 expected=f"{width}, the `width` of its config",
                 fix="correct `width` in the student config",
             )
-        if hidden is not None or (not self._activation and rectified(after, pool(after))):
+        if hidden is not None or (not self._activation and is_rectified(after, pool(after))):
             raise KdepError(
                 f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
                 "activation"

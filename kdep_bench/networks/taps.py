@@ -22,7 +22,9 @@ def global_mean(x_BCHW: Tensor) -> Tensor:
 
 
 @contextmanager
-def captured(net: nn.Module, wanted: Mapping[str, tuple[str, Side]]) -> Iterator[dict[str, Any]]:
+def capture_modules(
+    net: nn.Module, wanted: Mapping[str, tuple[str, Side]]
+) -> Iterator[dict[str, Any]]:
     """Records what named submodules read or give while the body of the `with` runs.
 
     Args:
@@ -120,7 +122,7 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
     return found
 
 
-def rectified(last_BCHW: Tensor, read_BD: Tensor) -> bool:
+def is_rectified(last_BCHW: Tensor, read_BD: Tensor) -> bool:
     """Whether a ReLU lies on the way from a network's last map to what its classifier reads.
 
     Either the map has no negative value and exact zeros (an in-place ReLU, or pooling after one),

@@ -12,7 +12,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.align import build_aligner
 from kdep_bench.features.aligners import explained_variance_ratio, orthogonal
 from kdep_bench.features.map_moments import open_map_moments
-from kdep_bench.features.resize import resized
+from kdep_bench.features.resize import resize_map
 from kdep_bench.features.transform import PowerTemperature
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
@@ -66,7 +66,7 @@ class MapTarget(nn.Module):
     @torch.no_grad()
     def forward(self, t_BCHW: Tensor) -> Tensor:
         z = torch.einsum("bchw,ck->bkhw", t_BCHW - self.mean[:, None, None], self.components)
-        g = resized(z, (self.side, self.side))
+        g = resize_map(z, (self.side, self.side))
         if self.power.n != 1:
             g = self.power(g)
         if self.turn is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.features.resize import resized
+from kdep_bench.features.resize import resize_map
 from kdep_bench.objectives.base import Context
 
 Maps = Mapping[str, Mapping[str, int]]
@@ -45,7 +45,7 @@ def pairs(
     assert ctx.teacher is not None
     for own, its in levels.items():
         s = through[own](ctx.maps[own])
-        t = resized(ctx.teacher.maps[its], (s.shape[2], s.shape[3]))
+        t = resize_map(ctx.teacher.maps[its], (s.shape[2], s.shape[3]))
         if s.shape != t.shape:
             raise KdepError(
                 f"level {own} of the student has the shape {tuple(s.shape[1:])} and map {its} of "

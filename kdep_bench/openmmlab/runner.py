@@ -82,7 +82,10 @@ def build_runner(
     cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_number)}"
     cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
     cfg.visualizer.setdefault("name", cfg.experiment_name)
-    cfg.visualizer.vis_backends = [*(cfg.visualizer.get("vis_backends") or []), *trackers.told()]
+    cfg.visualizer.vis_backends = [
+        *(cfg.visualizer.get("vis_backends") or []),
+        *trackers.current_backends(),
+    ]
     runner = _FileLogRunner.from_cfg(cfg)
     for hook in (StopOnBadLoss(), SealHook(), *hooks):
         runner.register_hook(hook)

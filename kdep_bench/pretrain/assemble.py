@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdep_bench.data.shares import labels_file
+from kdep_bench.data.fractions import labels_file
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from kdep_bench import openmmlab
-from kdep_bench.data.shares import share_of
+from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
-from kdep_bench.features.layers import layer_distances, spread_out
+from kdep_bench.features.layers import evenly_spaced, layer_distances
 from kdep_bench.features.map_moments import save_map_moments
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
@@ -74,7 +74,7 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
             fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
     student, wanted = describe(spec["student"]), set[tuple[str, int]]()
     for own, its in level_pairs(spec["method"]["objective"]):
         if own in student and f"maps.{its}" in cache.extras:
@@ -93,7 +93,7 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
             fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    rows = rows_of(share_of(views.files, spec, inputs), views.views)
+    rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
     return layer_distances(cache, rows, sorted(levels_of(spec["method"]["objective"])))
 
 
@@ -127,8 +127,8 @@ def mean_square(
             fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    images = share_of(views.files, spec, inputs)
-    rows, total = spread_out(rows_of(images, views.views), most), 0.0
+    images = select_for_spec(views.files, spec, inputs)
+    rows, total = evenly_spaced(rows_of(images, views.views), most), 0.0
     for start in range(0, len(rows), 4096):
         f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
         total += float(of(f).double().square().mean(1).sum())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import build_backbone, pool
-from kdep_bench.networks.taps import find_last_activation, rectified
+from kdep_bench.networks.taps import find_last_activation, is_rectified
 
 
 def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -133,7 +133,7 @@ class Pyramid:
                     expected=f"({want['channels']}, {want['side']}, {want['side']})",
                     fix="correct `pyramid` in the student's config",
                 )
-            if name in before and name not in self._activated and rectified(got, pool(got)):
+            if name in before and name not in self._activated and is_rectified(got, pool(got)):
                 raise KdepError(
                     f"the last activation of level {name} of {self.student['name']} is not a "
                     "module, so its input cannot be read",

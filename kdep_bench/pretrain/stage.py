@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench import openmmlab
-from kdep_bench.data.shares import labels_file, save_list, share_labels, share_of
+from kdep_bench.data.fractions import labels_file, labels_for_fraction, save_list, select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.objectives.base import demands
 from kdep_bench.pretrain.assemble import check_precision, objective_config, schedule
@@ -47,7 +47,7 @@ def run(
     check_precision(budget.get("precision", "float32"))
     check_student(spec["student"])
     views = open_views(inputs["views"])
-    shared, drawn_by = share_of(views.files, spec, inputs), share_labels(spec, inputs)
+    shared, drawn_by = select_for_spec(views.files, spec, inputs), labels_for_fraction(spec, inputs)
     images, listing = len(shared), save_list(out, views.files, shared)
     who = f"method {method['name']!r} on student {spec['student']['name']!r}"
     steps = check_budget(budget, images, len(views.files), spec["share"], who)

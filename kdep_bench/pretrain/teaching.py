@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
-from kdep_bench.features.cache_check import check_use, exact_float32, open_head
+from kdep_bench.features.cache_check import exact_float32, open_head, verify_cache
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of
@@ -91,7 +91,7 @@ def teaching(
 ) -> Teaching:
     """The teaching of a run, its cache or live teacher checked.
 
-    Raises KdepError for a need that neither serves, and what `check_use` raises.
+    Raises KdepError for a need that neither serves, and what `verify_cache` raises.
     """
     wanted = needs & FROM_TEACHER
     if not wanted:
@@ -111,7 +111,7 @@ def cached_teaching(
     wanted: frozenset[str], levels: set[str], folder: Path, views: Views
 ) -> Teaching:
     """From the cache in `folder`; of its maps only `levels`, all where none is named."""
-    checked = check_use(folder, views)
+    checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
     names = cache.wanted(wanted)
     if levels:  # arms share a cache of maps, and each reads its own

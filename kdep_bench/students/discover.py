@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbone, pool
-from kdep_bench.networks.taps import find_last_activation, nonzero_scales, rectified
+from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero_scales
 
 STRIDES = (4, 8, 16, 32)
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
@@ -123,7 +123,7 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
     path = find_last_activation(net, lambda: _outputs(net, px)[-1])
     with nonzero_scales(net):
         last = _outputs(net, px)[-1]
-    if path is None and rectified(last, pool(last)):
+    if path is None and is_rectified(last, pool(last)):
         raise KdepError(
             f"the last map of {type(net).__name__} is the output of a ReLU that is not a module",
             expected="a network whose last activation can be found, or that ends without one",

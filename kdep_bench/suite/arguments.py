@@ -18,7 +18,7 @@ from kdep_bench.signatures import (
     check_value,
     class_value,
     optimizer_path,
-    real_path,
+    resolve_alias,
     signature,
     torch_optimizers,
 )
@@ -87,10 +87,10 @@ def check_classes(method: Json, who: str, epochs: float) -> None:
         check_arguments(config, f"{who}.{key}", given)
     transform = method.get("transform")
     if isinstance(transform, Mapping):
-        asks = class_value(real_path(transform.get("type")), "asks") or ()
-        check_arguments(transform, f"{who}.transform", asks)
+        required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
+        check_arguments(transform, f"{who}.transform", required)
     for place, config in _typed(method.get("objective"), "objective"):
-        where, path = f"{who}.{place}", real_path(config["type"])
+        where, path = f"{who}.{place}", resolve_alias(config["type"])
         if path.startswith(_SCHEDULES) and signature(path) is not None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
@@ -133,7 +133,7 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
 def _objectives(method: Json) -> list[str]:
     """Paths of the objectives of a method: its own, and those of its parts."""
     typed = _typed(method.get("objective"), "objective")
-    return [real_path(c["type"]) for place, c in typed if place.endswith("objective")]
+    return [resolve_alias(c["type"]) for place, c in typed if place.endswith("objective")]
 
 
 def check_needs(method: Json, who: str) -> None:

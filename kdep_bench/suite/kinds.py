@@ -43,7 +43,7 @@ class StageKind:
 
 
 _MM = ("openmmlab", "ops")
-_SAMPLES = ("data/views.py", "data/shares.py")
+_SAMPLES = ("data/views.py", "data/fractions.py")
 
 KINDS: Mapping[str, StageKind] = {
     "prepare": StageKind(

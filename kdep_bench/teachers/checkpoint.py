@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.teachers import mmpretrain_models, timm_models, torchvision_models
-from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub
 
 LIBRARIES = {"timm": timm_models, "torchvision": torchvision_models}
@@ -48,10 +48,10 @@ class Checkpoint(NetworkTeacher):
         library, name = split(model)
         return LIBRARIES[library].make(name, args, head)
 
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         if isinstance(self.model, Mapping):
             outs, final, tokens = mmpretrain_models.backbone_parts(self.net, x_B3HW)
-            return Parts(final, mmpretrain_models.pooled(outs[-1]), None, tokens)
+            return NetworkOutput(final, mmpretrain_models.pooled(outs[-1]), None, tokens)
         if split(self.model)[0] == "timm":
             return timm_models.parts(self.net, x_B3HW)
         return torchvision_models.parts(self.net, x_B3HW, self.head)
@@ -83,7 +83,7 @@ def split(model: Any) -> tuple[str, str]:
 
 def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
     """A mm backbone with random weights."""
-    mmpretrain_models.ready()
+    mmpretrain_models.register_models()
     from mmpretrain.registry import MODELS
 
     try:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import plain_text, read_json
-from kdep_bench.networks.taps import captured
-from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.networks.taps import capture_modules
+from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of
 
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
     """A model type of transformers: its classes (a classifier or None) and normalisation (0-1)."""
 
     config: str
@@ -42,15 +42,15 @@ _IMAGENET = (
 )
 # Normalisations: transformers' image processors (IMAGENET_STANDARD_MEAN for ViT,
 # IMAGENET_DEFAULT_MEAN for DINOv2's BitImageProcessor configs, OPENAI_CLIP_MEAN for CLIP).
-FAMILIES: dict[str, Family] = {
-    "vit": Family("ViTConfig", "ViTModel", "ViTForImageClassification", _HALF, _HALF),
-    "dinov2": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "vit": ModelFamily("ViTConfig", "ViTModel", "ViTForImageClassification", _HALF, _HALF),
+    "dinov2": ModelFamily(
         "Dinov2Config",
         "Dinov2Model",
         "Dinov2ForImageClassification",
         *_IMAGENET,  # type: ignore[arg-type]
     ),
-    "clip_vision_model": Family(
+    "clip_vision_model": ModelFamily(
         "CLIPVisionConfig",
         "CLIPVisionModel",
         None,
@@ -136,12 +136,12 @@ class HuggingFace(NetworkTeacher):
                 fix="correct `args=`, set `prefix=` to that of the network, or list in `drop=` "
                 "what is not part of it",
             )
-        alien = strangers(filled.state_dict(), tensors)
+        alien = unmatched_tensors(filled.state_dict(), tensors)
         if alien:
             raise KdepError(f"{len(alien)} tensors are not those of {source}: {alien[:3]}")
         net.load_state_dict(filled.state_dict(), strict=True)
 
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         net: Any = self.net
         own = (net.config.image_size,) * 2 if isinstance(net.config.image_size, int) else ()
         resize = tuple(x_B3HW.shape[2:]) != own and net.config.model_type != "dinov2"
@@ -149,12 +149,12 @@ class HuggingFace(NetworkTeacher):
         classifier = getattr(net, "classifier", None)
         if classifier is None:
             tokens = normed(net, net(pixel_values=x_B3HW, **more).last_hidden_state)
-            return Parts(grid(tokens, 1), tokens[:, 0], None, tokens)
+            return NetworkOutput(grid(tokens, 1), tokens[:, 0], None, tokens)
         base = net.base_model_prefix
-        with captured(net, {"out": (base, "out"), "read": ("classifier", "in")}) as seen:
+        with capture_modules(net, {"out": (base, "out"), "read": ("classifier", "in")}) as seen:
             logits = net(pixel_values=x_B3HW, **more).logits
         tokens = seen["out"].last_hidden_state
-        return Parts(grid(tokens, 1), seen["read"], logits, tokens)
+        return NetworkOutput(grid(tokens, 1), seen["read"], logits, tokens)
 
     def as_map(self, out: Any) -> Tensor:
         out = out[0] if isinstance(out, tuple) else out
@@ -186,7 +186,7 @@ def normed(net: Any, tokens_BTC: Tensor) -> Tensor:
     return tokens_BTC if norm is None else norm(tokens_BTC)
 
 
-def make_config(args: Mapping[str, Any]) -> tuple[Any, Family]:
+def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
     """transformers' configuration of `args`; KdepError for an unknown type or key."""
     kind = args.get("model_type")
     if kind not in FAMILIES:
@@ -226,7 +226,7 @@ def check_config(config: Any, path: Path) -> None:
             )
 
 
-def strangers(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+def unmatched_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of a state dict whose tensor, by shape and bytes, is none of the file's."""
     known = {_digest(v) for v in tensors.values()}
     return [k for k, v in own.items() if _digest(v) not in known]

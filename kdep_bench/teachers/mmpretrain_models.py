@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.networks.taps import captured, global_mean
-from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.networks.taps import capture_modules, global_mean
+from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, size_of, url_hub
 
 
-def ready() -> None:
+def register_models() -> None:
     """mmpretrain's models are registered (in every scope)."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
@@ -23,7 +23,7 @@ def ready() -> None:
 
 def zoo_entry(model: str) -> Any:
     """mmpretrain's metainfo of a zoo name: `.config` and `.weights` (an address or None)."""
-    ready()
+    register_models()
     from mmpretrain.apis import list_models
     from mmpretrain.apis.model import ModelHub
 
@@ -35,7 +35,7 @@ def zoo_entry(model: str) -> Any:
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     """mmpretrain's ImageClassifier with random weights, and "head"."""
-    ready()
+    register_models()
     from mmengine.config import Config, ConfigDict
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
@@ -81,7 +81,7 @@ def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, T
         wanted["tokens"] = ("ln1", "out")
     elif getattr(backbone, "gap_before_final_norm", False):
         wanted["final"] = (f"stages.{len(backbone.stages) - 1}", "out")
-    with captured(backbone, wanted) as seen:
+    with capture_modules(backbone, wanted) as seen:
         outs = backbone(x_B3HW)
     last, tokens = outs[-1], seen.get("tokens")
     if tokens is not None:
@@ -91,13 +91,13 @@ def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, T
     return outs, seen.get("final"), None
 
 
-def parts(net: Any, x_B3HW: Tensor) -> Parts:
+def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
     """Backbone, neck and head, taken apart."""
     outs, final, tokens = backbone_parts(net.backbone, x_B3HW)
     feats = net.neck(outs) if net.with_neck else outs
     if not net.with_head:
-        return Parts(final, pooled(feats[-1]), None, tokens)
-    return Parts(final, pooled(net.head.pre_logits(feats)), net.head(feats), tokens)
+        return NetworkOutput(final, pooled(feats[-1]), None, tokens)
+    return NetworkOutput(final, pooled(net.head.pre_logits(feats)), net.head(feats), tokens)
 
 
 def pooled(feature: Any) -> Tensor:
@@ -116,7 +116,7 @@ class MMPretrain(NetworkTeacher):
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         return make(model, args, head)
 
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         rgb = self.net.data_preprocessor.to_rgb  # type: ignore[union-attr]
         return parts(self.net, x_B3HW if rgb else x_B3HW.flip(1))
 

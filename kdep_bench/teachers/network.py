@@ -13,14 +13,19 @@ from torch import Tensor, nn
 
 from kdep_bench.data.normalisation import check_stated
 from kdep_bench.errors import KdepError
-from kdep_bench.networks.taps import captured, find_last_activation, global_mean, rectified
+from kdep_bench.networks.taps import (
+    capture_modules,
+    find_last_activation,
+    global_mean,
+    is_rectified,
+)
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
-from kdep_bench.teachers.weights import RANDOM, Hub, fit, read_weights, settle
+from kdep_bench.teachers.weights import RANDOM, Hub, find_weights, fit, read_weights
 
 LAST = "last"
 
 
-class Parts(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a library's network gives for a batch.
 
     Attributes:
@@ -108,7 +113,7 @@ class NetworkTeacher(Teacher):
             torch.manual_seed(0)  # what no file fills must not differ between processes
             net, head = self.make(model, options, has_logits is not False)
         if weights != RANDOM:
-            path = settle(name, weights, self.hub(model, options, net), download)
+            path = find_weights(name, weights, self.hub(model, options, net), download)
             tensors = read_weights(path, sha256, key, prefix, drop)
             if has_logits is False and head:
                 tensors = {k: v for k, v in tensors.items() if not k.startswith(head + ".")}
@@ -130,7 +135,7 @@ class NetworkTeacher(Teacher):
         """The network with random weights, and the path of its classifier ("" for none)."""
 
     @abstractmethod
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         """Runs `self.net`."""
 
     @abstractmethod
@@ -166,7 +171,7 @@ class NetworkTeacher(Teacher):
         wanted: dict[str, Any] = {f"map:{n}": (p, "out") for n, p in self._paths.items()}
         if self._activation:
             wanted["tap"] = (self._activation, "in")
-        with captured(self.net, wanted) as seen:
+        with capture_modules(self.net, wanted) as seen:
             parts = self.parts(x_B3HW)
         last = seen.get("tap", parts.final)
         pooled = parts.read if self._activation is None else global_mean(seen["tap"])
@@ -175,7 +180,7 @@ class NetworkTeacher(Teacher):
         return TeacherOutput(pooled, parts.logits, maps, parts.tokens)
 
     @staticmethod
-    def _end(parts: Parts) -> Tensor:
+    def _end(parts: NetworkOutput) -> Tensor:
         return parts.read if parts.final is None else parts.final
 
     def _noise(self) -> Tensor:
@@ -207,7 +212,7 @@ class NetworkTeacher(Teacher):
         if path is not None:
             self._activation = path
             module = self.net.get_submodule(path)
-            with captured(self.net, {"tap": (path, "in")}) as seen:
+            with capture_modules(self.net, {"tap": (path, "in")}) as seen:
                 after = self.parts(x).final
             if after is None or not torch.equal(module(seen["tap"]), after):
                 raise KdepError(
@@ -217,7 +222,7 @@ class NetworkTeacher(Teacher):
                     fix="set tap='read'",
                 )
             return f"before {path} ({type(module).__name__})"
-        if last is not None and rectified(last, read):
+        if last is not None and is_rectified(last, read):
             raise KdepError(
                 f"the last map of teacher {self.name} is the output of a ReLU that is not a "
                 "module, or is pooled after it",

@@ -9,7 +9,7 @@ import timm
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of, url_hub
 
 # timm's own order of preference (timm/models/_hub.py, load_state_dict_from_hf).
@@ -34,7 +34,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     return net, path
 
 
-def parts(net: Any, x_B3HW: Tensor) -> Parts:
+def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
     """timm's `forward_features` and `forward_head`, taken apart."""
     out = net.forward_features(x_B3HW)
     if not isinstance(out, Tensor):
@@ -47,7 +47,7 @@ def parts(net: Any, x_B3HW: Tensor) -> Parts:
     logits = net.forward_head(out) if getattr(net, "num_classes", 0) else None
     tokens = out if out.ndim == 3 else None
     final = as_map(net, out)
-    return Parts(final, read.flatten(1), logits, tokens)
+    return NetworkOutput(final, read.flatten(1), logits, tokens)
 
 
 def as_map(net: Any, out: Any) -> Any:
@@ -70,7 +70,7 @@ class Timm(NetworkTeacher):
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         return make(model, args, head)
 
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         return parts(self.net, x_B3HW)
 
     def as_map(self, out: Any) -> Tensor:

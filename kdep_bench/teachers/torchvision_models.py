@@ -11,8 +11,8 @@ from torchvision.models import SwinTransformer
 
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.networks.taps import Side, captured
-from kdep_bench.teachers.network import NetworkTeacher, Parts, grid
+from kdep_bench.networks.taps import Side, capture_modules
+from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, url_hub
 
 # Where the last map is, by the submodules torchvision's classifiers have; the first that fits.
@@ -53,7 +53,7 @@ def last_linear(net: nn.Module) -> str:
     return found[-1]
 
 
-def parts(net: Any, x_B3HW: Tensor, head: str) -> Parts:
+def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
     """One forward, with the last map and the input of the classifier at `head` recorded."""
     place: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
     if place is None:
@@ -63,12 +63,14 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> Parts:
             fix="choose another architecture",
         )
     wanted: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
-    with captured(net, wanted) as seen:
+    with capture_modules(net, wanted) as seen:
         out = net(x_B3HW)
     final, read = seen["final"], seen["read"]
     logits = None if isinstance(net.get_submodule(head), nn.Identity) else out
     tokens = final if final.ndim == 3 else None
-    return Parts(grid(final, 1) if tokens is not None else final, read.flatten(1), logits, tokens)
+    return NetworkOutput(
+        grid(final, 1) if tokens is not None else final, read.flatten(1), logits, tokens
+    )
 
 
 def as_map(net: Any, out: Any) -> Any:
@@ -89,7 +91,7 @@ class Torchvision(NetworkTeacher):
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         return make(model, {k: v for k, v in args.items() if k != "hub"}, head)
 
-    def parts(self, x_B3HW: Tensor) -> Parts:
+    def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         return parts(self.net, x_B3HW, self.head)
 
     def as_map(self, out: Any) -> Tensor:

@@ -84,7 +84,7 @@ def named_hash(name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def settle(name: str, weights: str | Path | None, hub: Hub | None, download: bool) -> Path:
+def find_weights(name: str, weights: str | Path | None, hub: Hub | None, download: bool) -> Path:
     """The file the weights of teacher `name` are read from; never a silent download.
 
     Args:

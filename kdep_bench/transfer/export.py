@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 from kdep_bench.flops import forward_flops
 from kdep_bench.networks.backbone import build_backbone
-from kdep_bench.safe_files import new_beside
+from kdep_bench.safe_files import new_temporary
 from kdep_bench.transfer.gate import check, read_tensors
 from kdep_bench.transfer.model_card import CARD, PTH, card, outputs_before
 
@@ -52,7 +52,7 @@ def strip(
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Writes a flat mapping of tensors atomically; returns the file's SHA-256."""
-    fd, tmp = new_beside(path)
+    fd, tmp = new_temporary(path)
     try:
         # Through the handle: given a path, torch writes that (random) name into the file.
         with os.fdopen(fd, "wb") as f:

@@ -40,7 +40,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def placed(tmp_path: Path, file: Path) -> tuple[Path, images.Facts]:
+def placed(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
     found = images.inspect([file])
     assert not found.faults, found.faults
     link = tmp_path / "out" / images.placed_name(file.name, found.facts[file])
@@ -466,7 +466,7 @@ def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
 @given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
 def test_any_name_becomes_one_that_every_reader_takes(name: bytes, odd: bool) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
-    facts = images.Facts("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
+    facts = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
     placed = images.placed_name(os.fsdecode(name), facts)
     placed.encode("utf-8")
     assert placed.isprintable() or not placed.isascii()

@@ -18,7 +18,7 @@ from kdep_bench.data.own import boxes
 from kdep_bench.data.own.coco_json import read_boxes
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.masks import _try_read
-from kdep_bench.data.own.spec import Own
+from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
 quiet = settings(
@@ -68,7 +68,7 @@ def check(path: Path, root: Path) -> None:
         if got is not None:
             splits[split] = got
     pairs = {"train": (root / "train.json", root / "train"), "test": (path, root / "test")}
-    boxes.read_all(Own(coco=pairs), faults)
+    boxes.read_all(DataConfig(coco=pairs), faults)
     if len(faults):
         with pytest.raises(KdepError) as e:
             faults.raise_any("the data set")

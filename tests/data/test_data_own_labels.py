@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from kdep_bench.data import views
+from kdep_bench.data.fractions import labels_file
 from kdep_bench.data.official import stage as official
 from kdep_bench.data.official import tiny
-from kdep_bench.data.shares import labels_file
 from kdep_bench.files import read_json
 from kdep_bench.pretrain.stream import ViewStream
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache import known_images
-from kdep_bench.features.cache_check import further
+from kdep_bench.features.cache_check import extra_outputs
 from kdep_bench.files import write_json
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
@@ -63,16 +63,16 @@ def test_an_output_that_the_teacher_does_not_give_is_refused():
     pooled, maps = torch.zeros(2, 3), {"s8": torch.zeros(2, 4, 2, 2)}
     teacher, tokens = Colours(), torch.zeros(2, 5, 3)
     full = TeacherOutput(pooled, torch.zeros(2, 7), maps, tokens)
-    assert set(further(teacher, full, ["logits", "tokens", "maps"])) == {
+    assert set(extra_outputs(teacher, full, ["logits", "tokens", "maps"])) == {
         "logits",
         "tokens",
         "maps.s8",
     }
-    assert set(further(teacher, full, ["maps.s8"])) == {"maps.s8"}
-    assert further(teacher, full, []) == {}
+    assert set(extra_outputs(teacher, full, ["maps.s8"])) == {"maps.s8"}
+    assert extra_outputs(teacher, full, []) == {}
     bare = TeacherOutput(pooled, None)
     for wanted in ("logits", "tokens", "maps"):
         with pytest.raises(KdepError, match=f"has no {wanted}"):
-            further(teacher, bare, [wanted])
+            extra_outputs(teacher, bare, [wanted])
     with pytest.raises(KdepError, match=r"has no maps\.s4"):
-        further(teacher, full, ["maps.s4"])
+        extra_outputs(teacher, full, ["maps.s4"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdep_bench.features import map_moments
-from kdep_bench.features.layers import spread_out
+from kdep_bench.features.layers import evenly_spaced
 
 ROWS, CHANNELS = 10, 3
 
@@ -46,10 +46,10 @@ def test_the_moments_are_those_of_all_places(side: int):
 
 
 def test_a_sample_of_many_rows_is_evenly_spread(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setattr(map_moments, "MOST_ROWS", 4)
+    monkeypatch.setattr(map_moments, "MAX_ROWS", 4)
     stored, shuffled = Stored(), np.random.default_rng(1).permutation(ROWS)
     got = map_moments.map_moments(cast(Any, stored), shuffled, "a", 2)
-    read = spread_out(np.arange(ROWS), 4)
+    read = evenly_spaced(np.arange(ROWS), 4)
     assert len(read) <= 4
     x = places(stored.maps[read], 2)
     assert got.n == len(x)

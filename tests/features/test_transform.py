@@ -32,7 +32,7 @@ PATHS = {
 
 
 def fitted(kind: type[Transform], basis: Basis) -> Transform:
-    return kind(**{name: getattr(basis, name) for name in kind.asks})
+    return kind(**{name: getattr(basis, name) for name in kind.required_args})
 
 
 @settings(max_examples=40, deadline=None)

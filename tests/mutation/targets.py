@@ -51,7 +51,7 @@ PACKAGES: dict[str, Package] = {
     "transfer": Package(("transfer/*.py",), 56, ("tests/transfer",)),
     "data": Package(
         (
-            "data/shares.py",
+            "data/fractions.py",
             "data/splits.py",
             "data/own/*.py",
             "data/views.py",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdep_bench.features.align import build_aligner
 from kdep_bench.features.map_moments import write_moments
-from kdep_bench.features.resize import resized
+from kdep_bench.features.resize import resize_map
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
@@ -127,7 +127,7 @@ def moments_of_maps(width: int) -> str:
     for name, x in maps.items():
         for side in {1, *(level["side"] for level in describe(tiny.STUDENT).values())}:
             moments = Moments(x.shape[1])
-            moments.add(resized(x, (side, side)).permute(0, 2, 3, 1).flatten(0, 2))
+            moments.add(resize_map(x, (side, side)).permute(0, 2, 3, 1).flatten(0, 2))
             write_moments(moments, folder, name, side)
     return str(folder)
 

@@ -13,7 +13,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.hints import Hints
-from kdep_bench.objectives.maps import resized
+from kdep_bench.objectives.maps import resize_map
 from kdep_bench.objectives.nfd import NFD, standardised
 from kdep_bench.teachers.base import TeacherOutput
 
@@ -79,15 +79,15 @@ def test_maps_of_other_sizes_are_resampled(kind: Any):
     torch.testing.assert_close(small, want)
     assert small.shape == (2,)
     # One teacher value is not spread over the student's map as a broadcast would.
-    up = resized(rand(2, 6, 2, 2), (4, 4))
+    up = resize_map(rand(2, 6, 2, 2), (4, 4))
     assert up.shape == (2, 6, 4, 4)
     assert len(up[0, 0].unique()) > 4
     line = torch.tensor([[[[0.0, 1.0]]]])
     # Pixels are areas: their centres, not their corners, keep their place.
-    assert resized(line, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
-    assert resized(torch.arange(8.0).view(1, 1, 2, 4), (1, 2)).flatten().tolist() == [2.5, 4.5]
+    assert resize_map(line, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+    assert resize_map(torch.arange(8.0).view(1, 1, 2, 4), (1, 2)).flatten().tolist() == [2.5, 4.5]
     kept = rand(1, 2, 3, 3)
-    assert resized(kept, (3, 3)) is kept
+    assert resize_map(kept, (3, 3)) is kept
 
 
 def test_hints_are_zero_for_equal_features_through_the_identity():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from kdep_bench.errors import KdepError
-from kdep_bench.features.layers import linear_cka, spread_out
+from kdep_bench.features.layers import evenly_spaced, linear_cka
 from kdep_bench.objectives.pursuhint import Pursuhint, hint_points
 
 MAPS = {f"s{s}": {"channels": 4, "stride": s} for s in (4, 8, 16, 32)}
@@ -33,7 +33,7 @@ def test_cka_does_not_see_a_rotation_a_scale_or_a_shift():
 @given(some.integers(0, 500), some.integers(1, 60))
 def test_checked_rows_are_spread_over_all_rows(count: int, most: int):
     """The first rows of a pool sorted by class would know a few classes alone."""
-    rows = spread_out(np.arange(count), most)
+    rows = evenly_spaced(np.arange(count), most)
     assert len(rows) <= most
     if count:
         assert rows[0] == 0

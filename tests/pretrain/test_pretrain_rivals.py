@@ -15,7 +15,7 @@ from PIL import Image
 from kdep_bench.data.views import open_views, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
-from kdep_bench.features.cache_check import teacher_of
+from kdep_bench.features.cache_check import load_teacher_config
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.levels import levels_of
@@ -137,7 +137,7 @@ def test_the_second_student_is_trained_with_the_exported_assistant(
     # Moved with its work dir, the cache still finds its teacher.
     assert not any(Path(f).is_absolute() for f in read_json(tmp_path / "c/cache.json")["files"])
     shutil.copytree(tmp_path, tmp_path.with_name("moved"))
-    moved = teacher_of(tmp_path.with_name("moved") / "c")
+    moved = load_teacher_config(tmp_path.with_name("moved") / "c")
     assert moved is not None
     assert str(tmp_path.with_name("moved")) in moved["backbone"]
     teacher = build_teacher(moved)

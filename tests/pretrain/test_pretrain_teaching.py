@@ -268,7 +268,7 @@ def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Pa
 def test_an_old_cache_without_samples_is_used_with_a_note(stages: dict[str, Path], tmp_path: Path):
     inputs = change(stages, tmp_path / "c")
     (tmp_path / "c" / cache_read.SAMPLE).unlink()
-    checked = cache_check.check_use(inputs["cache"], open_views(inputs["views"]))
+    checked = cache_check.verify_cache(inputs["cache"], open_views(inputs["views"]))
     assert checked == {"rows": 0, "error": None}
 
 

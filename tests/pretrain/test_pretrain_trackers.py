@@ -16,9 +16,9 @@ STEPS = BUDGET | dict(epochs=34)  # 102 steps, of which mmengine logs the 50th a
 
 @pytest.fixture(autouse=True)
 def _told_nothing() -> Iterator[None]:
-    trackers.tell([], "")
+    trackers.set_backends([], "")
     yield
-    trackers.tell([], "")
+    trackers.set_backends([], "")
 
 
 def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
@@ -26,7 +26,7 @@ def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     plain, state = pretrain(tmp_path / "plain", stages, KDEP, budget=STEPS)
-    trackers.tell(trackers.resolve(["tensorboard"]), "pretrain-x")
+    trackers.set_backends(trackers.resolve(["tensorboard"]), "pretrain-x")
     watched, same = pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
     (events,) = (tmp_path / "watched").rglob("events.out.tfevents.*")
     read = accumulator.EventAccumulator(str(events.parent)).Reload()
@@ -45,7 +45,7 @@ def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
 def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="no mlflow here: pip install mlflow-skinny")
     uri = (tmp_path / "mlruns").as_uri()
-    trackers.tell(trackers.resolve([dict(type="mlflow", tracking_uri=uri)]), "pretrain-x")
+    trackers.set_backends(trackers.resolve([dict(type="mlflow", tracking_uri=uri)]), "pretrain-x")
     pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("kdep_bench").experiment_id])

@@ -228,13 +228,13 @@ def test_every_method_s_source_matches_its_class(name):
     import inspect
 
     from kdep_bench.registry import locate
-    from kdep_bench.signatures import real_path
+    from kdep_bench.signatures import resolve_alias
 
     method = config.load_config("method", name)
     for key in ("objective", "align", "transform"):
         if not method.get(key):
             continue
-        path = real_path(method[key]["type"])
+        path = resolve_alias(method[key]["type"])
         kind, found = locate(path), signature(path)
         assert found is not None
         wanted = inspect.signature(kind).parameters

@@ -23,7 +23,10 @@ def _told_nothing(monkeypatch):
 
 @pytest.fixture
 def all_installed(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    real, packages = importlib.util.find_spec, {t.package for t in trackers.TRACKERS.values()}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: object() if name in packages else real(name)
+    )
 
 
 def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
@@ -38,13 +41,13 @@ def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
 
 def test_a_worker_names_only_its_current_stage(all_installed):
     wanted = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
-    trackers.tell(trackers.resolve(wanted), "pretrain-x")
-    told = trackers.told()
-    assert told[0] == BOARD
-    assert told[1]["tracking_uri"] == "http://host:5000"
-    assert told[1]["run_name"] == "pretrain-x"
-    trackers.tell([], "pretrain-y")
-    assert trackers.told() == []
+    trackers.set_backends(trackers.resolve(wanted), "pretrain-x")
+    backends = trackers.current_backends()
+    assert backends[0] == BOARD
+    assert backends[1]["tracking_uri"] == "http://host:5000"
+    assert backends[1]["run_name"] == "pretrain-x"
+    trackers.set_backends([], "pretrain-y")
+    assert trackers.current_backends() == []
     assert "KDEP_TRACKERS" not in os.environ
 
 

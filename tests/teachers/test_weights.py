@@ -228,7 +228,7 @@ def test_a_failed_download_raises_kdep_error(empty_caches: Path):
         Timm("t", "resnet18.a1_in1k", 32, download=True)
     gone = weights.url_hub((empty_caches / "gone-01234567.pth").as_uri())
     with pytest.raises(KdepError, match="could not be downloaded from file://"):
-        weights.settle("t", None, gone, True)
+        weights.find_weights("t", None, gone, True)
 
 
 def test_a_download_is_checked_kept_and_found_again(empty_caches: Path, state: dict[str, Tensor]):
@@ -237,21 +237,21 @@ def test_a_download_is_checked_kept_and_found_again(empty_caches: Path, state: d
     named = source.rename(empty_caches / f"net-{digest[:8]}.pth")
     hub = weights.url_hub(named.as_uri())
     with pytest.raises(KdepError, match="download=True"):
-        weights.settle("t", None, hub, False)
-    path = weights.settle("t", None, hub, True)
+        weights.find_weights("t", None, hub, False)
+    path = weights.find_weights("t", None, hub, True)
     assert path.read_bytes() == named.read_bytes()
     again = weights.url_hub(named.as_uri())
-    assert weights.settle("t", None, again, False) == path
+    assert weights.find_weights("t", None, again, False) == path
     path.write_bytes(b"other")
     with pytest.raises(KdepError, match="differs from the one in its name"):
-        weights.settle("t", None, again, False)
+        weights.find_weights("t", None, again, False)
     wrong = named.rename(empty_caches / "net-00000000.pth")
     with pytest.raises(KdepError, match="could not be downloaded"):
-        weights.settle("t", None, weights.url_hub(wrong.as_uri()), True)
+        weights.find_weights("t", None, weights.url_hub(wrong.as_uri()), True)
 
 
 def test_no_source_and_unknown_weights_raise_kdep_error(tmp_path: Path):
     with pytest.raises(KdepError, match="has no weights"):
-        weights.settle("t", None, None, True)
+        weights.find_weights("t", None, None, True)
     with pytest.raises(KdepError, match="did you mean IMAGENET1K_V2"):
         torchvision_models.hub("resnet50", "IMAGENET1K_V3")

@@ -14,7 +14,7 @@ def watched(task: dict[str, Any], *args: Any) -> dict[str, Any]:
     """The stage, in a process that was told of TensorBoard."""
     from kdep_bench import trackers
 
-    trackers.tell(trackers.resolve(["tensorboard"]), "transfer-x")
+    trackers.set_backends(trackers.resolve(["tensorboard"]), "transfer-x")
     return run_stage(task, *args)
 
 

@@ -31,7 +31,7 @@ from typing import IO, Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
-from kdep_bench.safe_files import new_beside
+from kdep_bench.safe_files import new_temporary
 
 SEALS = ".unpacked"
 _PIECE = 1 << 20
@@ -348,7 +348,7 @@ def place(
     if there and (resumed or _equal(member, out)):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = new_beside(out, ".unpack.")
+    fd, tmp = new_temporary(out, ".unpack.")
     try:
         left = member.size
         with os.fdopen(fd, "wb") as f, member.open() as data:

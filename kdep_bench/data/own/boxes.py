@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.data.images import Facts, check_turn, placed_name
+from kdep_bench.data.images import ImageInfo, check_turn, placed_name
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import listed, pair_shown, twins
-from kdep_bench.data.own.spec import Own
+from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 
@@ -27,7 +27,7 @@ FOLDER = "detect"
 THINNEST = 1.0  # px; mmdet's loader leaves thinner boxes out of training
 
 
-def read_all(own: Own, faults: Faults) -> dict[str, Boxes]:
+def read_all(own: DataConfig, faults: Faults) -> dict[str, Boxes]:
     """The annotations of every split, and the faults that one split or all together have."""
     splits: dict[str, Boxes] = {}
     known = len(faults)
@@ -104,7 +104,7 @@ def _check_files(boxes: Boxes) -> None:
         )
 
 
-def _check_same_file(own: Own) -> None:
+def _check_same_file(own: DataConfig) -> None:
     seen: dict[Path, str] = {}
     for split, (path, _) in own.coco.items():
         if other := seen.get(path.resolve()):
@@ -134,7 +134,7 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     )
 
 
-def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> None:
+def _check_trainable(splits: Mapping[str, Boxes], own: DataConfig, faults: Faults) -> None:
     """Every class that another split scores has boxes to train on, but for those allowed."""
     if "train" not in splits:
         return
@@ -156,7 +156,7 @@ def _check_trainable(splits: Mapping[str, Boxes], own: Own, faults: Faults) -> N
         )
 
 
-def check_sizes(boxes: Boxes, facts: Mapping[Path, Facts], faults: Faults) -> None:
+def check_sizes(boxes: Boxes, facts: Mapping[Path, ImageInfo], faults: Faults) -> None:
     """The stated sizes against the files; images that were a fault already are left out."""
     for name, (width, height) in boxes.sizes.items():
         file = boxes.folder / name
@@ -174,7 +174,9 @@ def check_sizes(boxes: Boxes, facts: Mapping[Path, Facts], faults: Faults) -> No
                 )
 
 
-def write(split: str, boxes: Boxes, classes: list[str], facts: Mapping[Path, Facts], data: Path):
+def write(
+    split: str, boxes: Boxes, classes: list[str], facts: Mapping[Path, ImageInfo], data: Path
+):
     """The canonical json of a split below `data`; returns the place of each image by its file."""
     names = {n: placed_name(n, facts[boxes.folder / n]) for n in boxes.sizes}
     order = sorted(names, key=lambda n: names[n])
@@ -208,7 +210,7 @@ def _size(size: tuple[int, int]) -> dict[str, int]:
     return {"width": size[0], "height": size[1]}
 
 
-def copied(splits: Mapping[str, Boxes], own: Own) -> list[str]:
+def copied(splits: Mapping[str, Boxes], own: DataConfig) -> list[str]:
     """A sentence for each split whose boxes are all those of the training split."""
     if "train" not in splits:
         return []
@@ -240,7 +242,7 @@ def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
     return out
 
 
-def notes(own: Own, counted: Mapping[str, Any]) -> list[str]:
+def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
     """What a reader has to know beside the scores on these boxes."""
     out = []
     splits, classes = counted["splits"], counted["classes"]

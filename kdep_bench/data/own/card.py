@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.data.images import Facts
+from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.own import boxes, class_folders, masks
-from kdep_bench.data.own.parts import Parts
+from kdep_bench.data.own.parts import DataParts
 
 
-def make_card(parts: Parts) -> dict[str, Any]:
+def make_card(parts: DataParts) -> dict[str, Any]:
     """Counts by part and split.
 
     Returns:
@@ -40,7 +40,7 @@ def make_card(parts: Parts) -> dict[str, Any]:
     return card
 
 
-def _images(files: list[Path], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+def _images(files: list[Path], facts: Mapping[Path, ImageInfo]) -> dict[str, Any]:
     some = [facts[f] for f in files]
     widths, heights = zip(*(f.upright for f in some), strict=True)
     kinds = Counter(kind for f in some for kind in f.kinds)
@@ -52,7 +52,7 @@ def _images(files: list[Path], facts: Mapping[Path, Facts]) -> dict[str, Any]:
     return row | ({"normalised": dict(sorted(kinds.items()))} if kinds else {})
 
 
-def _passed_over(parts: Parts, card: dict[str, Any]) -> None:
+def _passed_over(parts: DataParts, card: dict[str, Any]) -> None:
     rows = [(card["pool"], parts.pool.passed_over)]
     rows += [
         (card["classify"]["splits"][s], f.listing.passed_over) for s, f in parts.classify.items()

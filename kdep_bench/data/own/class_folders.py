@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.data.images import Facts
+from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import Listing, class_names, list_images, shown
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import SPLIT_WORDS, check_twins, listed, pair_shown, twins
-from kdep_bench.data.own.spec import Own
+from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
 FOLDER = "classify"
@@ -101,7 +101,7 @@ def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
     return out
 
 
-def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
+def read_all(own: DataConfig, faults: Faults) -> dict[str, Folders]:
     """The class folders of every split, and where they differ between splits."""
     splits: dict[str, Folders] = {}
     for split, folder in own.classify.items():
@@ -144,7 +144,7 @@ def read_all(own: Own, faults: Faults) -> dict[str, Folders]:
     return splits
 
 
-def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
+def labels_of_pool(own: DataConfig, faults: Faults) -> Folders | None:
     """The classes of the pool where the config says that its folders are classes."""
     assert own.pool is not None
     got = read_folders(
@@ -164,7 +164,9 @@ def labels_of_pool(own: Own, faults: Faults) -> Folders | None:
     return got
 
 
-def in_two_classes(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> list[list[str]]:
+def in_two_classes(
+    folders: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]
+) -> list[list[str]]:
     """Files of equal content that lie in different classes, of all splits together.
 
     Each as "<split>/<class>/<file>": results are published, and paths of a machine are not.
@@ -178,7 +180,7 @@ def in_two_classes(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) 
     return sorted(sorted(c.values()) for c in by_content.values() if len(c) > 1)
 
 
-def card(splits: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+def card(splits: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]) -> dict[str, Any]:
     """Counts of images by split and class, for the data card."""
     train = splits.get("train") or next(iter(splits.values()))
     return {
@@ -194,7 +196,9 @@ def card(splits: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str
     }
 
 
-def counted_twice(folders: Mapping[str, Folders], facts: Mapping[Path, Facts]) -> dict[str, Any]:
+def counted_twice(
+    folders: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]
+) -> dict[str, Any]:
     """The pictures that lie in two classes: {count, files}, the first LISTED of them."""
     twice = in_two_classes(folders, facts)
     return {"count": len(twice), "files": twice[:LISTED]}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kdep_bench.data.images import Facts, place_all, placed_name
+from kdep_bench.data.images import ImageInfo, place_all, placed_name
 from kdep_bench.data.listing import shown
 
 
@@ -18,7 +18,7 @@ class Layout:
         facts: of every image that will be placed, by the user's file.
     """
 
-    def __init__(self, data: Path, facts: Mapping[Path, Facts]) -> None:
+    def __init__(self, data: Path, facts: Mapping[Path, ImageInfo]) -> None:
         self.data, self.facts = data, facts
         self._links: list[tuple[Path, Path]] = []
         self._masks: list[tuple[Path, Path]] = []

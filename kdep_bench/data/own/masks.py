@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.ahead import ahead
-from kdep_bench.data.images import Facts, check_turn
+from kdep_bench.data.images import ImageInfo, check_turn
 from kdep_bench.data.listing import list_images, shown
-from kdep_bench.data.mask_files import MaskFacts, read_mask
+from kdep_bench.data.mask_files import MaskInfo, read_mask
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import listed
-from kdep_bench.data.own.spec import IGNORE, Own
+from kdep_bench.data.own.spec import IGNORE, DataConfig
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
+from kdep_bench.prefetch import prefetch
 
 FOLDER = "cityscapes"
 IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"  # what the task looks for
@@ -46,7 +46,7 @@ class Masks:
     passed_over: dict[str, int] = field(default_factory=dict)
 
 
-def find_all(own: Own, faults: Faults) -> dict[str, Masks]:
+def find_all(own: DataConfig, faults: Faults) -> dict[str, Masks]:
     """The pairs of image and mask of every split; a mask is the PNG named like its image."""
     splits = {}
     for split, (images, folder) in own.masks.items():
@@ -56,7 +56,7 @@ def find_all(own: Own, faults: Faults) -> dict[str, Masks]:
     return splits
 
 
-def _check_own_files(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
+def _check_own_files(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -> None:
     """A fault for a file that is a mask of two splits, as where a folder is a link to another."""
     first: dict[str, tuple[str, Path]] = {}
     for split, masks in splits.items():
@@ -113,7 +113,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
 
 
 def read_all(
-    splits: Mapping[str, Masks], facts: Mapping[Path, Facts], own: Own, faults: Faults
+    splits: Mapping[str, Masks], facts: Mapping[Path, ImageInfo], own: DataConfig, faults: Faults
 ) -> None:
     """Reads every mask, counts its pixels, and checks what one mask and all together have."""
     colours: dict[int, tuple[tuple[int, ...], Path]] = {}
@@ -121,7 +121,7 @@ def read_all(
     for masks in splits.values():
         files = [mask for _, mask in masks.pairs]
         threads = cores()
-        answers = ahead(_try_read, files, threads if threads > 1 else 0)
+        answers = prefetch(_try_read, files, threads if threads > 1 else 0)
         for (image, mask), answer in zip(masks.pairs, answers, strict=True):
             if isinstance(answer, KdepError):
                 faults.add(answer, f"{masks.folder} unreadable")
@@ -136,14 +136,14 @@ def read_all(
                 _check_palette(mask, answer, colours)
 
 
-def _try_read(path: Path) -> MaskFacts | KdepError:
+def _try_read(path: Path) -> MaskInfo | KdepError:
     try:
         return read_mask(path)
     except KdepError as fault:
         return fault
 
 
-def _check_size(image: Path, mask: Path, facts: MaskFacts, images: Mapping[Path, Facts]) -> None:
+def _check_size(image: Path, mask: Path, facts: MaskInfo, images: Mapping[Path, ImageInfo]) -> None:
     if image not in images:
         return  # a fault already
     one = images[image]
@@ -156,7 +156,7 @@ def _check_size(image: Path, mask: Path, facts: MaskFacts, images: Mapping[Path,
         )
 
 
-def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
+def _check_values(mask: Path, facts: MaskInfo, classes: int) -> None:
     wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= classes and v != IGNORE]
     if wrong and classes:
         raise KdepError(
@@ -168,7 +168,7 @@ def _check_values(mask: Path, facts: MaskFacts, classes: int) -> None:
 
 
 def _check_palette(
-    mask: Path, facts: MaskFacts, colours: dict[int, tuple[tuple[int, ...], Path]]
+    mask: Path, facts: MaskInfo, colours: dict[int, tuple[tuple[int, ...], Path]]
 ) -> None:
     for value, colour in facts.palette:
         known, first = colours.setdefault(value, (colour, mask))
@@ -183,7 +183,7 @@ def _check_palette(
             )
 
 
-def check_counts(splits: Mapping[str, Masks], own: Own, faults: Faults) -> None:
+def check_counts(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -> None:
     """Refuses splits whose pixels cannot give a score; called once no mask is at fault."""
     counts = {s: m.counts[: len(own.classes)] for s, m in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
@@ -251,7 +251,7 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
     return images, labels
 
 
-def copied(splits: Mapping[str, Masks], own: Own) -> list[str]:
+def copied(splits: Mapping[str, Masks], own: DataConfig) -> list[str]:
     """A sentence for each split whose masks are all those of the training split."""
     names = {
         s: {(p.relative_to(m.folder), h) for p, h in m.hashes.items()} for s, m in splits.items()
@@ -282,7 +282,7 @@ def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def notes(own: Own, counted: Mapping[str, Any]) -> list[str]:
+def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
     """What a reader has to know beside the scores on these masks."""
     out, classes = [], counted["classes"]
     train = counted["splits"].get("train", {"pixels": {}})["pixels"]

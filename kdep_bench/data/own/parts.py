@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdep_bench.data.allowed import POOL
-from kdep_bench.data.images import Facts
+from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import Listing
 from kdep_bench.data.own.class_folders import Folders
 from kdep_bench.data.own.coco_json import Boxes
 from kdep_bench.data.own.masks import Masks
-from kdep_bench.data.own.spec import Own
+from kdep_bench.data.own.spec import DataConfig
 
 
 @dataclass
-class Parts:
+class DataParts:
     """What was read of a data set.
 
     Attributes:
@@ -27,13 +27,13 @@ class Parts:
         facts: of every image, by the user's file.
     """
 
-    own: Own
+    own: DataConfig
     pool: Listing
     labelled: Folders | None = None
     classify: dict[str, Folders] = field(default_factory=dict)
     detect: dict[str, Boxes] = field(default_factory=dict)
     segment: dict[str, Masks] = field(default_factory=dict)
-    facts: dict[Path, Facts] = field(default_factory=dict)
+    facts: dict[Path, ImageInfo] = field(default_factory=dict)
 
     def pool_files(self) -> list[Path]:
         return [self.pool.root / n for n in self.pool.images]

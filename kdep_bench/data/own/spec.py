@@ -20,7 +20,7 @@ IGNORE = 255  # mask value that neither trains nor scores
 
 
 @dataclass
-class Own:
+class DataConfig:
     """A data config whose paths exist.
 
     Attributes:
@@ -44,7 +44,7 @@ class Own:
     allow_duplicates: set[frozenset[str]] = field(default_factory=set)
 
 
-def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
+def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
     """The spec of the stage with its paths resolved; what is wrong goes to `faults`.
 
     Raises:
@@ -52,7 +52,7 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> Own:
     """
     if unknown := set(spec) - set(KEYS):
         raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
-    own = Own(pool_labels=bool(spec.get("pool_labels")))
+    own = DataConfig(pool_labels=bool(spec.get("pool_labels")))
     with faults.collect():
         own.pool = existing(spec.get("pool"), "pool", folder=True)
     for split, value in _splits(spec, "classify", faults):
@@ -271,7 +271,7 @@ def _strings(value: Any, key: str) -> list[str]:
     return names
 
 
-def _nested(own: Own) -> list[tuple[str, str, Path]]:
+def _nested(own: DataConfig) -> list[tuple[str, str, Path]]:
     """(part, other split, folder) of folders that hold, or are, those of another split.
 
     Images of boxes are named by their json, so that splits may share a folder there.

@@ -9,13 +9,13 @@ from typing import Any
 
 from kdep_bench.data import leaks
 from kdep_bench.data.image_memory import ImageMemory
-from kdep_bench.data.images import Facts, inspect, placed_name
+from kdep_bench.data.images import ImageInfo, inspect, placed_name
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.own import boxes, class_folders, masks
 from kdep_bench.data.own.card import make_card
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.layout import Layout
-from kdep_bench.data.own.parts import Parts
+from kdep_bench.data.own.parts import DataParts
 from kdep_bench.data.own.spec import read_spec
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
@@ -45,7 +45,7 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
     }
 
 
-def count_images(parts: Parts) -> dict[str, int]:
+def count_images(parts: DataParts) -> dict[str, int]:
     """Images by the folder of the tasks that read them."""
     counts = {"pool": len(parts.pool.images)}
     counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
@@ -54,7 +54,7 @@ def count_images(parts: Parts) -> dict[str, int]:
     return counts
 
 
-def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
+def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
     """All of the data, read and checked; nothing is written.
 
     Raises:
@@ -64,7 +64,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
     own = read_spec(spec, faults)
     faults.raise_any(WHAT)
     assert own.pool is not None
-    parts = Parts(own, list_images(own.pool))
+    parts = DataParts(own, list_images(own.pool))
     if own.pool_labels:
         parts.labelled = class_folders.labels_of_pool(own, faults)
     else:
@@ -92,7 +92,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> Parts:
     return parts
 
 
-def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, Facts]:
+def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, ImageInfo]:
     there = [f for f in files if os.path.lexists(f)]  # others are faults of their json already
     with ImageMemory() as memory:
         seen = inspect(there, memory, progress=lambda i, n: progress(i, n, "checking images"))
@@ -101,13 +101,13 @@ def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path
     return seen.facts
 
 
-def _check_allowed(parts: Parts) -> None:
+def _check_allowed(parts: DataParts) -> None:
     known = {c for b in parts.detect.values() for c in b.categories} | set(parts.own.classes)
     if unknown := sorted(parts.own.allow_absent - known):
         raise unknown_name("class in `allow_absent` of the data config", unknown[0], known)
 
 
-def _lay_out(parts: Parts, data: Path) -> str:
+def _lay_out(parts: DataParts, data: Path) -> str:
     """Writes everything below `data`; returns the fingerprint."""
     faults, layout = Faults(), Layout(data, parts.facts)
     layout.folder(parts.pool.root, parts.pool.images, data / "pool" / "images", whole=True)
@@ -131,7 +131,7 @@ def _lay_out(parts: Parts, data: Path) -> str:
     return layout.fingerprint()
 
 
-def _write_labels(parts: Parts, data: Path) -> None:
+def _write_labels(parts: DataParts, data: Path) -> None:
     assert parts.labelled is not None
     classes = sorted(parts.labelled.classes)
     labels = {
@@ -144,7 +144,7 @@ def _write_labels(parts: Parts, data: Path) -> None:
 
 
 def _task_notes(
-    parts: Parts, card: Mapping[str, Any], shared: Mapping[str, list[str]]
+    parts: DataParts, card: Mapping[str, Any], shared: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
     """Sentences that belong beside the scores, by folder of the tasks that read the part.
 

@@ -31,7 +31,7 @@ from kdep_bench.results.records.record import (
     load,
     parse,
 )
-from kdep_bench.safe_files import is_real_folder, no_folder, read_bytes, real_folder
+from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
 
 RECORDS = "records"
 _PARALLEL_FROM = 4000  # below this a second process costs more than it saves
@@ -269,7 +269,7 @@ def read(results_dir: str | Path) -> Store:
         )
     directory = records_dir(results_dir)
     if os.path.lexists(directory) and not is_real_folder(directory):
-        raise no_folder(directory, os.lstat(directory).st_mode, "records folder")
+        raise not_a_folder(directory, os.lstat(directory).st_mode, "records folder")
     names = _list(directory)
     if len(names) < _PARALLEL_FROM or not _can_fork():
         return Store(*_read_some(str(directory), names))

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdep_bench.data.shares import (
+from kdep_bench.data.fractions import (
     LIST,
-    chosen,
     labels_file,
+    labels_for_fraction,
     per_class,
     read_labels,
     save_list,
-    share_labels,
-    share_of,
+    select_for_spec,
+    select_images,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
@@ -41,7 +41,7 @@ def test_shares_are_seeded_nested_and_of_their_size(seed: int, by_class: bool):
     draw = (
         (lambda share, seed: per_class(labels, share, seed))
         if by_class
-        else (lambda share, seed: chosen(FILES, share, seed))
+        else (lambda share, seed: select_images(FILES, share, seed))
     )
     lists = [draw(share, seed) for share in SHARES]
     for small, large in pairwise(lists):
@@ -68,21 +68,21 @@ def test_an_impossible_data_fraction_raises_kdep_error(share: float):
     with pytest.raises(KdepError, match="data fraction"):
         per_class(np.zeros(10, int), share)
     with pytest.raises(KdepError, match="data fraction"):
-        chosen(FILES, share)
+        select_images(FILES, share)
 
 
 def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_path: Path):
     inputs = {"prepare": tmp_path}
-    assert share_labels({"share": 0.1}, inputs) is None
-    wanted = share_labels({"share": 0.1, "share_by": "class"}, inputs)
+    assert labels_for_fraction({"share": 0.1}, inputs) is None
+    wanted = labels_for_fraction({"share": 0.1, "share_by": "class"}, inputs)
     assert wanted == tmp_path / "data" / "pool" / "labels.json"
     with pytest.raises(KdepError, match="'image' or 'class'"):
-        share_labels({"share": 0.1, "share_by": "colour"}, inputs)
+        labels_for_fraction({"share": 0.1, "share_by": "colour"}, inputs)
     labels = np.arange(2000) % 3
     path = labelled(tmp_path / "labels.json", labels)
-    assert np.array_equal(chosen(FILES, 0.1, 0, path), per_class(labels, 0.1, 0))
+    assert np.array_equal(select_images(FILES, 0.1, 0, path), per_class(labels, 0.1, 0))
     with pytest.raises(KdepError, match="have no label"):
-        chosen([*FILES, "unknown.jpg"], 0.1, 0, path)
+        select_images([*FILES, "unknown.jpg"], 0.1, 0, path)
 
 
 def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
@@ -106,7 +106,7 @@ def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
 
 
 def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
-    images = chosen(FILES, 0.05, 3)
+    images = select_images(FILES, 0.05, 3)
     told = save_list(tmp_path, FILES, images)
     saved = (tmp_path / LIST).read_bytes()
     assert saved.decode().splitlines() == [FILES[i] for i in images]
@@ -115,7 +115,7 @@ def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
 
 
 def test_for_the_complete_pool_only_the_checksum_is_stored(tmp_path: Path):
-    told = save_list(tmp_path, FILES, chosen(FILES, 1.0))
+    told = save_list(tmp_path, FILES, select_images(FILES, 1.0))
     assert told["file"] is None
     assert not (tmp_path / LIST).exists()
     assert len(told["sha256"]) == 64
@@ -143,7 +143,7 @@ def test_labels_are_those_of_the_file_whatever_its_order_and_stay_in_range(tmp_p
     spec = {"share": 0.5, "share_seed": 3, "share_by": "class"}
     (tmp_path / "data" / "pool").mkdir(parents=True)
     labelled(tmp_path / "data" / "pool" / "labels.json", np.arange(2000) % 3)
-    got = share_of(FILES, spec, {"prepare": tmp_path})
+    got = select_for_spec(FILES, spec, {"prepare": tmp_path})
     assert np.array_equal(got, per_class(np.arange(2000) % 3, 0.5, 3))
     spec["share_by"] = "image"
-    assert np.array_equal(share_of(FILES, spec, {}), chosen(FILES, 0.5, 3))
+    assert np.array_equal(select_for_spec(FILES, spec, {}), select_images(FILES, 0.5, 3))

@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
+def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """`work(item)` of each item, in their order, done by `threads` threads; by none, one by one.
 
     At most `2 * threads` results are waiting or being made. What `work` raises is raised here when

@@ -16,7 +16,7 @@ from kdep_bench.files import read_strict, write_atomic
 LIST = "images.txt"
 
 
-def chosen(
+def select_images(
     files: list[str], share: float, seed: int = 0, labels: str | Path | None = None
 ) -> np.ndarray:
     """Sorted numbers of the images of a share: nested for growing shares, the same for one seed.
@@ -48,12 +48,16 @@ def per_class(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
-def share_of(files: list[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> np.ndarray:
+def select_for_spec(
+    files: list[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> np.ndarray:
     """The images that a stage's spec (`share`, `share_seed`, `share_by`) asks for."""
-    return chosen(files, spec["share"], spec["share_seed"], share_labels(spec, inputs))
+    return select_images(
+        files, spec["share"], spec["share_seed"], labels_for_fraction(spec, inputs)
+    )
 
 
-def share_labels(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | None:
+def labels_for_fraction(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | None:
     """The labels file that a share drawn per class reads, and no other."""
     by = spec.get("share_by", "image")
     if by not in ("image", "class"):
