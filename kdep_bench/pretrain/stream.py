@@ -54,7 +54,7 @@ class ViewStream(Dataset):
         seed: int,
         cache: str | Path | None = None,
         labels: str | Path | None = None,
-        labels_for_fraction: str | Path | None = None,
+        share_labels: str | Path | None = None,
         together: bool = False,
         outputs: Sequence[str] = (),
         pool: str | Path | None = None,
@@ -63,7 +63,7 @@ class ViewStream(Dataset):
         self.together = together
         self.views = open_views(Path(views), Path(pool) if pool else None)
         self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
-        self.images = select_images(self.views.files, share, share_seed, labels_for_fraction)
+        self.images = select_images(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
         self.cache = open_cache(Path(cache)) if cache else None
         self._labels = read_labels(Path(labels), self.views.files) if labels else None

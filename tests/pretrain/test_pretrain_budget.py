@@ -122,7 +122,7 @@ def test_both_stages_save_the_same_list_of_the_images_they_used(
     assert (tmp_path / "a" / LIST).read_text().splitlines() == names
     assert len(names) == outputs["images"] == outputs["image_list"]["images"]
     labels = stages["prepare"] / "data" / "pool" / "labels.json"
-    stream = ViewStream(stages["views"], 48, 0.5, 1, 0, labels_for_fraction=labels if how else None)
+    stream = ViewStream(stages["views"], 48, 0.5, 1, 0, share_labels=labels if how else None)
     files = open_views(stages["views"]).files
     assert [files[i] for i in stream.images] == names
     assert outputs["notes"] == ([] if by == "image" else [outputs["notes"][0]])
