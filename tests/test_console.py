@@ -42,15 +42,15 @@ def test_a_broken_pipe_prints_no_traceback(tool: Path) -> None:
 
 def test_a_broken_pipe_in_the_middle_of_long_output_prints_no_traceback() -> None:
     """Output beyond the buffer fails inside `main`, where OSErrors are taken for a full disk."""
-    code = "from kdep_bench.console import leave\nleave(lambda: print('x' * 100_000))"
+    code = "from kdep_bench.console import run_main\nrun_main(lambda: print('x' * 100_000))"
     assert unread("-c", code) == (GONE, "")
     assert unread("tools/run_suite.py", "paper_r18", "--dry-run") == (GONE, "")
 
 
 def test_ctrl_c_prints_no_traceback() -> None:
-    code = "import signal; from kdep_bench.console import leave; "
+    code = "import signal; from kdep_bench.console import run_main; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # nohup has it ignored
-    code += "leave(lambda: signal.raise_signal(signal.SIGINT))"
+    code += "run_main(lambda: signal.raise_signal(signal.SIGINT))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
@@ -100,8 +100,8 @@ def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path
     assert shell("$PYTHON tools/run_suite.py nothing 2>/dev/full")[0] in (1, 2)
     script = tmp_path / "s.py"
     script.write_text(
-        "import os\nfrom kdep_bench.console import leave\n"
-        f"leave(lambda: os.open({str(tmp_path / 'data')!r}, os.O_CREAT | os.O_WRONLY) <= 2)\n"
+        "import os\nfrom kdep_bench.console import run_main\n"
+        f"run_main(lambda: os.open({str(tmp_path / 'data')!r}, os.O_CREAT | os.O_WRONLY) <= 2)\n"
     )
     code, _ = shell(f"PYTHONPATH={REPO} $PYTHON {script} 0<&- 2>&-")
     assert code == 0
@@ -122,8 +122,8 @@ def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[
     config.write_text("suite = dict(name='é', about='± — ü')\n", encoding="utf-8")
     script = tmp_path / "m.py"
     script.write_text(
-        "from pathlib import Path\nfrom kdep_bench.console import leave\n"
-        f"leave(lambda: print(Path({str(config)!r}).read_text(), '\u00b1 \u2014'))\n"
+        "from pathlib import Path\nfrom kdep_bench.console import run_main\n"
+        f"run_main(lambda: print(Path({str(config)!r}).read_text(), '\u00b1 \u2014'))\n"
     )
     for command in (
         f"PYTHONPATH={REPO} $PYTHON {script}",
@@ -140,7 +140,8 @@ def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[
 
 def test_a_file_system_error_prints_one_line() -> None:
     code, said = shell(
-        "$PYTHON -c \"from kdep_bench.console import leave; leave(lambda: open('/proc/none/x'))\""
+        '$PYTHON -c "from kdep_bench.console import run_main; '
+        "run_main(lambda: open('/proc/none/x'))\""
     )
     assert code == 1
     assert "could not be written or read" in said
@@ -153,7 +154,7 @@ def test_a_file_system_error_prints_one_line() -> None:
 )
 def test_the_exit_code_of_a_command_is_kept(main: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from kdep_bench.console import leave; leave({main})"],
+        [sys.executable, "-c", f"from kdep_bench.console import run_main; run_main({main})"],
         capture_output=True,
         check=False,
         cwd=REPO,
