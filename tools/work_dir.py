@@ -88,8 +88,8 @@ def _run(args: argparse.Namespace) -> int:
                 "records use are kept)",
             )
         plan = build_plan(suite)
-        for one in plan.stages:
-            planned.setdefault(one, []).append(plan.name)
+        for entry in plan.stages:
+            planned.setdefault(entry, []).append(plan.name)
     for folder in args.forget:
         memory.forget(work, folder)
     known = memory.remembered(work)
@@ -102,14 +102,14 @@ def _run(args: argparse.Namespace) -> int:
         chosen = work_dir.prunable(entries, bool(cited or planned))
     print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
     out = sys.stderr if args.json else sys.stdout
-    for one in gone:
+    for entry in gone:
         note = "no longer exists; stages that only its records cite are unreferenced"
-        print(f"{one.results} {note}", file=out)
-    print(f"{work}: {work_dir.counted(entries)}", file=out)
+        print(f"{entry.results} {note}", file=out)
+    print(f"{work}: {work_dir.summary(entries)}", file=out)
     if not args.gc:
         return 0
     if not args.delete:
-        print(f"unreferenced: {work_dir.counted(chosen)}; --delete removes them", file=out)
+        print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
         return 0
     hidden = [r.results for r in gone if not r.removed]
     if hidden:
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
             fix=f"make it available; if it was deleted, add --forget {hidden[0]}",
         )
     removed = [e for e in chosen if work_dir.remove(work, e)]
-    print(f"removed {work_dir.counted(removed)}", file=out)
+    print(f"removed {work_dir.summary(removed)}", file=out)
     for e in chosen:
         if e not in removed:
             print(f"skipped {e.id}: in use", file=out)

@@ -119,7 +119,7 @@ def starting(stages: int, work: Path, jobs: int, preload: str) -> Measures:
     for k in range(stages):
         add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_NOTHING)
     begun = time.perf_counter()
-    options = local_pool.Options(jobs=jobs, cpus=jobs, preload=preload)
+    options = local_pool.PoolOptions(jobs=jobs, cpus=jobs, preload=preload)
     outcome = local_pool.run_plan(plan, work, state.statuses(plan, work), options)
     spent = time.perf_counter() - begun
     assert outcome.ok, outcome

@@ -18,52 +18,52 @@ from kdep_bench.errors import KdepError
 if TYPE_CHECKING:
     from kdep_bench.suite.graph import Plan
 
-Word = Literal["ok", "note", "fault"]
-MOST = 20  # faults of one kind that are listed
-ROOM = 20e9  # bytes free below which the work dir gets a note
+Level = Literal["ok", "note", "fault"]
+MAX_LISTED = 20  # faults of one kind that are listed
+MIN_FREE_BYTES = 20e9  # bytes free below which the work dir gets a note
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line: what was looked at, and what was found."""
 
-    word: Word
-    what: str
+    level: Level
+    subject: str
     sentence: str
 
     def __str__(self) -> str:
-        return f"{self.word:5}  {self.what}: {self.sentence}"
+        return f"{self.level:5}  {self.subject}: {self.sentence}"
 
 
-def attempt(what: str, look: Callable[[], str]) -> Finding:
+def attempt(subject: str, look: Callable[[], str]) -> Finding:
     """`look()` as a Finding: what it returns is fine, a KdepError is a fault."""
     try:
-        return Finding("ok", what, look())
+        return Finding("ok", subject, look())
     except KdepError as e:
-        return Finding("fault", what, str(e))
+        return Finding("fault", subject, str(e))
 
 
 def machine(work: Path) -> Iterator[Finding]:
     """Python, versions, operators, GPUs, cores, disk."""
-    found = sys.version_info
-    if (3, 11) <= found[:2] < (3, 13):
-        yield Finding("ok", "python", f"{found.major}.{found.minor}.{found.micro}")
+    version = sys.version_info
+    if (3, 11) <= version[:2] < (3, 13):
+        yield Finding("ok", "python", f"{version.major}.{version.minor}.{version.micro}")
     else:
         yield Finding(
-            "fault", "python", f"version {found.major}.{found.minor}; expected 3.11 or 3.12."
+            "fault", "python", f"version {version.major}.{version.minor}; expected 3.11 or 3.12."
         )
     yield attempt("versions", _versions)
     yield attempt("operators", _operators)
     yield _gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("ok", "cores", str(cores))
-    place = _there(work)
+    place = _existing_folder(work)
     free = shutil.disk_usage(place).free
-    word: Word = "ok" if free > ROOM else "note"
-    yield Finding(word, "disk", f"{free / 1e9:.0f} GB free at {place}")
+    level: Level = "ok" if free > MIN_FREE_BYTES else "note"
+    yield Finding(level, "disk", f"{free / 1e9:.0f} GB free at {place}")
 
 
-def _there(work: Path) -> Path:
+def _existing_folder(work: Path) -> Path:
     """The work dir, or the nearest folder above it that exists."""
     return work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
 
@@ -129,22 +129,22 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     except KdepError as e:
         yield Finding("fault", f"suite {ref}", str(e))
         return
-    many = f"{len(plan.stages)} stages, {len(plan.runs)} transfer runs"
-    yield Finding("ok", f"suite {loaded.name}", many)
+    counts = f"{len(plan.stages)} stages, {len(plan.runs)} transfer runs"
+    yield Finding("ok", f"suite {loaded.name}", counts)
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
         if was_read(loaded, work):  # else nothing was rendered for this data as it is
             plan = build_plan(with_content(loaded, work)[0])
-        yield attempt("space for views", lambda: _room(plan, _there(work)))
+        yield attempt("space for views", lambda: _space_for_views(plan, _existing_folder(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
-        yield attempt(f"data {loaded.data['name']}", lambda: _own(loaded.data))
+        yield attempt(f"data {loaded.data['name']}", lambda: _check_own_data(loaded.data))
     teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
     for name, teacher in sorted(teachers.items()):
         yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
 
 
-def _room(plan: Plan, place: Path) -> str:
+def _space_for_views(plan: Plan, place: Path) -> str:
     """Room for the views of official pools, whose images their release counts.
 
     What is rendered already counts as well: it takes its share of what is not free.
@@ -152,19 +152,19 @@ def _room(plan: Plan, place: Path) -> str:
     from kdep_bench.data.official.base import get_set
     from kdep_bench.data.views import PIXELS, check_disk_space, pixel_bytes
 
-    need = there = 0
+    required = rendered = 0
     for stage in plan.stages.values():
         if stage.kind == "views":
             pool = plan.stages[stage.needs["prepare"]].spec["pool"]
             images = get_set(pool).counts["train_images"]
-            need += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
+            required += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
             done = place / stage.id / PIXELS
-            there += done.stat().st_size if done.is_file() else 0
-    check_disk_space(need - there, place, "the suite's views that are not rendered yet")
-    return f"{need / 1e9:.0f} GB of fixed views, {there / 1e9:.0f} GB of them rendered"
+            rendered += done.stat().st_size if done.is_file() else 0
+    check_disk_space(required - rendered, place, "the suite's views that are not rendered yet")
+    return f"{required / 1e9:.0f} GB of fixed views, {rendered / 1e9:.0f} GB of them rendered"
 
 
-def _own(data: dict) -> str:
+def _check_own_data(data: dict) -> str:
     from kdep_bench.data.own import KEYS
     from kdep_bench.data.own.stage import count_images, read_parts
 
@@ -192,10 +192,10 @@ def official(
         yield Finding("fault", "data", str(e))
         return
     for name in names:
-        one = base.get_set(name)
+        official_set = base.get_set(name)
 
-        def look(one: base.OfficialSet = one) -> str:
-            counts = base.verify(one, root, decode)
+        def look(official_set: base.OfficialSet = official_set) -> str:
+            counts = base.verify(official_set, root, decode)
             return ", ".join(f"{v} {k}" for k, v in counts.items())
 
         yield attempt(f"data set {name}", look)
@@ -206,12 +206,12 @@ def official(
 
 def leftovers(folder: Path) -> Iterator[Finding]:
     """Files that only an unpacking which was cut leaves behind."""
-    cut = next(folder.rglob(".unpack.*"), None)
-    if cut is not None:
+    leftover = next(folder.rglob(".unpack.*"), None)
+    if leftover is not None:
         yield Finding(
             "fault",
             f"data set {folder.name}",
-            f"an archive was unpacked in part: {cut} was left. Fix: run "
+            f"an archive was unpacked in part: {leftover} was left. Fix: run "
             f"tools/prepare_data.py {folder.name} again; it resumes there.",
         )
 
@@ -238,9 +238,9 @@ def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
                     yield Finding("note" if soft else "fault", f"data set {folder.name}", str(e))
                     listed += 1
                     break
-            if listed >= MOST:
+            if listed >= MAX_LISTED:
                 yield Finding(
-                    "note", f"data set {folder.name}", f"first {MOST} shown, rest not checked"
+                    "note", f"data set {folder.name}", f"first {MAX_LISTED} shown, rest not checked"
                 )
                 return
 
@@ -250,6 +250,6 @@ def report(findings: Iterable[Finding], say: Callable[[str], object] = print) ->
     faults = 0
     for finding in findings:
         say(str(finding))
-        faults += finding.word == "fault"
+        faults += finding.level == "fault"
     say("no faults" if not faults else f"{faults} fault(s)")
     return faults

@@ -36,7 +36,7 @@ def publish(
     plan: Plan,
     work: Path,
     out: Path,
-    wanted: set[str] | None = None,
+    selected: set[str] | None = None,
     gaps: Gaps | None = None,
 ) -> list[Path]:
     """Writes one folder for every finished export stage of `plan`, named as the stage.
@@ -60,30 +60,30 @@ def publish(
         runs.setdefault(run.chain["export"], run)
     made: list[Path] = []
     gaps = gaps or Gaps()
-    for one, run in sorted(runs.items()):
-        if wanted is not None and one not in wanted:
+    for stage_id, run in sorted(runs.items()):
+        if selected is not None and stage_id not in selected:
             continue
-        record, fault = state.finished(plan.stages[one], work)
-        source = state.folder(work, one) / PTH
+        record, fault = state.finished(plan.stages[stage_id], work)
+        source = state.folder(work, stage_id) / PTH
         if record is not None and file_hash(source) != record["outputs"].get("checksum"):
             fault = f"its file {PTH} differs from the one that its stage exported"
         if record is None or fault:
-            gaps.left_out[one] = fault or _why_not(state.folder(work, one))
+            gaps.left_out[stage_id] = fault or _why_not(state.folder(work, stage_id))
             continue
         chain = {}
         for kind, up in run.chain.items():
             if kind in ("prepare", "cache", "align", "pretrain"):
-                before, reason = state.finished(plan.stages[up], work)
-                chain[kind] = before or {}
-                if before is None:
+                upstream, reason = state.finished(plan.stages[up], work)
+                chain[kind] = upstream or {}
+                if upstream is None:
                     reason = reason or _why_not(state.folder(work, up))
-                    gaps.remarks.append(f"the card of {one} lacks what {up} knew: {reason}")
-        folder = real_folder(out / one)
+                    gaps.remarks.append(f"the card of {stage_id} lacks what {up} knew: {reason}")
+        folder = real_folder(out / stage_id)
         copy_file(source, folder / PTH)
         checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
         outputs = {k: v.get("outputs", {}) for k, v in chain.items()}
-        told, whence = plan.stages[one].about, f"{one}, suite {suite.name}"
-        text = card(told, run.student, outputs, record["outputs"], checksums, whence)
+        about, origin = plan.stages[stage_id].about, f"{stage_id}, suite {suite.name}"
+        text = card(about, run.student, outputs, record["outputs"], checksums, origin)
         write_atomic(folder / CARD, text)
         made.append(folder)
     if not made:

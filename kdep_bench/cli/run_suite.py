@@ -189,15 +189,15 @@ def disk_fault(e: OSError) -> KdepError:
     )
 
 
-def _list(what: str) -> int:
+def _list(folder: str) -> int:
     from kdep_bench.suite.config import CONFIGS, FOLDERS, names
 
-    room = {folder: room for room, folder in FOLDERS.items()}[what]
-    if room == "method":
+    kind = {folder: kind for kind, folder in FOLDERS.items()}[folder]
+    if kind == "method":
         print("\n".join(method_table()))
         return 0
-    for name in names(room):
-        path = CONFIGS / FOLDERS[room] / f"{name}.py"
+    for name in names(kind):
+        path = CONFIGS / FOLDERS[kind] / f"{name}.py"
         print(f"{name:24s} {_first_line(path)}")
     return 0
 
@@ -226,10 +226,10 @@ def _first_line(path: Path) -> str:
     import ast
 
     try:
-        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     except (SyntaxError, UnicodeDecodeError):
         return "(cannot be read)"
-    return said.partition("\n")[0]
+    return docstring.partition("\n")[0]
 
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -260,7 +260,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         suite, plan = read, build_plan(read)
     for line in lines:
         print(line)
-    wanted = select.select_stages(plan, args.only)
+    selected = select.select_stages(plan, args.only)
     hits = [select.matcher(f) for f in args.force]
     for pattern, hit in zip(args.force, hits, strict=True):
         if not any(hit(s.id) for s in plan.stages.values()):
@@ -270,20 +270,20 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
                 fix="list the ids with --dry-run",
             )
     known = state.statuses(
-        plan, work, wanted, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
+        plan, work, selected, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
     )
     if not args.dry_run:
         for line in _edited(plan, known):
             print(line)
     if args.dry_run or args.budget_hours is not None:
-        known, told, refusal = _forecast(args, plan, known, work)
+        known, forecast_lines, refusal = _forecast(args, plan, known, work)
         if args.dry_run:
             if args.rehearse:
                 from kdep_bench.suite.rehearse import changes
 
                 print(changes())
             print(explain(plan, known, work))
-        for line in told:
+        for line in forecast_lines:
             print(line)
         if refusal is not None:
             raise refusal
@@ -300,16 +300,18 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     view = view_for(sys.stdout, args.plain)
     options = dict(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
     if args.executor == "local":
-        outcome = local_pool.run_plan(plan, work, known, local_pool.Options(**options), view)
+        outcome = local_pool.run_plan(plan, work, known, local_pool.PoolOptions(**options), view)
     else:
         from kdep_bench.engine import cluster
 
-        more = tuple(shlex.split(args.snakemake))
+        extra_arguments = tuple(shlex.split(args.snakemake))
         options |= dict(without_gpus=args.gpus == "")
-        through = cluster.Options(executor=args.executor, more=more, **options)
-        outcome = cluster.run_plan(plan, work, known, through, view)
-    again = "python tools/run_suite.py " + shlex.join(arguments)
-    code = summarise(plan, known, outcome, again)
+        cluster_options = cluster.ClusterOptions(
+            executor=args.executor, extra_arguments=extra_arguments, **options
+        )
+        outcome = cluster.run_plan(plan, work, known, cluster_options, view)
+    command = "python tools/run_suite.py " + shlex.join(arguments)
+    code = summarise(plan, known, outcome, command)
     from kdep_bench.engine.collect import collect
 
     counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
@@ -323,11 +325,11 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
 def _edited(plan: Plan, known: Mapping[str, Status]) -> list[str]:
     """A line for each data set that changed since it was prepared: what, and what runs for it."""
     lines = []
-    for one, status in known.items():
+    for stage_id, status in known.items():
         if status.run and status.why.startswith("data changed"):
-            after = plan.downstream([one]) - {one}
-            again = sum(known[i].run for i in after if i in known)
-            lines.append(f"{one}: {status.why}; {again} downstream stage(s) will be rerun")
+            consumers = plan.downstream([stage_id]) - {stage_id}
+            reruns = sum(known[i].run for i in consumers if i in known)
+            lines.append(f"{stage_id}: {status.why}; {reruns} downstream stage(s) will be rerun")
     return lines
 
 
@@ -345,32 +347,32 @@ def _forecast(
     from kdep_bench.forecast.work import Forecast, read_counts, table
 
     todo = {i for i, s in known.items() if s.run}
-    asked = args.device_rate or args.measure_throughput or args.count_flops
-    asked = asked or args.budget_hours is not None
-    if not todo or (args.rehearse and not asked):  # a rehearsal's networks are nobody's
+    requested = args.device_rate or args.measure_throughput or args.count_flops
+    requested = requested or args.budget_hours is not None
+    if not todo or (args.rehearse and not requested):  # a rehearsal's networks are nobody's
         return known, [], None
     if args.count_flops:
         rates.count_networks(args.suite, work, args.rehearse)
     counts = read_counts(work)
     forecast = Forecast(plan, counts, (s.record for s in known.values() if s.record))
-    budget, spent = args.budget_hours, None
+    budget, hours = args.budget_hours, None
     if args.device_rate:
-        spent = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
+        hours = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
     elif args.measure_throughput:
         probed = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
-        spent = rates.at_rate(plan, forecast, probed, todo)
+        hours = rates.at_rate(plan, forecast, probed, todo)
     elif budget is not None:
-        spent = rates.from_finished(plan, Costs(plan, state.records(work, known)), todo)
-    if spent is None or budget is None:
-        return known, table(plan, forecast, [i for i in known if i in todo], spent), None
-    found = gpu_hours.fit(plan, known, todo, spent.of, budget)
+        hours = rates.from_finished(plan, Costs(plan, state.records(work, known)), todo)
+    if hours is None or budget is None:
+        return known, table(plan, forecast, [i for i in known if i in todo], hours), None
+    fitted = gpu_hours.fit(plan, known, todo, hours.by_stage, budget)
     if args.fit_budget:
-        chosen = plan.upstream(c for one in found.taken for c in one.runs)
+        chosen = plan.upstream(c for comparison in fitted.taken for c in comparison.runs)
         known = {i: s for i, s in known.items() if i in chosen}
-    lines = table(plan, forecast, [i for i in known if i in todo], spent)
+    lines = table(plan, forecast, [i for i in known if i in todo], hours)
     if args.fit_budget:
-        return known, lines + found.said(budget), None
-    return known, lines, gpu_hours.refusal(found, spent, budget)
+        return known, lines + fitted.summary(budget), None
+    return known, lines, gpu_hours.refusal(fitted, hours, budget)
 
 
 def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
@@ -382,13 +384,13 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
 
     todo = {i for i, s in known.items() if s.run}
     costs = Costs(plan, state.records(work, known) if todo else [])
-    cost = {i: found for i in todo if (found := costs.measured(plan.stages[i])) is not None}
+    cost = {i: seconds for i in todo if (seconds := costs.measured(plan.stages[i])) is not None}
     lines = []
-    for one, status in known.items():
-        word = "run " if status.run else "done" if status.done else "skip"
-        why = "" if status.why == "done" else f"  {status.why}"
-        took = f"  ~{duration(cost[one])}" if one in cost else ""
-        lines.append(f"{word}  {one}{took}{why}")
+    for stage_id, status in known.items():
+        action = "run " if status.run else "done" if status.done else "skip"
+        reason = "" if status.why == "done" else f"  {status.why}"
+        estimate = f"  ~{duration(cost[stage_id])}" if stage_id in cost else ""
+        lines.append(f"{action}  {stage_id}{estimate}{reason}")
     done = sum(s.done for s in known.values())
     if len(cost) == len(todo):
         chain = chain_costs(plan, todo, cost)
@@ -403,21 +405,21 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
     return "\n".join(lines)
 
 
-def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, again: str) -> int:
+def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, command: str) -> int:
     """Prints how a run ended; returns its exit code."""
-    made = [*outcome.ran, *outcome.elsewhere]
-    done = sum(s.done for s in known.values()) + len([i for i in made if not known[i].done])
-    for one in outcome.failed:  # why was printed when it failed, and stands in its log
-        print(f"failed: {one}", file=sys.stderr)
+    finished = [*outcome.ran, *outcome.elsewhere]
+    done = sum(s.done for s in known.values()) + len([i for i in finished if not known[i].done])
+    for stage_id in outcome.failed:  # why was printed when it failed, and stands in its log
+        print(f"failed: {stage_id}", file=sys.stderr)
     if outcome.skipped:
         print(f"{len(outcome.skipped)} downstream stage(s) skipped", file=sys.stderr)
-    others = len(outcome.elsewhere)
-    meanwhile = f"{others} finished by another process, " if others else ""
+    n_elsewhere = len(outcome.elsewhere)
+    meanwhile = f"{n_elsewhere} finished by another process, " if n_elsewhere else ""
     print(
         f"{plan.name}: {len(outcome.ran)} finished in this run, {meanwhile}"
         f"{done} of {len(known)} stages are done"
     )
     if outcome.signal:
-        print(f"interrupted; finished stages are kept. Resume with: {again}", file=sys.stderr)
+        print(f"interrupted; finished stages are kept. Resume with: {command}", file=sys.stderr)
         return 128 + outcome.signal
     return 0 if outcome.ok else 1

@@ -48,11 +48,11 @@ _TOKEN = re.compile(rb"[0-9a-f]{16}")
 _POINTER_BYTES = 4096
 
 
-class Lost(Exception):
+class TakenOver(Exception):
     """Another process has taken the stage over."""
 
 
-def begin(work: Path, one: str, keep: bool, mine: Callable[[], bool]) -> Try:
+def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool]) -> Attempt:
     """A new try of the stage `one`; its directory holds what earlier tries left, if `keep`.
 
     The lock of the stage is held, and `<work>/<one>` is a real folder. The result of an earlier
@@ -68,34 +68,34 @@ def begin(work: Path, one: str, keep: bool, mine: Callable[[], bool]) -> Try:
         Lost: the lock is not ours any more.
         OSError: the work dir cannot be written.
     """
-    out = os.open(work / one, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    out = os.open(work / stage_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         # In this order: a successor puts another directory in the place of this one, so that from
         # here on nothing that goes through `out` can reach its result.
-        if not mine():
-            raise Lost
-        made = Try(work, one, out)
-        earlier = _earlier(work, one)
-        write_in_folder(out, state.POINTER, "\n".join([made.token, *earlier]).encode(), sync=False)
+        if not still_held():
+            raise TakenOver
+        attempt = Attempt(work, stage_id, out)
+        earlier = _earlier(work, stage_id)
+        write_in_folder(out, state.POINTER, "\n".join([attempt.token, *earlier]).encode(), sync=False)
         for name in (state.STAGE, state.FAILED):
             _remove_at(out, name)
         if keep:
-            made.take_over(earlier)
+            attempt.take_over(earlier)
         else:
-            made.path.mkdir()
-            made.empty_stage()
+            attempt.path.mkdir()
+            attempt.empty_stage()
         for token in earlier:
-            _end(work, one, token)
+            _end(work, stage_id, token)
         if any(not _same_kernel(token) for token in earlier):
-            made.renew_log()
-        made.open()
-        return made
+            attempt.renew_log()
+        attempt.open()
+        return attempt
     except BaseException:
         os.close(out)
         raise
 
 
-class Try:
+class Attempt:
     """One try; see `begin`.
 
     Attributes:
@@ -103,10 +103,10 @@ class Try:
         token: 16 hex digits; the first eight tell the kernel that it runs under.
     """
 
-    def __init__(self, work: Path, one: str, out: int) -> None:
-        self.work, self.one = work, one
+    def __init__(self, work: Path, stage_id: str, out: int) -> None:
+        self.work, self.stage_id = work, stage_id
         self.token = _kernel() + os.urandom(4).hex()
-        self.path = _place(work, one, "try", self.token)
+        self.path = _place(work, stage_id, "try", self.token)
         self._out = out  # <work>/<one> as it was when the lock was known to be ours
         self._dir: int | None = None
 
@@ -117,7 +117,7 @@ class Try:
         for token in earlier:
             # A name that was renamed away may have come to be again, by a process that woke.
             for kind in ("old", "try"):
-                source = _place(self.work, self.one, kind, token)
+                source = _place(self.work, self.stage_id, kind, token)
                 if is_real_folder(source):
                     self._take(source, token)
                     break
@@ -128,7 +128,7 @@ class Try:
             self.path.mkdir()
         remove(self.path / state.STAGE)  # of a try that was killed before its directory was renamed
         for entry in os.scandir(self._out):
-            if entry.name in state.OURS:
+            if entry.name in state.ENGINE_FILES:
                 continue
             if os.path.lexists(self.path / entry.name):
                 _remove_at(self._out, entry.name)
@@ -139,10 +139,10 @@ class Try:
         if _same_kernel(token):
             os.rename(source, self.path)
             return
-        old = _place(self.work, self.one, "old", token)
+        old = _place(self.work, self.stage_id, "old", token)
         if source != old:
             os.rename(source, old)
-        new = _place(self.work, self.one, "new", self.token)
+        new = _place(self.work, self.stage_id, "new", self.token)
         shutil.copytree(old, new, symlinks=True, ignore=_no_files)
         os.rename(new, self.path)
 
@@ -152,7 +152,7 @@ class Try:
         except OSError as e:
             if e.errno != errno.EXDEV:  # a folder of an image's lower layer (overlayfs)
                 raise
-            shutil.move(self.work / self.one / name, self.path / name)
+            shutil.move(self.work / self.stage_id / name, self.path / name)
 
     def empty_stage(self) -> None:
         """Removes what earlier tries left in the stage's directory; the log stays."""
@@ -165,7 +165,7 @@ class Try:
     def renew_log(self) -> None:
         """A new file for the log, with the content of the old, which a woken process may have."""
         with contextlib.suppress(FileNotFoundError):
-            copy_file(self.work / self.one / state.LOG, self.work / self.one / state.LOG)
+            copy_file(self.work / self.stage_id / state.LOG, self.work / self.stage_id / state.LOG)
 
     def open(self) -> None:
         self._dir = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -179,7 +179,7 @@ class Try:
             return open_regular(state.LOG, flags, self._out)
         except KdepError as e:
             raise KdepError(
-                f"{self.work / self.one}/{e.problem}", expected=e.expected, fix=e.fix
+                f"{self.work / self.stage_id}/{e.problem}", expected=e.expected, fix=e.fix
             ) from None
 
     def write(self, name: str, raw: bytes) -> None:
@@ -194,16 +194,16 @@ class Try:
             with contextlib.suppress(OSError):  # on a full disk the log must do
                 self.write(state.FAILED, failure)
 
-    def settle(self, mine: Callable[[], bool]) -> bool:
+    def settle(self, still_held: Callable[[], bool]) -> bool:
         """Makes the directory the stage's; False, and nothing done, where the stage was taken over.
 
         It may be called again after an interruption at any point.
         """
-        out = self.work / self.one
+        out = self.work / self.stage_id
         for _ in range(10):
             if self._is(out):
                 break
-            if not mine() or not self._is(self.path) or os.path.lexists(out / state.STAGE):
+            if not still_held() or not self._is(self.path) or os.path.lexists(out / state.STAGE):
                 return False
             # Both renames fail where a successor has renamed this try: its path is gone.
             with contextlib.suppress(FileNotFoundError):
@@ -265,26 +265,28 @@ class Try:
                 remove(self.path)
 
 
-def current(work: Path, one: str) -> Path:
+def current_dir(work: Path, stage_id: str) -> Path:
     """Where the newest try of a stage works, or has left what it made so far."""
-    for token in _earlier(work, one):
+    for token in _earlier(work, stage_id):
         for kind in ("try", "old"):
-            if is_real_folder(place := _place(work, one, kind, token)):
+            if is_real_folder(place := _place(work, stage_id, kind, token)):
                 return place
-    return work / one
+    return work / stage_id
 
 
-def named(work: Path, one: str) -> set[str]:
+def attempt_names(work: Path, stage_id: str) -> set[str]:
     """Names of the directories that the next try of a stage goes on from, or removes."""
     kinds = ("try", "old", "new")
-    return {_place(work, one, k, token).name for token in _earlier(work, one) for k in kinds}
+    return {
+        _place(work, stage_id, k, token).name for token in _earlier(work, stage_id) for k in kinds
+    }
 
 
 # --- names -----------------------------------------------------------------------------------
 
 
-def _place(work: Path, one: str, kind: str, token: str) -> Path:
-    return work / f"{one}.{kind}-{token}"
+def _place(work: Path, stage_id: str, kind: str, token: str) -> Path:
+    return work / f"{stage_id}.{kind}-{token}"
 
 
 def _kernel() -> str:
@@ -297,30 +299,30 @@ def _same_kernel(token: str) -> bool:
     return token[:8] == _kernel()
 
 
-def _earlier(work: Path, one: str) -> list[str]:
+def _earlier(work: Path, stage_id: str) -> list[str]:
     """Tokens of the earlier tries that left a directory, newest first."""
-    if not is_real_folder(work / one):
+    if not is_real_folder(work / stage_id):
         return []
     try:
-        raw = read_bytes(work / one / state.POINTER, _POINTER_BYTES)
+        raw = read_bytes(work / stage_id / state.POINTER, _POINTER_BYTES)
     except (OSError, KdepError):
         return []
     tokens = [t.decode() for t in _TOKEN.findall(raw)]
     kinds = ("try", "old", "new")
-    return [t for t in tokens if any(os.path.lexists(_place(work, one, k, t)) for k in kinds)]
+    return [t for t in tokens if any(os.path.lexists(_place(work, stage_id, k, t)) for k in kinds)]
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
-def _end(work: Path, one: str, token: str) -> None:
+def _end(work: Path, stage_id: str, token: str) -> None:
     """Removes what an earlier try left; renamed first, so that it cannot be settled any more."""
     with contextlib.suppress(FileNotFoundError):
-        old = work / f"{one}.old-{token[:8]}{os.urandom(4).hex()}"
-        os.rename(_place(work, one, "try", token), old)
+        old = work / f"{stage_id}.old-{token[:8]}{os.urandom(4).hex()}"
+        os.rename(_place(work, stage_id, "try", token), old)
         remove(old)
     for kind in ("old", "new"):
-        remove(_place(work, one, kind, token))
+        remove(_place(work, stage_id, kind, token))
 
 
 def _set_aside(out: Path, path: Path) -> None:

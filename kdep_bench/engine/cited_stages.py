@@ -75,8 +75,8 @@ def remembered(work: Path) -> list[Remembered]:
     folder = work / FOLDER
     out = []
     for note in sorted(folder.glob("*.json")) if is_real_folder(folder) else ():
-        said = read_strict(note, _BYTES, follow=False)
-        path = said.get("results") if isinstance(said, dict) else None
+        content = read_strict(note, _BYTES, follow=False)
+        path = content.get("results") if isinstance(content, dict) else None
         if not isinstance(path, str) or not path:
             raise KdepError(
                 f"{note} does not contain the path of a results folder",
@@ -93,12 +93,12 @@ def forget(work: Path, results: Path) -> None:
     Raises:
         KdepError: there is none.
     """
-    found = [r for r in remembered(work) if r.results == results.absolute()]
-    if not found:
+    notes = [r for r in remembered(work) if r.results == results.absolute()]
+    if not notes:
         raise KdepError(
             f"the results folder {results.absolute()} is not registered in {work}",
             expected="one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
             fix="correct --forget",
         )
-    for one in found:
-        remove(one.note)
+    for entry in notes:
+        remove(entry.note)

@@ -28,7 +28,7 @@ from kdep_bench.engine.local_pool import Outcome
 from kdep_bench.engine.lock import StageLock
 from kdep_bench.engine.machine import cpu_count
 from kdep_bench.engine.progress import Silent, View
-from kdep_bench.engine.stage import NOTICE, RUN_WORD, write_plan
+from kdep_bench.engine.stage import NOTICE, RUN_VARIABLE, write_plan
 from kdep_bench.errors import KdepError
 from kdep_bench.files import text_hash, write_json
 from kdep_bench.forecast.costs import Costs
@@ -36,18 +36,22 @@ from kdep_bench.safe_files import real_folder
 from kdep_bench.suite.config import REPO
 from kdep_bench.suite.graph import Plan, Stage
 
-ROOM, RUN = ".cluster", "suite.json"
+RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-WIDE = 4  # cores asked for a stage that takes all of one machine; runtime.cpus says otherwise
-SHORT = 120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
-JOBS = 100  # most jobs in a cluster's queue at once
+WIDE_CORES = 4  # cores asked for a stage that takes all of one machine; runtime.cpus says otherwise
+SHORT_JOB = (
+    120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
+)
+MAX_JOBS = 100  # most jobs in a cluster's queue at once
 _POLL = 1.0
-_HEARD = "Terminating processes on user request"  # Snakemake's word that it cancels its jobs
-_AGAIN = 15.0  # seconds after which it is asked once more if it has not said so
+_CANCEL_MESSAGE = (
+    "Terminating processes on user request"  # Snakemake's word that it cancels its jobs
+)
+_CANCEL_REPEAT = 15.0  # seconds after which it is asked once more if it has not said so
 
 
 @dataclass(frozen=True)
-class Options:
+class ClusterOptions:
     """How to run.
 
     Attributes:
@@ -66,10 +70,10 @@ class Options:
     without_gpus: bool = False
     fail_fast: bool = False
     retry: int = 0
-    more: tuple[str, ...] = field(default=())
+    extra_arguments: tuple[str, ...] = field(default=())
 
     @property
-    def here(self) -> bool:
+    def is_local(self) -> bool:
         return self.executor == "snakemake-local"
 
 
@@ -79,16 +83,16 @@ def find_snakemake() -> str:
     Raises:
         KdepError: there is none.
     """
-    beside = Path(sys.executable).with_name("snakemake")
-    places = (os.environ.get("KDEP_SNAKEMAKE"), beside, REPO / ".venv-cluster/bin/snakemake")
-    found = next((str(p) for p in places if p and Path(p).is_file()), None)
-    found = found or shutil.which("snakemake")
-    if found is None:
+    adjacent = Path(sys.executable).with_name("snakemake")
+    places = (os.environ.get("KDEP_SNAKEMAKE"), adjacent, REPO / ".venv-cluster/bin/snakemake")
+    program = next((str(p) for p in places if p and Path(p).is_file()), None)
+    program = program or shutil.which("snakemake")
+    if program is None:
         raise KdepError(
             "Snakemake is not installed",
             fix="run `make cluster`, or install the extra: pip install 'kdep_bench[cluster]'",
         )
-    return found
+    return program
 
 
 def prefix(work: Path) -> str:
@@ -100,32 +104,34 @@ def prefix(work: Path) -> str:
 def queued(work: Path) -> dict[str, list[str]]:
     """Stage id -> Slurm jobs that are pending or running for it, whoever submitted them."""
     out: dict[str, list[str]] = {}
-    said = subprocess.run(
+    listing = subprocess.run(
         ["squeue", "--noheader", "--me", "--format=%i|%j|%k"],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    for line in said.stdout.splitlines():
+    for line in listing.stdout.splitlines():
         job, name, comment = [*line.split("|", 2), "", ""][:3]
         if name.startswith(prefix(work)):  # the plugin's comment: rule_stage_wildcards_<id>
             out.setdefault(comment.partition("_wildcards_")[2], []).append(job)
     return out
 
 
-def run_lock(room: Path) -> StageLock:
+def run_lock(run_dir: Path) -> StageLock:
     """What the coordinating process of a run holds as long as it lives."""
-    return StageLock(room, "run")
+    return StageLock(run_dir, "run")
 
 
-def row(stage: Stage, options: Options, before: Sequence[str] = ()) -> dict[str, Any]:
+def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> dict[str, Any]:
     """What the Snakefile reads of one stage. `before`: Slurm jobs that must have ended first."""
-    nodes = 1 if options.here else stage.nodes
-    wide = cpu_count() if options.here else WIDE
+    nodes = 1 if options.is_local else stage.nodes
+    wide = cpu_count() if options.is_local else WIDE_CORES
     limit = stage.time or stage.timeout
     extra = ["--open-mode=append"]
-    if limit >= SHORT:  # told early enough to stop in order; in the job's steps, where the stage is
+    if (
+        limit >= SHORT_JOB
+    ):  # told early enough to stop in order; in the job's steps, where the stage is
         extra.append(f"--signal=TERM@{round(min(NOTICE, limit / 4))}")
     if before:
         extra.append(f"--dependency=afterany:{':'.join(before)}")
@@ -139,7 +145,7 @@ def row(stage: Stage, options: Options, before: Sequence[str] = ()) -> dict[str,
         # Slurm's own GPUs by node; elsewhere Snakemake counts them.
         "gres": f"gpu:{stage.gpus}" if stage.gpus and options.executor == "slurm" else "",
         "gpu": 0
-        if options.executor == "slurm" or (options.here and not options.gpus)
+        if options.executor == "slurm" or (options.is_local and not options.gpus)
         else stage.gpus,
         "slurm_extra": " ".join(extra) if options.executor == "slurm" else "",
     }
@@ -149,7 +155,7 @@ def run_plan(
     plan: Plan,
     work: Path,
     known: Mapping[str, state.Status],
-    options: Options,
+    options: ClusterOptions,
     view: View | None = None,
 ) -> Outcome:
     """Runs what `known` (from `state.statuses`) says must run.
@@ -173,16 +179,16 @@ class _Run:
         work: Path,
         known: Mapping[str, state.Status],
         todo: list[Stage],
-        options: Options,
+        options: ClusterOptions,
         view: View,
     ) -> None:
         self.plan, self.work, self.options, self.view = plan, work, options, view
         self.todo = {s.id: replace(s, gpus=0) if options.without_gpus else s for s in todo}
-        self.cost = Costs(plan, state.records(work, known)).of(todo)
+        self.cost = Costs(plan, state.records(work, known)).estimates(todo)
         self.forced = [i for i in self.todo if known[i].forced]
         self.outcome = Outcome()
         self.signal = 0
-        self.word = os.urandom(8).hex()
+        self.run_token = os.urandom(8).hex()
         self.failures: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -195,16 +201,16 @@ class _Run:
         self._discard_forced()
         self.failures = {i: self._failure_time(i) for i in self.todo}
         # Not mkdtemp, whose folders are their owner's alone: a work dir may be a group's.
-        room = real_folder(self.work / ROOM) / f"{self.plan.name}-{os.urandom(4).hex()}"
-        room.mkdir()
-        lock = run_lock(room)
+        run_dir = real_folder(self.work / RUNS_DIR) / f"{self.plan.name}-{os.urandom(4).hex()}"
+        run_dir.mkdir()
+        lock = run_lock(run_dir)
         lock.take()
-        self._write(room)
-        log = room / "snakemake.log"
+        self._write(run_dir)
+        log = run_dir / "snakemake.log"
         self.view.begin(len(self.todo), lambda: sum(self.cost[i] for i in self.todo))
         self.view.note(f"Snakemake's log: {log}")
         with open(log, "ab") as f:
-            child = _start([program, *self._arguments(room)], f)
+            child = _start([program, *self._arguments(run_dir)], f)
         try:
             self._watch(child, log)
         finally:
@@ -212,70 +218,78 @@ class _Run:
             lock.free()
         self._settle(child.returncode, log)
         if self.outcome.ok:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(run_dir, ignore_errors=True)
         return self.outcome
 
     def _discard_forced(self) -> None:
         """What a forced stage left goes now: its job, and that job's requeued self, just run it."""
-        for one in self.forced:
-            lock = StageLock(self.work, one)
+        for stage_id in self.forced:
+            lock = StageLock(self.work, stage_id)
             if not lock.take():
                 raise KdepError(
-                    f"the stage {one} is to be rerun, but {lock.owner()} is running it now",
+                    f"the stage {stage_id} is to be rerun, but {lock.owner()} is running it now",
                     fix="wait until it ends, or stop that process",
                 )
             try:
-                real_folder(state.folder(self.work, one), "stage directory")
-                attempts.begin(self.work, one, keep=False, mine=lock.mine).close(discard=True)
+                real_folder(state.folder(self.work, stage_id), "stage directory")
+                attempts.begin(self.work, stage_id, keep=False, still_held=lock.still_held).close(
+                    discard=True
+                )
             finally:
                 lock.free()
 
-    def _write(self, room: Path) -> None:
-        write_plan(room / "plan.json", self.plan.name, self.todo.values())
+    def _write(self, run_dir: Path) -> None:
+        write_plan(run_dir / "plan.json", self.plan.name, self.todo.values())
         before = queued(self.work) if self.options.executor == "slurm" else {}
         stages = {}
-        for one, stage in self.todo.items():
-            stages[one] = row(stage, self.options, before.get(one, ()))
-            stages[one]["needs"] = sorted(u for u in set(stage.needs.values()) if u in self.todo)
+        for stage_id, stage in self.todo.items():
+            stages[stage_id] = row(stage, self.options, before.get(stage_id, ()))
+            stages[stage_id]["needs"] = sorted(
+                u for u in set(stage.needs.values()) if u in self.todo
+            )
         path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
-        command = ["env", f"PYTHONPATH={path}", f"{RUN_WORD}={self.word}"]
+        command = ["env", f"PYTHONPATH={path}", f"{RUN_VARIABLE}={self.run_token}"]
         command += [sys.executable, "-m", "kdep_bench.engine.stage"]
-        command += ["--plan", str(room / "plan.json"), "--work-dir", str(self.work)]
-        if self.options.here and self.options.gpus:
+        command += ["--plan", str(run_dir / "plan.json"), "--work-dir", str(self.work)]
+        if self.options.is_local and self.options.gpus:
             command += ["--gpus", ",".join(self.options.gpus)]
-        said = {"stages": stages, "command": shlex.join(command), "executor": self.options.executor}
-        write_json(room / RUN, said)
+        content = {
+            "stages": stages,
+            "command": shlex.join(command),
+            "executor": self.options.executor,
+        }
+        write_json(run_dir / RUN_FILE, content)
 
-    def _arguments(self, room: Path) -> list[str]:
+    def _arguments(self, run_dir: Path) -> list[str]:
         o = self.options
-        out = ["--snakefile", str(SNAKEFILE), "--configfile", str(room / RUN)]
-        out += ["--directory", str(room), "--nocolor", "--retries", str(o.retry)]
+        out = ["--snakefile", str(SNAKEFILE), "--configfile", str(run_dir / RUN_FILE)]
+        out += ["--directory", str(run_dir), "--nocolor", "--retries", str(o.retry)]
         out += [] if o.fail_fast else ["--keep-going"]
-        if o.here:
+        if o.is_local:
             out += ["--executor", "local", "--cores", str(cpu_count()), "--jobs"]
             out += [str(o.jobs or cpu_count())]
             out += ["--resources", f"gpu={len(o.gpus)}"] if o.gpus else []
         else:
-            out += ["--executor", o.executor, "--jobs", str(o.jobs or JOBS)]
+            out += ["--executor", o.executor, "--jobs", str(o.jobs or MAX_JOBS)]
         if o.executor == "slurm":
             out += ["--slurm-requeue", "--slurm-jobname-prefix", prefix(self.work)]
-        return [*out, *o.more]
+        return [*out, *o.extra_arguments]
 
     # --- watching ---
 
     def _watch(self, child: subprocess.Popen[bytes], log: Path) -> None:
-        asked = 0.0
+        requested_at = 0.0
 
-        def ask() -> None:
-            nonlocal asked
-            asked = time.monotonic()
+        def request_cancel() -> None:
+            nonlocal requested_at
+            requested_at = time.monotonic()
             # Snakemake cancels its jobs on SIGINT, and merely waits for them on SIGTERM.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGINT)
 
         def note(number: int, _: Any) -> None:
             if not self.signal:
-                ask()
+                request_cancel()
             self.signal = self.signal or number
 
         old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -286,37 +300,37 @@ class _Run:
                     return
                 # It was seen to lose one on a busy machine; asked while it cancels, it would leave
                 # its jobs.
-                late = self.signal and time.monotonic() > asked + _AGAIN
-                if late and _HEARD not in log.read_text(errors="replace"):
-                    ask()
-                self._look()
+                late = self.signal and time.monotonic() > requested_at + _CANCEL_REPEAT
+                if late and _CANCEL_MESSAGE not in log.read_text(errors="replace"):
+                    request_cancel()
+                self._poll_stages()
                 self.view.refresh()
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _look(self) -> None:
-        for one, stage in list(self.todo.items()):
+    def _poll_stages(self) -> None:
+        for stage_id, stage in list(self.todo.items()):
             out = state.folder(self.work, stage)
             if (out / state.STAGE).exists():
                 record, _ = state.finished(stage, self.work)
                 if record is not None:
-                    del self.todo[one]
-                    ours = record.get("run") == self.word
-                    (self.outcome.ran if ours else self.outcome.elsewhere).append(one)
+                    del self.todo[stage_id]
+                    ran_here = record.get("run") == self.run_token
+                    (self.outcome.ran if ran_here else self.outcome.elsewhere).append(stage_id)
                     self.view.finished(stage, record, len(self.todo))
                     continue
-            when = self._failure_time(one)
-            if when != self.failures[one] and when:
-                self.failures[one] = when
-                said = state.failure(out)
-                if said is not None:
-                    self.outcome.failed[one] = said["error"]
-                    self.view.failed(stage, said["error"], out / state.LOG)
+            failed_at = self._failure_time(stage_id)
+            if failed_at != self.failures[stage_id] and failed_at:
+                self.failures[stage_id] = failed_at
+                failure = state.failure(out)
+                if failure is not None:
+                    self.outcome.failed[stage_id] = failure["error"]
+                    self.view.failed(stage, failure["error"], out / state.LOG)
 
-    def _failure_time(self, one: str) -> int:
+    def _failure_time(self, stage_id: str) -> int:
         try:
-            return os.stat(state.folder(self.work, one) / state.FAILED).st_mtime_ns
+            return os.stat(state.folder(self.work, stage_id) / state.FAILED).st_mtime_ns
         except OSError:
             return 0
 
@@ -324,14 +338,17 @@ class _Run:
 
     def _settle(self, code: int, log: Path) -> None:
         """Sorts what is not done into failed, skipped and left."""
-        self._look()
-        o, told = self.outcome, self.outcome.failed
-        o.signal, o.failed = self.signal, {i: told[i] for i in told if i in self.todo}
+        self._poll_stages()
+        outcome, failures = self.outcome, self.outcome.failed
+        outcome.signal, outcome.failed = (
+            self.signal,
+            {i: failures[i] for i in failures if i in self.todo},
+        )
         if self.signal:
-            o.failed, o.left = {}, sorted(self.todo)
+            outcome.failed, outcome.left = {}, sorted(self.todo)
             return
         if (
-            not (o.ran or o.elsewhere or o.failed)
+            not (outcome.ran or outcome.elsewhere or outcome.failed)
             and code
             and "Error in rule" not in log.read_text()
         ):
@@ -339,18 +356,23 @@ class _Run:
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
                 fix=f"read {log}",
             )
-        for one, stage in self.todo.items():  # upstream first
-            if one in o.failed:
+        for stage_id, stage in self.todo.items():  # upstream first
+            if stage_id in outcome.failed:
                 continue
-            cause = next((u for u in stage.needs.values() if u in o.failed or u in o.skipped), None)
+            cause = next(
+                (u for u in stage.needs.values() if u in outcome.failed or u in outcome.skipped),
+                None,
+            )
             if cause is not None:
-                o.skipped[one] = f"skipped, because {cause} " + (
-                    "failed" if cause in o.failed else "was skipped"
+                outcome.skipped[stage_id] = f"skipped, because {cause} " + (
+                    "failed" if cause in outcome.failed else "was skipped"
                 )
-            elif o.failed and self.options.fail_fast:
-                o.skipped[one] = "not started, because another stage failed (--fail-fast)"
+            elif outcome.failed and self.options.fail_fast:
+                outcome.skipped[stage_id] = (
+                    "not started, because another stage failed (--fail-fast)"
+                )
             else:
-                o.failed[one] = str(
+                outcome.failed[stage_id] = str(
                     KdepError(
                         "the cluster job ended without a result and without an error message: it "
                         "was killed, ran out of memory, or never started",
@@ -358,14 +380,14 @@ class _Run:
                     )
                 )
                 out = state.folder(self.work, stage)
-                stage_process.note_failure(out, o.failed[one], stage)
-                self.view.failed(stage, o.failed[one], out / state.LOG)
+                stage_process.note_failure(out, outcome.failed[stage_id], stage)
+                self.view.failed(stage, outcome.failed[stage_id], out / state.LOG)
 
 
 def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
     libc = ctypes.CDLL(None)
 
-    def alone() -> None:
+    def detach() -> None:
         os.setsid()
         # A coordinator that nobody watches would submit on; the jobs it has submitted go on.
         libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -373,7 +395,7 @@ def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=alone
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=detach
     )
 
 

@@ -41,8 +41,8 @@ from kdep_bench.suite.graph import Stage
 from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.schema import Suite
 
-ROOM = ".ddp"
-_ORDER, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
+DDP_DIR = ".ddp"
+_REQUEST, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
 # Seconds the launcher may outlive a rank's fault. srun waits for the tasks of a lost node: longer
 # than Slurm's default SlurmdTimeout (300), so that Slurm finds the loss and requeues the job.
 _LINGER = 600.0
@@ -67,18 +67,20 @@ def leave_launcher() -> tuple[int, int]:
     Raises:
         KdepError: a torchrun over several nodes.
     """
-    told = {k: v for k, v in os.environ.items() if k in _TORCHRUN or k.startswith("TORCHELASTIC_")}
-    if "RANK" not in told or "WORLD_SIZE" not in told:
+    variables = {
+        k: v for k, v in os.environ.items() if k in _TORCHRUN or k.startswith("TORCHELASTIC_")
+    }
+    if "RANK" not in variables or "WORLD_SIZE" not in variables:
         return 0, 1
-    if int(told.get("GROUP_WORLD_SIZE", "1")) > 1:
+    if int(variables.get("GROUP_WORLD_SIZE", "1")) > 1:
         raise KdepError(
-            f"this command was started by torchrun on {told['GROUP_WORLD_SIZE']} nodes",
+            f"this command was started by torchrun on {variables['GROUP_WORLD_SIZE']} nodes",
             fix="start it without torchrun, with --executor slurm; set runtime.nodes in the suite "
             "for stages on several nodes",
         )
-    for key in told:
+    for key in variables:
         del os.environ[key]
-    return int(told["RANK"]), int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"]))
+    return int(variables["RANK"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
 
 
 def spread(suite: Suite, processes: int) -> Suite:
@@ -89,13 +91,13 @@ def spread(suite: Suite, processes: int) -> Suite:
     if processes == 1:
         return suite
     kinds = [name for name, kind in KINDS.items() if kind.ddp]
-    runtime = {}
-    for what in ("processes", "gpus"):
-        said = getattr(suite.runtime, what)
-        runtime[what] = {k: processes for k in kinds if k not in suite.runtime.gpus} | said
+    changes = {}
+    for setting in ("processes", "gpus"):
+        explicit = getattr(suite.runtime, setting)
+        changes[setting] = {k: processes for k in kinds if k not in suite.runtime.gpus} | explicit
     parts = [spread(v, processes) for v in suite.variants]
-    told = suite.runtime.model_copy(update=runtime)
-    return suite.model_copy(update={"runtime": told, "variants": parts})
+    runtime = suite.runtime.model_copy(update=changes)
+    return suite.model_copy(update={"runtime": runtime, "variants": parts})
 
 
 def shape(stage: Stage) -> tuple[int, int]:
@@ -104,7 +106,7 @@ def shape(stage: Stage) -> tuple[int, int]:
 
 
 def launch(
-    order: stage_process.StageRequest,
+    request: stage_process.StageRequest,
     inputs: dict[str, Path],
     out: Path,
     progress: Callable[..., None],
@@ -118,35 +120,38 @@ def launch(
     Raises:
         KdepError: a rank failed (the first one's sentence), vanished or was stopped.
     """
-    nodes, processes = shape(order.stage)
-    room = out / ROOM
-    shutil.rmtree(room, ignore_errors=True)
-    room.mkdir()
-    stage = asdict(order.stage) | {"nodes": nodes, "source_paths": list(order.stage.source_paths)}
+    nodes, processes = shape(request.stage)
+    ddp_dir = out / DDP_DIR
+    shutil.rmtree(ddp_dir, ignore_errors=True)
+    ddp_dir.mkdir()
+    stage = asdict(request.stage) | {
+        "nodes": nodes,
+        "source_paths": list(request.stage.source_paths),
+    }
     paths = {role: str(path) for role, path in inputs.items()}
-    order_file = {"stage": stage, "inputs": paths, "out": str(out), "sys_path": sys.path}
-    write_json(room / _ORDER, order_file)
+    request_file = {"stage": stage, "inputs": paths, "out": str(out), "sys_path": sys.path}
+    write_json(ddp_dir / _REQUEST, request_file)
     if nodes == 1 and "torch" in sys.modules:
-        code = _watch(lambda: _Fork(_agent, room, processes), room, progress)
+        code = _watch(lambda: _Fork(_agent, ddp_dir, processes), ddp_dir, progress)
     else:
-        command = _command(room, nodes, processes, order.stage.cpus)
-        code = _watch(lambda: _popen(command), room, progress)
-    fault, ranks = _read(room / _FAULT), sorted(room.glob("rank-*.json"))
+        command = _command(ddp_dir, nodes, processes, request.stage.cpus)
+        code = _watch(lambda: _popen(command), ddp_dir, progress)
+    fault, ranks = _read(ddp_dir / _FAULT), sorted(ddp_dir.glob("rank-*.json"))
     if code or fault or len(ranks) != nodes * processes:
-        said = fault["error"] if fault else f"a process ended with exit code {code}"
+        reason = fault["error"] if fault else f"a process ended with exit code {code}"
         raise KdepError(
-            f"only {len(ranks)} of the stage's {nodes * processes} processes finished: {said}",
+            f"only {len(ranks)} of the stage's {nodes * processes} processes finished: {reason}",
             fix="read its stage.log",
         )
-    got = read_strict(room / _OUTPUTS), [read_strict(r) for r in ranks]
-    shutil.rmtree(room)
-    return got
+    results = read_strict(ddp_dir / _OUTPUTS), [read_strict(r) for r in ranks]
+    shutil.rmtree(ddp_dir)
+    return results
 
 
-def _command(room: Path, nodes: int, processes: int, cpus: int) -> list[str]:
-    me = [sys.executable, "-m", "kdep_bench.engine.ddp"]
+def _command(ddp_dir: Path, nodes: int, processes: int, cpus: int) -> list[str]:
+    module_command = [sys.executable, "-m", "kdep_bench.engine.ddp"]
     if nodes == 1:
-        return _torchrun(room, processes, "--standalone")
+        return _torchrun(ddp_dir, processes, "--standalone")
     return [
         "srun",
         f"--nodes={nodes}",
@@ -154,17 +159,17 @@ def _command(room: Path, nodes: int, processes: int, cpus: int) -> list[str]:
         "--ntasks-per-node=1",
         f"--cpus-per-task={cpus * processes}",
         "--kill-on-bad-exit=1",
-        *me,
+        *module_command,
         "node",
-        str(room),
+        str(ddp_dir),
     ]
 
 
-def _torchrun(room: Path, processes: int, *rendezvous: str) -> list[str]:
+def _torchrun(ddp_dir: Path, processes: int, *rendezvous: str) -> list[str]:
     # No restarts: what broke is told at once, and a rerun resumes where the function can.
     return [
         *(sys.executable, "-m", "torch.distributed.run", *rendezvous, "--max-restarts=0"),
-        *(f"--nproc-per-node={processes}", "-m", "kdep_bench.engine.ddp", "rank", str(room)),
+        *(f"--nproc-per-node={processes}", "-m", "kdep_bench.engine.ddp", "rank", str(ddp_dir)),
     ]
 
 
@@ -212,20 +217,22 @@ def _environment() -> dict[str, str]:
 
 
 def _watch(
-    start: Callable[[], _Fork | subprocess.Popen[bytes]], room: Path, progress: Callable[..., None]
+    start: Callable[[], _Fork | subprocess.Popen[bytes]],
+    ddp_dir: Path,
+    progress: Callable[..., None],
 ) -> int:
     child = start()
-    shown, fault = None, float("inf")
+    latest, fault = None, float("inf")
     try:
         while time.monotonic() < fault + _LINGER:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(timeout=0.5)
-            if (room / _FAULT).exists():
+            if (ddp_dir / _FAULT).exists():
                 fault = min(fault, time.monotonic())
-            now = _read(room / _PROGRESS)
-            if now is not None and now != shown:
-                shown = now
-                progress(*now)
+            message = _read(ddp_dir / _PROGRESS)
+            if message is not None and message != latest:
+                latest = message
+                progress(*message)
         return stage_process.FAULT
     finally:
         if child.poll() is None:
@@ -241,10 +248,10 @@ def _read(path: Path) -> Any:
     return read_strict(path) if path.exists() else None
 
 
-def node(room: Path) -> None:
+def node(ddp_dir: Path) -> None:
     """One torchrun agent; the rendezvous is known here, in the srun task, and nowhere before."""
-    order = read_strict(room / _ORDER)
-    said = subprocess.run(
+    request = read_strict(ddp_dir / _REQUEST)
+    hosts = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
         capture_output=True,
         text=True,
@@ -253,23 +260,23 @@ def node(room: Path) -> None:
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
     port = _PORTS[(job * 31 + step) % len(_PORTS)]
     command = _torchrun(
-        room,
-        order["stage"]["processes"],
+        ddp_dir,
+        request["stage"]["processes"],
         f"--nnodes={os.environ['SLURM_STEP_NUM_NODES']}",
         f"--node-rank={os.environ['SLURM_NODEID']}",
-        f"--master-addr={said.stdout.split()[0]}",
+        f"--master-addr={hosts.stdout.split()[0]}",
         f"--master-port={port}",
     )
     os.execv(command[0], command)
 
 
-def _agent(room: Path, processes: int) -> None:
+def _agent(ddp_dir: Path, processes: int) -> None:
     """torchrun's agent of a single node, its ranks forked from here."""
     _end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Where NVML is absent the stage has asked the CUDA driver for GPUs, which no fork can use then.
     if sys.modules["torch"].cuda._is_in_bad_fork():
-        command = _torchrun(room, processes, "--standalone")
+        command = _torchrun(ddp_dir, processes, "--standalone")
         os.execve(command[0], command, _environment())
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -289,7 +296,7 @@ def _agent(room: Path, processes: int) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:
-        elastic_launch(config, rank)(room)
+        elastic_launch(config, rank)(ddp_dir)
     except ChildFailedError as e:
         print(e, file=sys.stderr)
         sys.exit(stage_process.FAULT)
@@ -305,31 +312,31 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def rank(room: Path) -> None:
+def rank(ddp_dir: Path) -> None:
     """One process of the stage."""
     _end_with_parent()
-    order = read_strict(room / _ORDER)
+    request = read_strict(ddp_dir / _REQUEST)
     # A fork server's environment is that of its start: what this stage can import, its ranks can.
-    sys.path.extend(p for p in order["sys_path"] if p not in sys.path)
-    stage, me = order["stage"], int(os.environ["RANK"])
+    sys.path.extend(p for p in request["sys_path"] if p not in sys.path)
+    stage, rank_number = request["stage"], int(os.environ["RANK"])
     try:
         stage_process.set_threads(stage["cpus"])
         keep_freed_memory()
         function = stage_process.locate(stage["function"])
         check_gpus([g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g])
-        inputs = {role: Path(path) for role, path in order["inputs"].items()}
-        progress = _Teller(room / _PROGRESS) if me == 0 else _quiet
-        outputs = function(stage["spec"], inputs, Path(order["out"]), progress)
-        if me == 0:
+        inputs = {role: Path(path) for role, path in request["inputs"].items()}
+        progress = _ProgressFile(ddp_dir / _PROGRESS) if rank_number == 0 else _quiet
+        outputs = function(stage["spec"], inputs, Path(request["out"]), progress)
+        if rank_number == 0:
             stage_process.check_outputs(Stage(**stage), outputs)
-            write_json(room / _OUTPUTS, outputs)
+            write_json(ddp_dir / _OUTPUTS, outputs)
     except BaseException as e:
-        _fault(room, f"rank {me}: {stage_process.sentence_of(e)}")
+        _write_fault(ddp_dir, f"rank {rank_number}: {stage_process.sentence_of(e)}")
         traceback.print_exc()
         sys.exit(stage_process.FAULT)
     used = resource.getrusage(resource.RUSAGE_SELF)
     write_json(
-        room / f"rank-{me:05d}.json",
+        ddp_dir / f"rank-{rank_number:05d}.json",
         {
             "device": environment.device(),
             "cpu_s": used.ru_utime + used.ru_stime,
@@ -339,7 +346,7 @@ def rank(room: Path) -> None:
     )
 
 
-class _Teller:
+class _ProgressFile:
     """`progress` of rank 0, at most every second."""
 
     def __init__(self, path: Path) -> None:
@@ -355,9 +362,9 @@ def _quiet(done: int, total: int, note: str = "") -> None:
     pass
 
 
-def _fault(room: Path, sentence: str) -> None:
+def _write_fault(ddp_dir: Path, sentence: str) -> None:
     """The first rank's word counts: what the others say is mostly that they lost the first."""
-    with contextlib.suppress(FileExistsError, FileNotFoundError), open(room / _FAULT, "x") as f:
+    with contextlib.suppress(FileExistsError, FileNotFoundError), open(ddp_dir / _FAULT, "x") as f:
         f.write(json.dumps({"error": sentence}))
 
 

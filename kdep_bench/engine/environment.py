@@ -32,25 +32,25 @@ PACKAGES = (
 )
 
 
-def environment(order: StageRequest) -> dict[str, Any]:
+def environment(request: StageRequest) -> dict[str, Any]:
     """What ran: versions, device, threads, revision. No host name, no path."""
     return {
         "python": platform.python_version(),
         "packages": packages(),
         "device": device(),
-        "threads": order.stage.cpus,
-        "git": order.git,
+        "threads": request.stage.cpus,
+        "git": request.git,
     }
 
 
 @cache
 def packages() -> dict[str, str]:
     """Versions of what results depend on; looked up once, in the fork server."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def device() -> str:
@@ -77,14 +77,14 @@ def peak_gpu() -> dict[str, int]:
     return {"peak_gpu": torch.cuda.max_memory_reserved()}
 
 
-def largest_peak(told: list[dict[str, Any]]) -> dict[str, int]:
-    peaks = [one["peak_gpu"] for one in told if "peak_gpu" in one]
+def largest_peak(usages: list[dict[str, Any]]) -> dict[str, int]:
+    peaks = [usage["peak_gpu"] for usage in usages if "peak_gpu" in usage]
     return {"peak_gpu": max(peaks)} if peaks else {}
 
 
 def cpu_seconds() -> float:
     total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        u = resource.getrusage(who)
-        total += u.ru_utime + u.ru_stime
+    for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(target)
+        total += usage.ru_utime + usage.ru_stime
     return total

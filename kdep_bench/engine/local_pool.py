@@ -42,7 +42,7 @@ _ELSEWHERE_POLL = 1.0
 
 
 @dataclass(frozen=True)
-class Options:
+class PoolOptions:
     """How to run.
 
     Attributes:
@@ -91,16 +91,16 @@ class _Running:
     gpus: tuple[str, ...]
     pending: bytes = b""
     timed_out: bool = False
-    said: str | None = None
+    reported_error: str | None = None
 
 
-def chain_costs(plan: Plan, run: set[str], cost: Mapping[str, float]) -> dict[str, float]:
+def chain_costs(plan: Plan, ids: set[str], cost: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the longest chain that starts at each stage of `run`, itself included."""
     consumers, out = plan.consumers(), dict[str, float]()
-    for one in reversed(plan.stages):
-        if one in run:
-            after = (out[c] for c in consumers[one] if c in out)
-            out[one] = cost[one] + max(after, default=0.0)
+    for stage_id in reversed(plan.stages):
+        if stage_id in ids:
+            following = (out[c] for c in consumers[stage_id] if c in out)
+            out[stage_id] = cost[stage_id] + max(following, default=0.0)
     return out
 
 
@@ -112,10 +112,10 @@ class Pool:
         plan: Plan,
         work: Path,
         known: Mapping[str, state.Status],
-        options: Options | None = None,
+        options: PoolOptions | None = None,
         view: View | None = None,
     ) -> None:
-        self.options = options or Options()
+        self.options = options or PoolOptions()
         self.plan, self.work, self.view = plan, work, view or Silent()
         self.todo = {i for i, s in known.items() if s.run}
         self.forced = {i for i in self.todo if known[i].forced}
@@ -123,7 +123,7 @@ class Pool:
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
         self.costs = Costs(plan, state.records(work, known))
-        self.cost = self.costs.of(plan.stages[i] for i in self.todo)
+        self.cost = self.costs.estimates(plan.stages[i] for i in self.todo)
         self.chain = chain_costs(plan, self.todo, self.cost)
         self.done = {i for i, s in known.items() if s.done}
         self.waits = {
@@ -137,7 +137,7 @@ class Pool:
         self.outcome = Outcome()
         self.signal = 0
         self.git = ""
-        self.word = uuid.uuid4().hex[:16]
+        self.run_token = uuid.uuid4().hex[:16]
         self._context: Any = multiprocessing.get_context("forkserver")
 
     # --- the loop ---
@@ -177,8 +177,8 @@ class Pool:
         """Seconds left: the longer of the longest chain and the work shared out over the cores."""
         now = time.monotonic()
         left = dict(self.cost)
-        for one, r in self.running.items():
-            left[one] = max(0.0, self.cost[one] - (now - r.started))
+        for stage_id, r in self.running.items():
+            left[stage_id] = max(0.0, self.cost[stage_id] - (now - r.started))
         ids = [*self.todo, *self.running]
         load = sum(left[i] * self._cpus_of(self.plan.stages[i]) for i in ids) / self.cpus
         longest = max((self.chain[i] - self.cost[i] + left[i] for i in ids), default=0.0)
@@ -256,17 +256,17 @@ class Pool:
                 raise
 
     def _cpus_of(self, stage: Stage) -> int:
-        wanted = stage.cpus * stage.processes or self.cpus
+        cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
             # One core cannot decode for a GPU: an equal share, and one core for other stages.
-            wanted = max(wanted, (self.cpus - 1) * gpus // len(self.options.gpus))
-        return min(wanted, self.cpus)
+            cores = max(cores, (self.cpus - 1) * gpus // len(self.options.gpus))
+        return min(cores, self.cpus)
 
     def _start_ready(self) -> None:
         """Starts what is ready, longest chain first; a stage too wide for now is waited for."""
         ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
-        for one in sorted(ready, key=lambda i: (-self.chain[i], i)):
-            stage = self.plan.stages[one]
+        for stage_id in sorted(ready, key=lambda i: (-self.chain[i], i)):
+            stage = self.plan.stages[stage_id]
             gpus = min(stage.gpus, len(self.options.gpus))
             if (
                 len(self.running) >= self.jobs
@@ -286,10 +286,12 @@ class Pool:
         cpus = self._cpus_of(stage)
         # As many processes as GPUs where there are any, and the cores shared out among them.
         processes = len(gpus) if gpus else stage.processes
-        mine = replace(stage, cpus=max(1, cpus // processes), processes=processes)
+        resized = replace(stage, cpus=max(1, cpus // processes), processes=processes)
         forced = stage.id in self.forced
-        order = stage_process.StageRequest(mine, self.work, forced, gpus, self.git, self.word)
-        process = self._context.Process(target=worker.main, args=(order, writer), name=stage.id)
+        request = stage_process.StageRequest(
+            resized, self.work, forced, gpus, self.git, self.run_token
+        )
+        process = self._context.Process(target=worker.main, args=(request, writer), name=stage.id)
         _start(process)
         writer.close()
         os.set_blocking(reader.fileno(), False)
@@ -322,9 +324,9 @@ class Pool:
                 r.timed_out = True
                 self._kill([r])
                 self._finish(r)
-        for one, when in list(self.elsewhere.items()):
+        for stage_id, when in list(self.elsewhere.items()):
             if now >= when:
-                self._look_elsewhere(self.plan.stages[one])
+                self._look_elsewhere(self.plan.stages[stage_id])
         self.view.refresh()
 
     def _read_progress(self, r: _Running) -> None:
@@ -342,7 +344,7 @@ class Pool:
         for line in lines:
             message = json.loads(line)
             if isinstance(message, str):
-                r.said = message
+                r.reported_error = message
             else:
                 latest = message
         if latest is not None:
@@ -371,8 +373,8 @@ class Pool:
             self._fail(r, code, fault)
 
     def _succeed(self, stage: Stage, record: dict[str, Any]) -> None:
-        ours = record.get("run") == self.word
-        (self.outcome.ran if ours else self.outcome.elsewhere).append(stage.id)
+        ran_here = record.get("run") == self.run_token
+        (self.outcome.ran if ran_here else self.outcome.elsewhere).append(stage.id)
         self.todo.discard(stage.id)
         self.done.add(stage.id)
         for consumer in self.consumers[stage.id]:
@@ -384,25 +386,25 @@ class Pool:
     def _learn(self, stage: Stage, record: dict[str, Any]) -> None:
         """Better guesses for the stages that are still to come."""
         self.costs.learn(record)
-        live = self.todo | set(self.running)
-        alike = (self.plan.stages[i] for i in live)
+        unfinished = self.todo | set(self.running)
+        similar = (self.plan.stages[i] for i in unfinished)
         if stage.kind not in ("prepare", "views"):  # these tell how much work the others have
-            alike = (s for s in alike if s.kind == stage.kind)
-        new = self.costs.of(alike)
-        if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in new.items()):
-            self.cost.update(new)
-            self.chain = chain_costs(self.plan, live, self.cost)
+            similar = (s for s in similar if s.kind == stage.kind)
+        estimates = self.costs.estimates(similar)
+        if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in estimates.items()):
+            self.cost.update(estimates)
+            self.chain = chain_costs(self.plan, unfinished, self.cost)
 
     def _fail(self, r: _Running, code: int | None, fault: str | None) -> None:
         stage = r.stage
         out = state.folder(self.work, stage)
-        said = state.failure(out)
-        told: str | None = r.said or (said["error"] if said else None)
-        sentence = told if told and not r.timed_out else self._cause(r, code, fault)
+        failure = state.failure(out)
+        reported: str | None = r.reported_error or (failure["error"] if failure else None)
+        sentence = reported if reported and not r.timed_out else self._cause(r, code, fault)
         if self.signal:  # it was stopped, it did not fail
             self.todo.add(stage.id)
             return
-        if not said or said["error"] != sentence:
+        if not failure or failure["error"] != sentence:
             stage_process.note_failure(out, sentence, stage)
         self.tries[stage.id] = self.tries.get(stage.id, 0) + 1
         if self.tries[stage.id] <= self.options.retry:
@@ -411,23 +413,25 @@ class Pool:
             return
         self.outcome.failed[stage.id] = sentence
         self.view.failed(stage, sentence, out / state.LOG)
-        for one in sorted(self.plan.downstream([stage.id]) - {stage.id}):
-            if one in self.todo:
-                self.todo.discard(one)
-                self.elsewhere.pop(one, None)
-                self.outcome.skipped[one] = f"skipped, because {stage.id} failed"
+        for stage_id in sorted(self.plan.downstream([stage.id]) - {stage.id}):
+            if stage_id in self.todo:
+                self.todo.discard(stage_id)
+                self.elsewhere.pop(stage_id, None)
+                self.outcome.skipped[stage_id] = f"skipped, because {stage.id} failed"
         if self.options.fail_fast:
-            for one in sorted(self.todo):
-                self.outcome.skipped[one] = f"not started, because {stage.id} failed (--fail-fast)"
+            for stage_id in sorted(self.todo):
+                self.outcome.skipped[stage_id] = (
+                    f"not started, because {stage.id} failed (--fail-fast)"
+                )
             self.todo.clear()
             self.elsewhere.clear()
 
     def _cause(self, r: _Running, code: int | None, fault: str | None) -> str:
-        one, log = "the stage", f"read its {state.LOG}"
+        subject, log = "the stage", f"read its {state.LOG}"
         if r.timed_out:
             return str(
                 KdepError(
-                    f"{one} was stopped after its time limit of {r.stage.timeout:g} s",
+                    f"{subject} was stopped after its time limit of {r.stage.timeout:g} s",
                     fix=f"{log}; if it was not stuck, raise runtime.timeout['{r.stage.kind}']",
                 )
             )
@@ -438,12 +442,14 @@ class Pool:
                 if -code == signal.SIGKILL
                 else log
             )
-            return str(KdepError(f"{one} was killed by {name}", fix=hint))
+            return str(KdepError(f"{subject} was killed by {name}", fix=hint))
         if code == worker.STOPPED:
-            return str(KdepError(f"{one} was stopped by a SIGTERM from another process", fix=log))
+            return str(
+                KdepError(f"{subject} was stopped by a SIGTERM from another process", fix=log)
+            )
         if fault:
-            return str(KdepError(f"{one} ended, but {fault}", fix=log))
-        return str(KdepError(f"{one} ended with exit code {code} and no result", fix=log))
+            return str(KdepError(f"{subject} ended, but {fault}", fix=log))
+        return str(KdepError(f"{subject} ended with exit code {code} and no result", fix=log))
 
     def _look_elsewhere(self, stage: Stage) -> None:
         """Another runner has this stage: takes its result, or the stage, once its lock is free."""
@@ -458,12 +464,12 @@ class Pool:
 
     # --- stopping ---
 
-    def _kill(self, which: list[_Running]) -> None:
+    def _kill(self, processes: list[_Running]) -> None:
         """SIGTERM to their process groups, a grace period, then SIGKILL."""
-        for r in which:
+        for r in processes:
             _signal_group(r.process.pid, signal.SIGTERM)
         end = time.monotonic() + GRACE
-        for r in which:
+        for r in processes:
             r.process.join(max(0.0, end - time.monotonic()))
             _signal_group(r.process.pid, signal.SIGKILL)
             r.process.join(GRACE)
@@ -513,17 +519,17 @@ def _end_server() -> None:
 
 
 # A socket's path may have 107 bytes; multiprocessing adds "/pymp-xxxxxxxx/listener-xxxxxxxx".
-MOST_TEMPORARY = 107 - 32
+MAX_TEMPORARY_PATH = 107 - 32
 
 
 def check_temporary_folder() -> None:
     """KdepError where the folder for temporary files has too long a path for the fork server."""
     folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) > MOST_TEMPORARY:
+    if len(os.fsencode(folder)) > MAX_TEMPORARY_PATH:
         raise KdepError(
             f"the path of the temporary folder, {folder}, has {len(os.fsencode(folder))} bytes, "
             "too many for a Unix socket in it",
-            expected=f"at most {MOST_TEMPORARY} bytes",
+            expected=f"at most {MAX_TEMPORARY_PATH} bytes",
             fix="set TMPDIR to a folder with a shorter path, for example TMPDIR=/tmp",
         )
 
@@ -536,11 +542,11 @@ def run_plan(
     plan: Plan,
     work: Path,
     known: Mapping[str, state.Status],
-    options: Options | None = None,
+    options: PoolOptions | None = None,
     view: View | None = None,
 ) -> Outcome:
     """Runs what `known` (from `state.statuses`) says must run; see `Pool`."""
     return Pool(plan, work, known, options, view).run()
 
 
-__all__ = ["Options", "Outcome", "Pool", "run_plan", "select_stages"]
+__all__ = ["Outcome", "Pool", "PoolOptions", "run_plan", "select_stages"]

@@ -93,8 +93,8 @@ def this_process() -> Owner:
 class StageLock:
     """The lock of one stage; held by the process that runs it."""
 
-    def __init__(self, work: Path, one: str) -> None:
-        self.path = work / LOCKS / one
+    def __init__(self, work: Path, stage_id: str) -> None:
+        self.path = work / LOCKS / stage_id
         self.entry: Owner | None = None  # ours, while we hold it
         self._fd: int | None = None
         self._written = False  # our entry, into the file
@@ -136,14 +136,14 @@ class StageLock:
             _write(fd, _text(self.entry, 0))
             self._written = True
         self._free.clear()
-        every = BEAT if beat is None else beat
-        threading.Thread(target=self._beat, args=(every, on_loss), daemon=True).start()
+        interval = BEAT if beat is None else beat
+        threading.Thread(target=self._beat, args=(interval, on_loss), daemon=True).start()
         return True
 
-    def _beat(self, every: float, on_loss: Callable[[], None] | None) -> None:
+    def _beat(self, interval: float, on_loss: Callable[[], None] | None) -> None:
         entry, count = self.entry, 0
-        while not self._free.wait(every):
-            if not self.mine():
+        while not self._free.wait(interval):
+            if not self.still_held():
                 if on_loss is not None and not self._free.is_set():
                     on_loss()
                 return
@@ -152,7 +152,7 @@ class StageLock:
                 if self._fd is not None and entry is not None:
                     _write(self._fd, _text(entry, count))
 
-    def mine(self) -> bool:
+    def still_held(self) -> bool:
         """Whether the file still names us: nobody took us for dead while we were held up."""
         if self.entry is None:
             return False
@@ -173,7 +173,7 @@ class StageLock:
         if fd is None:
             return
         with contextlib.suppress(OSError):
-            if self.mine():
+            if self.still_held():
                 os.ftruncate(fd, 0)
         self.entry = None
         os.close(fd)
@@ -238,33 +238,33 @@ class Watch:
         self.stale = STALE if stale is None else stale
         self._seen: dict[str, tuple[bytes, float]] = {}
 
-    def held(self, one: str) -> bool:
+    def held(self, stage_id: str) -> bool:
         """Whether a live process has the stage `one`; called again and again, about every second.
 
         Death elsewhere is known only after the same entry was seen for `stale` seconds.
         """
-        lock = StageLock(self.work, one)
+        lock = StageLock(self.work, stage_id)
         text = lock.content()
         if text is None:
-            self._seen.pop(one, None)
+            self._seen.pop(stage_id, None)
             return False
         now = time.monotonic()
-        seen, since = self._seen.get(one, (b"", now))
+        seen, since = self._seen.get(stage_id, (b"", now))
         if seen != text:
-            self._seen[one] = text, now
+            self._seen[stage_id] = text, now
             return True
         if now - since < self.stale or not _foreign(text):
             return True
         with contextlib.suppress(OSError, KdepError):
             if lock.clear(text):
-                del self._seen[one]
+                del self._seen[stage_id]
                 return False
         return True
 
 
-def _flock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
+def _flock(fd: int, mode: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -286,9 +286,9 @@ def _text(owner: Owner, beat: int) -> bytes:
 
 def _owner(text: bytes) -> Owner | None:
     try:
-        said = json.loads(text)
-        del said["beat"]
-        return Owner(**said)
+        fields = json.loads(text)
+        del fields["beat"]
+        return Owner(**fields)
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -34,7 +34,7 @@ def find_gpus() -> tuple[str, ...]:
 def git_revision() -> str:
     """Short revision of the repository, '+' appended where files differ from it; '' if unknown."""
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
             cwd=REPO,
             capture_output=True,
@@ -44,4 +44,4 @@ def git_revision() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return said.stdout.strip() if said.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

@@ -21,7 +21,7 @@ class View:
     def progress(self, stage: Stage, done: int, total: int, note: str) -> None: ...
     def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None: ...
     def failed(self, stage: Stage, sentence: str, log: Path) -> None: ...
-    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None: ...
+    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None: ...
     def elsewhere(self, stage: Stage, owner: str) -> None: ...
     def note(self, text: str) -> None: ...
     def refresh(self) -> None: ...
@@ -56,39 +56,39 @@ class Plain(View):
         self.total, self.eta = 0, lambda: 0.0
         self._shown: dict[str, float] = {}
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=self.stream, flush=True)
 
     def begin(self, count: int, eta: Callable[[], float]) -> None:
         self.total, self.eta = count, eta
-        self.say(f"{count} stage(s) to run, about {duration(eta())}")
+        self.write_line(f"{count} stage(s) to run, about {duration(eta())}")
 
     def started(self, stage: Stage) -> None:
         self._shown[stage.id] = time.monotonic()
-        self.say(f"start  {stage.id}")
+        self.write_line(f"start  {stage.id}")
 
     def progress(self, stage: Stage, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if now - self._shown.get(stage.id, 0.0) >= _LINE_EVERY:
             self._shown[stage.id] = now
-            share = f" ({100 * done // total} %)" if total else ""
-            self.say(f"       {stage.id}: {done}/{total}{share} {note}")
+            percent = f" ({100 * done // total} %)" if total else ""
+            self.write_line(f"       {stage.id}: {done}/{total}{percent} {note}")
 
     def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None:
-        ahead = f"; {left} left, about {duration(self.eta())}" if left else ""
-        self.say(f"done   {stage.id} in {duration(record['wall_s'])}{ahead}")
+        remaining = f"; {left} left, about {duration(self.eta())}" if left else ""
+        self.write_line(f"done   {stage.id} in {duration(record['wall_s'])}{remaining}")
 
     def failed(self, stage: Stage, sentence: str, log: Path) -> None:
-        self.say(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
+        self.write_line(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
 
-    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
-        self.say(f"retry  {stage.id} (attempt {tried + 1} of {most + 1}): {sentence}")
+    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None:
+        self.write_line(f"retry  {stage.id} (attempt {tried + 1} of {max_retries + 1}): {sentence}")
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
-        self.say(f"wait   {stage.id}: {owner} is running it")
+        self.write_line(f"wait   {stage.id}: {owner} is running it")
 
     def note(self, text: str) -> None:
-        self.say(text)
+        self.write_line(text)
 
 
 class Live(View):
@@ -129,12 +129,13 @@ class Live(View):
         why = escape(self.reason(stage, sentence))
         self._print(f"[red]FAILED[/] {stage.id}: {why} Log: {escape(str(log))}")
 
-    def retrying(self, stage: Stage, sentence: str, tried: int, most: int) -> None:
+    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None:
         from rich.markup import escape
 
         self.rows.pop(stage.id, None)
         self._print(
-            f"[yellow]retry[/]  {stage.id} (attempt {tried + 1} of {most + 1}): {escape(sentence)}"
+            f"[yellow]retry[/]  {stage.id} (attempt {tried + 1} of {max_retries + 1}): "
+            + escape(sentence)
         )
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
@@ -158,19 +159,21 @@ class Live(View):
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        spent, ahead = duration(now - self.begun), duration(self.eta())
+        spent, remaining = duration(now - self.begun), duration(self.eta())
         broken = f", {self.broken} failed" if self.broken else ""
         table = Table(
-            title=f"{self.done} of {self.total} stages{broken} · {spent} · about {ahead} left",
+            title=f"{self.done} of {self.total} stages{broken} · {spent} · about {remaining} left",
             title_justify="left",
             box=None,
             show_header=False,
             padding=(0, 1),
         )
-        for one, (started, done, total, note) in self.rows.items():
-            bar = ProgressBar(total=total or None, completed=done, width=24, pulse=not total)
+        for stage_id, (started, done, total, note) in self.rows.items():
+            progress_bar = ProgressBar(
+                total=total or None, completed=done, width=24, pulse=not total
+            )
             count = f"{done}/{total}" if total else ""
-            table.add_row(one, bar, count, duration(now - started), note)
+            table.add_row(stage_id, progress_bar, count, duration(now - started), note)
         return table
 
     def end(self) -> None:

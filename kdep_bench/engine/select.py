@@ -21,11 +21,11 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
     chosen: set[str] = set()
     for pattern in patterns:
         hit = matcher(pattern)
-        found = {s.id for s in plan.stages.values() if hit(s.kind) or hit(s.id)}
+        matches = {s.id for s in plan.stages.values() if hit(s.kind) or hit(s.id)}
         for run in plan.runs:
             if any(hit(c["name"]) for c in (run.method, run.task, run.student)):
-                found.add(run.id)
-        if not found:
+                matches.add(run.id)
+        if not matches:
             known = sorted(
                 {s.kind for s in plan.stages.values()}
                 | {c[k] for run in plan.runs for c, k in _named(run)}
@@ -35,7 +35,7 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
                 expected="part of a stage id, a glob for it, or one of: " + ", ".join(known),
                 fix="list the ids with --dry-run",
             )
-        chosen |= found
+        chosen |= matches
     return plan.upstream(chosen)
 
 

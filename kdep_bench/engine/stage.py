@@ -32,11 +32,11 @@ from kdep_bench.engine.machine import cpu_count, git_revision
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.safe_files import open_regular, real_folder
-from kdep_bench.suite.graph import Plan, Stage, stage_id
+from kdep_bench.suite.graph import Plan, Stage, make_stage_id
 
 PLAN_SCHEMA = 1
 _SOURCE_KEY = "rooms"  # in plan files, of Stage.source_paths
-RUN_WORD = "KDEP_RUN"  # of the environment: see `worker.Order.run`
+RUN_VARIABLE = "KDEP_RUN"  # of the environment: see `stage_process.StageRequest.run`
 NOTICE = 120.0  # seconds before a job's end at which it is told, at most
 _SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
 _POLL = 2.0
@@ -59,19 +59,19 @@ def _row(stage: Stage) -> dict[str, Any]:
     return row | {_SOURCE_KEY: list(row.pop("source_paths"))}
 
 
-def read_stage(path: Path, one: str) -> tuple[Stage, str]:
+def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
     """The stage called `one` of a written plan, and the plan's revision.
 
     Raises:
         KdepError: no plan, no such stage, or a stage whose content is not what its id says.
     """
-    said = read_strict(path)
-    if not isinstance(said, dict) or said.get("schema") != PLAN_SCHEMA:
+    content = read_strict(path)
+    if not isinstance(content, dict) or content.get("schema") != PLAN_SCHEMA:
         raise KdepError(
             f"{path} is not a plan file of schema {PLAN_SCHEMA}",
             fix="write the plan again with this version",
         )
-    stages, revision = said.get("stages"), said.get("git")
+    stages, revision = content.get("stages"), content.get("git")
     listed = stages if isinstance(stages, list) else []
     rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
     if len(rows) != len(listed) or not rows or not isinstance(revision, str):
@@ -80,10 +80,10 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
             "occurs twice",
             fix="write the plan again",
         )
-    if one not in rows:
-        raise unknown_name("stage", one, rows)
+    if stage_id not in rows:
+        raise unknown_name("stage", stage_id, rows)
     try:
-        row = dict(rows[one])
+        row = dict(rows[stage_id])
         if _SOURCE_KEY in row:
             row["source_paths"] = row.pop(_SOURCE_KEY)
         stage = TypeAdapter(Stage).validate_python(row)
@@ -91,14 +91,14 @@ def read_stage(path: Path, one: str) -> tuple[Stage, str]:
         fault = e.errors(include_url=False)[0]
         place = ".".join(str(p) for p in fault["loc"]).replace("source_paths", _SOURCE_KEY)
         raise KdepError(
-            f"the plan file {path} is damaged: the stage {one} has a wrong {place} "
+            f"the plan file {path} is damaged: the stage {stage_id} has a wrong {place} "
             f"({fault['msg']})",
             fix="write the plan again",
         ) from None
-    real = stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
-    if real != one:
+    real = make_stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
+    if real != stage_id:
         raise KdepError(
-            f"the plan file {path} is damaged: the stage {one} has the content of {real}",
+            f"the plan file {path} is damaged: the stage {stage_id} has the content of {real}",
             fix="write the plan again",
         )
     return stage, revision
@@ -113,7 +113,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     For schedulers that count GPUs and do not tell which. All or none are taken, so that two stages
     never wait for each other.
     """
-    room = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
+    lock_dir = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
         raise KdepError(
             f"the stage needs {count} GPUs, but this machine has {len(gpus)}",
@@ -122,7 +122,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     while True:
         held: dict[str, int] = {}
         for gpu in gpus:
-            fd = open_regular(room / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT)
+            fd = open_regular(lock_dir / re.sub(r"\W", "_", gpu), os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held[gpu] = fd
@@ -142,14 +142,14 @@ def _job() -> dict[str, str]:
     """What Slurm says of the job this runs in; empty outside one."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
-    said = subprocess.run(
+    result = subprocess.run(
         ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    return dict(re.findall(r"(\w+)=(\S+)", said.stdout))
+    return dict(re.findall(r"(\w+)=(\S+)", result.stdout))
 
 
 def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
@@ -172,22 +172,22 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
     limit, tries = (end - begin).total_seconds(), int(job.get("Restarts", 0)) + 1
     if stage.resumable and limit * tries < stage.timeout:
         return True, None
-    said = KdepError(
+    error = KdepError(
         f"the stage was stopped at its job's time limit of {limit:.0f} s (in job number {tries})",
         expected=f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
         if stage.resumable
         else "an end within one job, because it cannot resume",
         fix=f"read its {state.LOG}; if it was not stuck, raise runtime.timeout or runtime.time",
     )
-    return False, str(said)
+    return False, str(error)
 
 
-class TooLong(stage_process.Stopped):
+class TimeLimitReached(stage_process.Stopped):
     """The stage's own time is over."""
 
 
-def _late(*_: object) -> None:
-    raise TooLong
+def _on_time_limit(*_: object) -> None:
+    raise TimeLimitReached
 
 
 def _stopped(stage: Stage, work: Path) -> int:
@@ -243,16 +243,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return worker.DONE
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stage_process.stop)
-        signal.signal(signal.SIGALRM, _late)
+        signal.signal(signal.SIGALRM, _on_time_limit)
         try:
-            code = _run(_order(stage, work, git, args.gpus), not args.no_wait)
-        except TooLong:
-            said = KdepError(
+            code = _run(_request(stage, work, git, args.gpus), not args.no_wait)
+        except TimeLimitReached:
+            error = KdepError(
                 f"the stage was stopped after its time limit of {stage.timeout:g} s",
                 fix=f"read its {state.LOG}; if it was not stuck, raise "
                 f"runtime.timeout['{stage.kind}']",
             )
-            stage_process.note_failure(state.folder(work, stage), str(said), stage)
+            stage_process.note_failure(state.folder(work, stage), str(error), stage)
             return stage_process.FAULT
         except stage_process.Stopped:
             return _stopped(stage, work)
@@ -267,37 +267,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _order(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.StageRequest:
+def _request(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.StageRequest:
     """The stage with what this process was given: cores, and GPUs by number."""
     in_slurm = "SLURM_JOB_ID" in os.environ
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
-    visible = tuple(g for g in mine.split(",") if g)
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
+    visible = tuple(g for g in visible_devices.split(",") if g)
     if gpus and stage.gpus and not in_slurm:
         visible = take_gpus(gpus.split(","), stage.gpus)
     show_gpus(visible)
-    given = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
-    stage = replace(stage, cpus=stage.cpus or given)
+    granted_cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
+    stage = replace(stage, cpus=stage.cpus or granted_cores)
     stage_process.set_threads(stage.cpus)
     return stage_process.StageRequest(
-        stage, work, gpus=visible, git=git, run=os.environ.get(RUN_WORD, "")
+        stage, work, gpus=visible, git=git, run=os.environ.get(RUN_VARIABLE, "")
     )
 
 
-def _run(order: stage_process.StageRequest, wait: bool) -> int:
-    one, caller = order.stage.id, os.dup(2)  # a stage's own output goes to its log from here on
-    watch = Watch(order.work)
+def _run(request: stage_process.StageRequest, wait: bool) -> int:
+    stage_id, caller = (
+        request.stage.id,
+        os.dup(2),
+    )  # a stage's own output goes to its log from here on
+    watch = Watch(request.work)
     while True:
-        signal.setitimer(signal.ITIMER_REAL, order.stage.timeout)
-        code, sentence = worker.run_stage(order, _quiet)
+        signal.setitimer(signal.ITIMER_REAL, request.stage.timeout)
+        code, sentence = worker.run_stage(request, _quiet)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if code != worker.BUSY or not wait:
             break
-        owner = StageLock(order.work, one).owner()
-        print(f"{one}: waiting, {owner} is running it", flush=True)
-        while watch.held(one):
+        owner = StageLock(request.work, stage_id).owner()
+        print(f"{stage_id}: waiting, {owner} is running it", flush=True)
+        while watch.held(stage_id):
             time.sleep(_POLL)
     if sentence:
-        os.write(caller, f"{one}: {sentence}\n".encode())
+        os.write(caller, f"{stage_id}: {sentence}\n".encode())
     return code
 
 

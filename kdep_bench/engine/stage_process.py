@@ -62,8 +62,8 @@ class Reporter:
     Writes JSON lines to a non-blocking pipe; a reader that is gone or slow never holds the stage.
     """
 
-    def __init__(self, fd: int | None, every: float = 0.3) -> None:
-        self.fd, self.every, self._next = fd, every, 0.0
+    def __init__(self, fd: int | None, interval: float = 0.3) -> None:
+        self.fd, self.interval, self._next = fd, interval, 0.0
         if fd is not None:
             os.set_blocking(fd, False)
 
@@ -71,10 +71,10 @@ class Reporter:
         now = time.monotonic()
         if self.fd is None or (now < self._next and done != total):
             return
-        self._next = now + self.every
+        self._next = now + self.interval
         self._send([int(done), int(total), str(note)[:200]])
 
-    def tell(self, sentence: str) -> None:
+    def report_failure(self, sentence: str) -> None:
         """Sends the cause of a failure, which a full disk may keep out of failed.json."""
         self._send(sentence[:1500])
 
@@ -141,8 +141,8 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
 
 
 def failure_record(sentence: str, stage: Stage) -> bytes:
-    said = {"id": stage.id, "error": sentence, "at": utc_now(), "log": state.LOG}
-    return json.dumps(said, indent=1, sort_keys=True).encode()
+    record = {"id": stage.id, "error": sentence, "at": utc_now(), "log": state.LOG}
+    return json.dumps(record, indent=1, sort_keys=True).encode()
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:

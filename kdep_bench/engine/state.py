@@ -32,7 +32,7 @@ SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
 POINTER, BEFORE = ".try", ".before-"  # see `tries`
-OURS = {STAGE, FAILED, LOG, DAMAGED, POINTER}
+ENGINE_FILES = {STAGE, FAILED, LOG, DAMAGED, POINTER}
 LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
 _FAILED_BYTES = 1 << 20
 VERIFY_BYTES = 64 << 20  # of an input, hashed every time before it is used
@@ -52,23 +52,25 @@ def walk(out: Path) -> Iterator[tuple[str, int]]:
 
     A link counts by the path that it holds: what it leads to is the user's, and may be edited.
     """
-    found = []
+    entries = []
     for base, folders, files in os.walk(out):
         if base == os.fspath(out):
             folders[:] = [f for f in folders if not f.startswith(BEFORE)]
         for name in files:
             path = os.path.join(base, name)
             relative = os.path.relpath(path, out)
-            if relative not in OURS and not (name.startswith(".") and name.endswith(".tmp")):
-                found.append((relative, os.lstat(path).st_size))
+            if relative not in ENGINE_FILES and not (
+                name.startswith(".") and name.endswith(".tmp")
+            ):
+                entries.append((relative, os.lstat(path).st_size))
     # Files at the top first: manifests and checkpoints are listed before the trees they describe.
-    return iter(sorted(found, key=lambda f: (f[0].count("/"), f[0])))
+    return iter(sorted(entries, key=lambda f: (f[0].count("/"), f[0])))
 
 
-def take_stock(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
+def list_files(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
     """(files: {relative path: [bytes, sha256]}, rest): `rest` sums up files beyond LISTED_FILES."""
-    everything = list(walk(out))
-    listed, rest = everything[:LISTED_FILES], everything[LISTED_FILES:]
+    all_files = list(walk(out))
+    listed, rest = all_files[:LISTED_FILES], all_files[LISTED_FILES:]
     files = {name: [size, _hash(out / name)] for name, size in listed}
     return files, _summary(rest) if rest else None
 
@@ -85,7 +87,9 @@ def _summary(rest: list[tuple[str, int]]) -> Json:
     return {"count": len(rest), "bytes": sum(s for _, s in rest), "names_and_sizes": digest}
 
 
-def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = None) -> str | None:
+def _first_mismatch(
+    out: Path, record: Json, checksums: bool, known_in: Path | None = None
+) -> str | None:
     """The first file that is not as recorded, as a clause; None when all are.
 
     Args:
@@ -106,10 +110,10 @@ def _misfit(out: Path, record: Json, checksums: bool, known_in: Path | None = No
             return f"its file {name} has {now} bytes instead of {size}"
     if not checksums:
         return None
-    whole = _Whole(known_in, out.name) if known_in and _large(files) else None
-    fault = _first_changed(out, files, whole)
-    if whole is not None:
-        whole.keep()
+    verified = _VerifiedFiles(known_in, out.name) if known_in and _large(files) else None
+    fault = _first_changed(out, files, verified)
+    if verified is not None:
+        verified.keep()
     if fault is None and known_in is None and record.get("rest"):
         rest = [f for f in walk(out) if f[0] not in files]
         if _summary(rest) != record["rest"]:
@@ -121,20 +125,26 @@ def _large(files: Mapping[str, list[Any]]) -> bool:
     return sum(size for size, _ in files.values()) > VERIFY_BYTES
 
 
-def _first_changed(out: Path, files: Mapping[str, list[Any]], whole: _Whole | None) -> str | None:
+def _first_changed(
+    out: Path, files: Mapping[str, list[Any]], verified: _VerifiedFiles | None
+) -> str | None:
     """The first file with another checksum, smaller files first, as a clause."""
-    left = VERIFY_BYTES
+    budget = VERIFY_BYTES
     for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
-        left -= size
+        budget -= size
         try:
             # Before it is read: a change meanwhile shows the next time.
-            found = os.lstat(out / name) if whole is not None and left < 0 else None
-            if whole is not None and found is not None and whole.knows(name, digest, found):
+            stat_before = os.lstat(out / name) if verified is not None and budget < 0 else None
+            if (
+                verified is not None
+                and stat_before is not None
+                and verified.knows(name, digest, stat_before)
+            ):
                 continue
             if _hash(out / name) != digest:
                 return f"its file {name} has changed (its checksum differs)"
-            if whole is not None and found is not None:
-                whole.learn(name, digest, found)
+            if verified is not None and stat_before is not None:
+                verified.learn(name, digest, stat_before)
         except KdepError as e:
             return f"its file {e.problem}"
         except OSError as e:
@@ -160,17 +170,17 @@ def stage_text(record: Json) -> bytes:
     """
     blank = {**record, "sum": _NO_SUM.decode()}
     raw = (json.dumps(blank, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    at = raw.rindex(_SUM) + len(_SUM)
-    return raw[:at] + hashlib.sha256(raw).hexdigest().encode() + raw[at + 64 :]
+    position = raw.rindex(_SUM) + len(_SUM)
+    return raw[:position] + hashlib.sha256(raw).hexdigest().encode() + raw[position + 64 :]
 
 
-def _whole(raw: bytes) -> bool:
+def _is_intact(raw: bytes) -> bool:
     """Whether a stage.json is as it was written; without its sum nothing shows that it is."""
-    at = raw.rfind(_SUM) + len(_SUM)
-    if at < len(_SUM):
+    position = raw.rfind(_SUM) + len(_SUM)
+    if position < len(_SUM):
         return False
-    blank = hashlib.sha256(raw[:at] + _NO_SUM + raw[at + 64 :])
-    return blank.hexdigest().encode() == raw[at : at + 64]
+    blank = hashlib.sha256(raw[:position] + _NO_SUM + raw[position + 64 :])
+    return blank.hexdigest().encode() == raw[position : position + 64]
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -224,7 +234,7 @@ def read_stage(out: Path) -> Json | None:
             f"{path} cannot be read ({e.strerror})", fix="correct its permissions"
         ) from None
     try:
-        if not _whole(raw):
+        if not _is_intact(raw):
             raise KdepError(
                 f"{path} is damaged: its checksum is wrong or missing",
                 fix="run the suite again: that stage is rerun",
@@ -261,11 +271,11 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
         return None, f"its stage.json belongs to {record['id']}"
     if record["version"] != stage.version:
         return None, f"stage version {record['version']} -> {stage.version}"
-    fault = _misfit(out, record, verify)
+    fault = _first_mismatch(out, record, verify)
     return (None, fault) if fault else (record, None)
 
 
-def verify_input(work: Path, one: str) -> str:
+def verify_input(work: Path, stage_id: str) -> str:
     """Checks an upstream stage before it is read: the size and checksum of every listed file.
 
     Smaller files, VERIFY_BYTES together, are hashed every time. A larger one is hashed again unless
@@ -278,46 +288,49 @@ def verify_input(work: Path, one: str) -> str:
         KdepError: the stage has no result, or one that does not fit. The latter loses its
             stage.json, so that the next run makes it again.
     """
-    out, record = folder(work, one), None
+    out, record = folder(work, stage_id), None
     try:
         record = read_stage(out)
-        fault = "it has no stage.json" if record is None else _misfit(out, record, True, work)
+        fault = (
+            "it has no stage.json" if record is None else _first_mismatch(out, record, True, work)
+        )
     except KdepError as e:
         fault = e.problem
     if fault:
         mark_damaged(out)
         raise KdepError(
-            f"the input {one} is damaged: {fault}", fix="run the suite again: that stage is rerun"
+            f"the input {stage_id} is damaged: {fault}",
+            fix="run the suite again: that stage is rerun",
         )
     rest = (record or {}).get("rest")
     if not rest:
         return ""
     return (
-        f"{one}: {rest['count']} files ({rest['bytes']} bytes) beyond the {LISTED_FILES} that are "
-        "listed were not checked; run_suite.py --verify checks their names and sizes"
+        f"{stage_id}: {rest['count']} files ({rest['bytes']} bytes) beyond the {LISTED_FILES} "
+        "that are listed were not checked; run_suite.py --verify checks their names and sizes"
     )
 
 
-class _Whole:
+class _VerifiedFiles:
     """The larger files of a stage that were found whole, by what stat(2) says of them.
 
     Kept in `<work>/.verified/`: who can write there can write the stages as well.
     """
 
-    def __init__(self, work: Path, one: str) -> None:
-        self.path = work / VERIFIED / f"{one}.json"
+    def __init__(self, work: Path, stage_id: str) -> None:
+        self.path = work / VERIFIED / f"{stage_id}.json"
         self._known: Json = {}
         self._new = False
         with contextlib.suppress(KdepError):
             if is_real_folder(self.path.parent):
-                said = read_strict(self.path, follow=False)
-                self._known = said if isinstance(said, dict) else {}
+                content = read_strict(self.path, follow=False)
+                self._known = content if isinstance(content, dict) else {}
 
-    def knows(self, name: str, digest: str, found: os.stat_result) -> bool:
-        return self._known.get(name) == self._entry(digest, found)
+    def knows(self, name: str, digest: str, file_stat: os.stat_result) -> bool:
+        return self._known.get(name) == self._entry(digest, file_stat)
 
-    def learn(self, name: str, digest: str, found: os.stat_result) -> None:
-        self._known[name], self._new = self._entry(digest, found), True
+    def learn(self, name: str, digest: str, file_stat: os.stat_result) -> None:
+        self._known[name], self._new = self._entry(digest, file_stat), True
 
     def keep(self) -> None:
         """Writes what is new; not being able to costs hashing again, and nothing else."""
@@ -327,17 +340,23 @@ class _Whole:
                 write_json(self.path, self._known)
 
     @staticmethod
-    def _entry(digest: str, found: os.stat_result) -> list[Any]:
+    def _entry(digest: str, file_stat: os.stat_result) -> list[Any]:
         # The time of the inode's change (ctime) cannot be set: a write shows, whatever it pretends.
-        return [digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        return [
+            digest,
+            file_stat.st_size,
+            file_stat.st_mtime_ns,
+            file_stat.st_ctime_ns,
+            file_stat.st_ino,
+        ]
 
 
-def data_read(work: Path, stage: Stage) -> Json:
+def data_fingerprint(work: Path, stage: Stage) -> Json:
     """{"data": fingerprint} of the data that a stage was given; {} for one that reads none."""
     prepare = stage.needs.get("prepare")
     record = read_stage(folder(work, prepare)) if prepare else None
-    found = record["outputs"].get("fingerprint") if record else None
-    return {"data": found} if isinstance(found, str) else {}
+    fingerprint = record["outputs"].get("fingerprint") if record else None
+    return {"data": fingerprint} if isinstance(fingerprint, str) else {}
 
 
 def mark_damaged(out: Path) -> None:
@@ -350,8 +369,8 @@ def mark_damaged(out: Path) -> None:
 def failure(out: Path) -> Json | None:
     """What failed.json says of the last try, or None."""
     try:
-        said = read_strict(out / FAILED, _FAILED_BYTES, False) if is_real_folder(out) else {}
-        return said if isinstance(said.get("error"), str) else None
+        content = read_strict(out / FAILED, _FAILED_BYTES, False) if is_real_folder(out) else {}
+        return content if isinstance(content.get("error"), str) else None
     except (KdepError, AttributeError):
         return None
 
@@ -376,19 +395,19 @@ class Status:
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     """No garbage collection inside: it walks all that was read again and again, and finds none."""
-    on = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if on:
+        if was_enabled:
             gc.enable()
 
 
 def statuses(
     plan: Plan,
     work: Path,
-    wanted: set[str] | None = None,
+    selected: set[str] | None = None,
     force: Callable[[Stage], bool] = lambda _: False,
     verify: bool = False,
 ) -> dict[str, Status]:
@@ -398,20 +417,20 @@ def statuses(
     it left is damaged: work whose results are all there is not repeated. `force` marks stages to
     run again with all that follow.
     """
-    chosen = [s for s in plan.stages.values() if wanted is None or s.id in wanted]
-    ids = {s.id for s in chosen}
+    stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
+    ids = {s.id for s in stages}
     consumers = {i: [c for c in cs if c in ids] for i, cs in plan.consumers().items() if i in ids}
     out: dict[str, Status] = {}
     forced: set[str] = set()
     damaged: set[str] = set()
     with no_collection():
-        found = {s.id: finished(s, work, verify) for s in chosen}
-    for stage in chosen:
-        record, fault = found[stage.id]
-        after = [u for u in stage.needs.values() if u in forced]
-        if force(stage) or after:
+        results = {s.id: finished(s, work, verify) for s in stages}
+    for stage in stages:
+        record, fault = results[stage.id]
+        forced_upstream = [u for u in stage.needs.values() if u in forced]
+        if force(stage) or forced_upstream:
             forced.add(stage.id)
-            why = "forced" if force(stage) else f"upstream {after[0]} will run"
+            why = "forced" if force(stage) else f"upstream {forced_upstream[0]} will run"
             out[stage.id] = Status(False, True, why, forced=True)
         elif record is not None:
             out[stage.id] = Status(True, False, "done", record)
@@ -420,26 +439,30 @@ def statuses(
                 damaged.add(stage.id)
             # Sizes alone would let a damage that only a checksum shows pass for done again.
             out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
-    for stage in reversed(chosen):
+    for stage in reversed(stages):
         status = out[stage.id]
         if not status.done and not status.run:
-            mine = consumers[stage.id]
-            status.run = not mine or stage.id in damaged or any(out[c].run for c in mine)
+            direct_consumers = consumers[stage.id]
+            status.run = (
+                not direct_consumers
+                or stage.id in damaged
+                or any(out[c].run for c in direct_consumers)
+            )
             if not status.run:
                 status.why = "outputs missing but not needed: every downstream stage is done"
     newest = _Newest(work)
-    for stage in chosen:
+    for stage in stages:
         status = out[stage.id]
         if status.run and not status.why:
-            status.why = _why(stage, work, out, newest)
+            status.why = _reason(stage, work, out, newest)
         elif status.done and status.record is not None:
-            made = status.record.get("code")
-            if made and made != code_hash(stage.source_paths):
+            made_by = status.record.get("code")
+            if made_by and made_by != code_hash(stage.source_paths):
                 status.why = "done, but with a different version of the code (rerun with --force)"
     return out
 
 
-def records(work: Path, known: Mapping[str, Status], most: int = 500) -> list[Json]:
+def records(work: Path, known: Mapping[str, Status], limit: int = 500) -> list[Json]:
     """stage.json of all that is done, for what it took: first the newest `most` outside `known`.
 
     Those are of earlier versions of the plan, and of other suites with the same work dir.
@@ -450,57 +473,59 @@ def records(work: Path, known: Mapping[str, Status], most: int = 500) -> list[Js
             if entry.name not in known and not entry.name.startswith("."):
                 with contextlib.suppress(OSError):
                     outside.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
-    found = []
-    for _, path in sorted(outside)[-most:]:
+    stage_records = []
+    for _, path in sorted(outside)[-limit:]:
         with contextlib.suppress(KdepError):
             record = read_stage(Path(path))
             if record is not None:
-                found.append(record)
-    return found + [s.record for s in known.values() if s.record is not None]
+                stage_records.append(record)
+    return stage_records + [s.record for s in known.values() if s.record is not None]
 
 
-def _why(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
-    before = failure(folder(work, stage))
-    if before:
-        return f"failed before: {before['error']}"
+def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
+    failed = failure(folder(work, stage))
+    if failed:
+        return f"failed before: {failed['error']}"
     if folder(work, stage).exists():
         return "interrupted"
-    other = newest.of(stage)
-    if other is not None:
-        if stage.kind == "prepare" and (edits := changes_since(work / other["id"], stage, work)):
+    predecessor = newest.find(stage)
+    if predecessor is not None:
+        if stage.kind == "prepare" and (
+            edits := changes_since(work / predecessor["id"], stage, work)
+        ):
             return f"data changed: {edits}"
-        changes = differences(other["spec"], stage.spec)
-        if other["version"] != stage.version:
-            changes.insert(0, f"stage version {other['version']} -> {stage.version}")
+        changes = differences(predecessor["spec"], stage.spec)
+        if predecessor["version"] != stage.version:
+            changes.insert(0, f"stage version {predecessor['version']} -> {stage.version}")
         if changes:
-            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            return f"spec changed: {', '.join(changes[:3])}{more}"
+            remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            return f"spec changed: {', '.join(changes[:3])}{remainder}"
     for up in stage.needs.values():
         if up in known and known[up].run:
             return f"upstream {up} will run"
-    if other is not None:
+    if predecessor is not None:
         for role, up in stage.needs.items():
-            if other["needs"].get(role) != up:
-                return f"upstream changed: {other['needs'].get(role)} -> {up}"
+            if predecessor["needs"].get(role) != up:
+                return f"upstream changed: {predecessor['needs'].get(role)} -> {up}"
     return "never run"
 
 
-def differences(old: Any, new: Any, at: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """What changed between two specs, as 'budget.epochs 3 -> 4'."""
     if isinstance(old, dict) and isinstance(new, dict):
         out = []
         for key in sorted(old.keys() | new.keys()):
-            place = f"{at}.{key}" if at else key
+            key_path = f"{path}.{key}" if path else key
             if key not in new:
-                out.append(f"{place} dropped")
+                out.append(f"{key_path} dropped")
             elif key not in old:
-                out.append(f"{place} added")
+                out.append(f"{key_path} added")
             else:
-                out += differences(old[key], new[key], place)
+                out += differences(old[key], new[key], key_path)
         return out
     if old == new:
         return []
-    return [f"{at} {_short(old)} -> {_short(new)}"]
+    return [f"{path} {_short(old)} -> {_short(new)}"]
 
 
 def _short(value: Any) -> str:
@@ -513,16 +538,16 @@ class _Newest:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        self._found: dict[str, list[str]] | None = None
+        self._paths: dict[str, list[str]] | None = None
 
-    def of(self, stage: Stage) -> Json | None:
-        if self._found is None:
-            self._found = {}
+    def find(self, stage: Stage) -> Json | None:
+        if self._paths is None:
+            self._paths = {}
             with contextlib.suppress(OSError):
                 for entry in os.scandir(self.work):
-                    self._found.setdefault(entry.name.rpartition("-")[0], []).append(entry.path)
+                    self._paths.setdefault(entry.name.rpartition("-")[0], []).append(entry.path)
         best: tuple[float, Json] | None = None
-        for path in self._found.get(stage.id.rpartition("-")[0], []):
+        for path in self._paths.get(stage.id.rpartition("-")[0], []):
             with contextlib.suppress(KdepError, OSError):
                 when = os.stat(os.path.join(path, STAGE)).st_mtime
                 if best is None or when > best[0]:

@@ -31,7 +31,7 @@ from kdep_bench.safe_files import is_real_folder, not_a_folder
 from kdep_bench.safe_files import remove as remove_tree
 
 _STAGE_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*-[0-9a-f]{12}")
-_RUN_DIR = re.compile(rf"{re.escape(cluster.ROOM)}/[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_RUN_DIR = re.compile(rf"{re.escape(cluster.RUNS_DIR)}/[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
@@ -74,81 +74,84 @@ def survey(
     """
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
-    found, tried = {}, []
-    for one in os.scandir(work):
-        if one.is_dir(follow_symlinks=False):
-            if _STAGE_DIR.fullmatch(one.name):
-                found[one.name] = _look(work, one.name)
-            elif made := attempts.NAME.fullmatch(one.name):
-                tried.append((one.name, made["stage"]))
+    stages, attempt_dirs = {}, []
+    for stage_id in os.scandir(work):
+        if stage_id.is_dir(follow_symlinks=False):
+            if _STAGE_DIR.fullmatch(stage_id.name):
+                stages[stage_id.name] = _stage_entry(work, stage_id.name)
+            elif match := attempts.NAME.fullmatch(stage_id.name):
+                attempt_dirs.append((stage_id.name, match["stage"]))
     kept: dict[str, list[str]] = {}
-    for i, entry in found.items():
+    for i, entry in stages.items():
         kept[i] = [*cited.get(i, ()), *(f"suite {n}" for n in planned.get(i, ()))]
         if entry.state == "running":
             kept[i].append("running")
     todo = [i for i, why in kept.items() if why]
     while todo:
-        one = todo.pop()
-        for up in found[one].needs:
+        stage_id = todo.pop()
+        for up in stages[stage_id].needs:
             if up in kept and not kept[up]:
-                kept[up] = [f"needed by {one}"]
+                kept[up] = [f"needed by {stage_id}"]
                 todo.append(up)
     entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
-               for i, e in found.items()]  # fmt: skip
-    entries += [_look_try(work, name, one, kept.get(one, [])) for name, one in tried]
-    entries += _runs(work)
+               for i, e in stages.items()]  # fmt: skip
+    entries += [
+        _attempt_entry(work, name, stage_id, kept.get(stage_id, []))
+        for name, stage_id in attempt_dirs
+    ]
+    entries += _run_entries(work)
     return sorted(entries, key=lambda e: (-e.bytes, e.id))
 
 
-def _look(work: Path, one: str) -> Entry:
-    out = work / one
+def _stage_entry(work: Path, stage_id: str) -> Entry:
+    out = work / stage_id
     finished, needs = "", ()
     try:
         record = state.read_stage(out)
         if record is None:
-            how = "failed" if state.failure(out) else "cut"
-        elif record["id"] != one:
-            how = "damaged"
+            status = "failed" if state.failure(out) else "cut"
+        elif record["id"] != stage_id:
+            status = "damaged"
         else:
-            how, finished = "done", str(record.get("finished", ""))
+            status, finished = "done", str(record.get("finished", ""))
             needs = tuple(sorted(set(record["needs"].values())))
     except KdepError:
-        how = "damaged"
-    if StageLock(work, one).held_elsewhere():
-        how = "running"
-    return Entry(one, size_of(out), how, finished, needs)
+        status = "damaged"
+    if StageLock(work, stage_id).held_elsewhere():
+        status = "running"
+    return Entry(stage_id, size_of(out), status, finished, needs)
 
 
-def _look_try(work: Path, name: str, one: str, stage_kept_by: list[str]) -> Entry:
+def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> Entry:
     """The directory `name` of a try of the stage `one`."""
     why: tuple[str, ...] = ()
-    if StageLock(work, one).held_elsewhere():
+    if StageLock(work, stage_id).held_elsewhere():
         why = ("running",)
-    elif stage_kept_by and name in attempts.named(work, one):
-        why = (f"the next attempt of {one}",)
+    elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
+        why = (f"the next attempt of {stage_id}",)
     return Entry(name, size_of(work / name), "running" if "running" in why else "cut", "", (), why)
 
 
-def _runs(work: Path) -> list[Entry]:
+def _run_entries(work: Path) -> list[Entry]:
     """The folders of cluster runs."""
     out = []
     queue = cluster.queued(work) if shutil.which("squeue") else None
-    home = work / cluster.ROOM
-    for room in sorted(home.glob("*")) if is_real_folder(home) else ():
-        one = room.relative_to(work).as_posix()
-        if is_real_folder(room) and _RUN_DIR.fullmatch(one):
-            how, why = _look_run(work, room, queue)
-            out.append(Entry(one, size_of(room), how, "", (), (why,) if why else ()))
+    runs_dir = work / cluster.RUNS_DIR
+    for run_dir in sorted(runs_dir.glob("*")) if is_real_folder(runs_dir) else ():
+        stage_id = run_dir.relative_to(work).as_posix()
+        if is_real_folder(run_dir) and _RUN_DIR.fullmatch(stage_id):
+            status, why = _run_state(work, run_dir, queue)
+            out.append(Entry(stage_id, size_of(run_dir), status, "", (), (why,) if why else ()))
     return out
 
 
-def _look_run(work: Path, room: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
+def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
     """(state, what keeps it) of a run's room. `queue`: jobs by stage; None where none is seen."""
-    if cluster.run_lock(room).held_elsewhere():
+    if cluster.run_lock(run_dir).held_elsewhere():
         return "running", "running"
     try:
-        said = read_strict(room / cluster.RUN, follow=False)
-        stages, executor = list(said["stages"]), said.get("executor")
+        content = read_strict(run_dir / cluster.RUN_FILE, follow=False)
+        stages, executor = list(content["stages"]), content.get("executor")
     except (KdepError, KeyError, TypeError, AttributeError):
         return "ended", ""  # cut before it had submitted anything
     if any(StageLock(work, i).held_elsewhere() for i in stages):
@@ -184,23 +187,23 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
         if place.is_symlink():
             raise not_a_folder(place, place.lstat().st_mode, "records folder")
         for path in sorted(place.glob("*.json")):
-            said = read_strict(path, follow=False)
-            stages = said.get("stages") if isinstance(said, dict) else None
+            content = read_strict(path, follow=False)
+            stages = content.get("stages") if isinstance(content, dict) else None
             if not isinstance(stages, dict):
                 raise KdepError(
                     f"the record {path} has no valid list of stages",
                     fix="run its suite again, or move the file elsewhere",
                 )
-            for one in {str(said.get("id")), *map(str, stages.values())}:
-                names = out.setdefault(one, [])
+            for stage_id in {str(content.get("id")), *map(str, stages.values())}:
+                names = out.setdefault(stage_id, [])
                 if folder.name not in names:
                     names.append(folder.name)
     return out
 
 
-def prunable(entries: Iterable[Entry], any_claim: bool) -> list[Entry]:
+def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
     """What nothing keeps. KdepError where nothing at all was cited or planned."""
-    if not any_claim:
+    if not any_reference:
         raise KdepError(
             "no results were found and no suite was given, so every stage would be removed",
             fix="give --results-dir, or the names of the suites to keep; to remove everything, "
@@ -215,11 +218,11 @@ def remove(work: Path, entry: Entry) -> bool:
     stage.json goes first: a removal that is cut leaves a stage that is not done.
     """
     out, attempt = work / entry.id, attempts.NAME.fullmatch(entry.id)
-    ours = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
-    if not ours or not is_real_folder(out):
+    removable = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
+    if not removable or not is_real_folder(out):
         return False
-    one = attempt["stage"] if attempt else entry.id
-    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, one)
+    stage_id = attempt["stage"] if attempt else entry.id
+    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, stage_id)
     if not lock.take():
         return False
     try:
@@ -239,13 +242,13 @@ def size_text(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def counted(entries: Iterable[Entry]) -> str:
+def summary(entries: Iterable[Entry]) -> str:
     """'3 stage directories, 1.2 GB', with the cluster runs where there are any."""
     entries = list(entries)
     runs = sum(e.is_run for e in entries)
-    said = f"{len(entries) - runs} stage directories"
-    said += f" and {runs} cluster runs" if runs else ""
-    return f"{said}, {size_text(sum(e.bytes for e in entries))}"
+    text = f"{len(entries) - runs} stage directories"
+    text += f" and {runs} cluster runs" if runs else ""
+    return f"{text}, {size_text(sum(e.bytes for e in entries))}"
 
 
 def table(entries: Iterable[Entry]) -> str:

@@ -52,7 +52,7 @@ from kdep_bench.safe_files import real_folder
 from kdep_bench.suite import data_identity
 
 
-def main(order: StageRequest, pipe: Any) -> None:
+def main(request: StageRequest, pipe: Any) -> None:
     """Process body in the local pool. Never returns."""
     os.setsid()
     # Nobody would watch an orphan: the stage goes when the fork server dies, or the runner.
@@ -63,13 +63,13 @@ def main(order: StageRequest, pipe: Any) -> None:
     signal.signal(signal.SIGTERM, stop)
     code = FAULT
     try:
-        set_threads(order.stage.cpus)
+        set_threads(request.stage.cpus)
         # A stage without a GPU slot sees no GPU at all.
-        show_gpus(order.gpus)
+        show_gpus(request.gpus)
         reporter = Reporter(None if pipe is None else pipe.fileno())
-        code, sentence = run_stage(order, reporter)
+        code, sentence = run_stage(request, reporter)
         if sentence:
-            reporter.tell(sentence)
+            reporter.report_failure(sentence)
     except Stopped:
         code = STOPPED
     finally:
@@ -91,17 +91,17 @@ def _leave_with_reader(fd: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_stage(order: StageRequest, progress: Callable[..., None]) -> tuple[int, str | None]:
+def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int, str | None]:
     """Runs one stage to its stage.json.
 
     Returns:
         (DONE, None), (BUSY, None) when another process has it or took it over, or
         (FAULT, sentence).
     """
-    stage, work = order.stage, order.work
+    stage, work = request.stage, request.work
     out = state.folder(work, stage)
     lock = StageLock(work, stage.id)
-    attempt: attempts.Try | None = None
+    attempt: attempts.Attempt | None = None
     logs = False
     try:
         real_folder(out, "stage directory")
@@ -109,46 +109,48 @@ def run_stage(order: StageRequest, progress: Callable[..., None]) -> tuple[int, 
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except (OSError, KdepError) as e:
-        return _fail(None, order, sentence_of(e), lock.mine)
+        return _fail(None, request, sentence_of(e), lock.still_held)
     try:
         record, fault = state.finished(stage, work)
-        if record is not None and not order.force:
+        if record is not None and not request.force:
             return DONE, None
         if fault:
             state.mark_damaged(out)
         # Nothing is resumed from what was found damaged: the damage would get a good checksum.
-        afresh = order.force or (out / state.DAMAGED).exists()
-        attempt = attempts.begin(work, stage.id, stage.resumable and not afresh, lock.mine)
-        _log_to(attempt.open_log(), order)
+        from_scratch = request.force or (out / state.DAMAGED).exists()
+        attempt = attempts.begin(
+            work, stage.id, stage.resumable and not from_scratch, lock.still_held
+        )
+        _log_to(attempt.open_log(), request)
         logs = True
-        return (DONE if _execute(order, attempt, progress, lock.mine) else BUSY), None
-    except attempts.Lost:
+        return (DONE if _execute(request, attempt, progress, lock.still_held) else BUSY), None
+    except attempts.TakenOver:
         return BUSY, None
     except Stopped:
-        if not lock.mine():
+        if not lock.still_held():
             return BUSY, None
         if attempt is not None:
             with contextlib.suppress(OSError, KdepError):
-                attempt.settle(lock.mine)
+                attempt.settle(lock.still_held)
         raise
     except Exception as e:
-        if not lock.mine():  # the new owner has renamed the directory under this one's hands
+        if not lock.still_held():  # the new owner has renamed the directory under this one's hands
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
             if logs:  # a traceback is for the log alone
                 traceback.print_exc()
-        return _fail(attempt, order, sentence_of(e), lock.mine)
+        return _fail(attempt, request, sentence_of(e), lock.still_held)
     except SystemExit as e:
-        said = f"the stage called sys.exit({e.code!r}) instead of returning its outputs"
-        said = str(KdepError(said, fix=f"read its {state.LOG}"))
-        return _fail(attempt, order, said, lock.mine)
+        sentence = f"the stage called sys.exit({e.code!r}) instead of returning its outputs"
+        sentence = str(KdepError(sentence, fix=f"read its {state.LOG}"))
+        return _fail(attempt, request, sentence, lock.still_held)
     finally:
         if attempt is not None:
-            attempt.close(discard=not lock.mine())
+            attempt.close(discard=not lock.still_held())
         lock.free()
 
 
-def _log_to(fd: int, order: StageRequest) -> None:
+def _log_to(fd: int, request: StageRequest) -> None:
     """Sends this process's output, and that of its children, to the stage's log."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -157,20 +159,20 @@ def _log_to(fd: int, order: StageRequest) -> None:
     os.close(fd)
     sys.stdout = open(1, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
-    print(f"--- {order.stage.id} at {utc_now()}, {order.stage.cpus} threads, pid {os.getpid()}")
+    print(f"--- {request.stage.id} at {utc_now()}, {request.stage.cpus} threads, pid {os.getpid()}")
     preload = sys.modules.get("kdep_bench.engine.preload")
     if preload is not None and preload.FAILURE:
         print(f"the fork server could not import the toolkits:\n{preload.FAILURE}")
 
 
 def _execute(
-    order: StageRequest,
-    attempt: attempts.Try,
+    request: StageRequest,
+    attempt: attempts.Attempt,
     progress: Callable[..., None],
-    mine: Callable[[], bool],
+    still_held: Callable[[], bool],
 ) -> bool:
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
-    stage, work = order.stage, order.work
+    stage, work = request.stage, request.work
     for up in sorted(set(stage.needs.values())):
         left_out = state.verify_input(work, up)
         if left_out:
@@ -181,18 +183,18 @@ def _execute(
     started, begun = utc_now(), time.time()
     clock, cpu = time.monotonic(), cpu_seconds()
     trackers.set_backends(stage.trackers, stage.id)  # child processes inherit them
-    outputs, ranks = _call(order, inputs, attempt.path.resolve(), progress)
+    outputs, ranks = _call(request, inputs, attempt.path.resolve(), progress)
     wall = time.monotonic() - clock
     outputs = guard.after(outputs)
     check_outputs(stage, outputs)
-    files, rest = state.take_stock(attempt.path)
+    files, rest = state.list_files(attempt.path)
     usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    if not mine():
+    if not still_held():
         return False
     record = {
         "schema": state.SCHEMA,
         "id": stage.id,
-        "run": order.run,
+        "run": request.run,
         "kind": stage.kind,
         "name": stage.name,
         "spec": stage.spec,
@@ -204,37 +206,37 @@ def _execute(
         "finished": utc_now(),
         "wall_s": round(wall, 3),
         "cpu_s": round(sum(r["cpu_s"] for r in ranks) or cpu_seconds() - cpu, 3),
-        "start_s": round(begun - order.submitted, 3),
+        "start_s": round(begun - request.submitted, 3),
         # Linux counts kibibytes.
         "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
         **largest_peak([peak_gpu(), *ranks]),
-        "environment": environment(order) | _distributed(ranks),
+        "environment": environment(request) | _distributed(ranks),
         "outputs": outputs,
-        **state.data_read(work, stage),
+        **state.data_fingerprint(work, stage),
         "files": files,
         "rest": rest,
     }
     attempt.write(state.STAGE, state.stage_text(record))
-    return attempt.settle(mine)
+    return attempt.settle(still_held)
 
 
 def _call(
-    order: StageRequest, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
+    request: StageRequest, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The function's outputs and, where it ran as several processes, what each of them used."""
     from kdep_bench.engine import ddp
 
-    if ddp.shape(order.stage) != (1, 1):
-        return ddp.launch(order, inputs, out, progress)
+    if ddp.shape(request.stage) != (1, 1):
+        return ddp.launch(request, inputs, out, progress)
     keep_freed_memory()
-    function = locate(order.stage.function)
-    check_gpus(order.gpus)  # by now torch is in memory, if the function needs it
+    function = locate(request.stage.function)
+    check_gpus(request.gpus)  # by now torch is in memory, if the function needs it
     # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
-    spec = json.loads(canonical_json(order.stage.spec))
-    if order.stage.kind == "prepare":
+    spec = json.loads(canonical_json(request.stage.spec))
+    if request.stage.kind == "prepare":
         spec.pop(data_identity.CONTENT, None)
-    if order.stage.about:
-        spec["about"] = order.stage.about
+    if request.stage.about:
+        spec["about"] = request.stage.about
     return function(spec, inputs, out, progress), []
 
 
@@ -243,16 +245,19 @@ def _distributed(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fail(
-    attempt: attempts.Try | None, order: StageRequest, sentence: str, mine: Callable[[], bool]
+    attempt: attempts.Attempt | None,
+    request: StageRequest,
+    sentence: str,
+    still_held: Callable[[], bool],
 ) -> tuple[int, str | None]:
     """Leaves what the try made so far, with failed.json, as the stage's directory."""
     try:
         if attempt is not None:
-            attempt.fail(failure_record(sentence, order.stage))
-            if not attempt.settle(mine):
+            attempt.fail(failure_record(sentence, request.stage))
+            if not attempt.settle(still_held):
                 return BUSY, None
             return FAULT, sentence
     except (OSError, KdepError) as e:
         print(f"the directory of this attempt could not be renamed ({e})", file=sys.stderr)
-    note_failure(state.folder(order.work, order.stage), sentence, order.stage)
+    note_failure(state.folder(request.work, request.stage), sentence, request.stage)
     return FAULT, sentence

@@ -18,12 +18,12 @@ from typing import Any
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.schema import Json
 
-_REMEMBERED = 32  # measured stages a group
-_ALIKE = 0.1  # works whose logarithms differ by less are as near as each other
-_LEAST = 0.01  # seconds
+_MAX_MEASURED = 32  # measured stages a group
+_SIMILAR = 0.1  # works whose logarithms differ by less are as near as each other
+_MIN_SECONDS = 0.01  # seconds
 
 # What a stage took: its wall time, or what it says all its tries took where that is more.
-_TOLD = {"cache": "fill_s", "pretrain": "train_s"}
+_SECONDS_KEYS = {"cache": "fill_s", "pretrain": "train_s"}
 
 
 class Costs:
@@ -45,16 +45,16 @@ class Costs:
         kind, outputs = record["kind"], record["outputs"]
         if kind in ("prepare", "views"):
             self._outputs[record["id"]] = outputs
-        seconds = max(record.get("wall_s") or 0.0, outputs.get(_TOLD.get(kind, "")) or 0.0)
+        seconds = max(record.get("wall_s") or 0.0, outputs.get(_SECONDS_KEYS.get(kind, "")) or 0.0)
         work = _work_done(kind, record["spec"], outputs)
         if seconds > 0 and work:
             for group in groups(kind, record["name"], record["spec"]):
-                self._seen.setdefault(group, deque(maxlen=_REMEMBERED)).append((work, seconds))
+                self._seen.setdefault(group, deque(maxlen=_MAX_MEASURED)).append((work, seconds))
 
     def seconds(self, stage: Stage) -> float:
         """The estimate for one stage, in seconds."""
-        found = self.measured(stage)
-        return stage.cost if found is None else found
+        estimate = self.measured(stage)
+        return stage.cost if estimate is None else estimate
 
     def measured(self, stage: Stage) -> float | None:
         """The estimate from measured stages of like work; None where there is none."""
@@ -63,18 +63,18 @@ class Costs:
             return None
         for group in groups(stage.kind, stage.name, stage.spec):
             if group in self._seen:
-                return max(_LEAST, work * _rate(self._seen[group], work))
+                return max(_MIN_SECONDS, work * _seconds_per_unit(self._seen[group], work))
         return None
 
-    def of(self, stages: Iterable[Stage]) -> dict[str, float]:
+    def estimates(self, stages: Iterable[Stage]) -> dict[str, float]:
         """Estimates by stage id; stages that look alike are looked up once."""
-        known: dict[Any, float] = {}
+        cached: dict[Any, float] = {}
         out = {}
         for stage in stages:
             key = (groups(stage.kind, stage.name, stage.spec), self._work(stage), stage.cost)
-            if key not in known:
-                known[key] = self.seconds(stage)
-            out[stage.id] = known[key]
+            if key not in cached:
+                cached[key] = self.seconds(stage)
+            out[stage.id] = cached[key]
         return out
 
     def _work(self, stage: Stage) -> float | None:
@@ -88,8 +88,8 @@ class Costs:
         if images is None:
             return None
         if stage.kind == "pretrain":
-            whole = spec["budget"].get("epochs_over") == "pool"
-            return images * (1.0 if whole else spec["share"]) * spec["budget"]["epochs"]
+            over_pool = spec["budget"].get("epochs_over") == "pool"
+            return images * (1.0 if over_pool else spec["share"]) * spec["budget"]["epochs"]
         return images * views * spec.get("share", 1.0)
 
     def _images(self, stage: Stage) -> tuple[float | None, float]:
@@ -98,9 +98,9 @@ class Costs:
         if stage.kind != "views":
             if "views" not in needs or needs["views"] not in self.plan.stages:
                 return None, 1.0
-            told = self._outputs.get(needs["views"], {})
-            if told.get("images"):
-                return told["images"], told.get("views", 1)
+            outputs = self._outputs.get(needs["views"], {})
+            if outputs.get("images"):
+                return outputs["images"], outputs.get("views", 1)
             upstream = self.plan.stages[needs["views"]]
             spec, needs = upstream.spec, upstream.needs
         counts = self._outputs.get(needs.get("prepare", ""), {}).get("counts", {})
@@ -113,8 +113,8 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
     if kind == "pretrain":
         if not takes_steps(spec):
             return ((kind, "no step"),)
-        like = (kind, spec["student"]["name"], spec["budget"].get("precision", ""))
-        return ((*like, spec["method"]["name"]), like)
+        group = (kind, spec["student"]["name"], spec["budget"].get("precision", ""))
+        return ((*group, spec["method"]["name"]), group)
     if kind == "transfer":
         return ((kind, spec["task"]["name"], spec["student"]["name"]), (kind, spec["task"]["name"]))
     if kind in ("views", "export"):
@@ -142,13 +142,13 @@ def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
 
 def _iterations(spec: Json) -> float:
     recipe = spec["task"].get("recipe", {})
-    said = recipe.get("iters") or recipe.get("epochs")
-    return float(said) if isinstance(said, int | float) and said > 0 else 1.0
+    length = recipe.get("iters") or recipe.get("epochs")
+    return float(length) if isinstance(length, int | float) and length > 0 else 1.0
 
 
-def _rate(seen: Iterable[tuple[float, float]], work: float) -> float:
+def _seconds_per_unit(seen: Iterable[tuple[float, float]], work: float) -> float:
     """Seconds a unit of work: the median over the measured stages of nearest work."""
     far = [(abs(math.log(w / work)), s / w) for w, s in seen]
     nearest = min(f for f, _ in far)
-    rates = sorted(rate for f, rate in far if f <= nearest + _ALIKE)
+    rates = sorted(rate for f, rate in far if f <= nearest + _SIMILAR)
     return rates[len(rates) // 2]

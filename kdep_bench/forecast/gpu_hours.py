@@ -38,9 +38,9 @@ class Fit:
     left: list[Comparison]
     hours: float
 
-    def said(self, budget: float) -> list[str]:
+    def summary(self, budget: float) -> list[str]:
         """What is run and what is left out, as sentences."""
-        whole = Counter(c.task for c in [*self.taken, *self.left])
+        total = Counter(c.task for c in [*self.taken, *self.left])
         left = Counter(c.task for c in self.left)
         lines = [
             f"{len(self.taken)} of {len(self.taken) + len(self.left)} comparisons (all methods of "
@@ -48,7 +48,7 @@ class Fit:
             f"{budget:g} GPU-hours, lowest cost per transfer run first: {self.hours:,.1f} GPU-hours"
         ]
         if left:
-            parts = [f"{task} {n} of {whole[task]}" for task, n in sorted(left.items())]
+            parts = [f"{task} {n} of {total[task]}" for task, n in sorted(left.items())]
             lines.append(f"not run, comparisons by task: {', '.join(parts)}")
         return lines
 
@@ -77,7 +77,7 @@ def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
             continue  # it is in the comparisons of its teachers
         runs = [*with_teacher[key], *without_teacher[tuple(base)], *untrained[tuple(base[:3])]]
         complete.append(Comparison(*key, tuple(runs)))  # type: ignore[arg-type]
-    compared = {c for one in complete for c in one.runs}
+    compared = {c for comparison in complete for c in comparison.runs}
     for base, runs in untrained.items():
         if not compared.issuperset(runs):  # nothing here is trained
             complete.append(Comparison(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def teacher_of(plan: Plan, run: TransferRun) -> str:
 
 def fit(
     plan: Plan,
-    wanted: Container[str],
+    selected: Container[str],
     todo: set[str],
     hours: Mapping[str, float | None],
     budget: float,
@@ -107,16 +107,20 @@ def fit(
         todo: those of them that are to run; what is done costs nothing.
         hours: of each; a comparison with a stage of unknown hours (None) is left out.
     """
-    every = comparisons(plan, wanted)
-    upstream = [plan.upstream(c.runs) & todo for c in every]
-    users: dict[str, list[int]] = defaultdict(list)
+    candidates = comparisons(plan, selected)
+    upstream = [plan.upstream(c.runs) & todo for c in candidates]
+    used_by: dict[str, list[int]] = defaultdict(list)
     for i, stages in enumerate(upstream):
-        for one in stages:
-            users[one].append(i)
-    unknown = {i for one, used in users.items() if hours[one] is None for i in used}
-    open_ones = [i for i in range(len(every)) if i not in unknown]
+        for stage_id in stages:
+            used_by[stage_id].append(i)
+    unknown = {
+        i for stage_id, indices in used_by.items() if hours[stage_id] is None for i in indices
+    }
+    open_ones = [i for i in range(len(candidates)) if i not in unknown]
     cost = [sum(hours[s] or 0.0 for s in stages) for stages in upstream]
-    n_runs = [len(stages.intersection(c.runs)) for c, stages in zip(every, upstream, strict=True)]
+    n_runs = [
+        len(stages.intersection(c.runs)) for c, stages in zip(candidates, upstream, strict=True)
+    ]
     taken, spent, paid = list[int](), 0.0, set[str]()
     while True:
         fitting = [i for i in open_ones if spent + cost[i] <= budget]
@@ -126,32 +130,32 @@ def fit(
         taken.append(best)
         open_ones.remove(best)
         spent += cost[best]
-        for one in upstream[best] - paid:
-            for i in users[one]:
-                cost[i] = max(0.0, cost[i] - (hours[one] or 0.0))
-                n_runs[i] -= one in every[i].runs
+        for stage_id in upstream[best] - paid:
+            for i in used_by[stage_id]:
+                cost[i] = max(0.0, cost[i] - (hours[stage_id] or 0.0))
+                n_runs[i] -= stage_id in candidates[i].runs
         paid |= upstream[best]
     chosen = set(taken)
-    left = [c for i, c in enumerate(every) if i not in chosen]
-    return Fit([every[i] for i in taken], left, spent)
+    left = [c for i, c in enumerate(candidates) if i not in chosen]
+    return Fit([candidates[i] for i in taken], left, spent)
 
 
-def refusal(found: Fit, hours: Hours, budget: float) -> KdepError | None:
+def refusal(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
     """Why a run of everything may not begin under `budget`; None where it fits."""
-    unknown = sum(v is None for v in hours.of.values())
+    unknown = sum(v is None for v in hours.by_stage.values())
     if unknown:
         return KdepError(
-            f"the GPU-hours of {unknown} of {len(hours.of)} stages to run are not known",
+            f"the GPU-hours of {unknown} of {len(hours.by_stage)} stages to run are not known",
             fix="give --device-rate or --measure-throughput (and --count-flops), or add "
             "--fit-budget to run only stages whose cost is known",
         )
-    total = sum(v or 0.0 for v in hours.of.values())
+    total = sum(v or 0.0 for v in hours.by_stage.values())
     if total <= budget:
         return None
-    every = len(found.taken) + len(found.left)
+    n_comparisons = len(fitted.taken) + len(fitted.left)
     return KdepError(
-        f"the run needs an estimated {total:,.1f} GPU-hours, {hours.said}",
+        f"the run needs an estimated {total:,.1f} GPU-hours, {hours.source}",
         expected=f"at most {budget:g} (--budget-hours)",
-        fix=f"raise --budget-hours, or add --fit-budget to run the {len(found.taken)} of {every} "
-        "comparisons that fit",
+        fix=f"raise --budget-hours, or add --fit-budget to run the {len(fitted.taken)} of "
+        f"{n_comparisons} comparisons that fit",
     )

@@ -17,7 +17,7 @@ from kdep_bench.forecast.costs import Costs
 from kdep_bench.forecast.work import (
     COUNTED,
     GPU_KINDS,
-    OWN,
+    WORK_DIR_COUNTS,
     Forecast,
     Hours,
     student_network,
@@ -29,10 +29,10 @@ from kdep_bench.suite.schema import Json
 
 
 @dataclass(frozen=True)
-class Rate:
+class FlopRate:
     """FLOP a second: `default`, or by network where it was measured; `said` tells whence."""
 
-    said: str
+    source: str
     default: float | None = None
     networks: Mapping[str, float] = field(default_factory=dict)
 
@@ -45,19 +45,19 @@ DEVICES: Mapping[str, Mapping[str, float]] = {
 }
 
 
-def stated_rate(text: str) -> Rate:
+def stated_rate(text: str) -> FlopRate:
     """The rate of `--device-rate`: '12.5' TFLOP/s reached, or 'a100.tf32:0.3' of a peak.
 
     Raises:
         KdepError: an unknown device or format, a peak without the share of it that is reached.
     """
-    name, colon, share = text.partition(":")
-    device, dot, what = name.partition(".")
+    name, colon, fraction_text = text.partition(":")
+    device, dot, number_format = name.partition(".")
     expected = "the TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, e.g. a100.tf32:0.3"
     if device.lower() in DEVICES:
         peaks = DEVICES[device.lower()]
-        if dot and what not in peaks:
-            raise unknown_name(f"number format of {device}", what, peaks)
+        if dot and number_format not in peaks:
+            raise unknown_name(f"number format of {device}", number_format, peaks)
         if not dot or not colon:
             raise KdepError(
                 f"--device-rate {text} is the peak of a device, which training never reaches",
@@ -65,10 +65,13 @@ def stated_rate(text: str) -> Rate:
                 fix="add the number format and the fraction of the peak you expect (convolutions "
                 "run in tf32 by default, a teacher's cache in float32)",
             )
-        peak, whose = peaks[what], f"{device.lower()}'s datasheet, {what}: {peaks[what]:g} TFLOP/s"
+        peak, origin = (
+            peaks[number_format],
+            f"{device.lower()}'s datasheet, {number_format}: {peaks[number_format]:g} TFLOP/s",
+        )
     else:
         try:
-            peak, whose = float(name), f"{float(name):g} TFLOP/s"
+            peak, origin = float(name), f"{float(name):g} TFLOP/s"
         except ValueError:
             if name[:1].isdigit():
                 raise KdepError(
@@ -76,64 +79,64 @@ def stated_rate(text: str) -> Rate:
                 ) from None
             raise unknown_name("device of --device-rate", device, DEVICES) from None
     try:
-        part = float(share) if colon else 1.0
+        fraction = float(fraction_text) if colon else 1.0
     except ValueError:
-        part = float("nan")
-    if not (0 < part <= 1 and 0 < peak < float("inf")):
+        fraction = float("nan")
+    if not (0 < fraction <= 1 and 0 < peak < float("inf")):
         raise KdepError(
             f"--device-rate is {text!r}",
             expected=expected + ", with numbers above 0 and FRACTION at most 1",
             fix="correct --device-rate",
         )
-    said = f"from --device-rate ({whose}" + (f", {part:g} of it reached)" if colon else ")")
-    return Rate(said, peak * part * 1e12)
+    source = f"from --device-rate ({origin}" + (f", {fraction:g} of it reached)" if colon else ")")
+    return FlopRate(source, peak * fraction * 1e12)
 
 
-def measured_rate(probe: Json, counts: Mapping[str, Json]) -> Rate:
+def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
     """The rate of a probe: each network's own. What was not probed goes at the students' slowest.
 
     Raises:
         KdepError: no student was measured.
     """
     rates, students = dict[str, float](), []
-    for one, said in probe.items():
-        if one != "device" and one in counts:
-            passes = FORWARD_AND_BACKWARD if said["kind"] == "student" else 1
-            rates[one] = said["images_per_s"] * passes * counts[one]["flops"]
-            if said["kind"] == "student":
-                students.append(rates[one])
+    for network, measured in probe.items():
+        if network != "device" and network in counts:
+            passes = FORWARD_AND_BACKWARD if measured["kind"] == "student" else 1
+            rates[network] = measured["images_per_s"] * passes * counts[network]["flops"]
+            if measured["kind"] == "student":
+                students.append(rates[network])
     if not students:
         raise KdepError(
             "the throughput of no student of the suite could be measured",
             fix="read the messages above",
         )
-    said = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
-    return Rate(said, min(students), rates)
+    measured = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
+    return FlopRate(measured, min(students), rates)
 
 
-def at_rate(plan: Plan, forecast: Forecast, rate: Rate, ids: Iterable[str]) -> Hours:
+def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) -> Hours:
     """GPU-hours of the stages `ids` at `rate`; 0 for kinds that use no GPU."""
-    found: dict[str, float | None] = {}
-    for one in ids:
-        stage = plan.stages[one]
-        flops = forecast.of(stage).flops if stage.kind in GPU_KINDS else 0.0
+    hours: dict[str, float | None] = {}
+    for stage_id in ids:
+        stage = plan.stages[stage_id]
+        flops = forecast.estimate(stage).flops if stage.kind in GPU_KINDS else 0.0
         speed = rate.default
         if flops and rate.networks:
             config = stage.spec["teacher" if stage.kind == "cache" else "student"]
             make = teacher_network if stage.kind == "cache" else student_network
             speed = rate.networks.get(forecast.network(config, make(config))[0], rate.default)
-        found[one] = None if flops is None or not speed else flops / speed / 3600
-    return Hours(rate.said, found)
+        hours[stage_id] = None if flops is None or not speed else flops / speed / 3600
+    return Hours(rate.source, hours)
 
 
 def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
     """GPU-hours by finished stages of like work; None for a stage that resembles none."""
-    found: dict[str, float | None] = {}
-    for one in ids:
-        stage = plan.stages[one]
+    hours: dict[str, float | None] = {}
+    for stage_id in ids:
+        stage = plan.stages[stage_id]
         spent = costs.measured(stage) if stage.kind in GPU_KINDS else 0.0
-        found[one] = None if spent is None else spent / 3600
-    return Hours("measured here (finished stages of similar work)", found)
+        hours[stage_id] = None if spent is None else spent / 3600
+    return Hours("measured here (finished stages of similar work)", hours)
 
 
 # ---- torch, in a process of its own ----
@@ -142,7 +145,7 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
 def count_networks(suite: str, work: Path, rehearse: bool) -> None:
     """Counts what is not known of the suite's networks, into the work dir."""
     work.mkdir(parents=True, exist_ok=True)
-    _networks(suite, work / OWN, rehearse, "--known", str(COUNTED))
+    _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(COUNTED))
 
 
 def probe_networks(suite: str, rehearse: bool) -> Json:
@@ -153,9 +156,9 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
         return read_strict(out)
 
 
-def _networks(suite: str, out: Path, rehearse: bool, *more: str) -> None:
+def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> None:
     command = [sys.executable, "-m", "kdep_bench.benchmark.networks"]
-    command += [str(find_suite(suite).absolute()), "--out", str(out), *more]
+    command += [str(find_suite(suite).absolute()), "--out", str(out), *extra_arguments]
     path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH")) if p)
     done = subprocess.run(
         command + ["--rehearse"] * rehearse, env={**os.environ, "PYTHONPATH": path}, check=False

@@ -27,7 +27,7 @@ from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
 
 COUNTED = Path(__file__).with_name("networks.json")  # of the suites in configs/
-OWN = "networks.json"  # in the work dir: of other suites
+WORK_DIR_COUNTS = "networks.json"  # in the work dir: of other suites
 GPU_KINDS = ("cache", "pretrain", "transfer")
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
 _HALF = 2  # bytes of a number in a cache
@@ -45,8 +45,8 @@ _TRAINING = {
 
 def student_network(student: Json) -> Json:
     """The network of a student at its input size."""
-    told = {"backbone": student["backbone"], "input_px": student["input_px"]}
-    return {"kind": "student", "name": student["name"], "student": told}
+    fields = {"backbone": student["backbone"], "input_px": student["input_px"]}
+    return {"kind": "student", "name": student["name"], "student": fields}
 
 
 def teacher_network(teacher: Json) -> Json:
@@ -64,26 +64,26 @@ def task_network(task: Json, student: Json) -> Json:
 
 def network_id(network: Json) -> str:
     """Hash of what shapes the network: not its name, weights or schedule."""
-    told: Any
+    content: Any
     if network["kind"] == "student":
-        told = network["student"]
+        content = network["student"]
     elif network["kind"] == "teacher":
-        told = {k: v for k, v in network["teacher"].items() if k not in _WEIGHTS | {"card"}}
+        content = {k: v for k, v in network["teacher"].items() if k not in _WEIGHTS | {"card"}}
     else:
         task, student = network["task"], network["student"]
         recipe = {k: v for k, v in task["recipe"].items() if k not in _TRAINING}
         parts = {k: student.get(k) for k in ("backbone", "pyramid", "dilated")}
-        told = [task["type"], recipe, parts]
-    return text_hash(canonical_json([network["kind"], told]))
+        content = [task["type"], recipe, parts]
+    return text_hash(canonical_json([network["kind"], content]))
 
 
 def networks(plan: Plan) -> list[Json]:
     """Every network that stages of the plan run, once."""
-    found: dict[str, Json] = {}
+    unique: dict[str, Json] = {}
     for stage in plan.stages.values():
         for network in _networks_of(stage):
-            found.setdefault(network_id(network), network)
-    return list(found.values())
+            unique.setdefault(network_id(network), network)
+    return list(unique.values())
 
 
 def _networks_of(stage: Stage) -> list[Json]:
@@ -105,8 +105,8 @@ def _dense(task: Json) -> bool:
 def read_counts(work: Path) -> dict[str, Json]:
     """What is known of networks: the repository's counts, and the work dir's."""
     known: dict[str, Json] = json.loads(COUNTED.read_text())
-    if (work / OWN).exists():
-        known |= read_strict(work / OWN, follow=False)
+    if (work / WORK_DIR_COUNTS).exists():
+        known |= read_strict(work / WORK_DIR_COUNTS, follow=False)
     return known
 
 
@@ -114,7 +114,7 @@ def read_counts(work: Path) -> dict[str, Json]:
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceEstimate:
     """What one stage will take.
 
     Attributes:
@@ -147,7 +147,7 @@ class Forecast:
         self._pairs: dict[tuple[int, int], Json] = {}
         self._pools: dict[str, int | None] = {}
 
-    def of(self, stage: Stage) -> Need:
+    def estimate(self, stage: Stage) -> ResourceEstimate:
         """The need of one stage."""
         make = {
             "views": self._views,
@@ -156,7 +156,7 @@ class Forecast:
             "export": self._export,
             "transfer": self._transfer,
         }.get(stage.kind)
-        return make(stage) if make else Need()
+        return make(stage) if make else ResourceEstimate()
 
     def network(self, config: Json, network: Json) -> tuple[str, Json]:
         """(id, counts) of a network; the counts are empty where it was never counted.
@@ -165,8 +165,8 @@ class Forecast:
         """
         if id(config) not in self._ids:
             self._ids[id(config)] = config, network_id(network)
-        one = self._ids[id(config)][1]
-        return one, self.counts.get(one, {})
+        key = self._ids[id(config)][1]
+        return key, self.counts.get(key, {})
 
     def pool(self, views: str) -> int | None:
         """Images of the pool that a `views` stage renders, or None."""
@@ -176,16 +176,16 @@ class Forecast:
         return self._pools[prepare.id]
 
     def _count_pool(self, prepare: Stage) -> int | None:
-        told = self._outputs.get(prepare.id, {}).get("counts", {}).get("images", {}).get("pool")
+        counted = self._outputs.get(prepare.id, {}).get("counts", {}).get("images", {}).get("pool")
         spec = prepare.spec
-        if told is not None:
-            return told
+        if counted is not None:
+            return counted
         if prepare.function == _OFFICIAL and spec.get("tiny_seed") is None:
             from kdep_bench.data.official.base import get_set
 
-            one = get_set(spec["pool"])
-            whole = one.trained and spec.get("pool_folder", "train") == "train"
-            return sum(one.counts[k] for k in one.trained) if whole else None
+            official_set = get_set(spec["pool"])
+            complete = official_set.trained and spec.get("pool_folder", "train") == "train"
+            return sum(official_set.counts[k] for k in official_set.trained) if complete else None
         if "pool_composites" in spec:
             return spec["pool_composites"] + spec["pool_crops"]
         return None
@@ -197,55 +197,63 @@ class Forecast:
         images = None if pool is None else round(stage.spec.get("share", 1.0) * pool)
         return images, self.plan.stages[views].spec["views"]
 
-    def _views(self, stage: Stage) -> Need:
+    def _views(self, stage: Stage) -> ResourceEstimate:
         images, views = self._rows(stage)
         if images is None:
-            return Need(disk=None, why=_NO_POOL)
-        return Need(disk=images * views * stage.spec["px"] ** 2 * 3)
+            return ResourceEstimate(disk=None, why=_NO_POOL)
+        return ResourceEstimate(disk=images * views * stage.spec["px"] ** 2 * 3)
 
-    def _cache(self, stage: Stage) -> Need:
+    def _cache(self, stage: Stage) -> ResourceEstimate:
         images, views = self._rows(stage)
         if images is None:
-            return Need(None, None, None, _NO_POOL)
+            return ResourceEstimate(None, None, None, _NO_POOL)
         teacher, rows = stage.spec["teacher"], images * views
         made = teacher_network(teacher)
         _, known = self.network(teacher, made)
         if not known:
-            return Need(rows, None, None, _uncounted(made))
+            return ResourceEstimate(rows, None, None, _uncounted(made))
         width = known.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
         sizes = [_size(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
         unknown = width is None or None in sizes
         numbers = None if unknown else int(width or 0) + sum(s or 0 for s in sizes)
         disk = None if numbers is None else rows * _HALF * numbers
-        return Need(rows, rows * known["flops"], disk, _uncounted(made) if unknown else "")
+        return ResourceEstimate(
+            rows, rows * known["flops"], disk, _uncounted(made) if unknown else ""
+        )
 
-    def _pretrain(self, stage: Stage) -> Need:
+    def _pretrain(self, stage: Stage) -> ResourceEstimate:
         spec = stage.spec
         made = student_network(spec["student"])
         _, known = self.network(spec["student"], made)
         disk, why = known.get("bytes"), "" if known else _uncounted(made)
         if not takes_steps(spec):
-            return Need(0.0, 0.0, disk, why)
+            return ResourceEstimate(0.0, 0.0, disk, why)
         images, _ = self._rows(stage)
         if images is None:
-            return Need(None, None, disk, _NO_POOL)
-        whole = spec["budget"].get("epochs_over") == "pool"
-        counted = self.pool(stage.needs["views"]) if whole else images
-        seen = steps_of(spec["budget"], counted or 0) * spec["budget"]["batch"]
-        each = FORWARD_AND_BACKWARD * known["flops"] if known else None
+            return ResourceEstimate(None, None, disk, _NO_POOL)
+        over_pool = spec["budget"].get("epochs_over") == "pool"
+        images_counted = self.pool(stage.needs["views"]) if over_pool else images
+        seen = steps_of(spec["budget"], images_counted or 0) * spec["budget"]["batch"]
+        flops_per_image = FORWARD_AND_BACKWARD * known["flops"] if known else None
         if "teacher" in spec:
             live = teacher_network(spec["teacher"])
-            _, more = self.network(spec["teacher"], live)
-            each = each + more["flops"] if each is not None and more else None
-            why = why or ("" if more else _uncounted(live))
-        return Need(seen, None if each is None else seen * each, disk, why)
+            _, teacher_counts = self.network(spec["teacher"], live)
+            flops_per_image = (
+                flops_per_image + teacher_counts["flops"]
+                if flops_per_image is not None and teacher_counts
+                else None
+            )
+            why = why or ("" if teacher_counts else _uncounted(live))
+        return ResourceEstimate(
+            seen, None if flops_per_image is None else seen * flops_per_image, disk, why
+        )
 
-    def _export(self, stage: Stage) -> Need:
+    def _export(self, stage: Stage) -> ResourceEstimate:
         made = student_network(stage.spec["student"])
         _, known = self.network(stage.spec["student"], made)
-        return Need(0.0, 0.0, known.get("bytes"), "" if known else _uncounted(made))
+        return ResourceEstimate(0.0, 0.0, known.get("bytes"), "" if known else _uncounted(made))
 
-    def _transfer(self, stage: Stage) -> Need:
+    def _transfer(self, stage: Stage) -> ResourceEstimate:
         task, student = stage.spec["task"], stage.spec["student"]
         recipe = task["recipe"]
         if _dense(task) and "iters" in recipe:
@@ -254,16 +262,18 @@ class Forecast:
         elif "epochs" in recipe and "set" in recipe:
             from kdep_bench.data.official.base import get_set
 
-            one = get_set(recipe["set"])
-            images = sum(one.counts[k] for k in one.trained)
+            official_set = get_set(recipe["set"])
+            images = sum(official_set.counts[k] for k in official_set.trained)
             seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
             key, made = student, student_network(student)
         else:
-            return Need(None, None, 0.0, f"the cost of a run of {task['name']} is unknown")
+            return ResourceEstimate(
+                None, None, 0.0, f"the cost of a run of {task['name']} is unknown"
+            )
         _, known = self.network(key, made)
         if not known:
-            return Need(seen, None, 0.0, _uncounted(made))
-        return Need(seen, seen * FORWARD_AND_BACKWARD * known["flops"], 0.0)
+            return ResourceEstimate(seen, None, 0.0, _uncounted(made))
+        return ResourceEstimate(seen, seen * FORWARD_AND_BACKWARD * known["flops"], 0.0)
 
     def _pair(self, task: Json, student: Json) -> Json:
         """One dict for each task and student, by which `network` remembers."""
@@ -277,10 +287,10 @@ def _uncounted(network: Json) -> str:
     return f"the FLOPs of {network['kind']} {network['name']} are unknown: add --count-flops"
 
 
-def _size(outputs: Mapping[str, int], wanted: str) -> int | None:
+def _size(outputs: Mapping[str, int], output: str) -> int | None:
     """Numbers a picture of one further output of a cache; 'maps' is all of them."""
-    found = [n for name, n in outputs.items() if wanted in (name, name.partition(".")[0])]
-    return sum(found) if found else None
+    sizes = [n for name, n in outputs.items() if output in (name, name.partition(".")[0])]
+    return sum(sizes) if sizes else None
 
 
 def steps_of(budget: Json, images: int) -> int:
@@ -295,47 +305,47 @@ def steps_of(budget: Json, images: int) -> int:
 class Hours:
     """GPU-hours by stage id, None where unknown, and where they come from."""
 
-    said: str
-    of: Mapping[str, float | None]
+    source: str
+    by_stage: Mapping[str, float | None]
 
 
-def table(plan: Plan, forecast: Forecast, ids: Iterable[str], spent: Hours | None) -> list[str]:
+def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | None) -> list[str]:
     """The lines of --dry-run: needs by kind of stage, each stage once, and what is not in them."""
     kinds: dict[str, list[Stage]] = defaultdict(list)
-    for one in ids:
-        kinds[plan.stages[one].kind].append(plan.stages[one])
+    for stage_id in ids:
+        kinds[plan.stages[stage_id].kind].append(plan.stages[stage_id])
     rows = [["", "stages", "images seen", "FLOPs", "disk", "GPU-hours"]]
-    why: Counter[str] = Counter()
-    all_needs: list[Need] = []
+    reasons: Counter[str] = Counter()
+    all_estimates: list[ResourceEstimate] = []
     all_hours: list[float | None] = []
     for kind, stages in kinds.items():
-        needs = [forecast.of(s) for s in stages]
-        why.update(n.why for n in needs if n.why)
-        mine = [spent.of[s.id] for s in stages] if spent and kind in GPU_KINDS else []
-        rows.append(_row(kind, needs, mine))
-        all_needs += needs
-        all_hours += mine
-    rows.append(_row("all", all_needs, all_hours))
+        estimates = [forecast.estimate(s) for s in stages]
+        reasons.update(n.why for n in estimates if n.why)
+        kind_hours = [hours.by_stage[s.id] for s in stages] if hours and kind in GPU_KINDS else []
+        rows.append(_row(kind, estimates, kind_hours))
+        all_estimates += estimates
+        all_hours += kind_hours
+    rows.append(_row("all", all_estimates, all_hours))
     widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
     lines = []
     for first, *rest in rows:
-        cells = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    whence = spent.said if spent else "give --device-rate or --measure-throughput"
-    lines.append(f"GPU-hours: {whence}. Data loading and evaluation are not included.")
-    for sentence, count in why.most_common():
+        columns = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *columns]))
+    source = hours.source if hours else "give --device-rate or --measure-throughput"
+    lines.append(f"GPU-hours: {source}. Data loading and evaluation are not included.")
+    for sentence, count in reasons.most_common():
         lines.append(f"excluded: {sentence} ({count} stage{'s' * (count > 1)})")
     return ["Planned work (shared stages counted once):", *lines]
 
 
-def _row(kind: str, needs: list[Need], spent: list[float | None]) -> list[str]:
+def _row(kind: str, estimates: list[ResourceEstimate], hours: list[float | None]) -> list[str]:
     return [
         kind,
-        f"{len(needs):,}",
-        _sum([n.images for n in needs], lambda v: f"{v:,.0f}"),
-        _sum([n.flops for n in needs], lambda v: f"{v:.3g}"),
-        _sum([n.disk for n in needs], size),
-        _sum(spent, lambda v: f"{v:,.1f}" if v >= 1 else f"{v:.2g}"),
+        f"{len(estimates):,}",
+        _sum([n.images for n in estimates], lambda v: f"{v:,.0f}"),
+        _sum([n.flops for n in estimates], lambda v: f"{v:.3g}"),
+        _sum([n.disk for n in estimates], size),
+        _sum(hours, lambda v: f"{v:,.1f}" if v >= 1 else f"{v:.2g}"),
     ]
 
 

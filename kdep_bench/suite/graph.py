@@ -128,7 +128,7 @@ class Plan:
         return seen
 
 
-def stage_id(
+def make_stage_id(
     plan: Plan, kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]
 ) -> str:
     """`kind-name-hash12`; the name is truncated so that the id has at most 110 characters."""
@@ -159,13 +159,13 @@ def add_stage(
     needs = dict(needs or {})
     if function is not None and function != stage_kind.function:
         spec = {**spec, "type": function}
-    new_id = stage_id(plan, kind, name, stage_kind.version, spec, needs)
-    if new_id not in plan.stages:
+    stage_id = make_stage_id(plan, kind, name, stage_kind.version, spec, needs)
+    if stage_id not in plan.stages:
         for up in needs.values():
             if up not in plan.stages:
-                raise KeyError(f"{new_id} needs {up}, which is not planned")
-        plan.stages[new_id] = Stage(
-            id=new_id,
+                raise KeyError(f"{stage_id} needs {up}, which is not planned")
+        plan.stages[stage_id] = Stage(
+            id=stage_id,
             kind=kind,
             name=name,
             spec=spec,
@@ -176,7 +176,7 @@ def add_stage(
             source_paths=stage_kind.source_paths,
             **_resources(kind, stage_kind, runtime),
         )
-    return new_id
+    return stage_id
 
 
 def _resources(kind: str, stage_kind: StageKind, runtime: Mapping[str, Any]) -> Json:

@@ -17,9 +17,9 @@ from tools import doctor as command
 
 
 def test_a_machine_that_runs_the_tests_has_no_fault(tmp_path: Path) -> None:
-    found = {f.what: f for f in doctor.machine(tmp_path / "not" / "there")}
+    found = {f.subject: f for f in doctor.machine(tmp_path / "not" / "there")}
     assert {"python", "versions", "operators", "GPUs", "cores", "disk"} == set(found)
-    assert all(f.word != "fault" for f in found.values())
+    assert all(f.level != "fault" for f in found.values())
     assert "torch " in found["versions"].sentence
     assert "NMS test passed on cpu" in found["operators"].sentence
 
@@ -41,7 +41,7 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
     for image, said in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
         assert any(image.name in str(f) and said in str(f) for f in found), (image, text)
     assert "unpacked in part" in text
-    words = [f.word for f in found]
+    words = [f.level for f in found]
     assert words.count("fault") == 4  # the set's own check, the cut archive, two broken images
     assert words.count("note") == 2  # OpenCV reads these two
     lines: list[str] = []
@@ -53,7 +53,7 @@ def test_wrong_counts_and_an_absent_set(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     get_set("dtd").tiny(tmp_path / "dtd", np.random.default_rng(0))
     found = list(doctor.official(["dtd", "coco"], tmp_path))
-    assert [f.word for f in found] == ["fault", "fault"]
+    assert [f.level for f in found] == ["fault", "fault"]
     assert "as in the official release" in found[0].sentence
     assert "prepare_data.py coco" in found[1].sentence
 
@@ -62,11 +62,11 @@ def test_an_incomplete_suite_names_the_missing_keys(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("KDEP_DATA", raising=False)
     assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
     found = list(doctor.suite("mine"))
-    assert found[0].word == "ok"
+    assert found[0].level == "ok"
     assert "mine/images" in found[1].sentence
-    assert found[1].word == "fault"
-    assert found[2].what == "teacher resnet50"
-    assert found[2].word == "ok" or "weights" in found[2].sentence
+    assert found[1].level == "fault"
+    assert found[2].subject == "teacher resnet50"
+    assert found[2].level == "ok" or "weights" in found[2].sentence
 
 
 def test_too_little_disk_space_for_a_suite_s_views_is_reported(
@@ -79,12 +79,12 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
     def said(free: float) -> doctor.Finding:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         found = doctor.suite("paper_r18", work=tmp_path / "work")
-        return next(f for f in found if f.what == "space for views")
+        return next(f for f in found if f.subject == "space for views")
 
     assert said(400e9) == doctor.Finding(
         "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
     )
-    assert said(300e9).word == "fault"
+    assert said(300e9).level == "fault"
     assert "need 385.7 GB of disk space" in said(300e9).sentence
     assert "only 300.0 GB free" in said(300e9).sentence
 

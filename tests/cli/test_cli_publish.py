@@ -128,7 +128,7 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / PTH).write_bytes((r18 / PTH).read_bytes())
     outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
-    files, rest = state.take_stock(folder)
+    files, rest = state.list_files(folder)
     about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
     about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
@@ -161,7 +161,7 @@ def made_export(plan: Plan, work: Path, one: str, source: Path) -> Path:
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / PTH)
     outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
-    files, rest = state.take_stock(folder)
+    files, rest = state.list_files(folder)
     about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
     about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}

@@ -20,10 +20,10 @@ from kdep_bench.files import read_json
 from kdep_bench.suite.graph import Plan, add_stage
 
 HERE = Path(__file__).resolve().parent
-SLURM = cluster.Options("slurm", more=QUICK)
+SLURM = cluster.ClusterOptions("slurm", extra_arguments=QUICK)
 
 
-def run(plan: Plan, work: Path, options: cluster.Options = SLURM) -> local_pool.Outcome:
+def run(plan: Plan, work: Path, options: cluster.ClusterOptions = SLURM) -> local_pool.Outcome:
     return cluster.run_plan(plan, work, state.statuses(plan, work), options)
 
 
@@ -102,7 +102,7 @@ def test_a_suite_ends_as_it_does_here_and_runs_may_be_mixed(slurm: Slurm, tmp_pa
     first, second = plan.upstream([fakes.one(plan, "b")]), plan.upstream([fakes.one(plan, "c")])
     for wanted, options, ran in ((first, SLURM, "ab"), (second, None, "c")):
         known = state.statuses(plan, work, wanted)
-        options = options or cluster.Options("snakemake-local")
+        options = options or cluster.ClusterOptions("snakemake-local")
         outcome = cluster.run_plan(plan, work, known, options)
         assert sorted(i.split("-")[1] for i in outcome.ran) == sorted(ran), outcome
     assert fakes.run(plan, work).ran == [fakes.one(plan, "d")]
@@ -321,7 +321,7 @@ def test_ddp_over_two_nodes_by_plain_sbatch_survives_the_loss_of_one(slurm: Slur
 
 
 def test_snakemake_on_this_machine_needs_no_slurm(snakemake: str, tmp_path):
-    here = cluster.Options("snakemake-local")
+    here = cluster.ClusterOptions("snakemake-local")
     outcome = run(fakes.diamond(b={"do": "raise"}), tmp_path, here)
     assert len(outcome.failed) == len(outcome.skipped) == 1
     (left,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)

@@ -28,7 +28,7 @@ KINDS: Mapping[str, StageKind] = {
     "join": StageKind("engine_fakes:make", 1, cost=1.0, timeout=600),
     "grow": StageKind("engine_fakes:grow", 1, resumable=True, cost=1.0, timeout=600),
 }
-FAST = local_pool.Options(jobs=2, cpus=2, preload="kdep_bench.engine.worker")
+FAST = local_pool.PoolOptions(jobs=2, cpus=2, preload="kdep_bench.engine.worker")
 
 
 def trace(out: Path, what: str) -> None:
@@ -38,7 +38,7 @@ def trace(out: Path, what: str) -> None:
 
 def steps(work: Path, one: str) -> int:
     """How many steps a `grow` stage has taken, running or not."""
-    path = attempts.current(work, one) / "steps.txt"
+    path = attempts.current_dir(work, one) / "steps.txt"
     with contextlib.suppress(OSError):
         return path.read_text().count("\n")
     return 0

@@ -118,7 +118,7 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
 
     suite, plan = toy_suite()
     known = state.statuses(plan, work)
-    options = local_pool.Options(jobs=1, retry=retry, preload="kdep_bench.engine.worker")
+    options = local_pool.PoolOptions(jobs=1, retry=retry, preload="kdep_bench.engine.worker")
     outcome = local_pool.run_plan(plan, work, known, options, view_for(sys.stdout, plain=True))
     code = run_suite.summarise(plan, known, outcome, "")
     try:
@@ -263,7 +263,7 @@ class Case:
         spent = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
         if not self.world.plan.stages[one].resumable:
             return spent
-        out = attempts.current(self.work, one)
+        out = attempts.current_dir(self.work, one)
         saved = [*out.glob("run/*.pth.sha256"), *out.glob("features-*.json"), out / "steps.txt"]
         ages = [time.time() - p.stat().st_mtime for p in saved if p.exists()]
         return max(0.0, min([spent, *ages]))
@@ -429,7 +429,7 @@ def ranks_world(world: World) -> World:
 def wait_saved(case: Case, one: str, runner: subprocess.Popen) -> int:
     """Waits until the running stage has a checkpoint to resume from; returns its process."""
     end = time.monotonic() + LIMIT
-    while not list(attempts.current(case.work, one).glob("run/*.pth.sha256")):
+    while not list(attempts.current_dir(case.work, one).glob("run/*.pth.sha256")):
         assert runner.poll() is None, runner.communicate()[0][-2000:]
         assert time.monotonic() < end, f"{one} saved nothing"
         time.sleep(0.02)
@@ -658,7 +658,7 @@ def damaged_resume(world: World, dice: Dice, how: str) -> Row:
     case = world.copy(one)
     runner = case.start()
     _, pid = case.wait_running(one, runner)
-    while not list((out := attempts.current(case.work, one)).glob("run/*.pth.sha256")):
+    while not list((out := attempts.current_dir(case.work, one)).glob("run/*.pth.sha256")):
         assert (one, pid) in case.running()
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
@@ -849,7 +849,7 @@ def woken_owner(world: World, dice: Dice, times: int) -> Row:
 
         first = machine("one")
         end = time.monotonic() + LIMIT
-        while attempts.current(case.work, one) == case.work / one:
+        while attempts.current_dir(case.work, one) == case.work / one:
             assert time.monotonic() < end, "it never began"
             assert first.poll() is None, first.returncode
             time.sleep(0.005)

@@ -27,7 +27,7 @@ def yes() -> bool:
 
 def held(
     work: Path, keep: bool = True, kernel: str | None = None, monkeypatch=None
-) -> attempts.Try:
+) -> attempts.Attempt:
     """A try of ONE that has begun, under this kernel or another."""
     (work / ONE).mkdir(exist_ok=True)
     if kernel is None:
@@ -38,7 +38,7 @@ def held(
         return attempts.begin(work, ONE, keep, yes)
 
 
-def seal(attempt: attempts.Try, text: str) -> bool:
+def seal(attempt: attempts.Attempt, text: str) -> bool:
     (attempt.path / "out.txt").write_text(text)
     attempt.write(state.STAGE, b"{}")
     return attempt.settle(yes)
@@ -60,7 +60,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
     attempt = held(tmp_path)
     assert attempt.path.parent == tmp_path  # a path relative to it is the same after the rename
-    assert attempts.current(tmp_path, ONE) == attempt.path
+    assert attempts.current_dir(tmp_path, ONE) == attempt.path
     os.write(attempt.open_log(), b"began\n")
     assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
     assert seal(attempt, "a")
@@ -72,7 +72,7 @@ def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
         "stage.log",
     ]
     assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
-    assert attempts.current(tmp_path, ONE) == tmp_path / ONE
+    assert attempts.current_dir(tmp_path, ONE) == tmp_path / ONE
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -217,7 +217,8 @@ lock.BEAT = float(sys.argv[5])
 plan = Plan("apart")
 one = add_stage(plan, sys.argv[3], "a", eval(sys.argv[4]), kinds=fakes.KINDS)
 print("up", flush=True)
-code, said = worker.run_stage(worker.Order(plan.stages[one], Path(sys.argv[1])), lambda *_: None)
+request = worker.StageRequest(plan.stages[one], Path(sys.argv[1]))
+code, said = worker.run_stage(request, lambda *_: None)
 os._exit(code)
 """
 
@@ -246,7 +247,7 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
     first = machine(tmp_path, "one", kind, spec)
     try:
         end = time.monotonic() + 60
-        while attempts.current(tmp_path, one) == tmp_path / one and time.monotonic() < end:
+        while attempts.current_dir(tmp_path, one) == tmp_path / one and time.monotonic() < end:
             time.sleep(0.005)
         time.sleep(after)
         first.send_signal(signal.SIGSTOP)

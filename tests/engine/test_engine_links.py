@@ -153,7 +153,7 @@ def test_a_stage_that_leaves_a_fifo_fails_with_its_name(work):
     (work / "x").mkdir()
     os.mkfifo(work / "x" / "pipe")
     with pytest.raises(KdepError, match="pipe is a FIFO"):
-        state.take_stock(work / "x")
+        state.list_files(work / "x")
 
 
 def test_pruning_goes_through_no_link(work, photos):

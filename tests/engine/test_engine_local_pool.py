@@ -221,7 +221,7 @@ def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
     assert runner.returncode == 1, said
     assert "killed by SIGKILL" in said
     plain = tmp_path / fakes.one(plan, "plain")
-    left = attempts.current(tmp_path, plain.name)
+    left = attempts.current_dir(tmp_path, plain.name)
     assert (left / "half.bin").exists()
     (plain / "leftover").mkdir()
     assert fakes.run(plan, tmp_path).ok
@@ -417,7 +417,7 @@ def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
         for name in ("g0c1", "g1c1", "g2c1", "g1c9")
     }
     for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
-        pool = local_pool.Pool(plan, tmp_path, {}, local_pool.Options(cpus=16, gpus=gpus))
+        pool = local_pool.Pool(plan, tmp_path, {}, local_pool.PoolOptions(cpus=16, gpus=gpus))
         assert [pool._cpus_of(s) for s in stages.values()] == shares
 
 

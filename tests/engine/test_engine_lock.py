@@ -45,7 +45,7 @@ def test_it_is_exclusive_and_names_its_owner(tmp_path):
     one, two = StageLock(tmp_path, "x"), StageLock(tmp_path, "x")
     assert not two.held_elsewhere()
     assert one.take()
-    assert one.mine()
+    assert one.still_held()
     assert not two.take()
     assert two.held_elsewhere()
     assert f"process {os.getpid()} on " in two.owner()
@@ -174,7 +174,7 @@ def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):
     its successor has finished."""
     first = StageLock(tmp_path, "a")
     assert first.take()
-    assert first.mine()
+    assert first.still_held()
     os.truncate(first.path, 0)  # by a Watch elsewhere, or by a successor that has freed it again
-    assert not first.mine()
+    assert not first.still_held()
     first.free()

@@ -127,15 +127,21 @@ def test_what_a_cluster_is_asked_for():
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4, cpus=3)
     add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=240.0)
     two, wide = plan.stages.values()
-    row = cluster.row(two, cluster.Options("slurm"), ["7", "8"])
+    row = cluster.row(two, cluster.ClusterOptions("slurm"), ["7", "8"])
     assert row["token"] == f"done/nodes/{two.id}"
     assert (row["nodes"], row["threads"], row["gres"]) == (2, 12, "gpu:4")
     assert (row["mem_mb"], row["runtime"]) == (3200, 10)
     assert "--dependency=afterany:7:8" in row["slurm_extra"]
-    row = cluster.row(wide, cluster.Options("slurm"))
-    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == (cluster.WIDE, 4, "", 0)
+    row = cluster.row(wide, cluster.ClusterOptions("slurm"))
+    expected = (cluster.WIDE_CORES, 4, "", 0)
+    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected
+        cluster.WIDE_CORES,
+        4,
+        "",
+        0,
+    )
     assert "--signal=TERM@60" in row["slurm_extra"]
-    here = cluster.row(two, cluster.Options("snakemake-local", gpus=("0",)))
+    here = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
     assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
 
 
@@ -143,7 +149,7 @@ def test_what_a_cluster_is_asked_for():
 def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
     plan = Plan("rows")
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4)
-    options = cluster.Options("slurm", without_gpus=without)
+    options = cluster.ClusterOptions("slurm", without_gpus=without)
     known = state.statuses(plan, tmp_path)
     run = cluster._Run(plan, tmp_path, known, list(plan.stages.values()), options, Silent())
     (one,) = run.todo.values()
@@ -159,7 +165,7 @@ def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
     plan = fakes.diamond()
     known = state.statuses(plan, tmp_path / "w")
     with pytest.raises(KdepError, match="make cluster"):
-        cluster.run_plan(plan, tmp_path / "w", known, cluster.Options("slurm"))
+        cluster.run_plan(plan, tmp_path / "w", known, cluster.ClusterOptions("slurm"))
 
 
 def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
@@ -175,7 +181,7 @@ def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setenv("KDEP_SNAKEMAKE", str(program))
-    monkeypatch.setattr(cluster, "_AGAIN", 0.5)
+    monkeypatch.setattr(cluster, "_CANCEL_REPEAT", 0.5)
 
     def interrupt() -> None:
         wait_for((tmp_path / "ready").exists)
@@ -184,7 +190,7 @@ def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
     threading.Thread(target=interrupt).start()
     plan, work = fakes.diamond(), tmp_path / "w"
     known = state.statuses(plan, work)
-    outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+    outcome = cluster.run_plan(plan, work, known, cluster.ClusterOptions("snakemake-local"))
     assert outcome.signal == signal.SIGINT
     assert outcome.left == sorted(plan.stages)
     assert not outcome.failed
@@ -210,7 +216,7 @@ def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignor
     try:
         threading.Thread(target=stop).start()
         known = state.statuses(plan, work)
-        outcome = cluster.run_plan(plan, work, known, cluster.Options("snakemake-local"))
+        outcome = cluster.run_plan(plan, work, known, cluster.ClusterOptions("snakemake-local"))
     finally:
         signal.signal(signal.SIGINT, old)
     assert outcome.signal == signal.SIGTERM
@@ -374,7 +380,7 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     plan = ddp(steps=60, sleep=0.1)
 
     def out() -> Path:
-        return attempts.current(tmp_path, fakes.one(plan, "d"))
+        return attempts.current_dir(tmp_path, fakes.one(plan, "d"))
 
     def steps() -> int:
         return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
@@ -414,7 +420,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
     one = fakes.one(plan, "d")
 
     def out() -> Path:
-        return attempts.current(tmp_path, one)
+        return attempts.current_dir(tmp_path, one)
 
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
     process = subprocess.Popen(

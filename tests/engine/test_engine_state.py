@@ -89,15 +89,15 @@ def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
         (out / "tree").mkdir(parents=True, exist_ok=True)
         (out / "tree" / f"{k:02d}").write_text("x" * k)
     (out / "manifest.json").write_text("{}")
-    files, rest = state.take_stock(out)
+    files, rest = state.list_files(out)
     assert len(files) == 5
     assert "manifest.json" in files
     assert rest is not None
     assert rest["count"] == 8
     record = {"files": files, "rest": rest}
-    assert state._misfit(out, record, checksums=True) is None
+    assert state._first_mismatch(out, record, checksums=True) is None
     (out / "tree" / "11").unlink()
-    assert "among the other" in (state._misfit(out, record, checksums=True) or "")
+    assert "among the other" in (state._first_mismatch(out, record, checksums=True) or "")
 
 
 def test_differences_are_readable():
@@ -123,7 +123,7 @@ def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_pa
     (out / "empty.txt").touch()
     record = read_json(out / "stage.json")
     record.pop("sum")
-    record["files"] = state.take_stock(out)[0]
+    record["files"] = state.list_files(out)[0]
     state.write_stage(out, record)
     assert why(plan, tmp_path, "a", verify=True) == "done"
     (out / "empty.txt").unlink()
@@ -195,7 +195,7 @@ def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_p
     record = state.read_stage(out)
     assert record is not None
     (out / "large.bin").write_bytes(b"x" * 1000)
-    files, rest = state.take_stock(out)
+    files, rest = state.list_files(out)
     state.write_stage(out, {**record, "files": files, "rest": rest})
     hashed: list[str] = []
     real = state.file_hash
@@ -221,6 +221,6 @@ def test_unchecked_parts_of_an_input_are_logged(tmp_path, monkeypatch):
     record = state.read_stage(out)
     assert record is not None
     (out / "z.bin").write_bytes(b"x" * 7)
-    files, rest = state.take_stock(out)
+    files, rest = state.list_files(out)
     state.write_stage(out, {**record, "files": files, "rest": rest})
     assert "1 files (7 bytes)" in state.verify_input(tmp_path, one)

@@ -252,7 +252,9 @@ def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(t
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {kept: ["p"]})}
     assert len(entries) == 5
     next_try = next(
-        e for i, e in entries.items() if ".try-" in i and i in attempts.named(tmp_path, kept)
+        e
+        for i, e in entries.items()
+        if ".try-" in i and i in attempts.attempt_names(tmp_path, kept)
     )
     assert next_try.kept_by == (f"the next attempt of {kept}",)
     assert next_try.bytes == 1000

@@ -100,7 +100,7 @@ def test_nothing_fits_and_what_is_done_is_free():
     left = fit(plan, plan.stages, set(plan.stages) - done, hours, 0.0)
     assert {c.task for c in left.taken} == {"pocket_probe"}
     assert {c.task for c in left.left} == {"pocket_det"}
-    assert left.said(1.0)[1].startswith("not run, comparisons by task: pocket_det ")
+    assert left.summary(1.0)[1].startswith("not run, comparisons by task: pocket_det ")
 
 
 def test_a_comparison_of_unknown_cost_is_never_taken():

@@ -17,7 +17,7 @@ from kdep_bench.forecast.costs import Costs
 from kdep_bench.forecast.work import (
     COUNTED,
     Forecast,
-    Need,
+    ResourceEstimate,
     network_id,
     networks,
     size,
@@ -56,22 +56,22 @@ def test_every_network_of_the_paper_suites_is_counted():
 def test_what_each_kind_of_stage_takes_in_closed_form(paper):
     forecast, flops = Forecast(paper, COUNTS), {c["name"]: c["flops"] for c in COUNTS.values()}
     rows = 2 * IMAGES
-    assert forecast.of(stage(paper, "views")) == Need(disk=rows * 224 * 224 * 3)
+    assert forecast.estimate(stage(paper, "views")) == ResourceEstimate(disk=rows * 224 * 224 * 3)
     # The feature (2048) and the logits (1000) that logit_kd reads, in half precision.
-    want = Need(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
-    assert forecast.of(stage(paper, "cache", "resnet50")) == want
+    want = ResourceEstimate(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
+    assert forecast.estimate(stage(paper, "cache", "resnet50")) == want
     tenth = [s for s in paper.stages.values() if s.kind == "pretrain" and "kdep.0.1.s0" in s.name]
     seen = [math.floor(e * 128_117 / 512) * 512 for e in (90, 180, 900)]
-    got = sorted((forecast.of(s).images, forecast.of(s).flops) for s in tenth)
+    got = sorted((forecast.estimate(s).images, forecast.estimate(s).flops) for s in tenth)
     assert got == [(n, 3 * n * flops["resnet18"]) for n in seen for _ in range(4)]
-    scratch = forecast.of(stage(paper, "pretrain", "scratch"))
+    scratch = forecast.estimate(stage(paper, "pretrain", "scratch"))
     assert (scratch.images, scratch.flops) == (0, 0)
     cub = 150 * (5994 // 64) * 64
-    want = Need(cub, 3 * cub * flops["resnet18"])
-    assert forecast.of(stage(paper, "transfer", "cub200")) == want
+    want = ResourceEstimate(cub, 3 * cub * flops["resnet18"])
+    assert forecast.estimate(stage(paper, "transfer", "cub200")) == want
     coco = 90_000 * 16
-    want = Need(coco, 3 * coco * flops["coco_c4.resnet18"])
-    assert forecast.of(stage(paper, "transfer", "coco_c4")) == want
+    want = ResourceEstimate(coco, 3 * coco * flops["coco_c4.resnet18"])
+    assert forecast.estimate(stage(paper, "transfer", "coco_c4")) == want
 
 
 def test_a_shared_stage_is_in_the_sums_once(paper):
@@ -86,7 +86,7 @@ def test_a_shared_stage_is_in_the_sums_once(paper):
 def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
     known = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
     forecast = Forecast(paper, known)
-    need = forecast.of(stage(paper, "cache", "swin_b"))
+    need = forecast.estimate(stage(paper, "cache", "swin_b"))
     assert (need.images, need.flops, need.disk) == (2 * IMAGES, None, None)
     lines = table(paper, forecast, paper.stages, None)
     assert ">= " in next(x for x in lines if x.startswith("cache"))
@@ -105,7 +105,7 @@ def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
     done = {"id": views.needs["prepare"], "kind": "prepare", "outputs": outputs}
     assert Forecast(plan, {}, [done]).pool(views.id) == 77
     own = build_plan(load_suite("mine"))
-    cache = Forecast(own, COUNTS).of(stage(own, "cache"))
+    cache = Forecast(own, COUNTS).estimate(stage(own, "cache"))
     assert cache.images is None
     assert "until the data are prepared" in cache.why
 
@@ -117,7 +117,7 @@ def test_a_live_teacher_runs_in_every_step():
     student = student_network(one.spec["student"])
     teacher = teacher_network(one.spec["teacher"])
     counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
-    need = Forecast(plan, counts).of(one)
+    need = Forecast(plan, counts).estimate(one)
     assert need.images
     assert need.flops == need.images * (3 * 10 + 7)
 
@@ -160,11 +160,11 @@ def test_hours_at_a_rate(paper):
     rate = rates.stated_rate("a100.tf32:0.25")
     found = rates.at_rate(paper, forecast, rate, [cache.id, views.id])
     flops = 2 * IMAGES * COUNTS[network_id(teacher_network(cache.spec["teacher"]))]["flops"]
-    assert found.of[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
-    assert found.of[views.id] == 0
-    assert found.said.startswith("from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
+    assert found.by_stage[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
+    assert found.by_stage[views.id] == 0
+    assert found.source.startswith("from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
     lines = table(paper, forecast, [cache.id], found)
-    assert lines[2].split()[-1] == f"{found.of[cache.id]:.2g}"
+    assert lines[2].split()[-1] == f"{found.by_stage[cache.id]:.2g}"
     assert rates.stated_rate("12.5").default == 12.5e12
     assert rates.stated_rate("100:0.5").default == 50e12
 
@@ -199,11 +199,11 @@ def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(pap
         teacher: {"kind": "teacher", "images_per_s": 50.0},
     }
     rate = rates.measured_rate(probe, COUNTS)
-    assert rate.said.startswith("measured here (a test;")
+    assert rate.source.startswith("measured here (a test;")
     forecast = Forecast(paper, COUNTS)
-    of = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).of
+    of = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).by_stage
     assert of[cache.id] == pytest.approx(2 * IMAGES / 50 / 3600)
-    flops = forecast.of(coco).flops
+    flops = forecast.estimate(coco).flops
     assert flops is not None
     assert of[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
     with pytest.raises(KdepError, match="no student"):
@@ -222,9 +222,9 @@ def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
 
     costs = Costs(paper, [record(cache), record(views)])
     found = rates.from_finished(paper, costs, [cache.id, views.id, other.id])
-    assert found.of[cache.id] == pytest.approx(2.0, rel=0.01)
-    assert found.of[views.id] == 0
-    assert found.of[other.id] is None
+    assert found.by_stage[cache.id] == pytest.approx(2.0, rel=0.01)
+    assert found.by_stage[views.id] == 0
+    assert found.by_stage[other.id] is None
 
 
 def test_sizes():

@@ -10,7 +10,7 @@ import pytest
 
 from kdep_bench.suite import kinds
 from kdep_bench.suite.config import REPO, load_suite
-from kdep_bench.suite.graph import Plan, stage_id
+from kdep_bench.suite.graph import Plan, make_stage_id
 from kdep_bench.suite.plan import build_plan
 
 
@@ -79,7 +79,7 @@ def test_each_part_of_a_stage_enters_its_id(change: dict[str, Any]) -> None:
         spec={"seed": 0, "views": 2},
         needs={"prepare": "prepare-x"},
     )
-    plain: Any = stage_id
+    plain: Any = make_stage_id
     assert plain(Plan(""), **one) != plain(Plan(""), **{**one, **change})
     assert plain(Plan(""), **one) == plain(Plan(""), **dict(reversed(one.items())))
 
