@@ -135,11 +135,6 @@ def test_what_a_cluster_is_asked_for():
     row = cluster.row(wide, cluster.ClusterOptions("slurm"))
     expected = (cluster.WIDE_CORES, 4, "", 0)
     assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected
-        cluster.WIDE_CORES,
-        4,
-        "",
-        0,
-    )
     assert "--signal=TERM@60" in row["slurm_extra"]
     here = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
     assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
