@@ -1,7 +1,7 @@
-"""Finished chains -> one Record a transfer cell -> tables and page.
+"""Collects finished stages into one Record per transfer run, and builds the tables.
 
-A record says what its cell cost from the stage.json of every stage in its chain, and what it
-measured from that of its transfer. Nothing is rerun and nothing is averaged here.
+A record has the cost of its run from the stage.json of every stage in its chain, and the scores
+from that of its transfer. Nothing is rerun and nothing is averaged here.
 """
 
 from __future__ import annotations
@@ -39,15 +39,19 @@ def collect(
     failed: Mapping[str, str] | None = None,
     rebuild: bool = False,
 ) -> Json:
-    """Writes the records of every cell of `plan` below `results`, then the tables where needed.
+    """Writes the record of every run of `plan` below `results`, then the tables where needed.
 
-    A record that would say 'missing' never replaces one that has a value: the work dir may have
-    been pruned, or belong to another machine. Records of cells that the suite no longer plans are
+    A record with the status 'missing' never replaces one that has a value: the work dir may have
+    been pruned, or belong to another machine. Records of runs that the suite no longer plans are
     moved to `superseded/`.
 
     Args:
-        failed: stage id -> sentence of this run's failures, where failed.json could not be written.
-        rebuild: make the tables also when no record is new.
+        suite: the suite of `plan`.
+        plan: its stages and runs.
+        work: the work dir.
+        results: the results folder.
+        failed: stage id -> error of this run, where failed.json could not be written.
+        rebuild: build the tables also when no record is new.
 
     Returns:
         counts {'ok', 'failed', 'missing', 'written'} and, where tables were made, 'report'.
@@ -70,7 +74,7 @@ def collect(
             record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
         counts[record.status] += 1
         if old is None or not _same(old, record):
-            _copy_pictures(record, state.folder(work, run.id), results)
+            _copy_images(record, state.folder(work, run.id), results)
             store.write(results, record)
             counts["written"] += 1
     written = _write_card(suite, plan, chains, results)
@@ -82,49 +86,51 @@ def collect(
         or written
         or not (results / "leaderboard.md").exists()
     ):
-        pages = {c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.runs}
-        out["report"] = results_room.build(results, suite.name, suite.claims, pages)
+        reads_of_methods = {
+            c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.runs
+        }
+        out["report"] = results_room.build(results, suite.name, suite.claims, reads_of_methods)
     return out
 
 
 def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> bool:
-    """Keeps what stage `prepare` counted beside the records; returns whether it was new."""
+    """Writes the counts of stage `prepare` into `results`; returns whether they changed."""
     from kdep_bench.results.report import data_card
 
     stages = {run.chain["prepare"] for run in plan.runs if "prepare" in run.chain}
-    for one in sorted(stages):
-        prepared = chains.stage(one)
+    for stage_id in sorted(stages):
+        prepared = chains.stage(stage_id)
         if prepared is not None and prepared["outputs"].get("counts"):
             return data_card.write(results, suite.data["name"], prepared["outputs"])
     return False
 
 
 class _Chains:
-    """The stage.json of every stage, read once; damaged ones count as absent, with the reason."""
+    """The stage.json of every stage, read once; a damaged one counts as absent."""
 
     def __init__(self, plan: Plan, work: Path, failed: Mapping[str, str]) -> None:
         self.plan, self.work, self.failed = plan, work, failed
         self._read: dict[str, tuple[Json | None, str | None]] = {}
 
-    def _look(self, one: str) -> tuple[Json | None, str | None]:
-        if one not in self._read:
-            made, fault = state.finished(self.plan.stages[one], self.work)
-            self._read[one] = with_current_names(made), fault
-        return self._read[one]
+    def _finished(self, stage_id: str) -> tuple[Json | None, str | None]:
+        if stage_id not in self._read:
+            made, fault = state.finished(self.plan.stages[stage_id], self.work)
+            self._read[stage_id] = with_current_names(made), fault
+        return self._read[stage_id]
 
-    def stage(self, one: str | None) -> Json | None:
-        return None if one is None else self._look(one)[0]
+    def stage(self, stage_id: str | None) -> Json | None:
+        return None if stage_id is None else self._finished(stage_id)[0]
 
-    def fault(self, one: str) -> str | None:
-        """Why what a stage left cannot be used, as a clause; None for one that is whole or gone."""
-        fault = self._look(one)[1]
-        return fault and fault.replace(f"{self.work}/", "")  # records name no machine's folders
+    def fault(self, stage_id: str) -> str | None:
+        """Why outputs of a stage cannot be used, as a clause; None if intact or absent."""
+        fault = self._finished(stage_id)[1]
+        return fault and fault.replace(f"{self.work}/", "")  # records contain no paths of a machine
 
     def fingerprint(self, run: TransferRun) -> str:
-        """Of the data in the cell's own chain; "" where nothing tells it.
+        """Fingerprint of the data that a run has read; "" where unknown.
 
-        That of files is in the plan. Generated data may have been made again since the transfer,
-        which therefore recorded what it was given.
+        For files it follows from the plan. Generated data may have been made again since the
+        transfer, whose stage.json therefore has the fingerprint of what it read.
         """
         prepare, transfer = run.chain["prepare"], self.stage(run.chain["transfer"])
         if content := self.plan.stages[prepare].spec.get(CONTENT):
@@ -134,17 +140,17 @@ class _Chains:
         made = self.stage(prepare)
         return made["outputs"].get("fingerprint", "") if made else ""
 
-    def failure(self, one: str) -> tuple[str, str] | None:
-        """(sentence, time) of the last try of a stage that is not done."""
-        if self.stage(one) is not None:
+    def failure(self, stage_id: str) -> tuple[str, str] | None:
+        """(error, time) of the last attempt of a stage that is not done; None without a failure."""
+        if self.stage(stage_id) is not None:
             return None
-        said = state.failure(state.folder(self.work, one))
-        if said is not None:
-            return said["error"], said["at"]
-        return (self.failed[one], _now()) if one in self.failed else None
+        failure = state.failure(state.folder(self.work, stage_id))
+        if failure is not None:
+            return failure["error"], failure["at"]
+        return (self.failed[stage_id], _now()) if stage_id in self.failed else None
 
 
-# Names of stage outputs that earlier versions wrote -> the same outputs' names now.
+# Former name of a stage output -> its name now.
 RENAMED_OUTPUTS = {
     "energy_kept": "explained_variance_ratio",
     "std_ratio_after_svd": "std_ratio_after_align",
@@ -152,9 +158,9 @@ RENAMED_OUTPUTS = {
 
 
 def with_current_names(stage: Json | None) -> Json | None:
-    """A stage.json whose outputs have today's names, so that finished stages stay usable.
+    """A stage.json with the current names of outputs, so that finished stages stay usable.
 
-    Where a name of both kinds is there, the current one counts.
+    Where it has both names of an output, the current one counts.
     """
     if stage is None:
         return None
@@ -166,16 +172,15 @@ def with_current_names(stage: Json | None) -> Json | None:
 
 
 def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
-    """`record_of`; a failed record of that cell alone where its stages hold what none is made of.
+    """`record_of`, or a failed record where the outputs of the stages cannot be made into one.
 
-    Outputs are whatever a stage's function returned: any of them can be of another type than the
-    record's.
+    Outputs are whatever a stage's function returned: each can have another type than in the record.
     """
     from kdep_bench.results.records import record
 
     try:
         made = record_of(suite, run, chains)
-        _picture_files(made, state.folder(chains.work, run.id))
+        _image_files(made, state.folder(chains.work, run.id))
         return made
     except KdepError as e:
         sentence = str(e)
@@ -190,43 +195,43 @@ def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record
 
 
 def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
-    """The Record of one cell as its stage directories have it now.
+    """The Record of one run, from its stage directories.
 
-    A stage of its chain that is there and damaged fails the cell: what it cost, or measured, cannot
-    be read. One that is gone does not: work dirs are pruned.
+    A damaged stage in its chain makes the record failed: its cost or scores cannot be read. An
+    absent one does not: work dirs are pruned.
     """
     from kdep_bench.results.records import record
 
-    found = {kind: chains.stage(one) for kind, one in run.chain.items()}
-    fields = _planned(suite, run, found, chains)
-    for one in run.chain.values():
-        fault = chains.fault(one)
-        if fault is not None and chains.failure(one) is None:
-            got = f"the outputs of stage {one} cannot be used: {fault}"
+    stages = {kind: chains.stage(stage_id) for kind, stage_id in run.chain.items()}
+    fields = _planned(suite, run, stages, chains)
+    for stage_id in run.chain.values():
+        fault = chains.fault(stage_id)
+        if fault is not None and chains.failure(stage_id) is None:
+            got = f"the outputs of stage {stage_id} cannot be used: {fault}"
             sentence = KdepError(got, fix="run the suite again")
             fields.update(status="failed", error=str(sentence), created=_now())
             return record.make(fields)
-    transfer = found["transfer"]
+    transfer = stages["transfer"]
     if transfer is not None:
-        fields.update(_measured(run, found, transfer))
+        fields.update(_measured(run, stages, transfer))
         fields["notes"] = [*_overlaps(suite, run), *fields["notes"]]
         return record.make(fields)
-    for kind, one in run.chain.items():
-        said = chains.failure(one)
-        if said is not None:
-            sentence = said[0] if kind == "transfer" else f"{kind} failed: {said[0]}"
-            fields.update(status="failed", error=sentence, created=said[1])
+    for kind, stage_id in run.chain.items():
+        failure = chains.failure(stage_id)
+        if failure is not None:
+            sentence = failure[0] if kind == "transfer" else f"{kind} failed: {failure[0]}"
+            fields.update(status="failed", error=sentence, created=failure[1])
             return record.make(fields)
     fields.update(status="missing", created=_now())
     return record.make(fields)
 
 
 def _planned(
-    suite: Suite, run: TransferRun, found: Mapping[str, Json | None], chains: _Chains
+    suite: Suite, run: TransferRun, stages: Mapping[str, Json | None], chains: _Chains
 ) -> Json:
-    """What the plan knows of a cell, with what its upstream stages have told so far."""
+    """Record fields known from the plan, and from the upstream stages that are finished."""
     method, task = run.method, run.task
-    prepare, pretrain = _outputs(found, "prepare"), _outputs(found, "pretrain")
+    prepare, pretrain = _outputs(stages, "prepare"), _outputs(stages, "pretrain")
     trained, terms = method.get("weights") is None, pretrain.get("terms") or {}
     known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
     return {
@@ -243,10 +248,10 @@ def _planned(
         "student": {
             "name": run.student["name"],
             "width": run.student["width"],
-            "params": _outputs(found, "export").get("parameters"),
-            "flops": _outputs(found, "export").get("flops"),
+            "params": _outputs(stages, "export").get("parameters"),
+            "flops": _outputs(stages, "export").get("flops"),
         },
-        "teacher": _teacher(run, found),
+        "teacher": _teacher(run, stages),
         "data": {
             "name": suite.data["name"],
             "fingerprint": chains.fingerprint(run),
@@ -256,8 +261,8 @@ def _planned(
         },
         "budget": {
             **known,
-            "learning_rate": _rate(found.get("pretrain")),
-            "epochs_asked": _epochs_asked(found.get("pretrain")),
+            "learning_rate": _rate(stages.get("pretrain")),
+            "epochs_asked": _epochs_asked(stages.get("pretrain")),
         }
         if trained
         else {},
@@ -271,61 +276,61 @@ def _planned(
             "direction": task.get("direction", "max"),
             "chance": task.get("chance"),
         },
-        "align": _align(found),
-        "cost": _cost(run, found, suite.runtime.timed),
+        "align": _align(stages),
+        "cost": _cost(run, stages, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
-        "terms": terms if len(terms) > 1 else {},  # one alone is all of the loss
+        "terms": terms if len(terms) > 1 else {},  # a single term is the whole loss
         "stages": dict(run.chain),
         "config_hash": _config_hash(run),
     }
 
 
-def _measured(run: TransferRun, found: Mapping[str, Json | None], transfer: Json) -> Json:
-    said, environment = transfer["outputs"], transfer["environment"]
-    wanted = ("value", "metrics", "per_class", "gate")
-    lacking = [k for k in wanted if k not in said]
-    if lacking:
+def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Json) -> Json:
+    outputs, environment = transfer["outputs"], transfer["environment"]
+    required = ("value", "metrics", "per_class", "gate")
+    missing = [k for k in required if k not in outputs]
+    if missing:
         raise KdepError(
-            f"the outputs of stage {run.id} lack {', '.join(lacking)}",
+            f"the outputs of stage {run.id} lack {', '.join(missing)}",
             expected="value, metrics, per_class and gate",
             fix="return them from the task's function",
         )
     fields: Json = {
         "status": "ok",
-        **{k: said[k] for k in wanted},
+        **{k: outputs[k] for k in required},
         "curves": {
-            **_thinned(_outputs(found, "pretrain").get("curves")),
-            **_thinned(said.get("curves")),
+            **_thinned(_outputs(stages, "pretrain").get("curves")),
+            **_thinned(outputs.get("curves")),
         },
         "notes": [
-            *_data_notes(run, found),
-            *_outputs(found, "pretrain").get("notes", []),
-            *said.get("notes", []),
+            *_data_notes(run, stages),
+            *_outputs(stages, "pretrain").get("notes", []),
+            *outputs.get("notes", []),
         ],
-        "pictures": [f"pictures/{run.id}/{p}" for p in said.get("pictures", [])],
+        "pictures": [f"pictures/{run.id}/{p}" for p in outputs.get("pictures", [])],
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),
         "created": transfer["finished"],
     }
-    if said.get("chance") is not None:
+    if outputs.get("chance") is not None:
         task = run.task
         fields["task"] = {
             "name": task["name"],
             "family": task.get("family", ""),
             "version": task.get("version", 1),
             "split": task.get("split", "test"),
-            "metric": said.get("metric", task["metric"]),
+            "metric": outputs.get("metric", task["metric"]),
             "direction": task.get("direction", "max"),
-            "chance": said["chance"],
+            "chance": outputs["chance"],
         }
     return fields
 
 
-def _data_notes(run: TransferRun, found: Mapping[str, Json | None]) -> list[str]:
-    """What stage `prepare` says about the part of the data that the task reads."""
+def _data_notes(run: TransferRun, stages: Mapping[str, Json | None]) -> list[str]:
+    """Notes of stage `prepare` about the part of the data that the task reads."""
     from kdep_bench.results.report.data_card import NOTE
 
-    notes = _outputs(found, "prepare").get("task_notes") or {}
+    notes = _outputs(stages, "prepare").get("task_notes") or {}
     folder = (run.task.get("recipe") or {}).get("folder")
     return [f"{NOTE}{note}" for note in notes.get(folder, [])]
 
@@ -339,20 +344,20 @@ def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     return [f"{NOTE}{note}" for note in notes]
 
 
-def _outputs(found: Mapping[str, Json | None], kind: str) -> Json:
-    record = found.get(kind)
+def _outputs(stages: Mapping[str, Json | None], kind: str) -> Json:
+    record = stages.get(kind)
     return record["outputs"] if record else {}
 
 
 def _rate(pretrain: Json | None) -> float | None:
-    """The optimiser's rate of a pre-training that took steps."""
+    """Learning rate of a pre-training that took steps; None without steps."""
     if pretrain is None or not pretrain["outputs"].get("steps"):
         return None
     return pretrain["spec"].get("budget", {}).get("optimizer", {}).get("lr")
 
 
 def _epochs_asked(pretrain: Json | None) -> float | None:
-    """Epochs of the budget, in images of the share, where whole batches made others of them."""
+    """Epochs of the budget over the data fraction; None where the steps are exactly those."""
     if pretrain is None or not (outputs := pretrain["outputs"]).get("steps"):
         return None
     budget, images = pretrain["spec"].get("budget", {}), outputs.get("images")
@@ -362,30 +367,30 @@ def _epochs_asked(pretrain: Json | None) -> float | None:
     return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
 
 
-def _teacher(run: TransferRun, found: Mapping[str, Json | None]) -> Json | None:
+def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
     if run.teacher is None:
         return None
-    said, card = _outputs(found, "cache").get("teacher", {}), run.teacher.get("card", {})
-    live = _outputs(found, "pretrain").get("teacher_checksum", "")
+    cached, card = _outputs(stages, "cache").get("teacher", {}), run.teacher.get("card", {})
+    live = _outputs(stages, "pretrain").get("teacher_checksum", "")
     return {
         "name": run.teacher["name"],
-        "checksum": said.get("checksum", live),
-        "width": said.get("width", run.teacher.get("width")),
-        "flops": said.get("flops"),
+        "checksum": cached.get("checksum", live),
+        "width": cached.get("width", run.teacher.get("width")),
+        "flops": cached.get("flops"),
         "top1": card.get("top1"),
         "top1_source": card.get("top1_source", ""),
     }
 
 
 def _config_hash(run: TransferRun) -> str:
-    """Hash of the configs of a cell, without prose that the published records' configs lacked."""
+    """Hash of the configs of a run, without the text keys that published records do not include."""
     prose = {"card", "tests_on"}
     parts = [without(run.method, prose), run.student, _hashed(run), without(run.task, prose)]
     return text_hash(canonical_json(parts))
 
 
 def _hashed(run: TransferRun) -> Json | None:
-    """The teacher as the config hash of published records has it: its card stated less then."""
+    """The teacher config as in the hash of published records, whose cards had fewer keys."""
     if run.teacher is None or "card" not in run.teacher:
         return run.teacher
     card = without(run.teacher["card"], {"classes", "trained_on"})
@@ -394,71 +399,78 @@ def _hashed(run: TransferRun) -> Json | None:
     return {**run.teacher, "card": card}
 
 
-def _align(found: Mapping[str, Json | None]) -> Json | None:
-    both = {**_outputs(found, "align"), **_outputs(found, "pretrain")}
+def _align(stages: Mapping[str, Json | None]) -> Json | None:
+    outputs = {**_outputs(stages, "align"), **_outputs(stages, "pretrain")}
     keys = (
         "explained_variance_ratio",
         "std_ratio_before",
         "std_ratio_after_align",
         "std_ratio_after_transform",
     )
-    got = {k: both[k] for k in keys if both.get(k) is not None}
-    return got or None
+    values = {k: outputs[k] for k in keys if outputs.get(k) is not None}
+    return values or None
 
 
-def _cost(run: TransferRun, found: Mapping[str, Json | None], timed: bool) -> Json:
-    """Wall seconds of the chain; of the cache, which serves every share, the cell's share.
+def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> Json:
+    """Cost of a run: wall seconds per stage kind, sizes in bytes, forward passes.
 
-    Without `timed` (see `Runtime`) there are sizes and no seconds.
-
-    The wall time of a resumed stage is that of its last try; what the stage says the whole of its
-    work took is never less.
+    The teacher cache is charged in proportion to the data fraction. Without `timed` (see `Runtime`)
+    there are no seconds. The wall time of a resumed stage is that of its last attempt; the seconds
+    in its outputs cover all attempts and are used where they are larger.
     """
 
     def wall(kind: str) -> float | None:
-        """Of this arm's stage, and of those of the arms that made its teacher."""
-        said = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
-        mine = [r for one, r in found.items() if one.rpartition(".")[2] == kind]
-        if not mine or not timed or any(r is None for r in mine):
+        """Seconds of the stages of a kind, including those of an intermediate teacher."""
+        seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
+        same_kind = [r for role, r in stages.items() if role.rpartition(".")[2] == kind]
+        if not same_kind or not timed or any(r is None for r in same_kind):
             return None
-        seconds = [max(r["wall_s"], r["outputs"].get(said) or 0.0) * part(r) for r in mine if r]
+        seconds = [
+            max(r["wall_s"], r["outputs"].get(seconds_key) or 0.0) * fraction_used(r)
+            for r in same_kind
+            if r
+        ]
         return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
-    def part(record: Json) -> float:
-        """The part of a stage that this cell's share needs: less than all of a fuller cache."""
+    def fraction_used(record: Json) -> float:
+        """Fraction of a stage that is charged to this run: below 1 for a cache of more images."""
         if "teacher" not in record["spec"] or record["kind"] != "cache":
             return 1.0
         return run.fraction / record["spec"].get("share", 1.0)
 
-    def caches(what: str) -> float | None:
-        mine = [r for one, r in found.items() if r and one.rpartition(".")[2] == "cache"]
-        got = [r["outputs"].get(what) for r in mine]
-        return sum(g * part(r) for g, r in zip(got, mine, strict=True) if g) if any(got) else None
+    def cache_total(key: str) -> float | None:
+        cache_stages = [r for role, r in stages.items() if r and role.rpartition(".")[2] == "cache"]
+        values = [r["outputs"].get(key) for r in cache_stages]
+        return (
+            sum(g * fraction_used(r) for g, r in zip(values, cache_stages, strict=True) if g)
+            if any(values)
+            else None
+        )
 
-    pretrain, transfer = found.get("pretrain"), found.get("transfer")
-    size, told = caches("bytes"), _outputs(found, "pretrain")
+    pretrain, transfer = stages.get("pretrain"), stages.get("transfer")
+    size, outputs = cache_total("bytes"), _outputs(stages, "pretrain")
     last = transfer or pretrain
-    given = run.method.get("weights") is not None
-    ran = [r for r in (pretrain, transfer) if r]
-    extra = told.get("extra_forwards")  # absent in runs that did not count them
+    fixed_weights = run.method.get("weights") is not None
+    finished = [r for r in (pretrain, transfer) if r]
+    extra = outputs.get("extra_forwards")  # absent in runs that did not count them
     return {
-        "pretrain_s": None if given else wall("pretrain"),
+        "pretrain_s": None if fixed_weights else wall("pretrain"),
         "cache_s": wall("cache"),
         "align_s": wall("align"),
         "transfer_s": wall("transfer"),
-        "images_per_s": told.get("images_per_s") if timed else None,
+        "images_per_s": outputs.get("images_per_s") if timed else None,
         "cache_bytes": None if size is None else round(size),
-        "peak_memory_bytes": max((r["peak_rss"] for r in ran), default=None),
-        "peak_gpu_bytes": max((r["peak_gpu"] for r in ran if "peak_gpu" in r), default=None),
-        "extra_parameters": told.get("extra_parameters"),
-        "extra_forwards": None if extra is None else round(extra + (caches("forwards") or 0)),
+        "peak_memory_bytes": max((r["peak_rss"] for r in finished), default=None),
+        "peak_gpu_bytes": max((r["peak_gpu"] for r in finished if "peak_gpu" in r), default=None),
+        "extra_parameters": outputs.get("extra_parameters"),
+        "extra_forwards": None if extra is None else round(extra + (cache_total("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,
         "threads": last["environment"].get("threads") if last else None,
     }
 
 
 def _thinned(curves: Any) -> Json:
-    """Every curve with at most CURVE_POINTS points, first and last kept."""
+    """The curves with at most CURVE_POINTS points each; the first and last point are kept."""
     out = {}
     for name, points in (curves or {}).items():
         if len(points) > CURVE_POINTS:
@@ -474,19 +486,22 @@ def _old(path: Path) -> Record | None:
     try:
         return record.load(path) if path.exists() else None
     except KdepError:
-        return None  # damaged: written anew
+        return None  # damaged: it is written again
 
 
 def _same(old: Record, new: Record) -> bool:
-    """Equal but for the time of a 'missing' or failed one, which is the time of looking."""
+    """Whether two records are equal; the time of a 'missing' or failed one does not count."""
     if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
     return old == new
 
 
 def _set_aside(results: Path, planned: set[str]) -> int:
-    """Moves records of cells that are not planned any more, and their pictures, out of the way;
-    returns how many."""
+    """Moves records of runs that are no longer planned, and their images, to `superseded/`.
+
+    Returns:
+        the number of moved records.
+    """
     from kdep_bench.results.records import store
 
     moved = 0
@@ -494,22 +509,22 @@ def _set_aside(results: Path, planned: set[str]) -> int:
         if path.stem not in planned and not path.name.startswith("."):
             store.own_folder(results, SUPERSEDED)
             path.replace(results / SUPERSEDED / path.name)
-            pictures = Path("pictures", path.stem)
-            if is_real_folder(results / "pictures") and is_real_folder(results / pictures):
+            images = Path("pictures", path.stem)
+            if is_real_folder(results / "pictures") and is_real_folder(results / images):
                 store.own_folder(results / SUPERSEDED, "pictures")
-                remove(results / SUPERSEDED / pictures)
-                (results / pictures).replace(results / SUPERSEDED / pictures)
+                remove(results / SUPERSEDED / images)
+                (results / images).replace(results / SUPERSEDED / images)
             moved += 1
     return moved
 
 
-def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
-    """Picture as the record names it -> its file in the stage; KdepError for one outside."""
+def _image_files(record: Record, stage_dir: Path) -> dict[str, Path]:
+    """Image path in the record -> its file in the stage; KdepError for a file outside the stage."""
     files = {p: stage_dir / p.removeprefix(f"pictures/{record.id}/") for p in record.pictures}
-    for picture, source in files.items():
+    for image, source in files.items():
         if stage_dir.resolve() not in source.resolve().parents or source.is_dir():
             raise KdepError(
-                f"the stage {record.id} lists the image {picture!r}, which is outside the stage's "
+                f"the stage {record.id} lists the image {image!r}, which is outside the stage's "
                 "directory",
                 expected="a path relative to that directory",
                 fix="correct the paths that the task returns",
@@ -517,13 +532,13 @@ def _picture_files(record: Record, stage_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _copy_pictures(record: Record, stage_dir: Path, results: Path) -> None:
-    """Pictures go beside the records: a results folder is whole without its work dir."""
+def _copy_images(record: Record, stage_dir: Path, results: Path) -> None:
+    """Copies the images into the results folder, which is complete without its work dir."""
     from kdep_bench.results.records import store
 
-    for picture, source in _picture_files(record, stage_dir).items():
-        target = results / picture
-        for folder in reversed(Path(picture).parents[:-1]):
+    for image, source in _image_files(record, stage_dir).items():
+        target = results / image
+        for folder in reversed(Path(image).parents[:-1]):
             store.own_folder(results, str(folder))
         with contextlib.suppress(FileNotFoundError):
             copy_file(source, target)

@@ -1,6 +1,6 @@
-"""What a method's config gives its classes: arguments, ranges, declared needs, the optimiser.
+"""Checks of a method's config against its classes: arguments, ranges, inputs, the optimiser.
 
-Rules of `pairs`; each reads the source of the classes and imports none of them, so that a
+`pairs` calls them. Each reads the source of the classes and imports none of them, so that a
 `--dry-run` stays without torch.
 """
 
@@ -40,10 +40,11 @@ _OPTIMIZER: Mapping[str, str] = {
 
 
 def check_optimizer(config: Json, where: str) -> None:
-    """Refuses an optimiser that does not exist, lacks a rate, or is given a wrong argument.
+    """Checks the config of an optimiser.
 
     Raises:
-        KdepError: also for a rate that is 0, negative or no number.
+        KdepError: it does not exist, a wrong argument, or a learning rate that is missing, 0,
+            negative or not a number.
     """
     kind = config.get("type")
     if not isinstance(kind, str):
@@ -73,30 +74,31 @@ def check_optimizer(config: Json, where: str) -> None:
         )
 
 
-def check_classes(method: Json, who: str, epochs: float) -> None:
-    """Refuses arguments that the classes of a method do not take: KdepError.
+def check_classes(method: Json, label: str, epochs: float) -> None:
+    """Raises KdepError for arguments that the classes of a method do not accept.
 
     Args:
-        who: how the method is called in a sentence.
-        epochs: of the arm's run, for schedules.
+        method: its config.
+        label: what an error calls the method.
+        epochs: of the pre-training, for schedules.
     """
     for key, given in (("align", ()), ("weights", ("backbone",))):
         config = method.get(key)
         if isinstance(config, Mapping):
             config = {k: v for k, v in config.items() if k != CONTENT}
-        check_arguments(config, f"{who}.{key}", given)
+        check_arguments(config, f"{label}.{key}", given)
     transform = method.get("transform")
     if isinstance(transform, Mapping):
         required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
-        check_arguments(transform, f"{who}.transform", required)
+        check_arguments(transform, f"{label}.transform", required)
     for place, config in _typed(method.get("objective"), "objective"):
-        where, path = f"{who}.{place}", resolve_alias(config["type"])
+        where, path = f"{label}.{place}", resolve_alias(config["type"])
         if path.startswith(_SCHEDULES) and signature(path) is not None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
         else:
-            asks = class_value(path, "asks") or ()
-            check_arguments(config, where, {*asks, "epochs"})
+            required = class_value(path, "required_args") or ()
+            check_arguments(config, where, {*required, "epochs"})
 
 
 def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:
@@ -112,7 +114,7 @@ def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:
 
 
 def _check_schedule(config: Json, where: str, epochs: float) -> None:
-    """A schedule is pure arithmetic: it is made, and looked at over the whole run."""
+    """Builds a schedule and checks its values over the whole training."""
     try:
         schedule = as_schedule(config, epochs)
         values = [schedule(k, 100) for k in range(100)]
@@ -131,13 +133,13 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
 
 
 def _objectives(method: Json) -> list[str]:
-    """Paths of the objectives of a method: its own, and those of its parts."""
+    """Import paths of the objective of a method and of its parts."""
     typed = _typed(method.get("objective"), "objective")
     return [resolve_alias(c["type"]) for place, c in typed if place.endswith("objective")]
 
 
-def check_needs(method: Json, who: str) -> None:
-    """Refuses needs of the objective's classes that the method's page does not declare."""
+def check_needs(method: Json, label: str) -> None:
+    """Raises KdepError for inputs that the objective reads and the method does not declare."""
     needs: set[str] = set()
     for path in _objectives(method):
         needs |= class_value(path, "needs") or frozenset()
@@ -145,30 +147,30 @@ def check_needs(method: Json, who: str) -> None:
         for key in ("align", "transform"):
             if not method.get(key):
                 raise KdepError(
-                    f"{who} regresses an aligned teacher feature but its config has no `{key}`",
+                    f"{label} regresses an aligned teacher feature but its config has no `{key}`",
                     expected="both `align` and `transform`",
                     fix=f"set `{key}` in the method's config",
                 )
         needs = (needs - {"target"}) | {"pooled"}
     if "labels" in needs and not method.get("labels_used"):
         raise KdepError(
-            f"{who} reads labels but has labels_used=False",
+            f"{label} reads labels but has labels_used=False",
             fix="set labels_used=True, or choose an objective without labels",
         )
     if lacking := sorted(needs - method_needs(method)):
         raise KdepError(
-            f"{who} reads {', '.join(lacking)} of a batch but its `needs` does not list "
+            f"{label} reads {', '.join(lacking)} of a batch but its `needs` does not list "
             f"{'it' if len(lacking) == 1 else 'them'}",
             expected=f"needs={sorted(needs | method_needs(method))}",
             fix="set `needs` in the method's config",
         )
 
 
-def check_relates(method: Json, who: str, parts: int) -> None:
-    """Refuses an objective that relates the samples of a batch where that falls into `parts`."""
+def check_relates(method: Json, label: str, parts: int) -> None:
+    """Raises KdepError for an objective that compares samples, with a batch split into `parts`."""
     if parts > 1 and any(class_value(path, "relates") for path in _objectives(method)):
         raise KdepError(
-            f"{who} compares the samples of a batch with each other, but the batch is split into "
+            f"{label} compares the samples of a batch with each other, but the batch is split into "
             f"{parts} micro-batches or processes",
             fix="run its pre-training in one process with accumulate=1",
         )

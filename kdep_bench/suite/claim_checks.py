@@ -99,14 +99,14 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
     if not candidates:
         raise _unknown_method(where, side.methods[0], methods)
     if side.share is not None:
-        share = side.share
-        shares = sorted({a.fraction for a in candidates})
-        candidates = [a for a in candidates if math.isclose(a.fraction, share) or _untrained(a)]
+        fraction = side.share
+        fractions = sorted({a.fraction for a in candidates})
+        candidates = [a for a in candidates if math.isclose(a.fraction, fraction) or _untrained(a)]
         if not candidates:
             raise KdepError(
-                f"{where} has the data fraction {share:g}, but the suite does not run "
+                f"{where} has the data fraction {fraction:g}, but the suite does not run "
                 f"{' or '.join(side.methods)} at that fraction",
-                expected=f"one of {', '.join(f'{s:g}' for s in shares)}",
+                expected=f"one of {', '.join(f'{s:g}' for s in fractions)}",
                 fix=f"correct {side_name}.share in the claim, or add the fraction to the suite's "
                 "`shares`",
             )

@@ -97,27 +97,27 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
     if name not in known:
         raise unknown_name(f"{kind} config", name, known)
     path = configs / FOLDERS[kind] / f"{name}.py"
-    found = read_config(path)
-    if not isinstance(found.get(kind), dict):
+    variables = read_config(path)
+    if not isinstance(variables.get(kind), dict):
         raise KdepError(
             f"the config {path} defines no dict named {kind!r} "
-            f"(but {', '.join(sorted(found)) or 'nothing'})",
+            f"(but {', '.join(sorted(variables)) or 'nothing'})",
             fix=f"write `{kind} = dict(...)` in that file",
         )
-    return _json(found[kind], str(path))
+    return _json(variables[kind], str(path))
 
 
-def merged(base: Json, over: Json, where: str) -> Json:
+def merged(base: Json, overrides: Json, where: str) -> Json:
     """`base` with `over` laid on it, dict by dict.
 
     A key that the base lacks is refused as a slip, unless the class that the dict's `type` names
     takes an argument of that name; `_delete_=True` in a dict of `over` replaces the whole dict, and
     may then hold any key.
     """
-    if over.get("_delete_"):
-        return {k: v for k, v in over.items() if k != "_delete_"}
+    if overrides.get("_delete_"):
+        return {k: v for k, v in overrides.items() if k != "_delete_"}
     out = copy.deepcopy(base)
-    for key, value in over.items():
+    for key, value in overrides.items():
         old = base.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             out[key] = merged(old, value, f"{where}.{key}")
@@ -127,7 +127,7 @@ def merged(base: Json, over: Json, where: str) -> Json:
                 if isinstance(value, dict)
                 else value
             )
-        elif key in (known := {*base, *argument_names({**base, **over}.get("type"))}):
+        elif key in (known := {*base, *argument_names({**base, **overrides}.get("type"))}):
             out[key] = value
         else:
             raise unknown_name(f"key of {where}", key, known)
@@ -145,18 +145,18 @@ def _claim_keys() -> Json:
 def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     base = load_config(kind, ref["base"], configs)
     base.setdefault("name", ref["base"])
-    over = {k: v for k, v in ref.items() if k != "base"}
+    overrides = {k: v for k, v in ref.items() if k != "base"}
     keys = dict.fromkeys(MODELS[kind].model_fields)
     if kind == "data":
-        keys |= data_keys({**base, **over}) or {}
+        keys |= data_keys({**base, **overrides}) or {}
     if kind == "claim":
         keys |= _claim_keys()
     if kind == "teacher":
         keys["card"] = {"trained_on": None}
     if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
-    got = merged(with_keys(base, keys), over, f"{kind} {ref['base']!r}")
-    return without_unused(got, base, over)
+    got = merged(with_keys(base, keys), overrides, f"{kind} {ref['base']!r}")
+    return without_unused(got, base, overrides)
 
 
 def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
@@ -243,12 +243,12 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _unique(what: str, found: list[str]) -> None:
-    twice = sorted(n for n, count in Counter(found).items() if count > 1)
-    if twice:
-        more = f" and {len(twice) - 5} others" if len(twice) > 5 else ""
+def _unique(entries: str, names: list[str]) -> None:
+    duplicates = sorted(n for n, count in Counter(names).items() if count > 1)
+    if duplicates:
+        remainder = f" and {len(duplicates) - 5} others" if len(duplicates) > 5 else ""
         raise KdepError(
-            f"the suite lists {what} {', '.join(twice[:5])}{more} more than once",
+            f"the suite lists {entries} {', '.join(duplicates[:5])}{remainder} more than once",
             fix="remove the duplicates, or give an override its own `name`",
         )
 
@@ -264,15 +264,15 @@ def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) ->
         )
     if method.get("teacher") is None:
         return method
-    told = check(Assistant, method["teacher"], f"method {method['name']!r}.teacher")
+    assistant = check(Assistant, method["teacher"], f"method {method['name']!r}.teacher")
     if method.get("needs") is None:
         method = {**method, "needs": sorted(method_needs(method))}
     return {
         **method,
         "teacher": {
-            "student": resolve("student", told.student, configs),
-            "method": with_assistants(resolve("method", told.method, configs), configs, chain),
-            "epochs": told.epochs,
+            "student": resolve("student", assistant.student, configs),
+            "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
+            "epochs": assistant.epochs,
         },
     }
 
@@ -307,13 +307,13 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
     """
     configs = configs or CONFIGS
     path = find_suite(str(ref), configs)
-    found = read_config(path)
-    if not isinstance(found.get("suite"), dict):
+    variables = read_config(path)
+    if not isinstance(variables.get("suite"), dict):
         raise KdepError(
             f"the suite file {path} defines no dict named 'suite'",
             fix=f"write `suite = dict(...)` in {path}",
         )
-    return build_suite(_json(found["suite"], str(path)), configs)
+    return build_suite(_json(variables["suite"], str(path)), configs)
 
 
 def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
@@ -327,19 +327,19 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     methods = [with_assistants(m, configs) for m in everything("method", file.methods)]
     tasks = everything("task", file.tasks)
     claims = everything("claim", file.claims)
-    for what, group in (
+    for entries, group in (
         ("student", students),
         ("method", methods),
         ("task", tasks),
         ("claim", claims),
     ):
-        _unique(what, [g["name"] for g in group])
-    _shares(file.shares)
-    pages = {*names("student", configs), *(s["name"] for s in students)}
+        _unique(entries, [g["name"] for g in group])
+    _check_fractions(file.shares)
+    known_students = {*names("student", configs), *(s["name"] for s in students)}
     for method in methods:
         for student in method.get("students") or []:
-            if student not in pages:
-                raise unknown_name(f"student of method {method['name']!r}", student, pages)
+            if student not in known_students:
+                raise unknown_name(f"student of method {method['name']!r}", student, known_students)
         for need in method.get("needs") or []:
             if need not in NEEDS:
                 raise unknown_name(f"need of method {method['name']!r}", need, NEEDS)
@@ -376,41 +376,41 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
 
 
 def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
-    said = check(Variant, raw, f"suite variant {number}")
+    variant = check(Variant, raw, f"suite variant {number}")
     update: Json = {}
-    if said.teacher is not None:
-        update["teachers"] = _teachers(said.teacher, suite.students, configs)
-    if said.methods is not None:
-        resolved = [resolve("method", m, configs) for m in said.methods]
+    if variant.teacher is not None:
+        update["teachers"] = _teachers(variant.teacher, suite.students, configs)
+    if variant.methods is not None:
+        resolved = [resolve("method", m, configs) for m in variant.methods]
         update["methods"] = [with_assistants(m, configs) for m in resolved]
         _unique(f"in variant {number} the method", [m["name"] for m in update["methods"]])
-    if said.shares is not None:
-        update["shares"] = _shares(said.shares)
+    if variant.shares is not None:
+        update["shares"] = _check_fractions(variant.shares)
     budget = suite.budget.model_dump()
-    budget = merged(budget, said.budget, f"budget of suite variant {number}")
+    budget = merged(budget, variant.budget, f"budget of suite variant {number}")
     update["budget"] = check(Budget, budget, f"budget of suite variant {number}")
     return suite.model_copy(update=update)
 
 
-def _shares(shares: list[float]) -> list[float]:
-    _unique("share", [str(s) for s in shares])
-    for share in shares:
-        if not 0 < share <= 1:
+def _check_fractions(fractions: list[float]) -> list[float]:
+    _unique("share", [str(s) for s in fractions])
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
             raise KdepError(
-                f"the suite has the data fraction {share} in `shares`",
+                f"the suite has the data fraction {fraction} in `shares`",
                 expected="above 0 and at most 1",
                 fix="correct `shares` in the suite",
             )
-    return shares
+    return fractions
 
 
 def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json | None]:
     """One teacher a student: a single reference for all, or a dict student name -> reference."""
-    wanted = [s["name"] for s in students]
+    names = [s["name"] for s in students]
     if ref is None:
-        return dict.fromkeys(wanted)
+        return dict.fromkeys(names)
     if isinstance(ref, str) or (isinstance(ref, dict) and "base" in ref):
-        return dict.fromkeys(wanted, resolve("teacher", ref, configs))
+        return dict.fromkeys(names, resolve("teacher", ref, configs))
     if not isinstance(ref, dict):
         raise KdepError(
             f"the suite has teacher = {ref!r:.80}",
@@ -418,12 +418,12 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
             fix="correct `teacher` in the suite",
         )
     for name in ref:
-        if name not in wanted:
-            raise unknown_name("student under suite.teacher", name, wanted)
-    missing = [w for w in wanted if w not in ref]
+        if name not in names:
+            raise unknown_name("student under suite.teacher", name, names)
+    missing = [w for w in names if w not in ref]
     if missing:
         raise KdepError(
             f"suite.teacher has no teacher for the student {', '.join(missing)}",
             fix="add one per student (None for a student without a teacher)",
         )
-    return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in wanted}
+    return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in names}

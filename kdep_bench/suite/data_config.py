@@ -1,4 +1,4 @@
-"""What the module of a data config's `type` says of its configs, without running anything.
+"""Checks of a data config by the module of its `type`, without running anything.
 
 A module whose function is the `type` of a data config may define
 `KEYS`, a collection of the keys that it knows, or a dict whose values are dicts of the names one
@@ -15,7 +15,7 @@ from typing import Any
 from kdep_bench.errors import KdepError, unknown_name
 
 Json = dict[str, Any]
-# What any data config may say: for the planner and for people.
+# Keys that any data config may have.
 COMMON = ("about", "card", "labels", "name", "pool_classes", "source", "type")
 
 
@@ -24,7 +24,7 @@ def data_module(data: Json) -> ModuleType | None:
     name = re.split(r"[.:]\w+$", str(data.get("type") or ""))[0]
     try:
         return importlib.import_module(name) if name else None
-    except Exception:  # somebody's module: the stage that calls it reports what is wrong with it
+    except Exception:  # a user's module: the stage that calls it reports its faults
         return None
 
 
@@ -46,12 +46,12 @@ def with_keys(base: Json, keys: Json) -> Json:
     return out
 
 
-def without_unused(merged_value: Json, base: Json, over: Json) -> Json:
-    """`merged_value` without the keys that neither `base` nor `over` has, dict by dict."""
+def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
+    """`merged_value` without the keys that neither `base` nor `overrides` has, dict by dict."""
     out = {}
     for key, value in merged_value.items():
-        if key in base or key in over:
-            parts = [d[key] if isinstance(d.get(key), dict) else {} for d in (base, over)]
+        if key in base or key in overrides:
+            parts = [d[key] if isinstance(d.get(key), dict) else {} for d in (base, overrides)]
             plain = isinstance(value, dict) and isinstance(base.get(key), dict)
             out[key] = without_unused(value, *parts) if plain else value
     return out
@@ -74,7 +74,7 @@ def check_inline(data: Json) -> None:
 
 
 def check_data_plan(data: Json, tasks: list[Json]) -> None:
-    """What the module of the data's `type` refuses about this config with these tasks."""
+    """Calls `check_plan` of the data's module, which raises KdepError for what it refuses."""
     check = getattr(data_module(data), "check_plan", None)
     if check is not None:
         check(data, tasks)

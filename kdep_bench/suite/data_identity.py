@@ -87,7 +87,7 @@ class _Read:
 
     digests: dict[str, str] = field(default_factory=dict)
     files: int = 0
-    anew: int = 0
+    hashed: int = 0
     note: str = ""
 
 
@@ -113,13 +113,15 @@ def with_content(
         digests = known[key].digests
         return {**data, CONTENT: digests} if digests else data
 
-    def filled(one: Suite) -> Suite:
-        return one.model_copy(update={"data": given(one.data), **_with_files(one, work, verify)})
+    def filled(variant: Suite) -> Suite:
+        return variant.model_copy(
+            update={"data": given(variant.data), **_with_files(variant, work, verify)}
+        )
 
     variants = [filled(v) for v in suite.variants]
     suite = filled(suite).model_copy(update={"variants": variants})
     lines = [
-        f"data: {r.files:,} files, {r.anew:,} hashed now, the other hashes reused"
+        f"data: {r.files:,} files, {r.hashed:,} hashed now, the other hashes reused"
         for r in known.values()
         if r.files
     ]
@@ -162,7 +164,7 @@ def was_read(suite: Suite, work: Path) -> bool:
         ]
     except KdepError:
         return False
-    sources = [s for parts in declared_by for some in parts.values() for s in some]
+    sources = [s for parts in declared_by for part_sources in parts.values() for s in part_sources]
     return all(index(work).path(s).is_file() for s in sources)
 
 
@@ -182,7 +184,7 @@ def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
         return read
     read.digests = _digests(parts, catalogues)
     read.files = sum(len(c.rows) for c in catalogues.values())
-    read.anew = sum(c.read for c in catalogues.values())
+    read.hashed = sum(c.read for c in catalogues.values())
     return read
 
 
@@ -190,12 +192,12 @@ def _catalogues(
     parts: Parts, where: Index, verify: bool = False, say: Say | None = None
 ) -> dict[str, Catalogue]:
     """Every source of the parts, read once, by its key."""
-    found: dict[str, Catalogue] = {}
-    for source in (s for some in parts.values() for s in some):
-        if source.key() not in found:
+    catalogues: dict[str, Catalogue] = {}
+    for source in (s for sources in parts.values() for s in sources):
+        if source.key() not in catalogues:
             progress = _progress(source, say) if say else None
-            found[source.key()] = where.read(source, verify=verify, progress=progress)
-    return found
+            catalogues[source.key()] = where.read(source, verify=verify, progress=progress)
+    return catalogues
 
 
 def _progress(source: Source, say: Say) -> Callable[[int, int], None]:
@@ -211,12 +213,12 @@ def _progress(source: Source, say: Say) -> Callable[[int, int], None]:
 
 
 def _digests(parts: Parts, catalogues: Mapping[str, Catalogue]) -> dict[str, str]:
-    found = {}
+    digests = {}
     for part, sources in parts.items():
-        each = [catalogues[s.key()].digest() for s in sources]
-        joined = hashlib.sha256("\n".join(each).encode()).hexdigest()
-        found[part] = each[0] if len(each) == 1 else joined
-    return found
+        part_digests = [catalogues[s.key()].digest() for s in sources]
+        joined = hashlib.sha256("\n".join(part_digests).encode()).hexdigest()
+        digests[part] = part_digests[0] if len(part_digests) == 1 else joined
+    return digests
 
 
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
@@ -224,21 +226,21 @@ def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
 
     Empty where either does not say, and where the paths of the data are other ones.
     """
-    found = Changes()
+    changes = Changes()
     try:
         before = read_listing(old) or {}
         parts = declared(stage.function, stage.spec) or {}
     except KdepError:
-        return found
+        return changes
     seen: set[str] = set()
     for part, sources in parts.items():
         for catalogue, source in zip(before.get(part, ()), sources, strict=False):
             if source.key() not in seen:
                 seen.add(source.key())
-                now = index(work).stored(source)
-                if now is not None and catalogue.source.what == source.what:
-                    found += catalogue.changes(now)
-    return found
+                current = index(work).stored(source)
+                if current is not None and catalogue.source.what == source.what:
+                    changes += catalogue.changes(current)
+    return changes
 
 
 # --- the listing that `prepare` leaves -----------------------------------------------------------
@@ -263,15 +265,15 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
     if not path.is_file():
         return None
     files: dict[int, Catalogue] = {}
-    for number in sorted({n for some in read_strict(path).values() for n in some}):
+    for number in sorted({n for numbers in read_strict(path).values() for n in numbers}):
         file = prepare / LISTING / f"{number}.{LISTING}"
-        found = read_catalogue(file)
-        if found is None:
+        catalogue = read_catalogue(file)
+        if catalogue is None:
             raise KdepError(
                 f"the file list {file} is damaged", fix="run the suite again with --force prepare"
             )
-        files[number] = found
-    return {part: [files[n] for n in some] for part, some in read_strict(path).items()}
+        files[number] = catalogue
+    return {part: [files[n] for n in numbers] for part, numbers in read_strict(path).items()}
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -301,8 +303,8 @@ class Guard:
         if prepare is None:
             return
         listing = read_listing(self.work / prepare) or {}
-        found = {c.source.key(): c for p in listing if self._reads(p) for c in listing[p]}
-        self._listed = list(found.values())
+        catalogues = {c.source.key(): c for p in listing if self._reads(p) for c in listing[p]}
+        self._listed = list(catalogues.values())
         self._compare("since it was prepared")
 
     def after(self, outputs: Any) -> Any:
@@ -345,7 +347,9 @@ class Guard:
         if planned is None:
             return
         where, changes = index(self.work), Changes()
-        for source in {s.key(): s for some in self._parts.values() for s in some}.values():
+        for source in {
+            s.key(): s for part_sources in self._parts.values() for s in part_sources
+        }.values():
             before = where.stored(source)
             self._planned[source.key()] = now = where.read(source)
             if before is not None:
@@ -365,14 +369,14 @@ class Guard:
         if self.stage.kind in _POOL_KINDS:
             return part == "pool"
         recipe = (self.stage.spec.get("task") or {}).get("recipe") or {}
-        wanted = recipe.get("set") or recipe.get("folder")
-        return wanted is None or part.partition("/")[0] == str(wanted).partition("/")[0]
+        source_set = recipe.get("set") or recipe.get("folder")
+        return source_set is None or part.partition("/")[0] == str(source_set).partition("/")[0]
 
 
 def _changed(changes: Changes, when: str) -> KdepError:
-    what = f"the file {changes.first()}: " if changes else ""
+    details = f" (the file {changes.first()}: {changes})" if changes else ""
     return KdepError(
-        f"the data changed {when} ({what}{changes})" if changes else f"the data changed {when}",
+        f"the data changed {when}{details}",
         expected="the same files from the first to the last stage of a run",
         fix="run the suite again: it uses the data as they are now and reruns every stage that "
         "depends on them",

@@ -1,8 +1,8 @@
-"""What is known of a suite's data before anything is prepared: parts, splits, numbers of images.
+"""Parts, splits and numbers of images of a suite's data, before anything is prepared.
 
-Generated data state their counts in the config, official sets in their releases; the folders of
-one's own data are counted here, each no further than a rule needs. Of data made by somebody's own
-function nothing is known, and nothing is refused.
+Counts of generated data are in the config, those of official sets in this package; folders of the
+user's data are counted here, each no further than a rule needs. For data made by a user's function
+nothing is known, and nothing is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from kdep_bench.signatures import module_value
 from kdep_bench.suite.schema import Json
 
 POCKET = "kdep_bench.data.pocket"
-OWN = "kdep_bench.data.own"
+OWN_DATA = "kdep_bench.data.own"
 OFFICIAL = "kdep_bench.data.official.stage"
-# Part of one's own data config -> the folder that tasks read it from.
+# Part of a config of the user's data -> the folder that tasks read it from.
 FOLDERS = {"classify": "classify", "coco": "detect", "masks": "cityscapes"}
-MOST_PER_CLASS = 200  # of a class folder, no more are counted
+MOST_PER_CLASS = 200  # images of a class folder that are counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Parts:
     Attributes:
         splits: splits by folder; None for a folder without splits (`photos`).
         sets: official sets, whose tasks read their own splits.
-        written: how a folder is called in the data config, where it has a name there.
+        written: folder -> its key in the data config, where it has one.
     """
 
     splits: Mapping[str, tuple[str, ...] | None]
@@ -50,7 +50,7 @@ def _pocket(data: Json) -> Json:
 
 
 def parts_of(data: Json) -> Parts | None:
-    """What tasks can read of the data, by its config alone; None where that is not known."""
+    """The parts of the data that tasks can read, from its config; None where unknown."""
     module = module_of(data)
     if module == POCKET:
         spec = _pocket(data)
@@ -60,54 +60,54 @@ def parts_of(data: Json) -> Parts | None:
             {"classify": classify, "detect": scenes, "cityscapes": scenes, "photos": None},
             written={"classify": "classify", "detect": "scenes", "cityscapes": "scenes"},
         )
-    if module == OWN:
-        found = {
+    if module == OWN_DATA:
+        splits = {
             FOLDERS[part]: tuple(s for s, v in data[part].items() if v is not None)
             for part in FOLDERS
             if data.get(part)
         }
-        return Parts(found, written={folder: part for part, folder in FOLDERS.items()})
+        return Parts(splits, written={folder: part for part, folder in FOLDERS.items()})
     if module == OFFICIAL:
         return Parts({}, tuple(sorted(data.get("sets") or ())))
     return None
 
 
 def has_labels(data: Json) -> bool:
-    """Whether arms that read labels can have them, as far as the config says."""
+    """Whether the data have labels, according to their config."""
     if data.get("labels", True) is False:
         return False
-    return module_of(data) != OWN or bool(data.get("pool_labels"))
+    return module_of(data) != OWN_DATA or bool(data.get("pool_labels"))
 
 
-def pool_images(data: Json, most: int) -> int | None:
-    """Images of the pool, or `most` where there are more; None where that is not known."""
+def pool_images(data: Json, limit: int) -> int | None:
+    """Images of the pool, or `limit` where there are more; None where unknown."""
     module = module_of(data)
     if module == POCKET:
         spec = _pocket(data)
-        return min(most, spec["pool_composites"] + spec["pool_crops"])
+        return min(limit, spec["pool_composites"] + spec["pool_crops"])
     if module == OFFICIAL and data.get("tiny_seed") is None:
         if data.get("pool_folder", "train") != "train":
             return None
         from kdep_bench.data.official.base import get_set
 
         count = get_set(data["pool"]).counts.get("train_images")
-        return None if count is None else min(most, count)
-    if module == OWN:
+        return None if count is None else min(limit, count)
+    if module == OWN_DATA:
         folder = _folder(data.get("pool"))
-        return None if folder is None else _count(folder, most)
+        return None if folder is None else _count(folder, limit)
     return None
 
 
 def training_images(data: Json, folder: str) -> list[int] | None:
-    """Images of each class below a folder of class folders, as `classify/train`, each counted up
-    to MOST_PER_CLASS; None where that is not known."""
+    """Images per class of a folder with class folders (`classify/train`), at most MOST_PER_CLASS
+    each; None where unknown."""
     module, (part, _, split) = module_of(data), folder.partition("/")
     if part != "classify" or not split:
         return None
     if module == POCKET:
         images, classes = _pocket(data)["classify"].get(split), 8  # dealt out in turn
         return None if not images else [(images + k) // classes for k in range(classes)]
-    if module == OWN:
+    if module == OWN_DATA:
         from kdep_bench.data.listing import class_names
 
         root = _folder((data.get("classify") or {}).get(split))
@@ -124,7 +124,7 @@ def training_images(data: Json, folder: str) -> list[int] | None:
 
 
 def _folder(given: object) -> Path | None:
-    """A folder of one's own data; None where it is not there, which its preparation refuses."""
+    """A folder of the user's data; None where it does not exist, which stage `prepare` reports."""
     if not isinstance(given, str):
         return None
     path = Path(given).expanduser()
@@ -133,10 +133,10 @@ def _folder(given: object) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _count(folder: Path, most: int) -> int | None:
+def _count(folder: Path, limit: int) -> int | None:
     from kdep_bench.data.listing import count_images
 
     try:
-        return count_images(folder, most)
+        return count_images(folder, limit)
     except KdepError:
-        return None  # not readable: its preparation says so
+        return None  # not readable, which stage `prepare` reports

@@ -1,7 +1,8 @@
-"""What cannot work together: a student with a task, a method with a student, teacher and data.
+"""Checks of combinations: a student with a task, a method with a student, teacher and data.
 
-Each rule is a small function that raises a KdepError, and stands in a list below; the plan calls
-`check_task` and `check_pair` for every pair it is to build. No rule reads a file.
+Each rule is a small function in one of the lists below. It raises a KdepError for what its
+docstring describes. The plan calls `check_task` and `check_pair` for every pair that it builds. No
+rule reads a file.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from kdep_bench.transfer.recipes import check_recipe
 DENSE = ("detection", "segmentation")
 
 
-OURS = "kdep_bench.transfer."
+TRANSFER_PACKAGE = "kdep_bench.transfer."
 
 
 def check_task(student: Json, task: Json) -> None:
-    """Refuses a task that a student cannot serve, or whose recipe is impossible: KdepError."""
+    """Raises KdepError for a task that the student cannot do, or whose recipe is impossible."""
     for rule in TASK_RULES:
         rule(student, task)
 
 
 def pyramid(student: Json, task: Json) -> None:
-    """A dense task for a student without a pyramid."""
+    """A dense task with a student whose config has no pyramid."""
     if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"task {task['name']!r} needs feature maps of several levels, but student "
@@ -56,7 +57,7 @@ def pyramid(student: Json, task: Json) -> None:
 
 
 def last_stage_on_regions(student: Json, task: Json) -> None:
-    """A C4 detector, whose RoI head is the backbone's last stage, for anything but a ResNet."""
+    """A C4 detector, whose RoI head is the last stage of a ResNet, with another student."""
     kind = str(student["backbone"].get("type"))
     if task["recipe"].get("head") == "c4" and not kind.endswith("ResNet"):
         raise KdepError(
@@ -67,8 +68,8 @@ def last_stage_on_regions(student: Json, task: Json) -> None:
 
 
 def recipe(student: Json, task: Json) -> None:
-    """A number of the recipe that is of a wrong type, out of range or at odds with another."""
-    if task["type"].startswith(OURS):
+    """A recipe value of a wrong type, out of range or inconsistent with another."""
+    if task["type"].startswith(TRANSFER_PACKAGE):
         check_recipe(task["name"], task["recipe"])
 
 
@@ -94,56 +95,57 @@ TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
 
 
 def check_task_data(data: Json, task: Json) -> None:
-    """Refuses a task that reads a part or a split which the data config has not got: KdepError."""
+    """Raises KdepError for a task that reads a part or split which the data do not have."""
     parts = parts_of(data)
-    if parts is None or not task["type"].startswith(OURS):
+    if parts is None or not task["type"].startswith(TRANSFER_PACKAGE):
         return
-    own, told = task["recipe"], f"task {task['name']!r}"
-    if (name := own.get("set")) is not None:
+    task_recipe, label = task["recipe"], f"task {task['name']!r}"
+    if (name := task_recipe.get("set")) is not None:
         if name not in parts.sets:
             raise KdepError(
-                f"{told} reads the official set {name!r}, but the data {data['name']!r} has "
+                f"{label} reads the official set {name!r}, but the data {data['name']!r} has "
                 f"{', '.join(parts.sets) or 'no official set'}",
                 fix=f"add {name!r} to `sets` of the data config"
                 if data.get("sets") is not None
                 else "choose data of type kdep_bench.data.official.stage.prepare, or another task",
             )
         return
-    folder, _, inner = str(own.get("folder")).partition("/")
+    folder, _, inner = str(task_recipe.get("folder")).partition("/")
     if folder not in parts.splits:
-        written = (parts.written or {}).get(folder)
+        config_key = (parts.written or {}).get(folder)
         raise KdepError(
-            f"{told} reads the folder {folder!r} of the data, and the data {data['name']!r} has "
-            f"{'no `' + written + '`' if written else 'none'}",
+            f"{label} reads the folder {folder!r} of the data, and the data {data['name']!r} has "
+            f"{'no `' + config_key + '`' if config_key else 'none'}",
             expected=f"data with {', '.join(sorted(parts.splits)) or 'another task'}"
-            if not written
-            else f"{written}=dict(train=..., test=...) in the data config",
-            fix=f"add `{written}` to the data config, or drop the task from the suite"
-            if written
+            if not config_key
+            else f"{config_key}=dict(train=..., test=...) in the data config",
+            fix=f"add `{config_key}` to the data config, or drop the task from the suite"
+            if config_key
             else "choose other data, or drop the task from the suite",
         )
-    have = parts.splits[folder]
-    wanted = [inner] if inner else _splits(task)
-    if have is None or wanted == []:
+    splits = parts.splits[folder]
+    required = [inner] if inner else _splits(task)
+    if splits is None or required == []:
         return
-    if lacking := [s for s in wanted if s not in have]:
-        written = (parts.written or {}).get(folder, folder)
+    if missing := [s for s in required if s not in splits]:
+        config_key = (parts.written or {}).get(folder, folder)
         raise KdepError(
-            f"{told} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, but `{written}` of "
-            f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
-            expected=f"the splits {', '.join(wanted)}",
-            fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
+            f"{label} reads {' and '.join(f'{folder}/{s}' for s in missing)}, but "
+            f"`{config_key}` of the data {data['name']!r} has the splits "
+            + (", ".join(splits) or "none"),
+            expected=f"the splits {', '.join(required)}",
+            fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, or "
             "choose another task",
         )
 
 
 def _splits(task: Json) -> list[str]:
-    """The splits that a task of ours reads; none for folds over one folder."""
+    """The splits that a task of this package reads; none for folds over one folder."""
     if task["recipe"].get("protocol") == "folds":
         return []
     probe = task["type"].endswith(".LinearProbe")
-    wanted = ["train", "val", "test"] if probe else ["train"]
-    return list(dict.fromkeys([*wanted, task.get("split", "test")]))
+    splits = ["train", "val", "test"] if probe else ["train"]
+    return list(dict.fromkeys([*splits, task.get("split", "test")]))
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ class Pair:
     """One method on one student, in a suite.
 
     Attributes:
-        base: the suite's teacher; an arm's own is another where an assistant teaches it.
-        epochs: of this arm, which may be fewer than the budget's.
+        base: the suite's teacher; the method may have an intermediate teacher instead.
+        epochs: of this pre-training, which may be fewer than the budget's.
     """
 
     suite: Suite
@@ -166,7 +168,7 @@ class Pair:
         return f"method {self.method['name']!r}"
 
     @property
-    def who(self) -> str:
+    def label(self) -> str:
         return f"{self.name} on student {self.student['name']!r}"
 
     @cached_property
@@ -176,22 +178,26 @@ class Pair:
     @cached_property
     def teacher(self) -> Json:
         """The teacher of a method that reads one; KdepError where there is none."""
-        found = assistant_of(self.method) or self.base
-        if found is None:
+        teacher = assistant_of(self.method) or self.base
+        if teacher is None:
             raise KdepError(
-                f"{self.who} needs a teacher, but the suite has none for that student",
+                f"{self.label} needs a teacher, but the suite has none for that student",
                 fix="set suite.teacher",
             )
-        return found
+        return teacher
 
 
 def check_pair(
     suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
 ) -> None:
-    """Refuses a method that cannot work with this student, teacher and data: KdepError.
+    """Raises KdepError for a method that cannot work with this student, teacher and data.
 
-    `base` is the suite's teacher; an arm's own is another where an assistant teaches it. `epochs`:
-    of this arm, where they are not the budget's.
+    Args:
+        suite: with the data and the budget.
+        student: config of the student.
+        method: config of the method.
+        base: the suite's teacher; the method may have an intermediate teacher instead.
+        epochs: of this pre-training, where they are not the budget's.
     """
     pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
     for rule in (*RULES, *(TEACHER_RULES if uses_teacher(method) else ()), *LAST_RULES):
@@ -202,34 +208,40 @@ def check_pair(
 
 
 def assistant(pair: Pair) -> None:
-    """An arm that cannot teach, or that brings labels into a label-free method."""
-    told = pair.method.get("teacher")
-    if told is None:
+    """An intermediate teacher that is not trained, or that reads labels in a label-free method."""
+    intermediate = pair.method.get("teacher")
+    if intermediate is None:
         return
-    if not trains(told["method"]):
+    if not trains(intermediate["method"]):
         raise KdepError(
-            f"the teacher of {pair.name} is the method {told['method']['name']!r}, which has no "
-            "objective and is not trained",
+            f"the teacher of {pair.name} is the method {intermediate['method']['name']!r}, which "
+            "has no objective and is not trained",
             fix="choose another method in its `teacher`",
         )
-    most = pair.suite.budget.epochs
-    if told["epochs"] is not None and told["epochs"] > most:
+    max_epochs = pair.suite.budget.epochs
+    if intermediate["epochs"] is not None and intermediate["epochs"] > max_epochs:
         raise KdepError(
-            f"`teacher.epochs` of {pair.name} is {told['epochs']:g}, but the budget has {most:g} "
-            "epochs",
-            fix=f"set teacher.epochs to {most:g} or less",
+            f"`teacher.epochs` of {pair.name} is {intermediate['epochs']:g}, but the budget has "
+            f"{max_epochs:g} epochs",
+            fix=f"set teacher.epochs to {max_epochs:g} or less",
         )
-    if label_policy(told["method"]) == "labels" and label_policy(pair.method) != "labels":
+    if label_policy(intermediate["method"]) == "labels" and label_policy(pair.method) != "labels":
         raise KdepError(
-            f"{pair.name} has a label-free policy, but its teacher {told['method']['name']!r} is "
-            "trained with labels",
+            f"{pair.name} has a label-free policy, but its teacher "
+            f"{intermediate['method']['name']!r} is trained with labels",
             fix="set label_policy='labels' in the method, or choose a label-free teacher",
         )
-    check_pair(pair.suite, told["student"], told["method"], pair.base, told["epochs"])
+    check_pair(
+        pair.suite,
+        intermediate["student"],
+        intermediate["method"],
+        pair.base,
+        intermediate["epochs"],
+    )
 
 
 def objective_and_alignment(pair: Pair) -> None:
-    """An alignment that no objective reads."""
+    """An alignment in a method without an objective."""
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
             f"{pair.name} has `align` but no objective", fix="remove `align`, or add an objective"
@@ -237,7 +249,7 @@ def objective_and_alignment(pair: Pair) -> None:
 
 
 def labels(pair: Pair) -> None:
-    """Labels that the method does not declare, or that the data have not got."""
+    """Labels that the method does not declare, or that the data do not have."""
     if "labels" not in pair.needs:
         return
     if not pair.method.get("labels_used"):
@@ -247,18 +259,18 @@ def labels(pair: Pair) -> None:
         )
     if not has_labels(pair.suite.data):
         raise KdepError(
-            f"{pair.who} needs labels, but the data {pair.suite.data['name']!r} have none",
+            f"{pair.label} needs labels, but the data {pair.suite.data['name']!r} have none",
             fix="remove the method; or, if the sub-folders of the pool are classes, set "
             "labels=True and pool_labels=True in the data config",
         )
 
 
 def views(pair: Pair) -> None:
-    """A method that compares the views of an image, and a batch that cannot hold them."""
+    """A method that compares views of an image, with a batch that cannot contain all of them."""
     budget = pair.suite.budget
     if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
         raise KdepError(
-            f"{pair.who} compares several views of an image, but the budget has "
+            f"{pair.label} compares several views of an image, but the budget has "
             f"views={budget.views} and batch={budget.batch}",
             expected="views of 2 or more, and a batch that is a multiple of views",
             fix="change the budget, or remove the method",
@@ -266,26 +278,26 @@ def views(pair: Pair) -> None:
 
 
 def arguments(pair: Pair) -> None:
-    """Arguments that the method's classes do not take."""
+    """Arguments that the method's classes do not accept."""
     check_classes(pair.method, pair.name, pair.epochs)
 
 
 def optimizer(pair: Pair) -> None:
-    """The budget's optimiser with the method's own arguments laid on it."""
-    own = pair.method.get("optimizer")
-    if own:
+    """An invalid optimiser: the budget's, with the arguments that the method overrides."""
+    overrides = pair.method.get("optimizer")
+    if overrides:
         where = f"optimizer of {pair.name}"
-        check_optimizer(merged(pair.suite.budget.optimizer, own, where), f"the {where}")
+        check_optimizer(merged(pair.suite.budget.optimizer, overrides, where), f"the {where}")
 
 
 def schedule_spans(pair: Pair) -> None:
-    """A schedule that does not fit into the run."""
+    """A schedule that does not fit into the training."""
     for span in spans(pair.method.get("objective")):
         check_span(span, pair.epochs, pair.name)
 
 
 def something_to_learn(pair: Pair) -> None:
-    """A run in which every term's weight is 0 at some time."""
+    """A training in which the weights of all terms are 0 at some time."""
     check_heard(pair.method.get("objective"), pair.epochs, pair.name)
 
 
@@ -293,12 +305,12 @@ def something_to_learn(pair: Pair) -> None:
 
 
 def a_teacher(pair: Pair) -> None:
-    """No teacher at all."""
+    """A missing teacher."""
     assert pair.teacher is not None
 
 
 def teacher_arguments(pair: Pair) -> None:
-    """Arguments that the suite's teacher does not take: told before its weights are read."""
+    """Arguments that the suite's teacher does not accept, checked before its weights are read."""
     if pair.base is not None and assistant_of(pair.method) is None:
         check_arguments(
             without(pair.base, PROSE | {CONTENT}), f"the teacher {pair.base.get('name')!r}"
@@ -306,21 +318,21 @@ def teacher_arguments(pair: Pair) -> None:
 
 
 def logits(pair: Pair) -> None:
-    """Logits of a teacher without a classifier."""
+    """A method that reads logits, with a teacher that has no classifier."""
     if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
         raise KdepError(
-            f"{pair.who} needs logits, but the teacher {pair.teacher['name']!r} has none",
+            f"{pair.label} needs logits, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with a classifier, or a method that uses features only",
         )
 
 
 def classes(pair: Pair) -> None:
-    """Labels that are looked up among the classes of a teacher that has others."""
+    """A method that looks labels up in the logits of a teacher with other classes."""
     data = pair.suite.data
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
         raise KdepError(
-            f"{pair.who} reads the teacher's logit of each image's label, but the pool of "
+            f"{pair.label} reads the teacher's logit of each image's label, but the pool of "
             f"{data['name']!r} has {counts[0]} classes and the teacher {pair.teacher['name']!r} "
             f"has {counts[1]}",
             fix="use the label-free form of the method, or a teacher trained on these classes",
@@ -328,19 +340,19 @@ def classes(pair: Pair) -> None:
 
 
 def maps(pair: Pair) -> None:
-    """Maps that the teacher or the student does not give, or levels that the student lacks."""
+    """Feature maps or levels that the teacher or the student does not have."""
     if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
-            f"{pair.who} needs feature maps, but the teacher {pair.teacher['name']!r} has none",
+            f"{pair.label} needs feature maps, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with feature maps, or a method that uses pooled features",
         )
     strides = (pair.student.get("pyramid") or {}).get("strides", [])
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
-        if level not in (own := [f"s{s}" for s in strides]):
-            raise unknown_name(f"level that {pair.who} reads", level, own)
+        if level not in (levels := [f"s{s}" for s in strides]):
+            raise unknown_name(f"level that {pair.label} reads", level, levels)
     if "maps" in pair.needs and not pair.student.get("pyramid"):
         raise KdepError(
-            f"{pair.who} needs feature maps, but the student's config has no `pyramid`",
+            f"{pair.label} needs feature maps, but the student's config has no `pyramid`",
             fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
         )
 
@@ -354,7 +366,7 @@ def map_targets(pair: Pair) -> None:
         pair.method.get("objective"),
         {f"s{stride}": int(count) for stride, count in channels},
         stated if isinstance(stated, dict) else {},
-        pair.who,
+        pair.label,
     )
 
 
@@ -368,7 +380,7 @@ def widths(pair: Pair) -> None:
     try:
         check_widths(width, teacher_width(pair.teacher) or width, align.get("policy"), name, equal)
     except KdepError as e:
-        raise KdepError(f"{pair.who}: {e.problem}", expected=e.expected, fix=e.fix) from None
+        raise KdepError(f"{pair.label}: {e.problem}", expected=e.expected, fix=e.fix) from None
 
 
 # ---- what the objective's classes say, once the rest fits ----

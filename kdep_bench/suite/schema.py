@@ -1,4 +1,4 @@
-"""What a person may write in a suite config, and its checked, frozen form."""
+"""Schema of suite configs (pydantic), and the checked, frozen suite made from them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# What a method may ask of its inputs; all but labels and views come from a teacher. "views": all
-# fixed views of an image in one batch; "classes": the labels are those of the teacher's classifier.
+# Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
+# views of an image in one batch; "classes": the labels are those of the teacher's classifier.
 NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views", "classes")
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
@@ -19,17 +19,25 @@ class _Part(BaseModel):
 
 
 class Budget(_Part):
-    """Pre-training budget of every arm.
+    """Pre-training budget of every method.
 
-    epochs over the images of the share, batch size, `views` fixed views an image, an mmengine
-    optimizer config, the shape of the learning-rate schedule and its warm-up (share of the steps);
-    `precision` 'float32', 'bfloat16' or, on a GPU, 'float16' (the backbone under autocast).
+    Attributes:
+        epochs: over the images of the data fraction.
+        epochs_over: 'pool' counts an epoch in images of the whole pool, so that every data fraction
+            trains on as many samples.
+        batch: samples per optimiser step.
+        optimizer: an mmengine optimizer config.
+        views: fixed views per image.
+        schedule: shape of the learning-rate schedule.
+        warmup: fraction of the steps.
+        precision: 'float32', 'bfloat16' or, on a GPU, 'float16' (the backbone under autocast).
+        teacher: 'live' runs the teacher in the training step instead of reading its cache.
+        accumulate: micro-batches that make one step of `batch`.
+        ema: decay of a weight average, which is then exported instead of the weights.
+        compile: back end of torch.compile ('inductor') for the student.
 
-    Options, in no stage's identity while they are left at their defaults: `epochs_over` 'pool'
-    counts an epoch in images of the whole pool, so that every share sees as many; `teacher` 'live'
-    runs it in the step instead of reading its cache; `accumulate` micro-batches make one step of
-    `batch`; `ema` is the decay of a weight average, which is then what is exported; `compile` the
-    back end of torch.compile ('inductor') for the student.
+    `epochs_over`, `teacher`, `accumulate`, `ema` and `compile` are part of a stage's id only where
+    they differ from their defaults.
     """
 
     epochs: float = Field(gt=0)
@@ -46,21 +54,21 @@ class Budget(_Part):
     compile: str | None = Field(min_length=1, default=None)
 
     def spec(self) -> Json:
-        """What the pre-training stage is told; an option that is not used is absent."""
-        told = self.model_dump(exclude={"views"})
+        """The spec of the pre-training stage; options at their defaults are left out."""
+        fields = self.model_dump(exclude={"views"})
         options = dict(teacher="cached", accumulate=1, ema=None, compile=None, epochs_over="share")
-        return {k: v for k, v in told.items() if k not in options or v != options[k]}
+        return {k: v for k, v in fields.items() if k not in options or v != options[k]}
 
 
-# What every generator takes: numpy's and scikit-learn's end at 2**32 - 1, and the seed of an arm
-# that is not trained is made of both seeds (see plan.SEED_STEP).
+# Range that every random generator accepts: numpy's and scikit-learn's end at 2**32 - 1, and the
+# seed of an untrained student is computed from both seeds (see plan.SEED_STEP).
 _Seed = Annotated[int, Field(ge=0, le=4_000_000)]
 
 
 class Seeds(_Part):
     """`pairs`: 'product' runs every (pretrain, transfer) pair, 'diagonal' the i-th with the i-th.
 
-    `share` seeds the row subset of a share below 1.0; `views` seeds the crops.
+    `share` seeds the subset of a data fraction below 1.0; `views` seeds the crops.
     """
 
     pretrain: list[_Seed] = Field(min_length=1)
@@ -71,19 +79,19 @@ class Seeds(_Part):
 
 
 class ViewRecipe(_Part):
-    """Crops of the fixed views: range of area share, range of aspect ratio (width / height)."""
+    """Crops of the fixed views: ranges of area fraction and of aspect ratio (width / height)."""
 
     scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
     ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
 
     @model_validator(mode="after")
     def _ranges(self) -> ViewRecipe:
-        for name, (low, high), most in (
+        for name, (low, high), limit in (
             ("scale", self.scale, 1.0),
             ("ratio", self.ratio, 100.0),
         ):
-            if not 0 < low <= high <= most:
-                raise ValueError(f"{name} from {low:g} to {high:g}: 0 < low <= high <= {most:g}")
+            if not 0 < low <= high <= limit:
+                raise ValueError(f"{name} from {low:g} to {high:g}: 0 < low <= high <= {limit:g}")
         return self
 
 
@@ -91,16 +99,21 @@ _Count = Annotated[int, Field(ge=1)]
 
 
 class Runtime(_Part):
-    """What the stages of a kind may use, by stage kind; no part of any stage's identity.
+    """Resources by stage kind; not part of any stage's id.
 
-    `cpus` cores a process, `timeout` seconds after which a stage is taken for hung. `gpus` a node,
-    `processes` a node (default: one a GPU), `nodes`: more than one process in all is DDP. For
-    clusters alone: `memory` MiB a node, and `time`, the seconds one job may last (default:
-    `timeout`); a stage that can resume goes on in a next job until `timeout`.
-    `cost`: seconds guessed for the order and the time left until a like stage was measured.
-    `timed`: False where other work shares the machine, so that wall times would mislead: they stay
-    out of the records, and a claim about time is undecided.
-    `trackers`: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
+    Attributes:
+        cpus: cores per process; 0 = all.
+        timeout: seconds after which a stage is stopped.
+        gpus: per node.
+        processes: per node (default: one per GPU); more than one process in all is DDP.
+        nodes: machines that a stage spans on a cluster.
+        memory: MiB per node; on clusters only.
+        time: seconds that one cluster job may last (default: `timeout`); a stage that can resume
+            continues in another job until `timeout`.
+        cost: estimated seconds, until a similar stage was measured.
+        timed: False where other work shares the machine, so that wall times would mislead: records
+            contain none, and a claim about time is undecided.
+        trackers: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
     """
 
     cpus: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -127,7 +140,7 @@ class _Student(_Part):
 
 
 class _Method(_Part):
-    """`optimizer` is laid on the budget's, for a method that departs from it (a learning rate)."""
+    """`optimizer` overrides entries of the budget's (for example the learning rate)."""
 
     name: str
     family: str = ""
@@ -149,11 +162,11 @@ class _Method(_Part):
 
 
 class Assistant(_Part):
-    """`teacher` of a method: not the suite's, but what another arm made.
+    """`teacher` of a method: an intermediate teacher (teacher assistant) instead of the suite's.
 
-    The student named is pre-trained by the method named, under the suite's teacher, budget, share
-    and seed, and its export teaches. `epochs` cuts that pre-training's budget (an early-stopped
-    teacher). The method may have such a teacher itself: a chain.
+    The given student is pre-trained with the given method, under the suite's teacher, budget, data
+    fraction and seed, and its export is the teacher. `epochs` shortens that pre-training (an
+    early-stopped teacher). The method may have an intermediate teacher itself.
     """
 
     student: Any
@@ -201,7 +214,7 @@ class SuiteFile(_Part):
 
 
 class Variant(_Part):
-    """What a variant of a suite may say otherwise; `budget` is laid on the suite's."""
+    """What a variant of a suite can override; `budget` overrides entries of the suite's."""
 
     teacher: Any = None
     methods: list[Any] | None = Field(min_length=1, default=None)
@@ -212,11 +225,11 @@ class Variant(_Part):
 class Suite(_Part):
     """A resolved suite. Every nested config is a plain JSON value.
 
-    `teachers` has one entry a student name; None where the suite has no teacher at all. A suite
-    with `variants` (several teachers, budgets by share) is the sum of these, itself not included;
-    stages and cells that are equal in several are run once.
-    `share_by` 'class' takes a share below 1 from every class alike, which reads the labels for the
-    choice of images; 'image' takes it label-free.
+    `teachers` has one entry per student name, None where the suite has no teacher. A suite with
+    `variants` (several teachers, budgets per data fraction) consists of these, and does not run
+    itself; stages and runs that are equal in several variants run once.
+    `share_by` 'class' draws a data fraction below 1 from every class alike, which reads the labels
+    to select images; 'image' draws it without labels.
     """
 
     name: str
@@ -247,7 +260,7 @@ MODELS: dict[str, type[BaseModel]] = {
 
 
 def method_needs(method: Json) -> set[str]:
-    """What a method asks for, among NEEDS; by default the pooled teacher feature, or labels."""
+    """Inputs that a method reads, of NEEDS; by default the pooled teacher feature, or labels."""
     if method.get("needs") is not None:
         return set(method["needs"])
     if method.get("objective") is None:
@@ -256,7 +269,7 @@ def method_needs(method: Json) -> set[str]:
 
 
 def label_policy(method: Json) -> str:
-    """'label-free', 'labels', or 'none' for an arm that is neither taught nor given weights."""
+    """'label-free', 'labels', or 'none' for a method without teacher, labels and given weights."""
     if method.get("label_policy") is not None:
         return method["label_policy"]
     if method.get("weights") is None and not method_needs(method):

@@ -281,7 +281,7 @@ def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
 
 
 def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
-    from kdep_bench.engine.collect import _copy_pictures
+    from kdep_bench.engine.collect import _copy_images
 
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
@@ -289,7 +289,7 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
     bad = of(results, "kdep")
     bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
     with pytest.raises(KdepError, match="outside the stage's directory"):
-        _copy_pictures(bad, work / bad.id, results)
+        _copy_images(bad, work / bad.id, results)
 
 
 def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage():
