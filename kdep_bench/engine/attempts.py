@@ -76,7 +76,9 @@ def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool])
             raise TakenOver
         attempt = Attempt(work, stage_id, out)
         earlier = _earlier(work, stage_id)
-        write_in_folder(out, state.POINTER, "\n".join([attempt.token, *earlier]).encode(), sync=False)
+        write_in_folder(
+            out, state.POINTER, "\n".join([attempt.token, *earlier]).encode(), sync=False
+        )
         for name in (state.STAGE, state.FAILED):
             _remove_at(out, name)
         if keep:

@@ -97,7 +97,7 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
         else:
-            required = class_value(path, "required_args") or ()
+            required = class_value(path, "asks") or ()
             check_arguments(config, where, {*required, "epochs"})
 
 
