@@ -12,7 +12,7 @@ def build(
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Rebuilds every table and the page of `results_dir` from its records; see `report.build`."""
+    """Rebuilds all tables and the page of `results_dir` from its records; see `report.build`."""
     from kdep_bench.results.report import report
 
     return report.build(Path(results_dir), suite, claims, method_inputs)

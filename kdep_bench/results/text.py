@@ -1,4 +1,4 @@
-"""Numbers and hostile names as text, for each output format."""
+"""Numbers and untrusted names as text, escaped for each output format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TEX = {
 
 
 def plain(text: str, limit: int = 120) -> str:
-    """One visible line of `text`: control characters as spaces, the middle of a long one cut."""
+    """`text` as one visible line: control characters as spaces, a long one without its middle."""
     return shorten(_CONTROL.sub(" ", text), limit).strip()
 
 
@@ -46,7 +46,7 @@ def md(text: str, limit: int = 120) -> str:
 
 
 def code(text: str, limit: int = 300) -> str:
-    """`text` as inline code in a GitHub table cell, whatever backticks and bars it holds."""
+    """`text` as inline code in a GitHub table cell; it may contain backticks and bars."""
     line = plain(text, limit).replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", line)), default=0)
     ticks = "`" * (longest + 1)
@@ -55,8 +55,8 @@ def code(text: str, limit: int = 300) -> str:
 
 
 def csv_text(text: str) -> str:
-    """`text` that no spreadsheet takes for a formula: a leading quote mark where one could start
-    (OWASP, CSV injection); control characters become spaces."""
+    """`text` that no spreadsheet evaluates: a quote mark before a possible formula (OWASP, CSV
+    injection); control characters become spaces."""
     clean = _CONTROL.sub(" ", text)
     return f"'{clean}" if clean.lstrip()[:1] in tuple("=+-@|%") else clean
 
@@ -75,7 +75,7 @@ def points(fraction: float | None, sign: bool = False) -> str:
 
 
 def score(result: Result) -> str:
-    """mean ± sd (n), and what failed or is missing; never an average over a hole."""
+    """mean ± sd (n), and the number of failed and missing seeds, which are never averaged over."""
     parts = []
     est = result.estimate
     if est is not None:
@@ -100,7 +100,7 @@ def gap(est: Estimate | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds as a person says them; a dash where unknown."""
+    """Seconds in a readable unit; a dash where unknown."""
     if value is None:
         return "—"
     if value < 120:
@@ -111,7 +111,7 @@ def seconds(value: float | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """An integer with thin thousands; a dash where unknown."""
+    """An integer with thousands separators; a dash where unknown."""
     return "—" if value is None else f"{value:,}"
 
 
@@ -123,8 +123,10 @@ def ratio(value: float | None, digits: int = 2) -> str:
 
 
 def times(log_ratio: Estimate, bound: str = "") -> str:
-    """A ratio given as the estimate of its logarithm: '3.2 x [2.9, 3.6]'; `bound` ('at least' or
-    'at most') where it lies beyond the end of a curve."""
+    """A ratio, given as the estimate of its logarithm, as '3.2 x [2.9, 3.6]'.
+
+    `bound`: 'at least' or 'at most' for a value outside a curve.
+    """
     shown = f"{bound} {math.exp(log_ratio.mean):.2g} x".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
@@ -132,7 +134,7 @@ def times(log_ratio: Estimate, bound: str = "") -> str:
 
 
 def command(suite: str, only: str) -> str:
-    """The command that runs the stages `only` names, safe to paste into a shell."""
+    """The command that runs the stages selected by `only`, quoted for a shell."""
     path = shlex.quote(f"configs/suites/{plain(suite, 200)}.py")
     return f"python tools/run_suite.py {path} --only {shlex.quote(plain(only, 200))}"
 

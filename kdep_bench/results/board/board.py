@@ -1,12 +1,12 @@
-"""From runs to a board: columns (tasks), arms, and the cells between them.
+"""A board: the runs of a suite as a table of rows (pre-trained students) and columns (tasks).
 
-What may be compared shares a column: task, version, split, metric *and* data fingerprint. Rules for
-what could mislead:
+Scores are compared only within a column: same task, version, split, metric *and* data fingerprint.
+Rules against misleading tables:
 
-* two records for one cell and seed pair: the newer counts, the older is listed as set aside;
-  as old as each other and different: neither counts, the pair is shown as failed;
-* a damaged file is shown with the failures;
-* a missing or failed pair stays in its cell and is never averaged over.
+* two records of one row, task and seed pair: the newer counts, the older is listed as a duplicate;
+  if they are equally old and differ, none counts and the seed pair is shown as failed;
+* a damaged file is listed with the failures;
+* a missing or failed seed pair stays visible in its result and is never averaged over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdep_bench.results.statistics.intervals import Estimate, estimate
 
 
 class Column(NamedTuple):
-    """One task as it can be compared. Sorts by family, then name."""
+    """One task on one data set, whose scores are comparable. Sorts by family, then name."""
 
     family: str
     task: str
@@ -34,12 +34,15 @@ class Column(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """+1 where large is good, -1 where small is."""
+        """+1 where a larger score is better, -1 where a smaller one is."""
         return 1 if self.direction == "max" else -1
 
 
 class RowKey(NamedTuple):
-    """One row: a student pre-trained in one way. `epochs` None where not known, -1 if ambiguous."""
+    """One row: a student, its pre-training method, teacher ("" for none), data fraction and epochs.
+
+    `epochs` is None where unknown.
+    """
 
     student: str
     method: str
@@ -48,14 +51,14 @@ class RowKey(NamedTuple):
     epochs: float | None
 
     def order(self) -> tuple[str, str, str, float, float]:
-        """Sort key; large share and long training first."""
+        """Sort key; larger data fraction and longer training first."""
         epochs = 0.0 if self.epochs is None else self.epochs
         return (self.student, self.method, self.teacher, -self.fraction, -epochs)
 
 
 @dataclass(slots=True)
 class Result:
-    """The runs of one arm on one task; `values` only of those that are ok."""
+    """The runs of one row on one task; `values`: scores of the ok ones by seed pair."""
 
     values: dict[tuple[int, int], float] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
@@ -65,12 +68,12 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Has values, and nothing failed or missing."""
+        """Whether there is a score and no run failed or is missing."""
         return bool(self.values) and not self.failed and not self.missing
 
     @property
     def estimate(self) -> Estimate | None:
-        """Mean and interval of the values; None where there is none."""
+        """Mean and interval of the scores; None without a score."""
         if self._estimate is None and self.values:
             self._estimate = estimate(self.values)
         return self._estimate
@@ -78,7 +81,7 @@ class Result:
 
 @dataclass(slots=True)
 class Board:
-    """Everything tables, claims and the page read."""
+    """Rows, columns and results of a suite; tables, claims and the page are made from it."""
 
     suite: str
     columns: list[Column]
@@ -109,7 +112,7 @@ class Board:
         return bool(ok) and all(r.cost.transfer_s is r.cost.pretrain_s is None for r in ok)
 
     def result(self, row: RowKey, column: Column) -> Result:
-        """The cell, empty where nothing was recorded."""
+        """The result of a row on a task; an empty one where there is no record."""
         return self.results.get((row, column)) or Result()
 
     def rows_of(self, student: str) -> list[RowKey]:
@@ -128,27 +131,30 @@ class Board:
         return sorted(runs, key=lambda r: (r.status != "ok", r.id))
 
     def values(self, row: RowKey, column: Column) -> dict[tuple[int, int], float]:
-        """The ok values of a cell by (pretrain seed, transfer seed)."""
+        """Scores of a row on a task by (pre-training seed, transfer seed)."""
         return self.result(row, column).values
 
     def fixed(self, row: RowKey) -> bool:
-        """Whether the arm has no pre-training here (published weights, or none at all)."""
+        """Whether the row is not pre-trained here (published weights, or no pre-training)."""
         ok = [r for r in self.runs_of(row) if r.status == "ok"]
         return bool(ok) and not any(r.pretrained for r in ok)
 
     def counterpart(self, row: RowKey, method: str) -> RowKey | None:
-        """The arm of `method` that `arm` is compared with: same student; the same share, teacher
-        and epochs where there is a choice; None where the choice stays open or there is none."""
-        found = [a for a in self.rows if a.student == row.student and a.method == method]
-        found = [a for a in found if a != row]
+        """The row of `method` that `row` is compared with; None without a unique one.
+
+        It has the same student and data fraction (any fraction if it is not pre-trained here), and
+        of several candidates the same epochs and teacher.
+        """
+        candidates = [a for a in self.rows if a.student == row.student and a.method == method]
+        candidates = [a for a in candidates if a != row]
         for part in ("fraction", "epochs", "teacher"):
-            if len(found) > 1:
-                same = [a for a in found if getattr(a, part) == getattr(row, part)]
-                found = same or found
-        if len(found) != 1:
+            if len(candidates) > 1:
+                same = [a for a in candidates if getattr(a, part) == getattr(row, part)]
+                candidates = same or candidates
+        if len(candidates) != 1:
             return None
-        only = found[0]
-        # A smaller share of the data is another experiment, unless no data was used at all.
+        only = candidates[0]
+        # A smaller data fraction is another experiment, unless the row used no data at all.
         return only if only.fraction == row.fraction or self.fixed(only) else None
 
 
@@ -166,9 +172,9 @@ def _row_key(run: Run) -> RowKey:
 
 
 def _same_row(keys: Iterable[RowKey], scored: set[RowKey]) -> dict[RowKey, RowKey]:
-    """Maps arms of runs that failed before their teacher or epochs were known to the full one.
+    """Maps rows of runs that failed before their teacher or epochs were known to the complete row.
 
-    `scored`: arms with a score, which are what they say: one without a teacher has none.
+    `scored`: rows with a score, which are complete: without a teacher, they use none.
     """
     groups: dict[tuple[str, str, float], list[RowKey]] = defaultdict(list)
     for key in keys:
@@ -187,7 +193,7 @@ def _same_row(keys: Iterable[RowKey], scored: set[RowKey]) -> dict[RowKey, RowKe
 
 
 def _same_column(columns: Iterable[Column]) -> dict[Column, Column]:
-    """Maps columns whose data fingerprint was never learnt to the one of the same task."""
+    """Maps columns with an unknown data fingerprint to the only known column of their task."""
     groups: dict[tuple[object, ...], list[Column]] = defaultdict(list)
     for column in columns:
         groups[column[:7]].append(column)
@@ -200,7 +206,7 @@ def _same_column(columns: Iterable[Column]) -> dict[Column, Column]:
 
 
 def _choose(runs: list[Run], remarks: list[str]) -> Run:
-    """The one run of a cell and seed pair that counts; says so where there was a choice."""
+    """The run that counts of several of one seed pair; the choice is added to `remarks`."""
     runs = sorted(runs, key=lambda r: (-r.when, r.id))
     newest = [r for r in runs if r.when == runs[0].when]
     first = newest[0]
@@ -212,16 +218,16 @@ def _choose(runs: list[Run], remarks: list[str]) -> Run:
         remarks.append(f"Conflict: {where}: {sentence}; none is used.")
         return first._replace(status="failed", value=None, error=sentence)
     rest = [r for r in runs if r is not first]
-    which = ", ".join(shorten(r.id, 80) for r in rest)
+    unused = ", ".join(shorten(r.id, 80) for r in rest)
     remarks.append(
         f"Duplicates: {where}: {len(runs)} records; the newest, {shorten(first.id, 80)}, is used, "
-        f"not {which}."
+        f"not {unused}."
     )
     return first
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """`text`, its middle cut out where it is longer than `limit` characters."""
+    """`text`; one of more than `limit` characters without its middle."""
     if len(text) <= limit:
         return text
     half = (limit - 20) // 2
@@ -237,43 +243,43 @@ def _add(result: Result, run: Run) -> None:
 
 
 def _parts(run: Run) -> tuple[int, ...]:
-    # The store shares equal parts, so identities stand for values; a part it did not share only
-    # costs one more entry.
+    # The store holds equal parts as one object, so identity is equality; a part that is held twice
+    # only costs one more entry.
     parts = (run.arm, run.student, run.teacher, run.data, run.budget, run.task)
     return tuple(map(id, parts))
 
 
 def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[RowKey, Column]]:
     """Row and column of every distinct combination of parts."""
-    found = {}
+    places_by_parts = {}
     for run in runs:
         key = _parts(run)
-        if key not in found:
-            found[key] = (_row_key(run), _column(run))
-    scored = {found[_parts(run)][0] for run in runs if run.status == "ok"}
-    same_row = _same_row({row for row, _ in found.values()}, scored)
-    same_column = _same_column({column for _, column in found.values()})
-    return {k: (same_row[row], same_column[column]) for k, (row, column) in found.items()}
+        if key not in places_by_parts:
+            places_by_parts[key] = (_row_key(run), _column(run))
+    scored = {places_by_parts[_parts(run)][0] for run in runs if run.status == "ok"}
+    same_row = _same_row({row for row, _ in places_by_parts.values()}, scored)
+    same_column = _same_column({column for _, column in places_by_parts.values()})
+    return {k: (same_row[row], same_column[column]) for k, (row, column) in places_by_parts.items()}
 
 
 def make_board(store: Store, suite: str | None = None) -> Board:
     """Groups the runs of `store`; `suite` keeps only that suite's (all where None)."""
     remarks: list[str] = []
     runs = sorted(store.runs, key=lambda r: r.id)
-    if suite is not None and (others := sum(r.suite != suite for r in runs)):
+    if suite is not None and (n_other := sum(r.suite != suite for r in runs)):
         runs = [r for r in runs if r.suite == suite]
-        remarks.append(f"{others} records of other suites are in the same folder and are ignored.")
+        remarks.append(f"{n_other} records of other suites are in the same folder and are ignored.")
     places = _places(runs)
     pairs: dict[tuple[RowKey, Column], dict[tuple[int, int], list[Run]]] = {}
     for run in runs:
-        at = pairs.setdefault(places[_parts(run)], {})
-        at.setdefault((run.pretrain_seed, run.transfer_seed), []).append(run)
+        place = pairs.setdefault(places[_parts(run)], {})
+        place.setdefault((run.pretrain_seed, run.transfer_seed), []).append(run)
     results: dict[tuple[RowKey, Column], Result] = {}
     kept = []
-    for at, by_seeds in pairs.items():
-        results[at] = result = Result()
-        for some in by_seeds.values():
-            run = some[0] if len(some) == 1 else _choose(some, remarks)
+    for place, by_seeds in pairs.items():
+        results[place] = result = Result()
+        for same_seeds in by_seeds.values():
+            run = same_seeds[0] if len(same_seeds) == 1 else _choose(same_seeds, remarks)
             kept.append(run)
             _add(result, run)
 
@@ -299,12 +305,12 @@ def _common_suite(runs: list[Run]) -> str:
     return " + ".join(shorten(s, 60) for s in sorted({r.suite for r in runs})) or "no suite"
 
 
-# No transfer of the published suites whose training holds its course goes beyond 1.8.
+# No converging transfer of the published suites exceeds 1.8.
 DIVERGED = 3.0
 
 
 def _diverged(runs: list[Run]) -> list[str]:
-    """Transfers whose loss rose to DIVERGED times its first value, by arm and task."""
+    """Remarks on transfers whose loss rose to DIVERGED times its first value, by row and task."""
     rises: dict[tuple[str, str, str], list[float]] = {}
     for r in runs:
         if r.loss_rise >= DIVERGED:
@@ -318,43 +324,45 @@ def _diverged(runs: list[Run]) -> list[str]:
 
 
 def _other_epochs(runs: list[Run]) -> list[str]:
-    """Pre-trainings whose whole batches made other epochs than the budget asked for, by arm."""
+    """Remarks on pre-trainings whose complete batches made other epochs than the budget has."""
     rows = {
         (r.student.name, r.arm.method, r.data.share, r.budget.epochs, r.budget.epochs_asked)
         for r in runs
         if r.budget.epochs_asked is not None
     }
     return [
-        f"{shorten(method)} ({shorten(student)}, {100 * share:g} % of the data) was pre-trained "
-        f"for {done:.3g} epochs instead of the {asked:.3g} of its budget, because only complete "
-        "batches are used."
-        for student, method, share, done, asked in sorted(rows, key=str)
+        f"{shorten(method)} ({shorten(student)}, {100 * fraction:g} % of the data) was pre-trained "
+        f"for {done:.3g} epochs instead of the {requested:.3g} of its budget, because only "
+        "complete batches are used."
+        for student, method, fraction, done, requested in sorted(rows, key=str)
     ]
 
 
 def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
-    """Remarks on what may make the numbers misleading."""
-    found = []
+    """Remarks on everything that could make the scores or times misleading."""
+    remarks = []
     prints = {r.data.fingerprint for r in runs if r.data.fingerprint}
     if len(prints) > 1:
-        found.append(
+        remarks.append(
             f"The records have {len(prints)} different data fingerprints; each has its own "
             "columns, and scores on different data are never compared."
         )
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})
     if uncovered:
         names = ", ".join(shorten(u, 80) for u in uncovered[:5])
-        found.append(f"Weights loaded below 1.0 in {len(uncovered)} records: {names}.")
+        remarks.append(f"Weights loaded below 1.0 in {len(uncovered)} records: {names}.")
     for (row, column), result in results.items():
         if len(result.values) > 2 and len(set(result.values.values())) == 1:
-            found.append(
+            remarks.append(
                 f"All {len(result.values)} seeds of {shorten(row.method)} on "
                 f"{shorten(column.task)} gave the same value: the seed may have no effect there."
             )
-    found += _diverged(runs)
-    found += _other_epochs(runs)
+    remarks += _diverged(runs)
+    remarks += _other_epochs(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)
-        found.append(f"Times were measured on different devices ({names}) and are not comparable.")
-    return found
+        remarks.append(
+            f"Times were measured on different devices ({names}) and are not comparable."
+        )
+    return remarks

@@ -1,4 +1,4 @@
-"""What the tables say of a board: paired differences, best sets, ranks, noise floors."""
+"""Comparisons of a board's rows: paired differences, best sets, ranks, noise floors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ REFERENCE_METHODS = ("scratch", "supervised", "imagenet")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`arm` - `other` on a task (or the mean over `tasks`), larger is better for `arm`.
+    """`row` - `reference` on the task `column`; positive: `row` is better.
 
-    `p`: two-sided, of no difference. `adjusted`: the same after Holm's correction (see
-    `difference_table`); None where no table was made.
+    `column` None: the mean over `tasks` tasks. `pairs`: common seed pairs. `estimate`: the mean
+    difference, a fraction, with its interval. `adjusted`: p after Holm's correction (see
+    `difference_table`); None for a single difference.
     """
 
     row: RowKey
@@ -31,14 +32,14 @@ class Difference:
 
     @property
     def p(self) -> float | None:
-        """None where there is no interval."""
+        """Two-sided p of no difference, not corrected; None where there is no interval."""
         if self.estimate is None or self.estimate.low is None:
             return None
         return st.p_two_sided(self.estimate)
 
     @property
     def significant(self) -> bool:
-        """At 5 % after the correction (without one where no table was made)."""
+        """Whether p is below 5 %, after the correction where there is one."""
         p = self.p if self.adjusted is None else self.adjusted
         return p is not None and p < 1 - st.LEVEL
 
@@ -53,31 +54,37 @@ class Difference:
 
 
 def task_weights(columns: Sequence[Column]) -> list[float]:
-    """What each task counts in a mean over tasks: every task family the same, and within a family
-    every task. Five tasks of which three classify would otherwise be a mean over classification."""
+    """Weight of each task in a mean over tasks; the weights sum to 1.
+
+    Every task family has the same weight, and every task within its family: otherwise the mean over
+    five tasks, three of them classification, would mostly be one over classification.
+    """
     families = [c.family for c in columns]
     return [1 / (len(set(families)) * families.count(f)) for f in families]
 
 
 def mean_name(columns: Sequence[Column]) -> str:
-    """ "mean of 5 tasks", and of how many families where they count the same."""
+    """Name of a mean over tasks, as "mean of 5 tasks (3 families, each counts the same)"."""
     families = len({c.family for c in columns})
     weighting = f" ({families} families, each counts the same)" if families > 1 else ""
     return f"mean of {len(columns)} tasks{weighting}"
 
 
-def gaps(board: Board, row: RowKey, other: RowKey, column: Column) -> dict[st.Key, float]:
-    """arm - other by seed pair, signed so that positive is good for `arm`."""
-    a, b = board.values(row, column), board.values(other, column)
-    found = st.differences(a, b, fixed_b=board.fixed(other))
-    if not found and board.fixed(row):
-        found = {k: -v for k, v in st.differences(b, a, fixed_b=True).items()}
-    return {k: column.sign * v for k, v in found.items()}
+def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[st.Key, float]:
+    """row - reference by seed pair; positive: `row` is better."""
+    a, b = board.values(row, column), board.values(reference, column)
+    paired = st.differences(a, b, fixed_b=board.fixed(reference))
+    if not paired and board.fixed(row):
+        paired = {k: -v for k, v in st.differences(b, a, fixed_b=True).items()}
+    return {k: column.sign * v for k, v in paired.items()}
 
 
 def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
-    """The model of a student's rows on a task, or on the mean over several tasks (complete rows
-    alone); scores are signed so that large is good. None where it does not apply."""
+    """The pooled model of a student's rows on a task, or on the mean over several tasks.
+
+    Scores are signed so that larger is better. A mean over tasks contains complete rows only. None
+    where the model does not apply (see `pooled.fit`). Fitted once per board.
+    """
     key = (student, tuple(columns))
     if key not in board.models:
         signed = [
@@ -97,10 +104,11 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
 def estimate(
     board: Board, row: RowKey, reference: RowKey, columns: Sequence[Column]
 ) -> tuple[st.Estimate | None, dict[st.Key, float]]:
-    """row - reference, a mean over `columns` (see `task_weights`), and its paired differences.
+    """(row - reference as a mean over `columns`, its paired differences by seed pair).
 
-    By the model of all rows (see kdep_bench/results/statistics/pooled.py) where it contains both
-    and they share two pairs of seeds, else by the pair's differences alone.
+    The mean is weighted by `task_weights`. It comes from the pooled model of all rows
+    (kdep_bench/results/statistics/pooled.py) if that contains both rows and they have two common
+    seed pairs, otherwise from their paired differences alone; None without a common seed pair.
     """
     paired = st.mean_over([gaps(board, row, reference, c) for c in columns], task_weights(columns))
     fitted = model(board, row.student, columns) if len(paired) > 1 else None
@@ -118,7 +126,7 @@ def difference(board: Board, row: RowKey, reference: RowKey, column: Column) -> 
 def mean_difference(
     board: Board, row: RowKey, reference: RowKey, columns: list[Column]
 ) -> Difference | None:
-    """The difference averaged over `columns`, where both rows are complete; else None."""
+    """The mean difference over `columns`; None unless both rows are complete in all of them."""
     both = (row, reference)
     if not columns or any(not board.result(r, c).complete for r in both for c in columns):
         return None
@@ -127,11 +135,11 @@ def mean_difference(
 
 
 def difference_table(board: Board, student: str) -> list[Difference]:
-    """Every difference that a student's table shows, task by task and the mean over tasks.
+    """Every difference in a student's table, per task and for the mean over tasks.
 
-    Holm's correction (1979) is made for four groups apart: kdep against its references and all
-    other methods, each for the means over tasks and for the single tasks. What a suite is run for
-    so does not depend on how many other methods share its folder.
+    Holm's correction (1979) is made separately for four groups: comparisons of kdep and of all
+    other methods, each for means over tasks and for single tasks. The comparisons that a suite is
+    run for thus do not depend on how many other methods are in its folder.
     """
     columns, table = columns_of(board, student), []
     for row, reference in compared(board, student):
@@ -147,22 +155,27 @@ def difference_table(board: Board, student: str) -> list[Difference]:
 
 
 def compared(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
-    """The pairs of rows the difference table shows: each distilled row against each reference,
-    and a rival against kdep."""
+    """(row, reference) of every comparison in the difference table.
+
+    kdep is compared with each of `REFERENCE_METHODS`, any other method also with kdep.
+    """
     pairs = []
     for row in board.rows_of(student):
         if row.method in REFERENCE_METHODS:
             continue
         for method in REFERENCE_METHODS if row.method == BASE else (BASE, *REFERENCE_METHODS):
-            other = board.counterpart(row, method)
-            if other is not None:
-                pairs.append((row, other))
+            reference = board.counterpart(row, method)
+            if reference is not None:
+                pairs.append((row, reference))
     return pairs
 
 
 def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st.Values]:
-    """The values of a column's rows. A row without pre-training of its own, so with one
-    pre-training seed, stands against every pre-training seed of the others."""
+    """Row -> its scores in a column by (pre-training seed, transfer seed).
+
+    Published weights have one pre-training seed: their scores are repeated for every pre-training
+    seed of the other rows, so that they pair with all of them.
+    """
     results = {a: v for a in board.rows_of(student) if (v := board.values(a, column))}
     seeds = {k[0] for v in results.values() for k in v}
     for row, values in results.items():
@@ -172,10 +185,10 @@ def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st
 
 
 def best(board: Board, student: str, column: Column) -> set[RowKey]:
-    """The rows marked in a column: the best mean, and all tested and not significantly worse.
+    """The rows marked in a column: the best mean, and every tested row not significantly worse.
 
-    None where no row has two seeds. A row with one seed, or without two common seed pairs with the
-    best, is not tested and not marked.
+    Empty where no row has two seeds. A row with one seed, or with fewer than two seed pairs in
+    common with the best, is not tested and not marked.
     """
     values = {row: v for row, v in comparable(board, student, column).items() if len(v) > 1}
     if not values:
@@ -191,7 +204,7 @@ def best(board: Board, student: str, column: Column) -> set[RowKey]:
 
 
 def below(board: Board, row: RowKey, column: Column) -> bool:
-    """Whether the row's mean is below chance, or below that of no pre-training."""
+    """Whether the row's mean is worse than chance or than no pre-training."""
     result = board.result(row, column).estimate
     if result is None:
         return False
@@ -203,19 +216,19 @@ def below(board: Board, row: RowKey, column: Column) -> bool:
 
 
 def complete_rows(board: Board, student: str) -> list[RowKey]:
-    """Rows that have every column of the student, nothing failed or missing."""
+    """Rows with a result in every column of the student, no seed failed or missing."""
     columns = columns_of(board, student)
     return [a for a in board.rows_of(student) if all(board.result(a, c).complete for c in columns)]
 
 
 def columns_of(board: Board, student: str) -> list[Column]:
-    """Columns in which the student has any cell."""
+    """Columns in which the student has any result."""
     rows = board.rows_of(student)
     return [c for c in board.columns if any((a, c) in board.results for a in rows)]
 
 
 def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
-    """Mean rank of the complete rows among themselves."""
+    """Row -> mean rank over the student's columns (1 = best), among complete rows."""
     columns = columns_of(board, student)
     table = {}
     for row in complete_rows(board, student):
@@ -225,18 +238,18 @@ def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
 
 
 def ranks(board: Board, student: str, column: Column) -> dict[RowKey, tuple[int, int]]:
-    """Ranks each row may have on a task."""
+    """Row -> (best, worst) rank it may have on a task, at 95 % for all rows together."""
     values = comparable(board, student, column)
     fitted = model(board, student, [column])
     if fitted is None:
         return comparisons.rank_intervals(values, column.sign)
-    outside = [row for row in values if row not in fitted]  # one seed: they may be anywhere
+    outside = [row for row in values if row not in fitted]  # one seed: any rank is possible
     inside = {row: (low, high + len(outside)) for row, (low, high) in fitted.ranks().items()}
     return inside | {row: (1, len(values)) for row in outside}
 
 
 def noise(board: Board, student: str, column: Column) -> power.Noise | None:
-    """Noise floor of a task for a student."""
+    """Noise floor of a task for a student; None where no row has two seeds."""
     floor = power.noise_floor([board.values(row, column) for row in board.rows_of(student)])
     fitted = model(board, student, [column])
     if floor is None or fitted is None:

@@ -25,7 +25,7 @@ AXES: dict[Axis, str] = {
 
 
 def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
-    """How much of `axis` the arm's pre-training took; None where it is not known or nothing."""
+    """Budget of the row's pre-training on `axis`; None where it is unknown or 0."""
     run = next((r for r in board.runs_of(row) if r.status == "ok"), None)
     if run is None:
         return None
@@ -46,7 +46,7 @@ def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
 
 
 def board_pretrained(board: Board, row: RowKey) -> bool:
-    """Whether the arm is pre-trained here."""
+    """Whether the row is pre-trained in this suite."""
     return not board.fixed(row)
 
 
@@ -89,7 +89,7 @@ def saving(
     axis: Axis,
     margin: float = 0.0,
 ) -> Saving | None:
-    """How much less of `axis` the arms of `curve` need to reach the score of `goal` + `margin`.
+    """How much less of `axis` the rows of `curve` need to reach the score of `goal` + `margin`.
 
     Per seed pair the score, a mean over `columns`, is made monotone (running maximum) and
     interpolated linearly in log(axis). None where `curve` has fewer than two known amounts.
@@ -122,38 +122,38 @@ def reaches(
         logs: log(amount) of each point of the curve, rising.
         curve: the scores of each point by seed pair, larger is better.
     """
-    found: dict[st.Key, float] = {}
+    reached: dict[st.Key, float] = {}
     for key in sorted(set(goal).intersection(*curve)):
         y = np.maximum.accumulate([s[key] for s in curve])
-        found[key] = _reach(np.asarray(logs), y, goal[key] + margin)
-    return found
+        reached[key] = _reach(np.asarray(logs), y, goal[key] + margin)
+    return reached
 
 
 def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list[RowKey]]:
-    """Label -> the arms of one line on `axis`: one method under one teacher, at one share.
+    """Label -> the rows of one line on `axis`: one method, teacher and data fraction.
 
-    On the axis of images the shares are the line's points, and what is held is the number of images
-    seen. Where no line of a method would have two points so, its shares are points of one line. The
-    label names the method, and what tells the line from the method's others.
+    On the axis "images" the data fractions are the points of a line with a fixed number of images
+    seen. A method none of whose lines would have two points gets one line over its data fractions.
+    The label is the method, with teacher and data where the method has several lines.
     """
-    found: dict[str, list[RowKey]] = {}
+    lines: dict[str, list[RowKey]] = {}
     for method in sorted({a.method for a in rows}):
-        mine = [a for a in rows if a.method == method]
-        parts = _parts(board, mine, axis)
+        method_rows = [a for a in rows if a.method == method]
+        parts = _parts(board, method_rows, axis)
         teachers = {teacher for teacher, _ in parts}
-        for (teacher, held), some in sorted(parts.items(), key=_line_order):
+        for (teacher, held), line_rows in sorted(parts.items(), key=_line_order):
             extra = [teacher or "no teacher"] if len(teachers) > 1 else []
             if held is not None and len({h for _, h in parts}) > 1:
                 shown = f"{held / 1e6:.3g} M images seen"
                 extra.append(shown if axis == "images" else f"{100 * held:g} % data")
-            found[" · ".join([method, *extra])] = some
-    return found
+            lines[" · ".join([method, *extra])] = line_rows
+    return lines
 
 
 def _parts(
     board: Board, rows: Sequence[RowKey], axis: Axis
 ) -> dict[tuple[str, float | None], list[RowKey]]:
-    """One method's arms by (teacher, what is held); None is held where shares are the points."""
+    """One method's rows by (teacher, fixed value); None where data fractions are the points."""
     fine: dict[tuple[str, float | None], list[RowKey]] = {}
     whole: dict[tuple[str, float | None], list[RowKey]] = {}
     for a in rows:
@@ -161,7 +161,7 @@ def _parts(
         fine.setdefault((a.teacher, held), []).append(a)
         whole.setdefault((a.teacher, None), []).append(a)
     amounts = {a: amount(board, a, axis) for a in rows}
-    lines = any(len({amounts[a] for a in some} - {None}) > 1 for some in fine.values())
+    lines = any(len({amounts[a] for a in line_rows} - {None}) > 1 for line_rows in fine.values())
     return fine if lines else whole
 
 
@@ -171,23 +171,26 @@ def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[st
 
 
 def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:
-    """(line, the arm whose score it reaches, axis, saving) of every line of two points or more,
-    over all of the student's tasks, against supervised pre-training at its largest budget."""
+    """(line, reference row, axis, saving) of every line with two or more points.
+
+    Scores are means over all of the student's tasks; the reference is supervised pre-training at
+    its largest budget.
+    """
     columns = columns_of(board, student)
     whole = complete_rows(board, student)
     goals = [a for a in whole if a.method == "supervised"]
     if not goals:
         return []
     goal = max(goals, key=lambda a: (a.fraction, a.epochs or 0.0, a.teacher))
-    found = []
+    table = []
     for method in sorted({a.method for a in whole} - {goal.method}):
-        mine = [a for a in whole if a.method == method]
+        method_rows = [a for a in whole if a.method == method]
         for axis in AXES:
-            for label, curve in lines_of(board, mine, axis).items():
+            for label, curve in lines_of(board, method_rows, axis).items():
                 got = saving(board, curve, goal, columns, axis)
                 if got is not None:
-                    found.append((label, goal, axis, got))
-    return found
+                    table.append((label, goal, axis, got))
+    return table
 
 
 def _signed(board: Board, row: RowKey, column: Column) -> dict[st.Key, float]:
@@ -195,12 +198,12 @@ def _signed(board: Board, row: RowKey, column: Column) -> dict[st.Key, float]:
 
 
 def _reach(logs: np.ndarray, y: np.ndarray, target: float) -> float:
-    """log(amount) where the rising curve `y` first reaches `target`; its ends where it lies
-    outside."""
+    """log(amount) at which the rising curve `y` first reaches `target`; the nearest end of the
+    curve where `target` is outside it."""
     i = int(np.searchsorted(y, target, side="left"))
     if i == 0:
         return float(logs[0])
     if i == len(y):
         return float(logs[-1])
-    share = (target - y[i - 1]) / (y[i] - y[i - 1])
-    return float(logs[i - 1] + share * (logs[i] - logs[i - 1]))
+    weight = (target - y[i - 1]) / (y[i] - y[i - 1])
+    return float(logs[i - 1] + weight * (logs[i] - logs[i - 1]))

@@ -45,7 +45,7 @@ def shown(board: Board) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RowCost:
-    """One row's costs; `ratio` is its step time over that of kdep, None where either is unknown."""
+    """Costs of one row; `ratio`: its step time / that of kdep, None where one is unknown."""
 
     row: RowKey
     summary: RowSummary
@@ -53,27 +53,27 @@ class RowCost:
 
     @property
     def forwards(self) -> float | None:
-        """Forward passes of other networks per image seen."""
-        told, seen = self.summary.extra_forwards, self.summary.images_seen
-        return told / seen if told is not None and seen else None
+        """Forward passes of other networks per image seen; None where unknown."""
+        n_passes, seen = self.summary.extra_forwards, self.summary.images_seen
+        return n_passes / seen if n_passes is not None and seen else None
 
 
 def costs(board: Board, summary: Mapping[RowKey, RowSummary]) -> list[RowCost]:
     """The costs of every row that was pre-trained here."""
-    found = []
+    table = []
     for row in board.rows:
         if board.fixed(row):
             continue
         base = row if row.method == compare.BASE else board.counterpart(row, compare.BASE)
         steps = summary[row].step_s, None if base is None else summary[base].step_s
         ratio = steps[0] / steps[1] if steps[0] and steps[1] else None
-        found.append(RowCost(row, summary[row], ratio))
-    return found
+        table.append(RowCost(row, summary[row], ratio))
+    return table
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """Mean paired difference of a family's methods to one arm; `methods`: how many are in it."""
+    """Mean paired difference of a family's methods to a reference, over `methods` methods."""
 
     methods: int
     estimate: st.Estimate | None
@@ -81,7 +81,11 @@ class Strength:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rows of one family, at one data fraction and length, with or without labels."""
+    """Rows of one method family with the same use of labels, data fraction and epochs.
+
+    `reads`: input of the losses -> number of methods that read it. `left_out`: methods with a
+    failed or missing seed. `strength`: reference method -> mean difference to it.
+    """
 
     student: str
     name: str
@@ -99,16 +103,16 @@ def families(
     summary: Mapping[RowKey, RowSummary],
     method_inputs: Mapping[str, Mapping[str, Any]],
 ) -> list[Family]:
-    """The families of every student. `pages`: method -> {"reads": [...]}, see `report.build`."""
+    """The method families of every student; `method_inputs` as in `report.build`."""
     groups: dict[tuple[str, str, bool, float, float], list[RowCost]] = {}
     for cost in costs(board, summary):
-        row, told = cost.row, cost.summary.method
+        row, method = cost.row, cost.summary.method
         if row.method not in compare.REFERENCE_METHODS:
             labels, epochs = (
-                told.label_policy == "labels",
+                method.label_policy == "labels",
                 -1.0 if row.epochs is None else row.epochs,
             )
-            key = (row.student, told.family or "other", labels, -row.fraction, -epochs)
+            key = (row.student, method.family or "other", labels, -row.fraction, -epochs)
             groups.setdefault(key, []).append(cost)
     return [_family(board, key, members, method_inputs) for key, members in sorted(groups.items())]
 
@@ -137,28 +141,28 @@ def _family(
         members,
         dict(sorted(reads.items())),
         [a.method for a in left_out],
-        {other: strength(board, whole, other) for other in REFERENCES},
+        {reference: strength(board, whole, reference) for reference in REFERENCES},
     )
 
 
-def strength(board: Board, rows: Iterable[RowKey], other: str) -> Strength:
-    """Mean over all tasks and `arms` of arm - its counterpart of method `other`, over seeds.
+def strength(board: Board, rows: Iterable[RowKey], reference: str) -> Strength:
+    """Mean over all tasks and `rows` of row - its counterpart of the method `reference`.
 
-    A seed pair counts where every one of these differences has it. An arm of `other`, one with no
-    counterpart and one whose counterpart has a hole count for nothing.
+    A seed pair counts if every one of these differences has it. Rows of `reference` itself, rows
+    without a counterpart and rows whose counterpart lacks a result are left out.
     """
     every, weights, methods = [], [], 0
     for row in rows:
         columns = compare.columns_of(board, row.student)
-        one = board.counterpart(row, other)
-        if row.method == other or one is None:
+        counterpart = board.counterpart(row, reference)
+        if row.method == reference or counterpart is None:
             continue
-        if all(board.result(one, c).complete for c in columns):
+        if all(board.result(counterpart, c).complete for c in columns):
             methods += 1
-            every += [compare.gaps(board, row, one, c) for c in columns]
+            every += [compare.gaps(board, row, counterpart, c) for c in columns]
             weights += compare.task_weights(columns)
-    found = st.mean_over(every, weights)
-    return Strength(methods, st.estimate(found) if found else None)
+    means = st.mean_over(every, weights)
+    return Strength(methods, st.estimate(means) if means else None)
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""What is measured of a method besides its scores: costs, budgets, alignment."""
+"""Summary of a table row apart from its scores: costs, budget, alignment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from kdep_bench.results.records.store import Run
 
 @dataclass(frozen=True, slots=True)
 class RowSummary:
-    """What a row says of itself besides scores. Seconds are means over the row's pre-trainings."""
+    """Costs, budget and alignment of one row; None where no record has the value.
+
+    Seconds and `images_per_s` are means over the row's pre-trainings, `transfer_s` over its
+    transfers. `coverage` is the lowest fraction of loaded weights, `terms` the mean fraction of the
+    loss magnitude per loss term. `cached`: whether it was trained from a teacher cache.
+    """
 
     method: Method
     student: Student
@@ -36,8 +41,11 @@ class RowSummary:
 
     @property
     def cost_s(self) -> float | None:
-        """Pre-training seconds, its share of the teacher cache and the alignment included; None
-        where the training's or the cache's part is not known, for the rest would look cheap."""
+        """Seconds of pre-training, including its part of the teacher cache and the alignment.
+
+        None where the time of the training or of the cache is unknown: the rest alone would look
+        cheap.
+        """
         if self.pretrain_s is None or (self.cached and self.cache_s is None):
             return None
         return self.pretrain_s + (self.cache_s or 0.0) + (self.align_s or 0.0)
@@ -49,12 +57,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def summarize_row(board: Board, key: RowKey) -> RowSummary:
-    """Facts of a row; each pre-training counts once, however many tasks use it."""
+    """The summary of a row; each pre-training counts once, however many tasks use it."""
     runs = board.runs_of(key)
     ok = [r for r in runs if r.status == "ok"] or runs
     first = ok[0]
-    one = {r.pretrain_seed: r for r in sorted(ok, key=lambda r: r.id, reverse=True)}
-    per_seed = [one[s] for s in sorted(one)]
+    by_seed = {r.pretrain_seed: r for r in sorted(ok, key=lambda r: r.id, reverse=True)}
+    per_seed = [by_seed[s] for s in sorted(by_seed)]
     coverages = [r.coverage for r in ok if r.coverage is not None]
     return RowSummary(
         method=first.arm,
@@ -70,33 +78,37 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
         align=next((r.align for r in per_seed if r.align is not None), None),
         cached=any(r.cached for r in per_seed),
         step_s=_mean(_step_s(r) for r in per_seed),
-        # Of the larger of pre-training and one transfer: the lightest says most of the former.
+        # A run's peak is the larger of pre-training and its transfer, so the lowest peak is closest
+        # to that of pre-training.
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
-        extra_parameters=_most(r.cost.extra_parameters for r in per_seed),
-        extra_forwards=_most(r.cost.extra_forwards for r in per_seed),
+        extra_parameters=_largest(r.cost.extra_parameters for r in per_seed),
+        extra_forwards=_largest(r.cost.extra_forwards for r in per_seed),
         terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
         learning_rate=first.budget.learning_rate,
     )
 
 
 def _step_s(run: Run) -> float | None:
-    """Seconds of one optimiser step of the run's own pre-training."""
+    """Seconds per optimiser step of the run's pre-training; None where unknown."""
     seen, steps, rate = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
     return seen / steps / rate if seen and steps and rate else None
 
 
-def _mean_terms(several: list[dict[str, float]]) -> dict[str, float]:
-    """Mean share of each term; one that a seed does not have (other hint points) counts as 0."""
-    names = sorted({name for one in several for name in one})
-    return {name: sum(one.get(name, 0.0) for one in several) / len(several) for name in names}
+def _mean_terms(terms_by_seed: list[dict[str, float]]) -> dict[str, float]:
+    """Mean fraction of each term; a term that a seed lacks (other hint points) counts as 0."""
+    names = sorted({name for terms in terms_by_seed for name in terms})
+    return {
+        name: sum(terms.get(name, 0.0) for terms in terms_by_seed) / len(terms_by_seed)
+        for name in names
+    }
 
 
-def _most(values: Iterable[int | None]) -> int | None:
+def _largest(values: Iterable[int | None]) -> int | None:
     return max((v for v in values if v is not None), default=None)
 
 
 def row_labels(board: Board) -> dict[RowKey, str]:
-    """Row names: the method, and what tells it from its like-named neighbours."""
+    """Row names: the method, with teacher, data or epochs where rows of it differ in them."""
     groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
     for row in board.rows:
         groups[row.student, row.method].append(row)

@@ -1,8 +1,8 @@
-"""Claims as code: a config says what would have to be measured, the records answer.
+"""Verdicts on claims: each claim config has a threshold, tested on the records.
 
 Three kinds, each a dict in configs/claims/<name>.py:
 
-* `difference`: arm `a` scores at least `margin` above arm `b` (a negative margin: not worse than
+* `difference`: row `a` scores at least `margin` above row `b` (a negative margin: not worse than
   that), at no more than `max_cost_ratio` times its pre-training cost;
 * `efficiency`: method `a` needs at least `at_least` times less of `axis` to reach the score that
   `b` has at its largest budget; read off a's curve by monotone interpolation in log(axis);
@@ -12,8 +12,8 @@ Three kinds, each a dict in configs/claims/<name>.py:
 
 A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
 otherwise 'undecided', with the seeds that would decide it, and over all tasks also where a family's
-own verdict is the opposite one; 'not testable here' where an arm is not
-in the records. Costs hold the teacher cache of the data share and the alignment.
+own verdict is the opposite one; 'not testable here' where a row is not
+in the records. Costs include the alignment and, by data fraction, the teacher cache.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
     verdicts = []
     for claim in made:
         by_student = [_judge_student(board, claim, s) for s in board.students]
-        found = [v for some in by_student for v in some]
+        all_verdicts = [v for student_verdicts in by_student for v in student_verdicts]
         tested = [
-            v for some in by_student if any(w.verdict != NOT_TESTABLE for w in some) for v in some
+            v
+            for student_verdicts in by_student
+            if any(w.verdict != NOT_TESTABLE for w in student_verdicts)
+            for v in student_verdicts
         ]
-        # One line says that nothing here can test a claim; a line for every student would not.
-        verdicts += tested or found[:1] or [untestable_verdict(claim, "", "there are no records")]
+        # A claim that no student can test needs one line, not one per student.
+        verdicts += (
+            tested or all_verdicts[:1] or [untestable_verdict(claim, "", "there are no records")]
+        )
     return _corrected(verdicts)
 
 
@@ -94,26 +99,29 @@ def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
         "efficiency": judge_efficiency,
         "rank_correlation": judge_teacher_rank,
     }[claim.kind]
-    found = [rule(board, claim, student, scope, some) for scope, some in scopes]
-    if all(v.verdict == NOT_TESTABLE for v in found):
-        return found[-1:]
-    if claim.per_family and len(found) > 1:
-        found[-1] = _unless_families_disagree(found[-1], found[:-1])
-    return found
+    verdicts = [
+        rule(board, claim, student, scope, scope_columns) for scope, scope_columns in scopes
+    ]
+    if all(v.verdict == NOT_TESTABLE for v in verdicts):
+        return verdicts[-1:]
+    if claim.per_family and len(verdicts) > 1:
+        verdicts[-1] = _unless_families_disagree(verdicts[-1], verdicts[:-1])
+    return verdicts
 
 
 def _unless_families_disagree(overall: Verdict, families: list[Verdict]) -> Verdict:
     """`overall`, or undecided where a task family's own verdict is the opposite one.
 
-    A mean over tasks can be carried by one task with a large gap; a headline must not say
-    'supported' of a claim that a whole family of tasks refutes.
+    One task with a large difference can dominate a mean over tasks; the headline must not be
+    'supported' where a family of tasks refutes the claim.
     """
     opposite = {"supported": "refuted", "refuted": "supported"}.get(overall.verdict)
     if opposite is None or not any(v.verdict == opposite for v in families):
         return overall
-    apart = ", ".join(f"{v.verdict} on {v.scope}" for v in families)
+    family_verdicts = ", ".join(f"{v.verdict} on {v.scope}" for v in families)
     return replace(
         overall,
         verdict="undecided",
-        reason=f"the task families disagree: {apart}; the mean alone would be {overall.verdict}",
+        reason=f"the task families disagree: {family_verdicts}; the mean alone would be "
+        f"{overall.verdict}",
     )

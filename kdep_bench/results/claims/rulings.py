@@ -1,4 +1,4 @@
-"""How one claim is decided on one student: differences at a budget, and budgets to a score."""
+"""Verdicts on one claim for one student: score differences, and budgets for equal score."""
 
 from __future__ import annotations
 
@@ -15,19 +15,40 @@ from kdep_bench.results.statistics import power
 
 
 def untestable_verdict(claim: Claim, student: str, why: str, scope: str = "all tasks") -> Verdict:
+    """The verdict 'not testable here', with the reason `why`."""
+    return _verdict(claim, student, scope, NOT_TESTABLE, reason=why)
+
+
+def _verdict(
+    claim: Claim,
+    student: str,
+    scope: str,
+    ruling: Ruling,
+    *,
+    reason: str,
+    interval: str = "—",
+    threshold: str = "—",
+    cost: str = "—",
+    seeds_to_decide: int | None = None,
+    p: float | None = None,
+    limit: str = "",
+) -> Verdict:
+    """A verdict with the texts of its claim; the arguments are fields of `Verdict`."""
     return Verdict(
         claim.name,
         claim.title,
         student,
         scope,
-        NOT_TESTABLE,
-        "—",
-        "—",
-        "—",
-        None,
-        why,
+        ruling,
+        interval,
+        threshold,
+        cost,
+        seeds_to_decide,
+        reason,
         claim.statement,
         claim.source,
+        p,
+        limit,
     )
 
 
@@ -36,16 +57,17 @@ def _pick(board: Board, student: str, side: Side) -> RowKey | None:
 
 
 def _name(side: Side) -> str:
-    share = "" if side.share is None else f" at {100 * side.share:g} % of the data"
-    return " or ".join(side.methods) + share
+    fraction = "" if side.share is None else f" at {100 * side.share:g} % of the data"
+    return " or ".join(side.methods) + fraction
 
 
 def missing_results(board: Board, rows: list[RowKey], columns: list[Column]) -> int:
+    """Number of results of `rows` on `columns` with a failed or missing seed, or without any."""
     return sum(not board.result(a, c).complete for a in rows for c in columns)
 
 
 def _cost_ratio(board: Board, a: RowKey, b: RowKey) -> float | None:
-    """None also against an arm without pre-training: nothing was spent that could be compared."""
+    """Pre-training cost of a / that of b; None where unknown, or b has no pre-training."""
     if board.fixed(b):
         return None
     x, y = summarize_row(board, a).cost_s, summarize_row(board, b).cost_s
@@ -53,6 +75,7 @@ def _cost_ratio(board: Board, a: RowKey, b: RowKey) -> float | None:
 
 
 def ruling_of(low: float | None, high: float | None, threshold: float) -> Ruling:
+    """Supported if the interval [low, high] is above the threshold, refuted if it is below."""
     if low is not None and low > threshold + st.ROUNDING:
         return "supported"
     if high is not None and high < threshold - st.ROUNDING:
@@ -61,8 +84,10 @@ def ruling_of(low: float | None, high: float | None, threshold: float) -> Ruling
 
 
 def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
-    """Seeds that would put the threshold outside the interval with power 0.8, were the mean and
-    spread what they look like now."""
+    """Seeds for which the interval excludes the threshold with power 0.8.
+
+    Assumes that the present mean and spread are the true ones; `units`: independent seeds now.
+    """
     if est.se is None or est.df is None:
         return None
     per_seed = max(1.0, est.df / max(1, units - 1))
@@ -70,11 +95,12 @@ def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
 
 
 def _networks(values: st.Values) -> str:
-    """ "of one network" where every value has the same pre-training seed."""
+    """ "of one network" where all values have the same pre-training seed, otherwise ""."""
     return "of one network" if len({k[0] for k in values}) == 1 else ""
 
 
 def _units(values: st.Values) -> int:
+    """Number of independent seeds: pre-training seeds, or transfer seeds of a single one."""
     pretrain, transfer = {k[0] for k in values}, {k[1] for k in values}
     return len(pretrain) if len(pretrain) > 1 else len(transfer)
 
@@ -82,6 +108,7 @@ def _units(values: st.Values) -> int:
 def judge_difference(
     board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
 ) -> Verdict:
+    """The verdict on a claim of kind `difference` for one student, over the tasks `columns`."""
     assert claim.b is not None
     a, b = _pick(board, student, claim.a), _pick(board, student, claim.b)
     for row, side in ((a, claim.a), (b, claim.b)):
@@ -90,114 +117,125 @@ def judge_difference(
     assert a is not None
     assert b is not None
     if a == b:
-        return untestable_verdict(
-            claim, student, f"both sides are the same row, {_name(claim.a)}", scope
-        )
-    est, found = compare.estimate(board, a, b, columns)
-    ratio = _cost_ratio(board, a, b)
-    cost = "—" if ratio is None else f"{ratio:.2f}"
-    holes = missing_results(board, [a, b], columns)
-    ruling: Ruling = "undecided"
-    more = p = None
-    if holes:
-        reason = f"failed or missing seeds in {holes} of the scores, so no mean is computed"
-        est = None
-    elif est is None:
-        reason = "the two methods share no seed pair"
-    elif est.low is None:
-        reason = "with one seed pair there is no interval"
+        why = f"both sides are the same row, {_name(claim.a)}"
+        return untestable_verdict(claim, student, why, scope)
+    est, paired = compare.estimate(board, a, b, columns)
+    n_missing = missing_results(board, [a, b], columns)
+    if n_missing:
+        est, ruling, seeds = None, "undecided", None
+        reason = f"failed or missing seeds in {n_missing} of the scores, so no mean is computed"
     else:
-        ruling, p = ruling_of(est.low, est.high, claim.margin), st.p_two_sided(est, claim.margin)
-        reason = f"over {est.seeds}"
-        if ruling == "undecided":
-            more = _seeds(est, claim.margin, _units(found))
-            reason += ": the interval contains the threshold"
-            if more is None:
-                reason += f", and more than {st.MOST_SEEDS} seeds would be needed"
+        ruling, reason, seeds = _rule_on_margin(est, claim.margin, paired)
+    p = None if est is None or est.low is None else st.p_two_sided(est, claim.margin)
+    ratio = _cost_ratio(board, a, b)
     threshold = f"> {text.points(claim.margin, True)}"
     if claim.max_cost_ratio is not None:
         threshold += f" at <= {claim.max_cost_ratio:g} x the cost"
         if ratio is None and ruling == "supported":
             ruling, reason = "undecided", "the cost of one method is unknown"
         elif ratio is not None and ratio > claim.max_cost_ratio:
-            ruling, more, p = "refuted", None, None
+            ruling, seeds, p = "refuted", None, None  # a cost bound is no test
             reason = f"the cost is {ratio:.2f} x, teacher cache included"
-    return Verdict(
-        claim.name,
-        claim.title,
+    return _verdict(
+        claim,
         student,
         scope,
         ruling,
-        text.gap(est),
-        threshold,
-        cost,
-        more,
-        reason,
-        claim.statement,
-        claim.source,
-        p,
-        _networks(found),
+        reason=reason,
+        interval=text.gap(est),
+        threshold=threshold,
+        cost="—" if ratio is None else f"{ratio:.2f}",
+        seeds_to_decide=seeds,
+        p=p,
+        limit=_networks(paired),
     )
+
+
+def _rule_on_margin(
+    est: st.Estimate | None, margin: float, paired: st.Values
+) -> tuple[Ruling, str, int | None]:
+    """(ruling, reason, seeds needed) for a mean difference; `paired`: its paired differences."""
+    if est is None:
+        return "undecided", "the two methods share no seed pair", None
+    if est.low is None:
+        return "undecided", "with one seed pair there is no interval", None
+    ruling, reason = ruling_of(est.low, est.high, margin), f"over {est.seeds}"
+    if ruling != "undecided":
+        return ruling, reason, None
+    seeds = _seeds(est, margin, _units(paired))
+    reason += ": the interval contains the threshold"
+    if seeds is None:
+        reason += f", and more than {st.MOST_SEEDS} seeds would be needed"
+    return ruling, reason, seeds
 
 
 def judge_efficiency(
     board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
 ) -> Verdict:
+    """The verdict on a claim of kind `efficiency` for one student, over the tasks `columns`."""
     assert claim.b is not None
     assert claim.at_least is not None
     goal = _pick(board, student, claim.b)
     if goal is None:
         return untestable_verdict(claim, student, f"no records of {_name(claim.b)}", scope)
-    there = {row.method for row in board.rows_of(student)}
-    method = next((m for m in claim.a.methods if m in there), None)
+    if missing_results(board, [goal], columns):
+        why = f"{_name(claim.b)} has failed or missing seeds"
+        return untestable_verdict(claim, student, why, scope)
+    line, curve = _curve(board, claim, student, columns)
+    saving = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
+    if saving is None:
+        why = f"the curve of {_name(claim.a)} over {claim.axis} needs at least two complete points"
+        return untestable_verdict(claim, student, why, scope)
+    est = saving.estimate
+    goal_log = math.log(claim.at_least)
+    ruling, reason = _rule_on_saving(saving, goal_log, line)
+    seeds = None
+    if ruling == "undecided" and not (saving.at_least or saving.at_most):
+        seeds = _seeds(est, goal_log, _units(saving.log_ratios))  # no seeds help beyond a curve
+    return _verdict(
+        claim,
+        student,
+        scope,
+        ruling,
+        reason=reason,
+        interval=text.times(est, saving.bound),
+        threshold=f">= {claim.at_least:g} x less {efficiency.AXES[claim.axis]}",
+        seeds_to_decide=seeds,
+        p=None if est.low is None else st.p_two_sided(est, goal_log),
+        limit=_networks(saving.log_ratios),
+    )
+
+
+def _curve(
+    board: Board, claim: Claim, student: str, columns: list[Column]
+) -> tuple[str, list[RowKey]]:
+    """(label, complete rows) of the curve of side `a`; "" where its method has one line only."""
+    methods = {row.method for row in board.rows_of(student)}
+    method = next((m for m in claim.a.methods if m in methods), None)
     curve = [
         row
         for row in board.rows_of(student)
         if row.method == method and not missing_results(board, [row], columns)
     ]
-    if missing_results(board, [goal], columns):
-        return untestable_verdict(
-            claim, student, f"{_name(claim.b)} has failed or missing seeds", scope
-        )
     lines = efficiency.lines_of(board, curve, claim.axis)
-    line = ""
-    if len(lines) > 1:  # of several teachers or shares: the line of the arm that the side means
-        meant = _pick(board, student, claim.a)
-        line, curve = next(((n, some) for n, some in lines.items() if meant in some), ("", []))
-    found = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
-    if found is None:
-        why = f"the curve of {_name(claim.a)} over {claim.axis} needs at least two complete points"
-        return untestable_verdict(claim, student, why, scope)
-    est = found.estimate
-    goal_log = math.log(claim.at_least)
+    if len(lines) < 2:
+        return "", curve
+    # Of several teachers or data fractions: the line that contains the row of side `a`.
+    row_a = _pick(board, student, claim.a)
+    return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
+
+
+def _rule_on_saving(saving: efficiency.Saving, goal_log: float, line: str) -> tuple[Ruling, str]:
+    """(ruling, reason) for a saving against log(threshold); bounds decide in one direction only."""
+    est = saving.estimate
     ruling = ruling_of(est.low, est.high, goal_log)
-    reason = f"{found.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
+    reason = f"{saving.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
-    if found.at_least and found.at_most:
-        ruling, reason = (
-            "undecided",
-            "the target score is below the curve for some seeds and above it for others",
-        )
-    elif found.at_least and ruling == "refuted":
-        ruling, reason = "undecided", reason + ": the smallest budget already reaches the score"
-    elif found.at_most and ruling == "supported":
-        ruling, reason = "undecided", reason + ": the largest budget does not reach the score"
-    more = _seeds(est, goal_log, _units(found.log_ratios)) if ruling == "undecided" else None
-    if found.at_least or found.at_most:
-        more = None  # more seeds do not move the end of a curve
-    return Verdict(
-        claim.name,
-        claim.title,
-        student,
-        scope,
-        ruling,
-        text.times(est, found.bound),
-        f">= {claim.at_least:g} x less {efficiency.AXES[claim.axis]}",
-        "—",
-        more,
-        reason,
-        claim.statement,
-        claim.source,
-        None if est.low is None else st.p_two_sided(est, goal_log),
-        _networks(found.log_ratios),
-    )
+    if saving.at_least and saving.at_most:
+        reason = "the target score is below the curve for some seeds and above it for others"
+        return "undecided", reason
+    if saving.at_least and ruling == "refuted":
+        return "undecided", reason + ": the smallest budget already reaches the score"
+    if saving.at_most and ruling == "supported":
+        return "undecided", reason + ": the largest budget does not reach the score"
+    return ruling, reason

@@ -1,4 +1,4 @@
-"""The config of a claim: its keys, their check, and which arm a side of it means.
+"""The config of a claim: its keys, their validation, and the row that a side of it selects.
 
 Imports neither numpy nor torch: the planner checks every claim of a suite before anything runs.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.axes import Axis
 
-EPOCHS_TOLERANCE = 0.05  # of the epochs a side names: whole batches rarely make exactly as many
+EPOCHS_TOLERANCE = 0.05  # relative: complete batches rarely make exactly the number of a config
 
 
 class _Strict(BaseModel):
@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class Side(_Strict):
-    """Which arm: the first of `method` that exists; the longest training where several fit."""
+    """Selects a row: the first of `method` that exists; the longest training of several."""
 
     method: str | Annotated[tuple[str, ...], Field(min_length=1)]
     share: float | None = Field(default=None, gt=0, le=1)
@@ -56,8 +56,8 @@ class Claim(_Strict):
 
     @field_validator("by", mode="before")
     @classmethod
-    def _renamed(cls, by: Any) -> Any:
-        return "explained_variance_ratio" if by == "energy_kept" else by  # its name before
+    def _renamed(cls, value: Any) -> Any:
+        return "explained_variance_ratio" if value == "energy_kept" else value  # its name before
 
     @model_validator(mode="after")
     def _complete(self) -> Claim:
@@ -104,7 +104,7 @@ def make_claim(fields: dict[str, Any]) -> Claim:
 
 
 class _Row(Protocol):
-    """What a side of a claim reads of an arm, planned or recorded."""
+    """The attributes of a row, planned or recorded, that a side of a claim reads."""
 
     @property
     def method(self) -> str: ...
@@ -120,36 +120,40 @@ _AnyRow = TypeVar("_AnyRow", bound=_Row)
 
 
 def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) -> _AnyRow | None:
-    """The arm that a side means, among those of one student; None where none fits.
+    """The row that a side selects among those of one student; None where none matches.
 
-    The first of its methods that exists; the full data unless the side says otherwise, the longest
-    training where several fit. `fixed`: whether an arm has no pre-training here, and so no share.
+    The first of its methods that exists, with the largest data fraction unless the side has one,
+    and the longest training of several. `fixed`: whether a row is not pre-trained here, so that a
+    data fraction does not apply to it.
     """
     for method in side.methods:
-        found = [a for a in rows if a.method == method]
+        candidates = [a for a in rows if a.method == method]
         if side.share is not None:
-            untrained = [a for a in found if fixed(a)]
-            found = [a for a in found if math.isclose(a.fraction, side.share)] or untrained
-        elif found:
-            most = max(a.fraction for a in found)
-            found = [a for a in found if a.fraction == most]
-        found = with_epochs(found, side.epochs)
+            untrained = [a for a in candidates if fixed(a)]
+            candidates = [
+                a for a in candidates if math.isclose(a.fraction, side.share)
+            ] or untrained
+        elif candidates:
+            largest = max(a.fraction for a in candidates)
+            candidates = [a for a in candidates if a.fraction == largest]
+        candidates = with_epochs(candidates, side.epochs)
         if side.teacher is not None:
-            found = [a for a in found if a.teacher == side.teacher]
-        if found:
-            return max(found, key=lambda a: (a.epochs or 0.0, a.teacher))
+            candidates = [a for a in candidates if a.teacher == side.teacher]
+        if candidates:
+            return max(candidates, key=lambda a: (a.epochs or 0.0, a.teacher))
     return None
 
 
 def with_epochs(rows: Sequence[_AnyRow], epochs: float | None) -> list[_AnyRow]:
-    """The arms trained for the number of epochs nearest to `epochs`; all where that is None.
+    """The rows trained for the number of epochs nearest to `epochs`; all where that is None.
 
-    A run does whole batches only, so that 7.53 epochs asked may be 7.52 done.
+    Empty if the nearest is more than EPOCHS_TOLERANCE away. Only complete batches are used, so a
+    budget of 7.53 epochs may train for 7.52.
     """
     if epochs is None:
         return list(rows)
-    off = {id(a): abs(a.epochs - epochs) for a in rows if a.epochs is not None}
-    least = min(off.values(), default=math.inf)
+    difference_by_id = {id(a): abs(a.epochs - epochs) for a in rows if a.epochs is not None}
+    least = min(difference_by_id.values(), default=math.inf)
     if least > EPOCHS_TOLERANCE * epochs:
         return []
-    return [a for a in rows if off.get(id(a)) == least]
+    return [a for a in rows if difference_by_id.get(id(a)) == least]

@@ -1,4 +1,4 @@
-"""The claim that a better teacher makes a better student, as a rank correlation."""
+"""Claims of kind `rank_correlation`: do better teachers make better students?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdep_bench.results.claims.schema import Claim
 from kdep_bench.results.claims.verdict import Ruling, Verdict
 from kdep_bench.results.statistics import intervals as st
 
-# With fewer the interval below covers less than it says (simulated in tests/results).
+# With fewer, the interval below covers less than 95 % (simulated in tests/results).
 FEWEST_TEACHERS = 8
 
 
@@ -40,8 +40,8 @@ def correlation_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, fl
     return rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
 
 
-def _of_teacher(board: Board, claim: Claim, row: RowKey) -> float | None:
-    """What the claim ranks teachers by; None where the arm's records do not know it."""
+def _rank_value(board: Board, claim: Claim, row: RowKey) -> float | None:
+    """The value by which the claim ranks a row's teacher; None where it is unknown."""
     summary = summarize_row(board, row)
     if isinstance(claim.by, dict):
         return claim.by.get(row.teacher)
@@ -53,7 +53,10 @@ def _of_teacher(board: Board, claim: Claim, row: RowKey) -> float | None:
 def judge_teacher_rank(
     board: Board, claim: Claim, student: str, scope: str, columns: list[Column]
 ) -> Verdict:
-    """Each teacher by its arm of most data and longest training."""
+    """The verdict on a rank correlation for one student, over the tasks `columns`.
+
+    Each teacher is represented by its row with the most data and the longest training.
+    """
     rows: dict[str, RowKey] = {}
     for row in sorted(board.rows_of(student), key=lambda a: (a.fraction, a.epochs or 0.0)):
         if (
@@ -64,10 +67,12 @@ def judge_teacher_rank(
             rows[row.teacher] = row
     points = []
     for _, row in sorted(rows.items()):
-        by = _of_teacher(board, claim, row)
+        rank_value = _rank_value(board, claim, row)
         means = [c.sign * e.mean for c in columns if (e := board.result(row, c).estimate)]
-        if by is not None:
-            points.append((by, float(np.average(means, weights=compare.task_weights(columns)))))
+        if rank_value is not None:
+            points.append(
+                (rank_value, float(np.average(means, weights=compare.task_weights(columns))))
+            )
     if len(points) < 2:
         why = f"needs {FEWEST_TEACHERS} teachers with complete results; {len(points)} here"
         return untestable_verdict(claim, student, why, scope)

@@ -1,4 +1,4 @@
-"""The verdict on a claim, and the claims that a folder of configs states."""
+"""The verdict on a claim, and the claims in a folder of configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ NOT_TESTABLE: Ruling = "not testable here"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer for one student and scope (a task family, or all tasks); texts ready to show."""
+    """The verdict on a claim for one student and scope (a task family or all tasks).
+
+    `interval`, `threshold` and `cost` (ratio) are formatted for tables. `seeds_to_decide`: seeds
+    needed for power 0.8; None where that is unknown.
+    """
 
     name: str
     title: str
@@ -30,7 +34,7 @@ class Verdict:
     statement: str = ""
     source: str = ""
     p: float | None = None  # two-sided, of a true value at the threshold; None without an interval
-    limit: str = ""  # what the verdict rests on where that is little: "of one network"
+    limit: str = ""  # "of one network" where all scores have one pre-training seed
 
     @property
     def shown(self) -> str:
@@ -39,13 +43,17 @@ class Verdict:
 
 
 def headlines(verdicts: list[Verdict]) -> list[Verdict]:
-    """One verdict a claim and student: over all tasks, or over the only family there is."""
+    """One verdict per claim and student: over all tasks, or over the only family."""
     last = {(v.name, v.student): v for v in verdicts}  # `judge` puts the widest scope last
     return list(last.values())
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The dict `claim` of a claim config."""
+    """The dict `claim` of a claim config.
+
+    Raises:
+        KdepError: the file raises, or defines no `claim`.
+    """
     try:
         if "read_base" in path.read_text():
             from mmengine.config import Config  # only here: importing it costs half a second
@@ -54,7 +62,7 @@ def load_config(path: Path) -> dict[str, Any]:
         return dict(runpy.run_path(str(path))["claim"])
     except KeyboardInterrupt:
         raise
-    except BaseException as e:  # a config is code: anything may come out of it, SystemExit too
+    except BaseException as e:  # a config is code and may raise anything, even SystemExit
         raise KdepError(
             f"the claim config {path} cannot be used ({type(e).__name__}: {e})",
             expected="a Python file that defines claim = dict(...)",

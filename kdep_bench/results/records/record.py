@@ -1,8 +1,8 @@
-"""The Record: everything one transfer cell (arm, student, task, two seeds) leaves behind.
+"""The record of one transfer run (method, student, task, two seeds): scores, costs, provenance.
 
 One record is one JSON file. Metrics are fractions (0..1); tables show them x100. Times are
 seconds, sizes bytes, resolutions pixels. Text fields take any characters and lengths up to
-`TEXT_LIMIT`, because a hostile name has to be *shown*, as text, rather than break the report.
+`TEXT_LIMIT`, because a malicious name must be *shown*, as text, instead of breaking the report.
 
 Schemas. 1: the first. 2: adds the teacher's reported accuracy, `teacher.top1` and `top1_source`,
 and `cost.extra_parameters` and `teacher_forwards`; unknown in a record of schema 1. 3: renames
@@ -67,7 +67,11 @@ class Part(BaseModel):
 
 
 class Method(Part):
-    """The pre-training arm. `reconstruction`: the formula is a reading, not the authors' own."""
+    """The pre-training method: the part `arm` of a record.
+
+    `reconstruction`: the formula is re-implemented from the paper's text, not from the authors'
+    code. `labels_used`: by the pre-training itself or by what made its teacher.
+    """
 
     method: Text
     family: Text = ""
@@ -88,7 +92,7 @@ class Student(Part):
 
 class Teacher(Part):
     """The frozen teacher; flops of one forward pass at its input. `top1` is its ImageNet accuracy
-    as its makers reported it (never measured here), `top1_source` says where."""
+    as its authors reported it (never measured here), `top1_source` the place of the report."""
 
     name: Text
     checksum: Text = ""
@@ -99,7 +103,10 @@ class Teacher(Part):
 
 
 class Data(Part):
-    """The data tree, and which share of its label-free pool pre-training saw."""
+    """The data set, and the fraction `share` of its unlabelled pool used in pre-training.
+
+    `images`: number of images in that fraction.
+    """
 
     name: Text
     fingerprint: Text
@@ -112,7 +119,7 @@ class Budget(Part):
     """Pre-training budget; None where it is not known (weights that somebody else trained).
 
     `learning_rate` is the highest of the schedule: the rates of a suite's methods may differ.
-    `epochs` were done; `epochs_asked` is set only where whole batches made another number of them.
+    `epochs` were done; `epochs_asked` is set only where complete batches made another number.
     """
 
     images_seen: Count | None = None
@@ -160,13 +167,13 @@ class Gate(Part):
 
 
 class Cost(Part):
-    """What the cell cost. Wall seconds; `cache_s` fills the cache for the share's images.
+    """Cost of a run. Times are wall seconds; `cache_s` is charged by data fraction.
 
-    Pre-training and cache include those of an arm that made the teacher. Peaks are of the larger of
-    pre-training and transfer: resident memory, and what torch took of a GPU. `extra_parameters` are
-    trained or kept beside the student and dropped at export; `extra_forwards` counts the forward
-    passes of all other networks in pre-training: cache rows of the data fraction, live teachers,
-    peers, moving averages.
+    Pre-training and cache include those of the method that trained the teacher. Peaks: the larger
+    of pre-training and transfer, of resident memory and of GPU memory allocated by torch.
+    `extra_parameters` are trained or kept next to the student and dropped at export;
+    `extra_forwards` counts the forward passes of all other networks in pre-training: cache rows of
+    the data fraction, live teachers, peers, moving averages.
     """
 
     pretrain_s: Amount | None = None
@@ -201,9 +208,9 @@ Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class Record(Part):
-    """One transfer cell. `status` 'ok' has a value; 'failed' and 'missing' have none.
+    """One transfer run. `status` 'ok' has a value; 'failed' and 'missing' have none.
 
-    A failed record says why in `error`, as one sentence. `terms`: of a pre-training loss of several
+    `error`: one sentence on why the run failed. `terms`: of a pre-training loss of several
     terms, the mean over all steps of each one's magnitude over the sum of all.
     """
 
@@ -255,8 +262,8 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
     for fault in error.errors(include_url=False, include_context=False)[:3]:
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
         faults.append(f"{place}: {fault['msg'][:200]}")
-    more = error.error_count() - len(faults)
-    text = ", ".join(faults) + (f" and {more} more" if more > 0 else "")
+    n_more = error.error_count() - len(faults)
+    text = ", ".join(faults) + (f" and {n_more} more" if n_more > 0 else "")
     return KdepError(
         f"the record {where} is damaged ({text})",
         expected=f"a record of schema {SCHEMA}, or of an older one that this version can read",
@@ -325,7 +332,7 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
 
 
 def _may_double(raw: bytes, r: Record) -> bool:
-    """Whether a key may stand twice in an object of `raw`, the text that `r` was read from.
+    """Whether a key may occur twice in an object of `raw`, the text that `r` was read from.
 
     Counts the keys of both; text that only looks like a key, and a gate's nested extras, make it
     True as well.
@@ -348,13 +355,20 @@ def _strict(raw: bytes, where: str) -> Any:
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:
-    """The record in JSON text, brought up to `SCHEMA`; `where` names it in the KdepError a bad one
-    raises."""
+    """The record in JSON text, converted to `SCHEMA`.
+
+    Args:
+        raw: the text.
+        where: name of the record in errors.
+
+    Raises:
+        KdepError: no valid record of this schema or of an older one.
+    """
     raw = raw.encode(errors="surrogateescape") if isinstance(raw, str) else raw
     if _OLDER.search(raw):  # spares a validation that an older schema would fail
         older = _migrated(_strict(raw, where), where)
         if older is not None:
-            return _brought_up(older, where)
+            return _converted(older, where)
     try:
         record = Record.model_validate_json(raw)
         if "schema_version" in record.model_fields_set:
@@ -374,10 +388,10 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
     older = _migrated(_strict(raw, where), where)
     if older is None:
         raise _refusal(where, error)
-    return _brought_up(older, where)
+    return _converted(older, where)
 
 
-def _brought_up(migrated: dict[str, Any], where: str) -> Record:
+def _converted(migrated: dict[str, Any], where: str) -> Record:
     try:
         return Record.model_validate(migrated)
     except ValidationError as e:
@@ -385,7 +399,11 @@ def _brought_up(migrated: dict[str, Any], where: str) -> Record:
 
 
 def make(fields: dict[str, Any]) -> Record:
-    """A record from plain values (as a stage collector has them); KdepError where they misfit."""
+    """A record from plain values, as `engine.collect` has them.
+
+    Raises:
+        KdepError: an unknown field or a wrong value.
+    """
     try:
         return Record.model_validate(fields)
     except ValidationError as e:
@@ -393,7 +411,11 @@ def make(fields: dict[str, Any]) -> Record:
 
 
 def load(path: str | Path) -> Record:
-    """The record in the file `path`; a missing, damaged or foreign one is a KdepError."""
+    """The record in the file `path`.
+
+    Raises:
+        KdepError: a missing, damaged or too large file, or one that is no record.
+    """
     return parse(read_bytes(path, LARGEST_RECORD, follow=False), str(path))
 
 

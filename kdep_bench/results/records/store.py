@@ -1,8 +1,8 @@
-"""The store: one atomic JSON file a record, in results/<suite>/records/.
+"""The store: one JSON file per record, written atomically, in results/<suite>/records/.
 
 Reading is built for 100,000 records: files are parsed and validated in a fast path (pydantic's own
 JSON reader), in a few processes once there are many, and reduced to `Run`, which holds what the
-tables need with equal parts shared. Curves and per-class scores stay on disk until a page asks.
+tables need, equal parts held once. Curves and per-class scores are read when a report needs them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ class Spent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What tables need of one record; `when` is its creation time in seconds since 1970."""
+    """The values of one record that tables need; fields as in `record.Record`.
+
+    `file`: its name in records/. `coverage`: fraction of loaded weights. `pretrained`, `cached`:
+    whether it has a pre-training and a teacher cache. `when`: creation time, seconds since 1970.
+    """
 
     id: str
     file: str
@@ -86,7 +90,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A file in records/ that is no valid record, and the sentence that says why."""
+    """A file in records/ that is no valid record, and one sentence on why."""
 
     file: str
     sentence: str
@@ -94,7 +98,7 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """All that was found in one records/ folder, sorted by file name."""
+    """The records of one folder, sorted by file name, and its damaged files."""
 
     runs: list[Run]
     damaged: list[Damaged]
@@ -128,15 +132,17 @@ def _identity(record: Record) -> tuple[Any, ...]:
 def write(results_dir: str | Path, record: Record) -> Path:
     """Writes `record` atomically as records/<id>.json and returns the path.
 
-    The same cell may be written again (a rerun replaces it); a different cell under the same id
-    is a KdepError, for one of the two would be lost.
+    An earlier record of the same run is replaced.
+
+    Raises:
+        KdepError: another run has a record with this id, which would be lost.
     """
     path = records_dir(results_dir) / f"{safe_name(record.id, 'record id')}.json"
     if path.exists():
         try:
             old = load(path)
         except KdepError:
-            old = None  # a damaged file is what a rerun is meant to replace
+            old = None  # damaged: a rerun replaces it
         if old is not None and _identity(old) != _identity(record):
             raise KdepError(
                 f"another result has the same record id {record.id!r}",
@@ -148,9 +154,9 @@ def write(results_dir: str | Path, record: Record) -> Path:
 
 
 class _Sharer:
-    """Gives equal values one object, so that 100,000 runs share the few arms and tasks they name.
+    """Holds equal values as one object: 100,000 runs have few different methods and tasks.
 
-    Pickle keeps the sharing inside one message, which is what makes worker processes pay.
+    Pickle keeps this within one message; without it, worker processes would not be faster.
     """
 
     def __init__(self) -> None:
@@ -212,7 +218,7 @@ class _Sharer:
 
 
 def _rise(curve: Sequence[Sequence[float]]) -> float:
-    """Highest value of a [step, value] curve over its first; 1 where there is no curve."""
+    """Highest value of a [step, value] curve divided by its first; 1 without a curve."""
     values = [point[1] for point in curve]
     return max(values) / values[0] if values and values[0] > 0 else 1.0
 
@@ -220,13 +226,13 @@ def _rise(curve: Sequence[Sequence[float]]) -> float:
 def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:
     runs: list[Run] = []
     damaged: list[Damaged] = []
-    share = _Sharer()
+    sharer = _Sharer()
     for name in names:
         path = f"{directory}/{name}"
         try:
             record = parse(read_bytes(path, LARGEST_RECORD), name)
             if f"{record.id}.json" != name:
-                # A copy under another name would count one cell twice.
+                # A copy under another name would count one run twice.
                 got = f"the file {name} contains the record {record.id[:120]!r}"
                 fix = "delete it if it is a copy, otherwise rename it"
                 damaged.append(
@@ -236,7 +242,7 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
                     )
                 )
                 continue
-            runs.append(share.run(record, name))
+            runs.append(sharer.run(record, name))
         except KdepError as e:
             damaged.append(Damaged(name, str(e)))
         except OSError as e:
@@ -277,7 +283,7 @@ def read(results_dir: str | Path) -> Store:
 
 
 def _can_fork() -> bool:
-    # A process that has torch loaded has threads, and forking those may hang.
+    # torch starts threads, and a fork of a process with threads may hang.
     return sys.platform.startswith("linux") and "torch" not in sys.modules
 
 
@@ -290,14 +296,14 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
     jobs = [(str(directory), names[i : i + size]) for i in range(0, len(names), size)]
     runs: list[Run] = []
     damaged: list[Damaged] = []
-    # The cyclic collector would walk a growing heap of objects that hold no cycle.
+    # The cyclic collector would scan the growing heap again and again; records have no cycles.
     collecting = gc.isenabled()
     gc.disable()
     try:
         with multiprocessing.get_context("fork").Pool(workers) as pool:
-            for some, bad in pool.starmap(_read_some, jobs, chunksize=1):
-                runs.extend(some)
-                damaged.extend(bad)
+            for chunk, chunk_damaged in pool.starmap(_read_some, jobs, chunksize=1):
+                runs.extend(chunk)
+                damaged.extend(chunk_damaged)
     finally:
         if collecting:
             gc.enable()
@@ -305,5 +311,9 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
 
 
 def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
-    """The whole records (curves, per-class scores, pictures) behind `runs`."""
+    """The complete records of `runs`, with curves, per-class scores and names of images.
+
+    Raises:
+        KdepError: a file that has become unreadable since `read`.
+    """
     return [load(records_dir(results_dir) / run.file) for run in runs]

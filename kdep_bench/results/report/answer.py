@@ -1,8 +1,8 @@
-"""The first lines of a leaderboard: the project's question answered in sentences.
+"""First lines of a leaderboard: the project's question answered in sentences.
 
-Does pre-training from the teacher beat no pre-training and supervised pre-training, at what share
-of the data and time, and on how many networks does that rest? The sentences repeat the rows of the
-difference table and its corrected verdicts; they compute nothing of their own.
+Is pre-training from the teacher better than no pre-training and supervised pre-training, at which
+fraction of the data and time, and how many networks were measured? The sentences repeat rows of the
+difference table with their corrected verdicts and compute no further statistic.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ REFERENCES = {
     "supervised": "supervised pre-training",
     "imagenet": "published ImageNet weights",
 }
-MOST_ROWS = 4  # rows of KDEP that are answered for; more are in the table
+MOST_ROWS = 4  # rows of KDEP with sentences; more are in the table
 MOST_NAMES = 6
 
 
 def sentences(
     board: Board, student: str, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
-    """What the records of `student` answer; empty where there is no score."""
+    """The sentences about `student`; empty without a score.
+
+    Args:
+        labels: row -> its name in the tables.
+        summaries: row -> its costs and budget.
+    """
     scored = {row for (row, _), result in board.results.items() if result.estimate}
     if not any(row.student == student for row in scored):
         return []
@@ -49,7 +54,7 @@ def sentences(
 
 
 def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey, str]) -> str:
-    """One sentence of a row against a reference: over all tasks, then where the tasks disagree."""
+    """One sentence on a row and a reference: over all tasks, then per task where they differ."""
     name, reference = labels[pair[0].row], REFERENCES[pair[0].reference.method]
     columns = compare.columns_of(board, pair[0].row.student)
     tasks = [d for d in pair if d.column is not None and d.estimate is not None]
@@ -83,7 +88,7 @@ def _by_verdict(tasks: Sequence[Difference]) -> str:
 def _spent(
     board: Board, row: RowKey, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
-    """Fraction of the data and the time of the supervised row with most data in this suite."""
+    """Data and time of `row`, relative to the supervised row with the most data."""
     supervised = [a for a in board.rows_of(row.student) if a.method == "supervised"]
     reference = max(supervised, key=lambda a: (a.fraction, a.epochs or 0.0), default=None)
     if reference is None:
@@ -122,7 +127,7 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
 
 
 def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
-    """How many networks, runs and test sets the sentences before rest on."""
+    """The number of networks, runs and test sets behind the other sentences."""
     networks, runs = set(), set()
     for row in board.rows_of(student):
         for column in compare.columns_of(board, student):

@@ -1,4 +1,4 @@
-"""The rows that every output format shares, made from a board."""
+"""Table rows made from a board, common to all output formats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ SAVING = (
 
 @dataclass(slots=True)
 class View:
-    """A board with what every output format asks of it, worked out once."""
+    """A board with the values that all output formats need, computed once.
+
+    `bold`: (student, task) -> rows among the best. `letters`: note about the data -> its letter.
+    `method_inputs`: as in `report.build`.
+    """
 
     board: Board
     labels: dict[RowKey, str]
@@ -56,23 +60,23 @@ class View:
     bold: dict[tuple[str, Column], set[RowKey]]
     verdicts: list[Verdict]
     method_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    letters: dict[str, str] = field(default_factory=dict)  # of each note about the data
+    letters: dict[str, str] = field(default_factory=dict)
 
     def mark(self, row: RowKey, column: Column) -> str:
-        """Letters of the notes about the data of this cell; "" where there is none."""
+        """Letters of the notes about the data of this result; "" where there is none."""
         return data_notes.mark(self.board, self.letters, row, column)
 
     def is_bold(self, row: RowKey, column: Column) -> bool:
-        """Whether this cell is among the best of its student."""
+        """Whether this result is among the best of its student."""
         return row in self.bold.get((row.student, column), set())
 
     def won(self, row: RowKey, columns: Sequence[Column]) -> tuple[int, int]:
-        """In how many of `columns` the row is among the best, and how many have a best."""
+        """(number of `columns` where the row is among the best, number with a marked best)."""
         marked = [c for c in columns if self.bold.get((row.student, c))]
         return sum(self.is_bold(row, c) for c in marked), len(marked)
 
     def rows(self, columns: Sequence[Column]) -> list[RowKey]:
-        """Rows that have a cell in any of `columns`."""
+        """Rows with a result in any of `columns`."""
         return [a for a in self.board.rows if any((a, c) in self.board.results for c in columns)]
 
 
@@ -81,7 +85,7 @@ def make_view(
     verdicts: list[Verdict] | None = None,
     method_inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> View:
-    """The view of `board`; `pages` as in `report.build`."""
+    """The view of `board`; `method_inputs` as in `report.build`."""
     bold = {
         (s, c): compare.best(board, s, c)
         for s in board.students
@@ -96,9 +100,9 @@ def make_view(
 
 def column_names(columns: Sequence[Column]) -> dict[Column, str]:
     """Headings: the task, and version or data where the task alone is not enough."""
-    many = Counter(c.task for c in columns)
-    versions = {t: {c.version for c in columns if c.task == t} for t in many}
-    prints = {t: {c.fingerprint for c in columns if c.task == t} for t in many}
+    n_columns = Counter(c.task for c in columns)
+    versions = {t: {c.version for c in columns if c.task == t} for t in n_columns}
+    prints = {t: {c.fingerprint for c in columns if c.task == t} for t in n_columns}
     names = {}
     for c in columns:
         extra = f" v{c.version}" if len(versions[c.task]) > 1 else ""
@@ -109,7 +113,7 @@ def column_names(columns: Sequence[Column]) -> dict[Column, str]:
 
 
 def labels_text(summary: RowSummary) -> str:
-    """Whether pre-training used labels, as the tables show it."""
+    """Whether pre-training used labels, as text for tables."""
     if summary.method.label_policy == "none":
         return "no pre-training"
     if summary.method.labels_used:
@@ -129,22 +133,22 @@ def row_name(view: View, row: RowKey) -> str:
 
 
 def untimed_note(board: Board) -> str:
-    """Why the columns of costs are empty, where they are because the suite states no times."""
+    """Why the cost columns are empty, in suites that report no times; otherwise ""."""
     return UNTIMED if board.untimed else ""
 
 
 def difference_rows(
     view: View, student: str | None = None
 ) -> list[tuple[str, str, str, compare.Difference]]:
-    """(student, 'a - b', task, difference) of every pair shown, the mean over tasks last."""
+    """(student, 'a - b', task, difference) of every comparison; a pair's mean over tasks last."""
     rows = []
     for owner in view.board.students if student is None else [student]:
         columns = compare.columns_of(view.board, owner)
         names = column_names(columns)
         for d in compare.difference_table(view.board, owner):
             label = f"{view.labels[d.row]} - {view.labels[d.reference]}"
-            what = compare.mean_name(columns) if d.column is None else names[d.column]
-            rows.append((owner, label, what, d))
+            task = compare.mean_name(columns) if d.column is None else names[d.column]
+            rows.append((owner, label, task, d))
     return rows
 
 
@@ -154,7 +158,7 @@ COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "e
 def cost_entries(
     cost: families.RowCost, name: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
-    """(text, number) of each column of COST_HEAD; `name` writes what others have named."""
+    """(text, number) of each column of COST_HEAD; `name` escapes names from configs."""
     f = cost.summary
     terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in f.terms.items())
     rate = f.learning_rate
@@ -176,8 +180,8 @@ FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "s
 def family_entries(
     f: families.Family, name: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
-    """(text, number) of each column of FAMILY_HEAD; `name` writes what others have named."""
-    reads = ", ".join(f"{what} ({n})" for what, n in f.reads.items())
+    """(text, number) of each column of FAMILY_HEAD; `name` escapes names from configs."""
+    reads = ", ".join(f"{input_name} ({n})" for input_name, n in f.reads.items())
     memory = max((m for c in f.costs if (m := c.summary.peak_memory_bytes)), default=None)
     entries: list[tuple[str, float | None]] = [
         ("yes" if f.labels else "no", None),
@@ -190,39 +194,41 @@ def family_entries(
         (families.spread([c.summary.extra_parameters for c in f.costs], 0), None),
         (families.spread([c.forwards for c in f.costs]), None),
     ]
-    for found in f.strength.values():
-        est = found.estimate
-        of = f", {found.methods} methods" if found.methods != len(f.costs) else ""
-        entries.append((text.gap(est) + of, est.mean) if est else ("—", None))
+    for strength in f.strength.values():
+        est = strength.estimate
+        note = f", {strength.methods} methods" if strength.methods != len(f.costs) else ""
+        entries.append((text.gap(est) + note, est.mean) if est else ("—", None))
     return [*entries, (name(", ".join(f.left_out) or "—", 300), None)]
 
 
 def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
     """(student, method, the row whose score it reaches, budget, saving)."""
     return [
-        (student, method, view.labels[goal], efficiency.AXES[axis], found)
+        (student, method, view.labels[goal], efficiency.AXES[axis], saving)
         for student in view.board.students
-        for method, goal, axis, found in efficiency.savings(view.board, student)
+        for method, goal, axis, saving in efficiency.savings(view.board, student)
     ]
 
 
 def failures(view: View) -> list[tuple[str, str, str]]:
-    """(what, status, sentence) of everything that failed, is missing or is damaged."""
-    found = []
+    """(run or file, status, reason) of all that failed, is missing or is damaged."""
+    table = []
     for (row, column), result in sorted(
         view.board.results.items(), key=lambda kv: (kv[0][0].order(), kv[0][1])
     ):
         for run in [*result.failed, *result.missing]:
             where = f"{row.student}, {view.labels[row]}, {column.task}, "
             where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
-            found.append((where, run.status, run.error or "has not run yet"))
-    found += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
-    return found
+            table.append((where, run.status, run.error or "has not run yet"))
+    table += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
+    return table
 
 
 def environment(board: Board) -> dict[str, list[str]]:
-    """What the records say of devices, threads, data, code and packages; each value with its count
-    where there are several."""
+    """Item -> its values in the records: devices, threads, data, code, packages.
+
+    Of several values each is followed by its number of records.
+    """
     ok = [r for r in board.runs if r.status == "ok"]
     counters = {
         "device": Counter(r.cost.device or "unknown" for r in ok),
@@ -238,18 +244,21 @@ def environment(board: Board) -> dict[str, list[str]]:
         "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
     }
     shown = {}
-    for what, counts in counters.items():
+    for item, counts in counters.items():
         values = sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
         lone = len(values) == 1
-        shown[what] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
+        shown[item] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
     return {k: v for k, v in shown.items() if v}
 
 
 def command(board: Board, row: RowKey) -> str:
-    """The command that reproduces a row: by a pattern of the row's own stages where the records'
-    ids (which are those of the transfer stages) show that it fits, else by the method."""
-    share = "" if row.fraction == 1 else f".{row.fraction:g}"
-    pattern = f"transfer-*.{row.student}.{row.method}{share}.s*"
+    """The command that reproduces a row.
+
+    It selects the row's transfer stages by a pattern if all record ids (the ids of those stages)
+    match it, otherwise all stages of the method.
+    """
+    fraction = "" if row.fraction == 1 else f".{row.fraction:g}"
+    pattern = f"transfer-*.{row.student}.{row.method}{fraction}.s*"
     fits = re.compile(fnmatch.translate(pattern)).match
     runs = board.runs_of(row)
     only = pattern if all(fits(r.id) for r in runs) else row.method
@@ -257,7 +266,7 @@ def command(board: Board, row: RowKey) -> str:
 
 
 def answers(view: View) -> dict[str, list[str]]:
-    """The sentences at the top, by student."""
+    """Student -> the sentences at the top of its leaderboard."""
     sentences = {
         student: answer.sentences(view.board, student, view.labels, view.summaries)
         for student in view.board.students

@@ -1,8 +1,8 @@
 """Two kinds of SVG chart, written by hand: dots with intervals, and lines with bands.
 
-Colours come from classes (c0 ... c7), so that one drawing serves light and dark pages; `standalone`
-adds the style a file of its own needs, and `png` draws that file. No script, no style attribute, no
-reference to the outside. The drawing is narrow enough to be read on a phone without scrolling.
+Colours are CSS classes (c0 ... c7), so that one drawing serves light and dark pages; `standalone`
+adds the style for a separate file, and `png` renders that file. No script, style attribute or
+external reference. The drawing fits the screen of a phone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ COLOURS = 8
 # Mean width of a 12 px character of a wide face (DejaVu Sans), plain and bold, in px; labels are
 # cut to what fits.
 _CHAR, _BOLD = 7.0, 8.0
-# Labels wider than this stand above their row: cut ones might all look the same.
-_BESIDE = 200.0
+# Labels wider than this are placed above their row: shortened ones might all look the same.
+_MAX_SIDE_LABEL = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ def _number(x: float) -> str:
 
 
 def _cut(label: str, px: float, char: float = _CHAR) -> str:
-    most = max(4, int(px / char))
-    return label if len(label) <= most else label[: most - 1] + "…"
+    n_chars = max(4, int(px / char))
+    return label if len(label) <= n_chars else label[: n_chars - 1] + "…"
 
 
 def _round(x: float) -> str:
@@ -113,11 +113,11 @@ def _svg(height: float, title: str, body: Raw, width: int = WIDTH) -> Raw:
 def dots(
     rows: Sequence[Dot], title: str, unit: str, mark: float | None = None, mark_name: str = ""
 ) -> Raw:
-    """A dot with its interval for each row; `mark` draws a dashed line (chance, or zero)."""
+    """A dot chart, one row per dot with its interval; `mark`: value of a dashed line."""
     widest = max(len(r.label) * (_BOLD if r.strong else _CHAR) for r in rows)
-    beside = widest <= _BESIDE
-    left = widest + 14 if beside else 8.0
-    right, top, step = WIDTH - 14.0, 22.0, 22.0 if beside else 38.0
+    labels_left = widest <= _MAX_SIDE_LABEL
+    left = widest + 14 if labels_left else 8.0
+    right, top, step = WIDTH - 14.0, 22.0, 22.0 if labels_left else 38.0
     ends = [v for r in rows for v in (r.low, r.value, r.high) if v is not None]
     low, high = _range(ends + ([mark] if mark is not None else []))
 
@@ -127,17 +127,19 @@ def dots(
     bottom = top + step * len(rows)
     parts: list[object] = []
     for t in _ticks(low, high):
-        at = _round(x(t))
-        parts.append(tag("line", x1=at, x2=at, y1=top - 6, y2=_round(bottom), class_="grid"))
+        x_px = _round(x(t))
+        parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=_round(bottom), class_="grid"))
         where = _round(bottom + 15)
-        parts.append(tag("text", _number(t), x=at, y=where, class_="tick", text_anchor="middle"))
+        parts.append(tag("text", _number(t), x=x_px, y=where, class_="tick", text_anchor="middle"))
     if mark is not None:
-        at = _round(x(mark))
-        parts.append(tag("line", x1=at, x2=at, y1=top - 6, y2=_round(bottom), class_="mark"))
+        x_px = _round(x(mark))
+        parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=_round(bottom), class_="mark"))
         side = "end" if x(mark) > right - 45 else "start" if x(mark) < 45 else "middle"
-        parts.append(tag("text", mark_name, x=at, y=10, class_="tick", text_anchor=side))
+        parts.append(tag("text", mark_name, x=x_px, y=10, class_="tick", text_anchor=side))
     for i, r in enumerate(rows):
-        parts += _dot(r, left if beside else None, top + step * (i + (0.5 if beside else 0.7)), x)
+        parts += _dot(
+            r, left if labels_left else None, top + step * (i + (0.5 if labels_left else 0.7)), x
+        )
     end = _round((left + right) / 2)
     below = _round(bottom + 31)
     parts.append(tag("text", unit, x=end, y=below, class_="tick", text_anchor="middle"))
@@ -145,8 +147,8 @@ def dots(
 
 
 def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
-    """One row at height `y`; its label ends left of `left`, or stands above where that is None."""
-    at = _round(y)
+    """One row at height `y`; its label ends left of `left`, or is above it where that is None."""
+    y_px = _round(y)
     place = {"x": 8, "y": _round(y - 10)}
     if left is not None:
         place = {"x": _round(left - 8), "y": _round(y + 4), "text_anchor": "end"}
@@ -156,18 +158,17 @@ def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
     colour = f"c{r.colour}"
     if r.low is not None and r.high is not None:
         a, b = x(r.low), x(r.high)
-        bar = f"M{_round(a)} {at}H{_round(b)}"
+        whisker = f"M{_round(a)} {y_px}H{_round(b)}"
         for e in (a, b):
-            bar += f"M{_round(e)} {_round(y - 4)}V{_round(y + 4)}"
-        parts.append(tag("path", d=bar, class_=f"whisker {colour}"))
+            whisker += f"M{_round(e)} {_round(y - 4)}V{_round(y + 4)}"
+        parts.append(tag("path", d=whisker, class_=f"whisker {colour}"))
     radius = 5 if r.strong else 4
-    parts.append(tag("circle", cx=_round(x(r.value)), cy=at, r=radius, class_=f"dot {colour}"))
+    parts.append(tag("circle", cx=_round(x(r.value)), cy=y_px, r=radius, class_=f"dot {colour}"))
     return parts
 
 
 def lines(series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: bool = False) -> Raw:
-    """Lines over one pair of axes, with a legend below; points that log cannot show are left out
-    only where x is not positive."""
+    """A line chart with a legend below; on a logarithmic axis, points with x <= 0 are left out."""
     kept = [(s, [(a, b) for a, b in s.points if not log_x or a > 0]) for s in series if s.points]
     kept = [(s, p) for s, p in kept if p]
     if not kept:
@@ -183,16 +184,16 @@ def lines(series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: b
 
     parts: list[object] = []
     for t in _ticks(y0, y1):
-        at = fy(t)
-        parts.append(tag("line", x1=left, x2=right, y1=_round(at), y2=_round(at), class_="grid"))
+        px = fy(t)
+        parts.append(tag("line", x1=left, x2=right, y1=_round(px), y2=_round(px), class_="grid"))
         parts.append(
-            tag("text", _number(t), x=left - 6, y=_round(at + 4), class_="tick", text_anchor="end")
+            tag("text", _number(t), x=left - 6, y=_round(px + 4), class_="tick", text_anchor="end")
         )
     for t in x_ticks:
-        at = _round(fx(t))
-        parts.append(tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, class_="axis"))
+        px = _round(fx(t))
+        parts.append(tag("line", x1=px, x2=px, y1=bottom, y2=bottom + 4, class_="axis"))
         where = bottom + 17
-        parts.append(tag("text", _number(t), x=at, y=where, class_="tick", text_anchor="middle"))
+        parts.append(tag("text", _number(t), x=px, y=where, class_="tick", text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     middle = _round((left + right) / 2)
     below = bottom + 34
@@ -229,11 +230,11 @@ def _line(s: Line, points: list[tuple[float, float]], fx, fy) -> list[object]:
         parts.append(tag("path", d=path, class_=f"line {colour} d{s.colour}"))
     if s.marks or len(points) == 1:
         for a, low, high in band:
-            bar = f"M{_round(fx(a))} {_round(fy(low))}V{_round(fy(high))}"
-            parts.append(tag("path", d=bar, class_=f"whisker {colour}"))
+            whisker = f"M{_round(fx(a))} {_round(fy(low))}V{_round(fy(high))}"
+            parts.append(tag("path", d=whisker, class_=f"whisker {colour}"))
         for a, b in points:
-            at = {"cx": _round(fx(a)), "cy": _round(fy(b))}
-            parts.append(tag("circle", r=4, class_=f"dot {colour}", **at))
+            centre = {"cx": _round(fx(a)), "cy": _round(fy(b))}
+            parts.append(tag("circle", r=4, class_=f"dot {colour}", **centre))
     return parts
 
 
@@ -255,7 +256,7 @@ def _legend(series: list[Line], top: float) -> tuple[list[object], float]:
 
 @cache
 def _file_style() -> str:
-    """chart.css with its light colours written out: drawing programs know no CSS variables."""
+    """chart.css with its light colours inlined: drawing programs do not support CSS variables."""
     css = Path(__file__).with_name("chart.css").read_text()
     css = re.sub(r"light-dark[(]([^,()]+),[^,()]+[)]", r"\1", css)
     values = dict(re.findall(r"(--[\w-]+):([^;}]+)", css))
@@ -264,7 +265,7 @@ def _file_style() -> str:
 
 
 def standalone(svg: Raw) -> str:
-    """The same chart as a file of its own: on white, with the page's chart styles inside."""
+    """The chart as a separate SVG file: on white, with the page's chart styles included."""
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
     inside = f"<style>{_file_style()}</style>\\1{paper}"
     return re.sub(r"(<title>.*?</title>)", inside, svg, count=1, flags=re.S) + "\n"
@@ -274,10 +275,10 @@ PNG_ZOOM = 2
 
 
 def png(drawing: str) -> bytes:
-    """`standalone`'s drawing as a PNG of twice its size, with resvg (no browser, no system font).
+    """The drawing of `standalone` as PNG bytes at twice its size, rendered by resvg.
 
-    The letters come from the DejaVu Sans that matplotlib brings along, so that a file is the same
-    on every machine; matplotlib itself is not imported.
+    The font is the DejaVu Sans that matplotlib includes, so that the file is the same on every
+    machine; matplotlib itself is not imported.
     """
     import resvg_py
 

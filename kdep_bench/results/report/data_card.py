@@ -14,7 +14,7 @@ from kdep_bench.files import read_json, write_atomic, write_json
 
 NAME = "data_card.json"
 NOTE = "data: "  # begins a record's note about the data of its task; tables show these notes
-MOST = 100  # rows of a table of classes that are shown
+MAX_CLASS_ROWS = 100  # rows shown of a table of classes
 PARTS = {"pool": "Pool", "classify": "Class folders", "detect": "Boxes", "segment": "Masks"}
 _WORDS = {
     "images": "images",
@@ -37,11 +37,11 @@ Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
 
 
 def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
-    """Keeps the outputs of stage `prepare` as card and tables; returns whether they were new.
+    """Writes the outputs of stage `prepare` as card and tables; returns whether they changed.
 
     Args:
         results: the results folder.
-        name: of the data.
+        name: name of the data.
         prepared: outputs of the stage.
     """
     card: Card = {
@@ -53,11 +53,11 @@ def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
         "parts": _mapping(prepared.get("card")),
     }
     if not (card["counts"] or card["parts"]):
-        return False  # somebody's own `prepare`, which counts nothing
+        return False  # a user's own `prepare` that counts nothing
     try:
         old = read(results)
     except KdepError:
-        old = None  # damaged: written anew
+        old = None  # damaged: written again
     if old == card and (results / "data_card.md").is_file():
         return False
     write_json(results / NAME, card)
@@ -103,24 +103,24 @@ def heading(card: Card) -> str:
 
 
 def tables(card: Card) -> list[Table]:
-    """Every table of the card as text: counts, then a table of splits and one of classes a part."""
-    found: list[Table] = []
+    """The tables of the card: counts, then per part a table of splits and one of classes."""
+    card_tables: list[Table] = []
     parts = card["parts"]
     if not parts:
         rows = [[str(k), _value(v)] for k, v in sorted(card["counts"].items())]
-        found.append(("Images", ["part", "images"], rows))
+        card_tables.append(("Images", ["part", "images"], rows))
     for key, title in PARTS.items():
         if key in parts:
             given = parts[key].get("splits", {"": parts[key]})
             splits = {s: given[s] for s in sorted(given, key=_place)}
-            found.append(_splits(title, splits))
-            found += _classes(f"{title}: classes", splits, parts[key].get("classes", ()))
+            card_tables.append(_splits(title, splits))
+            card_tables += _classes(f"{title}: classes", splits, parts[key].get("classes", ()))
     for key in ("pool", "classify"):
         twice = parts.get(key, {}).get("in_two_classes", {"count": 0, "files": []})
         if twice["count"]:
             title = f"{PARTS[key]}: {twice['count']} images in two classes"
             rows = [[f[0], ", ".join(f[1:])] for f in twice["files"]]
-            found.append((title, ["file", "identical to"], rows))
+            card_tables.append((title, ["file", "identical to"], rows))
     if shared := parts.get("shared_images"):
         head = ["images of", "also in", "identical files", "near duplicates", "example", "allowed"]
         rows = [
@@ -134,14 +134,14 @@ def tables(card: Card) -> list[Table]:
             ]
             for row in shared
         ]
-        found.append(("Images that sets share", head, rows))
+        card_tables.append(("Images that sets share", head, rows))
     if card.get("licences"):
         rows = [[str(k), str(v)] for k, v in sorted(card["licences"].items())]
-        found.append(("Licences", ["source", "licence"], rows))
+        card_tables.append(("Licences", ["source", "licence"], rows))
     notes = [[str(k), str(n)] for k, several in sorted(card["notes"].items()) for n in several]
     if notes:
-        found.append(("Notes", ["part", "note"], notes))
-    return found
+        card_tables.append(("Notes", ["part", "note"], notes))
+    return card_tables
 
 
 def _splits(title: str, splits: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -152,7 +152,7 @@ def _splits(title: str, splits: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _place(split: str) -> tuple[int, str]:
-    """Where a split stands in a table."""
+    """Sort key of a split: train, val, test, then others by name."""
     usual = ("train", "val", "test")
     return (usual.index(split) if split in usual else len(usual), split)
 
@@ -160,17 +160,20 @@ def _place(split: str) -> tuple[int, str]:
 def _classes(
     title: str, splits: Mapping[str, Mapping[str, Any]], order: Sequence[str]
 ) -> list[Table]:
-    """Counts by class, one column per split; classes in the given order, further ones after."""
+    """Counts by class, one column per split; classes in the given order, then all others."""
     key = next((k for k in _BY_CLASS if any(k in row for row in splits.values())), None)
     if key is None:
         return []
     there = dict.fromkeys(c for row in splits.values() for c in row.get(key, {}))
     names = [*(c for c in order if c in there), *(c for c in there if c not in order)]
-    what = {"by_class": "images", "boxes": "boxes", "pixels": "pixels"}[key]
-    head = ["class", *(f"{what}, {s}" if s else what for s in splits)]
+    unit = {"by_class": "images", "boxes": "boxes", "pixels": "pixels"}[key]
+    head = ["class", *(f"{unit}, {s}" if s else unit for s in splits)]
     rows = [[n, *(_value(row.get(key, {}).get(n, 0)) for row in splits.values())] for n in names]
-    if len(rows) > MOST:
-        rows = [*rows[:MOST], [f"... and {len(names) - MOST} more", *("" for _ in splits)]]
+    if len(rows) > MAX_CLASS_ROWS:
+        rows = [
+            *rows[:MAX_CLASS_ROWS],
+            [f"... and {len(names) - MAX_CLASS_ROWS} more", *("" for _ in splits)],
+        ]
     return [(title, head, rows)]
 
 

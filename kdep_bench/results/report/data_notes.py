@@ -1,6 +1,6 @@
-"""Notes about the data of a task, beside every score that they are about.
+"""Notes about the data of a task, marked by letters at every score they apply to.
 
-A record's note is one about the data where it begins with `NOTE`: shared images between splits, a
+A record's note is about the data if it begins with `NOTE`: shared images between splits, a
 teacher that was trained on what the task tests, classes that a split lacks. Each different sentence
 has a letter; a score carries the letters of its notes.
 """
@@ -31,19 +31,19 @@ class DataNote(NamedTuple):
 
 
 def sentences(runs: Iterable[Run]) -> list[str]:
-    """The notes about the data in `runs`, each once, in their order."""
-    some = (n.removeprefix(NOTE) for r in runs for n in r.notes if n.startswith(NOTE))
-    return list(dict.fromkeys(some))
+    """The notes about the data in `runs`, each once, in order of occurrence."""
+    notes = (n.removeprefix(NOTE) for r in runs for n in r.notes if n.startswith(NOTE))
+    return list(dict.fromkeys(notes))
 
 
 def letters(board: Board) -> dict[str, str]:
     """Sentence -> letter: a to z, then aa, ab, ..., by task and row."""
-    found: dict[str, str] = {}
+    by_sentence: dict[str, str] = {}
     for column in board.columns:
         for row in board.rows:
             for sentence in sentences(board.result(row, column).runs):
-                found.setdefault(sentence, _letter(len(found)))
-    return found
+                by_sentence.setdefault(sentence, _letter(len(by_sentence)))
+    return by_sentence
 
 
 def _letter(number: int) -> str:
@@ -52,7 +52,7 @@ def _letter(number: int) -> str:
 
 
 def mark(board: Board, given: dict[str, str], row: RowKey, column: Column) -> str:
-    """The letters of a cell, "a, c"; "" where no note is about it."""
+    """The letters of a result, "a, c"; "" without a note."""
     return ", ".join(given[s] for s in sentences(board.result(row, column).runs)) if given else ""
 
 

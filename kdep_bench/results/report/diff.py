@@ -16,7 +16,7 @@ Place = tuple[str, str, str, float, float | None, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One cell in both folders: `est` is new - old, positive is better; `word` the reading."""
+    """A result in both folders: `est` is new - old, positive is better; `word` the verdict."""
 
     place: Place
     old: Result
@@ -26,7 +26,7 @@ class Change:
 
 
 def _place(row: RowKey, column: Column) -> Place:
-    # Version, split, metric and data may differ between the folders; that is said, not matched.
+    # Version, split, metric and data may differ between the folders; differences are reported.
     return (*tuple(row), column.family, column.task)  # pyright: ignore[reportReturnType]
 
 
@@ -35,7 +35,7 @@ def _results(board: Board) -> dict[Place, tuple[Column, Result]]:
 
 
 def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
-    """Welch's t interval of mean(a) - mean(b), for folders that share no seed pair."""
+    """Welch's t interval of mean(a) - mean(b), for folders without a common seed pair."""
     x, y = st.estimate(a), st.estimate(b)
     if x.se is None or y.se is None or x.df is None or y.df is None:
         return None
@@ -77,25 +77,25 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
 
 
 def changes(old: Board, new: Board) -> tuple[list[Change], list[Place], list[Place]]:
-    """(cells in both, only in the old, only in the new)."""
+    """(results in both, only in the old, only in the new)."""
     a, b = _results(old), _results(new)
     both = [_change(p, a[p], b[p]) for p in sorted(a.keys() & b.keys(), key=repr)]
     return both, sorted(a.keys() - b.keys(), key=repr), sorted(b.keys() - a.keys(), key=repr)
 
 
-def _say(place: Place) -> str:
-    student, method, teacher, share, epochs, _, task = place
+def _place_text(place: Place) -> str:
+    student, method, teacher, fraction, epochs, _, task = place
     extra = [teacher] if teacher else []
-    extra += [f"{100 * share:g} % data"]
+    extra += [f"{100 * fraction:g} % data"]
     extra += [] if epochs is None else [f"{epochs:g} epochs"]
     return text.plain(f"{student}, {method} ({', '.join(extra)}), {task}", 160)
 
 
 def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
-    """A plain-text account of what changed from `old_dir` to `new_dir`.
+    """The changes from `old_dir` to `new_dir` as plain text.
 
-    Cells that share seed pairs are compared in pairs, others by Welch's t; 95 % intervals,
-    not corrected: of 100 unchanged scores about 5 are called better or worse.
+    Results with common seed pairs are compared in pairs, others by Welch's t; 95 % intervals, not
+    corrected: of 100 unchanged scores about 5 are reported as better or worse.
 
     Raises:
         KdepError: one of the two is no results folder, or holds no record (of the suite).
@@ -114,12 +114,12 @@ def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
     lines = [f"{len(both)} scores in both, {len(both) - len(moved)} of them the same."]
     for c in moved:
         gap = f": {text.gap(c.est)} x100" if c.est else ""
-        lines.append(f"  {_say(c.place)}{gap}: {c.word}")
+        lines.append(f"  {_place_text(c.place)}{gap}: {c.word}")
         lines.append(f"    {text.score(c.old)} -> {text.score(c.new)}")
     for title, places in (("Only in the old", gone), ("Only in the new", come)):
         if places:
             lines.append(f"{title} ({len(places)}):")
-            lines += [f"  {_say(p)}" for p in places]
+            lines += [f"  {_place_text(p)}" for p in places]
     for name, board in (("old", old), ("new", new)):
         lines += [f"Damaged in the {name}: {sentence}" for _, sentence in board.damaged]
         lines += [f"Remark on the {name}: {text.plain(r, 400)}" for r in board.remarks]

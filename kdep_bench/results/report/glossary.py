@@ -257,12 +257,12 @@ _UNIT = re.compile(r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\
 
 @cache
 def _by_heading() -> dict[str, Term]:
-    found: dict[str, Term] = {}
+    by_heading: dict[str, Term] = {}
     for term in TERMS:
         for heading in term.headings:
-            assert heading not in found, heading
-            found[heading] = term
-    return found
+            assert heading not in by_heading, heading
+            by_heading[heading] = term
+    return by_heading
 
 
 def plain_heading(heading: str) -> str:

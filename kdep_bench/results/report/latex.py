@@ -26,7 +26,7 @@ def _tex_ends(view: View, row: RowKey) -> list[str]:
 
 
 def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> list[str]:
-    """A booktabs table; the cells of `rows` are LaTeX already."""
+    """A booktabs table; the entries of `rows` are LaTeX already."""
     columns = "l" * left + "r" * (len(head) - left)
     lines = [f"% {text.tex(note)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]

@@ -1,4 +1,4 @@
-"""leaderboard.md, leaderboard.csv and leaderboard.tex of a board."""
+"""leaderboard.md of a board."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ GLOSSARY_MD = "Terms: [GLOSSARY.md](../../GLOSSARY.md), also at the foot of inde
 
 
 def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """A GitHub table; the first `left` columns are left-aligned. Cells are already escaped."""
+    """A GitHub table; the first `left` columns are left-aligned. Entries are already escaped."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     lines = [head, rule, *rows]
     return ["| " + " | ".join(entries) + " |" for entries in lines]
 
 
 def _noted(view: View) -> list[str]:
-    said = untimed_note(view.board)
-    return [text.md(said), ""] if said else []
+    note = untimed_note(view.board)
+    return [text.md(note), ""] if note else []
 
 
 def _data_notes(view: View) -> list[str]:
@@ -133,24 +133,24 @@ def _task_family_table(view: View, family: str) -> list[str]:
 
 
 def _differences(view: View) -> list[str]:
-    """Those over all tasks first where the whole table is long."""
-    found = difference_rows(view)
-    if not found:
+    """The difference table; a long one is split into means over tasks and single tasks."""
+    table_rows = difference_rows(view)
+    if not table_rows:
         return []
     lines = ["## Paired differences", "", PAIRED, ""]
-    over_all = [row for row in found if row[3].column is None]
-    if not over_all or len(found) <= LONG:
-        return [*lines, *_difference_table(found), ""]
-    single = [row for row in found if row[3].column is not None]
+    over_all = [row for row in table_rows if row[3].column is None]
+    if not over_all or len(table_rows) <= LONG:
+        return [*lines, *_difference_table(table_rows), ""]
+    single = [row for row in table_rows if row[3].column is not None]
     lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
     return [*lines, *_difference_table(single), "", "</details>", ""]
 
 
-def _difference_table(found: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
+def _difference_table(differences: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
     rows = []
-    for student, label, what, d in found:
+    for student, label, task, d in differences:
         seeds = d.estimate.seeds if d.estimate else "—"
-        entries = [text.md(student), text.md(label), text.md(what), text.gap(d.estimate)]
+        entries = [text.md(student), text.md(label), text.md(task), text.gap(d.estimate)]
         rows.append([*entries, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
     return md_table(DIFFERENCE_HEAD, rows, 3)
 
@@ -190,9 +190,9 @@ def _method_family_table(view: View) -> list[str]:
 
 def _savings(view: View) -> list[str]:
     rows = []
-    for student, method, against, axis, found in saving_rows(view):
-        entries = [text.md(student), text.md(method), text.md(against), axis]
-        rows.append([*entries, text.times(found.estimate, found.bound), found.estimate.seeds])
+    for student, method, reference, axis, saving in saving_rows(view):
+        entries = [text.md(student), text.md(method), text.md(reference), axis]
+        rows.append([*entries, text.times(saving.estimate, saving.bound), saving.estimate.seeds])
     if not rows:
         return []
     return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
@@ -215,10 +215,10 @@ def _claims(view: View) -> list[str]:
 def _claim_table(verdicts: list[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
-        more = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
-        who = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
-        what = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
-        rows.append([*who, *what, more, text.md(v.reason, 300)])
+        seeds = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
+        names = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
+        values = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
+        rows.append([*names, *values, seeds, text.md(v.reason, 300)])
     head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
     return md_table([*head, "seeds needed (power 0.8)", "reason"], rows, 4)
 
@@ -270,30 +270,30 @@ def _reported(view: View) -> list[str]:
 FAILURE_HEAD = ["run", "status", "reason"]
 
 
-def _failures(view: View, most: int = 200) -> list[str]:
-    found = failures(view)
+def _failures(view: View, limit: int = 200) -> list[str]:
+    table = failures(view)
     lines = []
-    if found:
-        rows = [[text.md(a, 200), b, text.md(c, 500)] for a, b, c in found[:most]]
+    if table:
+        rows = [[text.md(a, 200), b, text.md(c, 500)] for a, b, c in table[:limit]]
         lines = ["## Failed, missing, damaged", ""]
         lines += [*md_table(FAILURE_HEAD, rows, 3), ""]
-        if len(found) > most:
-            lines += [f"... and {len(found) - most} more in leaderboard.csv and records/.", ""]
+        if len(table) > limit:
+            lines += [f"... and {len(table) - limit} more in leaderboard.csv and records/.", ""]
     if view.board.remarks:
-        lines += ["## Remarks", "", *_capped(view.board.remarks, most), ""]
+        lines += ["## Remarks", "", *_capped(view.board.remarks, limit), ""]
     return lines
 
 
-def _capped(remarks: list[str], most: int) -> list[str]:
-    lines = [f"- {text.md(r, 600)}" for r in remarks[:most]]
-    rest = len(remarks) - most
+def _capped(remarks: list[str], limit: int) -> list[str]:
+    lines = [f"- {text.md(r, 600)}" for r in remarks[:limit]]
+    rest = len(remarks) - limit
     return [*lines, f"- ... and {rest} more remarks."] if rest > 0 else lines
 
 
 def _environment(view: View) -> list[str]:
     rows = [
-        [what, "<br>".join(text.md(v, 400) for v in values[:20])]
-        for what, values in environment(view.board).items()
+        [item, "<br>".join(text.md(v, 400) for v in values[:20])]
+        for item, values in environment(view.board).items()
     ]
     return ["## Environment", "", *md_table(["item", "value"], rows, 2), ""] if rows else []
 
@@ -321,13 +321,13 @@ def _answer(view: View) -> list[str]:
 
 
 def markdown(view: View) -> str:
-    """The whole leaderboard.md."""
+    """The text of leaderboard.md."""
     board = view.board
     counts = Counter(r.status for r in board.runs)
-    many = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "missing") if counts[s])
+    status_text = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "missing") if counts[s])
     if board.damaged:
-        many += f", {len(board.damaged)} damaged"
-    lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {many or 'none'}.", ""]
+        status_text += f", {len(board.damaged)} damaged"
+    lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {status_text or 'none'}.", ""]
     lines += _answer(view)
     lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
     lines += _data_notes(view)

@@ -1,8 +1,8 @@
-"""index.html: the whole report as one offline file.
+"""index.html: the complete report as one offline file.
 
-It asks the network for nothing, and its Content-Security-Policy lets nothing else in: one inline
-style and one inline script, each by its SHA-256, and pictures as data: addresses. Every name from
-a record goes through `markup`, which escapes it.
+It loads nothing from the network. Its Content-Security-Policy allows one inline style and one
+inline script, each by its SHA-256, and images as data: addresses only. Every name from a record
+goes through `markup`, which escapes it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,13 @@ _HERE = Path(__file__).parent
 
 
 def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]) -> str:
-    """The page of `view`. `full`: whole records, for pictures and per-class scores; `drawn`: the
-    charts of `plots.draw`."""
+    """The HTML of `view`.
+
+    Args:
+        results_dir: the results folder, for its data card and sample predictions.
+        full: complete records, for sample predictions and per-class scores.
+        drawn: the charts of `plots.draw`.
+    """
     style = (_HERE / "chart.css").read_text() + (_HERE / "page.css").read_text()
     script = (_HERE / "page.js").read_text()
     head = tag(
@@ -102,14 +107,14 @@ def _header(view: View, sections: list[Section]) -> Raw:
     ]
     links = [tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections]
     terms = tag("a", "glossary", href="#glossary")
-    how = join([markdown.LEGEND_HTML, " Terms: see the ", terms, "."])
+    legend = join([markdown.LEGEND_HTML, " Terms: see the ", terms, "."])
     lone = board.students[0] if len(board.students) == 1 else ""
     return tag(
         "header",
         tag("h1", f"Leaderboard: {text.plain(board.suite)}"),
         tag("p", f"Student: {text.plain(lone)}.") if lone else None,
         *_answer(view),
-        tag("p", how, class_="dim small"),
+        tag("p", legend, class_="dim small"),
         tag("dl", *rows, class_="facts"),
         tag("nav", tag("ul", *links), aria_label="Sections"),
     )
@@ -147,10 +152,10 @@ COLOURED |= {"ok", "failed", "missing", "damaged"}
 def _sections(
     view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
-    found = [_data_notes(view), _summary(view), _claims(view)]
-    found += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
+    sections = [_data_notes(view), _summary(view), _claims(view)]
+    sections += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
-        *found,
+        *sections,
         _costs(view),
         _method_families(view),
         _differences(view, drawn),
@@ -225,7 +230,7 @@ def _row_entry(view: View, row: RowKey) -> Entry:
     return Entry(tag("span", shown, title=source or None), css=css)
 
 
-def _share(view: View, row: RowKey) -> Entry:
+def _fraction_entry(view: View, row: RowKey) -> Entry:
     return number_entry(
         board_rows.fraction_text(view, row), None if view.board.fixed(row) else row.fraction
     )
@@ -249,7 +254,7 @@ def _summary(view: View) -> Section | None:
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
                 number_entry(f"{won} of {marked}" if marked else "—", won),
                 Entry(board_rows.labels_text(f), css="n"),
-                _share(view, row),
+                _fraction_entry(view, row),
                 number_entry(text.count(f.images_seen), f.images_seen),
                 number_entry(text.seconds(f.cost_s), f.cost_s),
                 number_entry(text.seconds(f.cache_s), f.cache_s),
@@ -266,8 +271,8 @@ def _summary(view: View) -> Section | None:
 
 
 def _untimed(view: View) -> Raw | None:
-    said = board_rows.untimed_note(view.board)
-    return tag("p", said, class_="dim small") if said else None
+    note = board_rows.untimed_note(view.board)
+    return tag("p", note, class_="dim small") if note else None
 
 
 def _score_entry(view: View, row: RowKey, column: Column) -> Entry:
@@ -300,7 +305,7 @@ def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -
         entries += [_score_entry(view, row, c) for c in columns]
         entries += [
             Entry(board_rows.labels_text(f), css="n"),
-            _share(view, row),
+            _fraction_entry(view, row),
             number_entry(text.count(f.images_seen), f.images_seen),
             number_entry(text.seconds(f.cost_s), f.cost_s),
             number_entry(text.ratio(f.coverage), f.coverage),
@@ -319,29 +324,29 @@ def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -
     return Section(f"family-{index}", title, _untimed(view), table, charts)
 
 
-def _figures(some: Sequence[plots.Plot]) -> Raw | None:
+def _figures(group: Sequence[plots.Plot]) -> Raw | None:
     figures = []
-    for p in some:
+    for p in group:
         owner = text.plain(p.student) if p.student else None
         figures.append(tag("figure", tag("figcaption", p.caption), p.svg, data_student=owner))
     return tag("div", *figures, class_="figures") if figures else None
 
 
 def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Section | None:
-    some = [p for p in drawn if p.group == group]
-    return Section(anchor, title, _figures(some)) if some else None
+    group_plots = [p for p in drawn if p.group == group]
+    return Section(anchor, title, _figures(group_plots)) if group_plots else None
 
 
 def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
     """The curves first, then the reduction factors read off them."""
     charts = _figures([p for p in drawn if p.group == "efficiency"])
     rows = []
-    for student, method, against, axis, r in board_rows.saving_rows(view):
+    for student, method, reference, axis, r in board_rows.saving_rows(view):
         times = Entry(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
         entries = [
             name_entry(student),
             name_entry(method),
-            name_entry(against),
+            name_entry(reference),
             name_entry(axis),
             times,
         ]
@@ -388,12 +393,12 @@ def _method_families(view: View) -> Section | None:
 
 def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     rows = []
-    for student, label, what, d in board_rows.difference_rows(view):
+    for student, label, task, d in board_rows.difference_rows(view):
         est = d.estimate
         entries = [
             name_entry(student),
             Entry(text.plain(label), css="l"),
-            name_entry(what),
+            name_entry(task),
             number_entry(text.gap(est), est.mean if est else None),
             number_entry(str(d.pairs), d.pairs),
             Entry(est.seeds if est else "—", css="n"),
@@ -492,9 +497,9 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
 
 
 def _failures(view: View) -> Section | None:
-    found = board_rows.failures(view)
+    table = board_rows.failures(view)
     parts: list[object] = []
-    if found:
+    if table:
         rows = [
             (
                 "",
@@ -504,7 +509,7 @@ def _failures(view: View) -> Section | None:
                     Entry(text.plain(why, 600), css="l w"),
                 ],
             )
-            for w, s, why in found
+            for w, s, why in table
         ]
         parts.append(page_table(view, "Failures", markdown.FAILURE_HEAD, rows, 3, css=""))
     if view.board.remarks:
@@ -518,7 +523,7 @@ def _failures(view: View) -> Section | None:
 
 
 def _data(view: View, results_dir: Path) -> Section | None:
-    """What the data hold, as stage `prepare` counted it."""
+    """Contents of the data, as counted by stage `prepare`."""
     card = data_card.read(results_dir)
     if card is None:
         return None
@@ -544,10 +549,10 @@ def _environment(board: Board) -> Section | None:
     rows = [
         tag(
             "tr",
-            tag("th", what, scope="row"),
+            tag("th", item, scope="row"),
             tag("td", join((text.plain(v, 600) for v in values[:20]), "<br>"), class_="l"),
         )
-        for what, values in summary.items()
+        for item, values in summary.items()
     ]
     table = tag("table", tag("tbody", *rows))
     return Section(

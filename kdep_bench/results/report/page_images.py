@@ -1,4 +1,4 @@
-"""Prediction images of a page, inlined within a limit of bytes."""
+"""Sample predictions on the page: images inlined as data: addresses, within limits of bytes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from kdep_bench.results.report.markup import Raw, tag
 from kdep_bench.results.report.widgets import Section
 from kdep_bench.safe_files import read_bytes
 
-PICTURE_BYTES = 400_000
-PICTURES = 24
-PICTURES_BYTES = 6_000_000
+MAX_IMAGE_BYTES = 400_000
+MAX_IMAGES = 24
+MAX_TOTAL_BYTES = 6_000_000
 
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 def _inline(results_dir: Path, name: str) -> str | None:
-    """The picture as a data: address; None unless it is a small PNG or JPEG inside the folder."""
+    """The image as a data: address; None unless it is a small PNG or JPEG inside the folder."""
     try:
         root = results_dir.resolve()
         path = (root / name).resolve()
-        if not path.is_relative_to(root) or path.stat().st_size > PICTURE_BYTES:
+        if not path.is_relative_to(root) or path.stat().st_size > MAX_IMAGE_BYTES:
             return None
-        raw = read_bytes(path, PICTURE_BYTES)
+        raw = read_bytes(path, MAX_IMAGE_BYTES)
     except (OSError, ValueError, KdepError):
         return None
     kind = next((k for magic, k in _MAGIC.items() if raw.startswith(magic)), None)
     return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
-def _pictures_in_turn(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
-    """(scene, record, picture) of the first seeds, ordered so that the first scene of every task
-    and arm come first and the arms of one scene lie side by side."""
+def _images_in_order(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
+    """(scene, record, image name) of the first seeds.
+
+    Sorted so that the first scene of every task and method comes first and the methods of one scene
+    are next to each other.
+    """
     first: dict[tuple[str, str, str, float], Record] = {}
     for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
         if r.pictures:
@@ -56,27 +59,30 @@ _DRAWN = {
 
 
 def images_section(view: View, results_dir: Path, full: Sequence[Record]) -> Section | None:
+    """The section of sample predictions; None without any. Images that are not shown are listed."""
     figures: dict[tuple[str, str], dict[int, list[Raw]]] = {}
     refused, shown, size = [], 0, 0
-    named = _pictures_in_turn(full)
+    named = _images_in_order(full)
     lone = len(view.board.students) == 1
     for scene, record, name in named:
-        if shown >= PICTURES or size > PICTURES_BYTES:
+        if shown >= MAX_IMAGES or size > MAX_TOTAL_BYTES:
             break
         source = _inline(results_dir, name)
-        share = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
-        what = "" if lone else f"{record.student.name}, "
-        what += f"{record.arm.method}{share}, seeds {record.seed.pretrain}/{record.seed.transfer}"
+        fraction = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
+        caption = "" if lone else f"{record.student.name}, "
+        caption += (
+            f"{record.arm.method}{fraction}, seeds {record.seed.pretrain}/{record.seed.transfer}"
+        )
         task = record.task.name
         if source is None:
-            refused.append(tag("li", f"{text.plain(f'{what}, {task}')}: {text.plain(name)}"))
+            refused.append(tag("li", f"{text.plain(f'{caption}, {task}')}: {text.plain(name)}"))
             continue
         shown, size = shown + 1, size + len(source)
-        alt = text.plain(f"Predictions on {task}: {what}", 240)
+        alt = text.plain(f"Predictions on {task}: {caption}", 240)
         figure = tag(
             "figure",
             tag("img", src=source, alt=alt),
-            tag("figcaption", text.plain(what, 200), class_="small dim"),
+            tag("figcaption", text.plain(caption, 200), class_="small dim"),
             data_student=text.plain(record.student.name),
         )
         figures.setdefault((task, record.task.family), {}).setdefault(scene, []).append(figure)
@@ -88,9 +94,12 @@ def images_section(view: View, results_dir: Path, full: Sequence[Record]) -> Sec
         if family in _DRAWN:
             parts.append(tag("p", _DRAWN[family], class_="small dim"))
         wide = " wide" if family == "segmentation" else ""
-        parts += [tag("div", *some, class_=f"pictures{wide}") for some in scenes.values()]
+        parts += [
+            tag("div", *scene_figures, class_=f"pictures{wide}")
+            for scene_figures in scenes.values()
+        ]
     if len(named) > shown + len(refused):
-        parts.append(tag("p", f"The first {PICTURES} of {len(named)}.", class_="small dim"))
+        parts.append(tag("p", f"The first {MAX_IMAGES} of {len(named)}.", class_="small dim"))
     if refused:
         why = "Not shown (missing, outside the results folder, too large, or not PNG or JPEG):"
         parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]

@@ -1,4 +1,4 @@
-"""The charts of a board, and the per-class means: what the page shows and plots/ holds."""
+"""The charts of a board, for the page and plots/, and per-class means."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Plot:
 
 
 def colours(view: View) -> dict[RowKey, int]:
-    """A colour class for each row; rows of one method share it where there are many."""
+    """Row -> colour class; rows of one method have the same, and with many methods they repeat."""
     methods = sorted({a.method for a in view.board.rows} - set(_COLOURS))
-    of = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
-    return {a: of[a.method] for a in view.board.rows}
+    by_method = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
+    return {a: by_method[a.method] for a in view.board.rows}
 
 
 def draw(view: View, full: Sequence[Record]) -> list[Plot]:
-    """Every chart. `full`: whole records, for training curves."""
-    found = []
+    """Every chart. `full`: complete records, for training curves."""
+    all_plots = []
     for i, student in enumerate(view.board.students):
-        found += _scores(view, student, i)
-        found += _differences(view, student, i)
-        found += _efficiency(view, student, i)
-    return found + _training(view, full)
+        all_plots += _scores(view, student, i)
+        all_plots += _differences(view, student, i)
+        all_plots += _efficiency(view, student, i)
+    return all_plots + _training(view, full)
 
 
 def _owner(view: View, student: str) -> str:
@@ -60,7 +60,7 @@ def _owner(view: View, student: str) -> str:
 
 
 def _cut(rows: Sequence[Dot]) -> str:
-    """What a caption says where a chart cannot hold all its rows."""
+    """End of the caption of a chart that cannot show all its rows."""
     return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
 
 
@@ -68,7 +68,7 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
     colour = colours(view)
-    found = []
+    charts = []
     for j, c in enumerate(columns):
         rows = []
         for row in view.board.rows_of(student):
@@ -86,22 +86,22 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
         caption = text.plain(names[c], 60) + _owner(view, student) + _cut(rows)
         title = f"{caption}: mean and 95 % interval of each method"
         svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
-        found.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
-    return found
+        charts.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
+    return charts
 
 
 def _differences(view: View, student: str, index: int) -> list[Plot]:
-    """A chart a pair of rows, of its tasks; of many pairs one a reference, over all tasks."""
+    """One chart per pair of rows, over its tasks; of many pairs one per reference, of the means."""
     colour = colours(view)
     columns = len(compare.columns_of(view.board, student))
     pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
     over_all: dict[str, list[Dot]] = defaultdict(list)
-    for _, _, what, d in difference_rows(view, student):
+    for _, _, task, d in difference_rows(view, student):
         e = d.estimate
         if e is None or e.low is None or e.high is None:
             continue
         place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.row], d.significant
-        pairs[d.row, d.reference].append(Dot(text.plain(what, 60), *place))
+        pairs[d.row, d.reference].append(Dot(text.plain(task, 60), *place))
         if d.tasks == columns:
             row = text.plain(view.labels[d.row], 50)
             over_all[d.reference.method].append(Dot(row, *place))
@@ -109,12 +109,12 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
     charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
     if len(charts) > MOST_PAIRS:
         charts = {
-            f"every method - {other}, mean of {columns} tasks": sorted(
+            f"every method - {reference}, mean of {columns} tasks": sorted(
                 rows, key=lambda r: (-r.value, r.label)
             )
-            for other, rows in over_all.items()
+            for reference, rows in over_all.items()
         }
-    found = []
+    drawn = []
     for j, (name, rows) in enumerate(charts.items()):
         caption = text.plain(name, 105) + _owner(view, student) + _cut(rows)
         svg = dots(
@@ -124,19 +124,19 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
             0.0,
             "no difference",
         )
-        found.append(Plot(f"difference-{index}-{j}", "differences", "", student, caption, svg))
-    return found
+        drawn.append(Plot(f"difference-{index}-{j}", "differences", "", student, caption, svg))
+    return drawn
 
 
 def _efficiency(view: View, student: str, index: int) -> list[Plot]:
-    """Score (mean over the tasks) against each budget, where a method was tried at several.
+    """Charts of score (mean over tasks) against each budget, for methods with several budgets.
 
-    More lines than a chart holds go into one chart a teacher.
+    If there are more than MOST_LINES lines, one chart per teacher.
     """
     board = view.board
     columns = compare.columns_of(board, student)
     colour = {a.method: n for a, n in colours(view).items()}
-    found = []
+    charts = []
     for axis, label in efficiency.AXES.items():
         points: dict[RowKey, tuple[float, st.Estimate]] = {}
         for row in compare.complete_rows(board, student):
@@ -149,25 +149,25 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
         whole = efficiency.lines_of(board, list(points), axis)
         if not any(len({points[a][0] for a in rows}) > 1 for rows in whole.values()):
             continue
-        for k, (teacher, some) in enumerate(_charts_of(whole)):
-            methods = {name: rows[0].method for name, rows in some.items()}
-            shown = list(some)[:MOST_LINES]
-            own = {name: colour[methods[name]] for name in shown}
+        for k, (teacher, chart_lines) in enumerate(_charts_of(whole)):
+            methods = {name: rows[0].method for name, rows in chart_lines.items()}
+            shown = list(chart_lines)[:MOST_LINES]
+            line_colour = {name: colour[methods[name]] for name in shown}
             if len({*methods.values()}) < len(methods):
-                own = _line_colours(shown, methods, colour)
-            drawn = [_line(n, [points[a] for a in some[n]], own[n]) for n in shown]
+                line_colour = _line_colours(shown, methods, colour)
+            drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
             caption = f"Score against {label}{teacher}{_owner(view, student)}"
-            if len(some) > MOST_LINES:
-                caption += f" ({MOST_LINES} of {len(some)} lines)"
+            if len(chart_lines) > MOST_LINES:
+                caption += f" ({MOST_LINES} of {len(chart_lines)} lines)"
             unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
             svg = lines(drawn, caption, unit, f"{compare.mean_name(columns)} x100", True)
             name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
-            found.append(Plot(name, "efficiency", "", student, caption, svg))
-    return found
+            charts.append(Plot(name, "efficiency", "", student, caption, svg))
+    return charts
 
 
 def _charts_of(whole: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, list[RowKey]]]]:
-    """(end of the caption, lines) of each chart; lines without a teacher are in every one."""
+    """(end of the caption, lines) of each chart; lines without a teacher are in every chart."""
     teachers = sorted({rows[0].teacher for rows in whole.values()} - {""})
     if len(whole) <= MOST_LINES or len(teachers) < 2:
         return [("", whole)]
@@ -191,24 +191,27 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
     return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
 
 
-# kdep_bench/transfer/classification.py: the scores a linear probe chose its regularisation by.
+# kdep_bench/transfer/classification.py: validation scores that select a probe's regularisation.
 _X = {"val": "log10 of C, or cross-validation fold"}
 
 
 def _training(view: View, full: Sequence[Record]) -> list[Plot]:
-    """Mean over seeds with the smallest and largest as a band; pre-training once, not a task."""
+    """Curves of the mean over seeds, with a band from smallest to largest.
+
+    Pre-training curves are drawn once, not per task.
+    """
     groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
     labels = {}
     for r in full:
         for name in r.curves:
             task = "pre-training" if name.startswith("pretrain") else r.task.name
             rows = groups[r.student.name, task, name]
-            share = f" · {100 * r.data.share:g} % data" if r.data.share < 1 else ""
-            label = r.arm.method + share
+            fraction = f" · {100 * r.data.share:g} % data" if r.data.share < 1 else ""
+            label = r.arm.method + fraction
             labels[label] = r.arm.method
             rows.setdefault(label, []).append(r)
     by_method = {a.method: n for a, n in colours(view).items()}
-    found = []
+    charts = []
     for j, ((student, task, name), rows) in enumerate(sorted(groups.items())[:60]):
         drawn = []
         shown = sorted(rows)[:MOST_LINES]
@@ -217,7 +220,7 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
             line = _mean_curve([r.curves[name] for r in rows[label]])
             if line:
                 points = [(x, y) for x, y, _, _ in line]
-                # Bands of many arms would hide the lines.
+                # Bands of many methods would hide the lines.
                 band = [(x, low, high) for x, _, low, high in line] if len(shown) <= 4 else []
                 drawn.append(Line(text.plain(label, 40), points, colour[label], band))
         if not drawn:
@@ -225,18 +228,18 @@ def _training(view: View, full: Sequence[Record]) -> list[Plot]:
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
         if len(rows) > MOST_LINES:
             caption += f" ({MOST_LINES} of {len(rows)} lines)"
-        what = text.plain(name, 30)
+        ylabel = text.plain(name, 30)
         if task == "pre-training" and len(drawn) > 1:
-            what += " (losses differ by method: not comparable)"
-        svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), what)
-        found.append(Plot(f"training-{j}", "training", "", student, caption, svg))
-    return found
+            ylabel += " (losses differ by method: not comparable)"
+        svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), ylabel)
+        charts.append(Plot(f"training-{j}", "training", "", student, caption, svg))
+    return charts
 
 
 def _line_colours(
     shown: list[str], methods: dict[str, str], by_method: dict[str, int]
 ) -> dict[str, int]:
-    """Each line its own colour and dashes: the method's, or a free one where that is taken."""
+    """Line -> colour class (and dashes): that of its method, or a free one if it is taken."""
     colour: dict[str, int] = {}
     for label in shown:
         wish = by_method.get(methods[label], COLOURS - 1)
@@ -265,7 +268,7 @@ def per_class(
 ) -> list[tuple[str, list[str], list[tuple[RowKey, list[float | None]]]]]:
     """(task, classes, rows of means over seeds) of every task with per-class scores."""
     by_id = {r.id: r for r in full}
-    found = []
+    tables = []
     for c, name in column_names(view.board.columns).items():
         rows = []
         classes: dict[str, None] = {}
@@ -282,8 +285,8 @@ def per_class(
         shown = list(classes)[:60]
         table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
         if table:
-            found.append((text.plain(name, 80), shown, table))
-    return found
+            tables.append((text.plain(name, 80), shown, table))
+    return tables
 
 
 def _average(values: list[float] | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Records in, tables and page out; see `build`."""
+"""Builds the leaderboard, page and plots of a results folder from its records; see `build`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def build(
     Args:
         results_dir: the folder that holds records/.
         suite: keep only records of this suite; all where None.
-        claims: claim configs to judge; kept beside the records as claims.json, which is what a
-            later call without `claims` uses.
-        pages: method -> {"reads": [...]}, what its page says it reads; kept as methods.json where
-            the records have the table of families that shows it, for a later call without.
+        claims: claim configs to judge, written to claims.json; without them, those of that file.
+        method_inputs: method -> {"reads": [inputs of its losses]}, written to methods.json if the
+            tables show it; without it, the content of that file.
 
     Returns:
         counts of records by status, the claims' verdicts, remarks, and the files written.
@@ -43,7 +42,7 @@ def build(
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
     verdicts = judge(board, _claims(results_dir, claims))
-    view = board_rows.make_view(board, verdicts, _pages(results_dir, board, method_inputs))
+    view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full)
     files = {
@@ -70,7 +69,7 @@ def build(
 
 
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The claims given, which are kept; else those kept by an earlier call."""
+    """The given claims, after writing them to claims.json; without them, those of the file."""
     path = results_dir / "claims.json"
     if claims is None:
         kept = read_strict(path, follow=False) if path.is_file() else []
@@ -81,15 +80,18 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
             )
         return kept
     for claim in claims:
-        make_claim(claim)  # refuse before anything is kept
+        make_claim(claim)  # an invalid claim is refused before anything is written
     write_json(path, claims)
     return claims
 
 
-def _pages(
+def _method_inputs(
     results_dir: Path, board: Board, method_inputs: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, Any]]:
-    """The pages given, which are kept where the families are shown; else those kept earlier."""
+    """The given inputs, after writing them to methods.json; without them, those of the file.
+
+    Empty where no table shows them.
+    """
     if not families.shown(board):
         return {}
     path = results_dir / "methods.json"
@@ -100,12 +102,12 @@ def _pages(
 
 
 def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """KdepError unless `pages` is {method: {"reads": [text, ...]}}."""
+    """`method_inputs`; KdepError unless it is {method: {"reads": [text, ...]}}."""
     fits = isinstance(method_inputs, dict) and all(
-        isinstance(page, dict)
-        and isinstance(page.get("reads"), list)
-        and all(isinstance(what, str) for what in page["reads"])
-        for page in method_inputs.values()
+        isinstance(entry, dict)
+        and isinstance(entry.get("reads"), list)
+        and all(isinstance(name, str) for name in entry["reads"])
+        for entry in method_inputs.values()
     )
     if not fits:
         raise KdepError(
@@ -118,18 +120,21 @@ def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:
     """claim -> 'student: scope' -> verdict."""
-    found: dict[str, dict[str, str]] = {}
+    by_claim: dict[str, dict[str, str]] = {}
     for v in verdicts:
-        found.setdefault(v.name, {})[f"{v.student or 'no student'}: {v.scope}"] = v.verdict
-    return found
+        by_claim.setdefault(v.name, {})[f"{v.student or 'no student'}: {v.scope}"] = v.verdict
+    return by_claim
 
 
 MOST_IN_FULL = 3000
 
 
 def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
-    """The runs whose curves, pictures and per-class scores are read: all, or of very many those
-    of the first seeds, so that a report of 100,000 records stays quick."""
+    """The runs whose curves, images and per-class scores are shown.
+
+    All; of more than MOST_IN_FULL those of the first seeds, so that 100,000 records are reported in
+    seconds.
+    """
     if len(runs) <= MOST_IN_FULL:
         return runs
     return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
@@ -140,23 +145,22 @@ def _holds(path: Path, content: str) -> bool:
 
 
 def _write_if_new(path: Path, content: str) -> None:
-    """Atomic, and nothing at all where the file holds this already."""
+    """Writes the file atomically; an equal file is left untouched."""
     if not _holds(path, content):
         write_atomic(path, content)
 
 
 def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
-    """Every chart as SVG and PNG. Those of an earlier report that this one does not have would
-    look current, and go."""
+    """Writes every chart as SVG and PNG; deletes charts of earlier reports, which look current."""
     for plot in drawn:
         drawing = standalone(plot.svg)
-        path, picture = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
-        # The picture first: a drawing on disk vouches for the picture beside it.
-        if not _holds(path, drawing) or not picture.is_file():
-            write_atomic(picture, png(drawing))
+        path, png_path = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
+        # The PNG first: an SVG on disk means that its PNG is current.
+        if not _holds(path, drawing) or not png_path.is_file():
+            write_atomic(png_path, png(drawing))
         _write_if_new(path, drawing)
     keep = {p.name for p in drawn}
-    ours = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.](svg|png)")
+    generated = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.](svg|png)")
     for path in folder.glob("*.*"):
-        if path.stem not in keep and ours.fullmatch(path.name):
+        if path.stem not in keep and generated.fullmatch(path.name):
             path.unlink()

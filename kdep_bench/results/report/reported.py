@@ -1,8 +1,7 @@
-"""Numbers that the paper reports, shown beside ours and never mixed with them.
+"""Scores that the paper reports, shown separately and never mixed with measured ones.
 
-They are no records: no statistic, bold mark, rank, difference or claim sees them. Only what could
-be read is here: Figure 1 as the public repository CVMI-Lab/KDEP shows it. The paper's tables could
-not be read, so nothing of them is.
+They are no records and enter no statistic, bold mark, rank, difference or claim. Included is Figure
+1 as the public repository CVMI-Lab/KDEP shows it; the paper's tables were not accessible.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ HEAD = ["method", "data fraction", "training time, approx.", "mean top-1 x100"]
 
 
 def rows_for(board: Board) -> tuple[Row, ...]:
-    """The reported rows that belong beside a board: all of Figure 1, or none."""
+    """The reported rows to show with a board: all of Figure 1 if it has all `TASKS`, else none."""
     return FIGURE_1 if {c.task for c in board.columns} >= TASKS else ()
 
 

@@ -10,7 +10,7 @@ from kdep_bench.results.report.board_rows import View
 from kdep_bench.results.report.markup import Raw, tag
 
 MOST_ROWS = 2000
-CHANCE = "\0chance"  # stands for the student in the row of chance scores
+CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
 
 class Section:
@@ -23,12 +23,13 @@ class Section:
 
 
 class Entry:
-    """A table cell: what it shows, its sort value, its class."""
+    """A table entry: its content, its CSS class and, for a number, its sort value."""
 
     def __init__(self, shown: object, value: float | None = None, css: str = "", is_number=False):
         self.shown, self.value, self.css, self.is_number = shown, value, css, is_number
 
     def markup(self) -> Raw:
+        """The entry as <td>."""
         sort = None
         if self.is_number:
             sort = "" if self.value is None else repr(float(self.value))
@@ -36,10 +37,12 @@ class Entry:
 
 
 def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
+    """An entry that sorts by `value`."""
     return Entry(shown, value, css, True)
 
 
 def name_entry(name: str, limit: int = 80) -> Entry:
+    """A name, left-aligned; short ones are not wrapped."""
     shown = text.plain(name, limit)
     return Entry(shown, css="l n" if len(shown) <= 34 else "l")
 
@@ -52,14 +55,20 @@ def page_table(
     left: int = 1,
     css: str = "pin",
 ) -> Raw:
-    """A sortable table in a scroller the keyboard reaches; a row is (student, cells). The column
-    'student' is left out where there is only one, whom the header names; 'pin' keeps the column
-    that names the row in sight on a narrow screen."""
+    """A sortable table in a scroll box that is reachable by keyboard.
+
+    Args:
+        rows: (student, entries) of each row.
+        left: number of left-aligned columns.
+        css: 'pin' keeps the column with the row's name visible on a narrow screen.
+
+    The column 'student' is left out if there is only one student, which the header names.
+    """
     if len(view.board.students) == 1 and "student" in head:
-        at = list(head).index("student")
-        head = [*head[:at], *head[at + 1 :]]
-        rows = [(who, [*row[:at], *row[at + 1 :]]) for who, row in rows]
-        left -= at < left
+        index = list(head).index("student")
+        head = [*head[:index], *head[index + 1 :]]
+        rows = [(owner, [*row[:index], *row[index + 1 :]]) for owner, row in rows]
+        left -= index < left
     entries = []
     for i, name in enumerate(head):
         term = glossary.term_of(name)
@@ -71,8 +80,8 @@ def page_table(
         owner = text.plain(student) if student and kind is None else None
         body.append(tag("tr", *(c.markup() for c in row), class_=kind, data_student=owner))
     if len(rows) > MOST_ROWS:
-        more = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
-        body.append(tag("tr", tag("td", more, colspan=len(head), class_="l"), class_="chance"))
+        note = f"... and {len(rows) - MOST_ROWS} more rows in leaderboard.csv"
+        body.append(tag("tr", tag("td", note, colspan=len(head), class_="l"), class_="chance"))
     if css == "pin" and list(head[:2]) == ["student", "method"]:
         css = "pin second"
     css = f"sortable {css}".strip()
@@ -84,4 +93,5 @@ COLOURED = {"supported", "refuted", "undecided", "better", "worse"}
 
 
 def chip(word: str, shown: str = "") -> Raw:
+    """A status word as a badge, coloured for words in `COLOURED`."""
     return tag("span", shown or word, class_=f"chip {word if word in COLOURED else 'plain'}")

@@ -1,4 +1,4 @@
-"""Which of several methods are among the best, and their ranks."""
+"""The best of several methods, those not significantly worse, and ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdep_bench.results.statistics.intervals import (
 
 
 def p_less(est: Estimate, margin: float = 0.0) -> float:
-    """One-sided p of the data if the true mean were at least `margin` (small: it is less)."""
+    """One-sided p of the data if the true mean were `margin` or more; small if it is less."""
     if est.se is None or est.df is None:
         return 1.0
     if est.se == 0:
@@ -27,15 +27,15 @@ def p_less(est: Estimate, margin: float = 0.0) -> float:
     return float(stdtr(est.df, (est.mean - margin) / est.se))
 
 
-def best_set(cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
-    """The cells that cannot be told from the best one; `sign` -1 where small is good.
+def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
+    """Names of the best mean and of all scores not significantly worse; `sign` -1: less is better.
 
-    A cell is left out when a one-sided paired t test against the best mean says it is worse at
-    (1 - level) / (k - 1), k cells: a subset that holds the truly best with probability `level`
-    (Gupta 1965; Hsu 1984, with Bonferroni for his constant). What has no pairs with the best,
-    or only one, cannot be told from it and stays in.
+    Each is tested against the best mean by a one-sided paired t test at (1 - level) / (k - 1), k
+    the number of names: the set contains the best true mean with probability `level` (Gupta 1965;
+    Hsu 1984, with Bonferroni for his constant). Fewer than two common seed pairs with the best
+    cannot be tested; such scores are in the set.
     """
-    means = {k: sign * estimate(v).mean for k, v in cells.items() if v}
+    means = {k: sign * estimate(v).mean for k, v in scores.items() if v}
     if not means:
         return set()
     top = max(means.values())
@@ -44,7 +44,7 @@ def best_set(cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -
     for name in means:
         if name == best:
             continue
-        gaps = {k: sign * v for k, v in differences(cells[name], cells[best]).items()}
+        gaps = {k: sign * v for k, v in differences(scores[name], scores[best]).items()}
         p = p_less(estimate(gaps)) if gaps else 1.0
         if p >= (1 - level) / (len(means) - 1):
             inside.add(name)
@@ -52,32 +52,32 @@ def best_set(cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -
 
 
 def rank_intervals(
-    cells: Mapping[Any, Values], sign: int = 1, level: float = LEVEL
+    scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL
 ) -> dict[Any, tuple[int, int]]:
-    """For each cell the ranks (1 = best) it may have, from paired tests against every other.
+    """Name -> (best, worst) rank it may have (1 = best), from paired tests of all pairs.
 
     Each test is two-sided at (1 - level) / (k - 1); equal intervals are ties.
     """
-    names = [k for k, v in cells.items() if v]
+    names = [k for k, v in scores.items() if v]
     alpha = (1 - level) / max(1, len(names) - 1) / 2
-    keys = {n: tuple(sorted(cells[n])) for n in names}
-    arrays = {n: sign * np.array([cells[n][k] for k in keys[n]]) for n in names}
+    keys = {n: tuple(sorted(scores[n])) for n in names}
+    arrays = {n: sign * np.array([scores[n][k] for k in keys[n]]) for n in names}
     above, below = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             if keys[a] == keys[b]:
                 est = estimate_of_array(keys[a], arrays[a] - arrays[b], level)
             else:
-                gaps = differences(cells[a], cells[b])
+                gaps = differences(scores[a], scores[b])
                 if not gaps:
                     continue
                 est = estimate({k: sign * v for k, v in gaps.items()}, level)
-            less = p_less(est) < alpha
-            more = p_less(_negative(est)) < alpha
-            above[a] += less
-            below[b] += less
-            above[b] += more
-            below[a] += more
+            a_worse = p_less(est) < alpha
+            b_worse = p_less(_negative(est)) < alpha
+            above[a] += a_worse
+            below[b] += a_worse
+            above[b] += b_worse
+            below[a] += b_worse
     return {n: (1 + above[n], len(names) - below[n]) for n in names}
 
 
@@ -88,11 +88,11 @@ def _negative(e: Estimate) -> Estimate:
 
 
 def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> dict[Any, float]:
-    """Mean over columns of the rank (1 = best, ties share the middle) of complete rows.
+    """Row -> mean over columns of its rank (1 = best; ties have their mean rank).
 
     Args:
-        table: row -> one mean a column; the caller leaves out rows that lack a column.
-        signs: +1 or -1 a column, -1 where small is good.
+        table: row -> one mean per column; without rows that lack a column.
+        signs: +1 or -1 per column; -1: less is better.
     """
     names = list(table)
     if not names:

@@ -1,17 +1,17 @@
-"""Means, intervals, paired differences, best sets, ranks and power over seeds.
+"""Means and confidence intervals over seeds, and paired differences.
 
-Scores are fractions; a cell's values are keyed by (pretrain seed, transfer seed). Two facts shape
-everything here:
+Scores are fractions, keyed by (pre-training seed, transfer seed). Two properties of few seeds
+determine the methods used here:
 
-* With three seeds a percentile bootstrap of the mean covers about 75 % where it says 95 %, and BCa
-  little more, for it cannot see beyond three values. Student's t covers 95 % on normal data at any
+* With three seeds a nominal 95 % percentile bootstrap of the mean covers about 75 %, and BCa
+  little more, as both only resample the three values. Student's t covers 95 % on normal data at any
   n (Student 1908). So: t below `BOOTSTRAP_FROM` values, BCa (Efron 1987) from there on, t again
-  above `BOOTSTRAP_TO`, where the two agree. The tests of this module simulate all of it.
+  above `BOOTSTRAP_TO`, where the two agree. The tests of this module simulate the coverage.
 * Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
-  of the mean is Vp + Vt - Ve (cluster by either seed, take off what is counted twice: Cameron,
+  of the mean is Vp + Vt - Ve (clustered by each seed, less the part counted twice: Cameron,
   Gelbach and Miller 2011), degrees of freedom after Satterthwaite (1946).
 
-The intervals speak of seeds only: another test set, or another task, is another experiment.
+The intervals cover seed variance only, not other test sets or tasks.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its interval. `sd`, `se`, `low`, `high` are None where n = 1 cannot say.
+    """A mean with its interval.
 
-    `method`: 't', 'bca', 'crossed t' or 'none'; `df` degrees of freedom; `seeds` says over what.
+    `sd`: standard deviation of the values; `se`: standard error of the mean; `df`: its degrees of
+    freedom; `low`, `high`: ends of the interval. All are None for n = 1. `method`: 't', 'bca',
+    'crossed t', 'pooled t', 'welch' or 'none'. `seeds`: the seeds it covers, as text.
     """
 
     mean: float
@@ -55,7 +57,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval leaves zero out; False where there is no interval."""
+        """Whether zero is outside the interval; False without an interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -72,7 +74,7 @@ def bca_interval(
 ) -> tuple[float, float]:
     """Bias-corrected and accelerated bootstrap interval of the mean of `values` [n] (Efron 1987).
 
-    Deterministic: the resampling generator is seeded, so a report is the same twice.
+    Deterministic: the generator is seeded, so a rebuilt report is identical.
     """
     n = len(values)
     if np.ptp(values) == 0:
@@ -86,8 +88,8 @@ def bca_interval(
     d = values - mean
     acceleration = np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
     z = z0 + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
-    share = ndtr(z0 + z / (1 - acceleration * z))
-    low, high = np.quantile(means, share)
+    levels = ndtr(z0 + z / (1 - acceleration * z))
+    low, high = np.quantile(means, levels)
     return float(low), float(high)
 
 
@@ -105,8 +107,8 @@ def crossed_moments(grid: Array) -> tuple[Array, Array, Array]:
         df = variance**2 / (
             v_rows**2 / (p - 1) + v_cols**2 / (t - 1) + v_rest**2 / ((p - 1) * (t - 1))
         )
-    most = p * t - 1
-    df = np.clip(np.nan_to_num(df, nan=most, posinf=most), min(p, t) - 1, most)
+    max_df = p * t - 1
+    df = np.clip(np.nan_to_num(df, nan=max_df, posinf=max_df), min(p, t) - 1, max_df)
     return mean, np.sqrt(variance), df
 
 
@@ -119,14 +121,14 @@ def _seed_text(p: int, t: int, grid: bool) -> str:
 
 
 def seed_text(keys: Sequence[Key]) -> str:
-    """What an interval over values with these seeds speaks of: "3 pre-training seeds"."""
+    """The seeds that an interval over values with these keys covers: "3 pre-training seeds"."""
     p, t = len({k[0] for k in keys}), len({k[1] for k in keys})
     return _seed_text(p, t, len(keys) == p * t)
 
 
 @lru_cache(maxsize=4096)
 def _layout(keys: tuple[Key, ...]) -> tuple[int, int]:
-    """How many pre-training and transfer seeds `keys` name."""
+    """(number of pre-training seeds, number of transfer seeds) in `keys`."""
     return len({k[0] for k in keys}), len({k[1] for k in keys})
 
 
@@ -138,12 +140,13 @@ def estimate(values: Values, level: float = LEVEL) -> Estimate:
     """
     if not values:
         raise ValueError("no values to estimate from")
-    # Sorted keys: float sums, and so the last digit, must not hang on the order of the records.
+    # Sorted keys: float sums, hence last digits, must not depend on the order of the records.
     keys = tuple(sorted(values))
     return estimate_of_array(keys, np.array([values[k] for k in keys], dtype=float), level)
 
 
 def estimate_of_array(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> Estimate:
+    """`estimate` of the values `x` [n], in the order of their sorted `keys`."""
     p, t = _layout(keys)
     n = len(keys)
     sd = float(x.std(ddof=1)) if n > 1 else None
@@ -156,8 +159,8 @@ def estimate_of_array(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> 
         half = float(stdtrit(df, (1 + level) / 2)) * se
         return Estimate(mean, sd, n, se, df, mean - half, mean + half, "crossed t", seeds)
     if p > 1 and t > 1:  # an incomplete grid: only pre-training seeds are independent
-        of = np.array([k[0] for k in keys])
-        x = np.array([x[of == q].mean() for q in np.unique(of)])
+        pretrain_seeds = np.array([k[0] for k in keys])
+        x = np.array([x[pretrain_seeds == q].mean() for q in np.unique(pretrain_seeds)])
     mean, low, high = (float(v) for v in t_interval(x, level))
     m, method = len(x), "t"
     if BOOTSTRAP_FROM <= m <= BOOTSTRAP_TO:
@@ -167,27 +170,30 @@ def estimate_of_array(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> 
 
 
 def differences(a: Values, b: Values, fixed_b: bool = False) -> dict[Key, float]:
-    """a - b at every seed pair both have. `fixed_b`: b has no pre-training seed to vary (published
-    weights), so its one pre-training seed stands against each of a's."""
+    """a - b at every common seed pair.
+
+    `fixed_b`: b was not pre-trained here (published weights), so its values are compared with those
+    of every pre-training seed of a with the same transfer seed.
+    """
     if fixed_b and len({k[0] for k in b}) == 1:
         by_transfer = {k[1]: v for k, v in b.items()}
         return {k: a[k] - by_transfer[k[1]] for k in sorted(a) if k[1] in by_transfer}
     return {k: a[k] - b[k] for k in sorted(a) if k in b}
 
 
-def mean_over(many: Sequence[Values], weights: Sequence[float] | None = None) -> dict[Key, float]:
+def mean_over(tables: Sequence[Values], weights: Sequence[float] | None = None) -> dict[Key, float]:
     """Mean over tasks at every seed pair that *all* of `many` have (none is averaged over).
 
     `weights`: of each task, by default equal; they are divided by their sum.
     """
-    if not many:
+    if not tables:
         return {}
-    keys = set(many[0]).intersection(*many[1:])
-    return {k: float(np.average([v[k] for v in many], weights=weights)) for k in sorted(keys)}
+    keys = set(tables[0]).intersection(*tables[1:])
+    return {k: float(np.average([v[k] for v in tables], weights=weights)) for k in sorted(keys)}
 
 
 def p_two_sided(est: Estimate, value: float = 0.0) -> float:
-    """Two-sided p of the data if the true mean were `value`; 1 where there is no interval."""
+    """Two-sided p of the data if the true mean were `value`; 1 without an interval."""
     if est.se is None or est.df is None:
         return 1.0
     if est.se < ROUNDING:

@@ -1,4 +1,4 @@
-"""How many seeds a difference needs, and how small a difference the seeds can show."""
+"""Power of paired t tests: seeds needed for a difference, and minimum detectable difference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def power(gap: float, sd: float, n: int, level: float = LEVEL, df: float | None 
 
 
 def _nct(df: float, centre: float, t: float) -> float:
-    # The series loses its way far from the centre; there the normal approximation is exact enough
+    # The series is inaccurate far from the centre, where the normal approximation is sufficient
     # (Abramowitz and Stegun 26.7.10).
     if centre < 30:
         value = float(nctdtr(df, centre, t))
@@ -42,7 +42,7 @@ def _nct(df: float, centre: float, t: float) -> float:
 def seeds_needed(
     gap: float, sd: float, level: float = LEVEL, goal: float = POWER, df_per_seed: float = 1.0
 ) -> int | None:
-    """Smallest number of seed pairs that shows a true difference `gap` with power `goal`.
+    """Smallest number of seed pairs that detects a true difference `gap` with power `goal`.
 
     `df_per_seed`: degrees of freedom that each seed beyond the first adds, 1 for a pair of methods
     alone. None where more than `MOST_SEEDS` would be needed, or the gap is zero.
@@ -67,8 +67,10 @@ def seeds_needed(
 def smallest_gap(
     sd: float, n: int, level: float = LEVEL, goal: float = POWER, df: float | None = None
 ) -> float | None:
-    """Smallest true difference that `n` seed pairs show with power `goal`; None below two pairs.
-    `df` as in `power`."""
+    """Smallest true difference that `n` seed pairs detect with power `goal`.
+
+    None below two pairs. `sd`, `df` as in `power`.
+    """
     if n < 2:
         return None
     if sd == 0:
@@ -84,12 +86,12 @@ def smallest_gap(
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Noise floor of a task: `sd` of repeated seeds within an arm, pooled over arms (`df`).
+    """Noise floor of a task: `sd` over the seeds of a method, pooled over methods (`df`).
 
-    `gap_now` is the smallest true paired difference that `n` independent seeds, the arms' usual
-    number, show with power 0.8, taking the difference of two arms as sqrt(2) times as noisy as
-    one (its spread is that of the pooled model where there is one). Where an arm has several
-    pre-training seeds, those are the independent ones, and their means what varies.
+    `n`: median number of independent seeds per method (its pre-training seeds where there are
+    several, with the mean over transfer seeds as value; otherwise its transfer seeds).
+    `detectable_difference`: smallest true paired difference that `n` seeds detect with power 0.8;
+    the sd of a difference is that of the pooled model, without one sqrt(2) times that of a method.
     """
 
     sd: float
@@ -104,7 +106,7 @@ def _pooled(groups: Sequence[Array]) -> tuple[float, int]:
 
 
 def _units(values: Values) -> Array:
-    """What varies independently: the means of pre-training seeds, or the values of only one."""
+    """[n] independent values: means per pre-training seed, or the values of the only one."""
     pretrain = sorted({k[0] for k in values})
     if len(pretrain) == 1:
         return np.array([values[k] for k in sorted(values)], dtype=np.float64)
@@ -112,13 +114,16 @@ def _units(values: Values) -> Array:
     return np.array([sum(g) / len(g) for g in groups], dtype=np.float64)
 
 
-def noise_floor(cells: Sequence[Values]) -> Noise | None:
-    """Noise of `cells` (arms of one task and student); None where no arm has two seeds."""
-    many = [v for v in cells if len(v) > 1]
-    if not many:
+def noise_floor(scores: Sequence[Values]) -> Noise | None:
+    """Noise of one task and student; None where no method has two seeds.
+
+    `scores`: one entry per method, values by seed pair.
+    """
+    repeated = [v for v in scores if len(v) > 1]
+    if not repeated:
         return None
-    sd, df = _pooled([np.array([v[k] for k in sorted(v)]) for v in many])
-    several = [v for v in many if len({k[0] for k in v}) > 1]
-    units = [_units(v) for v in several or many]
+    sd, df = _pooled([np.array([v[k] for k in sorted(v)]) for v in repeated])
+    several = [v for v in repeated if len({k[0] for k in v}) > 1]
+    units = [_units(v) for v in several or repeated]
     n = int(np.median([len(u) for u in units]))
     return Noise(sd, df, n, smallest_gap(_pooled(units)[0] * 2**0.5, n))
