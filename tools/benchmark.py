@@ -21,7 +21,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from kdep_bench.benchmark import forwards, machine, report  # noqa: E402
+from kdep_bench.benchmark import machine, report, teacher_passes  # noqa: E402
 from kdep_bench.errors import KdepError  # noqa: E402
 
 
@@ -84,22 +84,22 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Measurements by part."""
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if args.against and args.prepared is None:
         raise KdepError(
             "--against trains on the pocket data and needs --prepared",
             fix="add --prepared with the path of the `prepare` stage",
         )
     if args.count_teacher_forwards:
-        found["forwards"] = forwards.count(args.count_teacher_forwards, args.work_dir)
+        measured["forwards"] = teacher_passes.count(args.count_teacher_forwards, args.work_dir)
     if not args.parts and not args.against:
-        return found
+        return measured
     busy = machine.busy_cores()
     if not args.quick and not args.allow_busy:
         machine.check_idle(busy)
     import torch
 
-    from kdep_bench.benchmark import memory, rival, steps
+    from kdep_bench.benchmark import lightly, memory, steps
     from kdep_bench.engine.environment import device
 
     if args.against and torch.cuda.is_available():
@@ -108,30 +108,32 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             fix="run it with CUDA_VISIBLE_DEVICES=''",
         )
     torch.set_num_threads(args.threads)
-    found["threads"] = args.threads
+    measured["threads"] = args.threads
     if "steps" in args.parts:
-        few = (320, 1) if args.quick else (1024, 20)
-        found["steps"] = steps.measure(root, *few)
+        sizes = (320, 1) if args.quick else (1024, 20)
+        measured["steps"] = steps.measure(root, *sizes)
     if "memory" in args.parts:
-        found["memory"] = memory.measure(root, args.quick)
+        measured["memory"] = memory.measure(root, args.quick)
     if args.against:
-        rival.check(args.venv, args.prepared, args.images)
-        found["rival"] = rival.measure(
+        lightly.check(args.venv, args.prepared, args.images)
+        measured["rival"] = lightly.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
-    found["device"] = device()  # after the measurement: a GPU's name is known only once it was used
-    timed = [part for part in ("steps", "memory", "rival") if part in found]
-    if busy > machine.MOST and not args.quick:
-        found["busy"] = dict.fromkeys(timed, busy)
-    return found
+    measured["device"] = (
+        device()
+    )  # after the measurement: a GPU's name is known only once it was used
+    timed = [part for part in ("steps", "memory", "rival") if part in measured]
+    if busy > machine.MAX_BUSY_CORES and not args.quick:
+        measured["busy"] = dict.fromkeys(timed, busy)
+    return measured
 
 
 def main() -> None:
     args = parser().parse_args()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(args, Path(folder))
-        report.write({"quick": args.quick, **found}, args.out)
+            measured = measure(args, Path(folder))
+        report.write({"quick": args.quick, **measured}, args.out)
     except KdepError as e:
         sys.exit(f"benchmark: {e}")
     print((args.out / "benchmark.md").read_text())

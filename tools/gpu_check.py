@@ -61,7 +61,7 @@ def main() -> int:
     began, args = time.monotonic(), parser().parse_args()
     try:
         if args.look:
-            return _look()
+            return _detect()
         if args.list:
             for name, check in checks().items():
                 print(f"{name:12s} {check.title} (at most {check.seconds:g} s)")
@@ -119,25 +119,25 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
             f"{done.stderr.strip()[-300:]}",
             fix="check the driver with nvidia-smi",
         )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return tuple(found["use"]), machine | found["facts"]
+    detected = json.loads(done.stdout.splitlines()[-1])
+    return tuple(detected["use"]), machine | detected["facts"]
 
 
-def _look() -> int:
+def _detect() -> int:
     """Prints, as JSON, the GPUs to use and what the report says of the machine."""
     import json
 
-    from kdep_bench.gpu_check.machine import look, usable
+    from kdep_bench.gpu_check.machine import detect, usable
 
-    facts = look()
-    use = usable(facts)
+    info = detect()
+    use = usable(info)
     cards = ", ".join(
         f"{c['number']}: {c['name']}, {c['free_gib']:.0f} GiB free"
         + ("" if c["number"] in use else " (not used: too little free)")
-        for c in facts.cards
+        for c in info.cards
     )
-    told = {"driver": str(facts.driver), "CUDA of torch": str(facts.built_for), "GPUs": cards}
-    print(json.dumps({"use": use, "facts": told}))
+    lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": cards}
+    print(json.dumps({"use": use, "facts": lines}))
     return 0
 
 

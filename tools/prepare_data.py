@@ -79,9 +79,12 @@ def main(argv: list[str] | None = None) -> int:
 def _list() -> int:
     from kdep_bench.data.official.base import get_set, set_names
 
-    for one in map(get_set, set_names()):
-        print(f"{one.name}: {one.title}; {one.licence}; {one.page}")
-        for a in one.archives:
+    for official_set in map(get_set, set_names()):
+        print(
+            f"{official_set.name}: {official_set.title}; {official_set.licence}; "
+            f"{official_set.page}"
+        )
+        for a in official_set.archives:
             known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 unknown"
             print(f"  {a.name}{' (optional)' if a.optional else ''}: {known}")
     return 0
@@ -90,7 +93,7 @@ def _list() -> int:
 def _official(args: argparse.Namespace) -> int:
     from kdep_bench.data.official import base
 
-    one = base.get_set(args.what)
+    official_set = base.get_set(args.what)
     decode = None if args.decode == "all" else _count(args.decode)
     if args.check:
         root = base.data_root(args.root)
@@ -98,14 +101,14 @@ def _official(args: argparse.Namespace) -> int:
         if args.root:
             args.root.mkdir(parents=True, exist_ok=True)
         root = base.data_root(args.root)
-        digests = base.lay_out(one, root, args.archives, _Line(), not args.no_checksums)
-        for archive in one.archives:
+        digests = base.lay_out(official_set, root, args.archives, _Line(), not args.no_checksums)
+        for archive in official_set.archives:
             if archive.name in digests and archive.md5 is None:
                 print(f"{archive.name}: md5 {digests[archive.name]}, no known md5 to compare with")
-    counts = base.verify(one, root, decode)
-    for note in one.notes:
+    counts = base.verify(official_set, root, decode)
+    for note in official_set.notes:
         print(f"note: {note}")
-    print(f"{root / one.name}: {one.title} is complete")
+    print(f"{root / official_set.name}: {official_set.title} is complete")
     for name, count in counts.items():
         print(f"  {name:28}{count:9}")
     return 0

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         for line in lines:
             print(line, file=sys.stderr)
         plan = build_plan(suite)
-        wanted = {i for i, s in plan.stages.items() if s.kind == "export" and args.only in i}
-        if not wanted:
+        export_ids = {i for i, s in plan.stages.items() if s.kind == "export" and args.only in i}
+        if not export_ids:
             raise KdepError(
                 f"--only {args.only!r} matches no export stage of {suite.name}",
                 expected="part of one of: "
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 fix="correct --only",
             )
         gaps = Gaps()
-        made = publish(suite, plan, work, args.out, wanted, gaps)
+        made = publish(suite, plan, work, args.out, export_ids, gaps)
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)
         return 2
@@ -63,11 +63,11 @@ def main(argv: list[str] | None = None) -> int:
         print(folder)
     for remark in gaps.remarks:
         print(f"publish: {remark}", file=sys.stderr)
-    for one, why in gaps.left_out.items():
-        print(f"publish: not published: {one}: {why}", file=sys.stderr)
+    for stage_id, why in gaps.left_out.items():
+        print(f"publish: not published: {stage_id}: {why}", file=sys.stderr)
     if gaps.left_out:
         print(
-            f"publish: {len(made)} of {len(wanted)} students published; run the suite for "
+            f"publish: {len(made)} of {len(export_ids)} students published; run the suite for "
             "the others, select students with --only, or allow this with --partial",
             file=sys.stderr,
         )

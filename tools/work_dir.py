@@ -88,8 +88,8 @@ def _run(args: argparse.Namespace) -> int:
                 "records use are kept)",
             )
         plan = build_plan(suite)
-        for entry in plan.stages:
-            planned.setdefault(entry, []).append(plan.name)
+        for stage_id in plan.stages:
+            planned.setdefault(stage_id, []).append(plan.name)
     for folder in args.forget:
         memory.forget(work, folder)
     known = memory.remembered(work)
@@ -102,9 +102,9 @@ def _run(args: argparse.Namespace) -> int:
         chosen = work_dir.prunable(entries, bool(cited or planned))
     print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
     out = sys.stderr if args.json else sys.stdout
-    for entry in gone:
+    for missing in gone:
         note = "no longer exists; stages that only its records cite are unreferenced"
-        print(f"{entry.results} {note}", file=out)
+        print(f"{missing.results} {note}", file=out)
     print(f"{work}: {work_dir.summary(entries)}", file=out)
     if not args.gc:
         return 0

@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Benchmarks of training steps, memory, data hashing and engine; `tools/benchmark.py`."""

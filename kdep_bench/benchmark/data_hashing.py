@@ -44,7 +44,7 @@ def suite(root: Path) -> Path:
             for i in range(16):
                 (root / split / name / f"{i}.png").write_bytes(os.urandom(BYTES))
         data["classify"][split] = f"{root}/{split}"
-    told = {
+    config = {
         "name": "many",
         "about": "many files",
         "data": data,
@@ -57,7 +57,7 @@ def suite(root: Path) -> Path:
         "claims": [],
     }
     path = root / "suite.py"
-    path.write_text(f"suite = {told!r}\n")
+    path.write_text(f"suite = {config!r}\n")
     return path
 
 
@@ -65,40 +65,40 @@ def measure(root: Path, files: int) -> dict[str, float]:
     """Seconds of each run over `files` files below `root`, which must be empty."""
     make(root / "pool", files)
     config = suite(root)
-    time.sleep(1.5 * RACY_NS / 1e9)  # data is older than the run, as it mostly is
-    where, found = Index(root / "index"), {}
+    time.sleep(1.5 * RACY_NS / 1e9)  # data is usually older than the run
+    where, measured = Index(root / "index"), {}
 
     def timed(name: str, read: int) -> None:
         begun = time.perf_counter()
         catalogue = where.read(images_of(root / "pool"))
-        found[name] = time.perf_counter() - begun
+        measured[name] = time.perf_counter() - begun
         assert len(catalogue.rows) == files
         assert catalogue.read == read, catalogue.read
 
     timed("hash_s", files)
     timed("look_s", 0)
     path = where.path(images_of(root / "pool"))
-    found["index_bytes"] = float(path.stat().st_size)
+    measured["index_bytes"] = float(path.stat().st_size)
     for name in ("dry_first_s", "dry_again_s"):
         begun = time.perf_counter()
         command = [sys.executable, str(REPO / "tools" / "run_suite.py"), str(config)]
         command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--dry-run"]
         subprocess.run(command, check=True, capture_output=True)
-        found[name] = time.perf_counter() - begun
-    return found
+        measured[name] = time.perf_counter() - begun
+    return measured
 
 
-def page(found: dict[str, float], files: int, load: float) -> str:
-    """The measures as a markdown page."""
+def markdown(measured: dict[str, float], files: int, load: float) -> str:
+    """The measurements as Markdown."""
     n = f"{files:,}"
     rows = [
-        (f"first hashing of {n} files", f"{found['hash_s']:.1f} s"),
-        ("the same with nothing changed", f"{found['look_s']:.1f} s"),
-        ("`run_suite.py --dry-run`, first", f"{found['dry_first_s']:.1f} s"),
-        ("`run_suite.py --dry-run`, with nothing changed", f"{found['dry_again_s']:.1f} s"),
-        ("the index on disk", f"{found['index_bytes'] / 1e6:.1f} MB"),
+        (f"first hashing of {n} files", f"{measured['hash_s']:.1f} s"),
+        ("the same with nothing changed", f"{measured['look_s']:.1f} s"),
+        ("`run_suite.py --dry-run`, first", f"{measured['dry_first_s']:.1f} s"),
+        ("`run_suite.py --dry-run`, with nothing changed", f"{measured['dry_again_s']:.1f} s"),
+        ("the index on disk", f"{measured['index_bytes'] / 1e6:.1f} MB"),
     ]
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
+    table = "\n".join(f"| {item} | {value} |" for item, value in rows)
     machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} at the start"
     return f"""# Cost of hashing the data
 
@@ -113,7 +113,7 @@ on {machine}:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the page and writes it."""
+    """Prints the report and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000, help="files to hash")
     parser.add_argument(
@@ -122,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:
-        found = measure(Path(folder), args.files)
-    text = page(found, args.files, load)
+        measured = measure(Path(folder), args.files)
+    text = markdown(measured, args.files, load)
     write_atomic(args.out, text)
     print(text, end="")
     return 0

@@ -27,14 +27,14 @@ from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.plan import build_plan
 
 Measures = dict[str, float]
-_NOTHING = {
+_EMPTY_STAGE = {
     "nothing": StageKind(
-        "kdep_bench.benchmark.engine_cost:nothing", cpus=1, cost=0.01, timeout=600
+        "kdep_bench.benchmark.engine_cost:empty_stage", cpus=1, cost=0.01, timeout=600
     ),
 }
 
 
-def nothing(
+def empty_stage(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
     """A stage that does nothing."""
@@ -42,7 +42,7 @@ def nothing(
 
 
 def large_plan(stages: int = 10_000) -> Plan:
-    """The graph of a suite with about as many stages: every recipe is a true one."""
+    """The plan of a suite with about `stages` stages, with real specs."""
     seeds = max(1, round((stages / 16) ** 0.5))
     return build_plan(
         build_suite(
@@ -61,22 +61,24 @@ def large_plan(stages: int = 10_000) -> Plan:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes. Not ru_maxrss, which a process takes
-    over from the one that started it."""
+    """Peak resident memory of this process in bytes.
+
+    Not ru_maxrss, which a process inherits from its parent.
+    """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def planning(stages: int) -> tuple[Plan, Measures]:
-    """A plan of so many stages, the seconds it took and this process's peak memory."""
+def time_planning(stages: int) -> tuple[Plan, Measures]:
+    """(a plan of about `stages` stages, seconds of planning and this process's peak memory)."""
     begun = time.perf_counter()
     plan = large_plan(stages)
     spent = time.perf_counter() - begun
     return plan, {"stages": len(plan.stages), "plan_s": spent, "plan_peak_bytes": peak_memory()}
 
 
-def pretend_done(plan: Plan, work: Path) -> None:
-    """Gives every stage of the plan a stage.json with two files, as a real one has."""
+def write_done_stages(plan: Plan, work: Path) -> None:
+    """Writes for every stage of the plan a finished stage directory with two files."""
     for stage in plan.stages.values():
         out = work / stage.id
         out.mkdir(parents=True)
@@ -99,12 +101,12 @@ def pretend_done(plan: Plan, work: Path) -> None:
             "files": {n: [len(stage.id), "0" * 64] for n in ("weights.pth", "notes.json")},
             "rest": None,
         }
-        # Not through write_stage: 10,000 fsyncs say nothing about looking.
+        # Not by write_stage: 10,000 fsyncs are not part of the measurement.
         (out / state.STAGE).write_bytes(state.stage_text(record))
 
 
-def looking(plan: Plan, work: Path) -> Measures:
-    """Seconds to say of every stage whether it is done."""
+def time_status(plan: Plan, work: Path) -> Measures:
+    """Seconds to determine the status of every stage."""
     begun = time.perf_counter()
     known = state.statuses(plan, work)
     spent = time.perf_counter() - begun
@@ -112,12 +114,14 @@ def looking(plan: Plan, work: Path) -> Measures:
     return {"status_s": spent}
 
 
-def starting(stages: int, work: Path, jobs: int, preload: str) -> Measures:
-    """Stages a second of a pool whose stages do nothing, and the start overhead of one: from the
-    pool's order to the stage function."""
+def time_starts(stages: int, work: Path, jobs: int, preload: str) -> Measures:
+    """Stages per second of a pool with empty stages, and seconds to start one.
+
+    A start is the time from the pool's request to the stage function.
+    """
     plan = Plan("nothing")
     for k in range(stages):
-        add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_NOTHING)
+        add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_EMPTY_STAGE)
     begun = time.perf_counter()
     options = local_pool.PoolOptions(jobs=jobs, cpus=jobs, preload=preload)
     outcome = local_pool.run_plan(plan, work, state.statuses(plan, work), options)
@@ -133,8 +137,8 @@ def starting(stages: int, work: Path, jobs: int, preload: str) -> Measures:
     }
 
 
-def plain_imports(module: str) -> float:
-    """Seconds of a new Python that imports `module` and leaves: what the fork server saves."""
+def import_seconds(module: str) -> float:
+    """Seconds of a new Python process that imports `module`, which the fork server saves."""
     begun = time.perf_counter()
     path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-c", f"import {module}"]
@@ -142,16 +146,16 @@ def plain_imports(module: str) -> float:
     return time.perf_counter() - begun
 
 
-def table(got: dict[str, Measures]) -> str:
+def table(measured: dict[str, Measures]) -> str:
     """The measurements and their targets as Markdown."""
-    p, s, t = got["plan"], got["bare"], got["toolkits"]
-    jobs, n = f"{got['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
+    p, s, t = measured["plan"], measured["bare"], measured["toolkits"]
+    jobs, n = f"{measured['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
 
-    def row(what: str, value: float, unit: str, bar: float | None = None) -> str:
-        met = "" if bar is None else "yes" if value < bar else "no"
+    def row(measure: str, value: float, unit: str, target: float | None = None) -> str:
+        met = "" if target is None else "yes" if value < target else "no"
         digits = 0 if value >= 100 else 1 if value >= 10 else 2 if unit == "s" else 1
-        asked = "" if bar is None else f"< {bar:g} {unit}"
-        return f"| {what} | {asked} | {value:.{digits}f} {unit} | {met} |"
+        target_text = "" if target is None else f"< {target:g} {unit}"
+        return f"| {measure} | {target_text} | {value:.{digits}f} {unit} | {met} |"
 
     rows = [
         row(f"planning {n} stages", p["plan_s"], "s", 2),
@@ -167,7 +171,7 @@ def table(got: dict[str, Measures]) -> str:
     return f"""# Overhead of the engine
 
 `python -m kdep_bench.benchmark.engine_cost` (`make scale`) on {os.cpu_count()} cores of
-{processor()}, load {got["machine"]["load"]:.1f} at the start:
+{processor()}, load {measured["machine"]["load"]:.1f} at the start:
 
 | measure | target | measured | met |
 |---|---|---:|---|
@@ -207,16 +211,16 @@ def main(argv: list[str] | None = None) -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="kdep-bench-") as folder:
         work = Path(folder)
-        plan, planned = planning(args.stages)
-        pretend_done(plan, work / "done")
-        planned |= looking(plan, work / "done")
-        bare = starting(args.runs, work / "bare", args.jobs, "kdep_bench.engine.worker")
-        with_them = starting(args.starts, work / "toolkits", args.jobs, args.toolkits)
-        with_them["plain_s"] = plain_imports(args.toolkits)
+        plan, planned = time_planning(args.stages)
+        write_done_stages(plan, work / "done")
+        planned |= time_status(plan, work / "done")
+        bare = time_starts(args.runs, work / "bare", args.jobs, "kdep_bench.engine.worker")
+        with_them = time_starts(args.starts, work / "toolkits", args.jobs, args.toolkits)
+        with_them["plain_s"] = import_seconds(args.toolkits)
     used = {"jobs": args.jobs, "load": load}
-    said = table({"machine": used, "plan": planned, "bare": bare, "toolkits": with_them})
-    write_atomic(args.out, said.encode())
-    print(said, end="")
+    report = table({"machine": used, "plan": planned, "bare": bare, "toolkits": with_them})
+    write_atomic(args.out, report.encode())
+    print(report, end="")
     return 0
 
 

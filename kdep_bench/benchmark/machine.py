@@ -1,4 +1,4 @@
-"""Whether anything else runs here: times taken beside other work are no measurement."""
+"""Detects other work on the machine, which would make measured times invalid."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 
 STAT = Path("/proc/stat")
-MOST = 0.1  # cores of other work that a measurement bears
+MAX_BUSY_CORES = 0.1  # more cores used by other work make a measurement invalid
 
 
 def used(text: str) -> float:
     """Seconds of all cores that were not idle, from the text of /proc/stat (see proc(5)).
 
-    Waiting for a disk is idle; what the host took from this machine (steal) is not.
+    Waiting for a disk counts as idle, time taken by the host (steal) does not.
     """
-    user, nice, system, _, _, *others = (int(n) for n in text.splitlines()[0].split()[1:9])
-    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, *interrupts = (int(n) for n in text.splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def busy_cores(seconds: float = 2.0, stat: Path = STAT) -> float:
@@ -28,11 +28,11 @@ def busy_cores(seconds: float = 2.0, stat: Path = STAT) -> float:
     return (used(stat.read_text()) - before) / (time.monotonic() - start)
 
 
-def check_idle(busy: float, most: float = MOST) -> None:
-    """KdepError where other work takes more than `most` cores."""
-    if busy > most:
+def check_idle(busy: float, limit: float = MAX_BUSY_CORES) -> None:
+    """Raises KdepError if other work uses more than `limit` cores."""
+    if busy > limit:
         raise KdepError(
             f"other processes use {busy:.1f} cores of this machine",
-            expected=f"at most {most:g}",
+            expected=f"at most {limit:g}",
             fix="wait until they end, or add --allow-busy, which is noted in the report",
         )

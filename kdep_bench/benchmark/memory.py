@@ -1,8 +1,8 @@
-"""Memory and time of the streaming SVD and of cache reads, each size in a process of its own.
+"""Memory and time of the streaming SVD and of cache reads, each size in a separate process.
 
-Of the host, with or without a GPU: the SVD is fitted in a stage that has none (`align`), and a
-cache is read from disk into the processor's memory. What a GPU holds is no part of it; a stage.json
-tells that of its own stage (`peak_gpu`).
+Host memory only, with or without a GPU: the SVD is fitted in a stage without one (`align`), and a
+cache is read from disk into host memory. GPU memory is recorded per stage in stage.json
+(`peak_gpu`).
 """
 
 from __future__ import annotations
@@ -21,32 +21,36 @@ from kdep_bench.features.transform import Moments
 
 
 def peak() -> int:
-    """Largest resident memory of this process so far, bytes. Not ru_maxrss, which a process takes
-    over from the one that started it."""
+    """Peak resident memory of this process in bytes.
+
+    Not ru_maxrss, which a process inherits from its parent.
+    """
     return resident("VmHWM")
 
 
-def resident(what: str = "RssAnon") -> int:
-    """A line of /proc/self/status, bytes: RssAnon leaves out the pages of files, which can be
-    dropped at any time; VmRSS has everything."""
+def resident(field: str = "RssAnon") -> int:
+    """A field of /proc/self/status, bytes.
+
+    RssAnon leaves out pages of files, which can be dropped at any time; VmRSS includes them.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {what}")
+    raise RuntimeError(f"no {field}")
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 
 
 def fit(rows: int, width: int) -> dict[str, float]:
-    """One pass over synthetic rows, then the eigenvectors."""
+    """Seconds and extra memory of one pass over [rows, width] synthetic features and their SVD."""
     torch.set_num_threads(2)
     block = torch.randn(4096, width, generator=torch.Generator().manual_seed(0)).half()
     moments = Moments(width)
-    # Against what is resident now: the peak so far may be that of the imports, and hide the fit's.
+    # Relative to present resident memory: an earlier peak, of the imports, may exceed the fit's.
     before, start = resident("VmRSS"), time.perf_counter()
     for first in range(0, rows, 4096):
         moments.add(block[: min(4096, rows - first)])
@@ -67,13 +71,13 @@ def agreement(rows: int = 3000, width: int = 128, keep: int = 32) -> float:
     moments = Moments(width)
     for part in x.split(500):
         moments.add(part)
-    ours = torch.linalg.eigh(moments.covariance)[1].flip(1)[:, :keep]
+    streamed = torch.linalg.eigh(moments.covariance)[1].flip(1)[:, :keep]
     full = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:keep].T
-    return float((ours * full).sum(0).abs().min())
+    return float((streamed * full).sum(0).abs().min())
 
 
 def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, float]:
-    """Random batches of 64 out of `rows` features on disk."""
+    """Seconds and memory growth of random batches of 64 from [rows, width] features on disk."""
     path = Path(folder) / f"{rows}.npy"
     made = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
     for first in range(0, rows, 65536):
@@ -95,13 +99,13 @@ def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, f
 
 
 def measure(root: Path, quick: bool) -> dict[str, Any]:
-    """SVD at three sizes of N, its agreement with the full SVD, and reads of two sizes."""
+    """SVD at three sizes, its agreement with the full SVD, and reads at two sizes."""
     width = 256 if quick else 2048
     sizes = (4096, 8192, 16384) if quick else (81920, 327680, 1280000)
     cached = (10**4, 10**5) if quick else (10**5, 10**6)
     return {
         "svd_width": width,
-        "svd": [apart(fit, n, width) for n in sizes],
+        "svd": [in_new_process(fit, n, width) for n in sizes],
         "svd_agreement": agreement(),
-        "reads": [apart(reads, str(root), n, 256) for n in cached],
+        "reads": [in_new_process(reads, str(root), n, 256) for n in cached],
     }

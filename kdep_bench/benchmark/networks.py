@@ -35,16 +35,16 @@ from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Json
 from kdep_bench.teachers.base import Teacher, build_teacher
 
-PROBE_S = 4.0  # of measured steps a network, after a first that warms up
+PROBE_S = 4.0  # seconds of measured steps per network, after one warm-up step
 PROBE_BATCH = 32
 
 
 def count(network: Json) -> Json:
-    """FLOPs of one picture's forward pass, and sizes.
+    """FLOPs of the forward pass of one image, and sizes.
 
     A student: `flops`, `parameters`, `bytes` of its state dict. A teacher: `flops`, `width`, and
-    `outputs`, the numbers a picture has of each further thing that a cache may hold. A task's
-    network: `flops` of a training picture of `size` [height, width].
+    `outputs`, the number of values per image of each extra output that a cache may store. A task's
+    network: `flops` of a training image of `size` [height, width].
 
     Raises:
         KdepError: a network that cannot be built here.
@@ -60,9 +60,9 @@ def count(network: Json) -> Json:
     if kind == "teacher":
         teacher = _teacher(network)
         px = teacher.input_px
-        said = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
-        outputs = {"logits": said.logits, "tokens": said.tokens}
-        outputs |= {f"maps.{name}": m for name, m in said.maps.items()}
+        teacher_output = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
+        outputs = {"logits": teacher_output.logits, "tokens": teacher_output.tokens}
+        outputs |= {f"maps.{name}": m for name, m in teacher_output.maps.items()}
         return {
             "flops": forward_flops(teacher, torch.zeros(1, 3, px, px, dtype=torch.uint8)),
             "width": teacher.width,
@@ -76,7 +76,7 @@ def count(network: Json) -> Json:
 
 
 def _teacher(network: Json) -> Teacher:
-    """With random weights where its class takes them, else with its own."""
+    """The teacher, with random weights if its class supports them."""
     try:
         return build_teacher({**network["teacher"], "weights": "random"})
     except KdepError:
@@ -87,7 +87,7 @@ def _teacher(network: Json) -> Teacher:
 
 
 class Detector(nn.Module):
-    """A two-stage mm detector as it trains: every level, and the RoIs that are sampled."""
+    """Training forward pass of a two-stage mm detector: all levels and the sampled RoIs."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Detector(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """An mm segmenter as it trains: backbone, head and auxiliary head."""
+    """Training forward pass of an mm segmenter: backbone, head and auxiliary head."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
 
 
 def probe(network: Json, precision: str = "float32") -> Json:
-    """Pictures a second on this machine: training steps of a student, forwards of a teacher.
+    """Images per second on this machine: training steps of a student, forward passes of a teacher.
 
-    A student takes whole steps of SGD on a squared output, under autocast where `precision` is not
-    float32; a teacher runs in exact float32 as its cache does. About PROBE_S seconds.
+    A student takes complete SGD steps on a squared output, under autocast unless `precision` is
+    float32; a teacher runs in exact float32, as in its cache stage. Takes about PROBE_S seconds.
     """
     where, rate = compute_device(), 0.0
     if network["kind"] == "student":
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    wanted: dict[str, tuple[Json, str]] = {}
+    networks_by_id: dict[str, tuple[Json, str]] = {}
     for name in args.suites:
         suite = load_suite(name)
         if args.rehearse:
@@ -234,26 +234,26 @@ def _run(args: argparse.Namespace) -> int:
 
             suite = rehearsed(suite)
         for network in networks(build_plan(suite)):
-            wanted[network_id(network)] = network, suite.budget.precision
+            networks_by_id[network_id(network)] = network, suite.budget.precision
     known = read_strict(args.known) if args.known else {}
     measure = args.measure_throughput
-    found = {} if measure or not args.out.exists() else read_strict(args.out)
+    results = {} if measure or not args.out.exists() else read_strict(args.out)
     failed = 0
-    for one, (network, precision) in wanted.items():
-        if one in found or (one in known and not measure):
+    for identity, (network, precision) in networks_by_id.items():
+        if identity in results or (identity in known and not measure):
             continue
         if measure and network["kind"] == "task":
             continue
         try:
-            said = probe(network, precision) if measure else count(network)
+            measured = probe(network, precision) if measure else count(network)
         except KdepError as e:
             print(f"networks: {network['name']}: {e}", file=sys.stderr)
             failed = 1
             continue
-        found[one] = {"kind": network["kind"], "name": network["name"], **said}
-        print(f"{network['kind']} {network['name']}: {said}", flush=True)
-        write_json(args.out, found)
-    write_json(args.out, {"device": device(), **found} if measure else found)
+        results[identity] = {"kind": network["kind"], "name": network["name"], **measured}
+        print(f"{network['kind']} {network['name']}: {measured}", flush=True)
+        write_json(args.out, results)
+    write_json(args.out, {"device": device(), **results} if measure else results)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's results as JSON and as a table with their targets. Imports no torch."""
+"""Benchmark results as JSON and as a table with their targets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SETTING = (
     "and the schedule of the pocket suite. `scratch` is the untrained student."
 )
 SVD_BYTES = 300e6
-RIVAL = 1.5
+MIN_SPEEDUP = 1.5
 NOT_MEASURED = "not measured"
 
 
@@ -70,75 +70,78 @@ def reaches(value: float, sign: str, target: float) -> bool:
     return value <= target if sign == "<=" else value < target
 
 
-def rows(found: dict[str, Any]) -> Iterator[Row]:
-    """All rows of the table, also those that `found` has no measurement for."""
-    ratios = found.get("steps", {}).get("ratios", {})
+def rows(measured: dict[str, Any]) -> Iterator[Row]:
+    """All rows of the table, including those without a measurement."""
+    ratios = measured.get("steps", {}).get("ratios", {})
     for key, (measure, sign, target) in TARGETS.items():
         if key in ratios:
             met = reaches(ratios[key], sign, target)
             yield Row(measure, f"{sign} {target:g}", f"{ratios[key]:.3f}", met)
         else:
             yield Row(measure, f"{sign} {target:g}")
-    yield from _forwards(found.get("forwards"))
-    yield from _rival(found.get("rival"))
-    yield from _memory(found.get("memory"))
+    yield from _forwards(measured.get("forwards"))
+    yield from _lightly(measured.get("rival"))
+    yield from _memory(measured.get("memory"))
 
 
-def _forwards(said: dict[str, Any] | None) -> Iterator[Row]:
-    if said is None:
+def _forwards(counts: dict[str, Any] | None) -> Iterator[Row]:
+    if counts is None:
         yield Row("teacher forward passes of a suite", "one per (image, view)")
         return
     yield Row(
-        f"teacher forward passes of `{said['suite']}` ({said['records']} records, "
-        f"{said['pretrainings']} pre-trainings with the teacher), counted by its cache",
-        f"{said['rows']}, one per (image, view)",
-        f"{said['forwards']}; a live teacher: {said['samples']}",
-        said["forwards"] == said["rows"],
+        f"teacher forward passes of `{counts['suite']}` ({counts['records']} records, "
+        f"{counts['pretrainings']} pre-trainings with the teacher), counted by its cache",
+        f"{counts['rows']}, one per (image, view)",
+        f"{counts['forwards']}; a live teacher: {counts['samples']}",
+        counts["forwards"] == counts["rows"],
     )
 
 
-def _rival(said: dict[str, Any] | None) -> Iterator[Row]:
-    if said is None:
-        yield Row("throughput / that of lightly-train's distillation", f">= {RIVAL:g}")
+def _lightly(comparison: dict[str, Any] | None) -> Iterator[Row]:
+    if comparison is None:
+        yield Row("throughput / that of lightly-train's distillation", f">= {MIN_SPEEDUP:g}")
         return
-    name = f"{said['rival']} {said['version']}"
-    ratio = said["other"]["seconds"] / said["ours"]["seconds"]
+    name = f"{comparison['rival']} {comparison['version']}"
+    ratio = comparison["other"]["seconds"] / comparison["ours"]["seconds"]
+    cpu_ratio = comparison["other"]["cpu_s"] / comparison["ours"]["cpu_s"]
     yield Row(
         f"throughput / that of {name}'s distillation, including our views and cache "
-        f"({said['images']} images, {said['epochs']} epochs)",
-        f">= {RIVAL:g}",
-        f"{ratio:.2f} ({said['other']['cpu_s'] / said['ours']['cpu_s']:.2f} in CPU time)",
-        reaches(ratio, ">=", RIVAL),
+        f"({comparison['images']} images, {comparison['epochs']} epochs)",
+        f">= {MIN_SPEEDUP:g}",
+        f"{ratio:.2f} ({cpu_ratio:.2f} in CPU time)",
+        reaches(ratio, ">=", MIN_SPEEDUP),
     )
     yield Row(
         "the same, only training steps",
         "",
-        f"{said['other']['seconds'] / said['ours']['train_s']:.2f}",
+        f"{comparison['other']['seconds'] / comparison['ours']['train_s']:.2f}",
     )
-    scores = ", ".join(f"{n} {100 * v:.1f}" for n, v in said["scores"].items())
-    yield Row(f"top-1 x100 of {said['task']}, mean of {said['seeds']} seeds", "", scores)
+    scores = ", ".join(f"{n} {100 * v:.1f}" for n, v in comparison["scores"].items())
+    yield Row(
+        f"top-1 x100 of {comparison['task']}, mean of {comparison['seeds']} seeds", "", scores
+    )
 
 
-def _memory(said: dict[str, Any] | None) -> Iterator[Row]:
-    if said is None:
+def _memory(memory: dict[str, Any] | None) -> Iterator[Row]:
+    if memory is None:
         yield Row("streaming SVD: extra memory", "< 300 MB")
         return
-    most = max(s["extra_bytes"] for s in said["svd"])
-    a, b = said["svd"][0], said["svd"][-1]
+    largest = max(s["extra_bytes"] for s in memory["svd"])
+    a, b = memory["svd"][0], memory["svd"][-1]
     slope = (b["pass_s"] / a["pass_s"]) / (b["rows"] / a["rows"])
-    small, large = said["reads"]
+    small, large = memory["reads"]
     yield Row(
-        f"streaming SVD: extra memory at Dt={said['svd_width']}, N={b['rows']}",
+        f"streaming SVD: extra memory at Dt={memory['svd_width']}, N={b['rows']}",
         "< 300 MB",
-        f"{most / 1e6:.0f} MB",
-        most < SVD_BYTES,
+        f"{largest / 1e6:.0f} MB",
+        largest < SVD_BYTES,
     )
     measure = f"streaming SVD: time ratio N={b['rows']} / N={a['rows']}, divided by the ratio of N"
     yield Row(measure, "about 1", f"{slope:.2f}")
     yield Row(
         "streaming SVD: smallest cosine of its directions to those of the full SVD",
         "1",
-        f"{said['svd_agreement']:.9f}",
+        f"{memory['svd_agreement']:.9f}",
     )
     yield Row(
         f"memory growth by random reads of {small['rows']} and {large['rows']} rows",
@@ -147,23 +150,23 @@ def _memory(said: dict[str, Any] | None) -> Iterator[Row]:
     )
 
 
-def table(found: dict[str, Any]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """The Markdown page: each measure, its target and result, and the lower bounds of a step."""
     lines = [
-        f"# Benchmark of pre-training ({found['device']}, {found['threads']} threads)",
+        f"# Benchmark of pre-training ({measured['device']}, {measured['threads']} threads)",
         "",
     ]
-    if found["quick"]:
+    if measured["quick"]:
         lines += [
             "A `--quick` run: it only tests that all parts run; its figures mean nothing.",
             "",
         ]
-    for part in sorted(found.get("busy", {})):
-        cores = found["busy"][part]
+    for part in sorted(measured.get("busy", {})):
+        cores = measured["busy"][part]
         lines += [f"Not valid, as other work used {cores:.1f} cores: {part}.", ""]
     lines += ["| measure | target | measured | met |", "|---|---|---|---|"]
-    lines += [str(row) for row in rows(found)]
-    steps, rival = found.get("steps"), found.get("rival")
+    lines += [str(row) for row in rows(measured)]
+    steps, comparison = measured.get("steps"), measured.get("rival")
     if steps is not None:
         lines += ["", _seconds(steps), "", _floors(steps)]
     lines += [
@@ -173,7 +176,7 @@ def table(found: dict[str, Any]) -> str:
         "(none is used in the first row of waiting for data). Step times exclude filling the "
         "cache; its count excludes the eight images that are recomputed before each pre-training.",
     ]
-    if rival is not None:
+    if comparison is not None:
         lines += ["", SETTING]
     return "\n".join([*lines, ""])
 
@@ -209,16 +212,16 @@ def _floors(steps: dict[str, Any]) -> str:
     )
 
 
-def write(found: dict[str, Any], out: Path) -> None:
-    """`benchmark.json` and `benchmark.md` in `out`.
+def write(measured: dict[str, Any], out: Path) -> None:
+    """Writes `benchmark.json` and `benchmark.md` in `out`.
 
     Parts that only an earlier run measured are kept, unless one of the two is a `--quick` run.
     """
     path = out / "benchmark.json"
-    if not found["quick"] and path.exists():
+    if not measured["quick"] and path.exists():
         old = read_strict(path)
         if not old["quick"]:
-            busy = {k: v for k, v in old.get("busy", {}).items() if k not in found}
-            found = {**old, **found, "busy": busy | found.get("busy", {})}
-    write_json(path, found)
-    write_atomic(out / "benchmark.md", table(found))
+            busy = {k: v for k, v in old.get("busy", {}).items() if k not in measured}
+            measured = {**old, **measured, "busy": busy | measured.get("busy", {})}
+    write_json(path, measured)
+    write_atomic(out / "benchmark.md", table(measured))

@@ -1,9 +1,9 @@
-"""What a pre-training step costs: warm cache, student alone, live teacher, the paper's own loop.
+"""Time of a pre-training step: filled cache, student alone, live teacher, the paper's loop.
 
-All arms run in one process on the same pictures, a few steps of each in turn, so that whatever
-else the machine does meets all of them alike; medians over rounds. Freed memory is kept, as in
-every stage (kdep_bench/allocator.py). Where this process may use a GPU, the models run there, the
-pictures are read on the CPU as always, and their copy to the GPU is part of the step.
+All trainings run in one process on the same images, a few steps of each in turn, so that other
+work on the machine affects all of them equally; medians over rounds. Freed memory is kept, as in
+every stage (kdep_bench/allocator.py). If this process may use a GPU, the models run there; images
+are read on the CPU, and their copy to the GPU is part of the step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdep_bench import openmmlab
 from kdep_bench.allocator import keep_freed_memory
 from kdep_bench.data import views as views_stage
-from kdep_bench.data.views import draw_recipe, open_views, read_rgb, render
+from kdep_bench.data.views import Views, draw_recipe, open_views, read_rgb, render
 from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.features import align, cache
 from kdep_bench.features.cache_check import exact_float32
@@ -41,20 +41,21 @@ BATCH = 64
 
 
 class StudentAlone(Objective):
-    """The cheapest loss on the tap: a training step of the student with nothing to learn from."""
+    """The cheapest loss on the student's feature, for a training step without a teacher."""
 
     needs = frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Mean square of the feature of each image, [B]."""
         return {"size": ctx.before.square().mean(1)}
 
 
 def silent(*_: Any) -> None:
-    pass
+    """A progress function that reports nothing."""
 
 
 def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[str, Any]):
-    """prepare, views, cache and align of random blobs, 160 px JPEG files, by the real stages."""
+    """Runs prepare (random 160 px JPEG files), views, cache and align; stage -> folder."""
     rng, pool = np.random.default_rng(0), root / "prepare/data/pool/images/00"
     pool.mkdir(parents=True)
     for i in range(images):
@@ -77,16 +78,16 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
     return done
 
 
-class Once(NamedTuple):
-    """One step, in seconds: waiting for its batch, working, and the processor time of that."""
+class StepTime(NamedTuple):
+    """Seconds of one step: waiting for its batch, computing, and CPU time of computing."""
 
     wait: float
     work: float
     cpu: float
 
 
-def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> Once:
-    """`work(load())`, timed; a GPU has nothing left to do when a clock is read."""
+def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> StepTime:
+    """Times `work(load())`; a GPU is synchronised before each reading of a clock."""
     synchronise()
     a = time.perf_counter()
     batch = load()
@@ -94,11 +95,11 @@ def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> Once:
     b, cpu = time.perf_counter(), time.process_time()
     work(batch)
     synchronise()
-    return Once(b - a, time.perf_counter() - b, time.process_time() - cpu)
+    return StepTime(b - a, time.perf_counter() - b, time.process_time() - cpu)
 
 
-class Arm:
-    """One way to train: a loader of batches and a model that takes a step on them."""
+class Trainer:
+    """A function that loads batch k, and a model that is trained on the batches."""
 
     def __init__(self, load: Callable[[int], Any], model: Distiller) -> None:
         self.load, self.model = load, model
@@ -107,16 +108,18 @@ class Arm:
         self.optimizer = OptimWrapper(sgd)
 
     def step(self, batch: Any) -> None:
+        """One optimiser step."""
         self.model.train_step(batch, self.optimizer)
 
-    def once(self, k: int) -> Once:
+    def timed_step(self, k: int) -> StepTime:
+        """Loads batch `k` and takes a step on it."""
         return clocked(lambda: self.load(k), self.step)
 
 
-def waiting(arm: Arm, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
-    """Share of the time in which `arm`, step after step, waits for a loader with `workers`.
+def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
+    """Fraction of the time in which `trainer` waits for a loader with `workers` processes.
 
-    The `first` steps are not counted: the workers start, and their queue (2 batches each) fills.
+    The `first` steps are not counted: the workers start and fill their queues (2 batches each).
     """
     order, collate = range(BATCH * (first + steps)), cast("Any", already_batched)
     loader = DataLoader(
@@ -128,138 +131,179 @@ def waiting(arm: Arm, data: ViewStream, workers: int, steps: int, first: int = 8
         pin_memory=compute_device().type == "cuda",
     )
     batches = iter(loader)
-    seen = [clocked(lambda: next(batches), arm.step) for _ in range(first + steps)][first:]
+    seen = [clocked(lambda: next(batches), trainer.step) for _ in range(first + steps)][first:]
     return sum(s.wait for s in seen) / sum(s.wait + s.work for s in seen)
 
 
 def measure(
     root: Path, images: int, rounds: int, each: int = 2, px: int | None = None
 ) -> dict[str, Any]:
-    """All arms on the pocket pair; seconds per step of BATCH images, the ratios, and the floors.
+    """Times every training of the pocket pair.
 
-    `px`: side of the student's and the teacher's input; None for those of their configs.
+    Args:
+        root: empty folder for the stages.
+        images: number of random images.
+        rounds: measured rounds; each trainer takes `each` steps per round.
+        px: input side of student and teacher; None for those of their configs.
+
+    Returns:
+        medians in seconds per step of BATCH images, their ratios, and lower bounds of a step.
     """
     keep_freed_memory()
     openmmlab.setup("mmpretrain")
-    student = resolve("student", "resnet18_w32")
-    page = resolve("teacher", "efficientnet_lite0")
-    page = {k: v for k, v in page.items() if k != "card"}
-    if px is not None:
-        student, page = {**student, "input_px": px}, {**page, "input_px": px}
-    method = resolve("method", "kdep")
-    done = make_stages(root, images, student, page)
-    spec = dict(
-        student=student, method={"labels_used": False, **method}, share=1.0, share_seed=0, seed=0
-    )
-    spec["budget"] = dict(epochs=1, batch=BATCH)
-    opened = open_views(done["views"], done["prepare"])
-    taught = teaching(frozenset({"target"}), spec, done, opened)
-    objective, target, _ = assemble.objective_config(spec, done, taught, root)
-    live = {"live": page}
-    alone = {"type": f"{__name__}.StudentAlone"}
-
-    def views_of(**more: Any) -> ViewStream:
-        return ViewStream(done["views"], 10**9, 1.0, 0, 0, **more)
-
-    def stream(**more: Any) -> Callable[[int], Any]:
-        data = views_of(**more)
-        return lambda k: data.__getitems__(list(range(k * BATCH, (k + 1) * BATCH)))
-
-    def as_the_paper(k: int) -> dict[str, Tensor]:
-        """Decode, a fresh random crop and flip for every picture, at both sizes."""
-        box, flip = draw_recipe(BATCH, 1, k, (0.4, 1.0), (0.75, 4 / 3))
-        pick = np.random.default_rng(k).integers(0, len(opened.files), BATCH)
-        pictures = [read_rgb(opened.root / opened.files[i]) for i in pick]
-        out = {}
-        for name, px in (("images", student["input_px"]), ("teacher_images", page["input_px"])):
-            made = [render(p, box[i], bool(flip[i]), px) for i, p in enumerate(pictures)]
-            out[name] = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
-        return out
-
-    arms = {
-        "student": Arm(stream(), Distiller(student, alone)),
-        "kdep": Arm(
-            stream(**taught.stream), Distiller(student, objective, target, teacher=taught.model)
-        ),
-        "live": Arm(
-            stream(pool=str(done["prepare"]), teacher_px=page["input_px"]),
-            Distiller(student, objective, target, teacher=live),
-        ),
-        "paper": Arm(as_the_paper, Distiller(student, objective, target, teacher=live)),
-    }
-    teacher, where = build_teacher(page).to(compute_device()), compute_device()
-
-    @exact_float32()  # as it runs in a step
-    def ask(pictures: Tensor) -> None:
-        teacher(pictures.to(where))
-
-    seen: dict[str, list[Once]] = {name: [] for name in [*arms, "teacher"]}
-    crops = arms["live"].load  # the teacher alone sees what the live arm has just shown it
-    for r in range(rounds + 1):
-        for name, arm in arms.items():
-            got = [arm.once(r * each + k) for k in range(each)]
-            seen[name] += got if r else []  # the first round warms up
-        for k in range(r * each, (r + 1) * each):
-            got = clocked(lambda k=k: crops(k)["teacher_images"], ask)
-            seen["teacher"] += [got] if r else []
-    wait = {n: median(o.wait for o in s) for n, s in seen.items()}
-    step = {n: median(o.work for o in s) for n, s in seen.items()}
-    whole = {n: median(o.wait + o.work for o in s) for n, s in seen.items()}
-    cpu = {n: median(o.cpu for o in s) for n, s in seen.items()}
+    pair = _Pair.prepared(root, images, px)
+    times = _interleaved(pair, rounds, each)
+    wait = {n: median(t.wait for t in s) for n, s in times.items()}
+    step = {n: median(t.work for t in s) for n, s in times.items()}
+    total = {n: median(t.wait + t.work for t in s) for n, s in times.items()}
+    cpu = {n: median(t.cpu for t in s) for n, s in times.items()}
     workers = 2
-    told = waiting(arms["kdep"], views_of(**taught.stream), workers, rounds * each)
+    worker_wait = waiting(pair.trainers["kdep"], pair.cached_views, workers, rounds * each)
     return {
         "batch": BATCH,
         "rounds": rounds,
         "wait_s": wait,
         "step_s": step,
         "cpu_s": cpu,
-        "floors": floors(student, page),
-        "flops_per_s": reach(),
+        "floors": floors(pair.student, pair.teacher),
+        "flops_per_s": peak_throughput(),
         "ratios": {
-            "warm-cache step / student-only step": whole["kdep"] / whole["student"],
+            "warm-cache step / student-only step": total["kdep"] / total["student"],
             "live step / (student step + teacher forward)": step["live"]
             / (step["student"] + step["teacher"]),
-            "data wait, share of a warm-cache step": wait["kdep"] / whole["kdep"],
-            f"data wait with {workers} workers, share of a warm-cache step": told,
+            "data wait, share of a warm-cache step": wait["kdep"] / total["kdep"],
+            f"data wait with {workers} workers, share of a warm-cache step": worker_wait,
             "cache read, share of a student step": (wait["kdep"] - wait["student"])
-            / whole["student"],
-            "throughput against the paper's live loop": whole["paper"] / whole["kdep"],
+            / total["student"],
+            "throughput against the paper's live loop": total["paper"] / total["kdep"],
         },
     }
 
 
-def floors(student: dict[str, Any], page: dict[str, Any]) -> dict[str, float]:
-    """What a step must compute and read, before any overhead.
+class _Pair(NamedTuple):
+    """Configs of the pocket student and teacher, and the trainers of the student by name."""
 
-    FLOPs by torch's counter: student forward and backward (three forwards), teacher forward, the
-    projection of the target; bytes of pictures and features a batch.
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    trainers: dict[str, Trainer]
+    cached_views: ViewStream
+
+    @classmethod
+    def prepared(cls, root: Path, images: int, px: int | None) -> _Pair:
+        """Runs the stages on `images` random images; the trainers "student", "kdep" (from the
+        cache), "live" (teacher in every step) and "paper" (as "live", with fresh crops)."""
+        student = resolve("student", "resnet18_w32")
+        teacher = {k: v for k, v in resolve("teacher", "efficientnet_lite0").items() if k != "card"}
+        if px is not None:
+            student, teacher = {**student, "input_px": px}, {**teacher, "input_px": px}
+        method = {"labels_used": False, **resolve("method", "kdep")}
+        done = make_stages(root, images, student, teacher)
+        spec = dict(student=student, method=method, share=1.0, share_seed=0, seed=0)
+        spec["budget"] = dict(epochs=1, batch=BATCH)
+        opened = open_views(done["views"], done["prepare"])
+        source = teaching(frozenset({"target"}), spec, done, opened)
+        objective, target, _ = assemble.objective_config(spec, done, source, root)
+        live = {"live": teacher}
+
+        def views(**options: Any) -> ViewStream:
+            return ViewStream(done["views"], 10**9, 1.0, 0, 0, **options)
+
+        live_views = views(pool=str(done["prepare"]), teacher_px=teacher["input_px"])
+        trainers = {
+            "student": Trainer(
+                _batches(views()), Distiller(student, {"type": f"{__name__}.StudentAlone"})
+            ),
+            "kdep": Trainer(
+                _batches(views(**source.stream)),
+                Distiller(student, objective, target, teacher=source.model),
+            ),
+            "live": Trainer(
+                _batches(live_views), Distiller(student, objective, target, teacher=live)
+            ),
+            "paper": Trainer(
+                _fresh_crops(opened, student["input_px"], teacher["input_px"]),
+                Distiller(student, objective, target, teacher=live),
+            ),
+        }
+        return cls(student, teacher, trainers, views(**source.stream))
+
+
+def _batches(data: ViewStream) -> Callable[[int], Any]:
+    """k -> batch k of the stored views."""
+    return lambda k: data.__getitems__(list(range(k * BATCH, (k + 1) * BATCH)))
+
+
+def _fresh_crops(opened: Views, px: int, teacher_px: int) -> Callable[[int], dict[str, Tensor]]:
+    """k -> batch k as the paper's loop makes it: every image decoded, cropped and flipped anew, at
+    the sizes of student and teacher; uint8 [BATCH, 3, px, px]."""
+
+    def load(k: int) -> dict[str, Tensor]:
+        box, flip = draw_recipe(BATCH, 1, k, (0.4, 1.0), (0.75, 4 / 3))
+        pick = np.random.default_rng(k).integers(0, len(opened.files), BATCH)
+        images = [read_rgb(opened.root / opened.files[i]) for i in pick]
+        out = {}
+        for name, side in (("images", px), ("teacher_images", teacher_px)):
+            crops = [render(x, box[i], bool(flip[i]), side) for i, x in enumerate(images)]
+            out[name] = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        return out
+
+    return load
+
+
+def _interleaved(pair: _Pair, rounds: int, each: int) -> dict[str, list[StepTime]]:
+    """Name -> times of `rounds` * `each` steps: of every trainer, and of the teacher alone.
+
+    In each round every trainer takes `each` steps in turn; a first round, not counted, warms up.
+    """
+    teacher, device = build_teacher(pair.teacher).to(compute_device()), compute_device()
+
+    @exact_float32()  # as it runs in a step
+    def run_teacher(images: Tensor) -> None:
+        teacher(images.to(device))
+
+    times: dict[str, list[StepTime]] = {name: [] for name in [*pair.trainers, "teacher"]}
+    crops = pair.trainers["live"].load  # the teacher alone gets the images of the live steps
+    for r in range(rounds + 1):
+        for name, trainer in pair.trainers.items():
+            measured = [trainer.timed_step(r * each + k) for k in range(each)]
+            times[name] += measured if r else []
+        for k in range(r * each, (r + 1) * each):
+            measured = clocked(lambda k=k: crops(k)["teacher_images"], run_teacher)
+            times["teacher"] += [measured] if r else []
+    return times
+
+
+def floors(student: dict[str, Any], teacher_config: dict[str, Any]) -> dict[str, float]:
+    """Minimum work of a step: FLOPs and bytes per batch, without any overhead.
+
+    FLOPs by torch's counter: student forward and backward pass (three forward passes), teacher
+    forward pass, projection of the target; bytes of images and features.
     """
     from kdep_bench.networks.backbone import build_backbone
 
-    net, teacher, px = build_backbone(student), build_teacher(page), student["input_px"]
+    net, teacher, px = build_backbone(student), build_teacher(teacher_config), student["input_px"]
     net.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as one:
+    with torch.no_grad(), FlopCounterMode(display=False) as student_flops:
         net(torch.zeros(1, 3, px, px))
-    with FlopCounterMode(display=False) as two:
-        teacher(torch.zeros(1, 3, page["input_px"], page["input_px"], dtype=torch.uint8))
+    with FlopCounterMode(display=False) as teacher_flops:
+        teacher(torch.zeros(1, 3, teacher.input_px, teacher.input_px, dtype=torch.uint8))
     return {
-        "student_step_flops": 3.0 * BATCH * one.get_total_flops(),
-        "teacher_forward_flops": float(BATCH * two.get_total_flops()),
+        "student_step_flops": 3.0 * BATCH * student_flops.get_total_flops(),
+        "teacher_forward_flops": float(BATCH * teacher_flops.get_total_flops()),
         "target_flops": 2.0 * BATCH * teacher.width * student["width"],
         "picture_bytes": 3.0 * BATCH * px * px,
         "feature_bytes": 2.0 * BATCH * teacher.width,
     }
 
 
-def reach(side: int | None = None, times: int = 8) -> float:
-    """FLOP/s of a large float32 matrix product, the best of some: what this machine can do.
+def peak_throughput(side: int | None = None, times: int = 8) -> float:
+    """Peak FLOP/s of this machine: a float32 matrix product [side, side], best of `times`.
 
-    On a GPU, where 1024 rows are done before the next is started, of 8192; not in TF32.
+    By default 1024 rows, on a GPU 8192, as smaller products do not fill it; not in TF32.
     """
-    where, best = compute_device(), float("inf")
-    side = side or (1024 if where.type == "cpu" else 8192)
-    a = torch.randn(side, side).to(where)
+    device, best = compute_device(), float("inf")
+    side = side or (1024 if device.type == "cpu" else 8192)
+    a = torch.randn(side, side).to(device)
     for _ in range(times):
         synchronise()
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Proves on a machine with a GPU, in minutes, what a CPU cannot show: `tools/gpu_check.py`."""
+"""Checks of the project on a GPU, in minutes: `tools/gpu_check.py`."""

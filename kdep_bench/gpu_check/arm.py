@@ -1,8 +1,8 @@
-"""One arm of a small pocket suite end to end, its scores beside those of the same suite on a CPU.
+"""Check: one method of a small pocket suite end to end, compared with CPU scores.
 
-The suite `gpu_check` runs as it would anywhere (tools/run_suite.py); its CPU records are in
-results/gpu_check_reference. A single new run of another machine is expected inside the prediction
-interval of those runs: mean +- t * s * sqrt(1 + 1/n), t of n - 1 degrees of freedom at 95 %.
+The suite `gpu_check` runs by tools/run_suite.py; its CPU records are in
+results/gpu_check_reference. A new run on another machine should be inside the prediction interval
+of those runs: mean +- t * s * sqrt(1 + 1/n), t of n - 1 degrees of freedom at 95 %.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ SUITE = "gpu_check"
 
 
 def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Where one more value of the same normal distribution falls with probability `level`.
+    """Interval that contains a further value of the same normal distribution with probability
+    `level`.
 
-    Raises KdepError for fewer than two values, and for equal ones, which give no interval.
+    Raises:
+        KdepError: fewer than two values, or equal ones.
     """
     from scipy import stats
 
@@ -44,19 +46,19 @@ def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float
 
 
 def scores(results: Path) -> dict[tuple[str, str], list[float]]:
-    """(method, task) -> the values of a results folder's records that are whole."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """(method, task) -> scores of the finished records of a results folder."""
+    values: dict[tuple[str, str], list[float]] = {}
     for path in sorted((results / "records").glob("*.json")):
         record = read_json(path)
         if record["status"] == "ok":
             key = record["arm"]["method"], record["task"]["name"]
-            found.setdefault(key, []).append(record["value"])
-    return found
+            values.setdefault(key, []).append(record["value"])
+    return values
 
 
 def _run(setting: Setting, outcome: Outcome) -> None:
     work, results = _work_dir(setting), setting.folder / "results"
-    packed = work == PACKED  # the photographs that smoke is made of are not in a pack
+    packed = work == PACKED  # a pack lacks the photographs that smoke uses
     suite = "smoke" if setting.quick and not packed else SUITE
     command = [sys.executable, str(ROOT / "tools/run_suite.py"), suite, "--plain"]
     command += ["--work-dir", str(work), "--results-dir", str(results)]
@@ -92,7 +94,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
 
 
 def _work_dir(setting: Setting) -> Path:
-    """Where a pack has left the finished `prepare` stage of the suite, else the check's folder."""
+    """The work dir of a pack, with a finished `prepare` stage; otherwise in the check's folder."""
     return PACKED if PACKED.is_dir() else setting.folder / "work"
 
 

@@ -1,4 +1,4 @@
-"""What a check is, what it returns, and where its figures go while it runs. Imports no torch."""
+"""Definition, input and output of a check. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from kdep_bench.files import write_json
 
 Json = dict[str, Any]
-# Modules of this package that are no checks.
-_OTHERS = {"__init__", "base", "machine", "pack", "report", "run", "synthetic"}
+# Modules of this package that define no check.
+_NOT_CHECKS = {"__init__", "base", "machine", "pack", "report", "run", "synthetic"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every check is given.
+    """Input of a check.
 
     Attributes:
         device: "cuda" or "cpu".
         gpus: device numbers that the checks may use.
-        quick: shrunk sizes, to show on a CPU that every line runs; its figures mean nothing.
-        folder: where the check may write.
-        shared: where checks leave what the next ones use too.
-        partial: file that holds what was measured so far, for a check that is interrupted.
+        quick: tiny sizes, to run every line on a CPU; the figures mean nothing.
+        folder: folder of the check.
+        shared: folder of all checks, for stages that several use.
+        partial: file with the measurements so far, for a check that is interrupted.
     """
 
     device: str
@@ -38,25 +38,25 @@ class Setting:
 
 @dataclass
 class Outcome:
-    """What a check measured.
+    """Output of a check.
 
     Attributes:
-        claims: rows {"what", "measured", "bound", "ok"}: what must hold, and whether it does.
-        figures: rows {"what", "value", "unit"}: what was measured for people to read.
+        claims: rows {"what", "measured", "bound", "ok"}: a measure, its bound, whether it holds.
+        figures: rows {"what", "value", "unit"}: measurements without a bound.
     """
 
     setting: Setting
     claims: list[Json] = field(default_factory=list)
     figures: list[Json] = field(default_factory=list)
 
-    def claim(self, what: str, ok: bool, measured: Any, bound: str) -> None:
-        """Notes whether `what` holds, and writes all so far to the setting's partial file."""
-        self.claims.append({"what": what, "ok": bool(ok), "measured": measured, "bound": bound})
+    def claim(self, name: str, ok: bool, measured: Any, bound: str) -> None:
+        """Adds a claim; writes all so far to the setting's partial file."""
+        self.claims.append({"what": name, "ok": bool(ok), "measured": measured, "bound": bound})
         self._save()
 
-    def figure(self, what: str, value: float, unit: str) -> None:
-        """Notes a figure, and writes all so far to the setting's partial file."""
-        self.figures.append({"what": what, "value": float(value), "unit": unit})
+    def figure(self, name: str, value: float, unit: str) -> None:
+        """Adds a figure; writes all so far to the setting's partial file."""
+        self.figures.append({"what": name, "value": float(value), "unit": unit})
         self._save()
 
     def _save(self) -> None:
@@ -65,14 +65,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check, one module of this package, which defines it as CHECK.
+    """A check; each is the constant CHECK of a module of this package.
 
     Attributes:
-        title: for the table.
-        order: checks run by rising order, the most valuable first.
-        seconds: what it may take on a GPU; it is ended then, and what it measured is kept.
-        least: seconds below which it is not begun.
-        run: (setting, outcome) -> None. Raises KdepError for what cannot be checked.
+        title: its name in the report.
+        order: checks run in ascending order, the most important first.
+        seconds: time limit on a GPU; at the limit it is ended and its measurements are kept.
+        least: it is left out if fewer seconds are left.
+        run: (setting, outcome) -> None; raises KdepError if the check is impossible.
     """
 
     title: str
@@ -83,7 +83,7 @@ class Check:
 
 
 def checks() -> dict[str, Check]:
-    """All checks by module name, in the order they run; importing them imports no torch."""
-    names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _OTHERS)
-    found = {n: importlib.import_module(f"kdep_bench.gpu_check.{n}").CHECK for n in names}
-    return dict(sorted(found.items(), key=lambda item: item[1].order))
+    """All checks by module name, in the order they run; importing them does not import torch."""
+    names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_CHECKS)
+    by_name = {n: importlib.import_module(f"kdep_bench.gpu_check.{n}").CHECK for n in names}
+    return dict(sorted(by_name.items(), key=lambda item: item[1].order))

@@ -1,4 +1,4 @@
-"""What the device reaches: matrix products by format, and copies of its own memory."""
+"""Check: throughput of matrix products by format, and of memory copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this machine can be checked at all: driver, torch, memory of each GPU."""
+"""Driver, torch build and GPUs of this machine, and which GPUs the checks can use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-# Free memory that the largest check takes (a 224 px batch of 256 with a live teacher), with room.
+# Free memory for the largest check (a 224 px batch of 256 with a live teacher), with a margin.
 NEEDED_GIB = 12.0
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What torch and the driver say of this machine.
+class MachineInfo:
+    """GPU-related versions and devices of this machine.
 
     Attributes:
         torch: version of torch.
@@ -25,7 +25,7 @@ class Facts:
         driver: version that nvidia-smi names, None without one.
         library: whether the driver's library libcuda.so.1 can be loaded.
         available: torch.cuda.is_available().
-        warning: what torch said when it looked for GPUs.
+        warning: torch's warnings when it looked for GPUs.
         cards: {"number", "name", "free_gib", "total_gib"} of each visible GPU.
     """
 
@@ -38,9 +38,11 @@ class Facts:
     cards: list[dict[str, Any]] = field(default_factory=list)
 
 
-def look() -> Facts:
-    """Asks torch, nvidia-smi and the loader. Initialises CUDA where there is a GPU: call it in a
-    process that is not forked afterwards."""
+def detect() -> MachineInfo:
+    """Queries torch, nvidia-smi and the loader.
+
+    Initialises CUDA where there is a GPU: call it in a process that is not forked afterwards.
+    """
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -61,7 +63,7 @@ def look() -> Facts:
                 "total_gib": total / 2**30,
             }
         )
-    return Facts(
+    return MachineInfo(
         torch=torch.__version__,
         built_for=torch.version.cuda,
         driver=_driver(),
@@ -91,42 +93,41 @@ def _library() -> bool:
     return True
 
 
-def usable(facts: Facts, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
+def usable(info: MachineInfo, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]:
     """Numbers of the GPUs with enough free memory.
 
     Raises:
         KdepError: no driver, a CPU build of torch, a driver too old for it, GPUs that torch does
             not see, or none with enough free memory.
     """
-    if facts.built_for is None:
+    if info.built_for is None:
         raise KdepError(
-            f"torch {facts.torch} is a CPU build",
+            f"torch {info.torch} is a CPU build",
             fix="install a CUDA build of torch, or run with --device cpu",
         )
-    if not facts.available and not facts.library:
+    if not info.available and not info.library:
         raise KdepError(
             "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)",
-            expected=f"a driver for CUDA {facts.built_for}, for which torch {facts.torch} was "
-            "built",
+            expected=f"a driver for CUDA {info.built_for}, for which torch {info.torch} was built",
             fix="install the driver (in a container: start it with --gpus all), or run with "
             "--device cpu",
         )
-    if not facts.available and "too old" in facts.warning:
+    if not info.available and "too old" in info.warning:
         raise KdepError(
-            f"the NVIDIA driver {facts.driver or '(of unknown version)'} is too old for torch "
-            f"{facts.torch}, which was built for CUDA {facts.built_for}",
+            f"the NVIDIA driver {info.driver or '(of unknown version)'} is too old for torch "
+            f"{info.torch}, which was built for CUDA {info.built_for}",
             fix="update the driver, or install a build of torch for an older CUDA",
         )
-    if not facts.available:
+    if not info.available:
         raise KdepError(
-            f"torch {facts.torch} finds no GPU"
-            + (f" ({facts.warning})" if facts.warning else "")
-            + (f", with driver {facts.driver}" if facts.driver else ""),
+            f"torch {info.torch} finds no GPU"
+            + (f" ({info.warning})" if info.warning else "")
+            + (f", with driver {info.driver}" if info.driver else ""),
             fix="check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
         )
-    free = [c for c in facts.cards if c["free_gib"] >= needed_gib]
+    free = [c for c in info.cards if c["free_gib"] >= needed_gib]
     if not free:
-        listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in facts.cards)
+        listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in info.cards)
         raise KdepError(
             f"no GPU has {needed_gib:g} GiB free ({listing})",
             fix="end the processes that use the GPU (nvidia-smi lists them), or use a larger GPU",

@@ -1,4 +1,4 @@
-"""A step of every method: the loss falls, nothing waits for the GPU, and its peak memory."""
+"""Check: a step of every method lowers the loss and never waits for the GPU; peak memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         if setting.quick and kind in seen:
             continue
         seen.add(kind)
-        # A chain of teachers would first train an assistant: here the suite's teacher stands in.
+        # The suite's teacher replaces an intermediate teacher, which would have to be trained.
         method.pop("teacher", None)
         inputs = {k: v for k, v in done.items() if k != "align"}
         if align == {"type": "svd"}:
@@ -57,7 +57,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
 
 
 def _align(folder: Path, done: dict[str, Path], student: Json, method: Json) -> Path | None:
-    """The alignment of a method; None where its rule refuses this pair (equal widths alone)."""
+    """The alignment of a method; None if it does not support this pair (unequal widths)."""
     from kdep_bench.features import align
     from kdep_bench.gpu_check.synthetic import silent
 

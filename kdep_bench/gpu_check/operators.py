@@ -1,4 +1,4 @@
-"""mmcv's operators, forward and backward, against the same on the CPU."""
+"""Check: mmcv's operators, forward and backward, against the CPU."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     for name, (call, tensors) in _operators().items():
         results: list[list[Any]] = []
         for device in ("cpu", setting.device):
-            given = [t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
-            out = call(*given)
+            inputs = [t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
+            out = call(*inputs)
             parts = [o.float().square().sum() for o in out if o.is_floating_point()]
-            if any(t.requires_grad for t in given):
+            if any(t.requires_grad for t in inputs):
                 torch.stack(parts).sum().backward()
-            grads = [t.grad for t in given if t.grad is not None]
+            grads = [t.grad for t in inputs if t.grad is not None]
             results.append([x.detach().cpu() for x in (*out, *grads)])
-        worst = max(_apart(a, b) for a, b in zip(*results, strict=True))
+        worst = max(_relative_difference(a, b) for a, b in zip(*results, strict=True))
         outcome.claim(
             f"{name}, forward and backward", worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}"
         )
 
 
-def _apart(a: Any, b: Any) -> float:
+def _relative_difference(a: Any, b: Any) -> float:
     """Relative L2 difference; infinite for other shapes."""
     if a.shape != b.shape:
         return float("inf")

@@ -1,7 +1,8 @@
-"""A folder with all that a stock CUDA image lacks: the project, wheels, data and reference scores.
+"""A folder to run the checks offline: the project, wheels, data and reference scores.
 
-Made on a machine with a package index, carried to one without: `bash DIR/run.sh` installs the
-wheels beside the project (nothing of the image is changed) and runs the checks.
+It contains what a stock CUDA image lacks. Written on a machine with a package index and copied to
+one without: `bash DIR/run.sh` installs the wheels in the folder (the image is not changed) and runs
+the checks.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ exec "$python" tools/gpu_check.py --out "${OUT:-gpu_check}" "$@"
 
 
 def make_pack(folder: Path, repo: Path) -> str:
-    """Fills `folder`, which must be new or empty; a sentence on what is in it.
+    """Fills `folder`, which must be new or empty; returns a sentence on its content.
 
     Raises:
-        KdepError: a folder with something in it, a package that has no wheel, a suite that failed,
+        KdepError: `folder` is not empty, a package that has no wheel, a suite that failed,
             or a pack beyond MOST_BYTES.
     """
     folder = folder.absolute()
@@ -77,10 +78,10 @@ fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py")  # fmt
 
 
 def locked(lock: Path) -> list[str]:
-    """The lines of the lock for PACKAGES ('name==version'), those that it has."""
-    wanted = {p.lower().replace("_", "-") for p in PACKAGES}
+    """The lines 'name==version' of the lock file for PACKAGES."""
+    packages = {p.lower().replace("_", "-") for p in PACKAGES}
     rows = [x.strip() for x in lock.read_text().splitlines() if "==" in x and x[0] != "#"]
-    return [r for r in rows if r.split("==")[0].lower().replace("_", "-") in wanted]
+    return [r for r in rows if r.split("==")[0].lower().replace("_", "-") in packages]
 
 
 def _wheels(folder: Path, lock: Path) -> None:

@@ -1,4 +1,4 @@
-"""Autocast, memory layout and torch.compile against eager float32: loss and gradient of a step."""
+"""Check: loss and gradient of autocast, memory layout and torch.compile against float32."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def _run(setting: Setting, outcome: Outcome) -> None:
 
     want_loss, want = gradient()
     inductor = "aot_eager" if setting.quick else "inductor"  # a CPU would compile for minutes
-    arms: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "bfloat16": dict(precision="bfloat16"),
         "contiguous": dict(layout=torch.contiguous_format),
         "compiled": dict(compile=inductor),
     }
     if setting.device == "cuda":  # a CPU has no float16 convolutions worth the name
-        arms["float16"] = dict(precision="float16")
-    for name, more in arms.items():
-        loss, got = gradient(**more)
-        apart = float((got - want).norm() / want.norm())
-        outcome.claim(f"{name}: gradient against eager float32", apart <= BOUNDS[name], apart,
-                      f"<= {BOUNDS[name]:g}")  # fmt: skip
+        variants["float16"] = dict(precision="float16")
+    for name, options in variants.items():
+        loss, got = gradient(**options)
+        difference = float((got - want).norm() / want.norm())
+        bound = BOUNDS[name]
+        label = f"{name}: gradient against eager float32"
+        outcome.claim(label, difference <= bound, difference, f"<= {bound:g}")
         outcome.figure(f"{name}: loss over that of eager float32", loss / want_loss, "ratio")
 
 

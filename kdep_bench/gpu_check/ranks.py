@@ -1,4 +1,4 @@
-"""Several processes, one per GPU (NCCL; gloo on a CPU): sums, and BatchNorm of the whole batch."""
+"""Check: processes on several GPUs (NCCL; gloo on a CPU): sums, BatchNorm over all of them."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def _run(setting: Setting, outcome: Outcome) -> None:
             fix="read the log of this check; NCCL_DEBUG=INFO shows the cause of a failed "
             "connection",
         )
-    found = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
-    wanted = ranks * (ranks + 1) / 2
-    outcome.claim(f"sum over {ranks} processes", all(f["sum"] == wanted for f in found),
-                  found[0]["sum"], f"{wanted:g}")  # fmt: skip
-    worst = max(f["apart"] for f in found)
+    by_rank = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
+    expected = ranks * (ranks + 1) / 2
+    outcome.claim(f"sum over {ranks} processes", all(f["sum"] == expected for f in by_rank),
+                  by_rank[0]["sum"], f"{expected:g}")  # fmt: skip
+    worst = max(f["apart"] for f in by_rank)
     outcome.claim("BatchNorm over processes against one process, output and gradient",
                   worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}")  # fmt: skip
     if setting.device == "cuda":
-        worst = max(f["apart_torch"] for f in found)
+        worst = max(f["apart_torch"] for f in by_rank)
         outcome.claim("torch's SyncBatchNorm against one process", worst <= TOLERANCE, worst,
                       f"<= {TOLERANCE:g}")  # fmt: skip
     outcome.figure(f"all-reduce of 64 MiB over {ranks} processes",
-                   max(f["reduce_s"] for f in found) * 1e3, "ms")  # fmt: skip
+                   max(f["reduce_s"] for f in by_rank) * 1e3, "ms")  # fmt: skip
 
 
 def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
@@ -65,15 +65,15 @@ def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", rank=rank, world_size=ranks
     )
-    one = torch.tensor(float(rank + 1), device=place)
-    distributed.all_reduce(one)
+    number = torch.tensor(float(rank + 1), device=place)
+    distributed.all_reduce(number)
 
     g = torch.Generator().manual_seed(0)
     x = torch.randn(4 * ranks, 3, 5, 5, generator=g)
     upstream = torch.randn(4 * ranks, 3, 5, 5, generator=g)
-    mine = slice(4 * rank, 4 * rank + 4)
+    own_rows = slice(4 * rank, 4 * rank + 4)
 
-    def through(norm: nn.Module, rows: slice) -> tuple[Any, Any]:
+    def run_norm(norm: nn.Module, rows: slice) -> tuple[Any, Any]:
         norm = norm.to(place).train()
         given = x[rows].to(place).requires_grad_()
         out = norm(given)
@@ -81,17 +81,21 @@ def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
         assert given.grad is not None
         return out.detach(), given.grad
 
-    def apart(got: tuple[Any, Any]) -> float:
+    def worst_difference(got: tuple[Any, Any]) -> float:
         return max(
-            float((a - b[mine]).norm() / b[mine].norm()) for a, b in zip(got, want, strict=True)
+            float((a - b[own_rows]).norm() / b[own_rows].norm())
+            for a, b in zip(got, want, strict=True)
         )
 
-    want = through(nn.BatchNorm2d(3), slice(None))
+    want = run_norm(nn.BatchNorm2d(3), slice(None))
     shared = nn.Sequential(nn.BatchNorm2d(3))
     share_batch_norm(shared)
-    found: dict[str, float] = {"sum": float(one), "apart": apart(through(shared, mine))}
+    measured: dict[str, float] = {
+        "sum": float(number),
+        "apart": worst_difference(run_norm(shared, own_rows)),
+    }
     if device == "cuda":
-        found["apart_torch"] = apart(through(nn.SyncBatchNorm(3), mine))
+        measured["apart_torch"] = worst_difference(run_norm(nn.SyncBatchNorm(3), own_rows))
     big = torch.ones(2**24, device=place)
     distributed.all_reduce(big)
     if device == "cuda":
@@ -100,8 +104,8 @@ def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
     distributed.all_reduce(big)
     if device == "cuda":
         torch.cuda.synchronize()
-    found["reduce_s"] = time.perf_counter() - start
-    write_json(Path(folder) / f"rank{rank}.json", found)
+    measured["reduce_s"] = time.perf_counter() - start
+    write_json(Path(folder) / f"rank{rank}.json", measured)
     distributed.destroy_process_group()
 
 

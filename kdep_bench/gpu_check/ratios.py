@@ -1,4 +1,4 @@
-"""The benchmark's step ratios and data wait, at 64 px and at 224 px (tools/benchmark.py)."""
+"""Check: step ratios and data wait of the benchmark (tools/benchmark.py), at 64 and 224 px."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         folder = setting.folder / str(px)
         folder.mkdir()
         sizes = dict(images=320, rounds=1, each=1) if setting.quick else dict(images=512, rounds=10)
-        found = steps.measure(folder, px=64 if setting.quick else None if px == 64 else px, **sizes)
-        for what, value in found["ratios"].items():
-            outcome.figure(f"{px} px: {what}", value, "ratio")
-        ratio = found["ratios"]["warm-cache step / student-only step"]
+        measured = steps.measure(
+            folder, px=64 if setting.quick else None if px == 64 else px, **sizes
+        )
+        for ratio_name, value in measured["ratios"].items():
+            outcome.figure(f"{px} px: {ratio_name}", value, "ratio")
+        ratio = measured["ratios"]["warm-cache step / student-only step"]
         if not setting.quick:
             outcome.claim(f"{px} px: a warm-cache step over the student's alone", ratio <= BOUND,
                           ratio, f"<= {BOUND:g}")  # fmt: skip
-        for arm in ("student", "kdep", "live"):
-            rate = found["batch"] / (found["wait_s"][arm] + found["step_s"][arm])
-            outcome.figure(f"{px} px: {arm}, data included", rate, "images/s")
+        for trainer in ("student", "kdep", "live"):
+            rate = measured["batch"] / (measured["wait_s"][trainer] + measured["step_s"][trainer])
+            outcome.figure(f"{px} px: {trainer}, data included", rate, "images/s")
 
 
 CHECK = Check("step ratios and data wait", 70, 90, 20, _run)

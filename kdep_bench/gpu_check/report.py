@@ -1,4 +1,4 @@
-"""`gpu.md`: what a GPU check measured, as a page, from gpu_check.json alone. Imports no torch."""
+"""`gpu.md`: the result of the checks as Markdown, from gpu_check.json. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 def write_report(result: Json, path: Path) -> None:
-    """Writes the page of a result as `run_checks` returns it."""
+    """Writes the report of a result of `run_checks`."""
     write_atomic(path, "\n".join(_lines(result)) + "\n")
 
 
@@ -24,14 +24,14 @@ def _lines(result: Json) -> list[str]:
             "",
             "Shrunk (`--quick`): it shows that every check runs. **Its figures mean nothing.**",
         ]
-    facts = result.get("machine") or {}
-    if facts:
-        out += ["", *(f"- {k}: {v}" for k, v in facts.items())]
+    machine = result.get("machine") or {}
+    if machine:
+        out += ["", *(f"- {k}: {v}" for k, v in machine.items())]
     out += ["", "| check | outcome | claims that hold | seconds |", "|---|---|---:|---:|"]
     for check in result["checks"].values():
         claims = check.get("claims", [])
         holds = f"{sum(c['ok'] for c in claims)} of {len(claims)}" if claims else "-"
-        why = f": {_cell(check['why'])}" if check.get("why") else ""
+        why = f": {_escape(check['why'])}" if check.get("why") else ""
         out.append(
             f"| {check['title']} | {check['status']}{why} | {holds} | {check.get('seconds', 0):g} |"
         )
@@ -48,19 +48,19 @@ def _section(check: Json) -> list[str]:
     if claims:
         out += ["", "| what must hold | measured | bound | holds |", "|---|---:|---|---|"]
         out += [
-            f"| {_cell(c['what'])} | {_value(c['measured'])} | {_cell(c['bound'])} | "
+            f"| {_escape(c['what'])} | {_value(c['measured'])} | {_escape(c['bound'])} | "
             f"{'yes' if c['ok'] else '**no**'} |"
             for c in claims
         ]
     if figures:
         out += ["", "| measured | value | unit |", "|---|---:|---|"]
-        out += [f"| {_cell(f['what'])} | {f['value']:.4g} | {f['unit']} |" for f in figures]
+        out += [f"| {_escape(f['what'])} | {f['value']:.4g} | {f['unit']} |" for f in figures]
     return out
 
 
 def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else _cell(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else _escape(str(value))
 
 
-def _cell(text: str) -> str:
+def _escape(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")

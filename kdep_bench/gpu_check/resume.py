@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed, against one that is not: the real pre-training stage."""
+"""Check: an interrupted and resumed pre-training stage against an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
 
 
 def _train(spec: Json, done: dict[str, Path], out: Path, until: float | None) -> Any:
-    """The trained state dict; None where the run was interrupted at that share of its steps."""
+    """The trained state dict; None if interrupted, at the fraction `until` of its steps."""
     import torch
 
     from kdep_bench.pretrain import stage

@@ -1,7 +1,7 @@
-"""Runs the checks within a budget of seconds; what was measured is on disk after each of them.
+"""Runs the checks within a time budget; measurements are written after each check.
 
-Each check runs in a forked process with a time limit, so that one that hangs, crashes or fills the
-memory ends alone: one after another, or two at once in a quick run, whose figures mean nothing.
+Each check runs in a forked process with a time limit, so that a hang, crash or lack of memory ends
+only that check: one after another, or two at once in a quick run, whose figures mean nothing.
 The process that forks imports torch and the toolkits once, with every GPU hidden (see
 kdep_bench/devices.py), so that a check begins in milliseconds.
 """
@@ -44,14 +44,15 @@ def run_checks(
     machine: Json | None = None,
     say: Callable[[str], object] = print,
 ) -> Json:
-    """Runs the checks in order of value; returns what `gpu_check.json` in `out` holds.
+    """Runs the checks in order of importance; returns the content of `gpu_check.json` in `out`.
 
     Args:
         gpus: device numbers the checks may use.
         quick: see `Setting`.
         budget: seconds for all, from `began` (a time.monotonic()).
         only: names of checks; all by default.
-        machine: facts of the machine for the head of the report.
+        machine: item -> text, for the head of the report.
+        say: prints a line of progress.
     """
     began = time.monotonic() if began is None else began
     chosen = {n: c for n, c in checks().items() if only is None or n in only}
@@ -59,14 +60,17 @@ def run_checks(
     result: Json = {"device": device, "quick": quick, "machine": machine or {}, "checks": {}}
     _preload()
 
-    def record(name: str, found: Json) -> None:
-        """Writes the result and the report anew."""
+    def record(name: str, check_result: Json) -> None:
+        """Adds a result and writes result and report again."""
         title = chosen[name].title
-        result["checks"][name] = {"title": title, **found}
+        result["checks"][name] = {"title": title, **check_result}
         result["seconds"] = round(time.monotonic() - began, 1)
         write_json(out / RESULT, result)
         write_report(result, out / REPORT)
-        say(f"  {title}: {found['status']}" + (f": {found['why']}" if found.get("why") else ""))
+        say(
+            f"  {title}: {check_result['status']}"
+            + (f": {check_result['why']}" if check_result.get("why") else "")
+        )
 
     # Only the figures of a quick run mean nothing, so only there may two checks share the machine.
     waiting, running, at_once = list(chosen), [], 2 if quick else 1
@@ -92,14 +96,14 @@ def run_checks(
 
 
 def failed(result: Json) -> int:
-    """How many checks broke, and claims that do not hold."""
+    """Number of failed or interrupted checks and of claims that do not hold."""
     broken = sum(c["status"] in ("failed", "interrupted") for c in result["checks"].values())
     false = sum(not row["ok"] for c in result["checks"].values() for row in c.get("claims", ()))
     return broken + false
 
 
 def _preload() -> None:
-    """Imports what the checks share, so that forks have it; sees no GPU."""
+    """Imports common modules once for all forks, with every GPU hidden."""
     devices.hide_gpus()
     from kdep_bench import openmmlab
 
@@ -109,7 +113,7 @@ def _preload() -> None:
 
 @dataclass(eq=False)
 class Running:
-    """A check in a process of its own, ended after `limit` seconds."""
+    """A check in a separate process, ended after `limit` seconds."""
 
     name: str
     setting: Setting
@@ -128,6 +132,7 @@ class Running:
         out: Path,
         limit: float,
     ) -> Running:
+        """Starts the check in a new folder of `out`/work."""
         folder = out / "work" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -139,31 +144,32 @@ class Running:
 
     @property
     def seconds_left(self) -> float:
+        """Seconds until the limit."""
         return self.began + self.limit - time.monotonic()
 
     def result(self) -> Json:
-        """What it measured; a check that still runs is ended."""
+        """Status and measurements; a check that still runs is ended."""
         folder = self.setting.folder
         if self.child.is_alive():
             _end(self.child)
-            found = {"status": "interrupted", "why": f"not done after {self.limit:.0f} s"}
+            outcome = {"status": "interrupted", "why": f"not done after {self.limit:.0f} s"}
         elif (folder / "error.txt").is_file():
-            found = {"status": "failed", "why": (folder / "error.txt").read_text()}
+            outcome = {"status": "failed", "why": (folder / "error.txt").read_text()}
         elif self.child.exitcode:
             why = f"its process ended with status {self.child.exitcode}"
-            found = {"status": "failed", "why": why}
+            outcome = {"status": "failed", "why": why}
         else:
-            found = {"status": "done"}
+            outcome = {"status": "done"}
         partial, log = self.setting.partial, folder / "log.txt"
         measured = read_json(partial) if partial.is_file() else {}
-        if found["status"] != "done" and log.is_file():
-            found["log"] = log.read_text(errors="replace")[-2000:]
+        if outcome["status"] != "done" and log.is_file():
+            outcome["log"] = log.read_text(errors="replace")[-2000:]
         shutil.rmtree(folder, ignore_errors=True)
-        return {**found, "seconds": round(time.monotonic() - self.began, 1), **measured}
+        return {**outcome, "seconds": round(time.monotonic() - self.began, 1), **measured}
 
 
 def _wait(running: list[Running]) -> list[Running]:
-    """Those that have ended, or have no time left; waits for the first."""
+    """The checks that have ended or have no time left; waits for the first."""
     left = min((r.seconds_left for r in running), default=0.0)
     ended = connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
     for r in running:
@@ -173,14 +179,14 @@ def _wait(running: list[Running]) -> list[Running]:
 
 
 def _one_thread() -> None:
-    """On a CPU that others use too, threads that wait for each other take minutes for seconds."""
+    """One thread: on a busy CPU, threads that wait for each other are many times slower."""
     torch = sys.modules.get("torch")  # imported by `_preload`
     if torch is not None:
         torch.set_num_threads(1)
 
 
 def _end(child: Any) -> None:
-    """Ends a check and all that it started: it leads a process group of its own."""
+    """Ends a check and all processes it started, which are one process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, number)

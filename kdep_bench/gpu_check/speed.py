@@ -1,8 +1,8 @@
-"""Images per second of KDEP from the cache, KDEP with a live teacher, and supervised training.
+"""Check: images per second of KDEP with cache, KDEP with live teacher, and supervised training.
 
-For ResNet-18 and ViT-S at 224 px with a ResNet-50 teacher, at one batch that stays on the device:
-what computing takes, without data loading (which `ratios` measures). Beside each the floor: the
-step's FLOPs at the rate of a large matrix product of the same format.
+For ResNet-18 and ViT-S at 224 px with a ResNet-50 teacher, on one batch that stays on the device,
+so without data loading (see `ratios`). Each with its upper bound: the step's FLOPs at the
+throughput of a large matrix product of the same format.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def _run(setting: Setting, outcome: Outcome) -> None:
 
         def live(feature: Any = feature, basis: Any = basis) -> Any:
             with torch.no_grad(), torch.autocast(device.type, dtype):
-                said = teacher(images)[-1].mean((2, 3)).float() @ basis
-            return (feature() - said).square().mean()
+                target_live = teacher(images)[-1].mean((2, 3)).float() @ basis
+            return (feature() - target_live).square().mean()
 
         def supervised(feature: Any = feature, head: Any = head) -> Any:
             return torch.nn.functional.cross_entropy(head(feature()), labels)
 
         student_flops = 3 * _forward_flops(net, images)
-        for arm, loss, flops in (
+        for training, loss, flops in (
             ("KDEP, cached", cached, student_flops),
             ("KDEP, live teacher", live, student_flops + teacher_flops),
             ("supervised", supervised, student_flops),
@@ -75,12 +75,12 @@ def _run(setting: Setting, outcome: Outcome) -> None:
                 optimizer.step()
             synchronise()
             seconds = (time.perf_counter() - start) / steps
-            what = f"{name} at {px} px, {arm}"
-            outcome.figure(what, batch / seconds, "images/s")
-            outcome.figure(f"{what}: floor of its arithmetic", batch * rate / flops, "images/s")
+            label = f"{name} at {px} px, {training}"
+            outcome.figure(label, batch / seconds, "images/s")
+            outcome.figure(f"{label}: floor of its arithmetic", batch * rate / flops, "images/s")
             if device.type == "cuda":
                 peak = torch.cuda.max_memory_allocated() / 2**30
-                outcome.figure(f"{what}: peak memory at batch {batch}", peak, "GiB")
+                outcome.figure(f"{label}: peak memory at batch {batch}", peak, "GiB")
 
 
 def _resnet(depth: int) -> Json:

@@ -1,4 +1,4 @@
-"""Random pictures through the real stages, and any method set up on them as pre-training does."""
+"""Stages on random images, and any method set up on them as in pre-training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_stages(
     views: int = 2,
     outputs: tuple[str, ...] = (),
 ) -> dict[str, Path]:
-    """prepare (random 160 px pictures and labels), views, cache and align; their folders."""
+    """Runs prepare (random 160 px images and labels), views, cache and align; stage -> folder."""
     rng, pool = np.random.default_rng(0), root / "prepare/data/pool"
     (pool / "images").mkdir(parents=True)
     for i in range(images):
@@ -68,14 +68,14 @@ def make_stages(
 
 
 def quick_teacher(quick: bool) -> Json:
-    """The pocket suites' teacher; at a small input where figures mean nothing."""
-    page = resolve("teacher", "efficientnet_lite0")
-    page = {k: v for k, v in page.items() if k not in ("card", "about", "trained_on")}
-    return page | {"input_px": 64} if quick else page
+    """The teacher of the pocket suites; in a quick run with a smaller input."""
+    teacher = resolve("teacher", "efficientnet_lite0")
+    teacher = {k: v for k, v in teacher.items() if k not in ("card", "about", "trained_on")}
+    return teacher | {"input_px": 64} if quick else teacher
 
 
 def shared_stages(setting: Setting) -> dict[str, Path]:
-    """The stages of the pocket student and teacher, made by the first check that asks for them."""
+    """The stages of the pocket student and teacher; the first check that needs them runs them."""
     root = setting.shared
     with open(root.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another check may be making them
@@ -90,7 +90,7 @@ def shared_stages(setting: Setting) -> dict[str, Path]:
 
 def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: Any) -> Json:
     """The spec of a `pretrain` stage."""
-    more = dict(
+    defaults = dict(
         optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4), precision="float32"
     )
     return {
@@ -99,20 +99,20 @@ def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: An
         "share": 1.0,
         "share_seed": 0,
         "seed": 0,
-        "budget": {"epochs": epochs, "batch": batch, **more, **budget},
+        "budget": {"epochs": epochs, "batch": batch, **defaults, **budget},
     }
 
 
 def build(
     spec: Json, done: Mapping[str, Path], out: Path, **model: Any
 ) -> tuple[Distiller, Callable[[int], dict[str, Any]]]:
-    """(model on this process's device, k -> its k-th batch) of a spec, as `pretrain` has them."""
+    """(model on this process's device, function k -> k-th batch) of a spec, as in `pretrain`."""
     method, batch = spec["method"], spec["budget"]["batch"]
-    wanted = demands(method["objective"])
+    requirements = demands(method["objective"])
     inputs = dict(done)
     opened = open_views(done["views"], done["prepare"])
-    taught = teaching(wanted.needs, spec, inputs, opened)
-    objective, target, _ = assemble.objective_config(spec, inputs, taught, out)
+    source = teaching(requirements.needs, spec, inputs, opened)
+    objective, target, _ = assemble.objective_config(spec, inputs, source, out)
     labels = done["prepare"] / "data/pool/labels.json"
     data = ViewStream(
         done["views"],
@@ -121,8 +121,8 @@ def build(
         0,
         0,
         labels=str(labels) if method["labels_used"] else None,
-        together="views" in wanted.needs,
-        **taught.stream,
+        together="views" in requirements.needs,
+        **source.stream,
     )
     torch.manual_seed(0)
     net = Distiller(
@@ -130,9 +130,9 @@ def build(
         objective,
         target,
         precision=spec["budget"]["precision"],
-        maps="maps" in wanted.needs,
-        levels_before=sorted(wanted.levels_before),
-        teacher=taught.model,
+        maps="maps" in requirements.needs,
+        levels_before=sorted(requirements.levels_before),
+        teacher=source.model,
         **model,
     )
     net.train().to(compute_device())
@@ -146,5 +146,5 @@ def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loss_of(net: Distiller, batch: Mapping[str, Any]) -> torch.Tensor:
-    """The summed loss of a batch that lies on the device."""
+    """The summed loss of a batch on the device, a scalar."""
     return torch.stack(list(net(**batch, mode="loss").values())).sum()

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdep_bench.benchmark import forwards, lightly_arm, machine, memory, report, rival, steps
+from kdep_bench.benchmark import (
+    lightly,
+    lightly_run,
+    machine,
+    memory,
+    report,
+    steps,
+    teacher_passes,
+)
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite.config import resolve
@@ -34,7 +42,7 @@ def test_busy_cores_are_those_in_use_between_two_looks(tmp_path):
 
 
 def test_a_busy_machine_is_refused():
-    machine.check_idle(machine.MOST)
+    machine.check_idle(machine.MAX_BUSY_CORES)
     with pytest.raises(KdepError, match=r"other processes use 1\.5 cores.*--allow-busy"):
         machine.check_idle(1.5)
 
@@ -58,7 +66,7 @@ def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
     results = REPO / "results/pocket_full"
     told = {"outputs": {"forwards": 64000, "rows": 64000}}
     write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
-    got = forwards.count(results, tmp_path)
+    got = teacher_passes.count(results, tmp_path)
     assert got == {
         "suite": "pocket_full",
         "records": 75,
@@ -69,16 +77,16 @@ def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
         "samples": 3 * (512000 + 51200),
     }
     with pytest.raises(KdepError, match="does not exist"):
-        forwards.count(results, tmp_path / "elsewhere")
+        teacher_passes.count(results, tmp_path / "elsewhere")
     del told["outputs"]["forwards"]
     write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
     with pytest.raises(KdepError, match="does not report its number of forward passes"):
-        forwards.count(results, tmp_path)
+        teacher_passes.count(results, tmp_path)
 
 
 def test_a_suite_without_a_record_has_no_count(tmp_path):
     with pytest.raises(KdepError, match="no finished record"):
-        forwards.count(tmp_path, tmp_path)
+        teacher_passes.count(tmp_path, tmp_path)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -212,7 +220,7 @@ def test_step_times_exclude_other_work(monkeypatch):
     wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
-    assert steps.clocked(lambda: "batch", len) == steps.Once(2.0, 5.0, 3.0)
+    assert steps.clocked(lambda: "batch", len) == steps.StepTime(2.0, 5.0, 3.0)
 
 
 def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
@@ -227,7 +235,7 @@ def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
     wait, (wall, cpu) = "synchronise", ("perf_counter", "process_time")
     assert seen == [wait, wall, "load", wait, wall, cpu, "work", wait, wall, cpu]
     seen.clear()
-    steps.reach(side=8, times=2)
+    steps.peak_throughput(side=8, times=2)
     assert seen == [wait, wall, wait, wall] * 2
 
 
@@ -244,7 +252,7 @@ def test_streaming_directions_are_those_of_the_full_svd():
 
 
 def test_a_matrix_product_has_a_rate():
-    assert steps.reach(side=64, times=2) > 0
+    assert steps.peak_throughput(side=64, times=2) > 0
 
 
 def test_random_reads_of_a_file_are_timed_and_the_file_goes(tmp_path):
@@ -265,14 +273,14 @@ def test_resident_memory_is_read_by_name():
 
 def test_the_pace_counts_whole_steps_and_nothing_before_the_first():
     began = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]  # the third one's end is not known
-    assert lightly_arm.pace(began) == (12.0, 6.0)
+    assert lightly_run.pace(began) == (12.0, 6.0)
 
 
 def test_the_wrapped_teacher_gives_what_the_teacher_gives():
     page = resolve("teacher", "efficientnet_lite0") | {"input_px": 64}
-    wrapped = lightly_arm.WrappedTeacher(page)
+    wrapped = lightly_run.WrappedTeacher(page)
     images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (lightly_arm.MEAN, lightly_arm.STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (lightly_run.MEAN, lightly_run.STD))
     said = wrapped.forward_features((images.float() - mean) / std)
     pooled = wrapped.forward_pool(said)["pooled_features"].flatten(1)
     torch.testing.assert_close(pooled, wrapped.teacher(images).pooled, rtol=1e-3, atol=1e-4)
@@ -282,35 +290,35 @@ def test_the_wrapped_teacher_gives_what_the_teacher_gives():
 
 def test_the_wrapped_student_sees_its_own_size():
     page = resolve("student", "resnet18_w32")
-    wrapped = lightly_arm.WrappedStudent(page, 128)
+    wrapped = lightly_run.WrappedStudent(page, 128)
     seen = []
     wrapped.net.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
     out = wrapped.forward_features(torch.zeros(2, 3, 128, 128))["features"]
     assert seen == [(2, 3, 64, 64)]
     assert tuple(out.shape) == (2, 256, 2, 2)
     with pytest.raises(KdepError, match="a multiple of 64"):
-        lightly_arm.WrappedStudent(page, 96)
+        lightly_run.WrappedStudent(page, 96)
 
 
 def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
-    pool = tmp_path / "prepare" / rival.POOL
+    pool = tmp_path / "prepare" / lightly.POOL
     for i in range(130):
         (pool / f"{i % 2}").mkdir(parents=True, exist_ok=True)
         (pool / f"{i % 2}" / f"{i:03d}.jpg").write_bytes(b"x")
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/python").touch()
-    rival.check(tmp_path / "venv", tmp_path / "prepare", 64)
-    made = sorted((rival.some_of(tmp_path / "prepare", 64, tmp_path / "some")).rglob("*.jpg"))
+    lightly.check(tmp_path / "venv", tmp_path / "prepare", 64)
+    made = sorted((lightly.link_images(tmp_path / "prepare", 64, tmp_path / "some")).rglob("*.jpg"))
     assert len(made) == 64
     assert all(p.is_symlink() and p.read_bytes() == b"x" for p in made)
     assert {p.parent.name for p in made} == {"0", "1"}
     for images, said in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
         with pytest.raises(KdepError, match=said):
-            rival.check(tmp_path / "venv", tmp_path / "prepare", images)
+            lightly.check(tmp_path / "venv", tmp_path / "prepare", images)
     with pytest.raises(KdepError, match="make lightly"):
-        rival.check(tmp_path, tmp_path / "prepare", 64)
+        lightly.check(tmp_path, tmp_path / "prepare", 64)
     with pytest.raises(KdepError, match="no folder data/pool/images"):
-        rival.check(tmp_path / "venv", tmp_path, 64)
+        lightly.check(tmp_path / "venv", tmp_path, 64)
 
 
 def test_the_command_refuses_a_busy_machine_and_a_comparison_without_data(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from kdep_bench.engine import state
 def test_status_of_many_stage_directories(tmp_path: Path):
     """2,000 here; `python -m kdep_bench.benchmark.engine_cost` looks at 10,000."""
     plan = engine_cost.large_plan(2_000)
-    engine_cost.pretend_done(plan, tmp_path)
+    engine_cost.write_done_stages(plan, tmp_path)
     begun = time.process_time()
     known = state.statuses(plan, tmp_path)
     spent = time.process_time() - begun
@@ -48,7 +48,7 @@ def test_peak_memory_is_this_process_s_own():
 
 
 def test_stages_that_do_nothing_are_real_ones(tmp_path: Path):
-    got = engine_cost.starting(4, tmp_path, 2, fakes.FAST.preload)
+    got = engine_cost.time_starts(4, tmp_path, 2, fakes.FAST.preload)
     assert got["run"] == 4
     assert got["per_s"] > 0
     assert len(list(tmp_path.glob("nothing-*/stage.json"))) == 4

@@ -17,7 +17,7 @@ from kdep_bench.files import read_json
 from kdep_bench.gpu_check import run
 from kdep_bench.gpu_check.arm import prediction_interval, scores
 from kdep_bench.gpu_check.base import Check, Outcome, Setting, checks
-from kdep_bench.gpu_check.machine import Facts, usable
+from kdep_bench.gpu_check.machine import MachineInfo, usable
 from kdep_bench.gpu_check.pack import locked, make_pack
 from kdep_bench.gpu_check.report import write_report
 
@@ -25,10 +25,10 @@ REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools/gpu_check.py"
 
 
-def facts(**more: Any) -> Facts:
+def facts(**more: Any) -> MachineInfo:
     card = {"number": "0", "name": "A", "free_gib": 70.0, "total_gib": 80.0}
     known = dict(torch="2.11", built_for="13.0", driver="580", library=True, available=True)
-    return Facts(**{**known, "cards": [card], **more})
+    return MachineInfo(**{**known, "cards": [card], **more})
 
 
 @pytest.mark.parametrize(

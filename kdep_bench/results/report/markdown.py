@@ -159,7 +159,7 @@ DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]
 DIFFERENCE_HEAD += ["seeds", "p (Holm)", "result"]
 COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
 FAMILY_HEAD += ["peak memory, max.", "extra parameters", "extra forward passes per image seen"]
-FAMILY_HEAD += [f"mean difference to {other} x100 [95 %]" for other in families.REFERENCES]
+FAMILY_HEAD += [f"mean difference to {reference} x100 [95 %]" for reference in families.REFERENCES]
 FAMILY_HEAD += ["methods left out"]
 
 

@@ -45,7 +45,9 @@ from kdep_bench.results.report.widgets import (
 _HERE = Path(__file__).parent
 
 
-def page(view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]) -> str:
+def html_page(
+    view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+) -> str:
     """The HTML of `view`.
 
     Args:

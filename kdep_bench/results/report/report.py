@@ -49,7 +49,7 @@ def build(
         "leaderboard.md": markdown.markdown(view),
         "leaderboard.csv": csv_table.csv_table(view),
         "leaderboard.tex": latex.latex(view),
-        "index.html": page.page(view, results_dir, full, drawn),
+        "index.html": page.html_page(view, results_dir, full, drawn),
     }
     for name, content in files.items():
         _write_if_new(results_dir / name, content)

@@ -1,6 +1,6 @@
-"""lightly-train's distillation, as it comes, on a given teacher, student and folder of images.
+"""Runs lightly-train's default distillation on a given teacher, student and folder of images.
 
-Runs in the virtual environment of `make lightly`: `python -m kdep_bench.benchmark.lightly_arm
+Runs in the virtual environment of `make lightly`: `python -m kdep_bench.benchmark.lightly_run
 order.json` writes `result.json` and `backbone.pth` beside the order. Teacher and student are
 wrapped as its "custom models"; its default method takes such a teacher (`method_args`).
 """
@@ -29,44 +29,52 @@ from kdep_bench.transfer.export import save_tensors
 
 
 class Wrapped(nn.Module):
-    """What its custom models have in common: features [B, C, H, W], their mean, their width."""
+    """Interface of lightly-train's custom models: features [B, C, H, W], their mean and width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def feature_dim(self) -> int:
+        """Number of channels C."""
         return self.width
 
     def forward_pool(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean over positions, [B, C, 1, 1]."""
         return {"pooled_features": F.adaptive_avg_pool2d(x["features"], 1)}
 
 
 class WrappedStudent(Wrapped):
-    """A student on views of the teacher's size, brought down to its own by averaging."""
+    """A student whose input, a view of the teacher's size, is averaged to its own size.
 
-    def __init__(self, page: dict[str, Any], teacher_px: int) -> None:
-        super().__init__(page["width"])
-        if teacher_px % page["input_px"]:
+    Raises:
+        KdepError: the teacher's size is no multiple of the student's.
+    """
+
+    def __init__(self, config: dict[str, Any], teacher_px: int) -> None:
+        super().__init__(config["width"])
+        if teacher_px % config["input_px"]:
             raise KdepError(
                 f"the teacher's resolution is {teacher_px} px",
-                expected=f"a multiple of {page['input_px']}",
+                expected=f"a multiple of {config['input_px']}",
             )
-        self.by = teacher_px // page["input_px"]
-        self.net = build_backbone(page).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.pool_size = teacher_px // config["input_px"]
+        self.net = build_backbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def get_model(self) -> nn.Module:
+        """The backbone."""
         return self.net
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        x = F.avg_pool2d(x, self.by).contiguous(memory_format=torch.channels_last)
+        """The last feature map of views `x` [B, 3, teacher_px, teacher_px]."""
+        x = F.avg_pool2d(x, self.pool_size).contiguous(memory_format=torch.channels_last)
         return {"features": self.net(x)[-1]}
 
 
 class WrappedTeacher(Wrapped):
-    """A teacher on views in ImageNet's normalisation, the one that lightly-train gives both.
+    """A teacher on views in ImageNet normalisation, which lightly-train uses for both networks.
 
-    `began` holds (wall, processor) seconds at the start of every forward, so of every step.
+    `began`: (wall, CPU) seconds at the start of every forward pass, hence of every step.
     """
 
     scale: Tensor
@@ -82,24 +90,29 @@ class WrappedTeacher(Wrapped):
         self.began: list[tuple[float, float]] = []
 
     def get_model(self) -> nn.Module:
+        """The teacher."""
         return self.teacher
 
     @torch.no_grad()
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        """The last feature map of views `x` [B, 3, px, px]; notes the time."""
         self.began.append((time.perf_counter(), time.process_time()))
         x = (x * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         return {"features": self.teacher.features(x).maps["last"]}
 
 
 def pace(began: list[tuple[float, float]]) -> tuple[float, float]:
-    """(wall, processor) seconds of all steps that began at these times, the last one as the
-    others are on average; what comes before the first step is not counted."""
+    """(wall, CPU) seconds of all steps that began at these times.
+
+    The last step counts as the mean of the others; time before the first is not counted.
+    """
     steps = len(began)
     wall, cpu = (b - a for a, b in zip(began[0], began[-1], strict=True))
     return wall * steps / (steps - 1), cpu * steps / (steps - 1)
 
 
 def main(path: Path) -> None:
+    """Trains as the order file `path` says and writes backbone.pth and result.json next to it."""
     order, here = read_strict(path), path.parent
     torch.set_num_threads(order["threads"])
     keep_freed_memory()  # as our own stages do

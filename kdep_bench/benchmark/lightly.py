@@ -1,8 +1,8 @@
-"""The same student trained here and by another product: throughput, and the score downstream.
+"""Comparison with lightly-train: throughput, and the downstream score of the same student.
 
-Same teacher and its input size, student and its input size, images, epochs, batch, precision,
-threads and allocator. Each side keeps its own loss, augmentation, optimiser and schedule. Ours pays
-for its views, its cache and its alignment.
+Same teacher, student, input sizes, images, epochs, batch, precision, threads and allocator. Each
+side uses its own loss, augmentation, optimiser and schedule. The time of kdep_bench includes views,
+cache and alignment.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ VIEWS = 2
 
 
 def check(venv: Path, prepared: Path, images: int) -> None:
-    """KdepError where the other environment, the data or enough images are not there, or the
-    images do not fill whole batches."""
+    """Checks the environment of lightly-train, the data and the number of images.
+
+    Raises:
+        KdepError: one is missing, or `images` is no multiple of BATCH.
+    """
     if not (venv / "bin/python").exists():
         raise KdepError(
             f"{venv} is not a virtual environment with lightly-train", fix="run: make lightly"
@@ -53,8 +56,8 @@ def check(venv: Path, prepared: Path, images: int) -> None:
         )
 
 
-def some_of(prepared: Path, images: int, root: Path) -> Path:
-    """A `prepare` stage with links to `images` images of the pool, evenly picked."""
+def link_images(prepared: Path, images: int, root: Path) -> Path:
+    """Fills `root` as a `prepare` stage with links to `images` evenly spaced images of the pool."""
     files = sorted(p for p in (prepared / POOL).rglob("*") if p.is_file())
     for path in (files[i * len(files) // images] for i in range(images)):
         link = root / POOL / path.relative_to(prepared / POOL)
@@ -72,17 +75,22 @@ def measure(
     threads: int,
     seeds: int = 3,
 ) -> dict[str, Any]:
-    """Trains both, and scores both and the untrained student by the pocket linear probe."""
+    """Trains both; scores both and the untrained student by the pocket linear probe.
+
+    Raises:
+        KdepError: lightly-train fails, or the two train for different numbers of steps.
+    """
     keep_freed_memory()
     openmmlab.setup("mmpretrain")
     student, task = resolve("student", "resnet18_w32"), resolve("task", "pocket_probe")
     teacher = {k: v for k, v in resolve("teacher", "efficientnet_lite0").items() if k != "card"}
-    pool = some_of(prepared, images, root / "prepare")
-    ours = train(root / "ours", pool, student, teacher, epochs)
-    other = train_other(root / "other", venv, pool, student, teacher, epochs, threads)
-    if other["steps"] != ours["steps"]:
+    pool = link_images(prepared, images, root / "prepare")
+    kdep_run = train(root / "ours", pool, student, teacher, epochs)
+    lightly_result = train_lightly(root / "other", venv, pool, student, teacher, epochs, threads)
+    if lightly_result["steps"] != kdep_run["steps"]:
         raise KdepError(
-            f"lightly-train trained for {other['steps']} steps and kdep_bench for {ours['steps']}",
+            f"lightly-train trained for {lightly_result['steps']} steps and kdep_bench for "
+            f"{kdep_run['steps']}",
             expected="the same number of steps",
         )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
@@ -95,12 +103,12 @@ def measure(
     }
     return {
         "rival": "lightly-train",
-        "version": other.pop("version"),
+        "version": lightly_result.pop("version"),
         "images": images,
         "epochs": epochs,
         "threads": threads,
-        "ours": ours,
-        "other": other,
+        "ours": kdep_run,
+        "other": lightly_result,
         "task": task["name"],
         "seeds": seeds,
         "scores": {
@@ -113,35 +121,39 @@ def measure(
 def train(
     root: Path, pool: Path, student: dict[str, Any], teacher: dict[str, Any], epochs: int
 ) -> dict[str, float]:
-    """Our chain by its real stages; `seconds` and `cpu_s` of all of it, `train_s` of its steps."""
+    """Runs views, cache, align and pretrain in `root`; their times.
+
+    Returns:
+        `seconds` and `cpu_s` of all stages, `train_s` of the training steps, and `steps`.
+    """
     suite, method = load_config("suite", "pocket"), resolve("method", "kdep")
-    share, done = {"share": 1.0, "share_seed": 0}, {"prepare": pool}
+    fraction, done = {"share": 1.0, "share_seed": 0}, {"prepare": pool}
     recipe = dict(views=VIEWS, px=student["input_px"], seed=0, ratio=[0.75, 4 / 3])
     budget = {**suite["budget"], "epochs": epochs, "batch": BATCH, "precision": "float32"}
-    told: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     start, cpu = time.perf_counter(), time.process_time()
     for kind, run, spec in (
         ("views", views.run, {**recipe, "scale": suite["views"]["scale"]}),
         ("cache", cache.run, {"teacher": teacher}),
-        ("align", align.run, {**share, "width": student["width"], "align": method["align"]}),
+        ("align", align.run, {**fraction, "width": student["width"], "align": method["align"]}),
         (
             "pretrain",
             stage.run,
-            {**share, "seed": 0, "student": student, "method": method, "budget": budget},
+            {**fraction, "seed": 0, "student": student, "method": method, "budget": budget},
         ),
     ):
         (root / kind).mkdir(parents=True)
-        told = run(spec, done, root / kind, silent)
+        outputs = run(spec, done, root / kind, silent)
         done[kind] = root / kind
     return {
         "seconds": time.perf_counter() - start,
         "cpu_s": time.process_time() - cpu,
-        "train_s": told["train_s"],
-        "steps": told["steps"],
+        "train_s": outputs["train_s"],
+        "steps": outputs["steps"],
     }
 
 
-def train_other(
+def train_lightly(
     root: Path,
     venv: Path,
     pool: Path,
@@ -150,7 +162,11 @@ def train_other(
     epochs: int,
     threads: int,
 ) -> dict[str, Any]:
-    """lightly_arm's result; KdepError with the end of its log where it fails."""
+    """The result of `lightly_run` in the environment `venv`.
+
+    Raises:
+        KdepError: it fails; with the end of its log.
+    """
     root.mkdir()
     order = {
         "student": student,
@@ -162,11 +178,14 @@ def train_other(
         "seed": 0,
     }
     write_json(root / "order.json", order)
-    command = [venv / "bin/python", "-m", "kdep_bench.benchmark.lightly_arm", root / "order.json"]
+    command = [venv / "bin/python", "-m", "kdep_bench.benchmark.lightly_run", root / "order.json"]
     path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
-    told = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    told |= {"LIGHTLY_TRAIN_EVENTS_DISABLED": "1", "LIGHTLY_TRAIN_CACHE_DIR": str(root / "cache")}
-    ran = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",
+        "LIGHTLY_TRAIN_CACHE_DIR": str(root / "cache"),
+    }
+    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
         raise KdepError(f"lightly-train ended with exit code {ran.returncode} ({end})")
@@ -174,7 +193,7 @@ def train_other(
 
 
 def exported(root: Path, student: dict[str, Any]) -> Path:
-    """The backbone of `root`'s student.pth, by the export stage."""
+    """The exported backbone of the student that was trained in `root`."""
     source = root / "pretrain" if (root / "pretrain").is_dir() else root
     export.run({"student": student}, {"pretrain": source}, root, silent)
     return root / "backbone.pth"
@@ -188,14 +207,14 @@ def score(
     out: Path,
     seeds: int,
 ) -> float:
-    """Mean of the task's metric over seeds."""
+    """Mean of the task's metric over `seeds` transfers, a fraction."""
     run: Callable[..., dict[str, Any]] = build(task).run
     values = []
     for seed in range(seeds):
         torch.manual_seed(seed)
         place = out / str(seed)
         place.mkdir(parents=True)
-        said = run(prepared / "data", student, backbone, seed, place, silent)
-        values.append(said["value"])
+        outputs = run(prepared / "data", student, backbone, seed, place, silent)
+        values.append(outputs["value"])
     shutil.rmtree(out)
     return mean(values)
