@@ -1,10 +1,10 @@
 """The teacher cache: one forward per (image, view), shared by every method, student and seed.
 
 Float16 features in memory-mapped shards, the manifest last; beside them whatever else a method
-reads of the teacher (logits, maps, tokens), each in shards of its own. When the cache is full, a
-sample of its rows is read back, computed again by the live teacher and compared; before every use
-the pictures of that sample, kept in the cache, are shown to the teacher again (`verify_cache`). A
-mismatch refuses.
+reads of the teacher (logits, maps, tokens, its largest class probabilities), each in shards of its
+own. When the cache is full, a sample of its rows is read back, computed again by the live teacher
+and compared; before every use the images of that sample, kept in the cache, are run through the
+teacher again (`verify_cache`). A mismatch refuses.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import Views, open_views, read_rgb, render
 from kdep_bench.devices import compute_device, cores
 from kdep_bench.errors import KdepError
+from kdep_bench.features import sparse
 from kdep_bench.features.cache_check import (
     extra_outputs,
     normalisation,
@@ -38,6 +39,7 @@ from kdep_bench.features.cache_read import (
     MANIFEST,
     SAMPLE,
     SHARD_ROWS,
+    dtype_of,
     open_cache,
     shard_path,
 )
@@ -56,13 +58,15 @@ def run(
     """Stage `cache`: fills the shards; a finished shard of an interrupted try is kept.
 
     Spec: `teacher` config, `batch`, `outputs` (of OUTPUTS, or "maps.<name>", where a method reads
-    more than the pooled feature), `share` and `share_seed` (where only the rows of that data share
-    are stored). A teacher that an arm of the suite made comes with the inputs `export` and
-    `pretrain` of that arm.
+    more than the pooled feature; "probabilities.<k>" is the k largest class probabilities),
+    `pooled` (False where no method reads the pooled feature, which is then not stored), `share` and
+    `share_seed` (where only the rows of that data share are stored). A teacher that an arm of the
+    suite made comes with the inputs `export` and `pretrain` of that arm.
     """
     config, files = spec["teacher"], exported_files(spec, inputs)
     teacher = build_teacher({**config, **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
+    pooled = spec.get("pooled", True)
     teacher.to(compute_device())
     # An arm's student has its own classes, or has seen too little to know the photographs; that it
     # is the very network that was exported is told by its files.
@@ -83,14 +87,14 @@ def run(
         for name, value in (extra_outputs(teacher, first, outputs) if first else {}).items()
     }
     batch = int(spec.get("batch", 32))
-    numbers = teacher.width + sum(math.prod(s) for s in shapes.values())
+    numbers = teacher.width * pooled + sum(math.prod(s) for s in shapes.values())
     said = estimate(len(order), numbers, views.views)
     print(f"cache of teacher {teacher.name}: {said}", flush=True)
     progress(0, len(order), said)
     shards = -(-len(order) // SHARD_ROWS)
     for k in range(shards):
-        if not is_complete(out, k, shapes):
-            fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress)
+        if not is_complete(out, k, shapes, pooled):
+            fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress, pooled)
     teacher.cpu()
     if teacher.checksum() != checksum:
         raise KdepError(
@@ -98,7 +102,7 @@ def run(
             "must stay frozen",
             fix="correct the teacher's class, so that forward() changes no parameter or buffer",
         )
-    spent = [read_strict(shard_path(out, k).with_suffix(".json")) for k in range(shards)]
+    spent = [read_strict(note_path(out, k)) for k in range(shards)]
     forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
     manifest = {
         "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
@@ -113,6 +117,10 @@ def run(
     }
     if files:  # beside this folder, wherever the work dir is moved to
         manifest["files"] = {k: os.path.relpath(path, out) for k, path in files.items()}
+    if not pooled:
+        manifest["pooled"] = False
+    if sparse.stored_top(shapes) and first is not None and first.logits is not None:
+        manifest["classes"] = first.logits.shape[1]
     if index is not None:
         manifest["of"] = views.rows
         np.save(out / INDEX, index)
@@ -130,6 +138,7 @@ def run(
         "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, one)},
         "rows": len(order),
         "bytes": len(order) * numbers * 2,
+        "bytes_per_view": numbers * 2,
         "forwards": forwards,
         "fill_s": round(seconds, 2),
         "images_per_s": round(forwards / seconds, 1),
@@ -145,8 +154,9 @@ def estimate(rows: int, numbers: int, views: int) -> str:
     """
     more = f"{views} epochs" if views > 1 else "one epoch"
     return (
-        f"{rows * numbers * 2 / 1e6:.4g} MB on disk and {rows} teacher forwards; cheaper than a "
-        f"live teacher once the runs that share it train for more than {more} in all"
+        f"{rows * numbers * 2 / 1e6:.4g} MB on disk ({numbers * 2} bytes per view) and {rows} "
+        f"teacher forwards; cheaper than a live teacher once the runs that share it train for more "
+        f"than {more} in all"
     )
 
 
@@ -180,14 +190,15 @@ def fill_shard(
     shapes: Mapping[str, Sequence[int]],
     out: Path,
     progress: Callable[..., None],
+    pooled: bool = True,
 ) -> None:
-    """Shard `k` of every array; the one of the pooled feature, by which it counts as done, last."""
+    """Shard `k` of every array; the note by which it counts as done, last but for the feature."""
     first = k * SHARD_ROWS
     count, start = min(SHARD_ROWS, len(order) - first), time.perf_counter()
-    shard = np.empty((count, teacher.width), np.float16)
+    shard = np.empty((count, teacher.width if pooled else 0), np.float16)
     partials = {name: out / f".{name}-{k}.npy" for name in shapes}
     more = {
-        name: open_memmap(partials[name], "w+", np.float16, (count, *shape))
+        name: open_memmap(partials[name], "w+", dtype_of(name), (count, *shape))
         for name, shape in shapes.items()
     }
 
@@ -202,9 +213,11 @@ def fill_shard(
     threads = 0 if compute_device().type == "cpu" else cores()
     for i, pixels in zip(starts, prefetch(pictures, starts, threads), strict=True):
         rows, said = rows_at(i), run_teacher(teacher, pixels)
-        arrays = {"features": said.pooled, **extra_outputs(teacher, said, outputs)}
+        arrays = extra_outputs(teacher, said, outputs)
+        if pooled:
+            arrays["features"] = said.pooled
         for name, value in arrays.items():
-            half = value.half()
+            half = value.half() if value.is_floating_point() else value
             if not bool(torch.isfinite(half).all()):
                 raise KdepError(
                     f"teacher {teacher.name} returned NaN, infinity or a value beyond float16 "
@@ -217,18 +230,22 @@ def fill_shard(
     for name, array in more.items():
         array.flush()
         partials[name].replace(shard_path(out, k, name))
-    partial = out / f".shard-{k}.npy"
-    np.save(partial, shard)
     # Beside the shard, so that a resumed cache still costs what filling all of it took.
-    spent: dict[str, Any] = {
-        "seconds": time.perf_counter() - start,
-        "forwards": count,
-        "sha256": file_hash(partial),
-    }
+    spent: dict[str, Any] = {"seconds": time.perf_counter() - start, "forwards": count}
+    partial = out / f".shard-{k}.npy"
+    if pooled:
+        np.save(partial, shard)
+        spent["sha256"] = file_hash(partial)
     if shapes:
         spent["further"] = {name: file_hash(shard_path(out, k, name)) for name in shapes}
-    write_json(shard_path(out, k).with_suffix(".json"), spent)
-    partial.replace(shard_path(out, k))
+    write_json(note_path(out, k), spent)
+    if pooled:
+        partial.replace(shard_path(out, k))
+
+
+def note_path(out: Path, k: int) -> Path:
+    """The file of shard k that holds its cost and the hashes of its arrays."""
+    return shard_path(out, k).with_suffix(".json")
 
 
 def resumable(out: Path, identity: dict[str, Any]) -> None:
@@ -240,11 +257,13 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
     write_json(mark, identity)
 
 
-def is_complete(out: Path, k: int, names: Iterable[str] = ()) -> bool:
+def is_complete(out: Path, k: int, names: Iterable[str] = (), pooled: bool = True) -> bool:
     """Whether shard k of an interrupted try is there, in every array, and as it was written."""
     try:
-        told = read_strict(shard_path(out, k).with_suffix(".json"))
-        want = {"features": told["sha256"], **{name: told["further"][name] for name in names}}
+        told = read_strict(note_path(out, k))
+        want = {name: told["further"][name] for name in names}
+        if pooled:
+            want["features"] = told["sha256"]
         paths = {name: shard_path(out, k, name) for name in want}
         return all(path.exists() and file_hash(path) == want[n] for n, path in paths.items())
     except (KdepError, KeyError, TypeError):

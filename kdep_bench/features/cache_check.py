@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdep_bench.data.views import Views, read_rgb, render
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
+from kdep_bench.features import sparse
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
@@ -61,6 +62,12 @@ def extra_outputs(
     for name, value in out.maps.items():
         if "maps" in outputs or f"maps.{name}" in outputs:
             got[safe_name(f"maps.{name}", "map name")] = value
+    for name in outputs:
+        if name.startswith(f"{sparse.VALUES}.") and out.logits is not None:
+            k = int(name.partition(".")[2])
+            got |= dict(
+                zip(sparse.names(k), sparse.largest(out.logits, k, teacher.name), strict=True)
+            )
     for wanted in outputs:
         if not any(wanted in (n, n.partition(".")[0]) for n in got):
             raise KdepError(
@@ -129,13 +136,20 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
     view, normalisation or resolution.
     """
     said, worst = run_teacher(teacher, pixels), 0.0
-    for name, live in {
-        "features": said.pooled,
-        **extra_outputs(teacher, said, sorted(cache.extras)),
-    }.items():
+    outputs = [n for n in sorted(cache.extras) if not n.startswith(f"{sparse.CLASSES}.")]
+    compared = extra_outputs(teacher, said, outputs)
+    for name, live in {"features": said.pooled, **compared}.items():
+        if name.startswith(f"{sparse.CLASSES}.") or (name == "features" and not cache.shards):
+            continue
         stored = torch.from_numpy(cache.rows(rows, None if name == "features" else name)).float()
         scale = max(float(live.abs().max()), 1e-6)
-        error = float((live - stored).abs().max()) / scale
+        if name.startswith(f"{sparse.VALUES}."):
+            assert said.logits is not None
+            index = sparse.names(int(name.partition(".")[2]))[1]
+            classes = torch.from_numpy(cache.rows(rows, index))
+            error = sparse.stored_error(said.logits, stored, classes) / scale
+        else:
+            error = float((live - stored).abs().max()) / scale
         if not error <= TOLERANCE:
             what = "cached features differ" if name == "features" else f"cached {name} differ"
             raise KdepError(

@@ -215,7 +215,8 @@ class Forecast:
         width = known.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
         sizes = [_size(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
         unknown = width is None or None in sizes
-        numbers = None if unknown else int(width or 0) + sum(s or 0 for s in sizes)
+        pooled = int(width or 0) if stage.spec.get("pooled", True) else 0
+        numbers = None if unknown else pooled + sum(s or 0 for s in sizes)
         disk = None if numbers is None else rows * _HALF * numbers
         return ResourceEstimate(
             rows, rows * known["flops"], disk, _uncounted(made) if unknown else ""
@@ -288,7 +289,9 @@ def _uncounted(network: Json) -> str:
 
 
 def _size(outputs: Mapping[str, int], output: str) -> int | None:
-    """Numbers a picture of one further output of a cache; 'maps' is all of them."""
+    """Numbers per image of one further output of a cache; 'maps' is all of them."""
+    if output.startswith("probabilities."):  # as many class numbers
+        return 2 * int(output.partition(".")[2])
     sizes = [n for name, n in outputs.items() if output in (name, name.partition(".")[0])]
     return sum(sizes) if sizes else None
 

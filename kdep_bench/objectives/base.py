@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 # "views": the fixed views of an image stand one after another in the batch.
 # "classes": the labels are those of the teacher's own classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
+# "probabilities": the largest `top_classes` class probabilities, the rest spread evenly.
 NEEDS = frozenset(
     {
         *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
-        "classifier",
+        *("classifier", "probabilities"),
     }
 )
 ASKS = frozenset(
@@ -63,7 +64,8 @@ class Context:
         labels: [B] int64 class numbers; with need "labels", None in a label-free run.
         teacher: what the teacher said, without gradient: `pooled` [B, Dt] as tapped, `logits`
             [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
-            with "tokens". None in a run without a teacher; of several teachers, the first.
+            with "tokens", `probabilities` [B, C] with "probabilities". None in a run without a
+            teacher; of several teachers, the first.
         teachers: the same of every teacher, by its role in the method; a method with one teacher
             has the role "teacher".
         targets: [B, Ds] by role, as `target` of each teacher whose aligned feature is read.

@@ -1,9 +1,11 @@
-"""Which maps an objective's config names. Imports no torch: the plan asks too."""
+"""Which teacher outputs an objective's config names. Imports no torch: the plan asks too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from kdep_bench.errors import KdepError
 
 
 def levels_of(config: Any) -> set[str]:
@@ -28,3 +30,28 @@ def _levels(config: Any) -> Iterator[Mapping[str, str]]:
             yield config["levels"]
         for value in config.values():
             yield from _levels(value)
+
+
+def top_classes(config: Any) -> int:
+    """The number of largest class probabilities that an objective reads: its `top_classes`.
+
+    Raises:
+        KdepError: where its parts name none or several.
+    """
+    named = sorted(set(_values(config, "top_classes")))
+    if len(named) != 1:
+        raise KdepError(
+            f"an objective that reads class probabilities has top_classes = {named or None}",
+            expected="one number for the whole objective",
+            fix="set top_classes in the method's objective (the same in all its parts)",
+        )
+    return int(named[0])
+
+
+def _values(config: Any, key: str) -> Iterator[Any]:
+    """Every value of `key` in a config and its parts."""
+    if isinstance(config, Mapping):
+        if key in config:
+            yield config[key]
+        for value in config.values():
+            yield from _values(value, key)

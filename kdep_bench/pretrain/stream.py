@@ -98,7 +98,8 @@ class ViewStream(Dataset):
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:
         """A whole batch: `images` [B, 3, px, px] uint8 and `rows` [B] int64.
 
-        With a cache also `teacher` [B, Dt] float16 and `outputs` {name: [B, ...] float16}; for a
+        With a cache also `teacher` [B, Dt] float16 (where it holds the pooled feature) and
+        `outputs` {name: [B, ...] float16}; for a
         live teacher `teacher_images` [B, 3, teacher_px, teacher_px] uint8; in a set with labels
         `labels` [B] int64.
 
@@ -118,7 +119,7 @@ class ViewStream(Dataset):
             "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),
             "rows": torch.from_numpy(rows),
         }
-        if self.cache is not None:
+        if self.cache is not None and self.cache.shards:
             batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
         if self.cache is not None and self.outputs:
             batch["outputs"] = {

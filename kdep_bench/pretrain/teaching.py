@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
+from kdep_bench.features import sparse
 from kdep_bench.features.cache_check import exact_float32, open_head, verify_cache
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.levels import levels_of
+from kdep_bench.objectives.levels import levels_of, top_classes
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
-FROM_TEACHER = frozenset({"target", "pooled", "logits", "maps", "tokens"})
+FROM_TEACHER = frozenset({"target", "pooled", "logits", "maps", "tokens", "probabilities"})
 
 
 class TeacherSide:
@@ -28,14 +29,24 @@ class TeacherSide:
     Args:
         live: config of a teacher that runs in the step, on the crops the student sees.
         head: folder of a cache whose pooled features give the logits (`open_head`).
+        top: k of the class probabilities that the objective reads; computed from a live teacher's
+            logits as from the stored ones.
+        classes: number of the teacher's classes, for stored probabilities.
     """
 
-    def __init__(self, live: Mapping[str, Any] | None = None, head: str | None = None) -> None:
+    def __init__(
+        self,
+        live: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        top: int | None = None,
+        classes: int | None = None,
+    ) -> None:
         # The student is initialised from the same generator: arms must start from one student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))
         self.checksum = None if self.live is None else self.live.checksum()
+        self.top, self.classes = top, classes
 
     @torch.no_grad()
     def __call__(
@@ -45,10 +56,12 @@ class TeacherSide:
         if self.live is not None:
             assert images is not None
             with torch.autocast(images.device.type, enabled=False), exact_float32():
-                return self.live.to(images.device)(images)
-        if pooled is None:
+                return self._with_top(self.live.to(images.device)(images))
+        if pooled is None and not outputs:
             return None
-        feature, logits = pooled.float(), outputs.get("logits")
+        first = next(iter(outputs.values())) if pooled is None else pooled
+        feature = first.new_empty((len(first), 0)).float() if pooled is None else pooled.float()
+        logits = outputs.get("logits")
         if logits is None and self.head is not None:
             logits = self.head.to(feature.device)(feature)
         tokens = outputs.get("tokens")
@@ -57,7 +70,21 @@ class TeacherSide:
             None if logits is None else logits.float(),
             {k[5:]: v.float() for k, v in outputs.items() if k.startswith("maps.")},
             None if tokens is None else tokens.float(),
+            probabilities=self._stored_top(outputs),
         )
+
+    def _with_top(self, out: TeacherOutput) -> TeacherOutput:
+        if self.top is None or out.logits is None or self.live is None:
+            return out
+        values, index = sparse.largest(out.logits, self.top, self.live.name)
+        dense = sparse.dense(values, index, out.logits.shape[1])
+        return replace(out, probabilities=dense)
+
+    def _stored_top(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
+        if self.top is None or self.classes is None:
+            return None
+        values, index = (outputs[name] for name in sparse.names(self.top))
+        return sparse.dense(values, index, self.classes)
 
     def still_frozen(self) -> None:
         """KdepError when the live teacher is not what it was at the start."""
@@ -96,21 +123,26 @@ def teaching(
     wanted = needs & FROM_TEACHER
     if not wanted:
         return Teaching()
+    objective = spec["method"]["objective"]
+    top = top_classes(objective) if "probabilities" in wanted else None
     if spec.get("teacher") is not None:
-        return live_teaching(wanted, spec["teacher"], inputs)
+        return live_teaching(wanted, spec["teacher"], inputs, top)
     if "cache" not in inputs:
         raise KdepError(
             f"the objective of method {spec['method']['name']} reads {', '.join(sorted(wanted))} "
             "of the teacher, but the method has no `needs`",
             fix="list them as needs=[...] in the method's config",
         )
-    return cached_teaching(wanted, levels_of(spec["method"]["objective"]), inputs["cache"], views)
+    return cached_teaching(wanted, levels_of(objective), inputs["cache"], views, top)
 
 
 def cached_teaching(
-    wanted: frozenset[str], levels: set[str], folder: Path, views: Views
+    wanted: frozenset[str], levels: set[str], folder: Path, views: Views, top: int | None = None
 ) -> Teaching:
-    """From the cache in `folder`; of its maps only `levels`, all where none is named."""
+    """From the cache in `folder`; of its maps only `levels`, all where none is named.
+
+    `top`: k of the class probabilities that the objective reads; None where it reads none.
+    """
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
     names = cache.wanted(wanted)
@@ -122,17 +154,28 @@ def cached_teaching(
                 f"the cache of teacher {cache.teacher['name']} has no {need}",
                 fix=f"add {need!r} to the method's `needs`",
             )
+    if top is not None and sparse.stored_top(names) != top:
+        raise KdepError(
+            f"the cache of teacher {cache.teacher['name']} does not have the {top} largest class "
+            "probabilities",
+            fix="add 'probabilities' to the method's `needs`",
+        )
     from_head = "logits" in wanted and "logits" not in names
     head = open_head(folder) if from_head else None
 
     def classes() -> int:
+        if cache.classes is not None:
+            return cache.classes
         if head is None:
             return int(cache.extras["logits"][0].shape[1])
         return int(head(torch.zeros(1, cache.width)).shape[1])
 
     return Teaching(
         {"cache": str(folder), "outputs": names},
-        {"head": str(folder)} if from_head else {},
+        {
+            **({"head": str(folder)} if from_head else {}),
+            **({} if top is None else {"top": top, "classes": cache.classes}),
+        },
         {
             "teacher_width": lambda: cache.width,
             "teacher_classes": classes,
@@ -148,21 +191,27 @@ def cached_teaching(
 
 
 def live_teaching(
-    wanted: frozenset[str], config: Mapping[str, Any], inputs: Mapping[str, Path]
+    wanted: frozenset[str],
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    top: int | None = None,
 ) -> Teaching:
     teacher = build_teacher(config)
     px = teacher.input_px
     said = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
     has = {"logits": said.logits is not None, "maps": bool(said.maps)}
     has["tokens"] = said.tokens is not None
+    has["probabilities"] = said.logits is not None
     for need, there in has.items():
         if need in wanted and not there:
             raise KdepError(
                 f"the teacher {teacher.name} has no {need}", fix="choose another teacher or method"
             )
+    if top is not None and said.logits is not None:
+        sparse.largest(said.logits, top, teacher.name)  # refuses more than it has
     return Teaching(
         {"pool": str(inputs["images"]), "teacher_px": px},
-        {"live": dict(config)},
+        {"live": dict(config), **({} if top is None else {"top": top})},
         {
             "teacher_width": lambda: teacher.width,
             "teacher_classes": lambda: None if said.logits is None else said.logits.shape[1],

@@ -46,7 +46,7 @@ def assistant_of(method: Json) -> Json | None:
         "name": f"{student['name']}.{intermediate_method['name']}{epochs_label}",
         "student": without(student, PROSE),
         "has_logits": one_linear_head
-        and bool(method_needs(intermediate_method) & {"labels", "logits"}),
+        and bool(method_needs(intermediate_method) & {"labels", "logits", "probabilities"}),
         "card": {
             "width": student["width"],
             "maps": False,

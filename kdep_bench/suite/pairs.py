@@ -14,7 +14,7 @@ from functools import cached_property
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
-from kdep_bench.objectives.levels import student_levels
+from kdep_bench.objectives.levels import student_levels, top_classes
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
@@ -319,9 +319,11 @@ def teacher_arguments(pair: Pair) -> None:
 
 def logits(pair: Pair) -> None:
     """A method that reads logits, with a teacher that has no classifier."""
-    if "logits" in pair.needs and pair.teacher.get("has_logits", True) is False:
+    read = "logits" if "logits" in pair.needs else "class probabilities"
+    needed = {"logits", "probabilities"} & pair.needs
+    if needed and pair.teacher.get("has_logits", True) is False:
         raise KdepError(
-            f"{pair.label} needs logits, but the teacher {pair.teacher['name']!r} has none",
+            f"{pair.label} needs {read}, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with a classifier, or a method that uses features only",
         )
 
@@ -336,6 +338,20 @@ def classes(pair: Pair) -> None:
             f"{data['name']!r} has {counts[0]} classes and the teacher {pair.teacher['name']!r} "
             f"has {counts[1]}",
             fix="use the label-free form of the method, or a teacher trained on these classes",
+        )
+
+
+def stored_probabilities(pair: Pair) -> None:
+    """A method that reads more class probabilities than the teacher has classes."""
+    if "probabilities" not in pair.needs:
+        return
+    top = top_classes(pair.method.get("objective"))
+    classes = head_classes(pair.suite, pair.method, pair.base)
+    if classes is not None and top > classes:
+        raise KdepError(
+            f"{pair.label} reads the {top} largest class probabilities, but the teacher "
+            f"{pair.teacher['name']!r} has {classes} classes",
+            fix=f"set top_classes to {classes} or less in the method's objective",
         )
 
 
@@ -415,6 +431,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     teacher_arguments,
     logits,
     classes,
+    stored_probabilities,
     maps,
     map_targets,
     widths,

@@ -16,7 +16,7 @@ from kdep_bench import trackers
 from kdep_bench.data.normalisation import check_recipe, check_stated
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json
-from kdep_bench.objectives.levels import levels_of
+from kdep_bench.objectives.levels import levels_of, top_classes
 from kdep_bench.suite import claim_checks
 from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.config import merged
@@ -40,7 +40,7 @@ from kdep_bench.transfer import model_card
 # Keys of a method that the planner itself consumes.
 _PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
 # What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
-STORED = {"logits", "maps", "tokens"}
+STORED = {"logits", "maps", "tokens", "probabilities"}
 _COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
 # Initialisation seed of scratch: step * pre-training seed + transfer seed, so that two pairs of
 # seeds differ; `_check_untrained_seeds` refuses pairs that do not.
@@ -214,6 +214,8 @@ class _Builder:
         outputs = [] if live else self.cache_outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
+        if stores_probabilities(method) and not live and "pooled" not in method_needs(method):
+            spec["pooled"] = False
         name, needs, cache_fraction = teacher["name"], {"prepare": prepare, "views": views}, 1.0
         if set(outputs) - {"logits"}:
             cache_fraction = max(self.suite.shares)
@@ -246,6 +248,7 @@ class _Builder:
         Logits are small and stored for all methods of a teacher, unless they can be computed from
         the pooled feature. Maps and tokens are large: the methods that read them share a separate
         cache, so that no finished stage of the other methods changes; the teacher then runs twice.
+        Class probabilities are stored alone, because their purpose is a small cache.
         """
 
         def stored(m: Json) -> set[str]:
@@ -255,13 +258,19 @@ class _Builder:
             maps = levels_of(m.get("objective"))
             if "maps" in names and maps:
                 names = (names - {"maps"}) | {f"maps.{name}" for name in maps}
+            if "probabilities" in names:
+                top = top_classes(m.get("objective"))
+                names = (names - {"probabilities"}) | {f"probabilities.{top}"}
             return names
 
         names = stored(method)
+        if stores_probabilities(method):
+            return sorted(names)
         large = bool(names - {"logits"})
+        others = [m for m in self.suite.methods if not stores_probabilities(m)]
         for student in self.suite.students:
             if student["input_px"] == px:
-                for m in self.suite.methods:
+                for m in others:
                     cache_teacher = assistant_of(m) or self.suite.teachers[student["name"]]
                     if cache_teacher == teacher and student["name"] in (
                         m.get("students") or [student["name"]]
@@ -392,6 +401,11 @@ class _Builder:
                     chain={**chain, "transfer": stage},
                 )
             )
+
+
+def stores_probabilities(method: Json) -> bool:
+    """Whether a method reads a cache of the largest class probabilities, which is its own."""
+    return "probabilities" in method_needs(method)
 
 
 def _fraction_label(fraction: float) -> str:

@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
 # views of an image in one batch; "classes": the labels are those of the teacher's classifier.
-NEEDS = ("labels", "pooled", "logits", "maps", "tokens", "views", "classes")
+NEEDS = (
+    *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
+    *("views", "classes"),
+)
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
 Json = dict[str, Any]

@@ -28,6 +28,9 @@ class TeacherOutput:
         tokens: [B, T, C], the token sequence after the last norm, or None for a convolutional net.
         classifier: the teacher's frozen classifier, `logits = classifier(pooled)`; set by the
             pre-training step with need "classifier". Gradient passes to its input.
+        probabilities: [B, C] class probabilities of which only the largest k are exact and the
+            others equal (features/sparse.py); set by the pre-training step where a method reads
+            them. `pooled` is then [B, 0] if no method reads it from the cache.
     """
 
     pooled: Tensor
@@ -35,6 +38,7 @@ class TeacherOutput:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
     classifier: nn.Module | None = None
+    probabilities: Tensor | None = None
 
 
 class Teacher(nn.Module, ABC):

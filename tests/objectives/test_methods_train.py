@@ -140,6 +140,10 @@ class Arm:
         config = copy.deepcopy(objective or method["objective"])
         if "levels" in config:  # the tiny networks end at stride 16
             config["levels"] = {k: v for k, v in config["levels"].items() if k != "s32"}
+        top = {}
+        if "top_classes" in config:  # the tiny teacher has few classes
+            config["top_classes"] = 3 if objective is None else min(config["top_classes"], 4)
+            top = {"top": config["top_classes"]}
         self.wanted: Demands = demands(config)
         equal = "Identity" in str(method.get("align"))
         self.width, target = tiny.DS if equal else tiny.DT, None
@@ -157,7 +161,7 @@ class Arm:
             target,
             maps="maps" in self.wanted.needs,
             levels_before=sorted(self.wanted.levels_before),
-            teacher={"live": {**tiny.TEACHER, "width": self.width}} if self.taught else {},
+            teacher={"live": {**tiny.TEACHER, "width": self.width}, **top} if self.taught else {},
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
         self.model.steps = STEPS

@@ -19,7 +19,7 @@ from kdep_bench.suite.plan import build_plan
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
+def plan(*methods: str | dict[str, Any], width: int | None = None, **more: Any) -> Plan:
     suite = load_suite("smoke")
     raw = dict(
         name="several",
@@ -31,7 +31,7 @@ def plan(*methods: str | dict[str, Any], width: int | None = None) -> Plan:
         budget=suite.budget.model_dump(),
         seeds=dict(pretrain=[0], transfer=[0]),
     )
-    built = build_suite(raw)
+    built = build_suite(raw | more)
     if width is not None:
         narrow = {"name": "narrow", "width": width}
         built = built.model_copy(update={"teachers": {"resnet18_w32": narrow}})

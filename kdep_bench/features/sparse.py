@@ -1,0 +1,85 @@
+"""The k largest class probabilities of a teacher, all that a cache needs to store of them.
+
+TinyViT (Wu et al., ECCV 2022; microsoft/Cream `TinyViT/save_logits.py`, `main.py`) stores k
+float16 probabilities and k int16 class numbers per view: 4 k bytes, instead of 2 C for the logits.
+The remaining probability is spread evenly over the other classes. Its 4-byte augmentation seed is
+not needed here, because the views are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+
+VALUES, CLASSES = "probabilities", "class_numbers"  # the stored arrays are named <this>.<k>
+MOST_CLASSES = 2**15  # int16
+
+
+def names(k: int) -> tuple[str, str]:
+    """Names of the two arrays of k probabilities and their class numbers."""
+    return f"{VALUES}.{k}", f"{CLASSES}.{k}"
+
+
+def largest(logits_BC: Tensor, k: int, teacher: str) -> tuple[Tensor, Tensor]:
+    """(probabilities [B, k] float32 in descending order, class numbers [B, k] int16).
+
+    Args:
+        teacher: its name, for errors.
+
+    Raises:
+        KdepError: for k above the number of classes, or more classes than int16 can number.
+    """
+    classes = logits_BC.shape[1]
+    if k > classes:
+        raise KdepError(
+            f"the {k} largest class probabilities of the teacher {teacher} are to be stored, but "
+            f"it has {classes} classes",
+            fix=f"set top_classes to {classes} or less in the method's objective",
+        )
+    if classes > MOST_CLASSES:
+        raise KdepError(
+            f"the teacher {teacher} has {classes} classes",
+            expected=f"at most {MOST_CLASSES}, for class numbers stored as int16",
+            fix="use a method that reads its logits",
+        )
+    values, index = F.softmax(logits_BC.float(), 1).topk(k, 1)
+    return values, index.to(torch.int16)
+
+
+def dense(values_Bk: Tensor, classes_Bk: Tensor, classes: int) -> Tensor:
+    """[B, classes] float32 distribution: the stored values, and 1 - their sum spread evenly.
+
+    Rows sum to 1 also where float16 has rounded the stored values to a sum above 1. With
+    k = classes nothing is left to spread.
+    """
+    values, index = values_Bk.float(), classes_Bk.long()
+    others = classes - values.shape[1]
+    total = values.sum(1, keepdim=True)
+    rest = (1 - total).clamp(min=0) / max(others, 1)
+    full = rest.expand(-1, classes).scatter(1, index, values)
+    return full / (total.clamp(min=1) if others else total)
+
+
+def stored_error(logits_BC: Tensor, values_Bk: Tensor, classes_Bk: Tensor) -> float:
+    """Largest error of stored probabilities, relative to 1, against the teacher's own logits.
+
+    Compared class by class, so that two classes of equal probability may be stored in either order;
+    a class that was left out although its probability is larger than a stored one counts as well.
+    """
+    live, index = F.softmax(logits_BC.float(), 1), classes_Bk.long()
+    values = values_Bk.float()
+    error = (live.gather(1, index) - values).abs().max()
+    if values.shape[1] < live.shape[1]:
+        left_out = live.scatter(1, index, 0.0).amax(1)
+        error = torch.maximum(error, (left_out - values.amin(1)).max())
+    return float(error)
+
+
+def stored_top(arrays: Iterable[str]) -> int | None:
+    """k of the stored probabilities among the names of a cache's arrays; None without any."""
+    return next((int(n.partition(".")[2]) for n in arrays if n.startswith(f"{VALUES}.")), None)

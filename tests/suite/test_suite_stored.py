@@ -1,0 +1,36 @@
+"""Caches of class probabilities in the plan: their own, without changing anybody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from tests.suite.test_suite_methods import plan
+
+LATE = dict(base="tinyvit", name="many", objective=dict(top_classes=1001))
+
+
+def caches(*methods: Any) -> dict[str, Any]:
+    return {s.id: s.spec for s in plan(*methods).stages.values() if s.kind == "cache"}
+
+
+def test_a_method_of_class_probabilities_changes_no_other_method_s_cache():
+    for other in ("kdep", "fitnets", "logit_kd"):
+        alone, both = caches(other), caches(other, "tinyvit")
+        assert alone.items() <= both.items()
+        (spec,) = (s for i, s in both.items() if i not in alone)
+        assert spec["outputs"] == ["probabilities.10"]
+        assert spec["pooled"] is False
+
+
+def test_more_probabilities_than_the_teacher_s_classes_are_refused():
+    with pytest.raises(KdepError, match="the teacher 'efficientnet_lite0' has 1000 classes"):
+        plan(LATE)
+    assert plan(LATE | {"objective": dict(top_classes=1000)}).cells
+
+
+def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
+    with pytest.raises(KdepError, match="needs class probabilities, but the teacher"):
+        plan("tinyvit", teacher=dict(base="dinov2_vitb14"))
