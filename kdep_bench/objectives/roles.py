@@ -13,7 +13,7 @@ from typing import Any
 
 from kdep_bench.errors import unknown_name
 from kdep_bench.registry import locate, type_path
-from kdep_bench.signatures import class_value, real_path
+from kdep_bench.signatures import class_value, resolve_alias
 
 ONLY = "teacher"  # role of the teacher of a method that has one
 
@@ -23,7 +23,7 @@ Lookup = Callable[[str, str], Any]
 
 def from_source(path: str, name: str) -> Any:
     """An attribute of a class, read from its source: the lookup of the plan."""
-    return class_value(real_path(path), name)
+    return class_value(resolve_alias(path), name)
 
 
 def from_class(path: str, name: str) -> Any:
