@@ -11,7 +11,7 @@ Rules against misleading tables:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -138,6 +138,10 @@ class Board:
         """Whether the row is not pre-trained here (published weights, or no pre-training)."""
         ok = [r for r in self.runs_of(row) if r.status == "ok"]
         return bool(ok) and not any(r.pretrained for r in ok)
+
+    def submitted(self, row: RowKey) -> bool:
+        """Whether somebody else ran the row."""
+        return any(r.submitter for r in self.runs_of(row))
 
     def counterpart(self, row: RowKey, method: str) -> RowKey | None:
         """The row of `method` that `row` is compared with; None without a unique one.
@@ -323,6 +327,16 @@ def _diverged(runs: list[Run]) -> list[str]:
     ]
 
 
+def _submitted(runs: list[Run]) -> list[str]:
+    """Who submitted rows that this suite did not run."""
+    counts = Counter(r.submitter for r in runs if r.submitter)
+    return [
+        f"{n} records were submitted by {name}: checked with `tools/report.py validate` before "
+        "they joined this table, not run by this suite, and left out of its claims."
+        for name, n in sorted(counts.items())
+    ]
+
+
 def _other_epochs(runs: list[Run]) -> list[str]:
     """Remarks on pre-trainings whose complete batches made other epochs than the budget has."""
     rows = {
@@ -357,7 +371,7 @@ def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> 
                 f"All {len(result.values)} seeds of {shorten(row.method)} on "
                 f"{shorten(column.task)} gave the same value: the seed may have no effect there."
             )
-    remarks += _diverged(runs)
+    remarks += [*_submitted(runs), *_diverged(runs)]
     remarks += _other_epochs(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:

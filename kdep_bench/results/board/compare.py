@@ -92,7 +92,9 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
             for c in columns
             for by_row in [comparable(board, student, c)]
         ]
+        # A submission must not change the intervals of the rows that this suite ran.
         rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
+        rows = [row for row in rows if not board.submitted(row)]
         if len(columns) > 1:
             rows = [row for row in rows if all(board.result(row, c).complete for c in columns)]
         weights = task_weights(columns)

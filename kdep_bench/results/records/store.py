@@ -7,6 +7,7 @@ tables need, equal parts held once. Curves and per-class scores are read when a 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdep_bench.errors import KdepError
-from kdep_bench.files import safe_name, write_atomic
+from kdep_bench.files import read_strict, safe_name, write_atomic
 from kdep_bench.results.records.record import (
     LARGEST_RECORD,
     Align,
@@ -34,6 +35,8 @@ from kdep_bench.results.records.record import (
 from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
 
 RECORDS = "records"
+SUBMISSIONS = "submissions"  # of records that others ran; see `submission`
+MANIFEST = "submission.json"
 _PARALLEL_FROM = 4000  # below this a second process costs more than it saves
 
 
@@ -86,6 +89,7 @@ class Run(NamedTuple):
     notes: tuple[str, ...]
     terms: tuple[tuple[str, float], ...] = ()
     loss_rise: float = 1.0  # highest loss of the transfer over its first
+    submitter: str = ""  # who ran it, where it joined the table as a submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +266,71 @@ def _list(directory: Path) -> list[str]:
 
 
 def read(results_dir: str | Path) -> Store:
-    """Every record of `results_dir`; damaged files are listed, never skipped in silence.
+    """Every record of `results_dir` and of its submissions; damaged files are listed, never skipped
+    in silence.
 
     Raises:
         KdepError: `results_dir` is no folder.
     """
+    store = read_own(results_dir)
+    runs, damaged = list(store.runs), list(store.damaged)
+    for name in submitters(results_dir):
+        new_runs, new_damaged = _read_submission(Path(results_dir), name)
+        runs += new_runs
+        damaged += new_damaged
+    return Store(runs, damaged)
+
+
+def submitters(results_dir: str | Path) -> list[str]:
+    """Names of the submissions that joined the table, sorted."""
+    folder = Path(results_dir) / SUBMISSIONS
+    if not is_real_folder(folder):
+        return []
+    return sorted(p.name for p in folder.iterdir() if is_real_folder(p))
+
+
+def as_submitted(record: Record, name: str) -> Record:
+    """The record as the table shows it: a method of its own, so that it is neither averaged with
+    this suite's runs nor judged by its claims, and without images, which are not copied."""
+    method = f"{record.arm.method} (submitted by {name})"
+    renamed = record.arm.model_copy(update={"method": method})
+    return record.model_copy(update={"arm": renamed, "pictures": []})
+
+
+def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Damaged]]:
+    """Records of one submission that are still what was validated."""
+    folder = results_dir / SUBMISSIONS / name
+    try:
+        checksums = read_strict(folder / MANIFEST, follow=False)["records"]
+        listed = {str(safe_name(file)): str(digest) for file, digest in checksums.items()}
+    except (KdepError, KeyError, TypeError, AttributeError, OSError) as e:
+        fix = "validate the records again: tools/report.py validate FOLDER --join TABLE --name NAME"
+        sentence = str(KdepError(f"{folder / MANIFEST} cannot be used ({e!s:.200})", fix=fix))
+        return [], [Damaged(f"{SUBMISSIONS}/{name}/{MANIFEST}", sentence)]
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    sharer = _Sharer()
+    present = set(_list(folder / RECORDS))
+    for file in sorted(present | set(listed)):
+        place = f"{SUBMISSIONS}/{name}/{RECORDS}/{file}"
+        try:
+            raw = read_bytes(results_dir / place, LARGEST_RECORD)
+            if hashlib.sha256(raw).hexdigest() != listed.get(file):
+                raise KdepError(
+                    f"the record {place} is not the one that was validated",
+                    fix="validate the submission again",
+                )
+            run = sharer.run(as_submitted(parse(raw, place), name), f"../{place}")
+            runs.append(run._replace(submitter=name))
+        except KdepError as e:
+            damaged.append(Damaged(place, str(e)))
+        except OSError as e:
+            damaged.append(Damaged(place, f"the record {place} cannot be read ({e.strerror})."))
+    return runs, damaged
+
+
+def read_own(results_dir: str | Path) -> Store:
+    """Every record of `results_dir` without its submissions; see `read`."""
     if not Path(results_dir).is_dir():
         raise KdepError(
             f"the results folder {results_dir} does not exist",
@@ -316,4 +380,9 @@ def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
     Raises:
         KdepError: a file that has become unreadable since `read`.
     """
-    return [load(records_dir(results_dir) / run.file) for run in runs]
+    directory = records_dir(results_dir)
+    full = []
+    for run in runs:
+        record = load(directory / run.file)
+        full.append(as_submitted(record, run.submitter) if run.submitter else record)
+    return full

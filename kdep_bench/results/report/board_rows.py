@@ -220,7 +220,10 @@ def failures(view: View) -> list[tuple[str, str, str]]:
             where = f"{row.student}, {view.labels[row]}, {column.task}, "
             where += f"seeds {run.pretrain_seed}/{run.transfer_seed}"
             table.append((where, run.status, run.error or "has not run yet"))
-    table += [(f"records/{name}", "damaged", sentence) for name, sentence in view.board.damaged]
+    table += [
+        (name if "/" in name else f"records/{name}", "damaged", sentence)
+        for name, sentence in view.board.damaged
+    ]
     return table
 
 
@@ -257,6 +260,8 @@ def command(board: Board, row: RowKey) -> str:
     It selects the row's transfer stages by a pattern if all record ids (the ids of those stages)
     match it, otherwise all stages of the method.
     """
+    if submitter := board.runs_of(row)[0].submitter:
+        return f"# submitted by {submitter}; not run by this suite"
     fraction = "" if row.fraction == 1 else f".{row.fraction:g}"
     pattern = f"transfer-*.{row.student}.{row.method}{fraction}.s*"
     fits = re.compile(fnmatch.translate(pattern)).match

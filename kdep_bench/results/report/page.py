@@ -55,6 +55,13 @@ def html_page(
         full: complete records, for sample predictions and per-class scores.
         drawn: the charts of `plots.draw`.
     """
+    sections = [s for s in _sections(view, results_dir, full, drawn) if s is not None]
+    main = tag("main", _tools(view), *(s.markup for s in sections), id="main")
+    return document(text.plain(view.board.suite), _header(view, sections), main)
+
+
+def document(title: str, header: Raw, main: Raw) -> str:
+    """One offline file with its style and script."""
     style = (_HERE / "chart.css").read_text() + (_HERE / "page.css").read_text()
     script = (_HERE / "page.js").read_text()
     head = tag(
@@ -64,15 +71,14 @@ def html_page(
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{text.plain(view.board.suite)} - kdep_bench"),
+        tag("title", f"{title} - kdep_bench"),
         tag("style", Raw(style)),
     )
-    sections = [s for s in _sections(view, results_dir, full, drawn) if s is not None]
     body = tag(
         "body",
         tag("a", "Skip to the results", href="#main", class_="skip"),
-        _header(view, sections),
-        tag("main", _tools(view), *(s.markup for s in sections), id="main"),
+        header,
+        main,
         tag("footer", tag("p", "Generated from records/ by tools/report.py.")),
         tag("script", Raw(script)),
     )

@@ -68,6 +68,17 @@ def build(
     }
 
 
+def view_of(results_dir: Path) -> board_rows.View:
+    """What the tables of a results folder show, from its records and the claims kept beside them.
+
+    Raises:
+        KdepError: as `build`.
+    """
+    board = make_board(store.read(results_dir))
+    verdicts = judge(board, _claims(results_dir, None))
+    return board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, None))
+
+
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """The given claims, after writing them to claims.json; without them, those of the file."""
     path = results_dir / "claims.json"

@@ -1,0 +1,91 @@
+"""Checks of one record that its schema cannot make; see `validate`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+from kdep_bench.results.records.record import Record
+
+LONGEST = 10 * 365 * 86400.0  # seconds; a longer time is not in seconds
+RATE_FACTOR = 20.0  # between images seen and seconds times images per second
+EPOCHS_TOLERANCE = 0.02
+_HASH = re.compile(r"[0-9a-f]{8,64}")
+_STAGE = re.compile(r"[a-z_]+-.+-[0-9a-f]{12}")
+
+
+def faults_of(record: Record) -> list[str]:
+    """One clause per fault of the record alone."""
+    return [fault for check in ONE_RECORD for fault in check(record)]
+
+
+def _gate(r: Record) -> Iterator[str]:
+    if r.status != "ok":
+        return
+    if r.gate is None:
+        yield "no load gate: it is not known whether the exported weights were used"
+        return
+    if r.gate.coverage != 1:
+        yield f"{100 * r.gate.coverage:.4g} % of the backbone's weights were loaded, not all"
+    for kind in ("missing", "unexpected", "mismatched"):
+        if tensors := getattr(r.gate, kind):
+            yield f"the load gate lists {len(tensors)} {kind} tensors ({str(tensors[0])[:80]})"
+
+
+def _score(r: Record) -> Iterator[str]:
+    if r.status != "ok":
+        return
+    if (stated := r.metrics.get(r.task.metric)) is None:
+        yield f"the metrics do not contain {r.task.metric}, which the score is"
+    elif stated != r.value:
+        yield f"the score is {r.value}, but its metrics say {r.task.metric} = {stated}"
+    for name, value in r.metrics.items():
+        if not 0 <= value <= 1:
+            yield f"the metric {name} is {value:g}; metrics are fractions between 0 and 1"
+
+
+def _units(r: Record) -> Iterator[str]:
+    seconds = {k: getattr(r.cost, k) for k in ("pretrain_s", "cache_s", "align_s", "transfer_s")}
+    for name, value in seconds.items():
+        if value is not None and value > LONGEST:
+            yield f"cost.{name} is {value:g}, more than ten years; times are seconds"
+    time, rate, seen = r.cost.pretrain_s, r.cost.images_per_s, r.budget.images_seen
+    if time and rate and seen and not 1 / RATE_FACTOR < time * rate / seen < RATE_FACTOR:
+        yield (
+            f"{seen} images seen do not fit {time:g} s at {rate:g} images per second; "
+            "times are seconds"
+        )
+    epochs, images = r.budget.epochs, r.data.images
+    if epochs and images and seen and abs(seen / (epochs * images) - 1) > EPOCHS_TOLERANCE:
+        yield f"{seen} images seen are not {epochs:g} epochs of {images} images"
+
+
+def _labels(r: Record) -> Iterator[str]:
+    if r.arm.label_policy != "labels" and r.arm.labels_used:
+        yield f"the label policy is {r.arm.label_policy!r}, but labels were used"
+
+
+def _times(r: Record) -> Iterator[str]:
+    if datetime.fromisoformat(r.created) > datetime.now(UTC) + timedelta(days=1):
+        yield f"it was created in the future ({r.created})"
+
+
+def _hashes(r: Record) -> Iterator[str]:
+    if not _HASH.fullmatch(r.config_hash):
+        yield f"config_hash {r.config_hash[:40]!r} is no hash (8 to 64 hexadecimal digits)"
+    if (stage := r.stages.get("transfer")) != r.id:
+        yield f"its transfer stage is {str(stage)[:80]!r}, not its id"
+    for kind, stage in r.stages.items():
+        if not _STAGE.fullmatch(stage):
+            yield f"the {kind} stage {stage[:80]!r} does not end in a hash of 12 digits"
+
+
+ONE_RECORD: tuple[Callable[[Record], Iterator[str]], ...] = (
+    _gate,
+    _score,
+    _units,
+    _labels,
+    _times,
+    _hashes,
+)

@@ -1,0 +1,281 @@
+"""Checks the records of somebody else before they join a table.
+
+`validate` reads a results folder and returns one sentence per fault, each with the file. It checks
+what a reader of the table relies on: valid records, all weights loaded, scores and times in their
+units, equal budgets, one version of data, tasks and scoring packages, no result twice, and
+checksums. It cannot prove that a score was measured; where a record keeps per-sample outputs, it
+computes the score from them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results.records import store
+from kdep_bench.results.records.record import Record, load
+from kdep_bench.results.records.record_checks import faults_of
+
+SCORING = ("mmdet", "mmsegmentation", "mmpretrain", "pycocotools", "scikit-learn")
+CURVE_POINTS = 6  # of a loss curve that no two trainings share
+
+Records = Sequence[tuple[str, Record]]  # (file below the folder, record)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `validate` found: the records read, one sentence per fault, and remarks that are no
+    faults."""
+
+    records: Records
+    faults: list[str]
+    notes: list[str]
+
+
+def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = False) -> Findings:
+    """Checks the records of `folder`.
+
+    Args:
+        folder: a results folder, which contains records/.
+        table: the published results folder that the records are to join; data, tasks, budgets,
+            seeds and scoring packages are then compared with its records too.
+        other_budgets: accept methods of one data fraction with different budgets.
+
+    Raises:
+        KdepError: `folder` or `table` is no results folder, or contains no records.
+    """
+    records, faults = _read(folder)
+    for file, record in records:
+        faults += [f"{file}: {fault}" for fault in faults_of(record)]
+    scored = [(file, r) for file, r in records if r.status == "ok"]
+    for check in ALL_RECORDS:
+        faults += check(scored)
+    if not other_budgets:
+        faults += _budgets(scored)
+    notes = (
+        []
+        if len(scored) == len(records)
+        else [f"{len(records) - len(scored)} of {len(records)} records are failed or missing runs"]
+    )
+    if table is not None:
+        known = [(f, r) for f, r in _read(table)[0] if r.status == "ok"]
+        if not known:
+            raise KdepError(f"{table} contains no record with a score", fix="name another folder")
+        faults += _table_faults(scored, known, other_budgets)
+        notes += _other_versions(scored, known)
+    return Findings(records, faults, notes)
+
+
+def _read(folder: Path) -> tuple[list[tuple[str, Record]], list[str]]:
+    stored = store.read_own(folder)
+    if not stored.runs and not stored.damaged:
+        raise KdepError(
+            f"{folder} contains no records",
+            expected="a results folder with records/*.json",
+            fix="name the folder that a suite has published into, as results/pocket",
+        )
+    faults = [f"{store.RECORDS}/{d.file}: {d.sentence}" for d in stored.damaged]
+    files = [run.file for run in stored.runs]
+    directory = store.records_dir(folder)
+    return [(f"{store.RECORDS}/{file}", load(directory / file)) for file in files], faults
+
+
+# --- of all together --------------------------------------------------------------------------
+
+
+def _row(r: Record) -> tuple[Any, ...]:
+    teacher = r.teacher.name if r.teacher else ""
+    return (r.student.name, r.arm.method, teacher, r.data.share, r.budget.epochs)
+
+
+def _groups(records: Records, key: Callable[[Record], Any]) -> dict[Any, list[tuple[str, Record]]]:
+    groups: dict[Any, list[tuple[str, Record]]] = defaultdict(list)
+    for file, record in records:
+        groups[key(record)].append((file, record))
+    return groups
+
+
+def _duplicates(records: Records) -> Iterator[str]:
+    for group in _groups(records, lambda r: (_row(r), _task(r), r.seed)).values():
+        for file, record in group[1:]:
+            yield (
+                f"{file}: the same method, task and seeds as {group[0][0]} "
+                f"(scores {record.value:.4f} and {group[0][1].value:.4f})"
+            )
+    trained = [(f, r) for f, r in records if len(r.curves.get("loss", ())) >= CURVE_POINTS]
+    for group in _groups(trained, lambda r: (r.task.name, json.dumps(r.curves["loss"]))).values():
+        for file, _ in group[1:]:
+            yield f"{file}: its loss curve is that of {group[0][0]} to the last digit, so a copy"
+
+
+def _task(r: Record) -> tuple[Any, ...]:
+    t = r.task
+    return (t.name, t.version, t.split, t.metric, t.direction, r.data.fingerprint)
+
+
+def _budgets(records: Records) -> Iterator[str]:
+    """Unequal budgets of the methods that were pre-trained on one fraction of the data."""
+    trained = [(f, r) for f, r in records if r.budget.images_seen]
+    for group in _groups(trained, lambda r: (r.student.name, r.data.share)).values():
+        methods = _groups(group, lambda r: r.arm.method)
+        budgets = {m: {_budget(r) for _, r in runs} for m, runs in methods.items()}
+        common = max((b for bs in budgets.values() for b in bs), key=lambda b: _support(b, budgets))
+        for method, runs in methods.items():
+            if common not in budgets[method]:
+                seen, steps = _budget(runs[0][1])
+                yield (
+                    f"{runs[0][0]}: {method[:60]} saw {seen} images in {steps} steps, others "
+                    f"on the same data {common[0]} in {common[1]}"
+                )
+
+
+def _budget(r: Record) -> tuple[int | None, int | None]:
+    return r.budget.images_seen, r.budget.steps
+
+
+def _support(budget: Any, budgets: Mapping[str, set[Any]]) -> tuple[int, str]:
+    return sum(budget in seen for seen in budgets.values()), str(budget)
+
+
+def _one_meaning(records: Records) -> Iterator[str]:
+    """Names that stand for two things: teachers, students, data, tasks, configs, packages."""
+    definitions: dict[str, tuple[Callable[[Record], Any], Callable[[Record], Any]]] = {
+        "checksums of the teacher {0[0]}": (
+            _teacher,
+            lambda r: r.teacher and r.teacher.checksum,
+        ),
+        "numbers of parameters of the student {0}": (
+            lambda r: r.student.name,
+            lambda r: r.student.params,
+        ),
+        "fingerprints of the data {0}": (lambda r: r.data.name, lambda r: r.data.fingerprint),
+        "definitions (version, split, metric, chance) of the task {0}": (
+            lambda r: r.task.name,
+            lambda r: (r.task.version, r.task.split, r.task.metric, r.task.direction),
+        ),
+        "config hashes of {0[0][1]} on {0[1]}": (
+            lambda r: (_row(r), r.task.name),
+            lambda r: r.config_hash,
+        ),
+    }
+    for text, (name, value_of) in definitions.items():
+        for key, group in _groups(records, name).items():
+            if key is not None:
+                yield from _differing(text.format(key), group, value_of)
+    for name in SCORING:
+        yield from _differing(f"versions of {name}", records, lambda r, n=name: r.packages.get(n))
+
+
+def _teacher(r: Record) -> tuple[Any, ...] | None:
+    """Records that should have one teacher: all of the teacher's name, or, where the row trains its
+    own teacher, those of one row and pre-training seed."""
+    if r.teacher is None:
+        return None
+    return (r.teacher.name, *((_row(r), r.seed.pretrain) if _trains_teacher(r) else ()))
+
+
+def _trains_teacher(r: Record) -> bool:
+    return any("." in kind for kind in r.stages)  # as kdep_assistant.pretrain
+
+
+def _differing(subject: str, group: Records, value_of: Callable[[Record], Any]) -> Iterator[str]:
+    first = value_of(group[0][1])
+    for file, record in group[1:]:
+        if (second := value_of(record)) != first:
+            yield f"{file}: two {subject}: {second} here, {first} in {group[0][0]}"
+            return
+
+
+ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (_duplicates, _one_meaning)
+
+
+# --- against the table that they are to join --------------------------------------------------
+
+
+def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iterator[str]:
+    suites = {r.suite for _, r in known}
+    tasks = {r.task.name: r for _, r in known}
+    seeds = {r.task.name: set[Any]() for _, r in known}
+    for _, r in known:
+        seeds[r.task.name].add(r.seed.transfer)
+    configs = {(_row(r), r.task.name): r.config_hash for _, r in known}
+    teachers = {_teacher(r): r.teacher.checksum for _, r in known if r.teacher}
+    same = {r.id for _, r in known}  # the same stage, whatever the hash of its configs left out
+    budgets = _groups([(f, r) for f, r in known if r.budget.images_seen], _place)
+    for file, r in records:
+        yield from (f"{file}: {fault}" for fault in _record_faults(r, suites, tasks, seeds))
+        there = configs.get((_row(r), r.task.name))
+        if there and there != r.config_hash and r.id not in same:
+            yield (
+                f"{file}: {r.arm.method[:60]} on {r.task.name[:60]} has another configuration than "
+                f"in the table (config_hash {r.config_hash}, there {there})"
+            )
+        checksum = None if _trains_teacher(r) else teachers.get(_teacher(r))
+        if r.teacher and checksum and checksum != r.teacher.checksum:
+            yield (
+                f"{file}: the teacher {r.teacher.name[:60]} has the checksum {r.teacher.checksum}, "
+                f"in the table {checksum}"
+            )
+        allowed = {_budget(k) for _, k in budgets.get(_place(r), [])}
+        if allowed and r.budget.images_seen and not other_budgets and _budget(r) not in allowed:
+            yield (
+                f"{file}: pre-trained on {r.budget.images_seen} images in {r.budget.steps} steps, "
+                f"in the table on {', '.join(sorted(f'{a} in {b}' for a, b in allowed))}"
+            )
+
+
+def _place(r: Record) -> tuple[str, float]:
+    return r.student.name, r.data.share
+
+
+def _record_faults(
+    r: Record, suites: set[str], tasks: Mapping[str, Record], seeds: Mapping[str, set[Any]]
+) -> Iterator[str]:
+    if r.suite not in suites:
+        yield f"it belongs to the suite {r.suite[:60]}, the table to {', '.join(sorted(suites))}"
+    known = tasks.get(r.task.name)
+    if known is None:
+        yield f"the table has no task {r.task.name[:60]} (it has {', '.join(sorted(tasks))})"
+        return
+    if _task(r) != _task(known):
+        yield (
+            f"its task is {_task_text(r)}, in the table {_task_text(known)}; the scores cannot be "
+            "compared"
+        )
+    if r.seed.transfer not in seeds[r.task.name]:
+        yield (
+            f"transfer seed {r.seed.transfer} is not used in the table "
+            f"({', '.join(map(str, sorted(seeds[r.task.name])))}): seeds may not be selected"
+        )
+
+
+def _task_text(r: Record) -> str:
+    t = r.task
+    data = r.data.fingerprint[:8] or "unknown"
+    return f"{t.name} version {t.version}, {t.metric} on {t.split}, data {data}"
+
+
+def _other_versions(records: Records, known: Records) -> list[str]:
+    """Notes on packages and processors that differ from those of the table."""
+    notes = []
+    packages = {name for _, r in [*records, *known] for name in r.packages}
+    for name in sorted(packages):
+        here = {r.packages.get(name, "none") for _, r in records}
+        there = {r.packages.get(name, "none") for _, r in known}
+        if here != there:
+            notes.append(
+                f"{name}: {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the table"
+            )
+    here = {r.cost.device or "unknown" for _, r in records}
+    there = {r.cost.device or "unknown" for _, r in known}
+    if here != there:
+        notes.append(
+            f"another processor: {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the "
+            "table; the same seeds train other networks there"
+        )
+    return notes

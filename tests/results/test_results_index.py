@@ -1,0 +1,118 @@
+"""results/index.html: what it says is what the suites' own tables say."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results import text
+from kdep_bench.results.report.index import question, suites, write_index
+
+REPO = Path(__file__).resolve().parents[2]
+RESULTS, CONFIGS = REPO / "results", REPO / "configs" / "suites"
+PUBLISHED = sorted(p.name for p in RESULTS.iterdir() if (p / "records").is_dir())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A copy of the published folders with a fresh index."""
+    root = tmp_path_factory.mktemp("index") / "results"
+    ignored = shutil.ignore_patterns("pictures", "plots", "superseded")
+    shutil.copytree(RESULTS, root, ignore=ignored)
+    (root / "index.html").unlink(missing_ok=True)
+    return write_index(root, CONFIGS)
+
+
+class _Links(HTMLParser):
+    """The links and the visible text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [v for k, v in attrs if tag == "a" and k == "href" and v]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_published_index_is_what_the_records_give(built):
+    assert (RESULTS / "index.html").read_bytes() == built.read_bytes(), (
+        "run: python tools/report.py --index results"
+    )
+
+
+def test_every_suite_is_there_with_the_answer_of_its_own_table(built):
+    shown = " ".join(" ".join(_Links(built.read_text()).words).split())
+    for name in PUBLISHED:
+        assert question(CONFIGS / f"{name}.py").replace("`", "") in shown
+        board = (RESULTS / name / "leaderboard.md").read_text()
+        for line in re.findall(r"^- (.*)$", board.split("Scores are x100")[0], re.M):
+            sentence = re.sub(r"\\(.)", r"\1", line)
+            assert sentence in shown, f"{name}: {sentence}"
+
+
+def test_all_scores_are_those_of_the_csv_files(built):
+    for suite in suites(built.parent, CONFIGS):
+        with (RESULTS / suite.folder / "leaderboard.csv").open() as f:
+            rows = list(csv.DictReader(f))
+        assert len(rows) == len(suite.view.board.results)
+        scores = {text.points(float(r["mean"])) for r in rows if r["mean"]}
+        page = built.read_text()
+        assert all(s in page for s in scores)
+
+
+def test_every_link_leads_to_a_file(built):
+    page = _Links(built.read_text())
+    targets = {link for link in page.links if not link.startswith("#")}
+    assert {f"{name}/index.html" for name in PUBLISHED} <= targets
+    assert all((RESULTS / target).exists() for target in targets), targets
+
+
+def test_the_page_is_offline_and_has_one_search_box(built):
+    page = built.read_text()
+    assert page.count('type="search"') == 1
+    assert "default-src &#x27;none&#x27;" in page
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+def test_a_hostile_folder_name_is_shown_as_text(built, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(built.parent / "pocket", root / "<img src=x>")
+    page = write_index(root, CONFIGS).read_text()
+    assert "<img" not in page
+    assert "&lt;img src=x&gt;" in page
+
+
+def test_a_suite_without_a_config_has_no_question_and_an_empty_root_is_an_error(tmp_path):
+    assert question(tmp_path / "none.py") == ""
+    (tmp_path / "broken.py").write_text("def (")
+    assert question(tmp_path / "broken.py") == ""
+    with pytest.raises(KdepError, match="contains no results folder"):
+        write_index(tmp_path, CONFIGS)
+
+
+def test_the_command_writes_the_index(built, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(built.parent / "pocket", root / "pocket")
+    tool = REPO / "tools" / "report.py"
+    done = subprocess.run(
+        [sys.executable, str(tool), "--index", str(root)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (root / "index.html").is_file()
+    both = subprocess.run([sys.executable, str(tool), "--index", str(root), str(root / "pocket")],
+                          capture_output=True, text=True)  # fmt: skip
+    assert both.returncode == 2
