@@ -21,7 +21,7 @@ AREAS = ("docs", "errors", "headings", "names")
 DOCS = ("README.md", "results/README.md", "GLOSSARY.md", "Makefile")
 COMMANDS = (
     "tools/*.py",
-    "kdep_bench/cli/run_suite.py",
+    "kdep_bench/cli/run_suite_arguments.py",
     "kdep_bench/engine/stage.py",
     "kdep_bench/benchmark/engine_cost.py",
     "kdep_bench/benchmark/data_hashing.py",
@@ -213,7 +213,9 @@ def test_errors_help_docstrings_and_headings_are_all_read():
     assert per_area["errors"] > 900
     assert per_area["headings"] > 100
     assert per_area["names"] > 5000
-    assert any("resume" in t.text for t in texts() if t.file == "kdep_bench/cli/run_suite.py")
+    assert any(
+        "resume" in t.text for t in texts() if t.file == "kdep_bench/cli/run_suite_arguments.py"
+    )
 
 
 if __name__ == "__main__":

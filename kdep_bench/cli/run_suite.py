@@ -1,137 +1,24 @@
-"""`tools/run_suite.py`: plan, explain, run, collect. Torch is imported in the stages alone."""
+"""`tools/run_suite.py`: plan, explain, run, collect. Torch is imported in the stages only."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdep_bench.engine import machine, select
+from kdep_bench.cli import run_suite_output as output
+from kdep_bench.cli.run_suite_arguments import check_arguments, parser, selected_gpus
+from kdep_bench.engine import select
 from kdep_bench.errors import KdepError
 
 if TYPE_CHECKING:
     from kdep_bench.engine.local_pool import Outcome
     from kdep_bench.engine.state import Status
     from kdep_bench.suite.graph import Plan
-
-EPILOG = """Configs are executed as Python code: read other people's configs before running them.
-Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 interrupted."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; no heavy import."""
-    p = argparse.ArgumentParser(
-        prog="run_suite.py",
-        description="Run a suite. Finished stages are skipped, interrupted ones resume.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("suite", nargs="?", help="a suite config, or its name in configs/suites/")
-    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
-    p.add_argument("--results-dir", type=Path, help="output folder (default: results/<suite>/)")
-    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
-    p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
-    p.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="run only stages of this method, task, student, kind or id (substring or glob) and "
-        "their dependencies",
-    )
-    p.add_argument(
-        "--force",
-        action="append",
-        default=[],
-        metavar="STAGE",
-        help="rerun these stages (kind, substring of the id, or glob) and all that depend on them",
-    )
-    p.add_argument(
-        "--retry", type=int, default=0, metavar="N", help="retries of a failed stage (default: 0)"
-    )
-    stop = p.add_mutually_exclusive_group()
-    stop.add_argument(
-        "--keep-going", action="store_true", help="run independent stages after a failure (default)"
-    )
-    stop.add_argument("--fail-fast", action="store_true", help="start nothing after a failure")
-    p.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the stages in order, why each would run, and the cost",
-    )
-    rate = p.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--device-rate",
-        metavar="RATE",
-        help="throughput for the forecast: TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, "
-        "e.g. a100.tf32:0.3",
-    )
-    rate.add_argument(
-        "--measure-throughput",
-        action="store_true",
-        help="for the forecast: measure the suite's networks here, some seconds per network",
-    )
-    rate.add_argument("--probe", **_old_name("measure_throughput"))
-    p.add_argument(
-        "--count-flops",
-        action="store_true",
-        help="for the forecast: count the FLOPs of networks not stored yet",
-    )
-    p.add_argument("--count", **_old_name("count_flops"))
-    p.add_argument(
-        "--budget-hours",
-        type=float,
-        metavar="H",
-        help="exit with an error if the run would take more GPU-hours",
-    )
-    p.add_argument(
-        "--fit-budget",
-        action="store_true",
-        help="with --budget-hours: run the comparisons that fit, cheapest per transfer run first",
-    )
-    p.add_argument("--fit", **_old_name("fit_budget"))
-    p.add_argument(
-        "--executor",
-        default="local",
-        metavar="NAME",
-        help="local (default), or through Snakemake: slurm, snakemake-local or another plugin",
-    )
-    p.add_argument(
-        "--snakemake",
-        default="",
-        metavar="'ARGUMENTS'",
-        help="extra Snakemake arguments, e.g. '--default-resources slurm_partition=main'",
-    )
-    p.add_argument(
-        "--write-plan",
-        type=Path,
-        metavar="FILE",
-        help="write the plan for `python -m kdep_bench.engine.stage` and exit",
-    )
-    p.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run every stage of a full-scale suite on tiny generated data with random teacher "
-        "weights (default work dir: work_dirs/rehearsal/)",
-    )
-    p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
-    p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
-    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
-    p.add_argument(
-        "--list",
-        choices=("methods", "teachers", "students", "tasks", "suites", "data", "claims"),
-        help="list the configs of one kind and exit",
-    )
-    return p
-
-
-def _old_name(dest: str) -> dict[str, Any]:
-    """Arguments of a flag's former name, which still works and which no help shows."""
-    return {"dest": dest, "action": "store_true", "help": argparse.SUPPRESS}
+    from kdep_bench.suite.schema import Suite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,108 +28,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     try:
         if args.list:
-            return _list(args.list)
+            output.list_configs(args.list)
+            return 0
         if not args.suite:
             p.error("a suite is needed (see --list suites)")
-        for name in ("jobs", "retry"):
-            value = getattr(args, name)
-            if value is not None and value < (1 if name == "jobs" else 0):
-                raise KdepError(
-                    f"--{name} is {value}", expected="a positive number", fix=f"correct --{name}"
-                )
-        _check_budget(args)
+        check_arguments(args)
         return _run(args, arguments)
     except KdepError as e:
         print(f"run_suite: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # an OSError that is no disk's
+    except BrokenPipeError:  # an OSError, but not of a disk
         raise
     except OSError as e:
-        print(f"run_suite: {disk_fault(e)}", file=sys.stderr)
+        print(f"run_suite: {output.disk_fault(e)}", file=sys.stderr)
         return 1
 
 
-def _check_budget(args: argparse.Namespace) -> None:
-    budget = args.budget_hours
-    if budget is not None and not 0 < budget < math.inf:
-        raise KdepError(
-            f"--budget-hours is {budget:g}",
-            expected="a positive number",
-            fix="correct --budget-hours",
-        )
-    if args.fit_budget and budget is None:
-        raise KdepError("--fit-budget needs --budget-hours", fix="add --budget-hours H")
-    for name in ("device_rate", "measure_throughput", "count_flops"):
-        if getattr(args, name) and not args.dry_run and budget is None:
-            option = "--" + name.replace("_", "-")
-            raise KdepError(
-                f"{option} works only with --dry-run or --budget-hours", fix="add one of them"
-            )
-
-
-def disk_fault(e: OSError) -> KdepError:
-    """A full or broken disk under the work dir or the results, as a sentence."""
-    return KdepError(
-        f"a file could not be written or read ({e})",
-        fix="free disk space or inodes (see df -h and df -i), or correct the folder's "
-        "permissions, then rerun the same command; finished stages are kept",
-    )
-
-
-def _list(folder: str) -> int:
-    from kdep_bench.suite.config import CONFIGS, FOLDERS, names
-
-    kind = {folder: kind for kind, folder in FOLDERS.items()}[folder]
-    if kind == "method":
-        print("\n".join(method_table()))
-        return 0
-    for name in names(kind):
-        path = CONFIGS / FOLDERS[kind] / f"{name}.py"
-        print(f"{name:24s} {_first_line(path)}")
-    return 0
-
-
-def method_table() -> list[str]:
-    """Lines of `--list methods`: name, family, needs, label policy and source in columns."""
-    from kdep_bench.suite.config import load_config, names
-    from kdep_bench.suite.schema import label_policy, method_needs
-
-    rows = [("METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE")]
-    for name in names("method"):
-        try:
-            m = load_config("method", name)
-        except KdepError as e:
-            rows.append((name, "-", "-", "-", f"(cannot be read: {e.problem})"))
-            continue
-        needs = ", ".join(sorted(method_needs(m))) or "-"
-        source = m.get("source", "") + (" (re-implementation)" if m.get("reconstruction") else "")
-        rows.append((name, m.get("family") or "-", needs, label_policy(m), source))
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
-    layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
-    return [layout.format(*row) for row in rows]
-
-
-def _first_line(path: Path) -> str:
-    import ast
-
-    try:
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    except (SyntaxError, UnicodeDecodeError):
-        return "(cannot be read)"
-    return docstring.partition("\n")[0]
-
-
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
-    from kdep_bench.engine import ddp, local_pool, state
-    from kdep_bench.suite import data_identity
-    from kdep_bench.suite.config import REPO, load_suite
-    from kdep_bench.suite.image_counts import check_counts
-    from kdep_bench.suite.plan import build_plan
+    from kdep_bench.engine import ddp
 
     rank, processes = ddp.leave_launcher()
     if rank:
         print(f"rank {rank}: rank 0 runs the suite and starts the processes of its stages")
         return 0
+    gpus = selected_gpus(args)
+    suite, work, results = _load(args, processes)
+    suite, plan = _plan(args, suite, work)
+    known = _statuses(args, plan, work)
+    if args.executor == "snakemake-local":
+        _check_stage_gpus(plan, known, gpus)
+    if not args.dry_run:
+        for line in output.changed_data(plan, known):
+            print(line)
+    if args.dry_run or args.budget_hours is not None:
+        known = _print_forecast(args, plan, known, work)
+    if args.dry_run:
+        return 0
+    if args.write_plan:
+        from kdep_bench.engine.stage import write_plan
+
+        write_plan(args.write_plan, plan.name, plan.stages.values())
+        return 0
+    outcome = _execute(args, plan, work, known, gpus)
+    command = "python tools/run_suite.py " + shlex.join(arguments)
+    code = output.summarise(plan, known, outcome, command)
+    _collect(args, suite, plan, work, results, outcome)
+    return code
+
+
+def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
+    """The suite, with --rehearse its rehearsal; absolute paths of its work dir and results."""
+    from kdep_bench.engine import ddp
+    from kdep_bench.suite.config import REPO, load_suite
+
     suite = ddp.spread(load_suite(args.suite), processes)
     work = args.work_dir or REPO / "work_dirs"
     results = args.results_dir or REPO / "results" / suite.name
@@ -252,95 +90,92 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         suite = rehearsed(suite)
         work = args.work_dir or REPO / "work_dirs" / "rehearsal"
         results = args.results_dir or work / "results" / suite.name
-    plan = build_plan(suite)  # a fault of the suite is told before its data are read
+    return suite, work.absolute(), results.absolute()
+
+
+def _plan(args: argparse.Namespace, suite: Suite, work: Path) -> tuple[Suite, Plan]:
+    """The suite with the content of its data, which is part of stage ids, and its plan."""
+    from kdep_bench.suite import data_identity
+    from kdep_bench.suite.image_counts import check_counts
+    from kdep_bench.suite.plan import build_plan
+
+    plan = build_plan(suite)  # reports faults of the suite before its data are read
     check_counts(suite)
-    work, results = work.absolute(), results.absolute()
-    read, lines = data_identity.with_content(suite, work, verify=args.verify, say=_say)
-    if read != suite:
-        suite, plan = read, build_plan(read)
+    with_content, lines = data_identity.with_content(suite, work, verify=args.verify, say=_log)
     for line in lines:
         print(line)
+    if with_content == suite:
+        return suite, plan
+    return with_content, build_plan(with_content)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Status]:
+    """The stages of --only, with whether each must run; --force makes stages run again."""
+    from kdep_bench.engine import state
+
     selected = select.select_stages(plan, args.only)
-    hits = [select.matcher(f) for f in args.force]
-    for pattern, hit in zip(args.force, hits, strict=True):
-        if not any(hit(s.id) for s in plan.stages.values()):
+    matchers = [select.matcher(pattern) for pattern in args.force]
+    for pattern, matches in zip(args.force, matchers, strict=True):
+        if not any(matches(s.id) for s in plan.stages.values()):
             raise KdepError(
                 f"--force {pattern!r} matches no stage",
                 expected="part of a stage id",
                 fix="list the ids with --dry-run",
             )
-    known = state.statuses(
-        plan, work, selected, force=lambda s: any(h(s.id) for h in hits), verify=args.verify
+    return state.statuses(
+        plan,
+        work,
+        selected,
+        force=lambda s: any(matches(s.id) for matches in matchers),
+        verify=args.verify,
     )
-    if not args.dry_run:
-        for line in _edited(plan, known):
-            print(line)
-    if args.dry_run or args.budget_hours is not None:
-        known, forecast_lines, refusal = _forecast(args, plan, known, work)
-        if args.dry_run:
-            if args.rehearse:
-                from kdep_bench.suite.rehearse import changes
-
-                print(changes())
-            print(explain(plan, known, work))
-        for line in forecast_lines:
-            print(line)
-        if refusal is not None:
-            raise refusal
-        if args.dry_run:
-            return 0
-    if args.write_plan:
-        from kdep_bench.engine.stage import write_plan
-
-        write_plan(args.write_plan, plan.name, plan.stages.values())
-        return 0
-    from kdep_bench.engine.progress import view_for
-
-    gpus = machine.find_gpus() if args.gpus is None else tuple(g for g in args.gpus.split(",") if g)
-    view = view_for(sys.stdout, args.plain)
-    options = dict(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
-    if args.executor == "local":
-        outcome = local_pool.run_plan(plan, work, known, local_pool.PoolOptions(**options), view)
-    else:
-        from kdep_bench.engine import cluster
-
-        extra_arguments = tuple(shlex.split(args.snakemake))
-        options |= dict(without_gpus=args.gpus == "")
-        cluster_options = cluster.ClusterOptions(
-            executor=args.executor, extra_arguments=extra_arguments, **options
-        )
-        outcome = cluster.run_plan(plan, work, known, cluster_options, view)
-    command = "python tools/run_suite.py " + shlex.join(arguments)
-    code = summarise(plan, known, outcome, command)
-    from kdep_bench.engine.collect import collect
-
-    counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
-    print(
-        f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
-        f"{counts['written']} new; tables in {results}"
-    )
-    return code
 
 
-def _edited(plan: Plan, known: Mapping[str, Status]) -> list[str]:
-    """A line for each data set that changed since it was prepared: what, and what runs for it."""
-    lines = []
+def _check_stage_gpus(plan: Plan, known: dict[str, Status], gpus: tuple[str, ...]) -> None:
+    """Raises KdepError for a stage that would wait for more GPUs than there are.
+
+    The local pool gives it those that there are; Snakemake would never start it.
+    """
     for stage_id, status in known.items():
-        if status.run and status.why.startswith("data changed"):
-            consumers = plan.downstream([stage_id]) - {stage_id}
-            reruns = sum(known[i].run for i in consumers if i in known)
-            lines.append(f"{stage_id}: {status.why}; {reruns} downstream stage(s) will be rerun")
-    return lines
+        stage = plan.stages[stage_id]
+        if status.run and gpus and stage.gpus > len(gpus):
+            raise KdepError(
+                f"runtime.gpus of the suite sets {stage.gpus} GPUs per {stage.kind} stage, but "
+                f"only {len(gpus)} can be used (GPU {', '.join(gpus)})",
+                fix=f"lower runtime.gpus[{stage.kind!r}] in the suite, or use --executor local",
+            )
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _print_forecast(
+    args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
+) -> dict[str, Status]:
+    """Prints the plan of a dry run, and the forecast; returns the stages that may run.
+
+    Raises:
+        KdepError: the run would take more than --budget-hours.
+    """
+    known, lines, refusal = _forecast(args, plan, known, work)
+    if args.dry_run:
+        if args.rehearse:
+            from kdep_bench.suite.rehearse import changes
+
+            print(changes())
+        print(output.explain(plan, known, work))
+    for line in lines:
+        print(line)
+    if refusal is not None:
+        raise refusal
+    return known
 
 
 def _forecast(
     args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
 ) -> tuple[dict[str, Status], list[str], KdepError | None]:
-    """(stages, with --fit-budget those that fit; lines to print; why nothing may run)."""
+    """(stages, with --fit-budget those that fit; lines to print; error above the budget)."""
     from kdep_bench.engine import state
     from kdep_bench.forecast import gpu_hours, rates
     from kdep_bench.forecast.costs import Costs
@@ -349,7 +184,7 @@ def _forecast(
     todo = {i for i, s in known.items() if s.run}
     requested = args.device_rate or args.measure_throughput or args.count_flops
     requested = requested or args.budget_hours is not None
-    if not todo or (args.rehearse and not requested):  # a rehearsal's networks are nobody's
+    if not todo or (args.rehearse and not requested):  # a rehearsal has networks of its own
         return known, [], None
     if args.count_flops:
         rates.count_networks(args.suite, work, args.rehearse)
@@ -375,51 +210,45 @@ def _forecast(
     return known, lines, gpu_hours.refusal(fitted, hours, budget)
 
 
-def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
-    """The text of --dry-run: every stage, done or run, and why."""
-    from kdep_bench.engine import state
-    from kdep_bench.engine.local_pool import chain_costs
-    from kdep_bench.engine.progress import duration
-    from kdep_bench.forecast.costs import Costs
+def _execute(
+    args: argparse.Namespace,
+    plan: Plan,
+    work: Path,
+    known: dict[str, Status],
+    gpus: tuple[str, ...],
+) -> Outcome:
+    """Runs the stages in the local pool, or through Snakemake."""
+    from kdep_bench.engine import local_pool
+    from kdep_bench.engine.progress import view_for
 
-    todo = {i for i, s in known.items() if s.run}
-    costs = Costs(plan, state.records(work, known) if todo else [])
-    cost = {i: seconds for i in todo if (seconds := costs.measured(plan.stages[i])) is not None}
-    lines = []
-    for stage_id, status in known.items():
-        action = "run " if status.run else "done" if status.done else "skip"
-        reason = "" if status.why == "done" else f"  {status.why}"
-        estimate = f"  ~{duration(cost[stage_id])}" if stage_id in cost else ""
-        lines.append(f"{action}  {stage_id}{estimate}{reason}")
-    done = sum(s.done for s in known.values())
-    if len(cost) == len(todo):
-        chain = chain_costs(plan, todo, cost)
-        time = f"{duration(sum(cost.values()))} of estimated work, longest chain "
-        time += duration(max(chain.values(), default=0.0))
-    else:
-        time = f"no timing available for {len(todo) - len(cost)} of them"
-    lines.append(
-        f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, {time}; "
-        f"{len(plan.runs)} transfer runs"
+    view = view_for(sys.stdout, args.plain)
+    options = dict(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
+    if args.executor == "local":
+        return local_pool.run_plan(plan, work, known, local_pool.PoolOptions(**options), view)
+    from kdep_bench.engine import cluster
+
+    cluster_options = cluster.ClusterOptions(
+        executor=args.executor,
+        without_gpus=args.gpus == "",
+        extra_arguments=tuple(shlex.split(args.snakemake)),
+        **options,
     )
-    return "\n".join(lines)
+    return cluster.run_plan(plan, work, known, cluster_options, view)
 
 
-def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, command: str) -> int:
-    """Prints how a run ended; returns its exit code."""
-    finished = [*outcome.ran, *outcome.elsewhere]
-    done = sum(s.done for s in known.values()) + len([i for i in finished if not known[i].done])
-    for stage_id in outcome.failed:  # why was printed when it failed, and stands in its log
-        print(f"failed: {stage_id}", file=sys.stderr)
-    if outcome.skipped:
-        print(f"{len(outcome.skipped)} downstream stage(s) skipped", file=sys.stderr)
-    n_elsewhere = len(outcome.elsewhere)
-    meanwhile = f"{n_elsewhere} finished by another process, " if n_elsewhere else ""
+def _collect(
+    args: argparse.Namespace,
+    suite: Suite,
+    plan: Plan,
+    work: Path,
+    results: Path,
+    outcome: Outcome,
+) -> None:
+    """Writes the records and tables, and prints how many."""
+    from kdep_bench.engine.collect import collect
+
+    counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
     print(
-        f"{plan.name}: {len(outcome.ran)} finished in this run, {meanwhile}"
-        f"{done} of {len(known)} stages are done"
+        f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
+        f"{counts['written']} new; tables in {results}"
     )
-    if outcome.signal:
-        print(f"interrupted; finished stages are kept. Resume with: {command}", file=sys.stderr)
-        return 128 + outcome.signal
-    return 0 if outcome.ok else 1

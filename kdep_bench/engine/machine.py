@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
+from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import REPO
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 def cpu_count() -> int:
@@ -19,16 +26,63 @@ def find_gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(v for v in visible.split(",") if v)
+    return tuple(str(i) for i in range(_installed_gpus() or 0))
+
+
+def _installed_gpus() -> int | None:
+    """Number of GPUs of this machine, whatever CUDA_VISIBLE_DEVICES hides; None where unknown."""
     if shutil.which("nvidia-smi") is None:
-        return ()
+        # Without the tool GPUs can work all the same: then there are device files.
+        return None if any(Path("/dev").glob(p) for p in ("nvidia*", "dxg")) else 0
     try:
-        listed = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
+        return None
+    return sum(line.startswith("GPU ") for line in result.stdout.splitlines())
+
+
+def parse_gpus(text: str) -> tuple[str, ...]:
+    """The devices of a comma-separated list; none for an empty text.
+
+    Raises:
+        KdepError: an entry that is neither a device number nor a UUID, both kinds in one list
+            (CUDA ignores such a list from the first entry of the other kind on), or a device twice
+            (two stages would run on it at once).
+    """
+    if not text.strip():
         return ()
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return tuple(str(i) for i in range(len(lines)))
+    gpus = tuple(part.strip() for part in text.split(","))
+    expected = "device numbers, e.g. 0,1, or UUIDs as nvidia-smi -L lists them; '' for none"
+    fix = "correct --gpus"
+    for gpu in gpus:
+        if not (_NUMBER.fullmatch(gpu) or _UUID.fullmatch(gpu)):
+            raise KdepError(
+                f"--gpus {text!r} contains {gpu!r}, which is no GPU", expected=expected, fix=fix
+            )
+    if len({bool(_NUMBER.fullmatch(gpu)) for gpu in gpus}) > 1:
+        raise KdepError(f"--gpus {text!r} mixes numbers and UUIDs", expected=expected, fix=fix)
+    for gpu in gpus:
+        if gpus.count(gpu) > 1:
+            raise KdepError(f"--gpus {text!r} contains {gpu} twice", fix=fix)
+    return gpus
+
+
+def check_installed(gpus: Sequence[str]) -> None:
+    """Raises KdepError for a device number that this machine does not have."""
+    count = _installed_gpus()
+    if count is None:
+        return
+    missing = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) >= count]
+    if count:  # UUIDs are left to CUDA
+        missing = [gpu for gpu in missing if gpu.isdigit()]
+    if missing:
+        present = "no GPU" if not count else f"GPU 0 to {count - 1}" if count > 1 else "GPU 0 only"
+        raise KdepError(
+            f"--gpus has GPU {', '.join(missing)}, but this machine has {present}",
+            fix="correct --gpus, or leave it out to use all GPUs of this machine",
+        )
 
 
 def git_revision() -> str:

@@ -500,13 +500,14 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
         if changes:
             remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             return f"spec changed: {', '.join(changes[:3])}{remainder}"
+    if predecessor is None:
+        return "never run"
     for up in stage.needs.values():
         if up in known and known[up].run:
             return f"upstream {up} will run"
-    if predecessor is not None:
-        for role, up in stage.needs.items():
-            if predecessor["needs"].get(role) != up:
-                return f"upstream changed: {predecessor['needs'].get(role)} -> {up}"
+    for role, up in stage.needs.items():
+        if predecessor["needs"].get(role) != up:
+            return f"upstream changed: {predecessor['needs'].get(role)} -> {up}"
     return "never run"
 
 

@@ -111,7 +111,7 @@ def toy_suite() -> tuple[Suite, Plan]:
 
 def toy_main(work: Path, results: Path, retry: int) -> int:
     """What tools/run_suite.py does, for the toy suite."""
-    from kdep_bench.cli import run_suite
+    from kdep_bench.cli import run_suite_output
     from kdep_bench.engine import local_pool
     from kdep_bench.engine.collect import collect
     from kdep_bench.engine.progress import view_for
@@ -120,11 +120,11 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
     known = state.statuses(plan, work)
     options = local_pool.PoolOptions(jobs=1, retry=retry, preload="kdep_bench.engine.worker")
     outcome = local_pool.run_plan(plan, work, known, options, view_for(sys.stdout, plain=True))
-    code = run_suite.summarise(plan, known, outcome, "")
+    code = run_suite_output.summarise(plan, known, outcome, "")
     try:
         collect(suite, plan, work, results, outcome.failed)
     except OSError as e:
-        print(run_suite.disk_fault(e))
+        print(run_suite_output.disk_fault(e))
         return 1
     return code
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import engine_fakes as fakes
 import pytest
 
-from kdep_bench.cli import run_suite
+from kdep_bench.cli import run_suite_output
 from kdep_bench.engine import attempts, local_pool, select, state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
@@ -382,7 +382,7 @@ def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
 def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_nothing(tmp_path):
     from test_suite_config import build
 
-    from kdep_bench.cli.run_suite import explain
+    from kdep_bench.cli.run_suite_output import explain
     from kdep_bench.suite.plan import build_plan
 
     one = build_plan(build(), fakes.PRETEND)
@@ -464,7 +464,7 @@ def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_
     assert sorted(outcome.ran + theirs) == sorted(plan.stages)
     assert sorted(outcome.ran + outcome.elsewhere) == sorted(plan.stages)
     assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
-    assert run_suite.summarise(plan, known, outcome, "") == 0
+    assert run_suite_output.summarise(plan, known, outcome, "") == 0
     told = capsys.readouterr().out
     assert f"{len(outcome.ran)} finished in this run, " in told
     assert "4 of 4 stages are done" in told

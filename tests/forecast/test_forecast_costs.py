@@ -8,7 +8,7 @@ import engine_fakes as fakes
 import pytest
 from test_suite_config import GOOD, build
 
-from kdep_bench.cli.run_suite import explain
+from kdep_bench.cli.run_suite_output import explain
 from kdep_bench.engine import local_pool, state
 from kdep_bench.forecast.costs import Costs
 from kdep_bench.suite.graph import Plan, Stage

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdep_bench.cli import run_suite
+from kdep_bench.cli.run_suite_output import changed_data
 from kdep_bench.engine import collect, local_pool, state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
@@ -152,7 +152,7 @@ def test_an_edit_runs_all_that_reads_the_data_again_and_says_why(
     again = [i for i, s in known.items() if s.run]
     assert not set(again) & set(first.stages)
     rerun = f"; {len(again) - 1} downstream stage(s) will be rerun"
-    assert run_suite._edited(plan, known)[0].endswith(rerun)
+    assert changed_data(plan, known)[0].endswith(rerun)
     assert sorted(fakes.run(plan, work).ran) == sorted(again)
 
 

@@ -1,0 +1,193 @@
+"""Command line of `tools/run_suite.py`: its options, and the checks that need no suite."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.engine import machine
+from kdep_bench.errors import KdepError
+
+EPILOG = """Configs are executed as Python code: read other people's configs before running them.
+Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 interrupted."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Imports nothing heavy, so that --help is quick."""
+    p = argparse.ArgumentParser(
+        prog="run_suite.py",
+        description="Run a suite. Finished stages are skipped, interrupted ones resume.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_suite(p)
+    _add_selection(p)
+    _add_running(p)
+    _add_forecast(p)
+    _add_cluster(p)
+    _add_output(p)
+    return p
+
+
+def _add_suite(p: argparse.ArgumentParser) -> None:
+    p.add_argument("suite", nargs="?", help="a suite config, or its name in configs/suites/")
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument("--results-dir", type=Path, help="output folder (default: results/<suite>/)")
+
+
+def _add_selection(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="run only stages of this method, task, student, kind or id (substring or glob) and "
+        "their dependencies",
+    )
+    p.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="rerun these stages (kind, substring of the id, or glob) and all that depend on them",
+    )
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the stages in order, why each would run, and the cost",
+    )
+
+
+def _add_running(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
+    p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
+    p.add_argument(
+        "--retry", type=int, default=0, metavar="N", help="retries of a failed stage (default: 0)"
+    )
+    stop = p.add_mutually_exclusive_group()
+    stop.add_argument(
+        "--keep-going", action="store_true", help="run independent stages after a failure (default)"
+    )
+    stop.add_argument("--fail-fast", action="store_true", help="start nothing after a failure")
+
+
+def _add_forecast(p: argparse.ArgumentParser) -> None:
+    rate = p.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--device-rate",
+        metavar="RATE",
+        help="throughput for the forecast: TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, "
+        "e.g. a100.tf32:0.3",
+    )
+    rate.add_argument(
+        "--measure-throughput",
+        action="store_true",
+        help="for the forecast: measure the suite's networks here, some seconds per network",
+    )
+    rate.add_argument("--probe", **_old_name("measure_throughput"))
+    p.add_argument(
+        "--count-flops",
+        action="store_true",
+        help="for the forecast: count the FLOPs of networks not stored yet",
+    )
+    p.add_argument("--count", **_old_name("count_flops"))
+    p.add_argument(
+        "--budget-hours",
+        type=float,
+        metavar="H",
+        help="exit with an error if the run would take more GPU-hours",
+    )
+    p.add_argument(
+        "--fit-budget",
+        action="store_true",
+        help="with --budget-hours: run the comparisons that fit, cheapest per transfer run first",
+    )
+    p.add_argument("--fit", **_old_name("fit_budget"))
+
+
+def _add_cluster(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--executor",
+        default="local",
+        metavar="NAME",
+        help="local (default), or through Snakemake: slurm, snakemake-local or another plugin",
+    )
+    p.add_argument(
+        "--snakemake",
+        default="",
+        metavar="'ARGUMENTS'",
+        help="extra Snakemake arguments, e.g. '--default-resources slurm_partition=main'",
+    )
+    p.add_argument(
+        "--write-plan",
+        type=Path,
+        metavar="FILE",
+        help="write the plan for `python -m kdep_bench.engine.stage` and exit",
+    )
+
+
+def _add_output(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run every stage of a full-scale suite on tiny generated data with random teacher "
+        "weights (default work dir: work_dirs/rehearsal/)",
+    )
+    p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
+    p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
+    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
+    p.add_argument(
+        "--list",
+        choices=("methods", "teachers", "students", "tasks", "suites", "data", "claims"),
+        help="list the configs of one kind and exit",
+    )
+
+
+def _old_name(dest: str) -> dict[str, Any]:
+    """Arguments of a flag's former name, which still works and which no help shows."""
+    return {"dest": dest, "action": "store_true", "help": argparse.SUPPRESS}
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises KdepError for values out of range, and options that do not go together."""
+    for name in ("jobs", "retry"):
+        value = getattr(args, name)
+        if value is not None and value < (1 if name == "jobs" else 0):
+            raise KdepError(
+                f"--{name} is {value}", expected="a positive number", fix=f"correct --{name}"
+            )
+    _check_budget(args)
+
+
+def _check_budget(args: argparse.Namespace) -> None:
+    budget = args.budget_hours
+    if budget is not None and not 0 < budget < math.inf:
+        raise KdepError(
+            f"--budget-hours is {budget:g}",
+            expected="a positive number",
+            fix="correct --budget-hours",
+        )
+    if args.fit_budget and budget is None:
+        raise KdepError("--fit-budget needs --budget-hours", fix="add --budget-hours H")
+    for name in ("device_rate", "measure_throughput", "count_flops"):
+        if getattr(args, name) and not args.dry_run and budget is None:
+            option = "--" + name.replace("_", "-")
+            raise KdepError(
+                f"{option} works only with --dry-run or --budget-hours", fix="add one of them"
+            )
+
+
+def selected_gpus(args: argparse.Namespace) -> tuple[str, ...]:
+    """The GPUs of --gpus; all of this machine without it.
+
+    Raises:
+        KdepError: GPUs that this machine does not have, where the stages run on this machine.
+    """
+    if args.gpus is None:
+        return machine.find_gpus()
+    gpus = machine.parse_gpus(args.gpus)
+    if args.executor in ("local", "snakemake-local"):
+        machine.check_installed(gpus)
+    return gpus
