@@ -6,6 +6,7 @@ reads that from the source (see `signatures`) and refuses another value before a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -16,3 +17,5 @@ AtLeastOne = Annotated[float, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[Sequence[Count], Field(min_length=1)]
+Positives = Annotated[Sequence[Positive], Field(min_length=1)]

@@ -1,0 +1,5 @@
+"""Similarity (linear CKA) of the feature to the suite's teacher, on 2,048 images of the pool."""
+
+from kdep_bench.probes.cka import Cka
+
+probe = dict(name="cka", type=Cka, rows=2048, teacher="suite")

@@ -1,0 +1,5 @@
+"""Weighted k-nearest-neighbour accuracy on the class folders; k is chosen on val."""
+
+from kdep_bench.probes.knn import Knn
+
+probe = dict(name="knn", type=Knn, folder="classify", k=(1, 5, 10, 20, 50), T=0.07)

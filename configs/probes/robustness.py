@@ -1,0 +1,20 @@
+"""Accuracy of the linear probe on corrupted test images at five severities."""
+
+from kdep_bench.probes.robustness import Robustness
+
+probe = dict(
+    name="robustness",
+    type=Robustness,
+    folder="classify",
+    corruptions=(
+        "gaussian_noise",
+        "shot_noise",
+        "gaussian_blur",
+        "brightness",
+        "contrast",
+        "pixelate",
+        "jpeg_compression",
+    ),
+    c_grid=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    max_iter=500,
+)

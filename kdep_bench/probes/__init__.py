@@ -1,0 +1,1 @@
+"""Properties of an exported backbone that no transfer score, mean, ranking or claim includes."""

@@ -1,0 +1,212 @@
+"""Stage `features`: the features of an exported backbone, extracted once for all probes.
+
+Of class folders: one file per split, read as the linear probe of `transfer.classification` reads
+them, so that both see the same features. Of the pool: one view each of some images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict, write_json
+from kdep_bench.probes.base import Features
+
+BATCH = 128  # part of what noise is drawn for; see `robustness`
+LISTING, POOL = "features.json", "pool"
+
+Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
+    """A function from [B, px, px, 3] uint8 RGB images to their (before, after), [B, D] float32.
+
+    KdepError unless every weight of the backbone is that of the file.
+    """
+    import torch
+
+    from kdep_bench.devices import compute_device
+    from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
+    from kdep_bench.transfer.gate import check, read_tensors
+    from kdep_bench.transfer.mm_config import prefer_channels_last
+
+    tensors = read_tensors(checkpoint)
+    backbone = build_backbone(student)
+    own = backbone.state_dict()
+    fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    backbone.load_state_dict(fits, strict=False)
+    check(backbone, checkpoint, tensors=tensors)
+    prefer_channels_last(backbone)
+    device = compute_device()
+    tap = PreActivationTap(backbone, student["tap"]).to(device).eval()
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+        before, after = tap((x.float() - mean) / std)
+        return tuple(pool(m).float().cpu().numpy() for m in (before, after))  # type: ignore[return-value]
+
+    return extract
+
+
+def batches(folder: Path, classes: list[str], px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images [B, px, px, 3] uint8 RGB, labels [B]) of class folders, in a fixed order."""
+    from mmpretrain.registry import DATASETS
+
+    import kdep_bench.transfer.folders  # noqa: F401, registers KdepFolders
+
+    data = DATASETS.build(
+        dict(
+            type="KdepFolders",
+            data_root=str(folder),
+            data_prefix="",
+            metainfo=dict(classes=tuple(classes)),
+            pipeline=[
+                dict(type="LoadImageFromFile"),
+                dict(type="ResizeEdge", scale=px, edge="short", interpolation="area"),
+                dict(type="CenterCrop", crop_size=px),
+            ],
+        )
+    )
+    for start in range(0, len(data), BATCH):
+        some = [data[i] for i in range(start, min(start + BATCH, len(data)))]
+        images = np.stack([one["img"][..., ::-1] for one in some])
+        yield images, np.array([int(one["gt_label"]) for one in some])
+
+
+def run(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:
+    """Extracts the features of `spec["images"]`.
+
+    Args:
+        spec: `student` (a student config); `images`: dict(folder=, splits=) of class folders below
+            the data, or dict(rows=, seed=) and, for the images of a data fraction, its `share`,
+            `share_seed` and `share_by`, of the pool.
+        inputs: `export`; `prepare` for class folders; `views` for the pool.
+        out: receives one npz per split and `features.json`.
+
+    Returns:
+        images (number by split), width, extract_s, images_per_s, bytes.
+
+    Raises:
+        KdepError: bad data, a backbone that does not load, features that are not finite.
+    """
+    from kdep_bench.openmmlab import setup
+
+    setup("mmpretrain")
+    student, wanted = spec["student"], spec["images"]
+    started = time.perf_counter()
+    extract = extractor(student, Path(inputs["export"]) / "backbone.pth")
+    if "folder" in wanted:
+        root = Path(inputs["prepare"]) / "data" / wanted["folder"]
+        classes, counts = _split_features(
+            root, wanted["splits"], extract, int(student["input_px"]), out, progress
+        )
+    else:
+        classes, counts = [], _pool_features(wanted, inputs, extract, out, progress)
+    seconds = time.perf_counter() - started
+    write_json(out / LISTING, {"classes": classes, "splits": counts})
+    total = sum(counts.values())
+    return {
+        "images": counts,
+        "width": int(student["width"]),
+        "extract_s": round(seconds, 3),
+        "images_per_s": round(total / max(seconds, 1e-9), 1),
+        "bytes": sum((out / f"{name}.npz").stat().st_size for name in counts),
+    }
+
+
+def _split_features(
+    root: Path,
+    splits: list[str],
+    extract: Extract,
+    px: int,
+    out: Path,
+    progress: Callable[..., None],
+) -> tuple[list[str], dict[str, int]]:
+    """(class names, images by split); every split must have the classes of the first."""
+    from kdep_bench.data.checks import check_image_folder
+    from kdep_bench.transfer.mm_config import class_folders, reading_images
+
+    classes = class_folders(root / splits[0])
+    counts = {}
+    with reading_images(f"features of {root.name}"):
+        for i, split in enumerate(splits):
+            progress(i, len(splits), f"features of {split}")
+            # mm's decoder fills a truncated JPEG with grey; the check refuses it.
+            expected = sum(check_image_folder(root / split, classes).values())
+            parts = [(*extract(x), y) for x, y in batches(root / split, classes, px)]
+            before, after, labels = (np.concatenate(p) for p in zip(*parts, strict=True))
+            if len(labels) != expected:
+                raise KdepError(
+                    f"{root / split} has {expected} images, but {len(labels)} were read",
+                    fix="run the suite again",
+                )
+            counts[split] = _save(out, split, before, after, labels)
+    return classes, counts
+
+
+def _pool_features(
+    wanted: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    extract: Extract,
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, int]:
+    """Number of images; `rows.npy` says which rows of the views, and of the cache, they are."""
+    from kdep_bench.data.views import open_views
+
+    views = open_views(Path(inputs["views"]))
+    rows = pool_rows(wanted, inputs, views)
+    parts = []
+    for start in range(0, len(rows), BATCH):
+        progress(start, len(rows), "features of pool images")
+        parts.append(extract(np.asarray(views.pixels[rows[start : start + BATCH]])))
+    before, after = (np.concatenate(p) for p in zip(*parts, strict=True))
+    np.save(out / "rows.npy", rows)
+    return {POOL: _save(out, POOL, before, after, np.full(len(rows), -1))}
+
+
+def pool_rows(wanted: Mapping[str, Any], inputs: Mapping[str, Path], views: Any) -> np.ndarray:
+    """Sorted row numbers of the first view of up to `rows` images, drawn by `seed`."""
+    from kdep_bench.data.shares import share_of
+
+    images = np.arange(len(views.files))
+    if "share" in wanted:
+        images = np.sort(share_of(views.files, wanted, inputs))
+    count = min(int(wanted["rows"]), len(images))
+    drawn = np.random.default_rng([int(wanted["seed"]), 7]).permutation(images)[:count]
+    return np.sort(drawn) * views.views
+
+
+def _save(out: Path, name: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> int:
+    for x in (before, after):
+        if not np.isfinite(x).all():
+            raise KdepError(
+                f"the backbone's features of {name} contain NaN or infinity",
+                fix="check the loss curve of the pre-training",
+            )
+    np.savez(out / f"{name}.npz", before=before, after=after, labels=labels)
+    return len(labels)
+
+
+def open_features(folder: Path) -> dict[str, Features]:
+    """Features by split of a finished `features` stage; the pool's as "pool"."""
+    listing = read_strict(folder / LISTING)
+    found = {}
+    for name in listing["splits"]:
+        with np.load(folder / f"{name}.npz") as stored:
+            parts = {k: stored[k] for k in ("before", "after", "labels")}
+        found[name] = Features(**parts, classes=tuple(listing["classes"]))
+    return found

@@ -1,0 +1,93 @@
+"""Accuracy of a linear probe on corrupted copies of the test images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from kdep_bench.bounds import Count, Positives
+from kdep_bench.errors import KdepError
+from kdep_bench.probes.base import Inputs, Measured, Probe, Value, top1
+from kdep_bench.probes.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from kdep_bench.probes.linear import fit
+
+
+class Robustness(Probe):
+    """The linear probe of the clean training images, tested on corrupted test images.
+
+    `top1, clean`: on the test images as they are. `top1, severity S`: mean over corruptions.
+    `top1, corrupted`: mean over corruptions and the five severities. `loss`: clean minus corrupted,
+    for backbones of different accuracy; neither direction of it is better in itself, because a
+    backbone at chance has nothing to lose. Noise is the same for every backbone.
+
+    Args:
+        corruptions: names of `corruptions.CORRUPTIONS`.
+        c_grid: values of C to choose from, by accuracy on the clean validation split.
+        max_iter: steps of the solver.
+    """
+
+    reads = frozenset({"classes", "backbone"})
+    splits = ("train", "val", "test")
+
+    def __init__(
+        self,
+        corruptions: Sequence[
+            Literal[
+                "gaussian_noise",
+                "shot_noise",
+                "gaussian_blur",
+                "brightness",
+                "contrast",
+                "pixelate",
+                "jpeg_compression",
+            ]
+        ],
+        c_grid: Positives = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        max_iter: Count = 500,
+    ) -> None:
+        self.corruptions = list(corruptions)
+        self.c_grid, self.max_iter = list(c_grid), int(max_iter)
+
+    def measure(self, data: Inputs) -> Measured:
+        assert data.images is not None
+        assert data.extract is not None
+        train, val, test = (data.splits[s] for s in self.splits)
+        linear = fit(train, val, self.c_grid, self.max_iter)
+        clean = top1(test.labels, linear.model.predict(test.after.astype(np.float64)))
+        right: dict[tuple[str, int], int] = defaultdict(int)
+        start = 0
+        for batch in data.images("test"):
+            labels = test.labels[start : start + len(batch)]
+            for name in self.corruptions:
+                number = list(CORRUPTIONS).index(name)
+                for severity in SEVERITIES:
+                    copies = corrupted(batch, name, severity, [start, number, severity])
+                    after = data.extract(copies)[1].astype(np.float64)
+                    right[name, severity] += int((linear.model.predict(after) == labels).sum())
+            start += len(batch)
+            data.progress(start, len(test), "corrupted images")
+        if start != len(test):
+            raise KdepError(
+                f"the test split has {start} images now, but its features are of {len(test)}",
+                fix="run the suite again with --force features",
+            )
+        score = {key: count / len(test) for key, count in right.items()}
+        mean = float(np.mean(list(score.values())))
+        values = {
+            "top1, clean": clean,
+            "top1, corrupted": Value(mean, "larger", True, clean.chance),
+            "loss": Value(clean.value - mean, "", True),
+        }
+        for severity in SEVERITIES:
+            some = [score[name, severity] for name in self.corruptions]
+            values[f"top1, severity {severity}"] = Value(
+                float(np.mean(some)), "larger", True, clean.chance
+            )
+        for name in self.corruptions:
+            some = [score[name, severity] for severity in SEVERITIES]
+            shown = name.replace("_", " ")
+            values[f"top1, {shown}"] = Value(float(np.mean(some)), "larger", True, clean.chance)
+        return Measured(values, (linear.note,))

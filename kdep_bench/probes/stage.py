@@ -1,0 +1,94 @@
+"""Stage `probe`: one probe of one exported backbone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.errors import KdepError
+from kdep_bench.probes.base import BACKBONE, CLASSES, POOL, TEACHER, Inputs, Probe, outputs
+from kdep_bench.probes.extract import batches, extractor, open_features
+from kdep_bench.registry import build, type_path
+
+# Keys of a probe's config that are not arguments of its class.
+OWN = {"name", "folder", "about"}
+
+
+def run(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:
+    """Measures `spec["probe"]`.
+
+    Args:
+        spec: `probe` (a probe config); `student`, for a probe that runs the backbone.
+        inputs: as the probe's `reads` say: `features` (class folders), `pool` (features of pool
+            images) with `cache` (the teacher's), `export` and `prepare` (the backbone and images).
+        out: the stage's own directory.
+
+    Returns:
+        values (see `base.outputs`), notes, probe_s.
+
+    Raises:
+        KdepError: a type that is no probe, images that do not suffice, a value that is not finite.
+    """
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    config = spec["probe"]
+    probe = build({k: v for k, v in config.items() if k not in OWN})
+    if not isinstance(probe, Probe):
+        raise KdepError(
+            f"the type {type_path(config['type'])} is not a probe",
+            expected="a subclass of kdep_bench.probes.base.Probe",
+        )
+    started = time.perf_counter()
+    measured = probe.measure(_inputs(probe, spec, inputs, progress))
+    seconds = time.perf_counter() - started
+    progress(1, 1, config["name"])
+    return {**outputs(measured, f"probe {config['name']!r}"), "probe_s": round(seconds, 3)}
+
+
+def _inputs(
+    probe: Probe, spec: Mapping[str, Any], inputs: Mapping[str, Path], progress: Callable[..., None]
+) -> Inputs:
+    given: dict[str, Any] = {"progress": progress}
+    if CLASSES in probe.reads:
+        found = open_features(inputs["features"])
+        given["splits"] = {split: found[split] for split in probe.splits}
+    if POOL in probe.reads:
+        given["pool"] = open_features(inputs["pool"])["pool"]
+    if TEACHER in probe.reads:
+        from kdep_bench.features.cache_read import open_cache
+
+        rows = np.load(inputs["pool"] / "rows.npy")
+        given["teacher"] = open_cache(inputs["cache"]).rows(rows).astype(np.float32)
+    if BACKBONE in probe.reads:
+        from kdep_bench.openmmlab import setup
+
+        setup("mmpretrain")
+        given["extract"] = extractor(spec["student"], inputs["export"] / "backbone.pth")
+        given["images"] = _images(spec, inputs)
+    return Inputs(**given)
+
+
+def _images(
+    spec: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> Callable[[str], Iterator[np.ndarray]]:
+    from kdep_bench.transfer.mm_config import class_folders
+
+    root = inputs["prepare"] / "data" / spec["probe"]["folder"]
+    px = int(spec["student"]["input_px"])
+
+    def images(split: str) -> Iterator[np.ndarray]:
+        for some, _ in batches(root / split, class_folders(root / split), px):
+            yield some
+
+    return images

@@ -1,0 +1,150 @@
+"""The record of one probe of one backbone, in results/<suite>/probes/<id>.json.
+
+Probe records are kept apart from the records of transfer runs: what computes means, ranks, best
+sets, differences and claims reads records/ only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import parse_strict, read_bytes, safe_name, write_atomic
+from kdep_bench.results.records.record import (
+    TEXT_LIMIT,
+    Amount,
+    Arm,
+    Count,
+    Data,
+    LongText,
+    Number,
+    Part,
+    Text,
+    _iso_time,
+)
+from kdep_bench.results.records.store import own_folder
+
+PROBES = "probes"  # the folder
+LARGEST = 1 << 20  # bytes
+_FIX = "move the file elsewhere and run the suite with --report, which writes it again"
+
+
+class ProbeValue(Part):
+    """One number: a fraction, shown x100, where `percent`; see `kdep_bench.probes.base.Value`."""
+
+    value: Number
+    better: Literal["larger", "smaller", ""] = ""
+    percent: bool = False
+    chance: Number | None = None
+
+
+class ProbeRecord(Part):
+    """One probe of one exported backbone. `status` 'ok' has values; the others have none.
+
+    Attributes:
+        teacher: of the method; "" where it has none.
+        epochs: of the pre-training, None where not known.
+        seed: of the pre-training, or of the random weights of an untrained backbone.
+        probe: name of the probe; `folder`: the class folders that it read, "" for none;
+            `config_hash`: of its config.
+        features_s, probe_s: wall seconds of the feature extraction, which all probes of the
+            backbone share, and of the probe itself.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    id: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
+    suite: Text
+    status: Literal["ok", "failed", "missing"]
+    error: LongText | None = None
+    arm: Arm
+    student: Text
+    teacher: Text = ""
+    data: Data
+    epochs: Amount | None = None
+    seed: Count
+    probe: Text
+    folder: Text = ""
+    config_hash: Text = ""
+    values: dict[Text, ProbeValue] = {}
+    notes: list[LongText] = []
+    features_s: Amount | None = None
+    probe_s: Amount | None = None
+    device: Text | None = None
+    stages: dict[Text, Text] = {}
+    git: Text = ""
+    packages: dict[Text, Text] = {}
+    created: Annotated[str, Field(max_length=64), AfterValidator(_iso_time)]
+
+    @model_validator(mode="after")
+    def _status_fits(self) -> ProbeRecord:
+        if (self.status == "ok") != bool(self.values):
+            raise ValueError(f"status {self.status!r} with {len(self.values)} values")
+        if self.status == "failed" and not self.error:
+            raise ValueError("status 'failed' needs an error sentence")
+        return self
+
+
+def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
+    """A record from plain values; KdepError where they misfit."""
+    try:
+        return ProbeRecord.model_validate(fields)
+    except ValidationError as e:
+        fault = e.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
+        raise KdepError(
+            f"the probe record {where} is damaged ({place}: {fault['msg'][:200]})", fix=_FIX
+        ) from None
+
+
+def load(path: Path) -> ProbeRecord:
+    """The record in the file; a missing, damaged or misnamed one is a KdepError."""
+    found = parse_strict(read_bytes(path, LARGEST, follow=False), str(path))
+    if not isinstance(found, dict) or "schema" not in found:
+        raise KdepError(f"the probe record {path} has no schema version", fix=_FIX)
+    record = make(found, str(path))
+    if f"{record.id}.json" != path.name:
+        raise KdepError(
+            f"the file {path} contains the probe record {record.id[:120]!r}",
+            expected="a file named after the record's id",
+            fix="move it elsewhere if it is a copy, otherwise rename it",
+        )
+    return record
+
+
+def dump(record: ProbeRecord) -> str:
+    """Strict, indented JSON with sorted keys."""
+    value = record.model_dump(mode="json", by_alias=True)
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write(results: Path, record: ProbeRecord) -> Path:
+    """Writes the record atomically; returns its path."""
+    path = own_folder(results, PROBES) / f"{safe_name(record.id, 'probe record id')}.json"
+    write_atomic(path, dump(record))
+    return path
+
+
+def paths(results: Path) -> list[Path]:
+    """The files of a results folder's probe records, sorted; none where it has no such folder."""
+    if not (results / PROBES).is_dir():
+        return []
+    folder = own_folder(results, PROBES)
+    return sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+
+
+def read(results: Path, suite: str | None = None) -> tuple[list[ProbeRecord], list[str]]:
+    """(records of `suite`, or of all where None; a sentence for every damaged file)."""
+    records, damaged = [], []
+    for path in paths(results):
+        try:
+            record = load(path)
+        except KdepError as e:
+            damaged.append(str(e))
+            continue
+        if suite is None or record.suite == suite:
+            records.append(record)
+    return records, damaged
