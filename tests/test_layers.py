@@ -21,6 +21,7 @@ LAYERS = (
     ("objectives",),
     ("pretrain",),
     ("transfer",),
+    ("probes",),
     ("suite",),
     ("forecast",),
     ("engine",),

@@ -100,11 +100,14 @@ class Probe(ABC):
         reads: subset of READS.
         splits: splits of the class folders that it reads; more than () needs "classes" in `reads`.
         shots_argument: the argument that holds numbers of training images per class, or "".
+        more_images_than_width: whether the test split needs more images than the feature has
+            dimensions.
     """
 
     reads: ClassVar[frozenset[str]]
     splits: ClassVar[tuple[str, ...]] = ()
     shots_argument: ClassVar[str] = ""
+    more_images_than_width: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, data: Inputs) -> Measured:

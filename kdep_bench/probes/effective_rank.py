@@ -48,6 +48,7 @@ class EffectiveRank(Probe):
 
     reads = frozenset({"classes"})
     splits = ("test",)
+    more_images_than_width = True
 
     def __init__(self, dead_below: Positive = 1e-3) -> None:
         self.dead_below = float(dead_below)

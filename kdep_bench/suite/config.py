@@ -50,6 +50,7 @@ FOLDERS = {
     "student": "students",
     "method": "methods",
     "task": "tasks",
+    "probe": "probes",
     "claim": "claims",
     "suite": "suites",
 }
@@ -326,11 +327,13 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     students = everything("student", file.students)
     methods = [with_assistants(m, configs) for m in everything("method", file.methods)]
     tasks = everything("task", file.tasks)
+    probes = everything("probe", file.probes)
     claims = everything("claim", file.claims)
     for entries, group in (
         ("student", students),
         ("method", methods),
         ("task", tasks),
+        ("probe", probes),
         ("claim", claims),
     ):
         _unique(entries, [g["name"] for g in group])
@@ -361,6 +364,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         students=students,
         methods=methods,
         tasks=tasks,
+        probes=probes,
         claims=claims,
         shares=file.shares,
         share_by=file.share_by,

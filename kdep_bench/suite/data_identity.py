@@ -368,8 +368,9 @@ class Guard:
         """Whether the stage reads that part; one that does not say reads all."""
         if self.stage.kind in _POOL_KINDS:
             return part == "pool"
-        recipe = (self.stage.spec.get("task") or {}).get("recipe") or {}
-        source_set = recipe.get("set") or recipe.get("folder")
+        spec = self.stage.spec
+        recipe = (spec.get("task") or {}).get("recipe") or spec.get("images") or spec.get("probe")
+        source_set = (recipe or {}).get("set") or (recipe or {}).get("folder")
         return source_set is None or part.partition("/")[0] == str(source_set).partition("/")[0]
 
 

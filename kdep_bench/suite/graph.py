@@ -80,13 +80,34 @@ class TransferRun:
         return self.chain["transfer"]
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """One probe of one exported backbone; it has one probe record. `chain`: role -> stage id.
+
+    `seed`: of the pre-training, or of the random weights of an untrained backbone.
+    """
+
+    probe: Json
+    method: Json
+    student: Json
+    teacher: Json | None
+    fraction: float
+    seed: int
+    chain: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.chain["probe"]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Stages by id, upstream first, and the transfer runs that they serve."""
+    """Stages by id, upstream first, and the transfer runs and probes that they serve."""
 
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
     runs: list[TransferRun] = field(default_factory=list)
+    probes: list[ProbeRun] = field(default_factory=list)
     # id of a dict -> (that dict, its canonical text): a recipe is in thousands of specs.
     texts: dict[int, tuple[Json, str]] = field(default_factory=dict, repr=False)
 

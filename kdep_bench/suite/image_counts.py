@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
+from kdep_bench.signatures import class_value
 from kdep_bench.suite import known_data
 from kdep_bench.suite.methods import assistant_of, methods_for, teacher_width, trains
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
@@ -61,6 +62,9 @@ def check_counts(suite: Suite) -> None:
     for task in suite.tasks:
         for task_rule in TASK_RULES:
             task_rule(suite.data, task)
+    for probe_config in suite.probes:
+        for probe_rule in PROBE_RULES:
+            probe_rule(suite, probe_config)
 
 
 def _check_fractions(suite: Suite, pool: int, exact: bool) -> None:
@@ -192,3 +196,43 @@ def probe(data: Json, task: Json) -> None:
 
 
 TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (fine_tuning_batch, probe)
+
+
+# ---- rules of a probe ----
+
+
+def shots(suite: Suite, probe: Json) -> None:
+    """Every class must have as many training images as the largest number of shots."""
+    argument = class_value(probe["type"], "shots_argument")
+    if not argument:
+        return
+    folder = f"{probe['folder']}/train"
+    counts, most = known_data.training_images(suite.data, folder), max(probe[argument])
+    if counts is None or min(counts) >= min(most, known_data.MOST_PER_CLASS):
+        return
+    raise KdepError(
+        f"probe {probe['name']!r} uses {most} training images per class, but the smallest class "
+        f"of {folder} of the data {suite.data['name']!r} has {min(counts)}",
+        fix=f"lower {argument!r} in the probe's config to {min(counts)} or less, or add images",
+    )
+
+
+def more_images_than_width(suite: Suite, probe: Json) -> None:
+    """A rank can only be measured from more images than dimensions."""
+    if not class_value(probe["type"], "more_images_than_width"):
+        return
+    folder = f"{probe['folder']}/test"
+    counts = known_data.training_images(suite.data, folder)
+    if counts is None or max(counts) >= known_data.MOST_PER_CLASS:
+        return
+    for student in suite.students:
+        if sum(counts) <= student["width"]:
+            raise KdepError(
+                f"probe {probe['name']!r} needs more images than the student {student['name']!r} "
+                f"has dimensions ({student['width']}), but {folder} of the data "
+                f"{suite.data['name']!r} has {sum(counts)} images",
+                fix="add test images, or remove the probe",
+            )
+
+
+PROBE_RULES: tuple[Callable[[Suite, Json], None], ...] = (shots, more_images_than_width)

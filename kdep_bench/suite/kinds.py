@@ -113,4 +113,18 @@ KINDS: Mapping[str, StageKind] = {
         cost=120,
         source_paths=("transfer", "students", "networks", "pretrain/parallel.py", *_MM),
     ),
+    "features": StageKind(
+        "kdep_bench.probes.extract:run",
+        1,
+        gpu=True,
+        cost=20,
+        source_paths=("probes/extract.py", "students", "networks", *_SAMPLES, *_MM),
+    ),
+    "probe": StageKind(
+        "kdep_bench.probes.stage:run",
+        1,
+        gpu=True,
+        cost=20,
+        source_paths=("probes", "students", "networks", *_MM),
+    ),
 }

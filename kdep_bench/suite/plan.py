@@ -1,6 +1,7 @@
 """Suite -> graph of stages. Pure arithmetic on configs: nothing is run and no file is read.
 
-prepare -> views -> cache -> align -> pretrain -> export -> transfer. A stage's id is its kind, its
+prepare -> views -> cache -> align -> pretrain -> export -> transfer; where the suite has probes,
+export -> features -> probe (see `probes`). A stage's id is its kind, its
 name and a hash of (kind, kind version, spec, upstream ids): whatever changes one of these changes
 the id of that stage and of all that follow, and of nothing else. So the transform of a method
 (T of PTS) belongs to `pretrain`, not to `align`, and recipes that only `transfer` reads are in no
@@ -33,6 +34,7 @@ from kdep_bench.suite.methods import (
     without,
 )
 from kdep_bench.suite.pairs import check_pair, check_task, check_task_data
+from kdep_bench.suite.probes import ProbePlanner, check_probe
 from kdep_bench.suite.schema import Json, Suite, method_needs, uses_teacher
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
 from kdep_bench.transfer import model_card
@@ -130,6 +132,15 @@ class _Builder:
             maker,
         )
         check_data_plan(suite.data, suite.tasks)
+        for probe in suite.probes:
+            check_probe(suite.data, probe)
+        self.probes = ProbePlanner(
+            suite,
+            self.plan,
+            self.add,
+            lambda student: self.views(prepare, student),
+            lambda student: self.suite_cache(prepare, student),
+        )
         per_class = suite.share_by == "class" and min(suite.shares) < 1
         if per_class and not has_labels(suite.data):
             raise KdepError(
@@ -241,6 +252,12 @@ class _Builder:
             needs["prepare"] = prepare
         align = self.add("align", f"{name}{_fraction_label(fraction)}", spec, needs)
         return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
+
+    def suite_cache(self, prepare: str, student: Json) -> str:
+        """The cache of the suite's teacher that methods which read its pooled feature share."""
+        pooled: Json = {"name": "probe", "needs": ["pooled"]}
+        teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
+        return self.teacher_stages(prepare, views, student, pooled, 1.0, teacher, None)["cache"]
 
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
         """Outputs that the cache read by `method` holds in addition to the pooled feature.
@@ -378,6 +395,8 @@ class _Builder:
         chain, label = self.add_pretraining(
             prepare, student, method, fraction, pretrain_seed, transfer_seed, suite_teacher
         )
+        teacher = teacher_config_for(method, suite_teacher)
+        self.probes.add_probes(student, method, teacher, fraction, chain, label)
         for task in self.suite.tasks:
             stage = self.add(
                 "transfer",
@@ -393,7 +412,7 @@ class _Builder:
                 TransferRun(
                     method=method,
                     student=student,
-                    teacher=teacher_config_for(method, suite_teacher),
+                    teacher=teacher,
                     task=task,
                     fraction=fraction,
                     pretrain_seed=pretrain_seed,

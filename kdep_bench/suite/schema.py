@@ -191,6 +191,16 @@ class _Task(_Part):
     about: str = ""
 
 
+class _Probe(BaseModel):
+    """`folder` of class folders, where the probe reads some; further keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    name: str
+    type: str
+    folder: str | None = Field(min_length=1, default=None)
+    about: str = ""
+
+
 class _Named(BaseModel):
     """Data, teachers and claims: their packages check the rest."""
 
@@ -206,6 +216,7 @@ class SuiteFile(_Part):
     students: list[Any] = Field(min_length=1)
     methods: list[Any] = Field(min_length=1)
     tasks: list[Any] = Field(min_length=1)
+    probes: list[Any] = []
     claims: list[Any] = []
     shares: list[float] = Field(min_length=1, default=[1.0])
     share_by: Literal["image", "class"] = "image"
@@ -243,6 +254,7 @@ class Suite(_Part):
     methods: list[Json]
     tasks: list[Json]
     claims: list[Json]
+    probes: list[Json] = []
     shares: list[float]
     share_by: Literal["image", "class"]
     views: ViewRecipe
@@ -258,6 +270,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "student": _Student,
     "method": _Method,
     "task": _Task,
+    "probe": _Probe,
     "claim": _Named,
 }
 

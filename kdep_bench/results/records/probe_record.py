@@ -69,14 +69,14 @@ class ProbeRecord(Part):
     probe: Text
     folder: Text = ""
     config_hash: Text = ""
-    values: dict[Text, ProbeValue] = {}
-    notes: list[LongText] = []
+    values: dict[Text, ProbeValue] = Field(default_factory=dict)
+    notes: list[LongText] = Field(default_factory=list)
     features_s: Amount | None = None
     probe_s: Amount | None = None
     device: Text | None = None
-    stages: dict[Text, Text] = {}
+    stages: dict[Text, Text] = Field(default_factory=dict)
     git: Text = ""
-    packages: dict[Text, Text] = {}
+    packages: dict[Text, Text] = Field(default_factory=dict)
     created: Annotated[str, Field(max_length=64), AfterValidator(_iso_time)]
 
     @model_validator(mode="after")

@@ -1,0 +1,239 @@
+"""The probes of a suite: what is refused when the plan is built, and the stages that are added.
+
+A probe reads features (stage `features`), which all probes of one exported backbone share: one
+stage per class folder, with all its splits, and one for images of the pool. No rule reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.signatures import check_arguments, class_value
+from kdep_bench.suite.graph import Plan, ProbeRun
+from kdep_bench.suite.known_data import parts_of
+from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.schema import Json, Suite, uses_teacher
+
+SPLITS = ("train", "val", "test")
+# What a probe may read, as `kdep_bench.probes.base.READS` (which imports more) has it.
+READS = ("classes", "pool", "teacher", "backbone")
+PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config beside its arguments
+POOL_SEED = 0  # of the images of the pool that probes see: the same for every backbone
+
+
+def reads(probe: Json) -> frozenset[str]:
+    """What the probe's class reads, among READS."""
+    return frozenset(class_value(probe["type"], "reads") or ())
+
+
+def splits(probe: Json) -> tuple[str, ...]:
+    """Splits of the class folders that the probe's class reads."""
+    return tuple(class_value(probe["type"], "splits") or ())
+
+
+# ---- refusals ----
+
+
+def check_probe(data: Json, probe: Json) -> None:
+    """Refuses a probe that its own config or the data make impossible: KdepError."""
+    for rule in (known_class, arguments, class_folder):
+        rule(data, probe)
+
+
+def known_class(data: Json, probe: Json) -> None:
+    """A type that is no probe, or that reads what nothing provides."""
+    check_arguments(without(probe, PLANNED - {"type"}), f"probe {probe['name']!r}")
+    if not reads(probe):
+        raise KdepError(
+            f"the type {probe['type']!r} of probe {probe['name']!r} is not a probe",
+            expected="a class of kdep_bench.probes with `reads`",
+            fix="correct `type` in the probe's config",
+        )
+    for what in sorted(reads(probe) - set(READS)):
+        raise unknown_name(f"entry in `reads` of {probe['type']}", what, READS)
+
+
+def arguments(data: Json, probe: Json) -> None:
+    """A class folder for a probe that reads none, or none for one that does."""
+    if splits(probe) and not probe.get("folder"):
+        raise KdepError(
+            f"probe {probe['name']!r} reads class folders, but its config has no `folder`",
+            fix="set folder='classify' in the probe's config",
+        )
+    if probe.get("folder") and not splits(probe):
+        raise KdepError(
+            f"probe {probe['name']!r} has folder={probe['folder']!r}, but reads no class folders",
+            fix="remove `folder` from the probe's config",
+        )
+
+
+def class_folder(data: Json, probe: Json) -> None:
+    """A folder without class labels, or without a split that the probe reads."""
+    parts = parts_of(data)
+    if parts is None or not splits(probe):
+        return
+    folder, label = probe["folder"], f"probe {probe['name']!r}"
+    written = (parts.written or {}).get(folder, folder)
+    if folder in parts.splits and folder in ("detect", "cityscapes"):
+        raise KdepError(
+            f"{label} reads one label per image, but `{folder}` of the data {data['name']!r} has "
+            f"{'boxes' if folder == 'detect' else 'masks'}",
+            fix="use a folder of class folders, such as folder='classify'",
+        )
+    if folder not in parts.splits:
+        there = [name for name in parts.splits if name not in ("detect", "cityscapes")]
+        raise KdepError(
+            f"{label} reads the folder {folder!r} of the data, but the data {data['name']!r} has "
+            f"{', '.join(there) or 'no class folders'}",
+            fix="correct `folder` in the probe's config, or remove the probe from the suite",
+        )
+    have = parts.splits[folder]
+    if have is None:
+        raise KdepError(
+            f"{label} reads the splits {', '.join(splits(probe))}, but {folder!r} of the data "
+            f"{data['name']!r} has no splits",
+            fix="use a folder with splits, such as folder='classify', or remove the probe",
+        )
+    if lacking := [s for s in splits(probe) if s not in have]:
+        raise KdepError(
+            f"{label} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, but `{written}` of "
+            f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
+            expected=f"the splits {', '.join(splits(probe))}",
+            fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
+            "remove the probe from the suite",
+        )
+
+
+def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) -> None:
+    """Refuses a probe that compares with a teacher where there is none: KdepError."""
+    if "teacher" not in reads(probe):
+        return
+    label = f"probe {probe['name']!r}"
+    own = probe.get("teacher") == "method"
+    if own and not uses_teacher(method):
+        raise KdepError(
+            f"{label} compares each method with its own teacher, but the method "
+            f"{method['name']!r} has none",
+            fix="set teacher='suite' in the probe's config, or remove the method or the probe",
+        )
+    if not own and suite.teachers[student["name"]] is None:
+        raise KdepError(
+            f"{label} compares with the suite's teacher, but the suite has none for student "
+            f"{student['name']!r}",
+            fix="set suite.teacher, or remove the probe",
+        )
+    if suite.budget.teacher == "live":
+        raise KdepError(
+            f"{label} reads the teacher's stored features, but budget.teacher is 'live', which "
+            "stores none",
+            fix="set budget.teacher='cached', or remove the probe",
+        )
+
+
+# ---- stages ----
+
+
+class ProbePlanner:
+    """Adds the probe stages of one suite to its plan.
+
+    Args:
+        add: adds a stage (kind, name, spec, needs) and returns its id.
+        views: student -> id of the stage of the fixed views.
+        suite_cache: student -> id of the cache of the suite's teacher.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        plan: Plan,
+        add: Callable[[str, str, Json, Mapping[str, str]], str],
+        views: Callable[[Json], str],
+        suite_cache: Callable[[Json], str],
+    ) -> None:
+        self.suite, self.plan, self.add = suite, plan, add
+        self.views, self.suite_cache = views, suite_cache
+        self._planned = {run.id for run in plan.probes}
+        # One dict per config: its text is made once (`Plan.text`).
+        self._specs = {id(c): without(c, PROSE) for c in (*suite.probes, *suite.students)}
+
+    def add_probes(
+        self,
+        student: Json,
+        method: Json,
+        teacher: Json | None,
+        fraction: float,
+        chain: Mapping[str, str],
+        label: str,
+    ) -> None:
+        """Adds the suite's probes of one export; those of an export that has them are kept."""
+        for probe in self.suite.probes:
+            check_probe_teacher(self.suite, student, method, probe)
+            needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
+            if "backbone" in reads(probe):
+                needs |= {"export": chain["export"], "prepare": chain["prepare"]}
+                spec["student"] = self._spec(student)
+            stage = self.add("probe", f"{probe['name']}.{label}", spec, needs)
+            if stage not in self._planned:
+                self._planned.add(stage)
+                self.plan.probes.append(
+                    ProbeRun(
+                        probe=probe,
+                        method=method,
+                        student=student,
+                        teacher=teacher,
+                        fraction=fraction,
+                        seed=self.plan.stages[chain["pretrain"]].spec["seed"],
+                        chain={**chain, **needs, "probe": stage},
+                    )
+                )
+
+    def _spec(self, config: Json) -> Json:
+        return self._specs[id(config)]
+
+    def _needs(
+        self, probe: Json, student: Json, chain: Mapping[str, str], label: str
+    ) -> dict[str, str]:
+        needs = {}
+        if splits(probe):
+            needs["features"] = self._class_features(probe["folder"], student, chain, label)
+        if "pool" in reads(probe):
+            own = probe.get("teacher") == "method"
+            cache = chain["cache"] if own else self.suite_cache(student)
+            needs["pool"] = self._pool_features(probe["rows"], cache, student, chain, label)
+            if "teacher" in reads(probe):
+                needs["cache"] = cache
+        return needs
+
+    def _class_features(
+        self, folder: str, student: Json, chain: Mapping[str, str], label: str
+    ) -> str:
+        """Features of every split that the data have, whichever the suite's probes read."""
+        parts = parts_of(self.suite.data)
+        have = SPLITS if parts is None else parts.splits[folder] or ()
+        images = {"folder": folder, "splits": [s for s in SPLITS if s in have]}
+        return self.add(
+            "features",
+            f"{folder}.{label}",
+            {"student": self._spec(student), "images": images},
+            {"prepare": chain["prepare"], "export": chain["export"]},
+        )
+
+    def _pool_features(
+        self, rows: int, cache: str, student: Json, chain: Mapping[str, str], label: str
+    ) -> str:
+        """Features of images that the cache holds: of all, or of its data fraction."""
+        stored = self.plan.stages[cache].spec
+        fraction = {k: stored[k] for k in ("share", "share_seed", "share_by") if k in stored}
+        needs = {"views": self.views(student), "export": chain["export"]}
+        if "share_by" in fraction:
+            needs["prepare"] = chain["prepare"]
+        return self.add(
+            "features",
+            f"pool.{label}",
+            {
+                "student": self._spec(student),
+                "images": {"rows": rows, "seed": POOL_SEED, **fraction},
+            },
+            needs,
+        )
