@@ -2,4 +2,10 @@
 
 from kdep_bench.probes.cka import Cka
 
-probe = dict(name="cka", type=Cka, rows=2048, teacher="suite")
+probe = dict(
+    name="cka",
+    about="similarity of the feature to that of the suite's teacher (linear CKA, unbiased), pool images",
+    type=Cka,
+    rows=2048,
+    teacher="suite",
+)

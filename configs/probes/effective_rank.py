@@ -2,4 +2,10 @@
 
 from kdep_bench.probes.effective_rank import EffectiveRank
 
-probe = dict(name="effective_rank", type=EffectiveRank, folder="classify", dead_below=1e-3)
+probe = dict(
+    name="effective_rank",
+    about="dimensions in use by the feature of the test images; no label is read",
+    type=EffectiveRank,
+    folder="classify",
+    dead_below=1e-3,
+)

@@ -5,6 +5,7 @@ from kdep_bench.probes.robustness import Robustness
 probe = dict(
     name="robustness",
     type=Robustness,
+    about="top-1 accuracy of a linear probe on corrupted test images, five severities of each kind",
     folder="classify",
     corruptions=(
         "gaussian_noise",

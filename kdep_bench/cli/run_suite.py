@@ -203,6 +203,7 @@ def _forecast(
     fitted = gpu_hours.fit(plan, known, todo, hours.by_stage, budget)
     if args.fit_budget:
         chosen = plan.upstream(c for comparison in fitted.taken for c in comparison.runs)
+        chosen |= plan.upstream(p.id for p in plan.probes if p.chain["export"] in chosen)
         known = {i: s for i, s in known.items() if i in chosen}
     lines = table(plan, forecast, [i for i in known if i in todo], hours)
     if args.fit_budget:
@@ -252,3 +253,8 @@ def _collect(
         f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
         f"{counts['written']} new; tables in {results}"
     )
+    if probes := counts.get("probes"):
+        print(
+            f"probes: {probes['ok']} ok, {probes['failed']} failed, {probes['missing']} missing, "
+            f"{probes['written']} new"
+        )

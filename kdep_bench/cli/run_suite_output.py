@@ -94,7 +94,7 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path) -> str:
         time = f"no timing available for {len(todo) - len(cost)} of them"
     lines.append(
         f"{plan.name}: {len(known)} stages, {done} done, {len(todo)} to run, {time}; "
-        f"{len(plan.runs)} transfer runs"
+        f"{len(plan.runs)} transfer runs" + (f", {len(plan.probes)} probes" * bool(plan.probes))
     )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdep_bench.data.content import fingerprint_of
 from kdep_bench.engine import cited_stages, state
+from kdep_bench.engine.collect_probes import collect_probes
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
@@ -54,7 +55,8 @@ def collect(
         rebuild: build the tables also when no record is new.
 
     Returns:
-        counts {'ok', 'failed', 'missing', 'written'} and, where tables were made, 'report'.
+        counts {'ok', 'failed', 'missing', 'written'}; where the suite has probes, the same of
+        these as 'probes'; where tables were made, 'report'.
     """
     from kdep_bench import results as results_room
     from kdep_bench.results.records import store
@@ -78,12 +80,16 @@ def collect(
             store.write(results, record)
             counts["written"] += 1
     written = _write_card(suite, plan, chains, results)
+    probes = collect_probes(suite, chains, results, SUPERSEDED)
     out: Json = dict(counts)
+    if plan.probes:
+        out["probes"] = probes
     if (
         rebuild
         or superseded
         or counts["written"]
         or written
+        or probes["written"]
         or not (results / "leaderboard.md").exists()
     ):
         reads_of_methods = {

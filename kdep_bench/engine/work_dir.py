@@ -183,10 +183,12 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     """
     out: dict[str, list[str]] = {}
     for folder in folders:
-        place = folder / "records"
-        if place.is_symlink():
-            raise not_a_folder(place, place.lstat().st_mode, "records folder")
-        for path in sorted(place.glob("*.json")):
+        files = []
+        for place in (folder / "records", folder / "probes"):
+            if place.is_symlink():
+                raise not_a_folder(place, place.lstat().st_mode, "records folder")
+            files += sorted(place.glob("*.json"))
+        for path in files:
             content = read_strict(path, follow=False)
             stages = content.get("stages") if isinstance(content, dict) else None
             if not isinstance(stages, dict):

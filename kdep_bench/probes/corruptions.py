@@ -57,7 +57,7 @@ def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     h, w = x.shape[1:3]
     share = (0.9, 0.8, 0.7, 0.6, 0.5)[severity - 1]
     small, box = (max(1, int(w * share)), max(1, int(h * share))), Image.Resampling.BOX
-    pictures = [Image.fromarray(one) for one in to_bytes(x)]
+    pictures = [Image.fromarray(image) for image in to_bytes(x)]
     return np.stack([np.asarray(p.resize(small, box).resize((w, h), box)) / 255 for p in pictures])
 
 
@@ -65,8 +65,8 @@ def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> 
     """Stores an image as a JPEG of low quality."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, (65, 58, 50, 40, 25)[severity - 1]]
     out = []
-    for one in to_bytes(x):
-        stored = cv2.imencode(".jpg", one[..., ::-1], quality)[1]
+    for image in to_bytes(x):
+        stored = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
         out.append(cv2.imdecode(stored, cv2.IMREAD_COLOR)[..., ::-1] / 255)
     return np.stack(out)
 

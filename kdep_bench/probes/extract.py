@@ -76,9 +76,9 @@ def batches(folder: Path, classes: list[str], px: int) -> Iterator[tuple[np.ndar
         )
     )
     for start in range(0, len(data), BATCH):
-        some = [data[i] for i in range(start, min(start + BATCH, len(data)))]
-        images = np.stack([one["img"][..., ::-1] for one in some])
-        yield images, np.array([int(one["gt_label"]) for one in some])
+        samples = [data[i] for i in range(start, min(start + BATCH, len(data)))]
+        images = np.stack([sample["img"][..., ::-1] for sample in samples])
+        yield images, np.array([int(sample["gt_label"]) for sample in samples])
 
 
 def run(
@@ -105,16 +105,16 @@ def run(
     from kdep_bench.openmmlab import setup
 
     setup("mmpretrain")
-    student, wanted = spec["student"], spec["images"]
+    student, image_spec = spec["student"], spec["images"]
     started = time.perf_counter()
     extract = extractor(student, Path(inputs["export"]) / "backbone.pth")
-    if "folder" in wanted:
-        root = Path(inputs["prepare"]) / "data" / wanted["folder"]
+    if "folder" in image_spec:
+        root = Path(inputs["prepare"]) / "data" / image_spec["folder"]
         classes, counts = _split_features(
-            root, wanted["splits"], extract, int(student["input_px"]), out, progress
+            root, image_spec["splits"], extract, int(student["input_px"]), out, progress
         )
     else:
-        classes, counts = [], _pool_features(wanted, inputs, extract, out, progress)
+        classes, counts = [], _pool_features(image_spec, inputs, extract, out, progress)
     seconds = time.perf_counter() - started
     write_json(out / LISTING, {"classes": classes, "splits": counts})
     total = sum(counts.values())
@@ -158,7 +158,7 @@ def _split_features(
 
 
 def _pool_features(
-    wanted: Mapping[str, Any],
+    image_spec: Mapping[str, Any],
     inputs: Mapping[str, Path],
     extract: Extract,
     out: Path,
@@ -168,7 +168,7 @@ def _pool_features(
     from kdep_bench.data.views import open_views
 
     views = open_views(Path(inputs["views"]))
-    rows = pool_rows(wanted, inputs, views)
+    rows = pool_rows(image_spec, inputs, views)
     parts = []
     for start in range(0, len(rows), BATCH):
         progress(start, len(rows), "features of pool images")
@@ -178,15 +178,15 @@ def _pool_features(
     return {POOL: _save(out, POOL, before, after, np.full(len(rows), -1))}
 
 
-def pool_rows(wanted: Mapping[str, Any], inputs: Mapping[str, Path], views: Any) -> np.ndarray:
+def pool_rows(image_spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Any) -> np.ndarray:
     """Sorted row numbers of the first view of up to `rows` images, drawn by `seed`."""
     from kdep_bench.data.shares import share_of
 
     images = np.arange(len(views.files))
-    if "share" in wanted:
-        images = np.sort(share_of(views.files, wanted, inputs))
-    count = min(int(wanted["rows"]), len(images))
-    drawn = np.random.default_rng([int(wanted["seed"]), 7]).permutation(images)[:count]
+    if "share" in image_spec:
+        images = np.sort(share_of(views.files, image_spec, inputs))
+    count = min(int(image_spec["rows"]), len(images))
+    drawn = np.random.default_rng([int(image_spec["seed"]), 7]).permutation(images)[:count]
     return np.sort(drawn) * views.views
 
 

@@ -69,10 +69,10 @@ class FewShot(Probe):
             picks = [draw(train.labels, shots, d) for d in range(self.draws)]
             models = {c: [self._fit(x[p], train.labels[p], c) for p in picks] for c in self.c_grid}
             scores = {
-                c: float(np.mean([m.score(val_x, val.labels) for m in some]))
-                for c, some in models.items()
+                c: float(np.mean([m.score(val_x, val.labels) for m in fitted]))
+                for c, fitted in models.items()
             }
-            c = max(self.c_grid, key=lambda one: (scores[one], -one))
+            c = max(self.c_grid, key=lambda C: (scores[C], -C))
             tested = [top1(test.labels, m.predict(test_x)) for m in models[c]]
             spread = [v.value for v in tested]
             values[f"top1, {shots} per class"] = Value(

@@ -54,7 +54,7 @@ class Knn(Probe):
             k: float((v.argmax(1) == val.labels).mean())
             for k, v in votes(bank, val, ks, self.T).items()
         }
-        k = max(ks, key=lambda one: (scores[one], -one))
+        k = max(ks, key=lambda n: (scores[n], -n))
         predicted = votes(bank, test, [k], self.T)[k].argmax(1)
         note = f"k = {k} chosen on val ({scores[k]:.4f})"
         return Measured({"top1": top1(test.labels, predicted)}, (note,))

@@ -32,14 +32,14 @@ class Retrieval(Probe):
     ordered at random, by a fixed seed.
 
     Args:
-        at: values of K.
+        ranks: values of K.
     """
 
     reads = frozenset({"classes"})
     splits = ("test",)
 
-    def __init__(self, at: Counts = (1, 5, 10)) -> None:
-        self.at = sorted(at)
+    def __init__(self, ranks: Counts = (1, 5, 10)) -> None:
+        self.ranks = sorted(ranks)
 
     def measure(self, data: Inputs) -> Measured:
         test = data.splits["test"]
@@ -51,17 +51,17 @@ class Retrieval(Probe):
             )
         shuffled = np.random.default_rng(0).permutation(len(test))
         x, y = unit(test.after)[shuffled], test.labels[shuffled]
-        precisions, hits = [], dict.fromkeys(self.at, 0)
+        precisions, hits = [], dict.fromkeys(self.ranks, 0)
         for i in range(len(x)):
             others = np.arange(len(x)) != i
             cosine, same = (x @ x[i])[others], (y == y[i])[others]
             precisions.append(average_precision(cosine, same))
-            nearest = np.argsort(-cosine, kind="stable")[: self.at[-1]]
-            for k in self.at:
+            nearest = np.argsort(-cosine, kind="stable")[: self.ranks[-1]]
+            for k in self.ranks:
                 hits[k] += bool(same[nearest[:k]].any())
         share = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
         values = {"mAP": Value(float(np.mean(precisions)), "larger", True, float(share))}
-        for k in self.at:
+        for k in self.ranks:
             chance = float(share) if k == 1 else None
             values[f"recall at {k}"] = Value(hits[k] / len(x), "larger", True, chance)
         return Measured(values)

@@ -82,12 +82,12 @@ class Robustness(Probe):
             "loss": Value(clean.value - mean, "", True),
         }
         for severity in SEVERITIES:
-            some = [score[name, severity] for name in self.corruptions]
+            scores = [score[name, severity] for name in self.corruptions]
             values[f"top1, severity {severity}"] = Value(
-                float(np.mean(some)), "larger", True, clean.chance
+                float(np.mean(scores)), "larger", True, clean.chance
             )
         for name in self.corruptions:
-            some = [score[name, severity] for severity in SEVERITIES]
+            scores = [score[name, severity] for severity in SEVERITIES]
             shown = name.replace("_", " ")
-            values[f"top1, {shown}"] = Value(float(np.mean(some)), "larger", True, clean.chance)
+            values[f"top1, {shown}"] = Value(float(np.mean(scores)), "larger", True, clean.chance)
         return Measured(values, (linear.note,))

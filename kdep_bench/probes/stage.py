@@ -88,7 +88,7 @@ def _images(
     px = int(spec["student"]["input_px"])
 
     def images(split: str) -> Iterator[np.ndarray]:
-        for some, _ in batches(root / split, class_folders(root / split), px):
-            yield some
+        for batch, _ in batches(root / split, class_folders(root / split), px):
+            yield batch
 
     return images

@@ -145,7 +145,7 @@ def test_average_precision_by_hand():
 
 def test_retrieval_of_a_collapsed_backbone_is_chance_although_images_lie_in_class_order():
     """A ranking that breaks ties by position would find the classes of sorted folders."""
-    values = Retrieval(at=[1]).measure(Inputs({"test": same(400)})).values
+    values = Retrieval(ranks=[1]).measure(Inputs({"test": same(400)})).values
     assert values["mAP"].value == pytest.approx(99 / 399)
     assert values["mAP"].chance == pytest.approx(99 / 399)
     assert values["recall at 1"].value == pytest.approx(99 / 399, abs=0.1)
@@ -157,7 +157,7 @@ def test_retrieval_of_separated_classes_is_full_and_a_query_never_finds_itself()
     assert values["recall at 1"].value == 1
     # Each image is as its own class's opposite: only itself would be a right first answer.
     lonely = features(np.eye(4)[[0, 1, 1, 0]], np.array([0, 0, 1, 1]))
-    assert Retrieval(at=[1]).measure(Inputs({"test": lonely})).values["recall at 1"].value == 0
+    assert Retrieval(ranks=[1]).measure(Inputs({"test": lonely})).values["recall at 1"].value == 0
     with pytest.raises(KdepError, match="a class has one"):
         Retrieval().measure(Inputs({"test": features(np.eye(3), np.array([0, 0, 1]))}))
 

@@ -108,9 +108,14 @@ def _largest(values: Iterable[int | None]) -> int | None:
 
 
 def row_labels(board: Board) -> dict[RowKey, str]:
+    """Row names of a board; see `labels_of`."""
+    return labels_of(board.rows)
+
+
+def labels_of(rows: Iterable[RowKey]) -> dict[RowKey, str]:
     """Row names: the method, with teacher, data or epochs where rows of it differ in them."""
     groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
-    for row in board.rows:
+    for row in rows:
         groups[row.student, row.method].append(row)
     labels = {}
     for group in groups.values():

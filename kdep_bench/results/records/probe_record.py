@@ -17,10 +17,10 @@ from kdep_bench.files import parse_strict, read_bytes, safe_name, write_atomic
 from kdep_bench.results.records.record import (
     TEXT_LIMIT,
     Amount,
-    Arm,
     Count,
     Data,
     LongText,
+    Method,
     Number,
     Part,
     Text,
@@ -47,10 +47,10 @@ class ProbeRecord(Part):
 
     Attributes:
         teacher: of the method; "" where it has none.
-        epochs: of the pre-training, None where not known.
+        epochs: of the pre-training as planned, None for an untrained backbone or given weights.
         seed: of the pre-training, or of the random weights of an untrained backbone.
-        probe: name of the probe; `folder`: the class folders that it read, "" for none;
-            `config_hash`: of its config.
+        probe: name of the probe; `about`: what it measures; `folder`: the class folders that it
+            read, "" for none; `config_hash`: of its config.
         features_s, probe_s: wall seconds of the feature extraction, which all probes of the
             backbone share, and of the probe itself.
     """
@@ -60,7 +60,7 @@ class ProbeRecord(Part):
     suite: Text
     status: Literal["ok", "failed", "missing"]
     error: LongText | None = None
-    arm: Arm
+    method: Method
     student: Text
     teacher: Text = ""
     data: Data
@@ -68,6 +68,7 @@ class ProbeRecord(Part):
     seed: Count
     probe: Text
     folder: Text = ""
+    about: Text = ""
     config_hash: Text = ""
     values: dict[Text, ProbeValue] = Field(default_factory=dict)
     notes: list[LongText] = Field(default_factory=list)

@@ -15,6 +15,7 @@ from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.board.row_summary import RowSummary, row_labels, summarize_row
 from kdep_bench.results.claims.verdict import Verdict
 from kdep_bench.results.report import answer, data_notes
+from kdep_bench.results.report.probe_tables import ProbeSection
 
 BELOW = " †"  # behind a score
 
@@ -61,6 +62,7 @@ class View:
     verdicts: list[Verdict]
     method_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     letters: dict[str, str] = field(default_factory=dict)
+    probes: ProbeSection = field(default_factory=ProbeSection)
 
     def mark(self, row: RowKey, column: Column) -> str:
         """Letters of the notes about the data of this result; "" where there is none."""

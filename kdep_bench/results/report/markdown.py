@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.claims.verdict import Verdict, headlines
-from kdep_bench.results.report import data_notes, reported
+from kdep_bench.results.report import data_notes, probe_tables, reported
 from kdep_bench.results.report.board_rows import (
     BELOW,
     COST_HEAD,
@@ -259,6 +259,31 @@ def _diagnostics(view: View) -> list[str]:
     return lines
 
 
+def _probes(view: View) -> list[str]:
+    """Values of the probes, one table each."""
+    section = view.probes
+    if not section:
+        return []
+    lines = [f"## {probe_tables.HEADING}", "", probe_tables.INTRODUCTION, ""]
+    for table in section.tables:
+        lines += [f"### {text.md(table.title)}", ""]
+        lines += [f"{text.md(table.about, 300)}.", ""] if table.about else []
+        head = ["student", "method", *(text.md(c.heading) for c in table.columns)]
+        rows = [
+            [
+                text.md(row.key.student),
+                text.md(section.labels[row.key]),
+                *(row.cell(c) for c in table.columns),
+            ]
+            for row in table.rows
+        ]
+        if any(v is not None for v in table.chance.values()):
+            chance = [f"*{c.shown(table.chance[c])}*" for c in table.columns]
+            rows.append(["", "*chance*", *chance])
+        lines += [*md_table(head, rows, 2), ""]
+    return [*lines, *_capped(section.remarks, 200), *([""] if section.remarks else [])]
+
+
 def _reported(view: View) -> list[str]:
     rows = reported.rows_for(view.board)
     if not rows:
@@ -337,7 +362,7 @@ def markdown(view: View) -> str:
             lines += _task_family_table(view, family)
     lines += _cost_table(view) + _method_family_table(view)
     lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
-    lines += _reported(view)
+    lines += _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -26,6 +26,7 @@ from kdep_bench.results.report import (
     glossary,
     markdown,
     plots,
+    probe_tables,
     reported,
 )
 from kdep_bench.results.report.board_rows import View
@@ -170,6 +171,7 @@ def _sections(
         _efficiency(view, drawn),
         _alignment(view, drawn),
         _noise(view),
+        _probes(view),
         _reported(view),
         _charts("training", "Training curves", drawn, "training"),
         _per_class(view, full),
@@ -476,6 +478,34 @@ def _noise(view: View) -> Section | None:
         return None
     table = page_table(view, "Seed noise", markdown.NOISE_HEAD, rows, 2)
     return Section("noise", "Seed noise (x100)", table)
+
+
+def _probes(view: View) -> Section | None:
+    """Values of the probes, one table each."""
+    section = view.probes
+    if not section:
+        return None
+    parts: list[object] = [tag("p", probe_tables.INTRODUCTION, class_="dim small")]
+    for table in section.tables:
+        rows = []
+        for row in table.rows:
+            cells = [name_entry(row.key.student), name_entry(section.labels[row.key])]
+            cells += [number_entry(row.cell(c), row.mean(c)) for c in table.columns]
+            rows.append((row.key.student, cells))
+        if any(v is not None for v in table.chance.values()):
+            chance = [name_entry(""), name_entry("chance")]
+            for c in table.columns:
+                chance.append(number_entry(c.shown(table.chance[c]), table.chance[c]))
+            rows.append((CHANCE, chance))
+        head = ["student", "method", *(text.plain(c.heading, 60) for c in table.columns)]
+        parts.append(tag("h3", text.plain(table.title)))
+        if table.about:
+            parts.append(tag("p", text.plain(table.about, 300) + ".", class_="dim small"))
+        parts.append(page_table(view, f"Probe {text.plain(table.title)}", head, rows, 2))
+    if section.remarks:
+        shown = [tag("li", text.plain(r, 800)) for r in section.remarks[:200]]
+        parts.append(tag("ul", *shown))
+    return Section("probes", probe_tables.HEADING, *parts)
 
 
 def _reported(view: View) -> Section | None:

@@ -13,8 +13,16 @@ from kdep_bench.results.board import families
 from kdep_bench.results.board.board import Board, make_board
 from kdep_bench.results.claims.judge import judge, make_claim
 from kdep_bench.results.claims.verdict import Verdict
-from kdep_bench.results.records import store
-from kdep_bench.results.report import board_rows, csv_table, latex, markdown, page, plots
+from kdep_bench.results.records import probe_record, store
+from kdep_bench.results.report import (
+    board_rows,
+    csv_table,
+    latex,
+    markdown,
+    page,
+    plots,
+    probe_tables,
+)
 from kdep_bench.results.report.charts import png, standalone
 
 
@@ -24,7 +32,8 @@ def build(
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
+    """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records, and
+    probes.csv where it has probe records.
 
     Args:
         results_dir: the folder that holds records/.
@@ -43,6 +52,8 @@ def build(
     board = make_board(store.read(results_dir), suite)
     verdicts = judge(board, _claims(results_dir, claims))
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
+    probes, damaged_probes = probe_record.read(results_dir, suite)
+    view.probes = probe_tables.make_section(probes, damaged_probes)
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full)
     files = {
@@ -51,6 +62,8 @@ def build(
         "leaderboard.tex": latex.latex(view),
         "index.html": page.html_page(view, results_dir, full, drawn),
     }
+    if probes or (results_dir / "probes.csv").is_file():
+        files["probes.csv"] = probe_tables.csv_table(view.probes, probes)
     for name, content in files.items():
         _write_if_new(results_dir / name, content)
     _write_plots(store.own_folder(results_dir, "plots"), drawn)

@@ -1,0 +1,199 @@
+"""Finished probe stages -> one probe record each, in a folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from kdep_bench.data.content import fingerprint_of
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, text_hash
+from kdep_bench.safe_files import is_real_folder
+from kdep_bench.suite.data_identity import CONTENT
+from kdep_bench.suite.graph import Plan, ProbeRun
+from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.schema import Json, Suite, label_policy
+
+if TYPE_CHECKING:
+    from kdep_bench.results.records.probe_record import ProbeRecord
+
+
+class Chains(Protocol):
+    """What is asked of the finished stages; see `collect`."""
+
+    plan: Plan
+
+    def stage(self, stage_id: str | None) -> Json | None:
+        """The stage.json of a finished stage."""
+
+    def fault(self, stage_id: str) -> str | None:
+        """Why the files of a stage cannot be used."""
+
+    def failure(self, stage_id: str) -> tuple[str, str] | None:
+        """(sentence, time) of a failed stage."""
+
+
+def collect_probes(suite: Suite, chains: Chains, results: Path, superseded: str) -> dict[str, int]:
+    """Writes the record of every probe of the plan below `results`.
+
+    A record that would say 'missing' never replaces one that has values. Records of probes that
+    the suite no longer plans are moved to `superseded`/probes.
+
+    Returns:
+        counts {'ok', 'failed', 'missing', 'written'}; a moved record counts as written.
+    """
+    counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
+    if not chains.plan.probes and not (results / "probes").is_dir():
+        return counts
+    from kdep_bench.results.records import probe_record, store
+
+    kept = {f"{run.id}.json" for run in chains.plan.probes}
+    for path in probe_record.paths(results):
+        if path.name not in kept:
+            store.own_folder(results, superseded)
+            target = store.own_folder(results / superseded, probe_record.PROBES)
+            path.replace(target / path.name)
+            counts["written"] += 1
+    for run in chains.plan.probes:
+        record = _record_or_reason(suite, run, chains)
+        path = results / probe_record.PROBES / f"{run.id}.json"
+        old = _old(path, probe_record.load)
+        if record.status == "missing" and old is not None and old.status == "ok":
+            record = old
+        counts[record.status] += 1
+        if old is None or not _same(old, record):
+            probe_record.write(results, record)
+            counts["written"] += 1
+    return counts
+
+
+def _old(path: Path, load: Callable[[Path], ProbeRecord]) -> ProbeRecord | None:
+    try:
+        there = is_real_folder(path.parent) and path.exists()
+        return load(path) if there else None
+    except KdepError:
+        return None  # damaged: written again
+
+
+def _same(old: ProbeRecord, new: ProbeRecord) -> bool:
+    """Equal except for the time of a record without values, which is when it was collected."""
+    if new.status != "ok":
+        new = new.model_copy(update={"created": old.created})
+    return old == new
+
+
+def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
+    """The record of a probe; a failed one where the stages hold what no record is made of."""
+    from kdep_bench.results.records import probe_record
+
+    planned = _planned(suite, run, chains)
+    try:
+        return probe_record.make(planned | _result(suite, run, chains), run.id)
+    except KdepError as e:
+        sentence = str(e)
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        got = f"the outputs of {run.id} cannot be made into a record ({type(e).__name__}: {e})"
+        sentence = str(KdepError(got[:2000], fix="run the suite again"))
+    return probe_record.make(planned | _failed(sentence, _now()), run.id)
+
+
+def _planned(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
+    """What the plan knows of a probe."""
+    method = run.method
+    budget = chains.plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
+    return {
+        "schema": 1,
+        "id": run.id,
+        "suite": suite.name,
+        "method": {
+            "method": method["name"],
+            "family": method.get("family", ""),
+            "label_policy": label_policy(method),
+            "labels_used": bool(method.get("labels_used")),
+            "reconstruction": bool(method.get("reconstruction")),
+            "source": method.get("source", ""),
+        },
+        "student": run.student["name"],
+        "teacher": "" if run.teacher is None else run.teacher["name"],
+        "data": {
+            "name": suite.data["name"],
+            "fingerprint": _fingerprint(run, chains),
+            "share": run.fraction,
+        },
+        "epochs": _epochs(budget, run.fraction),
+        "seed": run.seed,
+        "probe": run.probe["name"],
+        "folder": run.probe.get("folder") or "",
+        "about": run.probe.get("about", ""),
+        "config_hash": text_hash(canonical_json(without(run.probe, PROSE))),
+        "stages": dict(run.chain),
+    }
+
+
+def _epochs(budget: Json, fraction: float) -> float | None:
+    """Epochs of the budget in images of the data fraction; None for untrained backbones.
+
+    As planned, not as done: a probe whose pre-training failed is in the same row.
+    """
+    if not budget:
+        return None
+    return budget["epochs"] / (fraction if budget.get("epochs_over") == "pool" else 1)
+
+
+def _fingerprint(run: ProbeRun, chains: Chains) -> str:
+    """Of the data that the features were extracted from; "" where no stage recorded it."""
+    prepare = run.chain["prepare"]
+    if content := chains.plan.stages[prepare].spec.get(CONTENT):
+        return fingerprint_of(content)
+    features = chains.stage(run.chain.get("features"))
+    if features is not None and "data" in features:
+        return features["data"]
+    made = chains.stage(prepare)
+    return made["outputs"].get("fingerprint", "") if made else ""
+
+
+def _result(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
+    """Status, and values or the reason why there are none."""
+    for stage_id in run.chain.values():
+        fault = chains.fault(stage_id)
+        if fault is not None and chains.failure(stage_id) is None:
+            got = f"the outputs of stage {stage_id} cannot be used: {fault}"
+            return _failed(str(KdepError(got, fix="run the suite again")), _now())
+    made = chains.stage(run.id)
+    if made is None:
+        for role, stage_id in run.chain.items():
+            failure = chains.failure(stage_id)
+            if failure is not None:
+                sentence = failure[0] if role == "probe" else f"{role} failed: {failure[0]}"
+                return _failed(sentence, failure[1])
+        return {"status": "missing", "created": _now()}
+    outputs, environment = made["outputs"], made["environment"]
+    timed = suite.runtime.timed
+    return {
+        "status": "ok",
+        "values": outputs["values"],
+        "notes": outputs["notes"],
+        "features_s": _features_seconds(run, chains) if timed else None,
+        "probe_s": outputs["probe_s"] if timed else None,
+        "device": environment.get("device"),
+        "git": environment.get("git", ""),
+        "packages": environment.get("packages", {}),
+        "created": made["finished"],
+    }
+
+
+def _features_seconds(run: ProbeRun, chains: Chains) -> float | None:
+    """Seconds of the feature extractions that the probe reads; None where one is gone."""
+    stages = [chains.stage(run.chain[role]) for role in ("features", "pool") if role in run.chain]
+    seconds = [made["outputs"]["extract_s"] for made in stages if made is not None]
+    return sum(seconds) if seconds and len(seconds) == len(stages) else None
+
+
+def _failed(sentence: str, when: str) -> Json:
+    return {"status": "failed", "error": sentence, "created": when}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,199 @@
+"""Tables of probes, made from the probe records alone.
+
+Nothing here reaches the board: probes are in no mean, rank, best set, difference or claim.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kdep_bench.results import text
+from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.board.row_summary import labels_of
+from kdep_bench.results.records.probe_record import ProbeRecord
+
+HEADING = "Probes"
+INTRODUCTION = (
+    "Properties of the exported backbones, measured without training them. They are in no mean, "
+    "rank, marking of the best, difference or claim. Mean ± standard deviation over seeds (number "
+    "of seeds), without intervals: small differences may be noise. Percentages are x100; ↑: larger "
+    "is better, ↓: smaller is better. Numbers of neighbours and regularisation are chosen on the "
+    "validation split."
+)
+ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
+
+
+class ProbeColumn(NamedTuple):
+    """One number of a probe."""
+
+    name: str
+    better: str
+    percent: bool
+
+    @property
+    def heading(self) -> str:
+        """The name with its direction."""
+        return f"{self.name}{' x100' if self.percent else ''}{ARROW[self.better]}"
+
+    def shown(self, value: float | None) -> str:
+        """A value of the column; a dash where there is none."""
+        if value is None:
+            return "—"
+        if self.percent:
+            return text.points(value)
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+@dataclass
+class ProbeRow:
+    """One method: values by column and seed, and the seeds without a value."""
+
+    key: RowKey
+    values: dict[ProbeColumn, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    failed: set[int] = field(default_factory=set)
+    missing: set[int] = field(default_factory=set)
+
+    def mean(self, column: ProbeColumn) -> float | None:
+        """Mean over seeds; None without a value."""
+        found = self.values.get(column)
+        return statistics.fmean(found.values()) if found else None
+
+    def cell(self, column: ProbeColumn) -> str:
+        """'mean ± standard deviation (seeds)', and how many seeds failed or are missing."""
+        parts, found = [], list(self.values.get(column, {}).values())
+        if found:
+            spread = f" ± {column.shown(statistics.stdev(found))}" if len(found) > 1 else ""
+            parts.append(f"{column.shown(statistics.fmean(found))}{spread} ({len(found)})")
+        for seeds, word in ((self.failed, "failed"), (self.missing, "missing")):
+            if seeds:
+                parts.append(f"{len(seeds)} {word}" if found or len(seeds) > 1 else word)
+        return ", ".join(parts) or "—"
+
+
+@dataclass
+class ProbeTable:
+    """One probe on one data set: rows with the best mean of the first column first."""
+
+    probe: str
+    title: str
+    about: str
+    columns: list[ProbeColumn]
+    rows: list[ProbeRow]
+    chance: dict[ProbeColumn, float | None]
+
+
+@dataclass
+class ProbeSection:
+    """All tables, row labels, and sentences about records that are not in them."""
+
+    tables: list[ProbeTable] = field(default_factory=list)
+    labels: dict[RowKey, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.remarks)
+
+
+def make_section(records: Sequence[ProbeRecord], damaged: Sequence[str]) -> ProbeSection:
+    """The section of these records; `damaged`: a sentence per file that could not be read."""
+    remarks = list(damaged)
+    groups: dict[tuple[str, str, str, str, str], list[ProbeRecord]] = defaultdict(list)
+    for r in records:
+        groups[r.probe, r.folder, r.data.name, r.data.fingerprint, r.config_hash].append(r)
+    tables = []
+    for key, group in sorted(groups.items()):
+        like = [k for k in groups if k[0] == key[0]]
+        tables.append(_table(key, group, len(like) > 1, remarks))
+    remarks += [
+        f"probe {r.probe} of {_row(r).method}, seed {r.seed}: {r.error}"
+        for r in sorted(records, key=lambda r: r.id)
+        if r.status == "failed"
+    ]
+    rows = {row.key for table in tables for row in table.rows}
+    return ProbeSection(tables, labels_of(sorted(rows, key=RowKey.order)), remarks)
+
+
+def _row(r: ProbeRecord) -> RowKey:
+    return RowKey(r.student, r.method.method, r.teacher, r.data.share, r.epochs)
+
+
+def _table(
+    key: tuple[str, ...], records: list[ProbeRecord], several: bool, remarks: list[str]
+) -> ProbeTable:
+    probe, folder, data, fingerprint, config = key
+    title = f"{probe} ({folder})" if folder else probe
+    if several:
+        title += f", data {data} {fingerprint[:8] or 'unknown'}, config {config[:6]}"
+    rows: dict[RowKey, ProbeRow] = {}
+    columns: dict[ProbeColumn, None] = {}
+    chances: dict[ProbeColumn, set[float | None]] = defaultdict(set)
+    for r in sorted(_one_per_seed(records, title, remarks), key=lambda r: r.id):
+        row = rows.setdefault(_row(r), ProbeRow(_row(r)))
+        if r.status != "ok":
+            (row.failed if r.status == "failed" else row.missing).add(r.seed)
+        for name, v in r.values.items():
+            column = ProbeColumn(name, v.better, v.percent)
+            columns[column] = None
+            chances[column].add(v.chance)
+            row.values[column][r.seed] = v.value
+    order = list(columns)
+    chance = {c: next(iter(found)) if len(found) == 1 else None for c, found in chances.items()}
+
+    def place(row: ProbeRow) -> tuple[str, bool, float, tuple]:
+        first = order[0] if order and order[0].better else None
+        mean = None if first is None else row.mean(first)
+        sign = -1 if first is not None and first.better == "larger" else 1
+        return row.key.student, mean is None, sign * (mean or 0.0), row.key.order()
+
+    return ProbeTable(
+        probe,
+        title,
+        next((r.about for r in records if r.about), ""),
+        order,
+        sorted(rows.values(), key=place),
+        chance,
+    )
+
+
+def _one_per_seed(records: list[ProbeRecord], title: str, remarks: list[str]) -> list[ProbeRecord]:
+    """Records of which no two are of one row and seed; of several, none counts."""
+    same: dict[tuple[RowKey, int], list[ProbeRecord]] = defaultdict(list)
+    for r in records:
+        same[_row(r), r.seed].append(r)
+    kept = []
+    for (row, seed), group in same.items():
+        if len(group) > 1:
+            ids = ", ".join(sorted(r.id for r in group))
+            remarks.append(
+                f"{title}: {len(group)} records of {row.method}, seed {seed} ({ids}); none is used."
+            )
+        else:
+            kept += group
+    return kept
+
+
+CSV_HEAD = ["student", "row", "method", "data_fraction", "probe", "folder", "seed", "metric"]
+CSV_HEAD += ["value", "better", "chance", "features_s", "probe_s", "data", "fingerprint"]
+
+
+def csv_table(section: ProbeSection, records: Sequence[ProbeRecord]) -> str:
+    """probes.csv: one row per value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_HEAD)
+    for r in sorted(records, key=lambda r: r.id):
+        for name, v in r.values.items():
+            cells = [r.student, section.labels.get(_row(r), r.method.method), r.method.method]
+            cells = [text.csv_text(c) for c in cells]
+            cells += [f"{r.data.share:g}", text.csv_text(r.probe), text.csv_text(r.folder)]
+            cells += [str(r.seed), text.csv_text(name), repr(v.value), v.better]
+            numbers = (v.chance, r.features_s, r.probe_s)
+            cells += ["" if n is None else repr(n) for n in numbers]
+            writer.writerow([*cells, text.csv_text(r.data.name), r.data.fingerprint])
+    return out.getvalue()
