@@ -4,7 +4,7 @@ from kdep_bench.probes.cka import Cka
 
 probe = dict(
     name="cka",
-    about="similarity of the feature to that of the suite's teacher (linear CKA, unbiased), pool images",
+    about="similarity of the feature to that of the suite's teacher (linear CKA, unbiased)",
     type=Cka,
     rows=2048,
     teacher="suite",

@@ -5,7 +5,7 @@ from kdep_bench.probes.few_shot import FewShot
 probe = dict(
     name="few_shot",
     type=FewShot,
-    about="top-1 accuracy of logistic regression on a few labelled images per class, mean of ten draws",
+    about="top-1 accuracy of logistic regression on a few images per class, mean of ten draws",
     folder="classify",
     shots=(1, 2, 4, 8, 16),
     draws=10,
