@@ -120,6 +120,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import was_read, with_content
     from kdep_bench.suite.image_counts import check_counts
+    from kdep_bench.suite.methods import role_teachers
     from kdep_bench.suite.plan import build_plan
 
     try:
@@ -139,7 +140,12 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
         yield attempt("space for views", lambda: _space_for_views(plan, _existing_folder(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
         yield attempt(f"data {loaded.data['name']}", lambda: _check_own_data(loaded.data))
-    teachers = {t["name"]: t for v in loaded.variants or [loaded] for t in v.teachers.values() if t}
+    teachers = {
+        t["name"]: t
+        for v in loaded.variants or [loaded]
+        for t in (*v.teachers.values(), *(t for m in v.methods for t in role_teachers(m).values()))
+        if t
+    }
     for name, teacher in sorted(teachers.items()):
         yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
 

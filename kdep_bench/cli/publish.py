@@ -72,7 +72,8 @@ def publish(
             continue
         chain = {}
         for kind, up in run.chain.items():
-            if kind in ("prepare", "cache", "align", "pretrain"):
+            of_a_role = kind.partition(".")[2] in ("cache", "align") and "teachers" in run.method
+            if kind in ("prepare", "cache", "align", "pretrain") or of_a_role:
                 upstream, reason = state.finished(plan.stages[up], work)
                 chain[kind] = upstream or {}
                 if upstream is None:

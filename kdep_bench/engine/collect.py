@@ -21,7 +21,7 @@ from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.graph import Plan, TransferRun
-from kdep_bench.suite.methods import without
+from kdep_bench.suite.methods import with_role_teachers, without
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 from kdep_bench.suite.train_test_overlap import overlap_notes
 
@@ -345,7 +345,8 @@ def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     """Notes about a teacher, or given weights, that were trained on what the task tests."""
     from kdep_bench.results.report.data_card import NOTE
 
-    trained = [run.teacher, run.method if run.method.get("weights") is not None else None]
+    teachers = (run.teacher or {}).get("teachers", [run.teacher])
+    trained = [*teachers, run.method if run.method.get("weights") is not None else None]
     notes = overlap_notes(trained, run.task, suite.data["name"])
     return [f"{NOTE}{note}" for note in notes]
 
@@ -376,6 +377,8 @@ def _epochs_asked(pretrain: Json | None) -> float | None:
 def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
     if run.teacher is None:
         return None
+    if "teachers" in run.teacher:
+        return _teachers(run, stages)
     cached, card = _outputs(stages, "cache").get("teacher", {}), run.teacher.get("card", {})
     live = _outputs(stages, "pretrain").get("teacher_checksum", "")
     return {
@@ -388,21 +391,51 @@ def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None
     }
 
 
+def _teachers(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
+    """Several teachers as one of a record: names and checksums joined, FLOPs of one pass of each.
+
+    A figure that one of them lacks is unknown for all.
+    """
+    assert run.teacher is not None
+    roles = list(run.method["teachers"])
+    live = _outputs(stages, "pretrain").get("teachers", {})
+    cached = [_outputs(stages, f"{role}.cache").get("teacher", {}) for role in roles]
+    checksums = [
+        s.get("checksum") or live.get(role, {}).get("teacher_checksum", "")
+        for s, role in zip(cached, roles, strict=True)
+    ]
+    flops = [s.get("flops") for s in cached]
+    return {
+        "name": run.teacher["name"],
+        "checksum": "+".join(checksums) if all(checksums) else "",
+        "flops": None if None in flops else sum(flops),
+    }
+
+
 def _config_hash(run: TransferRun) -> str:
     """Hash of the configs of a run, without the text keys that published records do not include."""
     prose = {"card", "tests_on"}
-    parts = [without(run.method, prose), run.student, _hashed(run), without(run.task, prose)]
+    method = with_role_teachers(without(run.method, prose), _hashed_teacher)
+    parts = [method, run.student, _hashed(run), without(run.task, prose)]
     return text_hash(canonical_json(parts))
 
 
 def _hashed(run: TransferRun) -> Json | None:
     """The teacher config as in the hash of published records, whose cards had fewer keys."""
-    if run.teacher is None or "card" not in run.teacher:
-        return run.teacher
-    card = without(run.teacher["card"], {"classes", "trained_on"})
+    if run.teacher is None:
+        return None
+    if "teachers" in run.teacher:
+        return {"teachers": [_hashed_teacher(t) for t in run.teacher["teachers"]]}
+    return _hashed_teacher(run.teacher)
+
+
+def _hashed_teacher(teacher: Json) -> Json:
+    if "card" not in teacher:
+        return teacher
+    card = without(teacher["card"], {"classes", "trained_on"})
     if isinstance(card.get("maps"), dict):
         card = without(card, {"maps"})
-    return {**run.teacher, "card": card}
+    return {**teacher, "card": card}
 
 
 def _align(stages: Mapping[str, Json | None]) -> Json | None:

@@ -85,7 +85,18 @@ def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
 
 
 def teacher_of(plan: Plan, run: TransferRun) -> str:
-    """Name of the teacher that an arm learns from, through assistants; '' without one."""
+    """Name of the teacher that an arm learns from, through assistants; '' without one.
+
+    Of several teachers: the suite's, where it is one of them, so that the arm is compared with
+    those of that teacher; otherwise all their names.
+    """
+    by_role = run.method.get("teachers")
+    if by_role is not None:
+        role = next((r for r, ref in by_role.items() if ref == "suite"), None)
+        cache = run.chain.get(f"{role}.cache")
+        if cache is not None:
+            return plan.stages[cache].spec["teacher"]["name"]
+        return run.teacher["name"] if run.teacher else ""
     caches = [role for role in run.chain if role.rpartition(".")[2] == "cache"]
     if caches:
         first = plan.stages[run.chain[max(caches, key=len)]]

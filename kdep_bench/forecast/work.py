@@ -56,6 +56,11 @@ def teacher_network(teacher: Json) -> Json:
     return {"kind": "teacher", "name": teacher["name"], "teacher": teacher}
 
 
+def live_teachers(spec: Json) -> list[Json]:
+    """Configs of the teachers that run in the steps of a pre-training."""
+    return [spec["teacher"]] if "teacher" in spec else list(spec.get("teachers", {}).values())
+
+
 def task_network(task: Json, student: Json) -> Json:
     """The network that a dense task trains on a student."""
     name = f"{task['name']}.{student['name']}"
@@ -91,7 +96,7 @@ def _networks_of(stage: Stage) -> list[Json]:
     if stage.kind == "cache":
         return [teacher_network(spec["teacher"])]
     if stage.kind == "pretrain":
-        live = [teacher_network(spec["teacher"])] if "teacher" in spec else []
+        live = [teacher_network(teacher) for teacher in live_teachers(spec)]
         return [student_network(spec["student"]), *live]
     if stage.kind == "transfer" and _dense(spec["task"]):
         return [task_network(spec["task"], spec["student"])]
@@ -236,9 +241,9 @@ class Forecast:
         images_counted = self.pool(stage.needs["views"]) if over_pool else images
         seen = steps_of(spec["budget"], images_counted or 0) * spec["budget"]["batch"]
         flops_per_image = FORWARD_AND_BACKWARD * known["flops"] if known else None
-        if "teacher" in spec:
-            live = teacher_network(spec["teacher"])
-            _, teacher_counts = self.network(spec["teacher"], live)
+        for teacher in live_teachers(spec):
+            live = teacher_network(teacher)
+            _, teacher_counts = self.network(teacher, live)
             flops_per_image = (
                 flops_per_image + teacher_counts["flops"]
                 if flops_per_image is not None and teacher_counts

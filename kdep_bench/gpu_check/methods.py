@@ -44,6 +44,9 @@ def _run(setting: Setting, outcome: Outcome) -> None:
                 outcome.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
                 continue
             inputs["align"] = aligned
+        for role in method.get("teachers", {}):  # one cache stands in for all
+            shared = {k: inputs[k] for k in ("cache", "align") if k in inputs}
+            inputs |= {f"{role}.{k}": folder for k, folder in shared.items()}
         before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
         falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
         bound = "finite" if setting.quick else "falls"

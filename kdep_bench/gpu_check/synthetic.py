@@ -100,6 +100,7 @@ def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: An
         "share_seed": 0,
         "seed": 0,
         "budget": {"epochs": epochs, "batch": batch, **defaults, **budget},
+        **({"roles": list(method["teachers"])} if "teachers" in method else {}),
     }
 
 
@@ -133,6 +134,7 @@ def build(
         maps="maps" in requirements.needs,
         levels_before=sorted(requirements.levels_before),
         teacher=source.model,
+        roles=spec.get("roles", ()),
         **model,
     )
     net.train().to(compute_device())

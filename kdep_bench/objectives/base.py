@@ -218,7 +218,7 @@ def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Obje
 
 def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Component:
     """The objective or weighting of a config; see `build_objective`."""
-    wanted, kind = demands(config, Component), locate(config["type"])
+    wanted = demands(config, Component)
     facts = {k: v for k, v in facts.items() if k not in config}
     by_role = config.get("teachers", facts.get("teachers")) or {}
     of_each = set[str]().union(*by_role.values())
@@ -228,11 +228,18 @@ def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Comp
             f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
             fix="set it in the method's config, or provide it from the pre-training stage",
         )
-    given = {k: facts[k] for k in sorted(wanted.asks & set(facts))}
-    reads_facts = kind.every_teacher and wanted.asks & TEACHER_ASKS
-    if "teachers" in facts and (reads_facts or kind.parts(config)):
+    # A sum gives its parts the facts of one teacher too: not to those that take them of each.
+    own = wanted.asks - (TEACHER_ASKS if locate(config["type"]).every_teacher else frozenset())
+    given = {k: facts[k] for k in sorted(own & set(facts))}
+    if "teachers" in facts and takes_teachers(config):
         given["teachers"] = facts["teachers"]
     return build(config, **given)
+
+
+def takes_teachers(config: Mapping[str, Any]) -> bool:
+    """Whether the class of a config has the argument `teachers`: facts of each of several."""
+    kind = locate(config["type"])
+    return bool((kind.every_teacher and kind.asks & TEACHER_ASKS) or kind.parts(config))
 
 
 def facts_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:

@@ -54,20 +54,30 @@ def readers(
     return found
 
 
-def _typed(value: Any, seen: tuple[str, ...]) -> Iterator[tuple[Json, tuple[str, ...]]]:
-    """Every config with a `type`, with the roles of the teachers that its place may read."""
+def _typed(value: Any, seen: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
+    """Every config with a `type`, with the roles of the teachers that its place may read.
+
+    `seen` None: whatever the roles are.
+    """
     if isinstance(value, list | tuple):
         for item in value:
             yield from _typed(item, seen)
     elif isinstance(value, Mapping):
-        if isinstance(value.get("objective"), Mapping) and value.get("teacher") is not None:
+        names_one = isinstance(value.get("objective"), Mapping) and value.get("teacher") is not None
+        if names_one and seen is not None:
             if value["teacher"] not in seen:
                 raise unknown_name("teacher role of a part", value["teacher"], seen)
             seen = (value["teacher"],)
         if "type" in value:
-            yield dict(value), seen
+            yield dict(value), seen or ()
         for inner in value.values():
             yield from _typed(inner, seen)
+
+
+def reads_every(objective: Any, lookup: Lookup = from_source) -> list[str]:
+    """Paths of the classes in an objective's config that read every teacher of the method."""
+    paths = [type_path(config["type"]) for config, _ in _typed(objective, None)]
+    return [path for path in paths if lookup(path, "every_teacher")]
 
 
 def together(configs: Sequence[Json]) -> Json:

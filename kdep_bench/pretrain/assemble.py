@@ -12,7 +12,8 @@ from kdep_bench.data.fractions import labels_file
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.base import demands
+from kdep_bench.objectives.base import TEACHER_ASKS, demands, takes_teachers
+from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import Teaching
@@ -33,6 +34,9 @@ def objective_config(
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """(objective config with everything it asks for, target config, probes).
 
+    With several teachers the target config and `probes["targets"]` are by role, for those roles
+    whose aligned feature is regressed.
+
     Raises KdepError for an objective that this method's labels or alignment cannot serve.
     """
     method = spec["method"]
@@ -44,30 +48,86 @@ def objective_config(
             "labels_used=False",
             fix="set labels_used=True, or choose an objective without labels",
         )
-    target, probes = None, {}
-    if "target" in wanted.needs:
-        if "align" not in inputs or method.get("transform") is None:
-            raise KdepError(
-                f"the objective {name} regresses an aligned teacher feature, but the config of "
-                f"method {method['name']} lacks `align` or `transform`",
-                fix="set both in the method's config",
-            )
-        target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
-        probes = target_probes(spec, inputs, target)
-    answers: dict[str, Callable[[], Any]] = {
+    answers: Answers = {
         "width": lambda: spec["student"]["width"],
         "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
+        "student_maps": lambda: describe(spec["student"]),
+    }
+    if taught.by_role:
+        return _of_several(objective, answers, spec, inputs, taught, out)
+    target, probes = _target(wanted.needs, name, spec, inputs)
+    answers |= _teacher_answers(spec, inputs, taught, probes, out)
+    return objective | _facts(name, wanted.asks - set(objective), answers), target, probes
+
+
+Answers = dict[str, Callable[[], Any]]
+
+
+def _of_several(
+    objective: dict[str, Any],
+    answers: Answers,
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    taught: Teaching,
+    out: Path,
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
+    """`objective_config` of a method with several teachers."""
+    name, targets, probes = type_path(objective["type"]), dict[str, Any](), dict[str, Any]()
+    teachers: dict[str, dict[str, Any]] = {}
+    for role, one in taught.by_role.items():
+        own, mine = of_role(role, spec, inputs)
+        needs = frozenset(words_of_role(role, spec, "needs"))
+        target, probed = _target(needs, name, own, mine)
+        if target is not None:
+            targets[role], probes[role] = target, probed
+        asked = words_of_role(role, spec, "asks") & TEACHER_ASKS
+        found = _teacher_answers(own, mine, one, probed, out / "teachers" / role)
+        teachers[role] = _facts(name, asked, found)
+    asked = demands(objective).asks - set(objective) - TEACHER_ASKS
+    full = objective | _facts(name, asked, answers)
+    if takes_teachers(objective):
+        full["teachers"] = teachers
+    return full, targets or None, {"targets": probes} if probes else {}
+
+
+def _target(
+    needs: frozenset[str], name: str, spec: dict[str, Any], inputs: dict[str, Path]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(config of the regression target, its probes); (None, {}) where none is read."""
+    method = spec["method"]
+    if "target" not in needs:
+        return None, {}
+    if "align" not in inputs or method.get("transform") is None:
+        raise KdepError(
+            f"the objective {name} regresses an aligned teacher feature, but the config of "
+            f"method {method['name']} lacks `align` or `transform`",
+            fix="set both in the method's config",
+        )
+    target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
+    return target, target_probes(spec, inputs, target)
+
+
+def _teacher_answers(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    taught: Teaching,
+    probes: dict[str, Any],
+    out: Path,
+) -> Answers:
+    """Facts of one teacher by their word in ASKS, each worked out when it is asked for."""
+    return {
         "target_mean_square": lambda: probes.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),
-        "student_maps": lambda: describe(spec["student"]),
         "layer_distances": lambda: distances(spec, inputs),
         "map_moments": lambda: moments_of_maps(spec, inputs, out),
         **taught.facts,
     }
-    asked = sorted(wanted.asks - set(objective))
-    unknown = [a for a in asked if a not in answers]
+
+
+def _facts(name: str, asked: set[str] | frozenset[str], answers: Answers) -> dict[str, Any]:
+    unknown = sorted(asked - set(answers))
     if unknown:
         raise KdepError(
             f"the objective {name} requires the constructor argument {', '.join(unknown)}, which "
@@ -76,7 +136,7 @@ def objective_config(
             fix="set it in the method's config, or add the teacher output it belongs to to the "
             "objective's `needs`",
         )
-    return objective | {a: answers[a]() for a in asked}, target, probes
+    return {word: answers[word]() for word in sorted(asked)}
 
 
 def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:

@@ -38,9 +38,7 @@ def extra_cost(
     are not the student: a live teacher, a peer, an average. A cached teacher's are its cache's.
     """
     parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
-    forwards = wanted.forwards * seen
-    if "live" in taught.model:
-        forwards += seen
+    forwards = (wanted.forwards + taught.live) * seen
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 

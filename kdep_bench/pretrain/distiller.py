@@ -14,6 +14,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.objectives.base import Context, build_objective
+from kdep_bench.objectives.roles import ONLY
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
     accumulated_step,
@@ -63,6 +64,8 @@ class Distiller(BaseModel):
         teacher: arguments of TeacherSide.
         accumulate: micro-batches a step.
         compile: back end of torch.compile for the student, or None.
+        roles: of a method with several teachers, the first one first; `teacher` and `target` are
+            then by role.
 
     `step` and `steps` are set by the training loop before every step.
     """
@@ -81,6 +84,7 @@ class Distiller(BaseModel):
         teacher: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         compile: str | None = None,
+        roles: Sequence[str] = (),
     ) -> None:
         # Non-blocking: from the loader's pinned memory a batch is copied while the GPU works.
         super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
@@ -90,7 +94,8 @@ class Distiller(BaseModel):
             )
         self.dtype = PRECISIONS[precision]
         self.step, self.steps, self.accumulate = 0, 1, accumulate
-        self.teacher_side = TeacherSide(**(teacher or {}))
+        sides = {role: (teacher or {})[role] for role in roles} or {ONLY: teacher or {}}
+        self.teacher_sides = {role: TeacherSide(**side) for role, side in sides.items()}
         self._pyramid = Pyramid(student, levels_before) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
@@ -105,9 +110,19 @@ class Distiller(BaseModel):
         if world_size() > 1:  # a peer's and a projector's statistics are shared like the student's
             share_batch_norm(self.backbone)
             share_batch_norm(self.objective)
-        self.target = build_target(**target) if target else None
+        self.by_role = bool(roles)
+        self.target = None
+        if target and not roles:
+            self.target = build_target(**target)
+        elif target:  # "of_": a role may be called as an attribute of ModuleDict
+            self.target = nn.ModuleDict({f"of_{k}": build_target(**v) for k, v in target.items()})
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def teacher_side(self) -> TeacherSide:
+        """The side of the first teacher."""
+        return next(iter(self.teacher_sides.values()))
 
     def init_weights(self) -> None:
         """Nothing: the backbone was initialised, under the run's seed, when it was built."""
@@ -136,6 +151,7 @@ class Distiller(BaseModel):
         teacher_images: Tensor | None = None,
         labels: Tensor | None = None,
         rows: Tensor | None = None,
+        teachers: Mapping[str, Mapping[str, Any]] | None = None,
         mode: str = "loss",
     ) -> dict[str, Tensor]:
         """One batch, as ViewStream gives it; the mean of every term, keyed `loss_<term>`."""
@@ -147,39 +163,65 @@ class Distiller(BaseModel):
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             before, after = self.student(x)
+        one = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
         with torch.autocast(device, enabled=False):
             return self.losses(
                 pool(before.float()),
                 pool(after.float()),
-                self.teacher_side(teacher, outputs or {}, teacher_images),
+                self.teacher_outputs(teachers or {ONLY: one}),
                 labels,
                 rows,
                 x,
             )
 
+    def teacher_outputs(self, given: Mapping[str, Mapping[str, Any]]) -> dict[str, TeacherOutput]:
+        """The outputs of every teacher, from what a batch holds of each; {} without a teacher."""
+        found = {
+            role: side(
+                given[role].get("teacher"),
+                given[role].get("outputs") or {},
+                given[role].get("teacher_images"),
+            )
+            for role, side in self.teacher_sides.items()
+        }
+        return {role: out for role, out in found.items() if out is not None}
+
+    def targets(self, teachers: Mapping[str, TeacherOutput]) -> dict[str, Tensor]:
+        """The aligned and transformed feature of every teacher that has a target."""
+        if self.target is None:
+            return {}
+        if not self.by_role:
+            return {role: self.target(out.pooled) for role, out in teachers.items()}
+        assert isinstance(self.target, nn.ModuleDict)
+        targets = {k.removeprefix("of_"): target for k, target in self.target.items()}
+        return {role: target(teachers[role].pooled) for role, target in targets.items()}
+
     def losses(
         self,
         before: Tensor,
         after: Tensor,
-        said: TeacherOutput | None,
+        teachers: Mapping[str, TeacherOutput],
         labels: Tensor | None,
         rows: Tensor | None,
         images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective's terms on one batch, each checked and averaged."""
+        first, targets = next(iter(teachers), ""), self.targets(teachers)
         maps, maps_before = self._pyramid.maps() if self._pyramid is not None else ({}, {})
         ctx = Context(
             before=before,
             after=after,
-            target=self.target(said.pooled) if self.target is not None and said else None,
+            target=targets.get(first),
             labels=labels,
-            teacher=said,
+            teacher=teachers.get(first),
             maps=maps,
             maps_before=maps_before,
             images=images,
             rows=rows,
             step=self.step,
             steps=self.steps,
+            teachers=teachers,
+            targets=targets,
         )
         terms = self.objective.terms(ctx)
         for name, term in terms.items():

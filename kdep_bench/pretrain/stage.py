@@ -30,9 +30,10 @@ def run(
     """Trains the student and writes its state dict to `student.pth`.
 
     Spec: `student`, `method`, `budget`, `share`, `share_seed`, `seed`; `teacher` (its config) where
-    it runs live, on images under the input `images`. A method without objective is the scratch arm:
-    the initialised student itself. A method with `weights` is a reference: a builder of given
-    backbone weights.
+    it runs live, on images under the input `images`. With several teachers: `roles`, their names in
+    order, the inputs `<role>.cache` and `<role>.align`, and `teachers`, the configs of the live
+    ones. A method without objective is the scratch arm: the initialised student itself. A method
+    with `weights` is a reference: a builder of given backbone weights.
 
     `budget`: epochs, batch, optimizer, warmup, schedule, precision; and where they are used
     accumulate (micro-batches a step), ema (decay), compile (back end of torch.compile).
@@ -78,6 +79,7 @@ def run(
             "maps": "maps" in wanted.needs,
             "levels_before": sorted(wanted.levels_before),
             "teacher": taught.model,
+            "roles": spec.get("roles", []),
             "accumulate": accumulate,
             "compile": budget.get("compile"),
         },

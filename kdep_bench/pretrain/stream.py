@@ -9,7 +9,7 @@ permutation takes V epochs: V epochs show the same samples, in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,39 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from kdep_bench.data.fractions import read_labels, select_images
-from kdep_bench.data.views import open_views
+from kdep_bench.data.views import Views, open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import render_rows
 from kdep_bench.features.cache_read import open_cache
 
 FAULT = "fault"  # key of a KdepError, in place of a batch, that a loader's worker met
+
+
+class TeacherSource:
+    """What a batch holds of one teacher; see ViewStream for the arguments."""
+
+    def __init__(
+        self,
+        cache: str | Path | None = None,
+        outputs: Sequence[str] = (),
+        pool: str | Path | None = None,
+        teacher_px: int = 0,
+    ) -> None:
+        self.cache = open_cache(Path(cache)) if cache else None
+        self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
+
+    def batch(self, views: Views, rows: np.ndarray) -> dict[str, Any]:
+        """`teacher`, `outputs` and `teacher_images` of these rows, as far as they are read."""
+        batch: dict[str, Any] = {}
+        if self.cache is not None and self.cache.shards:
+            batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
+        if self.cache is not None and self.outputs:
+            batch["outputs"] = {
+                name: torch.from_numpy(self.cache.rows(rows, name)) for name in self.outputs
+            }
+        if self.teacher_px:
+            batch["teacher_images"] = render_rows(views, rows, self.teacher_px)
+        return batch
 
 
 class ViewStream(Dataset):
@@ -43,6 +70,8 @@ class ViewStream(Dataset):
         labels: path of the pool's labels file, or None. Without it the set is label-free and
             asking for a label raises.
         together: the views of an image one after another.
+        teachers: role -> `cache`, `outputs`, `pool` and `teacher_px` of each of several teachers,
+            in place of these four.
     """
 
     def __init__(
@@ -59,13 +88,16 @@ class ViewStream(Dataset):
         outputs: Sequence[str] = (),
         pool: str | Path | None = None,
         teacher_px: int = 0,
+        teachers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.together = together
-        self.views = open_views(Path(views), Path(pool) if pool else None)
-        self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
+        pools = [pool, *(one.get("pool") for one in (teachers or {}).values())]
+        pool_used = next((one for one in pools if one), None)
+        self.views = open_views(Path(views), Path(pool_used) if pool_used else None)
+        self.source = TeacherSource(cache, outputs, pool, teacher_px)
+        self.sources = {role: TeacherSource(**one) for role, one in (teachers or {}).items()}
         self.images = select_images(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
-        self.cache = open_cache(Path(cache)) if cache else None
         self._labels = read_labels(Path(labels), self.views.files) if labels else None
         self._order: tuple[int, np.ndarray] = (-1, self.images)
 
@@ -101,7 +133,7 @@ class ViewStream(Dataset):
         With a cache also `teacher` [B, Dt] float16 (where it holds the pooled feature) and
         `outputs` {name: [B, ...] float16}; for a
         live teacher `teacher_images` [B, 3, teacher_px, teacher_px] uint8; in a set with labels
-        `labels` [B] int64.
+        `labels` [B] int64. Of several teachers, `teachers` {role: these three}.
 
         In a loader's worker, a KdepError comes as {FAULT: error}: torch would make its sentence a
         traceback.
@@ -119,14 +151,9 @@ class ViewStream(Dataset):
             "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),
             "rows": torch.from_numpy(rows),
         }
-        if self.cache is not None and self.cache.shards:
-            batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
-        if self.cache is not None and self.outputs:
-            batch["outputs"] = {
-                name: torch.from_numpy(self.cache.rows(rows, name)) for name in self.outputs
-            }
-        if self.teacher_px:
-            batch["teacher_images"] = render_rows(self.views, rows, self.teacher_px)
+        batch |= self.source.batch(self.views, rows)
+        if self.sources:
+            batch["teachers"] = {k: s.batch(self.views, rows) for k, s in self.sources.items()}
         if self._labels is not None:
             batch["labels"] = self.label(rows)
         return batch

@@ -17,9 +17,12 @@ from kdep_bench.features.cache_check import exact_float32, open_head, verify_cac
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of, top_classes
+from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
-FROM_TEACHER = frozenset({"target", "pooled", "logits", "maps", "tokens", "probabilities"})
+FROM_TEACHER = frozenset(
+    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
+)
 
 
 class TeacherSide:
@@ -32,6 +35,7 @@ class TeacherSide:
         top: k of the class probabilities that the objective reads; computed from a live teacher's
             logits as from the stored ones.
         classes: number of the teacher's classes, for stored probabilities.
+        classifier: whether the objective applies the teacher's classifier itself.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class TeacherSide:
         head: str | None = None,
         top: int | None = None,
         classes: int | None = None,
+        classifier: bool = False,
     ) -> None:
         # The student is initialised from the same generator: arms must start from one student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))
+        self.classifier = classifier
         self.checksum = None if self.live is None else self.live.checksum()
         self.top, self.classes = top, classes
 
@@ -56,14 +62,16 @@ class TeacherSide:
         if self.live is not None:
             assert images is not None
             with torch.autocast(images.device.type, enabled=False), exact_float32():
-                return self._with_top(self.live.to(images.device)(images))
+                out = self._with_top(self.live.to(images.device)(images))
+            return replace(out, classifier=self.live.logit_head) if self.classifier else out
         if pooled is None and not outputs:
             return None
         first = next(iter(outputs.values())) if pooled is None else pooled
         feature = first.new_empty((len(first), 0)).float() if pooled is None else pooled.float()
+        head = None if self.head is None else self.head.to(feature.device)
         logits = outputs.get("logits")
-        if logits is None and self.head is not None:
-            logits = self.head.to(feature.device)(feature)
+        if logits is None and head is not None:
+            logits = head(feature)
         tokens = outputs.get("tokens")
         return TeacherOutput(
             feature,
@@ -71,6 +79,7 @@ class TeacherSide:
             {k[5:]: v.float() for k, v in outputs.items() if k.startswith("maps.")},
             None if tokens is None else tokens.float(),
             probabilities=self._stored_top(outputs),
+            classifier=head if self.classifier else None,
         )
 
     def _with_top(self, out: TeacherOutput) -> TeacherOutput:
@@ -105,12 +114,21 @@ class Teaching:
         model: arguments of TeacherSide.
         facts: answers to teacher_width, teacher_classes and teacher_maps.
         outputs: what the stage tells of it.
+        by_role: the teaching of each teacher of a method with several. `stream` and `model` are
+            then by role as well, and `facts` is empty.
     """
 
     stream: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Callable[[], Any]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
+    by_role: dict[str, Teaching] = field(default_factory=dict)
+
+    @property
+    def live(self) -> int:
+        """Number of teachers that run in the step."""
+        models = [one.model for one in self.by_role.values()] or [self.model]
+        return sum("live" in model for model in models)
 
 
 def teaching(
@@ -120,6 +138,8 @@ def teaching(
 
     Raises KdepError for a need that neither serves, and what `verify_cache` raises.
     """
+    if spec.get("roles"):
+        return teaching_by_role(spec, inputs, views)
     wanted = needs & FROM_TEACHER
     if not wanted:
         return Teaching()
@@ -134,6 +154,25 @@ def teaching(
             fix="list them as needs=[...] in the method's config",
         )
     return cached_teaching(wanted, levels_of(objective), inputs["cache"], views, top)
+
+
+def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views) -> Teaching:
+    """The teaching of a run with several teachers, each as if it were the only one."""
+    by_role: dict[str, Teaching] = {}
+    for role in spec["roles"]:
+        needs = frozenset(words_of_role(role, spec, "needs"))
+        by_role[role] = teaching(needs, *of_role(role, spec, inputs), views)
+    sources = {one.outputs.get("teacher_source") for one in by_role.values()}
+    return Teaching(
+        {"teachers": {role: one.stream for role, one in by_role.items()}},
+        {role: one.model for role, one in by_role.items()},
+        {},
+        {
+            "teacher_source": sources.pop() if len(sources) == 1 else "cache and live",
+            "teachers": {role: one.outputs for role, one in by_role.items()},
+        },
+        by_role,
+    )
 
 
 def cached_teaching(
@@ -160,7 +199,8 @@ def cached_teaching(
             "probabilities",
             fix="add 'probabilities' to the method's `needs`",
         )
-    from_head = "logits" in wanted and "logits" not in names
+    applied = "classifier" in wanted
+    from_head = applied or ("logits" in wanted and "logits" not in names)
     head = open_head(folder) if from_head else None
 
     def classes() -> int:
@@ -175,6 +215,7 @@ def cached_teaching(
         {
             **({"head": str(folder)} if from_head else {}),
             **({} if top is None else {"top": top, "classes": cache.classes}),
+            **({"classifier": True} if applied else {}),
         },
         {
             "teacher_width": lambda: cache.width,
@@ -202,6 +243,7 @@ def live_teaching(
     has = {"logits": said.logits is not None, "maps": bool(said.maps)}
     has["tokens"] = said.tokens is not None
     has["probabilities"] = said.logits is not None
+    has["classifier"] = teacher.logit_head is not None
     for need, there in has.items():
         if need in wanted and not there:
             raise KdepError(
@@ -211,7 +253,11 @@ def live_teaching(
         sparse.largest(said.logits, top, teacher.name)  # refuses more than it has
     return Teaching(
         {"pool": str(inputs["images"]), "teacher_px": px},
-        {"live": dict(config), **({} if top is None else {"top": top})},
+        {
+            "live": dict(config),
+            **({} if top is None else {"top": top}),
+            **({"classifier": True} if "classifier" in wanted else {}),
+        },
         {
             "teacher_width": lambda: teacher.width,
             "teacher_classes": lambda: None if said.logits is None else said.logits.shape[1],

@@ -118,7 +118,8 @@ def train(
     )
     runner.train()
     model = unwrapped(runner)
-    model.teacher_side.still_frozen()
+    for side in model.teacher_sides.values():
+        side.still_frozen()
     state = model.state_dict()
     if average is not None:
         state |= {f"backbone.{k}": v for k, v in average.average.items()}

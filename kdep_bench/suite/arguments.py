@@ -98,7 +98,8 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             _check_schedule(config, where, epochs)
         else:
             required = class_value(path, "asks") or ()
-            check_arguments(config, where, {*required, "epochs"})
+            every = {"teachers"} if class_value(path, "every_teacher") else set()
+            check_arguments(config, where, {*required, "epochs"} | every)
 
 
 def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:

@@ -58,7 +58,7 @@ def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
         "" if run.teacher is None else run.teacher["name"],
         run.fraction,
         epochs if trains(run.method) else 0.0,
-        bool(run.method.get("align")),
+        bool(run.method.get("align")) and run.method.get("teachers") is None,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -263,19 +264,46 @@ def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) ->
             fix="correct `teacher` in one of these methods, so that the last teacher is the "
             "suite's",
         )
+    if method.get("teachers") is not None:
+        return {
+            **method,
+            "teachers": {
+                role: _role_teacher(role, ref, method["name"], configs, chain)
+                for role, ref in method["teachers"].items()
+            },
+        }
     if method.get("teacher") is None:
         return method
-    assistant = check(Assistant, method["teacher"], f"method {method['name']!r}.teacher")
     if method.get("needs") is None:
         method = {**method, "needs": sorted(method_needs(method))}
+    where = f"method {method['name']!r}.teacher"
+    return {**method, "teacher": _assistant(method["teacher"], where, configs, chain)}
+
+
+def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> Json:
+    """An intermediate teacher with its student and method read in."""
+    assistant = check(Assistant, ref, where)
     return {
-        **method,
-        "teacher": {
-            "student": resolve("student", assistant.student, configs),
-            "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
-            "epochs": assistant.epochs,
-        },
+        "student": resolve("student", assistant.student, configs),
+        "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
+        "epochs": assistant.epochs,
     }
+
+
+def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[str, ...]) -> Any:
+    """One of the `teachers` of a method: "suite", a teacher config or an intermediate teacher."""
+    where = f"method {method!r}.teachers.{role}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,23}", role):
+        raise KdepError(
+            f"the {where} has a role that is no plain name",
+            expected="up to 24 lower-case letters, digits and underscores, a letter first",
+            fix="rename the role in the method's `teachers`",
+        )
+    if ref == "suite":
+        return ref
+    if isinstance(ref, dict) and "base" not in ref:
+        return _assistant(ref, where, configs, chain)
+    return resolve("teacher", ref, configs)
 
 
 def find_suite(ref: str, configs: Path = CONFIGS) -> Path:

@@ -31,6 +31,7 @@ from kdep_bench.data.content import (
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, read_strict, write_json
 from kdep_bench.suite.graph import Stage
+from kdep_bench.suite.methods import with_role_teachers
 from kdep_bench.suite.schema import Json, Suite
 
 CONTENT = "content"  # the key in the spec of `prepare`, and in its outputs
@@ -140,6 +141,10 @@ def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
         if isinstance(m.get("weights"), Mapping)
         else m
         for m in suite.methods
+    ]
+    methods = [
+        with_role_teachers(m, lambda teacher: given_files.with_content(teacher, read))
+        for m in methods
     ]
     return {"teachers": teachers, "methods": methods}
 

@@ -15,8 +15,9 @@ from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
 from kdep_bench.signatures import class_value
 from kdep_bench.suite import known_data
-from kdep_bench.suite.methods import assistant_of, methods_for, teacher_width, trains
-from kdep_bench.suite.schema import Json, Suite, uses_teacher
+from kdep_bench.suite.methods import methods_for, teacher_width, trains
+from kdep_bench.suite.schema import Json, Suite
+from kdep_bench.suite.teachers import teachers_by_role
 from kdep_bench.transfer.recipes import check_probe
 
 
@@ -86,7 +87,12 @@ def _sufficient_images(suite: Suite) -> int:
     """A number of pool images with which no rule in RUN_RULES can fail."""
     budget, least = suite.budget, min(suite.shares)
     steps = 1.0 if budget.ema is None else math.log(0.5) / math.log(budget.ema) + 1
-    assistants = [m["teacher"] for m in suite.methods if m.get("teacher")]
+    assistants = [
+        ref
+        for m in suite.methods
+        for ref in (m.get("teacher"), *(m.get("teachers") or {}).values())
+        if isinstance(ref, dict) and "method" in ref
+    ]
     widths = [s["width"] for s in [*suite.students, *(a["student"] for a in assistants)]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
     return math.ceil(max(budget.batch * steps / epochs, *widths) / least) + 2
@@ -112,9 +118,11 @@ def _chain(
     fraction: float,
     pool: int,
 ) -> Iterator[CountedRun]:
-    """The intermediate teacher of a method, if it has one, and then the method."""
-    intermediate = method.get("teacher")
-    if intermediate is not None and uses_teacher(method):
+    """The intermediate teachers of a method, if it has any, and then the method."""
+    for one in teachers_by_role(method, suite_teacher):
+        intermediate = one.method.get("teacher")
+        if intermediate is None:
+            continue
         upstream_epochs = epochs if intermediate["epochs"] is None else intermediate["epochs"]
         yield from _chain(
             suite,
@@ -150,12 +158,13 @@ def budget(run: CountedRun) -> None:
 
 def alignment(run: CountedRun) -> None:
     """An alignment needs at least as many features as the directions that it fits."""
-    if not run.method.get("align") or not uses_teacher(run.method):
-        return
-    teacher = assistant_of(run.method) or run.suite_teacher
     width = run.student["width"]
-    directions = min(width, (teacher and teacher_width(teacher)) or width)
-    check_rows(run.images, run.suite.budget.views, directions, run.fraction, run.pool, run.label)
+    for one in teachers_by_role(run.method, run.suite_teacher):
+        if one.method.get("align"):
+            directions = min(width, (one.config and teacher_width(one.config)) or width)
+            check_rows(
+                run.images, run.suite.budget.views, directions, run.fraction, run.pool, run.label
+            )
 
 
 RUN_RULES: tuple[Callable[[CountedRun], None], ...] = (at_least_one_image, budget, alignment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
@@ -55,14 +57,26 @@ def assistant_of(method: Json) -> Json | None:
     }
 
 
-def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
-    """Teacher config of a method: its intermediate teacher, else the suite's, else None."""
+def role_teachers(method: Json) -> Json:
+    """Role -> config, of the teachers that a method names by the name of a teacher config."""
+    named = (method.get("teachers") or {}).items()
+    return {role: ref for role, ref in named if isinstance(ref, dict) and "type" in ref}
+
+
+def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
+    """The method with `change` applied to each of `role_teachers`."""
+    own = {role: change(teacher) for role, teacher in role_teachers(method).items()}
+    return {**method, "teachers": method["teachers"] | own} if own else method
+
+
+def teacher_of(method: Json, suite_teacher: Json | None) -> Json | None:
+    """Teacher config of a method with one teacher: an intermediate one, the suite's, or None."""
     if not uses_teacher(method):
         return None
     assistant = assistant_of(method)
     if assistant is None:
         return suite_teacher
-    upstream_teacher = teacher_config_for(method["teacher"]["method"], suite_teacher)
+    upstream_teacher = teacher_of(method["teacher"]["method"], suite_teacher)
     trained_on = (upstream_teacher or {}).get("card", {}).get("trained_on")
     if trained_on:  # data of its teacher reached it through the features
         assistant["card"] = {**assistant["card"], "trained_on": trained_on}

@@ -8,7 +8,7 @@ rule reads a file.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kdep_bench.data.given_files import CONTENT
@@ -30,7 +30,8 @@ from kdep_bench.suite.methods import (
     trains,
     without,
 )
-from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
+from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.teachers import check_roles, teachers_by_role
 from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
@@ -155,6 +156,8 @@ class Pair:
     Attributes:
         base: the suite's teacher; the method may have an intermediate teacher instead.
         epochs: of this pre-training, which may be fewer than the budget's.
+        role: of the teacher that a rule checks, where the method has several; the method and the
+            base are then as they would be with this teacher alone.
     """
 
     suite: Suite
@@ -162,6 +165,7 @@ class Pair:
     method: Json
     base: Json | None
     epochs: float
+    role: str = ""
 
     @property
     def name(self) -> str:
@@ -169,7 +173,8 @@ class Pair:
 
     @property
     def label(self) -> str:
-        return f"{self.name} on student {self.student['name']!r}"
+        role = f" (teacher {self.role!r})" if self.role else ""
+        return f"{self.name} on student {self.student['name']!r}{role}"
 
     @cached_property
     def needs(self) -> set[str]:
@@ -200,11 +205,31 @@ def check_pair(
         epochs: of this pre-training, where they are not the budget's.
     """
     pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
-    for rule in (*RULES, *(TEACHER_RULES if uses_teacher(method) else ()), *LAST_RULES):
+    for rule in RULES:
+        rule(pair)
+    for one in teachers_by_role(method, base):
+        own = replace(pair, method=one.method, base=one.suite_teacher, role=one.role)
+        for rule in TEACHER_RULES:
+            rule(own)
+    for rule in LAST_RULES:
         rule(pair)
 
 
 # ---- rules of every pair ----
+
+
+def roles(pair: Pair) -> None:
+    """Several teachers for an objective of one, a role that nothing reads, unequal classes."""
+    check_roles(pair.suite, pair.method, pair.base)
+
+
+def assistants(pair: Pair) -> None:
+    """The intermediate teacher of a method, or those of several teachers that are such."""
+    if pair.method.get("teachers") is None:
+        assistant(pair)
+        return
+    for one in teachers_by_role(pair.method, pair.base):
+        assistant(replace(pair, method=one.method, role=one.role))
 
 
 def assistant(pair: Pair) -> None:
@@ -328,6 +353,18 @@ def logits(pair: Pair) -> None:
         )
 
 
+def classifier(pair: Pair) -> None:
+    """A classifier of the pooled feature, where the teacher's does not read that."""
+    if "classifier" not in pair.needs or pair.teacher.get("card", {}).get("logits_from_pooled"):
+        return
+    raise KdepError(
+        f"{pair.label} applies the teacher's classifier to a pooled feature, but the config of the "
+        f"teacher {pair.teacher['name']!r} does not state that its logits follow from that",
+        expected="card=dict(logits_from_pooled=True) in the teacher's config",
+        fix="choose another teacher, or state it in the config if the class has a `logit_head`",
+    )
+
+
 def classes(pair: Pair) -> None:
     """A method that looks labels up in the logits of a teacher with other classes."""
     data = pair.suite.data
@@ -417,7 +454,8 @@ def whole_batch(pair: Pair) -> None:
 
 Rule = Callable[[Pair], None]
 RULES: tuple[Rule, ...] = (
-    assistant,
+    roles,
+    assistants,
     objective_and_alignment,
     labels,
     views,
@@ -430,6 +468,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     a_teacher,
     teacher_arguments,
     logits,
+    classifier,
     classes,
     stored_probabilities,
     maps,

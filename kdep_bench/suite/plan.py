@@ -27,20 +27,22 @@ from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.known_data import has_labels
 from kdep_bench.suite.methods import (
     PROSE,
-    assistant_of,
     methods_for,
-    teacher_config_for,
+    role_teachers,
     trains,
     without,
 )
 from kdep_bench.suite.pairs import check_pair, check_task, check_task_data
 from kdep_bench.suite.probes import ProbePlanner, check_probe
-from kdep_bench.suite.schema import Json, Suite, method_needs, uses_teacher
+from kdep_bench.suite.schema import Json, Suite, method_needs
+from kdep_bench.suite.teachers import RoleTeacher, teacher_config_for, teachers_by_role
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
 from kdep_bench.transfer import model_card
 
 # Keys of a method that the planner itself consumes.
-_PLANNING = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
+_PLANNING = {
+    *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
+}
 # What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens", "probabilities"}
 _COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
@@ -156,6 +158,7 @@ class _Builder:
                 tests_on(task, suite.data["name"])  # refuses what is no list of names
             trained_on(suite.teachers[student["name"]])
             check_stated(suite.teachers[student["name"]] or {})
+            self.check_role_teachers()
             for method in methods_for(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 for fraction in self.fractions(method):
@@ -170,6 +173,13 @@ class _Builder:
                 fix="correct `students` in its methods",
             )
         return self.plan
+
+    def check_role_teachers(self) -> None:
+        """What is checked of the suite's teacher, of the teachers that methods name by role."""
+        for method in self.suite.methods:
+            for teacher in role_teachers(method).values():
+                trained_on(teacher)
+                check_stated(teacher)
 
     def fractions(self, method: Json) -> list[float]:
         """Data fractions to plan; the largest only for a method without pre-training steps."""
@@ -206,17 +216,16 @@ class _Builder:
         prepare: str,
         views: str,
         student: Json,
-        method: Json,
+        one: RoleTeacher,
         fraction: float,
-        suite_teacher: Json | None,
         upstream: Mapping[str, str] | None,
     ) -> dict[str, str]:
-        """Adds the teacher's cache and, for a method with alignment, the basis: role -> stage id.
+        """Adds a teacher's cache and, for a method with alignment, the basis: kind -> stage id.
 
         A live teacher needs the images themselves, and a cache only to fit an alignment. An
         intermediate teacher (`upstream`: its chain of stages) is always read from its cache.
         """
-        teacher = assistant_of(method) or suite_teacher
+        teacher, method = one.config, one.method
         assert teacher is not None
         live = self.live and upstream is None
         if live and not method.get("align"):
@@ -284,15 +293,14 @@ class _Builder:
         if stores_probabilities(method):
             return sorted(names)
         large = bool(names - {"logits"})
-        others = [m for m in self.suite.methods if not stores_probabilities(m)]
         for student in self.suite.students:
             if student["input_px"] == px:
-                for m in others:
-                    cache_teacher = assistant_of(m) or self.suite.teachers[student["name"]]
-                    if cache_teacher == teacher and student["name"] in (
-                        m.get("students") or [student["name"]]
-                    ):
-                        names |= stored(m) if large else stored(m) & {"logits"}
+                suite_teacher = self.suite.teachers[student["name"]]
+                for m in methods_for(self.suite, student):
+                    for other in teachers_by_role(m, suite_teacher):
+                        if other.config == teacher and not stores_probabilities(other.method):
+                            reads = stored(other.method)
+                            names |= reads if large else reads & {"logits"}
         return sorted(names)
 
     def add_pretraining(
@@ -309,7 +317,8 @@ class _Builder:
         """Adds the stages up to the export of one method at one pair of seeds.
 
         The teacher is `suite_teacher`, or an intermediate teacher that is pre-trained first; its
-        stages are in the chain as "teacher.*".
+        stages are in the chain as "teacher.*". Stages of one of several teachers have its role
+        before their name there and among the inputs: "large.cache", "large.teacher.export".
 
         Returns:
             (chain: role -> stage id, label for stage names).
@@ -327,8 +336,10 @@ class _Builder:
             spec["budget"] = self.budget_spec(epochs or suite.budget.epochs, fraction == 1, method)
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
-            if uses_teacher(method):
-                intermediate, upstream = method.get("teacher"), None
+            if method.get("teachers") is not None:
+                spec["roles"] = list(method["teachers"])
+            for one in teachers_by_role(method, suite_teacher):
+                intermediate, upstream = one.method.get("teacher"), None
                 if intermediate is not None:
                     upstream, _ = self.add_pretraining(
                         prepare,
@@ -341,16 +352,25 @@ class _Builder:
                         intermediate["epochs"],
                     )
                     chain.update(
-                        {f"teacher.{k}": v for k, v in upstream.items() if k not in _COMMON}
+                        {
+                            one.key(f"teacher.{k}"): v
+                            for k, v in upstream.items()
+                            if k not in _COMMON
+                        }
                     )
-                teacher_stages = self.teacher_stages(
-                    prepare, needs["views"], student, method, fraction, suite_teacher, upstream
+                stages = self.teacher_stages(
+                    prepare, needs["views"], student, one, fraction, upstream
                 )
-                needs.update(teacher_stages)
-                chain.update({k: v for k, v in teacher_stages.items() if k != "images"})
-                if "images" in teacher_stages:
-                    assert suite_teacher is not None
-                    spec["teacher"] = without(suite_teacher, PROSE)
+                if "images" in stages:  # the pool, for a live teacher
+                    needs["images"] = stages.pop("images")
+                    assert one.suite_teacher is not None
+                    live = without(one.suite_teacher, PROSE)
+                    if one.role:
+                        spec["teachers"] = {**spec.get("teachers", {}), one.role: live}
+                    else:
+                        spec["teacher"] = live
+                needs.update({one.key(kind): stage for kind, stage in stages.items()})
+                chain.update({one.key(kind): stage for kind, stage in stages.items()})
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:

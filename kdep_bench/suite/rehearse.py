@@ -14,6 +14,7 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.kinds import KINDS
+from kdep_bench.suite.methods import with_role_teachers
 from kdep_bench.suite.schema import Json, Suite
 
 PX = 32  # input side of students: one position left after their last stage
@@ -125,14 +126,14 @@ def _variants(suite: Suite) -> list[Suite]:
     rows = max(s["width"] for s in suite.students) * 1.1
     views = math.ceil(rows / (IMAGES * FRACTION))
     teachers = {k: t and _teacher(t) for k, t in suite.teachers.items()}
+    methods = [with_role_teachers(m, _teacher) for m in suite.methods]
+    common = {"teachers": teachers, "methods": methods}
     out = []
     for fraction in sorted({1.0 if s == 1 else FRACTION for s in suite.shares}, reverse=True):
         epochs = STEPS * BATCH / (IMAGES * fraction)
         change: Json = {"epochs": epochs, "batch": BATCH, "views": views}
         budget = suite.budget.model_copy(update=change)
-        out.append(
-            suite.model_copy(update={"shares": [fraction], "budget": budget, "teachers": teachers})
-        )
+        out.append(suite.model_copy(update={"shares": [fraction], "budget": budget, **common}))
     return out
 
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
-# views of an image in one batch; "classes": the labels are those of the teacher's classifier.
+# views of an image in one batch; "classes": the labels are those of the teacher's classifier;
+# "classifier": that classifier as a function of the teacher's pooled feature.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
-    *("views", "classes"),
+    *("views", "classes", "classifier"),
 )
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 
@@ -143,7 +144,11 @@ class _Student(_Part):
 
 
 class _Method(_Part):
-    """`optimizer` overrides entries of the budget's (for example the learning rate)."""
+    """`optimizer` overrides entries of the budget's (for example the learning rate).
+
+    `teacher` replaces the suite's teacher by an intermediate one (Assistant); `teachers` names
+    several by role: see suite/teachers.py.
+    """
 
     name: str
     family: str = ""
@@ -160,6 +165,7 @@ class _Method(_Part):
     needs: list[str] | None = None
     students: list[str] | None = None
     teacher: Json | None = None
+    teachers: dict[str, Any] | None = Field(min_length=1, default=None)
     optimizer: Json | None = None
     card: Json = {}
 

@@ -39,19 +39,22 @@ def about(
 def outputs_before(pretrain: Path) -> dict[str, Json]:
     """Outputs by kind of the pre-training stage in `pretrain` and of those it comes from.
 
-    As far as their stage.json lie beside it; of two of one kind, the nearer.
+    As far as their stage.json lie beside it; of two of one kind, the nearer. The cache and the
+    alignment of one of several teachers are found by its role: "large.cache".
     """
     found: dict[str, Json] = {}
-    todo, seen = [pretrain.name], set[str]()
+    todo, seen = [("", pretrain.name)], set[str]()
     while todo:
-        one = todo.pop(0)
+        role, one = todo.pop(0)
         if one in seen:
             continue
         seen.add(one)
         with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
             record = read_strict(pretrain.parent / one / "stage.json", follow=False)
-            found.setdefault(record["kind"], record["outputs"])
-            todo.extend(record["needs"].values())
+            of_a_role = role.partition(".")[2] == record["kind"]
+            found.setdefault(role if of_a_role else record["kind"], record["outputs"])
+            direct = one == pretrain.name
+            todo.extend((r if direct else "", up) for r, up in record["needs"].items())
     return found
 
 
@@ -75,7 +78,10 @@ def card(
     method, pre = told.get("method", {}), outputs.get("pretrain", {})
     taught = told.get("teacher") or {}
     facts = taught.get("card", {})
-    teacher = outputs.get("cache", {}).get("teacher", {})
+    caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
+    stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
+    live = [pre, *(pre.get("teachers") or {}).values()]
+    checksums = [t.get("checksum") for t in stored] + [v.get("teacher_checksum") for v in live]
     name = told.get("student") or student.get("name", "student")
     px = student.get("input_px")
     labels = pre.get("labels_used", method.get("labels_used", False))
@@ -85,8 +91,10 @@ def card(
         "input": px and f"{px} px, RGB, ImageNet mean and deviation",
         "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
         "labels used in pre-training": _yes(labels) if method or pre else None,
-        "teacher": taught.get("name", "none") if told else teacher.get("name"),
-        "teacher's checksum": teacher.get("checksum") or pre.get("teacher_checksum"),
+        "teacher": taught.get("name", "none")
+        if told
+        else ", ".join(t["name"] for t in stored if t.get("name")),
+        "teacher's checksum": ", ".join(dict.fromkeys(c for c in checksums if c)),
         "teacher's pre-training": facts.get("pretraining"),
         "teacher's labels": _yes(facts.get("labels_used")),
         "licence of the teacher": facts.get("licence"),

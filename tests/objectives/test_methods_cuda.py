@@ -17,13 +17,10 @@ from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm, teac
 def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
     arm = Arm(name, tmp_path)
     arm.train(1)  # some objectives look at the values of their first batch
-    model, live = arm.model.train(), arm.model.teacher_side.live
-    data = dict(tiny.batch(BATCH, 0))
-    if arm.taught:
-        data["teacher_images"] = data["images"]
-    if "labels" not in arm.wanted.needs:
-        del data["labels"]
-    with fake_cuda(model, *([live] if live is not None else [])) as fake:
+    model = arm.model.train()
+    live = [side.live for side in model.teacher_sides.values() if side.live is not None]
+    data = arm.batch(tiny.batch(BATCH, 0))
+    with fake_cuda(model, *live) as fake:
         data = fake(data)
         model.to("cuda")
         for model.step in (0, STEPS // 2):

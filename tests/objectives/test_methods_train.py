@@ -27,7 +27,8 @@ from kdep_bench.features.resize import resize_map
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
-from kdep_bench.objectives.base import Demands, demands
+from kdep_bench.objectives.base import TEACHER_ASKS, Demands, demands
+from kdep_bench.objectives.entropy_weights import EntropyWeights
 from kdep_bench.pretrain.distiller import Another, Distiller
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
@@ -83,7 +84,7 @@ def fitted(width: int) -> tuple[Moments, Tensor]:
     return moments, said
 
 
-def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
+def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) -> dict[str, Any]:
     """What the pre-training stage would tell an objective."""
     feature = fitted(width)[1]
     energy = None if target is None else float(build_target(**target)(feature).square().mean())
@@ -96,7 +97,7 @@ def facts(target: dict[str, Any] | None, width: int) -> dict[str, Any]:
         "target_mean_square": energy,
         "teacher_mean_variance": float(feature.square().mean()),
         "teacher_width": width,
-        "teacher_classes": tiny.LOGITS,
+        "teacher_classes": logits,
         "student_maps": describe(tiny.STUDENT),
         "layer_distances": distances(width),
         "map_moments": moments_of_maps(width),
@@ -145,14 +146,21 @@ class Arm:
             config["top_classes"] = 3 if objective is None else min(config["top_classes"], 4)
             top = {"top": config["top_classes"]}
         self.wanted: Demands = demands(config)
+        # Labels that are looked up among the teacher's classes: as many of these as of labels.
+        self.logits = tiny.CLASSES if "classes" in self.wanted.needs else tiny.LOGITS
         equal = "Identity" in str(method.get("align"))
         self.width, target = tiny.DS if equal else tiny.DT, None
         if "target" in self.wanted.needs:
             basis = build_aligner(method["align"]).fit(fitted(self.width)[0], tiny.DS)
             basis.save(folder)
             target = {"align_dir": folder, "transform": method["transform"]}
-        told = facts(target, self.width)
-        config |= {a: told[a] for a in self.wanted.asks - set(config)}
+        self.roles = list(method.get("teachers") or [])
+        told = facts(target, self.width, self.logits)
+        own = self.wanted.asks - (TEACHER_ASKS if self.roles else set())
+        config |= {a: told[a] for a in own - set(config)}
+        if self.roles:
+            each = {a: told[a] for a in self.wanted.asks & TEACHER_ASKS}
+            config["teachers"] = dict.fromkeys(self.roles, each)
         self.taught = bool(self.wanted.needs - {"labels", "views"})
         torch.manual_seed(0)
         self.model = Distiller(
@@ -161,18 +169,37 @@ class Arm:
             target,
             maps="maps" in self.wanted.needs,
             levels_before=sorted(self.wanted.levels_before),
-            teacher={"live": {**tiny.TEACHER, "width": self.width}, **top} if self.taught else {},
+            teacher=self.sides(top),
+            roles=self.roles,
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
         self.model.steps = STEPS
 
+    def sides(self, more: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of TeacherSide, by role where there are several: of networks that differ."""
+        if not self.taught:
+            return {}
+        own = {"live": {**tiny.TEACHER, "width": self.width, "logits": self.logits}, **more}
+        if "classifier" in self.wanted.needs:
+            own["classifier"] = True
+        return {
+            role: {**own, "live": {**own["live"], "seed": 42 + k}}
+            for k, role in enumerate(self.roles)
+        } or own
+
     def terms(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        data = dict(data)
-        if self.taught:
+        return self.model(**self.batch(data), mode="loss")
+
+    def batch(self, given: dict[str, Tensor]) -> dict[str, Any]:
+        """What ViewStream would give this method of these pictures."""
+        data: dict[str, Any] = dict(given)
+        if self.roles:
+            data["teachers"] = {role: {"teacher_images": data["images"]} for role in self.roles}
+        elif self.taught:
             data["teacher_images"] = data["images"]
         if "labels" not in self.wanted.needs:
             del data["labels"]  # label-free: there is none to look at
-        return self.model(**data, mode="loss")
+        return data
 
     @torch.no_grad()
     def held_out(self) -> float:
@@ -211,7 +238,7 @@ class Arm:
         outs = build_levels(self.model, x)
         if not self.taught:
             return cka(outs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
-        said = teacher(self.width)(data["images"])
+        said = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
         if self.model.target is not None:
             return cka(outs["pooled"], self.model.target(said.pooled))
         if "pooled" in self.wanted.needs:
@@ -299,14 +326,16 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
     if config.get("parts"):
         return
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        skipped = {"self", *kind.asks, *SILENT}
+        skipped = {"self", "teachers", *kind.asks, *SILENT}
         if {name, f"{name} of {kind.__name__}"} & skipped or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
         ):
             continue
         value = config.get(name, parameter.default)
-        if isinstance(value, bool):
+        if name == "weighting":
+            other = None if value else {"type": EntropyWeights}
+        elif isinstance(value, bool):
             other = not value
         elif isinstance(value, (int, float)):
             other = value + 1 if isinstance(value, int) else 1.7 * value + 0.05

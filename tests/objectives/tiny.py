@@ -82,17 +82,24 @@ class TinyTeacher(Teacher):
     map_names = ("last", "s4", "s8", "s16")
     shuffled: ClassVar[torch.Generator | None] = None
 
-    def __init__(self, name: str, width: int = DT) -> None:
+    def __init__(self, name: str, width: int = DT, logits: int = LOGITS, seed: int = 42) -> None:
         super().__init__((128.0,) * 3, (25.0,) * 3)
         self.name, self.width = name, width
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(42)
+            torch.manual_seed(seed)
             self.first, self.second = nn.Linear(LATENTS, 32), nn.Linear(32, width)
-            self.classifier = nn.Linear(width, LOGITS)
+            self.classifier = nn.Linear(width, logits)
             self.local = nn.Conv2d(LATENTS, 10, 1)
             for layer in (self.first, self.second, self.classifier, self.local):
                 nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
+            with torch.no_grad():
+                self.classifier.weight.mul_(2)
+                self.classifier.bias.mul_(2)
         freeze(self)
+
+    @property
+    def logit_head(self) -> nn.Module:
+        return self.classifier
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         waves = patterns()[:, 0].to(x_B3HW.device)
@@ -103,7 +110,7 @@ class TinyTeacher(Teacher):
             f"s{s}": torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))
             for s in (4, 8, 16)
         }
-        out = [pooled, self.classifier(pooled) * 2, maps["s16"], *maps.values()]
+        out = [pooled, self.classifier(pooled), maps["s16"], *maps.values()]
         if self.shuffled is not None:
             order = torch.randperm(len(pooled), generator=self.shuffled)
             out = [v[order] for v in out]

@@ -83,7 +83,8 @@ def test_a_suite_may_declare_both() -> None:
 
 
 def test_an_assistant_passes_on_what_its_own_teacher_was_trained_on() -> None:
-    from kdep_bench.suite.methods import assistant_of, teacher_config_for
+    from kdep_bench.suite.methods import assistant_of
+    from kdep_bench.suite.teachers import teacher_config_for
 
     base = {"name": "big", "card": {"trained_on": ["coco"]}}
     student, method = {"name": "small", "width": 8}, {"name": "kdep", "objective": {"type": "x"}}

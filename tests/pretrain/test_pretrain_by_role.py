@@ -1,0 +1,263 @@
+"""Two teachers of different width, maps and input size, through the real stages on tiny data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.data.views import open_views
+from kdep_bench.features import align, cache, cache_check
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.weighting import Weighting
+from kdep_bench.pretrain import stage
+from kdep_bench.suite.config import load_config
+from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher, freeze
+from kdep_bench.transfer.export import strip
+from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, VIEWS, WIDTH, silent
+from tests.pretrain.test_pretrain import pretrain, spec
+
+ROLES = ["small", "large"]
+SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
+R18: dict[str, Any] = {
+    **STUDENT,
+    "pyramid": dict(out_indices=(2, 3), channels=(16, 32), strides=(16, 32)),
+}
+
+
+class Tiny(Teacher):
+    """A strided convolution and a classifier of the pool's three classes."""
+
+    has_logits, tap = True, "after the activation"
+    map_names = ("s16",)
+
+    def __init__(self, name: str, width: int, input_px: int, seed: int) -> None:
+        super().__init__((128.0,) * 3, (60.0,) * 3)
+        self.name, self.width, self.input_px = name, width, input_px
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv, self.classifier = nn.Conv2d(3, width, 16, 16), nn.Linear(width, 3)
+        freeze(self)
+
+    @property
+    def logit_head(self) -> nn.Module:
+        return self.classifier
+
+    def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        last = self.conv(x_B3HW).relu()
+        pooled = last.mean((2, 3))
+        return TeacherOutput(pooled, self.classifier(pooled), {"s16": last})
+
+
+TEACHERS: dict[str, dict[str, Any]] = dict(
+    small=dict(type=f"{__name__}.Tiny", name="small", width=36, input_px=32, seed=1),
+    large=dict(type=f"{__name__}.Tiny", name="large", width=44, input_px=48, seed=2),
+)
+
+
+@pytest.fixture(scope="module")
+def both(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The inputs of a pre-training with two teachers, the large one's cache with its map."""
+    root = tmp_path_factory.mktemp("both")
+    done = {k: stages[k] for k in ("prepare", "views")}
+    for role, teacher in TEACHERS.items():
+        outputs = ["maps.s16"] if role == "large" else []
+        for kind, function, told in (
+            ("cache", cache.run, dict(teacher=teacher, outputs=outputs)),
+            ("align", align.run, dict(width=WIDTH, share=1.0, share_seed=0, align={"type": "svd"})),
+        ):
+            out = root / role / kind
+            out.mkdir(parents=True)
+            own = {k.rpartition(".")[2]: v for k, v in done.items() if k in stages or role in k}
+            function(told, own, out, silent)
+            done[f"{role}.{kind}"] = out
+    return done
+
+
+class Reader(Objective):
+    """Keeps what it is given of the first batch."""
+
+    needs = frozenset({"pooled", "logits"})
+    asks = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
+    every_teacher = True
+    seen: ClassVar[list[Context]] = []
+    told: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, teachers: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.told.update(teachers)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        self.seen.append(ctx)
+        return {"a": ctx.before.square().mean(1)}
+
+
+class Learned(Weighting):
+    """A weight that is trained, times one that counts the steps: parameters and state."""
+
+    needs = frozenset({"logits"})
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        weight = self.scale.square() + self.count / 10
+        return {name: weight * torch.ones_like(term) for name, term in terms.items()}
+
+    def after_step(self) -> None:
+        self.count += 1
+
+
+# A KDEP target of the small teacher, logits of the large one, weights with a state of their own.
+MIXED: dict[str, Any] = dict(
+    name="mixed",
+    labels_used=False,
+    objective=dict(
+        type=SUM,
+        parts=dict(
+            feature=dict(
+                objective=dict(type="kdep_bench.objectives.feature_regression.FeatureRegression")
+            ),
+            logits=dict(
+                objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"), teacher="large"
+            ),
+        ),
+        weighting=dict(type=f"{__name__}.Learned"),
+    ),
+    transform=dict(type="kdep_bench.features.transform.PowerTemperature"),
+)
+
+
+def method(name: str) -> dict[str, Any]:
+    found = load_config("method", name)
+    return {k: found[k] for k in ("name", "labels_used", "objective", "transform")}
+
+
+def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
+    both: dict[str, Path], tmp_path: Path
+):
+    """Each row is the teacher's own output for that view at its own size, whatever the source."""
+    read = dict(
+        name="read", labels_used=False, objective=dict(type=f"{__name__}.Reader"), transform=None
+    )
+    opened = open_views(both["views"], both["prepare"])
+    live_inputs = {"views": both["views"], "images": both["prepare"]}
+    mixed_inputs = {**live_inputs, "small.cache": both["small.cache"]}
+    large = {"large": TEACHERS["large"]}
+    one = BUDGET | dict(epochs=1 / 3)
+    for name, inputs, live in (
+        ("cached", both, {}),
+        ("live", live_inputs, TEACHERS),
+        ("mixed", mixed_inputs, large),
+    ):
+        Reader.seen.clear()
+        more = {"teachers": live} if live else {}
+        outputs, _ = pretrain(tmp_path / name, inputs, read, roles=ROLES, budget=one, **more)
+        ctx = Reader.seen[0]
+        assert list(ctx.teachers) == ROLES
+        assert ctx.teacher is ctx.teachers["small"]
+        assert ctx.rows is not None
+        for role, out in ctx.teachers.items():
+            teacher = build_teacher(TEACHERS[role])
+            pixels = cache_check.render_rows(opened, ctx.rows.numpy(), teacher.input_px)
+            want = teacher(pixels)
+            assert want.logits is not None
+            for got, expected in ((out.pooled, want.pooled), (out.logits, want.logits)):
+                scale = float(expected.abs().max())
+                torch.testing.assert_close(got, expected, atol=2.0**-8 * scale, rtol=0)
+        assert {r: t["teacher_width"] for r, t in Reader.told.items()} == dict(small=36, large=44)
+        assert {t["teacher_classes"] for t in Reader.told.values()} == {3}
+        assert outputs["extra_forwards"] == len(live) * outputs["images_seen"]
+        source = {"cached": "cache", "live": "live", "mixed": "cache and live"}[name]
+        assert outputs["teacher_source"] == source
+        assert set(outputs["teachers"]) == set(ROLES)
+
+
+@pytest.mark.parametrize("name", ["multi_teacher_kd", "ebkd", "aekd", "ca_mkd"])
+def test_a_method_of_several_teachers_learns_and_its_modules_stay_out_of_the_export(
+    name: str, both: dict[str, Path], tmp_path: Path
+):
+    own = method(name)
+    sums = [f"{role}.cache" for role in ROLES]
+    inputs = {k: v for k, v in both.items() if k in ("views", *sums)}
+    if own["labels_used"]:
+        inputs["prepare"] = both["prepare"]
+    budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
+    outputs, state = pretrain(tmp_path, inputs, own, roles=ROLES, budget=budget)
+    terms = outputs["terms"]
+    parts = [k for k in terms if k.rpartition(".")[2] in ("kl_small", "kl_large")]
+    assert len(parts) == 2
+    assert all(terms[k] > 0 for k in terms)
+    if name == "ca_mkd":
+        assert {"features.small", "features.large", "logits.cross_entropy"} < set(terms)
+    else:  # the sum of CA-MKD gains a term when its features begin
+        curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+        assert sum(curve[-4:]) < 0.97 * sum(curve[:4])
+    assert outputs["extra_forwards"] == 0  # cached: counted by the caches, as a record sums them
+    assert outputs["extra_parameters"] == sum(
+        v.numel() for k, v in state.items() if k.startswith("objective.")
+    )
+    kept, dropped = strip(state)
+    assert set(dropped) == {"objective"}
+    assert not any("classifier" in k for k in kept)
+
+
+def test_parts_with_a_teacher_each_and_a_weighting_with_state_resume_equal(
+    both: dict[str, Path], tmp_path: Path
+):
+    """Interrupted after a checkpoint, then again: the same weights to the last bit."""
+    inputs = {k: both[k] for k in ("views", "small.cache", "small.align", "large.cache")}
+    undisturbed, whole = pretrain(tmp_path / "whole", inputs, MIXED, roles=ROLES)
+    assert set(undisturbed["terms"]) == {"feature", "logits"}
+    assert undisturbed["targets"]["small"]["target_mean_square"] > 0
+    assert set(undisturbed["targets"]) == {"small"}
+    assert whole["objective.weighting.count"] == undisturbed["steps"]
+    assert whole["objective.weighting.scale"] != 1  # trained
+    assert "objective.members.logits.head.weight" in whole
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if done == 8:
+            raise Stop
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    with pytest.raises(Stop):
+        stage.run(spec(MIXED, roles=ROLES), inputs, cut, stop)
+    assert list((cut / "run").glob("*.pth"))
+    outputs, resumed = pretrain(cut, inputs, MIXED, roles=ROLES)
+    assert outputs["curves"] == undisturbed["curves"]
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+
+
+def test_a_part_reads_the_map_of_its_own_teacher(both: dict[str, Path], tmp_path: Path):
+    """Hints at the large teacher's map, 44 channels at 3 x 3, beside logits of the small one."""
+    objective = dict(
+        type=SUM,
+        parts=dict(
+            logits=dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD")),
+            maps=dict(
+                objective=dict(type="kdep_bench.objectives.hints.Hints", levels=dict(s32="s16")),
+                teacher="large",
+            ),
+        ),
+    )
+    own = dict(name="maps", labels_used=False, objective=objective, transform=None)
+    inputs = {k: both[k] for k in ("views", "small.cache", "large.cache")}
+    one = BUDGET | dict(epochs=1)
+    outputs, state = pretrain(tmp_path, inputs, own, roles=ROLES, student=R18, budget=one)
+    assert set(outputs["terms"]) == {"logits", "maps"}
+    projectors = [v for k, v in state.items() if "members.maps" in k and v.ndim == 4]
+    assert [tuple(v.shape[:2]) for v in projectors] == [(44, 32)]
+    assert outputs["steps"] == IMAGES * 1 // BUDGET["batch"]
+    assert VIEWS["views"] == outputs["views"]

@@ -1,0 +1,237 @@
+"""Teachers by role in the plan: what is shared, what the records say, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_suite_config import build
+
+from kdep_bench.engine.collect import _config_hash
+from kdep_bench.errors import KdepError
+from kdep_bench.forecast.gpu_hours import teacher_of
+from kdep_bench.forecast.work import live_teachers, networks
+from kdep_bench.suite.graph import Plan, Stage
+from kdep_bench.suite.methods import with_role_teachers
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.teachers import teacher_config_for
+
+OBJECTIVES = "kdep_bench.objectives"
+SUPERVISED = dict(student="resnet18_w48", method="supervised", epochs=None)
+AEKD = dict(_delete_=True, type=f"{OBJECTIVES}.aekd.AgreementKD")
+SGD = dict(type="SGD", lr=0.1)
+
+
+def plan(*methods: Any, **more: Any) -> Plan:
+    return build_plan(build(methods=list(methods), claims=[], **more))
+
+
+def named(method: str, **teachers: Any) -> dict[str, Any]:
+    return dict(base=method, name="own", teachers=dict(_delete_=True, **teachers))
+
+
+def pretrain_of(found: Plan, method: str) -> Stage:
+    (stage,) = [
+        s
+        for s in found.stages.values()
+        if s.kind == "pretrain" and s.spec["method"]["name"] == method
+    ]
+    return stage
+
+
+def caches(found: Plan) -> set[str]:
+    return {i for i, s in found.stages.items() if s.kind == "cache"}
+
+
+def test_a_teacher_s_cache_is_shared_by_methods_of_one_and_of_several_teachers():
+    alone, both = plan("kdep"), plan("kdep", "ebkd", "aekd")
+    assert set(alone.stages) <= set(both.stages)  # no finished stage runs again
+    assert len(caches(both)) == 2
+    assert caches(plan("ebkd", seeds={"pretrain": [3], "transfer": [3]})) == caches(both)
+    stage = pretrain_of(both, "ebkd")
+    assert stage.spec["roles"] == ["first", "second"]
+    assert {k for k in stage.needs if k.endswith("cache")} == {"first.cache", "second.cache"}
+
+
+def test_the_order_of_the_roles_is_part_of_a_run_s_identity():
+    """The first is the one that a class of one teacher reads."""
+    one = named("multi_teacher_kd", a="suite", b="efficientnet_lite2")
+    two = named("multi_teacher_kd", b="efficientnet_lite2", a="suite")
+    assert pretrain_of(plan(one), "own").id != pretrain_of(plan(two), "own").id
+
+
+def test_a_record_names_every_teacher_and_its_hash_holds_both():
+    (run,) = [r for r in plan("ebkd").runs if r.method["name"] == "ebkd"][:1]
+    assert run.teacher is not None
+    assert run.teacher["name"] == "efficientnet_lite0+efficientnet_lite2"
+    assert [t["variant"] for t in run.teacher["teachers"]] == [0, 2]
+    assert set(run.chain) >= {"first.cache", "second.cache"}
+    small = dict(base="efficientnet_lite2", input_px=96)
+    other = plan(dict(base="ebkd", teachers=dict(second=small)))
+    assert _config_hash(run) != _config_hash(other.runs[0])
+    stated = dict(base="efficientnet_lite2", card=dict(top1=0.5))
+    prose = plan(dict(base="ebkd", teachers=dict(second=stated)))
+    assert prose.runs[0].id == run.id
+
+
+def test_the_card_of_several_teachers_states_every_licence():
+    run = plan("ebkd").runs[0]
+    assert run.teacher is not None
+    assert run.teacher["card"]["licence"] == (
+        "efficientnet_lite0: Apache-2.0; efficientnet_lite2: Apache-2.0"
+    )
+    method = {**run.method, "teachers": {"a": "suite", "b": {"type": "x", "name": "b"}}}
+    joint = teacher_config_for(method, {"name": "a", "card": {"licence": "MIT"}})
+    assert joint is not None
+    assert joint["card"]["licence"] == "a: MIT; b: not stated"
+
+
+def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
+    """The second teacher's cache holds its maps, the first one's nothing beside the feature."""
+    objective = dict(
+        _delete_=True,
+        type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
+        parts=dict(
+            logits=dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD")),
+            maps=dict(
+                objective=dict(type=f"{OBJECTIVES}.hints.Hints", levels=dict(s32="s32")),
+                teacher="large",
+            ),
+        ),
+    )
+    method = named("logit_kd", small="suite", large="efficientnet_lite2") | dict(
+        objective=objective, needs=["logits", "maps"]
+    )
+    found = plan("kdep", method)
+    stage = pretrain_of(found, "own")
+    assert found.stages[stage.needs["small.cache"]].spec.get("outputs") is None
+    assert found.stages[stage.needs["large.cache"]].spec["outputs"] == ["maps.s32"]
+    assert caches(plan("kdep")) <= caches(found)
+    objective["parts"]["maps"]["teacher"] = "larg"
+    with pytest.raises(KdepError, match=r"unknown teacher role of a part 'larg'.*mean large"):
+        plan(method)
+    objective["parts"]["maps"]["teacher"] = "small"
+    with pytest.raises(KdepError, match=r"has 2 teachers \(small, large\), but its"):
+        plan(method)
+    alone = dict(base="logit_kd", objective=objective, needs=["logits", "maps"])
+    with pytest.raises(KdepError, match="add `teachers` to the method"):
+        plan(alone)
+
+
+def test_an_alignment_is_fitted_for_the_roles_that_regress_it_alone():
+    objective = dict(
+        _delete_=True,
+        type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
+        parts=dict(
+            feature=dict(objective=dict(type=f"{OBJECTIVES}.feature_regression.FeatureRegression")),
+            logits=dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD"), teacher="b"),
+        ),
+    )
+    method = named("kdep", a="suite", b="efficientnet_lite2") | dict(
+        objective=objective, needs=["pooled", "logits"]
+    )
+    found = plan("kdep", method)
+    stage = pretrain_of(found, "own")
+    assert {k for k in stage.needs if "." in k} == {"a.cache", "b.cache", "a.align"}
+    assert stage.needs["a.align"] == pretrain_of(found, "kdep").needs["align"]
+
+
+def test_intermediate_teachers_can_have_a_role():
+    weak = dict(student="resnet18_w32", method="supervised", epochs=None)
+    method = named("ebkd", a=SUPERVISED, b=weak) | dict(label_policy="labels")
+    found = plan(method)
+    run = found.runs[0]
+    assert set(run.chain) == {
+        *("prepare", "views", "pretrain", "export", "transfer", "a.cache", "b.cache"),
+        *("a.teacher.pretrain", "a.teacher.export", "b.teacher.pretrain", "b.teacher.export"),
+    }
+    assert found.stages[run.chain["a.cache"]].needs["export"] == run.chain["a.teacher.export"]
+    assert run.teacher is not None
+    assert run.teacher["name"] == "resnet18_w48.supervised+resnet18_w32.supervised"
+    with pytest.raises(KdepError, match="label-free policy, but its teacher 'supervised'"):
+        plan(named("ebkd", a=SUPERVISED, b=weak))
+
+
+def test_live_teachers_are_told_by_role_and_counted():
+    found = plan("ebkd", budget=dict(epochs=1, batch=8, optimizer=SGD, teacher="live"))
+    stage = pretrain_of(found, "ebkd")
+    assert [t["variant"] for t in live_teachers(stage.spec)] == [0, 2]
+    assert "images" in stage.needs
+    assert not caches(found)
+    assert {n["name"] for n in networks(found)} >= {"efficientnet_lite0", "efficientnet_lite2"}
+
+
+def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
+    """Otherwise a budget could take the method without what it is compared with."""
+    found = plan("kdep", "ebkd", named("ebkd", a="efficientnet_lite2", b="mobilenetv2"))
+    names = {r.method["name"]: teacher_of(found, r) for r in found.runs}
+    assert names == {
+        "kdep": "efficientnet_lite0",
+        "ebkd": "efficientnet_lite0",
+        "own": "efficientnet_lite2+mobilenetv2",
+    }
+
+
+def test_a_change_of_each_role_teacher_keeps_the_order_and_the_rest():
+    method = {"name": "m", "teachers": {"b": "suite", "a": {"type": "T", "name": "x"}}}
+    changed = with_role_teachers(method, lambda t: {**t, "content": 1})
+    assert list(changed["teachers"].items()) == [
+        ("b", "suite"),
+        ("a", {"type": "T", "name": "x", "content": 1}),
+    ]
+    assert with_role_teachers({"name": "m"}, dict) == {"name": "m"}
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (named("kdep", a="suite", b="efficientnet_lite2"), "its objective reads one"),
+        (named("supervised", a="suite", b="efficientnet_lite2"), "its objective reads no teacher"),
+        (named("ebkd", a="suite"), "has one teacher in `teachers`; expected two or more"),
+        (named("ebkd", a="suite", b="efficientnet_lite0"), "are the same network"),
+        (named("ebkd", a="suite", b="efficientnet_lite9"), "unknown teacher config"),
+        (named("ebkd", a="suite", b="dinov2_vitb14"), r"teacher 'b'. needs logits, but .*has none"),
+        (named("ebkd", a="suite", **{"b.c": "efficientnet_lite2"}), "is no plain name"),
+        (named("ebkd", a="suite", b=SUPERVISED), r"different numbers of classes \(a 1000, b 9\)"),
+        (dict(base="ebkd", teacher=SUPERVISED), "has both `teacher` and `teachers`"),
+        ("ca_mkd", "pool of 'smoke' has 9 classes and the teacher 'efficientnet_lite0' has 1000"),
+        (
+            dict(base="logit_kd", objective=AEKD),
+            "has no teacher in `teachers`; expected two or more",
+        ),
+    ],
+)  # fmt: skip
+def test_roles_that_cannot_be_are_refused_when_the_plan_is_built(method: Any, says: str):
+    with pytest.raises(KdepError, match=says):
+        plan(method)
+
+
+def test_a_role_that_no_part_reads_is_refused():
+    objective = dict(
+        _delete_=True,
+        type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
+        parts={
+            k: dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD"), teacher=k) for k in "ab"
+        },
+    )
+    teachers = dict(a="suite", b="efficientnet_lite2", c="mobilenetv2")
+    method = named("logit_kd", **teachers) | dict(objective=objective)
+    with pytest.raises(KdepError, match=r"no part of the objective of method 'own' reads .* 'c'"):
+        plan(method)
+    del teachers["c"]
+    plan(named("logit_kd", **teachers) | dict(objective=objective))
+
+
+def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
+    objective = dict(_delete_=True, type=f"{OBJECTIVES}.ca_mkd.ConfidenceAwareFeatures")
+    method = named("ca_mkd", a=SUPERVISED, b=dict(SUPERVISED, student="resnet18_w32"))
+    method |= dict(objective=objective)
+    with pytest.raises(KdepError, match="applies the teacher's classifier to a pooled feature"):
+        plan(method)
+
+
+def test_weights_of_a_batch_are_refused_where_the_batch_is_split():
+    budget = dict(epochs=1, batch=8, optimizer=SGD, accumulate=2)
+    plan("ebkd", budget=budget)
+    with pytest.raises(KdepError, match="compares the samples of a batch"):
+        plan("aekd", budget=budget)
