@@ -458,10 +458,15 @@ def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> J
     in its outputs cover all attempts and are used where they are larger.
     """
 
-    def wall(kind: str) -> float | None:
-        """Seconds of the stages of a kind, including those of an intermediate teacher."""
-        seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
+    def of_kind(kind: str) -> list[Json | None]:
+        """The stages of a kind, each once: several teachers may come from the same ones."""
         same_kind = [r for role, r in stages.items() if role.rpartition(".")[2] == kind]
+        return list({id(r): r for r in same_kind}.values())
+
+    def wall(kind: str) -> float | None:
+        """Seconds of the stages of a kind, including those of intermediate teachers."""
+        seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
+        same_kind = of_kind(kind)
         if not same_kind or not timed or any(r is None for r in same_kind):
             return None
         seconds = [
@@ -478,7 +483,7 @@ def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> J
         return run.fraction / record["spec"].get("share", 1.0)
 
     def cache_total(key: str) -> float | None:
-        cache_stages = [r for role, r in stages.items() if r and role.rpartition(".")[2] == "cache"]
+        cache_stages = [r for r in of_kind("cache") if r]
         values = [r["outputs"].get(key) for r in cache_stages]
         return (
             sum(g * fraction_used(r) for g, r in zip(values, cache_stages, strict=True) if g)

@@ -29,7 +29,7 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def check_split(batch: int, processes: int, accumulate: int, relates: bool) -> None:
+def check_split(batch: int, processes: int, accumulate: int, couples_samples: bool) -> None:
     """Refuses a global batch that does not fall into equal parts, or must not be split."""
     parts = processes * accumulate
     how = f"{processes} processes x {accumulate} micro-batches"
@@ -39,7 +39,7 @@ def check_split(batch: int, processes: int, accumulate: int, relates: bool) -> N
             expected=f"a multiple of {parts}",
             fix="change the batch, the number of processes or budget.accumulate",
         )
-    if relates and parts > 1:
+    if couples_samples and parts > 1:
         raise KdepError(
             "the objective compares the samples of a batch with each other, but the batch is "
             f"split into {how}",

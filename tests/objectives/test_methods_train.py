@@ -179,7 +179,8 @@ class Arm:
         """Arguments of TeacherSide, by role where there are several: of networks that differ."""
         if not self.taught:
             return {}
-        own = {"live": {**tiny.TEACHER, "width": self.width, "logits": self.logits}, **more}
+        live = {**tiny.TEACHER, "width": self.width, "logits": self.logits}
+        own: dict[str, Any] = {"live": live, **more}
         if "classifier" in self.wanted.needs:
             own["classifier"] = True
         return {

@@ -88,7 +88,7 @@ def test_the_card_of_several_teachers_states_every_licence():
 
 def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
     """The second teacher's cache holds its maps, the first one's nothing beside the feature."""
-    objective = dict(
+    objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
         parts=dict(
@@ -119,7 +119,7 @@ def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
 
 
 def test_an_alignment_is_fitted_for_the_roles_that_regress_it_alone():
-    objective = dict(
+    objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
         parts=dict(
@@ -207,7 +207,7 @@ def test_roles_that_cannot_be_are_refused_when_the_plan_is_built(method: Any, sa
 
 
 def test_a_role_that_no_part_reads_is_refused():
-    objective = dict(
+    objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
         parts={
