@@ -17,14 +17,14 @@ from kdep_bench.objectives.multi_teacher import MultiTeacherKD
 SWEEPS = 30  # over all pairs of teachers; one is exact for two teachers
 
 
-def least_norm_weights(gradients_KD: Tensor, most: float) -> Tensor:
-    """[K]: argmin |sum_k a_k g_k|^2 over sum a = 1, 0 <= a_k <= most (at least 1 / K).
+def least_norm_weights(gradients_KD: Tensor, limit: float) -> Tensor:
+    """[K]: argmin |sum_k a_k g_k|^2 over sum a = 1, 0 <= a_k <= limit (at least 1 / K).
 
     By exact minimisation over one pair of weights after another, from equal weights: where the
     gradients are equal, so are the weights. On the device of the gradients, without waiting for it.
     """
     count = len(gradients_KD)
-    most = max(most, 1 / count)
+    limit = max(limit, 1 / count)
     gram = (gradients_KD @ gradients_KD.T).double()
     a = gram.new_full((count,), 1 / count)
     pairs = list(itertools.combinations(range(count), 2))
@@ -33,8 +33,8 @@ def least_norm_weights(gradients_KD: Tensor, most: float) -> Tensor:
             slope = (gram[i] - gram[j]) @ a  # along e_i - e_j
             curvature = gram[i, i] + gram[j, j] - 2 * gram[i, j]
             step = torch.where(curvature > 0, -slope / curvature.clamp_min(1e-300), 0 * slope)
-            low = torch.maximum(-a[i], a[j] - most)
-            high = torch.minimum(a[j], most - a[i])
+            low = torch.maximum(-a[i], a[j] - limit)
+            high = torch.minimum(a[j], limit - a[i])
             step = step.clamp(low, high)
             a = a.clone()
             a[i], a[j] = a[i] + step, a[j] - step
@@ -75,10 +75,10 @@ class AgreementKD(MultiTeacherKD):
     def agreement(self, ctx: Context, student_BC: Tensor) -> Tensor:
         """[K]: the weights of this batch."""
         tau = self.tau(ctx.step, ctx.steps)
-        own, gradients = F.softmax(student_BC / tau, 1), []
+        student, gradients = F.softmax(student_BC / tau, 1), []
         for teacher in ctx.teachers.values():
             assert teacher.logits is not None
-            gradients.append(tau * (own - F.softmax(teacher.logits / tau, 1)).mean(0))
+            gradients.append(tau * (student - F.softmax(teacher.logits / tau, 1)).mean(0))
         return least_norm_weights(torch.stack(gradients), self.tolerance)
 
     def weighed(

@@ -26,7 +26,7 @@ NEEDS = frozenset(
         *("classifier", "probabilities"),
     }
 )
-ASKS = frozenset(
+ARGUMENTS = frozenset(
     {
         "width",  # Ds of the student
         "classes",  # number of classes of the labels file
@@ -42,8 +42,8 @@ ASKS = frozenset(
         "map_moments",  # folder of the moments of these maps: features/map_moments.py
     }
 )
-# Those of ASKS that are facts of one teacher. A class that reads every teacher is given them for
-# each, as the argument `teachers`: {role: {word: value}}, in the order of the roles.
+# Those of ARGUMENTS that describe one teacher. A class that reads every teacher gets them for each,
+# as the argument `teachers`: {role: {argument: value}}, in the order of the roles.
 TEACHER_ASKS = frozenset(
     {
         *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
@@ -117,8 +117,8 @@ class Component(nn.Module, ABC):
         needs: subset of NEEDS, what is read of a batch. The method's config declares the same in
             its `needs` ("target" there is "pooled" and an alignment), so that an impossible pair is
             refused when the plan is built.
-        asks: subset of ASKS, keyword arguments of the constructor that only the data, the student
-            or the teacher can tell; the pre-training stage gives exactly these.
+        asks: subset of ARGUMENTS, keyword arguments of the constructor that follow from the data,
+            the student or the teacher; the pre-training stage gives exactly these.
         every_teacher: whether all teachers of a method are read (`Context.teachers`); otherwise
             only the first is, or the one that a part of a weighted sum names. Such a class is for
             methods with two teachers or more; what it asks of TEACHER_ASKS is given as `teachers`.
@@ -181,7 +181,7 @@ class Demands:
 def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:
     """The demands of an objective config, its parts included; nothing is built.
 
-    Raises KdepError for a type that is no `base`, or that declares a word not in NEEDS or ASKS.
+    Raises KdepError for a type that is no `base`, or declares a word not in NEEDS or ARGUMENTS.
     """
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, base)):
@@ -191,7 +191,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
             else f"{type_path(config['type'])} is neither an Objective nor a Weighting",
             expected="a class of kdep_bench.objectives",
         )
-    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
+    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ARGUMENTS)):
         for word in sorted(got - known):
             raise unknown_name(f"{what} of {type_path(kind)}", word, known)
     inner = [demands(part, Component) for part in kind.parts(config)]
@@ -218,22 +218,24 @@ def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Obje
 
 def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Component:
     """The objective or weighting of a config; see `build_objective`."""
-    wanted = demands(config, Component)
+    requirements = demands(config, Component)
     facts = {k: v for k, v in facts.items() if k not in config}
-    by_role = config.get("teachers", facts.get("teachers")) or {}
-    of_each = set[str]().union(*by_role.values())
-    lacking = sorted(wanted.asks - set(facts) - set(config) - of_each)
+    values_by_role = config.get("teachers", facts.get("teachers")) or {}
+    of_each = set[str]().union(*values_by_role.values())
+    lacking = sorted(requirements.asks - set(facts) - set(config) - of_each)
     if lacking:
         raise KdepError(
             f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
             fix="set it in the method's config, or provide it from the pre-training stage",
         )
     # A sum gives its parts the facts of one teacher too: not to those that take them of each.
-    own = wanted.asks - (TEACHER_ASKS if locate(config["type"]).every_teacher else frozenset())
-    given = {k: facts[k] for k in sorted(own & set(facts))}
+    singular = requirements.asks - (
+        TEACHER_ASKS if locate(config["type"]).every_teacher else frozenset()
+    )
+    arguments = {k: facts[k] for k in sorted(singular & set(facts))}
     if "teachers" in facts and takes_teachers(config):
-        given["teachers"] = facts["teachers"]
-    return build(config, **given)
+        arguments["teachers"] = facts["teachers"]
+    return build(config, **arguments)
 
 
 def takes_teachers(config: Mapping[str, Any]) -> bool:
@@ -242,11 +244,11 @@ def takes_teachers(config: Mapping[str, Any]) -> bool:
     return bool((kind.every_teacher and kind.asks & TEACHER_ASKS) or kind.parts(config))
 
 
-def facts_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
+def values_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
     """The facts of a part of a sum: with those of the teacher it reads, `role` or the first."""
     by_role: Mapping[str, Any] = facts.get("teachers") or {}
     if not by_role:
         return dict(facts)
-    first = next(iter(by_role)) if role is None else role
-    seen = by_role if role is None else {role: by_role[role]}
-    return {**facts, **by_role[first], "teachers": seen}
+    part_role = next(iter(by_role)) if role is None else role
+    visible = by_role if role is None else {role: by_role[role]}
+    return {**facts, **by_role[part_role], "teachers": visible}

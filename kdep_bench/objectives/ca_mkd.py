@@ -69,11 +69,11 @@ class ConfidenceAwareFeatures(Objective):
         self.embed = nn.ModuleDict(  # "of_": a role may be called as an attribute of ModuleDict
             {
                 f"of_{role}": nn.Sequential(
-                    nn.Linear(width, facts["teacher_width"]),
-                    nn.BatchNorm1d(facts["teacher_width"]),
+                    nn.Linear(width, values["teacher_width"]),
+                    nn.BatchNorm1d(values["teacher_width"]),
                     nn.ReLU(),
                 )
-                for role, facts in teachers.items()
+                for role, values in teachers.items()
             }
         )
 
@@ -84,7 +84,7 @@ class ConfidenceAwareFeatures(Objective):
             assert teacher.classifier is not None
             feature = self.embed[f"of_{role}"](ctx.after)
             errors.append((feature - teacher.pooled).square().mean(1))
-            own = teacher.classifier(feature)
-            losses.append(F.cross_entropy(own, ctx.labels, reduction="none"))
+            logits = teacher.classifier(feature)
+            losses.append(F.cross_entropy(logits, ctx.labels, reduction="none"))
         weights = confidence(torch.stack(losses))
         return {role: w * e for role, w, e in zip(ctx.teachers, weights, errors, strict=True)}

@@ -29,7 +29,7 @@ def at_least_two(teachers: Mapping[str, Any]) -> int:
 
 def common_classes(teachers: Mapping[str, Mapping[str, Any]]) -> int:
     """Number of classes of the teachers' logits; KdepError where they differ."""
-    counts = {role: facts["teacher_classes"] for role, facts in teachers.items()}
+    counts = {role: values["teacher_classes"] for role, values in teachers.items()}
     if len(set(counts.values())) != 1:
         raise KdepError(
             "the teachers have different numbers of classes "
@@ -42,9 +42,9 @@ def common_classes(teachers: Mapping[str, Mapping[str, Any]]) -> int:
 
 def check_labels(classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:
     """KdepError where the teachers' classes are not as many as those of the labels."""
-    if classes != (own := common_classes(teachers)):
+    if classes != (teacher_classes := common_classes(teachers)):
         raise KdepError(
-            f"the labels have {classes} classes and the teachers {own}",
+            f"the labels have {classes} classes and the teachers {teacher_classes}",
             expected="labels of the teachers' classes",
             fix="use the label-free form of the method, or teachers trained on these classes",
         )
@@ -83,8 +83,8 @@ class MultiTeacherKD(Objective):
             raise KdepError(f"logit distillation has tau={tau}", expected="a positive temperature")
         self.head = nn.Linear(width, common_classes(teachers))
         self.tau = as_schedule(tau, epochs)
-        known = {"width": width, "teachers": teachers, "epochs": epochs, **facts}
-        self.weighting = build_weighting(weighting, known)
+        known_values = {"width": width, "teachers": teachers, "epochs": epochs, **facts}
+        self.weighting = build_weighting(weighting, known_values)
 
     @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -44,34 +44,34 @@ def readers(
     Raises:
         KdepError: a part that names no role of the method.
     """
-    found: dict[str, list[Json]] = {role: [] for role in roles}
-    for config, seen in _typed(objective, tuple(roles)):
+    by_role: dict[str, list[Json]] = {role: [] for role in roles}
+    for config, visible in _typed(objective, tuple(roles)):
         path = type_path(config["type"])
         if lookup(path, "needs"):
-            read = seen if lookup(path, "every_teacher") else seen[:1]
-            for role in read:
-                found[role].append(config)
-    return found
+            read_roles = visible if lookup(path, "every_teacher") else visible[:1]
+            for role in read_roles:
+                by_role[role].append(config)
+    return by_role
 
 
-def _typed(value: Any, seen: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
+def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
     """Every config with a `type`, with the roles of the teachers that its place may read.
 
     `seen` None: whatever the roles are.
     """
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _typed(item, seen)
+            yield from _typed(item, visible)
     elif isinstance(value, Mapping):
         names_one = isinstance(value.get("objective"), Mapping) and value.get("teacher") is not None
-        if names_one and seen is not None:
-            if value["teacher"] not in seen:
-                raise unknown_name("teacher role of a part", value["teacher"], seen)
-            seen = (value["teacher"],)
+        if names_one and visible is not None:
+            if value["teacher"] not in visible:
+                raise unknown_name("teacher role of a part", value["teacher"], visible)
+            visible = (value["teacher"],)
         if "type" in value:
-            yield dict(value), seen or ()
-        for inner in value.values():
-            yield from _typed(inner, seen)
+            yield dict(value), visible or ()
+        for nested in value.values():
+            yield from _typed(nested, visible)
 
 
 def reads_every(objective: Any, lookup: Lookup = from_source) -> list[str]:

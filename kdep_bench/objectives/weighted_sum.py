@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.objectives.base import Context, Objective, build_objective, facts_of_part
+from kdep_bench.objectives.base import Context, Objective, build_objective, values_of_part
 from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
 
@@ -55,7 +55,7 @@ class WeightedSum(Objective):
         self.members = nn.ModuleDict(
             {
                 k: build_objective(
-                    p["objective"], facts_of_part({**facts, "epochs": epochs}, p.get("teacher"))
+                    p["objective"], values_of_part({**facts, "epochs": epochs}, p.get("teacher"))
                 )
                 for k, p in parts.items()
             }

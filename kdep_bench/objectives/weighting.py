@@ -61,6 +61,6 @@ def build_weighting(config: Mapping[str, Any] | None, facts: Mapping[str, Any]) 
             expected="a subclass of kdep_bench.objectives.weighting.Weighting",
             fix="correct `weighting` in the method's config",
         )
-    made = build_component(config, facts)
-    assert isinstance(made, Weighting)
-    return made
+    weighting = build_component(config, facts)
+    assert isinstance(weighting, Weighting)
+    return weighting

@@ -59,7 +59,7 @@ def objective_config(
         return _of_several(objective, answers, spec, inputs, taught, out)
     target, probes = _target(wanted.needs, name, spec, inputs)
     answers |= _teacher_answers(spec, inputs, taught, probes, out)
-    return objective | _facts(name, wanted.asks - set(objective), answers), target, probes
+    return objective | _required_values(name, wanted.asks - set(objective), answers), target, probes
 
 
 Answers = dict[str, Callable[[], Any]]
@@ -74,22 +74,28 @@ def _of_several(
     out: Path,
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """`objective_config` of a method with several teachers."""
-    name, targets, probes = type_path(objective["type"]), dict[str, Any](), dict[str, Any]()
+    objective_name, targets, probes = (
+        type_path(objective["type"]),
+        dict[str, Any](),
+        dict[str, Any](),
+    )
     teachers: dict[str, dict[str, Any]] = {}
-    for role, one in taught.by_role.items():
-        own, mine = of_role(role, spec, inputs)
+    for role, teacher_source in taught.by_role.items():
+        role_spec, role_inputs = of_role(role, spec, inputs)
         needs = frozenset(words_of_role(role, spec, "needs"))
-        target, probed = _target(needs, name, own, mine)
+        target, probed = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
             targets[role], probes[role] = target, probed
-        asked = words_of_role(role, spec, "asks") & TEACHER_ASKS
-        found = _teacher_answers(own, mine, one, probed, out / "teachers" / role)
-        teachers[role] = _facts(name, asked, found)
-    asked = demands(objective).asks - set(objective) - TEACHER_ASKS
-    full = objective | _facts(name, asked, answers)
+        required = words_of_role(role, spec, "asks") & TEACHER_ASKS
+        answers_of_role = _teacher_answers(
+            role_spec, role_inputs, teacher_source, probed, out / "teachers" / role
+        )
+        teachers[role] = _required_values(objective_name, required, answers_of_role)
+    required = demands(objective).asks - set(objective) - TEACHER_ASKS
+    complete = objective | _required_values(objective_name, required, answers)
     if takes_teachers(objective):
-        full["teachers"] = teachers
-    return full, targets or None, {"targets": probes} if probes else {}
+        complete["teachers"] = teachers
+    return complete, targets or None, {"targets": probes} if probes else {}
 
 
 def _target(
@@ -116,7 +122,7 @@ def _teacher_answers(
     probes: dict[str, Any],
     out: Path,
 ) -> Answers:
-    """Facts of one teacher by their word in ASKS, each worked out when it is asked for."""
+    """Facts of one teacher by their word in ARGUMENTS, each worked out when it is asked for."""
     return {
         "target_mean_square": lambda: probes.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),
@@ -126,17 +132,19 @@ def _teacher_answers(
     }
 
 
-def _facts(name: str, asked: set[str] | frozenset[str], answers: Answers) -> dict[str, Any]:
-    unknown = sorted(asked - set(answers))
-    if unknown:
+def _required_values(
+    name: str, required: set[str] | frozenset[str], answers: Answers
+) -> dict[str, Any]:
+    unavailable = sorted(required - set(answers))
+    if unavailable:
         raise KdepError(
-            f"the objective {name} requires the constructor argument {', '.join(unknown)}, which "
-            "pre-training cannot provide",
+            f"the objective {name} requires the constructor argument {', '.join(unavailable)}, "
+            "which pre-training cannot provide",
             expected=f"one of {', '.join(sorted(answers))}",
             fix="set it in the method's config, or add the teacher output it belongs to to the "
             "objective's `needs`",
         )
-    return {word: answers[word]() for word in sorted(asked)}
+    return {word: answers[word]() for word in sorted(required)}
 
 
 def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:

@@ -19,14 +19,14 @@ def of_role(
     """
     method = spec["method"]
     reading = readers(method["objective"], spec["roles"], from_class)[role]
-    own = {k: v for k, v in spec.items() if k not in ("roles", "teachers")}
-    own["method"] = {**method, "objective": together(reading)}
-    live = spec.get("teachers", {}).get(role)
-    if live is not None:
-        own["teacher"] = live
+    role_spec = {k: v for k, v in spec.items() if k not in ("roles", "teachers")}
+    role_spec["method"] = {**method, "objective": together(reading)}
+    live_teacher = spec.get("teachers", {}).get(role)
+    if live_teacher is not None:
+        role_spec["teacher"] = live_teacher
     common = {k: v for k, v in inputs.items() if "." not in k}
-    mine = {k.partition(".")[2]: v for k, v in inputs.items() if k.partition(".")[0] == role}
-    return own, {**common, **mine}
+    role_inputs = {k.partition(".")[2]: v for k, v in inputs.items() if k.partition(".")[0] == role}
+    return role_spec, {**common, **role_inputs}
 
 
 def words_of_role(role: str, spec: Mapping[str, Any], name: str) -> set[str]:

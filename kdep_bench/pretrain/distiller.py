@@ -163,28 +163,30 @@ class Distiller(BaseModel):
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             before, after = self.student(x)
-        one = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
+        single = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
         with torch.autocast(device, enabled=False):
             return self.losses(
                 pool(before.float()),
                 pool(after.float()),
-                self.teacher_outputs(teachers or {ONLY: one}),
+                self.teacher_outputs(teachers or {ONLY: single}),
                 labels,
                 rows,
                 x,
             )
 
-    def teacher_outputs(self, given: Mapping[str, Mapping[str, Any]]) -> dict[str, TeacherOutput]:
+    def teacher_outputs(
+        self, batch_parts: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, TeacherOutput]:
         """The outputs of every teacher, from what a batch holds of each; {} without a teacher."""
-        found = {
+        outputs = {
             role: side(
-                given[role].get("teacher"),
-                given[role].get("outputs") or {},
-                given[role].get("teacher_images"),
+                batch_parts[role].get("teacher"),
+                batch_parts[role].get("outputs") or {},
+                batch_parts[role].get("teacher_images"),
             )
             for role, side in self.teacher_sides.items()
         }
-        return {role: out for role, out in found.items() if out is not None}
+        return {role: out for role, out in outputs.items() if out is not None}
 
     def targets(self, teachers: Mapping[str, TeacherOutput]) -> dict[str, Tensor]:
         """The aligned and transformed feature of every teacher that has a target."""

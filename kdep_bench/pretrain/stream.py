@@ -91,11 +91,11 @@ class ViewStream(Dataset):
         teachers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.together = together
-        pools = [pool, *(one.get("pool") for one in (teachers or {}).values())]
-        pool_used = next((one for one in pools if one), None)
+        pools = [pool, *(source.get("pool") for source in (teachers or {}).values())]
+        pool_used = next((source for source in pools if source), None)
         self.views = open_views(Path(views), Path(pool_used) if pool_used else None)
         self.source = TeacherSource(cache, outputs, pool, teacher_px)
-        self.sources = {role: TeacherSource(**one) for role, one in (teachers or {}).items()}
+        self.sources = {role: TeacherSource(**source) for role, source in (teachers or {}).items()}
         self.images = select_images(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
         self._labels = read_labels(Path(labels), self.views.files) if labels else None

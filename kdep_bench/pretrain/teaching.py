@@ -127,7 +127,9 @@ class Teaching:
     @property
     def live(self) -> int:
         """Number of teachers that run in the step."""
-        models = [one.model for one in self.by_role.values()] or [self.model]
+        models = [teaching_of_role.model for teaching_of_role in self.by_role.values()] or [
+            self.model
+        ]
         return sum("live" in model for model in models)
 
 
@@ -162,14 +164,14 @@ def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views:
     for role in spec["roles"]:
         needs = frozenset(words_of_role(role, spec, "needs"))
         by_role[role] = teaching(needs, *of_role(role, spec, inputs), views)
-    sources = {one.outputs.get("teacher_source") for one in by_role.values()}
+    sources = {part.outputs.get("teacher_source") for part in by_role.values()}
     return Teaching(
-        {"teachers": {role: one.stream for role, one in by_role.items()}},
-        {role: one.model for role, one in by_role.items()},
+        {"teachers": {role: part.stream for role, part in by_role.items()}},
+        {role: part.model for role, part in by_role.items()},
         {},
         {
             "teacher_source": sources.pop() if len(sources) == 1 else "cache and live",
-            "teachers": {role: one.outputs for role, one in by_role.items()},
+            "teachers": {role: part.outputs for role, part in by_role.items()},
         },
         by_role,
     )
@@ -199,8 +201,8 @@ def cached_teaching(
             "probabilities",
             fix="add 'probabilities' to the method's `needs`",
         )
-    applied = "classifier" in wanted
-    from_head = applied or ("logits" in wanted and "logits" not in names)
+    applies_classifier = "classifier" in wanted
+    from_head = applies_classifier or ("logits" in wanted and "logits" not in names)
     head = open_head(folder) if from_head else None
 
     def classes() -> int:
@@ -215,7 +217,7 @@ def cached_teaching(
         {
             **({"head": str(folder)} if from_head else {}),
             **({} if top is None else {"top": top, "classes": cache.classes}),
-            **({"classifier": True} if applied else {}),
+            **({"classifier": True} if applies_classifier else {}),
         },
         {
             "teacher_width": lambda: cache.width,

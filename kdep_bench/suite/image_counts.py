@@ -119,8 +119,8 @@ def _chain(
     pool: int,
 ) -> Iterator[CountedRun]:
     """The intermediate teachers of a method, if it has any, and then the method."""
-    for one in teachers_by_role(method, suite_teacher):
-        intermediate = one.method.get("teacher")
+    for role_teacher in teachers_by_role(method, suite_teacher):
+        intermediate = role_teacher.method.get("teacher")
         if intermediate is None:
             continue
         upstream_epochs = epochs if intermediate["epochs"] is None else intermediate["epochs"]
@@ -159,9 +159,11 @@ def budget(run: CountedRun) -> None:
 def alignment(run: CountedRun) -> None:
     """An alignment needs at least as many features as the directions that it fits."""
     width = run.student["width"]
-    for one in teachers_by_role(run.method, run.suite_teacher):
-        if one.method.get("align"):
-            directions = min(width, (one.config and teacher_width(one.config)) or width)
+    for role_teacher in teachers_by_role(run.method, run.suite_teacher):
+        if role_teacher.method.get("align"):
+            directions = min(
+                width, (role_teacher.config and teacher_width(role_teacher.config)) or width
+            )
             check_rows(
                 run.images, run.suite.budget.views, directions, run.fraction, run.pool, run.label
             )

@@ -65,8 +65,8 @@ def role_teachers(method: Json) -> Json:
 
 def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
     """The method with `change` applied to each of `role_teachers`."""
-    own = {role: change(teacher) for role, teacher in role_teachers(method).items()}
-    return {**method, "teachers": method["teachers"] | own} if own else method
+    changed = {role: change(teacher) for role, teacher in role_teachers(method).items()}
+    return {**method, "teachers": method["teachers"] | changed} if changed else method
 
 
 def teacher_of(method: Json, suite_teacher: Json | None) -> Json | None:

@@ -207,10 +207,15 @@ def check_pair(
     pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
     for rule in RULES:
         rule(pair)
-    for one in teachers_by_role(method, base):
-        own = replace(pair, method=one.method, base=one.suite_teacher, role=one.role)
+    for role_teacher in teachers_by_role(method, base):
+        role_pair = replace(
+            pair,
+            method=role_teacher.method,
+            base=role_teacher.suite_teacher,
+            role=role_teacher.role,
+        )
         for rule in TEACHER_RULES:
-            rule(own)
+            rule(role_pair)
     for rule in LAST_RULES:
         rule(pair)
 
@@ -228,8 +233,8 @@ def assistants(pair: Pair) -> None:
     if pair.method.get("teachers") is None:
         assistant(pair)
         return
-    for one in teachers_by_role(pair.method, pair.base):
-        assistant(replace(pair, method=one.method, role=one.role))
+    for role_teacher in teachers_by_role(pair.method, pair.base):
+        assistant(replace(pair, method=role_teacher.method, role=role_teacher.role))
 
 
 def assistant(pair: Pair) -> None:

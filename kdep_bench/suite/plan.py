@@ -216,7 +216,7 @@ class _Builder:
         prepare: str,
         views: str,
         student: Json,
-        one: RoleTeacher,
+        role_teacher: RoleTeacher,
         fraction: float,
         upstream: Mapping[str, str] | None,
     ) -> dict[str, str]:
@@ -225,7 +225,7 @@ class _Builder:
         A live teacher needs the images themselves, and a cache only to fit an alignment. An
         intermediate teacher (`upstream`: its chain of stages) is always read from its cache.
         """
-        teacher, method = one.config, one.method
+        teacher, method = role_teacher.config, role_teacher.method
         assert teacher is not None
         live = self.live and upstream is None
         if live and not method.get("align"):
@@ -297,10 +297,11 @@ class _Builder:
             if student["input_px"] == px:
                 suite_teacher = self.suite.teachers[student["name"]]
                 for m in methods_for(self.suite, student):
-                    for other in teachers_by_role(m, suite_teacher):
-                        if other.config == teacher and not stores_probabilities(other.method):
-                            reads = stored(other.method)
-                            names |= reads if large else reads & {"logits"}
+                    for role_teacher in teachers_by_role(m, suite_teacher):
+                        single = role_teacher.method
+                        if role_teacher.config == teacher and not stores_probabilities(single):
+                            stored_names = stored(single)
+                            names |= stored_names if large else stored_names & {"logits"}
         return sorted(names)
 
     def add_pretraining(
@@ -338,8 +339,8 @@ class _Builder:
                 needs["prepare"] = prepare
             if method.get("teachers") is not None:
                 spec["roles"] = list(method["teachers"])
-            for one in teachers_by_role(method, suite_teacher):
-                intermediate, upstream = one.method.get("teacher"), None
+            for role_teacher in teachers_by_role(method, suite_teacher):
+                intermediate, upstream = role_teacher.method.get("teacher"), None
                 if intermediate is not None:
                     upstream, _ = self.add_pretraining(
                         prepare,
@@ -353,24 +354,24 @@ class _Builder:
                     )
                     chain.update(
                         {
-                            one.key(f"teacher.{k}"): v
+                            role_teacher.key(f"teacher.{k}"): v
                             for k, v in upstream.items()
                             if k not in _COMMON
                         }
                     )
                 stages = self.teacher_stages(
-                    prepare, needs["views"], student, one, fraction, upstream
+                    prepare, needs["views"], student, role_teacher, fraction, upstream
                 )
                 if "images" in stages:  # the pool, for a live teacher
                     needs["images"] = stages.pop("images")
-                    assert one.suite_teacher is not None
-                    live = without(one.suite_teacher, PROSE)
-                    if one.role:
-                        spec["teachers"] = {**spec.get("teachers", {}), one.role: live}
+                    assert role_teacher.suite_teacher is not None
+                    live = without(role_teacher.suite_teacher, PROSE)
+                    if role_teacher.role:
+                        spec["teachers"] = {**spec.get("teachers", {}), role_teacher.role: live}
                     else:
                         spec["teacher"] = live
-                needs.update({one.key(kind): stage for kind, stage in stages.items()})
-                chain.update({one.key(kind): stage for kind, stage in stages.items()})
+                needs.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
+                chain.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
         elif method.get("weights") is not None:
             spec["seed"] = 0
         else:

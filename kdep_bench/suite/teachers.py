@@ -71,19 +71,19 @@ def teachers_by_role(method: Json, suite_teacher: Json | None) -> list[RoleTeach
 def _role(
     method: Json, role: str, configs: Sequence[Json], suite_teacher: Json | None
 ) -> RoleTeacher:
-    ref = method["teachers"][role]
+    reference = method["teachers"][role]
     needs = union(configs, "needs")
-    own = {
+    single = {
         **without(method, {"teachers", "teacher"}),
         "needs": sorted({"pooled" if n == "target" else n for n in needs}),
         "objective": together(configs),
         "align": method.get("align") if "target" in needs else None,
     }
-    if ref == SUITE:
-        return RoleTeacher(role, own, suite_teacher)
-    if "type" in ref:
-        return RoleTeacher(role, own, ref)
-    return RoleTeacher(role, {**own, "teacher": ref}, suite_teacher)
+    if reference == SUITE:
+        return RoleTeacher(role, single, suite_teacher)
+    if "type" in reference:
+        return RoleTeacher(role, single, reference)
+    return RoleTeacher(role, {**single, "teacher": reference}, suite_teacher)
 
 
 def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
@@ -96,8 +96,8 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
         return teacher_of(method, suite_teacher)
     configs = [
         config
-        for one in teachers_by_role(method, suite_teacher)
-        if (config := teacher_of(one.method, one.suite_teacher)) is not None
+        for role_teacher in teachers_by_role(method, suite_teacher)
+        if (config := teacher_of(role_teacher.method, role_teacher.suite_teacher)) is not None
     ]
     cards = {c["name"]: c.get("card", {}) for c in configs}
     card: Json = {
@@ -116,63 +116,66 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
 
 def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:
     """Refuses roles that do not fit the method's objective: KdepError."""
-    who = f"method {method['name']!r}"
-    _check_readers(method, who)
+    label = f"method {method['name']!r}"
+    _check_readers(method, label)
     if method.get("teachers") is None:
         return
     teachers = teachers_by_role(method, suite_teacher)
-    first: dict[str, RoleTeacher] = {}
-    for one in teachers:
-        if one.config is None:
+    networks: dict[str, RoleTeacher] = {}
+    for role_teacher in teachers:
+        if role_teacher.config is None:
             continue  # refused with the rules of a teacher
-        network = one.method.get("teacher") or without(one.config, PROSE | {"name"})
-        other = first.setdefault(canonical_json(network), one)
-        if other is not one:
+        network = role_teacher.method.get("teacher") or without(
+            role_teacher.config, PROSE | {"name"}
+        )
+        same_network = networks.setdefault(canonical_json(network), role_teacher)
+        if same_network is not role_teacher:
             raise KdepError(
-                f"the teachers {other.role!r} and {one.role!r} of {who} are the same network, "
-                f"{one.config['name']!r}",
+                f"the teachers {same_network.role!r} and {role_teacher.role!r} of {label} are "
+                f"the same network, {role_teacher.config['name']!r}",
                 expected="another network for each role",
                 fix="change `teachers` in the method",
             )
-    _check_classes(suite, method, teachers, who)
+    _check_classes(suite, method, teachers, label)
 
 
-def _check_readers(method: Json, who: str) -> None:
+def _check_readers(method: Json, label: str) -> None:
     """Every role is read, and every reader has its teachers."""
     objective, roles = method.get("objective"), list(method.get("teachers") or [])
     if method.get("teachers") is not None and method.get("teacher") is not None:
         raise KdepError(
-            f"{who} has both `teacher` and `teachers`",
+            f"{label} has both `teacher` and `teachers`",
             fix="keep `teachers` alone, with the intermediate teacher as one of its roles",
         )
     try:
-        found = readers(objective, roles or [ONLY])
+        reading = readers(objective, roles or [ONLY])
     except KdepError as e:
         fix = e.fix if roles else "add `teachers` to the method, or remove `teacher` from the part"
-        raise KdepError(f"{who} has an {e.problem}", expected=e.expected, fix=fix) from None
-    every = reads_every(objective)
-    if every and len(roles) < 2:
+        raise KdepError(f"{label} has an {e.problem}", expected=e.expected, fix=fix) from None
+    reads_all = reads_every(objective)
+    if reads_all and len(roles) < 2:
         raise KdepError(
-            f"the objective of {who} reads several teachers ({every[0].rpartition('.')[2]}), but "
-            f"the method has {'one' if roles else 'no'} teacher in `teachers`",
+            f"the objective of {label} reads several teachers ({reads_all[0].rpartition('.')[2]}), "
+            f"but the method has {'one' if roles else 'no'} teacher in `teachers`",
             expected="two or more",
             fix='set for example teachers=dict(small="suite", large="<name of a teacher config>")',
         )
-    unread = [role for role in roles if not union(found[role], "needs") & _OF_A_TEACHER]
+    unread = [role for role in roles if not union(reading[role], "needs") & _OF_A_TEACHER]
     if not unread:
         return
     if len(unread) == len(roles):
         raise KdepError(
-            f"{who} has `teachers`, but its objective reads no teacher", fix="remove `teachers`"
+            f"{label} has `teachers`, but its objective reads no teacher",
+            fix="remove `teachers`",
         )
     if len(roles) - len(unread) == 1 and unread == roles[1:]:
         raise KdepError(
-            f"{who} has {len(roles)} teachers ({', '.join(roles)}), but its objective reads one",
+            f"{label} has {len(roles)} teachers ({', '.join(roles)}), but its objective reads one",
             fix="name one in `teachers`, choose an objective for several teachers, or name the "
             "`teacher` of each part of a weighted sum",
         )
     raise KdepError(
-        f"no part of the objective of {who} reads the teacher {unread[0]!r}",
+        f"no part of the objective of {label} reads the teacher {unread[0]!r}",
         fix=f"remove {unread[0]!r} from `teachers`, or name it as `teacher` of a part",
     )
 
@@ -180,21 +183,21 @@ def _check_readers(method: Json, who: str) -> None:
 _OF_A_TEACHER = {"target", "pooled", "logits", "maps", "tokens", "classifier", "probabilities"}
 
 
-def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], who: str) -> None:
+def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], label: str) -> None:
     """Logits of several teachers, compared with one student head, have the same classes."""
     counts: dict[str, Any] = {}
-    for one in teachers:
+    for role_teacher in teachers:
         if any(
             "logits" in (from_source(config["type"], "needs") or ())
             and from_source(config["type"], "every_teacher")
-            for config in one.method["objective"].values()
+            for config in role_teacher.method["objective"].values()
         ):
-            number = head_classes(suite, one.method, one.suite_teacher)
+            number = head_classes(suite, role_teacher.method, role_teacher.suite_teacher)
             if number is not None:
-                counts[one.role] = number
+                counts[role_teacher.role] = number
     if len(set(counts.values())) > 1:
         raise KdepError(
-            f"{who} compares one student head with the logits of all its teachers, which have "
+            f"{label} compares one student head with the logits of all its teachers, which have "
             f"different numbers of classes ({', '.join(f'{r} {n}' for r, n in counts.items())})",
             fix="choose teachers with the same classes in `teachers`",
         )

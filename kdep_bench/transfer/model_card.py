@@ -81,7 +81,9 @@ def card(
     caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
     stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
     live = [pre, *(pre.get("teachers") or {}).values()]
-    made_by = [t.get("checksum") for t in stored] + [v.get("teacher_checksum") for v in live]
+    teacher_checksums = [t.get("checksum") for t in stored] + [
+        v.get("teacher_checksum") for v in live
+    ]
     name = told.get("student") or student.get("name", "student")
     px = student.get("input_px")
     labels = pre.get("labels_used", method.get("labels_used", False))
@@ -94,7 +96,7 @@ def card(
         "teacher": taught.get("name", "none")
         if told
         else ", ".join(t["name"] for t in stored if t.get("name")),
-        "teacher's checksum": ", ".join(dict.fromkeys(c for c in made_by if c)),
+        "teacher's checksum": ", ".join(dict.fromkeys(c for c in teacher_checksums if c)),
         "teacher's pre-training": facts.get("pretraining"),
         "teacher's labels": _yes(facts.get("labels_used")),
         "licence of the teacher": facts.get("licence"),

@@ -210,7 +210,7 @@ class _Sharer:
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,
-            cached=any(one.rpartition(".")[2] == "cache" for one in record.stages),
+            cached=any(role.rpartition(".")[2] == "cache" for role in record.stages),
             when=datetime.fromisoformat(record.created).timestamp(),
             git=self.value(record.git),
             config_hash=self.value(record.config_hash),
