@@ -266,7 +266,8 @@ class _Builder:
         """The cache of the suite's teacher that methods which read its pooled feature share."""
         pooled: Json = {"name": "probe", "needs": ["pooled"]}
         teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
-        return self.teacher_stages(prepare, views, student, pooled, 1.0, teacher, None)["cache"]
+        suite_teacher = RoleTeacher("", pooled, teacher)
+        return self.teacher_stages(prepare, views, student, suite_teacher, 1.0, None)["cache"]
 
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
         """Outputs that the cache read by `method` holds in addition to the pooled feature.

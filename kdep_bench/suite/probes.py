@@ -117,6 +117,12 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
             f"{method['name']!r} has none",
             fix="set teacher='suite' in the probe's config, or remove the method or the probe",
         )
+    if own and method.get("teachers") is not None:
+        raise KdepError(
+            f"{label} compares each method with its own teacher, but the method "
+            f"{method['name']!r} has several ({', '.join(method['teachers'])})",
+            fix="set teacher='suite' in the probe's config, or remove the method or the probe",
+        )
     if not own and suite.teachers[student["name"]] is None:
         raise KdepError(
             f"{label} compares with the suite's teacher, but the suite has none for student "

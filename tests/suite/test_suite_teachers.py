@@ -235,3 +235,9 @@ def test_weights_of_a_batch_are_refused_where_the_batch_is_split():
     plan("ebkd", budget=budget)
     with pytest.raises(KdepError, match="compares the samples of a batch"):
         plan("aekd", budget=budget)
+
+
+def test_a_probe_of_a_method_s_own_teacher_is_refused_where_it_has_several():
+    plan("ebkd", probes=["cka"])
+    with pytest.raises(KdepError, match=r"the method 'ebkd' has several \(first, second\)"):
+        plan("ebkd", probes=[dict(base="cka", teacher="method")])
