@@ -25,9 +25,9 @@ LAYERS = (
     ("suite",),
     ("forecast",),
     ("engine",),
-    ("cli",),
     ("benchmark",),
     ("gpu_check",),
+    ("cli",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Inside `results`.

@@ -1,48 +1,12 @@
 #!/usr/bin/env python
-"""Write a student config from a model name; finds and tests its tap, width and pyramid levels.
+"""Write a student config from a model name; finds and tests its tap, width and pyramid levels."""
 
-python tools/make_student.py timm/resnet18d
-python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from kdep_bench.console import run_main
-from kdep_bench.errors import KdepError
-
-STUDENTS = Path(__file__).resolve().parents[1] / "configs" / "students"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
-    parser.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
-    parser.add_argument(
-        "--out", type=Path, default=STUDENTS, help="folder to write to (default: configs/students)"
-    )
-    args = parser.parse_args()
-    try:
-        from kdep_bench.students.discover import discover, page
-
-        student = discover(args.name, args.px)
-        path = args.out / f"{student['name']}.py"
-        if path.exists():
-            raise KdepError(f"{path} already exists", fix="choose another path with --out")
-        path.write_text(page(student, args.name), encoding="utf-8")
-    except KdepError as e:
-        print(e, file=sys.stderr)
-        return 1
-    print(f"{path}: width {student['width']}, tap {student['tap']}")
-    return 0
-
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from kdep_bench.cli.make_student import main
+    from kdep_bench.console import run_main
+
     run_main(main)

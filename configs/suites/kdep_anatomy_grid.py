@@ -17,7 +17,9 @@ with read_base():
 trained = [name for name in arms if name != "scratch"]
 rates_of = dict.fromkeys(trained, (0.05, 0.2, 0.8))
 wider = dict(
-    **dict.fromkeys(("kdep", "kdep_maps", "pooled_pairs_s32", "hint_s32", "maps_rotation"), (0.0125,)),
+    **dict.fromkeys(
+        ("kdep", "kdep_maps", "pooled_pairs_s32", "hint_s32", "maps_rotation"), (0.0125,)
+    ),
     **dict.fromkeys(("fitnets", "kdep_hint", "maps_before", "maps_pooled"), (1.6,)),
 )
 for name, more in wider.items():

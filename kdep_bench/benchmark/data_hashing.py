@@ -19,7 +19,7 @@ from kdep_bench.benchmark.engine_cost import processor
 from kdep_bench.console import run_main
 from kdep_bench.data.content import RACY_NS, Index, images_of
 from kdep_bench.files import write_atomic
-from kdep_bench.suite.config import REPO
+from kdep_bench.paths import OUTPUT
 
 CLASSES = 100
 BYTES = 2048
@@ -81,7 +81,7 @@ def measure(root: Path, files: int) -> dict[str, float]:
     measured["index_bytes"] = float(path.stat().st_size)
     for name in ("dry_first_s", "dry_again_s"):
         begun = time.perf_counter()
-        command = [sys.executable, str(REPO / "tools" / "run_suite.py"), str(config)]
+        command = [sys.executable, "-m", "kdep_bench.cli.run_suite", str(config)]
         command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--dry-run"]
         subprocess.run(command, check=True, capture_output=True)
         measured[name] = time.perf_counter() - begun
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000, help="files to hash")
     parser.add_argument(
-        "--out", type=Path, default=REPO / "results" / "scale_data.md", help="output file"
+        "--out", type=Path, default=OUTPUT / "results" / "scale_data.md", help="output file"
     )
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]

@@ -21,7 +21,8 @@ from typing import Any
 from kdep_bench.console import run_main
 from kdep_bench.engine import local_pool, machine, state
 from kdep_bench.files import write_atomic
-from kdep_bench.suite.config import REPO, build_suite
+from kdep_bench.paths import OUTPUT, ROOT
+from kdep_bench.suite.config import build_suite
 from kdep_bench.suite.graph import Plan, add_stage
 from kdep_bench.suite.kinds import StageKind
 from kdep_bench.suite.plan import build_plan
@@ -140,7 +141,7 @@ def time_starts(stages: int, work: Path, jobs: int, preload: str) -> Measures:
 def import_seconds(module: str) -> float:
     """Seconds of a new Python process that imports `module`, which the fork server saves."""
     begun = time.perf_counter()
-    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-c", f"import {module}"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     return time.perf_counter() - begun
@@ -205,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=machine.cpu_count(), help="parallel stages")
     parser.add_argument("--toolkits", default=local_pool.PRELOAD, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--out", type=Path, default=REPO / "results" / "scale.md", help="output file"
+        "--out", type=Path, default=OUTPUT / "results" / "scale.md", help="output file"
     )
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]

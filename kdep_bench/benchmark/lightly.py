@@ -25,9 +25,10 @@ from kdep_bench.data import views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache
 from kdep_bench.files import read_strict, write_json
+from kdep_bench.paths import ROOT
 from kdep_bench.pretrain import checkpoint, stage
 from kdep_bench.registry import build
-from kdep_bench.suite.config import REPO, load_config, resolve
+from kdep_bench.suite.config import load_config, resolve
 from kdep_bench.transfer import export
 
 POOL = Path("data/pool/images")
@@ -179,7 +180,7 @@ def train_lightly(
     }
     write_json(root / "order.json", order)
     command = [venv / "bin/python", "-m", "kdep_bench.benchmark.lightly_run", root / "order.json"]
-    path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     environment |= {
         "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",

@@ -13,6 +13,7 @@ from kdep_bench.cli import run_suite_output as output
 from kdep_bench.cli.run_suite_arguments import check_arguments, parser, selected_gpus
 from kdep_bench.engine import select
 from kdep_bench.errors import KdepError
+from kdep_bench.paths import OUTPUT
 
 if TYPE_CHECKING:
     from kdep_bench.engine.local_pool import Outcome
@@ -79,16 +80,16 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
 def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
     """The suite, with --rehearse its rehearsal; absolute paths of its work dir and results."""
     from kdep_bench.engine import ddp
-    from kdep_bench.suite.config import REPO, load_suite
+    from kdep_bench.suite.config import load_suite
 
     suite = ddp.spread(load_suite(args.suite), processes)
-    work = args.work_dir or REPO / "work_dirs"
-    results = args.results_dir or REPO / "results" / suite.name
+    work = args.work_dir or OUTPUT / "work_dirs"
+    results = args.results_dir or OUTPUT / "results" / suite.name
     if args.rehearse:
         from kdep_bench.suite.rehearse import rehearsed
 
         suite = rehearsed(suite)
-        work = args.work_dir or REPO / "work_dirs" / "rehearsal"
+        work = args.work_dir or OUTPUT / "work_dirs" / "rehearsal"
         results = args.results_dir or work / "results" / suite.name
     return suite, work.absolute(), results.absolute()
 

@@ -17,7 +17,6 @@ Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 inte
 def parser() -> argparse.ArgumentParser:
     """The command line. Imports nothing heavy, so that --help is quick."""
     p = argparse.ArgumentParser(
-        prog="run_suite.py",
         description="Run a suite. Finished stages are skipped, interrupted ones resume.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

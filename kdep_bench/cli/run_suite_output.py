@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 def list_configs(folder: str) -> None:
     """Prints the configs of configs/<folder>/: names, and what each is."""
-    from kdep_bench.suite.config import CONFIGS, FOLDERS, names
+    from kdep_bench.suite.config import FOLDERS, config_files
 
     kind = {folder: kind for kind, folder in FOLDERS.items()}[folder]
     if kind == "method":
         print("\n".join(method_table()))
         return
-    for name in names(kind):
-        path = CONFIGS / FOLDERS[kind] / f"{name}.py"
+    for name, path in config_files(kind).items():
         print(f"{name:24s} {_first_line(path)}")
 
 

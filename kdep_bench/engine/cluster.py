@@ -32,8 +32,8 @@ from kdep_bench.engine.stage import NOTICE, RUN_VARIABLE, write_plan
 from kdep_bench.errors import KdepError
 from kdep_bench.files import text_hash, write_json
 from kdep_bench.forecast.costs import Costs
+from kdep_bench.paths import ROOT
 from kdep_bench.safe_files import real_folder
-from kdep_bench.suite.config import REPO
 from kdep_bench.suite.graph import Plan, Stage
 
 RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
@@ -84,7 +84,7 @@ def find_snakemake() -> str:
         KdepError: there is none.
     """
     adjacent = Path(sys.executable).with_name("snakemake")
-    places = (os.environ.get("KDEP_SNAKEMAKE"), adjacent, REPO / ".venv-cluster/bin/snakemake")
+    places = (os.environ.get("KDEP_SNAKEMAKE"), adjacent, ROOT / ".venv-cluster/bin/snakemake")
     program = next((str(p) for p in places if p and Path(p).is_file()), None)
     program = program or shutil.which("snakemake")
     if program is None:
@@ -247,7 +247,7 @@ class _Run:
             stages[stage_id]["needs"] = sorted(
                 u for u in set(stage.needs.values()) if u in self.todo
             )
-        path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+        path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
         command = ["env", f"PYTHONPATH={path}", f"{RUN_VARIABLE}={self.run_token}"]
         command += [sys.executable, "-m", "kdep_bench.engine.stage"]
         command += ["--plan", str(run_dir / "plan.json"), "--work-dir", str(self.work)]

@@ -36,7 +36,7 @@ from kdep_bench.devices import check_gpus
 from kdep_bench.engine import environment, stage_process
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
-from kdep_bench.suite.config import REPO
+from kdep_bench.paths import ROOT
 from kdep_bench.suite.graph import Stage
 from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.schema import Suite
@@ -212,7 +212,7 @@ def _popen(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH", "")) if p)
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {**os.environ, "PYTHONPATH": path}
 
 

@@ -31,8 +31,8 @@ from kdep_bench.engine.progress import Silent, View
 from kdep_bench.engine.select import select_stages
 from kdep_bench.errors import KdepError
 from kdep_bench.forecast.costs import Costs
+from kdep_bench.paths import ROOT
 from kdep_bench.safe_files import real_folder
-from kdep_bench.suite.config import REPO
 from kdep_bench.suite.graph import Plan, Stage
 
 PRELOAD = "kdep_bench.engine.preload"
@@ -216,7 +216,7 @@ class Pool:
         check_temporary_folder()
         # The server does not get this process's sys.path (CPython < 3.13): hand it the package.
         old = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), *([old] if old else [])])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([old] if old else [])])
         begun = time.monotonic()
         try:
             self._context.set_forkserver_preload([self.options.preload])

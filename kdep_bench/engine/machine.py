@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import REPO
+from kdep_bench.paths import ROOT
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -90,7 +90,7 @@ def git_revision() -> str:
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=REPO,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=10,

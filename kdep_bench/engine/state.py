@@ -22,8 +22,8 @@ from pydantic_core import from_json
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
+from kdep_bench.paths import PACKAGE
 from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
-from kdep_bench.suite.config import REPO
 from kdep_bench.suite.data_identity import changes_since
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.schema import Json
@@ -561,7 +561,7 @@ class _Newest:
 @cache
 def code_hash(source_paths: tuple[str, ...]) -> str:
     """Hash of the package's source in `source_paths` (paths below kdep_bench/)."""
-    root, h = REPO / "kdep_bench", hashlib.sha256()
+    root, h = PACKAGE, hashlib.sha256()
     for source in source_paths:
         place = root / source
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):

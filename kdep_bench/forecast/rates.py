@@ -23,7 +23,8 @@ from kdep_bench.forecast.work import (
     student_network,
     teacher_network,
 )
-from kdep_bench.suite.config import REPO, find_suite
+from kdep_bench.paths import ROOT
+from kdep_bench.suite.config import find_suite
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.schema import Json
 
@@ -159,7 +160,7 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
 def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> None:
     command = [sys.executable, "-m", "kdep_bench.benchmark.networks"]
     command += [str(find_suite(suite).absolute()), "--out", str(out), *extra_arguments]
-    path = os.pathsep.join(p for p in (str(REPO), os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     done = subprocess.run(
         command + ["--rehearse"] * rehearse, env={**os.environ, "PYTHONPATH": path}, check=False
     )

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
+from kdep_bench.paths import CONFIGS, IS_INSTALLED
 from kdep_bench.signatures import argument_names
 from kdep_bench.suite.data_config import (
     check_inline,
@@ -43,8 +48,6 @@ from kdep_bench.suite.schema import (
     method_needs,
 )
 
-REPO = Path(__file__).resolve().parents[2]
-CONFIGS = REPO / "configs"
 FOLDERS = {
     "data": "data",
     "teacher": "teachers",
@@ -57,9 +60,71 @@ FOLDERS = {
 }
 
 
+def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
+    """The configs of a kind ('method', 'suite', ...) by name, sorted.
+
+    Beside the project's own configs, those of `$KDEP_CONFIGS`, of plug-ins, and, where the project
+    is installed from a wheel, of ./configs; see `config_folders`.
+
+    Raises:
+        KdepError: two folders hold a config of one name.
+    """
+    files: dict[str, Path] = {}
+    for folder in config_folders() if configs == CONFIGS else [configs]:
+        for path in (folder / FOLDERS[kind]).glob("*.py"):
+            if path.stem == "__init__":
+                continue
+            if path.stem in files:
+                raise KdepError(
+                    f"two {kind} configs are named {path.stem!r}: {files[path.stem]} and {path}",
+                    fix="rename your file",
+                )
+            files[path.stem] = path
+    return dict(sorted(files.items()))
+
+
 def names(kind: str, configs: Path = CONFIGS) -> list[str]:
-    """The config names of a room ('method', 'suite', ...), sorted."""
-    return sorted(p.stem for p in (configs / FOLDERS[kind]).glob("*.py") if p.stem != "__init__")
+    """The names of the configs of a kind, sorted."""
+    return list(config_files(kind, configs))
+
+
+def config_folders() -> list[Path]:
+    """Folders with sub-folders as in FOLDERS: the project's configs first, then other people's.
+
+    A plug-in is a package that registers an entry point of the group `kdep_bench.configs`; its
+    value names the package whose folder holds the configs.
+    """
+    folders = [CONFIGS]
+    if IS_INSTALLED and (own := Path.cwd() / "configs").is_dir():
+        folders.append(own)
+    if named := os.environ.get("KDEP_CONFIGS"):
+        folder = Path(named).absolute()
+        if not folder.is_dir():
+            raise KdepError(
+                f"the folder {folder} of $KDEP_CONFIGS does not exist",
+                expected="a folder with methods/, teachers/, tasks/, ...",
+                fix="correct the variable, or unset it",
+            )
+        if folder != CONFIGS:
+            folders.append(folder)
+    return [*folders, *_plugin_folders()]
+
+
+@cache
+def _plugin_folders() -> tuple[Path, ...]:
+    folders = []
+    for plugin in entry_points(group="kdep_bench.configs"):
+        spec = find_spec(plugin.value)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        if not places:
+            raise KdepError(
+                f"the plug-in {plugin.name!r} names the package {plugin.value!r}, "
+                "which cannot be found",
+                expected="an installed package with methods/, teachers/, tasks/, ...",
+                fix=f"reinstall or uninstall {plugin.dist.name if plugin.dist else plugin.name}",
+            )
+        folders.append(Path(places[0]))
+    return tuple(folders)
 
 
 def read_config(path: Path) -> Json:
@@ -94,11 +159,11 @@ def _json(value: Any, where: str) -> Any:
 
 
 def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
-    """The dict that `configs/<room>s/<name>.py` defines, as plain JSON."""
-    known = names(kind, configs)
-    if name not in known:
-        raise unknown_name(f"{kind} config", name, known)
-    path = configs / FOLDERS[kind] / f"{name}.py"
+    """The dict that file of a config defines, as plain JSON; see `config_files`."""
+    files = config_files(kind, configs)
+    if name not in files:
+        raise unknown_name(f"{kind} config", name, files)
+    path = files[name]
     variables = read_config(path)
     if not isinstance(variables.get(kind), dict):
         raise KdepError(
@@ -318,9 +383,10 @@ def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
                 fix="check the path",
             )
         return path
-    if ref not in names("suite", configs):
-        raise unknown_name("suite", ref, names("suite", configs))
-    return configs / FOLDERS["suite"] / f"{ref}.py"
+    files = config_files("suite", configs)
+    if ref not in files:
+        raise unknown_name("suite", ref, files)
+    return files[ref]
 
 
 def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from kdep_bench.cli import doctor
+from kdep_bench.cli import doctor as command
 from kdep_bench.data.official import tiny
 from kdep_bench.data.official.base import get_set
-from tools import doctor as command
 
 
 def test_a_machine_that_runs_the_tests_has_no_fault(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from kdep_bench.cli.publish import Gaps, publish, to_safetensors
 from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash
-from kdep_bench.suite.config import REPO, build_suite, resolve
+from kdep_bench.paths import ROOT as REPO
+from kdep_bench.suite.config import build_suite, resolve
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card

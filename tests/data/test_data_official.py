@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdep_bench.cli import prepare_data
 from kdep_bench.data.official import caltech256, cifar100, cityscapes, coco, imagenet, stage, voc
 from kdep_bench.data.official.archives import Archive, check_archive, unpack
 from kdep_bench.data.official.base import (
@@ -25,7 +26,6 @@ from kdep_bench.data.official.base import (
 )
 from kdep_bench.data.official.stage import prepare
 from kdep_bench.errors import KdepError
-from tools import prepare_data
 
 
 def quiet(*_: object) -> None:

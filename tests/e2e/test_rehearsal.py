@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdep_bench.suite.config import REPO, load_suite
+from kdep_bench.paths import ROOT as REPO
+from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.rehearse import rehearsed

@@ -15,7 +15,7 @@ import pytest
 
 from kdep_bench.engine import attempts, state, worker
 from kdep_bench.engine.lock import StageLock
-from kdep_bench.suite.config import REPO
+from kdep_bench.paths import ROOT as REPO
 from kdep_bench.suite.graph import Plan, add_stage
 
 ONE = "grow-g-0123456789ab"

@@ -15,9 +15,9 @@ from test_suite_config import build
 from kdep_bench.engine import lock, stage_process, state, work_dir, worker
 from kdep_bench.engine.collect import collect
 from kdep_bench.errors import KdepError
+from kdep_bench.paths import ROOT as REPO
 from kdep_bench.results.records import store
 from kdep_bench.results.report import report
-from kdep_bench.suite.config import REPO
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Suite

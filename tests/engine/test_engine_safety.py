@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_suite_config import GOOD
 
+from kdep_bench import paths
 from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import config
@@ -94,7 +95,7 @@ def test_no_source_file_loads_a_pickle():
     said = [
         f"{p}:{n}"
         for folder in ("kdep_bench", "tools", "configs")
-        for p in (config.REPO / folder).rglob("*.py")
+        for p in (paths.ROOT / folder).rglob("*.py")
         for n, line in enumerate(p.read_text().splitlines(), 1)
         if "weights_only=False" in line or "allow_pickle=True" in line
     ]

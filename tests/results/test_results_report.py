@@ -116,7 +116,7 @@ def test_records_of_another_suite_are_left_out_with_a_remark(results):
 
 
 def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
-    from tools import report as command
+    from kdep_bench.cli import report as command
 
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a.json").write_text("{")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
+from kdep_bench.cli import make_student
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.students.discover import check_student, discover
@@ -172,18 +171,8 @@ def test_frozen_stages_and_norm_eval_hold_in_training_mode():
 # -- a page from a name ---------------------------------------------------------------------------
 
 
-def maker() -> Any:
-    spec = importlib.util.spec_from_file_location("make_student", REPO / "tools/make_student.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def make(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["make_student.py", *args])
-    return maker().main()
+    return make_student.main(list(args))
 
 
 @pytest.mark.parametrize(

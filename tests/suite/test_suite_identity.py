@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from kdep_bench.paths import ROOT as REPO
 from kdep_bench.suite import kinds
-from kdep_bench.suite.config import REPO, load_suite
+from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.graph import Plan, make_stage_id
 from kdep_bench.suite.plan import build_plan
 

@@ -9,9 +9,11 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features.policies import POLICIES
+from kdep_bench.paths import CONFIGS
+from kdep_bench.paths import ROOT as REPO
 from kdep_bench.results.records import record
 from kdep_bench.results.records.store import records_dir
-from kdep_bench.suite.config import CONFIGS, REPO, build_suite, load_config, load_suite, names
+from kdep_bench.suite.config import build_suite, load_config, load_suite, names
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.methods import assistant_of
 from kdep_bench.suite.plan import build_plan

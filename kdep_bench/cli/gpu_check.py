@@ -1,0 +1,147 @@
+"""Check that the project works on this machine's GPU, in at most eight minutes, without network.
+
+    python tools/gpu_check.py                          # all checks; results/gpu_check/gpu.md
+    python tools/gpu_check.py --device cpu --quick     # every check on a CPU; figures mean nothing
+    python tools/gpu_check.py --only operators ranks   # only these
+    python tools/gpu_check.py --pack DIR               # a folder for a machine without network;
+                                                       # there: bash DIR/run.sh
+
+Exit codes: 0 all checks passed, 1 some failed, 2 this machine cannot be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.gpu_check.base import checks
+from kdep_bench.gpu_check.run import BUDGET, RESULT, failed, run_checks
+from kdep_bench.paths import OUTPUT, ROOT
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
+    p.add_argument(
+        "--budget",
+        type=float,
+        default=BUDGET,
+        metavar="SECONDS",
+        help="total time in seconds (default: %(default)g)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=OUTPUT / "results/gpu_check", help="default: results/gpu_check"
+    )
+    p.add_argument(
+        "--only", nargs="+", metavar="CHECK", help=f"run only these: {', '.join(checks())}"
+    )
+    p.add_argument("--list", action="store_true", help="list the checks in the order they run")
+    p.add_argument(
+        "--pack", type=Path, metavar="DIR", help="write a folder for a machine without network"
+    )
+    # Internal: runs in another process, because the checks fork from one without a CUDA context.
+    p.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    began, args = time.monotonic(), parser().parse_args(argv)
+    try:
+        if args.look:
+            return _detect()
+        if args.list:
+            for name, check in checks().items():
+                print(f"{name:12s} {check.title} (at most {check.seconds:g} s)")
+            return 0
+        if args.pack is not None:
+            from kdep_bench.gpu_check.pack import make_pack
+
+            print(make_pack(args.pack, ROOT))
+            return 0
+        for name in args.only or ():
+            if name not in checks():
+                raise unknown_name("check", name, checks())
+        if not args.budget > 0:
+            raise KdepError(
+                f"--budget is {args.budget:g}", expected="a positive number", fix="correct --budget"
+            )
+        gpus, machine = _machine(args.device, args.quick)
+        result = run_checks(
+            args.device,
+            gpus,
+            args.out,
+            quick=args.quick,
+            budget=args.budget,
+            only=args.only,
+            began=began,
+            machine=machine,
+        )
+    except KdepError as e:
+        print(f"gpu_check: {e}", file=sys.stderr)
+        return 2
+    bad = failed(result)
+    print(f"{args.out / RESULT}: " + (f"{bad} fault(s)" if bad else "all checks passed"))
+    return 1 if bad else 0
+
+
+def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(GPUs to use, facts for the report); KdepError where this machine cannot be checked."""
+    import json
+
+    from kdep_bench.openmmlab.environment import check_versions, versions
+
+    check_versions("mmseg")  # the first package that is missing or of a wrong version
+    listed = ("python", "torch", "torchvision", "mmengine", "numpy")
+    machine = {k: v for k, v in versions().items() if k in listed}
+    if device == "cpu":
+        return (), machine
+    done = subprocess.run(
+        [sys.executable, "-m", "kdep_bench.cli.gpu_check", "--look"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    if done.returncode == 2:
+        raise KdepError(done.stderr.removeprefix("gpu_check: ").strip())
+    if done.returncode:
+        raise KdepError(
+            f"the search for GPUs ended with exit code {done.returncode}: "
+            f"{done.stderr.strip()[-300:]}",
+            fix="check the driver with nvidia-smi",
+        )
+    detected = json.loads(done.stdout.splitlines()[-1])
+    return tuple(detected["use"]), machine | detected["facts"]
+
+
+def _detect() -> int:
+    """Prints, as JSON, the GPUs to use and what the report says of the machine."""
+    import json
+
+    from kdep_bench.gpu_check.machine import detect, usable
+
+    info = detect()
+    use = usable(info)
+    cards = ", ".join(
+        f"{c['number']}: {c['name']}, {c['free_gib']:.0f} GiB free"
+        + ("" if c["number"] in use else " (not used: too little free)")
+        for c in info.cards
+    )
+    lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": cards}
+    print(json.dumps({"use": use, "facts": lines}))
+    return 0
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)

@@ -1,0 +1,180 @@
+"""Unpack, convert and verify an official data set, or generate the pocket data of a config.
+
+python tools/prepare_data.py coco --root /data --archives ~/Downloads     # unpack, convert, verify
+python tools/prepare_data.py coco --root /data --check --decode all       # verify only
+python tools/prepare_data.py --list                                       # sets and their archives
+python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
+python tools/prepare_data.py --verify work_dirs/pocket_data/data
+
+Official sets are not downloaded: most need an account or consent to their terms. An interrupted run
+resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "what", nargs="?", metavar="SET|CONFIG", help="an official data set, or a data config (.py)"
+    )
+    p.add_argument(
+        "--list", action="store_true", help="list the sets, their archives and checksums"
+    )
+    p.add_argument("--root", type=Path, help="folder of all sets (default: $KDEP_DATA)")
+    p.add_argument(
+        "--archives",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder with the downloaded archives (default: the set's folder and the root)",
+    )
+    p.add_argument("--check", action="store_true", help="verify only")
+    p.add_argument(
+        "--decode", default="8", help="images to decode per split, or 'all' (default: 8)"
+    )
+    p.add_argument("--no-checksums", action="store_true", help="skip the MD5 of the archives")
+    p.add_argument("--out", type=Path, help="with a CONFIG: output folder; data go to OUT/data")
+    p.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DATA",
+        help="verify the checksums of a folder of pocket data",
+    )
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code. A KdepError becomes one sentence and 1."""
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list + (args.what is not None) + (args.verify is not None) != 1:
+        p.error("give a SET and --root, a CONFIG and --out, --verify DATA, or --list")
+    try:
+        if args.list:
+            return _list()
+        if args.verify:
+            return _verify(args.verify)
+        if args.what.endswith(".py"):
+            if not args.out:
+                p.error("a config needs --out")
+            return _prepare(Path(args.what), args.out)
+        return _official(args)
+    except KdepError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+
+
+def _list() -> int:
+    from kdep_bench.data.official.base import get_set, set_names
+
+    for official_set in map(get_set, set_names()):
+        print(
+            f"{official_set.name}: {official_set.title}; {official_set.licence}; "
+            f"{official_set.page}"
+        )
+        for a in official_set.archives:
+            known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 unknown"
+            print(f"  {a.name}{' (optional)' if a.optional else ''}: {known}")
+    return 0
+
+
+def _official(args: argparse.Namespace) -> int:
+    from kdep_bench.data.official import base
+
+    official_set = base.get_set(args.what)
+    decode = None if args.decode == "all" else _count(args.decode)
+    if args.check:
+        root = base.data_root(args.root)
+    else:
+        if args.root:
+            args.root.mkdir(parents=True, exist_ok=True)
+        root = base.data_root(args.root)
+        digests = base.lay_out(official_set, root, args.archives, _Line(), not args.no_checksums)
+        for archive in official_set.archives:
+            if archive.name in digests and archive.md5 is None:
+                print(f"{archive.name}: md5 {digests[archive.name]}, no known md5 to compare with")
+    counts = base.verify(official_set, root, decode)
+    for note in official_set.notes:
+        print(f"note: {note}")
+    print(f"{root / official_set.name}: {official_set.title} is complete")
+    for name, count in counts.items():
+        print(f"  {name:28}{count:9}")
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise KdepError(
+            f"--decode is {text!r}", expected="a number, or 'all'", fix="correct --decode"
+        )
+    return int(text)
+
+
+class _Line:
+    """Progress: one updated line on a terminal, otherwise one line per tenth of the work."""
+
+    def __init__(self) -> None:
+        self.last = ("", -1)
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        tenth = 10 * done // max(total, 1)
+        if (note, tenth) != self.last:
+            self.last = (note, tenth)
+            end = "\r" if sys.stdout.isatty() else "\n"
+            print(f"{100 * done // max(total, 1):3} %  {note:60}", end=end, flush=True)
+
+
+def _verify(data: Path) -> int:
+    from kdep_bench.data.pocket.verify import verify
+
+    print(f"{data}: all checksums match, fingerprint {verify(data)}")
+    return 0
+
+
+def _prepare(config: Path, out: Path) -> int:
+    from kdep_bench.data.pocket import prepare
+    from kdep_bench.suite.config import read_config
+
+    if not config.is_file():
+        raise KdepError(f"the config {config} does not exist", fix="give a file in configs/data")
+    spec = read_config(config).get("data")
+    if not isinstance(spec, dict):
+        raise KdepError(
+            f"the config {config} defines no `data`", fix="write `data = dict(...)` in it"
+        )
+    if "type" in spec:
+        raise KdepError(
+            f"the config {config} is one of official data",
+            expected="a pocket data config",
+            fix="prepare its data sets one by one: tools/prepare_data.py --list",
+        )
+    # `pool_classes` is read only by the plan.
+    made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
+    print()
+    for note in made["notes"]:
+        print(f"note: {note}")
+    print(f"{out / 'data'}: source {made['source']}, fingerprint {made['fingerprint']}")
+    for name, count in made["counts"]["images"].items():
+        print(f"  {name:24}{count:7}")
+    return 0
+
+
+def _show(done: int, total: int, note: str = "") -> None:
+    end = "\r" if sys.stdout.isatty() else "\n"
+    print(f"{done:6} of {total} images  {note:36}", end=end, flush=True)
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)

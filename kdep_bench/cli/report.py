@@ -1,0 +1,133 @@
+"""Rebuild tables and pages from records, compare two results folders, or check submitted records.
+
+python tools/report.py results/pocket
+python tools/report.py --index results
+python tools/report.py diff results/pocket results/pocket_new
+python tools/report.py validate FOLDER --against results/pocket
+python tools/report.py validate FOLDER --join results/pocket --name LAB
+
+validate prints one sentence per fault and exits with 1 if there is one. --join copies records
+without a fault into the table, where their rows are marked with the name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import CONFIGS
+
+
+def _claims(folder: Path) -> list[dict[str, Any]] | None:
+    """The claims of configs/claims, for a results folder without claims.json."""
+    if (folder / "claims.json").is_file() or not folder.is_dir():
+        return None
+    from kdep_bench.results.claims.verdict import load_folder
+
+    return load_folder(CONFIGS / "claims")
+
+
+def _build(folder: Path, suite: str | None) -> int:
+    if (folder / "gpu_check.json").is_file():
+        from kdep_bench.files import read_json
+        from kdep_bench.gpu_check.report import REPORT, write_report
+
+        write_report(read_json(folder / "gpu_check.json"), folder / REPORT)
+        print(f"  wrote {folder / REPORT}")
+        return 0
+    from kdep_bench.results import build
+
+    done = build(folder, suite, _claims(folder))
+    counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
+    print(f"{done['suite']}: {done['records']} records ({counts})")
+    for sentence in done["not_read"]:
+        print(f"  not read: {sentence}", file=sys.stderr)
+    for name, verdicts in done["claims"].items():
+        print(f"  claim {name}: " + ", ".join(f"{k}: {v}" for k, v in verdicts.items()))
+    for path in done["files"]:
+        print(f"  wrote {path}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from kdep_bench.results.records.submission import join
+    from kdep_bench.results.records.validate import validate
+
+    folder, table = Path(args.what[1]), args.join or args.against
+    findings = validate(folder, Path(table) if table else None, other_budgets=args.other_budgets)
+    for note in findings.notes:
+        print(f"  note: {note}")
+    for fault in findings.faults:
+        print(f"  fault: {fault}", file=sys.stderr)
+    counts = f"{folder}: {len(findings.records)} records read, {len(findings.faults)} faults"
+    if findings.faults:
+        print(counts, file=sys.stderr)
+        return 1
+    print(counts)
+    if args.join:
+        print(f"  joined as {join(findings, Path(args.join), args.name)}")
+        return _build(Path(args.join), None)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="FOLDER", help="results folder(s), or: diff A B, validate FOLDER"
+    )
+    parser.add_argument("--suite", help="use only records of this suite")
+    parser.add_argument(
+        "--index", metavar="RESULTS", help="write RESULTS/index.html, which lists all suites"
+    )
+    group = parser.add_argument_group("validate")
+    group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
+    group.add_argument("--join", metavar="TABLE", help="results folder that the records join")
+    group.add_argument("--name", help="who submits the records (with --join)")
+    group.add_argument(
+        "--other-budgets",
+        action="store_true",
+        help="accept methods that were pre-trained with different budgets",
+    )
+    args = parser.parse_args(argv)
+    if bool(args.what) == bool(args.index):
+        parser.error("give results folders, or --index RESULTS")
+    try:
+        if args.index:
+            from kdep_bench.results.report.index import write_index
+
+            configs = CONFIGS / "suites"
+            print(f"  wrote {write_index(Path(args.index), configs)}")
+            return 0
+        if args.what[0] == "diff":
+            if len(args.what) != 3:
+                parser.error("diff takes two results folders")
+            from kdep_bench.results.report.diff import diff
+
+            print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
+            return 0
+        if args.what[0] == "validate":
+            if len(args.what) != 2:
+                parser.error("validate takes one results folder")
+            if bool(args.join) != bool(args.name) or (args.join and args.against):
+                parser.error("--join needs --name, and replaces --against")
+            return _validate(args)
+        if args.join or args.against or args.name or args.other_budgets:
+            parser.error("--against, --join, --name and --other-budgets belong to validate")
+        for folder in args.what:
+            _build(Path(folder), args.suite)
+        return 0
+    except KdepError as e:
+        print(e, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)

@@ -1,0 +1,131 @@
+"""List stage directories and cluster run directories of a work dir, with sizes; delete unused ones.
+
+python tools/work_dir.py                      # list everything, with sizes and references
+python tools/work_dir.py pocket smoke --gc    # list what is unreferenced
+python tools/work_dir.py pocket smoke --gc --delete
+
+A stage is referenced if a record in results/*/records, or in another results folder written from
+this work dir, cites it; if a suite named here plans it; if a referenced stage depends on it; or if
+it is running or queued. Without --delete nothing is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import OUTPUT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help="keep the stages of these suites"
+    )
+    parser.add_argument("--work-dir", type=Path, help="work dir (default: work_dirs/)")
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="another folder with records/ whose stages are kept, in addition to results/* and the "
+        "results folders recorded in the work dir",
+    )
+    parser.add_argument(
+        "--forget",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="drop a results folder that the work dir has recorded and that no longer exists",
+    )
+    parser.add_argument("--gc", action="store_true", help="list only what is unreferenced")
+    parser.add_argument("--delete", action="store_true", help="with --gc: delete it")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    args = parser.parse_args(argv)
+    if args.delete and not args.gc:
+        parser.error("--delete requires --gc")
+    try:
+        return _run(args)
+    except KdepError as e:
+        print(f"work_dir: {e}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from kdep_bench.engine import cited_stages as memory
+    from kdep_bench.engine import work_dir
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.data_identity import is_read, with_content
+    from kdep_bench.suite.plan import build_plan
+
+    for folder in args.results_dir or []:
+        if not (folder / "records").is_dir():
+            raise KdepError(
+                f"{folder} is not a results folder: it has no records/", fix="check --results-dir"
+            )
+    # A results folder named on the command line adds to the published ones and replaces none.
+    folders = sorted((OUTPUT / "results").glob("*")) + [
+        f.absolute() for f in args.results_dir or []
+    ]
+    planned: dict[str, list[str]] = {}
+    work = (args.work_dir or OUTPUT / "work_dirs").absolute()
+    for name in args.suites:
+        suite, lines = with_content(load_suite(name), work)
+        for line in lines:
+            print(line, file=sys.stderr)
+        if args.gc and not is_read(suite):
+            raise KdepError(
+                f"the data of the suite {name} cannot be read here, so the ids of its stages are "
+                "unknown",
+                fix="run this where the data can be read, or leave that suite out (stages that "
+                "records use are kept)",
+            )
+        plan = build_plan(suite)
+        for stage_id in plan.stages:
+            planned.setdefault(stage_id, []).append(plan.name)
+    for folder in args.forget:
+        memory.forget(work, folder)
+    known = memory.remembered(work)
+    folders += [r.results for r in known if r.is_there and r.results not in folders]
+    gone = [r for r in known if not r.is_there]
+    cited = work_dir.citations(folders)
+    entries = work_dir.survey(work, cited, planned)
+    chosen = entries
+    if args.gc:
+        chosen = work_dir.prunable(entries, bool(cited or planned))
+    print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
+    out = sys.stderr if args.json else sys.stdout
+    for missing in gone:
+        note = "no longer exists; stages that only its records cite are unreferenced"
+        print(f"{missing.results} {note}", file=out)
+    print(f"{work}: {work_dir.summary(entries)}", file=out)
+    if not args.gc:
+        return 0
+    if not args.delete:
+        print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
+        return 0
+    hidden = [r.results for r in gone if not r.removed]
+    if hidden:
+        raise KdepError(
+            f"the results folder {hidden[0]} is not available (its parent folder is missing too; "
+            "perhaps its disk is not mounted), so the stages that its records use are unknown",
+            fix=f"make it available; if it was deleted, add --forget {hidden[0]}",
+        )
+    removed = [e for e in chosen if work_dir.remove(work, e)]
+    print(f"removed {work_dir.summary(removed)}", file=out)
+    for e in chosen:
+        if e not in removed:
+            print(f"skipped {e.id}: in use", file=out)
+    return 0
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)

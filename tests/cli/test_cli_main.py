@@ -1,0 +1,113 @@
+"""The installed command: every sub-command starts, from a wheel alone and from any folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kdep_bench.cli import main
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import CONFIGS, ROOT
+from kdep_bench.suite import config
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_every_command_prints_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: kdep-bench {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("listed", main.LISTS)
+def test_every_list_is_printed(listed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([listed]) == 0
+    assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["reprot"]) == 2
+    assert "report" in capsys.readouterr().err
+
+
+def user_configs(folder: Path, name: str) -> Path:
+    """A folder of configs with one method, copied from the project's kdep."""
+    (folder / "methods").mkdir(parents=True)
+    text = (CONFIGS / "methods" / "kdep.py").read_text()
+    (folder / "methods" / f"{name}.py").write_text(text)
+    return folder
+
+
+def test_configs_of_a_users_folder_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDEP_CONFIGS", str(user_configs(tmp_path / "mine", "my_kdep")))
+    assert "my_kdep" in config.names("method")
+    assert config.resolve("method", "my_kdep")["align"] == config.resolve("method", "kdep")["align"]
+
+
+def test_two_configs_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDEP_CONFIGS", str(user_configs(tmp_path / "mine", "kdep")))
+    with pytest.raises(KdepError, match="two method configs are named 'kdep'"):
+        config.names("method")
+
+
+def test_a_missing_folder_of_configs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path / "gone"))
+    with pytest.raises(KdepError, match=r"KDEP_CONFIGS.* Fix: correct the variable"):
+        config.names("method")
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_path: Path) -> None:
+    built = tmp_path / "wheel"
+    sources = tmp_path / "sources"  # a build in the clone would leave folders there
+    for name in ("kdep_bench", "configs"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(sources)]
+    subprocess.run([*pip, *options], check=True)
+    (wheel,) = built.glob("kdep_bench-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert not (site / "configs").exists()
+    user_configs(site / "my_plugin", "my_kdep")
+    registered = site / "my_plugin-1.0.dist-info"
+    registered.mkdir()
+    (registered / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n")
+    (registered / "entry_points.txt").write_text("[kdep_bench.configs]\nmine = my_plugin\n")
+    (site / "my_plugin" / "__init__.py").write_text("")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    user_configs(empty / "configs", "local_kdep")
+
+    def command(*args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", "from kdep_bench.cli.main import console; console()", *args],
+            cwd=empty,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(site)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    listed = command("methods")
+    assert "my_kdep" in listed
+    assert "local_kdep" in listed
+    plan = command("run", "smoke", "--dry-run")
+    assert "prepare-smoke" in plan
