@@ -916,7 +916,7 @@ def cut_export(world: World, dice: Dice) -> Row:
     one = world.one("export-resnet18_w32.kdep")
     path = next((case.work / one).glob("*.pth"))
     os.truncate(path, path.stat().st_size - 1)
-    tool = [sys.executable, str(REPO / "tools" / "cli/publish.py"), str(world.file)]
+    tool = [sys.executable, str(REPO / "tools" / "publish.py"), str(world.file)]
     tool += ["--work-dir", str(case.work), "--out", str(case.home / "published")]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(tool, env=env, capture_output=True, text=True, check=False)
