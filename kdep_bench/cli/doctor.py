@@ -3,6 +3,8 @@
 python tools/doctor.py                             # only the machine
 python tools/doctor.py --suite paper_r18           # also the suite's requirements
 python tools/doctor.py --data coco voc --decode all
+
+Unlike a stage, which stops at the first fault, all checks run and all faults are listed.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
     from kdep_bench.suite.graph import Plan
 
 Level = Literal["ok", "note", "fault"]
-MAX_LISTED = 20  # faults of one kind that are listed
+MAX_LISTED = 20  # most faults of one kind that are listed
 MIN_FREE_BYTES = 20e9  # bytes free below which the work dir gets a note
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, and what was found."""
+    """One line of the report: subject, result, and its level."""
 
     level: Level
     subject: str
@@ -40,7 +42,7 @@ class Finding:
 
 
 def attempt(subject: str, look: Callable[[], str]) -> Finding:
-    """`look()` as a Finding: what it returns is fine, a KdepError is a fault."""
+    """Runs a check: its return value is the text of an 'ok', a KdepError is a 'fault'."""
     try:
         return Finding("ok", subject, look())
     except KdepError as e:
@@ -48,7 +50,7 @@ def attempt(subject: str, look: Callable[[], str]) -> Finding:
 
 
 def machine(work: Path) -> Iterator[Finding]:
-    """Python, versions, operators, GPUs, cores, disk."""
+    """Checks Python, package versions, operators, GPUs, cores and disk space."""
     version = sys.version_info
     if (3, 11) <= version[:2] < (3, 13):
         yield Finding("ok", "python", f"{version.major}.{version.minor}.{version.micro}")
@@ -81,7 +83,7 @@ def _versions() -> str:
 
 
 def _operators() -> str:
-    """Runs NMS on three boxes of which the first two overlap, on every kind of device here."""
+    """Runs NMS on three boxes of which the first two overlap, on the CPU and the GPU."""
     import torch
 
     from kdep_bench import ops
@@ -114,12 +116,12 @@ def _gpus() -> Finding:
 
 
 def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> Iterator[Finding]:
-    """A suite's configs, data sets and teachers.
+    """Checks a suite's configs, data sets and teachers.
 
     Args:
-        ref: as `load_suite` takes it.
-        decode: images of each split to read in full; None for all.
-        work: the work dir, on whose disk the fixed views must have room.
+        ref: path or name of the suite, as in `load_suite`.
+        decode: images of each split to decode; None for all.
+        work: the work dir, whose disk needs space for the fixed views.
     """
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import was_read, with_content
@@ -139,7 +141,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
-        if was_read(loaded, work):  # else nothing was rendered for this data as it is
+        if was_read(loaded, work):  # else no view of these data is rendered yet
             plan = build_plan(with_content(loaded, work)[0])
         yield attempt("space for views", lambda: _space_for_views(plan, _existing_folder(work)))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
@@ -155,9 +157,9 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
 
 
 def _space_for_views(plan: Plan, place: Path) -> str:
-    """Room for the views of official pools, whose images their release counts.
+    """Checks the disk space for the views of official pools, whose numbers of images are known.
 
-    What is rendered already counts as well: it takes its share of what is not free.
+    Views that are rendered already need no more space.
     """
     from kdep_bench.data.official.base import get_set
     from kdep_bench.data.views import PIXELS, check_disk_space, pixel_bytes
@@ -179,7 +181,9 @@ def _check_own_data(data: dict) -> str:
     from kdep_bench.data.own.stage import count_images, read_parts
 
     spec = {k: v for k, v in data.items() if k in KEYS}
-    counts = count_images(read_parts(spec, lambda *_: None))  # every image, and nothing is written
+    counts = count_images(
+        read_parts(spec, lambda *_: None)
+    )  # decodes every image and writes nothing
     return ", ".join(f"{v} {k}" for k, v in counts.items())
 
 
@@ -193,7 +197,7 @@ def _teacher(config: dict) -> str:
 def official(
     names: Iterable[str], given: str | Path | None = None, decode: int | None = 8
 ) -> Iterator[Finding]:
-    """Each official set below the root: its checks, then what its files alone tell."""
+    """Checks each official set below the root: its contents, then its files."""
     from kdep_bench.data.official import base
 
     try:
@@ -215,7 +219,7 @@ def official(
 
 
 def leftovers(folder: Path) -> Iterator[Finding]:
-    """Files that only an unpacking which was cut leaves behind."""
+    """Finds files that an interrupted unpacking leaves."""
     leftover = next(folder.rglob(".unpack.*"), None)
     if leftover is not None:
         yield Finding(
@@ -227,10 +231,10 @@ def leftovers(folder: Path) -> Iterator[Finding]:
 
 
 def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
-    """Images that decoders treat differently, a sample of each folder (None: all).
+    """Finds images that decoders read differently, in the first `decode` of each folder.
 
-    Broken ones are faults. CMYK, 16-bit and rotated ones are notes here: official sets hold some,
-    and OpenCV, which reads them in every stage, gives 8-bit RGB for them.
+    Broken ones are faults. CMYK, 16-bit and rotated ones are notes: official sets contain some, and
+    OpenCV, which every stage uses, converts them to 8-bit RGB.
     """
     from kdep_bench.data.checks import check_image, check_upright
     from kdep_bench.data.listing import is_image_name, reason_to_pass_over
@@ -256,7 +260,7 @@ def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
 
 
 def report(findings: Iterable[Finding], say: Callable[[str], object] = print) -> int:
-    """Says every finding as it comes; returns the number of faults."""
+    """Prints every finding; returns the number of faults."""
     faults = 0
     for finding in findings:
         say(str(finding))

@@ -23,11 +23,11 @@ from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
 
 @dataclass
 class Gaps:
-    """What `publish` could not do.
+    """What `publish` left out.
 
     Attributes:
-        left_out: export stage -> why its student was not copied out, as a clause.
-        remarks: what a model card lacks, and why.
+        left_out: export stage -> why its student was not published, as a clause.
+        remarks: what is missing in a model card, and why.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -42,21 +42,21 @@ def publish(
     selected: set[str] | None = None,
     gaps: Gaps | None = None,
 ) -> list[Path]:
-    """Writes one folder for every finished export stage of `plan`, named as the stage.
+    """Writes one folder per finished export stage of `plan`, with the stage's name.
 
     Args:
         suite: the suite that `plan` is of.
         plan: its stages.
         work: the work dir with the stage directories.
-        out: made if absent; what is there already is written anew.
-        wanted: ids of export stages; all where None.
-        gaps: takes in every wanted export stage that has no whole result, with the reason.
+        out: output folder; existing files are replaced.
+        selected: ids of export stages; None for all.
+        gaps: receives every selected export stage without an intact result, with the reason.
 
     Returns:
         the folders.
 
     Raises:
-        KdepError: nothing at all is done and whole.
+        KdepError: no selected stage is finished and intact.
     """
     runs: dict[str, TransferRun] = {}
     for run in plan.runs:
@@ -101,7 +101,7 @@ def publish(
 
 
 def _why_not(folder: Path) -> str:
-    """Why a stage without a damage has no result, as a clause."""
+    """Why a stage that is not damaged has no result, as a clause."""
     failed = state.failure(folder)
     if failed:
         return f"its last attempt failed: {failed['error']}"

@@ -1,22 +1,23 @@
-"""Each try of a stage works in a directory of its own, and renames it to the stage's when it ends.
+"""Attempts of stages: each works in a separate directory, renamed to the stage's when it ends.
 
-A process that was held up (SIGSTOP, a suspended machine) may be taken for dead where flock does not
-reach (see `lock`), and its stage be made by another. When it wakes it goes on writing: by path into
-what it was given as its directory, and through files that it holds open. Neither may reach the
-finished stage of its successor. So
+A paused process (SIGSTOP, a suspended machine) can be mistaken for a dead one where flock does not
+work (see `lock`); another process then runs its stage. When the paused process continues, it still
+writes: by path into its directory, and through files that it has open. Neither may change the
+finished stage of its successor. Therefore
 
-- a try works in `<work>/<stage id>.try-<token>`, a path that no other try has;
-- a successor first renames that directory (`.old-<token>`). From then on the held-up process can
-  neither write there by path nor rename it to `<work>/<stage id>`: a rename is one step on the
-  server, whatever either of them believes about the lock;
-- what a resumable stage left is *copied* for the successor, for a renamed file is still open in the
-  process that had it. Where the earlier try ran under this very kernel and its lock is free, that
-  process is dead, and its directory is taken over by a rename.
+- an attempt works in `<work>/<stage id>.try-<token>`, a path that no other attempt has;
+- a successor first renames that directory (`.old-<token>`). From then on the paused process can
+  neither write there by path nor rename it to `<work>/<stage id>`: a rename is atomic on the file
+  server, whatever either process believes about the lock;
+- the files of a resumable stage are *copied* for the successor, because a renamed file is still
+  open in the process that wrote it. Where the earlier attempt ran under the same kernel and its
+  lock is free, that process is dead, and its directory is renamed instead.
 
-A try that ends by itself, with a result, a failure or a stop, leaves its directory as
-`<work>/<stage id>`. One that was killed leaves it under the name of the try; the file `.try` in
-`<work>/<stage id>`, where the log is meanwhile, names it for the next try. Who deletes
-`<work>/<stage id>` by hand thereby starts afresh; `tools/work_dir.py --gc` lists what remains.
+An attempt that ends by itself, with a result, a failure or a stop, leaves its directory as
+`<work>/<stage id>`. A killed one leaves it under the name of the attempt; the file `.try` in
+`<work>/<stage id>`, which also contains the log by then, has its token for the next attempt.
+Deleting `<work>/<stage id>` by hand therefore restarts the stage from scratch;
+`tools/work_dir.py --gc` lists what remains.
 """
 
 from __future__ import annotations
@@ -49,29 +50,29 @@ _POINTER_BYTES = 4096
 
 
 class TakenOver(Exception):
-    """Another process has taken the stage over."""
+    """Another process has taken over the stage."""
 
 
 def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool]) -> Attempt:
-    """A new try of the stage `one`; its directory holds what earlier tries left, if `keep`.
+    """Starts a new attempt of a stage; with `keep`, its directory has the files of earlier ones.
 
-    The lock of the stage is held, and `<work>/<one>` is a real folder. The result of an earlier
-    try, if any, is no longer one.
+    The caller holds the stage's lock, and `<work>/<stage_id>` is a real folder. Results of earlier
+    attempts are removed.
 
     Args:
         work: the work dir.
-        one: the stage's id.
-        keep: whether the stage goes on from what earlier tries left; else that is removed.
-        mine: whether the lock is still ours.
+        stage_id: id of the stage.
+        keep: continue from the files of earlier attempts; otherwise they are removed.
+        still_held: returns whether this process still holds the lock.
 
     Raises:
-        Lost: the lock is not ours any more.
+        TakenOver: this process no longer holds the lock.
         OSError: the work dir cannot be written.
     """
     out = os.open(work / stage_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # In this order: a successor puts another directory in the place of this one, so that from
-        # here on nothing that goes through `out` can reach its result.
+        # `out` is opened before the lock is checked: a successor replaces this directory, so that
+        # what is written through `out` afterwards cannot reach its result.
         if not still_held():
             raise TakenOver
         attempt = Attempt(work, stage_id, out)
@@ -98,26 +99,26 @@ def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool])
 
 
 class Attempt:
-    """One try; see `begin`.
+    """One attempt of a stage; see `begin`.
 
     Attributes:
-        path: its directory, until it is settled.
-        token: 16 hex digits; the first eight tell the kernel that it runs under.
+        path: its directory, until `settle`.
+        token: 16 hex digits; the first eight identify the running kernel.
     """
 
     def __init__(self, work: Path, stage_id: str, out: int) -> None:
         self.work, self.stage_id = work, stage_id
         self.token = _kernel() + os.urandom(4).hex()
         self.path = _place(work, stage_id, "try", self.token)
-        self._out = out  # <work>/<one> as it was when the lock was known to be ours
+        self._out = out  # <work>/<stage_id>, opened while the lock was held
         self._dir: int | None = None
 
     # --- the beginning ---
 
     def take_over(self, earlier: Iterable[str]) -> None:
-        """Makes the directory of what the newest of the earlier tries left."""
+        """Makes the directory from the files of the newest earlier attempt."""
         for token in earlier:
-            # A name that was renamed away may have come to be again, by a process that woke.
+            # A paused process that continues may have made a directory of the former name again.
             for kind in ("old", "try"):
                 source = _place(self.work, self.stage_id, kind, token)
                 if is_real_folder(source):
@@ -128,7 +129,9 @@ class Attempt:
             break
         else:
             self.path.mkdir()
-        remove(self.path / state.STAGE)  # of a try that was killed before its directory was renamed
+        remove(
+            self.path / state.STAGE
+        )  # of an attempt that was killed before its directory was renamed
         for entry in os.scandir(self._out):
             if entry.name in state.ENGINE_FILES:
                 continue
@@ -157,15 +160,16 @@ class Attempt:
             shutil.move(self.work / self.stage_id / name, self.path / name)
 
     def empty_stage(self) -> None:
-        """Removes what earlier tries left in the stage's directory; the log stays."""
+        """Removes the files of earlier attempts from the stage's directory, except the log."""
         for entry in os.scandir(self._out):
             if entry.name not in (state.LOG, state.DAMAGED, state.POINTER):
                 _remove_at(self._out, entry.name)
-        # Last: a try that is killed before this line leaves the mark, so the next starts afresh.
+        # Last: an attempt killed before this line leaves the mark, so that the next one starts from
+        # scratch as well.
         _remove_at(self._out, state.DAMAGED)
 
     def renew_log(self) -> None:
-        """A new file for the log, with the content of the old, which a woken process may have."""
+        """Copies the log into a new file, as a paused process may have the old file open."""
         with contextlib.suppress(FileNotFoundError):
             copy_file(self.work / self.stage_id / state.LOG, self.work / self.stage_id / state.LOG)
 
@@ -175,7 +179,7 @@ class Attempt:
     # --- the end ---
 
     def open_log(self) -> int:
-        """A descriptor of the stage's log, to append to."""
+        """File descriptor of the stage's log, for appending."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
             return open_regular(state.LOG, flags, self._out)
@@ -185,21 +189,27 @@ class Attempt:
             ) from None
 
     def write(self, name: str, raw: bytes) -> None:
-        """Writes a file of the engine's into the directory, wherever that has been renamed to."""
+        """Writes an engine file into the directory, also after that was renamed."""
         assert self._dir is not None
         write_in_folder(self._dir, name, raw)
 
     def fail(self, failure: bytes) -> None:
-        """Writes failed.json, and removes a stage.json that was written before the try failed."""
+        """Writes failed.json, and removes a stage.json that was written before the failure."""
         if self._dir is not None:
             _remove_at(self._dir, state.STAGE)
-            with contextlib.suppress(OSError):  # on a full disk the log must do
+            with contextlib.suppress(OSError):  # on a full disk only the log has the error
                 self.write(state.FAILED, failure)
 
     def settle(self, still_held: Callable[[], bool]) -> bool:
-        """Makes the directory the stage's; False, and nothing done, where the stage was taken over.
+        """Renames the directory to the stage's; does nothing where the stage was taken over.
 
-        It may be called again after an interruption at any point.
+        It can be called again after an interruption at any point.
+
+        Returns:
+            False where another process has taken over the stage.
+
+        Raises:
+            KdepError: another program keeps writing into the stage's directory.
         """
         out = self.work / self.stage_id
         for _ in range(10):
@@ -207,13 +217,13 @@ class Attempt:
                 break
             if not still_held() or not self._is(self.path) or os.path.lexists(out / state.STAGE):
                 return False
-            # Both renames fail where a successor has renamed this try: its path is gone.
+            # Both renames fail where a successor has renamed this directory.
             with contextlib.suppress(FileNotFoundError):
                 self._bring_log(out)
                 _set_aside(out, self.path)
                 try:
                     os.rename(self.path, out)
-                except OSError as e:  # something was written there meanwhile, as a failure's note
+                except OSError as e:  # a file was written there meanwhile, for example failed.json
                     if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
         else:
@@ -228,7 +238,7 @@ class Attempt:
 
     def _bring_log(self, out: Path) -> None:
         assert self._dir is not None
-        try:  # what was planted in its place stays behind, and goes
+        try:  # anything but a regular file is not kept
             if not stat.S_ISREG(os.lstat(out / state.LOG).st_mode):
                 return
         except FileNotFoundError:
@@ -248,7 +258,7 @@ class Attempt:
             copy_file(out / state.LOG, self.path / state.LOG)
 
     def _is(self, path: Path) -> bool:
-        """Whether `path` is this try's directory."""
+        """Whether `path` is the directory of this attempt."""
         if self._dir is None:
             return False
         try:
@@ -257,7 +267,7 @@ class Attempt:
             return False
 
     def close(self, discard: bool) -> None:
-        """Ends the try. `discard`: removes what is there under its name; else that is left."""
+        """Ends the attempt. `discard`: also removes its directory."""
         for fd in (self._out, self._dir):
             if fd is not None:
                 os.close(fd)
@@ -268,7 +278,7 @@ class Attempt:
 
 
 def current_dir(work: Path, stage_id: str) -> Path:
-    """Where the newest try of a stage works, or has left what it made so far."""
+    """Directory of the newest attempt of a stage: the one in progress, else the one it left."""
     for token in _earlier(work, stage_id):
         for kind in ("try", "old"):
             if is_real_folder(place := _place(work, stage_id, kind, token)):
@@ -277,7 +287,7 @@ def current_dir(work: Path, stage_id: str) -> Path:
 
 
 def attempt_names(work: Path, stage_id: str) -> set[str]:
-    """Names of the directories that the next try of a stage goes on from, or removes."""
+    """Names of the directories that the next attempt of a stage continues from or removes."""
     kinds = ("try", "old", "new")
     return {
         _place(work, stage_id, k, token).name for token in _earlier(work, stage_id) for k in kinds
@@ -292,7 +302,7 @@ def _place(work: Path, stage_id: str, kind: str, token: str) -> Path:
 
 
 def _kernel() -> str:
-    """Eight hex digits of this kernel's boot; random, so equal to none, where it is not known."""
+    """Eight hex digits that identify this kernel's boot; random where it is unknown."""
     boot = boot_id()
     return hashlib.sha256(boot.encode()).hexdigest()[:8] if boot else os.urandom(4).hex()
 
@@ -302,7 +312,7 @@ def _same_kernel(token: str) -> bool:
 
 
 def _earlier(work: Path, stage_id: str) -> list[str]:
-    """Tokens of the earlier tries that left a directory, newest first."""
+    """Tokens of earlier attempts that left a directory, newest first."""
     if not is_real_folder(work / stage_id):
         return []
     try:
@@ -318,7 +328,7 @@ def _earlier(work: Path, stage_id: str) -> list[str]:
 
 
 def _end(work: Path, stage_id: str, token: str) -> None:
-    """Removes what an earlier try left; renamed first, so that it cannot be settled any more."""
+    """Removes what an earlier attempt left; renamed first, so that it can no longer be settled."""
     with contextlib.suppress(FileNotFoundError):
         old = work / f"{stage_id}.old-{token[:8]}{os.urandom(4).hex()}"
         os.rename(_place(work, stage_id, "try", token), old)
@@ -328,7 +338,7 @@ def _end(work: Path, stage_id: str, token: str) -> None:
 
 
 def _set_aside(out: Path, path: Path) -> None:
-    """Moves the stage's directory, which holds the log alone, into the try's."""
+    """Moves the stage's directory, which only has the log, into the attempt's."""
     if not os.path.lexists(out):
         return
     try:
@@ -350,7 +360,7 @@ def _remove_at(folder: int, name: str) -> None:
 
 
 def _no_files(folder: str, names: list[str]) -> list[str]:
-    """What is not copied: FIFOs, sockets and devices, and files that were being written."""
+    """Entries that are not copied: FIFOs, sockets, devices, and temporary files."""
     with os.scandir(folder) as entries:
         plain = {
             e.name

@@ -1,7 +1,7 @@
-"""A work dir remembers the results folders whose records cite its stages.
+"""Results folders whose records cite the stages of a work dir, listed in the work dir.
 
-`<work>/.cited_by/` holds one small file for each. Pruning (`tools/work_dir.py --gc`) looks there:
-a results folder somewhere else, which no command line names, still keeps its stages.
+`<work>/.cited_by/` has one small file per results folder. Pruning (`tools/work_dir.py --gc`) reads
+them, so that a results folder elsewhere keeps its stages without being named on the command line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Remembered:
-    """A results folder that a work dir remembers.
+    """A results folder that is listed in a work dir.
 
     Attributes:
         results: its path.
-        note: the file that says so.
+        note: the file in the work dir.
     """
 
     results: Path
@@ -37,19 +37,19 @@ class Remembered:
 
     @property
     def removed(self) -> bool:
-        """Whether it was removed, and not merely is out of reach, as on a disk not mounted now."""
+        """Whether it was removed; False where it may be on a disk that is not mounted."""
         return not self.is_there and self.results.parent.is_dir()
 
 
 def remember(work: Path, results: Path) -> None:
-    """Notes in `work` that records in `results` cite its stages; once, then nothing.
+    """Notes in `work` that records in `results` cite its stages; does nothing if it is noted.
 
     Raises:
-        KdepError: the note cannot be written, so that pruning would not know of these records.
-        OSError: the disk is full, which no change of access rights cures.
+        KdepError: the note cannot be written, so that pruning would miss these records.
+        OSError: the disk is full, which other permissions would not change.
     """
     work, results = work.absolute(), results.absolute()
-    # Inside the work dir: still right when that is moved.
+    # Relative inside the work dir: still right after that is moved.
     path = os.path.relpath(results, work) if results.is_relative_to(work) else str(results)
     note = work / FOLDER / f"{text_hash(path)}.json"
     try:
@@ -67,10 +67,10 @@ def remember(work: Path, results: Path) -> None:
 
 
 def remembered(work: Path) -> list[Remembered]:
-    """The results folders that `work` remembers, sorted by path.
+    """The results folders noted in `work`, sorted by path.
 
     Raises:
-        KdepError: a note that cannot be read: what is cited is not known, so nothing may go.
+        KdepError: a note cannot be read: cited stages are unknown, so nothing may be pruned.
     """
     folder = work / FOLDER
     out = []

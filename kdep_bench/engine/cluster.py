@@ -38,30 +38,31 @@ from kdep_bench.suite.graph import Plan, Stage
 
 RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-WIDE_CORES = 4  # cores asked for a stage that takes all of one machine; runtime.cpus says otherwise
+# Cores requested for a stage that takes all cores of a machine, unless runtime.cpus is set.
+WIDE_CORES = 4
 SHORT_JOB = (
     120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
 )
-MAX_JOBS = 100  # most jobs in a cluster's queue at once
+MAX_JOBS = 100  # most jobs in the cluster's queue at once
 _POLL = 1.0
 _CANCEL_MESSAGE = (
     "Terminating processes on user request"  # Snakemake's word that it cancels its jobs
 )
-_CANCEL_REPEAT = 15.0  # seconds after which it is asked once more if it has not said so
+_CANCEL_REPEAT = 15.0  # seconds after which the request is repeated, without that message
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How to run.
+    """Options of a run through Snakemake.
 
     Attributes:
         executor: name of a Snakemake executor plugin; 'snakemake-local' for this machine.
-        jobs: most jobs at once; None = JOBS, or as many as the cores allow on this machine.
-        gpus: device numbers of this machine; a cluster gives out its own.
-        without_gpus: ask a cluster for none, as it has none or none that torch can use.
+        jobs: most jobs at once; None = MAX_JOBS, or as many as the cores allow on this machine.
+        gpus: device numbers of this machine; a cluster assigns its GPUs itself.
+        without_gpus: request no GPUs from a cluster (it has none, or none that torch can use).
         fail_fast: submit nothing more after the first failure.
-        retry: further tries of a failed stage.
-        more: further arguments of Snakemake, such as the partition.
+        retry: number of retries of a failed stage.
+        extra_arguments: other arguments of Snakemake, such as the partition.
     """
 
     executor: str = "slurm"
@@ -78,10 +79,10 @@ class ClusterOptions:
 
 
 def find_snakemake() -> str:
-    """Snakemake's program: $KDEP_SNAKEMAKE, beside this Python, `make cluster`'s, or in the PATH.
+    """Path of Snakemake: $KDEP_SNAKEMAKE, next to this Python, from `make cluster`, or in PATH.
 
     Raises:
-        KdepError: there is none.
+        KdepError: it is not installed.
     """
     adjacent = Path(sys.executable).with_name("snakemake")
     places = (os.environ.get("KDEP_SNAKEMAKE"), adjacent, ROOT / ".venv-cluster/bin/snakemake")
@@ -96,8 +97,7 @@ def find_snakemake() -> str:
 
 
 def prefix(work: Path) -> str:
-    """How the jobs of a work dir are called in Slurm's queue; equal on every machine that sees it
-    under the same path."""
+    """Prefix of a work dir's jobs in Slurm's queue; equal on all machines with the same path."""
     return f"kdep-{text_hash(str(work.resolve()))}"
 
 
@@ -119,12 +119,12 @@ def queued(work: Path) -> dict[str, list[str]]:
 
 
 def run_lock(run_dir: Path) -> StageLock:
-    """What the coordinating process of a run holds as long as it lives."""
+    """Lock that the coordinating process of a run holds until it ends."""
     return StageLock(run_dir, "run")
 
 
 def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> dict[str, Any]:
-    """What the Snakefile reads of one stage. `before`: Slurm jobs that must have ended first."""
+    """Entry of one stage for the Snakefile. `before`: Slurm jobs that must end first."""
     nodes = 1 if options.is_local else stage.nodes
     wide = cpu_count() if options.is_local else WIDE_CORES
     limit = stage.time or stage.timeout
@@ -142,7 +142,7 @@ def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> di
         "mem_mb": stage.memory,
         "runtime": math.ceil(limit / 60),
         "nodes": nodes,
-        # Slurm's own GPUs by node; elsewhere Snakemake counts them.
+        # Slurm assigns GPUs per node; with other executors Snakemake counts them.
         "gres": f"gpu:{stage.gpus}" if stage.gpus and options.executor == "slurm" else "",
         "gpu": 0
         if options.executor == "slurm" or (options.is_local and not options.gpus)
@@ -158,11 +158,11 @@ def run_plan(
     options: ClusterOptions,
     view: View | None = None,
 ) -> Outcome:
-    """Runs what `known` (from `state.statuses`) says must run.
+    """Runs the stages that must run according to `known` (from `state.statuses`).
 
     Raises:
-        KdepError: no Snakemake, or it ended before it ran any stage; a stage to be forced is
-            running.
+        KdepError: Snakemake is missing, or ended before it ran any stage; a stage to be rerun by
+            --force is running.
     """
     todo = [plan.stages[i] for i, s in known.items() if s.run]
     if not todo:
@@ -171,7 +171,7 @@ def run_plan(
 
 
 class _Run:
-    """One run of Snakemake, watched through the stage directories."""
+    """One run of Snakemake, monitored through the stage directories."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Run:
             )
         self._discard_forced()
         self.failures = {i: self._failure_time(i) for i in self.todo}
-        # Not mkdtemp, whose folders are their owner's alone: a work dir may be a group's.
+        # Not mkdtemp, whose folders only their owner can read: a work dir may be shared by a group.
         run_dir = real_folder(self.work / RUNS_DIR) / f"{self.plan.name}-{os.urandom(4).hex()}"
         run_dir.mkdir()
         lock = run_lock(run_dir)
@@ -222,7 +222,7 @@ class _Run:
         return self.outcome
 
     def _discard_forced(self) -> None:
-        """What a forced stage left goes now: its job, and that job's requeued self, just run it."""
+        """Removes the outputs of forced stages now, as a job does not know that it is forced."""
         for stage_id in self.forced:
             lock = StageLock(self.work, stage_id)
             if not lock.take():
@@ -298,8 +298,8 @@ class _Run:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_POLL)
                     return
-                # It was seen to lose one on a busy machine; asked while it cancels, it would leave
-                # its jobs.
+                # On a busy machine Snakemake can miss a SIGINT. A second one while it cancels would
+                # make it leave its jobs running, so the log is checked first.
                 late = self.signal and time.monotonic() > requested_at + _CANCEL_REPEAT
                 if late and _CANCEL_MESSAGE not in log.read_text(errors="replace"):
                     request_cancel()
@@ -337,7 +337,11 @@ class _Run:
     # --- at the end ---
 
     def _settle(self, code: int, log: Path) -> None:
-        """Sorts what is not done into failed, skipped and left."""
+        """Sorts unfinished stages into failed, skipped and left.
+
+        Raises:
+            KdepError: Snakemake failed before it ran any stage.
+        """
         self._poll_stages()
         outcome, failures = self.outcome, self.outcome.failed
         outcome.signal, outcome.failed = (
@@ -389,9 +393,9 @@ def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
 
     def detach() -> None:
         os.setsid()
-        # A coordinator that nobody watches would submit on; the jobs it has submitted go on.
+        # Without this process Snakemake would keep submitting jobs; submitted ones continue.
         libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Behind `nohup` or a shell's `&` it would be ignored, here and, by inheritance, there.
+        # After `nohup` or a shell's `&` SIGINT is ignored, and a child would inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(

@@ -1,14 +1,14 @@
-"""One stage as several processes (DDP): torchrun, under srun where it spans several nodes.
+"""Runs one stage as several processes (DDP) with torchrun, under srun on several nodes.
 
-A stage that has the toolkits in memory, as those of the local pool have, starts torchrun's agent
-and the ranks as forks of itself: none imports anything again.
+A stage process that has imported the toolkits, as in the local pool, forks torchrun's agent and the
+ranks, which then import nothing again.
 
-The stage's own process holds its lock, launches, and alone writes stage.json; every rank calls the
-stage function with the same spec, inputs and directory, and the outputs are rank 0's. What the two
-sides tell each other lies in `<stage>/.ddp/` and is gone when they are done.
+The stage process holds the lock, launches the ranks, and alone writes stage.json. Every rank calls
+the stage function with the same spec, inputs and directory; the outputs of rank 0 count. The
+processes exchange files in `<stage>/.ddp/`, which is removed at the end.
 
-`python -m kdep_bench.engine.ddp node DIR` is what srun starts on each node, `... rank DIR` what
-torchrun as a command starts for each process.
+srun starts `python -m kdep_bench.engine.ddp node DIR` on each node; torchrun, where it runs as a
+command, starts `... rank DIR` for each process.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from kdep_bench.suite.schema import Suite
 
 DDP_DIR = ".ddp"
 _REQUEST, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
-# Seconds the launcher may outlive a rank's fault. srun waits for the tasks of a lost node: longer
-# than Slurm's default SlurmdTimeout (300), so that Slurm finds the loss and requeues the job.
+# Seconds that the launcher may run on after a rank failed. Longer than Slurm's default
+# SlurmdTimeout (300): where a node is lost, srun waits until Slurm notices and requeues the job.
 _LINGER = 600.0
-# Outside Linux's ephemeral range (32768 on) and what services commonly use: torchrun's default
-# 29500 collides as soon as two jobs share a node.
+# Outside Linux's ephemeral range (from 32768) and common service ports; torchrun's default 29500
+# collides when two jobs share a node.
 _PORTS = range(20000, 32000)
-# What torchrun tells its processes (torch.distributed.run), beside TORCHELASTIC_*.
+# Variables that torchrun sets for its processes (torch.distributed.run), with TORCHELASTIC_*.
 _TORCHRUN = frozenset(
     (
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE"),
@@ -59,10 +59,13 @@ _TORCHRUN = frozenset(
 
 
 def leave_launcher() -> tuple[int, int]:
-    """(rank, processes a node) of the torchrun that started this process; (0, 1) without one.
+    """Removes torchrun's variables from the environment, so that stages do not inherit them.
 
-    Takes torchrun's variables out of the environment. A stage that inherited them would wait for a
-    rank that runs another stage, or, worse, train together with it.
+    A stage with these variables would wait for a rank that runs another stage, or train together
+    with it.
+
+    Returns:
+        (rank, processes per node) of the torchrun that started this process; (0, 1) without one.
 
     Raises:
         KdepError: a torchrun over several nodes.
@@ -84,9 +87,9 @@ def leave_launcher() -> tuple[int, int]:
 
 
 def spread(suite: Suite, processes: int) -> Suite:
-    """The suite with so many processes, and GPUs where there are any, for each stage that can.
+    """The suite with `processes` processes and GPUs per stage, for kinds that support DDP.
 
-    What the suite itself says of a kind of stage stands.
+    Values that the suite sets itself are kept.
     """
     if processes == 1:
         return suite
@@ -101,7 +104,7 @@ def spread(suite: Suite, processes: int) -> Suite:
 
 
 def shape(stage: Stage) -> tuple[int, int]:
-    """(nodes, processes a node) the stage runs as here: several nodes only in a Slurm job."""
+    """(nodes, processes per node) of the stage here: several nodes only in a Slurm job."""
     return (stage.nodes if "SLURM_JOB_ID" in os.environ else 1), stage.processes
 
 
@@ -114,11 +117,11 @@ def launch(
     """Runs the stage function in all ranks.
 
     Returns:
-        The outputs of rank 0, and what each rank used: {device, cpu_s, peak_rss in bytes;
+        the outputs of rank 0, and the usage of each rank: {device, cpu_s, peak_rss in bytes;
         peak_gpu in bytes where it used a GPU}.
 
     Raises:
-        KdepError: a rank failed (the first one's sentence), vanished or was stopped.
+        KdepError: a rank failed (with the error of the first one), disappeared or was stopped.
     """
     nodes, processes = shape(request.stage)
     ddp_dir = out / DDP_DIR
@@ -166,7 +169,7 @@ def _command(ddp_dir: Path, nodes: int, processes: int, cpus: int) -> list[str]:
 
 
 def _torchrun(ddp_dir: Path, processes: int, *rendezvous: str) -> list[str]:
-    # No restarts: what broke is told at once, and a rerun resumes where the function can.
+    # No restarts: a failure is reported at once, and a rerun resumes where the function can.
     return [
         *(sys.executable, "-m", "torch.distributed.run", *rendezvous, "--max-restarts=0"),
         *(f"--nproc-per-node={processes}", "-m", "kdep_bench.engine.ddp", "rank", str(ddp_dir)),
@@ -174,11 +177,11 @@ def _torchrun(ddp_dir: Path, processes: int, *rendezvous: str) -> list[str]:
 
 
 class _Fork:
-    """`body(*args)` in a fork of this process, with what `_watch` asks of a Popen."""
+    """`body(*args)` in a fork of this process, with the methods of Popen that `_watch` calls."""
 
     def __init__(self, body: Callable[..., None], *args: Any) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=body, args=args)
-        # Arriving before the fork has left this process's stack, a signal would unwind its copy.
+        # A signal before `target` runs would raise in the child's copy of this stack.
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             self._process.start()
@@ -206,7 +209,7 @@ def _popen(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env=_environment(),
-        # Ranks without the process that holds the lock would write beside its successor's.
+        # Ranks that outlive the process with the lock would write along with its successor's.
         preexec_fn=lambda: libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL),
     )
 
@@ -249,7 +252,7 @@ def _read(path: Path) -> Any:
 
 
 def node(ddp_dir: Path) -> None:
-    """One torchrun agent; the rendezvous is known here, in the srun task, and nowhere before."""
+    """Runs one torchrun agent in an srun task, where the address of the first node is known."""
     request = read_strict(ddp_dir / _REQUEST)
     hosts = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
@@ -271,10 +274,10 @@ def node(ddp_dir: Path) -> None:
 
 
 def _agent(ddp_dir: Path, processes: int) -> None:
-    """torchrun's agent of a single node, its ranks forked from here."""
+    """Runs torchrun's agent for a single node; its ranks are forks of this process."""
     _end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    # Where NVML is absent the stage has asked the CUDA driver for GPUs, which no fork can use then.
+    # Without NVML the stage has initialised the CUDA driver, which a fork cannot use.
     if sys.modules["torch"].cuda._is_in_bad_fork():
         command = _torchrun(ddp_dir, processes, "--standalone")
         os.execve(command[0], command, _environment())
@@ -286,7 +289,7 @@ def _agent(ddp_dir: Path, processes: int) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        # As --standalone: a store of its own on a free port.
+        # As --standalone: a separate store on a free port.
         run_id=str(uuid.uuid4()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -303,20 +306,20 @@ def _agent(ddp_dir: Path, processes: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Lets this process die with the one that started it, and of SIGTERM."""
+    """Ends this process when its parent ends, and on SIGTERM."""
     ctypes.CDLL(None).prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # it was gone before the line above
+    if parent is not None and os.getppid() != parent.pid:  # the parent ended before the line above
         os._exit(stage_process.FAULT)
-    # At once: a handler would not run while a rank waits in a collective.
+    # The default action: a handler would not run while a rank waits in a collective.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def rank(ddp_dir: Path) -> None:
-    """One process of the stage."""
+    """Runs the stage function as one rank, and writes its usage; rank 0 writes the outputs."""
     _end_with_parent()
     request = read_strict(ddp_dir / _REQUEST)
-    # A fork server's environment is that of its start: what this stage can import, its ranks can.
+    # A fork server keeps the environment of its start; ranks must import what the stage can.
     sys.path.extend(p for p in request["sys_path"] if p not in sys.path)
     stage, rank_number = request["stage"], int(os.environ["RANK"])
     try:
@@ -347,7 +350,7 @@ def rank(ddp_dir: Path) -> None:
 
 
 class _ProgressFile:
-    """`progress` of rank 0, at most every second."""
+    """The `progress` function of rank 0: writes a file, at most once per second."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._next = path, 0.0
@@ -363,7 +366,7 @@ def _quiet(done: int, total: int, note: str = "") -> None:
 
 
 def _write_fault(ddp_dir: Path, sentence: str) -> None:
-    """The first rank's word counts: what the others say is mostly that they lost the first."""
+    """Writes the error of the first rank that fails; the others mostly report its loss."""
     with contextlib.suppress(FileExistsError, FileNotFoundError), open(ddp_dir / _FAULT, "x") as f:
         f.write(json.dumps({"error": sentence}))
 

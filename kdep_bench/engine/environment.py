@@ -1,4 +1,4 @@
-"""Packages, device and peak memory of a process, as a stage's record states them."""
+"""Packages, device and peak memory of a process, for stage.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def environment(request: StageRequest) -> dict[str, Any]:
-    """What ran: versions, device, threads, revision. No host name, no path."""
+    """Versions, device, threads and git revision; no host name and no path."""
     return {
         "python": platform.python_version(),
         "packages": packages(),
@@ -45,7 +45,7 @@ def environment(request: StageRequest) -> dict[str, Any]:
 
 @cache
 def packages() -> dict[str, str]:
-    """Versions of what results depend on; looked up once, in the fork server."""
+    """Versions of the packages in PACKAGES; looked up once, in the fork server."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -66,10 +66,10 @@ def device() -> str:
 
 
 def peak_gpu() -> dict[str, int]:
-    """{"peak_gpu": bytes} that torch took of a GPU for tensors; empty where it used none.
+    """{"peak_gpu": bytes} of GPU memory that torch reserved; empty where it used no GPU.
 
-    What its allocator reserved, not `max_memory_allocated`: mmengine resets that peak every time it
-    logs, and reserved memory is not given back.
+    Reserved, not `max_memory_allocated`: mmengine resets that peak every time it logs, and reserved
+    memory is not returned.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

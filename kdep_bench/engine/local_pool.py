@@ -1,8 +1,8 @@
-"""The local pool: slots of CPU cores and GPUs, one process a stage, critical path first.
+"""The local pool: one process per stage on the cores and GPUs of this machine.
 
-Stages start from a fork server that has the toolkits imported; it is started only when a stage has
-to run. Children are watched by their process sentinels. State is in the stage directories alone:
-what this module knows is lost when it is killed, and nothing depends on it.
+The stage with the longest chain of dependents starts first. Stages are forks of a server that has
+imported the toolkits; it starts only when a stage must run. Process sentinels report the end of
+children. All state is in the stage directories: the pool can be killed at any time.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _ELSEWHERE_POLL = 1.0
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How to run.
+    """Options of a run in the local pool.
 
     Attributes:
         jobs: most stages at once; None = as many as the cores allow.
-        cpus: cores to share out; None = those this process may use.
-        gpus: device numbers to share out, one a GPU stage.
+        cpus: cores for all stages together; None = those this process may use.
+        gpus: device numbers for all stages together.
         fail_fast: start nothing more after the first failure.
-        retry: further tries of a failed stage.
+        retry: number of retries of a failed stage.
         preload: module the fork server imports first.
     """
 
@@ -64,10 +64,15 @@ class PoolOptions:
 
 @dataclass
 class Outcome:
-    """What a run did: stage ids by fate. `failed` and `skipped` map to a sentence.
+    """Result of a run: stage ids by outcome.
 
-    `ran` are this run's own; `elsewhere` were to run, and another process finished them meanwhile.
-    `signal` is the number of the signal that stopped it, or 0.
+    Attributes:
+        ran: finished by this run.
+        elsewhere: finished by another process meanwhile.
+        failed: stage id -> error.
+        skipped: stage id -> reason.
+        left: not finished, because the run was stopped.
+        signal: number of the signal that stopped the run, or 0.
     """
 
     ran: list[str] = field(default_factory=list)
@@ -95,7 +100,7 @@ class _Running:
 
 
 def chain_costs(plan: Plan, ids: set[str], cost: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of the longest chain that starts at each stage of `run`, itself included."""
+    """Seconds of the longest chain of dependent stages that starts at each of `ids`."""
     consumers, out = plan.consumers(), dict[str, float]()
     for stage_id in reversed(plan.stages):
         if stage_id in ids:
@@ -105,7 +110,7 @@ def chain_costs(plan: Plan, ids: set[str], cost: Mapping[str, float]) -> dict[st
 
 
 class Pool:
-    """Runs the stages of `plan` that `known` says must run, in `work`."""
+    """Runs the stages of `plan` that must run according to `known`, in the work dir `work`."""
 
     def __init__(
         self,
@@ -143,7 +148,11 @@ class Pool:
     # --- the loop ---
 
     def run(self) -> Outcome:
-        """Runs everything; returns when nothing is left that could run."""
+        """Runs until no stage is left that can run.
+
+        Raises:
+            KdepError: the work dir is not writable, or the fork server cannot start.
+        """
         if not self.todo:
             return self.outcome
         self._prepare_work_dir()
@@ -174,7 +183,7 @@ class Pool:
             ) from None
 
     def eta(self) -> float:
-        """Seconds left: the longer of the longest chain and the work shared out over the cores."""
+        """Estimated seconds left: the longest chain or all work divided by the cores."""
         now = time.monotonic()
         left = dict(self.cost)
         for stage_id, r in self.running.items():
@@ -186,7 +195,7 @@ class Pool:
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
-        """Notes SIGINT and SIGTERM instead of dying of them (main thread only)."""
+        """Records SIGINT, SIGTERM and SIGHUP in `self.signal` (main thread only)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -212,9 +221,13 @@ class Pool:
     # --- starting ---
 
     def _start_server(self) -> None:
-        """Starts the fork server and its imports, staying awake for signals meanwhile."""
+        """Starts the fork server and waits for its imports, while signals are still handled.
+
+        Raises:
+            KdepError: the server does not start, or TMPDIR is too long for its sockets.
+        """
         check_temporary_folder()
-        # The server does not get this process's sys.path (CPython < 3.13): hand it the package.
+        # The server does not inherit this process's sys.path (CPython < 3.13).
         old = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([old] if old else [])])
         begun = time.monotonic()
@@ -244,26 +257,27 @@ class Pool:
         self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
 
     def _start_first(self, process: Any) -> None:
-        # The terminal sends Ctrl-C to all processes; the pool alone answers, and ends the others.
-        # What this thread starts, the fork server and so the stages, inherits its mask; the tracker
-        # first, for its start unblocks Ctrl-C again.
+        # The terminal sends Ctrl-C to all processes; only the pool handles it, and ends the others.
+        # The fork server, and so the stages, inherit the signal mask of this thread. The tracker
+        # starts first, because its start unblocks Ctrl-C again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             _start(process)
         except (EOFError, OSError):
-            if not self.signal:  # which ends the server in the middle of its imports
+            if not self.signal:  # the signal ends the server in the middle of its imports
                 raise
 
     def _cpus_of(self, stage: Stage) -> int:
         cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
-            # One core cannot decode for a GPU: an equal share, and one core for other stages.
+            # One core cannot decode images for a GPU: each GPU gets an equal part of the cores,
+            # and one core is left for other stages.
             cores = max(cores, (self.cpus - 1) * gpus // len(self.options.gpus))
         return min(cores, self.cpus)
 
     def _start_ready(self) -> None:
-        """Starts what is ready, longest chain first; a stage too wide for now is waited for."""
+        """Starts ready stages, longest chain first; waits where the first does not fit."""
         ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
         for stage_id in sorted(ready, key=lambda i: (-self.chain[i], i)):
             stage = self.plan.stages[stage_id]
@@ -284,7 +298,7 @@ class Pool:
             return
         reader, writer = self._context.Pipe(duplex=False)
         cpus = self._cpus_of(stage)
-        # As many processes as GPUs where there are any, and the cores shared out among them.
+        # One process per GPU where there are any; the cores are divided among the processes.
         processes = len(gpus) if gpus else stage.processes
         resized = replace(stage, cpus=max(1, cpus // processes), processes=processes)
         forced = stage.id in self.forced
@@ -351,10 +365,10 @@ class Pool:
             self.view.progress(r.stage, *latest)
 
     def _finish(self, r: _Running) -> None:
-        """Books a child that has ended: stage.json alone says whether it succeeded."""
+        """Handles a child that has ended; it succeeded only if stage.json is valid."""
         r.process.join(GRACE)
         code = r.process.exitcode
-        with contextlib.suppress(OSError):  # sweep up what the stage may have left running
+        with contextlib.suppress(OSError):  # end what the stage may have left running
             os.killpg(r.process.pid, signal.SIGKILL)
         if not r.pipe.closed:
             self._read_progress(r)
@@ -384,11 +398,11 @@ class Pool:
         self.view.finished(stage, record, len(self.todo) + len(self.running))
 
     def _learn(self, stage: Stage, record: dict[str, Any]) -> None:
-        """Better guesses for the stages that are still to come."""
+        """Updates the estimates of the stages that are still to run."""
         self.costs.learn(record)
         unfinished = self.todo | set(self.running)
         similar = (self.plan.stages[i] for i in unfinished)
-        if stage.kind not in ("prepare", "views"):  # these tell how much work the others have
+        if stage.kind not in ("prepare", "views"):  # their outputs determine the work of all others
             similar = (s for s in similar if s.kind == stage.kind)
         estimates = self.costs.estimates(similar)
         if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in estimates.items()):
@@ -401,7 +415,7 @@ class Pool:
         failure = state.failure(out)
         reported: str | None = r.reported_error or (failure["error"] if failure else None)
         sentence = reported if reported and not r.timed_out else self._cause(r, code, fault)
-        if self.signal:  # it was stopped, it did not fail
+        if self.signal:  # it was stopped and did not fail
             self.todo.add(stage.id)
             return
         if not failure or failure["error"] != sentence:
@@ -452,7 +466,7 @@ class Pool:
         return str(KdepError(f"{subject} ended with exit code {code} and no result", fix=log))
 
     def _look_elsewhere(self, stage: Stage) -> None:
-        """Another runner has this stage: takes its result, or the stage, once its lock is free."""
+        """Takes the result of a stage that another process ran, once its lock is free."""
         if self.watch.held(stage.id):
             self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
             return
@@ -465,7 +479,7 @@ class Pool:
     # --- stopping ---
 
     def _kill(self, processes: list[_Running]) -> None:
-        """SIGTERM to their process groups, a grace period, then SIGKILL."""
+        """Sends SIGTERM to the process groups, and SIGKILL after GRACE seconds."""
         for r in processes:
             _signal_group(r.process.pid, signal.SIGTERM)
         end = time.monotonic() + GRACE
@@ -483,7 +497,7 @@ class Pool:
             record, _ = state.finished(r.stage, self.work)
             r.pipe.close()
             del self.running[r.stage.id]
-            if record is not None:  # it ended well in the meantime
+            if record is not None:  # it finished meanwhile
                 self._succeed(r.stage, record)
             else:
                 self.todo.add(r.stage.id)
@@ -501,7 +515,7 @@ def _signal_group(pid: int | None, number: int) -> None:
 
 
 def _start(process: Any) -> None:
-    """Starts a process that does not run this program's main file again, guarded or not."""
+    """Starts a process that does not import this program's main file."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -511,19 +525,19 @@ def _start(process: Any) -> None:
 
 
 def _end_server() -> None:
-    """Ends the fork server at once: in the middle of its imports it would not notice our end."""
+    """Kills the fork server: during its imports it would not notice the end of this process."""
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-# A socket's path may have 107 bytes; multiprocessing adds "/pymp-xxxxxxxx/listener-xxxxxxxx".
+# A socket path can have 107 bytes; multiprocessing appends "/pymp-xxxxxxxx/listener-xxxxxxxx".
 MAX_TEMPORARY_PATH = 107 - 32
 
 
 def check_temporary_folder() -> None:
-    """KdepError where the folder for temporary files has too long a path for the fork server."""
+    """Raises KdepError where the path of the temporary folder is too long for a socket."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > MAX_TEMPORARY_PATH:
         raise KdepError(
@@ -535,7 +549,7 @@ def check_temporary_folder() -> None:
 
 
 def _nothing() -> None:
-    """First child of the fork server: its start is over when the toolkits are imported."""
+    """First child of the fork server; it runs once the toolkits are imported."""
 
 
 def run_plan(
@@ -545,7 +559,7 @@ def run_plan(
     options: PoolOptions | None = None,
     view: View | None = None,
 ) -> Outcome:
-    """Runs what `known` (from `state.statuses`) says must run; see `Pool`."""
+    """Runs the stages that must run according to `known` (from `state.statuses`); see `Pool`."""
     return Pool(plan, work, known, options, view).run()
 
 

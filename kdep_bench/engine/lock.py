@@ -1,15 +1,15 @@
-"""One process a stage: a lock with an owner and a heartbeat, taken over from a dead owner.
+"""Stage locks: one process per stage, with a heartbeat and takeover from a dead owner.
 
-`<work>/.locks/<stage id>` is held by flock(2) and says who holds it. On the owner's own machine the
-kernel frees the lock when the owner dies, however it dies, and nothing else is asked. Between
-machines flock may not reach (some network file systems) or outlive its host, so the owner also
-counts up a heartbeat in the file, and an owner on another machine whose heartbeat has stood still
-for STALE seconds *of the watcher's own monotonic clock* is dead. No two clocks are ever compared: a
-clock that is wrong, or goes backwards, neither breaks a lock nor keeps one.
+`<work>/.locks/<stage id>` is locked with flock(2) and contains its owner. On the owner's machine
+the kernel frees the lock when the owner ends, however it ends. Between machines flock may not work
+(some network file systems) or outlive its host. The owner therefore also increments a heartbeat in
+the file; an owner on another machine whose heartbeat has not changed for STALE seconds *of the
+watcher's monotonic clock* is dead. No two clocks are compared: a clock that is wrong, or goes
+backwards, neither breaks a lock nor keeps one.
 
-Where flock does not reach, two runners that start one stage in the same moment both see it free.
-The later entry in the file counts: the other one leaves at its next heartbeat, and `mine()` is
-asked before a stage's result is written, so that one result is written.
+Where flock does not work, two processes that start a stage at the same moment both see it free. The
+later entry in the file counts: the other process stops at its next heartbeat, and `still_held()` is
+called before a stage's result is written, so that only one result is written.
 
 A lock is a regular file in a real folder: a link in its place is refused, not followed.
 """
@@ -36,21 +36,21 @@ from kdep_bench.safe_files import is_real_folder, open_regular, read_bytes, real
 LOCKS = ".locks"
 BEAT = 10.0  # seconds between heartbeats
 _ENTRY_BYTES = 4096
-STALE = 120.0  # an owner elsewhere whose heartbeat stands still as long is dead
+STALE = 120.0  # seconds without a heartbeat after which an owner elsewhere is dead
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
         host: name of its machine.
-        boot: the kernel's boot id: equal where flock alone decides.
-        pid: process number there.
-        started: start of that process in clock ticks since boot (proc(5), field 22): with `pid`
-            it names one process and none that got the number later.
-        since: when it took the lock, by its own clock; for people.
-        token: a random word of this taking.
+        boot: boot id of its kernel; under the same kernel flock alone decides.
+        pid: process number.
+        started: start of the process in clock ticks since boot (proc(5), field 22), which tells it
+            from a later process with the same number.
+        since: when it took the lock, by its clock; only for messages.
+        token: random, different for every time that a lock is taken.
     """
 
     host: str
@@ -82,7 +82,7 @@ def process_start(pid: int) -> int:
 
 
 def this_process() -> Owner:
-    """An Owner entry for this process with a token of its own."""
+    """An Owner entry for this process, with a new token."""
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return Owner(
@@ -95,23 +95,26 @@ class StageLock:
 
     def __init__(self, work: Path, stage_id: str) -> None:
         self.path = work / LOCKS / stage_id
-        self.entry: Owner | None = None  # ours, while we hold it
+        self.entry: Owner | None = None  # while this process holds the lock
         self._fd: int | None = None
-        self._written = False  # our entry, into the file
+        self._written = False  # whether the entry is in the file
         self._free = threading.Event()
         self._writing = threading.Lock()  # a heartbeat must not meet a closed, reused descriptor
 
-    # --- the owner's side ---
+    # --- for the owner ---
 
     def take(self, on_loss: Callable[[], None] | None = None, beat: float | None = None) -> bool:
-        """Whether the lock is ours now; never waits.
+        """Tries to take the lock; never waits.
 
         The lock of a dead owner on this machine is free; that of an owner on another machine is
-        not, until a `Watch` has found it dead and cleared it.
+        not, until a `Watch` has cleared it.
 
         Args:
-            on_loss: called from the heartbeat thread if another owner's entry replaces ours.
+            on_loss: called from the heartbeat thread if the entry of another owner appears.
             beat: seconds between heartbeats; default BEAT.
+
+        Returns:
+            whether this process holds the lock now.
 
         Raises:
             KdepError: the lock file or its folder is a link, or cannot be written.
@@ -132,7 +135,7 @@ class StageLock:
         self._fd, self.entry = fd, this_process()
         _close_in_children(self)
         self._written = False
-        with contextlib.suppress(OSError):  # on a full disk the kernel's lock must do
+        with contextlib.suppress(OSError):  # on a full disk the lock of the kernel has to suffice
             _write(fd, _text(self.entry, 0))
             self._written = True
         self._free.clear()
@@ -153,20 +156,20 @@ class StageLock:
                     _write(self._fd, _text(entry, count))
 
     def still_held(self) -> bool:
-        """Whether the file still names us: nobody took us for dead while we were held up."""
+        """Whether this process still holds the lock; False where another one took it over."""
         if self.entry is None:
             return False
         try:
             text = self._entry()
         except (OSError, KdepError):
-            return True  # unreadable for a moment is not taken over
-        if not text.strip():  # never written (full disk), or cleared by who took us for dead
+            return True  # a file that cannot be read was not taken over
+        if not text.strip():  # never written (full disk), or cleared by a `Watch`
             return not self._written
         now = _owner(text)
         return now is None or now.token == self.entry.token
 
     def free(self) -> None:
-        """Gives the lock back; no effect where it is not held."""
+        """Releases the lock; no effect where it is not held."""
         self._free.set()
         with self._writing:
             fd, self._fd = self._fd, None
@@ -178,7 +181,7 @@ class StageLock:
         self.entry = None
         os.close(fd)
 
-    # --- everybody's side ---
+    # --- for every process ---
 
     def _open(self) -> int:
         if not is_real_folder(self.path.parent):
@@ -191,9 +194,10 @@ class StageLock:
         return read_bytes(self.path, _ENTRY_BYTES)
 
     def content(self) -> bytes | None:
-        """The entry of whoever has the lock, as it stands in the file; None where it is free.
+        """The entry of the owner, as it is in the file; None where the lock is free.
 
-        An owner on this machine that died has it no more; one elsewhere may be dead: see `Watch`.
+        The lock of a dead process on this machine is free; an owner elsewhere may be dead: see
+        `Watch`.
         """
         try:
             fd = self._open()
@@ -207,11 +211,11 @@ class StageLock:
             os.close(fd)
 
     def held_elsewhere(self) -> bool:
-        """Whether some process has it, or is said to have it on another machine."""
+        """Whether a process holds the lock, also on another machine."""
         return self.content() is not None
 
     def owner(self) -> str:
-        """The last owner, in words for people."""
+        """The last owner, for messages."""
         try:
             text = self._entry()
         except (OSError, KdepError):
@@ -219,7 +223,7 @@ class StageLock:
         return str(_owner(text) or "another process")
 
     def clear(self, seen: bytes) -> bool:
-        """Strikes the entry `seen` of a dead owner out; False if it is alive after all."""
+        """Removes the entry `seen` of a dead owner; False if the owner is alive after all."""
         fd = self._open()
         try:
             if not _flock(fd) or _read(fd) != seen:
@@ -231,7 +235,7 @@ class StageLock:
 
 
 class Watch:
-    """Watches locks from outside, and clears those whose owner has died on another machine."""
+    """Monitors locks of other processes, and clears those whose owner died on another machine."""
 
     def __init__(self, work: Path, stale: float | None = None) -> None:
         self.work = work
@@ -239,9 +243,9 @@ class Watch:
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def held(self, stage_id: str) -> bool:
-        """Whether a live process has the stage `one`; called again and again, about every second.
+        """Whether a live process holds the stage's lock; to be called about every second.
 
-        Death elsewhere is known only after the same entry was seen for `stale` seconds.
+        An owner elsewhere counts as dead after its entry has not changed for `stale` seconds.
         """
         lock = StageLock(self.work, stage_id)
         text = lock.content()
@@ -276,11 +280,11 @@ def _read(fd: int) -> bytes:
 
 def _write(fd: int, text: bytes) -> None:
     os.pwrite(fd, text, 0)
-    os.fsync(fd)  # readers on other machines see what is on the server
+    os.fsync(fd)  # readers on other machines see only what is on the server
 
 
 def _text(owner: Owner, beat: int) -> bytes:
-    # The counter has a fixed width: an entry is overwritten in place, one write, never longer.
+    # The counter has a fixed width, so that an entry is overwritten in place by one write.
     return json.dumps({**asdict(owner), "beat": f"{beat:012d}"}).encode() + b"\n"
 
 
@@ -294,15 +298,15 @@ def _owner(text: bytes) -> Owner | None:
 
 
 def _foreign(text: bytes) -> bool:
-    """Whether the entry is one that flock on this machine does not vouch for."""
+    """Whether the entry belongs to another kernel, where flock here proves nothing."""
     if not text.strip() or text.strip().isdigit():
         return False
     owner = _owner(text)
     return owner is None or owner.boot != boot_id() or not owner.boot
 
 
-# A forked child (a data loader's worker) shares its parent's flock: it would hold a dead stage's
-# lock as long as it lives. So children close it.
+# A forked child (a data loader's worker) shares its parent's flock and would keep the lock of a
+# dead stage. Children therefore close the file.
 _held: weakref.WeakSet[StageLock] = weakref.WeakSet()
 
 

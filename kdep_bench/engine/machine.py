@@ -1,4 +1,4 @@
-"""What this machine has: cores, GPUs, and the git revision of the code."""
+"""Cores and GPUs of this machine, and the git revision of the code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Imported once by the fork server, so that every stage starts with the toolkits in memory.
 
-Thread numbers are set before torch is imported: a fork must not inherit running threads. GPUs are
-out of its sight: a driver that is initialised here is of no use to what is forked from here.
+Numbers of threads are set before torch is imported: a fork must not inherit running threads. GPUs
+are hidden (`hide_gpus`): forks cannot use a CUDA driver that is initialised here.
 """
 
 import os
@@ -13,7 +13,7 @@ hide_gpus()
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
-# The fork server swallows import errors; the worker looks here and says so in the stage's log.
+# The fork server ignores import errors; the worker writes this one into the stage's log.
 FAILURE = ""
 
 
@@ -40,7 +40,8 @@ def _load() -> None:
     ):
         importlib.import_module(name)
     kdep_bench.engine.environment.packages()
-    # What is here now lives as long as the server: keep the collector (and its copies) off it.
+    # Nothing of this is freed before the server ends: exclude it from garbage collection, which
+    # would also copy the memory pages in every fork.
     gc.freeze()
 
 

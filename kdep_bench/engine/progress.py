@@ -1,4 +1,4 @@
-"""What a person sees while a suite runs: one live view on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINE_EVERY = 60.0  # seconds between plain progress lines of one stage
 
 
 class View:
-    """The events of a run. The base class shows nothing."""
+    """Receives the events of a run. The base class shows nothing."""
 
     def begin(self, count: int, eta: Callable[[], float]) -> None: ...
     def started(self, stage: Stage) -> None: ...
@@ -28,14 +28,13 @@ class View:
     def end(self) -> None: ...
 
     def reason(self, stage: Stage, sentence: str) -> str:
-        """The sentence of a failure, the first time; of the next stage that fails for the same
-        reason, the name of the first one."""
+        """The error of a stage, or the first stage that failed with the same error."""
         first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
         return sentence if first == stage.id else f"same error as {first}."
 
 
 class Silent(View):
-    """Nothing at all (tests, embedding)."""
+    """Shows nothing (for tests and for use as a library)."""
 
 
 def duration(seconds: float) -> str:
@@ -49,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 class Plain(View):
-    """One line an event, with a clock; progress of a stage at most once a minute."""
+    """One line per event, with the time; progress of a stage at most once per minute."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -92,7 +91,7 @@ class Plain(View):
 
 
 class Live(View):
-    """A table of running stages and the suite's ETA, redrawn in place; events scroll above it."""
+    """A table of running stages and the time left, redrawn in place; events scroll above it."""
 
     def __init__(self) -> None:
         from rich.console import Console

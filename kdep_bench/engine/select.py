@@ -1,4 +1,4 @@
-"""Which stages of a plan a command means: by kind, by name, by pattern."""
+"""Selects stages of a plan by kind, name or pattern."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from kdep_bench.suite.graph import Plan
 
 
 def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
-    """Stages whose method, task, student, kind or id a pattern matches, with all they need.
+    """Stages whose method, task, student, kind or id matches a pattern, and their upstream stages.
 
-    A pattern is a glob, or a part of the name. None without patterns. KdepError when one matches
-    nothing.
+    Args:
+        plan: the stages.
+        patterns: globs, or parts of names.
+
+    Returns:
+        stage ids; None without patterns.
+
+    Raises:
+        KdepError: a pattern that matches nothing.
     """
     patterns = list(patterns)
     if not patterns:
@@ -44,7 +51,7 @@ def _named(run: Any) -> list[tuple[dict[str, Any], str]]:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Glob where the pattern has *, ? or [; else 'is a part of'."""
+    """Test of a text: a glob where the pattern has *, ? or [, otherwise a substring."""
     import fnmatch
 
     if any(c in pattern for c in "*?["):

@@ -36,8 +36,8 @@ from kdep_bench.suite.graph import Plan, Stage, make_stage_id
 
 PLAN_SCHEMA = 1
 _SOURCE_KEY = "rooms"  # in plan files, of Stage.source_paths
-RUN_VARIABLE = "KDEP_RUN"  # of the environment: see `stage_process.StageRequest.run`
-NOTICE = 120.0  # seconds before a job's end at which it is told, at most
+RUN_VARIABLE = "KDEP_RUN"  # environment variable: see `stage_process.StageRequest.run`
+NOTICE = 120.0  # most seconds between the signal to a job and its end
 _SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
 _POLL = 2.0
 EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
@@ -48,7 +48,7 @@ EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and st
 
 
 def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
-    """Stages as JSON, with the revision of the source they were planned by."""
+    """Writes stages as JSON, with the git revision that planned them."""
     rows = [_row(s) for s in stages]
     write_json(path, {"schema": PLAN_SCHEMA, "name": name, "git": git_revision(), "stages": rows})
 
@@ -60,10 +60,10 @@ def _row(stage: Stage) -> dict[str, Any]:
 
 
 def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
-    """The stage called `one` of a written plan, and the plan's revision.
+    """The stage `stage_id` of a plan file, and the git revision that planned it.
 
     Raises:
-        KdepError: no plan, no such stage, or a stage whose content is not what its id says.
+        KdepError: no plan file, no such stage, or a stage whose content does not fit its id.
     """
     content = read_strict(path)
     if not isinstance(content, dict) or content.get("schema") != PLAN_SCHEMA:
@@ -108,10 +108,13 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
 
 
 def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
-    """Waits for `count` free ones of `gpus` and holds them until this process ends, however.
+    """Waits until `count` of `gpus` are free, and locks them until this process ends.
 
-    For schedulers that count GPUs and do not tell which. All or none are taken, so that two stages
-    never wait for each other.
+    For schedulers that count GPUs but do not assign numbers. All or none are taken, so that two
+    stages never wait for each other.
+
+    Raises:
+        KdepError: the machine has fewer GPUs.
     """
     lock_dir = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
@@ -139,7 +142,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _job() -> dict[str, str]:
-    """What Slurm says of the job this runs in; empty outside one."""
+    """Slurm's description of the job of this process; empty outside a job."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     result = subprocess.run(
@@ -153,11 +156,11 @@ def _job() -> dict[str, str]:
 
 
 def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
-    """(requeue the job, sentence of a failure) for a stage stopped by SIGTERM in a Slurm job.
+    """(whether to requeue the job, error) for a stage stopped by SIGTERM in a Slurm job.
 
-    A cancelled job is neither. A preempted one goes back to the queue. One whose time is ending
-    does so if the stage resumes and its tries so far, each as long, stay below the stage's
-    timeout; else it is a stage that took too long.
+    A cancelled job is not requeued and has no error. A preempted job is requeued. A job at its time
+    limit is requeued if the stage can resume and all attempts so far together stay below the
+    stage's timeout; otherwise the stage took too long.
     """
     if job.get("JobState") != "RUNNING":
         return False, None
@@ -183,7 +186,7 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
 
 
 class TimeLimitReached(stage_process.Stopped):
-    """The stage's own time is over."""
+    """The stage reached its timeout."""
 
 
 def _on_time_limit(*_: object) -> None:
@@ -256,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stage_process.FAULT
         except stage_process.Stopped:
             return _stopped(stage, work)
-        # Slurm's notice goes to a job's steps: with several nodes to the ranks, and not to here.
+        # Slurm signals the steps of a job: with several nodes the ranks, not this process.
         if code == stage_process.FAULT and stage.nodes > 1:
             job = _job()
             if after_stop(stage, job, datetime.now())[0]:
@@ -268,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _request(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.StageRequest:
-    """The stage with what this process was given: cores, and GPUs by number."""
+    """The request for the stage, with the cores and GPUs that this process may use."""
     in_slurm = "SLURM_JOB_ID" in os.environ
     visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES", "") if stage.gpus else ""
     visible = tuple(g for g in visible_devices.split(",") if g)

@@ -1,4 +1,4 @@
-"""What a stage process is given and what it sends back."""
+"""Request to a stage process, its progress, exit codes and failures."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class StageRequest:
-    """What a worker is asked to do; everything in it is plain data.
+    """Request to run one stage; plain data, so that it can be sent to another process.
 
     Attributes:
-        stage: the stage; `cpus` already a true number.
+        stage: the stage, with its actual number of `cpus`.
         work: the work dir.
         force: run although it is done.
         gpus: device numbers this stage may see.
         git: revision of the repository, '' if unknown.
-        run: a word of the run that asks, kept in stage.json: by it a run knows its own stages.
+        run: random text of the run, written to stage.json, by which a run recognises its stages.
         submitted: time.time() of the request, for the measured start overhead.
     """
 
@@ -57,9 +57,9 @@ class StageRequest:
 
 
 class Reporter:
-    """The `progress(done, total, note)` a stage calls: cheap, at most one line every 0.3 s.
+    """The `progress(done, total, note)` function of a stage; writes at most one line per 0.3 s.
 
-    Writes JSON lines to a non-blocking pipe; a reader that is gone or slow never holds the stage.
+    Writes JSON lines to a non-blocking pipe, so that an absent or slow reader never blocks a stage.
     """
 
     def __init__(self, fd: int | None, interval: float = 0.3) -> None:
@@ -91,7 +91,7 @@ def stop(*_: Any) -> None:
 
 
 def set_threads(cpus: int) -> None:
-    """Gives this process `cpus` threads, in the environment and in what is already imported."""
+    """Sets the threads of this process, in the environment and in imported libraries."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEP_CPUS"):
         os.environ[name] = str(cpus)
     if "torch" in sys.modules:
@@ -101,7 +101,11 @@ def set_threads(cpus: int) -> None:
 
 
 def locate(path: str) -> Callable[..., Any]:
-    """'module:function' -> the function; KdepError where there is none that fits."""
+    """'module:function' -> the function.
+
+    Raises:
+        KdepError: it cannot be imported, or does not accept (spec, inputs, out, progress).
+    """
     module, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -123,7 +127,7 @@ def locate(path: str) -> Callable[..., Any]:
 
 
 def check_outputs(stage: Stage, outputs: Any) -> None:
-    """Strict JSON in a dict, or KdepError."""
+    """Raises KdepError for outputs that are no dict of strict JSON."""
     if not isinstance(outputs, dict):
         raise KdepError(
             f"{stage.function} returned {type(outputs).__name__}",
@@ -146,14 +150,14 @@ def failure_record(sentence: str, stage: Stage) -> bytes:
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:
-    """Writes failed.json; on a full disk the log and the runner's own message must do."""
+    """Writes failed.json; on a full disk only the log and the runner have the error."""
     with contextlib.suppress(OSError):
         if is_real_folder(out):
             write_atomic(out / state.FAILED, failure_record(sentence, stage))
 
 
 def sentence_of(e: BaseException) -> str:
-    """One sentence for any exception: KdepErrors are theirs already."""
+    """An error message for any exception; that of a KdepError is itself."""
     if isinstance(e, KdepError):
         return str(e)
     text = " ".join(str(e).split())[:300]

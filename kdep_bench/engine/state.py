@@ -1,8 +1,8 @@
-"""What the stage directories say: done or not, and why not. They are the only state there is.
+"""State of stages, read from their directories: done or not, and why not. There is no other state.
 
-`<work>/<stage id>/stage.json` is written last and atomically; without it, or with one that does
-not fit, a stage is not done. Paths in it are relative, so a moved or copied work dir still counts.
-The work dir may be a link; a stage directory, and what the engine reads in it, may not.
+`<work>/<stage id>/stage.json` is written last and atomically; without a valid one a stage is not
+done. Paths in it are relative, so that a moved or copied work dir stays valid. The work dir may be
+a link; a stage directory, and the engine's files in it, may not.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from kdep_bench.suite.schema import Json
 
 SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
-DAMAGED = "stage.json.damaged"  # a stage.json whose files were found not to fit
-POINTER, BEFORE = ".try", ".before-"  # see `tries`
+DAMAGED = "stage.json.damaged"  # a stage.json whose files do not fit it
+POINTER, BEFORE = ".try", ".before-"  # see `attempts`
 ENGINE_FILES = {STAGE, FAILED, LOG, DAMAGED, POINTER}
-LISTED_FILES = 2000  # beyond this many, files are counted and summed up, not listed
+LISTED_FILES = 2000  # files beyond this many are summarised, not listed
 _FAILED_BYTES = 1 << 20
-VERIFY_BYTES = 64 << 20  # of an input, hashed every time before it is used
-VERIFIED = ".verified"  # in the work dir: larger files that were found whole
+VERIFY_BYTES = 64 << 20  # bytes of an input that are hashed every time before it is used
+VERIFIED = ".verified"  # in the work dir: larger files that were found intact
 
 
 def folder(work: Path, stage: Stage | str) -> Path:
@@ -48,9 +48,9 @@ def folder(work: Path, stage: Stage | str) -> Path:
 
 
 def walk(out: Path) -> Iterator[tuple[str, int]]:
-    """(relative path, size) of every file below `out` but the engine's own, sorted.
+    """(relative path, size in bytes) of every file below `out` except the engine's, sorted.
 
-    A link counts by the path that it holds: what it leads to is the user's, and may be edited.
+    Of a link its path counts: its target belongs to the user, and may be edited.
     """
     entries = []
     for base, folders, files in os.walk(out):
@@ -68,7 +68,7 @@ def walk(out: Path) -> Iterator[tuple[str, int]]:
 
 
 def list_files(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
-    """(files: {relative path: [bytes, sha256]}, rest): `rest` sums up files beyond LISTED_FILES."""
+    """(files: {relative path: [bytes, sha256]}, rest: summary of files beyond LISTED_FILES)."""
     all_files = list(walk(out))
     listed, rest = all_files[:LISTED_FILES], all_files[LISTED_FILES:]
     files = {name: [size, _hash(out / name)] for name, size in listed}
@@ -96,8 +96,8 @@ def _first_mismatch(
         out: the stage's directory.
         record: its stage.json.
         checksums: hash the files too.
-        known_in: work dir that remembers larger files found whole before, for `verify_input`; those
-            are not hashed again, and files that are not listed not looked at.
+        known_in: work dir with the larger files that were found intact before, for `verify_input`;
+            those are not hashed again, and files that are not listed are not checked.
     """
     files: dict[str, list[Any]] = record["files"]
     base = os.fspath(out)
@@ -133,7 +133,7 @@ def _first_changed(
     for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
         budget -= size
         try:
-            # Before it is read: a change meanwhile shows the next time.
+            # Before the file is read, so that a change meanwhile is noticed the next time.
             stat_before = os.lstat(out / name) if verified is not None and budget < 0 else None
             if (
                 verified is not None
@@ -154,7 +154,7 @@ def _first_changed(
 
 # --- one stage ---------------------------------------------------------------------------------
 
-_SUM = b'\n "sum": "'  # at the top level: one space in
+_SUM = b'\n "sum": "'  # json.dumps(indent=1) puts top-level keys after one space
 _NO_SUM = b"0" * 64
 
 
@@ -164,9 +164,9 @@ def write_stage(out: Path, record: Json) -> None:
 
 
 def stage_text(record: Json) -> bytes:
-    """The text of a stage.json, with the SHA-256 of itself in `sum`.
+    """The text of a stage.json, with its SHA-256 in `sum`.
 
-    The sum is that of the text with 64 zeros in its place, so that checking it needs no parsing.
+    The hash is that of the text with 64 zeros in its place, so that it is checked without parsing.
     """
     blank = {**record, "sum": _NO_SUM.decode()}
     raw = (json.dumps(blank, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -175,7 +175,7 @@ def stage_text(record: Json) -> bytes:
 
 
 def _is_intact(raw: bytes) -> bool:
-    """Whether a stage.json is as it was written; without its sum nothing shows that it is."""
+    """Whether a stage.json is unchanged; False without a checksum."""
     position = raw.rfind(_SUM) + len(_SUM)
     if position < len(_SUM):
         return False
@@ -199,7 +199,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _check_types(record: Json) -> None:
-    """TypeError that names the first entry of a stage.json that is not of its type."""
+    """Raises TypeError for the first entry of a stage.json with a wrong type."""
     for key, kind in _KINDS.items():
         value = record[key]
         number = isinstance(value, (int, float))
@@ -215,7 +215,7 @@ def read_stage(out: Path) -> Json | None:
     """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
     path = f"{os.fspath(out)}/{STAGE}"
     try:
-        # By way of the directory's descriptor: a link in its place is not followed.
+        # Through the directory's descriptor: a link in its place is not followed.
         folder_fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             raw = read_bytes(STAGE, dir_fd=folder_fd)
@@ -255,10 +255,9 @@ def read_stage(out: Path) -> Json | None:
 
 
 def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | None, str | None]:
-    """(record, None) of a done stage; (None, clause) of one that is damaged; (None, None) of none.
+    """Reads a stage's result: (record, None); (None, fault) if damaged; (None, None) if absent.
 
-    Cheap: parses stage.json, compares id and version, looks at file sizes. `verify` adds every
-    checksum.
+    Parses stage.json, and compares id, version and file sizes; with `verify` also all checksums.
     """
     out = folder(work, stage)
     try:
@@ -276,17 +275,17 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
 
 
 def verify_input(work: Path, stage_id: str) -> str:
-    """Checks an upstream stage before it is read: the size and checksum of every listed file.
+    """Checks the size and checksum of every listed file of an upstream stage, before it is read.
 
-    Smaller files, VERIFY_BYTES together, are hashed every time. A larger one is hashed again unless
-    its size, times of change and inode are those of the last time that it was found whole.
+    The smallest files, up to VERIFY_BYTES together, are hashed every time. A larger one is hashed
+    again unless its size, change times and inode are those of the last successful check.
 
     Returns:
-        what was left out, as a sentence; '' where nothing was.
+        a sentence on files that were not checked; '' if all were.
 
     Raises:
-        KdepError: the stage has no result, or one that does not fit. The latter loses its
-            stage.json, so that the next run makes it again.
+        KdepError: the stage has no result, or a damaged one. A damaged stage loses its stage.json,
+            so that the next run makes it again.
     """
     out, record = folder(work, stage_id), None
     try:
@@ -312,9 +311,9 @@ def verify_input(work: Path, stage_id: str) -> str:
 
 
 class _VerifiedFiles:
-    """The larger files of a stage that were found whole, by what stat(2) says of them.
+    """The larger files of a stage that were found intact, with their stat(2) values.
 
-    Kept in `<work>/.verified/`: who can write there can write the stages as well.
+    Stored in `<work>/.verified/`, which needs no more protection than the stages next to it.
     """
 
     def __init__(self, work: Path, stage_id: str) -> None:
@@ -333,7 +332,7 @@ class _VerifiedFiles:
         self._known[name], self._new = self._entry(digest, file_stat), True
 
     def keep(self) -> None:
-        """Writes what is new; not being able to costs hashing again, and nothing else."""
+        """Writes new entries; if that fails, files are only hashed again."""
         if self._new:
             with contextlib.suppress(OSError, KdepError):
                 real_folder(self.path.parent)
@@ -341,7 +340,7 @@ class _VerifiedFiles:
 
     @staticmethod
     def _entry(digest: str, file_stat: os.stat_result) -> list[Any]:
-        # The time of the inode's change (ctime) cannot be set: a write shows, whatever it pretends.
+        # The change time (ctime) cannot be set, so that a write is noticed even if mtime is reset.
         return [
             digest,
             file_stat.st_size,
@@ -352,7 +351,7 @@ class _VerifiedFiles:
 
 
 def data_fingerprint(work: Path, stage: Stage) -> Json:
-    """{"data": fingerprint} of the data that a stage was given; {} for one that reads none."""
+    """{"data": fingerprint} of the data that a stage reads; {} for a stage without data."""
     prepare = stage.needs.get("prepare")
     record = read_stage(folder(work, prepare)) if prepare else None
     fingerprint = record["outputs"].get("fingerprint") if record else None
@@ -360,14 +359,14 @@ def data_fingerprint(work: Path, stage: Stage) -> Json:
 
 
 def mark_damaged(out: Path) -> None:
-    """Turns stage.json into DAMAGED: the stage is not done, and its next try starts afresh."""
+    """Renames stage.json to DAMAGED: the stage is not done, and restarts from scratch."""
     if is_real_folder(out):
         with contextlib.suppress(OSError):
             os.replace(out / STAGE, out / DAMAGED)
 
 
 def failure(out: Path) -> Json | None:
-    """What failed.json says of the last try, or None."""
+    """The failed.json of the last attempt; None without one, or if it is damaged."""
     try:
         content = read_strict(out / FAILED, _FAILED_BYTES, False) if is_real_folder(out) else {}
         return content if isinstance(content.get("error"), str) else None
@@ -380,9 +379,14 @@ def failure(out: Path) -> Json | None:
 
 @dataclass
 class Status:
-    """Where a stage stands: `done`, or whether it must `run`, and why in a clause.
+    """Status of a stage.
 
-    `forced`: it runs although what it left may be whole.
+    Attributes:
+        done: its result is there and fits.
+        run: it must run.
+        why: the reason, as a clause.
+        record: its stage.json, if it is done.
+        forced: it runs although its result may be intact.
     """
 
     done: bool
@@ -394,7 +398,10 @@ class Status:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection inside: it walks all that was read again and again, and finds none."""
+    """Disables cyclic garbage collection while thousands of JSON files are parsed.
+
+    The collector would traverse all parsed objects again and again, and free nothing.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -411,11 +418,17 @@ def statuses(
     force: Callable[[Stage], bool] = lambda _: False,
     verify: bool = False,
 ) -> dict[str, Status]:
-    """Every stage of `wanted` (default: all), upstream first, with whether it must run.
+    """Every stage of `selected` (default: all), upstream first, with whether it must run.
 
-    A stage that is not done runs if it is a last one, if something after it must run, or if what
-    it left is damaged: work whose results are all there is not repeated. `force` marks stages to
-    run again with all that follow.
+    A stage that is not done must run if nothing depends on it, if a dependent stage must run, or if
+    its outputs are damaged. An absent stage whose dependents are all done is not repeated.
+
+    Args:
+        plan: the stages.
+        work: the work dir.
+        selected: ids of the stages to consider.
+        force: whether a stage runs again; then all that depend on it run again as well.
+        verify: check all checksums.
     """
     stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
     ids = {s.id for s in stages}
@@ -437,7 +450,7 @@ def statuses(
         else:
             if fault:
                 damaged.add(stage.id)
-            # Sizes alone would let a damage that only a checksum shows pass for done again.
+            # Without `forced` the size check alone would later accept what failed its checksum.
             out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
     for stage in reversed(stages):
         status = out[stage.id]
@@ -463,9 +476,9 @@ def statuses(
 
 
 def records(work: Path, known: Mapping[str, Status], limit: int = 500) -> list[Json]:
-    """stage.json of all that is done, for what it took: first the newest `most` outside `known`.
+    """stage.json of finished stages, for estimates: the newest `limit` others, then `known`.
 
-    Those are of earlier versions of the plan, and of other suites with the same work dir.
+    The former belong to earlier versions of the plan and to other suites in the work dir.
     """
     outside = []
     with contextlib.suppress(OSError):
@@ -512,7 +525,7 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two specs, as 'budget.epochs 3 -> 4'."""
+    """Differences of two specs, for example 'budget.epochs 3 -> 4'."""
     if isinstance(old, dict) and isinstance(new, dict):
         out = []
         for key in sorted(old.keys() | new.keys()):
@@ -535,7 +548,7 @@ def _short(value: Any) -> str:
 
 
 class _Newest:
-    """The newest finished directory of a kind and name, looked up once a work dir."""
+    """Finds the newest finished stage of a kind and name; lists the work dir once."""
 
     def __init__(self, work: Path) -> None:
         self.work = work

@@ -1,15 +1,15 @@
-"""What lies in a work dir: stage directories and cluster runs, their sizes, and their pruning.
+"""Contents of a work dir: stage directories and cluster runs, their sizes, and their pruning.
 
-A stage is kept when a record below a results folder cites it (its `stages` name the whole chain),
-when a given suite plans it, when a kept stage was made from it, or while a process has it. Only
-directories that look like a stage's are ever touched. Records that are set aside
-(`superseded/`) are on no leaderboard and keep nothing.
+A stage is kept if a record in a results folder cites it (`stages` lists the whole chain), if a
+given suite plans it, if a kept stage was made from it, or while a process runs it. Only directories
+whose names look like a stage's are ever removed. Superseded records (`superseded/`) are in no table
+and keep nothing.
 
-A try of a stage works in a directory beside the stage's (see `tries`). One that was killed leaves
-it there: it is kept as long as its stage is and would go on from it.
+An attempt of a stage works in a directory next to the stage's (see `attempts`). That of a killed
+attempt is kept as long as its stage is kept and would continue from it.
 
-A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, its jobs' logs) leaves its
-room behind when it did not go well. The room is kept while the run goes on, or jobs of it may.
+A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, logs of its jobs) leaves
+its folder if stages failed. The folder is kept while the run or jobs of it may be running.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _RUN_DIR = re.compile(rf"{re.escape(cluster.RUNS_DIR)}/[A-Za-z0-9][A-Za-z0-9_.+-
 
 @dataclass(frozen=True)
 class Entry:
-    """One stage directory, or the room of one cluster run.
+    """One stage directory, or the folder of one cluster run.
 
     Attributes:
         id: its path in the work dir.
-        bytes: sizes of its files together.
-        state: 'done', 'failed', 'cut' (begun and not finished), 'damaged' or 'running'; of a
-            cluster run 'running', 'queued' (jobs of it are, or may be) or 'ended'.
-        finished: when it was done, UTC; '' if it is not.
+        bytes: total size of its files.
+        state: 'done', 'failed', 'cut' (interrupted), 'damaged' or 'running'; of a cluster run
+            'running', 'queued' (it has, or may have, queued jobs) or 'ended'.
+        finished: time at which it was done, UTC; '' if it is not.
         needs: ids of the stages it was made from.
-        kept_by: why it stays: names of results folders and suites, 'needed by ...', 'running'.
+        kept_by: why it is kept: names of results folders and suites, 'needed by ...', 'running'.
     """
 
     id: str
@@ -63,9 +63,10 @@ class Entry:
 def survey(
     work: Path, cited: Mapping[str, Iterable[str]], planned: Mapping[str, Iterable[str]]
 ) -> list[Entry]:
-    """Every stage directory and cluster run in `work`, largest first, with who keeps it.
+    """Every stage directory and cluster run in `work`, largest first, with why it is kept.
 
     Args:
+        work: the work dir.
         cited: stage id -> names of the results folders whose records cite it; see `citations`.
         planned: stage id -> names of the suites that plan it.
 
@@ -123,7 +124,7 @@ def _stage_entry(work: Path, stage_id: str) -> Entry:
 
 
 def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> Entry:
-    """The directory `name` of a try of the stage `one`."""
+    """Entry of the directory `name` of an attempt of a stage."""
     why: tuple[str, ...] = ()
     if StageLock(work, stage_id).held_elsewhere():
         why = ("running",)
@@ -146,14 +147,14 @@ def _run_entries(work: Path) -> list[Entry]:
 
 
 def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
-    """(state, what keeps it) of a run's room. `queue`: jobs by stage; None where none is seen."""
+    """(state, why it is kept) of a cluster run. `queue`: jobs by stage; None without Slurm."""
     if cluster.run_lock(run_dir).held_elsewhere():
         return "running", "running"
     try:
         content = read_strict(run_dir / cluster.RUN_FILE, follow=False)
         stages, executor = list(content["stages"]), content.get("executor")
     except (KdepError, KeyError, TypeError, AttributeError):
-        return "ended", ""  # cut before it had submitted anything
+        return "ended", ""  # interrupted before it submitted a job
     if any(StageLock(work, i).held_elsewhere() for i in stages):
         return "running", "one of its stages is running"
     jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
@@ -179,7 +180,7 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     """Stage id -> names of the results folders with a record that cites it.
 
     Raises:
-        KdepError: a record that cannot be read: what it cites is not known, so nothing may go.
+        KdepError: a record cannot be read: what it cites is unknown, so nothing may be removed.
     """
     out: dict[str, list[str]] = {}
     for folder in folders:
@@ -204,7 +205,11 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
-    """What nothing keeps. KdepError where nothing at all was cited or planned."""
+    """Entries that nothing keeps.
+
+    Raises:
+        KdepError: no stage at all is cited or planned (`any_reference` is False).
+    """
     if not any_reference:
         raise KdepError(
             "no results were found and no suite was given, so every stage would be removed",
@@ -215,9 +220,9 @@ def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
 
 
 def remove(work: Path, entry: Entry) -> bool:
-    """Deletes one entry under its lock; False where a process has taken it meanwhile.
+    """Deletes one entry while holding its lock; False where a process uses it.
 
-    stage.json goes first: a removal that is cut leaves a stage that is not done.
+    stage.json is removed first: an interrupted removal leaves a stage that is not done.
     """
     out, attempt = work / entry.id, attempts.NAME.fullmatch(entry.id)
     removable = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
@@ -245,7 +250,7 @@ def size_text(size: float) -> str:
 
 
 def summary(entries: Iterable[Entry]) -> str:
-    """'3 stage directories, 1.2 GB', with the cluster runs where there are any."""
+    """'3 stage directories, 1.2 GB', with cluster runs if there are any."""
     entries = list(entries)
     runs = sum(e.is_run for e in entries)
     text = f"{len(entries) - runs} stage directories"
@@ -254,7 +259,7 @@ def summary(entries: Iterable[Entry]) -> str:
 
 
 def table(entries: Iterable[Entry]) -> str:
-    """The list for people: size, state, day, id, who keeps it."""
+    """The entries as lines: size, state, day, id, why it is kept."""
     lines = []
     for e in entries:
         kept = ", ".join(e.kept_by) or "unreferenced"
@@ -264,5 +269,5 @@ def table(entries: Iterable[Entry]) -> str:
 
 
 def as_json(entries: Iterable[Entry]) -> str:
-    """The list for programs."""
+    """The entries as JSON."""
     return json.dumps([vars(e) for e in entries], indent=1)

@@ -1,7 +1,7 @@
-"""The child's side: one stage, in a process and session of its own.
+"""Runs one stage in this process: lock, inputs, function, result.
 
-`run_stage` is the engine-neutral entry: it takes the stage's lock, checks the inputs, calls the
-function, and writes stage.json or failed.json. `main` wraps it for the local pool.
+`run_stage` takes the stage's lock, checks the inputs, calls the function, and writes stage.json or
+failed.json, for every engine. `main` is the body of a process of the local pool.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from kdep_bench.suite import data_identity
 def main(request: StageRequest, pipe: Any) -> None:
     """Process body in the local pool. Never returns."""
     os.setsid()
-    # Nobody would watch an orphan: the stage goes when the fork server dies, or the runner.
+    # The stage ends with the fork server or the runner: no process would monitor an orphan.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if pipe is not None:
         threading.Thread(target=_leave_with_reader, args=(pipe.fileno(),), daemon=True).start()
@@ -64,7 +64,7 @@ def main(request: StageRequest, pipe: Any) -> None:
     code = FAULT
     try:
         set_threads(request.stage.cpus)
-        # A stage without a GPU slot sees no GPU at all.
+        # A stage that is assigned no GPU sees none.
         show_gpus(request.gpus)
         reporter = Reporter(None if pipe is None else pipe.fileno())
         code, sentence = run_stage(request, reporter)
@@ -83,7 +83,7 @@ def main(request: StageRequest, pipe: Any) -> None:
 def _leave_with_reader(fd: int) -> None:
     """Ends this process group once the pipe's reader, the runner, is gone."""
     poll = select.poll()
-    poll.register(fd, 0)  # errors only, and the reader's end closing is one
+    poll.register(fd, 0)  # errors only; a closed reader is one
     while not poll.poll():
         pass
     os.killpg(0, signal.SIGTERM)
@@ -95,8 +95,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
     """Runs one stage to its stage.json.
 
     Returns:
-        (DONE, None), (BUSY, None) when another process has it or took it over, or
-        (FAULT, sentence).
+        (DONE, None); (BUSY, None) if another process runs it or took it over; (FAULT, error).
     """
     stage, work = request.stage, request.work
     out = state.folder(work, stage)
@@ -105,7 +104,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
     logs = False
     try:
         real_folder(out, "stage directory")
-        # Taken for dead and taken over: this process goes, by its own SIGTERM handler.
+        # If another process takes the stage over, this one ends by its SIGTERM handler.
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except (OSError, KdepError) as e:
@@ -116,7 +115,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
             return DONE, None
         if fault:
             state.mark_damaged(out)
-        # Nothing is resumed from what was found damaged: the damage would get a good checksum.
+        # Never resume from damaged files: their damage would get a valid checksum.
         from_scratch = request.force or (out / state.DAMAGED).exists()
         attempt = attempts.begin(
             work, stage.id, stage.resumable and not from_scratch, lock.still_held
@@ -134,10 +133,10 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
                 attempt.settle(lock.still_held)
         raise
     except Exception as e:
-        if not lock.still_held():  # the new owner has renamed the directory under this one's hands
+        if not lock.still_held():  # the new owner has renamed this process's directory
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
-            if logs:  # a traceback is for the log alone
+            if logs:  # the traceback goes into the log only
                 traceback.print_exc()
         return _fail(attempt, request, sentence_of(e), lock.still_held)
     except SystemExit as e:
@@ -223,7 +222,7 @@ def _execute(
 def _call(
     request: StageRequest, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """The function's outputs and, where it ran as several processes, what each of them used."""
+    """The function's outputs and, for several processes, the usage of each."""
     from kdep_bench.engine import ddp
 
     if ddp.shape(request.stage) != (1, 1):
@@ -231,7 +230,7 @@ def _call(
     keep_freed_memory()
     function = locate(request.stage.function)
     check_gpus(request.gpus)  # by now torch is in memory, if the function needs it
-    # A deep copy by way of JSON: whatever the function does to its spec, the record is the plan's.
+    # A deep copy through JSON: changes that the function makes to it do not reach the record.
     spec = json.loads(canonical_json(request.stage.spec))
     if request.stage.kind == "prepare":
         spec.pop(data_identity.CONTENT, None)
@@ -250,7 +249,7 @@ def _fail(
     sentence: str,
     still_held: Callable[[], bool],
 ) -> tuple[int, str | None]:
-    """Leaves what the try made so far, with failed.json, as the stage's directory."""
+    """Writes failed.json, and leaves the attempt's directory as the stage's."""
     try:
         if attempt is not None:
             attempt.fail(failure_record(sentence, request.stage))

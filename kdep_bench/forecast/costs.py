@@ -1,10 +1,10 @@
-"""How long a stage will take: from measured stages of like work, else its kind's own guess.
+"""Estimates the seconds of a stage from measured similar stages, else its kind's default.
 
-Work is counted in what the time of a kind grows with: images seen (`pretrain`), rows (`views`,
-`cache`, `align`), iterations (`transfer`), and 1 where nothing is known to matter. A stage is
-compared with measured ones of the same student, teacher or task; of those the ones whose work is
-nearest give the seconds a unit of work. What no measured stage resembles keeps its kind's guess: a
-median over unlike stages (the scratch arm takes no step at all) would say less than that.
+Work is measured in what the time of a kind depends on: images seen (`pretrain`), rows (`views`,
+`cache`, `align`), iterations (`transfer`), otherwise 1. A stage is compared with measured ones of
+the same student, teacher or task; those with the nearest work give the seconds per unit of work. A
+stage without a similar one keeps its kind's default: a median over different stages (scratch takes
+no step at all) would be less accurate.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.schema import Json
 
-_MAX_MEASURED = 32  # measured stages a group
-_SIMILAR = 0.1  # works whose logarithms differ by less are as near as each other
+_MAX_MEASURED = 32  # measured stages per group
+_SIMILAR = 0.1  # difference of log(work) below which two stages count as equally near
 _MIN_SECONDS = 0.01  # seconds
 
-# What a stage took: its wall time, or what it says all its tries took where that is more.
+# Key of the outputs with the seconds of all attempts, used where it is above the wall time.
 _SECONDS_KEYS = {"cache": "fill_s", "pretrain": "train_s"}
 
 
 class Costs:
-    """Estimates for the stages of one plan; `learn` feeds it, also while the plan runs."""
+    """Estimates for the stages of one plan, from records and from stages that finish meanwhile."""
 
     def __init__(self, plan: Plan, records: Iterable[Json] = ()) -> None:
         self.plan = plan
@@ -37,7 +37,7 @@ class Costs:
             self.learn(record)
 
     def learn(self, record: Json) -> None:
-        """Takes in a finished stage.json; one whose spec is of an older form teaches nothing."""
+        """Adds the stage.json of a finished stage; one with an older form of spec is ignored."""
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             self._learn(record)
 
@@ -57,7 +57,7 @@ class Costs:
         return stage.cost if estimate is None else estimate
 
     def measured(self, stage: Stage) -> float | None:
-        """The estimate from measured stages of like work; None where there is none."""
+        """The estimate in seconds from measured similar stages; None where there is none."""
         work = self._work(stage)
         if not work:
             return None
@@ -67,7 +67,7 @@ class Costs:
         return None
 
     def estimates(self, stages: Iterable[Stage]) -> dict[str, float]:
-        """Estimates by stage id; stages that look alike are looked up once."""
+        """Estimates in seconds by stage id; equal stages are computed once."""
         cached: dict[Any, float] = {}
         out = {}
         for stage in stages:
@@ -78,7 +78,7 @@ class Costs:
         return out
 
     def _work(self, stage: Stage) -> float | None:
-        """Work of a planned stage; None where it depends on images nobody has counted yet."""
+        """Work of a planned stage; None where the number of images is still unknown."""
         spec = stage.spec
         if stage.kind == "transfer":
             return _iterations(spec)
@@ -93,7 +93,7 @@ class Costs:
         return images * views * spec.get("share", 1.0)
 
     def _images(self, stage: Stage) -> tuple[float | None, float]:
-        """(images of the pool, views an image), from what `views` or `prepare` have told."""
+        """(images of the pool, views per image), from the outputs of `views` or `prepare`."""
         spec, needs = stage.spec, stage.needs
         if stage.kind != "views":
             if "views" not in needs or needs["views"] not in self.plan.stages:
@@ -108,7 +108,7 @@ class Costs:
 
 
 def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Whom a stage is compared with, closest first."""
+    """Groups of stages to take timings from, most similar first."""
     first = name.partition(".")[0]
     if kind == "pretrain":
         if not takes_steps(spec):
@@ -125,12 +125,12 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
 
 
 def takes_steps(spec: Mapping[str, Any]) -> bool:
-    """False for a pretrain spec of an arm that takes no step (scratch, given weights)."""
+    """False for a pretrain spec without training steps (scratch, given weights)."""
     return "method" not in spec or "budget" in spec
 
 
 def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
-    """Work of a finished stage, in the units of `Costs._work`; None where it does not say."""
+    """Work of a finished stage, in the units of `Costs._work`; None where unknown."""
     if kind == "pretrain":
         return outputs.get("images_seen") if takes_steps(spec) else 1.0
     if kind in ("views", "cache", "align"):
@@ -147,7 +147,7 @@ def _iterations(spec: Json) -> float:
 
 
 def _seconds_per_unit(seen: Iterable[tuple[float, float]], work: float) -> float:
-    """Seconds a unit of work: the median over the measured stages of nearest work."""
+    """Seconds per unit of work: the median over the measured stages of nearest work."""
     far = [(abs(math.log(w / work)), s / w) for w, s in seen]
     nearest = min(f for f, _ in far)
     rates = sorted(rate for f, rate in far if f <= nearest + _SIMILAR)

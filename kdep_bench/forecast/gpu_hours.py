@@ -1,9 +1,9 @@
-"""What fits a budget of GPU-hours: whole comparisons, the cheapest a cell first.
+"""Selects the comparisons that fit a budget of GPU-hours, lowest cost per run first.
 
-A comparison is every arm of one student, teacher, data share, length of pre-training, task and pair
-of seeds: fewer arms would compare nothing. Arms without a teacher belong to the comparisons of
-every teacher, arms that are not trained to all. What a comparison costs is what it adds to the ones
-already taken: a pre-training is paid for once.
+A comparison consists of all methods of one student, teacher, data fraction, length of pre-training,
+task and pair of seeds; with fewer methods nothing would be compared. Methods without a teacher
+belong to the comparisons of every teacher, untrained ones to all. The cost of a comparison is what
+it adds to those already selected: a shared pre-training counts once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdep_bench.suite.graph import Plan, TransferRun
 
 
 class Comparison(NamedTuple):
-    """The arms that are compared with each other, as cells; see the module."""
+    """The runs that are compared with each other; see the module."""
 
     student: str
     task: str
@@ -32,14 +32,14 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Comparisons taken, in order, their GPU-hours in all, and those left out."""
+    """Selected comparisons in order, their total GPU-hours, and those left out."""
 
     taken: list[Comparison]
     left: list[Comparison]
     hours: float
 
     def summary(self, budget: float) -> list[str]:
-        """What is run and what is left out, as sentences."""
+        """Sentences on what runs and what is left out."""
         total = Counter(c.task for c in [*self.taken, *self.left])
         left = Counter(c.task for c in self.left)
         lines = [
@@ -54,7 +54,7 @@ class Fit:
 
 
 def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
-    """Every comparison of the plan's cells in `wanted`, in their order."""
+    """All comparisons of the plan's runs in `selected`, in the order of the plan."""
     with_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     without_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     untrained: dict[tuple[object, ...], list[str]] = defaultdict(list)
@@ -74,20 +74,20 @@ def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
     for key in order:
         *base, _ = key
         if not key[-1] and key[:-1] in taught_keys:
-            continue  # it is in the comparisons of its teachers
+            continue  # included in the comparisons of each teacher
         runs = [*with_teacher[key], *without_teacher[tuple(base)], *untrained[tuple(base[:3])]]
         complete.append(Comparison(*key, tuple(runs)))  # type: ignore[arg-type]
     compared = {c for comparison in complete for c in comparison.runs}
     for base, runs in untrained.items():
-        if not compared.issuperset(runs):  # nothing here is trained
+        if not compared.issuperset(runs):  # no method of these is trained
             complete.append(Comparison(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
     return complete
 
 
 def teacher_of(plan: Plan, run: TransferRun) -> str:
-    """Name of the teacher that an arm learns from, through assistants; '' without one.
+    """Name of a run's teacher, through intermediate teachers; '' without one.
 
-    Of several teachers: the suite's, where it is one of them, so that the arm is compared with
+    Of several teachers: the suite's, where it is one of them, so that the run is compared with
     those of that teacher; otherwise all their names.
     """
     by_role = run.method.get("teachers")
@@ -114,9 +114,11 @@ def fit(
     """The comparisons that fit into `budget` GPU-hours.
 
     Args:
-        wanted: stages that are asked for.
-        todo: those of them that are to run; what is done costs nothing.
-        hours: of each; a comparison with a stage of unknown hours (None) is left out.
+        plan: the stages and runs.
+        selected: ids of the selected stages.
+        todo: those that must run; finished ones cost nothing.
+        hours: GPU-hours by stage id; comparisons with an unknown one (None) are left out.
+        budget: GPU-hours.
     """
     candidates = comparisons(plan, selected)
     upstream = [plan.upstream(c.runs) & todo for c in candidates]
@@ -152,7 +154,7 @@ def fit(
 
 
 def refusal(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
-    """Why a run of everything may not begin under `budget`; None where it fits."""
+    """The error if the whole run does not fit `budget`, or its cost is unknown; None if it fits."""
     unknown = sum(v is None for v in hours.by_stage.values())
     if unknown:
         return KdepError(

@@ -1,4 +1,4 @@
-"""GPU-hours: from a stated rate, from a probe of this machine, or from finished stages."""
+"""GPU-hours of stages: from a given FLOP rate, a measurement here, or finished stages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kdep_bench.suite.schema import Json
 
 @dataclass(frozen=True)
 class FlopRate:
-    """FLOP a second: `default`, or by network where it was measured; `said` tells whence."""
+    """FLOP per second: `default`, or per network where measured; `source` is for tables."""
 
     source: str
     default: float | None = None
@@ -50,7 +50,7 @@ def stated_rate(text: str) -> FlopRate:
     """The rate of `--device-rate`: '12.5' TFLOP/s reached, or 'a100.tf32:0.3' of a peak.
 
     Raises:
-        KdepError: an unknown device or format, a peak without the share of it that is reached.
+        KdepError: an unknown device or format, or a peak without the fraction that is reached.
     """
     name, colon, fraction_text = text.partition(":")
     device, dot, number_format = name.partition(".")
@@ -94,7 +94,7 @@ def stated_rate(text: str) -> FlopRate:
 
 
 def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
-    """The rate of a probe: each network's own. What was not probed goes at the students' slowest.
+    """The measured rate of each network; others get the rate of the slowest student.
 
     Raises:
         KdepError: no student was measured.
@@ -116,7 +116,7 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
 
 
 def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) -> Hours:
-    """GPU-hours of the stages `ids` at `rate`; 0 for kinds that use no GPU."""
+    """GPU-hours of the stages `ids` at `rate`; 0 for kinds that use no GPU, None if unknown."""
     hours: dict[str, float | None] = {}
     for stage_id in ids:
         stage = plan.stages[stage_id]
@@ -131,7 +131,7 @@ def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) 
 
 
 def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
-    """GPU-hours by finished stages of like work; None for a stage that resembles none."""
+    """GPU-hours from finished similar stages; None for a stage without a similar one."""
     hours: dict[str, float | None] = {}
     for stage_id in ids:
         stage = plan.stages[stage_id]
@@ -140,17 +140,17 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
     return Hours("measured here (finished stages of similar work)", hours)
 
 
-# ---- torch, in a process of its own ----
+# ---- in a separate process, which imports torch ----
 
 
 def count_networks(suite: str, work: Path, rehearse: bool) -> None:
-    """Counts what is not known of the suite's networks, into the work dir."""
+    """Counts the FLOPs of unknown networks of the suite, and stores them in the work dir."""
     work.mkdir(parents=True, exist_ok=True)
     _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(COUNTED))
 
 
 def probe_networks(suite: str, rehearse: bool) -> Json:
-    """What the suite's networks do a second here; see kdep_bench/benchmark/networks.py."""
+    """Images per second of the networks here; see kdep_bench/benchmark/networks.py."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "probe.json"
         _networks(suite, out, rehearse, "--measure-throughput")

@@ -1,12 +1,12 @@
-"""What the stages of a plan will take: pictures, FLOPs, disk, and GPU-hours at a rate.
+"""Resources of the stages of a plan: images, FLOPs, disk, and GPU-hours.
 
-Nothing is guessed. Numbers come from the specs, the counts of official data sets, finished stages,
-and what `kdep_bench.benchmark.networks` counted, kept in networks.json by the content of a
-network's config: a network that changed is unknown until it is counted again. What none of these
-tells is None, with a sentence that says why.
+Numbers come from the specs, the counts of official data sets, finished stages, and the counts of
+`kdep_bench.benchmark.networks` in networks.json, by the content of a network's config: a changed
+network is unknown until it is counted again. What is unknown is None, with the reason; nothing is
+guessed.
 
-Left out, because it is small: the scoring of test splits, classifiers of fine-tuned students, what
-an objective adds to its student, alignments, logs.
+Not included, because small: evaluation on test splits, classifiers of fine-tuned students, extra
+layers of objectives, alignments, logs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
 
-COUNTED = Path(__file__).with_name("networks.json")  # of the suites in configs/
-WORK_DIR_COUNTS = "networks.json"  # in the work dir: of other suites
+COUNTED = Path(__file__).with_name("networks.json")  # counts of the suites in configs/
+WORK_DIR_COUNTS = "networks.json"  # in the work dir: counts of other suites
 GPU_KINDS = ("cache", "pretrain", "transfer")
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
-_HALF = 2  # bytes of a number in a cache
-# Keys of a teacher that say which weights it has, and of a recipe that shape no network.
+_HALF = 2  # bytes per number in a cache
+# Keys of a teacher and of a recipe that do not change the network.
 _WEIGHTS = {"name", "weights", "sha256", "download", "prefix", "drop", "key", "content"}
 _TRAINING = {
     *("iters", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
@@ -50,7 +50,7 @@ def student_network(student: Json) -> Json:
 
 
 def teacher_network(teacher: Json) -> Json:
-    """The network of a teacher; of one that an arm makes, its student's."""
+    """The network of a teacher; for an intermediate teacher, that of its student."""
     if str(teacher.get("type")) == EXPORTED:
         return student_network(teacher["student"])
     return {"kind": "teacher", "name": teacher["name"], "teacher": teacher}
@@ -68,7 +68,7 @@ def task_network(task: Json, student: Json) -> Json:
 
 
 def network_id(network: Json) -> str:
-    """Hash of what shapes the network: not its name, weights or schedule."""
+    """Hash of the network's architecture and input size, without names, weights and schedules."""
     content: Any
     if network["kind"] == "student":
         content = network["student"]
@@ -83,7 +83,7 @@ def network_id(network: Json) -> str:
 
 
 def networks(plan: Plan) -> list[Json]:
-    """Every network that stages of the plan run, once."""
+    """The networks that the stages of the plan run, each once."""
     unique: dict[str, Json] = {}
     for stage in plan.stages.values():
         for network in _networks_of(stage):
@@ -108,25 +108,25 @@ def _dense(task: Json) -> bool:
 
 
 def read_counts(work: Path) -> dict[str, Json]:
-    """What is known of networks: the repository's counts, and the work dir's."""
+    """Counts of networks by `network_id`: those of the repository and of the work dir."""
     known: dict[str, Json] = json.loads(COUNTED.read_text())
     if (work / WORK_DIR_COUNTS).exists():
         known |= read_strict(work / WORK_DIR_COUNTS, follow=False)
     return known
 
 
-# ---- what a stage takes ----
+# ---- resources of a stage ----
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What one stage will take.
+    """Resources of one stage; None for an unknown one.
 
     Attributes:
-        images: pictures that its networks see.
-        flops: of the cache's teacher, of pre-training and of transfer training.
-        disk: bytes that it leaves.
-        why: what is not known, where something is None.
+        images: images that its networks process, repeated ones counted again.
+        flops: total floating-point operations of the stage.
+        disk: bytes of its outputs.
+        why: what is unknown, where something is None.
     """
 
     images: float | None = 0.0
@@ -136,11 +136,12 @@ class ResourceEstimate:
 
 
 class Forecast:
-    """The needs of the stages of a plan.
+    """Estimates the resources of the stages of a plan.
 
     Args:
-        counts: what is known of networks, by `network_id`.
-        records: stage.json of finished stages, which know how many images there are.
+        plan: the stages.
+        counts: counts of networks, by `network_id`.
+        records: stage.json of finished stages, whose outputs have the numbers of images.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class Forecast:
         self._pools: dict[str, int | None] = {}
 
     def estimate(self, stage: Stage) -> ResourceEstimate:
-        """The need of one stage."""
+        """Resources of one stage."""
         make = {
             "views": self._views,
             "cache": self._cache,
@@ -164,9 +165,9 @@ class Forecast:
         return make(stage) if make else ResourceEstimate()
 
     def network(self, config: Json, network: Json) -> tuple[str, Json]:
-        """(id, counts) of a network; the counts are empty where it was never counted.
+        """(id, counts) of a network; the counts are empty if it was never counted.
 
-        `config` is the dict it was made of: its id is remembered by that.
+        `config` is the dict it was made from, which serves as the key of a cache of ids.
         """
         if id(config) not in self._ids:
             self._ids[id(config)] = config, network_id(network)
@@ -196,7 +197,7 @@ class Forecast:
         return None
 
     def _rows(self, stage: Stage) -> tuple[int | None, int]:
-        """(images of the stage's share, views an image)."""
+        """(images of the stage's data fraction, views per image)."""
         views = stage.id if stage.kind == "views" else stage.needs["views"]
         pool = self.pool(views)
         images = None if pool is None else round(stage.spec.get("share", 1.0) * pool)
@@ -282,7 +283,7 @@ class Forecast:
         return ResourceEstimate(seen, seen * FORWARD_AND_BACKWARD * known["flops"], 0.0)
 
     def _pair(self, task: Json, student: Json) -> Json:
-        """One dict for each task and student, by which `network` remembers."""
+        """One dict per task and student, the cache key for `network`."""
         return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
 
 
@@ -294,7 +295,7 @@ def _uncounted(network: Json) -> str:
 
 
 def _size(outputs: Mapping[str, int], output: str) -> int | None:
-    """Numbers per image of one further output of a cache; 'maps' is all of them."""
+    """Numbers per image of one extra output of a cache; 'maps' is the sum of all maps."""
     if output.startswith("probabilities."):  # as many class numbers
         return 2 * int(output.partition(".")[2])
     sizes = [n for name, n in outputs.items() if output in (name, name.partition(".")[0])]
@@ -302,7 +303,7 @@ def _size(outputs: Mapping[str, int], output: str) -> int | None:
 
 
 def steps_of(budget: Json, images: int) -> int:
-    """Optimiser steps of a budget over so many images, as kdep_bench/pretrain/stage.py counts."""
+    """Optimiser steps of a budget over `images` images, as in kdep_bench/pretrain/stage.py."""
     return max(1, math.floor(budget["epochs"] * images / budget["batch"]))
 
 
@@ -311,14 +312,14 @@ def steps_of(budget: Json, images: int) -> int:
 
 @dataclass(frozen=True)
 class Hours:
-    """GPU-hours by stage id, None where unknown, and where they come from."""
+    """GPU-hours by stage id, None where unknown; `source` is printed with them."""
 
     source: str
     by_stage: Mapping[str, float | None]
 
 
 def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | None) -> list[str]:
-    """The lines of --dry-run: needs by kind of stage, each stage once, and what is not in them."""
+    """Lines of --dry-run: resources per kind of stage, and what is not included."""
     kinds: dict[str, list[Stage]] = defaultdict(list)
     for stage_id in ids:
         kinds[plan.stages[stage_id].kind].append(plan.stages[stage_id])
@@ -358,7 +359,7 @@ def _row(kind: str, estimates: list[ResourceEstimate], hours: list[float | None]
 
 
 def _sum(values: list[float | None], show: Any) -> str:
-    """The sum; '>= ' where a part is not known, '-' where there is nothing or nothing known."""
+    """The sum; with '>= ' where a value is unknown, '-' where all are 0 or unknown."""
     known = [v for v in values if v is not None]
     if not any(known):
         return "-"

@@ -223,7 +223,7 @@ os._exit(code)
 """
 
 
-def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 10.0) -> subprocess.Popen:
+def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 600.0) -> subprocess.Popen:
     path = os.pathsep.join((str(REPO), str(fakes.HERE)))
     return subprocess.Popen(
         [sys.executable, "-c", APART, str(work), name, kind, repr(spec), str(beat)],
