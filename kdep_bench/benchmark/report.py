@@ -50,7 +50,7 @@ MIN_SPEEDUP = 1.5
 NOT_MEASURED = "not measured"
 
 
-class Row(NamedTuple):
+class TargetRow(NamedTuple):
     """A row of the table; `met` is None without a target or a measurement."""
 
     measure: str
@@ -70,25 +70,25 @@ def reaches(value: float, sign: str, target: float) -> bool:
     return value <= target if sign == "<=" else value < target
 
 
-def rows(measured: dict[str, Any]) -> Iterator[Row]:
+def rows(measured: dict[str, Any]) -> Iterator[TargetRow]:
     """All rows of the table, including those without a measurement."""
     ratios = measured.get("steps", {}).get("ratios", {})
     for key, (measure, sign, target) in TARGETS.items():
         if key in ratios:
             met = reaches(ratios[key], sign, target)
-            yield Row(measure, f"{sign} {target:g}", f"{ratios[key]:.3f}", met)
+            yield TargetRow(measure, f"{sign} {target:g}", f"{ratios[key]:.3f}", met)
         else:
-            yield Row(measure, f"{sign} {target:g}")
+            yield TargetRow(measure, f"{sign} {target:g}")
     yield from _forwards(measured.get("forwards"))
     yield from _lightly(measured.get("rival"))
     yield from _memory(measured.get("memory"))
 
 
-def _forwards(counts: dict[str, Any] | None) -> Iterator[Row]:
+def _forwards(counts: dict[str, Any] | None) -> Iterator[TargetRow]:
     if counts is None:
-        yield Row("teacher forward passes of a suite", "one per (image, view)")
+        yield TargetRow("teacher forward passes of a suite", "one per (image, view)")
         return
-    yield Row(
+    yield TargetRow(
         f"teacher forward passes of `{counts['suite']}` ({counts['records']} records, "
         f"{counts['pretrainings']} pre-trainings with the teacher), counted by its cache",
         f"{counts['rows']}, one per (image, view)",
@@ -97,53 +97,53 @@ def _forwards(counts: dict[str, Any] | None) -> Iterator[Row]:
     )
 
 
-def _lightly(comparison: dict[str, Any] | None) -> Iterator[Row]:
+def _lightly(comparison: dict[str, Any] | None) -> Iterator[TargetRow]:
     if comparison is None:
-        yield Row("throughput / that of lightly-train's distillation", f">= {MIN_SPEEDUP:g}")
+        yield TargetRow("throughput / that of lightly-train's distillation", f">= {MIN_SPEEDUP:g}")
         return
     name = f"{comparison['rival']} {comparison['version']}"
     ratio = comparison["other"]["seconds"] / comparison["ours"]["seconds"]
     cpu_ratio = comparison["other"]["cpu_s"] / comparison["ours"]["cpu_s"]
-    yield Row(
+    yield TargetRow(
         f"throughput / that of {name}'s distillation, including our views and cache "
         f"({comparison['images']} images, {comparison['epochs']} epochs)",
         f">= {MIN_SPEEDUP:g}",
         f"{ratio:.2f} ({cpu_ratio:.2f} in CPU time)",
         reaches(ratio, ">=", MIN_SPEEDUP),
     )
-    yield Row(
+    yield TargetRow(
         "the same, only training steps",
         "",
         f"{comparison['other']['seconds'] / comparison['ours']['train_s']:.2f}",
     )
     scores = ", ".join(f"{n} {100 * v:.1f}" for n, v in comparison["scores"].items())
-    yield Row(
+    yield TargetRow(
         f"top-1 x100 of {comparison['task']}, mean of {comparison['seeds']} seeds", "", scores
     )
 
 
-def _memory(memory: dict[str, Any] | None) -> Iterator[Row]:
+def _memory(memory: dict[str, Any] | None) -> Iterator[TargetRow]:
     if memory is None:
-        yield Row("streaming SVD: extra memory", "< 300 MB")
+        yield TargetRow("streaming SVD: extra memory", "< 300 MB")
         return
     largest = max(s["extra_bytes"] for s in memory["svd"])
     a, b = memory["svd"][0], memory["svd"][-1]
     slope = (b["pass_s"] / a["pass_s"]) / (b["rows"] / a["rows"])
     small, large = memory["reads"]
-    yield Row(
+    yield TargetRow(
         f"streaming SVD: extra memory at Dt={memory['svd_width']}, N={b['rows']}",
         "< 300 MB",
         f"{largest / 1e6:.0f} MB",
         largest < SVD_BYTES,
     )
     measure = f"streaming SVD: time ratio N={b['rows']} / N={a['rows']}, divided by the ratio of N"
-    yield Row(measure, "about 1", f"{slope:.2f}")
-    yield Row(
+    yield TargetRow(measure, "about 1", f"{slope:.2f}")
+    yield TargetRow(
         "streaming SVD: smallest cosine of its directions to those of the full SVD",
         "1",
         f"{memory['svd_agreement']:.9f}",
     )
-    yield Row(
+    yield TargetRow(
         f"memory growth by random reads of {small['rows']} and {large['rows']} rows",
         "flat",
         f"{small['grown_bytes'] / 1e6:.1f} and {large['grown_bytes'] / 1e6:.1f} MB",

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/gpu_check_reference"
@@ -56,7 +56,7 @@ def scores(results: Path) -> dict[tuple[str, str], list[float]]:
     return values
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     work, results = _work_dir(setting), setting.folder / "results"
     packed = work == PACKED  # a pack lacks the photographs that smoke uses
     suite = "smoke" if setting.quick and not packed else SUITE
@@ -68,7 +68,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(command, env=environment, check=False)
     if setting.quick and packed:
-        outcome.claim("the packed data are whole", done.returncode == 0, done.returncode, "0")
+        measurements.claim("the packed data are whole", done.returncode == 0, done.returncode, "0")
         return
     measured, reference = scores(results), scores(REFERENCE)
     if done.returncode or not measured:
@@ -79,7 +79,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         )
     for (method, task), values in sorted(measured.items()):
         if setting.quick:
-            outcome.claim(f"{method} on {task} has a score", True, values[0], "any")
+            measurements.claim(f"{method} on {task} has a score", True, values[0], "any")
             continue
         known = reference.get((method, task), [])
         if len(known) < 2:
@@ -89,7 +89,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
                 fix="run tools/run_suite.py gpu_check_reference on a CPU",
             )
         low, high = prediction_interval(known)
-        outcome.claim(f"{method} on {task}, beside {len(known)} CPU runs",
+        measurements.claim(f"{method} on {task}, beside {len(known)} CPU runs",
                       low <= values[0] <= high, values[0], f"{low:.3f} to {high:.3f}")  # fmt: skip
 
 

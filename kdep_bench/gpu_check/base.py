@@ -37,7 +37,7 @@ class Setting:
 
 
 @dataclass
-class Outcome:
+class Measurements:
     """Output of a check.
 
     Attributes:
@@ -79,7 +79,7 @@ class Check:
     order: int
     seconds: float
     least: float
-    run: Callable[[Setting, Outcome], None]
+    run: Callable[[Setting, Measurements], None]
 
 
 def checks() -> dict[str, Check]:

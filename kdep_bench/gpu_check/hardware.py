@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch
 
     from kdep_bench.devices import compute_device
@@ -23,16 +23,16 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(side, side, device=device).to(dtype)
         seconds = _best(lambda a=a: torch.mm(a, a))
-        outcome.figure(f"matrix product, {name}", 2 * side**3 / seconds / 1e12, "TFLOP/s")
+        measurements.figure(f"matrix product, {name}", 2 * side**3 / seconds / 1e12, "TFLOP/s")
     size = 2**30 if setting.device == "cuda" else 2**24
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source))
-    outcome.figure("copy within memory, read and written", 2 * size / seconds / 1e12, "TB/s")
+    measurements.figure("copy within memory, read and written", 2 * size / seconds / 1e12, "TB/s")
     if setting.device == "cuda":
         host = torch.zeros(2**28, dtype=torch.uint8, pin_memory=True)
         seconds = _best(lambda: target[: 2**28].copy_(host, non_blocking=True))
-        outcome.figure("copy from pinned host memory", 2**28 / seconds / 1e9, "GB/s")
+        measurements.figure("copy from pinned host memory", 2**28 / seconds / 1e9, "GB/s")
 
 
 def _best(call: object, times: int = 8) -> float:

@@ -7,14 +7,14 @@ import warnings
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
-from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 from kdep_bench.registry import type_path
 
 WARM, COUNTED = 3, 20  # steps before waits are counted, and while they are
 EPOCHS = 16.0  # those of the suites, within which the schedules of some methods must fit
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch
 
     from kdep_bench.gpu_check import synthetic
@@ -41,7 +41,9 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         elif align:
             aligned = _align(setting.folder / name, done, student, method)
             if aligned is None:
-                outcome.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
+                measurements.claim(
+                    f"{name}: a step", True, "not for this student", "its rule refuses"
+                )
                 continue
             inputs["align"] = aligned
         for role in method.get("teachers", {}):  # one cache stands in for all
@@ -50,12 +52,12 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
         falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
         bound = "finite" if setting.quick else "falls"
-        outcome.claim(f"{name}: loss of a batch", falls, f"{before:.4g} to {after:.4g}", bound)
+        measurements.claim(f"{name}: loss of a batch", falls, f"{before:.4g} to {after:.4g}", bound)
         if waits is not None:
-            outcome.claim(f"{name}: waits for the GPU per step", waits == 0, waits, "0")
+            measurements.claim(f"{name}: waits for the GPU per step", waits == 0, waits, "0")
         if setting.device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**20
-            outcome.figure(f"{name}: peak memory at batch {batch}", peak, "MiB")
+            measurements.figure(f"{name}: peak memory at batch {batch}", peak, "MiB")
             torch.cuda.reset_peak_memory_stats()
 
 

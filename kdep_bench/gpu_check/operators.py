@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 TOLERANCE = 1e-4  # relative L2 difference of float32 results in another order of summation
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -25,7 +25,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
             grads = [t.grad for t in inputs if t.grad is not None]
             results.append([x.detach().cpu() for x in (*out, *grads)])
         worst = max(_relative_difference(a, b) for a, b in zip(*results, strict=True))
-        outcome.claim(
+        measurements.claim(
             f"{name}, forward and backward", worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}"
         )
 

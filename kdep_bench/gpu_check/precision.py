@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 # Relative L2 difference of the whole gradient. bfloat16 rounds to 2^-8, float16 to 2^-11 and the
 # other two only change the order of sums; BatchNorm multiplies what the layers before it round.
 BOUNDS = {"bfloat16": 0.25, "float16": 0.03, "contiguous": 1e-3, "compiled": 1e-3}
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch
 
     from kdep_bench.gpu_check import synthetic
@@ -46,8 +46,8 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         difference = float((got - want).norm() / want.norm())
         bound = BOUNDS[name]
         label = f"{name}: gradient against eager float32"
-        outcome.claim(label, difference <= bound, difference, f"<= {bound:g}")
-        outcome.figure(f"{name}: loss over that of eager float32", loss / want_loss, "ratio")
+        measurements.claim(label, difference <= bound, difference, f"<= {bound:g}")
+        measurements.figure(f"{name}: loss over that of eager float32", loss / want_loss, "ratio")
 
 
 CHECK = Check("precision, layout and compilation", 30, 90, 15, _run)

@@ -10,12 +10,12 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 TOLERANCE = 1e-4
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch.multiprocessing as mp
 
     ranks = len(setting.gpus) if setting.device == "cuda" else 2
@@ -39,16 +39,16 @@ def _run(setting: Setting, outcome: Outcome) -> None:
         )
     by_rank = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
     expected = ranks * (ranks + 1) / 2
-    outcome.claim(f"sum over {ranks} processes", all(f["sum"] == expected for f in by_rank),
+    measurements.claim(f"sum over {ranks} processes", all(f["sum"] == expected for f in by_rank),
                   by_rank[0]["sum"], f"{expected:g}")  # fmt: skip
     worst = max(f["apart"] for f in by_rank)
-    outcome.claim("BatchNorm over processes against one process, output and gradient",
+    measurements.claim("BatchNorm over processes against one process, output and gradient",
                   worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}")  # fmt: skip
     if setting.device == "cuda":
         worst = max(f["apart_torch"] for f in by_rank)
-        outcome.claim("torch's SyncBatchNorm against one process", worst <= TOLERANCE, worst,
+        measurements.claim("torch's SyncBatchNorm against one process", worst <= TOLERANCE, worst,
                       f"<= {TOLERANCE:g}")  # fmt: skip
-    outcome.figure(f"all-reduce of 64 MiB over {ranks} processes",
+    measurements.figure(f"all-reduce of 64 MiB over {ranks} processes",
                    max(f["reduce_s"] for f in by_rank) * 1e3, "ms")  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdep_bench.gpu_check.base import Check, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 BOUND = 1.05  # a warm-cache step over the student's alone
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     from kdep_bench.benchmark import steps
 
     for px in (64,) if setting.quick else (64, 224):
@@ -18,14 +18,14 @@ def _run(setting: Setting, outcome: Outcome) -> None:
             folder, px=64 if setting.quick else None if px == 64 else px, **sizes
         )
         for ratio_name, value in measured["ratios"].items():
-            outcome.figure(f"{px} px: {ratio_name}", value, "ratio")
+            measurements.figure(f"{px} px: {ratio_name}", value, "ratio")
         ratio = measured["ratios"]["warm-cache step / student-only step"]
         if not setting.quick:
-            outcome.claim(f"{px} px: a warm-cache step over the student's alone", ratio <= BOUND,
-                          ratio, f"<= {BOUND:g}")  # fmt: skip
+            label = f"{px} px: a warm-cache step over the student's alone"
+            measurements.claim(label, ratio <= BOUND, ratio, f"<= {BOUND:g}")
         for trainer in ("student", "kdep", "live"):
             rate = measured["batch"] / (measured["wait_s"][trainer] + measured["step_s"][trainer])
-            outcome.figure(f"{px} px: {trainer}, data included", rate, "images/s")
+            measurements.figure(f"{px} px: {trainer}, data included", rate, "images/s")
 
 
 CHECK = Check("step ratios and data wait", 70, 90, 20, _run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 from kdep_bench.pretrain import checkpoint
 
 TOLERANCE = 1e-3  # where kernels are not deterministic; on a CPU both runs are equal bit for bit
@@ -15,7 +15,7 @@ class _Interrupted(Exception):
     """Stands for a kill in the middle of a run."""
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import os
 
     import torch
@@ -43,7 +43,7 @@ def _run(setting: Setting, outcome: Outcome) -> None:
     exact = all(torch.equal(a, resumed[k]) for k, a in whole.items())
     bound = f"<= {TOLERANCE:g}" if setting.device == "cuda" else "equal"
     ok = worst <= TOLERANCE if setting.device == "cuda" else exact
-    outcome.claim("weights of the resumed run against the uninterrupted one", ok,
+    measurements.claim("weights of the resumed run against the uninterrupted one", ok,
                   "equal" if exact else worst, bound)  # fmt: skip
 
 

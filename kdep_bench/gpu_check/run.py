@@ -24,7 +24,7 @@ from typing import Any
 from kdep_bench import devices
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
-from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting, checks
+from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting, checks
 from kdep_bench.gpu_check.report import REPORT, write_report
 
 RESULT = "gpu_check.json"
@@ -152,20 +152,20 @@ class Running:
         folder = self.setting.folder
         if self.child.is_alive():
             _end(self.child)
-            outcome = {"status": "interrupted", "why": f"not done after {self.limit:.0f} s"}
+            status = {"status": "interrupted", "why": f"not done after {self.limit:.0f} s"}
         elif (folder / "error.txt").is_file():
-            outcome = {"status": "failed", "why": (folder / "error.txt").read_text()}
+            status = {"status": "failed", "why": (folder / "error.txt").read_text()}
         elif self.child.exitcode:
             why = f"its process ended with status {self.child.exitcode}"
-            outcome = {"status": "failed", "why": why}
+            status = {"status": "failed", "why": why}
         else:
-            outcome = {"status": "done"}
+            status = {"status": "done"}
         partial, log = self.setting.partial, folder / "log.txt"
         measured = read_json(partial) if partial.is_file() else {}
-        if outcome["status"] != "done" and log.is_file():
-            outcome["log"] = log.read_text(errors="replace")[-2000:]
+        if status["status"] != "done" and log.is_file():
+            status["log"] = log.read_text(errors="replace")[-2000:]
         shutil.rmtree(folder, ignore_errors=True)
-        return {**outcome, "seconds": round(time.monotonic() - self.began, 1), **measured}
+        return {**status, "seconds": round(time.monotonic() - self.began, 1), **measured}
 
 
 def _wait(running: list[Running]) -> list[Running]:
@@ -210,7 +210,7 @@ def _work(check: Check, setting: Setting) -> None:
             devices.check_gpus(setting.gpus)
         else:
             _one_thread()
-        check.run(setting, Outcome(setting))
+        check.run(setting, Measurements(setting))
     except KdepError as e:
         error = str(e)
     except Exception as e:

@@ -8,79 +8,104 @@ throughput of a large matrix product of the same format.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from kdep_bench.gpu_check.base import Check, Json, Outcome, Setting
+from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 
 
-def _run(setting: Setting, outcome: Outcome) -> None:
+def _run(setting: Setting, measurements: Measurements) -> None:
     import torch
 
-    from kdep_bench.devices import compute_device, synchronise
-    from kdep_bench.networks.backbone import build_backbone
+    from kdep_bench.devices import compute_device
 
     device, quick = compute_device(), setting.quick
     px, batch, steps = (64, 2, 1) if quick else (224, 256, 20)
-    dtype = torch.bfloat16
     torch.backends.cudnn.benchmark = True
-    rate = _rate(device, 256 if quick else 8192, dtype)
-    teacher = build_backbone(_resnet(50)).to(device)
+    throughput = _throughput(device, 256 if quick else 8192, torch.bfloat16)
+    teacher = _channels_last(_resnet(50), device)
     teacher.eval()  # mm backbones return nothing from it
-    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(batch, 3, px, px, device=device).contiguous(
         memory_format=torch.channels_last
     )
-    teacher_flops = _forward_flops(teacher, images)
-    labels = torch.randint(0, 1000, (batch,), device=device)
     for name, student in (("ResNet-18", _resnet(18)), ("ViT-S", _vit(px))):
-        net = build_backbone(student).to(device)
-        net.train()
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head = torch.nn.Linear(student["width"], 1000).to(device)
-        target = torch.randn(batch, student["width"], device=device)
-        basis = torch.randn(2048, student["width"], device=device) / 45
-        optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], 1e-3, momentum=0.9)
-
-        def feature(net: Any = net) -> Any:
-            with torch.autocast(device.type, dtype):
-                out = net(images)
-            last = out[-1] if isinstance(out, (tuple, list)) else out
-            return (last.mean((2, 3)) if last.ndim == 4 else last).float()
-
-        def cached(feature: Any = feature, target: Any = target) -> Any:
-            return (feature() - target).square().mean()
-
-        def live(feature: Any = feature, basis: Any = basis) -> Any:
-            with torch.no_grad(), torch.autocast(device.type, dtype):
-                target_live = teacher(images)[-1].mean((2, 3)).float() @ basis
-            return (feature() - target_live).square().mean()
-
-        def supervised(feature: Any = feature, head: Any = head) -> Any:
-            return torch.nn.functional.cross_entropy(head(feature()), labels)
-
-        student_flops = 3 * _forward_flops(net, images)
-        for training, loss, flops in (
-            ("KDEP, cached", cached, student_flops),
-            ("KDEP, live teacher", live, student_flops + teacher_flops),
-            ("supervised", supervised, student_flops),
-        ):
+        for training, (loss, flops, optimizer) in _trainings(student, teacher, images).items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            for k in range(steps + 3):
-                if k == 3:
-                    synchronise()
-                    start = time.perf_counter()
-                optimizer.zero_grad()
-                loss().backward()
-                optimizer.step()
-            synchronise()
-            seconds = (time.perf_counter() - start) / steps
+            seconds = _step_s(loss, optimizer, steps)
             label = f"{name} at {px} px, {training}"
-            outcome.figure(label, batch / seconds, "images/s")
-            outcome.figure(f"{label}: floor of its arithmetic", batch * rate / flops, "images/s")
+            measurements.figure(label, batch / seconds, "images/s")
+            bound = batch * throughput / flops
+            measurements.figure(f"{label}: floor of its arithmetic", bound, "images/s")
             if device.type == "cuda":
                 peak = torch.cuda.max_memory_allocated() / 2**30
-                outcome.figure(f"{label}: peak memory at batch {batch}", peak, "GiB")
+                measurements.figure(f"{label}: peak memory at batch {batch}", peak, "GiB")
+
+
+def _trainings(
+    student: Json, teacher: Any, images: Any
+) -> dict[str, tuple[Callable[[], Any], float, Any]]:
+    """Name -> (loss of a step on `images` [B, 3, px, px], FLOPs of a step, optimizer)."""
+    import torch
+
+    device, batch = images.device, len(images)
+    net = _channels_last(student, device)
+    net.train()
+    head = torch.nn.Linear(student["width"], 1000).to(device)
+    target = torch.randn(batch, student["width"], device=device)
+    basis = torch.randn(2048, student["width"], device=device) / 45
+    labels = torch.randint(0, 1000, (batch,), device=device)
+    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], 1e-3, momentum=0.9)
+
+    def feature() -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            out = net(images)
+        last = out[-1] if isinstance(out, (tuple, list)) else out
+        return (last.mean((2, 3)) if last.ndim == 4 else last).float()
+
+    def cached() -> Any:
+        return (feature() - target).square().mean()
+
+    def live() -> Any:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            live_target = teacher(images)[-1].mean((2, 3)).float() @ basis
+        return (feature() - live_target).square().mean()
+
+    def supervised() -> Any:
+        return torch.nn.functional.cross_entropy(head(feature()), labels)
+
+    student_flops = 3 * _forward_flops(net, images)
+    live_flops = student_flops + _forward_flops(teacher, images)
+    return {
+        "KDEP, cached": (cached, student_flops, optimizer),
+        "KDEP, live teacher": (live, live_flops, optimizer),
+        "supervised": (supervised, student_flops, optimizer),
+    }
+
+
+def _step_s(loss: Callable[[], Any], optimizer: Any, steps: int, warmup: int = 3) -> float:
+    """Mean seconds of a training step over `steps`, after `warmup` that are not counted."""
+    from kdep_bench.devices import synchronise
+
+    start = 0.0
+    for k in range(steps + warmup):
+        if k == warmup:
+            synchronise()
+            start = time.perf_counter()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    synchronise()
+    return (time.perf_counter() - start) / steps
+
+
+def _channels_last(config: Json, device: Any) -> Any:
+    """The backbone of a config on the device."""
+    import torch
+
+    from kdep_bench.networks.backbone import build_backbone
+
+    return build_backbone(config).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _resnet(depth: int) -> Json:
@@ -99,7 +124,7 @@ def _vit(px: int) -> Json:
     return dict(backbone=backbone, width=384, input_px=px)
 
 
-def _rate(device: Any, side: int, dtype: Any) -> float:
+def _throughput(device: Any, side: int, dtype: Any) -> float:
     """FLOP/s of a large matrix product."""
     import torch
 

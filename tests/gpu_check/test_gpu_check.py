@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 from kdep_bench.gpu_check import run
 from kdep_bench.gpu_check.arm import prediction_interval, scores
-from kdep_bench.gpu_check.base import Check, Outcome, Setting, checks
+from kdep_bench.gpu_check.base import Check, Measurements, Setting, checks
 from kdep_bench.gpu_check.machine import MachineInfo, usable
 from kdep_bench.gpu_check.pack import locked, make_pack
 from kdep_bench.gpu_check.report import write_report
@@ -84,17 +84,17 @@ def test_only_complete_records_are_compared(tmp_path: Path):
 # ---- keeping time ----
 
 
-def _measures_then_hangs(setting: Setting, outcome: Outcome) -> None:
-    outcome.figure("before the hang", 7, "s")
+def _measures_then_hangs(setting: Setting, measurements: Measurements) -> None:
+    measurements.figure("before the hang", 7, "s")
     time.sleep(60)
 
 
-def _crashes(setting: Setting, outcome: Outcome) -> None:
-    outcome.claim("before the crash", True, 1, "1")
+def _crashes(setting: Setting, measurements: Measurements) -> None:
+    measurements.claim("before the crash", True, 1, "1")
     os._exit(9)
 
 
-def _refuses(setting: Setting, outcome: Outcome) -> None:
+def _refuses(setting: Setting, measurements: Measurements) -> None:
     raise KdepError("no such thing", expected="it", fix="bring it")
 
 
@@ -131,10 +131,12 @@ def test_checks_for_which_no_time_is_left_are_named(tmp_path: Path):
 
 
 def test_a_claim_that_does_not_hold_shows_and_fails(tmp_path: Path):
-    outcome = Outcome(Setting("cuda", ("0",), False, tmp_path, tmp_path, tmp_path / "p.json"))
-    outcome.claim("holds", True, 0.5, "<= 1")
-    outcome.claim("a | b", False, 2.0, "<= 1")
-    check = {"title": "t", "status": "done", "seconds": 1.0, "claims": outcome.claims}
+    measurements = Measurements(
+        Setting("cuda", ("0",), False, tmp_path, tmp_path, tmp_path / "p.json")
+    )
+    measurements.claim("holds", True, 0.5, "<= 1")
+    measurements.claim("a | b", False, 2.0, "<= 1")
+    check = {"title": "t", "status": "done", "seconds": 1.0, "claims": measurements.claims}
     result = {"device": "cuda", "quick": False, "checks": {"t": check}}
     write_report(result, tmp_path / "gpu.md")
     page = (tmp_path / "gpu.md").read_text()

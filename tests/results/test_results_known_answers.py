@@ -16,13 +16,13 @@ from kdep_bench.results import build
 from kdep_bench.results.records.record import Record
 
 Results = Callable[[Iterable[Record]], Path]
-Row = dict[str, str]
+ReportedScore = dict[str, str]
 
 
-def tables(folder: Path) -> dict[str, list[Row]]:
+def tables(folder: Path) -> dict[str, list[ReportedScore]]:
     """The tables of leaderboard.md by heading; cells without bold."""
     build(folder)
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ReportedScore]] = {}
     heading, head = "", []
     for line in (folder / "leaderboard.md").read_text().splitlines():
         if line.startswith("## "):
@@ -48,7 +48,7 @@ def keyed(method: str, task: str, values: dict[tuple[int, int], float]) -> list[
     return [record(method, task, v, pretrain=p, transfer=t) for (p, t), v in values.items()]
 
 
-def only_difference(folder: Path) -> Row:
+def only_difference(folder: Path) -> ReportedScore:
     """The one row of the paired differences."""
     (row,) = tables(folder)["Paired differences"]
     return row

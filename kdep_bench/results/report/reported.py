@@ -20,7 +20,7 @@ SOURCE = (
 TASKS = frozenset({"cifar100", "cub200", "dtd", "caltech256"})
 
 
-class Row(NamedTuple):
+class ReportedScore(NamedTuple):
     """One point of Figure 1: method, data fraction, approximate hours, mean top-1 in percent."""
 
     method: str
@@ -30,32 +30,32 @@ class Row(NamedTuple):
 
 
 FIGURE_1 = (
-    Row("supervised", 0.1, 4, 71.05),
-    Row("supervised", 0.1, 8, 71.60),
-    Row("supervised", 0.1, 40, 72.44),
-    Row("supervised", 1.0, 4, 72.91),
-    Row("supervised", 1.0, 8, 74.81),
-    Row("supervised", 1.0, 40, 77.13),
-    Row("logit_kd", 0.1, 4, 71.95),
-    Row("logit_kd", 0.1, 8, 73.63),
-    Row("conv1x1", 0.1, 4, 73.10),
-    Row("conv1x1", 0.1, 8, 74.02),
-    Row("kdep", 0.1, 4, 75.74),
-    Row("kdep", 0.1, 8, 77.07),
-    Row("kdep", 0.1, 40, 78.21),
-    Row("kdep", 1.0, 4, 76.23),
-    Row("kdep", 1.0, 8, 77.33),
-    Row("kdep", 1.0, 40, 78.40),
+    ReportedScore("supervised", 0.1, 4, 71.05),
+    ReportedScore("supervised", 0.1, 8, 71.60),
+    ReportedScore("supervised", 0.1, 40, 72.44),
+    ReportedScore("supervised", 1.0, 4, 72.91),
+    ReportedScore("supervised", 1.0, 8, 74.81),
+    ReportedScore("supervised", 1.0, 40, 77.13),
+    ReportedScore("logit_kd", 0.1, 4, 71.95),
+    ReportedScore("logit_kd", 0.1, 8, 73.63),
+    ReportedScore("conv1x1", 0.1, 4, 73.10),
+    ReportedScore("conv1x1", 0.1, 8, 74.02),
+    ReportedScore("kdep", 0.1, 4, 75.74),
+    ReportedScore("kdep", 0.1, 8, 77.07),
+    ReportedScore("kdep", 0.1, 40, 78.21),
+    ReportedScore("kdep", 1.0, 4, 76.23),
+    ReportedScore("kdep", 1.0, 8, 77.33),
+    ReportedScore("kdep", 1.0, 40, 78.40),
 )
 HEAD = ["method", "data fraction", "training time, approx.", "mean top-1 x100"]
 
 
-def rows_for(board: Board) -> tuple[Row, ...]:
+def rows_for(board: Board) -> tuple[ReportedScore, ...]:
     """The reported rows to show with a board: all of Figure 1 if it has all `TASKS`, else none."""
     return FIGURE_1 if {c.task for c in board.columns} >= TASKS else ()
 
 
-def entries(row: Row) -> list[str]:
+def entries(row: ReportedScore) -> list[str]:
     """A row as text, under HEAD; every score is marked."""
     return [
         row.method,
