@@ -190,7 +190,7 @@ def test_more_forward_passes_than_rows_miss_the_target():
     assert line(report.table(found(forwards=more)), "teacher forward passes").endswith("| no |")
 
 
-def test_what_was_not_measured_says_so():
+def test_a_part_without_measurement_is_shown_as_not_measured():
     page = report.table({"quick": False, "device": "cpu", "threads": 1})
     rows = [row for row in page.splitlines() if row.startswith("| ")][1:]
     assert len(rows) == len(report.TARGETS) + 3
@@ -255,7 +255,7 @@ def test_a_matrix_product_has_a_rate():
     assert steps.peak_throughput(side=64, times=2) > 0
 
 
-def test_random_reads_of_a_file_are_timed_and_the_file_goes(tmp_path):
+def test_random_reads_of_a_file_are_timed_and_the_file_is_deleted(tmp_path):
     got = memory.reads(str(tmp_path), 1000, 4, batches=2)
     assert got["rows"] == 1000
     assert got["read_s"] > 0
@@ -271,7 +271,7 @@ def test_resident_memory_is_read_by_name():
 # --- beside lightly-train ------------------------------------------------------------------------
 
 
-def test_the_pace_counts_whole_steps_and_nothing_before_the_first():
+def test_the_pace_counts_complete_steps_only():
     began = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]  # the third one's end is not known
     assert lightly_run.pace(began) == (12.0, 6.0)
 

@@ -24,7 +24,7 @@ def plain(page: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in page.items() if k != "about"}
 
 
-def test_the_kept_count_of_the_papers_student_is_what_torch_counts(
+def test_the_published_flops_of_the_papers_student_are_those_torch_counts(
     apart: Callable[..., Any],  # noqa: F811
 ) -> None:
     network = student_network(plain(resolve("student", "resnet18")))

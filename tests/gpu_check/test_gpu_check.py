@@ -105,7 +105,7 @@ def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
     return ended.result()
 
 
-def test_what_a_check_measured_before_its_time_was_up_is_kept(tmp_path: Path):
+def test_measurements_before_the_time_limit_are_kept(tmp_path: Path):
     start = time.monotonic()
     found = one(_measures_then_hangs, tmp_path, 2.0)
     assert time.monotonic() - start < 20
@@ -130,7 +130,7 @@ def test_checks_for_which_no_time_is_left_are_named(tmp_path: Path):
     assert page.count("left out: 0 s were left") == len(checks())
 
 
-def test_a_claim_that_does_not_hold_shows_and_fails(tmp_path: Path):
+def test_a_claim_that_does_not_hold_is_shown_and_fails(tmp_path: Path):
     measurements = Measurements(
         Setting("cuda", ("0",), False, tmp_path, tmp_path, tmp_path / "p.json")
     )
@@ -156,7 +156,7 @@ def test_the_pack_takes_the_versions_of_the_lock():
     assert not [r for r in rows if r.startswith(("torch==", "nvidia", "numpy=="))]
 
 
-def test_a_pack_never_writes_into_a_folder_with_something_in_it(tmp_path: Path):
+def test_a_pack_is_never_written_into_a_folder_that_is_not_empty(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(KdepError, match="not empty"):
         make_pack(tmp_path, REPO)

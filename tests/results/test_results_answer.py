@@ -37,7 +37,7 @@ def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
     assert limits.startswith("This rests on 1 pre-trained network and 3 transfer runs per method")
 
 
-def test_a_tenth_of_the_images_is_said():
+def test_the_data_fraction_is_stated():
     records = grid(SCORES) + grid({"kdep": SCORES["kdep"]}, share=0.1)
     assert any(s.startswith("kdep · 10 % data used 10 % of the images of") for s in answer(records))
 
@@ -72,7 +72,7 @@ def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
     assert marked == {"svd", "supervised"}
 
 
-def test_less_is_better_turns_the_mark_around():
+def test_where_less_is_better_the_smallest_is_marked():
     records = [
         make(fields(m, "probe", v, transfer=s) | {"task": {**fields()["task"], **minimised}})
         for minimised in [{"direction": "min", "chance": None}]
@@ -85,7 +85,7 @@ def test_less_is_better_turns_the_mark_around():
     assert marked == {"kdep"}
 
 
-def test_a_failed_score_does_not_leave_one_task_to_speak_for_all():
+def test_a_failed_score_leaves_no_mean_over_the_other_tasks():
     scores = {
         "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.10, 0.11, 0.12]},
         "supervised": {"probe": [0.40, 0.41, 0.42], "det": [0.30, 0.31, 0.32]},
@@ -97,7 +97,7 @@ def test_a_failed_score_does_not_leave_one_task_to_speak_for_all():
     assert first.endswith("higher on probe; lower on det.")
 
 
-def test_a_reference_without_the_first_task_stays_in_sight():
+def test_a_reference_without_the_first_task_is_still_compared():
     scores = {
         "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.10, 0.11, 0.12]},
         "supervised": {"det": [0.30, 0.31, 0.32]},

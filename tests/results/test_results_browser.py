@@ -250,7 +250,7 @@ def test_the_keyboard_is_enough(chromium, rich):
         "<style>body{display:none}</style>",
     ],
 )
-def test_the_policy_stops_what_is_not_ours(chromium, rich, tmp_path, intruder):
+def test_the_policy_blocks_injected_content(chromium, rich, tmp_path, intruder):
     page = tmp_path / "index.html"
     page.write_text(rich.read_text().replace("</body>", f"{intruder}</body>"))
     with opening(chromium, page) as o:

@@ -83,7 +83,7 @@ def test_one_family_is_judged_once_and_two_also_together():
         assert both == ["classification", "detection", "all tasks"][0 if per_family else 2 :]
 
 
-def test_a_mean_carried_by_one_family_is_no_headline_when_another_says_the_opposite():
+def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
     gaps = {"classification": 0.30, "detection": -0.05, "segmentation": 0.05}
     apart = {
         method: {
@@ -174,7 +174,7 @@ def test_data_efficiency_is_read_off_the_curve():
     assert verdict(records, **EFFICIENCY, at_least=10.0).verdict == "refuted"
 
 
-def test_a_score_never_reached_refutes_and_one_reached_at_once_is_a_lower_bound():
+def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is_a_bound():
     high = _curve() + cell("supervised", [0.6, 0.61, 0.59], images=100_000)
     v = verdict(high, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "refuted"
@@ -207,7 +207,7 @@ def test_a_cost_with_an_unknown_part_is_unknown():
     assert efficiency.amount(board, board.rows[0], "seconds") is None
 
 
-def test_no_cost_ratio_against_an_arm_that_was_not_pretrained():
+def test_no_cost_ratio_against_a_row_that_was_not_pretrained():
     records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52], cost=0.2)
     assert verdict(records).cost == "—"
 
@@ -294,7 +294,7 @@ def test_few_teachers_decide_nothing(claim):
     assert verdict(_teachers([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
 
 
-def test_a_teacher_is_represented_by_its_method_with_most_data():
+def test_a_teacher_is_represented_by_its_row_with_most_data():
     energies = np.linspace(0.5, 0.95, 8)
     whole = _teachers(energies, np.linspace(0.6, 0.3, 8))
     tenth = _teachers(energies, np.linspace(0.2, 0.5, 8), share=0.1)
@@ -311,7 +311,7 @@ def test_spearman_is_scipys():
 
 @pytest.mark.parametrize("n", [FEWEST_TEACHERS, 12])
 @pytest.mark.parametrize("r", [0.0, 0.5, -0.8, 0.95])
-def test_the_interval_of_a_correlation_covers_what_it_says(n, r):
+def test_the_interval_of_a_correlation_covers_95_percent(n, r):
     rng = np.random.default_rng(n)
     truth = 6 / math.pi * math.asin(r / 2)  # Spearman's rho of normal data (Pearson 1907)
     hits = 0
@@ -322,7 +322,7 @@ def test_the_interval_of_a_correlation_covers_what_it_says(n, r):
     assert hits / 800 > 0.91
 
 
-def test_the_stated_false_positive_rate():
+def test_claims_have_the_stated_false_positive_rate():
     rng = np.random.default_rng(5)
     wrong = 0
     for _ in range(150):
@@ -348,7 +348,7 @@ def test_a_malformed_claim_raises_kdep_error(change, word):
     assert word in str(e.value)
 
 
-def test_two_claims_of_one_name_are_refused():
+def test_two_claims_with_the_same_name_are_refused():
     with pytest.raises(KdepError, match="two claims"):
         judge(board_of([]), [BEATS, BEATS])
 
@@ -370,7 +370,7 @@ def test_a_broken_claim_file_raises_kdep_error(tmp_path):
         load_config(path)
 
 
-def test_a_claim_may_be_made_of_another_file_s(tmp_path):
+def test_a_claim_config_may_inherit_from_another(tmp_path):
     (tmp_path / "base.py").write_text("claim = dict(name='a', title='A', margin=0.1)\n")
     (tmp_path / "derived.py").write_text(
         "from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n\n"
@@ -455,7 +455,7 @@ def test_each_teacher_and_data_fraction_has_one_line():
     assert verdict(records, **claim, at_least=3.0).verdict == "supported"
 
 
-def test_on_the_axis_of_images_shares_are_the_points_of_a_line_of_equal_compute():
+def test_data_fractions_are_points_of_a_line_with_equal_images_seen():
     records = _trained("supervised", 0.50, seen=20_000)
     for share, scores in ((0.1, (0.30, 0.50)), (1.0, (0.40, 0.60))):
         for s, n in zip(scores, (10_000, 20_000), strict=True):
@@ -472,7 +472,7 @@ def test_on_the_axis_of_images_shares_are_the_points_of_a_line_of_equal_compute(
     assert math.exp(least.estimate.mean) == pytest.approx(10)  # the tenth has the score at once
 
 
-def test_more_lines_than_a_chart_holds_are_one_chart_a_teacher():
+def test_too_many_lines_are_split_into_one_chart_per_teacher():
     records = _trained("supervised", 0.5) + _trained("supervised", 0.6, seen=80_000)
     for i in range(3):
         for share in (0.01, 0.1, 1.0):

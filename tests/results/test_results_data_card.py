@@ -31,7 +31,7 @@ PREPARED: dict[str, Any] = {
 }
 
 
-def test_counts_stand_in_the_tables_by_class_and_split(tmp_path: Path) -> None:
+def test_tables_show_counts_by_class_and_split(tmp_path: Path) -> None:
     assert data_card.write(tmp_path, "mine", PREPARED)
     card = data_card.read(tmp_path)
     assert card is not None
@@ -55,7 +55,7 @@ def test_an_unchanged_card_is_not_rewritten(tmp_path: Path) -> None:
     assert data_card.write(tmp_path, "mine", {**PREPARED, "fingerprint": "cd" * 32})
 
 
-def test_data_that_count_images_alone_have_a_card(tmp_path: Path) -> None:
+def test_data_with_image_counts_only_have_a_card(tmp_path: Path) -> None:
     data_card.write(tmp_path, "pocket", {"counts": {"images": {"pool": 32000}}, "licences": None})
     card = data_card.read(tmp_path)
     assert card is not None

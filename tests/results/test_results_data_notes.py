@@ -50,7 +50,7 @@ def test_the_leaderboard_marks_the_scores_and_explains_the_marks() -> None:
     assert "chosen on val" not in md
 
 
-def test_the_csv_and_the_latex_carry_them() -> None:
+def test_the_csv_and_the_latex_contain_the_notes() -> None:
     _, text, tex = tables(noted())
     rows = {(r["method"], r["task"]): r for r in csv.DictReader(io.StringIO(text))}
     assert rows["kdep", "det"]["data_notes"] == f"{LEAK}; {TEACHER}"
@@ -60,7 +60,7 @@ def test_the_csv_and_the_latex_carry_them() -> None:
     assert "b: det: lite0 was trained on coco" in tex
 
 
-def test_the_page_carries_them(results) -> None:
+def test_the_page_shows_the_notes(results) -> None:
     folder = results(noted())
     build(folder, "golden", [])
     html = (folder / "index.html").read_text()
@@ -77,5 +77,5 @@ def test_records_without_notes_give_the_tables_they_gave() -> None:
     assert "textsuperscript" not in tex
 
 
-def test_letters_go_on_after_z() -> None:
+def test_letters_after_z_have_two_characters() -> None:
     assert [data_notes._letter(i) for i in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]

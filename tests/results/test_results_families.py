@@ -157,7 +157,7 @@ def test_rows_of_less_data_are_below_those_of_all_data():
     assert found[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
 
 
-def test_costs_are_those_of_the_arms_own_training():
+def test_costs_are_those_of_the_row_s_own_training():
     board, facts = board_of(records())
     by_method = {c.row.method: c for c in families.costs(board, facts)}
     assert "scratch" not in by_method

@@ -101,7 +101,7 @@ def test_the_page_can_be_used_by_keyboard_and_reader(results):
     assert html["lang"] == "en"
 
 
-def test_the_page_says_what_the_records_say(results):
+def test_the_page_shows_the_values_of_the_records(results):
     source = page_of(results(golden_records()), claims=[BEATS])
     for words in (
         "51.0 ± 1.0 (3)",
@@ -173,7 +173,7 @@ def test_charts_of_flat_and_single_values_do_not_break():
         Reader(svg)
 
 
-def test_markup_escapes_what_it_did_not_make():
+def test_markup_escapes_every_string_except_its_own_output():
     assert tag("p", "<b>", Raw("<i>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i></p>'
 
 

@@ -210,7 +210,7 @@ def tables(sds: np.ndarray, means: np.ndarray, runs: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("ratio", "least"), [(1.0, 0.945), (3**0.5, 0.92)], ids=["equal", "variances 1 and 3"]
 )
-def test_the_set_of_the_best_holds_the_truly_best(ratio, least):
+def test_the_best_set_contains_the_best_true_mean(ratio, least):
     sds = np.where(np.arange(8) % 2 == 0, ratio, 1.0)  # the best one is a noisy one
     models = [fitted(t) for t in tables(sds, np.zeros(8), 1000)]
     held = float(np.mean(["m0" in m.best() for m in models if "m0" in m.names]))
@@ -298,7 +298,7 @@ def test_claims_are_corrected_for_each_other():
     assert "if it were the only claim" in together[0].reason
 
 
-def test_a_verdict_on_one_network_says_so():
+def test_a_verdict_on_one_network_states_it():
     records = four_tasks(dict.fromkeys(FOUR, 0.1))
     (one,) = headlines(judge(board_of(records), [CLAIM]))
     assert one.shown == "supported (of one network)"

@@ -95,7 +95,7 @@ def test_one_seed_has_no_interval_and_no_verdict():
     assert comparisons.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
 
 
-def test_an_incomplete_grid_rests_on_pretraining_seeds():
+def test_an_incomplete_grid_counts_pretraining_seeds():
     cell = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
     e = st.estimate(cell)
     assert e.df == 2
@@ -165,7 +165,7 @@ def test_noise_floor_pools_within_methods():
     assert power.noise_floor([_cell([0.5])]) is None
 
 
-def test_the_noise_floor_of_crossed_seeds_rests_on_pretraining_seeds():
+def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
     rng = np.random.default_rng(0)
     cells = []
     for _ in range(40):

@@ -27,7 +27,7 @@ def test_concurrent_writers_lose_nothing(tmp_path):
     assert len({r.id for r in found.runs}) == 80
 
 
-def test_the_same_cell_may_be_written_again_another_may_not(tmp_path):
+def test_a_record_is_replaced_by_its_rerun_and_never_by_another_run(tmp_path):
     store.write(tmp_path, record(value=0.1))
     store.write(tmp_path, record(value=0.2))
     assert [r.value for r in store.read(tmp_path).runs] == [0.2]

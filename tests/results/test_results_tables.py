@@ -248,7 +248,7 @@ def test_time_zones_are_understood_when_looking_for_the_newer():
     assert cell.values == {(0, 0): 0.2}
 
 
-def test_two_of_one_age_that_disagree_are_a_conflict():
+def test_equally_old_records_that_disagree_are_a_conflict():
     rival = record("kdep", "probe", 0.9, id="rival")
     board = board_of([*golden_records(), rival])
     cell = next(
@@ -320,7 +320,7 @@ def test_seeds_without_effect_have_a_remark():
     assert any("may have no effect" in r for r in board.remarks)
 
 
-def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
+def test_a_suite_without_times_explains_its_empty_cost_columns():
     records = golden_records()
     assert board_rows.UNTIMED not in everything(records)[0]
     times = ("pretrain_s", "cache_s", "align_s", "transfer_s", "images_per_s")
@@ -337,7 +337,7 @@ def test_a_suite_without_times_says_so_wherever_its_costs_are_dashes():
     assert "No times" not in everything([*untimed[1:], records[0]])[0]
 
 
-def test_labels_that_a_teacher_read_are_reported():
+def test_labels_used_by_a_teacher_are_reported():
     one = fields("kdep", "probe", 0.5)
     one["arm"] |= {"label_policy": "labels", "labels_used": False}
     assert "| by its teacher |" in everything([make(one)])[0]
@@ -370,7 +370,7 @@ def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
     assert other.result(row, other.columns[0]).complete
 
 
-def test_small_is_good_where_the_task_says_so():
+def test_smaller_scores_are_better_where_the_task_says_so():
     scores = {"kdep": {"probe": [0.1, 0.11, 0.12]}, "scratch": {"probe": [0.5, 0.51, 0.52]}}
     down = {"direction": "min"}
     records = [r.model_copy(update={"task": r.task.model_copy(update=down)}) for r in grid(scores)]
@@ -416,7 +416,7 @@ def test_no_pair_of_many_is_left_out_of_the_charts():
             assert sum(f"rival{i:02}" in p.caption + p.svg for p in drawn) == 2
 
 
-def test_a_chart_that_cannot_hold_all_rows_says_so():
+def test_a_chart_that_omits_rows_states_it():
     few, many = (plots.draw(board_rows.make_view(board_of(rivals(n))), []) for n in (2, 45))
     assert not any("the first" in p.caption for p in few)
     cut = [p.caption for p in many if "the first 40 of" in p.caption]
