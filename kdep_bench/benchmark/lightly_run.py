@@ -1,7 +1,7 @@
 """Runs lightly-train's default distillation on a given teacher, student and folder of images.
 
 Runs in the virtual environment of `make lightly`: `python -m kdep_bench.benchmark.lightly_run
-order.json` writes `result.json` and `backbone.pth` beside the order. Teacher and student are
+order.json` writes `result.json` and `backbone.pth` next to it. Teacher and student are
 wrapped as its "custom models"; its default method takes such a teacher (`method_args`).
 """
 

@@ -234,8 +234,10 @@ def _batches(data: ViewStream) -> Callable[[int], Any]:
 
 
 def _fresh_crops(opened: Views, px: int, teacher_px: int) -> Callable[[int], dict[str, Tensor]]:
-    """k -> batch k as the paper's loop makes it: every image decoded, cropped and flipped anew, at
-    the sizes of student and teacher; uint8 [BATCH, 3, px, px]."""
+    """Function k -> batch k of the paper's loop: decoded, randomly cropped and flipped images.
+
+    At the sizes of student and teacher; uint8 [BATCH, 3, px, px].
+    """
 
     def load(k: int) -> dict[str, Tensor]:
         box, flip = draw_recipe(BATCH, 1, k, (0.4, 1.0), (0.75, 4 / 3))

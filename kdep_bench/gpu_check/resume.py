@@ -30,17 +30,17 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     spec = synthetic.spec_of(
         method, student, 1.0 if setting.quick else 4.0, batch, schedule="cosine", warmup=0.1
     )
-    whole = _train(spec, done, setting.folder / "whole", None)
+    uninterrupted = _train(spec, done, setting.folder / "whole", None)
     resumed_at = _train(spec, done, setting.folder / "resumed", 0.7)
     assert resumed_at is None
     resumed = _train(spec, done, setting.folder / "resumed", None)
-    assert whole is not None
+    assert uninterrupted is not None
     assert resumed is not None
     worst = max(
         float((a.double() - resumed[k].double()).norm() / a.double().norm().clamp(min=1e-12))
-        for k, a in whole.items()
+        for k, a in uninterrupted.items()
     )
-    exact = all(torch.equal(a, resumed[k]) for k, a in whole.items())
+    exact = all(torch.equal(a, resumed[k]) for k, a in uninterrupted.items())
     bound = f"<= {TOLERANCE:g}" if setting.device == "cuda" else "equal"
     ok = worst <= TOLERANCE if setting.device == "cuda" else exact
     measurements.claim("weights of the resumed run against the uninterrupted one", ok,

@@ -92,10 +92,10 @@ def test_a_suite_without_a_record_has_no_count(tmp_path):
 # --- the page ------------------------------------------------------------------------------------
 
 
-def found(**change):
+def results_of(**change):
     ratios = dict.fromkeys(report.TARGETS, 1.0) | {"throughput against the paper's live loop": 3.0}
     seconds = {"student": 1.0, "kdep": 1.0, "teacher": 2.0, "live": 3.3}
-    told = {
+    results = {
         "quick": False,
         "device": "cpu: some",
         "threads": 1,
@@ -143,7 +143,7 @@ def found(**change):
             "scores": {"kdep": 0.25, "lightly-train": 0.2, "scratch": 0.1},
         },
     }
-    return told | change
+    return results | change
 
 
 def line(page: str, start: str) -> str:
@@ -166,7 +166,7 @@ def test_a_target_is_met_or_not(value, sign, met):
 
 
 def test_every_measure_is_compared_with_its_target():
-    page = report.table(found())
+    page = report.table(results_of())
     assert line(page, "KDEP step") == (
         "| KDEP step with a filled cache / step of the student alone | <= 1.05 | 1.000 | yes |"
     )
@@ -186,8 +186,10 @@ def test_every_measure_is_compared_with_its_target():
 
 
 def test_more_forward_passes_than_rows_miss_the_target():
-    more = found()["forwards"] | {"forwards": 11}
-    assert line(report.table(found(forwards=more)), "teacher forward passes").endswith("| no |")
+    more = results_of()["forwards"] | {"forwards": 11}
+    assert line(report.table(results_of(forwards=more)), "teacher forward passes").endswith(
+        "| no |"
+    )
 
 
 def test_a_part_without_measurement_is_shown_as_not_measured():
@@ -198,11 +200,11 @@ def test_a_part_without_measurement_is_shown_as_not_measured():
 
 
 def test_a_run_keeps_what_an_earlier_one_measured(tmp_path):
-    report.write(found(), tmp_path)
-    alone = {k: v for k, v in found().items() if k in ("quick", "device", "threads", "steps")}
+    report.write(results_of(), tmp_path)
+    alone = {k: v for k, v in results_of().items() if k in ("quick", "device", "threads", "steps")}
     report.write(alone | {"device": "cpu: other", "busy": {"steps": 1.5}}, tmp_path)
     now = read_json(tmp_path / "benchmark.json")
-    assert now["memory"] == found()["memory"]
+    assert now["memory"] == results_of()["memory"]
     assert now["device"] == "cpu: other"
     page = (tmp_path / "benchmark.md").read_text()
     assert "Not valid, as other work used 1.5 cores: steps" in page

@@ -28,9 +28,11 @@ def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
     out, bare = tmp_path / "scale.md", "kdep_bench.engine.worker"
     sizes = ["--stages", "50", "--runs", "5", "--starts", "3", "--jobs", "2"]
     assert engine_cost.main([*sizes, "--toolkits", bare, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert out.read_text() == said
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "|" in line]
+    printed = capsys.readouterr().out
+    assert out.read_text() == printed
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in printed.splitlines() if "|" in line
+    ]
     assert [r[1] for r in rows if r[1].startswith("<")] == [
         *("< 2 s", "< 300 MB", "< 2 s", "< 300 ms", "< 300 ms")
     ]

@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools/gpu_check.py"
 
 
-def facts(**more: Any) -> MachineInfo:
+def machine_info(**more: Any) -> MachineInfo:
     card = {"number": "0", "name": "A", "free_gib": 70.0, "total_gib": 80.0}
     known = dict(torch="2.11", built_for="13.0", driver="580", library=True, available=True)
     return MachineInfo(**{**known, "cards": [card], **more})
@@ -43,14 +43,14 @@ def facts(**more: Any) -> MachineInfo:
 )
 def test_a_machine_that_cannot_be_checked_raises_kdep_error(more: Any, says: str):
     with pytest.raises(KdepError, match=says):
-        usable(facts(**more))
+        usable(machine_info(**more))
 
 
 def test_gpus_in_use_by_others_are_not_used():
     cards = [
         {"number": str(k), "name": "A", "free_gib": free} for k, free in enumerate((70, 2, 60))
     ]
-    assert usable(facts(cards=cards)) == ("0", "2")
+    assert usable(machine_info(cards=cards)) == ("0", "2")
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
@@ -98,7 +98,7 @@ def _refuses(setting: Setting, measurements: Measurements) -> None:
     raise KdepError("no such thing", expected="it", fix="bring it")
 
 
-def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
+def run_check(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
     check = Check("c", 1, 9, 1, function)
     running = run.Running.start("c", check, "cpu", (), True, tmp_path, limit)
     (ended,) = run._wait([running])
@@ -107,17 +107,17 @@ def one(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
 
 def test_measurements_before_the_time_limit_are_kept(tmp_path: Path):
     start = time.monotonic()
-    found = one(_measures_then_hangs, tmp_path, 2.0)
+    result = run_check(_measures_then_hangs, tmp_path, 2.0)
     assert time.monotonic() - start < 20
-    assert found["status"] == "interrupted"
-    assert found["figures"] == [{"what": "before the hang", "value": 7.0, "unit": "s"}]
+    assert result["status"] == "interrupted"
+    assert result["figures"] == [{"what": "before the hang", "value": 7.0, "unit": "s"}]
 
 
 def test_a_failing_check_does_not_stop_the_others(tmp_path: Path):
-    crashed = one(_crashes, tmp_path)
+    crashed = run_check(_crashes, tmp_path)
     assert (crashed["status"], crashed["claims"][0]["ok"]) == ("failed", True)
     assert "status 9" in crashed["why"]
-    refused = one(_refuses, tmp_path)
+    refused = run_check(_refuses, tmp_path)
     assert refused["why"] == "no such thing; expected it. Fix: bring it."
 
 

@@ -24,7 +24,7 @@ def fields(
     distilled = method in ("kdep", "svd")
     policy = LABELS.get(method, "labels")
     trained = method not in ("scratch", "imagenet")
-    found: dict[str, Any] = {
+    record_fields: dict[str, Any] = {
         "id": f"transfer-{method}-{share:g}-{task}-{pretrain}-{transfer}",
         "suite": "golden",
         "status": "ok",
@@ -90,8 +90,8 @@ def fields(
         "packages": {"torch": "2.14.1"},
         "created": "2026-01-01T00:00:00+00:00",
     }
-    found.update(changes)
-    return found
+    record_fields.update(changes)
+    return record_fields
 
 
 def record(*args: Any, **kwargs: Any) -> Record:

@@ -12,8 +12,8 @@ from kdep_bench.results.report import board_rows, markdown
 
 def answer(records):
     view = board_rows.make_view(board_of(records))
-    (some,) = board_rows.answers(view).values()
-    return some
+    (sentences,) = board_rows.answers(view).values()
+    return sentences
 
 
 def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
@@ -44,19 +44,21 @@ def test_the_data_fraction_is_stated():
 
 def test_one_seed_answers_nothing():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
-    found = answer(records)
+    sentences = answer(records)
     untested = "kdep - no pre-training: +80.0 points x100 with one seed pair, so not tested."
-    assert found[0] == untested
-    assert found[-1].endswith("No difference was tested.")
-    assert not any("higher" in s for s in found)
+    assert sentences[0] == untested
+    assert sentences[-1].endswith("No difference was tested.")
+    assert not any("higher" in s for s in sentences)
 
 
 def test_the_best_of_many_methods_are_named_together():
     scores = {f"m{i}": {"probe": [v, v + 0.01, v + 0.02]} for i, v in enumerate((0.5, 0.5, 0.1))}
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
-    found = answer(grid(scores))
-    assert "Best on probe, of 5 rows: m0, m1 (none significantly worse than the first)." in found
+    sentences = answer(grid(scores))
+    assert (
+        "Best on probe, of 5 rows: m0, m1 (none significantly worse than the first)." in sentences
+    )
 
 
 def test_a_mean_below_chance_or_below_no_pre_training_is_marked():

@@ -284,10 +284,10 @@ def test_axe_finds_no_barrier(chromium, rich, which, theme, screen):
     with opening(chromium, path, theme, screen) as o:
         o.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
         o.page.evaluate(Path(AXE).read_text())
-        found = o.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        violations_report = o.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         faults = [
             (v["id"], v["help"], [n["html"][:160] for n in v["nodes"][:3]])
-            for v in found["violations"]
+            for v in violations_report["violations"]
         ]
         assert faults == []
-        assert len(found["passes"]) > 20
+        assert len(violations_report["passes"]) > 20

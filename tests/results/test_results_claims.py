@@ -26,20 +26,20 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
 def verdict(records, **claim):
     """The verdict over all tasks of one claim."""
-    (found,) = headlines(judge(board_of(records), [BEATS | claim]))
-    return found
+    (only_verdict,) = headlines(judge(board_of(records), [BEATS | claim]))
+    return only_verdict
 
 
-def cell(method, values, share=1.0, cost=None, images=None):
-    found = []
+def method_records(method, values, share=1.0, cost=None, images=None):
+    records = []
     for t, v in enumerate(values):
         f = fields(method, "probe", v, transfer=t, share=share)
         if cost is not None:
             f["cost"]["pretrain_s"] = cost
         if images is not None:
             f["data"]["images"] = images
-        found.append(make(f))
-    return found
+        records.append(make(f))
+    return records
 
 
 def test_a_clear_difference_is_supported_or_refuted():
@@ -69,8 +69,13 @@ def test_requested_epochs_match_the_method_with_rounded_epochs():
 
 
 def test_a_claim_has_one_row_per_family_and_all_tasks_last():
-    found = judge(board_of(grid(SCORES)), [BEATS])
-    assert [v.scope for v in found] == ["classification", "detection", "segmentation", "all tasks"]
+    verdicts = judge(board_of(grid(SCORES)), [BEATS])
+    assert [v.scope for v in verdicts] == [
+        "classification",
+        "detection",
+        "segmentation",
+        "all tasks",
+    ]
 
 
 def test_one_family_is_judged_once_and_two_also_together():
@@ -85,7 +90,7 @@ def test_one_family_is_judged_once_and_two_also_together():
 
 def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
     gaps = {"classification": 0.30, "detection": -0.05, "segmentation": 0.05}
-    apart = {
+    by_family = {
         method: {
             task: [v + (gaps[family] if method == "kdep" else 0.0) for v in (0.40, 0.41, 0.42)]
             for task, family in (
@@ -96,14 +101,16 @@ def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
         }
         for method in ("kdep", "scratch")
     }
-    v = verdict(grid(apart))
+    v = verdict(grid(by_family))
     assert v.verdict == "undecided"
     assert "refuted on detection" in v.reason
     assert "would be supported" in v.reason
 
 
 def test_an_undecided_claim_states_the_seeds_needed():
-    records = cell("kdep", [0.50, 0.53, 0.47]) + cell("scratch", [0.49, 0.48, 0.50])
+    records = method_records("kdep", [0.50, 0.53, 0.47]) + method_records(
+        "scratch", [0.49, 0.48, 0.50]
+    )
     v = verdict(records)
     assert v.verdict == "undecided"
     assert v.seeds_to_decide is not None
@@ -111,7 +118,9 @@ def test_an_undecided_claim_states_the_seeds_needed():
 
 
 def test_a_margin_makes_not_worse_than():
-    records = cell("kdep", [0.50, 0.51, 0.52]) + cell("scratch", [0.501, 0.512, 0.521])
+    records = method_records("kdep", [0.50, 0.51, 0.52]) + method_records(
+        "scratch", [0.501, 0.512, 0.521]
+    )
     assert verdict(records, margin=-0.01).verdict == "supported"
     assert verdict(records, margin=0.01).verdict == "refuted"
 
@@ -123,7 +132,10 @@ def test_a_claim_about_a_missing_method_is_not_testable():
 
 
 def test_one_seed_decides_nothing():
-    assert verdict(cell("kdep", [0.9]) + cell("scratch", [0.1])).verdict == "undecided"
+    assert (
+        verdict(method_records("kdep", [0.9]) + method_records("scratch", [0.1])).verdict
+        == "undecided"
+    )
 
 
 def test_a_missing_result_is_not_averaged_over():
@@ -138,7 +150,7 @@ def test_a_missing_result_is_not_averaged_over():
 
 
 def test_the_cost_holds_the_teacher_cache():
-    records = cell("kdep", [0.8, 0.81, 0.82], cost=10) + cell(
+    records = method_records("kdep", [0.8, 0.81, 0.82], cost=10) + method_records(
         "supervised", [0.5, 0.51, 0.52], cost=100
     )
     claim = {"b": {"method": "supervised"}, "max_cost_ratio": 0.2}
@@ -149,7 +161,9 @@ def test_the_cost_holds_the_teacher_cache():
 
 
 def test_an_unknown_cost_supports_no_claim_about_cost():
-    records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52])
+    records = method_records("kdep", [0.8, 0.81, 0.82]) + method_records(
+        "scratch", [0.5, 0.51, 0.52]
+    )
     assert verdict(records, max_cost_ratio=2.0).verdict == "undecided"
 
 
@@ -158,7 +172,7 @@ def _curve(noise=0.002, top=0.50):
     records = []
     for share, score in ((0.01, 0.30), (0.1, 0.40), (1.0, top)):
         values = score + noise * rng.normal(size=3)
-        records += cell("kdep", values, share, images=round(100_000 * share))
+        records += method_records("kdep", values, share, images=round(100_000 * share))
     return records
 
 
@@ -167,7 +181,7 @@ EFFICIENCY = {"kind": "efficiency", "b": {"method": "supervised"}, "axis": "imag
 
 def test_data_efficiency_is_read_off_the_curve():
     # kdep reaches .45 half-way between 10,000 and 100,000 images in log: a factor sqrt(10).
-    records = _curve() + cell("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
     v = verdict(records, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "supported"
     assert float(v.interval.split()[0]) == pytest.approx(math.sqrt(10), rel=0.05)
@@ -175,11 +189,11 @@ def test_data_efficiency_is_read_off_the_curve():
 
 
 def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is_a_bound():
-    high = _curve() + cell("supervised", [0.6, 0.61, 0.59], images=100_000)
+    high = _curve() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
     v = verdict(high, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "refuted"
     assert "at most" in v.interval
-    low = _curve() + cell("supervised", [0.2, 0.21, 0.19], images=100_000)
+    low = _curve() + method_records("supervised", [0.2, 0.21, 0.19], images=100_000)
     v = verdict(low, **EFFICIENCY, at_least=10.0)
     assert v.verdict == "supported"
     assert "at least" in v.interval
@@ -187,7 +201,7 @@ def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is
 
 
 def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
-    records = _curve() + cell("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
     board = board_of(records)
     found = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
     # Only the images differ between these arms; the other axes have no curve.
@@ -208,7 +222,9 @@ def test_a_cost_with_an_unknown_part_is_unknown():
 
 
 def test_no_cost_ratio_against_a_row_that_was_not_pretrained():
-    records = cell("kdep", [0.8, 0.81, 0.82]) + cell("scratch", [0.5, 0.51, 0.52], cost=0.2)
+    records = method_records("kdep", [0.8, 0.81, 0.82]) + method_records(
+        "scratch", [0.5, 0.51, 0.52], cost=0.2
+    )
     assert verdict(records).cost == "—"
 
 
@@ -216,9 +232,9 @@ def test_no_cost_ratio_against_a_row_that_was_not_pretrained():
 def test_the_efficiency_ratio_covers_a_known_one(noise):
     """kdep gains .1 a decade of images and supervised has its score at sqrt(10) times as many."""
     rng = np.random.default_rng(int(noise * 1000))
-    truth, hits, many = 0.5 * math.log(10), 0, 1200
+    truth, hits, runs = 0.5 * math.log(10), 0, 1200
     keys = [(0, t) for t in range(3)]
-    for _ in range(many):
+    for _ in range(runs):
         scores = {
             share: dict(zip(keys, level + noise * rng.normal(size=3), strict=True))
             for share, level in ((0.01, 0.3), (0.1, 0.4), (1.0, 0.5))
@@ -229,16 +245,18 @@ def test_the_efficiency_ratio_covers_a_known_one(noise):
         assert e.low is not None
         assert e.high is not None
         hits += e.low < truth < e.high
-    assert 0.93 < hits / many < 0.97
+    assert 0.93 < hits / runs < 0.97
 
 
 def test_a_curve_of_one_point_is_no_curve():
-    records = cell("kdep", [0.5, 0.51, 0.52]) + cell("supervised", [0.4, 0.41, 0.42])
+    records = method_records("kdep", [0.5, 0.51, 0.52]) + method_records(
+        "supervised", [0.4, 0.41, 0.42]
+    )
     assert verdict(records, **EFFICIENCY, at_least=2.0).verdict == "not testable here"
 
 
 def test_amounts_count_the_teacher():
-    board = board_of(cell("kdep", [0.5, 0.6]) + cell("scratch", [0.1, 0.2]))
+    board = board_of(method_records("kdep", [0.5, 0.6]) + method_records("scratch", [0.1, 0.2]))
     kdep, scratch = board.rows
     assert efficiency.amount(board, kdep, "seconds") == 402.0
     # 60,000 images forward and backward, and the teacher once over 10,000 images in 2 views.
@@ -326,7 +344,9 @@ def test_claims_have_the_stated_false_positive_rate():
     rng = np.random.default_rng(5)
     wrong = 0
     for _ in range(150):
-        records = cell("kdep", rng.normal(0.5, 0.01, 3)) + cell("scratch", rng.normal(0.5, 0.01, 3))
+        records = method_records("kdep", rng.normal(0.5, 0.01, 3)) + method_records(
+            "scratch", rng.normal(0.5, 0.01, 3)
+        )
         wrong += verdict(records).verdict != "undecided"
     assert wrong / 150 < 0.1
 
@@ -357,10 +377,10 @@ def test_shipped_claims_are_valid_and_named_after_their_files():
     claims = load_folder(CONFIGS)
     assert len(claims) >= 8
     assert [c["name"] for c in claims] == sorted(p.stem for p in CONFIGS.glob("*.py"))
-    found = judge(board_of(grid(SCORES)), claims)
-    assert {v.name for v in found} == {c["name"] for c in claims}
-    assert {v.verdict for v in found if v.name == "kdep_beats_scratch"} == {"supported"}
-    assert {v.verdict for v in found if v.name == "kdep_beats_conv1x1"} == {"not testable here"}
+    verdicts = judge(board_of(grid(SCORES)), claims)
+    assert {v.name for v in verdicts} == {c["name"] for c in claims}
+    assert {v.verdict for v in verdicts if v.name == "kdep_beats_scratch"} == {"supported"}
+    assert {v.verdict for v in verdicts if v.name == "kdep_beats_conv1x1"} == {"not testable here"}
 
 
 def test_a_broken_claim_file_raises_kdep_error(tmp_path):
@@ -409,15 +429,15 @@ def test_every_axis_of_a_claim_has_a_heading():
 
 
 def _trained(method, score, teacher="", share=1.0, seen=60_000):
-    found = []
+    records = []
     for t in range(3):
         f = fields(method, "probe", score + 0.001 * t, transfer=t, share=share)
         f["id"] += f"-{teacher}-{seen}"
         f["teacher"] = {"name": teacher, "width": 1280, "flops": 4e8} if teacher else None
         f["budget"] |= {"images_seen": seen, "epochs": seen / f["data"]["images"], "views": 2}
         f["cost"] |= {"pretrain_s": seen / 100, "cache_s": 0.0, "align_s": 0.0}
-        found.append(make(f))
-    return found
+        records.append(make(f))
+    return records
 
 
 def test_each_teacher_and_data_fraction_has_one_line():
@@ -433,12 +453,12 @@ def test_each_teacher_and_data_fraction_has_one_line():
         for s, n in zip(line, seen, strict=True):
             records += _trained("kdep", s, teacher, share, n)
     board = board_of(records)
-    found = {
+    lines = {
         label: s
         for label, _, axis, s in efficiency.savings(board, "resnet18_w32")
         if axis == "images_seen"
     }
-    times = {label: math.exp(s.estimate.mean) for label, s in found.items()}
+    times = {label: math.exp(s.estimate.mean) for label, s in lines.items()}
     assert times == pytest.approx(
         {
             "kdep · lite0 · 100 % data": 2,
@@ -446,7 +466,7 @@ def test_each_teacher_and_data_fraction_has_one_line():
             "kdep · lite2 · 100 % data": 2,
         }
     )
-    assert [found[n].bound for n in sorted(found)] == ["", "", "at most"]
+    assert [lines[n].bound for n in sorted(lines)] == ["", "", "at most"]
     # The claim means the arm at full data that its side picks, and says so.
     claim = EFFICIENCY | {"axis": "images_seen", "a": {"method": "kdep", "teacher": "lite0"}}
     assert verdict(records, **claim, at_least=3.0).reason.startswith("kdep · lite0 · 100 % data:")

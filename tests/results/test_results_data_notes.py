@@ -21,15 +21,15 @@ TEACHER = "lite0 was trained on coco, and this task is evaluated on coco"
 
 def noted() -> list[Record]:
     """Every score on `det` has a leak, and those of kdep a teacher that knows the test set."""
-    found = []
+    records = []
     for method, tasks in SCORES.items():
         for task, values in tasks.items():
             for seed, value in enumerate(values):
                 notes = [data_notes.NOTE + LEAK] if task == "det" else ["C = 0.1 chosen on val"]
                 if task == "det" and method == "kdep":
                     notes.append(data_notes.NOTE + TEACHER)
-                found.append(record(method, task, value, transfer=seed, notes=notes))
-    return found
+                records.append(record(method, task, value, transfer=seed, notes=notes))
+    return records
 
 
 def tables(records: list[Record]) -> tuple[str, str, str]:

@@ -23,7 +23,7 @@ from kdep_bench.results.report import board_rows
 
 SEEDS = 3
 # method -> (family, labels, score on probe, on seg, seconds of a step, extra parameters, forwards)
-ARMS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
+METHODS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
     "scratch": ("none", False, 0.20, 0.10, None, 0, 0),
     "kdep": ("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
     "fitnets": ("feature", False, 0.44, 0.36, 0.12, 5_000, 20_000),
@@ -31,7 +31,7 @@ ARMS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
     "pkt": ("relation", False, 0.42, 0.32, 0.13, 0, 20_000),
     "dml": ("online", True, 0.52, 0.41, 0.20, 2_800_000, 60_000),
 }
-PAGES = {
+INPUTS = {
     "kdep": {"reads": ["pooled"]},
     "fitnets": {"reads": ["maps"]},
     "rkd": {"reads": ["pooled"]},
@@ -40,8 +40,10 @@ PAGES = {
 }
 
 
-def one(method: str, task: str, value: float | None, seed: int, told: bool = True) -> Record:
-    family, labels, _, _, step, extra, forwards = ARMS[method]
+def seed_record(
+    method: str, task: str, value: float | None, seed: int, with_costs: bool = True
+) -> Record:
+    family, labels, _, _, step, extra, forwards = METHODS[method]
     f = fields(method, task, value, pretrain=seed, transfer=seed)
     f["arm"] |= {"family": family, "labels_used": labels}
     f["arm"]["label_policy"] = (
@@ -54,58 +56,58 @@ def one(method: str, task: str, value: float | None, seed: int, told: bool = Tru
     if method == "dml":
         f["budget"] |= {"learning_rate": 0.05}
         f["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
-    if told:
+    if with_costs:
         f["cost"] |= {"extra_parameters": extra, "extra_forwards": forwards}
     return make(f | ({"status": "missing"} if value is None else {}))
 
 
-def records(hole: tuple[str, str, int] | None = None, told: bool = True) -> list[Record]:
+def records(missing: tuple[str, str, int] | None = None, with_costs: bool = True) -> list[Record]:
     """Seeds move all scores alike, so that every paired difference is exact."""
     return [
-        one(m, task, None if hole == (m, task, s) else value + 0.01 * s, s, told)
-        for m, arm in ARMS.items()
-        for task, value in (("probe", arm[2]), ("seg", arm[3]))
+        seed_record(m, task, None if missing == (m, task, s) else value + 0.01 * s, s, with_costs)
+        for m, values in METHODS.items()
+        for task, value in (("probe", values[2]), ("seg", values[3]))
         for s in range(SEEDS)
     ]
 
 
-def board_of(found: list[Record]) -> tuple[Board, dict[RowKey, RowSummary]]:
-    share = store._Sharer()
-    board = make_board(store.Store([share.run(r, f"{r.id}.json") for r in found], []))
+def board_of(seed_records: list[Record]) -> tuple[Board, dict[RowKey, RowSummary]]:
+    sharer = store._Sharer()
+    board = make_board(store.Store([sharer.run(r, f"{r.id}.json") for r in seed_records], []))
     return board, board_rows.make_view(board).summaries
 
 
-def named(board: Board, facts: dict[RowKey, RowSummary]) -> dict[str, families.Family]:
-    return {f.name: f for f in families.families(board, facts, PAGES)}
+def named(board: Board, summaries: dict[RowKey, RowSummary]) -> dict[str, families.Family]:
+    return {f.name: f for f in families.families(board, summaries, INPUTS)}
 
 
 def test_a_familys_strength_is_the_mean_of_its_paired_differences():
-    found = named(*board_of(records()))
-    assert set(found) == {"feature", "relation", "online"}  # scratch is a reference, no family
+    by_name = named(*board_of(records()))
+    assert set(by_name) == {"feature", "relation", "online"}  # scratch is a reference, no family
     # ((0.40 + 0.42) / 2 - 0.50 + (0.30 + 0.32) / 2 - 0.40) / 2, the same for every seed
-    to_kdep = found["relation"].strength["kdep"]
+    to_kdep = by_name["relation"].strength["kdep"]
     assert to_kdep.methods == 2
     assert to_kdep.estimate is not None
     assert to_kdep.estimate.mean == pytest.approx(-0.09)
     assert to_kdep.estimate.n == SEEDS
     assert to_kdep.estimate.low == pytest.approx(-0.09, abs=1e-9)
-    scratch = found["relation"].strength["scratch"].estimate
+    scratch = by_name["relation"].strength["scratch"].estimate
     assert scratch is not None
     assert scratch.mean == pytest.approx(0.21)
     # kdep is no rival of itself, but one of its family's rows beside scratch.
-    feature = found["feature"].strength
+    feature = by_name["feature"].strength
     assert (feature["kdep"].methods, feature["scratch"].methods) == (1, 2)
     assert feature["kdep"].estimate is not None
     assert feature["kdep"].estimate.mean == pytest.approx(-0.05)
-    assert found["online"].labels
-    assert not found["feature"].labels
-    assert found["relation"].reads == {"pooled": 2}
-    assert found["feature"].reads == {"maps": 1, "pooled": 1}
+    assert by_name["online"].labels
+    assert not by_name["feature"].labels
+    assert by_name["relation"].reads == {"pooled": 2}
+    assert by_name["feature"].reads == {"maps": 1, "pooled": 1}
 
 
 def test_the_interval_is_over_seeds_and_is_students():
-    found = records()
-    moved = [r if r.arm.method != "dml" else wobbled(r) for r in found]
+    seed_records = records()
+    moved = [r if r.arm.method != "dml" else wobbled(r) for r in seed_records]
     dml = named(*board_of(moved))["online"].strength["kdep"].estimate
     assert dml is not None
     # Seed s is off by 0, 0.03 and 0.06 on both tasks: sd 0.03 around 0.015 + 0.03.
@@ -119,17 +121,17 @@ def wobbled(r: Record) -> Record:
 
 
 def test_a_missing_result_is_never_averaged_over():
-    board, facts = board_of(records(hole=("pkt", "seg", 1)))
-    relation = named(board, facts)["relation"]
+    board, summaries = board_of(records(hole=("pkt", "seg", 1)))
+    relation = named(board, summaries)["relation"]
     assert relation.left_out == ["pkt"]
     assert relation.strength["kdep"].methods == 1
     assert relation.strength["kdep"].estimate is not None
     assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # rkd alone
-    board, facts = board_of(records(hole=("kdep", "probe", 0)))
-    for family in named(board, facts).values():
+    board, summaries = board_of(records(hole=("kdep", "probe", 0)))
+    for family in named(board, summaries).values():
         assert family.strength["kdep"].estimate is None
         assert family.strength["kdep"].methods == 0
-    assert named(board, facts)["relation"].strength["scratch"].methods == 2
+    assert named(board, summaries)["relation"].strength["scratch"].methods == 2
 
 
 def test_methods_of_another_length_have_separate_rows():
@@ -139,7 +141,7 @@ def test_methods_of_another_length_have_separate_rows():
             value, budget = r.value or 0, r.budget.model_copy(update={"epochs": 3.0})
             change = {"id": f"{r.id}-short", "budget": budget, "value": value - 0.1}
             short.append(r.model_copy(update=change))
-    found = [f for f in families.families(*board_of(records() + short), PAGES) if f.labels]
+    found = [f for f in families.families(*board_of(records() + short), INPUTS) if f.labels]
     assert [f.epochs for f in found] == [6, 3]
     means = [f.strength["kdep"].estimate for f in found]
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
@@ -151,15 +153,15 @@ def test_rows_of_less_data_are_below_those_of_all_data():
         if r.arm.method == "dml":
             data = r.data.model_copy(update={"share": 0.1, "images": 1000})
             less.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
-    found = [f for f in families.families(*board_of(records() + less), PAGES) if f.labels]
+    found = [f for f in families.families(*board_of(records() + less), INPUTS) if f.labels]
     assert [f.fraction for f in found] == [1, 0.1]
     assert found[0].strength["kdep"].methods == 1
     assert found[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
 
 
 def test_costs_are_those_of_the_row_s_own_training():
-    board, facts = board_of(records())
-    by_method = {c.row.method: c for c in families.costs(board, facts)}
+    board, summaries = board_of(records())
+    by_method = {c.row.method: c for c in families.costs(board, summaries)}
     assert "scratch" not in by_method
     assert by_method["dml"].summary.step_s == pytest.approx(0.2)
     assert by_method["dml"].ratio == pytest.approx(2)
@@ -176,7 +178,7 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     results: Callable[..., Path],
 ):
     folder = results(records())
-    build(folder, "golden", [], PAGES)
+    build(folder, "golden", [], INPUTS)
     md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
     assert "## Method families" in md
     assert "| resnet18_w32 | relation | no | 100 % | 6 | 2 | pooled (2) | 1.20 (1.10 to 1.30)" in md
@@ -193,14 +195,14 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     row = next(r for r in table if r["method"] == "dml")
     assert (float(row["step_time_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
     assert row["learning_rate"] == "0.05"
-    assert read_json(folder / "methods.json") == PAGES
+    assert read_json(folder / "methods.json") == INPUTS
     build(folder, "golden")  # from the records and what was kept
     assert (folder / "leaderboard.md").read_text() == md
     write_json(folder / "methods.json", {"kdep": "pooled"})
     with pytest.raises(KdepError, match="has the wrong structure"):
         build(folder, "golden")
-    silent = results(records(told=False), "silent")
-    build(silent, "golden", [], PAGES)
+    silent = results(records(with_costs=False), "silent")
+    build(silent, "golden", [], INPUTS)
     assert "## Method families" not in (silent / "leaderboard.md").read_text()
     assert "step_s" not in (silent / "leaderboard.csv").read_text()
     assert not (silent / "methods.json").exists()
@@ -208,11 +210,11 @@ def test_tables_and_page_show_them_only_if_records_have_them(
 
 def test_a_hostile_family_and_method_name_stay_text(results: Callable[..., Path]):
     bad: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
-    found = [
+    seed_records = [
         r.model_copy(update={"arm": r.arm.model_copy(update=bad)}) if r.arm.method == "pkt" else r
         for r in records()
     ]
-    folder = results(found)
+    folder = results(seed_records)
     build(folder, "golden", [], {"pkt": {"reads": ["<img src=x>|"]}})
     for name in ("leaderboard.md", "index.html"):
         shown = (folder / name).read_text()

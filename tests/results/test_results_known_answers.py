@@ -22,7 +22,7 @@ ReportedScore = dict[str, str]
 def tables(folder: Path) -> dict[str, list[ReportedScore]]:
     """The tables of leaderboard.md by heading; cells without bold."""
     build(folder)
-    found: dict[str, list[ReportedScore]] = {}
+    series: dict[str, list[ReportedScore]] = {}
     heading, head = "", []
     for line in (folder / "leaderboard.md").read_text().splitlines():
         if line.startswith("## "):
@@ -32,10 +32,10 @@ def tables(folder: Path) -> dict[str, list[ReportedScore]]:
             if not head:
                 head = cells
             elif set("".join(cells)) - set("-: "):
-                found.setdefault(heading, []).append(dict(zip(head, cells, strict=True)))
+                series.setdefault(heading, []).append(dict(zip(head, cells, strict=True)))
         else:
             head = []
-    return found
+    return series
 
 
 def shuffled(records: list[Record], seed: int = 0) -> list[Record]:

@@ -164,10 +164,10 @@ def test_images_come_only_from_the_folder(results, tmp_path):
 
 
 def test_charts_of_flat_and_single_values_do_not_break():
-    one = dots([Dot("a", 0.0, None, None, 0)], "t", "u", 0.0, "chance")
+    single_dot = dots([Dot("a", 0.0, None, None, 0)], "t", "u", 0.0, "chance")
     flat = lines([Line("a", [(1, 2.0), (1, 2.0)], 0), Line("b", [], 1)], "t", "x", "y")
     log = lines([Line("a", [(0, 1.0), (10, 1.0), (1000, 2.0)], 0)], "t", "x", "y", log_x=True)
-    for svg in (one, flat, log):
+    for svg in (single_dot, flat, log):
         assert svg.startswith("<svg")
         assert "nan" not in svg
         Reader(svg)
@@ -213,15 +213,15 @@ def test_a_chart_file_needs_no_page_around_it_and_its_png_shows_it(tmp_path):
 def test_a_missing_or_outdated_png_is_redrawn(results):
     folder = results(golden_records())
     page_of(folder)
-    one = folder / "plots" / "scores-0-0.png"
-    before = one.read_bytes()
-    one.unlink()
+    png_path = folder / "plots" / "scores-0-0.png"
+    before = png_path.read_bytes()
+    png_path.unlink()
     page_of(folder)
-    assert one.read_bytes() == before
+    assert png_path.read_bytes() == before
     (folder / "plots" / "scores-0-0.svg").write_text("another drawing")
-    one.write_bytes(b"another picture")
+    png_path.write_bytes(b"another picture")
     page_of(folder)
-    assert one.read_bytes() == before
+    assert png_path.read_bytes() == before
 
 
 def test_two_students_have_different_labels(results):

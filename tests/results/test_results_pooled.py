@@ -20,7 +20,7 @@ from kdep_bench.results.statistics import intervals as st
 stats: Any = scipy.stats  # its stubs lack keywords that are there
 
 
-def cells(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
+def by_method(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
     """Methods m0, m1, ... with one value per pre-training seed; NaN: no value."""
     return {
         f"m{i}": {(s, s): float(v) for s, v in enumerate(row) if not np.isnan(v)}
@@ -29,7 +29,7 @@ def cells(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
 
 
 def fitted(table: np.ndarray) -> pooled.Pooled:
-    model = pooled.fit(cells(table))
+    model = pooled.fit(by_method(table))
     assert model is not None
     return model
 
@@ -37,7 +37,7 @@ def fitted(table: np.ndarray) -> pooled.Pooled:
 def test_two_methods_give_the_paired_t_interval():
     table = np.array([[0.31, 0.35, 0.30], [0.28, 0.33, 0.22]])
     got = fitted(table).difference("m0", "m1")
-    want = st.estimate(st.differences(cells(table)["m0"], cells(table)["m1"]))
+    want = st.estimate(st.differences(by_method(table)["m0"], by_method(table)["m1"]))
     assert (got.mean, got.se, got.df) == pytest.approx((want.mean, want.se, want.df))
     assert (got.low, got.high) == pytest.approx((want.low, want.high))
     assert got.seeds == "3 pre-training seeds"
@@ -89,7 +89,7 @@ def test_a_table_with_a_gap_is_fitted_by_least_squares():
     ],
 )
 def test_no_model_where_nothing_is_left_to_estimate_the_spread(table):
-    assert pooled.fit(cells(np.array(table))) is None
+    assert pooled.fit(by_method(np.array(table))) is None
 
 
 def test_crossed_seeds_are_not_taken_for_independent_ones():
@@ -98,8 +98,8 @@ def test_crossed_seeds_are_not_taken_for_independent_ones():
 
 
 def test_a_method_with_one_seed_is_left_out_and_not_guessed():
-    many = cells(np.array([[0.1, 0.2, 0.3], [0.2, 0.2, 0.4]]))
-    model = pooled.fit(many | {"single": {(0, 0): 0.9}})
+    two_methods = by_method(np.array([[0.1, 0.2, 0.3], [0.2, 0.2, 0.4]]))
+    model = pooled.fit(two_methods | {"single": {(0, 0): 0.9}})
     assert model is not None
     assert "single" not in model
 
@@ -164,7 +164,7 @@ def coverage(sds: np.ndarray) -> tuple[float, float]:
     inside = np.zeros((k, k))
     for _ in range(RUNS):
         table = draw(rng, sds, np.zeros(k))
-        model = pooled.fit(cells(table))
+        model = pooled.fit(by_method(table))
         gaps = table[:, None] - table[None]  # the pair's own interval, outside the model
         half = stats.t.ppf(0.975, SEEDS - 1) * gaps.std(-1, ddof=1) / SEEDS**0.5
         means = gaps.mean(-1)
@@ -223,7 +223,7 @@ def test_fewer_methods_pass_for_the_best_than_by_paired_tests():
     means = -np.repeat([0.0, 2.0, 4.0, 6.0], 7)
     drawn = tables(np.ones(28), means, 60)
     size = np.mean([len(fitted(t).best()) for t in drawn])
-    before = np.mean([len(comparisons.best_set(cells(t))) for t in drawn])
+    before = np.mean([len(comparisons.best_set(by_method(t))) for t in drawn])
     print(f"of 28 methods {size:.1f} are among the best, {before:.1f} by paired t tests")
     assert size < 15
     assert before > 25
@@ -242,14 +242,14 @@ def four_tasks(gap: dict[str, float]) -> list[Record]:
         "supervised": dict.fromkeys(FOUR, 0.0),
         "scratch": dict.fromkeys(FOUR, -0.3),
     }
-    found = []
+    records = []
     for (method, gaps), wobble in zip(base.items(), noise, strict=True):
         for task in FOUR:
             for seed, e in enumerate(wobble):
                 f = fields(method, task, 0.5 + gaps[task] + e, transfer=seed)
                 f["task"]["family"] = "detection" if task == "det" else "classification"
-                found.append(make(f))
-    return found
+                records.append(make(f))
+    return records
 
 
 def test_a_mean_over_tasks_is_no_mean_over_classification():
@@ -300,8 +300,8 @@ def test_claims_are_corrected_for_each_other():
 
 def test_a_verdict_on_one_network_states_it():
     records = four_tasks(dict.fromkeys(FOUR, 0.1))
-    (one,) = headlines(judge(board_of(records), [CLAIM]))
-    assert one.shown == "supported (of one network)"
+    (verdict,) = headlines(judge(board_of(records), [CLAIM]))
+    assert verdict.shown == "supported (of one network)"
     several = [
         make(
             r.model_dump(mode="json")
@@ -357,5 +357,5 @@ def test_a_claim_that_no_student_can_test_is_one_line_and_not_one_per_student():
         for n in ("small", "large")
         for s in range(2)
     ]
-    found = judge(board_of(records), [CLAIM])
-    assert [v.verdict for v in found] == ["not testable here"]
+    verdicts = judge(board_of(records), [CLAIM])
+    assert [v.verdict for v in verdicts] == ["not testable here"]

@@ -121,8 +121,8 @@ def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a.json").write_text("{")
     assert command.main([str(tmp_path)]) == 0
-    assert "not read: " in (told := capsys.readouterr().err)
-    assert "a.json" in told
+    assert "not read: " in (printed := capsys.readouterr().err)
+    assert "a.json" in printed
 
 
 def test_a_diff_with_a_folder_without_records_is_an_error_and_not_zero_changes(results, tmp_path):

@@ -55,9 +55,9 @@ def test_bca_covers_where_it_is_used(skewed):
 @pytest.mark.parametrize("sds", [(1, 1, 1), (1, 0, 1), (0, 1, 1), (3, 0.5, 1), (0, 0, 1)])
 def test_crossed_seeds_never_cover_less_than_stated(p, t, sds):
     rng = np.random.default_rng(p * 10 + t)
-    many = 8000
-    grid = rng.normal(size=(many, p, 1)) * sds[0] + rng.normal(size=(many, 1, t)) * sds[1]
-    grid = grid + rng.normal(size=(many, p, t)) * sds[2]
+    runs = 8000
+    grid = rng.normal(size=(runs, p, 1)) * sds[0] + rng.normal(size=(runs, 1, t)) * sds[1]
+    grid = grid + rng.normal(size=(runs, p, t)) * sds[2]
     mean, se, df = st.crossed_moments(grid)
     half = scipy_stats.t.ppf(0.975, df) * se
     assert np.mean(np.abs(mean) < half) > 0.94
@@ -104,31 +104,31 @@ def test_an_incomplete_grid_counts_pretraining_seeds():
 
 def test_paired_differences_find_small_effects_with_5_percent_false_positives():
     rng = np.random.default_rng(1)
-    many, found, false = 2000, 0, 0
-    for _ in range(many):
+    runs, detected, false = 2000, 0, 0
+    for _ in range(runs):
         seeds = rng.normal(0.4, 0.05, 5)  # what the two arms share
         a = _cell(seeds + rng.normal(0, 0.005, 5) + 0.02)
         b = _cell(seeds + rng.normal(0, 0.005, 5))
         c = _cell(seeds + rng.normal(0, 0.005, 5))
-        found += st.estimate(st.differences(a, b)).excludes_zero
+        detected += st.estimate(st.differences(a, b)).excludes_zero
         false += st.estimate(st.differences(b, c)).excludes_zero
-    assert found / many > 0.9
-    assert 0.035 < false / many < 0.065
+    assert detected / runs > 0.9
+    assert 0.035 < false / runs < 0.065
 
 
 @pytest.mark.parametrize("arms", [3, 6])
 def test_the_bold_set_contains_the_best_method_and_equal_ones(arms):
     rng = np.random.default_rng(arms)
-    many, lost_best, lost_equal = 800, 0, 0
-    for _ in range(many):
+    runs, lost_best, lost_equal = 800, 0, 0
+    for _ in range(runs):
         shift = np.zeros(arms)
         shift[0] = 0.01
         cells = {i: _cell(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(arms)}
         lost_best += 0 not in comparisons.best_set(cells)
         equal = {i: _cell(rng.normal(0.4, 0.02, 3)) for i in range(arms)}
         lost_equal += 0 not in comparisons.best_set(equal)
-    assert lost_best / many <= 0.05
-    assert lost_equal / many <= 0.05
+    assert lost_best / runs <= 0.05
+    assert lost_equal / runs <= 0.05
 
 
 def test_only_a_clear_winner_is_bold():
@@ -272,13 +272,13 @@ def test_differences_join_by_seed_and_never_by_place():
     assert st.differences(a, b) == pytest.approx({(0, 1): 0.5, (0, 2): 0.8})
     assert st.differences(a, {}) == {}
     # published weights have one pre-training, which stands against each of a's
-    many = {(0, 0): 0.5, (1, 0): 0.6, (1, 1): 0.8}
-    one = {(0, 0): 0.1, (0, 1): 0.3}
-    fixed = st.differences(many, one, fixed_b=True)
+    crossed = {(0, 0): 0.5, (1, 0): 0.6, (1, 1): 0.8}
+    single = {(0, 0): 0.1, (0, 1): 0.3}
+    fixed = st.differences(crossed, single, fixed_b=True)
     assert fixed == pytest.approx({(0, 0): 0.4, (1, 0): 0.5, (1, 1): 0.5})
-    assert set(st.differences(many, one)) == {(0, 0)}
+    assert set(st.differences(crossed, single)) == {(0, 0)}
     two = {(0, 0): 0.1, (1, 0): 0.3}  # two pre-trainings: joined as usual
-    assert st.differences(many, two, fixed_b=True) == pytest.approx({(0, 0): 0.4, (1, 0): 0.3})
+    assert st.differences(crossed, two, fixed_b=True) == pytest.approx({(0, 0): 0.4, (1, 0): 0.3})
 
 
 def test_p_values_and_the_bold_set_by_hand():

@@ -21,10 +21,10 @@ def _write_many(folder, first):
 def test_concurrent_writers_lose_nothing(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(_write_many, [(tmp_path, 0), (tmp_path, 1)])
-    found = store.read(tmp_path)
-    assert len(found.runs) == 80
-    assert not found.damaged
-    assert len({r.id for r in found.runs}) == 80
+    stored = store.read(tmp_path)
+    assert len(stored.runs) == 80
+    assert not stored.damaged
+    assert len({r.id for r in stored.runs}) == 80
 
 
 def test_a_record_is_replaced_by_its_rerun_and_never_by_another_run(tmp_path):
@@ -46,10 +46,10 @@ def test_damage_is_listed_and_unfinished_files_are_not_records(tmp_path):
     (folder / "cut.json").write_text(dump(record())[:200])
     (folder / "deep.json").mkdir()
     (folder / ".x.json.abc.tmp").write_text("half")
-    found = store.read(tmp_path)
-    assert len(found.runs) == 1
-    assert [d.file for d in found.damaged] == ["cut.json", "deep.json"]
-    assert "cut.json" in found.damaged[0].sentence
+    stored = store.read(tmp_path)
+    assert len(stored.runs) == 1
+    assert [d.file for d in stored.damaged] == ["cut.json", "deep.json"]
+    assert "cut.json" in stored.damaged[0].sentence
 
 
 def test_a_missing_folder_raises_kdep_error(tmp_path):
@@ -117,7 +117,7 @@ def test_a_copy_of_a_record_under_another_name_is_not_counted_twice(tmp_path):
     path = store.write(tmp_path, record())
     path.with_name("copy.json").write_bytes(path.read_bytes())
     os.mkfifo(path.with_name("pipe.json"))
-    found = store.read(tmp_path)
-    assert [r.file for r in found.runs] == [path.name]
-    assert [d.file for d in found.damaged] == ["copy.json", "pipe.json"]
-    assert "contains the record" in found.damaged[0].sentence
+    stored = store.read(tmp_path)
+    assert [r.file for r in stored.runs] == [path.name]
+    assert [d.file for d in stored.damaged] == ["copy.json", "pipe.json"]
+    assert "contains the record" in stored.damaged[0].sentence

@@ -47,17 +47,17 @@ BEATS = {
 
 def golden_records() -> list[Record]:
     """Three complete arms, one with a failed and one with a missing seed, one on a tenth."""
-    found = grid(SCORES)
-    found += grid({"kdep": {"probe": [0.47, 0.48, 0.46], "det": [0.27, 0.26, 0.28]}}, share=0.1)
-    found[8 + 9] = failed("svd", "seg", transfer=2)
-    found.append(make(fields("kdep", "seg", None, share=0.1) | {"status": "missing"}))
-    return found
+    records = grid(SCORES)
+    records += grid({"kdep": {"probe": [0.47, 0.48, 0.46], "det": [0.27, 0.26, 0.28]}}, share=0.1)
+    records[8 + 9] = failed("svd", "seg", transfer=2)
+    records.append(make(fields("kdep", "seg", None, share=0.1) | {"status": "missing"}))
+    return records
 
 
 def board_of(records: list[Record], damaged: list[Damaged] | None = None) -> Board:
     """A board without the disk."""
-    share = store._Sharer()
-    runs: list[Run] = [share.run(r, f"{r.id}.json") for r in records]
+    sharer = store._Sharer()
+    runs: list[Run] = [sharer.run(r, f"{r.id}.json") for r in records]
     return make_board(Store(runs, damaged or []))
 
 
@@ -134,16 +134,16 @@ def test_the_order_of_records_never_matters(seed):
 
 def curve_records() -> list[Record]:
     """Every kind of claim has something to judge: shares, eight teachers, a supervised goal."""
-    found = grid(SCORES)
-    found += grid({"kdep": {t: [v - 0.2 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
+    records = grid(SCORES)
+    records += grid({"kdep": {t: [v - 0.2 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
     for i in range(8):
         for t in range(2):
             f = fields("svd", "probe", 0.3 + 0.02 * i + 0.01 * t, transfer=t, id=f"teacher{i}-{t}")
             f["student"]["name"] = "other"
             f["teacher"] |= {"name": f"t{i}", "top1": 0.9 - 0.01 * i}
             f["align"]["explained_variance_ratio"] = 0.9 - 0.05 * i
-            found.append(make(f))
-    return found
+            records.append(make(f))
+    return records
 
 
 def every_claim() -> list[dict]:
@@ -173,9 +173,9 @@ def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
 @given(some.integers(0, 10**6), some.floats(0, 1), some.booleans())
 def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer):
     records = curve_records()
-    one = records[index % len(records)]
-    created = "2026-03-01T00:00:00+00:00" if newer else one.created
-    double = one.model_copy(update={"id": "double", "value": value, "created": created})
+    copied = records[index % len(records)]
+    created = "2026-03-01T00:00:00+00:00" if newer else copied.created
+    double = copied.model_copy(update={"id": "double", "value": value, "created": created})
     after = board_of([*records, double])
     assert after.remarks
     assert "double" in " ".join(after.remarks)
@@ -338,9 +338,9 @@ def test_a_suite_without_times_explains_its_empty_cost_columns():
 
 
 def test_labels_used_by_a_teacher_are_reported():
-    one = fields("kdep", "probe", 0.5)
-    one["arm"] |= {"label_policy": "labels", "labels_used": False}
-    assert "| by its teacher |" in everything([make(one)])[0]
+    first = fields("kdep", "probe", 0.5)
+    first["arm"] |= {"label_policy": "labels", "labels_used": False}
+    assert "| by its teacher |" in everything([make(first)])[0]
 
 
 def test_low_coverage_has_a_remark():
@@ -442,7 +442,7 @@ HOSTILE = [
 
 def hostile_records(name: str) -> list[Record]:
     """Records whose every free text is `name`."""
-    found = []
+    rows = []
     for method in (name, "scratch"):
         for t in range(2):
             f = fields(method, name, 0.5 + 0.01 * t, transfer=t)
@@ -459,9 +459,9 @@ def hostile_records(name: str) -> list[Record]:
             f["packages"] = {name: name}
             f["git"] = name
             f["cost"]["device"] = name
-            found.append(make(f))
-    found.append(failed(name, name, transfer=9, id="r-bad", error=name, suite=name))
-    return found
+            rows.append(make(f))
+    rows.append(failed(name, name, transfer=9, id="r-bad", error=name, suite=name))
+    return rows
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -106,8 +106,10 @@ class Board:
 
     @property
     def untimed(self) -> bool:
-        """Whether the suite states no times (`runtime.timed=False`): a run that was timed has at
-        least its transfer's."""
+        """Whether the suite records no times (`runtime.timed=False`).
+
+        A timed run has at least the time of its transfer.
+        """
         ok = [r for r in self.runs if r.status == "ok"]
         return bool(ok) and all(r.cost.transfer_s is r.cost.pretrain_s is None for r in ok)
 
@@ -185,11 +187,11 @@ def _same_row(keys: Iterable[RowKey], scored: set[RowKey]) -> dict[RowKey, RowKe
         groups[key.student, key.method, key.fraction].append(key)
     full = {}
     for group in groups.values():
-        whole = [k for k in group if k.teacher and k.epochs is not None]
+        complete = [k for k in group if k.teacher and k.epochs is not None]
         for key in group:
             fits = [
                 w
-                for w in whole
+                for w in complete
                 if key.teacher in ("", w.teacher) and key.epochs in (None, w.epochs)
             ]
             full[key] = fits[0] if len(fits) == 1 and key not in scored else key

@@ -154,15 +154,17 @@ def _parts(
     board: Board, rows: Sequence[RowKey], axis: Axis
 ) -> dict[tuple[str, float | None], list[RowKey]]:
     """One method's rows by (teacher, fixed value); None where data fractions are the points."""
-    fine: dict[tuple[str, float | None], list[RowKey]] = {}
-    whole: dict[tuple[str, float | None], list[RowKey]] = {}
+    by_fraction: dict[tuple[str, float | None], list[RowKey]] = {}
+    by_teacher: dict[tuple[str, float | None], list[RowKey]] = {}
     for a in rows:
         held = amount(board, a, "images_seen") if axis == "images" else a.fraction
-        fine.setdefault((a.teacher, held), []).append(a)
-        whole.setdefault((a.teacher, None), []).append(a)
+        by_fraction.setdefault((a.teacher, held), []).append(a)
+        by_teacher.setdefault((a.teacher, None), []).append(a)
     amounts = {a: amount(board, a, axis) for a in rows}
-    lines = any(len({amounts[a] for a in line_rows} - {None}) > 1 for line_rows in fine.values())
-    return fine if lines else whole
+    lines = any(
+        len({amounts[a] for a in line_rows} - {None}) > 1 for line_rows in by_fraction.values()
+    )
+    return by_fraction if lines else by_teacher
 
 
 def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[str, float]:
@@ -177,14 +179,14 @@ def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]
     its largest budget.
     """
     columns = columns_of(board, student)
-    whole = complete_rows(board, student)
-    goals = [a for a in whole if a.method == "supervised"]
+    complete = complete_rows(board, student)
+    goals = [a for a in complete if a.method == "supervised"]
     if not goals:
         return []
     goal = max(goals, key=lambda a: (a.fraction, a.epochs or 0.0, a.teacher))
     table = []
-    for method in sorted({a.method for a in whole} - {goal.method}):
-        method_rows = [a for a in whole if a.method == method]
+    for method in sorted({a.method for a in complete} - {goal.method}):
+        method_rows = [a for a in complete if a.method == method]
         for axis in AXES:
             for label, curve in lines_of(board, method_rows, axis).items():
                 got = saving(board, curve, goal, columns, axis)

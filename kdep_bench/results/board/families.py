@@ -125,10 +125,10 @@ def _family(
 ) -> Family:
     student, name, labels, _, _ = key
     columns = compare.columns_of(board, student)
-    whole, left_out = [], []
+    complete_rows, left_out = [], []
     for row in (c.row for c in members):
-        complete = all(board.result(row, c).complete for c in columns)
-        (whole if complete else left_out).append(row)
+        is_complete = all(board.result(row, c).complete for c in columns)
+        (complete_rows if is_complete else left_out).append(row)
     reads = Counter(
         r for c in members for r in method_inputs.get(c.row.method, {}).get("reads", [])
     )
@@ -141,7 +141,7 @@ def _family(
         members,
         dict(sorted(reads.items())),
         [a.method for a in left_out],
-        {reference: strength(board, whole, reference) for reference in REFERENCES},
+        {reference: strength(board, complete_rows, reference) for reference in REFERENCES},
     )
 
 

@@ -10,7 +10,7 @@ Three kinds, each a dict in configs/claims/<name>.py:
   of the alignment, the reported accuracy 'top1', or a number by teacher name) with the score,
   against `at_most` or `at_least`. Undecided below `FEWEST_TEACHERS`.
 
-A verdict is 'supported' or 'refuted' only where the 95 % interval lies wholly on one side;
+A verdict is 'supported' or 'refuted' only where the 95 % interval is entirely on one side;
 otherwise 'undecided', with the seeds that would decide it, and over all tasks also where a family's
 own verdict is the opposite one; 'not testable here' where a row is not
 in the records. Costs include the alignment and, by data fraction, the teacher cache.

@@ -1,4 +1,4 @@
-"""What changed between two results folders, and whether the change is significant."""
+"""Differences between two results folders, and whether they are significant."""
 
 from __future__ import annotations
 

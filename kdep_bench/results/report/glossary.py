@@ -276,7 +276,7 @@ def term_of(heading: str) -> Term | None:
 
 
 def markdown() -> str:
-    """The whole GLOSSARY.md."""
+    """The text of GLOSSARY.md."""
     lines = [
         "# Glossary",
         "",

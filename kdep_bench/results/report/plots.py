@@ -146,10 +146,10 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
             )
             if x and values:
                 points[row] = x, st.estimate(values)
-        whole = efficiency.lines_of(board, list(points), axis)
-        if not any(len({points[a][0] for a in rows}) > 1 for rows in whole.values()):
+        all_lines = efficiency.lines_of(board, list(points), axis)
+        if not any(len({points[a][0] for a in rows}) > 1 for rows in all_lines.values()):
             continue
-        for k, (teacher, chart_lines) in enumerate(_charts_of(whole)):
+        for k, (teacher, chart_lines) in enumerate(_charts_of(all_lines)):
             methods = {name: rows[0].method for name, rows in chart_lines.items()}
             shown = list(chart_lines)[:MOST_LINES]
             line_colour = {name: colour[methods[name]] for name in shown}
@@ -166,15 +166,15 @@ def _efficiency(view: View, student: str, index: int) -> list[Plot]:
     return charts
 
 
-def _charts_of(whole: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, list[RowKey]]]]:
+def _charts_of(all_lines: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, list[RowKey]]]]:
     """(end of the caption, lines) of each chart; lines without a teacher are in every chart."""
-    teachers = sorted({rows[0].teacher for rows in whole.values()} - {""})
-    if len(whole) <= MOST_LINES or len(teachers) < 2:
-        return [("", whole)]
+    teachers = sorted({rows[0].teacher for rows in all_lines.values()} - {""})
+    if len(all_lines) <= MOST_LINES or len(teachers) < 2:
+        return [("", all_lines)]
     return [
         (
             f" · {text.plain(teacher, 40)}",
-            {name: rows for name, rows in whole.items() if rows[0].teacher in ("", teacher)},
+            {name: rows for name, rows in all_lines.items() if rows[0].teacher in ("", teacher)},
         )
         for teacher in teachers
     ]
