@@ -69,8 +69,8 @@ def test_nine_values_of_three_pretrainings_are_not_nine_independent_ones():
     hits = naive = 0
     for _ in range(1500):
         grid = rng.normal(size=(3, 1)) + 0.3 * rng.normal(size=(3, 3))
-        cell = {(i, j): float(grid[i, j]) for i in range(3) for j in range(3)}
-        e = st.estimate(cell)
+        scores = {(i, j): float(grid[i, j]) for i in range(3) for j in range(3)}
+        e = st.estimate(scores)
         assert e.low is not None
         assert e.high is not None
         hits += e.low < 0 < e.high
@@ -96,8 +96,8 @@ def test_one_seed_has_no_interval_and_no_verdict():
 
 
 def test_an_incomplete_grid_counts_pretraining_seeds():
-    cell = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
-    e = st.estimate(cell)
+    scores = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
+    e = st.estimate(scores)
     assert e.df == 2
     assert e.seeds == "3 pre-training seeds"
 

@@ -232,32 +232,32 @@ def test_the_newer_of_two_records_is_used_with_a_remark():
     newer = record("kdep", "probe", 0.9, created="2026-02-01T00:00:00+00:00", id="newer")
     for order in ([newer, *golden_records()], [*golden_records(), newer]):
         board = board_of(order)
-        cell = next(
+        result = next(
             c
             for (a, col), c in board.results.items()
             if a.method == "kdep" and a.fraction == 1 and col.task == "probe"
         )
-        assert cell.values[0, 0] == 0.9
+        assert result.values[0, 0] == 0.9
         assert any("Duplicates" in r and "newer" in r for r in board.remarks)
 
 
 def test_time_zones_are_understood_when_looking_for_the_newer():
     early = record(value=0.1, created="2026-01-01T12:00:00+05:00", id="early")
     late = record(value=0.2, created="2026-01-01T08:00:00+00:00", id="late")
-    cell = next(iter(board_of([late, early]).results.values()))
-    assert cell.values == {(0, 0): 0.2}
+    result = next(iter(board_of([late, early]).results.values()))
+    assert result.values == {(0, 0): 0.2}
 
 
 def test_equally_old_records_that_disagree_are_a_conflict():
     rival = record("kdep", "probe", 0.9, id="rival")
     board = board_of([*golden_records(), rival])
-    cell = next(
+    result = next(
         c
         for (a, col), c in board.results.items()
         if a.method == "kdep" and a.fraction == 1 and col.task == "probe"
     )
-    assert (0, 0) not in cell.values
-    assert len(cell.failed) == 1
+    assert (0, 0) not in result.values
+    assert len(result.failed) == 1
     assert any(r.startswith("Conflict") for r in board.remarks)
 
 

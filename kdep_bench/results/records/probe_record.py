@@ -103,10 +103,10 @@ def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
 
 def load(path: Path) -> ProbeRecord:
     """The record in the file; a missing, damaged or misnamed one is a KdepError."""
-    found = parse_strict(read_bytes(path, LARGEST, follow=False), str(path))
-    if not isinstance(found, dict) or "schema" not in found:
+    parsed = parse_strict(read_bytes(path, LARGEST, follow=False), str(path))
+    if not isinstance(parsed, dict) or "schema" not in parsed:
         raise KdepError(f"the probe record {path} has no schema version", fix=_FIX)
-    record = make(found, str(path))
+    record = make(parsed, str(path))
     if f"{record.id}.json" != path.name:
         raise KdepError(
             f"the file {path} contains the probe record {record.id[:120]!r}",

@@ -48,7 +48,7 @@ SAVING = (
 
 
 @dataclass(slots=True)
-class View:
+class BoardView:
     """A board with the values that all output formats need, computed once.
 
     `bold`: (student, task) -> rows among the best. `letters`: note about the data -> its letter.
@@ -86,7 +86,7 @@ def make_view(
     board: Board,
     verdicts: list[Verdict] | None = None,
     method_inputs: Mapping[str, Mapping[str, Any]] | None = None,
-) -> View:
+) -> BoardView:
     """The view of `board`; `method_inputs` as in `report.build`."""
     bold = {
         (s, c): compare.best(board, s, c)
@@ -95,7 +95,7 @@ def make_view(
     }
     summaries = {a: summarize_row(board, a) for a in board.rows}
     letters = data_notes.letters(board)
-    return View(
+    return BoardView(
         board, row_labels(board), summaries, bold, verdicts or [], method_inputs or {}, letters
     )
 
@@ -123,12 +123,12 @@ def labels_text(summary: RowSummary) -> str:
     return "by its teacher" if summary.method.label_policy == "labels" else "no"
 
 
-def fraction_text(view: View, row: RowKey) -> str:
+def fraction_text(view: BoardView, row: RowKey) -> str:
     """The data fraction of pre-training; a dash for methods not pre-trained here."""
     return "—" if view.board.fixed(row) else f"{100 * row.fraction:g} %"
 
 
-def row_name(view: View, row: RowKey) -> str:
+def row_name(view: BoardView, row: RowKey) -> str:
     """The row's label, marked where the method was re-implemented from the paper's text."""
     note = " (re-implementation)" if view.summaries[row].method.reconstruction else ""
     return view.labels[row] + note
@@ -140,7 +140,7 @@ def untimed_note(board: Board) -> str:
 
 
 def difference_rows(
-    view: View, student: str | None = None
+    view: BoardView, student: str | None = None
 ) -> list[tuple[str, str, str, compare.Difference]]:
     """(student, 'a - b', task, difference) of every comparison; a pair's mean over tasks last."""
     rows = []
@@ -203,7 +203,7 @@ def family_entries(
     return [*entries, (name(", ".join(f.left_out) or "—", 300), None)]
 
 
-def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]]:
+def saving_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.Saving]]:
     """(student, method, the row whose score it reaches, budget, saving)."""
     return [
         (student, method, view.labels[goal], efficiency.AXES[axis], saving)
@@ -212,7 +212,7 @@ def saving_rows(view: View) -> list[tuple[str, str, str, str, efficiency.Saving]
     ]
 
 
-def failures(view: View) -> list[tuple[str, str, str]]:
+def failures(view: BoardView) -> list[tuple[str, str, str]]:
     """(run or file, status, reason) of all that failed, is missing or is damaged."""
     table = []
     for (row, column), result in sorted(
@@ -272,7 +272,7 @@ def command(board: Board, row: RowKey) -> str:
     return text.command(runs[0].suite, only)
 
 
-def answers(view: View) -> dict[str, list[str]]:
+def answers(view: BoardView) -> dict[str, list[str]]:
     """Student -> the sentences at the top of its leaderboard."""
     sentences = {
         student: answer.sentences(view.board, student, view.labels, view.summaries)

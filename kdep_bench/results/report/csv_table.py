@@ -10,7 +10,7 @@ from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.board.board import Column, RowKey
 from kdep_bench.results.report import data_notes
-from kdep_bench.results.report.board_rows import View, command
+from kdep_bench.results.report.board_rows import BoardView, command
 
 CSV_HEAD = [
     "suite",
@@ -60,7 +60,11 @@ CSV_HEAD = [
 
 
 def _csv_row(
-    view: View, row: RowKey, c: Column, rank: tuple[int, int] | None, ends: tuple[object, object]
+    view: BoardView,
+    row: RowKey,
+    c: Column,
+    rank: tuple[int, int] | None,
+    ends: tuple[object, object],
 ) -> list[object]:
     f, result, est = (
         view.summaries[row],
@@ -121,7 +125,7 @@ def _csv_value(value: object) -> object:
     return "" if value is None else value
 
 
-def csv_table(view: View) -> str:
+def csv_table(view: BoardView) -> str:
     """leaderboard.csv: one line per (row, task), numbers as fractions and seconds, unrounded.
 
     Text that a spreadsheet could take for a formula starts with a quote mark.

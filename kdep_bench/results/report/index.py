@@ -17,7 +17,7 @@ from kdep_bench.results import text
 from kdep_bench.results.board import compare
 from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.report import board_rows, markdown, page
-from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markup import Raw, tag
 from kdep_bench.results.report.report import view_of
 from kdep_bench.results.report.widgets import chip
@@ -36,7 +36,7 @@ class Suite(NamedTuple):
 
     folder: str
     question: str
-    view: View
+    view: BoardView
 
 
 def write_index(root: Path, configs: Path) -> Path:

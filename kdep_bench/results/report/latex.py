@@ -8,7 +8,7 @@ from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.report import data_notes
 from kdep_bench.results.report.board_rows import (
     MEAN_RANK,
-    View,
+    BoardView,
     column_names,
     command,
     fraction_text,
@@ -19,7 +19,7 @@ from kdep_bench.results.report.board_rows import (
 _TEX_ENDS = ["labels", "data fraction", "images seen", "cost", "weights loaded"]
 
 
-def _tex_ends(view: View, row: RowKey) -> list[str]:
+def _tex_ends(view: BoardView, row: RowKey) -> list[str]:
     f = view.summaries[row]
     ends = [labels_text(f), fraction_text(view, row), text.count(f.images_seen)]
     return [*ends, text.seconds(f.cost_s), text.ratio(f.coverage)]
@@ -34,7 +34,7 @@ def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> 
     return [*lines, "\\bottomrule", "\\end{tabular}", ""]
 
 
-def latex(view: View) -> str:
+def latex(view: BoardView) -> str:
     """leaderboard.tex: booktabs tables to \\input, the summary and one per task family; each row's
     command in a comment."""
     lines = [

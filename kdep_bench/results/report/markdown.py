@@ -18,7 +18,7 @@ from kdep_bench.results.report.board_rows import (
     MEAN_RANK,
     PAIRED,
     SAVING,
-    View,
+    BoardView,
     answers,
     column_names,
     command,
@@ -56,12 +56,12 @@ def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     return ["| " + " | ".join(entries) + " |" for entries in lines]
 
 
-def _noted(view: View) -> list[str]:
+def _noted(view: BoardView) -> list[str]:
     note = untimed_note(view.board)
     return [text.md(note), ""] if note else []
 
 
-def _data_notes(view: View) -> list[str]:
+def _data_notes(view: BoardView) -> list[str]:
     rows = [
         f"- ({n.letter}) {text.md(', '.join(n.tasks))}: {text.md(n.sentence, 600)}."
         for n in data_notes.legend(view.board, view.letters)
@@ -71,7 +71,7 @@ def _data_notes(view: View) -> list[str]:
     return [f"## {data_notes.HEADING}", "", data_notes.INTRODUCTION, "", *rows, ""]
 
 
-def _summary(view: View) -> list[str]:
+def _summary(view: BoardView) -> list[str]:
     lines = ["## Summary", "", MEAN_RANK, ""]
     lines += _noted(view)
     table = []
@@ -105,7 +105,7 @@ SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", *ROW_END[:4]
 SUMMARY_HEAD += ["incl. teacher cache", ROW_END[4]]
 
 
-def _task_family_table(view: View, family: str) -> list[str]:
+def _task_family_table(view: BoardView, family: str) -> list[str]:
     columns = view.board.columns_of(family)
     names = column_names(columns)
     head = ["student", "method", *(text.md(names[c]) for c in columns), *ROW_END]
@@ -132,7 +132,7 @@ def _task_family_table(view: View, family: str) -> list[str]:
     return [f"## Task family: {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
 
 
-def _differences(view: View) -> list[str]:
+def _differences(view: BoardView) -> list[str]:
     """The difference table; a long one is split into means over tasks and single tasks."""
     table_rows = difference_rows(view)
     if not table_rows:
@@ -163,7 +163,7 @@ FAMILY_HEAD += [f"mean difference to {reference} x100 [95 %]" for reference in f
 FAMILY_HEAD += ["methods left out"]
 
 
-def _cost_table(view: View) -> list[str]:
+def _cost_table(view: BoardView) -> list[str]:
     if not families.shown(view.board):
         return []
     rows = []
@@ -175,7 +175,7 @@ def _cost_table(view: View) -> list[str]:
     return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
 
 
-def _method_family_table(view: View) -> list[str]:
+def _method_family_table(view: BoardView) -> list[str]:
     if not families.shown(view.board):
         return []
     rows = [
@@ -188,7 +188,7 @@ def _method_family_table(view: View) -> list[str]:
     return ["## Method families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
 
 
-def _savings(view: View) -> list[str]:
+def _savings(view: BoardView) -> list[str]:
     rows = []
     for student, method, reference, axis, saving in saving_rows(view):
         entries = [text.md(student), text.md(method), text.md(reference), axis]
@@ -201,7 +201,7 @@ def _savings(view: View) -> list[str]:
 SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]", "seeds"]
 
 
-def _claims(view: View) -> list[str]:
+def _claims(view: BoardView) -> list[str]:
     if not view.verdicts:
         return []
     first = headlines(view.verdicts)
@@ -233,7 +233,7 @@ NOISE_HEAD = ["student", "task", "std. dev. over seeds", "degrees of freedom"]
 NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (power 0.8)"]
 
 
-def _diagnostics(view: View) -> list[str]:
+def _diagnostics(view: BoardView) -> list[str]:
     lines = []
     rows = []
     for a in view.board.rows:
@@ -259,7 +259,7 @@ def _diagnostics(view: View) -> list[str]:
     return lines
 
 
-def _probes(view: View) -> list[str]:
+def _probes(view: BoardView) -> list[str]:
     """Values of the probes, one table each."""
     section = view.probes
     if not section:
@@ -273,7 +273,7 @@ def _probes(view: View) -> list[str]:
             [
                 text.md(row.key.student),
                 text.md(section.labels[row.key]),
-                *(row.cell(c) for c in table.columns),
+                *(row.score_text(c) for c in table.columns),
             ]
             for row in table.rows
         ]
@@ -284,7 +284,7 @@ def _probes(view: View) -> list[str]:
     return [*lines, *_capped(section.remarks, 200), *([""] if section.remarks else [])]
 
 
-def _reported(view: View) -> list[str]:
+def _reported(view: BoardView) -> list[str]:
     rows = reported.rows_for(view.board)
     if not rows:
         return []
@@ -295,7 +295,7 @@ def _reported(view: View) -> list[str]:
 FAILURE_HEAD = ["run", "status", "reason"]
 
 
-def _failures(view: View, limit: int = 200) -> list[str]:
+def _failures(view: BoardView, limit: int = 200) -> list[str]:
     table = failures(view)
     lines = []
     if table:
@@ -315,7 +315,7 @@ def _capped(remarks: list[str], limit: int) -> list[str]:
     return [*lines, f"- ... and {rest} more remarks."] if rest > 0 else lines
 
 
-def _environment(view: View) -> list[str]:
+def _environment(view: BoardView) -> list[str]:
     rows = [
         [item, "<br>".join(text.md(v, 400) for v in values[:20])]
         for item, values in environment(view.board).items()
@@ -326,7 +326,7 @@ def _environment(view: View) -> list[str]:
 REPRODUCE_HEAD = ["student", "method", "command"]
 
 
-def _reproduce(view: View) -> list[str]:
+def _reproduce(view: BoardView) -> list[str]:
     rows = []
     for row in view.board.rows:
         line = command(view.board, row)
@@ -337,7 +337,7 @@ def _reproduce(view: View) -> list[str]:
     return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
 
 
-def _answer(view: View) -> list[str]:
+def _answer(view: BoardView) -> list[str]:
     lines = []
     for student, sentences in answers(view).items():
         lines += [f"**Student {text.md(student)}**", ""] if len(view.board.students) > 1 else []
@@ -345,7 +345,7 @@ def _answer(view: View) -> list[str]:
     return lines
 
 
-def markdown(view: View) -> str:
+def markdown(view: BoardView) -> str:
     """The text of leaderboard.md."""
     board = view.board
     counts = Counter(r.status for r in board.runs)

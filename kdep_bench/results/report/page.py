@@ -29,14 +29,14 @@ from kdep_bench.results.report import (
     probe_tables,
     reported,
 )
-from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markup import Raw, join, tag
 from kdep_bench.results.report.page_images import images_section
 from kdep_bench.results.report.widgets import (
     CHANCE,
     COLOURED,
-    Entry,
     Section,
+    TableEntry,
     chip,
     name_entry,
     number_entry,
@@ -47,7 +47,7 @@ _HERE = Path(__file__).parent
 
 
 def html_page(
-    view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+    view: BoardView, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> str:
     """The HTML of `view`.
 
@@ -97,7 +97,7 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _header(view: View, sections: list[Section]) -> Raw:
+def _header(view: BoardView, sections: list[Section]) -> Raw:
     board = view.board
     counts = Counter(r.status for r in board.runs)
     summary = [
@@ -129,7 +129,7 @@ def _header(view: View, sections: list[Section]) -> Raw:
     )
 
 
-def _answer(view: View) -> list[Raw]:
+def _answer(view: BoardView) -> list[Raw]:
     parts = []
     for student, sentences in board_rows.answers(view).items():
         if len(view.board.students) > 1:
@@ -140,7 +140,7 @@ def _answer(view: View) -> list[Raw]:
     return parts
 
 
-def _tools(view: View) -> Raw:
+def _tools(view: BoardView) -> Raw:
     students = view.board.students
     choice = None
     if len(students) > 1:
@@ -159,7 +159,7 @@ COLOURED |= {"ok", "failed", "missing", "damaged"}
 
 
 def _sections(
-    view: View, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+    view: BoardView, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
     sections = [_data_notes(view), _summary(view), _claims(view)]
     sections += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
@@ -184,7 +184,7 @@ def _sections(
     ]
 
 
-def _data_notes(view: View) -> Section | None:
+def _data_notes(view: BoardView) -> Section | None:
     """Known limitations of the data, before any score."""
     rows = [
         tag("li", f"({n.letter}) {text.plain(', '.join(n.tasks))}: {text.plain(n.sentence, 600)}.")
@@ -196,7 +196,7 @@ def _data_notes(view: View) -> Section | None:
     return Section("data-notes", data_notes.HEADING, introduction, tag("ul", *rows))
 
 
-def _claims(view: View) -> Section | None:
+def _claims(view: BoardView) -> Section | None:
     if not view.verdicts:
         return None
     note = "Verdicts are computed from the records; costs include the teacher cache."
@@ -209,21 +209,21 @@ def _claims(view: View) -> Section | None:
     return Section("claims", "Claims", dim, _claim_table(view, "Claims", first), rest)
 
 
-def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
+def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Raw:
     rows = []
     for v in verdicts:
         title = [tag("b", text.plain(v.title))]
         if v.statement:
             title.append(tag("div", text.plain(v.statement, 500), class_="small dim"))
         entries = [
-            Entry(chip(v.verdict, v.shown), css="l n"),
-            Entry(join(title), css="l w"),
+            TableEntry(chip(v.verdict, v.shown), css="l n"),
+            TableEntry(join(title), css="l w"),
             name_entry(v.student or "—"),
             name_entry(v.scope),
-            Entry(v.interval, css="l n"),
-            Entry(v.threshold, css="l s"),
-            Entry(text.plain(v.reason, 300), css="l w"),
-            Entry(v.cost),
+            TableEntry(v.interval, css="l n"),
+            TableEntry(v.threshold, css="l s"),
+            TableEntry(text.plain(v.reason, 300), css="l w"),
+            TableEntry(v.cost),
             number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
         rows.append((v.student, entries))
@@ -232,21 +232,21 @@ def _claim_table(view: View, caption: str, verdicts: list[Verdict]) -> Raw:
     return page_table(view, caption, head, rows, 7, css="")
 
 
-def _row_entry(view: View, row: RowKey) -> Entry:
+def _row_entry(view: BoardView, row: RowKey) -> TableEntry:
     name = board_rows.row_name(view, row)
     source = text.plain(view.summaries[row].method.source, 200)
     shown = text.plain(name, 80)
     css = "l n" if len(shown) <= 34 else "l"
-    return Entry(tag("span", shown, title=source or None), css=css)
+    return TableEntry(tag("span", shown, title=source or None), css=css)
 
 
-def _fraction_entry(view: View, row: RowKey) -> Entry:
+def _fraction_entry(view: BoardView, row: RowKey) -> TableEntry:
     return number_entry(
         board_rows.fraction_text(view, row), None if view.board.fixed(row) else row.fraction
     )
 
 
-def _summary(view: View) -> Section | None:
+def _summary(view: BoardView) -> Section | None:
     if not view.board.runs:
         return Section("summary", "Summary", tag("p", "There are no records yet."))
     table = []
@@ -263,7 +263,7 @@ def _summary(view: View) -> Section | None:
                 _row_entry(view, row),
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
                 number_entry(f"{won} of {marked}" if marked else "—", won),
-                Entry(board_rows.labels_text(f), css="n"),
+                TableEntry(board_rows.labels_text(f), css="n"),
                 _fraction_entry(view, row),
                 number_entry(text.count(f.images_seen), f.images_seen),
                 number_entry(text.seconds(f.cost_s), f.cost_s),
@@ -280,12 +280,12 @@ def _summary(view: View) -> Section | None:
     )
 
 
-def _untimed(view: View) -> Raw | None:
+def _untimed(view: BoardView) -> Raw | None:
     note = board_rows.untimed_note(view.board)
     return tag("p", note, class_="dim small") if note else None
 
 
-def _score_entry(view: View, row: RowKey, column: Column) -> Entry:
+def _score_entry(view: BoardView, row: RowKey, column: Column) -> TableEntry:
     result = view.board.result(row, column)
     est = result.estimate
     css = "n"
@@ -302,10 +302,10 @@ def _score_entry(view: View, row: RowKey, column: Column) -> Entry:
         shown = join([shown, " ", link])
     if compare.below(view.board, row, column):
         shown = join([shown, board_rows.BELOW])
-    return Entry(shown, None if est is None else est.mean, css, True)
+    return TableEntry(shown, None if est is None else est.mean, css, True)
 
 
-def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -> Section:
+def _task_family(view: BoardView, family: str, index: int, drawn: list[plots.Plot]) -> Section:
     columns = view.board.columns_of(family)
     names = board_rows.column_names(columns)
     rows = []
@@ -314,7 +314,7 @@ def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -
         entries = [name_entry(row.student), _row_entry(view, row)]
         entries += [_score_entry(view, row, c) for c in columns]
         entries += [
-            Entry(board_rows.labels_text(f), css="n"),
+            TableEntry(board_rows.labels_text(f), css="n"),
             _fraction_entry(view, row),
             number_entry(text.count(f.images_seen), f.images_seen),
             number_entry(text.seconds(f.cost_s), f.cost_s),
@@ -324,8 +324,8 @@ def _task_family(view: View, family: str, index: int, drawn: list[plots.Plot]) -
     chance = [
         number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
     ]
-    blank = [Entry("") for _ in range(5)]
-    rows.append((CHANCE, [Entry("", css="l"), Entry("chance", css="l"), *chance, *blank]))
+    blank = [TableEntry("") for _ in range(5)]
+    rows.append((CHANCE, [TableEntry("", css="l"), TableEntry("chance", css="l"), *chance, *blank]))
     head = ["student", "method", *(text.plain(names[c], 60) for c in columns)]
     head += markdown.ROW_END
     title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
@@ -347,12 +347,12 @@ def _charts(anchor: str, title: str, drawn: list[plots.Plot], group: str) -> Sec
     return Section(anchor, title, _figures(group_plots)) if group_plots else None
 
 
-def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
+def _efficiency(view: BoardView, drawn: list[plots.Plot]) -> Section | None:
     """The curves first, then the reduction factors read off them."""
     charts = _figures([p for p in drawn if p.group == "efficiency"])
     rows = []
     for student, method, reference, axis, r in board_rows.saving_rows(view):
-        times = Entry(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
+        times = TableEntry(text.times(r.estimate, r.bound), r.estimate.mean, "n", True)
         entries = [
             name_entry(student),
             name_entry(method),
@@ -360,7 +360,7 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
             name_entry(axis),
             times,
         ]
-        rows.append((student, [*entries, Entry(r.estimate.seeds, css="n")]))
+        rows.append((student, [*entries, TableEntry(r.estimate.seeds, css="n")]))
     if not charts and not rows:
         return None
     caption = "Reduction factors at equal score"
@@ -370,7 +370,7 @@ def _efficiency(view: View, drawn: list[plots.Plot]) -> Section | None:
     return Section("efficiency", "Efficiency", charts, title, note, table)
 
 
-def _costs(view: View) -> Section | None:
+def _costs(view: BoardView) -> Section | None:
     if not families.shown(view.board):
         return None
     rows = []
@@ -378,21 +378,23 @@ def _costs(view: View) -> Section | None:
         entries = [name_entry(cost.row.student), _row_entry(view, cost.row)]
         entries.append(name_entry(cost.summary.method.family or "—"))
         *numbers, (terms, _) = board_rows.cost_entries(cost, text.plain)
-        entries += [*starmap(number_entry, numbers), Entry(terms, css="l w")]
+        entries += [*starmap(number_entry, numbers), TableEntry(terms, css="l w")]
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
     return Section("costs", "Cost of each method", note, page_table(view, "Costs", head, rows, 3))
 
 
-def _method_families(view: View) -> Section | None:
+def _method_families(view: BoardView) -> Section | None:
     if not families.shown(view.board):
         return None
     rows = []
     for f in families.families(view.board, view.summaries, view.method_inputs):
         entries = [name_entry(f.student), name_entry(f.name)]
         for shown, value in board_rows.family_entries(f, text.plain):
-            entries.append(Entry(shown, css="l w") if value is None else number_entry(shown, value))
+            entries.append(
+                TableEntry(shown, css="l w") if value is None else number_entry(shown, value)
+            )
         rows.append((f.student, entries))
     if not rows:
         return None
@@ -401,19 +403,19 @@ def _method_families(view: View) -> Section | None:
     return Section("families", title, note, page_table(view, title, head, rows, 2))
 
 
-def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
+def _differences(view: BoardView, drawn: list[plots.Plot]) -> Section | None:
     rows = []
     for student, label, task, d in board_rows.difference_rows(view):
         est = d.estimate
         entries = [
             name_entry(student),
-            Entry(text.plain(label), css="l"),
+            TableEntry(text.plain(label), css="l"),
             name_entry(task),
             number_entry(text.gap(est), est.mean if est else None),
             number_entry(str(d.pairs), d.pairs),
-            Entry(est.seeds if est else "—", css="n"),
+            TableEntry(est.seeds if est else "—", css="n"),
             number_entry(text.p_value(d.adjusted), d.adjusted),
-            Entry(chip(d.verdict), css="n"),
+            TableEntry(chip(d.verdict), css="n"),
         ]
         rows.append((student, entries))
     if not rows:
@@ -433,7 +435,7 @@ def _differences(view: View, drawn: list[plots.Plot]) -> Section | None:
     )
 
 
-def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
+def _alignment(view: BoardView, drawn: list[plots.Plot]) -> Section | None:
     rows = []
     for row in view.board.rows:
         f = view.summaries[row].align
@@ -456,7 +458,7 @@ def _alignment(view: View, drawn: list[plots.Plot]) -> Section | None:
     )
 
 
-def _noise(view: View) -> Section | None:
+def _noise(view: BoardView) -> Section | None:
     rows = []
     for student in view.board.students:
         columns = compare.columns_of(view.board, student)
@@ -480,7 +482,7 @@ def _noise(view: View) -> Section | None:
     return Section("noise", "Seed noise (x100)", table)
 
 
-def _probes(view: View) -> Section | None:
+def _probes(view: BoardView) -> Section | None:
     """Values of the probes, one table each."""
     section = view.probes
     if not section:
@@ -489,9 +491,9 @@ def _probes(view: View) -> Section | None:
     for table in section.tables:
         rows = []
         for row in table.rows:
-            cells = [name_entry(row.key.student), name_entry(section.labels[row.key])]
-            cells += [number_entry(row.cell(c), row.mean(c)) for c in table.columns]
-            rows.append((row.key.student, cells))
+            entries = [name_entry(row.key.student), name_entry(section.labels[row.key])]
+            entries += [number_entry(row.score_text(c), row.mean(c)) for c in table.columns]
+            rows.append((row.key.student, entries))
         if any(v is not None for v in table.chance.values()):
             chance = [name_entry(""), name_entry("chance")]
             for c in table.columns:
@@ -508,17 +510,17 @@ def _probes(view: View) -> Section | None:
     return Section("probes", probe_tables.HEADING, *parts)
 
 
-def _reported(view: View) -> Section | None:
+def _reported(view: BoardView) -> Section | None:
     rows = reported.rows_for(view.board)
     if not rows:
         return None
-    entries = [("", [Entry(c) for c in reported.entries(r)]) for r in rows]
+    entries = [("", [TableEntry(c) for c in reported.entries(r)]) for r in rows]
     table = page_table(view, "Reported elsewhere", reported.HEAD, entries, 2)
     note = tag("p", reported.SOURCE)
     return Section("reported", "Reported elsewhere", note, table)
 
 
-def _per_class(view: View, full: Sequence[Record]) -> Section | None:
+def _per_class(view: BoardView, full: Sequence[Record]) -> Section | None:
     tables = plots.per_class(view, full)
     if not tables:
         return None
@@ -534,7 +536,7 @@ def _per_class(view: View, full: Sequence[Record]) -> Section | None:
     return Section("classes", "Per class", tag("p", note, class_="dim small"), *parts)
 
 
-def _failures(view: View) -> Section | None:
+def _failures(view: BoardView) -> Section | None:
     table = board_rows.failures(view)
     parts: list[object] = []
     if table:
@@ -542,9 +544,9 @@ def _failures(view: View) -> Section | None:
             (
                 "",
                 [
-                    Entry(text.plain(w, 200), css="l w"),
-                    Entry(chip(s), css="l"),
-                    Entry(text.plain(why, 600), css="l w"),
+                    TableEntry(text.plain(w, 200), css="l w"),
+                    TableEntry(chip(s), css="l"),
+                    TableEntry(text.plain(why, 600), css="l w"),
                 ],
             )
             for w, s, why in table
@@ -560,7 +562,7 @@ def _failures(view: View) -> Section | None:
     return Section("failures", "Failed, missing, damaged", *parts) if parts else None
 
 
-def _data(view: View, results_dir: Path) -> Section | None:
+def _data(view: BoardView, results_dir: Path) -> Section | None:
     """Contents of the data, as counted by stage `prepare`."""
     card = data_card.read(results_dir)
     if card is None:
@@ -600,14 +602,14 @@ def _environment(board: Board) -> Section | None:
     )
 
 
-def _reproduce(view: View) -> Section | None:
+def _reproduce(view: BoardView) -> Section | None:
     rows = [
         (
             a.student,
             [
                 name_entry(a.student),
                 _row_entry(view, a),
-                Entry(tag("code", board_rows.command(view.board, a)), css="l w"),
+                TableEntry(tag("code", board_rows.command(view.board, a)), css="l w"),
             ],
         )
         for a in view.board.rows

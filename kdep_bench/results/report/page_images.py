@@ -9,7 +9,7 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
 from kdep_bench.results.records.record import Record
-from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markup import Raw, tag
 from kdep_bench.results.report.widgets import Section
 from kdep_bench.safe_files import read_bytes
@@ -58,7 +58,7 @@ _DRAWN = {
 }
 
 
-def images_section(view: View, results_dir: Path, full: Sequence[Record]) -> Section | None:
+def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -> Section | None:
     """The section of sample predictions; None without any. Images that are not shown are listed."""
     figures: dict[tuple[str, str], dict[int, list[Raw]]] = {}
     refused, shown, size = [], 0, 0

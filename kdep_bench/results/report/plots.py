@@ -12,7 +12,7 @@ from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency
 from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.records.record import Record
-from kdep_bench.results.report.board_rows import View, column_names, difference_rows
+from kdep_bench.results.report.board_rows import BoardView, column_names, difference_rows
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
 from kdep_bench.results.report.markup import Raw
 from kdep_bench.results.statistics import intervals as st
@@ -37,14 +37,14 @@ class Plot:
     svg: Raw
 
 
-def colours(view: View) -> dict[RowKey, int]:
+def colours(view: BoardView) -> dict[RowKey, int]:
     """Row -> colour class; rows of one method have the same, and with many methods they repeat."""
     methods = sorted({a.method for a in view.board.rows} - set(_COLOURS))
     by_method = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
     return {a: by_method[a.method] for a in view.board.rows}
 
 
-def draw(view: View, full: Sequence[Record]) -> list[Plot]:
+def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     """Every chart. `full`: complete records, for training curves."""
     all_plots = []
     for i, student in enumerate(view.board.students):
@@ -54,7 +54,7 @@ def draw(view: View, full: Sequence[Record]) -> list[Plot]:
     return all_plots + _training(view, full)
 
 
-def _owner(view: View, student: str) -> str:
+def _owner(view: BoardView, student: str) -> str:
     """The student's name in a caption, where there is more than one."""
     return f" · {text.plain(student, 40)}" if len(view.board.students) > 1 else ""
 
@@ -64,7 +64,7 @@ def _cut(rows: Sequence[Dot]) -> str:
     return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
 
 
-def _scores(view: View, student: str, index: int) -> list[Plot]:
+def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
     colour = colours(view)
@@ -90,7 +90,7 @@ def _scores(view: View, student: str, index: int) -> list[Plot]:
     return charts
 
 
-def _differences(view: View, student: str, index: int) -> list[Plot]:
+def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart per pair of rows, over its tasks; of many pairs one per reference, of the means."""
     colour = colours(view)
     columns = len(compare.columns_of(view.board, student))
@@ -128,7 +128,7 @@ def _differences(view: View, student: str, index: int) -> list[Plot]:
     return drawn
 
 
-def _efficiency(view: View, student: str, index: int) -> list[Plot]:
+def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
     """Charts of score (mean over tasks) against each budget, for methods with several budgets.
 
     If there are more than MOST_LINES lines, one chart per teacher.
@@ -195,7 +195,7 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
 _X = {"val": "log10 of C, or cross-validation fold"}
 
 
-def _training(view: View, full: Sequence[Record]) -> list[Plot]:
+def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     """Curves of the mean over seeds, with a band from smallest to largest.
 
     Pre-training curves are drawn once, not per task.
@@ -264,7 +264,7 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
 
 
 def per_class(
-    view: View, full: Sequence[Record]
+    view: BoardView, full: Sequence[Record]
 ) -> list[tuple[str, list[str], list[tuple[RowKey, list[float | None]]]]]:
     """(task, classes, rows of means over seeds) of every task with per-class scores."""
     by_id = {r.id: r for r in full}

@@ -61,18 +61,18 @@ class ProbeRow:
 
     def mean(self, column: ProbeColumn) -> float | None:
         """Mean over seeds; None without a value."""
-        found = self.values.get(column)
-        return statistics.fmean(found.values()) if found else None
+        values = self.values.get(column)
+        return statistics.fmean(values.values()) if values else None
 
-    def cell(self, column: ProbeColumn) -> str:
+    def score_text(self, column: ProbeColumn) -> str:
         """'mean ± standard deviation (seeds)', and how many seeds failed or are missing."""
-        parts, found = [], list(self.values.get(column, {}).values())
-        if found:
-            spread = f" ± {column.shown(statistics.stdev(found))}" if len(found) > 1 else ""
-            parts.append(f"{column.shown(statistics.fmean(found))}{spread} ({len(found)})")
+        parts, values = [], list(self.values.get(column, {}).values())
+        if values:
+            spread = f" ± {column.shown(statistics.stdev(values))}" if len(values) > 1 else ""
+            parts.append(f"{column.shown(statistics.fmean(values))}{spread} ({len(values)})")
         for seeds, word in ((self.failed, "failed"), (self.missing, "missing")):
             if seeds:
-                parts.append(f"{len(seeds)} {word}" if found or len(seeds) > 1 else word)
+                parts.append(f"{len(seeds)} {word}" if values or len(seeds) > 1 else word)
         return ", ".join(parts) or "—"
 
 
@@ -143,7 +143,7 @@ def _table(
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
     order = list(columns)
-    chance = {c: next(iter(found)) if len(found) == 1 else None for c, found in chances.items()}
+    chance = {c: next(iter(known)) if len(known) == 1 else None for c, known in chances.items()}
 
     def place(row: ProbeRow) -> tuple[str, bool, float, tuple]:
         first = order[0] if order and order[0].better else None
@@ -189,11 +189,11 @@ def csv_table(section: ProbeSection, records: Sequence[ProbeRecord]) -> str:
     writer.writerow(CSV_HEAD)
     for r in sorted(records, key=lambda r: r.id):
         for name, v in r.values.items():
-            cells = [r.student, section.labels.get(_row(r), r.method.method), r.method.method]
-            cells = [text.csv_text(c) for c in cells]
-            cells += [f"{r.data.share:g}", text.csv_text(r.probe), text.csv_text(r.folder)]
-            cells += [str(r.seed), text.csv_text(name), repr(v.value), v.better]
+            entries = [r.student, section.labels.get(_row(r), r.method.method), r.method.method]
+            entries = [text.csv_text(c) for c in entries]
+            entries += [f"{r.data.share:g}", text.csv_text(r.probe), text.csv_text(r.folder)]
+            entries += [str(r.seed), text.csv_text(name), repr(v.value), v.better]
             numbers = (v.chance, r.features_s, r.probe_s)
-            cells += ["" if n is None else repr(n) for n in numbers]
-            writer.writerow([*cells, text.csv_text(r.data.name), r.data.fingerprint])
+            entries += ["" if n is None else repr(n) for n in numbers]
+            writer.writerow([*entries, text.csv_text(r.data.name), r.data.fingerprint])
     return out.getvalue()

@@ -81,7 +81,7 @@ def build(
     }
 
 
-def view_of(results_dir: Path) -> board_rows.View:
+def view_of(results_dir: Path) -> board_rows.BoardView:
     """What the tables of a results folder show, from its records and the claims kept beside them.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdep_bench.results import text
 from kdep_bench.results.report import glossary
-from kdep_bench.results.report.board_rows import View
+from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markup import Raw, tag
 
 MOST_ROWS = 2000
@@ -22,7 +22,7 @@ class Section:
         self.markup = tag("section", heading, *children, id=anchor, aria_labelledby=f"h-{anchor}")
 
 
-class Entry:
+class TableEntry:
     """A table entry: its content, its CSS class and, for a number, its sort value."""
 
     def __init__(self, shown: object, value: float | None = None, css: str = "", is_number=False):
@@ -36,22 +36,22 @@ class Entry:
         return tag("td", self.shown, class_=self.css or None, data_v=sort)
 
 
-def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
+def number_entry(shown: str, value: float | None, css: str = "n") -> TableEntry:
     """An entry that sorts by `value`."""
-    return Entry(shown, value, css, True)
+    return TableEntry(shown, value, css, True)
 
 
-def name_entry(name: str, limit: int = 80) -> Entry:
+def name_entry(name: str, limit: int = 80) -> TableEntry:
     """A name, left-aligned; short ones are not wrapped."""
     shown = text.plain(name, limit)
-    return Entry(shown, css="l n" if len(shown) <= 34 else "l")
+    return TableEntry(shown, css="l n" if len(shown) <= 34 else "l")
 
 
 def page_table(
-    view: View,
+    view: BoardView,
     caption: str,
     head: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Entry]]],
+    rows: Sequence[tuple[str, Sequence[TableEntry]]],
     left: int = 1,
     css: str = "pin",
 ) -> Raw:
