@@ -121,13 +121,13 @@ def wobbled(r: Record) -> Record:
 
 
 def test_a_missing_result_is_never_averaged_over():
-    board, summaries = board_of(records(hole=("pkt", "seg", 1)))
+    board, summaries = board_of(records(missing=("pkt", "seg", 1)))
     relation = named(board, summaries)["relation"]
     assert relation.left_out == ["pkt"]
     assert relation.strength["kdep"].methods == 1
     assert relation.strength["kdep"].estimate is not None
     assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # rkd alone
-    board, summaries = board_of(records(hole=("kdep", "probe", 0)))
+    board, summaries = board_of(records(missing=("kdep", "probe", 0)))
     for family in named(board, summaries).values():
         assert family.strength["kdep"].estimate is None
         assert family.strength["kdep"].methods == 0
