@@ -133,9 +133,7 @@ class _Builder:
             {},
             maker,
         )
-        check_data_plan(suite.data, suite.tasks)
-        for probe in suite.probes:
-            check_probe(suite.data, probe)
+        self.check_data()
         self.probes = ProbePlanner(
             suite,
             self.plan,
@@ -143,22 +141,8 @@ class _Builder:
             lambda student: self.views(prepare, student),
             lambda student: self.suite_cache(prepare, student),
         )
-        per_class = suite.share_by == "class" and min(suite.shares) < 1
-        if per_class and not has_labels(suite.data):
-            raise KdepError(
-                "the suite draws its data fractions per class (share_by), but the data "
-                f"{suite.data['name']!r} have no labels",
-                fix="set share_by='image', or use labelled data",
-            )
         for student in suite.students:
-            for task in suite.tasks:
-                check_task(student, task)
-                check_task_data(suite.data, task)
-                check_recipe(task)
-                tests_on(task, suite.data["name"])  # refuses what is no list of names
-            trained_on(suite.teachers[student["name"]])
-            check_stated(suite.teachers[student["name"]] or {})
-            self.check_role_teachers()
+            self.check_student(student)
             for method in methods_for(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 for fraction in self.fractions(method):
@@ -174,8 +158,34 @@ class _Builder:
             )
         return self.plan
 
+    def check_data(self) -> None:
+        """Raises KdepError for data that do not fit the tasks, the probes or `share_by`."""
+        suite = self.suite
+        check_data_plan(suite.data, suite.tasks)
+        for probe in suite.probes:
+            check_probe(suite.data, probe)
+        per_class = suite.share_by == "class" and min(suite.shares) < 1
+        if per_class and not has_labels(suite.data):
+            raise KdepError(
+                "the suite draws its data fractions per class (share_by), but the data "
+                f"{suite.data['name']!r} have no labels",
+                fix="set share_by='image', or use labelled data",
+            )
+
+    def check_student(self, student: Json) -> None:
+        """Raises KdepError for tasks that a student cannot do, and for invalid teacher cards."""
+        suite = self.suite
+        for task in suite.tasks:
+            check_task(student, task)
+            check_task_data(suite.data, task)
+            check_recipe(task)
+            tests_on(task, suite.data["name"])  # raises for anything but a list of names
+        trained_on(suite.teachers[student["name"]])
+        check_stated(suite.teachers[student["name"]] or {})
+        self.check_role_teachers()
+
     def check_role_teachers(self) -> None:
-        """What is checked of the suite's teacher, of the teachers that methods name by role."""
+        """Checks the cards of the teachers that methods name by role."""
         for method in self.suite.methods:
             for teacher in role_teachers(method).values():
                 trained_on(teacher)
@@ -325,7 +335,7 @@ class _Builder:
         Returns:
             (chain: role -> stage id, label for stage names).
         """
-        suite, chain = self.suite, {"prepare": prepare}
+        chain: dict[str, str] = {"prepare": prepare}
         needs: dict[str, str] = {}
         spec: Json = {
             "student": self.config_spec(student),
@@ -335,74 +345,87 @@ class _Builder:
         if trains(method):
             chain["views"] = needs["views"] = self.views(prepare, student)
             spec.update(self.fraction_spec(fraction))
-            spec["budget"] = self.budget_spec(epochs or suite.budget.epochs, fraction == 1, method)
+            spec["budget"] = self.budget_spec(
+                epochs or self.suite.budget.epochs, fraction == 1, method
+            )
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if method.get("teachers") is not None:
                 spec["roles"] = list(method["teachers"])
             for role_teacher in teachers_by_role(method, suite_teacher):
-                intermediate, upstream = role_teacher.method.get("teacher"), None
-                if intermediate is not None:
-                    upstream, _ = self.add_pretraining(
-                        prepare,
-                        intermediate["student"],
-                        intermediate["method"],
-                        fraction,
-                        pretrain_seed,
-                        transfer_seed,
-                        suite_teacher,
-                        intermediate["epochs"],
-                    )
-                    chain.update(
-                        {
-                            role_teacher.key(f"teacher.{k}"): v
-                            for k, v in upstream.items()
-                            if k not in _COMMON
-                        }
-                    )
+                upstream = self.add_intermediate_teacher(
+                    prepare, role_teacher, fraction, pretrain_seed, transfer_seed, suite_teacher
+                )
+                if upstream is not None:
+                    stages = {k: v for k, v in upstream.items() if k not in _COMMON}
+                    chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in stages.items()})
                 stages = self.teacher_stages(
                     prepare, needs["views"], student, role_teacher, fraction, upstream
                 )
                 if "images" in stages:  # the pool, for a live teacher
                     needs["images"] = stages.pop("images")
-                    assert role_teacher.suite_teacher is not None
-                    live = without(role_teacher.suite_teacher, PROSE)
-                    if role_teacher.role:
-                        spec["teachers"] = {**spec.get("teachers", {}), role_teacher.role: live}
-                    else:
-                        spec["teacher"] = live
+                    _set_live_teacher(spec, role_teacher)
                 needs.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
                 chain.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
-        elif method.get("weights") is not None:
-            spec["seed"] = 0
         else:
-            # Another random initialisation for every pair of seeds; equal to the transfer seed
-            # where the suite has the one pre-training seed 0.
-            spec["seed"] = (
-                pretrain_seed * SEED_STEP + transfer_seed
-                if suite.seeds.pairs == "product"
-                else transfer_seed
-            )
+            spec["seed"] = self.untrained_seed(method, pretrain_seed, transfer_seed)
         epochs_label = "" if epochs is None else f".{epochs:g}ep"
         # An untrained student is the same at every data fraction.
         fraction_label = _fraction_label(fraction) if trains(method) else ""
-        label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}"
-        chain["pretrain"] = self.add("pretrain", f"{label}.s{spec['seed']}", spec, needs)
+        label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}.s{spec['seed']}"
+        chain["pretrain"] = self.add("pretrain", label, spec, needs)
         chain["export"] = self.add(
             "export",
-            f"{label}.s{spec['seed']}",
+            label,
             {"student": self.config_spec(student)},
             {"pretrain": chain["pretrain"]},
             about=model_card.about(
                 method,
                 student,
                 teacher_config_for(method, suite_teacher),
-                suite.data["name"],
+                self.suite.data["name"],
                 fraction,
                 spec["seed"],
             ),
         )
-        return chain, f"{label}.s{spec['seed']}"
+        return chain, label
+
+    def add_intermediate_teacher(
+        self,
+        prepare: str,
+        role_teacher: RoleTeacher,
+        fraction: float,
+        pretrain_seed: int,
+        transfer_seed: int,
+        suite_teacher: Json | None,
+    ) -> dict[str, str] | None:
+        """Adds the pre-training of an intermediate teacher; its chain, or None without one."""
+        intermediate = role_teacher.method.get("teacher")
+        if intermediate is None:
+            return None
+        chain, _ = self.add_pretraining(
+            prepare,
+            intermediate["student"],
+            intermediate["method"],
+            fraction,
+            pretrain_seed,
+            transfer_seed,
+            suite_teacher,
+            intermediate["epochs"],
+        )
+        return chain
+
+    def untrained_seed(self, method: Json, pretrain_seed: int, transfer_seed: int) -> int:
+        """Seed of a student without training steps; 0 for given weights, which use none.
+
+        Every pair of seeds has another random initialisation; it equals the transfer seed where the
+        only pre-training seed of the suite is 0.
+        """
+        if method.get("weights") is not None:
+            return 0
+        if self.suite.seeds.pairs == "product":
+            return pretrain_seed * SEED_STEP + transfer_seed
+        return transfer_seed
 
     def add_runs(
         self,
@@ -444,6 +467,16 @@ class _Builder:
             )
 
 
+def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
+    """Puts the config of a live teacher into the spec, with several teachers under its role."""
+    assert role_teacher.suite_teacher is not None
+    config = without(role_teacher.suite_teacher, PROSE)
+    if role_teacher.role:
+        spec["teachers"] = {**spec.get("teachers", {}), role_teacher.role: config}
+    else:
+        spec["teacher"] = config
+
+
 def stores_probabilities(method: Json) -> bool:
     """Whether a method reads a cache of the largest class probabilities, which is its own."""
     return "probabilities" in method_needs(method)
@@ -454,7 +487,7 @@ def _fraction_label(fraction: float) -> str:
 
 
 def check_size(suite: Suite) -> None:
-    """Refuses a suite of more than MAX_RUNS runs, before any is planned, and seeds that collide."""
+    """Raises KdepError for more than MAX_RUNS runs, before any is planned, or colliding seeds."""
     n_runs = 0
     for part in suite.variants or [suite]:
         seeds = part.seeds
