@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 # "views": the fixed views of an image stand one after another in the batch.
 # "classes": the labels are those of the teacher's own classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
+# "tail": the teacher's layers after a map are trained (Teacher.tail).
 # "probabilities": the largest `top_classes` class probabilities, the rest spread evenly.
 NEEDS = frozenset(
     {
         *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
-        *("classifier", "probabilities"),
+        *("classifier", "tail", "probabilities"),
     }
 )
 ARGUMENTS = frozenset(
@@ -35,6 +36,7 @@ ARGUMENTS = frozenset(
         "target_mean_square",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
         "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
+        "teacher_config",  # config of the teacher, for `build_teacher`
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps
@@ -47,7 +49,7 @@ ARGUMENTS = frozenset(
 TEACHER_ASKS = frozenset(
     {
         *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
-        *("teacher_maps", "layer_distances", "map_moments"),
+        *("teacher_config", "teacher_maps", "layer_distances", "map_moments"),
     }
 )
 

@@ -13,7 +13,12 @@ from torch import Tensor
 from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import sparse
-from kdep_bench.features.cache_check import exact_float32, open_head, verify_cache
+from kdep_bench.features.cache_check import (
+    exact_float32,
+    load_teacher_config,
+    open_head,
+    verify_cache,
+)
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of, top_classes
@@ -221,6 +226,7 @@ def cached_teaching(
         },
         {
             "teacher_width": lambda: cache.width,
+            "teacher_config": lambda: load_teacher_config(folder),
             "teacher_classes": classes,
             "teacher_maps": lambda: {
                 n[5:]: {"channels": int(c), "stride": px // int(h)}
@@ -262,6 +268,7 @@ def live_teaching(
         },
         {
             "teacher_width": lambda: teacher.width,
+            "teacher_config": lambda: dict(config),
             "teacher_classes": lambda: None if said.logits is None else said.logits.shape[1],
             "teacher_maps": lambda: {
                 k: {"channels": m.shape[1], "stride": px // m.shape[2]}

@@ -14,7 +14,7 @@ from functools import cached_property
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
-from kdep_bench.objectives.levels import student_levels, top_classes
+from kdep_bench.objectives.levels import levels_of, student_levels, top_classes
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
@@ -370,6 +370,21 @@ def classifier(pair: Pair) -> None:
     )
 
 
+def tail(pair: Pair) -> None:
+    """A method that trains the teacher's layers after a map, for a teacher without them."""
+    if "tail" not in pair.needs:
+        return
+    tails = class_value(str(pair.teacher.get("type")), "tails") or ()
+    for level in sorted(levels_of(pair.method.get("objective"))):
+        if level not in tails:
+            raise KdepError(
+                f"{pair.label} trains the teacher's layers after the map {level!r}, which the "
+                f"teacher {pair.teacher['name']!r} does not give",
+                expected=f"one of {', '.join(tails)}" if tails else "a teacher with `tails`",
+                fix="correct `levels` in the objective, or choose another teacher",
+            )
+
+
 def classes(pair: Pair) -> None:
     """A method that looks labels up in the logits of a teacher with other classes."""
     data = pair.suite.data
@@ -474,6 +489,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     teacher_arguments,
     logits,
     classifier,
+    tail,
     classes,
     stored_probabilities,
     maps,

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
 # views of an image in one batch; "classes": the labels are those of the teacher's classifier;
-# "classifier": that classifier as a function of the teacher's pooled feature.
+# "classifier": that classifier as a function of the teacher's pooled feature; "tail": the teacher's
+# layers after a map.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
-    *("views", "classes", "classifier"),
+    *("views", "classes", "classifier", "tail"),
 )
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 

@@ -52,6 +52,7 @@ class Teacher(nn.Module, ABC):
         has_logits: whether `logits` is not None.
         tap: where the pooled feature is read, in words.
         map_names: names of the spatial maps it gives.
+        tails: those of them after which `tail` gives the rest of the network.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Teacher(nn.Module, ABC):
     has_logits: bool
     tap: str
     map_names: tuple[str, ...] = ()
+    tails: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
 
@@ -77,6 +79,18 @@ class Teacher(nn.Module, ABC):
         as `card.logits_from_pooled`; without it the cache stores the logits.
         """
         return None
+
+    def tail(self, level: str) -> nn.Module:
+        """A copy of the layers after the map `level`: [B, C, H, W] -> logits [B, classes].
+
+        Raises:
+            KdepError: a map that is not in `tails`.
+        """
+        raise KdepError(
+            f"the teacher {self.name} does not give its layers after the map {level!r}",
+            expected=f"one of {', '.join(self.tails)}" if self.tails else "a teacher with `tails`",
+            fix="correct `levels` in the method's objective, or choose another teacher",
+        )
 
     @abstractmethod
     def features(self, x_B3HW: Tensor) -> TeacherOutput:

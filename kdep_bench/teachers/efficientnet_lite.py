@@ -7,6 +7,7 @@ an SVD beyond that would fit noise.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class EfficientNetLite(Teacher):
     width = 1280
     tap = "after the last activation"
     map_names = ("last", *LEVELS)
+    tails = ("s4", "s8", "s16")
 
     def __init__(
         self, name: str, variant: int, input_px: int, weights: str | Path | None = None
@@ -94,6 +96,14 @@ class EfficientNetLite(Teacher):
         classifier = self.net.classifier
         assert isinstance(classifier, nn.Module)
         return classifier
+
+    def tail(self, level: str) -> nn.Module:
+        if level not in self.tails:
+            return super().tail(level)
+        net: Any = self.net
+        blocks = net.blocks[LEVEL_ENDS[LEVELS.index(level)] + 1 :]
+        rest = nn.Sequential(*blocks, net.conv_head, net.bn2, net.global_pool, net.classifier)
+        return copy.deepcopy(rest)
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         net: Any = self.net

@@ -58,6 +58,7 @@ OTHERS: dict[str, Any] = {
 OTHERS_OF: dict[str, Any] = {
     "levels of Pursuhint": {"s8": "s16", "s16": "s8"},
     "tap of MapRegression": "before",
+    "levels of SemiOnline": {"s16": "s8"},
 }
 # Arguments that change no loss, and why.
 SILENT = {
@@ -97,6 +98,7 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
         "target_mean_square": energy,
         "teacher_mean_variance": float(feature.square().mean()),
         "teacher_width": width,
+        "teacher_config": {**tiny.TEACHER, "width": width},
         "teacher_classes": logits,
         "student_maps": describe(tiny.STUDENT),
         "layer_distances": distances(width),
@@ -244,7 +246,7 @@ class Arm:
             return cka(outs["pooled"], self.model.target(said.pooled))
         if "pooled" in self.wanted.needs:
             return cka(outs["pooled"], said.pooled)
-        if "maps" in self.wanted.needs:
+        if "maps" in self.wanted.needs and "logits" not in self.wanted.needs:
             return cka(places(outs["s16"]), places(said.maps["s16"]))
         assert said.logits is not None
         return cka(outs["pooled"], said.logits)

@@ -80,6 +80,7 @@ class TinyTeacher(Teacher):
     input_px, has_logits = PX, True
     tap = "made up"
     map_names = ("last", "s4", "s8", "s16")
+    tails = ("s8", "s16")
     shuffled: ClassVar[torch.Generator | None] = None
 
     def __init__(self, name: str, width: int = DT, logits: int = LOGITS, seed: int = 42) -> None:
@@ -90,6 +91,7 @@ class TinyTeacher(Teacher):
             self.first, self.second = nn.Linear(LATENTS, 32), nn.Linear(32, width)
             self.classifier = nn.Linear(width, logits)
             self.local = nn.Conv2d(LATENTS, 10, 1)
+            self.logits = logits
             for layer in (self.first, self.second, self.classifier, self.local):
                 nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
             with torch.no_grad():
@@ -100,6 +102,12 @@ class TinyTeacher(Teacher):
     @property
     def logit_head(self) -> nn.Module:
         return self.classifier
+
+    def tail(self, level: str) -> nn.Module:
+        """Layers that could follow a map; the teacher's own logits come another way."""
+        if level not in self.tails:
+            return super().tail(level)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, self.logits))
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         waves = patterns()[:, 0].to(x_B3HW.device)

@@ -33,7 +33,7 @@ class Tiny(Teacher):
     """A strided convolution and a classifier of the pool's three classes."""
 
     has_logits, tap = True, "after the activation"
-    map_names = ("s16",)
+    map_names = tails = ("s16",)
 
     def __init__(self, name: str, width: int, input_px: int, seed: int) -> None:
         super().__init__((128.0,) * 3, (60.0,) * 3)
@@ -46,6 +46,11 @@ class Tiny(Teacher):
     @property
     def logit_head(self) -> nn.Module:
         return self.classifier
+
+    def tail(self, level: str) -> nn.Module:
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.width, 3, device="cpu")
+        )
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         last = self.conv(x_B3HW).relu()
@@ -261,3 +266,24 @@ def test_a_part_reads_the_map_of_its_own_teacher(both: dict[str, Path], tmp_path
     assert [tuple(v.shape[:2]) for v in projectors] == [(44, 32)]
     assert outputs["steps"] == IMAGES * 1 // BUDGET["batch"]
     assert VIEWS["views"] == outputs["views"]
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["cached", "live"])
+def test_a_bridge_of_the_teacher_s_last_layers_learns_with_the_student(
+    live: bool, both: dict[str, Path], tmp_path: Path
+):
+    """SOKD with one teacher, its map and its logits from the cache or from the teacher itself."""
+    own = method("sokd")
+    own["objective"] = {**own["objective"], "levels": {"s16": "s16"}}
+    inputs = {"views": both["views"], "cache": both["large.cache"]}
+    if live:
+        inputs = {"views": both["views"], "images": both["prepare"]}
+    more = {"teacher": TEACHERS["large"]} if live else {}
+    budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
+    outputs, state = pretrain(tmp_path, inputs, own, student=R18, budget=budget, **more)
+    assert set(outputs["terms"]) == {"student", "bridge_teacher", "bridge_student"}
+    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    assert sum(curve[-4:]) < sum(curve[:4])
+    bridge = [k for k in state if k.startswith("objective.bridge.")]
+    assert bridge
+    assert not set(strip(state)[0]) & set(bridge)

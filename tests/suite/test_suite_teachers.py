@@ -230,6 +230,15 @@ def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
         plan(method)
 
 
+def test_a_bridge_is_refused_for_a_teacher_that_does_not_give_its_last_layers():
+    plan("sokd")
+    with pytest.raises(KdepError, match="trains the teacher's layers after the map 's16', which"):
+        plan("sokd", teacher="mobilenetv2")
+    levels = dict(_delete_=True, s32="s32")
+    with pytest.raises(KdepError, match="expected one of s4, s8, s16"):
+        plan(dict(base="sokd", objective=dict(levels=levels)))
+
+
 def test_weights_of_a_batch_are_refused_where_the_batch_is_split():
     budget = dict(epochs=1, batch=8, optimizer=SGD, accumulate=2)
     plan("ebkd", budget=budget)

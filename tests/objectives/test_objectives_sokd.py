@@ -1,0 +1,115 @@
+"""Semi-online distillation: which loss reaches which network, and the bridge's place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.mutual import Mutual, kl
+from kdep_bench.objectives.sokd import SemiOnline, SemiOnlineWithLabels
+from kdep_bench.teachers.base import TeacherOutput, build_teacher
+from tests.objectives import tiny
+
+WIDTH, CLASSES = 3, tiny.LOGITS
+
+
+def semi_online(**more: Any) -> SemiOnline:
+    torch.manual_seed(0)
+    return SemiOnline(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, **more)
+
+
+def context(count: int = 6) -> Context:
+    torch.manual_seed(1)
+    teacher = build_teacher(tiny.TEACHER)(tiny.batch(count, 0)["images"])
+    after = torch.randn(count, WIDTH, requires_grad=True)
+    return Context(after, after, teacher=teacher, labels=torch.arange(count) % CLASSES)
+
+
+def reached(loss: Tensor, model: SemiOnline) -> set[str]:
+    """The networks, of the bridge and the student's head, that a loss has a gradient for."""
+    parts = {"bridge": model.bridge, "head": model.head}
+    found = set()
+    for name, part in parts.items():
+        grads = torch.autograd.grad(
+            loss, list(part.parameters()), retain_graph=True, allow_unused=True
+        )
+        if any(g is not None and bool(g.any()) for g in grads):
+            found.add(name)
+    return found
+
+
+def test_the_student_s_loss_does_not_train_the_bridge_nor_the_bridge_s_the_student():
+    model, ctx = semi_online(), context()
+    terms = model.terms(ctx)
+    assert reached(terms["student"].sum(), model) == {"head"}
+    assert reached(terms["bridge_teacher"].sum(), model) == {"bridge"}
+    assert reached(terms["bridge_student"].sum(), model) == {"bridge"}
+
+
+def test_the_terms_of_known_outputs():
+    """KL((1/2, 1/2) || (1/4, 3/4)) = ln(2) / 2 + ln(2/3) / 2, and so on; tau = 1."""
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[0.0, 0.0]])
+
+    model = semi_online(tau=1.0)
+    model.bridge, model.head = Fixed(), nn.Identity()  # type: ignore[assignment]
+    student, teacher = (torch.tensor([[0.0, math.log(x)]]) for x in (3.0, 1 / 7))
+    said = TeacherOutput(student, teacher, {"s16": torch.zeros(1, 10, 2, 2)})
+    terms = model.terms(Context(student, student, teacher=said))
+    want = {
+        "student": math.log(2) / 2 + math.log(2 / 3) / 2,
+        "bridge_teacher": 7 / 8 * math.log(7 / 4) + 1 / 8 * math.log(1 / 4),
+        "bridge_student": 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2),
+    }
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(want)
+
+
+def test_the_student_s_and_the_bridge_s_mutual_terms_are_those_of_mutual_learning():
+    """At tau 1, S and A teach each other as two peers do."""
+    model, ctx = semi_online(tau=1.0), context()
+    terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridged(ctx)
+    torch.testing.assert_close(terms["student"], kl(a, z))
+    torch.testing.assert_close(terms["bridge_student"], kl(z, a))
+    assert issubclass(Mutual, nn.Module)
+
+
+def test_the_bridge_has_new_weights_and_is_trained_and_the_teacher_is_not():
+    teacher = build_teacher(tiny.TEACHER)
+    before = teacher.checksum()
+    model = semi_online()
+    old = teacher.tail("s16").state_dict()
+    assert all(p.requires_grad for p in model.bridge.parameters())
+    assert model.bridge.training
+    assert any(not torch.equal(v, old[k]) for k, v in model.bridge.state_dict().items())
+    assert teacher.checksum() == before
+
+
+def test_the_published_form_adds_two_cross_entropies():
+    torch.manual_seed(0)
+    model = SemiOnlineWithLabels(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, CLASSES)
+    ctx = context()
+    terms = model.terms(ctx)
+    assert set(terms) == {
+        *("student", "bridge_teacher", "bridge_student"),
+        *("cross_entropy", "bridge_cross_entropy"),
+    }
+    want = nn.functional.cross_entropy(model.bridged(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
+    torch.testing.assert_close(terms["bridge_cross_entropy"], want)
+    assert reached(terms["bridge_cross_entropy"].sum(), model) == {"bridge"}
+    with pytest.raises(KdepError, match="labels have 3 classes and the teacher 5"):
+        SemiOnlineWithLabels(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, 3)
+
+
+def test_a_bridge_without_a_place_is_refused():
+    with pytest.raises(KdepError, match="has 2 levels"):
+        SemiOnline(dict(s8="s8", s16="s16"), WIDTH, CLASSES, tiny.TEACHER)
+    with pytest.raises(KdepError, match="does not give its layers after the map 's4'"):
+        SemiOnline(dict(s4="s4"), WIDTH, CLASSES, tiny.TEACHER)
