@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kdep_bench.errors import unknown_name
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import locate, type_path
 from kdep_bench.signatures import class_value, resolve_alias
 
@@ -42,13 +42,20 @@ def readers(
         lookup: (dotted path, name) -> value of a class attribute, None where it has none.
 
     Raises:
-        KdepError: a part that names no role of the method.
+        KdepError: a part that names no role of the method, or one for a class that reads several.
     """
     by_role: dict[str, list[Json]] = {role: [] for role in roles}
     for config, visible in _typed(objective, tuple(roles)):
         path = type_path(config["type"])
         if lookup(path, "needs"):
-            read_roles = visible if lookup(path, "every_teacher") else visible[:1]
+            every = lookup(path, "every_teacher")
+            if every and len(visible) == 1 < len(roles):
+                raise KdepError(
+                    f"objective part that names the teacher {visible[0]!r} and has "
+                    f"{path.rpartition('.')[2]}, which reads several teachers",
+                    fix="remove `teacher` from that part",
+                )
+            read_roles = visible if every else visible[:1]
             for role in read_roles:
                 by_role[role].append(config)
     return by_role

@@ -230,6 +230,20 @@ def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
         plan(method)
 
 
+def test_a_part_of_one_teacher_cannot_hold_what_reads_several():
+    objective = dict(
+        _delete_=True,
+        type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
+        parts=dict(
+            a=dict(objective=dict(type=f"{OBJECTIVES}.multi_teacher.MultiTeacherKD"), teacher="a"),
+            b=dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD"), teacher="b"),
+        ),
+    )
+    method = named("logit_kd", a="suite", b="efficientnet_lite2") | dict(objective=objective)
+    with pytest.raises(KdepError, match="names the teacher 'a' and has MultiTeacherKD, which"):
+        plan(method)
+
+
 def test_a_bridge_is_refused_for_a_teacher_that_does_not_give_its_last_layers():
     plan("sokd")
     with pytest.raises(KdepError, match="trains the teacher's layers after the map 's16', which"):
