@@ -117,9 +117,8 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         measured["rival"] = lightly.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
-    measured["device"] = (
-        device()
-    )  # after the measurement: a GPU's name is known only once it was used
+    # After the measurement: the name of a GPU is known only once it was used.
+    measured["device"] = device()
     timed = [part for part in ("steps", "memory", "rival") if part in measured]
     if busy > machine.MAX_BUSY_CORES and not args.quick:
         measured["busy"] = dict.fromkeys(timed, busy)

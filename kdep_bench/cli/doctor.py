@@ -181,9 +181,7 @@ def _check_own_data(data: dict) -> str:
     from kdep_bench.data.own.stage import count_images, read_parts
 
     spec = {k: v for k, v in data.items() if k in KEYS}
-    counts = count_images(
-        read_parts(spec, lambda *_: None)
-    )  # decodes every image and writes nothing
+    counts = count_images(read_parts(spec, lambda *_: None))  # decodes all, writes nothing
     return ", ".join(f"{v} {k}" for k, v in counts.items())
 
 

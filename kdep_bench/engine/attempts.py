@@ -129,9 +129,8 @@ class Attempt:
             break
         else:
             self.path.mkdir()
-        remove(
-            self.path / state.STAGE
-        )  # of an attempt that was killed before its directory was renamed
+        # Left by an attempt that was killed before its directory was renamed.
+        remove(self.path / state.STAGE)
         for entry in os.scandir(self._out):
             if entry.name in state.ENGINE_FILES:
                 continue

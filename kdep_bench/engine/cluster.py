@@ -40,14 +40,12 @@ RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 # Cores requested for a stage that takes all cores of a machine, unless runtime.cpus is set.
 WIDE_CORES = 4
-SHORT_JOB = (
-    120.0  # seconds of a job below which a notice, up to 60 s early, would come at its start
-)
+# Slurm can signal up to 60 s early: jobs with fewer seconds than this get no signal.
+SHORT_JOB = 120.0
 MAX_JOBS = 100  # most jobs in the cluster's queue at once
 _POLL = 1.0
-_CANCEL_MESSAGE = (
-    "Terminating processes on user request"  # Snakemake's word that it cancels its jobs
-)
+# Line in Snakemake's log when it cancels its jobs.
+_CANCEL_MESSAGE = "Terminating processes on user request"
 _CANCEL_REPEAT = 15.0  # seconds after which the request is repeated, without that message
 
 
@@ -129,9 +127,8 @@ def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> di
     wide = cpu_count() if options.is_local else WIDE_CORES
     limit = stage.time or stage.timeout
     extra = ["--open-mode=append"]
-    if (
-        limit >= SHORT_JOB
-    ):  # told early enough to stop in order; in the job's steps, where the stage is
+    # Signals the job's steps, where the stage runs, early enough for an orderly stop.
+    if limit >= SHORT_JOB:
         extra.append(f"--signal=TERM@{round(min(NOTICE, limit / 4))}")
     if before:
         extra.append(f"--dependency=afterany:{':'.join(before)}")
@@ -344,10 +341,8 @@ class _Run:
         """
         self._poll_stages()
         outcome, failures = self.outcome, self.outcome.failed
-        outcome.signal, outcome.failed = (
-            self.signal,
-            {i: failures[i] for i in failures if i in self.todo},
-        )
+        outcome.signal = self.signal
+        outcome.failed = {i: failures[i] for i in failures if i in self.todo}
         if self.signal:
             outcome.failed, outcome.left = {}, sorted(self.todo)
             return

@@ -287,10 +287,8 @@ def _request(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Sta
 
 
 def _run(request: stage_process.StageRequest, wait: bool) -> int:
-    stage_id, caller = (
-        request.stage.id,
-        os.dup(2),
-    )  # a stage's own output goes to its log from here on
+    stage_id = request.stage.id
+    terminal = os.dup(2)  # before the output of the stage goes to its log
     watch = Watch(request.work)
     while True:
         signal.setitimer(signal.ITIMER_REAL, request.stage.timeout)
@@ -303,7 +301,7 @@ def _run(request: stage_process.StageRequest, wait: bool) -> int:
         while watch.held(stage_id):
             time.sleep(_POLL)
     if sentence:
-        os.write(caller, f"{stage_id}: {sentence}\n".encode())
+        os.write(terminal, f"{stage_id}: {sentence}\n".encode())
     return code
 
 

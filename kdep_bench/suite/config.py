@@ -1,10 +1,10 @@
-"""Suite configs: mmengine pure-Python files -> one frozen, checked, JSON-able Suite.
+"""Reads suite configs: mmengine pure-Python files -> one frozen, checked, JSON-able Suite.
 
 A suite names its data, students, teacher, methods, tasks and claims by file name in
-`configs/<room>s/`, or as `dict(base='kdep', <overrides>)`. Classes imported in a config stay
+`configs/<kind>s/`, or as `dict(base='kdep', <overrides>)`. Classes imported in a config stay
 lazy: they become dotted path strings, so that reading a config never imports torch.
 
-A config file is code and is executed; read a stranger's suite before running it.
+A config file is code and is executed; read other people's suites before running them.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ FOLDERS = {
 def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
     """The configs of a kind ('method', 'suite', ...) by name, sorted.
 
-    Beside the project's own configs, those of `$KDEP_CONFIGS`, of plug-ins, and, where the project
-    is installed from a wheel, of ./configs; see `config_folders`.
+    The project's configs, those of `$KDEP_CONFIGS`, of plug-ins, and, where the project is
+    installed from a wheel, of ./configs; see `config_folders`.
 
     Raises:
         KdepError: two folders hold a config of one name.
@@ -136,7 +136,7 @@ def read_config(path: Path) -> Json:
         cfg = Config.fromfile(path, lazy_import=True)
     except (KdepError, KeyboardInterrupt):
         raise
-    except BaseException as e:  # a config is code: anything may come out of it, sys.exit() too
+    except BaseException as e:  # a config is code and can raise anything, also SystemExit
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
             expected="an mmengine config in pure Python",
@@ -147,7 +147,7 @@ def read_config(path: Path) -> Json:
 
 
 def _json(value: Any, where: str) -> Any:
-    """`value` as plain JSON (tuples become lists); KdepError where it is none."""
+    """`value` as plain JSON (tuples become lists); KdepError if it is not plain data."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as e:
@@ -159,7 +159,11 @@ def _json(value: Any, where: str) -> Any:
 
 
 def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
-    """The dict that file of a config defines, as plain JSON; see `config_files`."""
+    """The dict that the file of a config defines, as plain JSON; see `config_files`.
+
+    Raises:
+        KdepError: no config of that name, or a file that does not define the dict.
+    """
     files = config_files(kind, configs)
     if name not in files:
         raise unknown_name(f"{kind} config", name, files)
@@ -175,11 +179,13 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
 
 
 def merged(base: Json, overrides: Json, where: str) -> Json:
-    """`base` with `over` laid on it, dict by dict.
+    """`base` with `overrides` merged into it, dict by dict.
 
-    A key that the base lacks is refused as a slip, unless the class that the dict's `type` names
-    takes an argument of that name; `_delete_=True` in a dict of `over` replaces the whole dict, and
-    may then hold any key.
+    `_delete_=True` in a dict of `overrides` replaces the dict of the base, and allows any key.
+
+    Raises:
+        KdepError: a key that the base does not have, unless the class of the dict's `type` accepts
+            an argument of that name.
     """
     if overrides.get("_delete_"):
         return {k: v for k, v in overrides.items() if k != "_delete_"}
@@ -202,7 +208,7 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
 
 
 def _claim_keys() -> Json:
-    """Every key of a claim, those of its two sides one level down."""
+    """The keys of a claim; below `a` and `b` those of a side."""
     from kdep_bench.results.claims.schema import Claim, Side
 
     sides = {side: dict.fromkeys(Side.model_fields) for side in ("a", "b")}
@@ -227,13 +233,13 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
 
 
 def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
-    """A reference of a suite -> its checked config.
+    """The checked config that a suite refers to.
 
     Args:
-        room: the kind of config, a key of FOLDERS.
+        kind: the kind of config, a key of FOLDERS.
         ref: a file name in the folder of that kind, or dict(base=..., overrides). Data may also be
-            given whole, as dict(type=..., name=..., ...). An override of data may add every key
-            that its `type` accepts.
+            given completely, as dict(type=..., name=..., ...). An override of data may add every
+            key that its `type` accepts.
         configs: folder of all configs.
 
     Raises:
@@ -278,7 +284,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def check(model: type[_Model], value: Any, where: str) -> _Model:
-    """`value` as `model`; the first fault as a KdepError, with the nearest name for a bad key."""
+    """`value` as `model`; KdepError for the first fault, with the nearest name of a key."""
     try:
         return model.model_validate(value)
     except ValidationError as e:
@@ -321,7 +327,11 @@ def _unique(entries: str, names: list[str]) -> None:
 
 
 def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) -> Json:
-    """`method` with the pages of the arm that teaches it read in, and of those that teach that."""
+    """`method` with the configs of its intermediate teacher, and of that one's, resolved.
+
+    Raises:
+        KdepError: teachers that form a loop, or an unknown config.
+    """
     chain = (*below, method["name"])
     if method["name"] in below:
         raise KdepError(
@@ -503,7 +513,7 @@ def _check_fractions(fractions: list[float]) -> list[float]:
 
 
 def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json | None]:
-    """One teacher a student: a single reference for all, or a dict student name -> reference."""
+    """Teacher config per student, from one reference for all or from a dict by student."""
     names = [s["name"] for s in students]
     if ref is None:
         return dict.fromkeys(names)

@@ -1,11 +1,11 @@
-"""The content of a suite's data in the ids of its stages, and the check that stages read no other.
+"""Puts hashes of a suite's data into its stage ids, and checks that stages read the same data.
 
-When a suite is planned, `with_content` hashes what its data type declares to read (see
-`kdep_bench.data.content`) and puts the hashes into the data config, from where they enter the spec
-of stage `prepare`: edited data has other stage ids, moved or touched files have the same. Files are
-linked, not copied, so each stage that reads them looks before and after whether they are still
-those (`Guard`). Weights files that teachers or methods name are hashed too, into their configs (see
-`kdep_bench.data.given_files`). The hashes are remembered in the folder `.content` of the work dir.
+When a suite is planned, `with_content` hashes the files that its data type declares (see
+`kdep_bench.data.content`) and puts the hashes into the data config, from which they enter the spec
+of stage `prepare`: edited data change stage ids, moved or touched files do not. Files are linked,
+not copied, so each stage that reads them checks before and after that they are unchanged (`Guard`).
+Weights files of teachers and methods are hashed as well, into their configs (see
+`kdep_bench.data.given_files`). The folder `.content` of the work dir caches the hashes.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Say = Callable[[str], object]
 
 
 def index(work: Path) -> Index:
-    """The hashes that runs in this work dir remember."""
+    """The cache of hashes in the work dir."""
     return Index(work / INDEX)
 
 
 def declared(maker: str, spec: Json) -> Parts | None:
-    """What the data type reads, by part; None where its module has no `reads`.
+    """The files that the data type reads, by part; None where its module has no `reads`.
 
     Args:
         maker: "module:function" or "module.function" of the type; "" for the default one, whose
@@ -65,7 +65,7 @@ def declared(maker: str, spec: Json) -> Parts | None:
         return {}
     try:
         module = importlib.import_module(name)
-    except Exception:  # somebody's module: the stage that calls it reports what is wrong with it
+    except Exception:  # a user's module: its stage reports faults
         return None
     reads = getattr(module, "reads", None)
     if reads is None:
@@ -74,7 +74,7 @@ def declared(maker: str, spec: Json) -> Parts | None:
         return reads({k: v for k, v in spec.items() if k != CONTENT})
     except KdepError:
         raise
-    except Exception as e:  # of a config that the stage refuses, or of somebody's module
+    except Exception as e:  # from a config that the stage refuses, or from a user's module
         got = f"{name}.reads does not accept the data config ({type(e).__name__}: {e})"
         raise KdepError(got) from e
 
@@ -84,7 +84,7 @@ def declared(maker: str, spec: Json) -> Parts | None:
 
 @dataclass
 class _Read:
-    """What planning read of one data config."""
+    """Hashes and counts of the files of one data config."""
 
     digests: dict[str, str] = field(default_factory=dict)
     files: int = 0
@@ -101,9 +101,13 @@ def with_content(
     and a line says so.
 
     Args:
-        work: the work dir, where hashes are remembered.
+        suite: a resolved suite.
+        work: the work dir, which caches hashes.
         verify: read every file again.
-        say: told now and then how far the hashing is; it may take minutes the first time.
+        say: receives progress messages; hashing can take minutes the first time.
+
+    Returns:
+        (suite, lines).
     """
     known: dict[str, _Read] = {}
 
@@ -130,7 +134,7 @@ def with_content(
 
 
 def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
-    """Teachers and methods of the suite, with the content of the weights files that they name."""
+    """Teachers and methods of the suite, with the hashes of the weights files that they name."""
 
     def read(source: Source) -> Catalogue:
         return index(work).read(source, verify=verify)
@@ -150,7 +154,7 @@ def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
 
 
 def is_read(suite: Suite) -> bool:
-    """Whether the ids of the suite's stages hold all that its data declares to read."""
+    """Whether the stage ids contain the hashes of all files that the data type declares."""
     for data in [suite.data, *(v.data for v in suite.variants)]:
         try:
             if declared(str(data.get("type") or ""), data) and CONTENT not in data:
@@ -161,7 +165,7 @@ def is_read(suite: Suite) -> bool:
 
 
 def was_read(suite: Suite, work: Path) -> bool:
-    """Whether `with_content` would find all data hashed before, and so read what changed alone."""
+    """Whether all data were hashed before, so that `with_content` reads only changed files."""
     try:
         declared_by = [
             declared(str(d.get("type") or ""), d) or {}
@@ -196,7 +200,7 @@ def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
 def _catalogues(
     parts: Parts, where: Index, verify: bool = False, say: Say | None = None
 ) -> dict[str, Catalogue]:
-    """Every source of the parts, read once, by its key."""
+    """The catalogue of every source of the parts by its key, each read once."""
     catalogues: dict[str, Catalogue] = {}
     for source in (s for sources in parts.values() for s in sources):
         if source.key() not in catalogues:
@@ -227,9 +231,9 @@ def _digests(parts: Parts, catalogues: Mapping[str, Catalogue]) -> dict[str, str
 
 
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
-    """Which files differ between an older `prepare` stage in `old` and the planned one.
+    """Files that differ between an older `prepare` stage in `old` and the planned one.
 
-    Empty where either does not say, and where the paths of the data are other ones.
+    Empty where one of them has no file list, or the paths of the data differ.
     """
     changes = Changes()
     try:
@@ -248,11 +252,11 @@ def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
     return changes
 
 
-# --- the listing that `prepare` leaves -----------------------------------------------------------
+# --- the file list that `prepare` writes ---------------------------------------------------------
 
 
 def write_listing(out: Path, parts: Parts, catalogues: Mapping[str, Catalogue]) -> None:
-    """Writes the catalogues below `out`, and which part has which."""
+    """Writes the catalogues below `out`, and the catalogues of each part."""
     numbers = {key: n for n, key in enumerate(catalogues)}
     for key, catalogue in catalogues.items():
         catalogue.write(out / LISTING / f"{numbers[key]}.{LISTING}")
@@ -261,10 +265,10 @@ def write_listing(out: Path, parts: Parts, catalogues: Mapping[str, Catalogue]) 
 
 
 def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
-    """What a `prepare` stage read, by part; None for generated data.
+    """Catalogues of the files that a `prepare` stage read, by part; None for generated data.
 
     Raises:
-        KdepError: a listing that is damaged.
+        KdepError: the file list is damaged.
     """
     path = prepare / LISTING / PARTS
     if not path.is_file():
@@ -285,12 +289,12 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
 
 
 class Guard:
-    """Checks around a stage's function that the data is what the plan hashed.
+    """Checks before and after a stage's function that the data are those that the plan hashed.
 
     Args:
-        stage: any stage; those that read no file of the user pass unchecked.
+        stage: any stage; one that reads no file of the user is not checked.
         work: the work dir.
-        out: the stage's own directory.
+        out: the stage's directory.
     """
 
     def __init__(self, stage: Stage, work: Path, out: Path) -> None:
@@ -300,7 +304,7 @@ class Guard:
         self._listed: list[Catalogue] = []
 
     def before(self) -> None:
-        """Raises KdepError where the data is not what the plan, or stage `prepare`, read."""
+        """Raises KdepError where the data changed since the plan, or since stage `prepare`."""
         if self.stage.kind == "prepare":
             self._before_prepare()
             return
@@ -313,7 +317,7 @@ class Guard:
         self._compare("since it was prepared")
 
     def after(self, outputs: Any) -> Any:
-        """As `before`, once the function has read the data; of `prepare`, adds to its outputs.
+        """Checks again after the function has read the data; for `prepare`, adds to its outputs.
 
         Returns:
             the outputs; those of `prepare` with `content` ({part: SHA-256}) and a `fingerprint`.
@@ -348,7 +352,7 @@ class Guard:
         except KdepError:
             if planned is not None:
                 raise
-            return  # the function itself says what is wrong
+            return  # the function itself reports the fault
         if planned is None:
             return
         where, changes = index(self.work), Changes()
@@ -370,7 +374,7 @@ class Guard:
             raise _changed(changes, when)
 
     def _reads(self, part: str) -> bool:
-        """Whether the stage reads that part; one that does not say reads all."""
+        """Whether the stage reads a part; a task without `set` or `folder` reads all."""
         if self.stage.kind in _POOL_KINDS:
             return part == "pool"
         spec = self.stage.spec

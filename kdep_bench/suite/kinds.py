@@ -1,4 +1,4 @@
-"""The table of stage kinds: which function does a kind of stage, at which version, and how."""
+"""Table of stage kinds: the function of each, its version and its default resources."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class StageKind:
     Attributes:
         function: 'package.module:function', called as run(spec, inputs, out, progress).
         version: raised by hand when the function's results change for the same spec; part of the
-            stage id, so that every stage of the kind and all that follows runs again.
-        resumable: the function continues from its own leftovers; otherwise the directory of an
-            interrupted try is emptied first.
-        cpus: CPU cores (threads) it is given unless the suite says otherwise; 0 = all.
-        gpu: takes one GPU where the machine has any.
-        timeout: seconds after which it is taken for hung, unless the suite says otherwise.
-        cost: seconds guessed for ordering and ETA until a measured time exists.
-        memory: MiB asked for on a cluster, a process, unless the suite says otherwise; the pocket
-            suite's largest stage peaks at 1.7 GiB.
-        ddp: the function may run as several processes at once (torchrun); how many changes no
-            result but by rounding and, in transfers, the random draws of augmentations.
+            stage id, so that every stage of the kind and all that depend on it run again.
+        resumable: the function continues from the files of an interrupted attempt; otherwise
+            these are removed first.
+        cpus: CPU cores (threads), unless the suite sets them; 0 = all.
+        gpu: uses one GPU where the machine has any.
+        timeout: seconds after which it is stopped, unless the suite sets them.
+        cost: estimated seconds, until a measured time exists.
+        memory: MiB per process requested from a cluster, unless the suite sets them; the largest
+            stage of the pocket suite peaks at 1.7 GiB.
+        ddp: the function can run as several processes (torchrun); their number changes results
+            only by rounding and, in transfers, by the random draws of augmentations.
         source_paths: parts of the package (paths below kdep_bench/) whose source the stage runs; a
             finished stage made by other source is reported, not rerun.
     """

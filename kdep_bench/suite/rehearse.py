@@ -1,9 +1,9 @@
-"""A suite shrunk for a rehearsal: every stage, the same configs and code, minutes on a CPU.
+"""Rehearsal of a suite: every stage with the same configs and code, minutes on a CPU.
 
-What changes is listed here and nowhere else (`changes` says it in words, and so does --dry-run):
-counts of steps, batches and images, sizes in pixels, and the width of task heads. Data are
-generated in each set's real format. Scores of a rehearsal mean nothing; its name, its data and
-therefore all its stage ids differ from the suite's.
+All changes are listed here (`changes` describes them, for --dry-run): numbers of steps, batches and
+images, sizes in pixels, and the width of task heads. Data are generated in the real format of each
+set. Scores of a rehearsal are meaningless; its name, its data and therefore all its stage ids
+differ from the suite's.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from kdep_bench.suite.schema import Json, Suite
 PX = 32  # input side of students: one position left after their last stage
 TEACHER_PX = 28  # a multiple of every teacher's patch (4 for Swin, 14 for DINOv2)
 IMAGES = 96  # of the tiny ImageNet, data/official/imagenet.py
-FRACTION = 0.875  # for every share below 1: a tenth of the tiny pool would need ten times the views
+# For every data fraction below 1: a tenth of the tiny pool would need ten times the views.
+FRACTION = 0.875
 STEPS, BATCH = 2, 16
-COST = (
-    4.0  # seconds guessed for every stage: the kinds' guesses are of real ones, and hours too long
-)
+COST = 4.0  # estimated seconds per stage; the defaults of the kinds assume real data
 OFFICIAL = "kdep_bench.data.official.stage.prepare"
 # Key of a recipe -> its value in a rehearsal.
 RECIPE: dict[str, Any] = {
@@ -56,7 +55,7 @@ MODEL: dict[tuple[str, ...], int] = {
 
 
 def changes() -> str:
-    """What a rehearsal changes, in sentences for a person."""
+    """Description of what a rehearsal changes."""
     recipe = ", ".join(f"{k} {v}" for k, v in RECIPE.items())
     model = ", ".join(f"{'.'.join(k)} {v}" for k, v in MODEL.items())
     return (
@@ -70,7 +69,7 @@ def changes() -> str:
 
 
 def shrink_task(task: Json) -> Json:
-    """A task config with the numbers of its recipe that cost time made small."""
+    """A task config with small values for the recipe keys that determine its time."""
     task = copy.deepcopy(task)
     recipe = task["recipe"]
     for key, value in RECIPE.items():
@@ -88,13 +87,13 @@ def shrink_task(task: Json) -> Json:
 
 
 def rehearsed(suite: Suite) -> Suite:
-    """The suite's rehearsal. Budgets of one share become one, and so do seeds.
+    """The rehearsal of a suite: one budget per data fraction, and one pair of seeds.
 
-    Teachers have seeded random weights, are named `random_...`, and see small pictures. Views are
-    as many as an SVD to the widest student needs rows.
+    Teachers have seeded random weights, are named `random_...`, and see small images. There are as
+    many views as the SVD to the widest student needs rows.
 
     Raises:
-        KdepError: a suite whose data are not official sets.
+        KdepError: the suite's data are not official sets.
     """
     if suite.data.get("type") != OFFICIAL:
         raise KdepError(
@@ -122,7 +121,7 @@ def rehearsed(suite: Suite) -> Suite:
 
 
 def _variants(suite: Suite) -> list[Suite]:
-    """One variant for each share, as the number of epochs that makes STEPS steps differs."""
+    """One variant per data fraction, because the epochs that make STEPS steps differ."""
     rows = max(s["width"] for s in suite.students) * 1.1
     views = math.ceil(rows / (IMAGES * FRACTION))
     teachers = {k: t and _teacher(t) for k, t in suite.teachers.items()}

@@ -1,8 +1,8 @@
-"""Whether a teacher was trained on what a task tests: a note beside the score.
+"""Notes on teachers and weights that were trained on the test data of a task.
 
-A teacher's `card` says `trained_on=["imagenet", "coco"]`, and so does the `card` of a method that
-starts from given weights. A task tests its official set (`recipe.set`) or the suite's own data, or
-what its key `tests_on` says. All are prose: no stage reads them, so that none runs again.
+The `card` of a teacher, or of a method that starts from given weights, has
+`trained_on=["imagenet", "coco"]`. A task tests its official set (`recipe.set`), the suite's data,
+or the data sets in `tests_on`. No stage reads these keys, so that changing them reruns nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError
 
 Json = dict[str, Any]
 
-# Other names of one data set, without signs and in lower case.
+# Other names of a data set, in lower case and without punctuation.
 ALIASES = {
     "imagenet1k": "imagenet",
     "ilsvrc2012": "imagenet",
@@ -33,9 +33,9 @@ ALIASES = {
     "cub": "cub200",
     "cub2002011": "cub200",
 }
-# Data sets that hold others: who was trained on the first was trained on the second as well.
-# LVD-142M holds the training images of ImageNet-21k and retrieves images like those of the others
-# (Oquab et al. 2023, DINOv2, table 15).
+# Data sets that contain others: a teacher trained on the first was trained on the others as well.
+# LVD-142M contains the training images of ImageNet-21k, and images retrieved for those of the
+# others (Oquab et al. 2023, DINOv2, table 15).
 HOLDS = {
     "imagenet21k": ("imagenet",),
     "lvd142m": ("imagenet21k", "imagenet", "caltech101", "cub200", "dtd", "ade20k", "cityscapes"),
@@ -46,7 +46,7 @@ def trained_on(config: Mapping[str, Any] | None) -> list[str]:
     """`card.trained_on` of a teacher or method.
 
     Raises:
-        KdepError: no list of names.
+        KdepError: it is not a list of names.
     """
     card = (config or {}).get("card") or {}
     name = (config or {}).get("name")
@@ -57,7 +57,7 @@ def tests_on(task: Mapping[str, Any], data: str) -> list[str]:
     """Names of the data sets that a task is scored on; `data` is the name of the suite's data.
 
     Raises:
-        KdepError: no list of names.
+        KdepError: it is not a list of names.
     """
     stated = _names(task.get("tests_on"), f"tests_on of the task {task.get('name')!r}")
     return stated or [str((task.get("recipe") or {}).get("set") or data)]
@@ -85,7 +85,7 @@ def _key(name: str) -> str:
 def overlap_notes(
     trained: Sequence[Mapping[str, Any] | None], task: Mapping[str, Any], data: str
 ) -> list[str]:
-    """A sentence for each of `trained` (teachers, given weights) that knows what the task tests."""
+    """A sentence for each of `trained` (teachers, given weights) trained on the task's test set."""
     notes = []
     for config in trained:
         for name in trained_on(config):
