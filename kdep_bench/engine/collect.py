@@ -21,8 +21,9 @@ from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.graph import Plan, TransferRun
-from kdep_bench.suite.methods import with_role_teachers, without
+from kdep_bench.suite.methods import row_name, with_role_teachers, without
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.teachers import teacher_config_for
 from kdep_bench.suite.train_test_overlap import overlap_notes
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def collect(
         or not (results / "leaderboard.md").exists()
     ):
         reads_of_methods = {
-            c.method["name"]: {"reads": sorted(method_needs(c.method))} for c in plan.runs
+            row_name(c.method): {"reads": sorted(method_needs(c.method))} for c in plan.runs
         }
         out["report"] = results_room.build(results, suite.name, suite.claims, reads_of_methods)
     return out
@@ -243,14 +244,7 @@ def _planned(
     return {
         "id": run.id,
         "suite": suite.name,
-        "arm": {
-            "method": method["name"],
-            "family": method.get("family", ""),
-            "label_policy": label_policy(method),
-            "labels_used": bool(method.get("labels_used")),
-            "reconstruction": bool(method.get("reconstruction")),
-            "source": method.get("source", ""),
-        },
+        "arm": _method(method),
         "student": {
             "name": run.student["name"],
             "width": run.student["width"],
@@ -258,6 +252,7 @@ def _planned(
             "flops": _outputs(stages, "export").get("flops"),
         },
         "teacher": _teacher(run, stages),
+        "transfer": _transfer(run, stages),
         "data": {
             "name": suite.data["name"],
             "fingerprint": chains.fingerprint(run),
@@ -345,8 +340,11 @@ def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     """Notes about a teacher, or given weights, that were trained on what the task tests."""
     from kdep_bench.results.report.data_card import NOTE
 
-    teachers = (run.teacher or {}).get("teachers", [run.teacher])
-    trained = [*teachers, run.method if run.method.get("weights") is not None else None]
+    tuned = ((run.method.get("transfer") or {}).get("teacher") or {}).get("method")
+    suite_teacher = suite.teachers[run.student["name"]]
+    taught = [run.teacher, teacher_config_for(tuned, suite_teacher) if tuned else None]
+    trained = [one for t in taught for one in (t or {}).get("teachers", [t])]
+    trained += [m for m in (run.method, tuned) if m and m.get("weights") is not None]
     notes = overlap_notes(trained, run.task, suite.data["name"])
     return [f"{NOTE}{note}" for note in notes]
 
@@ -372,6 +370,38 @@ def _epochs_asked(pretrain: Json | None) -> float | None:
     if not images or not budget or not epochs_note(budget, images, pool, outputs["steps"]):
         return None
     return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
+
+
+def _method(method: Json) -> Json:
+    """A row's method; with a transfer method, the name, family and sources are those of both."""
+    transfer = method.get("transfer")
+    both = [method] if transfer is None else [method, transfer]
+    return {
+        "method": row_name(method),
+        "family": both[-1].get("family", ""),
+        "label_policy": label_policy(method),
+        "labels_used": bool(method.get("labels_used")),
+        "reconstruction": any(bool(m.get("reconstruction")) for m in both),
+        "source": "; ".join(m["source"] for m in both if m.get("source")),
+    }
+
+
+def _transfer(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
+    """The transfer method of a run and its teacher; None without one."""
+    transfer = run.method.get("transfer")
+    if transfer is None:
+        return None
+    tuned = transfer.get("teacher")
+    cost = _outputs(stages, "transfer").get("transfer") or {}
+    return {
+        "pretrained_by": run.method["name"],
+        "method": transfer["name"],
+        "teacher": tuned and f"{tuned['student']['name']}.{tuned['method']['name']}",
+        "teacher_value": _outputs(stages, "tuned.transfer").get("value"),
+        "teacher_labels_used": tuned and label_policy(tuned["method"]) == "labels",
+        "extra_parameters": cost.get("extra_parameters"),
+        "extra_forwards": cost.get("extra_forwards"),
+    }
 
 
 def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:

@@ -99,7 +99,8 @@ def _networks_of(stage: Stage) -> list[Json]:
         live = [teacher_network(teacher) for teacher in live_teachers(spec)]
         return [student_network(spec["student"]), *live]
     if stage.kind == "transfer" and _dense(spec["task"]):
-        return [task_network(spec["task"], spec["student"])]
+        students = [spec["student"], *([spec["teacher"]] if "teacher" in spec else [])]
+        return [task_network(spec["task"], student) for student in students]
     return []
 
 
@@ -280,7 +281,15 @@ class Forecast:
         _, known = self.network(key, made)
         if not known:
             return ResourceEstimate(seen, None, 0.0, _uncounted(made))
-        return ResourceEstimate(seen, seen * FORWARD_AND_BACKWARD * known["flops"], 0.0)
+        disk = known.get("bytes") if stage.spec.get("keep_model") else 0.0
+        each = FORWARD_AND_BACKWARD * known["flops"]
+        if (teacher := stage.spec.get("teacher")) is not None:
+            network = task_network(task, teacher)
+            _, counted = self.network(self._pair(task, teacher), network)
+            if not counted:
+                return ResourceEstimate(seen, None, disk, _uncounted(network))
+            each += counted["flops"]
+        return ResourceEstimate(seen, seen * each, disk)
 
     def _pair(self, task: Json, student: Json) -> Json:
         """One dict per task and student, the cache key for `network`."""

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.claims.schema import Claim, Side, make_claim, pick, with_epochs
 from kdep_bench.suite.config import names
-from kdep_bench.suite.methods import trains
+from kdep_bench.suite.methods import row_name, trains
 from kdep_bench.suite.schema import Json
 
 
@@ -54,7 +54,7 @@ def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
         epochs = budget["epochs"] / (run.fraction if over_pool else 1.0)
     return PlannedRow(
         run.student["name"],
-        run.method["name"],
+        row_name(run.method),
         "" if run.teacher is None else run.teacher["name"],
         run.fraction,
         epochs if trains(run.method) else 0.0,

@@ -35,6 +35,7 @@ from kdep_bench.suite.data_config import (
     with_keys,
     without_unused,
 )
+from kdep_bench.suite.methods import row_name
 from kdep_bench.suite.schema import (
     MODELS,
     NAME_LIMIT,
@@ -44,6 +45,8 @@ from kdep_bench.suite.schema import (
     Json,
     Suite,
     SuiteFile,
+    TransferPart,
+    TunedTeacher,
     Variant,
     method_needs,
 )
@@ -228,6 +231,7 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
         keys["card"] = {"trained_on": None}
     if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
+        keys["transfer"] = dict.fromkeys(TransferPart.model_fields)
     got = merged(with_keys(base, keys), overrides, f"{kind} {ref['base']!r}")
     return without_unused(got, base, overrides)
 
@@ -381,6 +385,72 @@ def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[
     return resolve("teacher", ref, configs)
 
 
+def _whole_method(method: Json, configs: Path) -> Json:
+    """A resolved method with the configs that it names read in."""
+    return with_assistants(with_transfer(method, configs), configs)
+
+
+# Keys of a config with `transfer` that describe the transfer method; the others describe a
+# pre-training, and so belong into the config that `pretrained_by` names.
+_OF_TRANSFER = ("name", "family", "source", "reconstruction", "about")
+
+
+def with_transfer(method: Json, configs: Path) -> Json:
+    """`method` itself, or the pre-training that it names by `pretrained_by` with `transfer` in it.
+
+    `transfer` of the result has the transfer method's name and source, and the configs of its
+    teacher.
+
+    Raises:
+        KdepError: a config that describes a pre-training and a transfer method in one.
+    """
+    name, kept = method["name"], {*_OF_TRANSFER, "students", "card"}
+    if method.get("transfer") is None:
+        if method.get("pretrained_by") is not None:
+            raise KdepError(
+                f"method {name!r} has `pretrained_by` but no `transfer`",
+                fix="remove `pretrained_by`, or add the transfer method",
+            )
+        return {k: v for k, v in method.items() if k not in ("transfer", "pretrained_by")}
+    own = {k for k, v in method.items() if v not in (None, False)} - kept
+    if own := sorted(own - {"transfer", "pretrained_by", "steps"}):
+        raise KdepError(
+            f"method {name!r} has `transfer` and also sets {', '.join(own)}",
+            expected="a config of a transfer method, which names its pre-training by "
+            "`pretrained_by`",
+            fix="move `transfer` into a separate method config, with pretrained_by=<the method>",
+        )
+    part = check(TransferPart, method["transfer"], f"method {name!r}.transfer")
+    before = resolve("method", method.get("pretrained_by") or "scratch", configs)
+    if before.get("transfer") is not None:
+        raise KdepError(
+            f"method {name!r} is pre-trained by {before['name']!r}, which is a transfer method",
+            fix="name a pre-training in `pretrained_by`, such as 'kdep' or 'scratch'",
+        )
+    made = {k: v for k, v in before.items() if k not in ("transfer", "pretrained_by")}
+    transfer = {**method["transfer"], **{k: method[k] for k in _OF_TRANSFER if k in method}}
+    if part.teacher is not None:
+        transfer["teacher"] = _tuned_teacher(part.teacher, name, configs)
+    if method.get("students") is not None:
+        made["students"] = method["students"]
+    return {**made, "transfer": transfer}
+
+
+def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
+    named = check(TunedTeacher, teacher, f"method {name!r}.transfer.teacher")
+    method = resolve("method", named.method, configs)
+    if method.get("transfer") is not None:
+        raise KdepError(
+            f"the teacher of the transfer method {name!r} is transferred with {method['name']!r}",
+            expected="a teacher that is transferred without a transfer method",
+            fix="name a pre-training as its method, such as 'kdep' or 'supervised'",
+        )
+    return {
+        "student": resolve("student", named.student, configs),
+        "method": with_assistants(method, configs),
+    }
+
+
 def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
     """The file of a suite given as a path or as a name in configs/suites/."""
     path = Path(ref)
@@ -429,18 +499,18 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         resolve(kind, r, configs) for r in refs
     ]
     students = everything("student", file.students)
-    methods = [with_assistants(m, configs) for m in everything("method", file.methods)]
+    methods = [_whole_method(m, configs) for m in everything("method", file.methods)]
     tasks = everything("task", file.tasks)
     probes = everything("probe", file.probes)
     claims = everything("claim", file.claims)
     for entries, group in (
         ("student", students),
-        ("method", methods),
         ("task", tasks),
         ("probe", probes),
         ("claim", claims),
     ):
         _unique(entries, [g["name"] for g in group])
+    _unique("method", [row_name(m) for m in methods])
     _check_fractions(file.shares)
     known_students = {*names("student", configs), *(s["name"] for s in students)}
     for method in methods:
@@ -490,8 +560,8 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
         update["teachers"] = _teachers(variant.teacher, suite.students, configs)
     if variant.methods is not None:
         resolved = [resolve("method", m, configs) for m in variant.methods]
-        update["methods"] = [with_assistants(m, configs) for m in resolved]
-        _unique(f"in variant {number} the method", [m["name"] for m in update["methods"]])
+        update["methods"] = [_whole_method(m, configs) for m in resolved]
+        _unique(f"in variant {number} the method", [row_name(m) for m in update["methods"]])
     if variant.shares is not None:
         update["shares"] = _check_fractions(variant.shares)
     budget = suite.budget.model_dump()

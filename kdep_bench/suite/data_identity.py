@@ -140,17 +140,18 @@ def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
         return index(work).read(source, verify=verify)
 
     teachers = {k: t and given_files.with_content(t, read) for k, t in suite.teachers.items()}
-    methods = [
-        {**m, "weights": given_files.with_content(m["weights"], read)}
-        if isinstance(m.get("weights"), Mapping)
-        else m
-        for m in suite.methods
-    ]
-    methods = [
-        with_role_teachers(m, lambda teacher: given_files.with_content(teacher, read))
-        for m in methods
-    ]
-    return {"teachers": teachers, "methods": methods}
+
+    def filled(method: Json) -> Json:
+        if isinstance(method.get("weights"), Mapping):
+            method = {**method, "weights": given_files.with_content(method["weights"], read)}
+        method = with_role_teachers(method, lambda t: given_files.with_content(t, read))
+        tuned = (method.get("transfer") or {}).get("teacher")
+        if tuned is None:
+            return method
+        teacher = {**tuned, "method": filled(tuned["method"])}
+        return {**method, "transfer": {**method["transfer"], "teacher": teacher}}
+
+    return {"teachers": teachers, "methods": [filled(m) for m in suite.methods]}
 
 
 def is_read(suite: Suite) -> bool:

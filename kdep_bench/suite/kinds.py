@@ -111,7 +111,14 @@ KINDS: Mapping[str, StageKind] = {
         ddp=True,
         timeout=72 * _HOUR,
         cost=120,
-        source_paths=("transfer", "students", "networks", "pretrain/parallel.py", *_MM),
+        source_paths=(
+            "transfer",
+            "students",
+            "networks",
+            "objectives",
+            "pretrain/parallel.py",
+            *_MM,
+        ),
     ),
     "features": StageKind(
         "kdep_bench.probes.extract:run",

@@ -25,6 +25,21 @@ def trains(method: Json) -> bool:
     )
 
 
+def row_name(method: Json) -> str:
+    """The method as a table's row names it: the pre-training and, where it has one, the transfer
+    method."""
+    transfer = method.get("transfer")
+    if transfer is None:
+        return method["name"]
+    return f"pre-trained by {method['name']}, transferred with {transfer['name']}"
+
+
+def tasks_of(suite: Suite, method: Json) -> list[Json]:
+    """The tasks that the suite runs a method on."""
+    chosen = (method.get("transfer") or {}).get("tasks")
+    return [t for t in suite.tasks if chosen is None or t["name"] in chosen]
+
+
 def methods_for(suite: Suite, student: Json) -> list[Json]:
     """The methods that the suite runs for a student."""
     name = student["name"]

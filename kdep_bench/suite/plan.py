@@ -29,6 +29,8 @@ from kdep_bench.suite.methods import (
     PROSE,
     methods_for,
     role_teachers,
+    row_name,
+    tasks_of,
     trains,
     without,
 )
@@ -37,12 +39,16 @@ from kdep_bench.suite.probes import ProbePlanner, check_probe
 from kdep_bench.suite.schema import Json, Suite, method_needs
 from kdep_bench.suite.teachers import RoleTeacher, teacher_config_for, teachers_by_role
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
+from kdep_bench.suite.transfer_rules import check_transfer
 from kdep_bench.transfer import model_card
 
 # Keys of a method that the planner itself consumes.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
+    "transfer",
 }
+# Keys of a method's `transfer` that the planner itself consumes, or that describe it to people.
+_TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
 # What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens", "probabilities"}
 _COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
@@ -145,6 +151,7 @@ class _Builder:
             self.check_student(student)
             for method in methods_for(suite, student):
                 check_pair(suite, student, method, suite.teachers[student["name"]])
+                check_transfer(suite, student, method, suite.teachers[student["name"]])
                 for fraction in self.fractions(method):
                     for pretrain_seed, transfer_seed in self.pairs(method):
                         self.add_runs(
@@ -442,16 +449,9 @@ class _Builder:
         )
         teacher = teacher_config_for(method, suite_teacher)
         self.probes.add_probes(student, method, teacher, fraction, chain, label)
-        for task in self.suite.tasks:
-            stage = self.add(
-                "transfer",
-                f"{task['name']}.{label}-{transfer_seed}",
-                {
-                    "task": self.config_spec(task),
-                    "student": self.config_spec(student),
-                    "seed": transfer_seed,
-                },
-                {"prepare": prepare, "export": chain["export"]},
+        for task in tasks_of(self.suite, method):
+            stages = self.add_transfer(
+                prepare, student, method, task, (chain["export"], label), fraction, transfer_seed
             )
             self.plan.runs.append(
                 TransferRun(
@@ -462,9 +462,76 @@ class _Builder:
                     fraction=fraction,
                     pretrain_seed=pretrain_seed,
                     transfer_seed=transfer_seed,
-                    chain={**chain, "transfer": stage},
+                    chain={**chain, **stages},
                 )
             )
+
+    def add_transfer(
+        self,
+        prepare: str,
+        student: Json,
+        method: Json,
+        task: Json,
+        exported: tuple[str, str],
+        fraction: float,
+        seed: int,
+    ) -> dict[str, str]:
+        """Adds a transfer stage and, before it, those that make its tuned teacher: role -> id.
+
+        Args:
+            exported: the export stage, and its label for stage names.
+        """
+        transfer, chain = method.get("transfer"), dict[str, str]()
+        export, label = exported
+        spec: Json = {
+            "task": self.config_spec(task),
+            "student": self.config_spec(student),
+            "seed": seed,
+        }
+        needs = {"prepare": prepare, "export": export}
+        if transfer is not None:
+            label = f"{label}.{transfer['name']}"
+            if id(transfer) not in self.config_specs:
+                self.config_specs[id(transfer)] = without(transfer, PROSE | _TRANSFER_PLANNING)
+            spec["transfer"] = self.config_specs[id(transfer)]
+            if (teacher := transfer.get("teacher")) is not None:
+                suite_teacher = self.suite.teachers[student["name"]]
+                chain = self.add_tuned_teacher(prepare, teacher, task, fraction, suite_teacher)
+                spec["teacher"] = self.config_spec(teacher["student"])
+                needs["teacher"] = chain["tuned.transfer"]
+        chain["transfer"] = self.add("transfer", f"{task['name']}.{label}-{seed}", spec, needs)
+        return chain
+
+    def add_tuned_teacher(
+        self, prepare: str, teacher: Json, task: Json, fraction: float, suite_teacher: Json | None
+    ) -> dict[str, str]:
+        """Adds the stages of a transfer method's teacher: "tuned." + role -> stage id.
+
+        One teacher serves every run of the task at a data fraction, as a suite's teacher does: it
+        is made at the first seeds.
+        """
+        student, seed = teacher["student"], self.suite.seeds.transfer[0]
+        chain, label = self.add_pretraining(
+            prepare,
+            student,
+            teacher["method"],
+            fraction,
+            self.suite.seeds.pretrain[0],
+            seed,
+            suite_teacher,
+        )
+        chain["transfer"] = self.add(
+            "transfer",
+            f"{task['name']}.{label}.teacher-{seed}",
+            {
+                "task": self.config_spec(task),
+                "student": self.config_spec(student),
+                "seed": seed,
+                "keep_model": True,
+            },
+            {"prepare": prepare, "export": chain["export"]},
+        )
+        return {f"tuned.{role}": one for role, one in chain.items() if role not in _COMMON}
 
 
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
@@ -499,7 +566,7 @@ def check_size(suite: Suite) -> None:
                 n_runs += (
                     (len(seeds.transfer) if fixed_weights else pairs)
                     * n_fractions
-                    * len(part.tasks)
+                    * len(tasks_of(part, method))
                 )
     if n_runs > MAX_RUNS:
         raise KdepError(
@@ -539,7 +606,7 @@ def check_names(plan: Plan) -> None:
     for run in plan.runs:
         budget = plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
         teacher = "" if run.teacher is None else run.teacher["name"]
-        key = (run.student["name"], run.method["name"], teacher, run.fraction)
+        key = (run.student["name"], row_name(run.method), teacher, run.fraction)
         key += (budget.get("epochs"), budget.get("epochs_over"), run.task["name"])
         earlier = first.setdefault((*key, run.pretrain_seed, run.transfer_seed), run)
         if earlier.id != run.id:

@@ -169,6 +169,34 @@ class _Method(_Part):
     teachers: dict[str, Any] | None = Field(min_length=1, default=None)
     optimizer: Json | None = None
     card: Json = {}
+    pretrained_by: Any = None
+    transfer: Json | None = None
+
+
+class TunedTeacher(_Part):
+    """`teacher` of a transfer method: another student, transferred to the same task before.
+
+    The student named is pre-trained by the method named, under the suite's teacher, budget and
+    data fraction, at the first of the suite's seeds, and trained on the task without a transfer
+    method; its whole model is then the teacher of every run of the task.
+    """
+
+    student: Any
+    method: Any
+
+
+class TransferPart(BaseModel):
+    """`transfer` of a method: the class of a transfer method and its arguments.
+
+    A config with `transfer` names the transfer method; the pre-training is that of the method
+    config `pretrained_by` (no pre-training: "scratch"). `tasks`: names of the suite's tasks that it
+    is run on; all of them where it is left out.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    type: str
+    teacher: Json | None = None
+    tasks: list[str] | None = Field(min_length=1, default=None)
 
 
 class Assistant(_Part):

@@ -13,13 +13,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.counts import SplitCount, compare
 from kdep_bench.transfer.mm_config import plain, prefer_channels_last, reading_images
 from kdep_bench.transfer.recipes import check_recipe
+
+if TYPE_CHECKING:
+    from kdep_bench.transfer.method import Acting
 
 MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
 CURVE_POINTS = 100
@@ -41,6 +44,7 @@ class Task(ABC):
     families: ClassVar[frozenset[str]]  # what a config may call its `family`
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
     alone: ClassVar[bool] = True  # runs in rank 0 alone where several processes were started
+    acts: ClassVar[bool] = False  # can be trained with a transfer method, and saved
 
     def __init__(
         self,
@@ -147,9 +151,17 @@ class MMTask(Task):
     Several train what one would (`parallel`); rank 0 writes, and every rank returns the outputs.
 
     A metric `constant_<metric>`, where the task measures one, replaces the config's `chance`.
+
+    Attributes:
+        acting: the transfer method of the training, set by the stage; None without one.
+        keeps_model: whether the trained model is saved (`transfer.method.MODEL`), for arms that
+            have it as their teacher.
     """
 
     alone: ClassVar[bool] = False
+    acts: ClassVar[bool] = True
+    acting: Acting | None = None
+    keeps_model: bool = False
 
     @abstractmethod
     def check_data(self, data_root: Path) -> list[SplitCount]:
@@ -185,7 +197,7 @@ class MMTask(Task):
 
         from kdep_bench import openmmlab
         from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner
-        from kdep_bench.transfer import parallel
+        from kdep_bench.transfer import method, parallel
         from kdep_bench.transfer.gate import LoadGate, read_tensors
 
         openmmlab.setup(self.scope)
@@ -197,11 +209,16 @@ class MMTask(Task):
             shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted try
         openmmlab.wait_for_ranks()
         cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
+        if self.acting is not None:
+            self.acting.change(cfg, self, data_root, seed, work_dir)
         import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
         curve = ProgressHook(progress, limit=CURVE_POINTS)
         batch = int(cfg.train_dataloader.batch_size)  # of all processes together
         hooks = parallel.deal_out(cfg, seed, self.name)
         runner = build_runner(cfg, hooks=[*hooks, curve])
+        acting = method.hooks_of(runner)
+        for hook in acting:
+            runner.register_hook(hook)
         # Not under DDP, which has laid out its gradients by now: losses of two ranks then left
         # those of one process by more than a thousandth within four steps.
         if openmmlab.planned_ranks() == 1:
@@ -221,6 +238,7 @@ class MMTask(Task):
                 )
             runner.train()
             train_s = time.perf_counter() - start
+            more = method.left(runner, acting, out if self.keeps_model else None)
             gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
             if len(gates) != 1 or gates[0].gate is None:
                 raise KdepError(
@@ -239,11 +257,12 @@ class MMTask(Task):
         pictures = self.draw(runner, out) if seed == 0 and openmmlab.is_main_rank() else []
         progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
         openmmlab.leave_distributed()
-        return self.outputs(
+        curves = {"loss": curve.points, **more.pop("curves", {})}
+        made = self.outputs(
             metrics=metrics,
             per_class=per_class,
             gate=gates[0].gate,
-            curves={"loss": curve.points},
+            curves=curves,
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
@@ -251,3 +270,4 @@ class MMTask(Task):
             pictures=pictures,
             chance=metrics.get(f"constant_{self.metric}"),
         )
+        return {**made, **more}

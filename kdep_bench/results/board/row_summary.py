@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kdep_bench.results.board.board import Board, RowKey
-from kdep_bench.results.records.record import Align, Method, Student, Teacher
+from kdep_bench.results.records.record import Align, Method, Student, Teacher, Transfer
 from kdep_bench.results.records.store import Run
 
 
@@ -38,6 +38,7 @@ class RowSummary:
     extra_forwards: int | None = None
     terms: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float | None = None
+    transfer: Transfer | None = None
 
     @property
     def cost_s(self) -> float | None:
@@ -85,6 +86,7 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
         extra_forwards=_largest(r.cost.extra_forwards for r in per_seed),
         terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
         learning_rate=first.budget.learning_rate,
+        transfer=first.transfer,
     )
 
 

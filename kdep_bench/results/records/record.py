@@ -8,7 +8,8 @@ Schemas. 1: the first. 2: adds the teacher's reported accuracy, `teacher.top1` a
 and `cost.extra_parameters` and `teacher_forwards`; unknown in a record of schema 1. 3: renames
 fields (`RENAMED_IN_3`) and changes no value. A file keeps the schema it was written in until its
 stage is collected again with another result. `terms` is in the file only where a loss has several
-terms, `budget.learning_rate` only where it is known.
+terms, `transfer` only where a method acted at transfer, `budget.learning_rate` only where it is
+known.
 """
 
 from __future__ import annotations
@@ -79,6 +80,25 @@ class Method(Part):
     labels_used: bool
     reconstruction: bool = False
     source: Text = ""
+
+
+class Transfer(Part):
+    """A method that acted at transfer, and what it took besides the student.
+
+    `pretrained_by` and `method` name the pre-training and the transfer method; `method` of the
+    record's first part says both. `teacher` is the student and pre-training of the tuned teacher,
+    `teacher_value` its own score on the task, `teacher_labels_used` whether its pre-training used
+    labels. `extra_parameters` were trained or kept beside the model and removed after the
+    training; `extra_forwards` counts the images that the teacher read in it.
+    """
+
+    pretrained_by: Text
+    method: Text
+    teacher: Text | None = None
+    teacher_value: Fraction | None = None
+    teacher_labels_used: bool | None = None
+    extra_parameters: Count | None = None
+    extra_forwards: Count | None = None
 
 
 class Student(Part):
@@ -222,6 +242,7 @@ class Record(Part):
     arm: Method
     student: Student
     teacher: Teacher | None = None
+    transfer: Transfer | None = None
     data: Data
     budget: Budget = Budget()
     seed: Seed
@@ -340,7 +361,7 @@ def _may_double(raw: bytes, r: Record) -> bool:
     keys = len(r.__pydantic_fields_set__) + len(r.metrics) + len(r.per_class) + len(r.curves)
     keys += len(r.terms) + len(r.stages) + len(r.packages)
     for part in (r.arm, r.student, r.teacher, r.data, r.budget, r.seed, r.task, r.gate, r.cost,
-                 r.align):  # fmt: skip
+                 r.align, r.transfer):  # fmt: skip
         if part is not None:
             keys += len(part.__pydantic_fields_set__)
     return raw.translate(None, b" \n\t\r").count(b'":') != keys
@@ -426,6 +447,8 @@ def dump(record: Record) -> str:
     value = record.model_dump(mode="json", by_alias=True)
     if not record.terms:
         del value["terms"]
+    if record.transfer is None:
+        del value["transfer"]
     if record.cost.peak_gpu_bytes is None:
         del value["cost"]["peak_gpu_bytes"]
     if record.budget.learning_rate is None:

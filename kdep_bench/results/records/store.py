@@ -28,6 +28,7 @@ from kdep_bench.results.records.record import (
     Student,
     Task,
     Teacher,
+    Transfer,
     dump,
     load,
     parse,
@@ -90,6 +91,7 @@ class Run(NamedTuple):
     terms: tuple[tuple[str, float], ...] = ()
     loss_rise: float = 1.0  # highest loss of the transfer over its first
     submitter: str = ""  # who ran it, where it joined the table as a submission
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,7 @@ class _Sharer:
             notes=self.value(tuple(record.notes)),
             terms=tuple(sorted(record.terms.items())),
             loss_rise=_rise(record.curves.get("loss", [])),
+            transfer=self.part(record.transfer),
         )
 
 

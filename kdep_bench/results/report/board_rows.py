@@ -116,11 +116,15 @@ def column_names(columns: Sequence[Column]) -> dict[Column, str]:
 
 def labels_text(summary: RowSummary) -> str:
     """Whether pre-training used labels, as text for tables."""
+    transfer = summary.transfer
+    at_transfer = transfer is not None and transfer.teacher_labels_used
     if summary.method.label_policy == "none":
-        return "no pre-training"
-    if summary.method.labels_used:
-        return "yes"
-    return "by its teacher" if summary.method.label_policy == "labels" else "no"
+        own = "no pre-training"
+    elif summary.method.labels_used:
+        own = "yes"
+    else:
+        own = "by its teacher" if summary.method.label_policy == "labels" else "no"
+    return f"{own}; by its teacher at transfer" if at_transfer else own
 
 
 def fraction_text(view: BoardView, row: RowKey) -> str:
@@ -265,9 +269,13 @@ def command(board: Board, row: RowKey) -> str:
     if submitter := board.runs_of(row)[0].submitter:
         return f"# submitted by {submitter}; not run by this suite"
     fraction = "" if row.fraction == 1 else f".{row.fraction:g}"
-    pattern = f"transfer-*.{row.student}.{row.method}{fraction}.s*"
-    fits = re.compile(fnmatch.translate(pattern)).match
     runs = board.runs_of(row)
+    transfer = runs[0].transfer
+    method, end = row.method, ""
+    if transfer is not None:
+        method, end = transfer.pretrained_by, f".{transfer.method}-*"
+    pattern = f"transfer-*.{row.student}.{method}{fraction}.s*{end}"
+    fits = re.compile(fnmatch.translate(pattern)).match
     only = pattern if all(fits(r.id) for r in runs) else row.method
     return text.command(runs[0].suite, only)
 

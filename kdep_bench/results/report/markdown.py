@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.claims.verdict import Verdict, headlines
-from kdep_bench.results.report import data_notes, probe_tables, reported
+from kdep_bench.results.report import data_notes, probe_tables, reported, transfer_rows
 from kdep_bench.results.report.board_rows import (
     BELOW,
     COST_HEAD,
@@ -173,6 +173,17 @@ def _cost_table(view: BoardView) -> list[str]:
         rows.append([*row, *(shown for shown, _ in cost_entries(cost, text.md))])
     head = ["student", "method", "method family", *COST_HEAD]
     return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+
+
+def _transfer_table(view: BoardView) -> list[str]:
+    rows = [
+        [text.md(row.student), text.md(row_name(view, row)), *(text.md(t) for t, _ in shown)]
+        for row, shown in transfer_rows.entries(view)
+    ]
+    if not rows:
+        return []
+    table = md_table(transfer_rows.HEAD, rows, 5)
+    return [f"## {transfer_rows.HEADING}", "", transfer_rows.NOTE, "", *table, ""]
 
 
 def _method_family_table(view: BoardView) -> list[str]:
@@ -360,7 +371,7 @@ def markdown(view: BoardView) -> str:
         lines += _summary(view)
         for family in board.families:
             lines += _task_family_table(view, family)
-    lines += _cost_table(view) + _method_family_table(view)
+    lines += _transfer_table(view) + _cost_table(view) + _method_family_table(view)
     lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
     lines += _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)

@@ -28,6 +28,7 @@ from kdep_bench.results.report import (
     plots,
     probe_tables,
     reported,
+    transfer_rows,
 )
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markup import Raw, join, tag
@@ -165,6 +166,7 @@ def _sections(
     sections += [_task_family(view, f, i, drawn) for i, f in enumerate(view.board.families)]
     return [
         *sections,
+        _transfers(view),
         _costs(view),
         _method_families(view),
         _differences(view, drawn),
@@ -235,7 +237,7 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Raw:
 def _row_entry(view: BoardView, row: RowKey) -> TableEntry:
     name = board_rows.row_name(view, row)
     source = text.plain(view.summaries[row].method.source, 200)
-    shown = text.plain(name, 80)
+    shown = text.plain(name, 140)
     css = "l n" if len(shown) <= 34 else "l"
     return TableEntry(tag("span", shown, title=source or None), css=css)
 
@@ -383,6 +385,19 @@ def _costs(view: BoardView) -> Section | None:
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     note = tag("p", families.COSTS, class_="dim small")
     return Section("costs", "Cost of each method", note, page_table(view, "Costs", head, rows, 3))
+
+
+def _transfers(view: BoardView) -> Section | None:
+    rows = []
+    for row, shown in transfer_rows.entries(view):
+        entries = [name_entry(row.student), _row_entry(view, row)]
+        entries += [name_entry(t, 200) for t, _ in shown[:3]]
+        rows.append((row.student, [*entries, *starmap(number_entry, shown[3:])]))
+    if not rows:
+        return None
+    title, note = transfer_rows.HEADING, tag("p", transfer_rows.NOTE, class_="dim small")
+    table = page_table(view, title, transfer_rows.HEAD, rows, 5)
+    return Section("transfers", title, note, table)
 
 
 def _method_families(view: BoardView) -> Section | None:

@@ -1,0 +1,28 @@
+"""TransKD base: a segmenter learns from a larger one, tuned on the same task, while it is trained.
+
+Source       Liu et al., arXiv 2202.13393; RuipingL/TransKD, the form "Base": maps through cross
+             selective fusion, and patch embeddings, with the authors' weights.
+Differs      from a pre-training in acting at transfer, with the task's labels. Rows without
+             pre-training compare with `kdep`; `dict(base="transkd", pretrained_by="kdep")` is KDEP
+             and TransKD. The task keeps its own loss and recipe; in a convolutional network the
+             patch embedding is the first block of a level's stage.
+Cost         the teacher is trained on the task once for all runs, and reads every training batch.
+"""
+
+from kdep_bench.transfer.methods.transkd import TransKD
+
+method = dict(
+    name="transkd",
+    family="transfer",
+    reconstruction=True,
+    source="arXiv 2202.13393; RuipingL/TransKD",
+    pretrained_by="scratch",
+    transfer=dict(
+        type=TransKD,
+        levels=dict(s4="s4", s8="s8", s16="s16", s32="s32"),
+        weight=1.0,
+        betas=(0.1, 0.1, 0.5, 1.0),
+        channels=64,
+        teacher=dict(student="efficientnet_lite0_trunk", method="imagenet"),
+    ),
+)

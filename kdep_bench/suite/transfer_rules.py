@@ -1,0 +1,188 @@
+"""What cannot work of a transfer method: with its task, its student, its teacher.
+
+Each rule is a small function that raises a KdepError. The classes are read from their source and
+not imported, so that a `--dry-run` stays without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.objectives.levels import levels_of, student_levels
+from kdep_bench.signatures import check_arguments, class_value, resolve_alias
+from kdep_bench.suite.arguments import check_classes, check_relates
+from kdep_bench.suite.methods import PROSE, tasks_of, without
+from kdep_bench.suite.pairs import check_pair, check_task
+from kdep_bench.suite.schema import Json, Suite
+
+BASE = "kdep_bench.transfer.method.TransferMethod"
+_PLANNING = {"name", "family", "teacher", "tasks"}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A transfer method in a suite, on one student."""
+
+    suite: Suite
+    student: Json
+    method: Json
+    suite_teacher: Json | None
+
+    @property
+    def config(self) -> Json:
+        return self.method["transfer"]
+
+    @property
+    def who(self) -> str:
+        return f"the transfer method {self.config['name']!r}"
+
+    @property
+    def teacher(self) -> Json | None:
+        return self.config.get("teacher")
+
+    def stated(self, name: str) -> Any:
+        """An attribute of the method's class; None where its source does not tell."""
+        return class_value(resolve_alias(self.config["type"]), name)
+
+
+def check_transfer(
+    suite: Suite, student: Json, method: Json, suite_teacher: Json | None = None
+) -> None:
+    """Refuses a transfer method that cannot work in this suite, on this student: KdepError."""
+    if method.get("transfer") is None:
+        return
+    for rule in RULES:
+        rule(Transfer(suite, student, method, suite_teacher))
+
+
+def tasks(t: Transfer) -> None:
+    """Tasks that the suite has not got, or that the method does not support."""
+    known = [task["name"] for task in t.suite.tasks]
+    for name in t.config.get("tasks") or []:
+        if name not in known:
+            raise unknown_name(f"task of {t.who}", name, known)
+    families = t.stated("families")
+    for task in tasks_of(t.suite, t.method):
+        problem = f"{t.who} does not support the task {task['name']!r}"
+        fix = "name the tasks that it is run on as `tasks` of its `transfer`"
+        if families and task["family"] not in families:
+            raise KdepError(
+                f"{problem}, of the family {task['family']}",
+                expected=f"tasks of the family {', '.join(sorted(families))}",
+                fix=fix,
+            )
+        if class_value(task["type"], "acts") is False:
+            raise KdepError(
+                f"{problem}, which trains no whole network",
+                expected="a task that is fine-tuned",
+                fix=fix,
+            )
+
+
+def arguments(t: Transfer) -> None:
+    """Arguments that the method's class, or an objective in it, does not take."""
+    asks = t.stated("asks") or ()
+    check_arguments(without(t.config, PROSE | _PLANNING), t.who, asks)
+    objective = t.config.get("objective")
+    if isinstance(objective, dict):
+        name = {"objective": objective}
+        check_classes(name, t.who, 1.0)
+        for path in _types(objective):
+            _check_objective(t, path, asks)
+        runtime = t.suite.runtime
+        processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
+        check_relates(name, t.who, processes * runtime.nodes.get("transfer", 1))
+
+
+def _types(config: Any) -> Iterator[str]:
+    """The `type` of every dict in a nested config."""
+    inner = config if isinstance(config, list) else []
+    if isinstance(config, dict):
+        inner = list(config.values())
+        if isinstance(config.get("type"), str):
+            yield config["type"]
+    for value in inner:
+        yield from _types(value)
+
+
+def _check_objective(t: Transfer, path: str, asks: Any) -> None:
+    """What an objective at transfer would read beside feature maps."""
+    needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
+    needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(asks)
+    if needs:
+        raise KdepError(
+            f"the objective of {t.who} reads {', '.join(sorted(needs))}",
+            expected="an objective that reads feature maps alone",
+            fix="choose another objective, such as kdep_bench.objectives.nfd.NFD",
+        )
+
+
+def teacher(t: Transfer) -> None:
+    """A method without its teacher, a teacher that nothing reads, one that cannot be made."""
+    needs = t.stated("needs")
+    if t.teacher is None:
+        if needs and "tuned_teacher" in needs:
+            raise KdepError(
+                f"{t.who} needs a teacher that was transferred to the same task, and has none",
+                fix="add teacher=dict(student=..., method=...) to `transfer` in the method's "
+                "config: the student that teaches, and its pre-training",
+            )
+        return
+    if needs is not None and "tuned_teacher" not in needs:
+        raise KdepError(
+            f"{t.who} has a `teacher` but reads none", fix="remove `teacher` from its `transfer`"
+        )
+    student, method = t.teacher["student"], t.teacher["method"]
+    if student["name"] not in (method.get("students") or [student["name"]]):
+        raise KdepError(
+            f"the teacher of {t.who} is the student {student['name']!r} pre-trained by "
+            f"{method['name']!r}, a method for other students",
+            expected=f"one of {', '.join(method['students'])}",
+            fix="choose another method or student in its `teacher`",
+        )
+    for task in tasks_of(t.suite, t.method):
+        check_task(student, task)
+    check_pair(t.suite, student, method, t.suite_teacher)
+
+
+def backbones(t: Transfer) -> None:
+    """Networks that the method cannot read."""
+    known = t.stated("backbones")
+    if known is None:
+        return
+    students = [t.student, *([] if t.teacher is None else [t.teacher["student"]])]
+    for student in students:
+        kind = str(student["backbone"].get("type")).rpartition(".")[2]
+        if kind not in known:
+            raise KdepError(
+                f"{t.who} cannot read the backbone {kind} of the student {student['name']!r}",
+                expected=f"one of {', '.join(sorted(known))}",
+                fix="choose another student, or remove the method",
+            )
+
+
+def levels(t: Transfer) -> None:
+    """A loss that reads a level which the student or the teacher has not got."""
+    config = without(t.config, {"teacher"})
+    _check_levels(t, "student", t.student, student_levels(config))
+    if t.teacher is not None:
+        _check_levels(t, "teacher", t.teacher["student"], levels_of(config))
+
+
+def _check_levels(t: Transfer, role: str, student: Json, wanted: set[str]) -> None:
+    own = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
+    for level in sorted(wanted - set(own)):
+        where = f"level of the {role} {student['name']!r} that {t.who} reads"
+        raise unknown_name(where, level, own)
+
+
+RULES: tuple[Callable[[Transfer], None], ...] = (
+    tasks,
+    arguments,
+    teacher,
+    backbones,
+    levels,
+)

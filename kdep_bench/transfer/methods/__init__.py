@@ -1,0 +1,1 @@
+"""One transfer method per file; see `kdep_bench.transfer.method`."""

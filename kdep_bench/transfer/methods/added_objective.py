@@ -1,0 +1,52 @@
+"""A distillation objective on feature maps as a further loss of the task's training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdep_bench.networks.backbone import pool
+from kdep_bench.objectives.base import Context, build_objective
+from kdep_bench.objectives.maps import Maps
+from kdep_bench.teachers.base import TeacherOutput
+from kdep_bench.transfer.method import TransferContext, TransferMethod
+
+
+class AddedObjective(TransferMethod):
+    """L = L_task + mean over the batch of the objective's terms.
+
+    The objective is one of `kdep_bench.objectives` that reads maps alone; its teacher is the tuned
+    one, on the same augmented crops.
+
+    Args:
+        objective: config of the objective.
+        student_maps, teacher_maps: set by the transfer stage.
+    """
+
+    families = frozenset({"segmentation"})
+    needs = frozenset({"tuned_teacher"})
+    asks = frozenset({"student_maps", "teacher_maps"})
+
+    def __init__(
+        self, objective: Mapping[str, Any], student_maps: Maps, teacher_maps: Maps
+    ) -> None:
+        super().__init__()
+        maps = {"student_maps": student_maps, "teacher_maps": teacher_maps}
+        self.objective = build_objective(objective, maps)
+
+    def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
+        last = pool(list(ctx.maps.values())[-1])
+        teacher = pool(list(ctx.teacher_maps.values())[-1])
+        return self.objective.terms(
+            Context(
+                before=last,
+                after=last,
+                teacher=TeacherOutput(teacher, None, ctx.teacher_maps),
+                maps=ctx.maps,
+                images=ctx.inputs,
+                step=ctx.step,
+                steps=ctx.steps,
+            )
+        )

@@ -1,0 +1,233 @@
+"""Transfer methods in a suite: their stages and names, and what planning refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import engine_fakes as fakes
+import pytest
+
+from kdep_bench.engine.collect import collect
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+from kdep_bench.results.records import record as records
+from kdep_bench.results.records.store import records_dir
+from kdep_bench.suite.config import build_suite, load_suite
+from kdep_bench.suite.graph import Plan
+from kdep_bench.suite.methods import row_name
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.schema import Suite
+
+TEACHER = dict(student="resnet18_w48", method="scratch")
+TRANSKD = dict(base="transkd", transfer=dict(teacher=dict(TEACHER)))
+PHRASE = "pre-trained by {}, transferred with {}"
+
+
+def suite(*methods: Any, **change: Any) -> Suite:
+    raw = dict(
+        name="several",
+        data="smoke",
+        teacher="efficientnet_lite0",
+        students=["resnet18_w32"],
+        methods=list(methods),
+        tasks=["smoke_seg"],
+        budget=load_suite("smoke").budget.model_dump(),
+        seeds=dict(pretrain=[0], transfer=[0, 1]),
+    )
+    return build_suite({**raw, **change})
+
+
+def plan(*methods: Any, **change: Any) -> Plan:
+    return build_plan(suite(*methods, **change))
+
+
+def of(plan: Plan, kind: str) -> list[str]:
+    return [i for i, s in plan.stages.items() if s.kind == kind]
+
+
+def test_a_transfer_method_adds_its_own_stages_and_changes_no_other():
+    alone, both = plan("kdep", "scratch"), plan("kdep", "scratch", "transkd")
+    assert set(alone.stages) <= set(both.stages)
+    new = [both.stages[i] for i in both.stages if i not in alone.stages]
+    # The teacher's pre-training, export and transfer once, and a transfer for each seed.
+    assert sorted(s.kind for s in new) == ["export", "pretrain", *["transfer"] * 3]
+    for run in both.runs:
+        stage = both.stages[run.id]
+        assert ("transfer" in stage.spec) == (run.method.get("transfer") is not None)
+        assert ("teacher" in stage.needs) == (run.method.get("transfer") is not None)
+
+
+def test_one_tuned_teacher_serves_every_method_and_seed_of_a_task():
+    made = plan("transkd", "nfd_transfer", dict(base="transkd", pretrained_by="kdep"))
+    teachers = [i for i in of(made, "transfer") if made.stages[i].spec.get("keep_model")]
+    assert len(teachers) == 1
+    assert {made.stages[r.id].needs["teacher"] for r in made.runs} == set(teachers)
+    assert all(r.chain["tuned.transfer"] == teachers[0] for r in made.runs)
+    assert "transfer" not in made.stages[teachers[0]].spec
+
+
+def test_a_row_names_the_pre_training_and_the_transfer_method():
+    methods = suite("kdep", "transkd", dict(base="transkd", pretrained_by="kdep")).methods
+    names = [row_name(m) for m in methods]
+    assert names == ["kdep", PHRASE.format("scratch", "transkd"), PHRASE.format("kdep", "transkd")]
+
+
+def test_the_pre_training_of_both_rows_is_one_stage():
+    made = plan("kdep", dict(base="transkd", pretrained_by="kdep"))
+    plain, taught = (
+        {r.chain["export"] for r in made.runs if (r.method.get("transfer") is None) == known}
+        for known in (True, False)
+    )
+    assert plain == taught
+
+
+def test_a_name_or_source_is_in_no_spec_and_an_argument_is():
+    one = plan("transkd")
+    prose = plan(dict(base="transkd", source="elsewhere"))
+    assert set(one.stages) == set(prose.stages)
+    other = plan(dict(base="transkd", transfer=dict(weight=2.0)))
+    new = [other.stages[i] for i in other.stages if i not in one.stages]
+    assert {(s.kind, s.spec["transfer"]["weight"]) for s in new} == {("transfer", 2.0)}
+
+
+def test_tasks_of_a_transfer_method_restrict_it_alone():
+    only = dict(base="transkd", transfer=dict(tasks=["smoke_seg"]))
+    made = plan("kdep", only, tasks=["smoke_seg", "smoke_finetune"])
+    found = {(row_name(r.method), r.task["name"]) for r in made.runs}
+    assert found == {
+        ("kdep", "smoke_seg"),
+        ("kdep", "smoke_finetune"),
+        (PHRASE.format("scratch", "transkd"), "smoke_seg"),
+    }
+
+
+LACKS = dict(base="transkd", transfer=dict(teacher=None))
+NO_LEVELS = dict(_delete_=True, s4="s4", s64="s32")
+NO_MAPS = dict(_delete_=True, s4="s4", s32="s64")
+KD = dict(_delete_=True, type="kdep_bench.objectives.logit_kd.LogitKD", tau=1.0)
+TOOK = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght=1.0)))
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "match"),
+    [
+        (LACKS, {}, "needs a teacher that was transferred to the same task, and has none"),
+        ("transkd", dict(tasks=["smoke_finetune"]), "does not support the task 'smoke_finetune'"),
+        ("transkd", dict(tasks=["smoke_probe"]), "does not support the task 'smoke_probe'"),
+        (dict(base="transkd", transfer=dict(weigth=1.0)), {}, "did you mean weight"),
+        (dict(base="transkd", transfer=dict(weight=-1.0)), {}, "weight = -1.0"),
+        (TOOK, {}, "did you mean weight"),
+        (dict(base="nfd_transfer", transfer=dict(objective=KD)), {}, "reads logits"),
+        (
+            dict(base="transkd", transfer=dict(levels=NO_LEVELS)),
+            {},
+            "of the student 'resnet18_w32'",
+        ),
+        (dict(base="transkd", transfer=dict(levels=NO_MAPS)), {}, "of the teacher 'efficientnet"),
+        (dict(base="transkd", transfer=dict(tasks=["smoke_sge"])), {}, "did you mean smoke_seg"),
+        (
+            dict(
+                base="transkd", transfer=dict(teacher=dict(method="imagenet", student="resnet18"))
+            ),
+            {},
+            "a method for other students",
+        ),
+        (
+            dict(base="transkd", transfer=dict(teacher=dict(method="kdep"))),
+            dict(teacher=None),
+            "needs a teacher, but the suite has none",
+        ),
+        (dict(base="kdep", transfer=dict(type="x.Y")), {}, "also sets"),
+        (dict(base="kdep", pretrained_by="scratch"), {}, "has `pretrained_by` but no `transfer`"),
+        (dict(base="transkd", pretrained_by="nfd_transfer"), {}, "which is a transfer method"),
+        (
+            dict(base="transkd", transfer=dict(teacher=dict(method="nfd_transfer"))),
+            {},
+            "is transferred with 'nfd_transfer'",
+        ),
+        (
+            dict(base="transkd", transfer=dict(type="kdep_bench.transfer.methods.transkd.Trans")),
+            {},
+            "does not exist",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_plan_is_built(method, change, match):
+    """Before any stage has run, with the name of what is wrong."""
+    with pytest.raises(KdepError, match=match) as told:
+        plan(method, **change)
+    assert told.value.fix or told.value.expected
+
+
+def test_a_network_that_the_method_cannot_read_is_refused():
+    made = suite("transkd")
+    student = {**made.students[0], "backbone": {"type": "mmpretrain.VisionTransformer"}}
+    made = made.model_copy(update={"students": [student]})
+    with pytest.raises(KdepError, match="cannot read the backbone VisionTransformer"):
+        build_plan(made)
+
+
+def test_the_remedy_for_a_missing_teacher_works():
+    with pytest.raises(KdepError, match="add teacher=dict"):
+        plan(LACKS)
+    assert plan(TRANSKD).runs
+
+
+def test_a_method_twice_is_refused_and_two_pre_trainings_of_one_are_not():
+    with pytest.raises(KdepError, match="more than once"):
+        suite("transkd", dict(base="transkd", pretrained_by="scratch"))
+    assert len(suite("transkd", dict(base="transkd", pretrained_by="kdep")).methods) == 2
+
+
+def test_a_claim_means_the_plain_method_unless_it_says_the_other():
+    """A claim on kdep is not tested on KDEP with a transfer method."""
+    both = dict(base="transkd", pretrained_by="kdep")
+    claim = dict(
+        base="kdep_beats_scratch", name="c", a=dict(method=PHRASE.format("kdep", "transkd"))
+    )
+    assert plan("kdep", "scratch", both, claims=[claim]).runs
+    with pytest.raises(KdepError, match="method in a of the claim"):
+        plan("kdep", "scratch", claims=[claim])
+
+
+# ---- records ----
+
+
+def world(tmp_path: Path) -> tuple[Suite, Plan, Path, Path]:
+    made = suite("kdep", "scratch", TRANSKD)
+    return made, build_plan(made, fakes.PRETEND), tmp_path / "work", tmp_path / "results"
+
+
+def test_records_and_rows_keep_a_transfer_method_apart(tmp_path):
+    """Never averaged with the plain rows, and named in every table."""
+    made, graph, work, results = world(tmp_path)
+    assert fakes.run(graph, work).ok
+    collect(made, graph, work, results)
+    found = [records.load(p) for p in records_dir(results).glob("*.json")]
+    taught = [r for r in found if r.transfer is not None]
+    assert len(found) == 6
+    assert len(taught) == 2
+    for r in taught:
+        assert r.arm.method == PHRASE.format("scratch", "transkd")
+        assert r.transfer is not None
+        assert r.transfer.teacher == "resnet18_w48.scratch"
+        assert (r.transfer.pretrained_by, r.transfer.method) == ("scratch", "transkd")
+        # The teacher's own training is part of the cost.
+        own = read_strict(work / r.stages["transfer"] / "stage.json")["wall_s"]
+        its = read_strict(work / r.stages["tuned.transfer"] / "stage.json")["wall_s"]
+        assert r.cost.transfer_s == pytest.approx(own + its, abs=0.01)
+    for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"):
+        assert PHRASE.format("scratch", "transkd") in (results / name).read_text()
+    text = (results / "leaderboard.md").read_text()
+    assert "## Methods at transfer" in text
+    assert "transfer-*.resnet18_w32.scratch.s*.transkd-*" in text.replace("\\", "")
+
+
+def test_a_record_without_a_transfer_method_is_written_as_before(tmp_path):
+    made, graph, work, results = world(tmp_path)
+    assert fakes.run(graph, work).ok
+    collect(made, graph, work, results)
+    for path in records_dir(results).glob("*.json"):
+        assert ("transfer" in read_strict(path)) == ("transkd" in path.name)
+        assert records.dump(records.load(path)) == path.read_text()
