@@ -90,17 +90,14 @@ def teacher_of(plan: Plan, run: TransferRun) -> str:
     Of several teachers: the suite's, where it is one of them, so that the run is compared with
     those of that teacher; otherwise all their names.
     """
-    by_role = run.method.get("teachers")
-    if by_role is not None:
-        role = next((r for r, ref in by_role.items() if ref == "suite"), None)
-        cache = run.chain.get(f"{role}.cache")
-        if cache is not None:
-            return plan.stages[cache].spec["teacher"]["name"]
-        return run.teacher["name"] if run.teacher else ""
-    caches = [role for role in run.chain if role.rpartition(".")[2] == "cache"]
-    if caches:
-        first = plan.stages[run.chain[max(caches, key=len)]]
-        return first.spec["teacher"]["name"]
+    method, chain_prefix = run.method, ""
+    while method.get("teacher") is not None:
+        method, chain_prefix = method["teacher"]["method"], f"{chain_prefix}teacher."
+    by_role = method.get("teachers")
+    role = next((r for r, ref in (by_role or {}).items() if ref == "suite"), None)
+    cache = run.chain.get(f"{chain_prefix}cache" if role is None else f"{chain_prefix}{role}.cache")
+    if cache is not None:
+        return plan.stages[cache].spec["teacher"]["name"]
     return run.teacher["name"] if run.teacher else ""
 
 

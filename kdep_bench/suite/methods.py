@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs, uses_teacher
+from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
 # Keys that describe a config to people; no stage reads them, so none runs again when they change.
 PROSE = {"about", "source", "reconstruction", "card", "tests_on"}
@@ -84,20 +84,6 @@ def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
     return {**method, "teachers": method["teachers"] | changed} if changed else method
 
 
-def teacher_of(method: Json, suite_teacher: Json | None) -> Json | None:
-    """Teacher config of a method with one teacher: an intermediate one, the suite's, or None."""
-    if not uses_teacher(method):
-        return None
-    assistant = assistant_of(method)
-    if assistant is None:
-        return suite_teacher
-    upstream_teacher = teacher_of(method["teacher"]["method"], suite_teacher)
-    trained_on = (upstream_teacher or {}).get("card", {}).get("trained_on")
-    if trained_on:  # data of its teacher reached it through the features
-        assistant["card"] = {**assistant["card"], "trained_on": trained_on}
-    return assistant
-
-
 def teacher_width(teacher: Json) -> int | None:
     """The width of a teacher's feature; None where its config has none."""
     return teacher.get("width") or teacher.get("card", {}).get("width")
@@ -106,6 +92,11 @@ def teacher_width(teacher: Json) -> int | None:
 def head_classes(suite: Suite, method: Json, suite_teacher: Json | None) -> int | None:
     """Number of classes of the teacher's logits; None where no config has it."""
     intermediate = method.get("teacher")
+    if method.get("teachers") is not None:  # one head is compared with all: any of them tells
+        reference = next(iter(method["teachers"].values()))
+        if isinstance(reference, dict) and "type" in reference:
+            return reference.get("card", {}).get("classes")
+        intermediate = None if reference == "suite" else reference
     if intermediate is None:
         return (suite_teacher or {}).get("card", {}).get("classes")
     if "labels" in method_needs(intermediate["method"]):

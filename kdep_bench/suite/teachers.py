@@ -22,7 +22,7 @@ from kdep_bench.objectives.roles import (
     together,
     union,
 )
-from kdep_bench.suite.methods import PROSE, assistant_of, head_classes, teacher_of, without
+from kdep_bench.suite.methods import PROSE, assistant_of, head_classes, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SUITE = "suite"  # value of a role: the suite's teacher
@@ -92,12 +92,12 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
     Of several teachers: `name` joins their names, `teachers` holds the configs, and `card` says of
     all of them what model cards and notes state.
     """
-    if method.get("teachers") is None or not uses_teacher(method):
-        return teacher_of(method, suite_teacher)
+    if method.get("teachers") is None:
+        return _teacher_config(method, suite_teacher) if uses_teacher(method) else None
     configs = [
         config
         for role_teacher in teachers_by_role(method, suite_teacher)
-        if (config := teacher_of(role_teacher.method, role_teacher.suite_teacher)) is not None
+        if (config := _teacher_config(role_teacher.method, role_teacher.suite_teacher)) is not None
     ]
     cards = {c["name"]: c.get("card", {}) for c in configs}
     card: Json = {
@@ -109,6 +109,20 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
         if stated:
             card[key] = "; ".join(stated)
     return {"name": "+".join(c["name"] for c in configs), "teachers": configs, "card": card}
+
+
+def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
+    """Config of the teacher of a method with one, which may be an intermediate teacher."""
+    assistant = assistant_of(method)
+    if assistant is None:
+        return suite_teacher
+    upstream = teacher_config_for(method["teacher"]["method"], suite_teacher) or {}
+    cards = [teacher.get("card", {}) for teacher in upstream.get("teachers", [upstream])]
+    # Data of its teachers reached it through their features.
+    trained_on = dict.fromkeys(name for card in cards for name in card.get("trained_on") or [])
+    if trained_on:
+        assistant["card"] = {**assistant["card"], "trained_on": list(trained_on)}
+    return assistant
 
 
 # ---- what cannot be, asked when the plan is built ----

@@ -12,7 +12,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.forecast.gpu_hours import teacher_of
 from kdep_bench.forecast.work import live_teachers, networks
 from kdep_bench.suite.graph import Plan, Stage
-from kdep_bench.suite.methods import with_role_teachers
+from kdep_bench.suite.methods import head_classes, with_role_teachers
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.teachers import teacher_config_for
 
@@ -170,6 +170,32 @@ def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
         "ebkd": "efficientnet_lite0",
         "own": "efficientnet_lite2+mobilenetv2",
     }
+
+
+def test_an_intermediate_teacher_of_several_knows_all_their_data_classes_and_costs():
+    """Otherwise a note about a test set that a teacher was trained on would be missing."""
+    coco = dict(base="efficientnet_lite2", card=dict(trained_on=["coco"]))
+    raw = build(methods=[dict(base="ebkd", teachers=dict(second=coco))], claims=[])
+    ebkd, student = raw.methods[0], raw.students[0]
+    taught = {
+        **build(methods=["logit_kd"], claims=[]).methods[0],
+        "teacher": {"student": student, "method": ebkd, "epochs": None},
+    }
+    teacher = teacher_config_for(taught, raw.teachers["resnet18_w32"])
+    assert teacher is not None
+    assert teacher["card"]["trained_on"] == ["imagenet", "coco"]
+    assert head_classes(raw, taught, raw.teachers["resnet18_w32"]) == 1000
+    found = build_plan(raw.model_copy(update={"methods": [taught]}))
+    assert {k for k in found.runs[0].chain if k.endswith("cache")} == {
+        *("cache", "teacher.first.cache", "teacher.second.cache")
+    }
+    assert teacher_of(found, found.runs[0]) == "efficientnet_lite0"
+    weak = dict(
+        student=student, method=build(methods=["supervised"], claims=[]).methods[0], epochs=None
+    )
+    own = {"teachers": {"a": weak, "b": "suite"}, "needs": ["logits"]}
+    upstream = {"teacher": {"student": student, "method": own, "epochs": None}}
+    assert head_classes(raw, upstream, raw.teachers["resnet18_w32"]) == raw.data["pool_classes"]
 
 
 def test_a_change_of_each_role_teacher_keeps_the_order_and_the_rest():
