@@ -1,0 +1,188 @@
+"""The stages `features` and `probe` on a tiny data tree and a random exported student."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import resolve
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def write_cache(folder: Path, features: np.ndarray) -> None:
+    """A teacher cache that holds `features` [rows, width]."""
+    from kdep_bench.features.cache_read import MANIFEST, shard_path
+    from kdep_bench.files import write_json
+
+    folder.mkdir()
+    np.save(shard_path(folder, 0), features.astype(np.float16))
+    teacher = {"name": "t", "checksum": "0", "width": features.shape[1]}
+    write_json(folder / MANIFEST, {"teacher": teacher, "rows": len(features), "shards": 1})
+
+
+def compute(root: Path) -> dict[str, Any]:
+    """Everything that the tests look at, computed in a process of its own (mm toolkits)."""
+    import torch
+
+    from kdep_bench.data import views
+    from kdep_bench.probes import extract, stage
+    from kdep_bench.transfer import classification
+    from tests.transfer import tiny
+    from tests.transfer.conftest import config, export_random
+
+    torch.set_num_threads(1)
+    student = config("students", "resnet18_w32")
+    data = tiny.make(root / "prepare", per_class=5)
+    rng = np.random.default_rng(0)
+    (data / "pool" / "images").mkdir(parents=True)
+    for i in range(40):
+        grid = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(grid).resize((96, 96)).save(data / "pool" / "images" / f"{i:03}.png")
+    export_random(student, root)
+    inputs = {"prepare": root / "prepare", "export": root / "export"}
+    images = {"folder": "classify", "splits": ["train", "val", "test"]}
+    out = {name: root / name for name in ("features", "views", "pool", "probe")}
+    for folder in out.values():
+        folder.mkdir()
+    outputs = extract.run({"student": student, "images": images}, inputs, out["features"], quiet)
+    features = extract.open_features(out["features"])
+
+    task = classification.LinearProbe(**_arguments(config("tasks", "pocket_probe")))
+    cfg = task.build_cfg(data, student, root / "export" / "backbone.pth", 0, root / "mm")
+    model, _ = classification._frozen_model(cfg, root / "export" / "backbone.pth")
+    theirs = classification._features(model, cfg, data / "classify" / "test")
+
+    spec = dict(views=2, px=64, seed=0, scale=[0.4, 1.0], ratio=[0.75, 1.33])
+    views.run(spec, inputs, out["views"], quiet)
+    with_views = {**inputs, "views": out["views"]}
+    pool = {"student": student, "images": {"rows": 30, "seed": 0}}
+    pool_outputs = extract.run(pool, with_views, out["pool"], quiet)
+    backbone = extract.extractor(student, root / "export" / "backbone.pth")
+    opened = views.open_views(out["views"])
+    before, after = backbone(np.asarray(opened.pixels))
+    write_cache(root / "cache", before)  # a teacher whose feature is the student's own
+
+    def probe(name: str, **change: Any) -> dict[str, Any]:
+        spec = {"probe": {**resolve("probe", name), **change}, "student": student}
+        given = {**inputs, "features": out["features"], "pool": out["pool"]}
+        return stage.run(spec, {**given, "cache": root / "cache"}, out["probe"], quiet)
+
+    found = {
+        "knn": probe("knn"),
+        "cka": probe("cka", rows=30),
+        "robustness": probe("robustness", corruptions=["contrast"], c_grid=[1.0]),
+    }
+    errors = {}
+    with pytest.raises(KdepError) as e:
+        probe("knn", type="kdep_bench.probes.corruptions.to_bytes", x=[])
+    errors["type"] = str(e.value)
+    damaged = root / "damaged"
+    shutil.copytree(root / "prepare", damaged)
+    target = sorted((damaged / "data" / "classify" / "val" / "bird").iterdir())[0]
+    target.write_bytes(target.read_bytes()[:400])
+    with pytest.raises(KdepError) as e:
+        (root / "again").mkdir()
+        extract.run(
+            {"student": student, "images": images},
+            {**inputs, "prepare": damaged},
+            root / "again",
+            quiet,
+        )
+    errors["truncated"] = str(e.value)
+    tensors = torch.load(root / "export" / "backbone.pth")
+    tensors.pop(next(iter(tensors)))
+    (root / "short").mkdir()
+    torch.save(tensors, root / "short" / "backbone.pth")
+    with pytest.raises(KdepError) as e:
+        extract.extractor(student, root / "short" / "backbone.pth")
+    errors["weights"] = str(e.value)
+    return {
+        "outputs": outputs,
+        "features": features,
+        "theirs": theirs,
+        "pool_outputs": pool_outputs,
+        "pool": extract.open_features(out["pool"])["pool"],
+        "rows": np.load(out["pool"] / "rows.npy"),
+        "all": (before, after),
+        "errors": errors,
+        **found,
+    }
+
+
+def _arguments(task: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in task.items() if k not in ("type", "about", "tests_on")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(compute, tmp_path_factory.mktemp("probes")).result()
+
+
+def test_features_are_those_of_the_linear_probe_task(made):
+    """Another resizing, channel order or normalisation would measure another network."""
+    x, y = made["theirs"]
+    test = made["features"]["test"]
+    np.testing.assert_allclose(test.after, x, rtol=1e-4, atol=1e-5)
+    assert (test.labels == y).all()
+    assert len(test.classes) == 8
+    assert test.classes[test.labels[0]] == "bird"
+
+
+def test_the_feature_before_the_activation_is_the_one_that_was_cut_at_zero(made):
+    test = made["features"]["test"]
+    assert (test.after >= 0).all()
+    assert (test.before < 0).any()
+    assert (test.before <= test.after + 1e-6).all()
+
+
+def test_the_cost_of_the_extraction_is_in_its_outputs(made):
+    assert made["outputs"]["images"] == {"train": 40, "val": 40, "test": 40}
+    assert made["outputs"]["width"] == 256
+    assert made["outputs"]["extract_s"] > 0
+    assert made["outputs"]["bytes"] > 2 * 120 * 256 * 4
+
+
+def test_pool_features_are_of_the_rows_that_are_read_from_the_cache(made):
+    """CKA with a teacher that is the student itself is 1 only if both are of the same images."""
+    rows = made["rows"]
+    assert len(set(rows)) == 30
+    assert (rows % 2 == 0).all()  # the first of two views
+    before, after = made["all"]
+    np.testing.assert_allclose(made["pool"].before, before[rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made["pool"].after, after[rows], rtol=1e-4, atol=1e-5)
+    assert made["cka"]["values"]["CKA before activation"]["value"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_probe_stage_returns_values_notes_and_its_time(made):
+    knn = made["knn"]
+    assert set(knn) == {"values", "notes", "probe_s"}
+    assert knn["values"]["top1"]["chance"] == pytest.approx(1 / 8)
+    assert knn["values"]["top1"]["value"] > 0.3  # coloured shapes: easy also for random weights
+    assert "chosen on val" in knn["notes"][0]
+
+
+def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(made):
+    """Weak contrast changes little: a wrong order of images or labels would give chance."""
+    values = made["robustness"]["values"]
+    clean = values["top1, clean"]["value"]
+    assert values["top1, severity 1"]["value"] > clean / 2 > 1 / 8
+    assert values["loss"]["value"] == pytest.approx(clean - values["top1, corrupted"]["value"])
+
+
+def test_what_cannot_be_measured_is_refused(made):
+    assert "is not a probe" in made["errors"]["type"]
+    assert "classify/val/bird" in made["errors"]["truncated"]
+    assert "backbone's weights equal the file" in made["errors"]["weights"]
