@@ -129,15 +129,16 @@ def outputs(measured: Measured, who: str) -> dict[str, Any]:
             fix="check the loss curve of the pre-training and the features of the backbone",
         )
     return {
-        "values": {
-            name: {
+        "values": [  # a list: the keys of a JSON object are stored sorted
+            {
+                "name": name,
                 "value": float(v.value),
                 "better": v.better,
                 "percent": v.percent,
                 "chance": None if v.chance is None else float(v.chance),
             }
             for name, v in measured.values.items()
-        },
+        ],
         "notes": list(measured.notes),
     }
 

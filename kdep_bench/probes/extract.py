@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.data.views import Views, open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.probes.base import Features
@@ -165,8 +167,6 @@ def _pool_features(
     progress: Callable[..., None],
 ) -> dict[str, int]:
     """Number of images; `rows.npy` says which rows of the views, and of the cache, they are."""
-    from kdep_bench.data.views import open_views
-
     views = open_views(Path(inputs["views"]))
     rows = pool_rows(image_spec, inputs, views)
     parts = []
@@ -178,13 +178,13 @@ def _pool_features(
     return {POOL: _save(out, POOL, before, after, np.full(len(rows), -1))}
 
 
-def pool_rows(image_spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Any) -> np.ndarray:
+def pool_rows(
+    image_spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
+) -> np.ndarray:
     """Sorted row numbers of the first view of up to `rows` images, drawn by `seed`."""
-    from kdep_bench.data.shares import share_of
-
     images = np.arange(len(views.files))
     if "share" in image_spec:
-        images = np.sort(share_of(views.files, image_spec, inputs))
+        images = np.sort(select_for_spec(views.files, image_spec, inputs))
     count = min(int(image_spec["rows"]), len(images))
     drawn = np.random.default_rng([int(image_spec["seed"]), 7]).permutation(images)[:count]
     return np.sort(drawn) * views.views

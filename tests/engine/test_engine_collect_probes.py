@@ -15,7 +15,7 @@ from kdep_bench.files import read_json, write_json
 from kdep_bench.results.records import probe_record, store
 from kdep_bench.suite.plan import build_plan
 
-VALUES = {"top1": {"value": 0.25, "better": "larger", "percent": True, "chance": 0.125}}
+VALUES = [{"name": "top1", "value": 0.25, "better": "larger", "percent": True, "chance": 0.125}]
 
 
 def world(tmp_path: Path, **change: Any):
@@ -55,7 +55,7 @@ def test_every_probe_has_a_record_and_no_transfer_record_knows_of_it(tmp_path):
         (p, *row) for p in ("knn", "cka") for row in (("kdep", 0), ("scratch", 0), ("scratch", 1))
     }
     one = found["knn", "kdep", 0]
-    assert one.values["top1"].value == 0.25
+    assert one.values[0].value == 0.25
     assert one.features_s == 2.0
     assert one.probe_s == 0.5
     assert one.epochs == 1
@@ -117,7 +117,7 @@ def test_a_damaged_stage_fails_its_probe(tmp_path):
     assert "cannot be used" in (record.error or "")
 
 
-@pytest.mark.parametrize("outputs", [{"values": 3}, {"values": {"a": {"value": "x"}}}, {}])
+@pytest.mark.parametrize("outputs", [{"values": 3}, {"values": [{"name": "a", "value": "x"}]}, {}])
 def test_outputs_that_are_no_values_fail_that_probe_alone(tmp_path, outputs):
     suite, plan, work, results = world(tmp_path)
     finish(plan, work)

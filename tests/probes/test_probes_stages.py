@@ -38,6 +38,8 @@ def compute(root: Path) -> dict[str, Any]:
     from kdep_bench.data import views
     from kdep_bench.probes import extract, stage
     from kdep_bench.transfer import classification
+    from kdep_bench.transfer.export import save_tensors
+    from kdep_bench.transfer.gate import read_tensors
     from tests.transfer import tiny
     from tests.transfer.conftest import config, export_random
 
@@ -50,6 +52,10 @@ def compute(root: Path) -> dict[str, Any]:
         grid = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(grid).resize((96, 96)).save(data / "pool" / "images" / f"{i:03}.png")
     export_random(student, root)
+    # Residual branches start at zero, so that nothing is below zero before the last activation.
+    tensors = read_tensors(root / "export" / "backbone.pth")
+    norms = {k: v + 0.5 for k, v in tensors.items() if k.endswith("bn2.weight")}
+    save_tensors({**tensors, **norms}, root / "export" / "backbone.pth")
     inputs = {"prepare": root / "prepare", "export": root / "export"}
     images = {"folder": "classify", "splits": ["train", "val", "test"]}
     out = {name: root / name for name in ("features", "views", "pool", "probe")}
@@ -76,7 +82,8 @@ def compute(root: Path) -> dict[str, Any]:
     def probe(name: str, **change: Any) -> dict[str, Any]:
         spec = {"probe": {**resolve("probe", name), **change}, "student": student}
         given = {**inputs, "features": out["features"], "pool": out["pool"]}
-        return stage.run(spec, {**given, "cache": root / "cache"}, out["probe"], quiet)
+        made = stage.run(spec, {**given, "cache": root / "cache"}, out["probe"], quiet)
+        return {**made, "values": {v["name"]: v for v in made["values"]}}
 
     found = {
         "knn": probe("knn"),
@@ -91,14 +98,10 @@ def compute(root: Path) -> dict[str, Any]:
     shutil.copytree(root / "prepare", damaged)
     target = sorted((damaged / "data" / "classify" / "val" / "bird").iterdir())[0]
     target.write_bytes(target.read_bytes()[:400])
+    (root / "again").mkdir()
+    spec, damaged_inputs = {"student": student, "images": images}, {**inputs, "prepare": damaged}
     with pytest.raises(KdepError) as e:
-        (root / "again").mkdir()
-        extract.run(
-            {"student": student, "images": images},
-            {**inputs, "prepare": damaged},
-            root / "again",
-            quiet,
-        )
+        extract.run(spec, damaged_inputs, root / "again", quiet)
     errors["truncated"] = str(e.value)
     tensors = torch.load(root / "export" / "backbone.pth")
     tensors.pop(next(iter(tensors)))

@@ -32,16 +32,16 @@ def probe(method: str = "kdep", seed: int = 0, top1: float | None = 0.5, **chang
         "folder": "classify",
         "about": "accuracy of neighbours",
         "config_hash": "c0ffee",
-        "values": {
-            "top1": {"value": top1, "better": "larger", "percent": True, "chance": 0.125},
-            "NLL": {"value": 2.0 - (top1 or 0), "better": "smaller"},
-        },
+        "values": [
+            {"name": "top1", "value": top1, "better": "larger", "percent": True, "chance": 0.125},
+            {"name": "NLL", "value": 2.0 - (top1 or 0), "better": "smaller"},
+        ],
         "features_s": 3.0,
         "probe_s": 1.0,
         "created": "2026-01-01T00:00:00+00:00",
     }
     if top1 is None:
-        fields |= {"status": "failed", "error": "the loss became NaN.", "values": {}}
+        fields |= {"status": "failed", "error": "the loss became NaN.", "values": []}
     return probe_record.make(fields | change)
 
 
@@ -64,7 +64,8 @@ def test_means_deviations_and_seeds_by_hand(tmp_path):
     assert "| *chance* | *12.5* | *—* |" in page
     assert "top1 x100 ↑" in page
     assert "NLL ↓" in page
-    assert page.index("| kdep | 60.0") < page.index("| scratch | 25.0")  # the best first
+    section = page[page.index("## Probes") :]
+    assert section.index("| kdep | 60.0") < section.index("| scratch | 25.0")  # the best first
 
 
 def test_no_score_mean_or_bold_changes_because_of_probes(tmp_path):
@@ -124,7 +125,7 @@ def test_two_records_of_one_seed_are_refused_instead_of_counted_twice():
 
 def test_hostile_names_are_text(tmp_path):
     name = "<script>alert(1)</script>|=cmd()"
-    page = written(tmp_path, probe(probe=name, about=name, id="probe-x"), probe(method=name))
+    page = written(tmp_path, probe(probe=name, about=name, id="probe-x"), probe(name, id="probe-y"))
     assert "<script>alert" not in page
     assert "<script>alert" not in (tmp_path / "index.html").read_text()
     rows = list(csv.reader(io.StringIO((tmp_path / "probes.csv").read_text())))
@@ -135,10 +136,10 @@ def test_the_csv_has_every_value(tmp_path):
     written(tmp_path, probe(top1=0.5), probe(seed=1, top1=0.75))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "probes.csv").read_text())))
     assert [(r["seed"], r["metric"], r["value"]) for r in rows] == [
-        ("0", "NLL", "1.5"),
         ("0", "top1", "0.5"),
-        ("1", "NLL", "1.25"),
+        ("0", "NLL", "1.5"),
         ("1", "top1", "0.75"),
+        ("1", "NLL", "1.25"),
     ]
     assert rows[0]["features_s"] == "3.0"
 
@@ -152,10 +153,11 @@ def test_probes_of_another_suite_in_the_folder_are_not_shown(tmp_path):
 
 def test_records_without_sense_are_refused():
     for change in (
-        {"status": "ok", "values": {}},
-        {"status": "failed", "error": None, "values": {}},
+        {"status": "ok", "values": []},
+        {"status": "failed", "error": None, "values": []},
         {"status": "missing"},
-        {"values": {"a": {"value": float("nan")}}},
+        {"values": [{"name": "a", "value": float("nan")}]},
+        {"values": [{"name": "a", "value": 1.0}, {"name": "a", "value": 2.0}]},
         {"extra": 1},
     ):
         with pytest.raises(KdepError, match="is damaged"):

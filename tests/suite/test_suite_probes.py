@@ -12,17 +12,23 @@ from kdep_bench.suite.config import load_suite, names, resolve
 from kdep_bench.suite.image_counts import check_counts
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.probes import READS
+from kdep_bench.suite.schema import Suite
 
 POCKET = {**GOOD, "data": "pocket", "tasks": ["pocket_probe"]}
 ALL = sorted(set(names("probe")))
 
 
 def refused(**change: Any) -> str:
+    suite = build(**{**POCKET, **change})
     with pytest.raises(KdepError) as e:
-        suite = build(**{**POCKET, **change})
-        build_plan(suite)
-        check_counts(suite)
+        plan_and_count(suite)
     return str(e.value)
+
+
+def plan_and_count(suite: Suite) -> None:
+    """What the command does before anything runs."""
+    build_plan(suite)
+    check_counts(suite)
 
 
 def test_a_suite_without_probes_plans_what_it_planned_before():

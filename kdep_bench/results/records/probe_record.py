@@ -36,6 +36,7 @@ _FIX = "move the file elsewhere and run the suite with --report, which writes it
 class ProbeValue(Part):
     """One number: a fraction, shown x100, where `percent`; see `kdep_bench.probes.base.Value`."""
 
+    name: Text
     value: Number
     better: Literal["larger", "smaller", ""] = ""
     percent: bool = False
@@ -49,6 +50,7 @@ class ProbeRecord(Part):
         teacher: of the method; "" where it has none.
         epochs: of the pre-training as planned, None for an untrained backbone or given weights.
         seed: of the pre-training, or of the random weights of an untrained backbone.
+        values: in the order in which tables show them.
         probe: name of the probe; `about`: what it measures; `folder`: the class folders that it
             read, "" for none; `config_hash`: of its config.
         features_s, probe_s: wall seconds of the feature extraction, which all probes of the
@@ -70,7 +72,7 @@ class ProbeRecord(Part):
     folder: Text = ""
     about: Text = ""
     config_hash: Text = ""
-    values: dict[Text, ProbeValue] = Field(default_factory=dict)
+    values: list[ProbeValue] = Field(default_factory=list)
     notes: list[LongText] = Field(default_factory=list)
     features_s: Amount | None = None
     probe_s: Amount | None = None
@@ -84,6 +86,8 @@ class ProbeRecord(Part):
     def _status_fits(self) -> ProbeRecord:
         if (self.status == "ok") != bool(self.values):
             raise ValueError(f"status {self.status!r} with {len(self.values)} values")
+        if len({v.name for v in self.values}) < len(self.values):
+            raise ValueError("two values have one name")
         if self.status == "failed" and not self.error:
             raise ValueError("status 'failed' needs an error sentence")
         return self

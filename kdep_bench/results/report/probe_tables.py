@@ -137,8 +137,8 @@ def _table(
         row = rows.setdefault(_row(r), ProbeRow(_row(r)))
         if r.status != "ok":
             (row.failed if r.status == "failed" else row.missing).add(r.seed)
-        for name, v in r.values.items():
-            column = ProbeColumn(name, v.better, v.percent)
+        for v in r.values:
+            column = ProbeColumn(v.name, v.better, v.percent)
             columns[column] = None
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
@@ -188,11 +188,11 @@ def csv_table(section: ProbeSection, records: Sequence[ProbeRecord]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEAD)
     for r in sorted(records, key=lambda r: r.id):
-        for name, v in r.values.items():
+        for v in r.values:
             entries = [r.student, section.labels.get(_row(r), r.method.method), r.method.method]
             entries = [text.csv_text(c) for c in entries]
             entries += [f"{r.data.share:g}", text.csv_text(r.probe), text.csv_text(r.folder)]
-            entries += [str(r.seed), text.csv_text(name), repr(v.value), v.better]
+            entries += [str(r.seed), text.csv_text(v.name), repr(v.value), v.better]
             numbers = (v.chance, r.features_s, r.probe_s)
             entries += ["" if n is None else repr(n) for n in numbers]
             writer.writerow([*entries, text.csv_text(r.data.name), r.data.fingerprint])
