@@ -88,11 +88,11 @@ def compute(root: Path) -> dict[str, Any]:
     found = {
         "knn": probe("knn"),
         "cka": probe("cka", rows=30),
-        "robustness": probe("robustness", corruptions=["contrast"], c_grid=[1.0]),
+        "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
     }
     errors = {}
     with pytest.raises(KdepError) as e:
-        probe("knn", type="kdep_bench.probes.corruptions.to_bytes", x=[])
+        probe("knn", type="builtins.dict")
     errors["type"] = str(e.value)
     damaged = root / "damaged"
     shutil.copytree(root / "prepare", damaged)
@@ -178,7 +178,7 @@ def test_the_probe_stage_returns_values_notes_and_its_time(made):
 
 
 def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(made):
-    """Weak contrast changes little: a wrong order of images or labels would give chance."""
+    """A good JPEG changes little: a wrong order of images or labels would give chance."""
     values = made["robustness"]["values"]
     clean = values["top1, clean"]["value"]
     assert values["top1, severity 1"]["value"] > clean / 2 > 1 / 8
