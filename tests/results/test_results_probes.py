@@ -104,7 +104,7 @@ def test_other_data_or_another_config_is_another_table(other):
     assert [len(t.rows) for t in section.tables] == [1, 1]
     assert len({t.title for t in section.tables}) == 2
     column = section.tables[0].columns[0]
-    assert sorted(t.rows[0].cell(column) for t in section.tables) == ["50.0 (1)", "70.0 (1)"]
+    assert sorted(t.rows[0].score_text(column) for t in section.tables) == ["50.0 (1)", "70.0 (1)"]
 
 
 def test_another_fraction_or_length_is_another_row_with_a_label():
