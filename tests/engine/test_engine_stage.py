@@ -155,7 +155,7 @@ def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
 def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("KDEP_SNAKEMAKE", raising=False)
-    monkeypatch.setattr(cluster, "REPO", tmp_path)
+    monkeypatch.setattr(cluster, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     plan = fakes.diamond()
     known = state.statuses(plan, tmp_path / "w")
