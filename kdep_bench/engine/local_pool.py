@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
-import types
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from kdep_bench.engine import stage_process, state, worker
+from kdep_bench.engine.fork_server import ForkServer
 from kdep_bench.engine.lock import LOCKS, StageLock, Watch
 from kdep_bench.engine.machine import cpu_count, git_revision
 from kdep_bench.engine.progress import Silent, View
 from kdep_bench.engine.select import select_stages
 from kdep_bench.errors import KdepError
 from kdep_bench.forecast.costs import Costs
-from kdep_bench.paths import ROOT
 from kdep_bench.safe_files import real_folder
 from kdep_bench.suite.graph import Plan, Stage
 
@@ -143,7 +139,7 @@ class Pool:
         self.signal = 0
         self.git = ""
         self.run_token = uuid.uuid4().hex[:16]
-        self._context: Any = multiprocessing.get_context("forkserver")
+        self.server = ForkServer(self.options.preload, lambda: bool(self.signal), self.view.refresh)
 
     # --- the loop ---
 
@@ -160,7 +156,9 @@ class Pool:
         with self._signals():
             self.view.begin(len(self.todo), self.eta)
             try:
-                self._start_server()
+                seconds = self.server.start()
+                if seconds is not None:
+                    self.view.note(f"toolkits imported in {seconds:.1f} s")
                 while (self.todo or self.running) and not self.signal:
                     self._start_ready()
                     if not self.running and not self.elsewhere:
@@ -220,54 +218,6 @@ class Pool:
 
     # --- starting ---
 
-    def _start_server(self) -> None:
-        """Starts the fork server and waits for its imports, while signals are still handled.
-
-        Raises:
-            KdepError: the server does not start, or TMPDIR is too long for its sockets.
-        """
-        check_temporary_folder()
-        # The server does not inherit this process's sys.path (CPython < 3.13).
-        old = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([old] if old else [])])
-        begun = time.monotonic()
-        try:
-            self._context.set_forkserver_preload([self.options.preload])
-            first = self._context.Process(target=_nothing)
-            thread = threading.Thread(target=self._start_first, args=(first,), daemon=True)
-            thread.start()
-            while thread.is_alive() and not self.signal:
-                thread.join(0.1)
-                self.view.refresh()
-        finally:
-            if old is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = old
-        if self.signal:
-            _end_server()
-            return
-        if first.pid is None:
-            raise KdepError(
-                "the fork server could not be started",
-                fix="read the message above; free memory, or raise the limit on processes (ulimit "
-                "-u)",
-            )
-        first.join()
-        self.view.note(f"toolkits imported in {time.monotonic() - begun:.1f} s")
-
-    def _start_first(self, process: Any) -> None:
-        # The terminal sends Ctrl-C to all processes; only the pool handles it, and ends the others.
-        # The fork server, and so the stages, inherit the signal mask of this thread. The tracker
-        # starts first, because its start unblocks Ctrl-C again.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            _start(process)
-        except (EOFError, OSError):
-            if not self.signal:  # the signal ends the server in the middle of its imports
-                raise
-
     def _cpus_of(self, stage: Stage) -> int:
         cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
@@ -296,7 +246,6 @@ class Pool:
             self.free_gpus.extend(gpus)
             self._postpone(stage)
             return
-        reader, writer = self._context.Pipe(duplex=False)
         cpus = self._cpus_of(stage)
         # One process per GPU where there are any; the cores are divided among the processes.
         processes = len(gpus) if gpus else stage.processes
@@ -305,10 +254,7 @@ class Pool:
         request = stage_process.StageRequest(
             resized, self.work, forced, gpus, self.git, self.run_token
         )
-        process = self._context.Process(target=worker.main, args=(request, writer), name=stage.id)
-        _start(process)
-        writer.close()
-        os.set_blocking(reader.fileno(), False)
+        process, reader = self.server.launch(worker.main, request, stage.id)
         self.running[stage.id] = _Running(stage, process, reader, time.monotonic(), gpus)
         self.todo.discard(stage.id)
         self.free_cpus -= cpus
@@ -512,44 +458,6 @@ def _signal_group(pid: int | None, number: int) -> None:
             os.killpg(pid, number)
         else:
             os.kill(pid, number)
-
-
-def _start(process: Any) -> None:
-    """Starts a process that does not import this program's main file."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        process.start()
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _end_server() -> None:
-    """Kills the fork server: during its imports it would not notice the end of this process."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-# A socket path can have 107 bytes; multiprocessing appends "/pymp-xxxxxxxx/listener-xxxxxxxx".
-MAX_TEMPORARY_PATH = 107 - 32
-
-
-def check_temporary_folder() -> None:
-    """Raises KdepError where the path of the temporary folder is too long for a socket."""
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) > MAX_TEMPORARY_PATH:
-        raise KdepError(
-            f"the path of the temporary folder, {folder}, has {len(os.fsencode(folder))} bytes, "
-            "too many for a Unix socket in it",
-            expected=f"at most {MAX_TEMPORARY_PATH} bytes",
-            fix="set TMPDIR to a folder with a shorter path, for example TMPDIR=/tmp",
-        )
-
-
-def _nothing() -> None:
-    """First child of the fork server; it runs once the toolkits are imported."""
 
 
 def run_plan(
