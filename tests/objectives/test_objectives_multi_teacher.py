@@ -278,7 +278,7 @@ def test_the_reader_of_a_role_is_found_in_parts_and_an_unknown_role_is_refused()
     def part(kind: str, **more: Any) -> dict[str, Any]:
         return dict(objective=dict(type=f"{PATH}.{kind}"), **more)
 
-    config = dict(
+    config: dict[str, Any] = dict(
         type=f"{PATH}.weighted_sum.WeightedSum",
         parts=dict(
             feature=part("feature_regression.FeatureRegression", teacher="b"),
