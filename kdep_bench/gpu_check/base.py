@@ -72,7 +72,7 @@ class Check:
         order: checks run in ascending order, the most important first.
         seconds: time limit on a GPU; at the limit it is ended and its measurements are kept.
         least: it is left out if fewer seconds are left.
-        run: (setting, outcome) -> None; raises KdepError if the check is impossible.
+        run: (setting, measurements) -> None; raises KdepError if the check is impossible.
     """
 
     title: str
