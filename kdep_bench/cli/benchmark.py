@@ -24,6 +24,7 @@ from kdep_bench.paths import OUTPUT
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line; no heavy import."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,6 +127,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command line: writes the report and prints it."""
     args = parser().parse_args(argv)
     try:
         with tempfile.TemporaryDirectory() as folder:

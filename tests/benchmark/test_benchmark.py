@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import runpy
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from kdep_bench.benchmark import (
     steps,
     teacher_passes,
 )
+from kdep_bench.cli import benchmark
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.suite.config import resolve
@@ -48,7 +48,7 @@ def test_a_busy_machine_is_refused():
 
 
 def test_former_flag_names_still_work_and_are_not_in_the_help():
-    parser = runpy.run_path(str(REPO / "tools/benchmark.py"))["parser"]()
+    parser = benchmark.parser()
     assert parser.parse_args(["--busy"]) == parser.parse_args(["--allow-busy"])
     new = parser.parse_args(["--count-teacher-forwards", "results/pocket"])
     assert parser.parse_args(["--count", "results/pocket"]) == new
@@ -324,12 +324,11 @@ def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
 
 
 def test_the_command_refuses_a_busy_machine_and_a_comparison_without_data(tmp_path, monkeypatch):
-    tool = runpy.run_path(str(REPO / "tools/benchmark.py"))
     monkeypatch.setattr(machine, "busy_cores", lambda: 1.9)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"other processes use 1\.9 cores"):
-        tool["main"]()
+        benchmark.main()
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--against", "lightly-train"])
     with pytest.raises(SystemExit, match="--prepared"):
-        tool["main"]()
+        benchmark.main()
     assert not list(tmp_path.iterdir())
