@@ -1,0 +1,52 @@
+"""CONTRIBUTING.md, followed word for word in an empty folder: its files, then its suite."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+GUIDE = (REPO / "CONTRIBUTING.md").read_text()
+
+pytestmark = pytest.mark.e2e
+
+
+def files() -> dict[str, str]:
+    """The files of the guide: path -> content."""
+    return dict(re.findall(r"```python\n# file: (\S+)\n(.*?)```", GUIDE, re.DOTALL))
+
+
+def test_the_guide_walks_through_every_kind_of_component() -> None:
+    folders = {name.split("/")[1] for name in files() if name.startswith("configs/")}
+    assert folders >= {"methods", "teachers", "tasks", "probes", "suites"}
+    assert "tools/make_student.py" in GUIDE
+
+
+def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
+    for name, text in files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "KDEP_CONFIGS": str(tmp_path / "configs"),
+    }
+    results = tmp_path / "results"
+    folders = ["--work-dir", str(tmp_path / "work"), "--results-dir", str(results)]
+    run = [sys.executable, str(REPO / "tools" / "run_suite.py"), "trial", *folders]
+    done = subprocess.run(
+        run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    records = [json.loads(p.read_text()) for p in results.glob("records/*.json")]
+    assert {r["arm"]["method"] for r in records} == {"cosine_kdep", "kdep", "scratch"}
+    assert {r["status"] for r in records} == {"ok"}
+    taught = [r for r in records if r["arm"]["method"] != "scratch"]
+    assert {r["teacher"]["name"] for r in taught} == {"pixels"}
+    assert "mean length" in (results / "leaderboard.md").read_text()
