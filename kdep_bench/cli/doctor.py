@@ -149,7 +149,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     teachers = {
         t["name"]: t
         for v in loaded.variants or [loaded]
-        for t in (*v.teachers.values(), *(t for m in v.methods for t in role_teachers(m).values()))
+        for t in (*v.teachers.values(), *(t for m in v.methods for t in role_teachers(m)))
         if t
     }
     for name, teacher in sorted(teachers.items()):

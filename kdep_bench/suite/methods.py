@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
@@ -72,16 +73,34 @@ def assistant_of(method: Json) -> Json | None:
     }
 
 
-def role_teachers(method: Json) -> Json:
-    """Role -> config, of the teachers that a method names by the name of a teacher config."""
-    named = (method.get("teachers") or {}).items()
-    return {role: ref for role, ref in named if isinstance(ref, dict) and "type" in ref}
+def role_teachers(method: Json) -> list[Json]:
+    """Teacher configs that a method, or its intermediate teachers, name by role."""
+    configs: list[Json] = []
+
+    def collect(teacher: Json) -> Json:
+        configs.append(teacher)
+        return teacher
+
+    with_role_teachers(method, collect)
+    return configs
 
 
 def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
     """The method with `change` applied to each of `role_teachers`."""
-    changed = {role: change(teacher) for role, teacher in role_teachers(method).items()}
-    return {**method, "teachers": method["teachers"] | changed} if changed else method
+
+    def changed(reference: Any) -> Any:
+        if not isinstance(reference, dict):
+            return reference  # "suite"
+        if "method" in reference:
+            return {**reference, "method": with_role_teachers(reference["method"], change)}
+        return change(reference)
+
+    if method.get("teachers") is not None:
+        teachers = {role: changed(reference) for role, reference in method["teachers"].items()}
+        return {**method, "teachers": teachers}
+    if method.get("teacher") is not None:
+        return {**method, "teacher": changed(method["teacher"])}
+    return method
 
 
 def teacher_width(teacher: Json) -> int | None:

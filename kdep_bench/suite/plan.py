@@ -194,7 +194,7 @@ class _Builder:
     def check_role_teachers(self) -> None:
         """Checks the cards of the teachers that methods name by role."""
         for method in self.suite.methods:
-            for teacher in role_teachers(method).values():
+            for teacher in role_teachers(method):
                 trained_on(teacher)
                 check_stated(teacher)
 

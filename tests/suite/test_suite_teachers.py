@@ -12,7 +12,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.forecast.gpu_hours import teacher_of
 from kdep_bench.forecast.work import live_teachers, networks
 from kdep_bench.suite.graph import Plan, Stage
-from kdep_bench.suite.methods import head_classes, with_role_teachers
+from kdep_bench.suite.methods import head_classes, role_teachers, with_role_teachers
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.teachers import teacher_config_for
 
@@ -206,6 +206,18 @@ def test_a_change_of_each_role_teacher_keeps_the_order_and_the_rest():
         ("a", {"type": "T", "name": "x", "content": 1}),
     ]
     assert with_role_teachers({"name": "m"}, dict) == {"name": "m"}
+
+
+def test_role_teachers_of_intermediate_teachers_get_their_files_hashes_too():
+    """Otherwise another checkpoint under the same name would keep the old scores."""
+    own = {"name": "own", "teachers": {"x": {"type": "T", "name": "x"}, "y": "suite"}}
+    inner = {"name": "inner", "teacher": {"student": {"name": "s"}, "method": own, "epochs": 1}}
+    outer = {"teachers": {"p": {"student": {}, "method": inner}, "q": {"type": "T", "name": "q"}}}
+    filled = with_role_teachers(outer, lambda t: {**t, "content": 1})
+    assert [t["name"] for t in role_teachers(filled)] == ["x", "q"]
+    assert all(t["content"] == 1 for t in role_teachers(filled))
+    unchanged = with_role_teachers(outer, lambda t: t)
+    assert unchanged == outer
 
 
 @pytest.mark.parametrize(
