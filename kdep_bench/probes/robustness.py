@@ -19,8 +19,8 @@ class Robustness(Probe):
     """The linear probe of the clean training images, tested on corrupted test images.
 
     `top1, clean`: on the test images as they are. `top1, severity S`: mean over corruptions.
-    `top1, corrupted`: mean over corruptions and the five severities. `loss`: clean minus corrupted,
-    for backbones of different accuracy; neither direction of it is better in itself, because a
+    `top1, corrupted`: mean over corruptions and the five severities. `top1, clean - corrupted`: for
+    backbones of different accuracy; neither direction of it is better in itself, because a
     backbone at chance has nothing to lose. Noise is the same for every backbone.
 
     Args:
@@ -79,7 +79,7 @@ class Robustness(Probe):
         values = {
             "top1, clean": clean,
             "top1, corrupted": Value(mean, "larger", True, clean.chance),
-            "loss": Value(clean.value - mean, "", True),
+            "top1, clean - corrupted": Value(clean.value - mean, "", True),
         }
         for severity in SEVERITIES:
             scores = [score[name, severity] for name in self.corruptions]

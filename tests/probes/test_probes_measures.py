@@ -401,7 +401,7 @@ def test_robustness_of_a_backbone_that_reads_brightness_alone():
     assert values["top1, brightness"].value <= 0.6
     both = [values["top1, contrast"].value, values["top1, brightness"].value]
     assert values["top1, corrupted"].value == pytest.approx(np.mean(both))
-    assert values["loss"].value == pytest.approx(1 - np.mean(both))
+    assert values["top1, clean - corrupted"].value == pytest.approx(1 - np.mean(both))
     assert values["top1, severity 5"].value == pytest.approx((1 + 1 / 3) / 2)
 
 

@@ -164,8 +164,47 @@ TERMS = (
         ("chance",),
     ),
     Term(
+        "probe",
+        "A measurement of an exported backbone that is shown and used for nothing else: no mean, "
+        "rank, difference or claim includes it. Its features are extracted once for all probes.",
+        ("probe", "seed", "better", "folder", "features_s", "probe_s"),
+    ),
+    Term(
+        "top1 (of a probe)",
+        "Accuracy on the test split: of k nearest neighbours, of logistic regression on a few "
+        "images per class, or of a linear probe on clean and corrupted images.",
+        ("top1",),
+    ),
+    Term(
+        "mAP, recall at K (of a probe)",
+        "Every test image is a query for the others, ranked by cosine similarity: mean average "
+        "precision of images of its class; fraction of queries with one among the K most similar.",
+        ("mAP", "recall"),
+    ),
+    Term(
+        "ECE, classwise ECE, Brier, NLL",
+        "Calibration of the linear probe. Expected calibration error: gap between predicted "
+        "probability and accuracy, for the predicted class or for every class; Brier score: squared "
+        "error of the probabilities, from 0 to 2; NLL: negative log-likelihood in nats.",
+        ("ECE", "classwise ECE", "Brier", "NLL"),
+    ),
+    Term(
+        "effective rank, participation ratio, dead dimensions",
+        "How many dimensions of the feature vary: exp(entropy of the singular values), "
+        "(sum of variances)² / sum of squared variances, and the fraction of channels that hardly "
+        "vary. 'before activation': of the feature that KDEP trains.",
+        ("effective rank", "participation ratio", "dead dimensions"),
+    ),
+    Term(
+        "CKA",
+        "Centred kernel alignment (linear, unbiased) of the student's and the teacher's feature of "
+        "the same images: 1 where one is a rotation of the other, about 0 where they are unrelated.",
+        ("CKA",),
+    ),
+    Term(
         "stage",
-        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer) with a "
+        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer; features and probe where a suite "
+        "has probes) with a "
         "directory of its own in work_dirs.",
     ),
     Term(
@@ -252,7 +291,11 @@ TERMS = (
     ),
 )
 
-_UNIT = re.compile(r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\.)")
+# Units and qualifiers of a heading; of probes also directions, and what an accuracy was measured on.
+_UNIT = re.compile(
+    r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\.|[↑↓]"
+    r"|(?<=^top1), .*|(?<=^recall) at \d+.*| before activation)"
+)
 
 
 @cache
