@@ -118,13 +118,13 @@ class Probe(ABC):
         """
 
 
-def outputs(measured: Measured, who: str) -> dict[str, Any]:
+def outputs(measured: Measured, label: str) -> dict[str, Any]:
     """Values and notes as strict JSON; KdepError for a value that is not a finite number."""
     bad = {k: v.value for k, v in measured.values.items() if not math.isfinite(v.value)}
     if bad or not measured.values:
         shown = ", ".join(f"{k} = {v}" for k, v in bad.items()) or "no value"
         raise KdepError(
-            f"the result of {who} is {shown}",
+            f"the result of {label} is {shown}",
             expected="finite numbers",
             fix="check the loss curve of the pre-training and the features of the backbone",
         )

@@ -15,8 +15,8 @@ def binned_error(predicted_N: np.ndarray, true_N: np.ndarray, bins: int) -> floa
     Bins are equally wide, (0, 1/bins], (1/bins, 2/bins], ...; 0 belongs to the first.
     """
     edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.digitize(predicted_N, edges, right=True) - 1, 0, bins - 1)
-    gap = np.bincount(which, predicted_N, bins) - np.bincount(which, true_N, bins)
+    bin_N = np.clip(np.digitize(predicted_N, edges, right=True) - 1, 0, bins - 1)
+    gap = np.bincount(bin_N, predicted_N, bins) - np.bincount(bin_N, true_N, bins)
     return float(np.abs(gap).sum() / len(predicted_N))
 
 

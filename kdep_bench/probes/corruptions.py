@@ -55,10 +55,10 @@ def contrast(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Reduces an image and enlarges it again, both by averaging over boxes."""
     h, w = x.shape[1:3]
-    share = (0.9, 0.8, 0.7, 0.6, 0.5)[severity - 1]
-    small, box = (max(1, int(w * share)), max(1, int(h * share))), Image.Resampling.BOX
-    pictures = [Image.fromarray(image) for image in to_bytes(x)]
-    return np.stack([np.asarray(p.resize(small, box).resize((w, h), box)) / 255 for p in pictures])
+    scale = (0.9, 0.8, 0.7, 0.6, 0.5)[severity - 1]
+    small, box = (max(1, int(w * scale)), max(1, int(h * scale))), Image.Resampling.BOX
+    images = [Image.fromarray(image) for image in to_bytes(x)]
+    return np.stack([np.asarray(p.resize(small, box).resize((w, h), box)) / 255 for p in images])
 
 
 def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:

@@ -40,8 +40,8 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
 
     tensors = read_tensors(checkpoint)
     backbone = build_backbone(student)
-    own = backbone.state_dict()
-    fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    expected = backbone.state_dict()
+    fits = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
     backbone.load_state_dict(fits, strict=False)
     check(backbone, checkpoint, tensors=tensors)
     prefer_channels_last(backbone)
@@ -204,9 +204,9 @@ def _save(out: Path, name: str, before: np.ndarray, after: np.ndarray, labels: n
 def open_features(folder: Path) -> dict[str, Features]:
     """Features by split of a finished `features` stage; the pool's as "pool"."""
     listing = read_strict(folder / LISTING)
-    found = {}
+    features = {}
     for name in listing["splits"]:
         with np.load(folder / f"{name}.npz") as stored:
             parts = {k: stored[k] for k in ("before", "after", "labels")}
-        found[name] = Features(**parts, classes=tuple(listing["classes"]))
-    return found
+        features[name] = Features(**parts, classes=tuple(listing["classes"]))
+    return features

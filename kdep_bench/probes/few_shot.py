@@ -19,14 +19,14 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, 5])
     chosen = []
     for c in np.unique(labels):
-        own = np.flatnonzero(labels == c)
-        if len(own) < shots:
+        members = np.flatnonzero(labels == c)
+        if len(members) < shots:
             raise KdepError(
                 f"{shots} training images per class are asked for, but class number {c} has "
-                f"{len(own)}",
-                fix=f"lower `shots` in the probe's config to {len(own)}, or add images",
+                f"{len(members)}",
+                fix=f"lower `shots` in the probe's config to {len(members)}, or add images",
             )
-        chosen.append(rng.permutation(own)[:shots])
+        chosen.append(rng.permutation(members)[:shots])
     return np.concatenate(chosen)
 
 

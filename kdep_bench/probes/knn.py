@@ -18,16 +18,16 @@ def votes(bank: Features, queries: Features, ks: Sequence[int], T: float) -> dic
     Equally near images of the bank count in the order of the bank.
     """
     x, number = unit(bank.after), len(bank.classes) or int(bank.labels.max()) + 1
-    found = {k: np.zeros((len(queries), number)) for k in ks}
+    per_k = {k: np.zeros((len(queries), number)) for k in ks}
     for start in range(0, len(queries), ROWS):
         cosine = unit(queries.after[start : start + ROWS]) @ x.T
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : max(ks)]
         weight = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / T)  # - 1: no overflow
         labels = bank.labels[nearest]
-        for k, out in found.items():
+        for k, out in per_k.items():
             for c in range(number):
                 out[start : start + ROWS, c] = (weight * (labels == c))[:, :k].sum(1)
-    return found
+    return per_k
 
 
 class Knn(Probe):

@@ -53,15 +53,15 @@ class Retrieval(Probe):
         x, y = unit(test.after)[shuffled], test.labels[shuffled]
         precisions, hits = [], dict.fromkeys(self.ranks, 0)
         for i in range(len(x)):
-            others = np.arange(len(x)) != i
-            cosine, same = (x @ x[i])[others], (y == y[i])[others]
+            gallery = np.arange(len(x)) != i
+            cosine, same = (x @ x[i])[gallery], (y == y[i])[gallery]
             precisions.append(average_precision(cosine, same))
             nearest = np.argsort(-cosine, kind="stable")[: self.ranks[-1]]
             for k in self.ranks:
                 hits[k] += bool(same[nearest[:k]].any())
-        share = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
-        values = {"mAP": Value(float(np.mean(precisions)), "larger", True, float(share))}
+        relevant = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
+        values = {"mAP": Value(float(np.mean(precisions)), "larger", True, float(relevant))}
         for k in self.ranks:
-            chance = float(share) if k == 1 else None
+            chance = float(relevant) if k == 1 else None
             values[f"recall at {k}"] = Value(hits[k] / len(x), "larger", True, chance)
         return Measured(values)

@@ -16,7 +16,7 @@ from kdep_bench.probes.extract import batches, extractor, open_features
 from kdep_bench.registry import build, type_path
 
 # Keys of a probe's config that are not arguments of its class.
-OWN = {"name", "folder", "about"}
+NOT_ARGUMENTS = {"name", "folder", "about"}
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
     config = spec["probe"]
-    probe = build({k: v for k, v in config.items() if k not in OWN})
+    probe = build({k: v for k, v in config.items() if k not in NOT_ARGUMENTS})
     if not isinstance(probe, Probe):
         raise KdepError(
             f"the type {type_path(config['type'])} is not a probe",
@@ -61,8 +61,8 @@ def _inputs(
 ) -> Inputs:
     given: dict[str, Any] = {"progress": progress}
     if CLASSES in probe.reads:
-        found = open_features(inputs["features"])
-        given["splits"] = {split: found[split] for split in probe.splits}
+        features = open_features(inputs["features"])
+        given["splits"] = {split: features[split] for split in probe.splits}
     if POOL in probe.reads:
         given["pool"] = open_features(inputs["pool"])["pool"]
     if TEACHER in probe.reads:

@@ -50,8 +50,8 @@ def known_class(data: Json, probe: Json) -> None:
             expected="a class of kdep_bench.probes with `reads`",
             fix="correct `type` in the probe's config",
         )
-    for what in sorted(reads(probe) - set(READS)):
-        raise unknown_name(f"entry in `reads` of {probe['type']}", what, READS)
+    for entry in sorted(reads(probe) - set(READS)):
+        raise unknown_name(f"entry in `reads` of {probe['type']}", entry, READS)
 
 
 def arguments(data: Json, probe: Json) -> None:
@@ -110,20 +110,20 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
     if "teacher" not in reads(probe):
         return
     label = f"probe {probe['name']!r}"
-    own = probe.get("teacher") == "method"
-    if own and not uses_teacher(method):
+    of_method = probe.get("teacher") == "method"
+    if of_method and not uses_teacher(method):
         raise KdepError(
             f"{label} compares each method with its own teacher, but the method "
             f"{method['name']!r} has none",
             fix="set teacher='suite' in the probe's config, or remove the method or the probe",
         )
-    if own and method.get("teachers") is not None:
+    if of_method and method.get("teachers") is not None:
         raise KdepError(
             f"{label} compares each method with its own teacher, but the method "
             f"{method['name']!r} has several ({', '.join(method['teachers'])})",
             fix="set teacher='suite' in the probe's config, or remove the method or the probe",
         )
-    if not own and suite.teachers[student["name"]] is None:
+    if not of_method and suite.teachers[student["name"]] is None:
         raise KdepError(
             f"{label} compares with the suite's teacher, but the suite has none for student "
             f"{student['name']!r}",
@@ -204,8 +204,8 @@ class ProbePlanner:
         if splits(probe):
             needs["features"] = self._class_features(probe["folder"], student, chain, label)
         if "pool" in reads(probe):
-            own = probe.get("teacher") == "method"
-            cache = chain["cache"] if own else self.suite_cache(student)
+            of_method = probe.get("teacher") == "method"
+            cache = chain["cache"] if of_method else self.suite_cache(student)
             needs["pool"] = self._pool_features(probe["rows"], cache, student, chain, label)
             if "teacher" in reads(probe):
                 needs["cache"] = cache

@@ -15,6 +15,13 @@ from kdep_bench.results.records import probe_record, store
 from kdep_bench.results.report import report
 from kdep_bench.results.report.probe_tables import ProbeColumn, make_section
 
+# Of the probes in configs/probes/.
+VALUE_NAMES = (
+    *("top1", "top1, 16 per class", "mAP", "recall at 10", "ECE", "classwise ECE", "Brier"),
+    *("NLL", "top1, clean - corrupted", "top1, severity 3", "effective rank", "CKA"),
+    *("participation ratio before activation", "dead dimensions", "CKA before activation"),
+)
+
 
 def probe(method: str = "kdep", seed: int = 0, top1: float | None = 0.5, **change: Any):
     fields: dict[str, Any] = {
@@ -169,3 +176,14 @@ def test_a_value_is_shown_with_its_unit():
     assert ProbeColumn("a", "", False).shown(0.1234) == "0.123"
     assert ProbeColumn("a", "", False).shown(73.456) == "73.46"
     assert ProbeColumn("a", "", False).shown(None) == "—"
+
+
+def test_every_heading_of_the_probes_in_the_configs_is_explained():
+    """A reader looks a number up in the glossary; headings are made from the values' names."""
+    from kdep_bench.probes import base
+    from kdep_bench.results.report import glossary
+
+    for name in VALUE_NAMES:
+        for better in base.Better.__args__:
+            assert glossary.term_of(ProbeColumn(name, better, True).heading), name
+    assert glossary.term_of("something else") is None

@@ -184,8 +184,8 @@ TERMS = (
     Term(
         "ECE, classwise ECE, Brier, NLL",
         "Calibration of the linear probe. Expected calibration error: gap between predicted "
-        "probability and accuracy, for the predicted class or for every class; Brier score: squared "
-        "error of the probabilities, from 0 to 2; NLL: negative log-likelihood in nats.",
+        "probability and accuracy, for the predicted class or for every class. Brier score: "
+        "squared error of the probabilities, from 0 to 2. NLL: negative log-likelihood in nats.",
         ("ECE", "classwise ECE", "Brier", "NLL"),
     ),
     Term(
@@ -198,14 +198,13 @@ TERMS = (
     Term(
         "CKA",
         "Centred kernel alignment (linear, unbiased) of the student's and the teacher's feature of "
-        "the same images: 1 where one is a rotation of the other, about 0 where they are unrelated.",
+        "the same images: 1 where one is a rotation of the other, about 0 where unrelated.",
         ("CKA",),
     ),
     Term(
         "stage",
-        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer; features and probe where a suite "
-        "has probes) with a "
-        "directory of its own in work_dirs.",
+        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer; with "
+        "probes also features and probe) with its own directory in work_dirs.",
     ),
     Term(
         "cell, record",
@@ -291,7 +290,7 @@ TERMS = (
     ),
 )
 
-# Units and qualifiers of a heading; of probes also directions, and what an accuracy was measured on.
+# Units and qualifiers of a heading; of probes also the direction and what was measured.
 _UNIT = re.compile(
     r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\.|[↑↓]"
     r"|(?<=^top1), .*|(?<=^recall) at \d+.*| before activation)"
