@@ -40,8 +40,12 @@ def method_table() -> list[str]:
             rows.append((name, "-", "-", "-", f"(cannot be read: {e.problem})"))
             continue
         needs = ", ".join(sorted(method_needs(m))) or "-"
+        transfer = m.get("transfer")
+        if transfer is not None:
+            needs = "tuned teacher" if transfer.get("teacher") else "-"
+        labels = label_policy(m) if transfer is None else "at transfer"
         source = m.get("source", "") + (" (re-implementation)" if m.get("reconstruction") else "")
-        rows.append((name, m.get("family") or "-", needs, label_policy(m), source))
+        rows.append((name, m.get("family") or "-", needs, labels, source))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
     return [layout.format(*row) for row in rows]

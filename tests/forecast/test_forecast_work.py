@@ -28,7 +28,7 @@ from kdep_bench.forecast.work import (
     teacher_network,
 )
 from kdep_bench.pretrain.budgets import whole_batches
-from kdep_bench.suite.config import load_suite
+from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.plan import build_plan
 
@@ -231,3 +231,32 @@ def test_sizes():
     assert [size(b) for b in (0, 999, 1e4, 385.7e9, 2e13)] == [
         "0 B", "999 B", "10 kB", "386 GB", "20 TB"
     ]  # fmt: skip
+
+
+def test_a_transfer_method_s_teacher_counts_its_forward_passes():
+    """A forecast without them would call a transfer with a large teacher cheap."""
+    suite = load_suite("smoke")
+    raw = dict(
+        name="t",
+        data="smoke",
+        teacher="efficientnet_lite0",
+        students=["resnet18_w32"],
+        methods=["scratch", "transkd"],
+        tasks=["smoke_seg"],
+        budget=suite.budget.model_dump(),
+        seeds=dict(pretrain=[0], transfer=[0]),
+    )
+    plan = build_plan(build_suite(raw))
+    counts = {}
+    for network in networks(plan):
+        flops = {"student": 1.0, "teacher": 1.0}.get(network["kind"], 100.0)
+        small = network["kind"] == "task" and network["student"]["name"] == "resnet18_w32"
+        counts[network_id(network)] = {"flops": 10.0 if small else flops, "bytes": 7}
+    forecast = Forecast(plan, counts)
+    found = {run.method.get("transfer") is not None: plan.stages[run.id] for run in plan.runs}
+    images = 10 * 2
+    assert forecast.of(found[False]).flops == images * 3 * 10
+    assert forecast.of(found[True]).flops == images * (3 * 10 + 100)
+    teacher = plan.stages[found[True].needs["teacher"]]
+    assert forecast.of(teacher).flops == images * 3 * 100
+    assert (forecast.of(teacher).disk, forecast.of(found[True]).disk) == (7, 0.0)
