@@ -255,8 +255,9 @@ def test_a_transfer_method_s_teacher_counts_its_forward_passes():
     forecast = Forecast(plan, counts)
     found = {run.method.get("transfer") is not None: plan.stages[run.id] for run in plan.runs}
     images = 10 * 2
-    assert forecast.of(found[False]).flops == images * 3 * 10
-    assert forecast.of(found[True]).flops == images * (3 * 10 + 100)
+    assert forecast.estimate(found[False]).flops == images * 3 * 10
+    assert forecast.estimate(found[True]).flops == images * (3 * 10 + 100)
     teacher = plan.stages[found[True].needs["teacher"]]
-    assert forecast.of(teacher).flops == images * 3 * 100
-    assert (forecast.of(teacher).disk, forecast.of(found[True]).disk) == (7, 0.0)
+    assert forecast.estimate(teacher).flops == images * 3 * 100
+    assert forecast.estimate(teacher).disk == 7
+    assert forecast.estimate(found[True]).disk == 0

@@ -29,7 +29,8 @@ TERMS = (
     Term(
         "teacher",
         "The large frozen network whose outputs the student learns to reproduce. An assistant is a "
-        "teacher that the suite itself pre-trained from the larger one.",
+        "teacher that the suite itself pre-trained from the larger one. Several teachers of one "
+        "method are joined by '+'.",
         ("teacher",),
     ),
     Term(
@@ -37,8 +38,15 @@ TERMS = (
         "How a student was pre-trained: kdep, one of the other distillation methods, supervised, "
         "scratch, imagenet. Where a method was run several times, the row also names what differs: "
         "teacher, data fraction, epochs. '(re-implementation)': written from the paper's text, "
-        "because the authors' code is not public.",
+        "because the authors' code is not public or does not cover these networks.",
         ("method", "row", "reimplementation"),
+    ),
+    Term(
+        "transfer method",
+        "A method that acts while the student is trained on a task: it adds losses and, usually, a "
+        "tuned teacher, another student that was trained on the same task before. 'pre-trained by "
+        "X, transferred with Y': X is the pre-training, Y the transfer method. Only the task's own "
+        "network is scored.",
     ),
     Term(
         "scratch, supervised, imagenet",
@@ -53,7 +61,8 @@ TERMS = (
     Term(
         "labels used",
         "Whether pre-training read image labels: yes, no, 'by its teacher' (only to train the "
-        "assistant that is its teacher), or no pre-training.",
+        "assistant that is its teacher), or no pre-training; 'by its teacher at transfer': only "
+        "the pre-training of the tuned teacher read labels.",
         ("labels used", "labels", "labels_used", "label_policy"),
     ),
     Term(
