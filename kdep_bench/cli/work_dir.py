@@ -14,9 +14,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
+
+if TYPE_CHECKING:
+    from kdep_bench.engine.work_dir import Entry
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,23 +62,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from kdep_bench.engine import cited_stages as memory
-    from kdep_bench.engine import work_dir
-    from kdep_bench.suite.config import load_suite
-    from kdep_bench.suite.data_identity import is_read, with_content
-    from kdep_bench.suite.plan import build_plan
+    from kdep_bench.engine import cited_stages, work_dir
 
+    work = (args.work_dir or OUTPUT / "work_dirs").absolute()
+    folders = _results_folders(args)
+    planned = _planned(args, work)
+    for folder in args.forget:
+        cited_stages.unregister(work, folder)
+    registered = cited_stages.citing_folders(work)
+    folders += [r.results for r in registered if r.exists and r.results not in folders]
+    absent = [r for r in registered if not r.exists]
+    cited = work_dir.citations(folders)
+    entries = work_dir.survey(work, cited, planned)
+    chosen = work_dir.prunable(entries, bool(cited or planned)) if args.gc else entries
+    print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
+    out = sys.stderr if args.json else sys.stdout
+    for missing in absent:
+        note = "no longer exists; stages that only its records cite are unreferenced"
+        print(f"{missing.results} {note}", file=out)
+    print(f"{work}: {work_dir.summary(entries)}", file=out)
+    if args.gc and not args.delete:
+        print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
+    elif args.gc:
+        _check_available([r.results for r in absent if not r.removed])
+        _delete(work, chosen, out)
+    return 0
+
+
+def _results_folders(args: argparse.Namespace) -> list[Path]:
+    """The published results folders and those of --results-dir, which replace none."""
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
             raise KdepError(
                 f"{folder} is not a results folder: it has no records/", fix="check --results-dir"
             )
-    # A results folder named on the command line adds to the published ones and replaces none.
-    folders = sorted((OUTPUT / "results").glob("*")) + [
-        f.absolute() for f in args.results_dir or []
-    ]
+    published = sorted((OUTPUT / "results").glob("*"))
+    return published + [folder.absolute() for folder in args.results_dir or []]
+
+
+def _planned(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
+    """Stage id -> names of the given suites that plan it."""
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.data_identity import is_read, with_content
+    from kdep_bench.suite.plan import build_plan
+
     planned: dict[str, list[str]] = {}
-    work = (args.work_dir or OUTPUT / "work_dirs").absolute()
     for name in args.suites:
         suite, lines = with_content(load_suite(name), work)
         for line in lines:
@@ -89,40 +121,28 @@ def _run(args: argparse.Namespace) -> int:
         plan = build_plan(suite)
         for stage_id in plan.stages:
             planned.setdefault(stage_id, []).append(plan.name)
-    for folder in args.forget:
-        memory.forget(work, folder)
-    known = memory.remembered(work)
-    folders += [r.results for r in known if r.is_there and r.results not in folders]
-    gone = [r for r in known if not r.is_there]
-    cited = work_dir.citations(folders)
-    entries = work_dir.survey(work, cited, planned)
-    chosen = entries
-    if args.gc:
-        chosen = work_dir.prunable(entries, bool(cited or planned))
-    print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
-    out = sys.stderr if args.json else sys.stdout
-    for missing in gone:
-        note = "no longer exists; stages that only its records cite are unreferenced"
-        print(f"{missing.results} {note}", file=out)
-    print(f"{work}: {work_dir.summary(entries)}", file=out)
-    if not args.gc:
-        return 0
-    if not args.delete:
-        print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
-        return 0
-    hidden = [r.results for r in gone if not r.removed]
-    if hidden:
+    return planned
+
+
+def _check_available(unavailable: list[Path]) -> None:
+    """Raises KdepError where registered results folders may be on a disk that is not mounted."""
+    if unavailable:
         raise KdepError(
-            f"the results folder {hidden[0]} is not available (its parent folder is missing too; "
-            "perhaps its disk is not mounted), so the stages that its records use are unknown",
-            fix=f"make it available; if it was deleted, add --forget {hidden[0]}",
+            f"the results folder {unavailable[0]} is not available (its parent folder is missing "
+            "too; perhaps its disk is not mounted), so the stages that its records use are unknown",
+            fix=f"make it available; if it was deleted, add --forget {unavailable[0]}",
         )
-    removed = [e for e in chosen if work_dir.remove(work, e)]
+
+
+def _delete(work: Path, entries: list[Entry], out: TextIO) -> None:
+    """Deletes the entries that no process uses, and prints the result."""
+    from kdep_bench.engine import work_dir
+
+    removed = [e for e in entries if work_dir.remove(work, e)]
     print(f"removed {work_dir.summary(removed)}", file=out)
-    for e in chosen:
+    for e in entries:
         if e not in removed:
             print(f"skipped {e.id}: in use", file=out)
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Remembered:
+class CitingFolder:
     """A results folder that is listed in a work dir.
 
     Attributes:
@@ -32,16 +32,16 @@ class Remembered:
     note: Path
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         return self.results.is_dir()
 
     @property
     def removed(self) -> bool:
         """Whether it was removed; False where it may be on a disk that is not mounted."""
-        return not self.is_there and self.results.parent.is_dir()
+        return not self.exists and self.results.parent.is_dir()
 
 
-def remember(work: Path, results: Path) -> None:
+def register(work: Path, results: Path) -> None:
     """Notes in `work` that records in `results` cite its stages; does nothing if it is noted.
 
     Raises:
@@ -66,7 +66,7 @@ def remember(work: Path, results: Path) -> None:
         ) from None
 
 
-def remembered(work: Path) -> list[Remembered]:
+def citing_folders(work: Path) -> list[CitingFolder]:
     """The results folders noted in `work`, sorted by path.
 
     Raises:
@@ -83,21 +83,23 @@ def remembered(work: Path) -> list[Remembered]:
                 expected='{"results": "<path>"}',
                 fix="move that file elsewhere, and pass the results folder as --results-dir",
             )
-        out.append(Remembered(Path(os.path.normpath(work / path)), note))
+        out.append(CitingFolder(Path(os.path.normpath(work / path)), note))
     return sorted(out, key=lambda r: str(r.results))
 
 
-def forget(work: Path, results: Path) -> None:
+def unregister(work: Path, results: Path) -> None:
     """Removes the note about `results`.
 
     Raises:
         KdepError: there is none.
     """
-    notes = [r for r in remembered(work) if r.results == results.absolute()]
+    notes = [r for r in citing_folders(work) if r.results == results.absolute()]
     if not notes:
+        known = [str(r.results) for r in citing_folders(work)]
         raise KdepError(
             f"the results folder {results.absolute()} is not registered in {work}",
-            expected="one of: " + (", ".join(str(r.results) for r in remembered(work)) or "none"),
+            expected="one of: "
+            + (", ".join(str(r.results) for r in citing_folders(work)) or "none"),
             fix="correct --forget",
         )
     for entry in notes:

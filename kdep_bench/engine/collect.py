@@ -63,7 +63,7 @@ def collect(
     from kdep_bench.results.records import store
 
     if work.is_dir():
-        cited_stages.remember(work, results)
+        cited_stages.register(work, results)
     chains = _Chains(plan, work, failed or {})
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
     superseded = _set_aside(results, {c.id for c in plan.runs})
@@ -343,7 +343,7 @@ def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     tuned = ((run.method.get("transfer") or {}).get("teacher") or {}).get("method")
     suite_teacher = suite.teachers[run.student["name"]]
     taught = [run.teacher, teacher_config_for(tuned, suite_teacher) if tuned else None]
-    trained = [one for t in taught for one in (t or {}).get("teachers", [t])]
+    trained = [teacher for t in taught for teacher in (t or {}).get("teachers", [t])]
     trained += [m for m in (run.method, tuned) if m and m.get("weights") is not None]
     notes = overlap_notes(trained, run.task, suite.data["name"])
     return [f"{NOTE}{note}" for note in notes]

@@ -98,10 +98,10 @@ def config_folders() -> list[Path]:
     value names the package whose folder holds the configs.
     """
     folders = [CONFIGS]
-    if IS_INSTALLED and (own := Path.cwd() / "configs").is_dir():
-        folders.append(own)
-    if named := os.environ.get("KDEP_CONFIGS"):
-        folder = Path(named).absolute()
+    if IS_INSTALLED and (local_configs := Path.cwd() / "configs").is_dir():
+        folders.append(local_configs)
+    if extra_folder := os.environ.get("KDEP_CONFIGS"):
+        folder = Path(extra_folder).absolute()
         if not folder.is_dir():
             raise KdepError(
                 f"the folder {folder} of $KDEP_CONFIGS does not exist",
@@ -412,10 +412,10 @@ def with_transfer(method: Json, configs: Path) -> Json:
                 fix="remove `pretrained_by`, or add the transfer method",
             )
         return {k: v for k, v in method.items() if k not in ("transfer", "pretrained_by")}
-    own = {k for k, v in method.items() if v not in (None, False)} - kept
-    if own := sorted(own - {"transfer", "pretrained_by", "steps"}):
+    pretrain_keys = {k for k, v in method.items() if v not in (None, False)} - kept
+    if pretrain_keys := sorted(pretrain_keys - {"transfer", "pretrained_by", "steps"}):
         raise KdepError(
-            f"method {name!r} has `transfer` and also sets {', '.join(own)}",
+            f"method {name!r} has `transfer` and also sets {', '.join(pretrain_keys)}",
             expected="a config of a transfer method, which names its pre-training by "
             "`pretrained_by`",
             fix="move `transfer` into a separate method config, with pretrained_by=<the method>",

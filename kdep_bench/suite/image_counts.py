@@ -218,11 +218,11 @@ def shots(suite: Suite, probe: Json) -> None:
     if not argument:
         return
     folder = f"{probe['folder']}/train"
-    counts, most = known_data.training_images(suite.data, folder), max(probe[argument])
-    if counts is None or min(counts) >= min(most, known_data.MOST_PER_CLASS):
+    counts, largest = known_data.training_images(suite.data, folder), max(probe[argument])
+    if counts is None or min(counts) >= min(largest, known_data.MOST_PER_CLASS):
         return
     raise KdepError(
-        f"probe {probe['name']!r} uses {most} training images per class, but the smallest class "
+        f"probe {probe['name']!r} uses {largest} training images per class, but the smallest class "
         f"of {folder} of the data {suite.data['name']!r} has {min(counts)}",
         fix=f"lower {argument!r} in the probe's config to {min(counts)} or less, or add images",
     )

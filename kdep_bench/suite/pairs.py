@@ -349,11 +349,11 @@ def teacher_arguments(pair: Pair) -> None:
 
 def logits(pair: Pair) -> None:
     """A method that reads logits, with a teacher that has no classifier."""
-    read = "logits" if "logits" in pair.needs else "class probabilities"
-    needed = {"logits", "probabilities"} & pair.needs
-    if needed and pair.teacher.get("has_logits", True) is False:
+    input_name = "logits" if "logits" in pair.needs else "class probabilities"
+    class_outputs = {"logits", "probabilities"} & pair.needs
+    if class_outputs and pair.teacher.get("has_logits", True) is False:
         raise KdepError(
-            f"{pair.label} needs {read}, but the teacher {pair.teacher['name']!r} has none",
+            f"{pair.label} needs {input_name}, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with a classifier, or a method that uses features only",
         )
 

@@ -531,7 +531,9 @@ class _Builder:
             },
             {"prepare": prepare, "export": chain["export"]},
         )
-        return {f"tuned.{role}": one for role, one in chain.items() if role not in _COMMON}
+        return {
+            f"tuned.{role}": stage_id for role, stage_id in chain.items() if role not in _COMMON
+        }
 
 
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:

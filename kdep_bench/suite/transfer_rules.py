@@ -36,7 +36,7 @@ class Transfer:
         return self.method["transfer"]
 
     @property
-    def who(self) -> str:
+    def label(self) -> str:
         return f"the transfer method {self.config['name']!r}"
 
     @property
@@ -63,10 +63,10 @@ def tasks(t: Transfer) -> None:
     known = [task["name"] for task in t.suite.tasks]
     for name in t.config.get("tasks") or []:
         if name not in known:
-            raise unknown_name(f"task of {t.who}", name, known)
+            raise unknown_name(f"task of {t.label}", name, known)
     families = t.stated("families")
     for task in tasks_of(t.suite, t.method):
-        problem = f"{t.who} does not support the task {task['name']!r}"
+        problem = f"{t.label} does not support the task {task['name']!r}"
         fix = "name the tasks that it is run on as `tasks` of its `transfer`"
         if families and task["family"] not in families:
             raise KdepError(
@@ -84,17 +84,17 @@ def tasks(t: Transfer) -> None:
 
 def arguments(t: Transfer) -> None:
     """Arguments that the method's class, or an objective in it, does not take."""
-    asks = t.stated("asks") or ()
-    check_arguments(without(t.config, PROSE | _PLANNING), t.who, asks)
+    required_args = t.stated("asks") or ()
+    check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
     objective = t.config.get("objective")
     if isinstance(objective, dict):
         name = {"objective": objective}
-        check_classes(name, t.who, 1.0)
+        check_classes(name, t.label, 1.0)
         for path in _types(objective):
-            _check_objective(t, path, asks)
+            _check_objective(t, path, required_args)
         runtime = t.suite.runtime
         processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
-        check_relates(name, t.who, processes * runtime.nodes.get("transfer", 1))
+        check_relates(name, t.label, processes * runtime.nodes.get("transfer", 1))
 
 
 def _types(config: Any) -> Iterator[str]:
@@ -108,13 +108,15 @@ def _types(config: Any) -> Iterator[str]:
         yield from _types(value)
 
 
-def _check_objective(t: Transfer, path: str, asks: Any) -> None:
+def _check_objective(t: Transfer, path: str, required_args: Any) -> None:
     """What an objective at transfer would read beside feature maps."""
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
-    needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(asks)
+    needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(
+        required_args
+    )
     if needs:
         raise KdepError(
-            f"the objective of {t.who} reads {', '.join(sorted(needs))}",
+            f"the objective of {t.label} reads {', '.join(sorted(needs))}",
             expected="an objective that reads feature maps alone",
             fix="choose another objective, such as kdep_bench.objectives.nfd.NFD",
         )
@@ -126,19 +128,19 @@ def teacher(t: Transfer) -> None:
     if t.teacher is None:
         if needs and "tuned_teacher" in needs:
             raise KdepError(
-                f"{t.who} needs a teacher that was transferred to the same task, and has none",
+                f"{t.label} needs a teacher that was transferred to the same task, and has none",
                 fix="add teacher=dict(student=..., method=...) to `transfer` in the method's "
                 "config: the student that teaches, and its pre-training",
             )
         return
     if needs is not None and "tuned_teacher" not in needs:
         raise KdepError(
-            f"{t.who} has a `teacher` but reads none", fix="remove `teacher` from its `transfer`"
+            f"{t.label} has a `teacher` but reads none", fix="remove `teacher` from its `transfer`"
         )
     student, method = t.teacher["student"], t.teacher["method"]
     if student["name"] not in (method.get("students") or [student["name"]]):
         raise KdepError(
-            f"the teacher of {t.who} is the student {student['name']!r} pre-trained by "
+            f"the teacher of {t.label} is the student {student['name']!r} pre-trained by "
             f"{method['name']!r}, a method for other students",
             expected=f"one of {', '.join(method['students'])}",
             fix="choose another method or student in its `teacher`",
@@ -158,7 +160,7 @@ def backbones(t: Transfer) -> None:
         kind = str(student["backbone"].get("type")).rpartition(".")[2]
         if kind not in known:
             raise KdepError(
-                f"{t.who} cannot read the backbone {kind} of the student {student['name']!r}",
+                f"{t.label} cannot read the backbone {kind} of the student {student['name']!r}",
                 expected=f"one of {', '.join(sorted(known))}",
                 fix="choose another student, or remove the method",
             )
@@ -172,11 +174,11 @@ def levels(t: Transfer) -> None:
         _check_levels(t, "teacher", t.teacher["student"], levels_of(config))
 
 
-def _check_levels(t: Transfer, role: str, student: Json, wanted: set[str]) -> None:
-    own = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
-    for level in sorted(wanted - set(own)):
-        where = f"level of the {role} {student['name']!r} that {t.who} reads"
-        raise unknown_name(where, level, own)
+def _check_levels(t: Transfer, role: str, student: Json, required: set[str]) -> None:
+    levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
+    for level in sorted(required - set(levels_of_student)):
+        where = f"level of the {role} {student['name']!r} that {t.label} reads"
+        raise unknown_name(where, level, levels_of_student)
 
 
 RULES: tuple[Callable[[Transfer], None], ...] = (

@@ -8,7 +8,7 @@ import os
 import engine_faults as faults
 import pytest
 
-from kdep_bench.engine.cited_stages import remember
+from kdep_bench.engine.cited_stages import register
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_disk_without_free_inodes_is_not_reported_as_a_permission_error(tmp_pa
     except faults.subprocess.CalledProcessError:
         pytest.skip("no mount here")
     with disk, pytest.raises(OSError, match="No space left"):
-        remember(work, tmp_path / "results")
+        register(work, tmp_path / "results")
 
 
 def test_a_clock_that_goes_backwards(world, dice):

@@ -275,7 +275,7 @@ def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_p
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     collect(suite, plan, work, results)
-    assert [r.results for r in cited_stages.remembered(work)] == [results]
+    assert [r.results for r in cited_stages.citing_folders(work)] == [results]
     said = gc(work, "--delete")
     assert said.returncode == 0, said.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
