@@ -98,8 +98,7 @@ def unregister(work: Path, results: Path) -> None:
         known = [str(r.results) for r in citing_folders(work)]
         raise KdepError(
             f"the results folder {results.absolute()} is not registered in {work}",
-            expected="one of: "
-            + (", ".join(str(r.results) for r in citing_folders(work)) or "none"),
+            expected=f"one of: {', '.join(known) or 'none'}",
             fix="correct --forget",
         )
     for entry in notes:
