@@ -124,7 +124,7 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
 
 
 def _detect() -> int:
-    """Prints, as JSON, the GPUs to use and what the report says of the machine."""
+    """Prints, as JSON, the GPUs to use and the report's description of the machine."""
     import json
 
     from kdep_bench.gpu_check.machine import detect, usable

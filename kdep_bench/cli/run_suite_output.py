@@ -106,7 +106,7 @@ def summarise(plan: Plan, known: Mapping[str, Status], outcome: Outcome, command
     """Prints how a run ended; returns its exit code."""
     finished = [*outcome.ran, *outcome.elsewhere]
     done = sum(s.done for s in known.values()) + len([i for i in finished if not known[i].done])
-    for stage_id in outcome.failed:  # why was printed when it failed, and stands in its log
+    for stage_id in outcome.failed:  # the error was printed when it failed, and is in its log
         print(f"failed: {stage_id}", file=sys.stderr)
     if outcome.skipped:
         print(f"{len(outcome.skipped)} downstream stage(s) skipped", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""A plan through Snakemake: on Slurm, on whatever else it has a plugin for, or on this machine.
+"""Runs a plan through Snakemake: on Slurm, on other executors with a plugin, or on this machine.
 
-Snakemake gets what must run by the stage directories, and each of its jobs is the stage command
-(`stage.py`), which takes the stage's lock and looks at its directory again. So runs here and there
-can be mixed, and nothing is lost or done twice when this process, or Snakemake, is killed: jobs it
-left in Slurm's queue go on, and a later run's jobs for the same stages wait for them there.
+Snakemake gets the stages that must run, and each of its jobs is the stage command (`stage.py`),
+which takes the stage's lock and checks its directory again. Local and cluster runs can therefore be
+mixed, and nothing is lost or done twice if this process or Snakemake is killed: jobs in Slurm's
+queue continue, and the jobs of a later run for the same stages wait for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finished probe stages -> one probe record each, in a folder of their own."""
+"""Collects finished probe stages into one probe record each, in a separate folder."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecor
 
 
 def _planned(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
-    """What the plan knows of a probe."""
+    """Record fields of a probe that the plan contains."""
     method = run.method
     budget = chains.plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
     return {

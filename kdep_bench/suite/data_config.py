@@ -1,7 +1,7 @@
 """Checks of a data config by the module of its `type`, without running anything.
 
 A module whose function is the `type` of a data config may define
-`KEYS`, a collection of the keys that it knows, or a dict whose values are dicts of the names one
+`KEYS`, a collection of its keys, or a dict whose values are dicts of the names one
 level below; and `check_plan(data, tasks)`, which raises KdepError where config and tasks disagree.
 """
 

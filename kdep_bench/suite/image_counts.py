@@ -1,6 +1,6 @@
 """Checks of the numbers of images, before anything runs.
 
-`check_counts` reads the folders of one's own data, each as far as a rule needs, and nothing else.
+`check_counts` lists the folders of the user's data, each only as far as a rule needs.
 Each rule is a small function in a list, as in `pairs`.
 """
 

@@ -111,7 +111,7 @@ def teacher_width(teacher: Json) -> int | None:
 def head_classes(suite: Suite, method: Json, suite_teacher: Json | None) -> int | None:
     """Number of classes of the teacher's logits; None where no config has it."""
     intermediate = method.get("teacher")
-    if method.get("teachers") is not None:  # one head is compared with all: any of them tells
+    if method.get("teachers") is not None:  # one head learns from all of them, so any one will do
         reference = next(iter(method["teachers"].values()))
         if isinstance(reference, dict) and "type" in reference:
             return reference.get("card", {}).get("classes")

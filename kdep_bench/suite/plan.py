@@ -280,7 +280,7 @@ class _Builder:
         return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
 
     def suite_cache(self, prepare: str, student: Json) -> str:
-        """The cache of the suite's teacher that methods which read its pooled feature share."""
+        """Id of the cache with the pooled feature of the suite's teacher."""
         pooled: Json = {"name": "probe", "needs": ["pooled"]}
         teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
         suite_teacher = RoleTeacher("", pooled, teacher)
@@ -547,7 +547,7 @@ def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
 
 
 def stores_probabilities(method: Json) -> bool:
-    """Whether a method reads a cache of the largest class probabilities, which is its own."""
+    """Whether a method reads a separate cache of the largest class probabilities."""
     return "probabilities" in method_needs(method)
 
 

@@ -1,4 +1,4 @@
-"""The probes of a suite: what is refused when the plan is built, and the stages that are added.
+"""Probes of a suite: their checks when the plan is built, and their stages.
 
 A probe reads features (stage `features`), which all probes of one exported backbone share: one
 stage per class folder, with all its splits, and one for images of the pool. No rule reads a file.
@@ -16,14 +16,14 @@ from kdep_bench.suite.methods import PROSE, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SPLITS = ("train", "val", "test")
-# What a probe may read, as `kdep_bench.probes.base.READS` (which imports more) has it.
+# Inputs of probes; equal to `kdep_bench.probes.base.READS`, without its imports.
 READS = ("classes", "pool", "teacher", "backbone")
-PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config beside its arguments
-POOL_SEED = 0  # of the images of the pool that probes see: the same for every backbone
+PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config that are no arguments
+POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 
 
 def reads(probe: Json) -> frozenset[str]:
-    """What the probe's class reads, among READS."""
+    """Inputs of the probe's class, of READS."""
     return frozenset(class_value(probe["type"], "reads") or ())
 
 
@@ -36,13 +36,13 @@ def splits(probe: Json) -> tuple[str, ...]:
 
 
 def check_probe(data: Json, probe: Json) -> None:
-    """Refuses a probe that its own config or the data make impossible: KdepError."""
+    """Raises KdepError for a probe whose config is invalid or does not fit the data."""
     for rule in (known_class, arguments, class_folder):
         rule(data, probe)
 
 
 def known_class(data: Json, probe: Json) -> None:
-    """A type that is no probe, or that reads what nothing provides."""
+    """A type that is no probe, or that has an unknown input."""
     check_arguments(without(probe, PLANNED - {"type"}), f"probe {probe['name']!r}")
     if not reads(probe):
         raise KdepError(
@@ -55,7 +55,7 @@ def known_class(data: Json, probe: Json) -> None:
 
 
 def arguments(data: Json, probe: Json) -> None:
-    """A class folder for a probe that reads none, or none for one that does."""
+    """A class folder for a probe that reads none, or a missing one."""
     if splits(probe) and not probe.get("folder"):
         raise KdepError(
             f"probe {probe['name']!r} reads class folders, but its config has no `folder`",
@@ -106,7 +106,7 @@ def class_folder(data: Json, probe: Json) -> None:
 
 
 def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) -> None:
-    """Refuses a probe that compares with a teacher where there is none: KdepError."""
+    """Raises KdepError for a probe that compares with a teacher where there is none."""
     if "teacher" not in reads(probe):
         return
     label = f"probe {probe['name']!r}"
@@ -172,7 +172,7 @@ class ProbePlanner:
         chain: Mapping[str, str],
         label: str,
     ) -> None:
-        """Adds the suite's probes of one export; those of an export that has them are kept."""
+        """Adds the suite's probes of one export, unless they were added before."""
         for probe in self.suite.probes:
             check_probe_teacher(self.suite, student, method, probe)
             needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
@@ -214,7 +214,7 @@ class ProbePlanner:
     def _class_features(
         self, folder: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Features of every split that the data have, whichever the suite's probes read."""
+        """Adds the features of all splits that the data have, whichever the probes read."""
         parts = parts_of(self.suite.data)
         have = SPLITS if parts is None else parts.splits[folder] or ()
         images = {"folder": folder, "splits": [s for s in SPLITS if s in have]}
@@ -228,7 +228,7 @@ class ProbePlanner:
     def _pool_features(
         self, rows: int, cache: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Features of images that the cache holds: of all, or of its data fraction."""
+        """Adds the features of images in the cache: all, or its data fraction."""
         stored = self.plan.stages[cache].spec
         fraction = {k: stored[k] for k in ("share", "share_seed", "share_by") if k in stored}
         needs = {"views": self.views(student), "export": chain["export"]}

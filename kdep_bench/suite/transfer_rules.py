@@ -1,4 +1,4 @@
-"""What cannot work of a transfer method: with its task, its student, its teacher.
+"""Checks of a transfer method with its tasks, its student and its teacher.
 
 Each rule is a small function that raises a KdepError. The classes are read from their source and
 not imported, so that a `--dry-run` stays without torch.
@@ -44,14 +44,14 @@ class Transfer:
         return self.config.get("teacher")
 
     def stated(self, name: str) -> Any:
-        """An attribute of the method's class; None where its source does not tell."""
+        """An attribute of the method's class, from its source; None where unknown."""
         return class_value(resolve_alias(self.config["type"]), name)
 
 
 def check_transfer(
     suite: Suite, student: Json, method: Json, suite_teacher: Json | None = None
 ) -> None:
-    """Refuses a transfer method that cannot work in this suite, on this student: KdepError."""
+    """Raises KdepError for a transfer method that cannot work with this suite and student."""
     if method.get("transfer") is None:
         return
     for rule in RULES:
@@ -59,7 +59,7 @@ def check_transfer(
 
 
 def tasks(t: Transfer) -> None:
-    """Tasks that the suite has not got, or that the method does not support."""
+    """Tasks that are not in the suite, or that the method does not support."""
     known = [task["name"] for task in t.suite.tasks]
     for name in t.config.get("tasks") or []:
         if name not in known:
@@ -83,7 +83,7 @@ def tasks(t: Transfer) -> None:
 
 
 def arguments(t: Transfer) -> None:
-    """Arguments that the method's class, or an objective in it, does not take."""
+    """Arguments that the method's class, or an objective in it, does not accept."""
     required_args = t.stated("asks") or ()
     check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
     objective = t.config.get("objective")
@@ -109,7 +109,7 @@ def _types(config: Any) -> Iterator[str]:
 
 
 def _check_objective(t: Transfer, path: str, required_args: Any) -> None:
-    """What an objective at transfer would read beside feature maps."""
+    """An objective that reads anything but feature maps at transfer."""
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
     needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(
         required_args
@@ -123,7 +123,7 @@ def _check_objective(t: Transfer, path: str, required_args: Any) -> None:
 
 
 def teacher(t: Transfer) -> None:
-    """A method without its teacher, a teacher that nothing reads, one that cannot be made."""
+    """A missing teacher, a teacher that nothing reads, or one that cannot be built."""
     needs = t.stated("needs")
     if t.teacher is None:
         if needs and "tuned_teacher" in needs:
@@ -151,7 +151,7 @@ def teacher(t: Transfer) -> None:
 
 
 def backbones(t: Transfer) -> None:
-    """Networks that the method cannot read."""
+    """Networks that the method does not support."""
     known = t.stated("backbones")
     if known is None:
         return
@@ -167,7 +167,7 @@ def backbones(t: Transfer) -> None:
 
 
 def levels(t: Transfer) -> None:
-    """A loss that reads a level which the student or the teacher has not got."""
+    """A loss that reads a level which the student or the teacher does not have."""
     config = without(t.config, {"teacher"})
     _check_levels(t, "student", t.student, student_levels(config))
     if t.teacher is not None:
