@@ -41,7 +41,7 @@ PARTS = "parts.json"
 _POOL_KINDS = {"views", "cache", "pretrain"}
 _SAID_EVERY = 5.0  # seconds
 
-Parts = dict[str, list[Source]]
+SourcesByPart = dict[str, list[Source]]
 Say = Callable[[str], object]
 
 
@@ -50,7 +50,7 @@ def index(work: Path) -> Index:
     return Index(work / INDEX)
 
 
-def declared(maker: str, spec: Json) -> Parts | None:
+def declared(maker: str, spec: Json) -> SourcesByPart | None:
     """The files that the data type reads, by part; None where its module has no `reads`.
 
     Args:
@@ -199,7 +199,7 @@ def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
 
 
 def _catalogues(
-    parts: Parts, where: Index, verify: bool = False, say: Say | None = None
+    parts: SourcesByPart, where: Index, verify: bool = False, say: Say | None = None
 ) -> dict[str, Catalogue]:
     """The catalogue of every source of the parts by its key, each read once."""
     catalogues: dict[str, Catalogue] = {}
@@ -222,7 +222,7 @@ def _progress(source: Source, say: Say) -> Callable[[int, int], None]:
     return progress
 
 
-def _digests(parts: Parts, catalogues: Mapping[str, Catalogue]) -> dict[str, str]:
+def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[str, str]:
     digests = {}
     for part, sources in parts.items():
         part_digests = [catalogues[s.key()].digest() for s in sources]
@@ -256,7 +256,7 @@ def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
 # --- the file list that `prepare` writes ---------------------------------------------------------
 
 
-def write_listing(out: Path, parts: Parts, catalogues: Mapping[str, Catalogue]) -> None:
+def write_listing(out: Path, parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> None:
     """Writes the catalogues below `out`, and the catalogues of each part."""
     numbers = {key: n for n, key in enumerate(catalogues)}
     for key, catalogue in catalogues.items():
@@ -300,7 +300,7 @@ class Guard:
 
     def __init__(self, stage: Stage, work: Path, out: Path) -> None:
         self.stage, self.work, self.out = stage, work, out
-        self._parts: Parts = {}
+        self._parts: SourcesByPart = {}
         self._planned: dict[str, Catalogue] = {}
         self._listed: list[Catalogue] = []
 

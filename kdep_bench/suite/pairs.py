@@ -150,7 +150,7 @@ def _splits(task: Json) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class StudentMethod:
     """One method on one student, in a suite.
 
     Attributes:
@@ -204,7 +204,9 @@ def check_pair(
         base: the suite's teacher; the method may have an intermediate teacher instead.
         epochs: of this pre-training, where they are not the budget's.
     """
-    pair = Pair(suite, student, method, base, suite.budget.epochs if epochs is None else epochs)
+    pair = StudentMethod(
+        suite, student, method, base, suite.budget.epochs if epochs is None else epochs
+    )
     for rule in RULES:
         rule(pair)
     for role_teacher in teachers_by_role(method, base):
@@ -223,12 +225,12 @@ def check_pair(
 # ---- rules of every pair ----
 
 
-def roles(pair: Pair) -> None:
+def roles(pair: StudentMethod) -> None:
     """Several teachers for an objective of one, a role that nothing reads, unequal classes."""
     check_roles(pair.suite, pair.method, pair.base)
 
 
-def assistants(pair: Pair) -> None:
+def assistants(pair: StudentMethod) -> None:
     """The intermediate teacher of a method, or those of several teachers that are such."""
     if pair.method.get("teachers") is None:
         assistant(pair)
@@ -237,7 +239,7 @@ def assistants(pair: Pair) -> None:
         assistant(replace(pair, method=role_teacher.method, role=role_teacher.role))
 
 
-def assistant(pair: Pair) -> None:
+def assistant(pair: StudentMethod) -> None:
     """An intermediate teacher that is not trained, or that reads labels in a label-free method."""
     intermediate = pair.method.get("teacher")
     if intermediate is None:
@@ -270,7 +272,7 @@ def assistant(pair: Pair) -> None:
     )
 
 
-def objective_and_alignment(pair: Pair) -> None:
+def objective_and_alignment(pair: StudentMethod) -> None:
     """An alignment in a method without an objective."""
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
@@ -278,7 +280,7 @@ def objective_and_alignment(pair: Pair) -> None:
         )
 
 
-def labels(pair: Pair) -> None:
+def labels(pair: StudentMethod) -> None:
     """Labels that the method does not declare, or that the data do not have."""
     if "labels" not in pair.needs:
         return
@@ -295,7 +297,7 @@ def labels(pair: Pair) -> None:
         )
 
 
-def views(pair: Pair) -> None:
+def views(pair: StudentMethod) -> None:
     """A method that compares views of an image, with a batch that cannot contain all of them."""
     budget = pair.suite.budget
     if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
@@ -307,12 +309,12 @@ def views(pair: Pair) -> None:
         )
 
 
-def arguments(pair: Pair) -> None:
+def arguments(pair: StudentMethod) -> None:
     """Arguments that the method's classes do not accept."""
     check_classes(pair.method, pair.name, pair.epochs)
 
 
-def optimizer(pair: Pair) -> None:
+def optimizer(pair: StudentMethod) -> None:
     """An invalid optimiser: the budget's, with the arguments that the method overrides."""
     overrides = pair.method.get("optimizer")
     if overrides:
@@ -320,13 +322,13 @@ def optimizer(pair: Pair) -> None:
         check_optimizer(merged(pair.suite.budget.optimizer, overrides, where), f"the {where}")
 
 
-def schedule_spans(pair: Pair) -> None:
+def schedule_spans(pair: StudentMethod) -> None:
     """A schedule that does not fit into the training."""
     for span in spans(pair.method.get("objective")):
         check_span(span, pair.epochs, pair.name)
 
 
-def something_to_learn(pair: Pair) -> None:
+def something_to_learn(pair: StudentMethod) -> None:
     """A training in which the weights of all terms are 0 at some time."""
     check_heard(pair.method.get("objective"), pair.epochs, pair.name)
 
@@ -334,12 +336,12 @@ def something_to_learn(pair: Pair) -> None:
 # ---- rules of methods that read a teacher ----
 
 
-def a_teacher(pair: Pair) -> None:
+def a_teacher(pair: StudentMethod) -> None:
     """A missing teacher."""
     assert pair.teacher is not None
 
 
-def teacher_arguments(pair: Pair) -> None:
+def teacher_arguments(pair: StudentMethod) -> None:
     """Arguments that the suite's teacher does not accept, checked before its weights are read."""
     if pair.base is not None and assistant_of(pair.method) is None:
         check_arguments(
@@ -347,7 +349,7 @@ def teacher_arguments(pair: Pair) -> None:
         )
 
 
-def logits(pair: Pair) -> None:
+def logits(pair: StudentMethod) -> None:
     """A method that reads logits, with a teacher that has no classifier."""
     input_name = "logits" if "logits" in pair.needs else "class probabilities"
     class_outputs = {"logits", "probabilities"} & pair.needs
@@ -358,7 +360,7 @@ def logits(pair: Pair) -> None:
         )
 
 
-def classifier(pair: Pair) -> None:
+def classifier(pair: StudentMethod) -> None:
     """A classifier of the pooled feature, where the teacher's does not read that."""
     if "classifier" not in pair.needs or pair.teacher.get("card", {}).get("logits_from_pooled"):
         return
@@ -370,7 +372,7 @@ def classifier(pair: Pair) -> None:
     )
 
 
-def tail(pair: Pair) -> None:
+def tail(pair: StudentMethod) -> None:
     """A method that trains the teacher's layers after a map, for a teacher without them."""
     if "tail" not in pair.needs:
         return
@@ -385,7 +387,7 @@ def tail(pair: Pair) -> None:
             )
 
 
-def classes(pair: Pair) -> None:
+def classes(pair: StudentMethod) -> None:
     """A method that looks labels up in the logits of a teacher with other classes."""
     data = pair.suite.data
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
@@ -398,7 +400,7 @@ def classes(pair: Pair) -> None:
         )
 
 
-def stored_probabilities(pair: Pair) -> None:
+def stored_probabilities(pair: StudentMethod) -> None:
     """A method that reads more class probabilities than the teacher has classes."""
     if "probabilities" not in pair.needs:
         return
@@ -412,7 +414,7 @@ def stored_probabilities(pair: Pair) -> None:
         )
 
 
-def maps(pair: Pair) -> None:
+def maps(pair: StudentMethod) -> None:
     """Feature maps or levels that the teacher or the student does not have."""
     if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
@@ -430,7 +432,7 @@ def maps(pair: Pair) -> None:
         )
 
 
-def map_targets(pair: Pair) -> None:
+def map_targets(pair: StudentMethod) -> None:
     """A level that no basis of the teacher's map can be given to."""
     pyramid = pair.student.get("pyramid") or {}
     channels = zip(pyramid.get("strides", ()), pyramid.get("channels", ()), strict=False)
@@ -443,7 +445,7 @@ def map_targets(pair: Pair) -> None:
     )
 
 
-def widths(pair: Pair) -> None:
+def widths(pair: StudentMethod) -> None:
     """A student wider than the teacher without a policy."""
     align, width = pair.method.get("align"), pair.student["width"]
     if not align:
@@ -459,12 +461,12 @@ def widths(pair: Pair) -> None:
 # ---- what the objective's classes say, once the rest fits ----
 
 
-def declared_needs(pair: Pair) -> None:
+def declared_needs(pair: StudentMethod) -> None:
     """What the objective reads of a batch, against what the method's page declares."""
     check_needs(pair.method, pair.name)
 
 
-def whole_batch(pair: Pair) -> None:
+def whole_batch(pair: StudentMethod) -> None:
     """An objective that relates the samples of a batch, and a batch that is split."""
     budget, run = pair.suite.budget, pair.suite.runtime
     processes = run.processes.get("pretrain", max(1, run.gpus.get("pretrain", 1)))
@@ -472,7 +474,7 @@ def whole_batch(pair: Pair) -> None:
     check_relates(pair.method, pair.name, parts)
 
 
-Rule = Callable[[Pair], None]
+Rule = Callable[[StudentMethod], None]
 RULES: tuple[Rule, ...] = (
     roles,
     assistants,

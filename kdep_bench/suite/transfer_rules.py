@@ -23,7 +23,7 @@ _PLANNING = {"name", "family", "teacher", "tasks"}
 
 
 @dataclass(frozen=True)
-class Transfer:
+class StudentTransfer:
     """A transfer method in a suite, on one student."""
 
     suite: Suite
@@ -55,10 +55,10 @@ def check_transfer(
     if method.get("transfer") is None:
         return
     for rule in RULES:
-        rule(Transfer(suite, student, method, suite_teacher))
+        rule(StudentTransfer(suite, student, method, suite_teacher))
 
 
-def tasks(t: Transfer) -> None:
+def tasks(t: StudentTransfer) -> None:
     """Tasks that are not in the suite, or that the method does not support."""
     known = [task["name"] for task in t.suite.tasks]
     for name in t.config.get("tasks") or []:
@@ -82,7 +82,7 @@ def tasks(t: Transfer) -> None:
             )
 
 
-def arguments(t: Transfer) -> None:
+def arguments(t: StudentTransfer) -> None:
     """Arguments that the method's class, or an objective in it, does not accept."""
     required_args = t.stated("asks") or ()
     check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
@@ -108,7 +108,7 @@ def _types(config: Any) -> Iterator[str]:
         yield from _types(value)
 
 
-def _check_objective(t: Transfer, path: str, required_args: Any) -> None:
+def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
     """An objective that reads anything but feature maps at transfer."""
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
     needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(
@@ -122,7 +122,7 @@ def _check_objective(t: Transfer, path: str, required_args: Any) -> None:
         )
 
 
-def teacher(t: Transfer) -> None:
+def teacher(t: StudentTransfer) -> None:
     """A missing teacher, a teacher that nothing reads, or one that cannot be built."""
     needs = t.stated("needs")
     if t.teacher is None:
@@ -150,7 +150,7 @@ def teacher(t: Transfer) -> None:
     check_pair(t.suite, student, method, t.suite_teacher)
 
 
-def backbones(t: Transfer) -> None:
+def backbones(t: StudentTransfer) -> None:
     """Networks that the method does not support."""
     known = t.stated("backbones")
     if known is None:
@@ -166,7 +166,7 @@ def backbones(t: Transfer) -> None:
             )
 
 
-def levels(t: Transfer) -> None:
+def levels(t: StudentTransfer) -> None:
     """A loss that reads a level which the student or the teacher does not have."""
     config = without(t.config, {"teacher"})
     _check_levels(t, "student", t.student, student_levels(config))
@@ -174,14 +174,14 @@ def levels(t: Transfer) -> None:
         _check_levels(t, "teacher", t.teacher["student"], levels_of(config))
 
 
-def _check_levels(t: Transfer, role: str, student: Json, required: set[str]) -> None:
+def _check_levels(t: StudentTransfer, role: str, student: Json, required: set[str]) -> None:
     levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
     for level in sorted(required - set(levels_of_student)):
         where = f"level of the {role} {student['name']!r} that {t.label} reads"
         raise unknown_name(where, level, levels_of_student)
 
 
-RULES: tuple[Callable[[Transfer], None], ...] = (
+RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     tasks,
     arguments,
     teacher,

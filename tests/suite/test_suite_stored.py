@@ -28,7 +28,7 @@ def test_a_method_of_class_probabilities_changes_no_other_method_s_cache():
 def test_more_probabilities_than_the_teacher_s_classes_are_refused():
     with pytest.raises(KdepError, match="the teacher 'efficientnet_lite0' has 1000 classes"):
         plan(LATE)
-    assert plan(LATE | {"objective": dict(top_classes=1000)}).cells
+    assert plan(LATE | {"objective": dict(top_classes=1000)}).runs
 
 
 def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
