@@ -13,6 +13,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import build, locate, type_path
 
 if TYPE_CHECKING:
+    from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
 # What an objective may read of a batch, and what it may be told when it is built.
@@ -33,6 +34,7 @@ ARGUMENTS = frozenset(
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views an image
+        "pool_images",  # images of the pool, of which the run may use a fraction
         "target_mean_square",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
         "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
@@ -153,7 +155,15 @@ class Component(nn.Module, ABC):
 
 
 class Objective(Component):
-    """One objective, one file."""
+    """One objective, one file.
+
+    Class attributes:
+        has_players: whether parts of it are trained by optimisers of their own (`players`). Such an
+            objective is refused under gradient accumulation: its players would take one step per
+            micro-batch.
+    """
+
+    has_players: ClassVar[bool] = False
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -168,6 +178,21 @@ class Objective(Component):
                 `Context.images` it returns (before, after), pooled like the student's.
         """
 
+    def players(self) -> dict[str, Player]:
+        """Submodules with an optimiser of their own, by name: a bridge, an opponent, meta weights.
+
+        They are saved and resumed with the run and dropped at export. No gradient of `terms`
+        reaches them. Called once, after `attach`.
+        """
+        return {}
+
+    def play(self, ctx: Context, players: Players) -> None:
+        """The players' steps, in every training step before `terms`: with `players.minimise`.
+
+        The student is as `terms` will see it; its features in `ctx` carry gradient, which
+        `minimise` does not follow.
+        """
+
 
 @dataclass(frozen=True)
 class Demands:
@@ -178,6 +203,7 @@ class Demands:
     relates: bool
     forwards: int = 0
     levels_before: frozenset[str] = frozenset()
+    has_players: bool = False
 
 
 def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:
@@ -203,6 +229,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         kind.relates or any(d.relates for d in inner),
         kind.forwards + sum(d.forwards for d in inner),
         kind.levels_before(config).union(*(d.levels_before for d in inner)),
+        getattr(kind, "has_players", False) or any(d.has_players for d in inner),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective, build_objective, values_of_part
+from kdep_bench.objectives.players import Player, Players
 from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
 
@@ -74,16 +75,32 @@ class WeightedSum(Objective):
         out: dict[str, Tensor] = {}
         for name, member in self.members.items():
             assert isinstance(member, Objective)
-            seen = ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
-            weight, terms = self.weights[name](ctx.step, ctx.steps), member.terms(seen)
+            weight = self.weights[name](ctx.step, ctx.steps)
+            terms = member.terms(self._seen_by(name, ctx))
             for term, value in terms.items():
                 out[name if len(terms) == 1 else f"{name}.{term}"] = weight * value
         return out if self.weighting is None else self.weighting.weighted(ctx, out)
+
+    def _seen_by(self, name: str, ctx: Context) -> Context:
+        return ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
 
     def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
         for member in self.members.values():
             assert isinstance(member, Objective)
             member.attach(student, another)
+
+    def players(self) -> dict[str, Player]:
+        return {
+            f"{name}.{own}": player
+            for name, member in self.members.items()
+            if isinstance(member, Objective)
+            for own, player in member.players().items()
+        }
+
+    def play(self, ctx: Context, players: Players) -> None:
+        for name, member in self.members.items():
+            assert isinstance(member, Objective)
+            member.play(self._seen_by(name, ctx), players.part(name))
 
     def after_step(self) -> None:
         for member in self.members.values():

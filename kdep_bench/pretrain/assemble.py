@@ -53,6 +53,7 @@ def objective_config(
         "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,
+        "pool_images": lambda: len(open_views(inputs["views"]).files),
         "student_maps": lambda: describe(spec["student"]),
     }
     if taught.by_role:

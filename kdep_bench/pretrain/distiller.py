@@ -13,7 +13,8 @@ from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
-from kdep_bench.objectives.base import Context, build_objective
+from kdep_bench.objectives.base import Context, build_objective, demands
+from kdep_bench.objectives.players import Players
 from kdep_bench.objectives.roles import ONLY
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
@@ -107,6 +108,15 @@ class Distiller(BaseModel):
         self._student: list[Any] = []  # in a list: no second registration in the state dict
         self.objective = build_objective(objective, {})
         self.objective.attach(self.backbone, lambda: Another(student, self.dtype))
+        self.players = None
+        if demands(objective).has_players:
+            if accumulate > 1:
+                raise KdepError(
+                    f"{type(self.objective).__name__} has parts with an optimiser of their own, "
+                    f"which would take a step in each of {accumulate} micro-batches",
+                    fix="set budget.accumulate=1",
+                )
+            self.players = Players(self.objective.players())
         if world_size() > 1:  # a peer's and a projector's statistics are shared like the student's
             share_batch_norm(self.backbone)
             share_batch_norm(self.objective)
@@ -225,6 +235,9 @@ class Distiller(BaseModel):
             teachers=teachers,
             targets=targets,
         )
+        if self.players is not None and torch.is_grad_enabled():
+            with self.players.training():
+                self.objective.play(ctx, self.players)
         terms = self.objective.terms(ctx)
         for name, term in terms.items():
             if term.shape != before.shape[:1]:

@@ -28,6 +28,9 @@ class Clock(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         model = unwrapped(runner)
         model.step, model.steps = runner.iter, runner.max_iters
+        if model.players is not None:
+            group = runner.optim_wrapper.param_groups[0]
+            model.players.factor = group["lr"] / group.get("initial_lr", group["lr"])
 
     @torch.no_grad()
     def after_train_iter(
@@ -115,6 +118,23 @@ class TermShares(Hook):
         if self._KEY in checkpoint:
             self._sums = dict(checkpoint[self._KEY]["sums"])
             self._steps = checkpoint[self._KEY]["steps"]
+
+
+class PlayersState(Hook):
+    """Keeps the states of the players' optimisers in the resume files."""
+
+    priority = "NORMAL"
+    _KEY = "kdep_players"
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        players = unwrapped(runner).players
+        if players is not None:
+            checkpoint[self._KEY] = players.state_dict()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        players = unwrapped(runner).players
+        if players is not None:
+            players.load_state_dict(checkpoint[self._KEY])
 
 
 class RandomState(Hook):

@@ -14,6 +14,7 @@ from kdep_bench import openmmlab
 from kdep_bench.pretrain.hooks import (
     Clock,
     EveryWeightTaught,
+    PlayersState,
     RandomState,
     TermShares,
     WeightAverage,
@@ -111,7 +112,8 @@ def train(
         openmmlab.setup("mmpretrain")
     told, shares = openmmlab.ProgressHook(progress), TermShares()
     average = None if ema is None else WeightAverage(ema)
-    given = (Clock(), EveryWeightTaught(), RandomState(), shares, average, told)
+    states = (RandomState(), PlayersState())
+    given = (Clock(), EveryWeightTaught(), *states, shares, average, told)
     hooks = [h for h in given if h is not None]
     runner = openmmlab.build_runner(
         Config(config), work_dir=work_dir, seed=seed, hooks=hooks, resume=True

@@ -92,6 +92,9 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
         required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
         check_arguments(transform, f"{label}.transform", required)
     for place, config in _typed(method.get("objective"), "objective"):
+        if place.endswith(".optimizer"):
+            check_optimizer(config, f"the {label}.{place}")
+            continue
         where, path = f"{label}.{place}", resolve_alias(config["type"])
         if path.startswith(_SCHEDULES) and signature(path) is not None:
             check_arguments(config, where, ("epochs",))
@@ -174,4 +177,14 @@ def check_relates(method: Json, label: str, parts: int) -> None:
             f"{label} compares the samples of a batch with each other, but the batch is split into "
             f"{parts} micro-batches or processes",
             fix="run its pre-training in one process with accumulate=1",
+        )
+
+
+def check_players(method: Json, label: str, accumulate: int) -> None:
+    """Raises KdepError for an objective with optimisers of its own under gradient accumulation."""
+    if accumulate > 1 and any(class_value(path, "has_players") for path in _objectives(method)):
+        raise KdepError(
+            f"{label} has parts with an optimiser of their own, which would take a step in each of "
+            f"the {accumulate} micro-batches",
+            fix="set budget.accumulate=1, or remove the method",
         )

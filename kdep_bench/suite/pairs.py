@@ -19,7 +19,13 @@ from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
 from kdep_bench.signatures import check_arguments, class_value
-from kdep_bench.suite.arguments import check_classes, check_needs, check_optimizer, check_relates
+from kdep_bench.suite.arguments import (
+    check_classes,
+    check_needs,
+    check_optimizer,
+    check_players,
+    check_relates,
+)
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.known_data import has_labels, parts_of
 from kdep_bench.suite.methods import (
@@ -474,6 +480,11 @@ def whole_batch(pair: StudentMethod) -> None:
     check_relates(pair.method, pair.name, parts)
 
 
+def players(pair: StudentMethod) -> None:
+    """An objective with optimisers of its own, and gradient accumulation."""
+    check_players(pair.method, pair.name, pair.suite.budget.accumulate)
+
+
 Rule = Callable[[StudentMethod], None]
 RULES: tuple[Rule, ...] = (
     roles,
@@ -498,4 +509,4 @@ TEACHER_RULES: tuple[Rule, ...] = (
     map_targets,
     widths,
 )
-LAST_RULES: tuple[Rule, ...] = (declared_needs, whole_batch)
+LAST_RULES: tuple[Rule, ...] = (declared_needs, players, whole_batch)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import load_suite
 from tests.suite.test_suite_methods import plan
 
 LATE = dict(base="tinyvit", name="many", objective=dict(top_classes=1001))
@@ -34,3 +35,16 @@ def test_more_probabilities_than_the_teacher_s_classes_are_refused():
 def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
     with pytest.raises(KdepError, match="needs class probabilities, but the teacher"):
         plan("tinyvit", teacher=dict(base="dinov2_vitb14"))
+
+
+def test_players_are_refused_with_gradient_accumulation():
+    budget = load_suite("smoke").budget.model_dump()
+    assert plan("amal", budget=budget).runs
+    with pytest.raises(KdepError, match="in each of the 2 micro-batches"):
+        plan("amal", budget=budget | dict(accumulate=2))
+
+
+def test_a_player_s_optimiser_is_checked_by_the_plan():
+    bad = dict(base="amal", objective=dict(optimizer=dict(type="SGD", lr=-1.0)))
+    with pytest.raises(KdepError, match=r"objective\.optimizer has lr = -1\.0"):
+        plan(bad)

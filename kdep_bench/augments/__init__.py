@@ -1,0 +1,1 @@
+"""Changes to a pre-training batch: see base.py."""

@@ -1,0 +1,114 @@
+"""Parts of an objective with an optimiser of their own: a bridge, an opponent, meta weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.optim import OPTIMIZERS
+from torch import Tensor, distributed, nn
+
+from kdep_bench.errors import KdepError, unknown_name
+
+
+@dataclass(frozen=True)
+class Player:
+    """A part of an objective and its optimiser.
+
+    Attributes:
+        module: a submodule of the objective; all its parameters are the player's.
+        optimizer: {type, lr, ...} as in a suite's budget.
+        scheduled: whether its learning rate follows the shape of the student's schedule.
+    """
+
+    module: nn.Module
+    optimizer: Mapping[str, Any]
+    scheduled: bool = True
+
+
+class Players:
+    """The players of a run.
+
+    Their parameters require no gradient except inside `training()`: the student's loss passes
+    through them and never changes them, and the student's optimiser has nothing to apply.
+
+    Attributes:
+        factor: the student's learning rate over its first one; set before every step.
+    """
+
+    def __init__(self, players: Mapping[str, Player]) -> None:
+        self.factor, self._prefix = 1.0, ""
+        self._players = dict(players)
+        self._optimizers: dict[str, Any] = {}
+        for name, player in self._players.items():
+            parameters = list(player.module.parameters())
+            if not parameters:
+                raise KdepError(
+                    f"the player {name!r} of an objective has no parameters",
+                    fix="correct `players()` of the objective's class",
+                )
+            config = {**player.optimizer, "params": parameters}
+            self._optimizers[name] = OPTIMIZERS.build(config)
+            player.module.requires_grad_(False)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, the players' parameters require gradients."""
+        for player in self._players.values():
+            player.module.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for player in self._players.values():
+                player.module.requires_grad_(False)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of one player."""
+        name = self._prefix + name
+        if name not in self._players:
+            raise unknown_name("player of the objective", name, self._players)
+        return list(self._players[name].module.parameters())
+
+    def minimise(self, name: str, loss: Tensor) -> None:
+        """One optimiser step of a player on a scalar loss; nothing else gets a gradient."""
+        self.apply(name, torch.autograd.grad(loss, self.parameters(name), allow_unused=True))
+
+    @torch.no_grad()
+    def apply(self, name: str, gradients: Sequence[Tensor | None]) -> None:
+        """One optimiser step of a player with given gradients, one per parameter.
+
+        Over several processes the gradients are averaged.
+        """
+        parameters, optimizer = self.parameters(name), self._optimizers[self._prefix + name]
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient if gradient is None else gradient.detach().clone()
+            if distributed.is_initialized():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                distributed.all_reduce(p.grad)
+                p.grad /= distributed.get_world_size()
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if self._players[self._prefix + name].scheduled:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.factor
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+
+    def part(self, prefix: str) -> Players:
+        """The same players, of which those named "<prefix>.<name>" are now called <name>."""
+        part = copy.copy(self)
+        part._prefix = f"{self._prefix}{prefix}."
+        return part
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the optimisers; parameters are in the model's."""
+        return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state[name])

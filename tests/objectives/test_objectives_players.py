@@ -1,0 +1,162 @@
+"""Players, modules with an optimiser of their own, and AMAL, whose weights are one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.amal import Amal, meta_gradient
+from kdep_bench.objectives.base import Context, demands
+from kdep_bench.objectives.players import Player, Players
+from kdep_bench.teachers.base import TeacherOutput
+
+SGD = dict(type="SGD", lr=0.5)
+
+
+def test_a_player_takes_the_step_of_its_own_optimiser_and_nothing_else_gets_a_gradient():
+    bridge, student = nn.Linear(3, 1, bias=False), nn.Linear(2, 3)
+    before = bridge.weight.detach().clone()
+    players = Players({"bridge": Player(bridge, SGD)})
+    x = torch.ones(4, 2)
+    players.factor = 0.1
+    with players.training():
+        players.minimise("bridge", bridge(student(x)).mean())
+    torch.testing.assert_close(bridge.weight, before - 0.05 * student(x).mean(0))
+    assert student.weight.grad is None
+    assert bridge.weight.grad is None
+    bridge(student(x)).mean().backward()
+    assert student.weight.grad is not None  # the student learns through the bridge
+    assert bridge.weight.grad is None
+
+
+def test_a_player_that_is_not_scheduled_keeps_its_rate():
+    weight = nn.Linear(1, 1, bias=False)
+    players = Players({"weights": Player(weight, SGD, scheduled=False)})
+    players.factor, before = 0.1, weight.weight.item()
+    players.apply("weights", [torch.ones(1, 1)])
+    assert weight.weight.item() == pytest.approx(before - 0.5)
+    players.apply("weights", [torch.ones(1, 1)])
+    assert weight.weight.item() == pytest.approx(before - 1.0)
+
+
+def test_players_of_a_part_have_its_name_before_theirs():
+    a, b = nn.Linear(1, 1), nn.Linear(1, 1)
+    players = Players({"a.net": Player(a, SGD), "b.net": Player(b, SGD)})
+    assert players.part("b").parameters("net")[0] is b.weight
+    with pytest.raises(KdepError, match="unknown player"):
+        players.parameters("net")
+    assert set(players.state_dict()) == {"a.net", "b.net"}
+
+
+def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 4, generator=g, dtype=torch.float64)
+    labels = torch.randint(0, 3, (count,), generator=g)
+    return x, labels, 2 * torch.randn(count, 3, generator=g, dtype=torch.float64)
+
+
+def test_the_meta_gradient_is_that_of_finite_differences():
+    layer = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (x, labels, teacher), (x_val, labels_val, _) = data(5, 2), data(7, 3)
+    weights = torch.rand(5, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    tau, lr = 4.0, 0.7
+
+    def held_out_loss(weights: Tensor) -> Tensor:
+        own = layer.clone().requires_grad_()
+        z = x @ own.T
+        hard = F.cross_entropy(z, labels, reduction="none")
+        log_t, log_s = (F.log_softmax(v / tau, 1) for v in (teacher, z))
+        soft = tau**2 * (log_t.exp() * (log_t - log_s)).sum(1)
+        loss = (weights[:, 0] * hard + weights[:, 1] * soft).mean()
+        (gradient,) = torch.autograd.grad(loss, own)
+        return F.cross_entropy(x_val @ (layer - lr * gradient).T, labels_val)
+
+    got = meta_gradient(layer, (x, labels, teacher), (x_val, labels_val), weights, tau, lr)
+    for b in range(5):
+        for m in range(2):
+            shift = torch.zeros_like(weights)
+            shift[b, m] = 1e-6
+            change = held_out_loss(weights + shift) - held_out_loss(weights - shift)
+            assert float(got[b, m]) == pytest.approx(float(change) / 2e-6, rel=1e-4, abs=1e-9)
+
+
+def amal(**more: object) -> Amal:
+    torch.manual_seed(0)
+    return Amal(4, 3, 3, views=2, pool_images=400, **more)  # type: ignore[arg-type]
+
+
+def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
+    """400 images, two views each, whose labels follow from their features."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(800, 4, generator=g)
+    labels = x[:, :3].argmax(1)
+    right = 5 * F.one_hot(labels, 3).float()
+    return Context(
+        before=x,
+        after=x,
+        labels=labels,
+        rows=torch.arange(800),
+        teacher=TeacherOutput(x, right if teacher is None else teacher),
+        step=step,
+        steps=100,
+    )
+
+
+def played(objective: Amal, ctx: Context) -> Tensor:
+    players = Players(objective.players())
+    with players.training():
+        objective.play(ctx, players)
+    return objective.mixing.weights.detach()
+
+
+def test_a_random_teacher_loses_weight_and_a_right_one_does_not():
+    random = 5 * torch.randn(800, 3, generator=torch.Generator().manual_seed(6))
+    weights = {}
+    for name, teacher in (("random", random), ("right", None)):
+        objective = amal(optimizer=dict(type="SGD", lr=1500.0), repeats=20)
+        used = ~objective.is_held_out(torch.arange(400))
+        weights[name] = played(objective, batch(teacher))[used]
+    random_weight, right_weight = (weights[k][:, 1].mean() for k in ("random", "right"))
+    assert float(random_weight) < 0.9 < float(right_weight)
+    assert float(weights["random"][:, 0].mean()) > 0.1  # the labels gain
+
+
+def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_others():
+    objective, ctx = amal(held_out=0.25), batch()
+    held = objective.is_held_out(torch.arange(800) // 2)
+    assert 0.15 < float(held.float().mean()) < 0.35
+    assert bool((held[::2] == held[1::2]).all())  # both views of an image
+    terms = objective.terms(ctx)
+    assert ctx.labels is not None
+    hard = F.cross_entropy(objective.head(ctx.after), ctx.labels, reduction="none")
+    assert not bool(terms["cross_entropy"][held].any())
+    torch.testing.assert_close(terms["cross_entropy"].mean(), 0.1 * hard[~held].mean())
+
+
+def test_weights_change_in_every_tenth_step_after_the_warm_up_and_for_trained_images_alone():
+    for step, changes in ((0, False), (10, True), (15, False)):
+        objective = amal()
+        weights = played(objective, batch(step=step))
+        changed = (weights != torch.tensor([0.1, 0.9])).any(1)
+        assert bool(changed.any()) == changes
+        assert not bool(changed[objective.is_held_out(torch.arange(400))].any())
+        assert float(weights.min()) >= 1e-7
+        assert float(weights.max()) <= 2 - 1e-7
+
+
+def test_the_demands_of_a_sum_include_its_parts_players():
+    part = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
+    kind = "kdep_bench.objectives.weighted_sum.WeightedSum"
+    assert demands(dict(type=kind, parts=dict(a=part))).has_players
+    plain = dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"))
+    assert not demands(dict(type=kind, parts=dict(a=plain))).has_players
+
+
+def test_amal_refuses_other_classes_and_no_held_out_image():
+    with pytest.raises(KdepError, match="one head learns both"):
+        Amal(4, 3, 5, 1, 10)
+    with pytest.raises(KdepError, match="held_out=0"):
+        amal(held_out=0.0)

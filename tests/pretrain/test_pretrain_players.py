@@ -1,0 +1,127 @@
+"""An objective with players through the real pre-training stage: resumed, exported, refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.players import Player, Players
+from kdep_bench.pretrain import checkpoint
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.transfer import export
+from tests.pretrain.conftest import BUDGET, STUDENT
+from tests.pretrain.test_pretrain import pretrain
+
+
+class Opponent(Objective):
+    """An adversary tells teacher and student features apart; the student is to deceive it."""
+
+    needs = frozenset({"pooled"})
+    asks = frozenset({"width", "teacher_width"})
+    has_players = True
+
+    def __init__(self, width: int, teacher_width: int) -> None:
+        super().__init__()
+        self.projector = nn.Linear(width, teacher_width)
+        self.adversary = nn.Linear(teacher_width, 1)
+
+    def players(self) -> dict[str, Player]:
+        return {"adversary": Player(self.adversary, dict(type="Adam", lr=0.01))}
+
+    def play(self, ctx: Context, players: Players) -> None:
+        assert ctx.teacher is not None
+        for _ in range(2):
+            real = F.softplus(-self.adversary(ctx.teacher.pooled)).mean()
+            fake = F.softplus(self.adversary(self.projector(ctx.before))).mean()
+            players.minimise("adversary", real + fake)
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        return {"deceive": F.softplus(-self.adversary(self.projector(ctx.before)))[:, 0]}
+
+
+METHOD: dict[str, Any] = dict(
+    name="opponent",
+    labels_used=False,
+    objective=dict(type=f"{__name__}.Opponent"),
+    transform=None,
+)
+
+
+def test_a_run_with_a_player_killed_and_resumed_equals_an_uninterrupted_one(
+    stages: dict[str, Path], tmp_path: Path
+):
+    outputs, whole = pretrain(tmp_path / "whole", stages, METHOD)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    code = (
+        "import os, signal, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from tests.pretrain.test_pretrain import spec, stage\n"
+        "from tests.pretrain.test_pretrain_players import METHOD\n"
+        f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
+        "def die(done, total, note=''):\n"
+        "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "stage.run(spec(METHOD), {k: Path(p) for k, p in stages.items()}, "
+        f"Path({str(cut)!r}), die)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list((cut / "run").glob("*.pth"))
+    assert not (cut / checkpoint.CHECKPOINT).exists()
+    again, resumed = pretrain(cut, stages, METHOD)
+    assert again["curves"] == outputs["curves"]
+    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    # The adversary is counted, saved, and not exported.
+    numbers = 32 * 1280 + 1280 + 1280 + 1
+    assert outputs["extra_parameters"] == numbers
+    assert "objective.adversary.weight" in whole
+    kept, dropped = export.strip(whole)
+    assert dropped == ["objective"]
+    assert not any("adversary" in k for k in kept)
+
+
+def test_a_player_without_its_saved_state_would_go_on_differently(
+    stages: dict[str, Path], tmp_path: Path
+):
+    """The state of Adam is part of the run: the test above can fail."""
+    players = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
+    for size in (1.0, 5.0):
+        players.apply("a", [torch.full((1, 2), size), torch.zeros(1)])
+    state = players.state_dict()
+    fresh = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
+    fresh.load_state_dict(state)
+    assert fresh.state_dict()["a"]["state"][0]["step"] == 2
+    assert state["a"]["param_groups"][0]["lr"] == 0.1  # the schedule is not left in the rate
+
+
+def test_players_are_refused_with_micro_batches(stages: dict[str, Path], tmp_path: Path):
+    with pytest.raises(KdepError, match="in each of 2 micro-batches"):
+        pretrain(tmp_path, stages, METHOD, budget=BUDGET | {"accumulate": 2})
+
+
+def test_the_students_loss_does_not_move_a_player():
+    model = Distiller(
+        STUDENT, METHOD["objective"] | {"width": 32, "teacher_width": 5}, teacher={}
+    ).train()
+    before = model.objective.adversary.weight.detach().clone()
+    images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    play, model.objective.play = model.objective.play, lambda *_: None  # type: ignore[method-assign]
+    loss = model(images=images, teacher=torch.randn(4, 5))["loss_deceive"]
+    loss.backward()
+    assert model.objective.adversary.weight.grad is None
+    assert torch.equal(before, model.objective.adversary.weight)
+    model.objective.play = play  # type: ignore[method-assign]
+    model(images=images, teacher=torch.randn(4, 5))
+    assert not torch.equal(before, model.objective.adversary.weight)
