@@ -18,6 +18,7 @@ LAYERS = (
     ("teachers",),
     ("students",),
     ("features",),
+    ("augments",),
     ("objectives",),
     ("pretrain",),
     ("transfer",),

@@ -97,6 +97,11 @@ class Augment(nn.Module, ABC):
         """The changed batch. Randomness comes from `draw` alone."""
 
 
+def as_uint8(images: Tensor) -> Tensor:
+    """Changed images as a teacher takes them: rounded, within 0 to 255."""
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
 def augment_class(config: Mapping[str, Any]) -> type[Augment]:
     """The class of an augmentation's config; KdepError for any other class."""
     kind = locate(config["type"])

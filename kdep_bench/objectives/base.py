@@ -57,6 +57,16 @@ TEACHER_ASKS = frozenset(
 
 
 @dataclass(frozen=True)
+class StudentOutput:
+    """One pass of the student: `before`, `after`, `maps`, `maps_before` as in Context."""
+
+    before: Tensor
+    after: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    maps_before: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Context:
     """One training batch as an objective sees it. All tensors are float32 unless said otherwise.
 
@@ -82,6 +92,9 @@ class Context:
         rows: [B] int64 row number (image-major) of each view: image = row // views.
         step: optimiser step, from 0. The micro-batches of gradient accumulation share one.
         steps: optimiser steps of the whole run.
+        extra: what the method's Augment added, by the names that its class documents.
+        student: runs the student again, on normalised images [B, 3, H, W]; a class that does counts
+            it in `forwards`.
     """
 
     before: Tensor
@@ -97,6 +110,8 @@ class Context:
     steps: int = 1
     teachers: Mapping[str, TeacherOutput] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    student: Callable[[Tensor], StudentOutput] | None = None
 
     def of_teacher(self, role: str) -> Context:
         """The batch as a method with this teacher alone would see it."""
@@ -129,7 +144,8 @@ class Component(nn.Module, ABC):
         relates: whether the result for one sample depends on the other samples of the batch (Gram
             matrices, contrast). Such an objective is refused where a batch is split, by gradient
             accumulation or over several processes, because it would see another batch.
-        forwards: forward passes a sample of networks of its own, for the cost columns.
+        forwards: forward passes per sample of networks of its own, and further passes of the
+            student, for the cost columns.
 
     Parameters are trained and dropped at export; buffers are kept in resume files.
     """

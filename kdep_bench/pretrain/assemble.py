@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from kdep_bench.augments.base import augment_class
 from kdep_bench.data.fractions import labels_file
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.base import TEACHER_ASKS, demands, takes_teachers
+from kdep_bench.objectives.base import TEACHER_ASKS, Demands, demands, takes_teachers
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
-from kdep_bench.pretrain.teaching import Teaching
+from kdep_bench.pretrain.teaching import FROM_TEACHER, Teaching
 from kdep_bench.registry import type_path
 
 
@@ -27,6 +28,34 @@ def check_precision(precision: str) -> None:
             "budget.precision is 'float16', which needs a GPU, and this machine has none",
             fix="use 'float32' or 'bfloat16' (bfloat16 needs no loss scaling)",
         )
+
+
+def augment_config(
+    method: dict[str, Any], wanted: Demands, taught: Teaching
+) -> dict[str, Any] | None:
+    """The method's augmentation; None without one.
+
+    Raises KdepError where it changes what labels or stored teacher outputs belong to.
+    """
+    config = method.get("augment")
+    if config is None:
+        return None
+    kind = augment_class(config)
+    if "labels" in wanted.needs and not kind.keeps_labels:
+        raise KdepError(
+            f"the method {method['name']} reads labels, which do not describe the images of "
+            f"{kind.__name__}",
+            fix="remove `augment`, or choose an objective without labels",
+        )
+    stored = len(taught.by_role) or bool(taught.model or taught.stream)
+    broken = sorted((wanted.needs & FROM_TEACHER) - kind.keeps) if stored > taught.live else []
+    if broken:
+        raise KdepError(
+            f"the method {method['name']} reads {', '.join(broken)} from a cache, which do not "
+            f"describe the images of {kind.__name__}",
+            fix="set teacher_source='live' in the method, or remove `augment`",
+        )
+    return dict(config)
 
 
 def objective_config(

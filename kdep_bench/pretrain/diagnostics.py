@@ -37,7 +37,8 @@ def extra_cost(
     export. `extra_forwards`: forward passes, in the `seen` samples of the run, of networks that
     are not the student: a live teacher, a peer, an average. A cached teacher's are its cache's.
     """
-    parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
+    dropped = ("objective.", "augment.")
+    parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
     forwards = (wanted.forwards + taught.live) * seen
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 

@@ -9,17 +9,19 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from kdep_bench.augments.base import Batch, Draw, as_uint8, build_augment
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
-from kdep_bench.objectives.base import Context, build_objective, demands
+from kdep_bench.objectives.base import Context, StudentOutput, build_objective, demands
 from kdep_bench.objectives.players import Players
 from kdep_bench.objectives.roles import ONLY
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
     accumulated_step,
     mean_over_ranks,
+    rank,
     share_batch_norm,
     world_size,
 )
@@ -67,6 +69,8 @@ class Distiller(BaseModel):
         compile: back end of torch.compile for the student, or None.
         roles: of a method with several teachers, the first one first; `teacher` and `target` are
             then by role.
+        augment: config of an Augment that changes every batch, or None.
+        seed: of its random numbers.
 
     `step` and `steps` are set by the training loop before every step.
     """
@@ -86,6 +90,8 @@ class Distiller(BaseModel):
         accumulate: int = 1,
         compile: str | None = None,
         roles: Sequence[str] = (),
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         # Non-blocking: from the loader's pinned memory a batch is copied while the GPU works.
         super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
@@ -94,7 +100,9 @@ class Distiller(BaseModel):
                 f"unknown precision {precision!r}", expected=f"one of {', '.join(PRECISIONS)}"
             )
         self.dtype = PRECISIONS[precision]
-        self.step, self.steps, self.accumulate = 0, 1, accumulate
+        self.step, self.steps, self.accumulate, self.part = 0, 1, accumulate, 0
+        self.augment = None if augment is None else build_augment(augment)
+        self.seed = seed
         sides = {role: (teacher or {})[role] for role in roles} or {ONLY: teacher or {}}
         self.teacher_sides = {role: TeacherSide(**side) for role, side in sides.items()}
         self._pyramid = Pyramid(student, levels_before) if maps else None
@@ -153,6 +161,15 @@ class Distiller(BaseModel):
             self._student.append(compiled(tap, self.compile_with, x) if self.compile_with else tap)
         return self._student[0](x)
 
+    def run_student(self, x: Tensor) -> StudentOutput:
+        """One pass of the student on normalised images [B, 3, H, W]; float32 outputs."""
+        device = x.device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            before, after = self.student(x)
+        with torch.autocast(device, enabled=False):
+            maps, maps_before = self._pyramid.maps() if self._pyramid is not None else ({}, {})
+            return StudentOutput(pool(before.float()), pool(after.float()), maps, maps_before)
+
     def forward(
         self,
         images: Tensor,
@@ -169,25 +186,51 @@ class Distiller(BaseModel):
             raise KdepError(
                 f"the pre-training model was run in mode {mode!r}", expected="mode 'loss'"
             )
-        device = images.device.type
-        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            before, after = self.student(x)
         single = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
-        with torch.autocast(device, enabled=False):
-            return self.losses(
-                pool(before.float()),
-                pool(after.float()),
-                self.teacher_outputs(teachers or {ONLY: single}),
-                labels,
-                rows,
-                x,
-            )
+        parts, batch = teachers or {ONLY: single}, None
+        if self.augment is not None:
+            batch, parts = self.augmented(images, parts)
+            images = batch.images
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        student = self.run_student(x)
+        with torch.autocast(images.device.type, enabled=False):
+            by_role = self.teacher_outputs(parts)
+            if batch is not None:
+                both = {**batch.stored, **by_role}
+                by_role = {role: both[role] for role in self.teacher_sides if role in both}
+            targets = self.targets(by_role)
+            if batch is not None:
+                targets |= batch.targets
+            return self.losses(student, by_role, targets, labels, rows, x, batch)
+
+    @torch.no_grad()
+    def augmented(
+        self, images: Tensor, parts: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Batch, dict[str, Mapping[str, Any]]]:
+        """(the changed batch with the stored outputs, what live teachers will see of it)."""
+        assert self.augment is not None
+        live = {r: parts[r]["teacher_images"] for r, s in self.teacher_sides.items() if s.live}
+        with torch.autocast(images.device.type, enabled=False):
+            stored = self.teacher_outputs({r: p for r, p in parts.items() if r not in live})
+            batch = self.augment.apply(
+                Batch(
+                    images.float(),
+                    {role: shown.float() for role, shown in live.items()},
+                    stored,
+                    self.targets(stored),
+                ),
+                Draw(
+                    self.seed, self.step, len(images), rank(), world_size(),
+                    self.part, self.accumulate,
+                ),
+            )  # fmt: skip
+        changed = {role: as_uint8(shown) for role, shown in batch.teacher_images.items()}
+        return batch, {role: {"teacher_images": shown} for role, shown in changed.items()}
 
     def teacher_outputs(
         self, batch_parts: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, TeacherOutput]:
-        """The outputs of every teacher, from what a batch holds of each; {} without a teacher."""
+        """The outputs of the teachers of whom a batch holds something, by role."""
         outputs = {
             role: side(
                 batch_parts[role].get("teacher"),
@@ -195,6 +238,7 @@ class Distiller(BaseModel):
                 batch_parts[role].get("teacher_images"),
             )
             for role, side in self.teacher_sides.items()
+            if role in batch_parts
         }
         return {role: out for role, out in outputs.items() if out is not None}
 
@@ -206,44 +250,50 @@ class Distiller(BaseModel):
             return {role: self.target(out.pooled) for role, out in teachers.items()}
         assert isinstance(self.target, nn.ModuleDict)
         targets = {k.removeprefix("of_"): target for k, target in self.target.items()}
-        return {role: target(teachers[role].pooled) for role, target in targets.items()}
+        return {
+            role: target(teachers[role].pooled)
+            for role, target in targets.items()
+            if role in teachers
+        }
 
     def losses(
         self,
-        before: Tensor,
-        after: Tensor,
+        student: StudentOutput,
         teachers: Mapping[str, TeacherOutput],
+        targets: Mapping[str, Tensor],
         labels: Tensor | None,
         rows: Tensor | None,
         images: Tensor | None = None,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]:
         """The objective's terms on one batch, each checked and averaged."""
-        first, targets = next(iter(teachers), ""), self.targets(teachers)
-        maps, maps_before = self._pyramid.maps() if self._pyramid is not None else ({}, {})
+        first = next(iter(teachers), "")
         ctx = Context(
-            before=before,
-            after=after,
+            before=student.before,
+            after=student.after,
             target=targets.get(first),
             labels=labels,
             teacher=teachers.get(first),
-            maps=maps,
-            maps_before=maps_before,
+            maps=student.maps,
+            maps_before=student.maps_before,
             images=images,
             rows=rows,
             step=self.step,
             steps=self.steps,
             teachers=teachers,
             targets=targets,
+            extra={} if batch is None else batch.extra,
+            student=self.run_student,
         )
         if self.players is not None and torch.is_grad_enabled():
             with self.players.training():
                 self.objective.play(ctx, self.players)
         terms = self.objective.terms(ctx)
         for name, term in terms.items():
-            if term.shape != before.shape[:1]:
+            if term.shape != student.before.shape[:1]:
                 raise KdepError(
                     f"the loss term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
-                    expected=f"({len(before)},), one value per sample",
+                    expected=f"({len(student.before)},), one value per sample",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

@@ -29,6 +29,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def check_split(batch: int, processes: int, accumulate: int, couples_samples: bool) -> None:
     """Refuses a global batch that does not fall into equal parts, or must not be split."""
     parts = processes * accumulate
@@ -73,6 +78,7 @@ def accumulated_step(
     """
     whole, logs = model.data_preprocessor(data, True), []
     for k, part in enumerate(micro_batches(whole, parts)):
+        model.part = k
         alone = runs.no_sync() if k < parts - 1 and hasattr(runs, "no_sync") else nullcontext()
         with alone:
             with optim_wrapper.optim_context(runs):

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench import openmmlab
+from kdep_bench.augments.base import augment_class
 from kdep_bench.data.fractions import labels_file, labels_for_fraction, save_list, select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.objectives.base import demands
-from kdep_bench.pretrain.assemble import check_precision, objective_config, schedule
+from kdep_bench.pretrain.assemble import (
+    augment_config,
+    check_precision,
+    objective_config,
+    schedule,
+)
 from kdep_bench.pretrain.budgets import check_budget, epochs_note
 from kdep_bench.pretrain.checkpoint import save_state, untrained
 from kdep_bench.pretrain.diagnostics import extra_cost
@@ -54,8 +60,10 @@ def run(
     steps = check_budget(budget, images, len(views.files), spec["share"], who)
     wanted = demands(method["objective"])
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
-    check_split(budget["batch"], ranks, accumulate, wanted.relates)
     taught = teaching(wanted.needs, spec, inputs, views)
+    augment = augment_config(method, wanted, taught)
+    relates = wanted.relates or (augment is not None and augment_class(augment).relates)
+    check_split(budget["batch"], ranks, accumulate, relates)
     objective, target, probes = objective_config(spec, inputs, taught, out)
     dataset = {
         "type": "kdep_bench.pretrain.stream.ViewStream",
@@ -82,6 +90,8 @@ def run(
             "roles": spec.get("roles", []),
             "accumulate": accumulate,
             "compile": budget.get("compile"),
+            "augment": augment,
+            "seed": spec["seed"],
         },
         dataset=dataset,
         collate="kdep_bench.pretrain.stream.already_batched",

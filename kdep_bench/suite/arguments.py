@@ -24,6 +24,10 @@ from kdep_bench.signatures import (
 )
 from kdep_bench.suite.schema import Json, method_needs
 
+# Words of an objective's `needs` that a teacher gives.
+FROM_TEACHER = frozenset(
+    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
+)
 _SCHEDULES = "kdep_bench.schedules."
 # Argument of an optimiser -> its range; torch refuses most of these only when training begins.
 _OPTIMIZER: Mapping[str, str] = {
@@ -187,4 +191,52 @@ def check_players(method: Json, label: str, accumulate: int) -> None:
             f"{label} has parts with an optimiser of their own, which would take a step in each of "
             f"the {accumulate} micro-batches",
             fix="set budget.accumulate=1, or remove the method",
+        )
+
+
+def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
+    """Raises KdepError for an augmentation that does not fit what the method reads.
+
+    Args:
+        live: whether all teachers of the method run in the step.
+        parts: micro-batches and processes that a batch is split into.
+    """
+    config = method.get("augment")
+    if config is None:
+        return
+    kind = config.get("type")
+    if not isinstance(kind, str):
+        raise KdepError(
+            f"{label} has an `augment` without `type`",
+            fix="add it: a class of kdep_bench/augments",
+        )
+    check_arguments(config, f"{label}.augment")
+    path, name = resolve_alias(kind), kind.rpartition(".")[2]
+    if class_value(path, "keeps") is None:
+        raise KdepError(
+            f"the type {kind!r} in `augment` of {label} is not an Augment",
+            expected="a class of kdep_bench/augments",
+            fix="correct `augment` in the method",
+        )
+    reads: set[str] = set()
+    for objective in _objectives(method):
+        reads |= class_value(objective, "needs") or frozenset()
+    if "labels" in reads and not class_value(path, "keeps_labels"):
+        raise KdepError(
+            f"{label} reads labels, which do not describe the images of {name}",
+            fix="remove `augment`, or choose an objective without labels",
+        )
+    broken = sorted((reads & FROM_TEACHER) - class_value(path, "keeps"))
+    if broken and not live:
+        raise KdepError(
+            f"{label} reads {', '.join(broken)} of the teacher from a cache, which do not describe "
+            f"the images of {name}",
+            fix="remove `augment`; or, if the suite's teacher is read, set teacher_source='live' "
+            "in the method",
+        )
+    if parts > 1 and class_value(path, "relates"):
+        raise KdepError(
+            f"{label} mixes the samples of a batch ({name}), but the batch is split into {parts} "
+            "micro-batches or processes",
+            fix="run its pre-training in one process with accumulate=1",
         )

@@ -82,6 +82,7 @@ KINDS: Mapping[str, StageKind] = {
         source_paths=(
             "pretrain",
             "objectives",
+            "augments",
             "schedules",
             "students",
             "teachers",

@@ -20,6 +20,7 @@ from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.arguments import (
+    check_augment,
     check_classes,
     check_needs,
     check_optimizer,
@@ -474,10 +475,41 @@ def declared_needs(pair: StudentMethod) -> None:
 
 def whole_batch(pair: StudentMethod) -> None:
     """An objective that relates the samples of a batch, and a batch that is split."""
+    check_relates(pair.method, pair.name, _batch_parts(pair))
+
+
+def _batch_parts(pair: Pair) -> int:
     budget, run = pair.suite.budget, pair.suite.runtime
     processes = run.processes.get("pretrain", max(1, run.gpus.get("pretrain", 1)))
-    parts = budget.accumulate * processes * run.nodes.get("pretrain", 1)
-    check_relates(pair.method, pair.name, parts)
+    return budget.accumulate * processes * run.nodes.get("pretrain", 1)
+
+
+def augmentation(pair: Pair) -> None:
+    """An augmentation under which labels or stored teacher outputs are wrong, or without steps."""
+    method = pair.method
+    if method.get("augment") is not None and not trains(method):
+        raise KdepError(
+            f"{pair.name} has `augment` but takes no training step",
+            fix="remove `augment`, or add an objective",
+        )
+    live = pair.suite.budget.teacher == "live" or method.get("teacher_source") == "live"
+    intermediate = [
+        one for one in teachers_by_role(method, pair.base) if assistant_of(one.method) is not None
+    ]
+    check_augment(method, pair.name, live and not intermediate, _batch_parts(pair))
+
+
+def teacher_source(pair: Pair) -> None:
+    """A live teacher for a method that reads none, or for an intermediate teacher."""
+    if pair.method.get("teacher_source") != "live":
+        return
+    teachers = teachers_by_role(pair.method, pair.base)
+    if not teachers or any(assistant_of(one.method) is not None for one in teachers):
+        problem = "an intermediate teacher, which is read from its cache" if teachers else "none"
+        raise KdepError(
+            f"{pair.name} has teacher_source='live', but its teacher is {problem}",
+            fix="remove teacher_source from the method",
+        )
 
 
 def players(pair: StudentMethod) -> None:
@@ -509,4 +541,4 @@ TEACHER_RULES: tuple[Rule, ...] = (
     map_targets,
     widths,
 )
-LAST_RULES: tuple[Rule, ...] = (declared_needs, players, whole_batch)
+LAST_RULES: tuple[Rule, ...] = (declared_needs, players, whole_batch, teacher_source, augmentation)

@@ -45,7 +45,7 @@ from kdep_bench.transfer import model_card
 # Keys of a method that the planner itself consumes.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
-    "transfer",
+    *("transfer", "teacher_source"),
 }
 # Keys of a method's `transfer` that the planner itself consumes, or that describe it to people.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
@@ -244,7 +244,7 @@ class _Builder:
         """
         teacher, method = role_teacher.config, role_teacher.method
         assert teacher is not None
-        live = self.live and upstream is None
+        live = (self.live or method.get("teacher_source") == "live") and upstream is None
         if live and not method.get("align"):
             return {"images": prepare}
         spec: Json = {"teacher": without(teacher, PROSE)}
@@ -296,6 +296,8 @@ class _Builder:
         """
 
         def stored(m: Json) -> set[str]:
+            if m.get("teacher_source") == "live":
+                return set()
             names = method_needs(m) & STORED
             if teacher.get("card", {}).get("logits_from_pooled"):
                 names.discard("logits")

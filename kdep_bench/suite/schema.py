@@ -148,7 +148,9 @@ class _Method(_Part):
     """`optimizer` overrides entries of the budget's (for example the learning rate).
 
     `teacher` replaces the suite's teacher by an intermediate one (Assistant); `teachers` names
-    several by role: see suite/teachers.py.
+    several by role: see suite/teachers.py. `teacher_source` "live" runs the teacher in the step for
+    this method alone, as budget.teacher does for all. `augment` changes every batch inside the step
+    (a class of kdep_bench/augments).
     """
 
     name: str
@@ -166,6 +168,8 @@ class _Method(_Part):
     needs: list[str] | None = None
     students: list[str] | None = None
     teacher: Json | None = None
+    teacher_source: Literal["cached", "live"] = "cached"
+    augment: Json | None = None
     teachers: dict[str, Any] | None = Field(min_length=1, default=None)
     optimizer: Json | None = None
     card: Json = {}

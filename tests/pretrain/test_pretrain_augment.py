@@ -1,0 +1,114 @@
+"""Augmentations through the real pre-training stage, with stored and live teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.augments.base import Augment, Batch, Draw
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context, Objective
+from tests.pretrain.conftest import BUDGET, TEACHER
+from tests.pretrain.test_pretrain import KDEP, SUPERVISED, pretrain
+
+MIXUP = dict(type="kdep_bench.augments.mixup.Mixup", alpha=0.4)
+CROP = dict(type="kdep_bench.augments.crop.RandomCrop")
+SHORT = BUDGET | dict(epochs=1)
+
+
+class Nothing(Augment):
+    """Changes nothing and adds the sample's number."""
+
+    keeps = frozenset({"pooled", "target"})
+
+    def apply(self, batch: Batch, draw: Draw) -> Batch:
+        numbers = draw.uniform()
+        return Batch(
+            batch.images, batch.teacher_images, batch.stored, batch.targets, {"numbers": numbers}
+        )
+
+
+class Twice(Objective):
+    """Two passes of the student, mirrored images in the second."""
+
+    needs = frozenset({"target"})
+    forwards = 1
+    seen: ClassVar[list[Context]] = []
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.student is not None
+        assert ctx.images is not None
+        assert ctx.target is not None
+        self.seen.append(ctx)
+        again = ctx.student(ctx.images.flip(3))
+        return {
+            "first": (ctx.before - ctx.target).square().mean(1),
+            "agree": (ctx.after - again.after).square().mean(1),
+        }
+
+
+def curve(outputs: dict[str, Any]) -> np.ndarray:
+    return np.array(outputs["curves"]["pretrain_loss"])[:, 1]
+
+
+def test_an_augmentation_that_changes_nothing_changes_no_bit(
+    stages: dict[str, Path], tmp_path: Path
+):
+    plain, weights = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT)
+    nothing = KDEP | dict(augment=dict(type=f"{__name__}.Nothing"))
+    same, again = pretrain(tmp_path / "b", stages, nothing, budget=SHORT)
+    np.testing.assert_array_equal(curve(plain), curve(same))
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(v, again[k]) for k, v in weights.items())
+
+
+def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
+    stages: dict[str, Path], tmp_path: Path
+):
+    plain, _ = pretrain(tmp_path / "p", stages, KDEP, budget=SHORT)
+    mixed, state = pretrain(tmp_path / "m", stages, KDEP | dict(augment=MIXUP), budget=SHORT)
+    assert mixed["teacher_source"] == "cache"
+    assert mixed["extra_forwards"] == 0
+    live = {**stages, "images": stages["prepare"]}
+    crops, _ = pretrain(
+        tmp_path / "c", live, KDEP | dict(augment=CROP), budget=SHORT, teacher=TEACHER
+    )
+    assert crops["teacher_source"] == "live"
+    assert crops["extra_forwards"] == crops["images_seen"]
+    assert not np.array_equal(curve(plain), curve(mixed))
+    assert not np.array_equal(curve(plain), curve(crops))
+    assert {k.split(".")[0] for k in state} == {"backbone", "target"}
+
+
+def test_the_objective_may_run_the_student_again_and_reads_what_was_added(
+    stages: dict[str, Path], tmp_path: Path
+):
+    Twice.seen.clear()
+    twice = KDEP | dict(
+        objective=dict(type=f"{__name__}.Twice"), augment=dict(type=f"{__name__}.Nothing")
+    )
+    outputs, _ = pretrain(tmp_path, stages, twice, budget=SHORT)
+    assert outputs["extra_forwards"] == outputs["images_seen"]
+    ctx = Twice.seen[0]
+    assert ctx.extra["numbers"].tolist() == Draw(0, 0, 16).uniform().tolist()
+    assert ctx.student is not None
+    assert ctx.images is not None
+    with torch.no_grad():
+        assert ctx.student(ctx.images).after.shape == ctx.after.shape
+
+
+def test_stored_outputs_and_labels_that_no_longer_hold_are_refused(
+    stages: dict[str, Path], tmp_path: Path
+):
+    with pytest.raises(KdepError, match="reads target from a cache, which do not describe"):
+        pretrain(tmp_path / "a", stages, KDEP | dict(augment=CROP))
+    with pytest.raises(KdepError, match="reads labels, which do not describe"):
+        pretrain(tmp_path / "b", stages, SUPERVISED | dict(augment=MIXUP))
+    split = BUDGET | {"accumulate": 2}
+    with pytest.raises(KdepError, match="2 micro-batches"):
+        pretrain(tmp_path / "c", stages, KDEP | dict(augment=MIXUP), budget=split)

@@ -1,0 +1,72 @@
+"""Augmentations and live teachers of one method in the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import load_suite
+from tests.suite.test_suite_methods import plan
+
+CROP = "kdep_bench.augments.crop.RandomCrop"
+
+
+def kdep(**more: Any) -> dict[str, Any]:
+    return dict(base="kdep", name="changed", **more)
+
+
+def test_one_method_chooses_a_live_teacher_and_changes_no_stage_of_the_others():
+    alone, both = plan("kdep").stages, plan("kdep", "kdep_crops").stages
+    assert set(alone) <= set(both)
+    (live,) = (s for s in both.values() if s.kind == "pretrain" and s.id not in alone)
+    assert live.spec["teacher"]["name"] == "efficientnet_lite0"
+    assert set(live.needs) == {"views", "cache", "align", "images"}
+    assert [s.kind for i, s in both.items() if i not in alone].count("cache") == 0
+
+
+def test_the_plan_passes_an_augmentation_to_the_stage_and_keeps_the_cache():
+    stages = plan("kdep", "kdep_mixup").stages.values()
+    specs = [s.spec for s in stages if s.kind == "pretrain"]
+    assert [s["method"].get("augment") for s in specs] == [
+        None,
+        {"type": "kdep_bench.augments.mixup.Mixup", "alpha": 0.2},
+    ]
+    assert not any("teacher" in s or "teacher_source" in s["method"] for s in specs)
+    assert [s.kind for s in stages].count("cache") == 1
+
+
+def test_a_stored_output_under_an_augmentation_that_breaks_it_is_refused():
+    with pytest.raises(KdepError, match=r"reads target of the teacher from a cache.*RandomCrop"):
+        plan(kdep(augment=dict(type=CROP)))
+    assert plan(kdep(augment=dict(type=CROP), teacher_source="live")).runs  # the stated fix
+    with pytest.raises(KdepError, match="reads logits of the teacher from a cache"):
+        plan(dict(base="takd", augment=dict(type="kdep_bench.augments.mixup.Mixup")))
+    budget = load_suite("smoke").budget.model_dump() | dict(teacher="live")
+    assert plan(kdep(augment=dict(type=CROP)), budget=budget).runs
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (kdep(augment=dict(type=CROP, scales=[0.1, 1.0])), "unknown argument of RandomCrop"),
+        (kdep(augment=dict(scale=[0.1, 1.0])), "without `type`"),
+        (kdep(augment=dict(type="torch.nn.ReLU")), "is not an Augment"),
+        (kdep(augment=dict(type="kdep_bench.augments.mixup.Mixup", alpha=0.0)), "alpha = 0"),
+        (dict(base="supervised", augment=dict(type="kdep_bench.augments.mixup.Mixup")), "labels"),
+        (dict(base="scratch", augment=dict(type=CROP)), "takes no training step"),
+        (dict(base="supervised", teacher_source="live"), "its teacher is none"),
+        (dict(base="takd", teacher_source="live"), "an intermediate teacher"),
+        (kdep(teacher_source="lively"), "teacher_source"),
+    ],
+)
+def test_an_augmentation_that_cannot_work_is_refused(method: dict[str, Any], says: str):
+    with pytest.raises(KdepError, match=says):
+        plan(method)
+
+
+def test_mixing_a_batch_that_is_split_is_refused():
+    budget = load_suite("smoke").budget.model_dump() | dict(accumulate=2)
+    with pytest.raises(KdepError, match=r"mixes the samples of a batch \(Mixup\)"):
+        plan("kdep_mixup", budget=budget)
