@@ -86,11 +86,13 @@ class Augment(nn.Module, ABC):
         keeps_labels: whether a label still describes its image.
         relates: whether a sample depends on the others of the batch; then refused where a batch is
             split over processes or micro-batches.
+        adds: names that `apply` adds to `Batch.extra`.
     """
 
     keeps: ClassVar[frozenset[str]] = frozenset()
     keeps_labels: ClassVar[bool] = True
     relates: ClassVar[bool] = False
+    adds: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def apply(self, batch: Batch, draw: Draw) -> Batch:

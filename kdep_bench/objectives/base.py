@@ -177,9 +177,13 @@ class Objective(Component):
         has_players: whether parts of it are trained by optimisers of their own (`players`). Such an
             objective is refused under gradient accumulation: its players would take one step per
             micro-batch.
+        reads_extra: what is read of `Context.extra`; the method's Augment adds it.
+        transformer: whether the student must be a vision transformer of timm.
     """
 
     has_players: ClassVar[bool] = False
+    reads_extra: ClassVar[frozenset[str]] = frozenset()
+    transformer: ClassVar[bool] = False
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -192,6 +196,13 @@ class Objective(Component):
             student: the backbone that is trained. Keep it in a list, or it is registered twice.
             another: makes one more network of the student's kind, freshly initialised; called with
                 `Context.images` it returns (before, after), pooled like the student's.
+        """
+
+    def before_student(self, extra: Mapping[str, Tensor]) -> None:
+        """Called before the student's pass of every batch that an Augment changed.
+
+        Args:
+            extra: what it added, as in `Context.extra`: for instance the patches to hide.
         """
 
     def players(self) -> dict[str, Player]:

@@ -89,6 +89,11 @@ class WeightedSum(Objective):
             assert isinstance(member, Objective)
             member.attach(student, another)
 
+    def before_student(self, extra: Mapping[str, Tensor]) -> None:
+        for member in self.members.values():
+            assert isinstance(member, Objective)
+            member.before_student(extra)
+
     def players(self) -> dict[str, Player]:
         return {
             f"{name}.{own}": player

@@ -191,6 +191,7 @@ class Distiller(BaseModel):
         if self.augment is not None:
             batch, parts = self.augmented(images, parts)
             images = batch.images
+            self.objective.before_student(batch.extra)
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         student = self.run_student(x)
         with torch.autocast(images.device.type, enabled=False):

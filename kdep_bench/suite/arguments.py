@@ -202,6 +202,14 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
         parts: micro-batches and processes that a batch is split into.
     """
     config = method.get("augment")
+    added = class_value(resolve_alias((config or {}).get("type")), "adds") or frozenset()
+    for objective in _objectives(method):
+        if lacking := sorted((class_value(objective, "reads_extra") or frozenset()) - added):
+            raise KdepError(
+                f"{label} reads {', '.join(lacking)}, which its `augment` does not add",
+                fix="set `augment` of the method to a class that adds it, for example "
+                "kdep_bench.augments.mask_patches.MaskPatches for 'visible'",
+            )
     if config is None:
         return
     kind = config.get("type")
@@ -239,4 +247,18 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
             f"{label} mixes the samples of a batch ({name}), but the batch is split into {parts} "
             "micro-batches or processes",
             fix="run its pre-training in one process with accumulate=1",
+        )
+
+
+def check_transformer(method: Json, label: str, student: Json) -> None:
+    """Raises KdepError for an objective on a transformer's tokens with any other student."""
+    if not any(class_value(path, "transformer") for path in _objectives(method)):
+        return
+    backbone = student["backbone"]
+    timm = str(backbone.get("type")).endswith(".TimmBackbone")
+    if not (timm and "vit" in str(backbone.get("model"))):
+        raise KdepError(
+            f"{label} hides patches from the student, but {student['name']!r} is not a vision "
+            "transformer of timm",
+            fix="use such a student, for example vit_t, or another method",
         )

@@ -26,6 +26,7 @@ from kdep_bench.suite.arguments import (
     check_optimizer,
     check_players,
     check_relates,
+    check_transformer,
 )
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.known_data import has_labels, parts_of
@@ -499,6 +500,11 @@ def augmentation(pair: Pair) -> None:
     check_augment(method, pair.name, live and not intermediate, _batch_parts(pair))
 
 
+def transformer(pair: Pair) -> None:
+    """An objective on a transformer's tokens, and another student."""
+    check_transformer(pair.method, pair.name, pair.student)
+
+
 def teacher_source(pair: Pair) -> None:
     """A live teacher for a method that reads none, or for an intermediate teacher."""
     if pair.method.get("teacher_source") != "live":
@@ -541,4 +547,11 @@ TEACHER_RULES: tuple[Rule, ...] = (
     map_targets,
     widths,
 )
-LAST_RULES: tuple[Rule, ...] = (declared_needs, players, whole_batch, teacher_source, augmentation)
+LAST_RULES: tuple[Rule, ...] = (
+    declared_needs,
+    players,
+    whole_batch,
+    transformer,
+    teacher_source,
+    augmentation,
+)

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from kdep_bench.augments.base import Augment, Batch, Draw
 from kdep_bench.errors import KdepError
+from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.suite.config import load_config
+from kdep_bench.transfer.export import strip
 from tests.pretrain.conftest import BUDGET, TEACHER
 from tests.pretrain.test_pretrain import KDEP, SUPERVISED, pretrain
 
@@ -112,3 +115,40 @@ def test_stored_outputs_and_labels_that_no_longer_hold_are_refused(
     split = BUDGET | {"accumulate": 2}
     with pytest.raises(KdepError, match="2 micro-batches"):
         pretrain(tmp_path / "c", stages, KDEP | dict(augment=MIXUP), budget=split)
+
+
+VIT: dict[str, Any] = dict(
+    name="vit",
+    backbone=dict(
+        type="kdep_bench.students.timm_backbone.TimmBackbone",
+        model="test_vit",
+        dynamic_img_size=True,
+    ),
+    width=64,
+    input_px=32,
+    tap="output",
+)
+
+
+def test_mae_trains_without_a_teacher_and_leaves_its_decoder_behind(
+    stages: dict[str, Path], tmp_path: Path
+):
+    method = load_config("method", "mae")
+    bare = {"views": stages["views"]}
+    adam = BUDGET | dict(epochs=8, optimizer=dict(type="AdamW", lr=3e-3))
+    method["augment"]["ratio"] = 0.5
+    outputs, state = pretrain(tmp_path, bare, method, student=VIT, budget=adam)
+    losses = curve(outputs)
+    assert losses[-3:].mean() < 0.95 * losses[0]
+    assert outputs["extra_forwards"] == 0
+    assert "teacher_source" not in outputs
+    kept, dropped = strip(state)
+    assert dropped == ["objective"]
+    assert set(kept) == set(build_backbone(VIT).state_dict())
+
+
+def test_a_method_that_needs_a_mask_is_refused_with_other_students(
+    stages: dict[str, Path], tmp_path: Path
+):
+    with pytest.raises(KdepError, match="not a vision transformer"):
+        pretrain(tmp_path, {"views": stages["views"]}, load_config("method", "mae"))

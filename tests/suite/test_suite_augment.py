@@ -70,3 +70,15 @@ def test_mixing_a_batch_that_is_split_is_refused():
     budget = load_suite("smoke").budget.model_dump() | dict(accumulate=2)
     with pytest.raises(KdepError, match=r"mixes the samples of a batch \(Mixup\)"):
         plan("kdep_mixup", budget=budget)
+
+
+def test_a_masked_method_needs_a_mask_and_a_transformer():
+    with pytest.raises(KdepError, match="'resnet18_w32' is not a vision transformer"):
+        plan(dict(base="mae", students=["resnet18_w32"]))
+    with pytest.raises(KdepError, match="reads visible, which its `augment` does not add"):
+        plan(dict(base="mae", students=["vit_t"], augment=dict(type=CROP, _delete_=True)), **VIT)
+    (spec,) = (s.spec for s in plan("mae", **VIT).stages.values() if s.kind == "pretrain")
+    assert "teacher" not in spec
+
+
+VIT: dict[str, Any] = dict(students=["vit_t"])

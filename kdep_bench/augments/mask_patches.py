@@ -1,0 +1,41 @@
+"""Random patch masks: which patches of each image a transformer sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kdep_bench.augments.base import Augment, Batch, Draw
+from kdep_bench.bounds import BelowOne, Count
+from kdep_bench.errors import KdepError
+
+
+class MaskPatches(Augment):
+    """Adds `visible` [B, n] int64: the numbers, row by row, of the patches that stay visible.
+
+    A random n = max(1, L - round(ratio L)) of the L patches of each image (He et al., CVPR 2022,
+    draw them by sorting uniform noise as well). The images are unchanged; the objective hides the
+    other patches from the student. Stored teacher outputs are of whole images, so none holds.
+
+    Args:
+        patch: side of a patch in the student's pixels.
+        ratio: fraction of the patches that are masked.
+    """
+
+    adds = frozenset({"visible"})
+
+    def __init__(self, patch: Count = 16, ratio: BelowOne = 0.75) -> None:
+        super().__init__()
+        self.patch, self.ratio = int(patch), float(ratio)
+
+    def apply(self, batch: Batch, draw: Draw) -> Batch:
+        px = batch.images.shape[-1]
+        if px % self.patch:
+            raise KdepError(
+                f"images of {px} pixels cannot be divided into patches of {self.patch}",
+                fix="set `patch` of the method's `augment` to the student's patch size",
+            )
+        patches = (px // self.patch) ** 2
+        visible = max(1, patches - round(self.ratio * patches))
+        order = draw.uniform(patches).argsort(stable=True, dim=1)
+        chosen = order[:, :visible].to(batch.images.device)
+        return replace(batch, extra={**batch.extra, "visible": chosen})

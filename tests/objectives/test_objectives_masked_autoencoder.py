@@ -1,0 +1,116 @@
+"""MAE: what the student sees, what is compared, and that nothing of a hidden patch reaches it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdep_bench.augments.base import Batch, Draw
+from kdep_bench.augments.mask_patches import MaskPatches
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.networks.visible import VisibleTokens
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder, patchify, positions
+
+TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
+STUDENT = dict(backbone=dict(type=TIMM, model="test_vit", dynamic_img_size=True))
+PX, PATCH = 64, 16  # 16 patches
+
+
+def setup() -> tuple[MaskedAutoencoder, torch.nn.Module]:
+    torch.manual_seed(0)
+    student = build_backbone(STUDENT).eval()
+    objective = MaskedAutoencoder(64, 32, 1, 4, patch=PATCH)
+    objective.attach(student, torch.nn.Identity)
+    return objective.eval(), student
+
+
+def visible(ratio: float = 0.75, size: int = 3) -> torch.Tensor:
+    images = torch.zeros(size, 3, PX, PX)
+    return MaskPatches(PATCH, ratio).apply(Batch(images), Draw(0, 1, size)).extra["visible"]
+
+
+def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, keep):
+    objective.before_student({"visible": keep})
+    pooled = student(x)[-1].flatten(1)
+    return objective.terms(Context(pooled, pooled, images=x))["reconstruction"]
+
+
+def test_the_visible_patches_are_as_many_as_the_ratio_says_and_none_is_twice():
+    for ratio, count in ((0.75, 4), (0.0, 16), (0.99, 1)):
+        keep = visible(ratio)
+        assert keep.shape == (3, count)
+        assert all(len(set(row.tolist())) == count for row in keep)
+    assert len({tuple(sorted(row.tolist())) for row in visible()}) > 1  # other ones per image
+    with pytest.raises(KdepError, match="patches of 15"):
+        MaskPatches(15).apply(Batch(torch.zeros(1, 3, PX, PX)), Draw(0, 0, 1))
+
+
+def test_nothing_of_a_hidden_patch_reaches_the_student():
+    objective, student = setup()
+    x, keep = torch.randn(3, 3, PX, PX), visible()
+    hidden = torch.ones(3, 16).scatter(1, keep, 0.0).view(3, 1, 4, 4)
+    changed = x + hidden.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    tokens = []
+    for images in (x, changed):
+        objective.before_student({"visible": keep})
+        student(images)
+        tokens.append(objective._student[0].tokens()[0])
+    assert tokens[0].shape == (3, 1 + 4, 64)
+    torch.testing.assert_close(*tokens, rtol=0, atol=0)
+    assert not torch.allclose(student(x)[-1], student(changed)[-1])  # without a mask it sees all
+
+
+def test_with_every_patch_visible_the_tokens_are_the_student_s_own():
+    _, student = setup()
+    watched = VisibleTokens(student)
+    x = torch.randn(2, 3, PX, PX)
+    whole = student(x)[-1].flatten(1)
+    watched.keep = torch.arange(16).repeat(2, 1)
+    masked = student(x)[-1].flatten(1)
+    torch.testing.assert_close(masked, whole)
+    assert watched.tokens()[0].shape == (2, 17, 64)
+
+
+def test_the_loss_is_the_error_on_masked_patches_alone():
+    objective, student = setup()
+    x, keep = torch.randn(3, 3, PX, PX), visible()
+    right = patchify(x, PATCH)
+    centred = right - right.mean(2, keepdim=True)
+    right = centred / (centred.square().sum(2, keepdim=True) / (3 * PATCH**2 - 1) + 1e-6).sqrt()
+    masked = torch.ones(3, 16).scatter(1, keep, 0.0)
+    wrong = right + 2 * (1 - masked)[:, :, None]  # errors on visible patches do not count
+    objective.decode = lambda *_: wrong  # type: ignore[method-assign]
+    torch.testing.assert_close(
+        terms(objective, student, x, keep), torch.zeros(3), atol=1e-6, rtol=0
+    )
+    objective.decode = lambda *_: right + 3 * masked[:, :, None]  # type: ignore[method-assign]
+    torch.testing.assert_close(terms(objective, student, x, keep), torch.full((3,), 9.0))
+
+
+def test_patches_are_cut_row_by_row_and_positions_tell_them_apart():
+    x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    assert patchify(x, 2)[0, 1, ::3].tolist() == [2, 3, 6, 7]
+    table = positions(4, 32)
+    assert table.shape == (16, 32)
+    assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.5
+    torch.testing.assert_close(table[1, :16], table[5, :16])  # one column
+    torch.testing.assert_close(table[4, 16:], table[5, 16:])  # one row
+
+
+def test_gradient_reaches_every_weight_of_the_student_and_the_decoder():
+    objective, student = setup()
+    terms(objective, student, torch.randn(3, 3, PX, PX), visible()).mean().backward()
+    for module in (student, objective):
+        assert all(p.grad is not None for p in module.parameters())
+
+
+def test_other_students_and_patch_sizes_are_refused():
+    conv = build_backbone(dict(backbone=dict(type=TIMM, model="test_convnext")))
+    with pytest.raises(KdepError, match="not a vision transformer"):
+        MaskedAutoencoder(64).attach(conv, torch.nn.Identity)
+    with pytest.raises(KdepError, match=r"patches have 16 pixels"):
+        MaskedAutoencoder(64, patch=8).attach(build_backbone(STUDENT), torch.nn.Identity)
+    with pytest.raises(KdepError, match="5 heads"):
+        MaskedAutoencoder(64, decoder_heads=5)
