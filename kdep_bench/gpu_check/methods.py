@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
-from kdep_bench.registry import type_path
+from kdep_bench.registry import locate, type_path
 
 WARM, COUNTED = 3, 20  # steps before waits are counted, and while they are
 EPOCHS = 16.0  # those of the suites, within which the schedules of some methods must fit
@@ -26,6 +26,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     for name in names("method"):
         method = resolve("method", name)
         if method.get("objective") is None:
+            continue
+        if locate(method["objective"]["type"]).transformer:
+            measurements.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
             continue
         # A quick run takes one method per objective and alignment: tests/objectives steps them all.
         align = method.get("align") or {}

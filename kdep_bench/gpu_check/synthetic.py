@@ -26,7 +26,7 @@ from kdep_bench.suite.config import resolve
 
 CLASSES = 1000
 STUDENT = "resnet18_w32"
-ALL_OUTPUTS = ("maps.s4", "maps.s8", "maps.s16", "maps.s32")
+ALL_OUTPUTS = ("maps.s4", "maps.s8", "maps.s16", "maps.s32", "probabilities.10")
 
 
 def silent(*_: Any, **__: Any) -> None:

@@ -94,22 +94,19 @@ class Amal(Objective):
         assert ctx.teacher.logits is not None
         images = ctx.rows // self.views
         held = self.is_held_out(images)
-        if bool(held.all()) or not bool(held.any()):
-            return
         with torch.no_grad():
             features = F.pad(ctx.after, (0, 1), value=1.0)  # the bias as one more weight
             layer = torch.cat([self.head.weight, self.head.bias[:, None]], 1)
-            train = images[~held]
             for _ in range(self.repeats):
                 gradient = meta_gradient(
                     layer,
-                    (features[~held], ctx.labels[~held], ctx.teacher.logits[~held]),
-                    (features[held], ctx.labels[held]),
-                    self.mixing.weights[train],
+                    (features, ctx.labels, ctx.teacher.logits),
+                    held,
+                    self.mixing.weights[images],
                     self.tau,
                     self.virtual_lr,
                 )
-                table = torch.zeros_like(self.mixing.weights).index_add_(0, train, gradient)
+                table = torch.zeros_like(self.mixing.weights).index_add_(0, images, gradient)
                 players.apply("mixing", [table])
                 self.mixing.weights.clamp_(LEAST, 2 - LEAST)
 
@@ -140,28 +137,30 @@ class MixingWeights(nn.Module):
 
 def meta_gradient(
     layer_CD: Tensor,
-    train: tuple[Tensor, Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Tensor],
+    held_B: Tensor,
     weights_B2: Tensor,
     tau: float,
     lr: float,
 ) -> Tensor:
     """[B, 2]: derivative of the held-out cross-entropy by the weights of the training samples.
 
-    After layer' = layer - lr dL/dlayer, L the mean over B of the weighted terms. With g_bm the
-    gradient of the unweighted term m of sample b over B, it is -lr <g_bm, dL_val/dlayer'>; g_bm is
-    an outer product, so it is never formed.
+    After layer' = layer - lr dL/dlayer, L the mean of the weighted terms over the training samples.
+    With g_bm the gradient of the unweighted term m of sample b over their number, it is
+    -lr <g_bm, dL_val/dlayer'>; g_bm is an outer product, so it is never formed. 0 for held-out
+    samples, and for all without a held-out one. Masks instead of indexing: a GPU need not wait.
 
     Args:
-        train: features [B, D], labels [B], teacher logits [B, C].
-        held_out: features [V, D], labels [V].
+        batch: features [B, D], labels [B], teacher logits [B, C].
+        held_B: bool, the held-out samples; the others are the training samples.
     """
-    (x, labels, teacher), (x_val, labels_val) = train, held_out
-    z, classes = x @ layer_CD.T, len(layer_CD)
-    hard = F.softmax(z, 1) - F.one_hot(labels, classes)
+    x, labels, teacher = batch
+    held, used = held_B.to(x), (~held_B).to(x)
+    z, right = x @ layer_CD.T, F.one_hot(labels, len(layer_CD))
+    hard = F.softmax(z, 1) - right
     soft = tau * (F.softmax(z / tau, 1) - F.softmax(teacher / tau, 1))
-    by_logit = torch.stack([hard, soft], 1) / len(x)  # [B, 2, C]
+    by_logit = torch.stack([hard, soft], 1) * (used / used.sum().clamp(min=1))[:, None, None]
     step = torch.einsum("bm,bmc,bd->cd", weights_B2, by_logit, x)
-    z_val = x_val @ (layer_CD - lr * step).T
-    error = (F.softmax(z_val, 1) - F.one_hot(labels_val, classes)) / len(x_val)
-    return -lr * torch.einsum("bmc,cd,bd->bm", by_logit, error.T @ x_val, x)
+    error = F.softmax(x @ (layer_CD - lr * step).T, 1) - right
+    error = error * (held / held.sum().clamp(min=1))[:, None]
+    return -lr * torch.einsum("bmc,cd,bd->bm", by_logit, error.T @ x, x)

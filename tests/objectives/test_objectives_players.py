@@ -60,7 +60,7 @@ def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_the_meta_gradient_is_that_of_finite_differences():
     layer = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (x, labels, teacher), (x_val, labels_val, _) = data(5, 2), data(7, 3)
+    (x, labels, teacher), (x_val, labels_val, teacher_val) = data(5, 2), data(7, 3)
     weights = torch.rand(5, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     tau, lr = 4.0, 0.7
 
@@ -74,7 +74,14 @@ def test_the_meta_gradient_is_that_of_finite_differences():
         (gradient,) = torch.autograd.grad(loss, own)
         return F.cross_entropy(x_val @ (layer - lr * gradient).T, labels_val)
 
-    got = meta_gradient(layer, (x, labels, teacher), (x_val, labels_val), weights, tau, lr)
+    batch = (
+        torch.cat([x, x_val]),
+        torch.cat([labels, labels_val]),
+        torch.cat([teacher, teacher_val]),
+    )
+    held = torch.arange(12) >= 5
+    got = meta_gradient(layer, batch, held, F.pad(weights, (0, 0, 0, 7), value=0.3), tau, lr)
+    assert not bool(got[5:].any())
     for b in range(5):
         for m in range(2):
             shift = torch.zeros_like(weights)
