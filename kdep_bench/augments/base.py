@@ -86,7 +86,7 @@ class Augment(nn.Module, ABC):
         keeps_labels: whether a label still describes its image.
         relates: whether a sample depends on the others of the batch; then refused where a batch is
             split over processes or micro-batches.
-        adds: names that `apply` adds to `Batch.extra`.
+        adds: names that `change` adds to `Batch.extra`.
     """
 
     keeps: ClassVar[frozenset[str]] = frozenset()
@@ -95,8 +95,11 @@ class Augment(nn.Module, ABC):
     adds: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def apply(self, batch: Batch, draw: Draw) -> Batch:
-        """The changed batch. Randomness comes from `draw` alone."""
+    def change(self, batch: Batch, draw: Draw) -> Batch:
+        """The changed batch. Randomness comes from `draw` alone.
+
+        (`apply` is a method of every torch module.)
+        """
 
 
 def as_uint8(images: Tensor) -> Tensor:

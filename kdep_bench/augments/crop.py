@@ -32,7 +32,7 @@ class RandomCrop(Augment):
             )
         self.scale = float(scale[0]), float(scale[1])
 
-    def apply(self, batch: Batch, draw: Draw) -> Batch:
+    def change(self, batch: Batch, draw: Draw) -> Batch:
         area, x, y, mirror = draw.uniform(4).unbind(1)
         low, high = self.scale
         side = (low + (high - low) * area).sqrt()

@@ -27,7 +27,7 @@ class MaskPatches(Augment):
         super().__init__()
         self.patch, self.ratio = int(patch), float(ratio)
 
-    def apply(self, batch: Batch, draw: Draw) -> Batch:
+    def change(self, batch: Batch, draw: Draw) -> Batch:
         px = batch.images.shape[-1]
         if px % self.patch:
             raise KdepError(

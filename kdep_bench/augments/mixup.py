@@ -30,7 +30,7 @@ class Mixup(Augment):
         super().__init__()
         self.alpha = float(alpha)
 
-    def apply(self, batch: Batch, draw: Draw) -> Batch:
+    def change(self, batch: Batch, draw: Draw) -> Batch:
         weight = draw.beta(self.alpha, self.alpha)
         return replace(
             batch,

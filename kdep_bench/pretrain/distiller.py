@@ -213,7 +213,7 @@ class Distiller(BaseModel):
         live = {r: parts[r]["teacher_images"] for r, s in self.teacher_sides.items() if s.live}
         with torch.autocast(images.device.type, enabled=False):
             stored = self.teacher_outputs({r: p for r, p in parts.items() if r not in live})
-            batch = self.augment.apply(
+            batch = self.augment.change(
                 Batch(
                     images.float(),
                     {role: shown.float() for role, shown in live.items()},

@@ -31,7 +31,7 @@ def test_a_mixed_target_is_the_convex_mixture_of_the_stored_ones():
     images, p = torch.rand(6, 3, 4, 4, generator=g), torch.rand(6, 9, generator=g).softmax(1)
     target, pooled = torch.randn(6, 5, generator=g), torch.randn(6, 7, generator=g)
     out = TeacherOutput(pooled, pooled, {"s4": images}, probabilities=p)
-    mixed = Mixup(0.7).apply(Batch(images, {}, {"": out}, {"": target}), Draw(1, 2, 6))
+    mixed = Mixup(0.7).change(Batch(images, {}, {"": out}, {"": target}), Draw(1, 2, 6))
     w = Draw(1, 2, 6).beta(0.7, 0.7)
     assert 0 < w < 1
     for got, own in (
@@ -59,7 +59,7 @@ def test_the_whole_image_as_crop_is_the_image_and_a_mirrored_one_its_mirror():
 def test_student_and_teacher_see_the_same_crop_at_their_own_size():
     ramp = torch.linspace(0, 255, 64)[None, None, None, :].expand(5, 3, 64, 64)
     small = torch.nn.functional.avg_pool2d(ramp, 2)
-    batch = RandomCrop().apply(Batch(small, {"t": ramp}), Draw(0, 0, 5))
+    batch = RandomCrop().change(Batch(small, {"t": ramp}), Draw(0, 0, 5))
     big = torch.nn.functional.avg_pool2d(batch.teacher_images["t"], 2)
     torch.testing.assert_close(batch.images, big, atol=3.0, rtol=0)
     widths = (batch.images[..., -1] - batch.images[..., 0]).abs().mean((1, 2))

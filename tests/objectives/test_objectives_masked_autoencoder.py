@@ -28,7 +28,7 @@ def setup() -> tuple[MaskedAutoencoder, torch.nn.Module]:
 
 def visible(ratio: float = 0.75, size: int = 3) -> torch.Tensor:
     images = torch.zeros(size, 3, PX, PX)
-    return MaskPatches(PATCH, ratio).apply(Batch(images), Draw(0, 1, size)).extra["visible"]
+    return MaskPatches(PATCH, ratio).change(Batch(images), Draw(0, 1, size)).extra["visible"]
 
 
 def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, keep):
@@ -44,7 +44,7 @@ def test_the_visible_patches_are_as_many_as_the_ratio_says_and_none_is_twice():
         assert all(len(set(row.tolist())) == count for row in keep)
     assert len({tuple(sorted(row.tolist())) for row in visible()}) > 1  # other ones per image
     with pytest.raises(KdepError, match="patches of 15"):
-        MaskPatches(15).apply(Batch(torch.zeros(1, 3, PX, PX)), Draw(0, 0, 1))
+        MaskPatches(15).change(Batch(torch.zeros(1, 3, PX, PX)), Draw(0, 0, 1))
 
 
 def test_nothing_of_a_hidden_patch_reaches_the_student():

