@@ -479,13 +479,13 @@ def whole_batch(pair: StudentMethod) -> None:
     check_relates(pair.method, pair.name, _batch_parts(pair))
 
 
-def _batch_parts(pair: Pair) -> int:
+def _batch_parts(pair: StudentMethod) -> int:
     budget, run = pair.suite.budget, pair.suite.runtime
     processes = run.processes.get("pretrain", max(1, run.gpus.get("pretrain", 1)))
     return budget.accumulate * processes * run.nodes.get("pretrain", 1)
 
 
-def augmentation(pair: Pair) -> None:
+def augmentation(pair: StudentMethod) -> None:
     """An augmentation under which labels or stored teacher outputs are wrong, or without steps."""
     method = pair.method
     if method.get("augment") is not None and not trains(method):
@@ -500,12 +500,12 @@ def augmentation(pair: Pair) -> None:
     check_augment(method, pair.name, live and not intermediate, _batch_parts(pair))
 
 
-def transformer(pair: Pair) -> None:
+def transformer(pair: StudentMethod) -> None:
     """An objective on a transformer's tokens, and another student."""
     check_transformer(pair.method, pair.name, pair.student)
 
 
-def teacher_source(pair: Pair) -> None:
+def teacher_source(pair: StudentMethod) -> None:
     """A live teacher for a method that reads none, or for an intermediate teacher."""
     if pair.method.get("teacher_source") != "live":
         return
