@@ -21,7 +21,7 @@ method = dict(
         type=TransKD,
         levels=dict(s4="s4", s8="s8", s16="s16", s32="s32"),
         weight=1.0,
-        betas=(0.1, 0.1, 0.5, 1.0),
+        betas=dict(s4=0.1, s8=0.1, s16=0.5, s32=1.0),
         channels=64,
         teacher=dict(student="efficientnet_lite0_trunk", method="imagenet"),
     ),

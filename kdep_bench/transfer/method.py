@@ -211,12 +211,15 @@ class _Beside:
         self,
         plain: nn.Module,
         teacher: nn.Module | None,
-        maps: Sequence[str],
-        teacher_maps: Sequence[str],
+        maps: Mapping[str, Mapping[str, int]],
+        teacher_maps: Mapping[str, Mapping[str, int]],
     ) -> None:
         self.plain_class = type(plain)
         self.teacher = teacher
-        self.names, self.teacher_names = tuple(maps), tuple(teacher_maps)
+        # In the order of a backbone's outputs; a dumped Config has lost that of the keys.
+        self.names, self.teacher_names = (
+            tuple(sorted(m, key=lambda level: m[level]["stride"])) for m in (maps, teacher_maps)
+        )
         self.teacher_images = 0
         self._seen: tuple[Tensor, ...] = ()
         backbone = cast(nn.Module, plain.backbone)
@@ -303,8 +306,7 @@ def transfer_model(
         acts = build(method, **given)
         acts.attach(plain, tuned)
     plain.transfer_method = acts
-    names = (teacher or {}).get("maps", {})
-    plain.transfer_beside = [_Beside(plain, tuned, tuple(maps), tuple(names))]
+    plain.transfer_beside = [_Beside(plain, tuned, maps, (teacher or {}).get("maps", {}))]
     plain.__class__ = type(f"{type(plain).__name__}WithMethod", (_WithMethod, type(plain)), {})
     return plain
 

@@ -231,3 +231,17 @@ def test_a_record_without_a_transfer_method_is_written_as_before(tmp_path):
     for path in records_dir(results).glob("*.json"):
         assert ("transfer" in read_strict(path)) == ("transkd" in path.name)
         assert records.dump(records.load(path)) == path.read_text()
+
+
+def test_a_tuned_teacher_that_was_trained_on_what_the_task_tests_is_noted(tmp_path):
+    """A score that a teacher has seen the test data of stands beside a note."""
+    task = dict(base="smoke_seg", tests_on=["imagenet"])
+    made = suite("scratch", "transkd", tasks=[task])
+    graph, work, results = build_plan(made, fakes.PRETEND), tmp_path / "w", tmp_path / "r"
+    assert fakes.run(graph, work).ok
+    collect(made, graph, work, results)
+    noted = {
+        r.transfer is not None: any("imagenet" in note.lower() for note in r.notes)
+        for r in map(records.load, records_dir(results).glob("*.json"))
+    }
+    assert noted == {True: True, False: False}

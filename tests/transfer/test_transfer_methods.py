@@ -27,6 +27,7 @@ LEVELS: tuple[str, ...] = ("s4", "s8", "s16", "s32")
 NFD = "kdep_bench.objectives.nfd.NFD"
 ADDED = "kdep_bench.transfer.methods.added_objective.AddedObjective"
 TRANSKD = "kdep_bench.transfer.methods.transkd.TransKD"
+BETAS = {"s4": 0.1, "s8": 0.1, "s16": 0.5, "s32": 1.0}
 TIMED = {"train_s", "eval_s", "images_per_s"}
 
 
@@ -136,7 +137,7 @@ def losses_on(method: TransKD, student: Whole, teacher: Whole, x: Tensor) -> dic
 
 def test_transkd_without_betas_has_no_patch_embedding_graph():
     """Neither a term nor parameters nor hooks in the networks."""
-    method, student, teacher = transkd(4, 6, betas=(0, 0, 0, 0))
+    method, student, teacher = transkd(4, 6, betas={})
     found = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
     assert set(found) == {"hcl"}
     assert not list(method.embeddings.parameters())
@@ -145,28 +146,36 @@ def test_transkd_without_betas_has_no_patch_embedding_graph():
 
 
 def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
-    betas = (0.0, 0.1, 0.5, 1.0)
+    betas = {"s8": 0.1, "s16": 0.5, "s32": 1.0}
     method, student, teacher = transkd(4, 6, betas=betas)
     x = drawn(2, 3, 64, 64)
     found = losses_on(method, student, teacher, x)
     want = torch.zeros(2)
     own, its = student.backbone(x), teacher.backbone(x)
-    for k, beta, a, b in zip(LEVELS, betas, own, its, strict=True):
-        if beta:
-            want = want + beta * (method.embeddings[k](a) - b).square().mean((1, 2, 3))
+    for k, a, b in zip(LEVELS, own, its, strict=True):
+        if k in betas:
+            want = want + betas[k] * (method.embeddings[k](a) - b).square().mean((1, 2, 3))
     torch.testing.assert_close(found["pea"], want)
     assert set(method.embeddings) == set(LEVELS[1:])
 
 
+def test_transkd_fuses_by_stride_whatever_the_order_of_its_levels():
+    """The engine stores a spec with sorted keys: s16 would otherwise be read as the finest."""
+    known = maps(s4=4, s8=8, s16=16, s32=32)
+    mixed = TransKD({k: k for k in sorted(LEVELS)}, known, known)
+    assert list(mixed.levels) == list(LEVELS)
+    assert [f.select is None for f in cast(Any, mixed.fusion.fusions)] == [False] * 3 + [True]
+
+
 def test_transkd_s_weight_scales_hcl_alone():
     x = drawn(2, 3, 64, 64)
-    once, twice = (losses_on(*transkd(4, 6, weight=w), x) for w in (1.0, 2.0))
+    once, twice = (losses_on(*transkd(4, 6, weight=w, betas=BETAS), x) for w in (1.0, 2.0))
     torch.testing.assert_close(twice["hcl"], 2 * once["hcl"])
     torch.testing.assert_close(twice["pea"], once["pea"])
 
 
 def test_transkd_teaches_the_student_and_never_the_teacher():
-    method, student, teacher = transkd(4, 6)
+    method, student, teacher = transkd(4, 6, betas=BETAS)
     found = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
     torch.stack([term.mean() for term in found.values()]).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
@@ -176,10 +185,9 @@ def test_transkd_teaches_the_student_and_never_the_teacher():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(levels={"s16": "s16", "s4": "s4"}, betas=(1, 1)), "from the finest to the deepest"),
-        (dict(betas=(1, 1)), "2 betas for 4 levels"),
-        (dict(levels={"s64": "s4"}, betas=(1,)), "level of the student"),
-        (dict(levels={"s4": "s64"}, betas=(1,)), "map of the teacher"),
+        (dict(levels={"s4": "s4"}, betas={"s8": 1.0}), "level in `betas`"),
+        (dict(levels={"s64": "s4"}), "level of the student"),
+        (dict(levels={"s4": "s64"}), "map of the teacher"),
     ],
 )
 def test_transkd_refuses_levels_that_do_not_fit(change, match):
@@ -272,6 +280,7 @@ def run(
 
     out.mkdir(parents=True, exist_ok=True)
     spec = {"task": task or seg(), "student": student, "seed": 0, "threads": 1, **more}
+    spec = json.loads(json.dumps(spec, sort_keys=True))  # as the engine stores it
     inputs = {"prepare": data.parent, "export": export}
     if teacher is not None:
         inputs["teacher"] = teacher
@@ -317,7 +326,7 @@ def tuned(tmp_path_factory, other, data, apart) -> Path:
 
 
 METHODS = {
-    "transkd": dict(type=TRANSKD, levels={k: k for k in LEVELS}),
+    "transkd": dict(type=TRANSKD, levels={k: k for k in LEVELS}, betas=dict(BETAS)),
     "nfd": dict(type=ADDED, objective=dict(type=NFD, levels={"s32": "s32"}, weight=5.0)),
 }
 

@@ -24,6 +24,8 @@ from kdep_bench.suite.rehearse import shrink_task
 from kdep_bench.transfer import parallel
 from kdep_bench.transfer import stage as transfer_stage
 from kdep_bench.transfer.classification import FineTune
+from kdep_bench.transfer.gate import read_tensors
+from kdep_bench.transfer.method import MODEL
 from tests.transfer.conftest import config, quiet, with_toolkits
 
 # ---- the order of images ----
@@ -96,10 +98,16 @@ class Steady(FineTune):
 
 
 def run_rank(
-    rank: int, ranks: int, port: int, task: dict[str, Any], student: dict[str, Any], *paths: Path
+    rank: int,
+    ranks: int,
+    port: int,
+    more: dict[str, Any],
+    task: dict[str, Any],
+    student: dict[str, Any],
+    *paths: Path,
 ) -> dict[str, Any]:
-    """One process of a transfer stage; `ranks` 1 is a plain process."""
-    prepare, export, out = paths
+    """One process of a transfer stage; `ranks` 1 is a plain process, `more` is for its spec."""
+    prepare, export, out, *teacher = paths
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ.update(
@@ -113,11 +121,12 @@ def run_rank(
         )
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
-    spec = {"task": task, "student": student, "seed": 0, "threads": 1}
-    return transfer_stage.run(spec, {"prepare": prepare, "export": export}, out, quiet)
+    spec = {"task": task, "student": student, "seed": 0, "threads": 1, **more}
+    inputs = {"prepare": prepare, "export": export, **dict(zip(["teacher"], teacher, strict=False))}
+    return transfer_stage.run(spec, inputs, out, quiet)
 
 
-def together(ranks: int, *args: Any) -> list[dict[str, Any]]:
+def together(ranks: int, *args: Any, **more: Any) -> list[dict[str, Any]]:
     """The outputs of every rank."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -126,7 +135,8 @@ def together(ranks: int, *args: Any) -> list[dict[str, Any]]:
     context.set_forkserver_preload(["tests.transfer.preload"])
     with ProcessPoolExecutor(ranks, mp_context=context) as pool:
         jobs = [
-            pool.submit(with_toolkits, run_rank, r, ranks, store.port, *args) for r in range(ranks)
+            pool.submit(with_toolkits, run_rank, r, ranks, store.port, more, *args)
+            for r in range(ranks)
         ]
         return [j.result(timeout=300) for j in jobs]
 
@@ -168,6 +178,31 @@ def test_dense_tasks_run_as_two_processes(
     assert two["gate"]["coverage"] == 1.0
     assert two["curves"] == other["curves"]
     assert two["value"] == other["value"]
+
+
+@pytest.mark.e2e
+def test_a_transfer_method_runs_as_two_processes(
+    data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
+):
+    """Its losses are those of the whole batch, and rank 0 saves the task's own model."""
+    task = config("tasks", "smoke_seg")
+    task["recipe"].update(iters=2, warmup=1, batch=4)
+    own = (task, student, data.parent, exported)
+    together(1, *own, tmp_path / "tuned", keep_model=True)
+    transkd = {
+        "type": "kdep_bench.transfer.methods.transkd.TransKD",
+        "levels": {k: k for k in ("s4", "s8", "s16", "s32")},
+        "betas": {"s32": 1.0},
+    }
+    more = {"transfer": transkd, "teacher": student, "keep_model": True}
+    args = (*own, tmp_path / "two", tmp_path / "tuned")
+    two, other = together(2, *args, **more)
+    assert two["gate"]["coverage"] == 1.0
+    assert two["curves"] == other["curves"]
+    assert {"loss", "transfer.loss_hcl", "transfer.loss_pea"} == set(two["curves"])
+    assert two["transfer"]["extra_forwards"] == 2 * 4
+    kept, plain = (read_tensors(tmp_path / n / MODEL) for n in ("two", "tuned"))
+    assert {k: v.shape for k, v in kept.items()} == {k: v.shape for k, v in plain.items()}
 
 
 def test_a_task_of_its_own_runs_in_one_of_the_processes(

@@ -25,6 +25,7 @@ student's are resized to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.bounds import Count, NotNegative
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.resize import resize_map
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
@@ -58,9 +59,9 @@ class TransKD(TransferMethod):
     """TransKD base, on every level of `levels`.
 
     Args:
-        levels: {student level: teacher map}, from the finest to the deepest.
+        levels: {student level: teacher map}; fused from the deepest to the finest by stride.
         weight: of the hierarchical context loss.
-        betas: weight of the patch embedding of each level; 0 for none.
+        betas: {student level: weight of its patch embedding}; none for a level without an entry.
         channels: width of the fused maps.
         student_maps, teacher_maps: set by the transfer stage.
     """
@@ -76,29 +77,21 @@ class TransKD(TransferMethod):
         student_maps: Maps,
         teacher_maps: Maps,
         weight: NotNegative = 1.0,
-        betas: Sequence[NotNegative] = (0.1, 0.1, 0.5, 1.0),
+        betas: Mapping[str, NotNegative] = MappingProxyType({}),
         channels: Count = 64,
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
-        strides = [student_maps[own]["stride"] for own in levels]
-        if strides != sorted(strides):
-            raise KdepError(
-                f"the levels of TransKD are {', '.join(levels)}",
-                expected="from the finest to the deepest",
-                fix="order `levels` in the method's config by stride",
-            )
-        if len(betas) != len(levels):
-            raise KdepError(
-                f"TransKD has {len(betas)} betas for {len(levels)} levels",
-                expected="one per level",
-                fix="correct `betas` in the method's config",
-            )
-        self.levels, self.weight = dict(levels), float(weight)
-        self.betas = dict(zip(levels, map(float, betas), strict=True))
+        for own in betas:
+            if own not in levels:
+                raise unknown_name("level in `betas` of TransKD", own, levels)
+        # A stage's spec is stored with sorted keys: the order of `levels` is lost.
+        ordered = sorted(levels, key=lambda own: student_maps[own]["stride"])
+        self.levels, self.weight = {own: levels[own] for own in ordered}, float(weight)
+        self.betas = {own: float(betas.get(own, 0.0)) for own in ordered}
         self.fusion = CrossSelectiveFusion(
-            [student_maps[own]["channels"] for own in levels],
-            [teacher_maps[its]["channels"] for its in levels.values()],
+            [student_maps[own]["channels"] for own in ordered],
+            [teacher_maps[its]["channels"] for its in self.levels.values()],
             int(channels),
         )
         self.embeddings = nn.ModuleDict()
