@@ -23,7 +23,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "measure speed and memory of the pre-training code"),
     "gpu-check": ("gpu_check", "check that everything works on this machine's GPU"),
 }
-LISTS = ("suites", "methods", "teachers", "students", "tasks", "claims", "data-sets")
+LISTS = ("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets")
 
 
 def usage() -> str:

@@ -92,10 +92,11 @@ def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecor
     try:
         return probe_record.make(planned | _result(suite, run, chains), run.id)
     except KdepError as e:
-        sentence = str(e)
+        reason = e.problem
     except (AttributeError, LookupError, TypeError, ValueError) as e:
-        got = f"the outputs of {run.id} cannot be made into a record ({type(e).__name__}: {e})"
-        sentence = str(KdepError(got[:2000], fix="run the suite again"))
+        reason = f"{type(e).__name__}: {e}"
+    problem = f"the outputs of stage {run.id} cannot be made into a record ({reason})"
+    sentence = str(KdepError(problem[:2000], fix=f"run the suite again with --force {run.id}"))
     return probe_record.make(planned | _failed(sentence, _now()), run.id)
 
 

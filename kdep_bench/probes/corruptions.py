@@ -67,7 +67,9 @@ def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> 
     out = []
     for image in to_bytes(x):
         stored = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
-        out.append(cv2.imdecode(stored, cv2.IMREAD_COLOR)[..., ::-1] / 255)
+        decoded = cv2.imdecode(stored, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        out.append(decoded[..., ::-1] / 255)
     return np.stack(out)
 
 

@@ -127,6 +127,9 @@ def test_outputs_that_are_no_values_fail_that_probe_alone(tmp_path, outputs):
     state.write_stage(out, {**made, "outputs": {"probe_s": 1.0, "notes": [], **outputs}})
     counts = collect(suite, plan, work, results)["probes"]
     assert (counts["ok"], counts["failed"]) == (5, 1)
+    error = read(results)[plan.probes[0].probe["name"], plan.probes[0].method["name"], 0].error
+    assert f"run the suite again with --force {plan.probes[0].id}" in (error or "")
+    assert "move the file" not in (error or "")
 
 
 def test_probes_that_are_planned_no_more_are_set_aside(tmp_path):

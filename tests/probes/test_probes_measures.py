@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from kdep_bench.probes.retrieval import Retrieval, average_precision
 from kdep_bench.probes.robustness import Robustness
 
 
-def features(x: np.ndarray, labels: np.ndarray, classes: int = 0) -> Features:
+def features(x: Any, labels: np.ndarray, classes: int = 0) -> Features:
     x = np.asarray(x, np.float32)
     names = tuple(f"c{i}" for i in range(classes or int(labels.max()) + 1))
     return Features(x, x, np.asarray(labels), names)
@@ -78,9 +79,9 @@ def test_knn_by_hand():
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_knn_equals_scikit_learn(k: int):
     bank, queries = clusters(200, noise=0.5, seed=0), clusters(120, noise=0.5, seed=1)
-    oracle = KNeighborsClassifier(
-        k, weights=lambda d: np.exp(-d / 0.07), metric="cosine", algorithm="brute"
-    ).fit(bank.after, bank.labels)
+    weights: Any = lambda d: np.exp(-d / 0.07)  # noqa: E731, typed as a string only
+    oracle = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute")
+    oracle.fit(bank.after, bank.labels)
     assert (votes(bank, queries, [k], 0.07)[k].argmax(1) == oracle.predict(queries.after)).all()
 
 

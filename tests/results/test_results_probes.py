@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,9 @@ def test_records_without_sense_are_refused():
         {"values": [{"name": "a", "value": 1.0}, {"name": "a", "value": 2.0}]},
         {"extra": 1},
     ):
+        fields = json.loads(probe_record.dump(probe())) | change
         with pytest.raises(KdepError, match="is damaged"):
-            probe(**change)
+            probe_record.make(fields)
 
 
 def test_a_value_is_shown_with_its_unit():
