@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Teacher features: the cache, the alignment to the student's width, and the transform of it."""

@@ -1,4 +1,4 @@
-"""Stage `align`: one pass over the cached teacher features of a data share, then the fitted basis.
+"""Stage `align`: one pass over the cached teacher features of a data fraction, then a basis is fit.
 
 The pass keeps the mean and the covariance only, so its time is linear in the rows and its memory
 O(Dt^2); see `aligners.py` for what is fitted to them.
@@ -23,7 +23,7 @@ from kdep_bench.registry import build, locate, type_path
 
 
 def build_aligner(config: Mapping[str, Any]) -> Aligner:
-    """The aligner of a method's `align`; KdepError for a type that is none."""
+    """Builds the aligner of a method's `align`; KdepError if its type is not an Aligner."""
     config = {"type": "svd", **config}
     if config["type"] == "svd":
         config["type"] = Svd
@@ -43,29 +43,35 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Fits `align` for a student `width` Ds wide on the images of a share (see `data.fractions`).
+    """Fits `align` for a student of `width` Ds on the images of a data fraction.
+
+    Spec: `align` (config of an Aligner), `width`, and the fraction (see `data.fractions`).
 
     Returns:
         `explained_variance_ratio`: see `aligners.explained_variance_ratio`; `variance_before` and
         `variance_after`: sums of the channel variances of the teacher's feature and of the aligned
         one, in units of the teacher's feature squared; `std_ratio_before` and
         `std_ratio_after_align`: largest over smallest channel standard deviation of the two, None
-        where the smallest is 0. The same for every alignment.
+        where the smallest is 0. Defined in the same way for every alignment.
+
+    Raises:
+        KdepError: too few images for the directions to fit, features that are not finite or have
+            too low a rank, or a cache or views that cannot be read.
     """
     aligner, width = build_aligner(spec["align"]), int(spec["width"])
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
     images = select_for_spec(views.files, spec, inputs)
     rows = rows_of(images, views.views)
-    who = f"the alignment to a student {width} wide"
+    subject = f"the alignment to a student {width} wide"
     narrow = min(width, cache.width)
-    check_rows(len(images), views.views, narrow, spec["share"], len(views.files), who)
+    check_rows(len(images), views.views, narrow, spec["share"], len(views.files), subject)
     moments = Moments(cache.width)
     for start in range(0, len(rows), 4096):
         moments.add(torch.from_numpy(cache.rows(rows[start : start + 4096])))
         progress(min(start + 4096, len(rows)), len(rows), "covariance of teacher features")
     basis = aligner.fit(moments, width)
-    found = aligner.eigenvalues
-    basis.save(out, **({} if found is None else {"eigenvalues": found}))
+    eigenvalues = aligner.eigenvalues
+    basis.save(out, **({} if eigenvalues is None else {"eigenvalues": eigenvalues}))
     return {
         "rows": moments.n,
         "image_list": save_list(out, views.files, images),
@@ -80,7 +86,7 @@ def run(
 
 
 def finite(x: float) -> float | None:
-    """`x`, or None where it is infinite: a channel of the raw feature may never fire."""
+    """`x`, or None if it is infinite: a raw channel can be constant, so that a ratio is not."""
     return x if x < float("inf") else None
 
 

@@ -1,13 +1,13 @@
 """Fixed aligners: linear maps from the teacher's width Dt to the student's Ds, fitted once.
 
-An aligner is found by the dotted path of its class, `align=dict(type=...)` in a method's config;
-the word 'svd' stands for `Svd`. All of them are z = (f - mean) V with a V [Dt, Ds] of their own, so
-that two methods can differ in the alignment alone.
+A method's config names an aligner by the dotted path of its class, `align=dict(type=...)`; 'svd' is
+short for `Svd`. Each computes z = (f - mean) V and chooses V [Dt, Ds] in its own way, so that two
+methods can differ in the alignment alone.
 
 Sources: CVMI-Lab/KDEP `src/gen_svd_weights.py` (SVD) and the alternatives in the comments of
 `src/resnet.py`, class ResNet_feat_svd_pre_relu: channels of largest variance, interpolation, random
 and smallest singular vectors. There, chosen and interpolated channels keep their mean; here every
-aligner centres, so that the loss weight's rule means the same in each arm.
+aligner centres, so that the automatic loss weight means the same for every method.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from kdep_bench.features.basis import Basis
 from kdep_bench.features.policies import POLICIES, check_widths
 from kdep_bench.features.transform import Moments
 
-# Eigenvalues below this share of the largest are rounding noise of float16 features
+# Eigenvalues below this fraction of the largest are rounding noise of float16 features
 # (half precision carries about 2**-11 relative error, squared for a variance).
 RANK_TOLERANCE = 2.0**-22
 
 
 class Aligner(ABC):
-    """Chooses V from the moments of the teacher's features.
+    """Computes V from the moments of the teacher's features.
 
     Args:
-        policy: what to do when Ds > Dt, one of `policies.POLICIES`; None refuses.
-        seed: of everything random in it.
+        policy: what to do when Ds > Dt, one of `policies.POLICIES`; None raises KdepError.
+        seed: of the random numbers that it draws, if any.
     """
 
-    correlated = True  # whether the channels of z are correlated over the fitting rows
-    eigenvalues: Tensor | None = None  # [Dt], largest first, where fitting found them
+    correlated = True  # whether the channels of z are correlated over the alignment samples
+    eigenvalues: Tensor | None = None  # [Dt], largest first, if `fit` computes them
 
     def __init__(self, policy: str | None = None, seed: int = 0) -> None:
         check_widths(0, 0, policy)
@@ -44,13 +44,18 @@ class Aligner(ABC):
 
     @abstractmethod
     def components(self, moments: Moments, width: int) -> Tensor:
-        """V [Dt, width] float64 for a `width` of at most Dt."""
+        """V [Dt, width] float64, for width <= Dt.
+
+        Raises:
+            KdepError: the features do not allow it, for example because their rank is too low.
+        """
 
     def fit(self, moments: Moments, width: int) -> Basis:
-        """The fitted basis for a student `width` Ds wide.
+        """The fitted basis for a student of width Ds = `width`.
 
-        Raises KdepError when Ds > Dt without a policy, when there are not more rows than
-        directions, or when the features never vary.
+        Raises:
+            KdepError: Ds > Dt without a policy, no more features than directions, features that
+                are the same for every image, or what `components` raises.
         """
         dt = len(moments.mean)
         check_widths(width, dt, self.policy)
@@ -66,24 +71,25 @@ class Aligner(ABC):
 
 
 class Svd(Aligner):
-    """The first Ds principal directions: KDEP's choice, the least squared error of any rank-Ds map.
+    """The first Ds principal directions, as in KDEP: the rank-Ds map of least squared error.
 
     The right singular vectors of the centred features are the eigenvectors of their covariance,
-    which one streaming pass gives with memory O(Dt^2). Rotated and cut, not whitened.
+    which one streaming pass gives with memory O(Dt^2). The features are rotated and truncated, not
+    whitened.
     """
 
     correlated = False
 
     def components(self, moments: Moments, width: int) -> Tensor:
         self.eigenvalues, vectors = spectrum(moments)
-        # Where a policy pads Dt channels to more, a direction without variance is one more pad.
+        # If a policy pads Dt channels to more, a direction without variance is one more pad.
         if self.policy is None or width < len(moments.mean):
             enough_rank(self.eigenvalues, width, can_pad=width == len(moments.mean))
         return vectors[:, :width]
 
 
 class SmallestBasis(Aligner):
-    """The last Ds principal directions that are not rounding noise: the SVD turned upside down."""
+    """The last Ds principal directions above rounding noise: those that `Svd` keeps last."""
 
     correlated = False
 
@@ -119,7 +125,7 @@ class TopVariance(Aligner):
 
 
 class Interpolate(Aligner):
-    """1-D interpolation along the channel axis, as if neighbouring channels were alike.
+    """1-D interpolation along the channel axis (a control: neighbouring channels are unrelated).
 
     Args:
         mode: 'nearest' (the public code's `torch.nn.functional.interpolate` default, which for
@@ -137,13 +143,13 @@ class Interpolate(Aligner):
         self.mode = mode
 
     def components(self, moments: Moments, width: int) -> Tensor:
-        # The map is linear, so its matrix is what it does to the unit vectors.
+        # The map is linear, so the images of the unit vectors are the rows of its matrix.
         unit = torch.eye(len(moments.mean), dtype=torch.float64)[:, None]
         return torch.nn.functional.interpolate(unit, size=width, mode=self.mode)[:, 0]
 
 
 class Identity(Aligner):
-    """The teacher's feature, centred and otherwise as it is; for Ds = Dt only."""
+    """The centred teacher feature, unchanged; for Ds = Dt only."""
 
     def components(self, moments: Moments, width: int) -> Tensor:
         dt = len(moments.mean)
@@ -187,9 +193,13 @@ def enough_rows(moments: Moments, width: int) -> None:
 
 
 def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
-    """The numerical rank; KdepError when it is below `width`.
+    """The numerical rank of the covariance; KdepError if it is below `width`.
 
-    `can_pad`: whether a policy would let all Dt directions through, those without variance too.
+    Args:
+        values: [Dt] eigenvalues, largest first.
+        width: how many directions are needed.
+        can_pad: whether a policy of `align` would accept directions without variance; changes the
+            advice of the error only.
     """
     rank = int((values > values[0] * RANK_TOLERANCE).sum())
     if rank < width:
@@ -205,10 +215,10 @@ def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
 
 
 def explained_variance_ratio(moments: Moments, basis: Basis) -> float:
-    """Fraction of the teacher's variance inside the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
+    """Fraction of the teacher's variance in the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
 
-    One minus it is the squared error of the best linear reconstruction from within that span,
-    relative to the total; for the SVD, the sum of the first Ds eigenvalues over the sum of all.
+    1 - ratio is the squared error of the best linear reconstruction from that span, relative to the
+    total variance. For the SVD it is the sum of the first Ds eigenvalues over the sum of all.
     """
     q = basis.components.double()
     if not torch.allclose(q.T @ q, torch.eye(q.shape[1], dtype=q.dtype), atol=1e-5):
@@ -218,9 +228,9 @@ def explained_variance_ratio(moments: Moments, basis: Basis) -> float:
 
 
 def widening(policy: str, dt: int, width: int, seed: int) -> Tensor:
-    """[Dt, width] float64 map of Dt channels to more; see `policies.POLICIES`.
+    """[Dt, width] float64 matrix that maps Dt channels to width > Dt; see `policies.POLICIES`.
 
-    Orthonormal rows for 'zero_pad' and 'random_rotation', so that both keep every distance.
+    The rows are orthonormal for 'zero_pad' and 'random_rotation', which preserve all distances.
     """
     if policy == "repeat":
         return _columns(dt, torch.arange(width) % dt)

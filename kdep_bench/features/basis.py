@@ -1,8 +1,8 @@
-"""The fitted alignment z = (f - mean) V: what every aligner ends in, and its file.
+"""The fitted alignment z = (f - mean) V, the result of every aligner, and its file format.
 
-`basis.pt` holds `mean` [Dt], `components` V [Dt, Ds] and `std` [Ds] of z; `covariance` [Ds, Ds] of
-z where its channels are correlated (an SVD's are not). `channels.pt` holds the channel `std` [Dt]
-of the raw teacher feature, which variance matching needs.
+`basis.pt` contains `mean` [Dt], `components` V [Dt, Ds] and `std` [Ds] of z, and, if the channels
+of z are correlated (after an SVD they are not), `covariance` [Ds, Ds] of z. `channels.pt` contains
+the channel `std` [Dt] of the raw teacher feature, which variance matching uses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Basis(nn.Module):
     """z = (f - mean) V, with `mean` [Dt], `components` V [Dt, Ds] and `std` [Ds] of z.
 
     Attributes:
-        raw_std: [Dt] channel standard deviations of f, or None where the file does not say.
+        raw_std: [Dt] channel standard deviations of f, or None if unknown (an older file).
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class Basis(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("components", components.float())
         self.register_buffer("std", std.float())
-        # Plain attributes: facts for fitting a transform, no part of a checkpoint.
+        # Plain attributes, not buffers: checkpoints do not need them.
         self._covariance, self.raw_std = covariance, raw_std
 
     def forward(self, f_BD: Tensor) -> Tensor:
@@ -50,25 +50,29 @@ class Basis(nn.Module):
 
     @property
     def correlated(self) -> bool:
-        """Whether the channels of z are correlated over the fitting rows."""
+        """Whether the channels of z are correlated over the alignment samples."""
         return self._covariance is not None
 
     @property
     def covariance(self) -> Tensor:
-        """[Ds, Ds] float64 covariance of z over the fitting rows."""
+        """[Ds, Ds] float64 covariance of z over the alignment samples."""
         return self.std.double().square().diag() if self._covariance is None else self._covariance
 
-    def save(self, folder: Path, **more: Tensor) -> None:
-        """Writes `basis.pt` (with `more` tensors) and, if known, `channels.pt`."""
+    def save(self, folder: Path, **extra_tensors: Tensor) -> None:
+        """Writes `basis.pt`, with `extra_tensors`, and `channels.pt` if `raw_std` is known."""
         if self._covariance is not None:
-            more["covariance"] = self._covariance
-        torch.save({**self.state_dict(), **more}, folder / BASIS)
+            extra_tensors["covariance"] = self._covariance
+        torch.save({**self.state_dict(), **extra_tensors}, folder / BASIS)
         if self.raw_std is not None:
             torch.save({"std": self.raw_std}, folder / CHANNELS)
 
 
 def open_basis(align_dir: Path) -> Basis:
-    """The basis of a finished `align` stage; KdepError for a file that cannot be read."""
+    """The basis of a finished `align` stage.
+
+    Raises:
+        KdepError: a file that cannot be read, or tensors of wrong shapes.
+    """
     stored = _tensors(align_dir / BASIS, ("mean", "components", "std"))
     raw = align_dir / CHANNELS
     channels = _tensors(raw, ("std",))["std"] if raw.exists() else None
@@ -92,17 +96,21 @@ def open_basis(align_dir: Path) -> Basis:
 
 
 def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a file that the align stage wrote; KdepError where one of `names` is not."""
+    """The tensors of a file that the align stage wrote.
+
+    Raises:
+        KdepError: an unreadable file, one of `names` is missing, or a tensor that is not finite.
+    """
     stored = read_checkpoint(path, "the alignment", _FIX)
     held = stored if isinstance(stored, dict) else {}
-    found = {k: v for k, v in held.items() if isinstance(v, Tensor)}
-    bad = bad_tensors(found)
-    wrong = [k for k in names if k not in found or k in bad]
-    wrong += [k for k in found if k in bad and k not in names]
+    tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
+    bad = bad_tensors(tensors)
+    wrong = [k for k in names if k not in tensors or k in bad]
+    wrong += [k for k in tensors if k in bad and k not in names]
     if wrong:
         raise KdepError(
             f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
             expected=f"the tensors {', '.join(names)} as the align stage wrote them",
             fix=_FIX,
         )
-    return found
+    return tensors

@@ -1,10 +1,10 @@
-"""The teacher cache: one forward per (image, view), shared by every method, student and seed.
+"""Stage `cache`: one teacher forward pass per (image, view), shared by methods, students and seeds.
 
-Float16 features in memory-mapped shards, the manifest last; beside them whatever else a method
-reads of the teacher (logits, maps, tokens, its largest class probabilities), each in shards of its
-own. When the cache is full, a sample of its rows is read back, computed again by the live teacher
-and compared; before every use the images of that sample, kept in the cache, are run through the
-teacher again (`verify_cache`). A mismatch refuses.
+The folder contains the pooled features as float16 in memory-mapped shards, shards of every extra
+output that a method reads (logits, maps, tokens, largest class probabilities), and a manifest,
+which is written last. When the cache is complete, a sample of its rows is computed again by the
+live teacher and compared. The images of that sample are stored, and compared again before every use
+(`verify_cache`). A mismatch raises KdepError.
 """
 
 from __future__ import annotations
@@ -55,21 +55,29 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Stage `cache`: fills the shards; a finished shard of an interrupted try is kept.
+    """Fills the cache; finished shards of an interrupted run are kept.
 
-    Spec: `teacher` config, `batch`, `outputs` (of OUTPUTS, or "maps.<name>", where a method reads
-    more than the pooled feature; "probabilities.<k>" is the k largest class probabilities),
-    `pooled` (False where no method reads the pooled feature, which is then not stored), `share` and
-    `share_seed` (where only the rows of that data share are stored). A teacher that an arm of the
-    suite made comes with the inputs `export` and `pretrain` of that arm.
+    Spec: `teacher` config; `batch` size; `outputs` in addition to the pooled feature (of OUTPUTS,
+    or "maps.<name>"; "probabilities.<k>" for the k largest class probabilities); `pooled`, False if
+    the pooled feature is not stored because no method reads it; `share` and `share_seed` if only
+    the rows of that data fraction are stored. For a teacher that another method of the suite has
+    trained, the inputs include `export` and `pretrain` of that method.
+
+    Returns:
+        teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
+        (images computed), fill_s, images_per_s, known_images (see `known_images`).
+
+    Raises:
+        KdepError: weights that change, features that are not finite or that differ when computed
+            again, or a teacher that fails on known images.
     """
     config, files = spec["teacher"], exported_files(spec, inputs)
     teacher = build_teacher({**config, **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
     pooled = spec.get("pooled", True)
     teacher.to(compute_device())
-    # An arm's student has its own classes, or has seen too little to know the photographs; that it
-    # is the very network that was exported is told by its files.
+    # A student of this suite has other classes, or was trained too briefly for ImageNet; its
+    # identity is checked by its files instead.
     check = None if files else known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
     index = stored_rows(spec, inputs, views)
@@ -88,9 +96,9 @@ def run(
     }
     batch = int(spec.get("batch", 32))
     numbers = teacher.width * pooled + sum(math.prod(s) for s in shapes.values())
-    said = estimate(len(order), numbers, views.views)
-    print(f"cache of teacher {teacher.name}: {said}", flush=True)
-    progress(0, len(order), said)
+    cost = estimate(len(order), numbers, views.views)
+    print(f"cache of teacher {teacher.name}: {cost}", flush=True)
+    progress(0, len(order), cost)
     shards = -(-len(order) // SHARD_ROWS)
     for k in range(shards):
         if not is_complete(out, k, shapes, pooled):
@@ -115,7 +123,7 @@ def run(
         "normalisation": normalisation(teacher),
         "recipe": recipe_hash(views),
     }
-    if files:  # beside this folder, wherever the work dir is moved to
+    if files:  # relative to this folder, so that the work dir can be moved
         manifest["files"] = {k: os.path.relpath(path, out) for k, path in files.items()}
     if not pooled:
         manifest["pooled"] = False
@@ -133,9 +141,9 @@ def run(
     pixels = render_rows(views, rows, teacher.input_px)
     verify_images(cache, teacher, rows, pixels)
     np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
-    one = pixels[:1].to(compute_device())
+    image = pixels[:1].to(compute_device())
     return {
-        "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, one)},
+        "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, image)},
         "rows": len(order),
         "bytes": len(order) * numbers * 2,
         "bytes_per_view": numbers * 2,
@@ -147,21 +155,26 @@ def run(
 
 
 def estimate(rows: int, numbers: int, views: int) -> str:
-    """What filling `rows` of `numbers` float16 numbers each takes, and when it pays, in words.
+    """Text: disk space and forward passes of a cache, and the number of epochs where it pays off.
 
-    A live teacher runs once for each sample of each arm, the cache once for each of an image's
-    `views`: epochs are summed over all arms, seeds and students that read it.
+    A live teacher runs once per sample of every training run, the cache once per view of an image,
+    so that it pays off beyond `views` epochs, summed over all runs that read it.
+
+    Args:
+        rows: number of (image, view) pairs.
+        numbers: float16 numbers per row, of all outputs.
+        views: views per image.
     """
-    more = f"{views} epochs" if views > 1 else "one epoch"
+    break_even = f"{views} epochs" if views > 1 else "one epoch"
     return (
         f"{rows * numbers * 2 / 1e6:.4g} MB on disk ({numbers * 2} bytes per view) and {rows} "
-        f"teacher forwards; cheaper than a live teacher once the runs that share it train for more "
-        f"than {more} in all"
+        "forward passes of the teacher; cheaper than a live teacher if the runs that share it "
+        f"train for more than {break_even} in total"
     )
 
 
 def exported_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """The files of the arm that made the teacher, by argument; none where no arm did."""
+    """Files of a teacher that another method of the suite trained, by constructor argument."""
     if "export" not in inputs:
         return {}
     files = {"backbone": inputs["export"] / "backbone.pth"}
@@ -173,7 +186,7 @@ def exported_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[
 def stored_rows(
     spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
 ) -> np.ndarray | None:
-    """Sorted row numbers of the data share that the cache holds; None for all."""
+    """Sorted row numbers of the data fraction that the cache stores; None for all rows."""
     if "share" not in spec:
         return None
     images = np.sort(select_for_spec(views.files, spec, inputs))
@@ -192,12 +205,27 @@ def fill_shard(
     progress: Callable[..., None],
     pooled: bool = True,
 ) -> None:
-    """Shard `k` of every array; the note by which it counts as done, last but for the feature."""
+    """Computes shard `k` of every output; then writes the note that marks it as done.
+
+    The file of pooled features, if there is one, appears after the note.
+
+    Args:
+        k: number of the shard, rows k * SHARD_ROWS and following of `order`.
+        order: row numbers that the cache stores.
+        teacher: on its device.
+        views: the views to compute.
+        batch: rows per forward pass.
+        outputs: names of the extra outputs.
+        shapes: shape of each extra output, without the batch.
+        out: folder of the cache.
+        progress: called with (rows done, rows, note).
+        pooled: whether to store the pooled feature.
+    """
     first = k * SHARD_ROWS
     count, start = min(SHARD_ROWS, len(order) - first), time.perf_counter()
     shard = np.empty((count, teacher.width if pooled else 0), np.float16)
     partials = {name: out / f".{name}-{k}.npy" for name in shapes}
-    more = {
+    extras = {
         name: open_memmap(partials[name], "w+", dtype_of(name), (count, *shape))
         for name, shape in shapes.items()
     }
@@ -205,17 +233,17 @@ def fill_shard(
     def rows_at(i: int) -> np.ndarray:
         return order[first + i : first + min(i + batch, count)]
 
-    def pictures(i: int) -> torch.Tensor:
+    def images_at(i: int) -> torch.Tensor:
         return render_rows(views, rows_at(i), teacher.input_px)
 
     starts = range(0, count, batch)
-    # A GPU is faster than one core decodes; a CPU's cores are the teacher's own.
+    # A GPU is faster than one core decodes images; on a CPU the teacher uses all cores itself.
     threads = 0 if compute_device().type == "cpu" else cores()
-    for i, pixels in zip(starts, prefetch(pictures, starts, threads), strict=True):
-        rows, said = rows_at(i), run_teacher(teacher, pixels)
-        arrays = extra_outputs(teacher, said, outputs)
+    for i, pixels in zip(starts, prefetch(images_at, starts, threads), strict=True):
+        rows, output = rows_at(i), run_teacher(teacher, pixels)
+        arrays = extra_outputs(teacher, output, outputs)
         if pooled:
-            arrays["features"] = said.pooled
+            arrays["features"] = output.pooled
         for name, value in arrays.items():
             half = value.half() if value.is_floating_point() else value
             if not bool(torch.isfinite(half).all()):
@@ -225,12 +253,12 @@ def fill_shard(
                     f"{len(rows)} views",
                     fix="check the teacher's weights and normalisation",
                 )
-            (shard if name == "features" else more[name])[i : i + len(rows)] = half.numpy()
+            (shard if name == "features" else extras[name])[i : i + len(rows)] = half.numpy()
         progress(first + i + len(rows), len(order), f"{teacher.name} features")
-    for name, array in more.items():
+    for name, array in extras.items():
         array.flush()
         partials[name].replace(shard_path(out, k, name))
-    # Beside the shard, so that a resumed cache still costs what filling all of it took.
+    # Stored with the shard, so that a resumed cache reports the cost of all of its shards.
     spent: dict[str, Any] = {"seconds": time.perf_counter() - start, "forwards": count}
     partial = out / f".shard-{k}.npy"
     if pooled:
@@ -249,7 +277,7 @@ def note_path(out: Path, k: int) -> Path:
 
 
 def resumable(out: Path, identity: dict[str, Any]) -> None:
-    """Keeps shards of an interrupted try only if they come from the same teacher and views."""
+    """Deletes shards of an interrupted run unless `identity` (teacher, views) is the same."""
     mark = out / "identity.json"
     if not (mark.exists() and read_strict(mark) == identity):
         for old in out.glob("*.npy"):
@@ -258,31 +286,34 @@ def resumable(out: Path, identity: dict[str, Any]) -> None:
 
 
 def is_complete(out: Path, k: int, names: Iterable[str] = (), pooled: bool = True) -> bool:
-    """Whether shard k of an interrupted try is there, in every array, and as it was written."""
+    """Whether shard `k` exists for every output in `names`, with the checksums noted for it."""
     try:
-        told = read_strict(note_path(out, k))
-        want = {name: told["further"][name] for name in names}
+        note = read_strict(note_path(out, k))
+        sums = {name: note["further"][name] for name in names}
         if pooled:
-            want["features"] = told["sha256"]
-        paths = {name: shard_path(out, k, name) for name in want}
-        return all(path.exists() and file_hash(path) == want[n] for n, path in paths.items())
+            sums["features"] = note["sha256"]
+        paths = {name: shard_path(out, k, name) for name in sums}
+        return all(path.exists() and file_hash(path) == sums[n] for n, path in paths.items())
     except (KdepError, KeyError, TypeError):
         return False
 
 
 def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
-    """Top-1 of the teacher on photographs of known ImageNet classes, or None without any.
+    """Top-1 of the teacher on photographs of known ImageNet classes: {"right": n, "of": N}.
 
-    `folder/known.json` maps file name to ImageNet-1k class number. A teacher that misses more
-    than 40 % has wrong weights or a wrong normalisation: KdepError.
+    `folder/known.json` maps file name to ImageNet-1k class number. None without that file or
+    without logits.
+
+    Raises:
+        KdepError: fewer than 60 % are right, which shows wrong weights or a wrong normalisation.
     """
     if not teacher.has_logits or not (folder / "known.json").exists():
         return None
     known: dict[str, int] = read_strict(folder / "known.json")
     px = teacher.input_px
-    whole = np.array([0, 0, 1, 1], np.float32)
-    pictures = np.stack([render(read_rgb(folder / f), whole, False, px) for f in known])
-    logits = run_teacher(teacher, torch.from_numpy(pictures).permute(0, 3, 1, 2)).logits
+    uncropped = np.array([0, 0, 1, 1], np.float32)
+    images = np.stack([render(read_rgb(folder / f), uncropped, False, px) for f in known])
+    logits = run_teacher(teacher, torch.from_numpy(images).permute(0, 3, 1, 2)).logits
     assert logits is not None
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())
     if hits < 0.6 * len(known):

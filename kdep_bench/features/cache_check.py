@@ -1,4 +1,4 @@
-"""Is this still the cache of these views and this teacher? Asked by computing rows again."""
+"""Checks that a cache belongs to given views and a teacher, by computing some rows again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 
-# Half precision has 11 significant bits; twice its half-ulp, relative to the feature's scale,
-# leaves room for a different batch size in the recomputation.
+# float16 has 11 significant bits, so its rounding error is 2**-11 of the scale; twice that also
+# allows for a different batch size in the recomputation.
 TOLERANCE = 2.0**-10
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 meanwhile: its 10 bits would make a GPU's features differ from a CPU's."""
+    """Disables TF32, whose 10 bits of mantissa would make features of GPU and CPU differ."""
     flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -37,7 +37,10 @@ def exact_float32() -> Iterator[None]:
 
 
 def run_teacher(teacher: Teacher, images: Tensor) -> TeacherOutput:
-    """The teacher's output for uint8 pictures [B, 3, px, px], on the CPU, exact float32."""
+    """The teacher's output for uint8 images [B, 3, px, px], computed in float32 without TF32.
+
+    Computed on this process's device; the result is on the CPU.
+    """
     with exact_float32():
         out = teacher(images.to(compute_device()))
     if out.pooled.device.type == "cpu":
@@ -53,32 +56,45 @@ def run_teacher(teacher: Teacher, images: Tensor) -> TeacherOutput:
 def extra_outputs(
     teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The further arrays {name: [B, ...]} of an output; KdepError for one it does not have."""
-    got: dict[str, Tensor] = {}
+    """The requested outputs beside the pooled feature.
+
+    Args:
+        teacher: named in the error.
+        out: its output for B images.
+        outputs: "logits", "tokens", "maps" (all maps), "maps.<name>" or "probabilities.<k>".
+
+    Returns:
+        {name: [B, ...]} with names "logits", "tokens", "maps.<name>", and those of
+        `sparse.names` for probabilities.
+
+    Raises:
+        KdepError: an output that the teacher does not have.
+    """
+    arrays: dict[str, Tensor] = {}
     if "logits" in outputs and out.logits is not None:
-        got["logits"] = out.logits
+        arrays["logits"] = out.logits
     if "tokens" in outputs and out.tokens is not None:
-        got["tokens"] = out.tokens
+        arrays["tokens"] = out.tokens
     for name, value in out.maps.items():
         if "maps" in outputs or f"maps.{name}" in outputs:
-            got[safe_name(f"maps.{name}", "map name")] = value
+            arrays[safe_name(f"maps.{name}", "map name")] = value
     for name in outputs:
         if name.startswith(f"{sparse.VALUES}.") and out.logits is not None:
             k = int(name.partition(".")[2])
-            got |= dict(
+            arrays |= dict(
                 zip(sparse.names(k), sparse.largest(out.logits, k, teacher.name), strict=True)
             )
-    for wanted in outputs:
-        if not any(wanted in (n, n.partition(".")[0]) for n in got):
+    for output in outputs:
+        if not any(output in (n, n.partition(".")[0]) for n in arrays):
             raise KdepError(
-                f"the teacher {teacher.name} has no {wanted}",
+                f"the teacher {teacher.name} has no {output}",
                 fix="choose another teacher, or remove the methods that read them",
             )
-    return got
+    return arrays
 
 
 def render_rows(views: Views, rows: range | np.ndarray, px: int) -> torch.Tensor:
-    """[len(rows), 3, px, px] uint8: views rendered from their source images at `px`."""
+    """[len(rows), 3, px, px] uint8: the views `rows`, rendered from their source images."""
     batch = np.empty((len(rows), px, px, 3), np.uint8)
     last, image = -1, np.empty(0)
     for j, row in enumerate(rows):
@@ -95,19 +111,26 @@ def normalisation(teacher: Teacher) -> dict[str, list[float]]:
 
 
 def recipe_hash(views: Views) -> str:
-    """Identity of the crops: image list, boxes, flips and V (so seed, scale and ratio as well)."""
+    """Hash (16 hex digits) of the crops: image list, boxes, flips and V.
+
+    Seed, scale and ratio are covered, because they determine boxes and flips.
+    """
     h = hashlib.sha256(np.ascontiguousarray(views.box).tobytes())
     h.update(np.ascontiguousarray(views.flip).tobytes())
     return text_hash(h.hexdigest() + canonical_json([views.files, views.views]), 16)
 
 
 def sample_rows(rows: int, count: int = 16) -> np.ndarray:
-    """Sorted rows that are computed again."""
+    """Sorted random positions 0..rows-1, at most `count`, always the same for one `rows`."""
     return np.sort(np.random.default_rng(0).choice(rows, min(count, rows), False))
 
 
 def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
-    """Recomputes `count` rows from the source images; see `verify_images`."""
+    """Recomputes `count` rows of a complete cache from the source images.
+
+    Returns and raises as `verify_images`; also raises KdepError for another number of rows or
+    another teacher.
+    """
     if len(cache) != views.rows:
         raise KdepError(
             f"the cache has {len(cache)} rows",
@@ -120,7 +143,7 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
 
 
 def same_teacher(cache: Cache, teacher: Teacher) -> None:
-    """KdepError unless the cache was made by this very network."""
+    """KdepError unless the cache was computed by a teacher with the same checksum."""
     if cache.teacher["checksum"] != teacher.checksum():
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
@@ -130,30 +153,38 @@ def same_teacher(cache: Cache, teacher: Teacher) -> None:
 
 
 def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tensor) -> float:
-    """Computes rows live and returns the largest error relative to its array's scale.
+    """Computes rows with the live teacher and compares them with the cache.
 
-    Raises KdepError when a row differs by more than half precision explains: another teacher,
-    view, normalisation or resolution.
+    Args:
+        cache: opened.
+        teacher: on its device.
+        rows: [n] row numbers.
+        pixels: [n, 3, px, px] uint8, the views of these rows.
+
+    Returns:
+        the largest error, relative to the largest magnitude of its output.
+
+    Raises:
+        KdepError: an error above TOLERANCE: another teacher, view, normalisation or resolution.
     """
-    said, worst = run_teacher(teacher, pixels), 0.0
+    output, worst = run_teacher(teacher, pixels), 0.0
     outputs = [n for n in sorted(cache.extras) if not n.startswith(f"{sparse.CLASSES}.")]
-    compared = extra_outputs(teacher, said, outputs)
-    for name, live in {"features": said.pooled, **compared}.items():
+    compared = extra_outputs(teacher, output, outputs)
+    for name, live in {"features": output.pooled, **compared}.items():
         if name.startswith(f"{sparse.CLASSES}.") or (name == "features" and not cache.shards):
             continue
         stored = torch.from_numpy(cache.rows(rows, None if name == "features" else name)).float()
         scale = max(float(live.abs().max()), 1e-6)
         if name.startswith(f"{sparse.VALUES}."):
-            assert said.logits is not None
+            assert output.logits is not None
             index = sparse.names(int(name.partition(".")[2]))[1]
             classes = torch.from_numpy(cache.rows(rows, index))
-            error = sparse.stored_error(said.logits, stored, classes) / scale
+            error = sparse.stored_error(output.logits, stored, classes) / scale
         else:
             error = float((live - stored).abs().max()) / scale
         if not error <= TOLERANCE:
-            what = "cached features differ" if name == "features" else f"cached {name} differ"
             raise KdepError(
-                f"{what} from the live teacher by {error:.2g} of their scale",
+                f"cached {name} differ from the live teacher by {error:.2g} of their scale",
                 expected=f"at most {TOLERANCE:.2g} (half precision)",
                 fix="delete that cache stage and run again (the views, the normalisation or the "
                 "resolution have changed)",
@@ -163,29 +194,32 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
 
 
 def load_teacher_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the teacher that filled a cache; None where neither file says.
+    """The config of the teacher that filled a cache; None for a cache that does not record it.
 
-    The files of a teacher that an arm made are told relative to the cache's folder.
+    Files of a teacher that a method of the suite trained are stored relative to the cache's folder,
+    and returned as absolute paths.
     """
     manifest = read_strict(folder / MANIFEST)
     config = manifest.get("config")
-    if config is None and (folder / "stage.json").exists():  # written before manifests told it
+    if config is None and (folder / "stage.json").exists():  # a manifest of an older version
         config = read_strict(folder / "stage.json")["spec"]["teacher"]
     files = {k: str((folder / path).resolve()) for k, path in manifest.get("files", {}).items()}
     return config if config is None else {**config, **files}
 
 
 def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
-    """Before a training run: is this the cache of these views, by the teacher as it is now?
+    """Checks before a training run that a cache belongs to these views and the present teacher.
 
-    The identity fields (rows, crops, resolution, normalisation, checksum) and `count` pictures of
-    the sample, computed again. Costs building the teacher and `count` forwards.
+    Compares the identity fields (rows, crops, resolution, normalisation, checksum), and `count`
+    images of the stored sample, computed again. Builds the teacher and runs `count` forward passes.
 
-    Returns {"rows": how many were computed again, "error": largest relative error}; a cache
-    written before samples were kept gives rows 0, after a check of what it does tell.
+    Returns:
+        {"rows": number of rows computed again, "error": largest relative error}; rows is 0 and
+        error None for an older cache without a sample, of which only identity fields are checked.
 
-    Raises KdepError for a cache of other views or another teacher, also one whose weights are not
-    here any more.
+    Raises:
+        KdepError: a cache of other views or of another teacher, or a teacher whose weights are
+            missing.
     """
     m, cache = read_strict(folder / MANIFEST), open_cache(folder)
     if m.get("of", len(cache)) != views.rows:
@@ -205,11 +239,11 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
         return {"rows": 0, "error": None}
     teacher = build_teacher(config)
     same_teacher(cache, teacher)
-    for what, own in (("px", teacher.input_px), ("normalisation", normalisation(teacher))):
-        if m[what] != own:
+    for field, current in (("px", teacher.input_px), ("normalisation", normalisation(teacher))):
+        if m[field] != current:
             raise KdepError(
-                f"the cache {folder} was computed with {what} {m[what]}",
-                expected=f"{own}, the current value of teacher {teacher.name}",
+                f"the cache {folder} was computed with {field} {m[field]}",
+                expected=f"{current}, the current value of teacher {teacher.name}",
                 fix="delete that cache stage and run again",
             )
     with np.load(folder / SAMPLE) as sample:
@@ -219,10 +253,14 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
 
 
 def open_head(folder: Path) -> nn.Module:
-    """The classifier that gives the teacher's logits from the cached pooled feature, proved.
+    """The teacher's classifier, which computes its logits from the cached pooled feature.
 
-    Raises KdepError where the teacher has no such classifier, is not the one that filled the
-    cache, or its own logits for the sample's pictures are not those of the cached features.
+    Returns:
+        a frozen module [B, Dt] -> [B, classes].
+
+    Raises:
+        KdepError: the teacher has no such classifier, is not the one that filled the cache, or the
+            classifier does not reproduce the teacher's logits on the stored sample.
     """
     config, cache = load_teacher_config(folder), open_cache(folder)
     teacher = None if config is None else build_teacher(config)
@@ -236,11 +274,12 @@ def open_head(folder: Path) -> nn.Module:
     if (folder / SAMPLE).exists():
         with np.load(folder / SAMPLE) as sample:
             rows, pixels = sample["rows"][:8], torch.from_numpy(sample["pixels"][:8])
-        own = teacher(pixels).logits
+        logits = teacher(pixels).logits
         with torch.no_grad():
-            ours = teacher.logit_head(torch.from_numpy(cache.rows(rows)).float())
-        # The feature's rounding, summed over Dt channels; a wrong head is off by the whole scale.
-        if own is None or float((ours - own).abs().max()) > 2.0**-6 * float(own.abs().max()):
+            from_cache = teacher.logit_head(torch.from_numpy(cache.rows(rows)).float())
+        # Allows for the float16 rounding of Dt channels; a wrong head is off by the whole scale.
+        limit = 0.0 if logits is None else 2.0**-6 * float(logits.abs().max())
+        if logits is None or float((from_cache - logits).abs().max()) > limit:
             raise KdepError(
                 f"the classifier of {teacher.name} does not reproduce its logits from the cached "
                 "feature",

@@ -13,20 +13,24 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 
 MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
-# What a cache holds beside the pooled feature where its spec says so.
+# Outputs that a cache can store in addition to the pooled feature.
 OUTPUTS = ("logits", "maps", "tokens", "probabilities")
 SHARD_ROWS = 16384
 
 
 @dataclass(frozen=True)
 class Cache:
-    """An opened cache of R rows: `width` Dt, `shards` memory maps [<=SHARD_ROWS, Dt] float16.
+    """An opened cache of one teacher output per (image, view).
 
-    `extras`: shards [<=SHARD_ROWS, ...] float16 of each further array: "logits", "tokens",
-    "maps.<name>", "probabilities.<k>"; "class_numbers.<k>" is int16. `index`: the sorted row
-    numbers that are stored, None for all from 0. `shards` is empty in a cache of probabilities
-    whose methods do not read the pooled feature. `classes`: of the teacher's logits, in a cache
-    of probabilities.
+    Attributes:
+        teacher: `name`, `checksum` and `width` of the teacher.
+        width: Dt.
+        shards: the pooled features, memory maps [<=SHARD_ROWS, Dt] float16; empty in a cache of
+            probabilities whose methods do not read the pooled feature.
+        extras: memory maps [<=SHARD_ROWS, ...] float16 of each extra output, by name: "logits",
+            "tokens", "maps.<name>", "probabilities.<k>"; "class_numbers.<k>" is int16.
+        index: sorted row numbers that are stored, of a cache of one data fraction; None for all.
+        classes: number of the teacher's classes, in a cache of probabilities; otherwise None.
     """
 
     teacher: dict[str, Any]
@@ -40,42 +44,54 @@ class Cache:
         return sum(len(s) for s in self.shards or next(iter(self.extras.values())))
 
     def rows(self, index: np.ndarray, name: str | None = None) -> np.ndarray:
-        """[len(index), Dt] float16, in the order of `index`; of the further array `name` if given.
+        """The pooled features [len(index), Dt] float16 of the rows `index`, in that order.
 
-        Only the rows asked for are read, so memory does not grow with the cache. KdepError for a
-        row that a cache of one data share does not hold.
+        Only these rows are read, so that memory does not grow with the cache.
+
+        Args:
+            index: [n] row numbers (image * views + view).
+            name: an extra output to read instead, of shape [len(index), ...].
+
+        Raises:
+            KdepError: a row that a cache of one data fraction does not hold.
         """
         if self.index is not None:
-            place = np.searchsorted(self.index, index)
-            held = self.index[np.minimum(place, len(self.index) - 1)] == index
-            if not held.all():
+            position = np.searchsorted(self.index, index)
+            is_stored = self.index[np.minimum(position, len(self.index) - 1)] == index
+            if not is_stored.all():
                 raise KdepError(
-                    f"row {index[~held][0]} is not in the cache of teacher {self.teacher['name']}",
+                    f"row {index[~is_stored][0]} is not in the cache of teacher "
+                    f"{self.teacher['name']}",
                     expected=f"one of the {len(self.index)} rows of the data fraction that it was "
                     "computed for",
                     fix="use the data fraction of the suite that planned it",
                 )
-            index = place
+            index = position
         shards = self.shards if name is None else self.extras[name]
         out = np.empty((len(index), *shards[0].shape[1:]), shards[0].dtype)
-        which = index // SHARD_ROWS
-        for k in np.unique(which):
-            here = which == k
-            out[here] = shards[k][index[here] % SHARD_ROWS]
+        shard_of_row = index // SHARD_ROWS
+        for k in np.unique(shard_of_row):
+            in_shard = shard_of_row == k
+            out[in_shard] = shards[k][index[in_shard] % SHARD_ROWS]
         return out
 
-    def wanted(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
-        """Names of the further arrays that serve the needs among OUTPUTS."""
-        more = {"class_numbers"} if "probabilities" in needs else set()
-        return sorted(n for n in self.extras if n.partition(".")[0] in {*needs, *more})
+    def extra_names(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
+        """Names of the extra outputs that serve the needs among OUTPUTS."""
+        indices = {"class_numbers"} if "probabilities" in needs else set()
+        return sorted(n for n in self.extras if n.partition(".")[0] in {*needs, *indices})
 
 
 def shard_path(folder: Path, k: int, name: str = "features") -> Path:
+    """File of shard `k` of an output in a cache's folder."""
     return folder / f"{name}-{k:05d}.npy"
 
 
 def open_cache(folder: Path) -> Cache:
-    """Opens a finished cache; KdepError for a missing, truncated or mis-shaped shard."""
+    """Opens a finished cache.
+
+    Raises:
+        KdepError: a missing or truncated shard, or one of another shape or type.
+    """
     m = read_strict(folder / MANIFEST)
     width = m["teacher"]["width"]
 
@@ -93,12 +109,12 @@ def open_cache(folder: Path) -> Cache:
 
 
 def dtype_of(name: str) -> np.dtype:
-    """Type of the numbers in a cache's array."""
+    """Type of the numbers in an output's shards."""
     return np.dtype(np.int16 if name.startswith("class_numbers.") else np.float16)
 
 
 def open_shard(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One memory-mapped array of exactly that shape and type."""
+    """One memory-mapped array; KdepError unless it has exactly the given shape and type."""
     try:
         shard = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as e:

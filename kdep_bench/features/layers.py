@@ -1,4 +1,4 @@
-"""How alike the layers of a teacher are: linear CKA of their spatially averaged maps."""
+"""Similarity of a teacher's layers: linear CKA of their spatially averaged maps."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from numpy.typing import NDArray
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
 
-MAX_ROWS = 10_000  # about as many as PURSUhInT looks at
+MAX_ROWS = 10_000  # about as many as PURSUhInT uses
 
 
-def evenly_spaced(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of the rows, evenly spaced: the first of a pool sorted by class know few."""
-    return rows[:: -(-len(rows) // most)] if len(rows) else rows
+def evenly_spaced(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """At most `limit` of the rows, evenly spaced: the first rows may cover only a few classes."""
+    return rows[:: -(-len(rows) // limit)] if len(rows) else rows
 
 
 def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
     """Linear centred kernel alignment in [0, 1]; 1 where b = a R s + t, R a rotation.
 
     |A^T B|_F^2 / (|A^T A|_F |B^T B|_F) of centred A and B (Kornblith et al., ICML 2019, eq. 5).
-    KdepError for features that are the same for every sample.
+
+    Args:
+        a_NC: features of N samples.
+        b_ND: features of the same samples in another layer.
+
+    Raises:
+        KdepError: features that are the same for every sample, for which CKA is undefined.
     """
     a, b = a_NC - a_NC.mean(0), b_ND - b_ND.mean(0)
     scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
@@ -45,7 +51,7 @@ def layer_distances(
 
 
 def _means(cache: Cache, rows: NDArray[np.int64], name: str) -> NDArray[np.float64]:
-    """[len(rows), C]: the map of each row averaged over its places."""
+    """[len(rows), C]: the map of each row averaged over its spatial positions."""
     parts = [
         cache.rows(rows[k : k + 256], f"maps.{name}").mean((2, 3), dtype=np.float64)
         for k in range(0, len(rows), 256)

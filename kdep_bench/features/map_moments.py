@@ -1,8 +1,8 @@
-"""Mean and covariance of a teacher's maps over images and places, for bases of maps.
+"""Mean and covariance of a teacher's maps over images and spatial positions, for bases of maps.
 
-A place is one position of a map after it was averaged down (or interpolated up) to the side at
-which it is regressed; side 1 is the map's global mean. All places of a row count alike. Rows are
-spread evenly over the share: MOST_ROWS of them give a level of 4 x 4 places 65,536 samples.
+A map is first resized to the side at which it is regressed; each of its positions is one sample,
+and side 1 is the global mean. At most MAX_ROWS rows are read, evenly spaced over the data fraction:
+for a level of 4 x 4 positions these are 65,536 samples.
 """
 
 from __future__ import annotations
@@ -25,30 +25,36 @@ MAX_ROWS = 4096
 
 
 def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> Moments:
-    """Moments of the channels of the cached map `name` over places at `side` x `side`.
+    """Moments of the C channels of a cached map over all positions at `side` x `side`.
 
-    `rows`: row numbers to draw from. Raises KdepError for a value that is not finite.
+    Args:
+        cache: holds the map.
+        rows: row numbers of the views to use, at most MAX_ROWS of them.
+        name: of the map.
+        side: side of the resized map, in positions.
+
+    Raises:
+        KdepError: a value that is not finite.
     """
     rows = evenly_spaced(np.sort(rows), MAX_ROWS)
     channels = int(cache.extras[f"maps.{name}"][0].shape[1])
     moments = Moments(channels)
     for start in range(0, len(rows), 256):
         maps = torch.from_numpy(cache.rows(rows[start : start + 256], f"maps.{name}")).float()
-        places = resize_map(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels)
-        moments.add(places)
+        moments.add(resize_map(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels))
     return moments
 
 
 def save_map_moments(
-    cache: Cache, rows: NDArray[np.int64], wanted: Iterable[tuple[str, int]], folder: Path
+    cache: Cache, rows: NDArray[np.int64], maps_and_sides: Iterable[tuple[str, int]], folder: Path
 ) -> None:
-    """Writes the moments of each wanted (map, side) below `folder`, for `open_map_moments`."""
-    for name, side in sorted(set(wanted)):
+    """Writes the moments of each (map name, side) below `folder`, for `open_map_moments`."""
+    for name, side in sorted(set(maps_and_sides)):
         write_moments(map_moments(cache, rows, name, side), folder, name, side)
 
 
 def write_moments(moments: Moments, folder: Path, name: str, side: int) -> None:
-    """Writes one map's moments whole or not at all."""
+    """Writes the moments of one map atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}@{side}.pt"
     state = {"n": torch.tensor(moments.n), "mean": moments.mean, "scatter": moments.scatter}
@@ -57,7 +63,7 @@ def write_moments(moments: Moments, folder: Path, name: str, side: int) -> None:
 
 
 def open_map_moments(folder: str | Path, name: str, side: int) -> Moments:
-    """The saved moments of a map at a side; KdepError where they were not fitted."""
+    """The saved moments of a map at a side; KdepError if there are none in `folder`."""
     path = Path(folder) / f"{name}@{side}.pt"
     if not path.is_file():
         raise KdepError(

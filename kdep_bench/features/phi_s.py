@@ -1,4 +1,4 @@
-"""PHI-S: PCA-Hadamard isotropic standardisation, the rival of power temperature scaling.
+"""PHI-S: PCA-Hadamard isotropic standardisation, an alternative to power temperature scaling.
 
 Source: Ranzinger et al. 2024, "PHI-S: Distribution Balancing for Label-Free Multi-Teacher
 Distillation", arXiv 2410.01680; formula as in the authors' NVlabs/RADIO
@@ -22,16 +22,19 @@ class PhiS(Transform):
     """a -> Q U' a / phi: every channel has unit variance, by a rotation and one number.
 
     U L U' is the covariance of a, phi^2 = mean(L), and Q an orthogonal matrix for which Q L Q' has
-    a constant diagonal: a Hadamard matrix over sqrt(Ds) where one of that order is built here,
-    else `balancing`. (For the orders without one the authors' code draws a random orthogonal
-    matrix, whose channels come out nearly, not exactly, alike.)
+    a constant diagonal: a Hadamard matrix over sqrt(Ds) if `hadamard` can build one of that order,
+    else `balancing`. (For orders without one the authors' code draws a random orthogonal matrix,
+    whose channel variances are nearly, not exactly, equal.)
 
-    Up to phi this is a rotation, so it is invertible for every rank, and keeps the relative sizes
-    of the errors, which whitening does not. The squared error of a student is that of the plain
-    SVD target over phi^2: only which channel carries what is different.
+    Up to phi this is a rotation: invertible for every rank, and the relative sizes of errors stay,
+    which whitening does not preserve. The squared error of a student equals that of the plain SVD
+    target divided by phi^2; only the distribution over channels differs.
 
     Args:
-        covariance: [Ds, Ds] of the aligned feature over the fitting rows.
+        covariance: [Ds, Ds] of the aligned feature over the alignment samples.
+
+    Raises:
+        KdepError: the aligned feature has no variance.
     """
 
     required_args = ("covariance",)
@@ -61,11 +64,11 @@ def rotation(variances: Tensor) -> Tensor:
 
 
 def hadamard(order: int) -> np.ndarray | None:
-    """A Hadamard matrix (entries +-1, rows orthogonal), or None where these constructions miss.
+    """A Hadamard matrix [order, order] (entries +-1, orthogonal rows); None if not constructible.
 
-    Sylvester (1867) for the powers of two, Kronecker products of one with Paley's (1933)
+    Sylvester (1867) for powers of two, and their Kronecker products with Paley's (1933)
     constructions I and II for primes. All usual widths have one (192, 320, 384, 768, 1280, 1792);
-    an order above 2 that is no multiple of 4 has none at all.
+    no Hadamard matrix exists for an order above 2 that is not a multiple of 4.
     """
     power = order & -order
     while power >= 1:
@@ -77,7 +80,7 @@ def hadamard(order: int) -> np.ndarray | None:
 
 
 def _paley(order: int) -> np.ndarray | None:
-    """Order 1; q + 1 for a prime q = 3 mod 4; 2 (q + 1) for a prime q = 1 mod 4."""
+    """Paley's Hadamard matrix: order 1, q + 1 (prime q = 3 mod 4) or 2 (q + 1) (q = 1 mod 4)."""
     if order == 1:
         return np.ones((1, 1), int)
     if order % 4:
@@ -88,8 +91,8 @@ def _paley(order: int) -> np.ndarray | None:
         return np.eye(order, dtype=int) + s
     q = order // 2 - 1
     if q % 4 == 1 and _is_prime(q):
-        one, other = np.array([[1, 1], [1, -1]]), np.array([[1, -1], [-1, -1]])
-        return np.kron(_bordered(q), one) + np.kron(np.eye(q + 1, dtype=int), other)
+        sign_block, zero_block = np.array([[1, 1], [1, -1]]), np.array([[1, -1], [-1, -1]])
+        return np.kron(_bordered(q), sign_block) + np.kron(np.eye(q + 1, dtype=int), zero_block)
     return None
 
 
@@ -110,9 +113,9 @@ def _is_prime(n: int) -> bool:
 
 
 def balancing(variances: Tensor) -> Tensor:
-    """Orthogonal Q for which Q diag(variances) Q' has a constant diagonal, for every order.
+    """Orthogonal Q [D, D] for which Q diag(variances) Q' has a constant diagonal, for any D.
 
-    D - 1 plane rotations, each of which brings one channel to the mean: Chan and Li 1983,
+    At most D - 1 plane rotations, each of which sets one channel to the mean: Chan and Li 1983,
     "Diagonal elements and eigenvalues of a real symmetric matrix" (a constructive Schur-Horn).
     """
     v = variances.double().clone()
@@ -123,8 +126,8 @@ def balancing(variances: Tensor) -> Tensor:
     while above and below:
         i, j = above[-1], below[-1]
         high, low = float(v[i]), float(v[j])
-        # Turning channels i and j by an angle t mixes their variances: c^2 high + s^2 low = mean
-        # makes i the mean and leaves high + low - mean to j.
+        # Rotating channels i and j by an angle t mixes their variances: with
+        # c^2 high + s^2 low = mean, i gets the mean and j gets high + low - mean.
         s = math.sqrt((high - mean) / (high - low))
         c = math.sqrt(1 - s * s)
         q[[i, j]] = torch.stack([c * q[i] + s * q[j], c * q[j] - s * q[i]])

@@ -1,7 +1,7 @@
-"""What to do when the student is wider than the teacher (Ds > Dt). No torch: the plan reads this.
+"""Policies for a student wider than the teacher (Ds > Dt). No torch: planning imports this.
 
-KDEP's public code never meets the case (2048 -> 512 or 1280); ViT-S (384) -> ResNet-18 (512) does.
-Nothing is done unless the method's `align` names one of these as `policy`, in a suite for example
+The case does not occur in KDEP's public code (2048 -> 512 or 1280), but for example with ViT-S
+(384) -> ResNet-18 (512). It is an error unless the method's `align` has one of these as `policy`:
 `dict(base="kdep", name="kdep_padded", align=dict(_delete_=True, type="svd", policy="zero_pad"))`.
 """
 
@@ -14,17 +14,22 @@ from kdep_bench.errors import KdepError, unknown_name
 
 POLICIES = {
     "zero_pad": "channels Dt and above are zero",
-    "random_rotation": "zero-padded, then turned by a seeded orthogonal matrix, so that all move",
-    "repeat": "channel j is channel j mod Dt again",
+    "random_rotation": "zero-padded, then multiplied by a seeded orthogonal matrix",
+    "repeat": "channel j is a copy of channel j mod Dt",
 }
 
 
 def check_widths(
     student: int, teacher: int, policy: Any, name: str = "the teacher", equal: bool = False
 ) -> None:
-    """Raises KdepError for Ds > Dt without a policy, and for a policy that does not exist.
+    """Raises KdepError for Ds > Dt without a policy, and for an unknown policy.
 
-    `name` is what the teacher is called; `equal` refuses Ds < Dt too (the identity alignment).
+    Args:
+        student: Ds.
+        teacher: Dt.
+        policy: `policy` of the method's `align`, or None.
+        name: the teacher's name, for the error.
+        equal: whether Ds < Dt is refused too (the identity alignment).
     """
     if policy is not None and policy not in POLICIES:
         raise unknown_name("policy of method.align", str(policy), POLICIES)
@@ -42,27 +47,33 @@ def check_widths(
         )
 
 
-def check_rows(images: int, views: int, directions: int, share: float, pool: int, who: str) -> None:
+def check_rows(
+    images: int, views: int, directions: int, fraction: float, pool: int, subject: str
+) -> None:
     """Raises KdepError unless there are more features than directions to fit to them.
 
     Args:
-        images: of the share; each gives one feature for each of its `views`.
-        directions: of the alignment: the student's width, or the teacher's where that is smaller.
-        share, pool: the share and the images of the whole pool, for what may be done about it.
-        who: what is fitted, for the sentence.
+        images: number of images of the data fraction.
+        views: views per image; each gives one feature.
+        directions: min(Ds, Dt).
+        fraction: data fraction in (0, 1], for the advice of the error.
+        pool: number of images of the whole pool, likewise.
+        subject: what is fitted; the error begins with it.
     """
     if images * views > directions:
         return
     ways = []
-    needed = math.floor(directions / views) + 1
-    if share < 1 and pool >= needed:
-        ways.append(f"use a data fraction of {math.ceil(1000 * needed / pool) / 1000:g} or more")
+    needed_images = math.floor(directions / views) + 1
+    if fraction < 1 and pool >= needed_images:
+        ways.append(
+            f"use a data fraction of {math.ceil(1000 * needed_images / pool) / 1000:g} or more"
+        )
     ways.append(f"set budget.views to {math.floor(directions / max(images, 1)) + 1} or more")
     each = "1 fixed view" if views == 1 else f"{views} fixed views"
-    ways.append(f"add images to the pool ({needed} with {each} each)")
+    ways.append(f"add images to the pool ({needed_images} with {each} each)")
     ways.append("choose a narrower student or a method without alignment")
     raise KdepError(
-        f"{who}: {images} images with {each} each give {images * views} features, too few to "
+        f"{subject}: {images} images with {each} each give {images * views} features, too few to "
         f"estimate {directions} directions",
         expected=f"more than {directions} features",
         fix=", or ".join(ways),

@@ -1,4 +1,4 @@
-"""Maps of other sizes: averaged down, or interpolated up."""
+"""Resizing of feature maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, *size]: averaged down, or interpolated up (bilinear), never broadcast."""
+    """[B, C, *size]: adaptive average pooling if both sides shrink, else bilinear interpolation."""
     h, w = x_BCHW.shape[2:]
     if (h, w) == size:
         return x_BCHW

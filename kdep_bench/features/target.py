@@ -28,7 +28,15 @@ class Target(nn.Module):
 
 
 def build_target(align_dir: str | Path, transform: Mapping[str, Any]) -> Target:
-    """The fixed target of a finished `align` stage; a transform gets the facts that it asks for."""
+    """The target module for a finished `align` stage.
+
+    Args:
+        align_dir: folder of that stage.
+        transform: config of a Transform; its `required_args` are read from the fitted basis.
+
+    Raises:
+        KdepError: a type that is not a Transform, or a basis that cannot be read.
+    """
     basis, kind = open_basis(Path(align_dir)), locate(transform["type"])
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise KdepError(

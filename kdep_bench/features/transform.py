@@ -1,8 +1,7 @@
-"""What is done to an aligned teacher feature before the student regresses it.
+"""Fixed transforms of the aligned teacher feature, applied before the student regresses it.
 
-`a` below is the aligned feature [B, Ds]. Every transform is fixed before training: no parameters,
-no gradient. It is found by the dotted path of its class, `transform=dict(type=...)` in a method's
-config; what it has to know of the fitted alignment it names in `required_args`.
+`a` below is the aligned feature [B, Ds]. A transform is fixed before training: no parameters, no
+gradient. A method's config names it by the dotted path of its class, `transform=dict(type=...)`.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from kdep_bench.errors import KdepError
 class Transform(nn.Module):
     """A fixed map of aligned features [B, Ds] -> [B, Ds].
 
-    `required_args` names attributes of the fitted `Basis` (`std`, `covariance`, `raw_std`) that the
-    constructor gets beside the config's own arguments.
+    Attributes:
+        required_args: attributes of the fitted `Basis` (`std`, `covariance`, `raw_std`) that are
+            passed to the constructor in addition to the config's arguments.
     """
 
     required_args: ClassVar[tuple[str, ...]] = ()
@@ -31,7 +31,7 @@ class Transform(nn.Module):
 
 
 class NoTransform(Transform):
-    """The aligned feature as it is ("SVD without PTS")."""
+    """The identity ("SVD without PTS")."""
 
     def forward(self, a: Tensor) -> Tensor:
         return a
@@ -40,8 +40,9 @@ class NoTransform(Transform):
 class PowerTemperature(Transform):
     """Power temperature scaling: sign(a) * |a / T| ** (1 / n).
 
-    Source: KDEP, CVMI-Lab/KDEP `src/train_distill.py`; defaults T=0.1, n=3 there. Odd, monotone,
-    the identity at T = n = 1; a Std Ratio r between channels of one shape becomes r ** (1 / n).
+    Source: KDEP, CVMI-Lab/KDEP `src/train_distill.py`, with its defaults T=0.1, n=3. The function
+    is odd and monotone, and the identity at T = n = 1. For channels whose distributions differ only
+    in scale, a Std Ratio r becomes r ** (1 / n).
 
     Args:
         T: temperature, > 0, in units of the feature.
@@ -52,7 +53,9 @@ class PowerTemperature(Transform):
         super().__init__()
         if not (T > 0 and n >= 1):
             raise KdepError(
-                f"power temperature scaling has T={T}, n={n}", expected="T > 0 and n >= 1"
+                f"power temperature scaling has T={T}, n={n}",
+                expected="T > 0 and n >= 1",
+                fix="correct T and n in the method's `transform`",
             )
         self.T, self.n = float(T), float(n)
 
@@ -63,11 +66,11 @@ class PowerTemperature(Transform):
 class SignedPairs(Transform):
     """The first half of the components, each as two channels: max(g, 0), then max(-g, 0).
 
-    For a student's feature after its ReLU, which is non-negative and cannot follow a signed target:
-    see `kdep_bench/objectives/signs.py` for what each form can represent. g is the component after
-    power temperature scaling with T and n; n = 1 leaves its shape as it is.
+    For a student's feature after its ReLU, which is non-negative and cannot regress a signed
+    target; `kdep_bench/objectives/signs.py` says what each form can represent. g is the component
+    after power temperature scaling with T and n (n = 1: scaled by 1 / T only).
 
-    Raises KdepError for an odd number of aligned channels.
+    `forward` raises KdepError for an odd number of aligned channels.
     """
 
     def __init__(self, T: float = 1.0, n: float = 1.0) -> None:
@@ -93,7 +96,10 @@ class Whitening(Transform):
     comments of CVMI-Lab/KDEP `src/resnet.py`, which divides by the singular values (times 500).
 
     Args:
-        covariance: [Ds, Ds] of the aligned feature over the fitting rows; of full rank.
+        covariance: [Ds, Ds] of the aligned feature over the alignment samples, of full rank.
+
+    Raises:
+        KdepError: a covariance that is not of full rank.
     """
 
     required_args = ("covariance",)
@@ -115,20 +121,22 @@ class Whitening(Transform):
 
 
 class StdMatch(Transform):
-    """Gives the aligned channels the spread that the teacher's raw channels had.
+    """Rescales the aligned channels to the standard deviations of the teacher's raw channels.
 
-    After SVD the channel stds fall as the singular values do; this sets them by rank instead. By
-    default the k-th largest becomes the k-th largest std of the raw feature ("match to original
-    variance"); with `ratio` r they run from r down to 1, linear in the old std s:
-    (max - r min + (r - 1) s) / (max - min).
+    After SVD the channel stds decrease with the singular values. By default the k-th largest is set
+    to the k-th largest std of the raw feature ("match to original variance"). With a `ratio` r the
+    new stds range from r to 1, linear in the old std s: (max - r min + (r - 1) s) / (max - min).
 
     Source: CVMI-Lab/KDEP `src/resnet.py`, comments "Var matching", step 2, methods 2 and 1 (r =
-    2.98 or 4.57 there, then times 357: a factor that the loss weight's rule makes needless).
+    2.98 or 4.57 there, then times 357, which the automatic loss weight makes unnecessary).
 
     Args:
-        std: [Ds] of the aligned feature over the fitting rows, all positive.
+        std: [Ds] of the aligned feature over the alignment samples, all positive.
         raw_std: [Dt] of the raw feature, Dt >= Ds.
-        ratio: Std Ratio to reach, >= 1; None for the raw feature's own stds.
+        ratio: Std Ratio after the transform, >= 1; None matches the raw feature's stds.
+
+    Raises:
+        KdepError: a channel without variance, a ratio below 1, or no `raw_std` without a `ratio`.
     """
 
     required_args = ("std", "raw_std")
@@ -153,39 +161,40 @@ class StdMatch(Transform):
                     fix="correct `ratio` in the method's `transform`",
                 )
             low, high = s.min(), s.max()
-            wanted = (high - ratio * low + (ratio - 1) * s) / (high - low).clamp(min=1e-30)
-            wanted = torch.where(high > low, wanted, torch.ones_like(s))
+            new_std = (high - ratio * low + (ratio - 1) * s) / (high - low).clamp(min=1e-30)
+            new_std = torch.where(high > low, new_std, torch.ones_like(s))
         else:
-            wanted = torch.empty_like(s)
-            wanted[s.argsort(descending=True, stable=True)] = _largest(raw_std, len(s))
-        self.register_buffer("scale", (wanted / s).float())
+            new_std = torch.empty_like(s)
+            new_std[s.argsort(descending=True, stable=True)] = _largest(raw_std, len(s))
+        self.register_buffer("scale", (new_std / s).float())
 
     def forward(self, a: Tensor) -> Tensor:
         return a * self.scale
 
 
 def _largest(raw_std: Tensor | None, count: int) -> Tensor:
-    """The `count` largest raw channel stds, largest first."""
+    """The `count` largest raw channel stds, largest first; KdepError if fewer have variance."""
     if raw_std is None:
         raise KdepError(
             "the alignment stage is of an older version and has no standard deviations of the "
             "teacher's channels (channels.pt beside basis.pt)",
             fix="rerun that stage (--force align), or give StdMatch a `ratio`",
         )
-    found = raw_std.double().sort(descending=True).values[:count]
-    if len(found) < count or not bool((found > 0).all()):
+    largest = raw_std.double().sort(descending=True).values[:count]
+    if len(largest) < count or not bool((largest > 0).all()):
         raise KdepError(
-            f"only {int((found > 0).sum())} of the teacher's channels have variance, fewer than "
+            f"only {int((largest > 0).sum())} of the teacher's channels have variance, fewer than "
             f"the student's {count} channels",
             fix="give StdMatch a `ratio`",
         )
-    return found
+    return largest
 
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances [D] and orthonormal axes [D, D] (columns) of a covariance, noise set to 0.
+    """Variances [D] and orthonormal axes [D, D] (columns) of a covariance, both float64.
 
-    The axes of a diagonal covariance are the channels, in their own order.
+    Variances below rounding noise are set to 0. The axes of a diagonal covariance are the channels,
+    in their given order.
     """
     c = covariance.double()
     if bool((c == c.diagonal().diag()).all()):
@@ -207,8 +216,13 @@ def std_ratio(std: Tensor) -> float:
 class Moments:
     """Streaming mean and covariance in float64: one pass, memory O(D^2).
 
-    Chan et al. 1979, "Updating formulae and a pairwise algorithm": batches are merged with their
-    own means, so nothing cancels for features far from zero.
+    Chan et al. 1979, "Updating formulae and a pairwise algorithm": each batch is centred at its own
+    mean before it is merged, which avoids cancellation for features far from zero.
+
+    Attributes:
+        n: number of features so far.
+        mean: [D] float64.
+        scatter: [D, D] float64, the sum of (x - mean)(x - mean)' over the features.
     """
 
     def __init__(self, width: int) -> None:
@@ -217,7 +231,7 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, x_BD: Tensor) -> None:
-        """Takes a batch; raises KdepError when a value is NaN or infinite."""
+        """Adds a batch [B, D]; raises KdepError if a value is NaN or infinite."""
         x = x_BD.double()
         if not bool(torch.isfinite(x).all()):
             raise KdepError(
@@ -236,7 +250,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[D, D] population covariance (divided by N: after SVD a channel's std is s/sqrt(N))."""
+        """[D, D] population covariance: divided by N, so that an SVD channel's std is s/sqrt(N)."""
         return self.scatter / self.n
 
     @property

@@ -1,1 +1,1 @@
-"""Shared by teachers and students: building a backbone, reading a layer before its activation."""
+"""Code shared by teachers and students: building a backbone, reading a pre-activation feature."""

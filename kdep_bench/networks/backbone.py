@@ -1,7 +1,8 @@
-"""Students: plain mm backbones, and the tap that reads the pooled feature before the last ReLU.
+"""Builds mm backbones, and reads their last map before the final activation (the tap).
 
-A network that ends in no activation (ConvNeXt, Swin, ViT: a norm is last) has the tap "output":
-what its classifier pools. `kdep_bench/students/discover.py` finds the tap of any network.
+A network that does not end in an activation (ConvNeXt, Swin, ViT end in a norm) has the tap
+"output": the map that its classifier pools. `kdep_bench/students/discover.py` finds the tap of any
+network.
 """
 
 from __future__ import annotations
@@ -27,17 +28,23 @@ LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
 OUTPUT = "output"
 
 
-def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
+def build_backbone(student: Mapping[str, Any], **overrides: Any) -> nn.Module:
     """The student's backbone from the mm registry, with initialised weights.
 
-    `more` overrides backbone arguments (`out_indices`, `init_cfg`, ...). Randomness comes from
-    torch's global generator: seed it first.
+    Weights are drawn from torch's global generator: seed it first.
+
+    Args:
+        student: a student config; its `backbone` is built.
+        overrides: arguments of the backbone to replace (`out_indices`, `init_cfg`, ...).
+
+    Raises:
+        KdepError: a type that is not a network.
     """
     if openmmlab.current_scope() is None:  # every scope has mmpretrain's models
         openmmlab.setup("mmpretrain")
     from mmpretrain.registry import MODELS
 
-    net = MODELS.build({**student["backbone"], **more})
+    net = MODELS.build({**student["backbone"], **overrides})
     if not isinstance(net, nn.Module):
         raise KdepError(
             f"the backbone type {student['backbone'].get('type')} built no network",
@@ -48,7 +55,7 @@ def build_backbone(student: Mapping[str, Any], **more: Any) -> nn.Module:
 
 
 def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
-    """The backbone's last activation; KdepError for a class or a path that is not known."""
+    """The backbone's last activation; KdepError for an unknown class or module path."""
     kind = type(backbone).__name__
     path = tap
     if tap == "last_pre_activation":
@@ -73,21 +80,24 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
 class PreActivationTap(nn.Module):
     """Runs a backbone and returns its last map before and after the final activation.
 
-    The last activation module of the network is called without `inplace` (it has no parameters,
-    so the state dict is unchanged) and its input is recorded; ResNet blocks call theirs twice, the
-    second time on the block's sum, so the last call is the one that counts.
+    A hook records the input of the last activation module, whose `inplace` is switched off (it has
+    no parameters, so the state dict does not change). ResNet blocks call it twice, the second time
+    on the sum with the shortcut; the last call is used.
 
     Args:
         backbone: an mm backbone whose last output is the final map.
-        tap: "last_pre_activation" finds the last activation by the backbone's class; "output" is
-            the last map itself, of a network that ends in no activation; any other value is the
-            module path of that activation.
+        tap: "last_pre_activation" (the last activation is known from the backbone's class),
+            "output" (the last map itself, for a network that does not end in an activation), or the
+            module path of the last activation.
+
+    Raises:
+        KdepError: an unknown class or module path.
     """
 
     def __init__(self, backbone: nn.Module, tap: str = "last_pre_activation") -> None:
         super().__init__()
         self.backbone = backbone
-        self._seen: Tensor | None = None
+        self._recorded: Tensor | None = None
         self._activation: list[nn.Module] = []  # a list: no second registration in the state dict
         if tap == OUTPUT:
             return
@@ -98,46 +108,60 @@ class PreActivationTap(nn.Module):
         self._activation.append(module)
 
     def _record(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._seen = args[0]
+        self._recorded = args[0]
 
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """(before, after): two maps [B, Ds, H, W] of the last stage."""
+        """The last map before and after the final activation, each [B, Ds, H, W].
+
+        `x_B3HW` is normalised float. With the tap "output" both are the same map.
+        """
         out = self.backbone(x_B3HW)
-        after = out[-1] if isinstance(out, (tuple, list)) else out
+        post_activation = out[-1] if isinstance(out, (tuple, list)) else out
         if not self._activation:
-            return after, after
-        before, self._seen = self._seen, None
-        assert before is not None
-        return before, after
+            return post_activation, post_activation
+        pre_activation, self._recorded = self._recorded, None
+        assert pre_activation is not None
+        return pre_activation, post_activation
 
     @torch.no_grad()
     def verify(self, width: int, px: int) -> None:
-        """Proves on noise that activation(before) is the backbone's own output, `width` wide.
+        """Checks on noise that activation(tap) equals the backbone's output, and its width.
 
-        Norm scales that start at zero (residual branches) are one meanwhile: with them a block is
-        the identity, and a tap one block too early would pass.
+        Norm scales initialised to zero (residual branches) are set to one for the check: with zero
+        a block is the identity, and a tap one block too early would pass.
+
+        Args:
+            width: Ds, the expected number of channels.
+            px: side of the noise images in pixels.
+
+        Raises:
+            KdepError: another width, or a tap that is not the input of the last activation.
         """
         mode = self.training
         self.eval()
         x = torch.randn(2, 3, px, px)
         with nonzero_scales(self):
-            before, after = self(x)
+            pre_activation, post_activation = self(x)
         hidden = None if self._activation else find_last_activation(self, lambda: self(x)[1])
         self.train(mode)
-        if before.shape[1] != width:
+        if pre_activation.shape[1] != width:
             raise KdepError(
-                f"the student's last map has {before.shape[1]} channels",
+                f"the student's last map has {pre_activation.shape[1]} channels",
                 expected=f"{width}, the `width` of its config",
                 fix="correct `width` in the student config",
             )
-        if hidden is not None or (not self._activation and is_rectified(after, pool(after))):
+        if hidden is not None or (
+            not self._activation and is_rectified(post_activation, pool(post_activation))
+        ):
             raise KdepError(
                 f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
                 "activation"
                 + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is not a module"),
                 fix="set `tap=` in the student config to the module path of that activation",
             )
-        if self._activation and not torch.equal(self._activation[0](before), after):
+        if self._activation and not torch.equal(
+            self._activation[0](pre_activation), post_activation
+        ):
             raise KdepError(
                 f"the tap of {type(self.backbone).__name__} is not the input of its last "
                 "activation",

@@ -1,4 +1,4 @@
-"""Where a network's last activation sits: found by running the network, then proved.
+"""Finds a network's last activation by running the network, and records inputs of its modules.
 
 KDEP reads the pooled feature before the last ReLU, on both sides (He et al., CVPR 2022;
 CVMI-Lab/KDEP src/resnet.py, src/mobilenet.py).
@@ -23,29 +23,31 @@ def global_mean(x_BCHW: Tensor) -> Tensor:
 
 @contextmanager
 def capture_modules(
-    net: nn.Module, wanted: Mapping[str, tuple[str, Side]]
+    net: nn.Module, points: Mapping[str, tuple[str, Side]]
 ) -> Iterator[dict[str, Any]]:
-    """Records what named submodules read or give while the body of the `with` runs.
+    """Context manager: records inputs or outputs of submodules during forward passes.
 
     Args:
         net: any network.
-        wanted: name -> (module path, "in" for its first argument or "out" for its result).
+        points: name -> (module path, "in" for the first argument or "out" for the result).
 
-    A module that runs several times in a forward (the ReLU of a ResNet block) leaves its last call.
+    Yields:
+        a dict that each forward pass fills: name -> recorded value. Of a module that runs several
+        times in one pass (the ReLU of a ResNet block), the last call is kept.
     """
-    seen: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
     handles = []
 
-    def take(name: str, side: str) -> Callable[..., None]:
+    def recorder(name: str, side: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            seen[name] = args[0] if side == "in" else out
+            recorded[name] = args[0] if side == "in" else out
 
         return hook
 
     try:
-        for name, (path, side) in wanted.items():
-            handles.append(net.get_submodule(path).register_forward_hook(take(name, side)))
-        yield seen
+        for name, (path, side) in points.items():
+            handles.append(net.get_submodule(path).register_forward_hook(recorder(name, side)))
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -53,9 +55,9 @@ def capture_modules(
 
 @contextmanager
 def nonzero_scales(net: nn.Module) -> Iterator[None]:
-    """Sets all-zero `weight`s (zero-initialised residual branches) to one for the time being.
+    """Context manager: sets all-zero `weight`s (zero-initialised residual branches) to one.
 
-    With them a block is the identity, and a tap one block too early would look right.
+    With zeros a block is the identity, and a tap one block too early would look right.
     """
     scales = [getattr(m, "weight", None) for m in net.modules()]
     zero = [w for w in scales if isinstance(w, Tensor) and not w.is_meta and not bool(w.any())]
@@ -77,9 +79,9 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
         net: the network, in eval mode.
         forward: runs `net` on noise and returns its final map.
 
-    A candidate has neither parameters nor children, keeps the shape, changes its input, and its
-    output equals the final map bit for bit; of several, the one that ran last. The one found is
-    left without `inplace`, so that its input can be read.
+    A candidate has neither parameters nor children, its output has the shape of its input but other
+    values, and equals the final map bit for bit; of several, the one that ran last is returned. Its
+    `inplace` stays switched off, so that its input can be recorded.
     """
     leaves = {
         path: module
@@ -99,7 +101,7 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
         return hook
 
     order: list[str] = []
-    found: str | None = None
+    last: str | None = None
     try:
         for module in inplace:
             module.inplace = False  # type: ignore[assignment]
@@ -113,20 +115,20 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
             and torch.equal(after, final)
             and not torch.equal(before, after)
         ]
-        found = max(fits)[1] if fits else None
+        last = max(fits)[1] if fits else None
     finally:
         for handle in handles:
             handle.remove()
         for module in inplace:
-            module.inplace = found is None or module is not leaves[found]  # type: ignore[assignment]
-    return found
+            module.inplace = last is None or module is not leaves[last]  # type: ignore[assignment]
+    return last
 
 
 def is_rectified(last_BCHW: Tensor, read_BD: Tensor) -> bool:
-    """Whether a ReLU lies on the way from a network's last map to what its classifier reads.
+    """Whether a ReLU acts between a network's last map and the feature that its classifier reads.
 
-    Either the map has no negative value and exact zeros (an in-place ReLU, or pooling after one),
-    or the classifier reads the mean of its rectified values (DenseNet).
+    Either the map has exact zeros and no negative value (an in-place ReLU, or pooling after one),
+    or the feature `read_BD` is the mean of the map's rectified values (DenseNet).
     """
     if bool((last_BCHW >= 0).all()) and bool((last_BCHW == 0).any()):
         return True

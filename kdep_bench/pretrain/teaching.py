@@ -191,7 +191,7 @@ def cached_teaching(
     """
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
-    names = cache.wanted(wanted)
+    names = cache.extra_names(wanted)
     if levels:  # arms share a cache of maps, and each reads its own
         names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]
     for need in sorted(wanted & {"maps", "tokens"}):

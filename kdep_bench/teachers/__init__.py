@@ -1,1 +1,1 @@
-"""Frozen teachers behind one face: see `kdep_bench.teachers.base`."""
+"""Frozen teacher networks behind one interface, `kdep_bench.teachers.base.Teacher`."""

@@ -1,4 +1,4 @@
-"""One face for every teacher: uint8 pictures in, pooled features and logits out, never trained."""
+"""The interface of all teachers: uint8 images to pooled features and logits, never trained."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kdep_bench.registry import build
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A batch as a teacher sees it, float32, without gradient.
+    """A teacher's output for B images, float32, without gradient.
 
     Attributes:
-        pooled: [B, Dt], the feature KDEP regresses, read at the teacher's tap.
+        pooled: [B, Dt], the feature that KDEP regresses, read at the teacher's tap.
         logits: [B, C], or None without a classifier.
-        maps: spatial maps by name, each [B, C, H, W]; the teacher says which (`map_names`).
+        maps: spatial maps by name (the teacher's `map_names`), each [B, C, H, W].
         tokens: [B, T, C], the token sequence after the last norm, or None for a convolutional net.
         classifier: the teacher's frozen classifier, `logits = classifier(pooled)`; set by the
             pre-training step with need "classifier". Gradient passes to its input.
@@ -46,13 +46,15 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         name: short name used in records.
-        width: Dt, the width of the pooled feature.
+        width: Dt, the number of channels of the pooled feature.
         input_px: side of the square input in pixels.
-        mean, std: per-channel normalisation on the 0-255 scale.
-        has_logits: whether `logits` is not None.
-        tap: where the pooled feature is read, in words.
-        map_names: names of the spatial maps it gives.
-        tails: those of them after which `tail` gives the rest of the network.
+        mean, std: [1, 3, 1, 1], normalisation per RGB channel on the 0-255 scale.
+        has_logits: whether `TeacherOutput.logits` is not None.
+        tap: where in the network the pooled feature is read, as text.
+        map_names: names of the spatial maps in its output.
+        tails: those of them for which `tail` returns the following layers.
+
+    Raises KdepError for an implausible normalisation.
     """
 
     name: str
@@ -73,10 +75,10 @@ class Teacher(nn.Module, ABC):
 
     @property
     def logit_head(self) -> nn.Module | None:
-        """The classifier, where the logits are exactly logit_head(pooled); None otherwise.
+        """The classifier, if the logits are exactly logit_head(pooled); otherwise None.
 
-        A cached feature then gives the logits too. The teacher's config page says so to the plan
-        as `card.logits_from_pooled`; without it the cache stores the logits.
+        The logits can then be computed from cached features. The teacher's config declares it with
+        `card.logits_from_pooled`; otherwise the cache stores the logits.
         """
         return None
 
@@ -94,14 +96,20 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        """Pooled feature and logits of a *normalised* float batch."""
+        """The output for a *normalised* float batch [B, 3, H, W]."""
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutput:
-        """`images`: [B, 3, H, W] uint8 RGB of any size H = W; the result carries no gradient."""
+        """The output for `images` [B, 3, H, W], uint8 RGB with H = W; it carries no gradient.
+
+        Raises:
+            KdepError: another type of images, or a feature that is not [B, width].
+        """
         if images.dtype != torch.uint8:
             raise KdepError(
-                f"the teacher's input has the type {images.dtype}", expected="uint8 RGB images"
+                f"the teacher's input has the type {images.dtype}",
+                expected="uint8 RGB images",
+                fix="pass images before normalisation; the teacher normalises them itself",
             )
         x = (images.float() - self.mean) / self.std
         out = self.features(x.contiguous(memory_format=torch.channels_last))
@@ -109,15 +117,19 @@ class Teacher(nn.Module, ABC):
             raise KdepError(
                 f"teacher {self.name} returned a feature of shape {tuple(out.pooled.shape)}",
                 expected=f"({len(images)}, {self.width})",
+                fix="correct `width` or `features` of the teacher's class",
             )
         return out
 
     def train(self, mode: bool = True) -> Teacher:
-        """Always stays in eval mode: BatchNorm statistics of a teacher must not move."""
+        """Stays in eval mode whatever `mode` is: BatchNorm statistics must not change."""
         return super().train(False)
 
     def checksum(self) -> str:
-        """SHA-256 over every named tensor, 16 hex digits: the teacher's identity in cache keys."""
+        """SHA-256 over names, shapes, types and bytes of all tensors, 16 hex digits.
+
+        Identifies the teacher in caches and records.
+        """
         h = hashlib.sha256()
         for key, value in sorted(self.state_dict().items()):
             h.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
@@ -126,34 +138,42 @@ class Teacher(nn.Module, ABC):
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode, no gradients, channels-last: how every teacher runs."""
-    module.eval()  # not chained: mm backbones return nothing from it
+    """Sets eval mode, no gradients and channels-last memory, and returns the module."""
+    module.eval()  # not chained: `eval` of mm backbones returns None
     return module.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads `tensors` into `module` and proves it: same keys, same shapes, same values after.
+    """Loads `tensors` into `module` and verifies it; nothing is skipped.
 
-    Raises KdepError naming the first offenders; nothing is ever skipped.
+    Args:
+        module: the network.
+        tensors: its complete state dict, by name.
+        source: where they come from, for errors.
+
+    Raises:
+        KdepError: missing or unexpected names, another shape or kind of number, or a value that
+            differs after loading; names the first of them.
     """
-    own = module.state_dict()
-    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-    shapes = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    state = module.state_dict()
+    missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
+    shapes = [k for k in state if k in tensors and state[k].shape != tensors[k].shape]
     if missing or extra or shapes:
         raise KdepError(
             f"the weights in {source} do not fit: {len(missing)} missing {missing[:3]}, "
             f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}",
-            expected=f"exactly the {len(own)} tensors of {type(module).__name__}",
+            expected=f"exactly the {len(state)} tensors of {type(module).__name__}",
             fix="use the checkpoint of exactly this architecture",
         )
-    # torch would convert whole numbers to floats, and drop an imaginary part, in silence.
-    kinds = [k for k, v in own.items() if _kind(v) != _kind(tensors[k]) and k not in _counters(own)]
+    # torch would silently convert integers to floats and drop imaginary parts.
+    counters = _counters(state)
+    kinds = [k for k, v in state.items() if _kind(v) != _kind(tensors[k]) and k not in counters]
     if kinds:
         first = kinds[0]
         raise KdepError(
             f"{len(kinds)} tensors in {source} have another kind of number {kinds[:3]}: {first} "
             f"has {tensors[first].dtype}",
-            expected=f"{own[first].dtype} or another type of that kind, as in "
+            expected=f"{state[first].dtype} or another type of that kind, as in "
             f"{type(module).__name__}",
             fix="use a checkpoint that is not quantised",
         )
@@ -167,17 +187,23 @@ def _kind(value: Tensor) -> str:
     return "complex" if value.is_complex() else "float" if value.is_floating_point() else "whole"
 
 
-def _counters(own: Mapping[str, Tensor]) -> set[str]:
-    """Batch counters: not read in eval mode, and floats in some converted checkpoints."""
-    return {k for k in own if k.endswith("num_batches_tracked")}
+def _counters(state: Mapping[str, Tensor]) -> set[str]:
+    """Names of batch counters: unused in eval mode, and floats in some converted checkpoints."""
+    return {k for k in state if k.endswith("num_batches_tracked")}
 
 
 def build_teacher(config: Mapping[str, Any]) -> Teacher:
-    """Builds the teacher of a config page; its `card` is for people and is left aside."""
+    """Builds the teacher of a config; its `card` (facts for planning and reports) is not passed on.
+
+    Raises:
+        KdepError: a `type` that is not a Teacher, a file that changed after planning, or what the
+            class raises.
+    """
     teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):
         raise KdepError(
             f"{config['type']} is not a Teacher",
             expected="a subclass of kdep_bench.teachers.base.Teacher",
+            fix="correct `type=` in the teacher's config",
         )
     return teacher

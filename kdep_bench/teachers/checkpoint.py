@@ -1,4 +1,4 @@
-"""A teacher from a checkpoint of one's own: an architecture, a file, and a prefix."""
+"""A teacher from a user's checkpoint: an architecture, a file and a prefix of names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Checkpoint(NetworkTeacher):
     """The trunk of a network with the weights of a file.
 
     `model` is "torchvision/resnet50", "timm/resnet50", or a mm backbone as a dict
-    (`dict(type="mmpretrain.ResNet", depth=50)`). A file names tensors as that library does, after
-    `prefix` ("module.model.", "backbone."). The classifier is left away unless `has_logits=True`,
-    and so are its tensors; other surplus is named by `drop`. The input normalisation is ImageNet's
-    unless `mean` and `std` say otherwise.
+    (`dict(type="mmpretrain.ResNet", depth=50)`). The file's names are those of that library, after
+    `prefix` ("module.model.", "backbone."). Unless `has_logits=True`, the classifier is not built
+    and its tensors are ignored; `drop` lists other tensors to ignore. The input normalisation is
+    ImageNet's unless `mean` and `std` are given. See `NetworkTeacher` for the other arguments.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class Checkpoint(NetworkTeacher):
         input_px: int,
         *,
         has_logits: bool | None = False,
-        **more: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(name, model, input_px, has_logits=bool(has_logits), **more)
+        super().__init__(name, model, input_px, has_logits=bool(has_logits), **options)
 
     def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         if isinstance(model, Mapping):
@@ -45,14 +45,14 @@ class Checkpoint(NetworkTeacher):
                     fix="set has_logits=False, or use a teacher of type MMPretrain",
                 )
             return make_backbone(model, args), ""
-        library, name = split(model)
+        library, name = split_name(model)
         return LIBRARIES[library].make(name, args, head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         if isinstance(self.model, Mapping):
             outs, final, tokens = mmpretrain_models.backbone_parts(self.net, x_B3HW)
             return NetworkOutput(final, mmpretrain_models.pooled(outs[-1]), None, tokens)
-        if split(self.model)[0] == "timm":
+        if split_name(self.model)[0] == "timm":
             return timm_models.parts(self.net, x_B3HW)
         return torchvision_models.parts(self.net, x_B3HW, self.head)
 
@@ -61,7 +61,7 @@ class Checkpoint(NetworkTeacher):
             extra = int(getattr(self.net, "num_extra_tokens", 0))  # type: ignore[arg-type]
             tokens = isinstance(out, Tensor) and out.ndim == 3
             return grid(out, extra) if tokens else super().as_map(out)
-        library = LIBRARIES[split(self.model)[0]]
+        library = LIBRARIES[split_name(self.model)[0]]
         return super().as_map(library.as_map(self.net, out))
 
     def hub(self, model: Any, args: dict[str, Any], net: nn.Module) -> Hub | None:
@@ -73,8 +73,8 @@ class Checkpoint(NetworkTeacher):
         return normalisation.MEAN, normalisation.STD
 
 
-def split(model: Any) -> tuple[str, str]:
-    """ "timm/resnet50" -> ("timm", "resnet50")."""
+def split_name(model: Any) -> tuple[str, str]:
+    """(library, model name) of "timm/resnet50"; KdepError for an unknown library."""
     library, _, name = str(model).partition("/")
     if library not in LIBRARIES or not name:
         raise unknown_name(f"library of the model {model!r}:", library, LIBRARIES)
@@ -82,7 +82,7 @@ def split(model: Any) -> tuple[str, str]:
 
 
 def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
-    """A mm backbone with random weights."""
+    """A mm backbone with random weights; KdepError if mmpretrain cannot build it."""
     mmpretrain_models.register_models()
     from mmpretrain.registry import MODELS
 

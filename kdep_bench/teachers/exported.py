@@ -1,4 +1,4 @@
-"""An earlier arm's student as a teacher: assistants, chains, early-stopped teachers."""
+"""A student trained in the same suite as a teacher: teacher assistants, early-stopped teachers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ HEAD = "objective.head."
 
 
 class Exported(Teacher):
-    """The backbone that the `export` stage of an arm wrote, tapped where a student is.
+    """The backbone that a method's `export` stage wrote.
 
-    `pooled` is the feature before the last activation, KDEP's place; `logits` those of the head
-    that the arm trained on the activated feature, which its pre-training checkpoint still has.
+    `pooled` is the pooled feature before the last activation, as in KDEP; `logits` are those of the
+    linear head that was trained on the feature after it, from the pre-training checkpoint.
 
     Args:
         name: name in records.
-        student: config page of that student.
-        has_logits: whether to look for the head; the plan knows from the arm's method.
-        backbone: `backbone.pth` of its export.
-        checkpoint: `student.pth` of its pre-training, for the head.
+        student: config of that student.
+        has_logits: whether to load the head; planning derives it from the method.
+        backbone: path of `backbone.pth` of the export.
+        checkpoint: path of `student.pth` of the pre-training, for the head.
+
+    Raises:
+        KdepError: no `backbone`, weights that do not fit, or no head where one is required.
     """
 
     tap = "before the last activation"
@@ -56,25 +59,25 @@ class Exported(Teacher):
         self.backbone = freeze(net)
         self._tapped = [PreActivationTap(self.backbone, student["tap"])]
         self.classifier = freeze(read_head(name, self.width, checkpoint)) if has_logits else None
-        # The very file that the arm exported: what its own records call the student.
+        # Checksum of the exported file, by which records identify that student.
         self.source = file_hash(Path(backbone))
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        before, after = self._tapped[0](x_B3HW)
-        logits = None if self.classifier is None else self.classifier(pool(after))
-        return TeacherOutput(pool(before), logits)
+        pre_activation, post_activation = self._tapped[0](x_B3HW)
+        logits = None if self.classifier is None else self.classifier(pool(post_activation))
+        return TeacherOutput(pool(pre_activation), logits)
 
 
 def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module:
-    """The linear head of a pre-training checkpoint; KdepError where there is not one."""
+    """The linear head [classes, width] of a pre-training checkpoint; KdepError if it has none."""
     state = {} if checkpoint is None else load_weights(checkpoint)
-    found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
-    if set(found) != {"weight", "bias"} or found["weight"].shape[1] != width:
+    tensors = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
+    if set(tensors) != {"weight", "bias"} or tensors["weight"].shape[1] != width:
         raise KdepError(
             f"the teacher assistant {name} was trained without a linear classifier on its feature",
             expected=f"{HEAD}weight and {HEAD}bias in its checkpoint",
             fix="choose a feature method, or an assistant that was trained on logits or labels",
         )
-    head = nn.Linear(width, len(found["weight"]))
-    load_exactly(head, found, str(checkpoint))
+    head = nn.Linear(width, len(tensors["weight"]))
+    load_exactly(head, tensors, str(checkpoint))
     return head

@@ -26,7 +26,12 @@ HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class ModelFamily(NamedTuple):
-    """A model type of transformers: its classes (a classifier or None) and normalisation (0-1)."""
+    """A model type of transformers.
+
+    Attributes:
+        config, tower, classifier: names of its classes; classifier is None if there is none.
+        mean, std: its input normalisation on the 0-1 scale.
+    """
 
     config: str
     tower: str
@@ -58,7 +63,7 @@ FAMILIES: dict[str, ModelFamily] = {
         (0.26862954, 0.26130258, 0.27577711),
     ),
 }
-# What decides how a tower computes with the same tensors; must agree with their config.json.
+# Settings that change a tower's output for the same tensors; must agree with their config.json.
 DECISIVE = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio"),
     *("hidden_act", "layer_norm_eps", "image_size", "patch_size", "qkv_bias", "use_swiglu_ffn"),
@@ -66,7 +71,7 @@ DECISIVE = (
 
 
 def transformers() -> Any:
-    """The package, or a sentence with the command that installs it."""
+    """The imported package; KdepError with the pip command if it cannot be imported."""
     try:
         return importlib.import_module("transformers")
     except ImportError as e:
@@ -79,36 +84,37 @@ def transformers() -> Any:
 class HuggingFace(NetworkTeacher):
     """A vision tower of transformers.
 
-    `model` is a repository of the hub ("facebook/dinov2-base"), used only where no file is given.
+    `model` is a repository of the hub ("facebook/dinov2-base"), used only if no file is given.
     `args` is the tower's configuration: `model_type` ("vit", "dinov2", "clip_vision_model") and
-    what differs from that type's defaults; a config.json beside the weights must agree with it.
+    values that differ from that type's defaults; a config.json in the folder of the weights must
+    agree with it.
 
     Tap: the class token after the last norm (ViT, DINOv2, CLIP before its projection); a DINOv2
     with its linear classifier reads [class token, mean of patch tokens], twice as wide. Tokens: all
-    after the last norm, the class token first (for CLIP, transformers' own `last_hidden_state` is
-    before that norm). Where `args` states `num_labels`, the classifier is part of the teacher (ViT,
+    after the last norm, the class token first (for CLIP, `last_hidden_state` of transformers is
+    before that norm). If `args` has `num_labels`, the classifier is part of the teacher (ViT,
     DINOv2). `maps` are outputs of named modules ("encoder.layers.5").
 
-    A file may have the names of any transformers version: transformers itself translates them, and
-    every tensor is then proved to be one of the file's.
+    A file may use the names of any transformers version: transformers translates them, and it is
+    then checked that every tensor of the network is one of the file's.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         config, family = make_config(args)
         library = transformers()
         if not head or family.classifier is None or "num_labels" not in args:
-            more = {"add_pooling_layer": False} if family.tower == "ViTModel" else {}
-            return getattr(library, family.tower)(config, **more), "classifier"
+            options = {"add_pooling_layer": False} if family.tower == "ViTModel" else {}
+            return getattr(library, family.tower)(config, **options), "classifier"
         return getattr(library, family.classifier)(config), "classifier"
 
     def load(self, net: Any, tensors: dict[str, Tensor], source: Path) -> None:
         check_config(net.config, source.parent / "config.json")
         library = transformers()
-        bars = library.utils.logging
-        more = {} if getattr(net, "pooler", 0) is not None else {"add_pooling_layer": False}
-        level, shown = bars.get_verbosity(), bars.is_progress_bar_enabled()
-        bars.set_verbosity_error()
-        bars.disable_progress_bar()
+        log = library.utils.logging
+        options = {} if getattr(net, "pooler", 0) is not None else {"add_pooling_layer": False}
+        level, shows_progress = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity_error()
+        log.disable_progress_bar()
         try:
             filled, info = type(net).from_pretrained(
                 None,
@@ -116,7 +122,7 @@ class HuggingFace(NetworkTeacher):
                 state_dict=tensors,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **more,
+                **options,
             )
         except (RuntimeError, ValueError) as e:
             raise KdepError(
@@ -125,9 +131,9 @@ class HuggingFace(NetworkTeacher):
                 fix="correct `args=`",
             ) from e
         finally:
-            bars.set_verbosity(level)
-            if shown:
-                bars.enable_progress_bar()
+            log.set_verbosity(level)
+            if shows_progress:
+                log.enable_progress_bar()
         faults = {k: sorted(map(str, v))[:3] for k, v in info.items() if v}
         if faults:
             raise KdepError(
@@ -136,23 +142,26 @@ class HuggingFace(NetworkTeacher):
                 fix="correct `args=`, set `prefix=` to that of the network, or list in `drop=` "
                 "what is not part of it",
             )
-        alien = unmatched_tensors(filled.state_dict(), tensors)
-        if alien:
-            raise KdepError(f"{len(alien)} tensors are not those of {source}: {alien[:3]}")
+        unmatched = unmatched_tensors(filled.state_dict(), tensors)
+        if unmatched:
+            raise KdepError(
+                f"{len(unmatched)} tensors of the network are not in {source}: {unmatched[:3]}",
+                fix="use the checkpoint of exactly this architecture",
+            )
         net.load_state_dict(filled.state_dict(), strict=True)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         net: Any = self.net
-        own = (net.config.image_size,) * 2 if isinstance(net.config.image_size, int) else ()
-        resize = tuple(x_B3HW.shape[2:]) != own and net.config.model_type != "dinov2"
-        more = {"interpolate_pos_encoding": True} if resize else {}
+        native = (net.config.image_size,) * 2 if isinstance(net.config.image_size, int) else ()
+        resize = tuple(x_B3HW.shape[2:]) != native and net.config.model_type != "dinov2"
+        options = {"interpolate_pos_encoding": True} if resize else {}
         classifier = getattr(net, "classifier", None)
         if classifier is None:
-            tokens = normed(net, net(pixel_values=x_B3HW, **more).last_hidden_state)
+            tokens = apply_last_norm(net, net(pixel_values=x_B3HW, **options).last_hidden_state)
             return NetworkOutput(grid(tokens, 1), tokens[:, 0], None, tokens)
         base = net.base_model_prefix
         with capture_modules(net, {"out": (base, "out"), "read": ("classifier", "in")}) as seen:
-            logits = net(pixel_values=x_B3HW, **more).logits
+            logits = net(pixel_values=x_B3HW, **options).logits
         tokens = seen["out"].last_hidden_state
         return NetworkOutput(grid(tokens, 1), seen["read"], logits, tokens)
 
@@ -163,15 +172,15 @@ class HuggingFace(NetworkTeacher):
         return super().as_map(out)
 
     def hub(self, model: str, args: dict[str, Any], net: nn.Module) -> Hub | None:
-        found = hugging_face_hub(model, HF_FILES, size_of(net))
+        weights = hugging_face_hub(model, HF_FILES, size_of(net))
 
         def fetch() -> Path:
             from huggingface_hub import hf_hub_download
 
             hf_hub_download(model, "config.json")  # for `check_config`
-            return found.fetch()
+            return weights.fetch()
 
-        return replace(found, fetch=fetch)
+        return replace(weights, fetch=fetch)
 
     def statistics(
         self, model: str, args: dict[str, Any], net: nn.Module
@@ -180,14 +189,18 @@ class HuggingFace(NetworkTeacher):
         return [255 * v for v in family.mean], [255 * v for v in family.std]
 
 
-def normed(net: Any, tokens_BTC: Tensor) -> Tensor:
-    """Tokens after the tower's last norm (CLIP applies it to the class token alone)."""
+def apply_last_norm(net: Any, tokens_BTC: Tensor) -> Tensor:
+    """Tokens after the tower's last norm (CLIP itself applies it to the class token only)."""
     norm = getattr(net, "post_layernorm", None)
     return tokens_BTC if norm is None else norm(tokens_BTC)
 
 
 def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
-    """transformers' configuration of `args`; KdepError for an unknown type or key."""
+    """(transformers' configuration object, model family) for `args` of a HuggingFace teacher.
+
+    Raises:
+        KdepError: an unknown `model_type` or key.
+    """
     kind = args.get("model_type")
     if kind not in FAMILIES:
         raise unknown_name("model_type of a Hugging Face teacher", str(kind), FAMILIES)
@@ -201,15 +214,19 @@ def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
 
 
 def check_config(config: Any, path: Path) -> None:
-    """Refuses weights whose own config.json computes otherwise than `config`."""
+    """Compares `config` with a config.json stored with the weights, if there is one.
+
+    Raises:
+        KdepError: a file that is not valid, or a setting in DECISIVE that differs.
+    """
     if not path.is_file():
         return
     stored = read_json(path)
     try:
         clip = config.model_type.startswith("clip")
         stored = stored.get("vision_config", stored) if clip else stored
-        theirs = type(config).from_dict(stored)
-    except Exception as e:  # transformers raises whatever it meets first
+        from_file = type(config).from_dict(stored)
+    except Exception as e:  # transformers raises many types for a malformed file
         raise KdepError(
             f"{path} is not a valid config of a {config.model_type} ({type(e).__name__}: "
             f"{plain_text(e)})",
@@ -217,19 +234,19 @@ def check_config(config: Any, path: Path) -> None:
             fix="download it again, or move it elsewhere: it is only compared with `args=`",
         ) from None
     for name in DECISIVE:
-        ours, other = getattr(config, name, None), getattr(theirs, name, None)
-        if ours != other:
+        value, file_value = getattr(config, name, None), getattr(from_file, name, None)
+        if value != file_value:
             raise KdepError(
-                f"the teacher's config has {name}={ours!r}",
-                expected=f"{other!r}, as in {path}",
+                f"the teacher's config has {name}={value!r}",
+                expected=f"{file_value!r}, as in {path}",
                 fix="correct `args=`",
             )
 
 
-def unmatched_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of a state dict whose tensor, by shape and bytes, is none of the file's."""
+def unmatched_tensors(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names in the state dict whose tensor (shape and bytes) equals none of `tensors`."""
     known = {_digest(v) for v in tensors.values()}
-    return [k for k, v in own.items() if _digest(v) not in known]
+    return [k for k, v in state.items() if _digest(v) not in known]
 
 
 def _digest(x: Tensor) -> str:

@@ -16,13 +16,17 @@ from kdep_bench.teachers.weights import Hub, size_of, url_hub
 
 
 def register_models() -> None:
-    """mmpretrain's models are registered (in every scope)."""
+    """Registers mmpretrain's models, unless a toolkit is set up already (every scope has them)."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
 
 
 def zoo_entry(model: str) -> Any:
-    """mmpretrain's metainfo of a zoo name: `.config` and `.weights` (an address or None)."""
+    """mmpretrain's metainfo of a model zoo name: `.config`, and `.weights` (a URL or None).
+
+    Raises:
+        KdepError: an unknown name; lists the nearest ones.
+    """
     register_models()
     from mmpretrain.apis import list_models
     from mmpretrain.apis.model import ModelHub
@@ -34,7 +38,16 @@ def zoo_entry(model: str) -> Any:
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """mmpretrain's ImageClassifier with random weights, and "head"."""
+    """mmpretrain's ImageClassifier with random weights, and the path of its classifier, "head".
+
+    Args:
+        model: a name of the model zoo, or the path of a config file.
+        args: merged into the config's `model`.
+        head: whether to build the classifier.
+
+    Raises:
+        KdepError: no such model or file, not an ImageClassifier, or arguments it does not take.
+    """
     register_models()
     from mmengine.config import Config, ConfigDict
     from mmengine.registry import DefaultScope
@@ -72,27 +85,27 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, Tensor | None]:
     """(the backbone's outputs, last map or None, tokens or None) of a mm backbone.
 
-    A ViT gives its class token alone and ConvNeXt the norm of its mean; their tokens and map are
-    read from inside.
+    A ViT returns only its class token, and ConvNeXt the norm of its mean; their tokens and map are
+    recorded inside the network.
     """
-    wanted: dict[str, Any] = {}
+    points: dict[str, Any] = {}
     extra = getattr(backbone, "num_extra_tokens", None)
     if extra is not None and hasattr(backbone, "ln1"):
-        wanted["tokens"] = ("ln1", "out")
+        points["tokens"] = ("ln1", "out")
     elif getattr(backbone, "gap_before_final_norm", False):
-        wanted["final"] = (f"stages.{len(backbone.stages) - 1}", "out")
-    with capture_modules(backbone, wanted) as seen:
+        points["final"] = (f"stages.{len(backbone.stages) - 1}", "out")
+    with capture_modules(backbone, points) as recorded:
         outs = backbone(x_B3HW)
-    last, tokens = outs[-1], seen.get("tokens")
+    last, tokens = outs[-1], recorded.get("tokens")
     if tokens is not None:
         return outs, grid(tokens, int(extra or 0)), tokens
     if isinstance(last, Tensor) and last.ndim == 4:
         return outs, last, None
-    return outs, seen.get("final"), None
+    return outs, recorded.get("final"), None
 
 
 def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
-    """Backbone, neck and head, taken apart."""
+    """Runs backbone, neck and head of an ImageClassifier one after the other."""
     outs, final, tokens = backbone_parts(net.backbone, x_B3HW)
     feats = net.neck(outs) if net.with_neck else outs
     if not net.with_head:
@@ -101,7 +114,7 @@ def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
 
 
 def pooled(feature: Any) -> Tensor:
-    """A feature as [B, D]: maps are averaged; of a list the class token, which comes last."""
+    """[B, D]: a map averaged over positions; of a list, the last item (a ViT's class token)."""
     feature = feature[-1] if isinstance(feature, (list, tuple)) else feature
     return global_mean(feature) if feature.ndim == 4 else feature.flatten(1)
 
@@ -109,8 +122,8 @@ def pooled(feature: Any) -> Tensor:
 class MMPretrain(NetworkTeacher):
     """An ImageClassifier of mmpretrain; `args` are merged into its model config.
 
-    `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` leaves the head away
-    where the file has none. Pictures and statistics are turned round for a model trained on BGR.
+    `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` builds no head, for
+    files without one. For a model trained on BGR the channels of images, mean and std are reversed.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:

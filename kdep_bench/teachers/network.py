@@ -1,4 +1,4 @@
-"""A teacher made of a library's network: its weights checked, its tap found and proved."""
+"""Teachers built from a library's network, with checked weights and an automatically found tap."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from kdep_bench.networks.taps import (
     is_rectified,
 )
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
-from kdep_bench.teachers.weights import RANDOM, Hub, find_weights, fit, read_weights
+from kdep_bench.teachers.weights import RANDOM, Hub, find_weights, load_network, read_weights
 
 LAST = "last"
 
 
 class NetworkOutput(NamedTuple):
-    """What a library's network gives for a batch.
+    """The output of a library's network for a batch.
 
     Attributes:
         final: [B, C, H, W], the last spatial map (patch tokens as a grid), or None without one.
-        read: [B, D], what the classifier reads.
+        read: [B, D], the input of the classifier.
         logits: [B, classes] or None.
         tokens: [B, T, D] or None.
     """
@@ -49,40 +49,45 @@ def grid(tokens_BTC: Tensor, extra: int) -> Tensor:
         raise KdepError(
             f"the network has {t - extra} patch tokens",
             expected="a square number, from a square image",
+            fix="correct `input_px=`, or the number of leading tokens of the teacher's class",
         )
     return tokens_BTC[:, extra:].transpose(1, 2).reshape(b, c, side, side)
 
 
 class NetworkTeacher(Teacher):
-    """A teacher whose network a library builds by name. One subclass a library.
+    """A teacher whose network a library builds by name. One subclass per library.
 
-    The tap "before" (KDEP's) is the global mean of the last map before the last activation, found
-    by running the network on noise and proved: activation(tap) equals the network's own final map.
-    A network that does not end in an activation (Swin, ViT, ConvNeXt: a norm is last) has no such
-    place; its tap is what its classifier reads: the mean of the normed map (Swin), the normed class
-    token or mean (ViT), the norm of the mean (ConvNeXt). The tap "read" is that for any network.
+    Tap "before" (as in KDEP): the global mean of the last map before the last activation. It is
+    found by running the network on noise, and verified: activation(tap) equals the final map. For a
+    network that does not end in an activation (Swin, ViT, ConvNeXt end in a norm) the tap is the
+    input of the classifier: the mean of the normed map (Swin), the normed class token or mean
+    (ViT), the norm of the mean (ConvNeXt).
 
-    Where a linear 1x1 convolution comes last (EfficientNet: 320 -> 1280, MobileNetV2: 320 -> 1280),
-    the feature "before" has rank <= 320, so "read" is the richer target. What comes out of a
-    LayerNorm lies in a hyperplane, whatever its scale and shift: rank <= width - 1.
+    Tap "read": the input of the classifier, for any network. If the network ends in a linear 1x1
+    convolution (EfficientNet: 320 -> 1280, MobileNetV2: 320 -> 1280), the feature "before" has rank
+    <= 320, and "read" is the richer target. The output of a LayerNorm has rank <= width - 1.
 
     Args:
         name: name in records.
         model: the library's name of the architecture.
-        input_px: side of the square input.
-        weights: a file (see `read_weights`), None for the library's own weights of that name, or
+        input_px: side of the square input in pixels.
+        weights: a file (see `read_weights`), None for the library's weights of that name, or
             "random" (seeded; for tests).
         sha256: of the weights file; verified.
-        download: allows the library's own weights to be fetched when they are not here yet.
+        download: whether the library's weights may be downloaded if they are not on this machine.
         prefix, drop, key: see `read_weights`.
         tap: "before" or "read".
-        maps: name -> module path inside the network: more spatial maps to give. "last" is always
-            given: the map whose mean is the pooled feature where the tap is "before" an
-            activation, else the network's last map.
-        width, has_logits: checked against the network where they are stated; has_logits=False
-            leaves the classifier, and its tensors in the file, away.
-        mean, std: normalisation on the 0-255 scale; by default what the library declares.
-        args: more arguments of the architecture.
+        maps: name -> module path inside the network, of additional spatial maps. "last" is always
+            among the maps: the map whose mean is the pooled feature for a tap before an activation,
+            else the network's last map.
+        width, has_logits: if given, compared with the network; has_logits=False builds no
+            classifier and ignores its tensors in the file.
+        mean, std: normalisation per RGB channel on the 0-255 scale; default: the library's.
+        args: further arguments of the architecture.
+
+    Raises:
+        KdepError: an unknown model or argument, weights that are missing or do not fit, or a
+            network whose tap cannot be found.
     """
 
     def __init__(
@@ -106,11 +111,15 @@ class NetworkTeacher(Teacher):
         args: Mapping[str, Any] | None = None,
     ) -> None:
         if tap not in ("before", "read"):
-            raise KdepError(f"teacher {name} has tap={tap!r}", expected="'before' or 'read'")
+            raise KdepError(
+                f"teacher {name} has tap={tap!r}",
+                expected="'before' or 'read'",
+                fix="correct `tap=` in the teacher's config",
+            )
         check_stated({"name": name, "mean": mean, "std": std})
         options = dict(args or {})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # what no file fills must not differ between processes
+            torch.manual_seed(0)  # tensors that no file fills must be equal in all processes
             net, head = self.make(model, options, has_logits is not False)
         if weights != RANDOM:
             path = find_weights(name, weights, self.hub(model, options, net), download)
@@ -128,7 +137,7 @@ class NetworkTeacher(Teacher):
         self.tap = self._find_tap(tap)
         self._measure(width, has_logits)
 
-    # -- what a library says of its networks ---------------------------------------------------
+    # -- implemented per library ---------------------------------------------------------------
 
     @abstractmethod
     def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -136,24 +145,24 @@ class NetworkTeacher(Teacher):
 
     @abstractmethod
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
-        """Runs `self.net`."""
+        """Runs `self.net` on a normalised batch."""
 
     @abstractmethod
     def hub(self, model: Any, args: dict[str, Any], net: nn.Module) -> Hub | None:
-        """Where the library's own weights of that name come from; None where it has none."""
+        """Source of the library's weights for that name; None if it has none."""
 
     @abstractmethod
     def statistics(
         self, model: Any, args: dict[str, Any], net: nn.Module
     ) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and deviation of the input on the 0-255 scale."""
+        """Mean and standard deviation per RGB channel of the input, on the 0-255 scale."""
 
     def load(self, net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-        """Fills `net` and proves it; see `fit`."""
-        fit(net, tensors, source)
+        """Loads all tensors into `net` and verifies it; see `load_network`."""
+        load_network(net, tensors, source)
 
     def as_map(self, out: Any) -> Tensor:
-        """A submodule's output as [B, C, H, W]."""
+        """A submodule's output as [B, C, H, W]; KdepError if it is not a spatial map."""
         out = out[-1] if isinstance(out, (tuple, list)) else out
         if not isinstance(out, Tensor) or out.ndim != 4:
             raise KdepError(
@@ -167,21 +176,21 @@ class NetworkTeacher(Teacher):
     # -- the tap -------------------------------------------------------------------------------
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        """See `TeacherOutput`; `tokens` are as the network's last layer or norm gives them."""
-        wanted: dict[str, Any] = {f"map:{n}": (p, "out") for n, p in self._paths.items()}
+        """See `TeacherOutput`; `tokens` are the output of the network's last layer or norm."""
+        points: dict[str, Any] = {f"map:{n}": (p, "out") for n, p in self._paths.items()}
         if self._activation:
-            wanted["tap"] = (self._activation, "in")
-        with capture_modules(self.net, wanted) as seen:
-            parts = self.parts(x_B3HW)
-        last = seen.get("tap", parts.final)
-        pooled = parts.read if self._activation is None else global_mean(seen["tap"])
+            points["tap"] = (self._activation, "in")
+        with capture_modules(self.net, points) as recorded:
+            output = self.parts(x_B3HW)
+        last = recorded.get("tap", output.final)
+        pooled = output.read if self._activation is None else global_mean(recorded["tap"])
         maps = {} if last is None else {LAST: last}
-        maps.update({n: self.as_map(seen[f"map:{n}"]) for n in self._paths})
-        return TeacherOutput(pooled, parts.logits, maps, parts.tokens)
+        maps.update({n: self.as_map(recorded[f"map:{n}"]) for n in self._paths})
+        return TeacherOutput(pooled, output.logits, maps, output.tokens)
 
     @staticmethod
-    def _end(parts: NetworkOutput) -> Tensor:
-        return parts.read if parts.final is None else parts.final
+    def _end(output: NetworkOutput) -> Tensor:
+        return output.read if output.final is None else output.final
 
     def _noise(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -189,7 +198,7 @@ class NetworkTeacher(Teacher):
 
     @torch.no_grad()
     def _find_tap(self, tap: str) -> str:
-        """Finds the tap and says where it is, for people."""
+        """Finds and verifies the tap; returns its place in the network as text."""
         missing = [p for p in self._paths.values() if p not in dict(self.net.named_modules())]
         if missing or LAST in self._paths:
             raise KdepError(
@@ -233,17 +242,20 @@ class NetworkTeacher(Teacher):
 
     @torch.no_grad()
     def _measure(self, width: int | None, has_logits: bool | None) -> None:
-        """Sets width, has_logits and the map names from a forward on noise; checks what is said."""
+        """Sets width, has_logits and map_names from a forward pass on noise.
+
+        KdepError if the config has other values of `width` or `has_logits`.
+        """
         out = self.features(self._noise())
         self.width, self.has_logits = out.pooled.shape[1], out.logits is not None
         self.map_names = tuple(out.maps)
-        for what, said, found in (
+        for key, stated, actual in (
             ("width", width, self.width),
             ("has_logits", has_logits, self.has_logits),
         ):
-            if said is not None and said != found:
+            if stated is not None and stated != actual:
                 raise KdepError(
-                    f"teacher {self.name} has {what}={found}",
-                    expected=f"{said}, the value in its config",
-                    fix=f"correct `{what}=`",
+                    f"teacher {self.name} has {key}={actual}",
+                    expected=f"{stated}, the value in its config",
+                    fix=f"correct `{key}=`",
                 )

@@ -17,7 +17,11 @@ HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """A timm model with random weights and the path of its classifier ("" for none)."""
+    """A timm model with random weights, and the path of its classifier ("" for none).
+
+    Raises:
+        KdepError: an unknown name, or arguments that timm refuses.
+    """
     if not timm.is_model(model.split(".")[0]):
         raise unknown_name("timm model", model, timm.list_models())
     try:
@@ -28,14 +32,14 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         ) from e
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
     if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):
-        path = ""  # built without classes: an Identity stands there
+        path = ""  # built without classes: the classifier is an Identity
     if path and not head:
         net.reset_classifier(0)
     return net, path
 
 
 def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
-    """timm's `forward_features` and `forward_head`, taken apart."""
+    """Runs timm's `forward_features` and `forward_head` one after the other."""
     out = net.forward_features(x_B3HW)
     if not isinstance(out, Tensor):
         raise KdepError(
@@ -62,9 +66,9 @@ def as_map(net: Any, out: Any) -> Any:
 class Timm(NetworkTeacher):
     """A timm model; `args` go to `timm.create_model` (`dynamic_img_size=True`, `num_classes=0`...).
 
-    A weights file has timm's own names, as the files of huggingface.co/timm do. Tokens: those of a
+    The weights file uses timm's names, as the files of huggingface.co/timm do. Tokens: those of a
     ViT as `forward_features` returns them (class and register tokens first). `maps` are outputs of
-    named modules ("stages.2", "blocks.11"), tokens made into a grid.
+    named modules ("stages.2", "blocks.11"); tokens are reshaped to a grid.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -86,7 +90,7 @@ class Timm(NetworkTeacher):
 
 
 def hub(net: Any) -> Hub | None:
-    """Where timm's weights of a built model come from."""
+    """Source of timm's weights for a built model; None if timm has none."""
     cfg = net.pretrained_cfg
     if cfg.get("hf_hub_id"):
         return hugging_face_hub(cfg["hf_hub_id"], HF_FILES, size_of(net))
@@ -94,6 +98,6 @@ def hub(net: Any) -> Hub | None:
 
 
 def statistics(net: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """The normalisation that timm declares for a model, on the 0-255 scale."""
+    """Mean and std per RGB channel that timm declares for a model, on the 0-255 scale."""
     mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     return [255 * v for v in mean], [255 * v for v in std]

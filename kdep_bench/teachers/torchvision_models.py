@@ -15,8 +15,8 @@ from kdep_bench.networks.taps import Side, capture_modules
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, url_hub
 
-# Where the last map is, by the submodules torchvision's classifiers have; the first that fits.
-# All but the last pool what they read; ViT's encoder gives tokens, the class token first.
+# Place of the last map, by the name of a submodule; the first that a network has is used. The
+# encoder of a ViT returns tokens, the class token first.
 FINAL: tuple[tuple[str, Side], ...] = (
     ("avgpool", "in"),
     ("encoder", "out"),
@@ -27,7 +27,11 @@ FINAL: tuple[tuple[str, Side], ...] = (
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """A torchvision classifier with random weights and the path of its last linear layer."""
+    """A torchvision classifier with random weights, and the path of its last linear layer.
+
+    Raises:
+        KdepError: an unknown name, arguments that torchvision refuses, or no linear layer.
+    """
     names = torchvision.models.list_models(module=torchvision.models)
     if model not in names:
         raise unknown_name("torchvision model", model, names)
@@ -44,17 +48,17 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
 
 def last_linear(net: nn.Module) -> str:
-    """The path of the last nn.Linear, by order of definition: the classifier in torchvision."""
-    found = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
-    if not found:
+    """The path of the last nn.Linear by order of definition, torchvision's classifier."""
+    paths = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not paths:
         raise KdepError(
             f"{type(net).__name__} has no linear classifier", fix="choose another architecture"
         )
-    return found[-1]
+    return paths[-1]
 
 
 def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
-    """One forward, with the last map and the input of the classifier at `head` recorded."""
+    """Runs the network, recording the last map and the input of the classifier at `head`."""
     place: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
     if place is None:
         raise KdepError(
@@ -62,10 +66,10 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
             expected=f"one of the submodules {', '.join(p for p, _ in FINAL)}",
             fix="choose another architecture",
         )
-    wanted: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
-    with capture_modules(net, wanted) as seen:
+    points: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
+    with capture_modules(net, points) as recorded:
         out = net(x_B3HW)
-    final, read = seen["final"], seen["read"]
+    final, read = recorded["final"], recorded["read"]
     logits = None if isinstance(net.get_submodule(head), nn.Identity) else out
     tokens = final if final.ndim == 3 else None
     return NetworkOutput(
@@ -83,9 +87,9 @@ def as_map(net: Any, out: Any) -> Any:
 class Torchvision(NetworkTeacher):
     """A torchvision classifier.
 
-    `args` go to `torchvision.models.get_model`; the entry `hub` is not passed on and names the
-    weights ("IMAGENET1K_V1") that are taken where no file is given (default: torchvision's).
-    `maps` are outputs of named modules ("layer3", "features.5").
+    `args` go to `torchvision.models.get_model`, except for the entry `hub`, the name of the weights
+    ("IMAGENET1K_V1") to use if no file is given (default: torchvision's default). `maps` are
+    outputs of named modules ("layer3", "features.5").
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -103,12 +107,12 @@ class Torchvision(NetworkTeacher):
     def statistics(
         self, model: str, args: dict[str, Any], net: nn.Module
     ) -> tuple[Sequence[float], Sequence[float]]:
-        """Those of ImageNet: every classifier of torchvision is trained with them."""
+        """ImageNet's statistics, with which all torchvision classifiers are trained."""
         return normalisation.MEAN, normalisation.STD
 
 
 def hub(model: str, name: str) -> Hub:
-    """Where torchvision's weights `name` of a model come from."""
+    """Source of torchvision's weights `name` of a model; KdepError for an unknown name."""
     known = torchvision.models.get_model_weights(model)
     if name not in known.__members__:
         raise unknown_name(f"weights of torchvision's {model}", name, known.__members__)

@@ -1,4 +1,4 @@
-"""Weights of a teacher: from a file, always checked; from a hub only when that is asked for."""
+"""Weights of a teacher, from a file or a hub; always checked, and never downloaded silently."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LISTED = 4
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the weights of a hub's name come from.
+    """Source of the weights of a name in a model hub.
 
     Attributes:
-        where: the address.
-        local: an earlier download, or None.
-        size: of the file, for people ("102 MB", "about 346 MB"), or "".
-        fetch: downloads and returns the path.
+        where: the URL.
+        local: path of an earlier download, or None.
+        size: of the file as text ("102 MB", "about 346 MB"), or "".
+        fetch: downloads the file and returns its path.
     """
 
     where: str
@@ -38,9 +38,9 @@ class Hub:
 
 
 def url_hub(url: str, size: str = "") -> Hub:
-    """The Hub of an address whose file name ends in the start of its SHA-256.
+    """The Hub of a URL whose file name ends in the first digits of its SHA-256.
 
-    Such a file lies in torch.hub's folder of checkpoints, downloaded or copied there.
+    The file is stored in torch.hub's checkpoints folder, downloaded or copied by the user.
     """
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -54,12 +54,12 @@ def url_hub(url: str, size: str = "") -> Hub:
 
 
 def hugging_face_hub(repo: str, names: Sequence[str], size: str = "") -> Hub:
-    """The Hub of a Hugging Face repository; the first of `names` that it has is taken."""
+    """The Hub of a Hugging Face repository; the first file of `names` that it has is used."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
-    found = (try_to_load_from_cache(repo, n) for n in names)
-    local = next((Path(p) for p in found if isinstance(p, str)), None)
+    cached = (try_to_load_from_cache(repo, n) for n in names)
+    local = next((Path(p) for p in cached if isinstance(p, str)), None)
 
     def fetch() -> Path:
         for name in names[:-1]:
@@ -73,27 +73,29 @@ def hugging_face_hub(repo: str, names: Sequence[str], size: str = "") -> Hub:
 
 
 def size_of(net: nn.Module) -> str:
-    """About how large the file of a network's float32 tensors is."""
+    """Approximate size of a file with a network's tensors, as text."""
     total = sum(v.numel() * v.element_size() for v in net.state_dict().values())
     return f"about {total / 1e6:.0f} MB"
 
 
 def named_hash(name: str) -> str | None:
-    """The start of the SHA-256 that a file name ends in ("resnet50-0676ba61.pth")."""
-    found = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", name)
-    return found.group(1) if found else None
+    """The first digits of the SHA-256 in a file name such as "resnet50-0676ba61.pth"; or None."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", name)
+    return match.group(1) if match else None
 
 
 def find_weights(name: str, weights: str | Path | None, hub: Hub | None, download: bool) -> Path:
-    """The file the weights of teacher `name` are read from; never a silent download.
+    """The file with the weights of teacher `name`, downloaded only if `download` allows it.
 
     Args:
-        weights: a path, or None for the hub's own weights.
-        hub: where those come from; None where there are none.
-        download: whether a file that is not on this machine may be fetched.
+        name: of the teacher, for errors.
+        weights: a path, or None for the hub's weights.
+        hub: source of those; None if there is none.
+        download: whether a file that is not on this machine may be downloaded.
 
-    Raises KdepError for a path that does not exist, no source at all, a source that was not
-    allowed, and a download that fails.
+    Raises:
+        KdepError: a path that does not exist, no source, a download that is not allowed or fails,
+            or an earlier download with a wrong checksum.
     """
     if weights is not None:
         path = _path(weights)
@@ -124,7 +126,7 @@ def find_weights(name: str, weights: str | Path | None, hub: Hub | None, downloa
         )
     try:
         return hub.fetch()
-    except Exception as e:  # urllib, httpx and huggingface_hub each have their own
+    except Exception as e:  # urllib, httpx and huggingface_hub raise different types
         reason = plain_text(e)
         raise KdepError(
             f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
@@ -143,14 +145,15 @@ def read_weights(
 
     Args:
         path: a safetensors file, or one that `torch.load(weights_only=True)` reads, of any name.
-        sha256: what the file's SHA-256 must be (or start with, 8 digits at least).
-        key: the entry that holds the tensors ("state_dict", or "ema.model" for the entry "model" of
-            the entry "ema"); found where there is just one.
-        prefix: only names that start with it are kept, and it is cut off.
-        drop: beginnings of names (after the prefix) of tensors that are no part of the teacher.
+        sha256: expected SHA-256 of the file, or its first digits (at least 8); None for no check.
+        key: the entry that contains the tensors ("state_dict", or "ema.model" for the entry "model"
+            of the entry "ema"); may be omitted if there is only one.
+        prefix: only names that start with it are kept, without it.
+        drop: beginnings of names (after the prefix) of tensors that are not part of the teacher.
 
-    Raises KdepError for another checksum, an unreadable file, a prefix that no name has, a `drop`
-    that matches nothing, and a tensor that is not finite, not dense, or larger than the file.
+    Raises:
+        KdepError: another checksum, an unreadable file, a prefix or `drop` that matches no name, or
+            a tensor that is not finite, not dense, or larger than the file.
     """
     path = _path(path)
     _check_hash(path, sha256)
@@ -178,7 +181,13 @@ def read_weights(
 
 
 def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
-    """KdepError that names the tensors that cannot be weights; see `bad_tensors`."""
+    """Raises KdepError that names the tensors that cannot be weights; see `bad_tensors`.
+
+    Args:
+        tensors: by name.
+        what: what contains them; the error begins with it.
+        fix: advice of the error.
+    """
     bad = bad_tensors(tensors)
     if not bad:
         return
@@ -205,25 +214,25 @@ def _path(path: Any) -> Path:
 def _check_hash(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
-    wanted = sha256.lower() if isinstance(sha256, str) else ""
-    if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
+    expected = sha256.lower() if isinstance(sha256, str) else ""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", expected):
         raise KdepError(
             f"`sha256` is {sha256!r}",
             expected="8 to 64 hex digits, or None for no check",
             fix=f"run: sha256sum {path}",
         )
     if not path.is_file():
-        return  # the reader says what it is
+        return  # `read_checkpoint` raises the error for it
     try:
-        got = file_hash(path)
+        actual = file_hash(path)
     except OSError as e:
         raise KdepError(
             f"the weights file {path} cannot be read ({e.strerror})", fix="check its permissions"
         ) from None
-    if not got.startswith(wanted):
+    if not actual.startswith(expected):
         raise KdepError(
-            f"the weights file {path} has the SHA-256 {got}",
-            expected=f"one that starts with {wanted} (`sha256=`)",
+            f"the weights file {path} has the SHA-256 {actual}",
+            expected=f"one that starts with {expected} (`sha256=`)",
             fix="use the file that the teacher's config names; or, to use this one, set sha256 to "
             "its checksum, or sha256=None for no check; weights of your own training are best "
             "loaded by a config of type Checkpoint (see configs/teachers/microsoft_resnet50.py)",
@@ -248,44 +257,45 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
         raise KdepError(
             f"the weights file {path} contains a {type(loaded).__name__} {where}",
             expected="a mapping from names to tensors",
+            fix="save the network's state_dict() with torch.save",
         )
-    alien = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
-    if alien or not loaded:
-        told = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(alien.items())[:_LISTED]]
-        what = f"entries that are not tensors ({', '.join(told)})" if alien else "no tensor"
+    others = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
+    if others or not loaded:
+        types = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(others.items())[:_LISTED]]
+        content = f"entries that are not tensors ({', '.join(types)})" if others else "no tensor"
         raise KdepError(
-            f"the weights file {path} contains {what} {where}",
+            f"the weights file {path} contains {content} {where}",
             expected="a mapping from names to tensors",
             fix="save only the state_dict, or set `key=` to the entry that holds it",
         )
     return dict(loaded)
 
 
-_DEEPEST = 4  # entries within entries that are looked through for tensors
+_DEEPEST = 4  # levels of entries within entries that are searched for tensors
 
 
 def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
-    """Dotted path -> mapping that holds tensors, of the highest level that has any; "" is the top.
+    """Mappings with tensors on the highest level that has any, by dotted path; "" is the top.
 
-    An optimiser's state lies deeper than the weights it belongs to, so that it is no candidate.
+    An optimiser's state is nested deeper than the weights, so it is not among them.
     """
     level: dict[str, Any] = {"": loaded}
     for _ in range(_DEEPEST):
-        if found := {k: v for k, v in level.items() if _holds_tensors(v)}:
-            return found
+        if sets := {k: v for k, v in level.items() if _holds_tensors(v)}:
+            return sets
         level = {
-            f"{above}.{k}" if above else str(k): v
-            for above, whole in level.items()
-            for k, v in whole.items()
+            f"{parent}.{k}" if parent else str(k): v
+            for parent, entries in level.items()
+            for k, v in entries.items()
             if isinstance(v, Mapping)
         }
     return {}
 
 
 def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, Any]) -> Any:
-    """The entry called `key`: a name, or names joined by dots, of which each may hold dots."""
-    found = [v for v in _resolve(loaded, str(key)) if _holds_tensors(v)]
-    if not found:
+    """The set of tensors at `key`: a name, or names joined by dots; names may contain dots."""
+    matches = [v for v in _resolve(loaded, str(key)) if _holds_tensors(v)]
+    if not matches:
         known = [repr(k) for k in sets if k]
         raise KdepError(
             f"the weights file {path} has no set of tensors {key!r}",
@@ -294,40 +304,40 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, A
             else "no `key=`, because its tensors are at the top level",
             fix="correct `key=`" if known else "remove `key=`",
         )
-    if len(found) > 1:
+    if len(matches) > 1:
         raise KdepError(
-            f"{key!r} is ambiguous: the weights file {path} has {len(found)} sets of tensors of "
+            f"{key!r} is ambiguous: the weights file {path} has {len(matches)} sets of tensors of "
             "that name (a name with a dot, and an entry inside an entry)",
             fix="save the intended set alone in a file",
         )
-    return found[0]
+    return matches[0]
 
 
 def _resolve(value: Any, key: str) -> list[Any]:
     if not isinstance(value, Mapping):
         return []
-    found = [value[key]] if key in value else []
-    for at in (i for i, c in enumerate(key) if c == "."):
-        if key[:at] in value:
-            found += _resolve(value[key[:at]], key[at + 1 :])
-    return found
+    matches = [value[key]] if key in value else []
+    for dot in (i for i, c in enumerate(key) if c == "."):
+        if key[:dot] in value:
+            matches += _resolve(value[key[:dot]], key[dot + 1 :])
+    return matches
 
 
 def _holds_tensors(value: object) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
 
-def fit(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """`load_exactly`, with the prefix named where one is in the way.
+def load_network(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """`load_exactly`, with an error that names the prefix if all names have one in addition.
 
-    `num_batches_tracked` may be absent: checkpoints older than torch 0.4.1 lack it, and eval mode
-    does not read it.
+    `num_batches_tracked` may be missing: checkpoints older than torch 0.4.1 lack it, and it is not
+    used in eval mode.
     """
-    own = net.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
+    state = net.state_dict()
+    counters = {k: v for k, v in state.items() if k.endswith("num_batches_tracked")}
     full = {**{k: v for k, v in counters.items() if k not in tensors}, **tensors}
-    if not set(own) & set(tensors):
-        first = next((k for k in own if k not in counters), "")
+    if not set(state) & set(tensors):
+        first = next((k for k in state if k not in counters), "")
         ends = [k for k in tensors if k.endswith("." + first)]
         if ends:
             raise KdepError(

@@ -108,8 +108,8 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
     assert cache.estimate(64000, 1280, 2) == (  # pocket's
-        "163.8 MB on disk (2560 bytes per view) and 64000 teacher forwards; cheaper than a live "
-        "teacher once the runs that share it train for more than 2 epochs in all"
+        "163.8 MB on disk (2560 bytes per view) and 64000 forward passes of the teacher; cheaper "
+        "than a live teacher if the runs that share it train for more than 2 epochs in total"
     )
 
 
