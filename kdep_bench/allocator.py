@@ -1,4 +1,4 @@
-"""What a training step frees stays with the process, ready for its next step."""
+"""Stops glibc from returning freed memory to the operating system between training steps."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ctypes
 
 # <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# mallopt(3) takes an int; blocks of a GiB and more still go back to the system.
+# mallopt(3) takes an int; blocks of 1 GiB and more are still returned to the system.
 _TRIM, _MMAP = 2**31 - 1, 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory below 2 GiB; False where there is no glibc.
+    """Makes glibc keep up to 2 GiB of freed memory; returns False if there is no glibc.
 
-    By default it maps every block above 32 MiB afresh and gives it back when it is freed. A
-    network's large maps then cost a page fault each 4 KiB, every step. No result depends on it.
+    By default glibc maps each block above 32 MiB and unmaps it when it is freed, so that large
+    feature maps cost one page fault per 4 KiB in every step. Results do not depend on it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(

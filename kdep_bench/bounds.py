@@ -1,7 +1,7 @@
 """Types of constructor arguments with their ranges. Imports no torch.
 
-A constructor that a config calls says with them what it takes, `T: Positive = 0.1`; the planner
-reads that from the source (see `signatures`) and refuses another value before anything runs.
+A class that configs name annotates its arguments with them, `T: Positive = 0.1`. Planning reads the
+annotation from the source (see `signatures`) and refuses values out of range before anything runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Checkpoint files: what a file is, by its first bytes, and its content where it can be read.
+"""Reads checkpoint files: safetensors, and files of `torch.save` with `weights_only=True`.
 
-Read are safetensors, and what `torch.save` writes, with `weights_only=True`: no code of a file
-runs. The suffix of a name decides nothing. torch's own sentences are not repeated: they advise to
-load without that guard.
+The format is recognised by the first bytes, not by the suffix, and no code in a file is run. Error
+texts of torch are not shown, because they advise to load without `weights_only`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from kdep_bench.files import plain_text
 
 _LISTED = 4
 _AGAIN = "download or copy the file again"
-#: First bytes -> what such a file is, and what to do.
+#: First bytes, the kind of file that begins with them, and what to do.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a gzip archive", "unpack it and give the path of the weights file in it"),
     (b"BZh", "a bzip2 archive", "unpack it and give the path of the weights file in it"),
@@ -46,14 +45,14 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", _AGAIN),
     (b"\x7fELF", "a program", _AGAIN),
 )
-_LARGEST_PICKLE = 64 << 20  # bytes of a pickle that is looked through for what it asks for
-#: What `weights_only=True` loads, and a plain state dict asks for.
+_LARGEST_PICKLE = 64 << 20  # bytes of a pickle that are searched for the classes it imports
+#: Beginnings of names that a plain state dict imports, and that `weights_only=True` loads.
 _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
 
 
 def read_checkpoint(
     path: str | Path,
-    what: str = "the weights file",
+    label: str = "the weights file",
     fix: str = _AGAIN,
     map_location: Any = "cpu",
 ) -> Any:
@@ -61,18 +60,17 @@ def read_checkpoint(
 
     Args:
         path: the file.
-        what: names it in errors.
-        fix: what to do about a damaged one.
-        map_location: of torch files, see `torch.load`.
+        label: what the file is called in errors.
+        fix: advice for a damaged file.
+        map_location: for torch files, see `torch.load`.
 
     Raises:
-        KdepError: no regular file, another kind of file, one with objects other than tensors and
-            plain containers (the class is named), a damaged one, or one that does not fit into
-            memory.
+        KdepError: not a regular file, another kind of file, objects other than tensors and plain
+            containers (the class is named), a damaged file, or one that does not fit into memory.
     """
     path = Path(path).expanduser()
-    head, size = _head(path, what)
-    _refuse_foreign(path, head, size, what, fix)
+    head, size = _head(path, label)
+    _refuse_foreign(path, head, size, label, fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -84,14 +82,14 @@ def read_checkpoint(
                 return torch.load(f, map_location=map_location, weights_only=True)
     except MemoryError:
         raise KdepError(
-            f"{what} {path} does not fit into memory", fix="free memory, or use a smaller file"
+            f"{label} {path} does not fit into memory", fix="free memory, or use a smaller file"
         ) from None
-    except Exception as e:  # both libraries raise whatever a damaged file makes them meet
-        raise _refusal(path, e, what, fix) from None
+    except Exception as e:  # both libraries raise many types for a damaged file
+        raise _refusal(path, e, label, fix) from None
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file that begins with `head` has the length and the brace of a safetensors header.
+    """Whether a file of `size` bytes that begins with `head` has a valid safetensors header.
 
     Format: https://github.com/huggingface/safetensors#format
     """
@@ -101,10 +99,10 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name -> why a tensor cannot be a weight: not finite, not dense, or larger than its data.
+    """Name -> reason why a tensor cannot be a weight: not finite, not dense, or an expanded view.
 
-    A file of a few bytes can hold a tensor that repeats one number 10^15 times: to look at it takes
-    all memory.
+    A file of a few bytes can contain an expanded tensor of 10^15 equal numbers, and checking its
+    values would take all memory.
     """
     bad = {}
     for name, value in tensors.items():
@@ -112,9 +110,9 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
             kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
             bad[name] = f"is a {'meta' if value.device.type == 'meta' else kind} tensor"
             continue
-        if (need := value.numel() * value.element_size()) > 1 << 20:
+        if (size := value.numel() * value.element_size()) > 1 << 20:
             stored = value.untyped_storage().nbytes()
-            if need > stored:
+            if size > stored:
                 bad[name] = f"has the shape {list(value.shape)} with {stored} bytes of numbers"
                 continue
         if (value.is_floating_point() or value.is_complex()) and not _finite(value):
@@ -123,28 +121,28 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _finite(value: Tensor) -> bool:
-    if value.element_size() == 1:  # float8 knows no isfinite
+    if value.element_size() == 1:  # isfinite is not implemented for float8
         value = value.float()
     return bool(torch.isfinite(value).all())
 
 
-def _head(path: Path, what: str) -> tuple[bytes, int]:
-    """(first 512 bytes, size); KdepError for what is no regular file with something in it."""
+def _head(path: Path, label: str) -> tuple[bytes, int]:
+    """(first 512 bytes, size in bytes); KdepError unless it is a readable regular file."""
     try:
         if path.is_dir():
-            raise KdepError(f"{what} {path} is a folder", fix=_in_folder(path))
+            raise KdepError(f"{label} {path} is a folder", fix=_in_folder(path))
         if not path.exists():
-            raise KdepError(f"{what} {path} does not exist", fix="correct the path")
+            raise KdepError(f"{label} {path} does not exist", fix="correct the path")
         if not path.is_file():
             raise KdepError(
-                f"{what} {path} is a pipe or device", fix="give the path of a regular file"
+                f"{label} {path} is a pipe or device", fix="give the path of a regular file"
             )
         with path.open("rb") as f:
             head, size = f.read(512), os.fstat(f.fileno()).st_size
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         reason = getattr(e, "strerror", None) or str(e)
         raise KdepError(
-            f"{what} {path} cannot be read ({reason})", fix="check its permissions"
+            f"{label} {path} cannot be read ({reason})", fix="check its permissions"
         ) from None
     return head, size
 
@@ -161,62 +159,62 @@ def _in_folder(path: Path) -> str:
     )
 
 
-def _refuse_foreign(path: Path, head: bytes, size: int, what: str, fix: str) -> None:
-    """KdepError that says what a file is, where its first bytes show that it holds no weights."""
+def _refuse_foreign(path: Path, head: bytes, size: int, label: str, fix: str) -> None:
+    """Raises KdepError for a file whose first bytes show that it cannot contain weights."""
     if size == 0:
-        raise KdepError(f"{what} {path} is empty", fix=fix)
+        raise KdepError(f"{label} {path} is empty", fix=fix)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"version https://git-lfs"):
         raise KdepError(
-            f"{what} {path} is a git-lfs pointer of {size} bytes instead of the file itself",
+            f"{label} {path} is a git-lfs pointer of {size} bytes instead of the file itself",
             fix="run `git lfs pull` in its repository, or download the file from its page",
         )
     if start[:1] == b"<":
         raise KdepError(
-            f"{what} {path} is a web page or XML (it begins with {_begin(start)})",
+            f"{label} {path} is a web page or XML (it begins with {_begin(start)})",
             fix="download the file itself: a web page (often a login or error page) was saved in "
             "its place",
         )
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
             raise KdepError(
-                f"{what} {path} is {kind}", expected="a safetensors or torch file", fix=advice
+                f"{label} {path} is {kind}", expected="a safetensors or torch file", fix=advice
             )
     if head[257:262] == b"ustar":
         raise KdepError(
-            f"{what} {path} is a tar archive",
+            f"{label} {path} is a tar archive",
             expected="a safetensors or torch file",
             fix="unpack it and give the path of the weights file in it",
         )
     if head.startswith(b"PK"):
-        _refuse_zip(path, what, fix)
+        _refuse_zip(path, label, fix)
     elif not is_safetensors(head, size) and not _is_pickle(head):
         json = start[:1] in (b"{", b"[")
         text = "a JSON text" if json else "a text" if _is_text(head) else "of an unknown format"
         raise KdepError(
-            f"{what} {path} is {text} (it begins with {_begin(head)})",
+            f"{label} {path} is {text} (it begins with {_begin(head)})",
             expected="a safetensors or torch file",
             fix="give the path of the weights file itself" if json else fix,
         )
 
 
-def _refuse_zip(path: Path, what: str, fix: str) -> None:
+def _refuse_zip(path: Path, label: str, fix: str) -> None:
     try:
         with zipfile.ZipFile(path) as z:
             names = z.namelist()
-    except Exception as e:  # zipfile raises whatever a damaged directory makes it meet
+    except Exception as e:  # zipfile raises many types for a damaged directory
         raise KdepError(
-            f"{what} {path} is truncated ({plain_text(e)})",
+            f"{label} {path} is truncated ({plain_text(e)})",
             fix=f"{fix} (an interrupted download or copy is the usual cause)",
         ) from None
     if any(n.endswith("/constants.pkl") for n in names):
         raise KdepError(
-            f"{what} {path} is a TorchScript program",
+            f"{label} {path} is a TorchScript program",
             fix="load it with torch.jit.load and save its state_dict() with torch.save",
         )
     if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
         raise KdepError(
-            f"{what} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
+            f"{label} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
             expected="a safetensors or torch file",
             fix="unpack it and give the path of the weights file in it",
         )
@@ -234,36 +232,36 @@ def _begin(head: bytes) -> str:
     return repr(head[:24])[1:]
 
 
-def _refusal(path: Path, e: Exception, what: str, fix: str) -> KdepError:
+def _refusal(path: Path, e: Exception, label: str, fix: str) -> KdepError:
     text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
-            f"{what} {path} does not fit into memory", fix="free memory, or use a smaller file"
+            f"{label} {path} does not fit into memory", fix="free memory, or use a smaller file"
         )
     if "weights_only" in text or "Weights only" in text:
-        if named := _asked_for(path):
+        if named := _first_import(path):
             return KdepError(
-                f"{what} {path} contains more than plain weights: it needs {named}, and loading "
+                f"{label} {path} contains more than plain weights: it needs {named}, and loading "
                 "classes or functions from a file can run code",
                 expected="tensors in plain containers, as torch.save(net.state_dict(), file) "
                 "writes them",
                 fix="save only the state_dict where the file was made, or save it as safetensors",
             )
-        found = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
+        reasons = re.findall(r"WeightsUnpickler error:\s*(.+)", text)
         return KdepError(
-            f"{what} {path} is not a file of plain weights: it is damaged, or was not written by "
+            f"{label} {path} is not a file of plain weights: it is damaged, or was not written by "
             "torch.save"
-            + (f" ({found[-1].partition(' was not an allowed')[0][:120]})" if found else ""),
+            + (f" ({reasons[-1].partition(' was not an allowed')[0][:120]})" if reasons else ""),
             expected="tensors in plain containers, as torch.save(net.state_dict(), file) writes "
             "them",
             fix=fix,
         )
-    return KdepError(f"{what} {path} cannot be read ({plain_text(e)})", fix=fix)
+    return KdepError(f"{label} {path} cannot be read ({plain_text(e)})", fix=fix)
 
 
-def _asked_for(path: Path) -> str | None:
-    """The first class or function that a torch file or pickle asks for and that is not loaded."""
-    with contextlib.suppress(Exception):  # a damaged file shows what it can
+def _first_import(path: Path) -> str | None:
+    """The first class or function that a torch file or pickle imports and that is not loaded."""
+    with contextlib.suppress(Exception):  # of a damaged file nothing is known
         with path.open("rb") as f:
             if f.read(2) != b"PK":
                 return _globals(path)
@@ -272,7 +270,7 @@ def _asked_for(path: Path) -> str | None:
 
 
 def _globals(path: Path) -> str | None:
-    """The same of a file without zip: torch's older format is several pickles in a row."""
+    """`_first_import` of a file that is not a zip (torch's older format: several pickles)."""
     with path.open("rb") as f:
         raw = io.BytesIO(f.read(_LARGEST_PICKLE))
     with contextlib.suppress(Exception):

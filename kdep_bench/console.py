@@ -1,4 +1,4 @@
-"""How every command begins and ends: with streams that can be written, and with its exit code."""
+"""Standard streams, exit codes and last-resort errors of the command-line tools."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-LOST = 1  # exit code where output could not be written
+LOST = 1  # exit code if output could not be written
 _UTF8 = "PYTHONUTF8"
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command's `main` and ends the process with what it returns.
+    """Runs a command's `main` and exits with the code that it returns (None is 0).
 
-    Where the reader of standard output is gone (`| head`), the code is that of a program that
-    SIGPIPE ended, 141, and nothing is said: no reader wants to know. Where standard output is
-    closed, or the disk under it is full, one sentence says so on standard error and the code is
-    not 0. Ctrl-C, where a command does not answer it itself, ends it with 130 and a word. A fault
-    of the file system that a command let through is a sentence, not a traceback.
+    Exit codes: 141 (as after SIGPIPE) without a message if the reader of standard output is gone
+    (`| head`); 130 after Ctrl-C that the command does not handle; not 0, with one line on standard
+    error, if standard output is closed or cannot be written. An OSError that the command does not
+    handle is printed as one line without a traceback.
 
-    In a locale that is not UTF-8 the process starts again in Python's UTF-8 mode, so that configs
-    and records are read as they were written; a stream that cannot show a character gets its
-    escape.
+    In a locale that is not UTF-8 the process restarts itself in Python's UTF-8 mode, because
+    configs and records are UTF-8. Characters that a stream cannot encode are printed as escapes.
     """
     _begin_again_in_utf8()
     if not _streams_are_open():
-        _say("standard output is closed. Fix: redirect it to a file or to /dev/null.")
+        _print_error("standard output is closed. Fix: redirect it to a file or to /dev/null.")
         _end(LOST)
     argparse.ArgumentParser._print_message = _print_message
     code: Any = LOST
     try:
         code = main()
-    except SystemExit as e:  # of argparse, with its text still in the buffer
+    except SystemExit as e:  # argparse; its text is still in the buffer
         code = e.code
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        _say("interrupted")
+        _print_error("interrupted")
         code = 128 + signal.SIGINT
     except OSError as e:
-        if _flushed(sys.stdout) is None:  # it was a file's fault, not that of standard output
-            _say(_file_fault(e))
+        if _flush(sys.stdout) is None:  # a file failed, not standard output
+            _print_error(_file_error(e))
     except BaseException:
-        _flushed(sys.stdout)
+        _flush(sys.stdout)
         raise
-    fault = _flushed(sys.stdout)
+    fault = _flush(sys.stdout)
     if isinstance(fault, BrokenPipeError):
         code = 128 + signal.SIGPIPE
     elif fault is not None:
-        _say(f"standard output could not be written ({fault.strerror}); part of it is lost. "
-             "Fix: free disk space (see df -h and df -i), or use another disk.")  # fmt: skip
+        _print_error(
+            f"standard output could not be written ({fault.strerror}); part of it is lost. "
+            "Fix: free disk space (see df -h and df -i), or use another disk."
+        )
         code = code if isinstance(code, int) and code else LOST
     if code == 128 + signal.SIGPIPE:
         _discard(sys.stdout)
-    if isinstance(code, str):  # what sys.exit("a sentence") does
-        _say(code)
+    if isinstance(code, str):  # as sys.exit(text) does
+        _print_error(code)
         code = 1
     _end(code)
 
 
 def _print_message(self: argparse.ArgumentParser, message: str, file: Any = None) -> None:
-    """argparse's own passes over a write that fails: help that is lost would end with 0."""
+    """Replaces argparse's method, which ignores failed writes, so that lost help exits with 0."""
     if message:
         (file or sys.stderr).write(message)
 
 
-def _file_fault(e: OSError) -> str:
+def _file_error(e: OSError) -> str:
     name = Path(sys.argv[0]).stem
     return (
         f"{name}: a file could not be written or read ({e}). Fix: free disk space or inodes "
@@ -79,21 +79,21 @@ def _file_fault(e: OSError) -> str:
 
 
 def _end(code: Any) -> NoReturn:
-    if _flushed(sys.stderr) is not None:
+    if _flush(sys.stderr) is not None:
         _discard(sys.stderr)
     sys.exit(code)
 
 
-def _say(sentence: str) -> None:
-    """Prints to standard error; where that cannot be written, nobody is left to tell."""
+def _print_error(sentence: str) -> None:
+    """Prints to standard error, ignoring failures of that stream."""
     try:
         print(sentence, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _discard(sys.stderr)
 
 
-def _flushed(stream: Any) -> OSError | None:
-    """What stands in the way of the stream's buffer, which is then thrown away."""
+def _flush(stream: Any) -> OSError | None:
+    """Flushes a stream; on failure discards its buffer and returns the error."""
     try:
         stream.flush()
     except OSError as e:
@@ -103,17 +103,17 @@ def _flushed(stream: Any) -> OSError | None:
 
 
 def _discard(stream: Any) -> None:
-    """Points a stream at /dev/null: what is still buffered would be tried again at the exit."""
+    """Redirects a stream to /dev/null, or its buffer would be written again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
 def _streams_are_open() -> bool:
-    """Whether there is a standard output; descriptors 0 to 2 are taken in any case.
+    """Whether standard output is open; opens /dev/null on closed descriptors among 0 to 2.
 
-    A closed one is the next file's that is opened, and what a library or another process prints
-    would be written into that file. Without a standard error its sentences go to standard output.
+    Otherwise the next opened file would get such a descriptor, and text printed by a library or a
+    child process would be written into it. Standard output replaces a closed standard error.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(null, True)
@@ -130,7 +130,7 @@ def _streams_are_open() -> bool:
 
 
 def _begin_again_in_utf8() -> None:
-    """Replaces the process by itself in UTF-8 mode where the locale has another encoding."""
+    """Restarts the process in Python's UTF-8 mode if the locale has another encoding."""
     import locale
 
     encoding = codecs.lookup(locale.getpreferredencoding(False)).name

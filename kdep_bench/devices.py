@@ -1,10 +1,10 @@
-"""Which device this process computes on, and how many cores it may use. Imports no torch.
+"""The device this process computes on, and the number of cores it may use. Imports no torch.
 
-The fork server imports the toolkits for stages with a GPU and stages without. Two things go wrong
-if it looks for GPUs while it does: torch's check initialises the CUDA driver, which no forked child
-can use then ("Cannot re-initialize CUDA in forked subprocess"), and the toolkits keep what they saw
-in constants, so that a stage without a GPU would still ask for one. So the server is blindfolded
-(`hide_gpus`) and each stage looks for itself (`show_gpus`).
+The fork server imports the toolkits for stages with and without a GPU. With visible GPUs that would
+fail in two ways: torch's check initialises the CUDA driver, which forked children cannot use
+("Cannot re-initialize CUDA in forked subprocess"), and the toolkits store the result in constants,
+so that a stage without a GPU would still use one. So CUDA_VISIBLE_DEVICES is empty in the server
+(`hide_gpus`), and each stage sets it (`show_gpus`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kdep_bench.errors import KdepError
 if TYPE_CHECKING:
     import torch
 
-# torch then counts devices by NVML (torch.cuda.is_available), which does not initialise the driver;
-# no device is visible, so that neither NVML nor the driver is asked where NVML is absent.
+# With it torch.cuda.is_available counts devices by NVML, which does not initialise the driver. No
+# device being visible, the driver is not initialised without NVML either.
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# What the toolkits find out as they are imported: constant, in each module that has a copy of it.
+# Constants that the toolkits set on import, in each module that has a copy.
 _DEVICE = ("mmengine.device.utils", "DEVICE")
 _IS_CUDA = tuple(
     (module, "IS_CUDA_AVAILABLE")
@@ -34,29 +34,28 @@ _IS_CUDA = tuple(
 
 
 def hide_gpus() -> None:
-    """Before torch is imported where others will be forked from: nothing here touches a GPU."""
+    """Makes all GPUs invisible to this process; call it before torch is imported."""
     os.environ[_NVML], os.environ[_VISIBLE] = "1", ""
 
 
 def show_gpus(gpus: Sequence[str]) -> None:
-    """This process sees `gpus` (device numbers or UUIDs) and no others.
+    """Makes only `gpus` (device numbers or UUIDs) visible to this process.
 
-    To be called before CUDA is used. What a fork server found out for itself, in the constants of
-    toolkits that are imported by now, is found out again.
+    Call it before CUDA is used. Also corrects the constants of toolkits that are already imported.
     """
     os.environ[_NVML], os.environ[_VISIBLE] = "1", ",".join(gpus)
     torch = sys.modules.get("torch")
-    found = torch is not None and torch.cuda.is_available()
+    has_gpu = torch is not None and torch.cuda.is_available()
     for module, name in (_DEVICE, *_IS_CUDA):
         if hasattr(sys.modules.get(module), name):
-            told = ("cuda" if found else "cpu") if name == "DEVICE" else found
-            setattr(sys.modules[module], name, told)
+            value = ("cuda" if has_gpu else "cpu") if name == "DEVICE" else has_gpu
+            setattr(sys.modules[module], name, value)
 
 
 def check_gpus(gpus: Sequence[str]) -> None:
-    """KdepError where GPUs were given and torch, imported by now, can use none of them.
+    """Raises KdepError if GPUs were assigned and torch, already imported, cannot use any.
 
-    The work would go on for days on the CPU without a word.
+    Otherwise the work would silently run on the CPU, for days.
     """
     torch = sys.modules.get("torch")
     if gpus and torch is not None and not torch.cuda.is_available():
@@ -69,10 +68,10 @@ def check_gpus(gpus: Sequence[str]) -> None:
 
 
 def compute_device() -> torch.device:
-    """The GPU this process may use, else the CPU; of several ranks on a node each has its own.
+    """The GPU of this process, else the CPU; with several ranks on a node, each has its own GPU.
 
-    By its number, because a rank works before it joins the others and is bound to its GPU: teachers
-    of all ranks would meet on the first.
+    The GPU is given by LOCAL_RANK, because teachers run before a rank joins the process group and
+    is bound to its GPU; otherwise those of all ranks would use the first GPU.
     """
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -82,25 +81,30 @@ def compute_device() -> torch.device:
 
 
 def synchronise() -> None:
-    """Waits for what was given to the GPU, if it was used: to be called before a clock is read."""
+    """Waits for all work on the GPU, if CUDA is in use; call it before reading a clock."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def cores() -> int:
-    """Cores this process was given: a stage's share of them, else all it may run on."""
+    """Number of cores of this process: those assigned to the stage, else all it may run on."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))
 
 
-def loader_workers(batch_bytes: int, most: int = 8) -> int:
-    """Worker processes of a loader whose batches take `batch_bytes`: `most` at most, as the cores
-    allow beside the process that trains, and as batches on their way (two waiting and one in the
-    making, a worker) have room in shared memory, of which a container often has 64 MB.
+def loader_workers(batch_bytes: int, max_workers: int = 8) -> int:
+    """Number of worker processes for a data loader.
+
+    One core is left for the training process. Three batches per worker (two waiting, one in
+    progress) must fit into shared memory, of which a container often has only 64 MB.
+
+    Args:
+        batch_bytes: bytes of one batch.
+        max_workers: upper limit of the result.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with contextlib.suppress(OSError):
         shared = os.statvfs("/dev/shm")
-        room = shared.f_bavail * shared.f_frsize // ranks
-        most = min(most, room // max(1, 3 * batch_bytes))
-    return max(0, min(most, cores() - 1))
+        free_bytes = shared.f_bavail * shared.f_frsize // ranks
+        max_workers = min(max_workers, free_bytes // max(1, 3 * batch_bytes))
+    return max(0, min(max_workers, cores() - 1))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 
-# All but tab and line feed: a name out of a file or a folder could otherwise drive a terminal.
+# All but tab and line feed: a file name could otherwise send escape sequences to the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -42,7 +42,7 @@ class KdepError(Exception):
 
 
 def _ended(text: str) -> str:
-    """`text` with one mark at its end."""
+    """`text` with exactly one full stop, question or exclamation mark at its end."""
     return text if text.endswith(("?", "!")) else f"{text.rstrip('.')}."
 
 

@@ -1,4 +1,4 @@
-"""Small file habits shared by every room: atomic writes, checksums, safe names. No torch."""
+"""Atomic writes, strict JSON, checksums and safe file names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from kdep_bench.safe_files import new_temporary, open_regular
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}")
 
 
-def safe_name(name: str, what: str = "name") -> str:
-    """Returns `name` if it can be one path component; raises KdepError otherwise."""
+def safe_name(name: str, label: str = "name") -> str:
+    """Returns `name` if it can be one component of a path; raises KdepError otherwise.
+
+    `label` is what the name is called in the error.
+    """
     if not _SAFE.fullmatch(name):
         raise KdepError(
-            f"the {what} {name[:60]!r} cannot be used as a file name",
+            f"the {label} {name[:60]!r} cannot be used as a file name",
             expected="a letter or digit, then up to 119 of letters, digits, '_', '-', '+' and '.'",
             fix="rename it in the config",
         )
@@ -28,9 +31,9 @@ def safe_name(name: str, what: str = "name") -> str:
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Writes `data` so that readers see the old file or the whole new one, also after a crash.
+    """Writes a file so that readers see the old or the complete new content, also after a crash.
 
-    A link at `path` is replaced, not written through. Mode: 0666 less the umask.
+    A link at `path` is replaced, not followed. The file's mode is 0666 minus the umask.
     """
     path = Path(path)
     raw = data.encode() if isinstance(data, str) else data
@@ -48,43 +51,48 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Atomic, sorted, strict JSON (a NaN or infinity raises ValueError)."""
+    """Writes JSON with sorted keys atomically; NaN and infinity raise ValueError."""
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 LARGEST_JSON = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
-LARGEST_NUMBER = 1e100  # sums and squares of what we store stay finite
+LARGEST_NUMBER = 1e100  # so that sums and squares of stored numbers are finite
 DEEPEST = 50  # levels of lists and objects in a file that kdep_bench wrote
-_DIGITS = 20  # of a whole number; more is no count, id or size
+_DIGITS = 20  # of an integer; counts, ids and sizes have fewer
 
 
-def read_json(path: str | Path, most: int = LARGEST_JSON) -> Any:
-    """The content of a JSON file that a person may have written.
+def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file that a user may have written.
 
-    A key that occurs twice in one object is refused: which of the two is meant, nobody knows. NaN
-    and infinities, which Python's writer puts into JSON, are read: the caller's checks name the
-    entry they stand in.
-
-    Raises:
-        KdepError: no regular file, one of more than `most` bytes, no valid JSON, a doubled key, or
-            too deeply nested or too large for this machine's memory.
-    """
-    return _parse(read_bytes(path, most), str(path), False, "correct it: JSON in UTF-8 is read")
-
-
-def read_strict(path: str | Path, most: int = LARGEST_JSON, follow: bool = True) -> Any:
-    """The content of a JSON file that kdep_bench wrote; what `write_json` never writes is refused.
+    A key that occurs twice in one object is refused as ambiguous. NaN and infinities, which
+    Python's writer produces, are accepted: the caller's checks can name the entry with them.
 
     Args:
         path: the file.
-        most: bytes of the largest file that is read.
-        follow: whether `path` may be a link; not below a work dir or a results folder.
+        max_bytes: size of the largest file that is read.
 
     Raises:
-        KdepError: as `read_json`; besides NaN, infinities, numbers beyond `LARGEST_NUMBER`, and
-            nesting beyond `DEEPEST`.
+        KdepError: not a regular file, a larger file, invalid JSON, a duplicate key, or nested too
+            deeply or too large for this machine's memory.
     """
-    return parse_strict(read_bytes(path, most, follow), str(path))
+    return _parse(
+        read_bytes(path, max_bytes), str(path), False, "correct it: JSON in UTF-8 is read"
+    )
+
+
+def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = True) -> Any:
+    """The content of a JSON file that kdep_bench wrote.
+
+    Args:
+        path: the file.
+        max_bytes: size of the largest file that is read.
+        follow: whether `path` may be a link; False below a work dir or a results folder.
+
+    Raises:
+        KdepError: as `read_json`, and for content that `write_json` never writes: NaN, infinities,
+            numbers beyond `LARGEST_NUMBER`, nesting beyond `DEEPEST`.
+    """
+    return parse_strict(read_bytes(path, max_bytes, follow), str(path))
 
 
 def parse_strict(raw: bytes | str, where: str) -> Any:
@@ -92,14 +100,14 @@ def parse_strict(raw: bytes | str, where: str) -> Any:
     return _parse(raw, where, True, "delete it and run again")
 
 
-def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; KdepError that names it otherwise.
+def read_bytes(path: str | Path, max_bytes: int, follow: bool = True) -> bytes:
+    """The bytes of a regular file of at most `max_bytes` bytes; KdepError otherwise.
 
-    A pipe or device is refused before it is read: reading one can last for ever. Without `follow`,
-    a link is refused as well.
+    Pipes and devices are refused unread, because reading them may never end. Links are refused
+    unless `follow` is True.
     """
     try:
-        return safe_files.read_bytes(path, most, follow=follow)
+        return safe_files.read_bytes(path, max_bytes, follow=follow)
     except FileNotFoundError:
         raise KdepError(f"the file {path} does not exist", fix="check its path") from None
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
@@ -114,10 +122,12 @@ def read_bytes(path: str | Path, most: int, follow: bool = True) -> bytes:
 
 
 def _parse(raw: bytes | str, where: str, strict: bool, fix: str) -> Any:
-    more: dict[str, Any] = dict(parse_float=_bounded, parse_constant=_no_constant) if strict else {}
+    strict_options: dict[str, Any] = (
+        dict(parse_float=_bounded, parse_constant=_no_constant) if strict else {}
+    )
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **more)
+        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **strict_options)
         if strict:
             _check_depth(value)
         return value
@@ -166,9 +176,9 @@ def _check_depth(value: Any) -> None:
         depth += 1
         level = [
             part
-            for whole in level
-            if isinstance(whole, (dict, list))
-            for part in (whole.values() if isinstance(whole, dict) else whole)
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for part in (parent.values() if isinstance(parent, dict) else parent)
             if isinstance(part, (dict, list))
         ]
 
@@ -176,14 +186,17 @@ def _check_depth(value: Any) -> None:
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def plain_text(error: object, most: int = 160) -> str:
-    """The first line of a foreign error's text, without colours, cut to `most` characters."""
+def plain_text(error: object, max_chars: int = 160) -> str:
+    """The first line of a library's error text, without colours, at most `max_chars` characters."""
     lines = _ANSI.sub("", str(error)).strip().splitlines()
-    return lines[0][:most] if lines else type(error).__name__
+    return lines[0][:max_chars] if lines else type(error).__name__
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, strict. Hash input, never for people."""
+    """JSON with sorted keys and no spaces, one text per value: the input of hashes.
+
+    Raises ValueError for NaN and infinity.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -193,10 +206,11 @@ def text_hash(text: str, digits: int = 12) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex, read in 1 MiB pieces. Links are followed.
+    """SHA-256 of a file's bytes, in hex, read in pieces of 1 MiB. Links are followed.
 
     Raises:
-        KdepError: `path` is no regular file.
+        KdepError: `path` is not a regular file.
+        OSError: it cannot be read.
     """
     h = hashlib.sha256()
     with open(open_regular(path, follow=True), "rb") as f:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a forward pass, counted by torch as it runs."""
+"""Floating-point operations of a forward pass, counted by torch while it runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ FORWARD_AND_BACKWARD = 3
 
 
 def forward_flops(module: nn.Module, images: Tensor) -> int:
-    """FLOPs of `module(images)` for one of `images` [B, ...]: two a multiply-add, of convolutions
-    and matrix products (what torch's FlopCounterMode counts), in eval mode, without a gradient.
+    """FLOPs of `module(images)` per image, for `images` [B, ...].
 
-    Attention runs as plain matrix products meanwhile: of the fused kernels torch counts some, and
-    not the one for CPUs.
+    Counts convolutions and matrix products, two FLOPs per multiply-add (torch's FlopCounterMode),
+    in eval mode and without gradient. Attention is computed by plain matrix products meanwhile,
+    because torch does not count all fused kernels (not the one for CPUs).
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    was = module.training
+    was_training = module.training
     module.eval()
     counter: Any = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             module(images)
     finally:
-        module.train(was)
+        module.train(was_training)
     return counter.get_total_flops() // len(images)

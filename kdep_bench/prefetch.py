@@ -1,4 +1,4 @@
-"""Work done ahead of who reads it, in threads: for decoders, which leave Python's lock alone."""
+"""Ordered, bounded prefetching with a thread pool, for decoders that release the GIL."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ R = TypeVar("R")
 
 
 def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
-    """`work(item)` of each item, in their order, done by `threads` threads; by none, one by one.
+    """Yields `work(item)` for each item, in order, computed by `threads` threads.
 
-    At most `2 * threads` results are waiting or being made. What `work` raises is raised here when
-    its item's turn comes, and nothing more is begun. OpenCV works in the calling thread meanwhile,
-    so that `threads` is the number of cores in use.
+    At most `2 * threads` results are waiting or in progress. An exception of `work` is raised when
+    its item is due, and no further item is started. OpenCV's own threads are switched off
+    meanwhile, so that `threads` is the number of cores in use.
+
+    Args:
+        work: called once per item.
+        items: the inputs.
+        threads: number of threads; below 1, items are computed one by one in the calling thread.
     """
     if threads < 1:
         yield from map(work, items)
         return
     waiting: deque[Future[R]] = deque()
-    before = cv2.getNumThreads()
+    cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
@@ -36,7 +41,7 @@ def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Genera
                 while waiting:
                     yield waiting.popleft().result()
             finally:
-                for one in waiting:
-                    one.cancel()
+                for future in waiting:
+                    future.cancel()
     finally:
-        cv2.setNumThreads(before)
+        cv2.setNumThreads(cv2_threads)

@@ -1,6 +1,6 @@
-"""From a config's `type=` to the class: a dotted path is the whole registry.
+"""Imports and builds the class that a config's `type=` names by its dotted path.
 
-A new method, teacher or task is found by its own import path, so no list is edited to add one.
+There is no registry to edit: a new method, teacher or task is found by its import path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def type_path(kind: Any) -> str:
 
 
 def import_fix(error: BaseException, otherwise: str) -> str:
-    """What to do about a failed import: free memory where the loader got none, else `otherwise`.
+    """Advice for a failed import: to free memory if that is the cause, else `otherwise`.
 
     The dynamic loader reports a lack of memory as an ImportError ("failed to map segment from
     shared object", "cannot allocate memory"), sometimes inside a package's own advice.
@@ -34,7 +34,7 @@ def import_fix(error: BaseException, otherwise: str) -> str:
 
 
 def locate(kind: Any) -> Any:
-    """The object a `type=` value names; KdepError when it cannot be imported."""
+    """The object that a `type=` value names; KdepError if it cannot be imported."""
     path = type_path(kind)
     module, _, name = path.rpartition(".")
     try:
@@ -47,11 +47,15 @@ def locate(kind: Any) -> Any:
         ) from e
 
 
-def build(config: Mapping[str, Any], **more: Any) -> Any:
-    """`locate(config['type'])` called with the rest of the config and `more`."""
+def build(config: Mapping[str, Any], **extra_args: Any) -> Any:
+    """Calls `locate(config['type'])` with the other keys of the config and `extra_args`.
+
+    Raises:
+        KdepError: a type that cannot be imported, or arguments that it does not accept.
+    """
     args = {k: v for k, v in config.items() if k != "type"}
     try:
-        return locate(config["type"])(**args, **more)
+        return locate(config["type"])(**args, **extra_args)
     except TypeError as e:
         raise KdepError(
             f"{type_path(config['type'])} does not accept the arguments {sorted(args)} ({e})",

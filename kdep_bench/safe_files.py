@@ -1,12 +1,12 @@
-"""Opens, reads and removes files of a work dir or a results folder; nothing there may be a link.
+"""Opens, reads and removes files of a work dir or a results folder without following links.
 
-A work dir and a results folder may themselves be links (to another disk), and so may the folders
-above them. Below them, what the engine itself reads, writes or removes must be a real folder or a
-regular file: a link would let it empty, overwrite or read a place that nobody named, and opening a
-FIFO or a device waits for ever or never ends. The exception is data: a `prepare` stage links to the
-user's images, and these links are followed for reading (`kdep_bench.files.file_hash`).
+A work dir, a results folder and the folders above them may be links (to another disk). Below them,
+everything that the engine reads, writes or removes must be a real folder or a regular file: through
+a link it could delete, overwrite or read files elsewhere, and reading a FIFO or a device may never
+end. The exception is data: a `prepare` stage links to the user's images, and these links are
+followed for reading (`kdep_bench.files.file_hash`).
 
-No torch.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 
 # No link as the last component, and no waiting for the other end of a FIFO.
-_NEVER = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_GUARDS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 LARGEST = 256 << 20  # bytes of the largest JSON file that is parsed
-MODE, FOLDER_MODE = 0o666, 0o777  # before the umask: who shares a work dir sets it
+MODE, FOLDER_MODE = 0o666, 0o777  # minus the umask, which the user sets to share a work dir
 
 
 def _kind(mode: int) -> str:
@@ -45,16 +45,17 @@ def open_regular(
     dir_fd: int | None = None,
     follow: bool = False,
 ) -> int:
-    """A descriptor of the regular file `path`; never waits.
+    """Opens the regular file `path` and returns its descriptor; never blocks.
 
     Args:
-        flags: of open(2); a file that it creates gets 0666 less the umask.
-        dir_fd: what a relative path starts from.
+        path: the file.
+        flags: of open(2); a new file gets the mode 0666 minus the umask.
+        dir_fd: descriptor of the folder that a relative path starts from.
         follow: whether `path` may be a link (to a regular file).
 
     Raises:
         KdepError: `path` is a link, a folder, a FIFO, a socket or a device.
-        OSError: as open(2), such as FileNotFoundError.
+        OSError: of open(2), such as FileNotFoundError.
     """
     return _open(path, flags, dir_fd, follow)[0]
 
@@ -63,24 +64,24 @@ def _open(
     path: str | os.PathLike[str], flags: int, dir_fd: int | None, follow: bool
 ) -> tuple[int, int]:
     """(descriptor, bytes) of `open_regular`."""
-    never = _NEVER & ~os.O_NOFOLLOW if follow else _NEVER
+    guards = _GUARDS & ~os.O_NOFOLLOW if follow else _GUARDS
     try:
-        fd = os.open(path, flags | never, MODE, dir_fd=dir_fd)
+        fd = os.open(path, flags | guards, MODE, dir_fd=dir_fd)
     except OSError:
-        # ELOOP of a link, EISDIR of a folder, ENXIO of a FIFO or socket: named by what is there.
+        # ELOOP (a link), EISDIR (a folder), ENXIO (a FIFO or socket): the error names the kind.
         with contextlib.suppress(OSError):
             mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow).st_mode
             if not stat.S_ISREG(mode):
-                raise _no_file(path, mode) from None
+                raise _not_a_file(path, mode) from None
         raise
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
-        raise _no_file(path, found.st_mode)
-    return fd, found.st_size
+        raise _not_a_file(path, status.st_mode)
+    return fd, status.st_size
 
 
-def _no_file(path: str | os.PathLike[str], mode: int) -> KdepError:
+def _not_a_file(path: str | os.PathLike[str], mode: int) -> KdepError:
     return KdepError(
         f"{os.fspath(path)} is {_kind(mode)}",
         expected="a regular file",
@@ -97,14 +98,14 @@ def read_bytes(
     """The content of a regular file of at most `limit` bytes; see `open_regular`.
 
     Raises:
-        KdepError: no regular file, or a larger one.
-        OSError: as open(2) and read(2).
+        KdepError: not a regular file, or a larger one.
+        OSError: of open(2) and read(2).
     """
     fd, size = _open(path, os.O_RDONLY, dir_fd, follow)
     try:
         if size <= limit:
             raw = os.read(fd, size + 1)
-            if len(raw) == size:  # one call: the byte more was not there
+            if len(raw) == size:  # one call is enough: no extra byte was read
                 return raw
             while len(raw) <= limit and (piece := os.read(fd, 1 << 20)):
                 raw += piece
@@ -120,35 +121,37 @@ def read_bytes(
     )
 
 
-def real_folder(path: Path, what: str = "folder") -> Path:
-    """`path`, a folder that is no link; made, with those above it, where there is nothing.
+def real_folder(path: Path, label: str = "folder") -> Path:
+    """Returns `path`, a folder that is not a link; creates it and its parents if they are missing.
+
+    `label` is what the folder is called in the error.
 
     Raises:
-        KdepError: something else is there.
-        OSError: it cannot be made.
+        KdepError: something else exists at `path`.
+        OSError: it cannot be created.
     """
     with contextlib.suppress(FileExistsError):
         os.makedirs(path, FOLDER_MODE)
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
         return path
-    raise not_a_folder(path, mode, what)
+    raise not_a_folder(path, mode, label)
 
 
-def not_a_folder(path: str | os.PathLike[str], mode: int, what: str = "folder") -> KdepError:
-    """The error for `path`, which should be a folder and is what `mode` says."""
-    told = f"the {what} {os.fspath(path)} is {_kind(mode)}"
+def not_a_folder(path: str | os.PathLike[str], mode: int, label: str = "folder") -> KdepError:
+    """The error for `path`, which should be a folder but has the file type of `mode`."""
+    problem = f"the {label} {os.fspath(path)} is {_kind(mode)}"
     if stat.S_ISLNK(mode):
         with contextlib.suppress(OSError):
-            told += f" to {os.readlink(path)}"
+            problem += f" to {os.readlink(path)}"
         fix = "move the folder itself there, or make the whole work dir or results folder a link"
     else:
         fix = "move it elsewhere and run again"
-    return KdepError(told, expected="a folder that is not a link", fix=fix)
+    return KdepError(problem, expected="a folder that is not a link", fix=fix)
 
 
 def is_real_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder, and no link to one."""
+    """Whether `path` is a folder, and not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -156,7 +159,7 @@ def is_real_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Removes a file, a link (never what it points to), or a folder with all that is in it."""
+    """Removes a file, a link (not its target), or a folder with its content; or nothing."""
     if is_real_folder(path):
         shutil.rmtree(path)
     else:
@@ -165,22 +168,22 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def new_temporary(target: Path, prefix: str = "") -> tuple[int, Path]:
-    """(descriptor, path) of a new file beside `target`, to be renamed to it.
+    """(descriptor, path) of a new file in the folder of `target`, to be renamed to `target`.
 
-    Not mkstemp, whose files are their owner's alone: this one has 0666 less the umask.
+    Unlike files of mkstemp, which only their owner can read, it has the mode 0666 minus the umask.
     """
     tmp = target.with_name(f"{prefix or f'.{target.name[:60]}.'}{os.urandom(6).hex()}.tmp")
     return open_regular(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL), tmp
 
 
 def write_in_folder(folder: int, name: str, raw: bytes, sync: bool = True) -> None:
-    """Writes the file `name` of the open folder atomically, wherever the folder is by now.
+    """Writes the file `name` of an open folder atomically, also if the folder was moved meanwhile.
 
     Args:
-        folder: a descriptor.
+        folder: descriptor of the folder.
         name: of the file.
         raw: its content.
-        sync: whether it is on the disk before this returns.
+        sync: whether to flush it to the disk before returning.
     """
     tmp = f".{name[:60]}.{os.urandom(6).hex()}.tmp"
     fd = open_regular(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
@@ -198,7 +201,7 @@ def write_in_folder(folder: int, name: str, raw: bytes, sync: bool = True) -> No
 
 
 def copy_file(source: str | os.PathLike[str], target: Path) -> None:
-    """Copies a regular file; `target` is replaced atomically, and never written through a link."""
+    """Copies a regular file; `target` is replaced atomically, also if it is a link."""
     with open(open_regular(source), "rb") as read:
         fd, tmp = new_temporary(target)
         try:

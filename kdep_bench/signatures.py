@@ -1,8 +1,8 @@
-"""What the constructor of a config's `type` takes, read from its source: nothing is imported.
+"""Checks constructor arguments of a config's `type` against its source, without importing it.
 
-A wrong argument of an objective or a transform is found when the suite is planned, in milliseconds
-and without torch. Classes of this package and of torch.optim are read; of other packages only
-those whose source says enough. What cannot be told is not refused: the stage checks it again.
+A wrong argument of an objective or a transform is thus an error of planning, found in milliseconds
+and without torch. Covered are classes of this package and of torch.optim, and of other packages if
+their source states the arguments. Anything else is accepted here, and checked by the stage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ _TYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a constructor; `annotation` as written, "" where there is none."""
+    """One argument of a constructor.
+
+    Attributes:
+        name: of the argument.
+        annotation: its type as written in the source, "" for none.
+        required: whether it has no default.
+    """
 
     name: str
     annotation: str
@@ -57,55 +63,60 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a constructor or function; `open`: it takes any further ones."""
+    """The arguments of a constructor or function.
+
+    Attributes:
+        arguments: by name.
+        accepts_any: whether it also takes arguments of any other name (**kwargs).
+    """
 
     arguments: Mapping[str, Argument]
-    open: bool = False
+    accepts_any: bool = False
 
 
 def resolve_alias(kind: Any) -> str:
-    """The dotted path of a `type`, short names of this project's configs resolved."""
+    """The dotted path of a `type`; short names ("svd") are replaced by theirs."""
     return ALIASES.get(str(kind), str(kind))
 
 
 @cache
 def signature(path: str) -> Signature | None:
-    """The signature of a class or function by dotted path; None where its source does not tell."""
-    found = _find(resolve_alias(path))
-    if found is None:
+    """The signature of a class or function by dotted path; None if the source does not state it."""
+    definition = _find(resolve_alias(path))
+    if definition is None:
         return None
-    module, node = found
+    module, node = definition
     if not isinstance(node, ast.ClassDef):
         return _arguments(node, skip=0)
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     init = next((n for n in methods if n.name == "__init__"), None)
-    above = [_above(module, base) for base in node.bases]
+    parents = [_parent(module, base) for base in node.bases]
     if init is None:
-        known = [a for a in above if a is not None]
-        return known[0] if len(known) == len(above) and known else None
-    own = _arguments(init, skip=1)
-    if not own.open:
-        return own
-    # **more is handed on to the class above.
-    more = next((a for a in above if a is not None and a.arguments), None)
-    if more is not None:
-        return Signature({**more.arguments, **own.arguments}, more.open)
-    return Signature(own.arguments, not path.startswith("kdep_bench."))
+        known = [a for a in parents if a is not None]
+        return known[0] if len(known) == len(parents) and known else None
+    declared = _arguments(init, skip=1)
+    if not declared.accepts_any:
+        return declared
+    # **kwargs is passed on to the parent class.
+    inherited = next((a for a in parents if a is not None and a.arguments), None)
+    if inherited is not None:
+        return Signature({**inherited.arguments, **declared.arguments}, inherited.accepts_any)
+    return Signature(declared.arguments, not path.startswith("kdep_bench."))
 
 
 def argument_names(kind: Any) -> Collection[str]:
-    """Names of the arguments that a class named as `type` takes; empty where they are not known."""
+    """Names of the arguments that a class named as `type` takes; empty if they are not known."""
     if not isinstance(kind, str):
         return ()
     path = optimizer_path(kind) or resolve_alias(kind)
-    found, definition = signature(path), _find(path)
+    known, definition = signature(path), _find(path)
     is_class = definition is not None and isinstance(definition[1], ast.ClassDef)
-    return found.arguments.keys() if found is not None and is_class else ()
+    return known.arguments.keys() if known is not None and is_class else ()
 
 
 @cache
 def class_value(path: str, name: str) -> Any:
-    """A class attribute made of literals, looked up in the classes above too; None without one."""
+    """The value of a class attribute made of literals, also an inherited one; None without one."""
     module, node = _find(resolve_alias(path)) or ("", None)
     if not isinstance(node, ast.ClassDef):
         return None
@@ -126,7 +137,7 @@ def class_value(path: str, name: str) -> Any:
 
 @cache
 def module_value(module: str, name: str) -> Any:
-    """A module's constant made of literals; None without one."""
+    """The value of a module's constant made of literals; None without one."""
     tree = _tree(module)
     for item in tree.body if tree is not None else ():
         targets = item.targets if isinstance(item, ast.Assign) else []
@@ -139,12 +150,12 @@ def module_value(module: str, name: str) -> Any:
 
 
 def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> None:
-    """Refuses a config whose `type` does not take its arguments as they are.
+    """Checks the arguments of a config against the constructor of its `type`.
 
     Args:
-        config: dict(type=<dotted path>, <arguments>); anything else is left alone.
-        where: what it is called in the sentence.
-        given: arguments that the stage adds.
+        config: dict(type=<dotted path>, <arguments>); anything else is accepted.
+        where: what the config is called in errors.
+        given: names of arguments that the stage adds.
 
     Raises:
         KdepError: no such class in this package, an unknown or missing argument, or a value of
@@ -154,8 +165,8 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
     if not isinstance(kind, str):
         return
     path = resolve_alias(kind)
-    found = signature(path)
-    if found is None:
+    known = signature(path)
+    if known is None:
         if path.startswith("kdep_bench.") and _find(path) is None:
             raise KdepError(
                 f"{where} has the type {path!r}, which does not exist",
@@ -166,9 +177,9 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
     args = {k: v for k, v in config.items() if k != "type"}
     name = path.rpartition(".")[2]
     for key in args:
-        if key not in found.arguments and not found.open:
-            raise _unknown_argument(name, where, key, found.arguments)
-    for arg in found.arguments.values():
+        if key not in known.arguments and not known.accepts_any:
+            raise _unknown_argument(name, where, key, known.arguments)
+    for arg in known.arguments.values():
         if arg.name in args:
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
         elif arg.required and arg.name not in given:
@@ -189,9 +200,15 @@ def _unknown_argument(name: str, where: str, key: str, known: Collection[str]) -
 
 
 def check_value(annotation: str, value: Any, where: str, name: str) -> None:
-    """Refuses a value that is not of a type as written in a source, `bounds` included: KdepError.
+    """Raises KdepError for a value that does not fit a type annotation, or its range in `bounds`.
 
-    A type that says nothing about plain data refuses nothing.
+    Types that are not plain data (a Tensor, a class) accept every value.
+
+    Args:
+        annotation: as written in the source.
+        value: of the config.
+        where: what the config is called in the error.
+        name: of the argument.
     """
     adapter = _adapter(annotation)
     if adapter is None:
@@ -200,17 +217,17 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
         adapter.validate_python(value)
     except ValidationError as e:
         faults = e.errors(include_url=False)
-        wanted = dict.fromkeys(f["msg"].removeprefix("Input should be ") for f in faults)
+        expected_texts = dict.fromkeys(f["msg"].removeprefix("Input should be ") for f in faults)
         raise KdepError(
             f"{where} has {name} = {value!r:.60}",
-            expected=" or ".join(wanted),
+            expected=" or ".join(expected_texts),
             fix="correct the config",
         ) from None
 
 
 @cache
 def _adapter(annotation: str) -> TypeAdapter | None:
-    """A strict check of a type as written; None for types that say nothing of plain values."""
+    """A strict validator of a type as written; None for types that are not plain data."""
     if not annotation:
         return None
     try:
@@ -241,7 +258,7 @@ def torch_optimizers() -> Mapping[str, str]:
 
 
 def optimizer_path(kind: Any) -> str | None:
-    """The dotted path of an optimiser by its short name; None for any other word."""
+    """The dotted path of an optimiser by its short name; None for any other text."""
     return torch_optimizers().get(kind) if isinstance(kind, str) and "." not in kind else None
 
 
@@ -250,7 +267,7 @@ def optimizer_path(kind: Any) -> str | None:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    """The parsed source of a module; nothing of it or its packages is run."""
+    """The parsed source of a module, without importing it or its packages; None if not readable."""
     top, _, rest = module.partition(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -272,8 +289,8 @@ _Definition = ast.ClassDef | ast.FunctionDef
 
 
 def _find(path: str) -> tuple[str, _Definition] | None:
-    """(module, definition) of a class or function, through re-exports."""
-    for _ in range(8):  # an import that leads back to itself ends
+    """(module, definition) of a class or function; follows re-exports."""
+    for _ in range(8):  # a limit, in case imports form a circle
         module, _, name = path.rpartition(".")
         tree = _tree(module) if module else None
         if tree is None:
@@ -281,15 +298,15 @@ def _find(path: str) -> tuple[str, _Definition] | None:
         for item in tree.body:
             if isinstance(item, ast.ClassDef | ast.FunctionDef) and item.name == name:
                 return module, item
-        other = _imported(module, tree, name)
-        if other is None:
+        imported = _imported(module, tree, name)
+        if imported is None:
             return None
-        path = other
+        path = imported
     return None
 
 
 def _imported(module: str, tree: ast.Module, name: str) -> str | None:
-    """The dotted path that a module imports under a name."""
+    """The dotted path of what a module imports under `name`; None if it imports no such name."""
     for item in tree.body:
         if isinstance(item, ast.ImportFrom):
             for alias in item.names:
@@ -313,7 +330,8 @@ def _full_name(module: str, name: str) -> str | None:
     return _imported(module, tree, name)
 
 
-def _above(module: str, base: ast.expr) -> Signature | None:
+def _parent(module: str, base: ast.expr) -> Signature | None:
+    """The signature of a parent class; None if it is not known."""
     name = ast.unparse(base)
     if name in _ENDS:
         return Signature({})
@@ -352,7 +370,7 @@ def _literal(module: str, node: ast.expr) -> Any:
 
 
 def _near(path: str) -> str:
-    """The classes of the module that a path names, or that there is no such module."""
+    """Text for an error: the classes of the path's module, or that it does not exist."""
     module = path.rpartition(".")[0]
     tree = _tree(module)
     if tree is None:

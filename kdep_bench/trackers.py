@@ -1,7 +1,7 @@
-"""`runtime.trackers` of a suite: where the Runners of pre-training and transfer also send scalars.
+"""`runtime.trackers` of a suite: TensorBoard or MLflow logging of pre-training and transfer.
 
-By mmengine's own Visualizer backends. A stage hears of them through its environment and not its
-spec: what watches a training must not change what the training is called. Nothing is read back.
+Scalars are logged by mmengine's Visualizer backends. Stages receive their configs by an environment
+variable, not in the spec, because they must not change a stage's hash. Nothing is read back.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kdep_bench.errors import KdepError, unknown_name
 
 Json = dict[str, Any]
 _VARIABLE = "KDEP_TRACKERS"
-KINDS = ("pretrain", "transfer")  # the stages that have a Runner
+KINDS = ("pretrain", "transfer")  # kinds of stages with an mmengine Runner
 
 
 class Tracker(NamedTuple):
-    """A backend of mmengine, the package it writes with, and the keys it may be given."""
+    """A backend of mmengine, the package that it requires, and the keys that it accepts."""
 
     backend: str
     package: str
@@ -35,7 +35,7 @@ TRACKERS = {
 }
 
 
-def resolve(wanted: Sequence[Any]) -> list[Json]:
+def resolve(entries: Sequence[Any]) -> list[Json]:
     """Backend configs of `runtime.trackers`.
 
     Args:
@@ -45,15 +45,21 @@ def resolve(wanted: Sequence[Any]) -> list[Json]:
     Raises:
         KdepError: an unknown name or key, or a package that is not installed.
     """
-    return [_resolve(one) for one in wanted]
+    return [_resolve(entry) for entry in entries]
 
 
-def _resolve(one: Any) -> Json:
-    given = {"type": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else {}
+def _resolve(entry: Any) -> Json:
+    given = (
+        {"type": entry}
+        if isinstance(entry, str)
+        else dict(entry)
+        if isinstance(entry, dict)
+        else {}
+    )
     name = given.pop("type", None)
     if not isinstance(name, str):
         raise KdepError(
-            f"runtime.trackers contains {one!r:.80}",
+            f"runtime.trackers contains {entry!r:.80}",
             expected="a name, or dict(type=<name>, ...): " + ", ".join(TRACKERS),
             fix="correct the suite",
         )
@@ -73,8 +79,12 @@ def _resolve(one: Any) -> Json:
 
 
 def set_backends(backends: Sequence[Json], run: str) -> None:
-    """Makes every Runner of this process and of its children log to `backends` (from `resolve`) as
-    the run called `run`; to none where there are none."""
+    """Sets the backends of all later Runners in this process and its child processes.
+
+    Args:
+        backends: configs from `resolve`; empty for none.
+        run: name of the run in the tracker.
+    """
     os.environ.pop(_VARIABLE, None)
     named = [
         {"exp_name": "kdep_bench", "run_name": run, **b} if "MLflow" in b["type"] else dict(b)
@@ -83,10 +93,10 @@ def set_backends(backends: Sequence[Json], run: str) -> None:
     if named:
         os.environ[_VARIABLE] = json.dumps(named)
     if any("MLflow" in b["type"] for b in named):
-        # Without a tracking_uri mmengine's backend writes files, which MLflow 3 only does if told.
+        # Without a tracking_uri mmengine's backend writes files, which MLflow 3 must be allowed to.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 def current_backends() -> list[Json]:
-    """The backend configs of the latest `set_backends`."""
+    """The backend configs of the last call of `set_backends`."""
     return json.loads(os.environ.get(_VARIABLE, "[]"))

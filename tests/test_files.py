@@ -60,7 +60,7 @@ def test_a_pipe_a_folder_and_a_too_large_file_raise_kdep_error_at_once(tmp_path)
         with pytest.raises(KdepError, match=words):
             read_json(path)
     with pytest.raises(KdepError, match="has 3 bytes; expected at most 2"):
-        read_json(write(tmp_path, "[1]"), most=2)
+        read_json(write(tmp_path, "[1]"), max_bytes=2)
 
 
 def test_what_is_written_is_read_and_a_byte_order_mark_is_no_fault(tmp_path):

@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        from kdep_bench.students.discover import discover, page
+        from kdep_bench.students.discover import config_text, discover
 
         student = discover(args.name, args.px)
         path = args.out / f"{student['name']}.py"
         if path.exists():
             raise KdepError(f"{path} already exists", fix="choose another path with --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(student, args.name), encoding="utf-8")
+        path.write_text(config_text(student, args.name), encoding="utf-8")
     except KdepError as e:
         print(e, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The one room that knows OpenMMLab's quirks: versions, scope, operators, loading, Runner, logs.
+"""All workarounds for OpenMMLab: versions, scope, operators, loading, Runner and hooks.
 
     from kdep_bench import openmmlab
 
@@ -11,8 +11,8 @@
     metrics, notes = openmmlab.read_metrics(runner.test(), ["coco/bbox_mAP_50"], detections=seen)
     outputs["curves"]["loss"] = curve.points
 
-Importing it imports neither torch nor an mm toolkit; the names below that need them are loaded when
-they are first asked for.
+Importing it imports neither torch nor an mm toolkit; the names below that need them are imported on
+first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which packages are here, whether they work together, and the toolkit a process works in."""
+"""Installed package versions, their compatibility, and the OpenMMLab toolkit of a process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from kdep_bench.errors import KdepError, unknown_name
 Scope = Literal["mmpretrain", "mmdet", "mmseg"]
 
 
-class _Need(NamedTuple):
-    """Known to work: `at_least` <= version < `below`, of the first distribution that is here."""
+class _Requirement(NamedTuple):
+    """A range of versions known to work.
+
+    Attributes:
+        distributions: alternative names of the package; the first that is installed counts.
+        at_least, below: at_least <= version < below.
+        why: reason for the range.
+        install: argument of pip install.
+    """
 
     distributions: tuple[str, ...]
     at_least: str
@@ -31,39 +38,41 @@ class _Need(NamedTuple):
 
 
 _COMMON = (
-    _Need(
+    _Requirement(
         ("setuptools",),
         "60",
         "82",
         "82 has no pkg_resources, which the toolkits import",
         "setuptools<82",
     ),
-    _Need(("numpy",), "1.26", "3", "the toolkits were tried with these", "numpy>=2,<3"),
-    _Need(("torch",), "2.6", "2.15", "the toolkits were tried with these", "torch==2.14.1"),
-    _Need(
+    _Requirement(("numpy",), "1.26", "3", "the toolkits were tried with these", "numpy>=2,<3"),
+    _Requirement(("torch",), "2.6", "2.15", "the toolkits were tried with these", "torch==2.14.1"),
+    _Requirement(
         ("torchvision",), "0.21", "0.30", "its operators stand in for mmcv's", "torchvision==0.29.1"
     ),
-    _Need(
+    _Requirement(
         ("mmengine", "onedl-mmengine"),
         "0.10.7",
         "0.11",
         "the toolkits were tried with these",
         "mmengine==0.10.7",
     ),
-    _Need(
+    _Requirement(
         ("mmcv", "mmcv-lite"), "2.1.0", "2.2.0", "mmdet and mmseg refuse 2.2", "mmcv-lite==2.1.0"
     ),
 )
-_MMPRETRAIN = _Need(("mmpretrain",), "1.2.0", "1.3", "students come from it", "mmpretrain==1.2.0")
-_MMDET = _Need(("mmdet",), "3.3.0", "3.4", "detection runs on it", "mmdet==3.3.0")
-_MMSEG = _Need(
+_MMPRETRAIN = _Requirement(
+    ("mmpretrain",), "1.2.0", "1.3", "students come from it", "mmpretrain==1.2.0"
+)
+_MMDET = _Requirement(("mmdet",), "3.3.0", "3.4", "detection runs on it", "mmdet==3.3.0")
+_MMSEG = _Requirement(
     ("mmsegmentation",), "1.2.2", "1.3", "segmentation runs on it", "mmsegmentation==1.2.2"
 )
 # mmseg imports both and declares neither
-_FTFY = _Need(("ftfy",), "0", "100", "mmseg imports it", "ftfy")
-_REGEX = _Need(("regex",), "0", "9999", "mmseg imports it", "regex")
+_FTFY = _Requirement(("ftfy",), "0", "100", "mmseg imports it", "ftfy")
+_REGEX = _Requirement(("regex",), "0", "9999", "mmseg imports it", "regex")
 
-_NEEDS: dict[str, tuple[_Need, ...]] = {
+_REQUIREMENTS: dict[str, tuple[_Requirement, ...]] = {
     "mmpretrain": (*_COMMON, _MMPRETRAIN),
     "mmdet": (*_COMMON, _MMPRETRAIN, _MMDET),
     "mmseg": (*_COMMON, _MMPRETRAIN, _MMSEG, _FTFY, _REGEX),
@@ -98,7 +107,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Warnings the toolkits give on import or on every use that no user can act on.
+# Warnings of the toolkits, on import or on every use, that users cannot act on.
 _NOISE = (
     r".*has been moved to ``mmcv\.ops",
     r".*pkg_resources is deprecated",
@@ -136,8 +145,8 @@ _scope: str | None = None
 
 def versions() -> dict[str, str]:
     """Installed versions by distribution name, and `python`; reads metadata, imports nothing."""
-    found = {name: v for name in _LISTED if (v := _version(name)) is not None}
-    return {"python": platform.python_version(), **found}
+    installed = {name: v for name in _LISTED if (v := _version(name)) is not None}
+    return {"python": platform.python_version(), **installed}
 
 
 def _version(distribution: str) -> str | None:
@@ -148,50 +157,58 @@ def _version(distribution: str) -> str | None:
 
 
 def check_versions(scope: str) -> None:
-    """Raises KdepError for the first package missing or outside the range known to work.
+    """Raises KdepError for the first package that is missing or outside the range known to work.
 
-    The sentence names the version found, the range, the reason and the pip command.
+    Args:
+        scope: 'mmpretrain', 'mmdet' or 'mmseg'.
     """
-    for need in _needs(scope):
-        found = [(name, v) for name in need.distributions if (v := _version(name)) is not None]
-        label = " or ".join(need.distributions)
-        expected = f"{label} >= {need.at_least}, < {need.below} ({need.why})"
-        fix = f"run: pip install '{need.install}'"
-        if not found:
+    for requirement in _requirements(scope):
+        installed = [
+            (name, v) for name in requirement.distributions if (v := _version(name)) is not None
+        ]
+        label = " or ".join(requirement.distributions)
+        expected = f"{label} >= {requirement.at_least}, < {requirement.below} ({requirement.why})"
+        fix = f"run: pip install '{requirement.install}'"
+        if not installed:
             raise KdepError(f"{label} is not installed", expected=expected, fix=fix)
-        name, got = found[0]
-        # the base version: "2.14.1+cu130" and "2.9.0.dev1" are judged by their release
-        if not Version(need.at_least) <= Version(Version(got).base_version) < Version(need.below):
+        name, got = installed[0]
+        # base version: "2.14.1+cu130" and "2.9.0.dev1" count as their releases
+        if (
+            not Version(requirement.at_least)
+            <= Version(Version(got).base_version)
+            < Version(requirement.below)
+        ):
             raise KdepError(f"{name} {got} is installed", expected=expected, fix=fix)
 
 
-def _needs(scope: str) -> tuple[_Need, ...]:
-    if scope not in _NEEDS:
-        raise unknown_name("OpenMMLab toolkit", scope, _NEEDS)
-    return _NEEDS[scope]
+def _requirements(scope: str) -> tuple[_Requirement, ...]:
+    if scope not in _REQUIREMENTS:
+        raise unknown_name("OpenMMLab toolkit", scope, _REQUIREMENTS)
+    return _REQUIREMENTS[scope]
 
 
 def backend() -> Literal["compiled", "torchvision"]:
-    """Which operators `mmcv.ops` uses here; imports neither torch nor mmcv."""
+    """The implementation of `mmcv.ops` in this environment; imports neither torch nor mmcv."""
     return ops.backend()
 
 
 def current_scope() -> str | None:
-    """The toolkit `setup` chose in this process, None before."""
+    """The toolkit that `setup` chose in this process; None before."""
     return _scope
 
 
 def setup(scope: str, *, switch: bool = False) -> None:
-    """Makes this process one of a toolkit: operators, imports, registries, default scope.
+    """Sets this process up for a toolkit: operators, imports, registries, default scope.
 
     Args:
         scope: 'mmpretrain', 'mmdet' or 'mmseg'. The backbones of mmpretrain are registered in all.
-        switch: allow another scope than an earlier call chose. Only where every earlier Runner of
-            this process has finished for good, as in a test session.
+        switch: allow another scope than an earlier call chose; only if every earlier Runner of
+            this process has finished, as in a test session.
 
-    Raises KdepError for an unknown scope, a wrong or missing package, an mmcv extension that does
-    not load, and a second scope in one process (mmengine's globals leak between toolkits, and a
-    transform is then looked up in the wrong registry).
+    Raises:
+        KdepError: an unknown scope, a wrong or missing package, an mmcv extension that does not
+            load, or a second scope in one process (mmengine's globals are shared by toolkits, so
+            that a transform could be looked up in the wrong registry).
     """
     global _scope
     check_versions(scope)
@@ -213,10 +230,11 @@ def setup(scope: str, *, switch: bool = False) -> None:
 
 
 def without_multimodal() -> None:
-    """Trap: mmpretrain 1.2.0 does not import beside transformers 5 (BLIP needs what is gone there).
+    """Makes mmpretrain skip its multi-modal models.
 
-    It asks once, in this module, whether to load its multi-modal models; the answer is no. Loaded
-    from its file, because importing it by name would import the whole package first.
+    Workaround: mmpretrain 1.2.0 does not import with transformers 5, which lacks classes that BLIP
+    imports. A constant of `mmpretrain.utils.dependency` decides; the module is loaded from its
+    file, because importing it by name would first import the whole package.
     """
     name = "mmpretrain.utils.dependency"
     package = importlib.util.find_spec("mmpretrain")
@@ -247,7 +265,7 @@ def _import_toolkit(scope: str) -> None:
 
 
 def _quiet_default_logger() -> None:
-    """Without a Runner `init_weights` prints a paragraph for every tensor; warnings still come."""
+    """Shows only warnings: without a Runner, `init_weights` prints a paragraph per tensor."""
     from mmengine.logging import MMLogger
 
     MMLogger.get_instance("mmengine", log_level="WARNING").setLevel("WARNING")

@@ -17,7 +17,7 @@ from kdep_bench.openmmlab import loading
 
 
 class Progress(Protocol):
-    """What a stage is given to say how far it is."""
+    """The callback by which a stage reports its progress: (done, total, note)."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
@@ -29,9 +29,9 @@ def _plain(value: Any) -> float:
 class StopOnBadLoss(Hook):
     """Raises KdepError in the iteration in which a loss is NaN or infinite.
 
-    mmengine itself reads every loss each iteration for its log, so this costs no extra wait on a
-    GPU. The step of that iteration has been taken: the model in memory is spoilt, and nothing is
-    saved after it, because the hook comes before the one that saves.
+    mmengine reads every loss in each iteration for its log, so that this adds no GPU
+    synchronisation. The optimiser step of that iteration has been taken already; the broken model
+    is not saved, because this hook runs before the one that saves checkpoints.
     """
 
     priority = "VERY_HIGH"
@@ -52,9 +52,9 @@ class StopOnBadLoss(Hook):
 
 
 class LossCurve:
-    """[step, mean loss since the last point], never more than `limit` points.
+    """A loss curve of at most `limit` points [step, mean loss since the previous point].
 
-    When full, neighbours are joined and each point covers twice as many steps from then on.
+    When it is full, neighbouring points are averaged, and each point covers twice as many steps.
     """
 
     def __init__(self, limit: int = 200) -> None:
@@ -65,7 +65,7 @@ class LossCurve:
         self._sum, self._count = 0.0, 0
 
     def add(self, step: int, value: float) -> None:
-        """Takes the loss of one more step."""
+        """Adds the loss of a step."""
         self._sum, self._count = self._sum + value, self._count + 1
         if self._count < self.stride:
             return
@@ -79,7 +79,7 @@ class LossCurve:
         self._sum, self._count = 0.0, 0
 
     def state(self) -> dict[str, Any]:
-        """Plain values that `restore` takes."""
+        """The curve as plain values, the argument of `restore`."""
         return {
             "points": [list(p) for p in self.points],
             "stride": self.stride,
@@ -88,17 +88,20 @@ class LossCurve:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken."""
+        """Restores the curve from a result of `state`."""
         self.points = [list(p) for p in state["points"]]
         self.stride, self._sum, self._count = state["stride"], state["sum"], state["count"]
 
 
 class ProgressHook(Hook):
-    """Tells `progress(done, total, note)` each training iteration and keeps the loss curve.
+    """Calls `progress(done, total, note)` in each training iteration and keeps the loss curve.
 
-    `points` is the curve, [[step, loss], ...], at most `limit` of them; `seconds` the time the
-    training took. Both are stored in resume files and continue after a resume, so that a run that
-    was cut still says what all of its steps cost.
+    Curve and training time are stored in resume files, so that they cover all steps of a run that
+    was interrupted and resumed.
+
+    Args:
+        progress: the stage's callback.
+        limit: maximum number of points of the curve.
     """
 
     priority = "BELOW_NORMAL"
@@ -107,12 +110,12 @@ class ProgressHook(Hook):
     def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
         self._progress = progress
         self._curve = LossCurve(limit)
-        self._earlier = 0.0  # seconds of earlier tries, up to the checkpoint resumed from
+        self._earlier = 0.0  # seconds of earlier processes, up to the checkpoint resumed from
         self._start = time.perf_counter()
 
     @property
     def points(self) -> list[list[float]]:
-        """The curve as plain lists, ready for JSON."""
+        """The loss curve as plain lists [[step, loss], ...]."""
         return [list(p) for p in self._curve.points]
 
     def after_train_iter(
@@ -129,7 +132,7 @@ class ProgressHook(Hook):
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of training: this process's, and those that led to its checkpoint."""
+        """Wall-clock seconds of training, those before a resumed checkpoint included."""
         return self._earlier + time.perf_counter() - self._start
 
     def before_train(self, runner: Any) -> None:
@@ -145,7 +148,7 @@ class ProgressHook(Hook):
 
 
 class SealHook(Hook):
-    """Seals each checkpoint that mmengine's CheckpointHook has just written."""
+    """Writes the checksum (seal) of each checkpoint that mmengine's CheckpointHook has written."""
 
     priority = "LOWEST"  # after CheckpointHook, which is VERY_LOW
 
@@ -175,9 +178,10 @@ class SealHook(Hook):
 
 
 class DetectionCount(Hook):
-    """Counts images and detections of the latest val or test pass, for `read_metrics`.
+    """Counts images and detections of the last val or test pass, for `read_metrics`.
 
-    Over all ranks; images by which ranks are padded to one length count as often as they are read.
+    The counts are summed over all ranks; images that are read twice to pad ranks to equal length
+    count twice.
     """
 
     priority = "LOW"

@@ -1,10 +1,10 @@
-"""Loading of checkpoints: tensors and plain containers alone, always with `weights_only=True`.
+"""Loads checkpoints, always with `weights_only=True`: tensors and plain containers only.
 
-mmengine's resume files hold one thing more, HistoryBuffer objects with their numpy arrays. For
-files of our own these few names are allowed, and `getattr` only as far as HistoryBuffer's own
-statistics; no other code can run from any file. Such a file must lie in the work dir of this
-process's Runner, and its SHA-256 equal the seal that `SealHook` wrote beside it: a seal proves that
-the file is whole and the one that was saved; it is no signature.
+mmengine's resume files also contain HistoryBuffer objects with numpy arrays. For resume files of
+this run these classes are allowed, and `getattr` of HistoryBuffer's statistics only; no other code
+can run from a file. Such a file must be in the work dir of this process's Runner, and its SHA-256
+must equal the seal that `SealHook` wrote next to it. A seal proves that the file is complete and
+unchanged; it is not a signature.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from kdep_bench.checkpoints import read_checkpoint
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
-RESUME = "kdep-resume://"  # the scheme of a sealed resume file: this prefix, then its path
+RESUME = "kdep-resume://"  # scheme of a sealed resume file, followed by its path
 
-_roots: set[Path] = set()  # work dirs from whose sealed files this process may resume
+_roots: set[Path] = set()  # work dirs with sealed files from which this process may resume
 _STATISTICS = ("min", "max", "current", "mean")  # HistoryBuffer's, which pickle names by getattr
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """What `builtins.getattr` means in a resume file."""
+    """Replaces `builtins.getattr` in resume files: HistoryBuffer's statistics only."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(f"it asks for {name!r} of {owner!r}")
     return getattr(owner, name)
@@ -50,12 +50,12 @@ _RESUME_GLOBALS: list[Any] = [
 
 
 def seal(checkpoint: Path) -> None:
-    """Writes `<checkpoint>.sha256`."""
+    """Writes the checksum of a checkpoint to `<checkpoint>.sha256`."""
     write_atomic(_seal_path(checkpoint), file_hash(checkpoint) + "\n")
 
 
 def is_sealed(checkpoint: Path) -> bool:
-    """Whether the file is there and equal to its seal."""
+    """Whether the file exists and its SHA-256 equals its seal."""
     mark = _seal_path(checkpoint)
     return (
         checkpoint.is_file()
@@ -76,9 +76,9 @@ def drop_orphan_seals(work_dir: Path) -> None:
 
 
 def latest_sealed(work_dir: str | Path) -> Path | None:
-    """The newest whole resume file in `work_dir`, None if there is none.
+    """The newest complete resume file in `work_dir`; None if there is none.
 
-    One that was cut while it was written has no matching seal and is passed over.
+    A file whose writing was interrupted has no matching seal and is skipped.
     """
     files = sorted(Path(work_dir).glob("*.pth"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     return next((p for p in files if is_sealed(p)), None)
@@ -90,12 +90,16 @@ def trust_work_dir(work_dir: Path) -> None:
 
 
 def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
-    """The content of a checkpoint: tensors and plain containers alone; see `read_checkpoint`."""
+    """The content of a checkpoint, tensors and plain containers only; see `read_checkpoint`."""
     return read_checkpoint(path, "the checkpoint", map_location=map_location)
 
 
 def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
-    """Loader of the `kdep-resume://` scheme; raises KdepError for a file that is not ours."""
+    """mmengine's loader for `kdep-resume://<path>`.
+
+    Raises:
+        KdepError: a file outside the trusted work dirs, or one that does not match its seal.
+    """
     path = Path(filename.removeprefix(RESUME))
     if path.resolve().parent not in _roots:
         raise KdepError(
@@ -113,11 +117,11 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
 
 
 def load_from_tensors(filename: str, map_location: Any = None) -> Any:
-    """Loader of every other local path: `load_weights`."""
+    """mmengine's loader for all other local paths; see `load_weights`."""
     return load_weights(filename, map_location)
 
 
 def register_loaders() -> None:
-    """Puts both loaders into mmengine, in place of its loader of local files. Idempotent."""
+    """Registers both loaders in mmengine, replacing its loader of local files. Idempotent."""
     CheckpointLoader.register_scheme("", load_from_tensors, force=True)
     CheckpointLoader.register_scheme(RESUME, load_from_sealed, force=True)

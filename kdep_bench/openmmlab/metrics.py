@@ -1,4 +1,4 @@
-"""Reading what an mm evaluator returned, without taking silence for success. No torch."""
+"""Reads the metrics of an mm evaluator; a missing metric is an error. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Protocol
 from kdep_bench.errors import KdepError
 
 
-class Counted(Protocol):
-    """What `DetectionCount` says after a pass: images seen, objects detected in them."""
+class DetectionCounts(Protocol):
+    """Counts of a `DetectionCount` after a pass: images, and objects detected in them."""
 
     images: int
     detections: int
 
 
 def read_metrics(
-    metrics: Mapping[str, Any], wanted: Sequence[str], detections: Counted | None = None
+    metrics: Mapping[str, Any], names: Sequence[str], detections: DetectionCounts | None = None
 ) -> tuple[dict[str, float], list[str]]:
-    """The `wanted` entries of what `runner.test()` or `runner.val()` returned, and notes.
+    """The `names` entries of what `runner.test()` or `runner.val()` returned, and notes.
 
     Args:
         metrics: the evaluator's dict, with keys such as 'coco/bbox_mAP_50'.
@@ -28,19 +28,19 @@ def read_metrics(
             no metric at all when nothing was detected; with a count that shows images but not one
             detection every wanted metric is 0, with a note. Any other absence is a KdepError.
 
-    Returns values keyed as in `wanted`, finite, in the evaluator's own unit.
+    Returns values keyed as in `names`, finite, in the evaluator's own unit.
     Raises KdepError when a metric is absent, not a number, NaN, infinite, or COCO's -1.
     """
-    absent = [key for key in wanted if key not in metrics]
+    absent = [key for key in names if key not in metrics]
     if absent and detections is not None and detections.images and not detections.detections:
         note = f"nothing was detected in {detections.images} images: {', '.join(absent)} counts 0"
-        return {key: _number(metrics.get(key, 0.0), key) for key in wanted}, [note]
+        return {key: _number(metrics.get(key, 0.0), key) for key in names}, [note]
     if absent:
         raise KdepError(
             f"the evaluator returned no {', '.join(absent)}, only {sorted(metrics) or 'nothing'}",
             fix="compare the task's metric with the evaluator's prefix and its classes",
         )
-    return {key: _number(metrics[key], key) for key in wanted}, []
+    return {key: _number(metrics[key], key) for key in names}, []
 
 
 def _number(value: Any, key: str) -> float:
@@ -52,7 +52,7 @@ def _number(value: Any, key: str) -> float:
         raise KdepError(
             f"the metric {key} is {value!r}", expected="a finite number", fix="read the stage's log"
         )
-    if number == -1.0:  # COCOeval's mark for a group without any ground truth
+    if number == -1.0:  # COCOeval's value for a group without ground truth
         raise KdepError(
             f"the metric {key} is -1: the split has no annotated objects of that kind",
             fix="remove the metric from the task, or check its annotation file",

@@ -1,4 +1,4 @@
-"""An mmengine Runner from an ordinary mm Config, with the known traps taken out of its way."""
+"""Builds an mmengine Runner from an ordinary mm Config, working around known faults of mmengine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdep_bench.errors import KdepError
 from kdep_bench.openmmlab import environment, loading
 from kdep_bench.openmmlab.hooks import SealHook, StopOnBadLoss
 
-_number = itertools.count()  # makes the experiment name of every Runner of a process its own
+_number = itertools.count()  # makes experiment names unique within a process
 
 
 class _FileLogRunner(Runner):
-    """Logs to `work_dir/log.txt`; the console gets only what is an error."""
+    """Logs to `work_dir/log.txt`; only errors are printed to the console."""
 
     def build_logger(
         self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
@@ -49,25 +49,24 @@ def build_runner(
     """`Runner.from_cfg` of a copy of `cfg`; call `setup(scope)` before.
 
     Args:
-        cfg: a Config the stock runner of the toolkit could run.
+        cfg: a Config that the toolkit's own runner could run.
         work_dir: replaces cfg.work_dir; the log is `work_dir/log.txt`.
-        seed: replaces cfg.randomness.seed. One of them must be given.
-        hooks: more hooks, each at its own priority.
-        log_level: of the log file. The console gets errors alone.
-        resume: continue from the newest sealed checkpoint in `work_dir`; start afresh if there is
-            none (`latest_sealed(work_dir)` says which it will be).
+        seed: replaces cfg.randomness.seed. One of the two is required.
+        hooks: additional hooks, registered with their own priorities.
+        log_level: of the log file. Only errors are printed to the console.
+        resume: continue from the newest sealed checkpoint in `work_dir`, if there is one (see
+            `latest_sealed`).
 
-    The Visualizer also logs to the backends the suite asked for in `runtime.trackers`.
+    The Visualizer also logs to the suite's `runtime.trackers`. A loss that is NaN or infinite stops
+    the training (StopOnBadLoss), and checkpoints are sealed when written (SealHook). Under
+    `torchrun` the process group is started here and the model is wrapped in DDP, also on a CPU.
 
-    A loss that is NaN or infinite stops the training (StopOnBadLoss), and checkpoints are sealed as
-    they are written (SealHook). Under `torchrun` the process group is started here and the model
-    wrapped in DDP, on a CPU too; a plain process is not distributed.
-
-    Raises KdepError when `setup` was not called, the config has another default scope, no seed, no
-    work dir, mixed precision without a GPU, or `resume` set in itself.
+    Raises:
+        KdepError: `setup` was not called, another default scope, no seed, no work dir, mixed
+            precision without a GPU, or `resume` set in the config.
     """
-    # Trap: mmengine writes the config out up to five times, and yapf would lay it out each time:
-    # seconds of CPU for a detector or a segmenter. Unformatted it is the same Python.
+    # Workaround: mmengine writes the config up to five times, and formatting by yapf takes seconds
+    # of CPU for a detector or a segmenter. The unformatted text is the same Python.
     cfg = Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
     scope = _check_scope(cfg)
     out = _settle_work_dir(cfg, work_dir)
@@ -78,7 +77,7 @@ def build_runner(
     loading.register_loaders()
     loading.trust_work_dir(out)
     cfg.log_level = log_level
-    # Two Runners of one second would otherwise share a name, and with it scope and message hub.
+    # Runners built in the same second would share a name, and with it scope and message hub.
     cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_number)}"
     cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
     cfg.visualizer.setdefault("name", cfg.experiment_name)
@@ -133,7 +132,7 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
 
 
 def _check_precision(cfg: Config) -> None:
-    """Trap: mmengine's AmpOptimWrapper fails an assertion on a CPU."""
+    """Raises KdepError for mixed precision on a CPU, where AmpOptimWrapper fails an assertion."""
     kind = str((cfg.get("optim_wrapper") or {}).get("type", ""))
     if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
         raise KdepError(
@@ -143,26 +142,26 @@ def _check_precision(cfg: Config) -> None:
 
 
 def planned_rank() -> int:
-    """The number of this process among `planned_ranks`, from 0."""
+    """The rank of this process, 0 to `planned_ranks() - 1`."""
     return int(os.environ.get("RANK", "0"))
 
 
 def planned_ranks() -> int:
-    """How many processes torchrun, or srun, started for this run; 1 in a plain process."""
+    """Number of processes that torchrun or srun started for this run; 1 in a plain process."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def is_main_rank() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is rank 0, which writes files."""
     return planned_ranks() == 1 or os.environ["RANK"] == "0"
 
 
 def leave_distributed() -> None:
-    """Leaves the process group, if there is one, together: the last thing of every rank's work.
+    """Destroys the process group, if there is one, after a barrier; call it last in every rank.
 
-    Trap: a rank that exits, or destroys its group, while a peer is still in a collective or in
-    gloo's shutdown lets that peer see a closed connection and abort (SIGABRT) now and then. The
-    store needs no such care: torchrun's agent on the first node hosts it, and outlives all ranks.
+    Workaround: if a rank exits or destroys its group while a peer is still in a collective or in
+    gloo's shutdown, the peer may abort (SIGABRT) on the closed connection. The store is not
+    affected: torchrun's agent on the first node hosts it, and outlives all ranks.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -170,9 +169,9 @@ def leave_distributed() -> None:
 
 
 def join_distributed() -> None:
-    """Joins the ranks that torchrun or srun started, if this process is one of several.
+    """Joins the process group of the ranks that torchrun or srun started, if there are several.
 
-    nccl and one GPU a local rank (mmengine's own start) where there are GPUs, else gloo.
+    With GPUs: nccl and one GPU per local rank (mmengine's initialisation); otherwise gloo.
     """
     if planned_ranks() == 1 or torch.distributed.is_initialized():
         return
@@ -183,13 +182,16 @@ def join_distributed() -> None:
 
 
 def wait_for_ranks() -> None:
-    """Returns when every rank is here; at once in a plain process."""
+    """A barrier over all ranks; returns at once in a plain process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def _settle_distributed(cfg: Config) -> None:
-    """Trap: mmengine's own launcher calls torch.cuda.set_device and gives DDP device ids."""
+    """Starts distributed training, also on a CPU.
+
+    Workaround: mmengine's launcher calls torch.cuda.set_device and passes device ids to DDP.
+    """
     if planned_ranks() == 1:
         cfg.launcher = "none"
         return
@@ -206,7 +208,7 @@ def _settle_distributed(cfg: Config) -> None:
 
 
 def _settle_resume(cfg: Config, out: Path, resume: bool) -> None:
-    """Resuming is ours alone: from a sealed file in the work dir, by the named loader."""
+    """Sets the config to resume from a sealed file in the work dir, by our loader only."""
     if cfg.get("resume"):
         raise KdepError(
             "the config sets `resume`",

@@ -1,9 +1,9 @@
 """mmcv's compiled operators, supplied from torchvision where mmcv is `mmcv-lite`.
 
-`install()` appends a finder to `sys.meta_path`. It answers for the one module `mmcv._ext`, and only
-after every ordinary finder has failed, so an mmcv that was built with its extension always wins.
-With it `import mmcv.ops`, `import mmdet` and `import mmseg` work with nothing to compile, on every
-device torchvision's own operators run on.
+`install()` appends a finder to `sys.meta_path`. It finds only the module `mmcv._ext`, and only
+after all ordinary finders have failed, so that a compiled extension has priority. With it
+`import mmcv.ops`, `import mmdet` and `import mmseg` work without compiling anything, on every
+device that torchvision's operators support.
 
 Importing this package costs nothing: torch is imported when `mmcv._ext` itself is.
 """
@@ -42,8 +42,8 @@ _FINDER = _StandInFinder()
 def install() -> None:
     """Makes `mmcv._ext` importable; call it before the first `import mmcv.ops`. Idempotent.
 
-    The finder is moved to the end of `sys.meta_path` on every call, so that finders which others
-    have appended in between are still asked before it.
+    Each call moves the finder to the end of `sys.meta_path`, behind finders that were appended in
+    the meantime.
     """
     if _FINDER in sys.meta_path:
         sys.meta_path.remove(_FINDER)
@@ -51,9 +51,10 @@ def install() -> None:
 
 
 def backend() -> Literal["compiled", "torchvision"]:
-    """Which operators `mmcv.ops` uses here; imports neither torch nor mmcv to find out.
+    """The implementation of `mmcv.ops` in this environment; imports neither torch nor mmcv.
 
-    Raises KdepError when mmcv is not installed at all.
+    Raises:
+        KdepError: mmcv is not installed.
     """
     loaded = sys.modules.get(_NAME)
     if loaded is not None:

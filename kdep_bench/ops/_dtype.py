@@ -1,4 +1,4 @@
-"""In which precision an operator computes."""
+"""The precision in which operators compute."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if a tensor is, else float32.
+    """float64 if any of the tensors is float64, else float32.
 
-    torchvision's kernels know no bfloat16, and a half-precision box coordinate above 1024 is off by
-    a pixel, so half types are always widened; the outputs are narrowed again by `copy_`.
+    Half types are computed in float32, because torchvision's kernels do not support bfloat16, and a
+    half-precision box coordinate above 1024 is off by a pixel. `copy_` converts the outputs back.
     """
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,8 +1,8 @@
-"""The module that stands in for `mmcv._ext`: it is imported under that name, never as itself.
+"""Replacement of the compiled module `mmcv._ext`, imported under that name only.
 
-mmcv calls its extension in C style: the caller allocates the outputs, the function fills them. Each
-operator keeps mmcv's argument names and order. `mmcv.ops` asserts at import that 112 names exist;
-those that no model here needs exist as well and raise a sentence when they are called.
+mmcv calls its extension in C style: the caller allocates the outputs, and the function fills them.
+Each operator keeps mmcv's argument names and order. `mmcv.ops` asserts on import that 112 names
+exist; those without a replacement exist as well, and raise KdepError when called.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from kdep_bench.ops.focal import sigmoid_focal_loss_backward, sigmoid_focal_loss
 from kdep_bench.ops.masked_conv import masked_col2im_forward, masked_im2col_forward
 from kdep_bench.ops.roi_align import roi_align_backward, roi_align_forward
 
-KDEP_STAND_IN = True  # how kdep_bench.ops.backend() tells it from the compiled module
+KDEP_STAND_IN = True  # kdep_bench.ops.backend() distinguishes it from the compiled module by this
 
 
 def get_compiler_version() -> str:
-    """What mmcv prints as its compiler."""
+    """The text that mmcv prints as its compiler version."""
     return f"none, operators of torchvision {torchvision.__version__}"
 
 
 def get_compiling_cuda_version() -> str:
-    """The CUDA version torch (and torchvision's operators) were built with."""
+    """The CUDA version that torch and torchvision's operators were built with."""
     return torch.version.cuda or "not available"
 
 
@@ -54,7 +54,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
-    if name.startswith("_"):  # what the import system and pickle look for stays absent
+    if name.startswith("_"):  # names that the import system and pickle look up must stay absent
         raise AttributeError(name)
     return globals().setdefault(name, _missing(name))
 

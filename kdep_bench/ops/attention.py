@@ -9,7 +9,7 @@ from kdep_bench.ops._dtype import compute_dtype
 
 
 def _attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    # imported late: mmcv.ops imports this module's stand-in first
+    # not at the top of the file: mmcv.ops imports this module
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
@@ -41,7 +41,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Fills the three gradients."""
+    """Fills `grad_value`, `grad_sampling_loc` and `grad_attn_weight` from `grad_output`."""
     dtype = compute_dtype(value)
     with torch.enable_grad():
         leaves = [

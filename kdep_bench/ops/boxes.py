@@ -19,16 +19,16 @@ _IOU, _IOF = 0, 1  # mmcv's codes for intersection over union / over the first b
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
     """Indices (K,) int64 kept by greedy NMS of `boxes` (N, 4) by `scores` (N,), best first.
 
-    A box goes when its IoU with a kept one is *greater than* the threshold.
+    A box is removed if its IoU with a kept box is *greater than* the threshold.
     """
     if boxes.numel() == 0:
         return boxes.new_empty(0, dtype=torch.long)
     dtype = compute_dtype(boxes, scores)
     boxes = boxes.detach().to(dtype)
-    if offset:  # the same IoU as of boxes whose far corner lies one pixel further
+    if offset:  # the same IoU as for boxes with their far corner moved by one pixel
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) * offset
-    # mmcv breaks ties by torch's default sort, torchvision by a stable one. Sorting here and giving
-    # torchvision ranks makes both keep the same boxes. float32 holds ranks up to 2 ** 24 exactly.
+    # mmcv breaks ties by torch's default sort, torchvision by a stable one. Sorting here, and then
+    # passing ranks, gives mmcv's result. float32 represents ranks up to 2 ** 24 exactly.
     order = scores.detach().sort(0, descending=True)[1]
     ranks = torch.arange(len(order), 0, -1, device=boxes.device, dtype=dtype)
     return order[torchvision_nms(boxes[order], ranks, float(iou_threshold))]
@@ -46,9 +46,9 @@ def softnms(
 ) -> Tensor:
     """Soft-NMS (Bodla et al. 2017, arXiv:1704.04503); returns the kept indices (K,) int64.
 
-    Fills the first K rows of `dets` (N, 5) with box and lowered score, best first. Each round takes
-    the best box left, lowers the others by their IoU with it and drops those under `min_score`.
-    Equal scores are taken in order of index.
+    Fills the first K rows of `dets` (N, 5) with box and reduced score, best first. Each round keeps
+    the best remaining box, reduces the scores of the others by their IoU with it, and drops those
+    below `min_score`. Equal scores are ordered by index.
     """
     left = torch.arange(len(boxes))
     dtype = compute_dtype(boxes, scores)
@@ -75,7 +75,7 @@ def _soft_weight(iou: Tensor, iou_threshold: float, sigma: float, method: int) -
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Groups of indices into `dets` (N, 5): a kept box, then those it suppressed, by score.
 
-    Here a box goes when its IoU is greater than *or equal to* the threshold, as in mmcv.
+    Here a box is removed if its IoU is greater than *or equal to* the threshold, as in mmcv.
     """
     dets = dets.detach().to("cpu", compute_dtype(dets))
     left = dets[:, 4].sort(descending=True)[1]

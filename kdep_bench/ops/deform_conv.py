@@ -15,7 +15,7 @@ from kdep_bench.ops._dtype import compute_dtype
 
 
 class _Geometry(NamedTuple):
-    """In the order of torchvision's kernels."""
+    """Geometry of a convolution, in the argument order of torchvision's kernels."""
 
     stride_h: int
     stride_w: int
@@ -116,7 +116,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Fills `grad_input` and `grad_offset`."""
+    """Fills `grad_input` and `grad_offset` from `grad_output`; shapes of input and offset."""
     geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _backward(grad_output, input, weight, offset, None, None, geometry)
     grad_input.copy_(grads.input)
@@ -143,9 +143,9 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
-    """Adds `scale` times the weight's gradient to `grad_weight`."""
+    """Adds `scale` times the weight's gradient to `grad_weight` (Co, Ci, kH, kW)."""
     geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    # mmcv does not hand over the weight; its values do not enter its own gradient.
+    # mmcv does not pass the weight; its gradient does not depend on its values.
     weight = torch.zeros_like(grad_weight)
     grads = _backward(grad_output, input, weight, offset, None, None, geometry)
     grad_weight.add_(grads.weight.to(grad_weight.dtype), alpha=scale)
@@ -172,7 +172,7 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """As `deform_conv_forward`, each tap multiplied by `mask` (N, G*kH*kW, Ho, Wo)."""
+    """As `deform_conv_forward`, each sample multiplied by `mask` (N, G*kH*kW, Ho, Wo)."""
     geometry = _Geometry(
         stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
     )
@@ -205,7 +205,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Fills the five gradients; `grad_bias` only if there is a bias."""
+    """Fills the gradients of input, weight, offset and mask, and of the bias if there is one."""
     geometry = _Geometry(
         stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
     )

@@ -29,7 +29,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fills `grad_input` (N, C): the derivative of each element of the loss by its logit."""
+    """Fills `grad_input` (N, C) with the derivative of each element of the loss by its logit."""
     x = input.to(compute_dtype(input))
     p, q = x.sigmoid(), (-x).sigmoid()
     hit = -alpha * q.pow(gamma) * (q - gamma * p * F.logsigmoid(x))

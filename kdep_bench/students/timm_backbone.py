@@ -1,4 +1,4 @@
-"""Any timm network as a mm backbone, the same tensors in pre-training and in every task."""
+"""Any timm network as an mm backbone, with the same tensors in pre-training and every task."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ STRIDES = (4, 8, 16, 32)  # of a pyramid's levels
 class TimmBackbone(BaseModule):
     """The network `model` of timm without its classifier.
 
-    Levels 0, 1, ... are the last stages of stride 4, 8, 16 and 32 (`channels`, `strides`); the one
-    after them is what the classifier pools: the last map, or, where the classifier reads something
-    else than a map's mean (the class token of a ViT, the norm of the mean in ConvNeXt), that as
-    [B, C, 1, 1]. A network without stages of stride 32 (ViT) has that level alone. Every choice of
-    levels has the same parameters.
+    Levels 0, 1, ... are the last stages of stride 4, 8, 16 and 32 (`channels`, `strides`). The
+    level after them is what the classifier pools: the last map, or, if the classifier does not read
+    the mean of a map (the class token of a ViT, the norm of the mean in ConvNeXt), its input as
+    [B, C, 1, 1]. A network without stages of stride 32 (ViT) has only that level. The parameters do
+    not depend on the choice of levels.
 
     Args:
         model: a name of timm ("resnet18d").
         out_indices: levels to return, ascending; None for the last.
-        frozen_stages: -1 none; 0 what comes before level 0; k also levels 0..k-1, all of the
-            network from the last one on.
+        frozen_stages: -1 none; 0 the layers before level 0; k also levels 0..k-1; the whole
+            network for the number of levels and above.
         norm_eval: BatchNorm keeps its statistics.
-        args: more arguments of `timm.create_model` (`output_stride=8` dilates where timm can).
+        args: further arguments of `timm.create_model` (`output_stride=8` dilates, if timm can).
+
+    Raises:
+        KdepError: an unknown model, arguments that timm refuses, or levels that do not exist.
     """
 
     def __init__(
@@ -58,10 +61,9 @@ class TimmBackbone(BaseModule):
         self.last = len(self._stages)
         self.out_indices = (self.last,) if out_indices is None else tuple(out_indices)
         if not self.out_indices or not set(self.out_indices) <= set(range(self.last + 1)):
-            what = f"some of 0..{self.last}" if self.last else "0, because it has no pyramid"
             raise KdepError(
                 f"the student's backbone {model} has out_indices {self.out_indices}",
-                expected=what,
+                expected=f"some of 0..{self.last}" if self.last else "0, because it has no pyramid",
                 fix="correct out_indices, or use another student for tasks that need a pyramid",
             )
         self._settle_head(model)
@@ -69,12 +71,15 @@ class TimmBackbone(BaseModule):
         self._freeze(frozen_stages)
 
     def init_weights(self) -> None:
-        """Loads what `init_cfg` names; timm has initialised the rest when it built the network."""
+        """Loads the weights of `init_cfg`, if any; timm initialises the others when building."""
         if self.init_cfg:
             super().init_weights()
 
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
-        """Normalised pictures -> the chosen levels, each [B, C, H / stride, W / stride]."""
+        """Normalised images [B, 3, H, W] to the levels `out_indices`.
+
+        Each level is [B, C, H / stride, W / stride].
+        """
         chosen = [self._stages[i] for i in self.out_indices if i < self.last]
         if not chosen:
             return (self._head(self.net.forward_features(x_B3HW)),)
@@ -107,10 +112,10 @@ class TimmBackbone(BaseModule):
 
     @torch.no_grad()
     def _settle_head(self, model: str) -> None:
-        """Whether the last level is a map, found by one forward; what that level skips is removed.
+        """Finds by one forward pass whether the last level is a map; removes unused modules.
 
-        MobileNetV3 has a 1x1 convolution after pooling: with the map before it as the last level
-        it would be trained by nothing, so it goes.
+        MobileNetV3 has a 1x1 convolution after pooling: if the last level is the map before it,
+        that convolution would never be trained, so it is replaced by the identity.
         """
         ran: set[str] = set()
         handles = [
@@ -155,36 +160,36 @@ class TimmBackbone(BaseModule):
         end = len(names)
         if stages_frozen < max(self.last, 1):
             module = self.net.feature_info[self._stages[max(stages_frozen - 1, 0)]]["module"]
-            own = [i for i, n in enumerate(names) if n.startswith(module + ".")]
-            end = own[0] if stages_frozen == 0 else own[-1] + 1
+            of_module = [i for i, n in enumerate(names) if n.startswith(module + ".")]
+            end = of_module[0] if stages_frozen == 0 else of_module[-1] + 1
         for name, parameter in self.net.named_parameters():
             if names.index(name) < end:
                 parameter.requires_grad_(False)
 
 
 def stages(net: Any, dilated: bool) -> tuple[list[int], list[int], list[int]]:
-    """(timm's numbers, channels, strides) of a network's last stages at stride 4, 8, 16 and 32.
+    """(timm's stage numbers, channels, strides) of a network's last stages at strides 4 to 32.
 
-    Empty where it has no such pyramid. A dilated network keeps its stages, at smaller strides.
+    Empty lists if it has no such stages. With `dilated` the last four stages, at smaller strides.
     """
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):
         return [], [], []
     rows = [dict(r) for r in (info.info if hasattr(info, "info") else info)]
     if dilated:
-        found = list(range(len(rows)))[-len(STRIDES) :]
+        chosen = list(range(len(rows)))[-len(STRIDES) :]
     else:
-        at = {int(r["reduction"]): i for i, r in enumerate(rows)}
-        if any(s not in at for s in STRIDES):
+        index = {int(r["reduction"]): i for i, r in enumerate(rows)}
+        if any(s not in index for s in STRIDES):
             return [], [], []
-        found = [at[s] for s in STRIDES]
+        chosen = [index[s] for s in STRIDES]
     return (
-        found,
-        [int(rows[i]["num_chs"]) for i in found],
-        [int(rows[i]["reduction"]) for i in found],
+        chosen,
+        [int(rows[i]["num_chs"]) for i in chosen],
+        [int(rows[i]["reduction"]) for i in chosen],
     )
 
 
 def pattern(px: int) -> Tensor:
-    """[1, 3, px, px] that is no constant and takes nothing from the random generator."""
+    """A test image [1, 3, px, px] that is not constant and does not use the random generator."""
     return torch.arange(3 * px * px, dtype=torch.float32).sin().reshape(1, 3, px, px)

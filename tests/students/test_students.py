@@ -189,12 +189,12 @@ def test_a_config_is_written_from_a_name_and_used_by_a_suite(
     (tmp_path / "students").mkdir()
     arguments = (name, "--px", "64", "--out", str(tmp_path / "students"))
     assert make(monkeypatch, *arguments) == 0
-    (page,) = (tmp_path / "students").glob("*.py")
-    student = resolve("student", page.stem, tmp_path)
+    (config_text,) = (tmp_path / "students").glob("*.py")
+    student = resolve("student", config_text.stem, tmp_path)
     assert (student["width"], student["tap"]) == (width, tap)
     assert bool(student.get("pyramid")) == dense
     check_student(student)
-    assert ("classification only" in page.read_text()) != dense
+    assert ("classification only" in config_text.read_text()) != dense
     assert make(monkeypatch, *arguments) == 1  # it never overwrites
 
 
