@@ -1,8 +1,7 @@
 """Checks of image data sets before hours are spent on them: images, COCO, Cityscapes, folders.
 
-Each check raises KdepError for the first fault, naming the file, what was got, what was expected
-and the fix; when all is well it returns what it counted, so that a caller can show that
-something was looked at.
+Each check raises KdepError for the first fault, with the file, what is wrong, what was expected and
+the fix. Without faults it returns counts, which show that data was in fact checked.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFormat:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                facts = ImageFormat(*image.size, image.mode)
+                info = ImageFormat(*image.size, image.mode)
     except UnidentifiedImageError:
         head = path.read_bytes()[:8]
         raise KdepError(
@@ -75,16 +74,16 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFormat:
             fix="reduce its size",
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as e:
-        what = "truncated" if "truncated" in str(e).lower() else "damaged"
-        raise KdepError(f"the image {path} is {what} ({e})", fix=_FETCH) from None
-    _check_mode(path, facts.mode, alpha)
-    return facts
+        fault = "truncated" if "truncated" in str(e).lower() else "damaged"
+        raise KdepError(f"the image {path} is {fault} ({e})", fix=_FETCH) from None
+    _check_mode(path, info.mode, alpha)
+    return info
 
 
 def check_upright(path: str | Path) -> None:
-    """KdepError for an image that asks its reader to turn it (EXIF orientation other than 1).
+    """Raises KdepError for an image with an EXIF orientation other than 1 (upright).
 
-    OpenCV turns such an image and PIL does not, so boxes and masks fit for one reader only.
+    OpenCV rotates such an image and PIL does not, so boxes and masks fit for one reader only.
     """
     with Image.open(path) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -118,9 +117,9 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
         return
     name = {"CMYK": "CMYK", "YCCK": "CMYK", "RGBA": "RGB with alpha", "LA": "grey with alpha"}
     deep = mode.startswith("I") or mode == "F"
-    what = "16-bit or deeper" if deep else name.get(mode, "of an unsupported type")
+    fault = "16-bit or deeper" if deep else name.get(mode, "of an unsupported type")
     raise KdepError(
-        f"the image {path} is {what} (mode {mode})",
+        f"the image {path} is {fault} (mode {mode})",
         expected="8-bit RGB or grey",
         fix="convert it, for example with PIL: Image.open(f).convert('RGB').save(...)",
     )
@@ -221,7 +220,11 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
         or len(box) != 4
         or not all(isinstance(v, number) and math.isfinite(v) for v in box)
     ):
-        raise KdepError(f"{here} has the bbox {box!r}", expected="[x, y, width, height] in pixels")
+        raise KdepError(
+            f"{here} has the bbox {box!r}",
+            expected="[x, y, width, height] in pixels",
+            fix="correct the box, or remove the annotation",
+        )
     x, y, w, h = box
     if w <= 0 or h <= 0:
         raise KdepError(
@@ -265,11 +268,11 @@ def _check_coco_images(
         )
     count = len(images) if decode is None else min(decode, len(images))
     for image in images[:count]:
-        facts = check_image(folder / image["file_name"])
+        info = check_image(folder / image["file_name"])
         stated = image.get("width"), image.get("height")
-        if stated != (facts.width, facts.height):
+        if stated != (info.width, info.height):
             raise KdepError(
-                f"the image {folder / image['file_name']} is {facts.width}x{facts.height}",
+                f"the image {folder / image['file_name']} is {info.width}x{info.height}",
                 expected=f"{stated[0]}x{stated[1]}, the size in {json_path}",
                 fix="download both again: annotations and images are of different versions",
             )
@@ -313,8 +316,8 @@ def check_segmentation(
         _check_pairs(names, _stems(masks, mask_suffix), images, masks, mask_suffix)
         chosen = sorted(names)[:limit]
         for name in chosen:
-            facts = check_image(images / f"{name}_leftImg8bit.png")
-            _check_mask(masks / f"{name}{mask_suffix}", facts, num_classes)
+            info = check_image(images / f"{name}_leftImg8bit.png")
+            _check_mask(masks / f"{name}{mask_suffix}", info, num_classes)
         counts[split] = len(chosen)
     return counts
 
@@ -328,32 +331,32 @@ def _stems(folder: Path, suffix: str) -> set[str]:
 def _check_pairs(
     images: set[str], masks: set[str], image_dir: Path, mask_dir: Path, suffix: str
 ) -> None:
-    if lonely := sorted(images - masks):
+    if unpaired := sorted(images - masks):
         fix = "fetch the masks of this split"
         if suffix.endswith("labelTrainIds.png") and _stems(mask_dir, "_gtFine_labelIds.png"):
             fix = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
         raise KdepError(
-            f"{len(lonely)} images in {image_dir} have no mask, the first is {lonely[0]}",
-            expected=f"{mask_dir / (lonely[0] + suffix)}",
+            f"{len(unpaired)} images in {image_dir} have no mask, the first is {unpaired[0]}",
+            expected=f"{mask_dir / (unpaired[0] + suffix)}",
             fix=fix,
         )
-    if lonely := sorted(masks - images):
+    if unpaired := sorted(masks - images):
         raise KdepError(
-            f"{len(lonely)} masks in {mask_dir} have no image, the first is {lonely[0]}",
-            expected=f"{image_dir / (lonely[0] + '_leftImg8bit.png')}",
+            f"{len(unpaired)} masks in {mask_dir} have no image, the first is {unpaired[0]}",
+            expected=f"{image_dir / (unpaired[0] + '_leftImg8bit.png')}",
             fix="fetch the images of this split",
         )
 
 
 def _check_mask(path: Path, image: ImageFormat, num_classes: int) -> None:
-    facts = read_mask(path)
-    if facts.size != image[:2]:
+    info = read_mask(path)
+    if info.size != image[:2]:
         raise KdepError(
-            f"the mask {path} is {facts.size[0]}x{facts.size[1]}",
+            f"the mask {path} is {info.size[0]}x{info.size[1]}",
             expected=f"{image.width}x{image.height}, the size of its image",
             fix="download both again; if you resize masks, use nearest-neighbour interpolation",
         )
-    wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= num_classes and v != IGNORE]
+    wrong = [int(v) for v in np.flatnonzero(info.counts) if v >= num_classes and v != IGNORE]
     if wrong:
         raise KdepError(
             f"the mask {path} contains the values {wrong[:12]}, which look like labelIds instead "
@@ -387,19 +390,25 @@ def check_image_folder(
     root = Path(root)
     if not root.is_dir():
         raise KdepError(
-            f"the image folder {root} does not exist", expected="a folder of class folders"
+            f"the image folder {root} does not exist",
+            expected="a folder of class folders",
+            fix="check the data root",
         )
     found = class_names(root)
     with os.scandir(root) as entries:
-        loose = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
-    if loose := [n for n in loose if not reason_to_pass_over(n, is_dir=False)]:
+        unsorted = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
+    if unsorted := [n for n in unsorted if not reason_to_pass_over(n, is_dir=False)]:
         raise KdepError(
-            f"the image {shown(root / loose[0])} is not in a class folder",
+            f"the image {shown(root / unsorted[0])} is not in a class folder",
             fix="move it into the folder of its class, or out of the data set",
         )
     expected = sorted(classes) if classes is not None else found
     if not expected:
-        raise KdepError(f"the folder {root} has no class folders", expected="one folder per class")
+        raise KdepError(
+            f"the folder {root} has no class folders",
+            expected="one folder per class",
+            fix="check the data root, or move the images into one folder per class",
+        )
     for name in expected:
         if name not in found:
             raise KdepError(
@@ -422,9 +431,9 @@ def check_image_folder(
 
 def _check_class(folder: Path, limit: int | None) -> int:
     files = list_images(folder)
-    if files.others:
+    if files.other_files:
         raise KdepError(
-            f"the file {shown(folder / files.others[0])} does not have an image suffix",
+            f"the file {shown(folder / files.other_files[0])} does not have an image suffix",
             expected=", ".join(sorted(IMAGE_SUFFIXES)),
             fix="move it elsewhere, or give it the suffix of its format",
         )

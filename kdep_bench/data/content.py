@@ -52,18 +52,17 @@ class Source:
 
     Attributes:
         path: absolute.
-        what: "file"; "images" of a folder; or "all", every file of it that `listing` does not pass
-            over.
+        kind: "file"; "images" of a folder; or "all" files of a folder that `listing` does not skip.
         skip: names directly below `path` that no stage reads, as archives that were unpacked.
     """
 
     path: Path
-    what: Literal["file", "images", "all"]
+    kind: Literal["file", "images", "all"]
     skip: frozenset[str] = frozenset()
 
     def key(self) -> str:
         """Text that tells two sources apart."""
-        return json.dumps([os.path.abspath(self.path), self.what, sorted(self.skip)])
+        return json.dumps([os.path.abspath(self.path), self.kind, sorted(self.skip)])
 
     def names(self) -> list[str]:
         """Paths of the files relative to `path`, sorted; "" for a single file.
@@ -71,12 +70,12 @@ class Source:
         Raises:
             KdepError: a folder that does not exist or cannot be read.
         """
-        if self.what == "file":
+        if self.kind == "file":
             return [""]
         listing = list_images(self.path)
-        if self.what == "images":
+        if self.kind == "images":
             return listing.images
-        names = sorted([*listing.images, *listing.others])
+        names = sorted([*listing.images, *listing.other_files])
         return [n for n in names if n.partition("/")[0] not in self.skip]
 
     def file(self, name: str | bytes) -> str:
@@ -171,9 +170,9 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.changed or self.added or self.removed)
 
-    def __iadd__(self, other: Changes) -> Changes:
-        for mine, more in zip(self._lists(), other._lists(), strict=True):
-            mine[:] = sorted({*mine, *more})
+    def __iadd__(self, later: Changes) -> Changes:
+        for mine, hidden_count in zip(self._lists(), later._lists(), strict=True):
+            mine[:] = sorted({*mine, *hidden_count})
         return self
 
     def _lists(self) -> tuple[list[str], list[str], list[str]]:
@@ -185,14 +184,16 @@ class Changes:
         noun = True
         if self.changed:
             names = ", ".join(_short(n) for n in self.changed[:NAMED])
-            more = len(self.changed) - NAMED
-            parts.append(names + (f" and {more} more" if more > 0 else "") + " changed")
+            hidden_count = len(self.changed) - NAMED
+            parts.append(
+                names + (f" and {hidden_count} more" if hidden_count > 0 else "") + " changed"
+            )
         for names, word in ((self.added, "added"), (self.removed, "removed")):
             if names:
-                few = ", ".join(_short(n) for n in names[:NAMED])
+                names_text = ", ".join(_short(n) for n in names[:NAMED])
                 dots = ", ..." if len(names) > NAMED else ""
-                what = f" file{'s' * (len(names) > 1)}" if noun else ""
-                parts.append(f"{len(names)}{what} {word} ({few}{dots})")
+                kind = f" file{'s' * (len(names) > 1)}" if noun else ""
+                parts.append(f"{len(names)}{kind} {word} ({names_text}{dots})")
                 noun = False
         return ", ".join(parts)
 
@@ -216,12 +217,12 @@ def read_catalogue(path: Path, source: Source | None = None) -> Catalogue | None
         if head != _MAGIC + hashlib.sha256(body).hexdigest().encode():
             return None
         key, *rows = body.split(b"\0")
-        path_, what, skip = json.loads(key)
-        found = Source(Path(path_), what, frozenset(skip))
+        path_, kind, skip = json.loads(key)
+        found = Source(Path(path_), kind, frozenset(skip))
         if source is not None and found.key() != source.key():
             return None
         pairs = (row.partition(b"\t") for row in rows if row)
-        return Catalogue(found, {name: told for told, _, name in pairs})
+        return Catalogue(found, {name: row for row, _, name in pairs})
     except (OSError, ValueError, TypeError):
         return None
 

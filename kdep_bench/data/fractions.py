@@ -1,4 +1,4 @@
-"""Which images of the pool a run sees: a seeded share of them, and the saved list of its names."""
+"""Data fractions: seeded selection of pool images, their labels, and the saved list of names."""
 
 from __future__ import annotations
 
@@ -17,60 +17,67 @@ LIST = "images.txt"
 
 
 def select_images(
-    files: list[str], share: float, seed: int = 0, labels: str | Path | None = None
+    files: list[str], fraction: float, seed: int = 0, labels: str | Path | None = None
 ) -> np.ndarray:
-    """Sorted numbers of the images of a share: nested for growing shares, the same for one seed.
+    """Sorted indices of the images of a data fraction; smaller fractions are subsets of larger.
 
-    Without `labels` (a file) the share is a random one of all images and no label is read. With
-    it, the same share of every class, as KDEP's public list has 128 images of each of 1000 classes.
+    Args:
+        files: names of the pool images.
+        fraction: in (0, 1].
+        seed: of the selection.
+        labels: a labels file, to select the same fraction of every class (KDEP's public list has
+            128 images of each of 1000 classes); None selects from all images and reads no labels.
+
+    Raises:
+        KdepError: a fraction out of range, or labels that are missing or invalid.
     """
     if labels is None:
-        return subset(len(files), share, seed)
-    return per_class(read_labels(Path(labels), files), share, seed)
+        return subset(len(files), fraction, seed)
+    return per_class(read_labels(Path(labels), files), fraction, seed)
 
 
-def per_class(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Sorted indices: the first `round(share * n)`, one at least, of a permutation of each class.
+def per_class(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Sorted indices: the first `round(fraction * n)`, at least one, of a permutation per class.
 
-    `labels` [N] class numbers. Raises KdepError unless 0 < share <= 1.
+    `labels` are the [N] class numbers. Raises KdepError unless 0 < fraction <= 1.
     """
-    if not 0 < share <= 1:
+    if not 0 < fraction <= 1:
         raise KdepError(
-            f"the data fraction is {share}",
+            f"the data fraction is {fraction}",
             expected="above 0 and at most 1",
             fix="correct `shares` in the suite",
         )
-    found = []
+    chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = np.random.default_rng([seed, 20220321, int(label)]).permutation(members)
-        found.append(order[: max(1, round(share * len(members)))])
-    return np.sort(np.concatenate(found))
+        chosen.append(order[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
 
 
 def select_for_spec(
     files: list[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> np.ndarray:
-    """The images that a stage's spec (`share`, `share_seed`, `share_by`) asks for."""
+    """Sorted indices of the images of a stage's fraction (`share`, `share_seed`, `share_by`)."""
     return select_images(
         files, spec["share"], spec["share_seed"], labels_for_fraction(spec, inputs)
     )
 
 
 def labels_for_fraction(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | None:
-    """The labels file that a share drawn per class reads, and no other."""
-    by = spec.get("share_by", "image")
-    if by not in ("image", "class"):
+    """The labels file, if the stage's fraction is drawn per class; otherwise None."""
+    grouping = spec.get("share_by", "image")
+    if grouping not in ("image", "class"):
         raise KdepError(
-            f"share_by is {by!r}",
+            f"share_by is {grouping!r}",
             expected="'image' or 'class'",
             fix="correct share_by in the suite",
         )
-    return labels_file(inputs) if by == "class" else None
+    return labels_file(inputs) if grouping == "class" else None
 
 
 def labels_file(inputs: Mapping[str, Path]) -> Path:
-    """Where the `prepare` stage left the pool's labels."""
+    """Path of the pool's labels, written by the `prepare` stage."""
     return inputs["prepare"] / "data" / "pool" / "labels.json"
 
 
@@ -94,21 +101,21 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
             "labels (own data: class folders in the pool and pool_labels=True)",
         )
     stored: dict[str, Any] = read_strict(path)
-    found = stored.get("labels") if isinstance(stored, dict) else None
+    by_image = stored.get("labels") if isinstance(stored, dict) else None
     classes = stored.get("classes") if isinstance(stored, dict) else None
-    if not isinstance(found, dict) or not isinstance(classes, list):
+    if not isinstance(by_image, dict) or not isinstance(classes, list):
         raise KdepError(
             f"the labels file {path} has the wrong structure",
             expected="{'classes': [names], 'labels': {image: class number}}",
             fix=_LABELS_FIX,
         )
-    missing = [f for f in files if type(found.get(f)) is not int]
+    missing = [f for f in files if type(by_image.get(f)) is not int]
     if missing:
         raise KdepError(
             f"{len(missing)} pool images have no label in {path}, the first is {missing[0]}",
             fix=_LABELS_FIX,
         )
-    labels = np.array([found[f] for f in files], np.int64)
+    labels = np.array([by_image[f] for f in files], np.int64)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise KdepError(
             f"the labels in {path} range from {labels.min()} to {labels.max()}",
@@ -119,10 +126,18 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
 
 
 def save_list(folder: Path, files: list[str], images: np.ndarray) -> dict[str, Any]:
-    """What a stage tells of its images: their number and a SHA-256 over their names.
+    """Describes the selected images for a stage's outputs, and writes their list.
 
-    A share below the whole pool is written as `images.txt`, one name a line, so that it can be
-    read, compared (`sha256sum images.txt` gives the same number) and used elsewhere.
+    A list that is not the whole pool is written to `images.txt`, one name per line;
+    `sha256sum images.txt` gives the same `sha256`.
+
+    Args:
+        folder: of the stage.
+        files: names of the pool images.
+        images: indices of the selected ones.
+
+    Returns:
+        images (number), of (pool size), sha256 (over the names), file ("images.txt" or None).
     """
     text = "".join(f"{files[i]}\n" for i in images)
     whole = len(images) == len(files)

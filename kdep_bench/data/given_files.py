@@ -47,8 +47,8 @@ def with_content(config: Config, read: Callable[[Source], Catalogue]) -> dict[st
     Args:
         read: the content of a source, as `content.Index.read` gives it.
     """
-    found = {k: read(source_of(p)).digest() for k, p in given_paths(config).items()}
-    return {**config, CONTENT: found} if found else dict(config)
+    digests = {k: read(source_of(p)).digest() for k, p in given_paths(config).items()}
+    return {**config, CONTENT: digests} if digests else dict(config)
 
 
 def without_content(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is known of images that were decoded before, by the SHA-256 of their bytes.
+"""A cache of `ImageInfo` of images decoded before, by the SHA-256 of their bytes.
 
 One SQLite file, `images.sqlite` in the cache folder, for all data sets and work dirs of a user. A
 file that is damaged, locked or cannot be written costs decoding the images again and nothing else.
@@ -33,9 +33,9 @@ def memory_path() -> Path:
 
 
 class ImageMemory:
-    """Facts by SHA-256, kept in a file; used by `images.inspect` from several threads.
+    """ImageInfo by SHA-256, stored in a file; `images.inspect` uses it from several threads.
 
-    To be used as a context manager: what is new is written by its end.
+    Use it as a context manager; new entries are written at its end at the latest.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -59,7 +59,7 @@ class ImageMemory:
             self._table = None
 
     def get(self, sha256: str) -> list[Any] | None:
-        """The facts of an image; None where there are none."""
+        """The ImageInfo of an image as a list; None if it is not stored."""
         with self._lock:
             text = self._new.get(sha256)
             if text is None and self._table is not None:
@@ -70,22 +70,22 @@ class ImageMemory:
         if not isinstance(text, str):
             return None
         try:
-            facts = json.loads(text)
+            info = json.loads(text)
         except ValueError:
             return None
-        fits = isinstance(facts, list) and facts[:1] == [sha256]
-        return facts if fits else None
+        fits = isinstance(info, list) and info[:1] == [sha256]
+        return info if fits else None
 
-    def __setitem__(self, sha256: str, facts: Sequence[Any]) -> None:
+    def __setitem__(self, sha256: str, info: Sequence[Any]) -> None:
         with self._lock:
-            self._new[sha256] = canonical_json(list(facts))
+            self._new[sha256] = canonical_json(list(info))
             if len(self._new) >= _KEPT and self._table is not None:
                 self._write()
 
     def _write(self) -> None:
         if self._table is None:
             return
-        rows = [(sha256, VERSION, facts) for sha256, facts in self._new.items()]
+        rows = [(sha256, VERSION, info) for sha256, info in self._new.items()]
         with contextlib.suppress(sqlite3.Error), self._table:
             self._table.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", rows)
             self._new.clear()

@@ -1,9 +1,9 @@
-"""Images of one's own: every file decoded once, and made plain for all readers.
+"""The user's images: decodes each file once, and converts those that are not plain.
 
-"Plain" is what every decoder of a suite (OpenCV in the views and in mm's `LoadImageFromFile`,
-Pillow in the checks) reads as the same pixels: a JPEG, PNG or BMP of 8-bit RGB or grey, without
-alpha, without an EXIF orientation. A plain image is linked as it is. Any other image that Pillow
-reads well is written as a plain upright PNG. All else is a fault that names the user's file.
+A plain image is one that all decoders of a suite (OpenCV in the views and in mm's
+`LoadImageFromFile`, Pillow in the checks) read as the same pixels: a JPEG, PNG or BMP of 8-bit RGB
+or grey, without alpha and without an EXIF orientation. Plain images are linked. Other images that
+Pillow can decode are written as upright PNGs. All else is a fault that names the user's file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ImageInfo(NamedTuple):
         format: Pillow's name of the file format.
         frames: number of frames or pages.
         orientation: EXIF orientation, 1..8; 1 is upright.
-        kinds: why it has to be normalised, in words for the data card; () for a plain image.
+        kinds: reasons for a conversion, as text for the data card; () for a plain image.
         phash: perceptual hash of 256 bit in hex (see `kdep_bench.data.leaks`); "" without contrast.
     """
 
@@ -108,9 +108,15 @@ class ImageInfo(NamedTuple):
 
 @dataclass
 class Inspection:
-    """What `inspect` found: facts by file, and every fault."""
+    """Result of `inspect`.
 
-    facts: dict[Path, ImageInfo] = field(default_factory=dict)
+    Attributes:
+        info: of every image without a fault, by file.
+        faults: of the other files, in their order.
+        decoded: number of images that were decoded (the others were known from earlier calls).
+    """
+
+    info: dict[Path, ImageInfo] = field(default_factory=dict)
     faults: list[KdepError] = field(default_factory=list)
     decoded: int = 0
 
@@ -120,15 +126,15 @@ class Inspection:
 
     def kinds(self) -> dict[str, int]:
         """Number of images by kind of normalisation, for the data card."""
-        return dict(sorted(Counter(k for f in self.facts.values() for k in f.kinds).items()))
+        return dict(sorted(Counter(k for f in self.info.values() for k in f.kinds).items()))
 
 
-def raise_all(faults: Sequence[KdepError], what: str) -> None:
-    """One KdepError that lists `faults`; the fault itself where there is one only.
+def raise_all(faults: Sequence[KdepError], subject: str) -> None:
+    """Raises one KdepError that lists `faults`, or the only fault itself; nothing without faults.
 
     Args:
-        faults: may be empty, and then nothing is raised.
-        what: plural of what has the faults ("images").
+        faults: may be empty.
+        subject: plural noun of the things with the faults ("images").
     """
     if len(faults) == 1:
         raise faults[0]
@@ -136,11 +142,11 @@ def raise_all(faults: Sequence[KdepError], what: str) -> None:
         lines = [f"\n  - {fault}" for fault in faults[:LISTED]]
         if len(faults) > LISTED:
             lines.append(f"\n  - and {len(faults) - LISTED} more")
-        raise KdepError(f"{len(faults)} {what} cannot be used:" + "".join(lines))
+        raise KdepError(f"{len(faults)} {subject} cannot be used:" + "".join(lines))
 
 
 class Memory(Protocol):
-    """Facts of images by the SHA-256 of their bytes: a dict, or `image_memory.ImageMemory`."""
+    """ImageInfo as a list by SHA-256 of the image's bytes: a dict or `image_memory.ImageMemory`."""
 
     def get(self, key: str, /) -> Any: ...
 
@@ -189,12 +195,12 @@ def inspect(
     with warnings.catch_warnings():  # not safe inside threads; a copy of a bad image is refused
         warnings.simplefilter("ignore")
         answers = prefetch(look, files, threads if threads > 1 else 0)
-        for done, (file, (facts, fault, decoded)) in enumerate(zip(files, answers, strict=True)):
+        for done, (file, (info, fault, decoded)) in enumerate(zip(files, answers, strict=True)):
             result.decoded += decoded
-            if facts is not None:
-                result.facts[file] = facts
+            if info is not None:
+                result.info[file] = info
                 if decoded:
-                    memory[facts.sha256] = list(facts)
+                    memory[info.sha256] = list(info)
             elif fault is not None:
                 result.faults.append(fault)
             if progress:
@@ -212,7 +218,7 @@ def check_regular(file: Path) -> None:
     A FIFO or a device would hang its reader or never end.
     """
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except FileNotFoundError:
         if os.path.islink(file):
             raise KdepError(
@@ -227,16 +233,16 @@ def check_regular(file: Path) -> None:
             f"the image {file} cannot be read ({e.strerror})",
             fix="check its permissions and, if it is a link, its target",
         ) from None
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         raise KdepError(
             f"the image {file} is {kind}", expected="a regular file", fix="move it elsewhere"
         )
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise KdepError(f"the image {file} is empty (0 bytes)", fix=_FETCH)
-    if found.st_size > MAX_BYTES:
+    if status.st_size > MAX_BYTES:
         raise KdepError(
-            f"the image {file} has {found.st_size} bytes",
+            f"the image {file} has {status.st_size} bytes",
             expected=f"at most {MAX_BYTES}",
             fix="reduce its size",
         )
@@ -292,13 +298,13 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         kinds.append(TURNED)
     if broken:
         kinds.append("damaged EXIF (ignored)")
-    facts = ImageInfo(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
-    _check_mode(facts, file)
+    info = ImageInfo(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
+    _check_mode(info, file)
     if depth > 8:
         _check_range(data, file)
     if kinds or grey is None:
         grey = plain_pixels(data, file).convert("L")
-    return facts._replace(phash=perceptual_hash(grey))
+    return info._replace(phash=perceptual_hash(grey))
 
 
 def perceptual_hash(grey: Image.Image) -> str:
@@ -339,19 +345,19 @@ class _decoding:
     def _fault(self, e: Exception) -> KdepError:
         if isinstance(e, Image.UnidentifiedImageError):
             head = self.data[:8]
-            what = (
+            fault = (
                 f"the file {self.file} is not an image of a known format (it begins with {head!r})"
             )
-            return KdepError(what, expected="JPEG, PNG, BMP, GIF, WebP, TIFF or PPM", fix=_FETCH)
+            return KdepError(fault, expected="JPEG, PNG, BMP, GIF, WebP, TIFF or PPM", fix=_FETCH)
         if isinstance(e, Image.DecompressionBombError):
             return KdepError(
                 f"the image {self.file} is too large ({e})",
                 expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
                 fix="split it into tiles, or reduce its size",
             )
-        what = "truncated" if "truncated" in str(e).lower() else "damaged"
+        fault = "truncated" if "truncated" in str(e).lower() else "damaged"
         reason = str(e).strip() or type(e).__name__
-        return KdepError(f"the image {self.file} is {what} ({reason})", fix=_FETCH)
+        return KdepError(f"the image {self.file} is {fault} ({reason})", fix=_FETCH)
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
@@ -391,14 +397,14 @@ def _pnm_maximum(data: bytes) -> int:
     return int(header[3]) if len(header) > 3 and header[3].isdigit() else 255
 
 
-def _check_mode(facts: ImageInfo, file: Path) -> None:
-    if facts.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA, *_DEEP):
+def _check_mode(info: ImageInfo, file: Path) -> None:
+    if info.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA, *_DEEP):
         return
-    if facts.mode == "I" and facts.format == "PPM":
+    if info.mode == "I" and info.format == "PPM":
         return
-    what = "32 bit without a stated range" if facts.mode in ("I", "F") else "an unusual format"
+    fault = "32 bit without a stated range" if info.mode in ("I", "F") else "an unusual format"
     raise KdepError(
-        f"the image {file} has pixels of {what} (mode {facts.mode})",
+        f"the image {file} has pixels of {fault} (mode {info.mode})",
         expected="8-bit or 16-bit RGB or grey",
         fix="convert it to 8 bit with its known range of values, and save it as PNG",
     )
@@ -436,39 +442,40 @@ _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether the markers lead to an EOI; one inside a thumbnail or behind a gap is not met."""
-    at, size, scanned = 2, len(data), False
-    while at < size:
-        found = _NEXT_MARKER.search(data, at)
-        if found is None:
+    """Whether following the markers leads to an EOI (not one inside a thumbnail or after a gap)."""
+    position, size, scanned = 2, len(data), False
+    while position < size:
+        marker_match = _NEXT_MARKER.search(data, position)
+        if marker_match is None:
             return False
-        at, marker = found.end(), data[found.end() - 1]
+        position, marker = marker_match.end(), data[marker_match.end() - 1]
         if marker == 0xD9:
             return scanned
-        if at + 2 > size:
+        if position + 2 > size:
             return False
-        at += struct.unpack_from(">H", data, at)[0]
+        position += struct.unpack_from(">H", data, position)[0]
         scanned |= marker == 0xDA
     return False
 
 
 def _png_fault(data: bytes) -> str:
-    """ "" where every chunk is whole up to IEND."""
-    at = 8
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
+    """The fault of a PNG as text; "" if every chunk up to IEND is complete."""
+    position = 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
         if end > len(data):
             break
         # ancillary chunks (lower case) may be damaged without a change of the pixels
         if (
             kind[:1].isupper()
-            and zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]
+            and zlib.crc32(data[position + 4 : end - 4])
+            != struct.unpack_from(">I", data, end - 4)[0]
         ):
             return f"damaged (wrong checksum of its part {kind.decode('latin-1')})"
         if kind == b"IEND":
             return ""
-        at = end
+        position = end
     return "truncated (a PNG without its last part)"
 
 
@@ -538,7 +545,7 @@ def _eight_bit(deep: np.ndarray) -> Image.Image:
     return Image.fromarray(out)
 
 
-def placed_name(name: str, facts: ImageInfo) -> str:
+def placed_name(name: str, info: ImageInfo) -> str:
     """Relative name under which `place` should put an image: UTF-8, with a suffix of its content.
 
     A plain image with an ordinary name keeps it. Otherwise the suffix .png or .jpg is appended, so
@@ -549,14 +556,14 @@ def placed_name(name: str, facts: ImageInfo) -> str:
         lambda m: "".join(f"%{b:02X}" for b in os.fsencode(m[0])),
         name,
     )
-    if not facts.plain:
+    if not info.plain:
         return f"{name}.png"
     if Path(name).suffix.lower() in _PLAIN_SUFFIXES:
         return name
-    return name + {"PNG": ".png", "BMP": ".bmp"}.get(facts.format, ".jpg")
+    return name + {"PNG": ".png", "BMP": ".bmp"}.get(info.format, ".jpg")
 
 
-def place(file: Path, link: Path, facts: ImageInfo) -> None:
+def place(file: Path, link: Path, info: ImageInfo) -> None:
     """Puts the image at `link`: a plain one as a link to it, any other as a plain PNG.
 
     Raises:
@@ -569,11 +576,11 @@ def place(file: Path, link: Path, facts: ImageInfo) -> None:
             f"of them is {file}",
             fix="rename one of them",
         )
-    if facts.plain:
+    if info.plain:
         link.symlink_to(os.path.abspath(file))
         return
     data = _read(file)
-    if facts.sha256 and hashlib.sha256(data).hexdigest() != facts.sha256:
+    if info.sha256 and hashlib.sha256(data).hexdigest() != info.sha256:
         raise KdepError(
             f"the image {file} changed while the data were prepared",
             fix="wait until no program writes to it, then run again",
@@ -590,16 +597,16 @@ def place(file: Path, link: Path, facts: ImageInfo) -> None:
 
 
 def place_all(
-    facts: Mapping[Path, ImageInfo], links: Mapping[Path, Path], threads: int | None = None
+    info: Mapping[Path, ImageInfo], links: Mapping[Path, Path], threads: int | None = None
 ) -> None:
     """`place` of each file of `links`, in threads."""
     threads = cores() if threads is None else threads
     files = list(links)
-    for _ in prefetch(lambda f: place(f, links[f], facts[f]), files, threads if threads > 1 else 0):
+    for _ in prefetch(lambda f: place(f, links[f], info[f]), files, threads if threads > 1 else 0):
         pass
 
 
-def check_turn(file: Path, facts: ImageInfo, width: int, height: int, where: str) -> None:
+def check_turn(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
     """KdepError where it is not certain that labels fit an image with an EXIF orientation.
 
     Labels are certain to be those of the upright image where the stated size is the upright one
@@ -610,18 +617,18 @@ def check_turn(file: Path, facts: ImageInfo, width: int, height: int, where: str
 
     Args:
         file: the user's image.
-        facts: of it.
+        info: of the image.
         width: stated width in pixels, of the json or the mask.
         height: stated height.
         where: who states it, for the error ("train.json", "its mask").
     """
-    if facts.orientation == 1:
+    if info.orientation == 1:
         return
-    stored, upright = (facts.width, facts.height), facts.upright
+    stored, upright = (info.width, info.height), info.upright
     if (width, height) == upright != stored:
         return
     raise KdepError(
-        f"the image {file} has the EXIF orientation {facts.orientation}, but {where} has the size "
+        f"the image {file} has the EXIF orientation {info.orientation}, but {where} has the size "
         f"{width}x{height}, so it is not known whether its labels belong to the stored pixels "
         f"({stored[0]}x{stored[1]}) or to the upright image ({upright[0]}x{upright[1]})",
         expected="an image without EXIF orientation",

@@ -69,23 +69,23 @@ class Leak:
 
     @property
     def part(self) -> str:
-        """The part of the data config whose scores it touches."""
+        """The part of the data config whose scores are affected."""
         return self.second.partition("/")[0]
 
     @property
     def harmless(self) -> bool:
-        """Pre-training may see training images of a task: its scores are of other images."""
+        """Whether only training images of a task are in the pool, which affects no test score."""
         return self.first == POOL and self.second.endswith("/train")
 
     def sentence(self) -> str:
-        """For people, beside a score."""
-        split, other = self.second.partition("/")[2], self.first.rpartition("/")[2]
+        """A sentence to show with a score."""
+        split, first_split = self.second.partition("/")[2], self.first.rpartition("/")[2]
         both = self.equal + self.near
         kinds = [f"{n} {kind}{'s' * (n > 1)}" for n, kind in self._kinds() if n]
         pair = self.examples[0]
         return (
             f"{both} of {self.images} images of {split} {'are' if both > 1 else 'is'} also in "
-            f"{other} ({', '.join(kinds)}), such as {pair[0]} and {pair[1]}"
+            f"{first_split} ({', '.join(kinds)}), such as {pair[0]} and {pair[1]}"
         )
 
     def _kinds(self) -> tuple[tuple[int, str], tuple[int, str]]:
@@ -94,20 +94,20 @@ class Leak:
 
 def find(
     sets: Mapping[str, Sequence[Path]],
-    facts: Mapping[Path, ImageInfo],
+    info: Mapping[Path, ImageInfo],
     allowed: Collection[frozenset[str]] = (),
 ) -> list[Leak]:
     """Images shared between the pool and each split, and between the splits of each part.
 
     Args:
         sets: files by name of the set: "pool", or "<part>/<split>".
-        facts: of all files.
+        info: of all files.
         allowed: pairs of sets that the data config allows, see `allowed.read_allowed`.
 
     Returns:
         one Leak for each pair of sets that share images.
     """
-    prints = {name: _Prints(files, facts) for name, files in sets.items()}
+    prints = {name: _Prints(files, info) for name, files in sets.items()}
     leaks = []
     for first, second in pairs_of(sets):
         leak = _compare(first, second, prints[first], prints[second])
@@ -140,7 +140,7 @@ def check_paths(
 
 
 def notes(leaks: Iterable[Leak]) -> dict[str, list[str]]:
-    """Sentences that belong beside the scores, by part of the data config."""
+    """Notes to show with the scores, by part of the data config; allowed pairs have none."""
     out: dict[str, list[str]] = {}
     for leak in leaks:
         if not leak.allowed and not leak.harmless:
@@ -156,13 +156,13 @@ def table(leaks: Iterable[Leak]) -> list[dict[str, Any]]:
 class _Prints:
     """Content and perceptual hashes of one set of images."""
 
-    def __init__(self, files: Sequence[Path], facts: Mapping[Path, ImageInfo]) -> None:
+    def __init__(self, files: Sequence[Path], info: Mapping[Path, ImageInfo]) -> None:
         self.files = list(files)
-        self.content = [facts[f].sha256 for f in self.files]
-        some = [i for i, f in enumerate(self.files) if facts[f].phash]
-        self.index = np.array(some, np.int64)
-        raw = b"".join(bytes.fromhex(facts[self.files[i]].phash) for i in some)
-        self.words = np.frombuffer(raw, np.uint64).reshape(len(some), BITS // 64)
+        self.content = [info[f].sha256 for f in self.files]
+        with_hash = [i for i, f in enumerate(self.files) if info[f].phash]
+        self.index = np.array(with_hash, np.int64)
+        raw = b"".join(bytes.fromhex(info[self.files[i]].phash) for i in with_hash)
+        self.words = np.frombuffer(raw, np.uint64).reshape(len(with_hash), BITS // 64)
         self.bits = np.unpackbits(self.words.view(np.uint8), axis=1)
 
 
@@ -176,12 +176,12 @@ def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
     rows = [[b.files[i], a.files[where[b.content[i]]], "equal"] for i in sorted(equal)]
     rest = np.array([k for k, i in enumerate(b.index) if int(i) not in equal], np.int64)
     match, distance = nearest_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
-    found = np.flatnonzero(match >= 0)
-    leak.near = len(found)
+    near_rows = np.flatnonzero(match >= 0)
+    leak.near = len(near_rows)
     rows += [
-        [b.files[b.index[rest[k]]], a.files[a.index[match[k]]], str(distance[k])] for k in found
+        [b.files[b.index[rest[k]]], a.files[a.index[match[k]]], str(distance[k])] for k in near_rows
     ]
-    leak.examples = [[_short(x), _short(y), how] for x, y, how in rows[:LISTED]]
+    leak.examples = [[_short(x), _short(y), difference] for x, y, difference in rows[:LISTED]]
     return leak
 
 
@@ -213,11 +213,11 @@ def nearest_within(
         return match, distance
     for band in range(radius + 1):
         left = np.flatnonzero(match < 0)
-        keys, wanted = _keys(bits[:, band :: radius + 1]), query_bits[left, band :: radius + 1]
+        keys, query_keys = _keys(bits[:, band :: radius + 1]), query_bits[left, band :: radius + 1]
         order = np.argsort(keys, kind="stable")
-        keys, wanted = keys[order], _keys(wanted)
-        start = np.searchsorted(keys, wanted, "left")
-        stop = np.searchsorted(keys, wanted, "right")
+        keys, query_keys = keys[order], _keys(query_keys)
+        start = np.searchsorted(keys, query_keys, "left")
+        stop = np.searchsorted(keys, query_keys, "right")
         while len(left):
             open_ = start < stop
             left, start, stop = left[open_], start[open_], stop[open_]

@@ -1,8 +1,8 @@
-"""Which files of a folder are images: one list of suffixes and one rule for every reader.
+"""Lists the images of a folder, by one list of suffixes and one rule for all readers.
 
-Passed over, and counted by reason: hidden files and folders, and what operating systems leave in a
-folder (`Thumbs.db`, `desktop.ini`, `__MACOSX`, ...). Of the other files, those with an image suffix
-are images; the rest is returned as `others`, and the caller decides whether that is a fault.
+Skipped, and counted by reason, are hidden files and folders and those of operating systems
+(`Thumbs.db`, `desktop.ini`, `__MACOSX`, ...). Other files with an image suffix are images; the rest
+is returned as `other_files`, and the caller decides whether that is a fault.
 
 Links to files and folders are followed; a link to a folder above it is passed over. Names that are
 not UTF-8 keep their bytes (Python's surrogateescape): open such a file with Python's `open`, not
@@ -40,19 +40,19 @@ class Listing:
         root: the folder.
         images: files with an image suffix, sorted as text. A link to nothing counts as a file, so
             that a check of the image names it.
-        others: files with another suffix, sorted.
-        passed_over: how many entries were left out, by reason; a folder counts as one entry.
-        examples: the first entry left out, by reason.
+        other_files: files with another suffix, sorted.
+        passed_over: number of skipped entries by reason; a folder counts as one entry.
+        examples: the first skipped entry by reason.
     """
 
     root: Path
     images: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
     passed_over: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def note(self) -> str:
-        """What was passed over, as a sentence without a full stop; "" where nothing was."""
+        """The skipped entries as a text without a full stop; "" if there are none."""
         parts = [
             f"{count} {reason} ({shown(self.examples[reason])}{', ...' if count > 1 else ''})"
             for reason, count in sorted(self.passed_over.items())
@@ -81,7 +81,7 @@ def is_image_name(name: str) -> bool:
 
 
 def reason_to_pass_over(name: str, is_dir: bool) -> str:
-    """Why an entry of a folder is no data, in words; "" where it may be data."""
+    """The reason to skip an entry of a folder, as text; "" for an entry that may be data."""
     lower = name.lower()
     if is_dir:
         if lower in _SYSTEM_FOLDERS:
@@ -103,22 +103,22 @@ def list_images(folder: str | Path) -> Listing:
         KdepError: the folder, or one below it, does not exist or cannot be read.
     """
     root = Path(folder)
-    found = Listing(root)
-    for path in _walk(found):
-        (found.images if is_image_name(path) else found.others).append(path)
-    found.images.sort()
-    found.others.sort()
-    return found
+    listing = Listing(root)
+    for path in _walk(listing):
+        (listing.images if is_image_name(path) else listing.other_files).append(path)
+    listing.images.sort()
+    listing.other_files.sort()
+    return listing
 
 
-def count_images(folder: str | Path, most: int) -> int:
-    """The number of images below `folder`, or `most` where there are more: reading stops there.
+def count_images(folder: str | Path, limit: int) -> int:
+    """The number of images below `folder`, or `limit` where there are more: reading stops there.
 
     Raises:
         KdepError: the folder, or one below it, does not exist or cannot be read.
     """
     images = (p for p in _walk(Listing(Path(folder))) if is_image_name(p))
-    return sum(1 for _ in islice(images, most))
+    return sum(1 for _ in islice(images, limit))
 
 
 def class_names(folder: str | Path) -> list[str]:
@@ -135,9 +135,9 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _walk(found: Listing) -> Iterator[str]:
-    """Files below `found.root`, relative to it, in no order."""
-    root = str(found.root)
+def _walk(listing: Listing) -> Iterator[str]:
+    """Files below `listing.root`, relative to it, in no order."""
+    root = str(listing.root)
     # Folders still to read, each with the (device, inode) of the folders that lead to it.
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
@@ -148,11 +148,11 @@ def _walk(found: Listing) -> Iterator[str]:
             path = f"{below}/{entry.name}" if below else entry.name
             is_dir = _is_dir(entry)
             if reason := reason_to_pass_over(entry.name, is_dir):
-                found._pass_over(reason, path)
+                listing._pass_over(reason, path)
             elif not is_dir:
                 yield path
             elif entry.is_symlink() and _identity(entry.path) in above:
-                found._pass_over("link(s) to a folder above", path)
+                listing._pass_over("link(s) to a folder above", path)
             else:
                 stack.append((path, above))
 

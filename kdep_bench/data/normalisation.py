@@ -51,8 +51,8 @@ def check_normalisation(mean: Any, std: Any, where: str) -> None:
         raise _refusal(where, f"{both}: values above 255", "divide both by 255")
     # 1e-6: (127.5, 127.5) meets the bound exactly
     if any(a > 0 and b * b > a * (WHITE - a) * (1 + 1e-6) for a, b in zip(m, s, strict=True)):
-        what = "no pixels between 0 and 255 with this mean have this deviation"
-        raise _refusal(where, f"{both}: {what}", "see whether mean and std are exchanged")
+        reason = "no pixels between 0 and 255 with this mean have this deviation"
+        raise _refusal(where, f"{both}: {reason}", "see whether mean and std are exchanged")
     if all(abs(a - b) < 0.5 for a, b in zip(m, reversed(MEAN), strict=True)):
         raise _refusal(where, f"{both}: ImageNet's mean in BGR order", "reverse both")
 

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 #: Shares of the groups; 'pool' feeds pre-training, the others the downstream tasks.
-SHARES = {"pool": 0.45, "train": 0.25, "val": 0.10, "test": 0.20}
+SPLIT_FRACTIONS = {"pool": 0.45, "train": 0.25, "val": 0.10, "test": 0.20}
 
 
 class Grouped(Protocol):
@@ -36,13 +36,13 @@ def split_by_group(items: Iterable[Item], seed: int) -> dict[str, list[Item]]:
     by_label: dict[str, list[list[Item]]] = {}
     for members in groups.values():
         by_label.setdefault(members[0].label, []).append(members)
-    out: dict[str, list[Item]] = {split: [] for split in SHARES}
+    out: dict[str, list[Item]] = {split: [] for split in SPLIT_FRACTIONS}
     for number, label in enumerate(sorted(by_label)):
         order = np.random.default_rng([seed, number]).permutation(len(by_label[label]))
         shuffled = sorted((by_label[label][i] for i in order), key=len, reverse=True)
-        total, taken = sum(map(len, shuffled)), dict.fromkeys(SHARES, 0)
+        total, taken = sum(map(len, shuffled)), dict.fromkeys(SPLIT_FRACTIONS, 0)
         for members in shuffled:
-            split = max(SHARES, key=lambda s: SHARES[s] * total - taken[s])
+            split = max(SPLIT_FRACTIONS, key=lambda s: SPLIT_FRACTIONS[s] * total - taken[s])
             taken[split] += len(members)
             out[split].extend(members)
     return out

@@ -21,16 +21,16 @@ def read_user_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise KdepError(
                 f"the path {path} is not a regular file",
                 expected="a JSON file",
                 fix="correct the path",
             )
-        if found.st_size > MAX_BYTES:
+        if status.st_size > MAX_BYTES:
             raise KdepError(
-                f"the file {path} has {found.st_size / 1e9:.1f} GB",
+                f"the file {path} has {status.st_size / 1e9:.1f} GB",
                 expected=f"at most {MAX_BYTES / 1e9:.0f} GB",
                 fix="leave out what is not needed, for example segmentation polygons",
             )
@@ -49,9 +49,9 @@ def read_user_json(path: str | Path) -> Any:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as e:
         cut = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated")
-        what = "ends in the middle of its JSON" if cut else "is not valid JSON"
+        fault = "ends in the middle of its JSON" if cut else "is not valid JSON"
         raise KdepError(
-            f"the file {path} {what} (line {e.lineno}, column {e.colno}: {e.msg})",
+            f"the file {path} {fault} (line {e.lineno}, column {e.colno}: {e.msg})",
             fix="export or copy the file again",
         ) from None
     except RecursionError:

@@ -48,7 +48,7 @@ class Views:
     Attributes:
         root: folder of the pool images.
         files: N image paths relative to `root`, sorted.
-        box: [R, 4] float32, x0, y0, width, height as shares of the image.
+        box: [R, 4] float32, x0, y0, width, height as fractions of the image's sides.
         flip: [R] bool, mirrored left-right.
         views: V, so R = N * V.
         pixels: [R, px, px, 3] uint8 RGB, memory-mapped.
@@ -71,9 +71,9 @@ def draw_recipe(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [N*V, 4] and flips [N*V] of a RandomResizedCrop on square images.
 
-    Area share is uniform in `scale`, log aspect ratio uniform in log `ratio`, as in torchvision's
-    RandomResizedCrop; a side is cut at the image's edge. The draw for (image, view) depends on
-    `seed`, N and V only.
+    The fraction of the area is uniform in `scale`, and the log aspect ratio in log `ratio`, as in
+    torchvision's RandomResizedCrop; sides are clipped to the image. The result depends on `seed`, N
+    and V only.
     """
     rng = np.random.default_rng([seed, images, views])
     n = images * views
@@ -93,8 +93,8 @@ def render(image: np.ndarray, box: np.ndarray, flip: bool, px: int) -> np.ndarra
     x1 = min(w, max(x0 + 1, round(float(box[0] + box[2]) * w)))
     y1 = min(h, max(y0 + 1, round(float(box[1] + box[3]) * h)))
     crop = image[y0:y1, x0:x1]
-    how = cv2.INTER_AREA if min(crop.shape[:2]) >= px else cv2.INTER_LINEAR
-    out = cv2.resize(crop, (px, px), interpolation=how)
+    interpolation = cv2.INTER_AREA if min(crop.shape[:2]) >= px else cv2.INTER_LINEAR
+    out = cv2.resize(crop, (px, px), interpolation=interpolation)
     return out[:, ::-1] if flip else out
 
 
@@ -103,15 +103,16 @@ def pixel_bytes(images: int, views: int, px: int) -> int:
     return images * views * px * px * 3
 
 
-def check_disk_space(need: int, folder: Path, what: str) -> None:
-    """KdepError where `need` bytes are more than what is free at `folder`.
+def check_disk_space(need: int, folder: Path, subject: str) -> None:
+    """Raises KdepError if fewer than `need` bytes are free at `folder`.
 
-    Beforehand, because a memory map on a full disk ends the process without a word (SIGBUS).
+    Checked in advance, because a memory map on a full disk kills the process with SIGBUS. `subject`
+    is what needs the space; the error begins with it.
     """
     free = shutil.disk_usage(folder).free
     if need > free:
         raise KdepError(
-            f"{what} need {need / 1e9:.1f} GB of disk space (they are stored decoded), but "
+            f"{subject} need {need / 1e9:.1f} GB of disk space (they are stored decoded), but "
             f"{folder} has only {free / 1e9:.1f} GB free",
             fix="free disk space, choose a larger disk with --work-dir, or lower budget.views",
         )
@@ -128,7 +129,8 @@ def run(
     Spec: `views` V, `px` student side in pixels, `seed`, `scale`, `ratio`; `pool` folder of images
     relative to the data folder (default `pool/images`).
 
-    Raises KdepError for an empty pool, and for a disk on which the pixels have no room.
+    Raises:
+        KdepError: an empty pool, an image that cannot be decoded, or not enough disk space.
     """
     root = inputs["prepare"] / "data" / spec.get("pool", "pool/images")
     files = list_images(root).images
@@ -138,8 +140,8 @@ def run(
             fix="add images there, or correct `pool` in the data config",
         )
     v, px = int(spec["views"]), int(spec["px"])
-    what = f"the views of {len(files)} images, {v} of each at {px} px,"
-    check_disk_space(pixel_bytes(len(files), v, px), out, what)
+    subject = f"the views of {len(files)} images, {v} of each at {px} px,"
+    check_disk_space(pixel_bytes(len(files), v, px), out, subject)
     box, flip = draw_recipe(
         len(files), v, int(spec["seed"]), tuple(spec["scale"]), tuple(spec["ratio"])
     )
@@ -167,7 +169,15 @@ def run(
 
 
 def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
-    """Opens a finished `views` stage; `prepare_dir` is needed to read the source images again."""
+    """Opens a finished `views` stage.
+
+    Args:
+        views_dir: folder of the stage.
+        prepare_dir: folder of the `prepare` stage; needed only to read source images again.
+
+    Raises:
+        KdepError: files that cannot be read or are inconsistent.
+    """
     try:
         listing = read_strict(views_dir / LISTING)
         with np.load(views_dir / RECIPE) as stored:
@@ -191,16 +201,17 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     return Views(root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels)
 
 
-def subset(images: int, share: float, seed: int = 0) -> np.ndarray:
-    """Sorted indices of a label-free random share of the images: nested for growing shares.
+def subset(images: int, fraction: float, seed: int = 0) -> np.ndarray:
+    """Sorted indices of a random fraction of the images, selected without labels.
 
-    The first `round(share * images)` of one seeded permutation, so the 1 % list lies inside the
-    10 % list. Raises KdepError unless 0 < share <= 1 and at least one image is left.
+    The first `round(fraction * images)` of one seeded permutation, so the 1 % list lies inside the
+    10 % list. Raises KdepError unless 0 < fraction <= 1 and at least one image is left.
     """
-    count = round(share * images)
-    if not 0 < share <= 1 or count < 1:
+    count = round(fraction * images)
+    if not 0 < fraction <= 1 or count < 1:
         raise KdepError(
-            f"a data fraction of {share} of {images} images selects {count} images",
+            f"a data fraction of {fraction} of {images} images selects {count} images",
             expected="a fraction in (0, 1] that selects at least one image",
+            fix="correct `shares` in the suite",
         )
     return np.sort(np.random.default_rng([seed, 20220321]).permutation(images)[:count])

@@ -248,7 +248,7 @@ def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
             if source.key() not in seen:
                 seen.add(source.key())
                 current = index(work).stored(source)
-                if current is not None and catalogue.source.what == source.what:
+                if current is not None and catalogue.source.kind == source.kind:
                     changes += catalogue.changes(current)
     return changes
 

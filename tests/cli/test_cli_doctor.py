@@ -90,7 +90,7 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.save(tmp_path / "coco" / "a.jpg", tiny.picture(np.random.default_rng(0)))
+    tiny.save(tmp_path / "coco" / "a.jpg", tiny.noise_image(np.random.default_rng(0)))
     assert command.main(["--data", "coco", "--root", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "fault  data set coco" in said or "fault" in said

@@ -26,14 +26,14 @@ def make(root: Path) -> dict[str, Any]:
     """
     rng = np.random.default_rng(0)
     for i in range(4):
-        tiny.save(root / "pool" / "ab"[i % 2] / f"{i}.jpg", tiny.picture(rng))
+        tiny.save(root / "pool" / "ab"[i % 2] / f"{i}.jpg", tiny.noise_image(rng))
     spec: dict[str, Any] = {"pool": str(root / "pool"), "classes": ["x", "y"]}
     spec |= {"coco": {}, "masks": {}, "classify": {}}
     for split in SPLITS:
         images, boxes = [], []
         for i in range(3):
-            tiny.save(root / split / f"{i}.jpg", tiny.picture(rng))
-            tiny.save(root / "seg" / split / f"{i}.jpg", tiny.picture(rng))
+            tiny.save(root / split / f"{i}.jpg", tiny.noise_image(rng))
+            tiny.save(root / "seg" / split / f"{i}.jpg", tiny.noise_image(rng))
             mask = np.zeros((48, 64), np.uint8)
             top = split == "train"  # the masks and boxes of no two splits are equal
             mask[top : 10 + i + top], mask[-1] = 1, 255
@@ -50,7 +50,7 @@ def make(root: Path) -> dict[str, Any]:
         }
         for name in "ab":
             for i in range(2):
-                tiny.save(root / "classes" / split / name / f"{i}.png", tiny.picture(rng))
+                tiny.save(root / "classes" / split / name / f"{i}.png", tiny.noise_image(rng))
         spec["classify"][split] = str(root / "classes" / split)
     return spec
 

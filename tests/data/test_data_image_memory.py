@@ -35,7 +35,7 @@ def test_a_second_run_decodes_nothing_and_finds_the_same(files, tmp_path: Path) 
     assert first.decoded == 5
     again = look(files, tmp_path / "m" / "images.sqlite")
     assert again.decoded == 0
-    assert again.facts == first.facts
+    assert again.info == first.info
     files[0].write_bytes(files[1].read_bytes())
     moved = files[2].rename(files[2].with_name("moved.png"))
     assert look([files[0], moved], tmp_path / "m" / "images.sqlite").decoded == 0
@@ -111,7 +111,7 @@ def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, spoil
     spoil(path)
     again = look(files, path)
     assert again.decoded == 5
-    assert again.facts == first.facts
+    assert again.info == first.info
 
 
 def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(

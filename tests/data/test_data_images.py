@@ -43,9 +43,9 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def placed(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
     found = images.inspect([file])
     assert not found.faults, found.faults
-    link = tmp_path / "out" / images.placed_name(file.name, found.facts[file])
-    images.place(file, link, found.facts[file])
-    return link, found.facts[file]
+    link = tmp_path / "out" / images.placed_name(file.name, found.info[file])
+    images.place(file, link, found.info[file])
+    return link, found.info[file]
 
 
 def read_by_all(path: Path) -> np.ndarray:
@@ -63,12 +63,12 @@ def read_by_all(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "grey.png", "grey.jpg"])
 def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
     file = save(tmp_path / name, SMOOTH, "L" if "grey" in name else "")
-    link, facts = placed(tmp_path, file)
-    assert facts.plain
+    link, info = placed(tmp_path, file)
+    assert info.plain
     assert link.is_symlink()
     assert link.name == name
     assert link.resolve() == file
-    assert facts[1:3] == (200, 120)
+    assert info[1:3] == (200, 120)
 
 
 def test_rgb_of_a_plain_image_is_what_opencv_read_before(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_other_formats_become_a_plain_png_and_are_counted(
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     file = save(tmp_path / name, SMOOTH, mode, **options)
-    link, facts = placed(tmp_path, file)
-    assert kind in facts.kinds
+    link, info = placed(tmp_path, file)
+    assert kind in info.kinds
     assert images.inspect([file]).kinds()[kind] == 1
     assert link.name == f"{name}.png"
     assert not link.is_symlink()
@@ -112,8 +112,8 @@ def test_other_formats_become_a_plain_png_and_are_counted(
 
 def test_a_jpeg_named_jfif_is_linked_under_a_name_that_readers_take(tmp_path: Path) -> None:
     (tmp_path / "a.jfif").write_bytes(encoded(Image.fromarray(SMOOTH), "JPEG"))
-    link, facts = placed(tmp_path, tmp_path / "a.jfif")
-    assert facts.plain
+    link, info = placed(tmp_path, tmp_path / "a.jfif")
+    assert info.plain
     assert link.name == "a.jfif.jpg"
 
 
@@ -133,8 +133,8 @@ def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str)
     deep = np.array([[0, 128, 129, 257], [32768, 65278, 65407, 65535]], np.uint16)
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep)
-    link, facts = placed(tmp_path, file)
-    assert images.DEEP in facts.kinds
+    link, info = placed(tmp_path, file)
+    assert images.DEEP in info.kinds
     assert read_by_all(link)[..., 0].tolist() == [[0, 0, 1, 1], [128, 254, 255, 255]]
 
 
@@ -162,8 +162,8 @@ def test_exif_orientation_of_a_16_bit_image_is_applied_once(
         file.write_bytes(bytes(turned))
     else:
         Image.fromarray(deep).save(file, exif=exif)
-    link, facts = placed(tmp_path, file)
-    assert (facts.orientation, facts.width, facts.height, facts.upright) == (6, 9, 5, (5, 9))
+    link, info = placed(tmp_path, file)
+    assert (info.orientation, info.width, info.height, info.upright) == (6, 9, 5, (5, 9))
     right = np.rot90((deep.reshape(5, 9, -1).astype(np.uint32) + 128) // 257, -1)
     np.testing.assert_array_equal(read_by_all(link), np.broadcast_to(right, (9, 5, 3)))
 
@@ -174,8 +174,8 @@ def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str
     deep[..., 0], deep[..., 1], deep[..., 2] = 65535, 129, 32768
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep[..., ::-1])
-    link, facts = placed(tmp_path, file)
-    assert images.DEEP in facts.kinds
+    link, info = placed(tmp_path, file)
+    assert images.DEEP in info.kinds
     assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
 
 
@@ -203,13 +203,13 @@ def test_an_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, n
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file = save(tmp_path / name, SMOOTH, exif=exif)
-    link, facts = placed(tmp_path, file)
+    link, info = placed(tmp_path, file)
     with Image.open(file) as source:
         right = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
     seen = read_by_all(link)
     np.testing.assert_array_equal(seen, right)
-    assert facts.upright == seen.shape[1::-1]
-    assert facts.plain == (orientation == 1 and name != "a.tif")
+    assert info.upright == seen.shape[1::-1]
+    assert info.plain == (orientation == 1 and name != "a.tif")
 
 
 def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
         lossless: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
         file = tmp_path / name
         frames[0].save(file, save_all=True, append_images=frames[1:], **lossless)
-        link, facts = placed(tmp_path, file)
-        assert facts.frames == 2
-        assert images.FRAMES in facts.kinds
+        link, info = placed(tmp_path, file)
+        assert info.frames == 2
+        assert images.FRAMES in info.kinds
         assert read_by_all(link)[0, 0].tolist() == [255, 0, 0]
 
 
@@ -297,7 +297,7 @@ def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) 
         breaker(file)
     found = images.inspect(files)
     assert len(found.faults) == len(FAULTS)
-    assert len(found.facts) == 30 - len(FAULTS)
+    assert len(found.info) == 30 - len(FAULTS)
     for (breaker, file), fault in zip(late.items(), found.faults, strict=True):
         assert str(file) in str(fault), breaker
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
@@ -340,7 +340,7 @@ def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
     assert first.decoded == 3
     again = images.inspect(files, memory)
     assert again.decoded == 0
-    assert again.facts == first.facts
+    assert again.info == first.info
     Image.new("RGB", (9, 9)).save(files[1])
     assert images.inspect(files, memory).decoded == 1
 
@@ -348,9 +348,9 @@ def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf8_is_placed_and_read(tmp_path: Path) -> None:
     name = os.fsdecode(b"lat\xe9.png")
     file = save(tmp_path / "a.png", SMOOTH).rename(tmp_path / name)
-    link, facts = placed(tmp_path, file)
+    link, info = placed(tmp_path, file)
     assert link.name == "lat%E9.png"
-    assert facts.plain
+    assert info.plain
     np.testing.assert_array_equal(read_by_all(link), SMOOTH)
     code = f"""if True:
         import sys; sys.path[:0] = {sys.path!r}
@@ -376,19 +376,19 @@ def test_labels_of_a_turned_image_are_taken_only_where_they_are_certain(
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file = save(tmp_path / "a.jpg", SMOOTH, exif=exif)
-    facts = images.inspect([file]).facts[file]
+    info = images.inspect([file]).info[file]
     with pytest.raises(KdepError, match=f"EXIF orientation {orientation}.*train.json.*200x120"):
-        images.check_turn(file, facts, 200, 120, "train.json")
+        images.check_turn(file, info, 200, 120, "train.json")
     if orientation >= 5:
-        images.check_turn(file, facts, 120, 200, "train.json")
+        images.check_turn(file, info, 120, 200, "train.json")
     square = save(tmp_path / "b.jpg", SMOOTH[:100, :100], exif=exif)
     with pytest.raises(KdepError, match="EXIF orientation"):
-        images.check_turn(square, images.inspect([square]).facts[square], 100, 100, "its mask")
+        images.check_turn(square, images.inspect([square]).info[square], 100, 100, "its mask")
 
 
 def test_two_images_with_the_same_resulting_name_are_refused(tmp_path: Path) -> None:
     gif, png = save(tmp_path / "a.gif"), save(tmp_path / "a.gif.png")
-    found = images.inspect([gif, png]).facts
+    found = images.inspect([gif, png]).info
     images.place(gif, tmp_path / "out" / images.placed_name(gif.name, found[gif]), found[gif])
     with pytest.raises(KdepError, match="two images of the data"):
         images.place(png, tmp_path / "out" / images.placed_name(png.name, found[png]), found[png])
@@ -455,20 +455,20 @@ def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
         data[at % len(data)] = value
     raw = bytes(data[: len(data) - cut % 9])
     try:
-        facts = images.examine(raw, Path("a"))
+        info = images.examine(raw, Path("a"))
         images.plain_pixels(raw, Path("a"))
     except KdepError:
         return
-    assert facts.width > 0
+    assert info.width > 0
 
 
 @settings(max_examples=100, deadline=None)
 @given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
 def test_any_name_becomes_one_that_every_reader_takes(name: bytes, odd: bool) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
-    facts = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
-    placed = images.placed_name(os.fsdecode(name), facts)
+    info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
+    placed = images.placed_name(os.fsdecode(name), info)
     placed.encode("utf-8")
     assert placed.isprintable() or not placed.isascii()
     assert Path(placed).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
-    assert images.placed_name(placed, facts._replace(kinds=())) == placed
+    assert images.placed_name(placed, info._replace(kinds=())) == placed

@@ -38,7 +38,7 @@ def put(path: Path, image: Image.Image, **options: Any) -> Path:
 def find(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
     found = inspect([f for files in sets.values() for f in files])
     found.raise_faults()
-    return leaks.find(sets, found.facts, read_allowed(allow, sets))
+    return leaks.find(sets, found.info, read_allowed(allow, sets))
 
 
 @pytest.fixture

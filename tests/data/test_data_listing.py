@@ -28,7 +28,7 @@ def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> Non
     put(root, "a/.DS_Store", "a/._2.webp", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/2.webp")
     found = list_images(root)
     assert found.images == ["a/2.WEBP", "a/c/3.gif", "b/1.png"]
-    assert found.others == ["README.txt"]
+    assert found.other_files == ["README.txt"]
     assert found.passed_over == {
         "hidden folder(s)": 1,
         "hidden file(s)": 1,
@@ -53,7 +53,7 @@ def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None
     found = list_images(root)
     assert found.images == ["0.png", "gone.png", "linked/1.png"]
     assert found.passed_over == {"link(s) to a folder above": 1}
-    assert found.others == ["self"]
+    assert found.other_files == ["self"]
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None
 
 
 def test_a_name_that_is_not_utf8_is_listed_read_and_printed(tmp_path: Path) -> None:
-    picture = tiny.picture(np.random.default_rng(0))
+    picture = tiny.noise_image(np.random.default_rng(0))
     os.rename(tiny.save(tmp_path / "1.png", picture), os.fsencode(tmp_path) + b"/lat\xe9.png")
     (name,) = list_images(tmp_path).images
     assert np.array_equal(read_rgb(tmp_path / name), picture)
@@ -71,12 +71,12 @@ def test_a_name_that_is_not_utf8_is_listed_read_and_printed(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_listed_suffix_is_read_by_the_views(suffix: str, tmp_path: Path) -> None:
-    image = tiny.save(tmp_path / f"1{suffix}", tiny.picture(np.random.default_rng(0)))
+    image = tiny.save(tmp_path / f"1{suffix}", tiny.noise_image(np.random.default_rng(0)))
     assert read_rgb(image).shape == (48, 64, 3)
 
 
 def test_an_image_outside_every_class_folder_is_refused(tmp_path: Path) -> None:
     for name in ("a/1.png", "b/1.png", "2.png"):
-        tiny.save(tmp_path / name, tiny.picture(np.random.default_rng(0)))
+        tiny.save(tmp_path / name, tiny.noise_image(np.random.default_rng(0)))
     with pytest.raises(KdepError, match=r"2\.png is not in a class folder"):
         check_image_folder(tmp_path)

@@ -179,9 +179,9 @@ def test_voc_list_of_one_class_is_refused(tmp_path: Path) -> None:
 def test_voc_difficult_flags(tmp_path: Path) -> None:
     make("voc", tmp_path)
     xmls = sorted((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
-    facts = [voc.check_xml(x) for x in xmls]
-    assert sum(f["difficult"] for f in facts) > 0
-    assert sum(f["objects"] for f in facts) == 2 * len(xmls)
+    info = [voc.check_xml(x) for x in xmls]
+    assert sum(f["difficult"] for f in info) > 0
+    assert sum(f["objects"] for f in info) == 2 * len(xmls)
     hard = xmls[0].read_text().replace("<difficult>0", "<difficult>maybe", 1)
     xmls[0].write_text(hard)
     with pytest.raises(KdepError, match="difficult='maybe'"):

@@ -89,7 +89,7 @@ def test_the_fingerprint_is_that_of_the_content(spec: Spec, mine: Path, tmp_path
     edit(mine / "test.json", lambda t: t["annotations"][0].update(category_id=3))
     prints.add(own.run(spec, tmp_path / "d")["fingerprint"])
     picture = mine / "pool/a/0.jpg"
-    tiny.save(picture, tiny.picture(np.random.default_rng(9)))
+    tiny.save(picture, tiny.noise_image(np.random.default_rng(9)))
     prints.add(own.run(spec, tmp_path / "e")["fingerprint"])
     assert len(prints) == 4
 

@@ -34,7 +34,7 @@ def spec(mine: Path) -> Spec:
 
 
 def picture(seed: int) -> np.ndarray:
-    return tiny.picture(np.random.default_rng(1000 + seed))
+    return tiny.noise_image(np.random.default_rng(1000 + seed))
 
 
 def test_a_broken_image_anywhere_in_the_pool_is_refused(spec: Spec, mine: Path, tmp_path: Path):

@@ -31,7 +31,7 @@ def write_pool(pool: Path) -> None:
     rng = np.random.default_rng(0)
     for name, files in CLASSES.items():
         for file in files:
-            picture = tiny.picture(rng, (48, 48))
+            picture = tiny.noise_image(rng, (48, 48))
             picture[..., 0] = COLOUR[name]
             path = pool / name / file
             path.parent.mkdir(parents=True, exist_ok=True)

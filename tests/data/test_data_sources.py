@@ -16,7 +16,7 @@ import pytest
 from kdep_bench.data.pocket import debian, material
 from kdep_bench.data.pocket.procedural import procedural_cutouts
 from kdep_bench.data.pocket.rcc import read_rcc
-from kdep_bench.data.splits import SHARES, split_by_group
+from kdep_bench.data.splits import SPLIT_FRACTIONS, split_by_group
 from kdep_bench.errors import KdepError
 
 
@@ -82,7 +82,7 @@ def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
         for split, members in splits.items():
             for label in "abc":
                 share = sum(i.label == label for i in members) / (len(items) / 3)
-                assert abs(share - SHARES[split]) < 0.06
+                assert abs(share - SPLIT_FRACTIONS[split]) < 0.06
     assert split_by_group(items, 3) == split_by_group(items[::-1], 3)
     assert split_by_group(items, 3) != split_by_group(items, 4)
 

@@ -20,7 +20,7 @@ SPEC = {"views": 3, "px": 16, "seed": 0, "scale": [0.3, 1.0], "ratio": [0.75, 4 
 @pytest.fixture
 def prepared(tmp_path: Path) -> dict[str, Path]:
     for i in range(2):
-        picture = tiny.picture(np.random.default_rng(i))
+        picture = tiny.noise_image(np.random.default_rng(i))
         tiny.save(tmp_path / "p/data/pool/images" / f"{i}.png", picture)
     return {"prepare": tmp_path / "p"}
 

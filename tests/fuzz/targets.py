@@ -81,8 +81,8 @@ def _picture(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Cal
             with contextlib.suppress(KdepError):  # which takes fewer kinds than `examine`
                 check_image(path, alpha=True)
             data = path.read_bytes()
-            facts = examine(data, path)
-            if not facts.plain:
+            info = examine(data, path)
+            if not info.plain:
                 plain_pixels(data, path)
             read_rgb(path)
 

@@ -20,7 +20,7 @@ from kdep_bench.errors import KdepError
 
 FOLDER = "ADEChallengeData2016"
 CLASSES = 150
-_PAGE = "http://sceneparsing.csail.mit.edu/"
+_HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
@@ -48,17 +48,17 @@ def _images_of(masks: Path) -> list[str]:
 
 
 def _check_pair(image: Path, mask: Path) -> None:
-    facts, picture = check_image(mask), check_image(image)
-    if facts.mode not in ("L", "P"):
+    info, noise_image = check_image(mask), check_image(image)
+    if info.mode not in ("L", "P"):
         raise KdepError(
-            f"the mask {mask} has mode {facts.mode}",
+            f"the mask {mask} has mode {info.mode}",
             expected="one 8-bit channel",
             fix="use ADEChallengeData2016.zip; this is the full ADE20K release",
         )
-    if facts[:2] != picture[:2]:
+    if info[:2] != noise_image[:2]:
         raise KdepError(
-            f"the mask {mask} is {facts.width}x{facts.height}",
-            expected=f"{picture.width}x{picture.height}, the size of its image",
+            f"the mask {mask} is {info.width}x{info.height}",
+            expected=f"{noise_image.width}x{noise_image.height}, the size of its image",
             fix="unpack both from the same archive",
         )
     with Image.open(mask) as opened:
@@ -77,7 +77,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for split, code, count in (("training", "train", 4), ("validation", "val", 2)):
         for i in range(1, count + 1):
             name = f"ADE_{code}_{i:08d}"
-            draw.save(base / "images" / split / f"{name}.jpg", draw.picture(rng))
+            draw.save(base / "images" / split / f"{name}.jpg", draw.noise_image(rng))
             labels = draw.mask(rng, CLASSES) + 1
             labels[:4] = 0
             draw.save(base / "annotations" / split / f"{name}.png", labels.astype(np.uint8))
@@ -86,14 +86,14 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 SET = OfficialSet(
     name="ade20k",
     title="ADE20K scene parsing (2016)",
-    page=_PAGE,
+    homepage=_HOMEPAGE,
     # Images: the terms in the data set's own repository. Annotations: the tag that the challenge's
     # authors gave huggingface.co/datasets/scene_parse_150.
     licence="images: non-commercial research; annotations and code: BSD-3-Clause",
     archives=(
         Archive(
             "ADEChallengeData2016.zip",
-            _PAGE,
+            _HOMEPAGE,
             "7328b3957e407ddae1d3cbf487f149ef",
             "the value several public loaders check; no official one is published",
         ),

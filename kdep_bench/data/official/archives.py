@@ -58,7 +58,7 @@ class Archive:
     """
 
     name: str
-    page: str
+    homepage: str
     md5: str | None = None
     md5_source: str = ""
     bytes: int | None = None
@@ -137,7 +137,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
     with sentences(path):
         target.mkdir(parents=True, exist_ok=True)
         names = _listed(path, strip)
-        _check_room(path, target, names, sum(names.values()))
+        _check_disk_space(path, target, names, sum(names.values()))
         resumed = seal.begin(progress)
         counts = _unpack(path, target, progress, strip, names, resumed)
     seal.close({k: counts[k] for k in ("files", "bytes")})
@@ -356,14 +356,14 @@ def place(
             while left and (piece := data.read(min(_PIECE, left))):
                 f.write(piece)
                 left -= len(piece)
-            more = data.read(1)  # at its end a zip member compares its checksum
-        if left or more:
-            what = (
+            surplus = data.read(1)  # at its end a zip member compares its checksum
+        if left or surplus:
+            excess = (
                 f"ends {left} bytes before the end of"
                 if left
                 else "has more bytes than declared for"
             )
-            raise KdepError(f"the archive {source} {what} {member.name!r}", fix=_AGAIN)
+            raise KdepError(f"the archive {source} {excess} {member.name!r}", fix=_AGAIN)
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)
@@ -504,24 +504,26 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
         _check_end(below, t.offset, source)
 
 
-def _check_end(stream: IO[bytes], at: int, source: Path) -> None:
-    """KdepError unless a tar ends at byte `at` with two blocks of zeros, and only zeros follow.
+def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
+    """KdepError unless a tar ends at byte `position` with two zero blocks, and only zeros follow.
 
     POSIX: https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html ("ustar").
     """
-    stream.seek(at)
+    stream.seek(position)
     block = stream.read(2 * tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
-        raise _damaged(source, f"the header at byte {at} is damaged")
+        raise _damaged(source, f"the header at byte {position} is damaged")
     if len(block) < 2 * tarfile.BLOCKSIZE:
-        raise _damaged(source, f"it ends at byte {at + len(block)} without end-of-archive blocks")
+        raise _damaged(
+            source, f"it ends at byte {position + len(block)} without end-of-archive blocks"
+        )
     rest = 0
     while piece := stream.read(_PIECE):
         rest += len(piece)
         if piece.strip(b"\0"):
-            raise _damaged(source, f"more follows its end at byte {at}")
+            raise _damaged(source, f"more follows its end at byte {position}")
     if rest > _PADDING:
-        raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {at}")
+        raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {position}")
 
 
 def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -536,15 +538,15 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
     with path.open("rb") as f:
         f.seek(max(0, size - (1 << 16) - 22))
         tail = f.read()
-    at = tail.rfind(b"PK\5\6")
-    end = tail[at : at + 22]
+    position = tail.rfind(b"PK\5\6")
+    end = tail[position : position + 22]
     if len(end) == 22:
         entries, comment = struct.unpack("<10xH8xH", end)
         first = min((i.header_offset for i in z.infolist()), default=0)
         if entries not in (0xFFFF, len(z.infolist())):
             raise _damaged(path, f"its directory lists {len(z.infolist())} of {entries} entries")
-        if len(tail) - at - 22 != comment:
-            raise _damaged(path, f"{len(tail) - at - 22 - comment} bytes follow its end")
+        if len(tail) - position - 22 != comment:
+            raise _damaged(path, f"{len(tail) - position - 22 - comment} bytes follow its end")
         if first:
             raise _damaged(path, f"its directory knows nothing of its first {first} bytes")
     locked = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
@@ -584,7 +586,7 @@ def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
     return True
 
 
-def _check_room(path: Path, target: Path, names: dict[str, int], total: int) -> None:
+def _check_disk_space(path: Path, target: Path, names: dict[str, int], total: int) -> None:
     there = sum(s for n, s in names.items() if (target / n).is_file())
     free, need = shutil.disk_usage(target).free, total - there
     if need > free:

@@ -24,7 +24,7 @@ from kdep_bench.files import plain_text
 
 ROOT = "KDEP_DATA"  # the environment variable that names the root of all sets
 # Modules of this package that are no sets.
-_ROOM = {"__init__", "archives", "base", "tiny", "stage"}
+_NOT_SETS = {"__init__", "archives", "base", "tiny", "stage"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class OfficialSet:
 
     name: str
     title: str
-    page: str
+    homepage: str
     licence: str
     archives: tuple[Archive, ...]
     counts: Mapping[str, int]
@@ -61,7 +61,7 @@ class OfficialSet:
 
 def set_names() -> list[str]:
     """The names of all sets, by file name; nothing is imported."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _ROOM)
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_SETS)
 
 
 def get_set(name: str) -> OfficialSet:
@@ -89,7 +89,11 @@ def data_root(given: str | Path | None = None) -> Path:
 
 
 def lay_out(
-    one: OfficialSet, root: Path, archives: list[Path], progress: Progress, checksums: bool = True
+    dataset: OfficialSet,
+    root: Path,
+    archives: list[Path],
+    progress: Progress,
+    checksums: bool = True,
 ) -> dict[str, str]:
     """Archives -> the set's folder below `root`: checked, unpacked, converted. May be cut anywhere.
 
@@ -103,35 +107,35 @@ def lay_out(
     Raises:
         KdepError: an archive that is missing, damaged, of another size or checksum, or unsafe.
     """
-    folder = root / one.name
-    found: dict[str, Path] = {}
-    for archive in one.archives:
+    folder = root / dataset.name
+    paths: dict[str, Path] = {}
+    for archive in dataset.archives:
         path = find_archive(archive, [*archives, folder, root])
         if path is not None:
-            found[archive.name] = path
+            paths[archive.name] = path
         elif not archive.optional:
             raise KdepError(
-                f"the archive {archive.name} of {one.title} is in none of "
+                f"the archive {archive.name} of {dataset.title} is in none of "
                 f"{', '.join(str(a) for a in [*archives, folder])}",
-                expected=f"the file from {archive.page}",
+                expected=f"the file from {archive.homepage}",
                 fix="download it there and pass its folder as --archives",
             )
     digests = {}
-    for archive in one.archives:
-        if checksums and archive.name in found:
-            digests[archive.name] = check_archive(found[archive.name], archive, progress)
+    for archive in dataset.archives:
+        if checksums and archive.name in paths:
+            digests[archive.name] = check_archive(paths[archive.name], archive, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    if one.lay_out is not None:
-        one.lay_out(folder, found, progress)
+    if dataset.lay_out is not None:
+        dataset.lay_out(folder, paths, progress)
     else:
-        for path in found.values():
+        for path in paths.values():
             unpack(path, folder, progress)
-    if one.convert is not None:
-        one.convert(folder, progress)
+    if dataset.convert is not None:
+        dataset.convert(folder, progress)
     return digests
 
 
-def verify(one: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
+def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
     """Checks a set below `root`; returns what was counted.
 
     Args:
@@ -144,27 +148,27 @@ def verify(one: OfficialSet, root: Path, decode: int | None = 8, whole: bool = T
         KdepError: no folder, the first fault of the set, or a count that is not the release's.
     """
     try:
-        return _verify(one, root, decode, whole)
+        return _verify(dataset, root, decode, whole)
     except KdepError:
-        drop_seals(root / one.name)
+        drop_seals(root / dataset.name)
         raise
 
 
-def _verify(one: OfficialSet, root: Path, decode: int | None, whole: bool) -> dict:
-    folder = root / one.name
+def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -> dict:
+    folder = root / dataset.name
     if not folder.is_dir():
         raise KdepError(
-            f"the data set {one.title} was not found at {folder}",
-            fix=f"run: python tools/prepare_data.py {one.name} --root {root}",
+            f"the data set {dataset.title} was not found at {folder}",
+            fix=f"run: python tools/prepare_data.py {dataset.name} --root {root}",
         )
-    counts = one.verify(folder, decode)
-    for key, official in one.counts.items() if whole else ():
+    counts = dataset.verify(folder, decode)
+    for key, official in dataset.counts.items() if whole else ():
         if counts.get(key) != official:
             raise KdepError(
-                f"{one.title} at {folder} has {counts.get(key)} {key}",
+                f"{dataset.title} at {folder} has {counts.get(key)} {key}",
                 expected=f"{official}, as in the official release",
-                fix=f"run: python tools/prepare_data.py {one.name} --root {root} (the archive was "
-                "unpacked in part, or is another release)",
+                fix=f"run: python tools/prepare_data.py {dataset.name} --root {root} (the archive "
+                "was unpacked in part, or is another release)",
             )
     return counts
 
@@ -172,48 +176,50 @@ def _verify(one: OfficialSet, root: Path, decode: int | None, whole: bool) -> di
 # ---- pieces of checks ----
 
 
-def need_dir(path: Path, what: str) -> Path:
+def need_dir(path: Path, description: str) -> Path:
     """`path` if it is a folder; KdepError otherwise."""
     if not path.is_dir():
         raise KdepError(
             f"the folder {path} does not exist",
-            expected=what,
+            expected=description,
             fix="prepare the data set with tools/prepare_data.py",
         )
     return path
 
 
-def need_file(path: Path, what: str) -> Path:
+def need_file(path: Path, description: str) -> Path:
     """`path` if it is a file with something in it; KdepError otherwise."""
     if not path.is_file():
         raise KdepError(
             f"the file {path} does not exist",
-            expected=what,
+            expected=description,
             fix="prepare the data set with tools/prepare_data.py",
         )
     if path.stat().st_size == 0:
         raise KdepError(
-            f"the file {path} is empty (0 bytes)", expected=what, fix="unpack its archive again"
+            f"the file {path} is empty (0 bytes)",
+            expected=description,
+            fix="unpack its archive again",
         )
     return path
 
 
-def lines(path: Path, what: str) -> list[str]:
+def lines(path: Path, description: str) -> list[str]:
     """The non-empty lines of a split or list file; KdepError when it is missing or empty."""
     try:
-        text = need_file(path, what).read_text(encoding="utf-8")
+        text = need_file(path, description).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise KdepError(
             f"the file {path} cannot be read ({plain_text(e)})",
-            expected=what,
+            expected=description,
             fix="unpack its archive again",
         ) from None
-    found = [x.strip() for x in text.splitlines() if x.strip()]
-    if not found:
+    rows = [x.strip() for x in text.splitlines() if x.strip()]
+    if not rows:
         raise KdepError(
-            f"the file {path} has no entries", expected=what, fix="unpack its archive again"
+            f"the file {path} has no entries", expected=description, fix="unpack its archive again"
         )
-    return found
+    return rows
 
 
 def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:

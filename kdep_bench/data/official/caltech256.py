@@ -32,8 +32,8 @@ _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
 
 def classes(folder: Path) -> list[str]:
     """The class folders in order of their numbers; KdepError for one that has none."""
-    found = class_names(need_dir(folder / FOLDER, "class folders"))
-    for position, name in enumerate(found, 1):
+    names = class_names(need_dir(folder / FOLDER, "class folders"))
+    for position, name in enumerate(names, 1):
         m = _CLASS.fullmatch(name)
         if m is None or int(m[1]) != position:
             raise KdepError(
@@ -41,13 +41,13 @@ def classes(folder: Path) -> list[str]:
                 expected=f"the name {position:03d}.<name>: numbers from 001 without gaps",
                 fix="unpack the archive again",
             )
-    if not found:
+    if not names:
         raise KdepError(
             f"the folder {folder / FOLDER} has no class folders",
             expected="257 class folders",
             fix="unpack the archive again",
         )
-    return found
+    return names
 
 
 def _images(folder: Path) -> list[str]:
@@ -121,14 +121,14 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for number, name in enumerate(("ak47", "american-flag", "backpack", "clutter"), 1):
         for i in range(1, 7):
             file = f"{number:03d}.{name}/{number:03d}_{i:04d}.jpg"
-            draw.save(folder / FOLDER / file, draw.picture(rng))
+            draw.save(folder / FOLDER / file, draw.noise_image(rng))
     write_lists(folder, 4)
 
 
 SET = OfficialSet(
     name="caltech256",
     title="Caltech-256",
-    page="https://data.caltech.edu/records/nyy15-4j048",
+    homepage="https://data.caltech.edu/records/nyy15-4j048",
     licence="CC BY 4.0 (unchecked)",
     archives=(
         Archive(

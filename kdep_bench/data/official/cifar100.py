@@ -103,7 +103,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     meta = {"fine_label_names": fine, "coarse_label_names": [f"coarse_{i}" for i in range(20)]}
     (base / "meta").write_bytes(pickle.dumps(meta, protocol=2))
     for split, count in (("train", 40), ("test", 20)):
-        images = np.stack([draw.picture(rng, (32, 32)) for _ in range(count)])
+        images = np.stack([draw.noise_image(rng, (32, 32)) for _ in range(count)])
         labels = [int(i) for i in rng.integers(0, 100, count)]
         table = {
             "data": images.transpose(0, 3, 1, 2).reshape(count, 3072),
@@ -118,7 +118,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 SET = OfficialSet(
     name="cifar100",
     title="CIFAR-100",
-    page="https://www.cs.toronto.edu/~kriz/cifar.html",
+    homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
     licence="none stated; cite Krizhevsky 2009",
     archives=(
         Archive(

@@ -18,7 +18,7 @@ from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import OfficialSet, need_dir
 
-_PAGE = "https://www.cityscapes-dataset.com/downloads/"
+_HOMEPAGE = "https://www.cityscapes-dataset.com/downloads/"
 CLASSES = 19
 #: labelIds of the evaluated classes, in the order of their train ids.
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -64,7 +64,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
             stem = f"{split}/tinytown/tinytown_{i:06d}_000019"
-            draw.save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", draw.picture(rng))
+            draw.save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", draw.noise_image(rng))
             ids = np.asarray(EVALUATED, np.uint8)[draw.mask(rng, CLASSES)]
             ids[:4] = 1  # ego vehicle: not evaluated
             draw.save(folder / "gtFine" / f"{stem}{IDS}", ids)
@@ -74,12 +74,12 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 SET = OfficialSet(
     name="cityscapes",
     title="Cityscapes (fine)",
-    page=_PAGE,
+    homepage=_HOMEPAGE,
     # license.txt of the release: "for non-commercial purposes such as academic research".
     licence="Cityscapes licence: non-commercial",
     archives=(
-        Archive("leftImg8bit_trainvaltest.zip", _PAGE),
-        Archive("gtFine_trainvaltest.zip", _PAGE),
+        Archive("leftImg8bit_trainvaltest.zip", _HOMEPAGE),
+        Archive("gtFine_trainvaltest.zip", _HOMEPAGE),
     ),
     counts={"train_images": 2975, "val_images": 500},
     verify=verify,

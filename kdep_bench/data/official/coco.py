@@ -19,7 +19,7 @@ from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
 from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
-_PAGE = "https://cocodataset.org/#download"
+_HOMEPAGE = "https://cocodataset.org/#download"
 _MD5_SOURCE = "the value several public download scripts check; none is published officially"
 SPLITS = ("train2017", "val2017")
 #: Categories of the tiny copy: real ids and names, in the real order, so that gaps are met.
@@ -121,10 +121,10 @@ def _check_entries(path: Path, table: dict[str, Any]) -> None:
 
 
 def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
-    facts = check_image(file)
-    if facts[:2] != (stated["width"], stated["height"]):
+    info = check_image(file)
+    if info[:2] != (stated["width"], stated["height"]):
         raise KdepError(
-            f"the image {file} is {facts.width}x{facts.height}",
+            f"the image {file} is {info.width}x{info.height}",
             expected=f"{stated['width']}x{stated['height']}, the size in {path}",
             fix="download both again: images and annotations are of different versions",
         )
@@ -136,7 +136,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
         images, annotations = [], []
         for i in range(1, count + 1):
             file = f"{i:012d}.jpg"
-            draw.save(folder / split / file, draw.picture(rng))
+            draw.save(folder / split / file, draw.noise_image(rng))
             size = {"width": draw.SIZE[0], "height": draw.SIZE[1]}
             images.append({"id": i, "file_name": file, **size})
             for _ in range(2):
@@ -182,15 +182,15 @@ def _object(rng: np.random.Generator, number: int, image: int) -> dict[str, Any]
 SET = OfficialSet(
     name="coco",
     title="COCO 2017",
-    page=_PAGE,
+    homepage=_HOMEPAGE,
     # cocodataset/cocodataset.github.io, dataset/termsofuse.htm.
     licence="annotations: CC BY 4.0; images: Flickr terms of use",
     archives=(
-        Archive("train2017.zip", _PAGE, "cced6f7f71b7629ddf16f17bbcfab6b2", _MD5_SOURCE),
-        Archive("val2017.zip", _PAGE, "442b8da7639aecaf257c1dceb8ba8c80", _MD5_SOURCE),
+        Archive("train2017.zip", _HOMEPAGE, "cced6f7f71b7629ddf16f17bbcfab6b2", _MD5_SOURCE),
+        Archive("val2017.zip", _HOMEPAGE, "442b8da7639aecaf257c1dceb8ba8c80", _MD5_SOURCE),
         Archive(
             "annotations_trainval2017.zip",
-            _PAGE,
+            _HOMEPAGE,
             "f4bbac642086de4f52a3fdda2de5fa2c",
             _MD5_SOURCE,
         ),

@@ -95,7 +95,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for number, bird in enumerate(("Black_Wren", "Blue_Wren", "Red_Wren", "Sand_Wren"), 1):
         for i in range(6):
             name = f"{number:03d}.{bird}/{bird}_{i:04d}_{number}{i}.jpg"
-            draw.save(base / "images" / name, draw.picture(rng))
+            draw.save(base / "images" / name, draw.noise_image(rng))
             rows.append((name, number, int(i < 4)))
     for k, name in enumerate(_LISTS):
         draw.write_lines(base / name, [f"{i} {row[k]}" for i, row in enumerate(rows, 1)])
@@ -104,7 +104,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 SET = OfficialSet(
     name="cub200",
     title="CUB-200-2011",
-    page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
     licence="non-commercial research and education (unchecked)",
     archives=(
         Archive(

@@ -98,24 +98,24 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
         for i in range(6):
             split = i % 3
             name = f"{texture}/{texture}_{i:04d}.jpg"
-            draw.save(base / "images" / name, draw.picture(rng))
+            draw.save(base / "images" / name, draw.noise_image(rng))
             parts[SPLITS[split]].append(name)
             rows.append((name, number, split + 1))
     for split, names in parts.items():
         draw.write_lines(base / "labels" / f"{split}.txt", names)
     (base / "imdb").mkdir(parents=True)
-    cells = np.empty((1, len(rows)), object)
-    cells[0] = [r[0] for r in rows]
+    name_cells = np.empty((1, len(rows)), object)
+    name_cells[0] = [r[0] for r in rows]
     # MATLAB stores whole doubles as small integers, which is what mat4py then gives back.
     numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
-    table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": cells, **numbers}
+    table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": name_cells, **numbers}
     draw.save_mat(base / "imdb" / "imdb.mat", {"images": table})
 
 
 SET = OfficialSet(
     name="dtd",
     title="Describable Textures (DTD)",
-    page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    homepage="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
     # "made available to the computer vision community for research purposes": its page, as quoted
     # on huggingface.co/datasets/tanganke/dtd.
     licence="research use",

@@ -30,7 +30,7 @@ from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text, write_atomic
 
-_PAGE = "https://image-net.org/challenges/LSVRC/2012/"
+_HOMEPAGE = "https://image-net.org/challenges/LSVRC/2012/"
 _TORCHVISION = "torchvision 0.29.1, datasets/imagenet.py"
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -40,13 +40,13 @@ TINY_WNIDS = tuple(f"n9000000{i}" for i in range(4))
 TINY_IMAGES = 24  # of each class
 
 
-def lay_out(folder: Path, found: Mapping[str, Path], progress: Progress) -> None:
+def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
     """The tar of tars into train/, the validation images into class folders of val/."""
-    _train(found[TRAIN], folder / "train", progress)
-    if DEVKIT in found:
-        unpack(found[DEVKIT], folder / "devkit", progress, strip=1)
-    if VAL in found:
-        unpack(found[VAL], folder / "val", progress)
+    _train(archives[TRAIN], folder / "train", progress)
+    if DEVKIT in archives:
+        unpack(archives[DEVKIT], folder / "devkit", progress, strip=1)
+    if VAL in archives:
+        unpack(archives[VAL], folder / "val", progress)
         _sort_val(folder, progress)
 
 
@@ -118,17 +118,17 @@ def _wnids(meta: Path) -> dict[int, str]:
 def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) -> str:
     """The wnid of a validation image, by its number; KdepError where the devkit has none."""
     try:
-        at = int(number) - 1
-        found = wnids[int(truth[at])] if at >= 0 else ""
+        index = int(number) - 1
+        wnid = wnids[int(truth[index])] if index >= 0 else ""
     except (ValueError, LookupError):
-        found = ""
-    if not _WNID.fullmatch(found):
+        wnid = ""
+    if not _WNID.fullmatch(wnid):
         raise KdepError(
             f"the devkit in {data} has no class for the validation image {number[:20]}",
             expected="a class number for each of 50,000 images, and a WordNet id for each class",
             fix=f"unpack {DEVKIT} again",
         )
-    return found
+    return wnid
 
 
 def class_folders(split: Path) -> list[Path]:
@@ -151,16 +151,20 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 "sorts val/ into class folders",
             )
         files: list[Path] = []
-        for one in classes:
-            if not _WNID.fullmatch(one.name):
+        for class_folder in classes:
+            if not _WNID.fullmatch(class_folder.name):
                 raise KdepError(
-                    f"the name of the folder {one} is not a WordNet id",
+                    f"the name of the folder {class_folder} is not a WordNet id",
                     expected="n and eight digits",
                     fix="move it elsewhere",
                 )
-            images = [one / n for n in list_images(one).images if n.endswith(".JPEG")]
+            images = [
+                class_folder / n for n in list_images(class_folder).images if n.endswith(".JPEG")
+            ]
             if not images:
-                raise KdepError(f"the class folder {one} contains no *.JPEG", fix="unpack it again")
+                raise KdepError(
+                    f"the class folder {class_folder} contains no *.JPEG", fix="unpack it again"
+                )
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
                 raise KdepError(f"the image {empty} is empty (0 bytes)", fix="unpack it again")
@@ -194,21 +198,21 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     """4 classes of 24 images, and two validation images a class."""
     for wnid in TINY_WNIDS:
         for i in range(TINY_IMAGES):
-            draw.save(folder / "train" / wnid / f"{wnid}_{i}.JPEG", draw.picture(rng))
+            draw.save(folder / "train" / wnid / f"{wnid}_{i}.JPEG", draw.noise_image(rng))
         for i in range(2):
             name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
-            draw.save(folder / "val" / wnid / name, draw.picture(rng))
+            draw.save(folder / "val" / wnid / name, draw.noise_image(rng))
 
 
 SET = OfficialSet(
     name="imagenet",
     title="ImageNet-1K (ILSVRC 2012)",
-    page=_PAGE,
+    homepage=_HOMEPAGE,
     licence="ImageNet terms of access: non-commercial research and education",
     archives=(
-        Archive(TRAIN, _PAGE, "1d675b47d978889d74fa0da5fadfb00e", _TORCHVISION),
-        Archive(VAL, _PAGE, "29b22e2961454d5413ddabcf34fc5622", _TORCHVISION, optional=True),
-        Archive(DEVKIT, _PAGE, "fa75699e90414af021442c21a62c3abf", _TORCHVISION, optional=True),
+        Archive(TRAIN, _HOMEPAGE, "1d675b47d978889d74fa0da5fadfb00e", _TORCHVISION),
+        Archive(VAL, _HOMEPAGE, "29b22e2961454d5413ddabcf34fc5622", _TORCHVISION, optional=True),
+        Archive(DEVKIT, _HOMEPAGE, "fa75699e90414af021442c21a62c3abf", _TORCHVISION, optional=True),
     ),
     counts={"train_classes": 1000, "train_images": 1281167},
     trained=("train_images",),

@@ -68,10 +68,10 @@ def prepare(
         spec.get("root")
     )  # fmt: skip
     counts: dict[str, Any] = {}
-    for i, one in enumerate(sets):
-        progress(i, len(sets) + 1, f"checking {one.title}")
-        counts[one.name] = verify(one, root, spec.get("decode", 8), whole=not tiny)
-        _link(root / one.name, out / "data" / one.name, out)
+    for i, dataset in enumerate(sets):
+        progress(i, len(sets) + 1, f"checking {dataset.title}")
+        counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), whole=not tiny)
+        _link(root / dataset.name, out / "data" / dataset.name, out)
     progress(len(sets), len(sets) + 1, "listing the pool")
     pool = root / spec["pool"] / spec.get("pool_folder", "train")
     images = _pool(pool, out / "data" / "pool", out)
@@ -83,16 +83,16 @@ def prepare(
         "source": "tiny copies in the real formats (a rehearsal)" if tiny else "official",
         **({"fingerprint": fingerprint_of(prints)} if tiny else {}),
         "counts": {"images": {"pool": images}, **counts},
-        "licences": {one.title: one.licence for one in sets},
-        "notes": [note for one in sets for note in one.notes],
+        "licences": {dataset.title: dataset.licence for dataset in sets},
+        "notes": [note for dataset in sets for note in dataset.notes],
     }
 
 
 def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
-    for one in sets:
-        (root / one.name).mkdir(parents=True)
-        code = int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:4], "big")
-        one.tiny(root / one.name, np.random.default_rng([seed, code]))
+    for dataset in sets:
+        (root / dataset.name).mkdir(parents=True)
+        code = int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:4], "big")
+        dataset.tiny(root / dataset.name, np.random.default_rng([seed, code]))
     return root
 
 
@@ -108,9 +108,9 @@ def _link(target: Path, link: Path, stage: Path) -> None:
 def _pool(source: Path, pool: Path, stage: Path) -> int:
     """Links the pool's images and writes labels.json from its class folders."""
     listing = list_images(need_dir(source, "the pre-training images"))
-    if listing.others:
+    if listing.other_files:
         raise KdepError(
-            f"the file {shown(source / listing.others[0])} of the pool does not have an image "
+            f"the file {shown(source / listing.other_files[0])} of the pool does not have an image "
             "suffix",
             fix="move it elsewhere",
         )

@@ -13,7 +13,7 @@ from PIL import Image
 SIZE = (64, 48)  # width, height
 
 
-def picture(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
+def noise_image(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
     """[h, w, 3] uint8: smooth coloured noise, another one at every call."""
     w, h = size
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -38,15 +38,15 @@ CLASSES = (
 )
 #: (year, list) of the detection task, and of the segmentation task.
 DETECTION = (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
-_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
+_HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
-_SBD_PAGE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
+_SBD_HOMEPAGE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _BENCHMARK = "benchmark.tgz"
 
 
-def lay_out(folder: Path, found: Mapping[str, Path], progress: Progress) -> None:
+def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
     """The VOC archives bring VOCdevkit/ with them; SBD goes to sbd/."""
-    for name, path in found.items():
+    for name, path in archives.items():
         if name == _BENCHMARK:
             unpack(path, folder / SBD, progress, strip=1)
         else:
@@ -59,15 +59,15 @@ def convert(folder: Path, progress: Progress) -> None:
     if not source.is_dir():
         return
     year = folder / DEVKIT / "VOC2012"
-    own = {n for s in ("train", "val") for n in _segmentation(year, s)}
+    voc_names = {n for s in ("train", "val") for n in _segmentation(year, s)}
     names = {n for s in ("train", "val") for n in lines(source / f"{s}.txt", "SBD's list")}
-    wanted = sorted(names - own)
-    for i, name in enumerate(wanted):
+    sbd_names = sorted(names - voc_names)
+    for i, name in enumerate(sbd_names):
         target = year / "SegmentationClassAug" / f"{name}.png"
         if not target.is_file() or target.stat().st_size == 0:
             _write_mask(source / "cls" / f"{name}.mat", target)
-        progress(i + 1, len(wanted), "SBD masks")
-    write_atomic(year / "ImageSets/Segmentation/aug.txt", "".join(f"{n}\n" for n in wanted))
+        progress(i + 1, len(sbd_names), "SBD masks")
+    write_atomic(year / "ImageSets/Segmentation/aug.txt", "".join(f"{n}\n" for n in sbd_names))
 
 
 def _write_mask(mat: Path, target: Path) -> None:
@@ -102,12 +102,12 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             check_xml(devkit / year / "Annotations" / xml)
         counts[f"{year[3:]}_{split}_images"] = len(names)
         decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), decode)
-    for one, other in ((0, 2), (1, 2)):
+    for first, second in ((0, 2), (1, 2)):
         lists = [devkit / y / "ImageSets/Main" / f"{s}.txt" for y, s in DETECTION]
-        if shared := set(ids(lists[one])) & set(ids(lists[other])):
+        if shared := set(ids(lists[first])) & set(ids(lists[second])):
             raise KdepError(
-                f"the lists {lists[one]} and {lists[other]} share {len(shared)} images, the first "
-                f"is {min(shared)}",
+                f"the lists {lists[first]} and {lists[second]} share {len(shared)} images, the "
+                f"first is {min(shared)}",
                 expected="disjoint lists, because one is for training and the other for testing",
                 fix="unpack the archives again",
             )
@@ -132,13 +132,13 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 def ids(path: Path) -> list[str]:
     """The image ids of a list; the split files of single classes ('id 1') are refused."""
-    found = lines(path, "a VOC list, one image id per line")
-    if any(" " in x for x in found):
+    names = lines(path, "a VOC list, one image id per line")
+    if any(" " in x for x in names):
         raise KdepError(
-            f"the list {path} has more than one id in a line ({found[0][:40]!r})",
+            f"the list {path} has more than one id in a line ({names[0][:40]!r})",
             fix="use trainval.txt, not <class>_trainval.txt",
         )
-    return found
+    return names
 
 
 def _segmentation(year: Path, split: str) -> list[str]:
@@ -203,7 +203,7 @@ def check_xml(path: Path) -> dict[str, int]:
 
 def training_objects(folder: Path) -> list[tuple[int, int]]:
     """(objects, shorter side in pixels) of every image of the detection training lists."""
-    found = []
+    rows = []
     for year, split in DETECTION[:2]:
         base = folder / DEVKIT / year
         for name in ids(base / "ImageSets/Main" / f"{split}.txt"):
@@ -211,24 +211,24 @@ def training_objects(folder: Path) -> list[tuple[int, int]]:
             objects = check_xml(path)["objects"]
             size = ET.parse(path).getroot()
             sides = [int(size.findtext(f"size/{k}") or 0) for k in ("width", "height")]
-            found.append((objects, min(sides)))
-    return found
+            rows.append((objects, min(sides)))
+    return rows
 
 
 def check_mask(path: Path, image: Path) -> None:
     """A class mask: one channel, the size of its image, values 0..20 and 255."""
-    facts, picture = check_image(path), check_image(image)
-    if facts.mode not in ("P", "L"):
+    info, noise_image = check_image(path), check_image(image)
+    if info.mode not in ("P", "L"):
         raise KdepError(
-            f"the mask {path} has mode {facts.mode}",
+            f"the mask {path} has mode {info.mode}",
             expected="one 8-bit channel of class numbers",
             fix="use the original SegmentationClass files; a tool has changed the colour mode of "
             "this one",
         )
-    if facts[:2] != picture[:2]:
+    if info[:2] != noise_image[:2]:
         raise KdepError(
-            f"the mask {path} is {facts.width}x{facts.height}",
-            expected=f"{picture.width}x{picture.height}, the size of {image.name}",
+            f"the mask {path} is {info.width}x{info.height}",
+            expected=f"{noise_image.width}x{noise_image.height}, the size of {image.name}",
             fix="unpack both from the same release",
         )
     with Image.open(path) as opened:
@@ -266,7 +266,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for year, split in DETECTION:
         names = [f"{'2012_' if year == 'VOC2012' else ''}{split}_{i:06d}" for i in range(4)]
         for k, name in enumerate(names):
-            draw.save(devkit / year / "JPEGImages" / f"{name}.jpg", draw.picture(rng))
+            draw.save(devkit / year / "JPEGImages" / f"{name}.jpg", draw.noise_image(rng))
             objects = [
                 {
                     "name": CLASSES[int(rng.integers(len(CLASSES)))],
@@ -282,7 +282,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     for split in ("train", "val", "aug"):
         names = [f"2012_{split}_{i:06d}" for i in range(4 if split != "val" else 2)]
         for name in names:
-            draw.save(year / "JPEGImages" / f"{name}.jpg", draw.picture(rng))
+            draw.save(year / "JPEGImages" / f"{name}.jpg", draw.noise_image(rng))
             labels = draw.mask(rng, 21, ignore=255 if split != "aug" else None)
             if split == "aug":
                 draw.save_mat(sbd / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
@@ -299,19 +299,27 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 SET = OfficialSet(
     name="voc",
     title="PASCAL VOC 2007 and 2012, with SBD",
-    page=_PAGE,
+    homepage=_HOMEPAGE,
     licence="images: Flickr terms of use; annotations: research use (unchecked)",
     archives=(
         Archive(
-            "VOCtrainval_06-Nov-2007.tar", _PAGE, "c52e279531787c972589f7e41ab4ae64", _TORCHVISION
+            "VOCtrainval_06-Nov-2007.tar",
+            _HOMEPAGE,
+            "c52e279531787c972589f7e41ab4ae64",
+            _TORCHVISION,
         ),
-        Archive("VOCtest_06-Nov-2007.tar", _PAGE, "b6e924de25625d8de591ea690078ad9f", _TORCHVISION),
         Archive(
-            "VOCtrainval_11-May-2012.tar", _PAGE, "6cd6e144f989b92b3379bac3b3de84fd", _TORCHVISION
+            "VOCtest_06-Nov-2007.tar", _HOMEPAGE, "b6e924de25625d8de591ea690078ad9f", _TORCHVISION
+        ),
+        Archive(
+            "VOCtrainval_11-May-2012.tar",
+            _HOMEPAGE,
+            "6cd6e144f989b92b3379bac3b3de84fd",
+            _TORCHVISION,
         ),
         Archive(
             _BENCHMARK,
-            _SBD_PAGE,
+            _SBD_HOMEPAGE,
             "82b4d87ceb2ed10f6038a1cba92111cb",
             "torchvision 0.29.1, datasets/sbd.py",
         ),

@@ -1,14 +1,14 @@
-"""Data of one's own: stage `prepare` checks them, and lays them out as the tasks read them.
+"""The user's data: stage `prepare` checks them and writes them in the layout that tasks read.
 
     pool/images, pool/labels.json          `pool`: any images; labels from class folders alone
     classify/{split}/<class>/              `classify`: folders of class folders
     detect/{split}, detect/annotations/    `coco`: a COCO json and its images for each split
     cityscapes/...                         `masks`: images, and masks of the same names
 
-Images are linked, except those that not every reader decodes alike (GIF, alpha, 16 bit, ...), of
-which a plain PNG is written. Annotations are written anew in one canonical order, so that neither
-their order in the file nor their ids can change a score: classes and images are matched by name.
-Paths are absolute, or relative to $KDEP_DATA.
+Images are linked, except those that image readers decode differently (GIF, alpha, 16 bit, ...),
+which are converted to PNG. Annotations are written in a canonical order, so that neither their
+order in the file nor their ids affect a score: classes and images are matched by name. Paths are
+absolute, or relative to $KDEP_DATA.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ KEYS: dict[str, Any] = {
 def prepare(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Stage `prepare` of a suite on data of one's own.
+    """Stage `prepare` of a suite on the user's data.
 
-    Spec: `pool` folder of images for pre-training; `pool_labels` True where its sub-folders are
-    classes (a supervised arm needs them); `classify` {split: folder}; `coco` {split: {json,
+    Spec: `pool` folder of images for pre-training; `pool_labels` True if its sub-folders are
+    classes (supervised methods need them); `classify` {split: folder}; `coco` {split: {json,
     images}}; `masks` {split: {images, masks}} and `classes`, their names by mask value;
     `allow_absent` names of classes of boxes or masks that the training split may lack;
     `allow_duplicates` pairs of sets that may share images: [["pool", "coco/test"], ...].
 
     Returns:
         data, source, fingerprint (over the content of all images and labels), counts, licences,
-        notes, task_notes (sentences that belong beside the scores, by folder of the task:
-        {"detect": [...]}), card (counts; see `kdep_bench.results.report.data_card`).
+        notes, task_notes (notes to show with the scores, by folder of the task: {"detect": [...]}),
+        card (counts; see `kdep_bench.results.report.data_card`).
 
     Raises:
-        KdepError: all faults of the data, up to a number, each with the file and what to do.
+        KdepError: lists the faults of the data (at most `faults.SHOWN`), each with file and fix.
     """
     from kdep_bench.data.own.stage import run
 
@@ -53,9 +53,9 @@ def prepare(
 
 
 def check_plan(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
-    """KdepError where the data config contradicts itself or the recipe of a task.
+    """Raises KdepError if the data config contradicts itself or the recipe of a task.
 
-    No file is read, so that a plan can be checked on a machine that has no data.
+    Reads no file, so that a suite can be planned on a machine without the data.
     """
     from kdep_bench.data.own.spec import check_labels, check_paths, check_recipes, check_waivers
 

@@ -1,8 +1,8 @@
-"""Detection data of one's own: json files of all splits -> one canonical COCO json for each.
+"""Detection data of the user: converts the json of each split to a canonical COCO json.
 
-Canonical: images sorted by file name, categories by name, annotations by (image, category, box),
-all numbered anew from 1. Two files that differ in the order of lists or keys, or in their ids,
-come to the same bytes, and so to the same scores.
+Images are sorted by file name, categories by name, annotations by (image, category, box), and all
+are numbered from 1. Files that differ only in the order of lists or keys, or in ids, give the same
+bytes, and so the same scores.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 
 FOLDER = "detect"
-THINNEST = 1.0  # px; mmdet's loader leaves thinner boxes out of training
+THINNEST = 1.0  # px; mmdet's loader ignores thinner boxes in training
 
 
-def read_all(own: DataConfig, faults: Faults) -> dict[str, Boxes]:
-    """The annotations of every split, and the faults that one split or all together have."""
+def read_all(config: DataConfig, faults: Faults) -> dict[str, Boxes]:
+    """The annotations of every split; adds the faults of single splits and of all together."""
     splits: dict[str, Boxes] = {}
     known = len(faults)
-    for split, (path, folder) in own.coco.items():
+    for split, (path, folder) in config.coco.items():
         before = len(faults)
         boxes = read_boxes(path, folder, faults)
         if boxes is None:
@@ -43,12 +43,12 @@ def read_all(own: DataConfig, faults: Faults) -> dict[str, Boxes]:
             with faults.collect():
                 _check_scorable(split, boxes)
     with faults.collect():
-        _check_same_file(own)
-    if len(splits) == len(own.coco):
+        _check_same_file(config)
+    if len(splits) == len(config.coco):
         with faults.collect():
             class_names(splits)
             if len(faults) == known:  # of half a split it is not known what it lacks
-                _check_trainable(splits, own, faults)
+                _check_trainable(splits, config, faults)
     return splits
 
 
@@ -61,16 +61,16 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
     sets = {split: set(b.categories) for split, b in splits.items()}
     every = set().union(*sets.values())
     if splits and not any(names == every for names in sets.values()):
-        # No set holds all names, so that every set lacks a name of some other.
+        # No split has all names, so some split has a name that `train` lacks.
         train = "train" if "train" in sets else next(iter(sets))
-        other = next(s for s in sets if sets[s] - sets[train])
-        only, lacking = sorted(sets[other] - sets[train]), sorted(every - sets[other])
+        split = next(s for s in sets if sets[s] - sets[train])
+        only, lacking = sorted(sets[split] - sets[train]), sorted(every - sets[split])
         near = twins([*only, *lacking]) or [
             (a, b[0]) for a in only if (b := difflib.get_close_matches(a, lacking, 1, 0.8))
         ]
         hint = f"; {pair_shown(*near[0])} look like one class" if near else ""
         raise KdepError(
-            f"the classes of {splits[other].path} and {splits[train].path} differ: only the first "
+            f"the classes of {splits[split].path} and {splits[train].path} differ: only the first "
             f"has {listed(only)}, only the second has {listed(lacking)}{hint}",
             expected="one list of class names in all splits (ids and order do not matter)",
             fix="export all splits with the same categories, or rename them in one file",
@@ -104,12 +104,12 @@ def _check_files(boxes: Boxes) -> None:
         )
 
 
-def _check_same_file(own: DataConfig) -> None:
+def _check_same_file(config: DataConfig) -> None:
     seen: dict[Path, str] = {}
-    for split, (path, _) in own.coco.items():
-        if other := seen.get(path.resolve()):
+    for split, (path, _) in config.coco.items():
+        if earlier := seen.get(path.resolve()):
             raise KdepError(
-                f"the splits {other} and {split} use the same json file {path}",
+                f"the splits {earlier} and {split} use the same json file {path}",
                 fix="give each split its own file in `coco` of the data config",
             )
         seen[path.resolve()] = split
@@ -118,14 +118,14 @@ def _check_same_file(own: DataConfig) -> None:
 def _check_scorable(split: str, boxes: Boxes) -> None:
     if any(not b.crowd for b in boxes.boxes):
         return
-    what = (
+    problem = (
         f"all {len(boxes.boxes)} annotations of {boxes.path} are crowds (iscrowd or ignore 1)"
         if boxes.boxes
         else f"the file {boxes.path} has no annotations"
     )
     does = "train on" if split == "train" else "score"
     raise KdepError(
-        what,
+        problem,
         expected=f"boxes with iscrowd 0 to {does}",
         fix=f"add boxes to this json, or remove `coco.{split}` from the data config"
         if split != "train"
@@ -134,7 +134,7 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     )
 
 
-def _check_trainable(splits: Mapping[str, Boxes], own: DataConfig, faults: Faults) -> None:
+def _check_trainable(splits: Mapping[str, Boxes], config: DataConfig, faults: Faults) -> None:
     """Every class that another split scores has boxes to train on, but for those allowed."""
     if "train" not in splits:
         return
@@ -142,7 +142,7 @@ def _check_trainable(splits: Mapping[str, Boxes], own: DataConfig, faults: Fault
     wide = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= THINNEST)
     for split, boxes in splits.items():
         scored = {b.category for b in boxes.boxes if not b.crowd}
-        lacking = sorted(c for c in scored if not wide[c] and c not in own.allow_absent)
+        lacking = sorted(c for c in scored if not wide[c] and c not in config.allow_absent)
         if split == "train" or not any(not b.crowd for b in train.boxes) or not lacking:
             continue
         faults.add(
@@ -156,29 +156,27 @@ def _check_trainable(splits: Mapping[str, Boxes], own: DataConfig, faults: Fault
         )
 
 
-def check_sizes(boxes: Boxes, facts: Mapping[Path, ImageInfo], faults: Faults) -> None:
-    """The stated sizes against the files; images that were a fault already are left out."""
+def check_sizes(boxes: Boxes, info: Mapping[Path, ImageInfo], faults: Faults) -> None:
+    """Compares the stated sizes with the files; skips images that have a fault already."""
     for name, (width, height) in boxes.sizes.items():
         file = boxes.folder / name
-        if file not in facts:
+        if file not in info:
             continue
-        one = facts[file]
+        image = info[file]
         with faults.collect(f"{boxes.path} size"):
-            check_turn(file, one, width, height, str(boxes.path))
-            if (width, height) != one.upright:
+            check_turn(file, image, width, height, str(boxes.path))
+            if (width, height) != image.upright:
                 raise KdepError(
-                    f"the image {shown(file)} is {one.upright[0]}x{one.upright[1]}",
+                    f"the image {shown(file)} is {image.upright[0]}x{image.upright[1]}",
                     expected=f"{width}x{height}, the size in {boxes.path}",
                     fix="copy both again (image and annotations are of different versions), or "
                     "correct width and height in the json if its boxes fit the image",
                 )
 
 
-def write(
-    split: str, boxes: Boxes, classes: list[str], facts: Mapping[Path, ImageInfo], data: Path
-):
+def write(split: str, boxes: Boxes, classes: list[str], info: Mapping[Path, ImageInfo], data: Path):
     """The canonical json of a split below `data`; returns the place of each image by its file."""
-    names = {n: placed_name(n, facts[boxes.folder / n]) for n in boxes.sizes}
+    names = {n: placed_name(n, info[boxes.folder / n]) for n in boxes.sizes}
     order = sorted(names, key=lambda n: names[n])
     image_ids = {n: i for i, n in enumerate(order, 1)}
     class_ids = {c: i for i, c in enumerate(classes, 1)}
@@ -210,8 +208,8 @@ def _size(size: tuple[int, int]) -> dict[str, int]:
     return {"width": size[0], "height": size[1]}
 
 
-def copied(splits: Mapping[str, Boxes], own: DataConfig) -> list[str]:
-    """A sentence for each split whose boxes are all those of the training split."""
+def copied(splits: Mapping[str, Boxes], config: DataConfig) -> list[str]:
+    """A note for each split whose boxes all equal boxes of the training split."""
     if "train" not in splits:
         return []
     train = Counter(splits["train"].boxes)
@@ -220,7 +218,7 @@ def copied(splits: Mapping[str, Boxes], own: DataConfig) -> list[str]:
         "be a copy of the other"
         for split, boxes in splits.items()
         if split != "train"
-        and frozenset((f"coco/{split}", "coco/train")) not in own.allow_duplicates
+        and frozenset((f"coco/{split}", "coco/train")) not in config.allow_duplicates
         and Counter(boxes.boxes) <= train
     ]
 
@@ -242,8 +240,8 @@ def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
     return out
 
 
-def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know beside the scores on these boxes."""
+def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
+    """Notes to show with the scores on these boxes: absent classes, repeated annotations."""
     out = []
     splits, classes = counted["splits"], counted["classes"]
     train = splits.get("train", {"boxes": {}})["boxes"]
@@ -256,7 +254,7 @@ def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
             )
         if row["repeated_annotations"]:
             out.append(f"{row['repeated_annotations']} annotations of {split} are given twice")
-    allowed = sorted(c for c in own.allow_absent if c in classes and not train.get(c))
+    allowed = sorted(c for c in config.allow_absent if c in classes and not train.get(c))
     if allowed:
         out.append(f"train has no box of {listed(allowed)} (allowed by the data config)")
     return out

@@ -1,4 +1,4 @@
-"""The data card: what a data set of one's own holds, counted."""
+"""The data card: counts of a user's data set."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def make_card(parts: DataParts) -> dict[str, Any]:
         ...}. A row has images, width and height [least, most] in pixels, equal_files, and where
         there are any normalised and passed_over; boxes and pixels by class stand in the row.
     """
-    pool = {"images": len(parts.pool.images), **_images(parts.pool_files(), parts.facts)}
+    pool = {"images": len(parts.pool.images), **_images(parts.pool_files(), parts.info)}
     card: dict[str, Any] = {"pool": pool}
     if parts.labelled is not None:
         by_class = parts.labelled.classes
         pool["by_class"] = {c: len(by_class[c]) for c in sorted(by_class)}
         labelled = {"pool": parts.labelled}
-        pool["in_two_classes"] = class_folders.counted_twice(labelled, parts.facts)
+        pool["in_two_classes"] = class_folders.counted_twice(labelled, parts.info)
     if parts.classify:
-        card["classify"] = class_folders.card(parts.classify, parts.facts)
+        card["classify"] = class_folders.card(parts.classify, parts.info)
     if parts.detect:
         card["detect"] = boxes.card(parts.detect, boxes.class_names(parts.detect))
     if parts.segment:
-        card["segment"] = masks.card(parts.segment, parts.own.classes)
+        card["segment"] = masks.card(parts.segment, parts.config.classes)
     for part, splits in parts.task_files().items():
         for split, files in splits.items():
-            card[part]["splits"][split] |= _images(files, parts.facts)
+            card[part]["splits"][split] |= _images(files, parts.info)
     _passed_over(parts, card)
     return card
 
 
-def _images(files: list[Path], facts: Mapping[Path, ImageInfo]) -> dict[str, Any]:
-    some = [facts[f] for f in files]
-    widths, heights = zip(*(f.upright for f in some), strict=True)
-    kinds = Counter(kind for f in some for kind in f.kinds)
+def _images(files: list[Path], info: Mapping[Path, ImageInfo]) -> dict[str, Any]:
+    file_info = [info[f] for f in files]
+    widths, heights = zip(*(f.upright for f in file_info), strict=True)
+    kinds = Counter(kind for f in file_info for kind in f.kinds)
     row: dict[str, Any] = {
         "width": [min(widths), max(widths)],
         "height": [min(heights), max(heights)],
-        "equal_files": len(some) - len({f.sha256 for f in some}),
+        "equal_files": len(file_info) - len({f.sha256 for f in file_info}),
     }
     return row | ({"normalised": dict(sorted(kinds.items()))} if kinds else {})
 

@@ -1,4 +1,4 @@
-"""Classification data of one's own: folders of class folders, and the labels of the pool."""
+"""Classification data of the user: folders of class folders, and the labels of the pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
 FOLDER = "classify"
-LISTED = 20  # pictures named in the card
+LISTED = 20  # images named in the data card
 _UNLABELLED = "set pool_labels=False and labels=False, and remove the supervised method"
 
 
@@ -34,15 +34,15 @@ class Folders:
 
 
 def check_others(listing: Listing, faults: Faults) -> None:
-    """A fault for files that are neither images nor what systems leave in folders."""
-    if listing.others:
-        suffixes = sorted({Path(n).suffix or "none" for n in listing.others})
-        count = len(listing.others)
-        more = f", the first of {count} such files" if count > 1 else ""
+    """Adds a fault for files that are neither images nor system files."""
+    if listing.other_files:
+        suffixes = sorted({Path(n).suffix or "none" for n in listing.other_files})
+        count = len(listing.other_files)
+        suffix_text = f", the first of {count} such files" if count > 1 else ""
         faults.add(
             KdepError(
-                f"the file {shown(listing.root / listing.others[0])} does not have an image "
-                f"suffix{more} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
+                f"the file {shown(listing.root / listing.other_files[0])} does not have an image "
+                f"suffix{suffix_text} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
                 expected="only images, with the suffix of their format",
                 fix="move it elsewhere, or correct its suffix",
             )
@@ -50,12 +50,12 @@ def check_others(listing: Listing, faults: Faults) -> None:
 
 
 def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
-    """The class folders of one folder, with the faults of their names; None without any class.
+    """The class folders below a folder; None if there are none. Faults are added to `faults`.
 
     Args:
         folder: holds one folder per class.
         faults: receives what is wrong.
-        fix: what to do where the folders directly below are splits and no classes.
+        fix: advice if the folders are splits instead of classes.
     """
     listing = list_images(folder)
     check_others(listing, faults)
@@ -101,10 +101,10 @@ def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
     return out
 
 
-def read_all(own: DataConfig, faults: Faults) -> dict[str, Folders]:
-    """The class folders of every split, and where they differ between splits."""
+def read_all(config: DataConfig, faults: Faults) -> dict[str, Folders]:
+    """The class folders of every split; adds faults where splits have different classes."""
     splits: dict[str, Folders] = {}
-    for split, folder in own.classify.items():
+    for split, folder in config.classify.items():
         inner = "name the folder of each split: classify=dict(train=..., test=...)"
         with faults.collect():
             got = read_folders(folder, faults, inner)
@@ -144,11 +144,11 @@ def read_all(own: DataConfig, faults: Faults) -> dict[str, Folders]:
     return splits
 
 
-def labels_of_pool(own: DataConfig, faults: Faults) -> Folders | None:
-    """The classes of the pool where the config says that its folders are classes."""
-    assert own.pool is not None
+def labels_of_pool(config: DataConfig, faults: Faults) -> Folders | None:
+    """The class folders of the pool, for a config with pool_labels=True."""
+    assert config.pool is not None
     got = read_folders(
-        own.pool,
+        config.pool,
         faults,
         f"set `pool` to the folder that contains the classes, or {_UNLABELLED}",
     )
@@ -156,7 +156,7 @@ def labels_of_pool(own: DataConfig, faults: Faults) -> Folders | None:
         names = f"only one class, {listed(got.classes)}" if got else "no class folder"
         faults.add(
             KdepError(
-                f"the pool {own.pool} has {names}",
+                f"the pool {config.pool} has {names}",
                 expected="two or more class folders, because pool_labels=True",
                 fix=f"add the folders of other classes, or {_UNLABELLED}",
             )
@@ -165,22 +165,23 @@ def labels_of_pool(own: DataConfig, faults: Faults) -> Folders | None:
 
 
 def in_two_classes(
-    folders: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]
+    folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]
 ) -> list[list[str]]:
-    """Files of equal content that lie in different classes, of all splits together.
+    """Groups of files with equal content in different classes, over all splits.
 
-    Each as "<split>/<class>/<file>": results are published, and paths of a machine are not.
+    Each file is given as "<split>/<class>/<file>": results are published, and must not contain
+    paths of the user's machine.
     """
     by_content: dict[str, dict[str, str]] = defaultdict(dict)
-    for split, one in folders.items():
-        for name, files in one.classes.items():
+    for split, folder_set in folders.items():
+        for name, files in folder_set.classes.items():
             for file in files:
-                if (path := one.folder / file) in facts:
-                    by_content[facts[path].sha256].setdefault(name, shown(f"{split}/{file}"))
+                if (path := folder_set.folder / file) in info:
+                    by_content[info[path].sha256].setdefault(name, shown(f"{split}/{file}"))
     return sorted(sorted(c.values()) for c in by_content.values() if len(c) > 1)
 
 
-def card(splits: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]) -> dict[str, Any]:
+def card(splits: Mapping[str, Folders], info: Mapping[Path, ImageInfo]) -> dict[str, Any]:
     """Counts of images by split and class, for the data card."""
     train = splits.get("train") or next(iter(splits.values()))
     return {
@@ -192,20 +193,18 @@ def card(splits: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]) -> dict
             }
             for s, f in splits.items()
         },
-        "in_two_classes": counted_twice(splits, facts),
+        "in_two_classes": counted_twice(splits, info),
     }
 
 
-def counted_twice(
-    folders: Mapping[str, Folders], facts: Mapping[Path, ImageInfo]
-) -> dict[str, Any]:
-    """The pictures that lie in two classes: {count, files}, the first LISTED of them."""
-    twice = in_two_classes(folders, facts)
+def counted_twice(folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]) -> dict[str, Any]:
+    """Images that are in two classes: {count, files}, with the first LISTED groups."""
+    twice = in_two_classes(folders, info)
     return {"count": len(twice), "files": twice[:LISTED]}
 
 
 def notes(counted: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know beside the scores on these folders."""
+    """Notes to show with the scores on these folders: images in two classes."""
     twice = counted["in_two_classes"]
     if not twice["count"]:
         return []

@@ -12,18 +12,18 @@ ALIKE = 2  # sentences shown of faults of one kind
 
 
 class Faults:
-    """Faults in the order in which they were met. Equal sentences are kept once."""
+    """A list of faults in order of discovery, without duplicates."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, KdepError]] = {}
 
     def add(self, fault: KdepError, kind: str = "") -> None:
-        """Adds a fault; of those with the same `kind` only the first ALIKE are shown in words."""
+        """Adds a fault; of faults of the same `kind` the error shows only the first ALIKE."""
         self._kinds.setdefault(kind or str(fault), {})[str(fault)] = fault
 
     @contextlib.contextmanager
     def collect(self, kind: str = "") -> Iterator[None]:
-        """A KdepError raised inside is added, and ends the block alone."""
+        """Context manager: adds a KdepError raised in its block, and continues after the block."""
         try:
             yield
         except KdepError as fault:
@@ -32,8 +32,8 @@ class Faults:
     def __len__(self) -> int:
         return sum(len(faults) for faults in self._kinds.values())
 
-    def raise_any(self, what: str) -> None:
-        """One KdepError that lists all faults of `what`; nothing where there is none."""
+    def raise_any(self, subject: str) -> None:
+        """One KdepError that lists all faults of `subject`; nothing where there is none."""
         if len(self) == 1:
             raise next(iter(next(iter(self._kinds.values())).values()))
         if not len(self):
@@ -50,4 +50,4 @@ class Faults:
                 shown += len(alike) - ALIKE
         if len(self) > shown:
             lines.append(f"\n  and {len(self) - shown} more faults, shown once these are fixed")
-        raise KdepError(f"{what} has {len(self)} faults:" + "".join(lines))
+        raise KdepError(f"{subject} has {len(self)} faults:" + "".join(lines))

@@ -1,4 +1,4 @@
-"""Places the images of a data set as the tasks look for them, and hashes the content of all."""
+"""Links or copies the images of a data set to the tasks' layout, and hashes their content."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kdep_bench.data.listing import shown
 
 
 class Layout:
-    """Links and plain copies below the folder `data`.
+    """Links and converted copies below the folder `data`.
 
     Args:
-        data: the folder.
-        facts: of every image that will be placed, by the user's file.
+        data: the folder, created if missing.
+        info: of every image that will be placed, by the user's file.
     """
 
-    def __init__(self, data: Path, facts: Mapping[Path, ImageInfo]) -> None:
-        self.data, self.facts = data, facts
+    def __init__(self, data: Path, info: Mapping[Path, ImageInfo]) -> None:
+        self.data, self.info = data, info
         self._links: list[tuple[Path, Path]] = []
         self._masks: list[tuple[Path, Path]] = []
         self._rows: list[str] = []
@@ -29,16 +29,16 @@ class Layout:
         """Adds images: file -> place."""
         for file, place in places.items():
             self._links.append((file, place))
-            self._row(place, self.facts[file].sha256)
+            self._row(place, self.info[file].sha256)
 
     def folder(self, root: Path, names: Iterable[str], target: Path, *, whole: bool) -> None:
         """Adds images of one folder: one link to it where `whole` and no file changes."""
-        placed = {n: placed_name(n, self.facts[root / n]) for n in names}
-        if whole and all(n == p and self.facts[root / n].plain for n, p in placed.items()):
+        placed = {n: placed_name(n, self.info[root / n]) for n in names}
+        if whole and all(n == p and self.info[root / n].plain for n, p in placed.items()):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(root, target_is_directory=True)
             for name in placed:
-                self._row(target / name, self.facts[root / name].sha256)
+                self._row(target / name, self.info[root / name].sha256)
         else:
             self.images({root / n: target / p for n, p in placed.items()})
 
@@ -53,7 +53,7 @@ class Layout:
         while self._links:
             now: dict[Path, Path] = {}
             later = [link for link in self._links if now.setdefault(*link) != link[1]]
-            place_all(self.facts, now)
+            place_all(self.info, now)
             self._links = later
         for file, place in self._masks:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Segmentation data of one's own: every mask read, its pixels counted by class."""
+"""Segmentation data of the user: pairs images with masks, and counts pixels by class."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"  # what the task l
 
 @dataclass
 class Masks:
-    """The pairs of one split.
+    """The pairs of image and mask of one split.
 
     Attributes:
+        images: the user's folder of images.
         folder: the user's folder of masks.
-        pairs: (image, mask), files of the user's.
+        pairs: (image, mask), paths of the user's files.
         counts: [256] pixels by value over all masks.
         hashes: SHA-256 of each mask that was read.
-        alone: number of masks that belong to no image of the split.
-        passed_over: what the folder of images holds besides, as counted in its listing.
+        alone: number of masks without an image in the split.
+        passed_over: number of skipped entries of the image folder, by reason (see `Listing`).
     """
 
     images: Path
@@ -46,28 +47,28 @@ class Masks:
     passed_over: dict[str, int] = field(default_factory=dict)
 
 
-def find_all(own: DataConfig, faults: Faults) -> dict[str, Masks]:
-    """The pairs of image and mask of every split; a mask is the PNG named like its image."""
+def find_all(config: DataConfig, faults: Faults) -> dict[str, Masks]:
+    """The pairs of image and mask by split; a mask is the PNG with the name of its image."""
     splits = {}
-    for split, (images, folder) in own.masks.items():
+    for split, (images, folder) in config.masks.items():
         with faults.collect():
             splits[split] = _pairs(images, folder, faults)
-    _check_own_files(splits, own, faults)
+    _check_own_files(splits, config, faults)
     return splits
 
 
-def _check_own_files(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -> None:
+def _check_own_files(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
     """A fault for a file that is a mask of two splits, as where a folder is a link to another."""
     first: dict[str, tuple[str, Path]] = {}
     for split, masks in splits.items():
         for _, mask in masks.pairs:
-            other, known = first.setdefault(os.path.realpath(mask), (split, mask))
-            pair = frozenset((f"masks/{split}", f"masks/{other}"))
-            if other != split and pair not in own.allow_duplicates:
+            earlier, known = first.setdefault(os.path.realpath(mask), (split, mask))
+            pair = frozenset((f"masks/{split}", f"masks/{earlier}"))
+            if earlier != split and pair not in config.allow_duplicates:
                 faults.add(
                     KdepError(
-                        f"the mask {shown(mask)} of {split} and {shown(known)} of {other} are the "
-                        "same file",
+                        f"the mask {shown(mask)} of {split} and {shown(known)} of {earlier} are "
+                        "the same file",
                         fix="correct the link, or the paths of `masks` in the data config: each "
                         "split needs its own masks",
                     ),
@@ -82,11 +83,11 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
     there = set(list_images(folder).images)  # what the content of the data is hashed over
     for name in listing.images:
         mask = str(Path(name).with_suffix(".png"))
-        if other := by_mask.get(mask):
+        if earlier := by_mask.get(mask):
             faults.add(
                 KdepError(
-                    f"the images {shown(images / other)} and {shown(images / name)} have the same "
-                    f"mask, {shown(folder / mask)}",
+                    f"the images {shown(images / earlier)} and {shown(images / name)} have the "
+                    f"same mask, {shown(folder / mask)}",
                     fix="rename one of the images, and its mask accordingly",
                 ),
                 f"{images} twins",
@@ -113,11 +114,11 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
 
 
 def read_all(
-    splits: Mapping[str, Masks], facts: Mapping[Path, ImageInfo], own: DataConfig, faults: Faults
+    splits: Mapping[str, Masks], info: Mapping[Path, ImageInfo], config: DataConfig, faults: Faults
 ) -> None:
-    """Reads every mask, counts its pixels, and checks what one mask and all together have."""
+    """Reads all masks, counts their pixels, and checks sizes, values and palettes."""
     colours: dict[int, tuple[tuple[int, ...], Path]] = {}
-    classes = own.classes
+    classes = config.classes
     for masks in splits.values():
         files = [mask for _, mask in masks.pairs]
         threads = cores()
@@ -129,7 +130,7 @@ def read_all(
             masks.counts += answer.counts
             masks.hashes[mask] = answer.sha256
             with faults.collect(f"{masks.folder} size"):
-                _check_size(image, mask, answer, facts)
+                _check_size(image, mask, answer, info)
             with faults.collect(f"{masks.folder} values"):
                 _check_values(mask, answer, len(classes))
             with faults.collect(f"{masks.folder} palette"):
@@ -143,21 +144,22 @@ def _try_read(path: Path) -> MaskInfo | KdepError:
         return fault
 
 
-def _check_size(image: Path, mask: Path, facts: MaskInfo, images: Mapping[Path, ImageInfo]) -> None:
+def _check_size(image: Path, mask: Path, info: MaskInfo, images: Mapping[Path, ImageInfo]) -> None:
     if image not in images:
         return  # a fault already
-    one = images[image]
-    check_turn(image, one, *facts.size, f"its mask {shown(mask)}")
-    if facts.size != one.upright:
+    image_info = images[image]
+    check_turn(image, image_info, *info.size, f"its mask {shown(mask)}")
+    if info.size != image_info.upright:
         raise KdepError(
-            f"the mask {shown(mask)} is {facts.size[0]}x{facts.size[1]}",
-            expected=f"{one.upright[0]}x{one.upright[1]}, the size of its image {shown(image)}",
+            f"the mask {shown(mask)} is {info.size[0]}x{info.size[1]}",
+            expected=f"{image_info.upright[0]}x{image_info.upright[1]}, the size of its image "
+            f"{shown(image)}",
             fix="copy both again; if you resize masks, use nearest-neighbour interpolation",
         )
 
 
-def _check_values(mask: Path, facts: MaskInfo, classes: int) -> None:
-    wrong = [int(v) for v in np.flatnonzero(facts.counts) if v >= classes and v != IGNORE]
+def _check_values(mask: Path, info: MaskInfo, classes: int) -> None:
+    wrong = [int(v) for v in np.flatnonzero(info.counts) if v >= classes and v != IGNORE]
     if wrong and classes:
         raise KdepError(
             f"the mask {shown(mask)} contains the values {wrong[:12]}",
@@ -168,9 +170,9 @@ def _check_values(mask: Path, facts: MaskInfo, classes: int) -> None:
 
 
 def _check_palette(
-    mask: Path, facts: MaskInfo, colours: dict[int, tuple[tuple[int, ...], Path]]
+    mask: Path, info: MaskInfo, colours: dict[int, tuple[tuple[int, ...], Path]]
 ) -> None:
-    for value, colour in facts.palette:
+    for value, colour in info.palette:
         known, first = colours.setdefault(value, (colour, mask))
         if known != colour:
             raise KdepError(
@@ -183,28 +185,30 @@ def _check_palette(
             )
 
 
-def check_counts(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -> None:
-    """Refuses splits whose pixels cannot give a score; called once no mask is at fault."""
-    counts = {s: m.counts[: len(own.classes)] for s, m in splits.items()}
+def check_counts(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
+    """Adds faults for splits whose pixels cannot give a score; call it when all masks are valid."""
+    counts = {s: m.counts[: len(config.classes)] for s, m in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
     for split, masks in splits.items():
         if not counts[split].any():
             faults.add(
                 KdepError(
                     f"all pixels of the masks in {masks.folder} are {IGNORE}, which is ignored",
-                    expected=f"class numbers 0..{len(own.classes) - 1}",
+                    expected=f"class numbers 0..{len(config.classes) - 1}",
                     fix="write class numbers into the masks of this split",
                 )
             )
     if len(faults) or "train" not in splits:
         return
     train, folder = counts["train"], splits["train"].folder
-    lacking = [c for i, c in enumerate(own.classes) if not train[i] and c not in own.allow_absent]
+    lacking = [
+        c for i, c in enumerate(config.classes) if not train[i] and c not in config.allow_absent
+    ]
     if lacking:
-        elsewhere = [c for c in lacking if total[own.classes.index(c)]]
+        elsewhere = [c for c in lacking if total[config.classes.index(c)]]
         where = "although other splits have it" if elsewhere else "and no other split has it either"
-        binary = len(own.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
-        number = own.classes.index(lacking[0])
+        binary = len(config.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
+        number = config.classes.index(lacking[0])
         faults.add(
             KdepError(
                 f"no pixel of the masks in {folder} has the class {listed(lacking, 500)} (value "
@@ -217,7 +221,7 @@ def check_counts(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -
         )
         return
     for split, masks in splits.items():
-        there = [c for i, c in enumerate(own.classes) if counts[split][i]]
+        there = [c for i, c in enumerate(config.classes) if counts[split][i]]
         if len(there) < 2:
             faults.add(
                 KdepError(
@@ -229,17 +233,17 @@ def check_counts(splits: Mapping[str, Masks], own: DataConfig, faults: Faults) -
 
 
 def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, dict]:
-    """Where the task looks for the images and masks of a split: ({image: place}, {mask: place})."""
+    """Paths of a split's images and masks in the task's layout: ({image: path}, {mask: path})."""
     images: dict[Path, Path] = {}
     labels: dict[Path, Path] = {}
     stems: dict[str, Path] = {}
     for image, mask in masks.pairs:
         stem = shown("-".join(image.relative_to(masks.images).with_suffix("").parts))
         stem = stem.replace("\\", "%")
-        if other := stems.get(stem):
+        if earlier := stems.get(stem):
             faults.add(
                 KdepError(
-                    f"the images {shown(other)} and {shown(image)} get the same name, {stem!r}, "
+                    f"the images {shown(earlier)} and {shown(image)} get the same name, {stem!r}, "
                     "when folders are joined by '-'",
                     fix="rename one of the images, and its mask accordingly",
                 )
@@ -251,8 +255,8 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
     return images, labels
 
 
-def copied(splits: Mapping[str, Masks], own: DataConfig) -> list[str]:
-    """A sentence for each split whose masks are all those of the training split."""
+def copied(splits: Mapping[str, Masks], config: DataConfig) -> list[str]:
+    """A note for each split whose masks all equal masks of the training split."""
     names = {
         s: {(p.relative_to(m.folder), h) for p, h in m.hashes.items()} for s, m in splits.items()
     }
@@ -261,7 +265,7 @@ def copied(splits: Mapping[str, Masks], own: DataConfig) -> list[str]:
         "of the other"
         for split, own_masks in names.items()
         if split != "train"
-        and frozenset((f"masks/{split}", "masks/train")) not in own.allow_duplicates
+        and frozenset((f"masks/{split}", "masks/train")) not in config.allow_duplicates
         and own_masks <= names.get("train", set())
     ]
 
@@ -282,8 +286,8 @@ def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know beside the scores on these masks."""
+def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
+    """Notes to show with the scores on these masks: absent classes."""
     out, classes = [], counted["classes"]
     train = counted["splits"].get("train", {"pixels": {}})["pixels"]
     for split, row in counted["splits"].items():
@@ -293,7 +297,7 @@ def notes(own: DataConfig, counted: Mapping[str, Any]) -> list[str]:
                 f"{split} has no pixel of {listed(absent)}: such a class counts in the mean only "
                 "where a network predicts it, with IoU 0"
             )
-    allowed = sorted(c for c in own.allow_absent if c in classes and not train.get(c))
+    allowed = sorted(c for c in config.allow_absent if c in classes and not train.get(c))
     if allowed:
         out.append(f"train has no pixel of {listed(allowed)} (allowed by the data config)")
     return out

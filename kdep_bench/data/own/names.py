@@ -1,4 +1,4 @@
-"""Names of classes: told apart exactly, and refused where they differ by case or spaces only."""
+"""Class names: compared exactly, and refused if they differ only by case, spaces or Unicode."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testi
 
 
 def plain(name: str) -> str:
-    """The name without case, surrounding spaces and invisible characters, one kind of space inside.
+    """The name in lower case without invisible characters; runs of spaces and "_" are one space.
 
-    Unicode has two spellings of an accented letter, and macOS names files with the other one.
+    Also normalises Unicode (NFKC): accented letters have two encodings, of which macOS uses the
+    rarer one in file names.
     """
     seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
     seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
@@ -21,7 +22,7 @@ def plain(name: str) -> str:
 
 
 def pair_shown(first: str, second: str) -> str:
-    """Two names, quoted; with their code points where they would look the same."""
+    """Two names, quoted; names that are not ASCII with escapes, because they can look the same."""
     quote = repr if first.isascii() and second.isascii() else ascii
     return f"{quote(first)} and {quote(second)}"
 
@@ -31,14 +32,20 @@ def twins(names: Iterable[str]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        other = first.setdefault(plain(name), name)
-        if other != name:
-            pairs.append((other, name))
+        earlier = first.setdefault(plain(name), name)
+        if earlier != name:
+            pairs.append((earlier, name))
     return pairs
 
 
 def check_twins(names: Iterable[str], where: str, fix: str) -> None:
-    """KdepError where two classes of `where` have equal `plain` names."""
+    """Raises KdepError if two of the class names have equal `plain` names.
+
+    Args:
+        names: of the classes.
+        where: what has them; the error begins with it.
+        fix: advice of the error.
+    """
     if pairs := twins(names):
         shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
         raise KdepError(
@@ -49,8 +56,8 @@ def check_twins(names: Iterable[str], where: str, fix: str) -> None:
         )
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The names, quoted, the first `most` of them."""
+def listed(names: Iterable[str], max_shown: int = 8) -> str:
+    """The first `max_shown` names, quoted, and their number if there are more."""
     names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(repr(n) for n in names[:most]) + more
+    rest = f", ... ({len(names)} in all)" if len(names) > max_shown else ""
+    return ", ".join(repr(n) for n in names[:max_shown]) + rest

@@ -1,4 +1,4 @@
-"""The parts of a data set of one's own, as they were read."""
+"""The parts of a user's data set, as read from its files."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from kdep_bench.data.own.spec import DataConfig
 
 @dataclass
 class DataParts:
-    """What was read of a data set.
+    """The content of a user's data set, by part.
 
     Attributes:
-        own: its config.
+        config: its data config.
         pool: the images for pre-training; `labelled` their classes, where the config has them.
         classify: class folders by split.
         detect: boxes by split.
         segment: pairs of image and mask by split.
-        facts: of every image, by the user's file.
+        info: of every image, by the user's file.
     """
 
-    own: DataConfig
+    config: DataConfig
     pool: Listing
     labelled: Folders | None = None
     classify: dict[str, Folders] = field(default_factory=dict)
     detect: dict[str, Boxes] = field(default_factory=dict)
     segment: dict[str, Masks] = field(default_factory=dict)
-    facts: dict[Path, ImageInfo] = field(default_factory=dict)
+    info: dict[Path, ImageInfo] = field(default_factory=dict)
 
     def pool_files(self) -> list[Path]:
+        """Paths of the pool images."""
         return [self.pool.root / n for n in self.pool.images]
 
     def task_files(self) -> dict[str, dict[str, list[Path]]]:
@@ -58,6 +59,6 @@ class DataParts:
         """Every image that any part names, once."""
         files = dict.fromkeys(self.pool_files())
         for splits in self.task_files().values():
-            for some in splits.values():
-                files |= dict.fromkeys(some)
+            for images in splits.values():
+                files |= dict.fromkeys(images)
         return list(files)

@@ -1,4 +1,4 @@
-"""Which files and folders a data config of one's own names."""
+"""The files and folders that the config of a user's data names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = "KDEP_DATA"
 
 
 def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
-    """What the stage reads, by part; see `kdep_bench.data.content`.
+    """The sources that the stage reads, by part; see `kdep_bench.data.content`.
 
-    Of a config that is malformed, what can be understood: the stage itself refuses the rest.
+    Malformed entries of the config are skipped here; the stage refuses them.
     """
     parts: dict[str, list[Source]] = {}
     if isinstance(spec.get("pool"), str):
@@ -24,12 +24,12 @@ def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
         splits = spec.get(key)
         for split, given in splits.items() if isinstance(splits, Mapping) else ():
             paths = {"": given} if isinstance(given, str) else given
-            found = []
-            for what, path in paths.items() if isinstance(paths, Mapping) else ():
+            sources = []
+            for key_name, path in paths.items() if isinstance(paths, Mapping) else ():
                 if isinstance(path, str):
-                    found.append((one_file if what == "json" else images_of)(_path(path)))
-            if found:
-                parts[f"{folder}/{split}"] = found
+                    sources.append((one_file if key_name == "json" else images_of)(_path(path)))
+            if sources:
+                parts[f"{folder}/{split}"] = sources
     return parts
 
 

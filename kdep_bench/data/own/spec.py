@@ -1,4 +1,4 @@
-"""The data config of one's own data: its form, its paths, and what a plan can check of it."""
+"""The config of a user's data: reads it, resolves its paths, and checks it without reading data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IGNORE = 255  # mask value that neither trains nor scores
 
 @dataclass
 class DataConfig:
-    """A data config whose paths exist.
+    """A data config with resolved paths that exist.
 
     Attributes:
         pool: folder of the images for pre-training.
@@ -45,26 +45,26 @@ class DataConfig:
 
 
 def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
-    """The spec of the stage with its paths resolved; what is wrong goes to `faults`.
+    """The stage's spec as a DataConfig; faults are added to `faults`.
 
     Raises:
-        KdepError: a key that is not known.
+        KdepError: an unknown key.
     """
     if unknown := set(spec) - set(KEYS):
         raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
-    own = DataConfig(pool_labels=bool(spec.get("pool_labels")))
+    config = DataConfig(pool_labels=bool(spec.get("pool_labels")))
     with faults.collect():
-        own.pool = existing(spec.get("pool"), "pool", folder=True)
+        config.pool = existing(spec.get("pool"), "pool", folder=True)
     for split, value in _splits(spec, "classify", faults):
         with faults.collect():
-            own.classify[split] = existing(value, f"classify.{split}", folder=True)
+            config.classify[split] = existing(value, f"classify.{split}", folder=True)
     for split, value in _splits(spec, "coco", faults):
         with faults.collect():
-            own.coco[split] = _pair(value, f"coco.{split}", {"json": False, "images": True})
+            config.coco[split] = _pair(value, f"coco.{split}", {"json": False, "images": True})
     for split, value in _splits(spec, "masks", faults):
         with faults.collect():
-            own.masks[split] = _pair(value, f"masks.{split}", {"images": True, "masks": True})
-    for split, (images, folder) in own.masks.items():
+            config.masks[split] = _pair(value, f"masks.{split}", {"images": True, "masks": True})
+    for split, (images, folder) in config.masks.items():
         if images.resolve() == folder.resolve():
             faults.add(
                 KdepError(
@@ -74,12 +74,12 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
                 )
             )
     with faults.collect():
-        own.classes = mask_classes(spec)
+        config.classes = mask_classes(spec)
     with faults.collect():
-        own.allow_absent = set(_strings(spec.get("allow_absent") or [], "allow_absent"))
+        config.allow_absent = set(_strings(spec.get("allow_absent") or [], "allow_absent"))
     with faults.collect():
-        own.allow_duplicates = check_waivers(spec)
-    for part, split, folder in _nested(own):
+        config.allow_duplicates = check_waivers(spec)
+    for part, split, folder in _nested(config):
         faults.add(
             KdepError(
                 f"the folder {folder} is the folder of another split of `{part}` ({split}), or "
@@ -87,11 +87,15 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
                 fix="give each split its own folder in the data config",
             )
         )
-    return own
+    return config
 
 
 def existing(value: Any, key: str, *, folder: bool) -> Path:
-    """The path that the config gives under `key`, absolute; its own name, links not resolved."""
+    """The path in the config under `key`, absolute, with links not resolved.
+
+    Raises:
+        KdepError: not a path, or one that does not exist or is of the other kind.
+    """
     if not isinstance(value, str) or not value:
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
@@ -118,7 +122,7 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
 
 
 def mask_classes(spec: Mapping[str, Any]) -> list[str]:
-    """`classes` of the config: names by mask value. Empty where the config has no masks."""
+    """`classes` of the config, names by mask value; empty if the config has no masks."""
     if not spec.get("masks"):
         return []
     if not spec.get("classes"):
@@ -144,7 +148,7 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
 
 
 def check_labels(data: Mapping[str, Any]) -> None:
-    """KdepError where `labels`, which plans supervised arms, and `pool_labels` disagree."""
+    """Raises KdepError for labels=True (plans supervised methods) without pool_labels=True."""
     if data.get("labels", False) and not data.get("pool_labels", False):
         raise KdepError(
             f"the data {data.get('name')!r} has labels=True but not pool_labels=True, so a "
@@ -155,7 +159,7 @@ def check_labels(data: Mapping[str, Any]) -> None:
 
 
 def check_paths(data: Mapping[str, Any]) -> None:
-    """KdepError where two splits of a part name the same path, as it is written."""
+    """Raises KdepError if two splits of a part have the same path in the config."""
     for part, keys in (("classify", [None]), ("coco", ["json"]), ("masks", ["images", "masks"])):
         splits = data.get(part)
         if not isinstance(splits, Mapping):
@@ -166,11 +170,11 @@ def check_paths(data: Mapping[str, Any]) -> None:
                 path = value.get(key) if key and isinstance(value, Mapping) else value
                 if not isinstance(path, str):
                     continue
-                other = seen.setdefault(os.path.normpath(path), split)
-                if other != split:
+                earlier = seen.setdefault(os.path.normpath(path), split)
+                if earlier != split:
                     raise KdepError(
                         f"the data config has the same path {path} for two splits of `{part}`: "
-                        f"{other} and {split}",
+                        f"{earlier} and {split}",
                         expected="different data in each split, because a score on training data "
                         "is meaningless",
                         fix=f"correct `{part}` in the data config",
@@ -178,7 +182,7 @@ def check_paths(data: Mapping[str, Any]) -> None:
 
 
 def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
-    """`allow_duplicates` of the config as pairs of sets; KdepError where it names none."""
+    """`allow_duplicates` of the config as pairs of sets; KdepError for an unknown set or pair."""
     names = [POOL]
     for part in ("classify", "coco", "masks"):
         splits = spec.get(part)
@@ -188,7 +192,7 @@ def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
 
 
 def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
-    """KdepError where a segmentation recipe names other classes than the masks of the data."""
+    """Raises KdepError if a segmentation recipe has other classes than the masks of the data."""
     if not data.get("masks"):
         return
     classes = mask_classes(data)
@@ -271,22 +275,22 @@ def _strings(value: Any, key: str) -> list[str]:
     return names
 
 
-def _nested(own: DataConfig) -> list[tuple[str, str, Path]]:
+def _nested(config: DataConfig) -> list[tuple[str, str, Path]]:
     """(part, other split, folder) of folders that hold, or are, those of another split.
 
     Images of boxes are named by their json, so that splits may share a folder there.
     """
     rows = []
     for part, folders in (
-        ("classify", own.classify),
-        ("masks", {s: images for s, (images, _) in own.masks.items()}),
+        ("classify", config.classify),
+        ("masks", {s: images for s, (images, _) in config.masks.items()}),
     ):
         real = {s: f.resolve() for s, f in folders.items()}
         for i, split in enumerate(real):
-            for other in list(real)[:i]:
-                a, b = real[split], real[other]
+            for earlier in list(real)[:i]:
+                a, b = real[split], real[earlier]
                 if a == b or a.is_relative_to(b):
-                    rows.append((part, other, folders[split]))
+                    rows.append((part, earlier, folders[split]))
                 elif b.is_relative_to(a):
-                    rows.append((part, split, folders[other]))
+                    rows.append((part, split, folders[earlier]))
     return rows

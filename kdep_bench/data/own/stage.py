@@ -1,4 +1,4 @@
-"""Stage `prepare` over data of one's own, part by part; all faults are reported together."""
+"""Stage `prepare` for a user's data, part by part; all faults are reported together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdep_bench.data.own.spec import read_spec
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
 
-WHAT = "the data set"
+SUBJECT = "the data set"
 Progress = Callable[..., None]
 
 
@@ -30,7 +30,7 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
     fingerprint = _lay_out(parts, out / "data")
     card = make_card(parts)
     progress(0, 1, "comparing the images of all splits")
-    shared = leaks.find(parts.sets(), parts.facts, parts.own.allow_duplicates)
+    shared = leaks.find(parts.sets(), parts.info, parts.config.allow_duplicates)
     card["shared_images"] = leaks.table(shared)
     progress(1, 1, "done")
     return {
@@ -46,7 +46,7 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
 
 
 def count_images(parts: DataParts) -> dict[str, int]:
-    """Images by the folder of the tasks that read them."""
+    """Number of images per set, by the folder of the tasks that read it ("detect/train")."""
     counts = {"pool": len(parts.pool.images)}
     counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
     counts |= {f"{boxes.FOLDER}/{s}": len(b.sizes) for s, b in parts.detect.items()}
@@ -55,40 +55,40 @@ def count_images(parts: DataParts) -> dict[str, int]:
 
 
 def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
-    """All of the data, read and checked; nothing is written.
+    """Reads and checks all of the data; writes nothing.
 
     Raises:
-        KdepError: every fault that was found.
+        KdepError: lists the faults.
     """
     faults = Faults()
-    own = read_spec(spec, faults)
-    faults.raise_any(WHAT)
-    assert own.pool is not None
-    parts = DataParts(own, list_images(own.pool))
-    if own.pool_labels:
-        parts.labelled = class_folders.labels_of_pool(own, faults)
+    config = read_spec(spec, faults)
+    faults.raise_any(SUBJECT)
+    assert config.pool is not None
+    parts = DataParts(config, list_images(config.pool))
+    if config.pool_labels:
+        parts.labelled = class_folders.labels_of_pool(config, faults)
     else:
         class_folders.check_others(parts.pool, faults)
     if not parts.pool.images:
         faults.add(
             KdepError(
-                f"the pool {own.pool} contains no image", fix="correct `pool` in the data config"
+                f"the pool {config.pool} contains no image", fix="correct `pool` in the data config"
             )
         )
-    parts.classify = class_folders.read_all(own, faults)
-    parts.detect = boxes.read_all(own, faults)
-    parts.segment = masks.find_all(own, faults)
-    parts.facts = _inspect(parts.files(), faults, progress)
+    parts.classify = class_folders.read_all(config, faults)
+    parts.detect = boxes.read_all(config, faults)
+    parts.segment = masks.find_all(config, faults)
+    parts.info = _inspect(parts.files(), faults, progress)
     for split in parts.detect.values():
-        boxes.check_sizes(split, parts.facts, faults)
-    masks.read_all(parts.segment, parts.facts, own, faults)
+        boxes.check_sizes(split, parts.info, faults)
+    masks.read_all(parts.segment, parts.info, config, faults)
     if not len(faults):
-        masks.check_counts(parts.segment, own, faults)
+        masks.check_counts(parts.segment, config, faults)
     with faults.collect():
         _check_allowed(parts)
-    for fault in leaks.check_paths(parts.sets(), own.allow_duplicates):
+    for fault in leaks.check_paths(parts.sets(), config.allow_duplicates):
         faults.add(fault)
-    faults.raise_any(WHAT)
+    faults.raise_any(SUBJECT)
     return parts
 
 
@@ -98,18 +98,18 @@ def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path
         seen = inspect(there, memory, progress=lambda i, n: progress(i, n, "checking images"))
     for fault in seen.faults:
         faults.add(fault, "image")
-    return seen.facts
+    return seen.info
 
 
 def _check_allowed(parts: DataParts) -> None:
-    known = {c for b in parts.detect.values() for c in b.categories} | set(parts.own.classes)
-    if unknown := sorted(parts.own.allow_absent - known):
+    known = {c for b in parts.detect.values() for c in b.categories} | set(parts.config.classes)
+    if unknown := sorted(parts.config.allow_absent - known):
         raise unknown_name("class in `allow_absent` of the data config", unknown[0], known)
 
 
 def _lay_out(parts: DataParts, data: Path) -> str:
     """Writes everything below `data`; returns the fingerprint."""
-    faults, layout = Faults(), Layout(data, parts.facts)
+    faults, layout = Faults(), Layout(data, parts.info)
     layout.folder(parts.pool.root, parts.pool.images, data / "pool" / "images", whole=True)
     if parts.labelled is not None:
         _write_labels(parts, data)
@@ -119,14 +119,14 @@ def _lay_out(parts: DataParts, data: Path) -> str:
         layout.folder(folders.folder, names, data / class_folders.FOLDER / split, whole=whole)
     classes = boxes.class_names(parts.detect)
     for split, annotated in parts.detect.items():
-        layout.images(boxes.write(split, annotated, classes, parts.facts, data))
+        layout.images(boxes.write(split, annotated, classes, parts.info, data))
     for split, pairs in parts.segment.items():
         images, labels = masks.places(split, pairs, data, faults)
         layout.images(images)
         layout.masks(labels, pairs.hashes)
     if parts.segment:
-        write_json(data / masks.FOLDER / "classes.json", parts.own.classes)
-    faults.raise_any(WHAT)
+        write_json(data / masks.FOLDER / "classes.json", parts.config.classes)
+    faults.raise_any(SUBJECT)
     layout.place()
     return layout.fingerprint()
 
@@ -135,7 +135,7 @@ def _write_labels(parts: DataParts, data: Path) -> None:
     assert parts.labelled is not None
     classes = sorted(parts.labelled.classes)
     labels = {
-        placed_name(n, parts.facts[parts.labelled.folder / n]): number
+        placed_name(n, parts.info[parts.labelled.folder / n]): number
         for number, name in enumerate(classes)
         for n in parts.labelled.classes[name]
     }
@@ -146,22 +146,22 @@ def _write_labels(parts: DataParts, data: Path) -> None:
 def _task_notes(
     parts: DataParts, card: Mapping[str, Any], shared: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Sentences that belong beside the scores, by folder of the tasks that read the part.
+    """Notes to show with the scores, by folder of the tasks that read the part.
 
     Args:
-        parts: of the data.
-        card: of the same data.
-        shared: sentences on images that splits share, by part of the data config.
+        parts: the data.
+        card: their data card.
+        shared: notes on images that splits share, by part of the data config.
     """
     notes: dict[str, list[str]] = {}
     if parts.classify:
         notes[class_folders.FOLDER] = class_folders.notes(card["classify"])
     if parts.detect:
-        notes[boxes.FOLDER] = boxes.notes(parts.own, card["detect"])
-        notes[boxes.FOLDER] += boxes.copied(parts.detect, parts.own)
+        notes[boxes.FOLDER] = boxes.notes(parts.config, card["detect"])
+        notes[boxes.FOLDER] += boxes.copied(parts.detect, parts.config)
     if parts.segment:
-        notes[masks.FOLDER] = masks.notes(parts.own, card["segment"])
-        notes[masks.FOLDER] += masks.copied(parts.segment, parts.own)
+        notes[masks.FOLDER] = masks.notes(parts.config, card["segment"])
+        notes[masks.FOLDER] += masks.copied(parts.segment, parts.config)
     folders = {"classify": class_folders.FOLDER, "coco": boxes.FOLDER, "masks": masks.FOLDER}
     for part, sentences in shared.items():
         notes[folders[part]] = [*notes.get(folders[part], []), *sentences]

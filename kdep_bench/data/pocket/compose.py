@@ -15,7 +15,7 @@ import numpy as np
 from kdep_bench.data.pocket.material import CLASSES, DISTRACTOR, Cutout, Photo
 
 MIN_VISIBLE_PX = 60  # an object with fewer visible pixels is not drawn at all
-MIN_VISIBLE_SHARE = 0.4  # nor one of which later objects leave less than this
+MIN_VISIBLE_FRACTION = 0.4  # nor one of which later objects leave less than this
 MAX_UPSCALE = 2.2
 BLANK_STD = 22.0  # grey levels; below it a crop shows little but wall or sky
 _TRIES = 12
@@ -53,8 +53,8 @@ def crop(
     x, y = int(rng.integers(w - cw + 1)), int(rng.integers(h - ch + 1))
     piece = photo.image[y : y + ch, x : x + cw]
     shrinking = cw >= width
-    how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    out = cv2.resize(piece, (width, height), interpolation=how)
+    interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    out = cv2.resize(piece, (width, height), interpolation=interpolation)
     return out[:, ::-1] if rng.random() < 0.5 else out
 
 
@@ -123,8 +123,8 @@ def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> No
     weight = float(alpha.sum())
     if weight > 1:
         # pulls the object's mean colour a quarter of the way to what it covers
-        under = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
-        colour = colour + alpha * (0.25 * (under - colour.sum((0, 1))) / weight)
+        covered = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
+        colour = colour + alpha * (0.25 * (covered - colour.sum((0, 1))) / weight)
         colour *= rng.uniform(0.88, 1.12)
         np.clip(colour, 0, 255 * alpha, out=colour)
     canvas *= 1 - alpha
@@ -146,8 +146,8 @@ def single(
     canvas = crop(rng, pick(rng, shelf.photos), px, px).astype(np.float32)
     for _ in range(int(rng.integers(0, 3))):
         kind = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
-        other = pick(rng, shelf.objects[kind])
-        blend(rng, canvas, place(rng, other, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
+        behind = pick(rng, shelf.objects[kind])
+        blend(rng, canvas, place(rng, behind, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
     main = pick(rng, shelf.objects[label])
     blend(rng, canvas, place(rng, main, (px, px), px * rng.uniform(0.5, 0.95), 0.95))
     return finish(rng, canvas), main
@@ -157,23 +157,23 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
     """2..5 labelled objects and 0..2 distractors; what is drawn as a class is in `instances`.
 
     A placement that would leave any labelled object, itself included, too little visible
-    (MIN_VISIBLE_PX, MIN_VISIBLE_SHARE) is drawn again elsewhere, and dropped after a few tries.
+    (MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION) is drawn again elsewhere, and dropped after a few tries.
     """
     width, height = size
     canvas = crop(rng, pick(rng, shelf.photos), width, height).astype(np.float32)
     instances, labels, whole = np.zeros((height, width), np.int32), [], []
-    wanted = [int(c) for c in rng.integers(len(CLASSES), size=rng.integers(2, 6))]
-    wanted += [-1] * int(rng.integers(0, 3))
-    for index in rng.permutation(wanted):
+    classes_drawn = [int(c) for c in rng.integers(len(CLASSES), size=rng.integers(2, 6))]
+    classes_drawn += [-1] * int(rng.integers(0, 3))
+    for index in rng.permutation(classes_drawn):
         kind = CLASSES[index] if index >= 0 else DISTRACTOR
         for attempt in range(_TRIES):
-            share = rng.uniform(0.25, 0.7) * (1 - 0.04 * attempt)
+            relative_size = rng.uniform(0.25, 0.7) * (1 - 0.04 * attempt)
             cutout = pick(rng, shelf.objects[kind])
-            layer = place(rng, cutout, size, height * share, 0.85)
+            layer = place(rng, cutout, size, height * relative_size, 0.85)
             mask = layer[..., 3] > 127
             area = int(mask.sum())
             left = np.bincount(instances[~mask], minlength=len(labels) + 1)[1:]
-            floor = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * np.array(whole))
+            floor = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION * np.array(whole))
             if np.all(left >= floor) and (index < 0 or area >= MIN_VISIBLE_PX):
                 break
         else:

@@ -76,11 +76,11 @@ def _cached(cache: Path, name: str) -> Path | None:
 def _checked(deb: Path) -> str:
     """SHA-256 of `deb`, equal to the known one and to the one noted when it came down."""
     digest, note = file_hash(deb), deb.with_suffix(".sha256")
-    wanted = KNOWN.get(deb.name) or (note.read_text().split()[0] if note.exists() else digest)
-    if digest != wanted:
+    expected = KNOWN.get(deb.name) or (note.read_text().split()[0] if note.exists() else digest)
+    if digest != expected:
         raise KdepError(
             f"the package {deb} has SHA-256 {digest[:12]}...",
-            expected=f"{wanted[:12]}...",
+            expected=f"{expected[:12]}...",
             fix="delete that file and run again; it will be downloaded again",
         )
     if not note.exists():
@@ -90,16 +90,16 @@ def _checked(deb: Path) -> str:
 
 def _download(cache: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
-        own = _own_lists(cache)
+        options = _own_lists(cache)
         why = _run(["apt-get", "download", name], Path(tmp))
         if why:  # lists missing, stale or unreadable: fetch our own, no root needed
-            updated = _run(["apt-get", *own, "update"], Path(tmp))
-            why = updated or _run(["apt-get", *own, "download", name], Path(tmp))
-        found = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
-        if found is None:
+            updated = _run(["apt-get", *options, "update"], Path(tmp))
+            why = updated or _run(["apt-get", *options, "download", name], Path(tmp))
+        downloaded = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
+        if downloaded is None:
             raise Unavailable(f"apt-get could not download {name} ({why or 'no file was written'})")
-        target = cache / found.name.replace("%3a", ":")
-        os.replace(found, target)
+        target = cache / downloaded.name.replace("%3a", ":")
+        os.replace(downloaded, target)
         return target
 
 

@@ -31,7 +31,7 @@ from kdep_bench.data.pocket.material import (
     Photo,
 )
 from kdep_bench.data.pocket.verify import write_checksums
-from kdep_bench.data.splits import SHARES, split_by_group
+from kdep_bench.data.splits import SPLIT_FRACTIONS, split_by_group
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, read_strict, write_json
 
@@ -60,7 +60,7 @@ class Written:
     """What a job wrote: (relative path, SHA-256), and per image what annotations need."""
 
     files: list[tuple[str, str]]
-    facts: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
 
 
 class Maker:
@@ -87,13 +87,13 @@ class Maker:
         image, main = compose.single(rng, self.shelves[split], CLASSES[label], self.spec["px"])
         name = pool_name(index)
         self._image(out, f"pool/images/{name}", image)
-        out.facts.append({"file": name, "label": label, "fine": main.group})
+        out.annotations.append({"file": name, "label": label, "fine": main.group})
 
     def _crop(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
         px, photo = self.spec["px"], compose.pick(rng, self.shelves[split].photos)
         name = pool_name(self.spec["pool_composites"] + index)
         self._image(out, f"pool/images/{name}", compose.detail(rng, photo, px))
-        out.facts.append({"file": name, "label": SCENE_ID, "fine": photo.group})
+        out.annotations.append({"file": name, "label": SCENE_ID, "fine": photo.group})
 
     def _classify(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
         label = CLASSES[index % len(CLASSES)]
@@ -111,7 +111,7 @@ class Maker:
         self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", label_ids)
         height, width = made.instances.shape
         image = {"file_name": file, "height": height, "width": width}
-        out.facts.append({"image": image, "objects": coco_annotations(made)})
+        out.annotations.append({"image": image, "objects": coco_annotations(made)})
 
     def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
         ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
@@ -193,7 +193,7 @@ def make(
     _check_space(out, total)
     objects = split_by_group(material.cutouts, spec["seed"])
     photos = split_by_group(material.backgrounds, spec["seed"])
-    shelves = {s: _shelf(s, objects[s], photos[s]) for s in SHARES}
+    shelves = {s: _shelf(s, objects[s], photos[s]) for s in SPLIT_FRACTIONS}
     written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, workers)
     seconds = time.perf_counter() - started
     files = [entry for part in written.values() for entry in part.files]
@@ -215,8 +215,8 @@ def make(
         "seed": spec["seed"],
         "packages": material.packages,
         "splits": {
-            "objects": {s: sorted(c.name for c in objects[s]) for s in SHARES},
-            "backgrounds": {s: sorted(p.name for p in photos[s]) for s in SHARES},
+            "objects": {s: sorted(c.name for c in objects[s]) for s in SPLIT_FRACTIONS},
+            "backgrounds": {s: sorted(p.name for p in photos[s]) for s in SPLIT_FRACTIONS},
         },
         "codecs": {"opencv": cv2.__version__, "numpy": np.__version__},
     }
@@ -236,6 +236,7 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
             raise KdepError(
                 f"{key} of the pocket data has the splits {sorted(full[key])}",
                 expected="train, val and test",
+                fix=f"correct `{key}` in the data config",
             )
     sizes = [full["px"], *full["scene_size"]]
     counts = [full["pool_composites"], full["pool_crops"], full["seed"]]
@@ -244,10 +245,13 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
         raise KdepError(
             f"the image counts or the seed of the pocket data are {counts}",
             expected="integers >= 0",
+            fix="correct them in the data config",
         )
     if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
         raise KdepError(
-            f"px and scene_size of the pocket data are {sizes}", expected="integers 32..512"
+            f"px and scene_size of the pocket data are {sizes}",
+            expected="integers 32..512",
+            fix="correct them in the data config",
         )
     if full["source"] not in ("auto", "debian+pip", "pip-only"):
         raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
@@ -275,7 +279,7 @@ def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Sh
     by_label: dict[str, list[Cutout]] = {label: [] for label in (*CLASSES, DISTRACTOR)}
     for cutout in cutouts:
         by_label[cutout.label].append(cutout)
-    empty = [label for label, found in by_label.items() if not found]
+    empty = [label for label, members in by_label.items() if not members]
     if empty or not photos:
         lacking = ", ".join(empty) or "backgrounds"
         raise KdepError(
@@ -396,11 +400,13 @@ def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
 
 
 def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:
-    facts = [f for j, w in written.items() if j.kind in ("pool", "crops") for f in w.facts]
+    annotations = [
+        f for j, w in written.items() if j.kind in ("pool", "crops") for f in w.annotations
+    ]
     table = {
         "classes": [*CLASSES, SCENE],
-        "labels": {f["file"]: f["label"] for f in facts},
-        "fine": {f["file"]: f["fine"] for f in facts},
+        "labels": {f["file"]: f["label"] for f in annotations},
+        "fine": {f["file"]: f["fine"] for f in annotations},
     }
     return [("pool/labels.json", write_file(root / "pool/labels.json", _json(table)))]
 
@@ -411,12 +417,12 @@ def _write_coco(
     out = []
     categories = [{"id": i, "name": c, "supercategory": "pocket"} for i, c in enumerate(CLASSES, 1)]
     for split in spec["scenes"]:
-        facts = [f for j, w in written.items() if (j.kind, j.split) == ("scenes", split)
-                 for f in w.facts]  # fmt: skip
+        annotations = [f for j, w in written.items() if (j.kind, j.split) == ("scenes", split)
+                 for f in w.annotations]  # fmt: skip
         images, boxes = [], []
-        for image_id, fact in enumerate(facts, 1):
-            images.append({"id": image_id, **fact["image"]})
-            for item in fact["objects"]:
+        for image_id, annotation in enumerate(annotations, 1):
+            images.append({"id": image_id, **annotation["image"]})
+            for item in annotation["objects"]:
                 boxes.append({"id": len(boxes) + 1, "image_id": image_id, **item})
         info = {"description": "pocket scenes: composites, not COCO", "seed": spec["seed"]}
         table = {"info": info, "images": images, "annotations": boxes, "categories": categories}

@@ -232,14 +232,14 @@ def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:
     activities = ("categorization", "erase", "explore_farm_animals", "explore_monuments")
     for name in (*activities, "explore_world_animals", "explore_world_music"):
         for inner, raw in sorted(read_rcc(rcc / f"{name}.rcc")):
-            found = _ACTIVITY.search(inner)
-            if not found or any(x in inner for x in NOT_BACKGROUNDS):
+            match = _ACTIVITY.search(inner)
+            if not match or any(x in inner for x in NOT_BACKGROUNDS):
                 continue
-            kind = _photo_class(found[1], found[2])
-            short = f"{found[1]}-{found[2].replace('/', '-')}"
+            kind = _photo_class(match[1], match[2])
+            short = f"{match[1]}-{match[2].replace('/', '-')}"
             if kind == "building":
                 image = shrink(decode(raw, inner), PHOTO_PX)
-                buildings.append(Photo(short, kind, _place(found[2]), image))
+                buildings.append(Photo(short, kind, _place(match[2]), image))
             elif kind:
                 checks.append(Photo(short, kind, short, shrink(decode(raw, inner), CHECK_PX)))
     return buildings, checks

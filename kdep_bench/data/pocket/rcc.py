@@ -50,11 +50,11 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         return raw[start : start + 2 * length].decode("utf-16-be")
 
     def visit(index: int, folder: str) -> Iterator[tuple[str, bytes]]:
-        at = tree + index * node_size
-        name_at, flags = struct.unpack_from(">IH", raw, at)
+        offset_of_node = tree + index * node_size
+        name_at, flags = struct.unpack_from(">IH", raw, offset_of_node)
         here = folder if index == 0 else f"{folder}/{name(name_at)}".lstrip("/")
         if flags & _FOLDER:
-            count, first = struct.unpack_from(">II", raw, at + 6)
+            count, first = struct.unpack_from(">II", raw, offset_of_node + 6)
             for child in range(first, first + count):
                 yield from visit(child, here)
             return
@@ -64,7 +64,7 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
                 expected="uncompressed data or zlib",
                 fix="use the package of another Debian release, or the pip-only source",
             )
-        (data_at,) = struct.unpack_from(">I", raw, at + 10)
+        (data_at,) = struct.unpack_from(">I", raw, offset_of_node + 10)
         (size,) = struct.unpack_from(">I", raw, data + data_at)
         start = data + data_at + 4
         payload = raw[start : start + size]

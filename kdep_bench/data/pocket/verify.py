@@ -39,15 +39,15 @@ def verify(data_dir: str | Path) -> str:
         if (got := file_hash(path)) != digest:
             raise _damaged(path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
         listed.add(rel)
-    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
-    if extra := sorted(found - listed):
+    present = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    if extra := sorted(present - listed):
         raise _damaged(root / extra[0], "not listed in checksums.txt", "no such file")
     return expected
 
 
-def _damaged(path: Path, what: str, expected: str) -> KdepError:
+def _damaged(path: Path, fault: str, expected: str) -> KdepError:
     return KdepError(
-        f"the data file {path} is {what}",
+        f"the data file {path} is {fault}",
         expected=expected,
         fix="delete the stage folder and run again",
     )
