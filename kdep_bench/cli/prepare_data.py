@@ -80,7 +80,7 @@ def _list() -> int:
     for official_set in map(get_set, set_names()):
         print(
             f"{official_set.name}: {official_set.title}; {official_set.licence}; "
-            f"{official_set.page}"
+            f"{official_set.homepage}"
         )
         for a in official_set.archives:
             known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 unknown"

@@ -696,15 +696,17 @@ def test_a_config_without_the_expected_dict_raises_kdep_error(
 
 
 def test_the_doctor_reads_every_image_of_own_data(spec: Spec, mine: Path) -> None:
-    from kdep_bench.cli.doctor import _own
+    from kdep_bench.cli.doctor import _check_own_data
 
     for i in range(100):
         shutil.copy(mine / "pool/a/0.jpg", mine / f"pool/a/{i:03}.jpg")
-    assert _own({"type": "x", "name": "mine", "labels": False, **spec}).startswith("104 pool")
+    assert _check_own_data({"type": "x", "name": "mine", "labels": False, **spec}).startswith(
+        "104 pool"
+    )
     path = mine / "pool/a/090.jpg"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(KdepError, match=r"pool/a/090\.jpg"):
-        _own({"type": "x", "name": "mine", **spec})
+        _check_own_data({"type": "x", "name": "mine", **spec})
 
 
 def test_images_and_masks_of_one_folder_are_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
