@@ -278,7 +278,7 @@ def _probes(view: BoardView) -> list[str]:
     lines = [f"## {probe_tables.HEADING}", "", probe_tables.INTRODUCTION, ""]
     for table in section.tables:
         lines += [f"### {text.md(table.title)}", ""]
-        lines += [f"{text.md(table.about, 300)}.", ""] if table.about else []
+        lines += [text.md(table.about, 300), ""] if table.about else []
         head = ["student", "method", *(text.md(c.heading) for c in table.columns)]
         rows = [
             [

@@ -517,7 +517,7 @@ def _probes(view: BoardView) -> Section | None:
         head = ["student", "method", *(text.plain(c.heading, 60) for c in table.columns)]
         parts.append(tag("h3", text.plain(table.title)))
         if table.about:
-            parts.append(tag("p", text.plain(table.about, 300) + ".", class_="dim small"))
+            parts.append(tag("p", text.plain(table.about, 300), class_="dim small"))
         parts.append(page_table(view, f"Probe {text.plain(table.title)}", head, rows, 2))
     if section.remarks:
         shown = [tag("li", text.plain(r, 800)) for r in section.remarks[:200]]

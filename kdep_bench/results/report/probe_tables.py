@@ -142,7 +142,8 @@ def _table(
             columns[column] = None
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
-    order = list(columns)
+    # Where no probe has finished, one column says so.
+    order = list(columns) or [ProbeColumn("value", "", False)]
     chance = {c: next(iter(known)) if len(known) == 1 else None for c, known in chances.items()}
 
     def place(row: ProbeRow) -> tuple[str, bool, float, tuple]:
@@ -154,11 +155,15 @@ def _table(
     return ProbeTable(
         probe,
         title,
-        next((r.about for r in records if r.about), ""),
+        _sentence(next((r.about for r in records if r.about), "")),
         order,
         sorted(rows.values(), key=place),
         chance,
     )
+
+
+def _sentence(about: str) -> str:
+    return f"{about[:1].upper()}{about[1:].rstrip('.')}." if about else ""
 
 
 def _one_per_seed(records: list[ProbeRecord], title: str, remarks: list[str]) -> list[ProbeRecord]:
