@@ -68,7 +68,7 @@ def _validate(args: argparse.Namespace) -> int:
         return 1
     print(counts)
     if args.join:
-        print(f"  joined as {join(findings, Path(args.join), args.name)}")
+        print(f"  joined as {join(findings, Path(args.join), args.name, folder)}")
         return _build(Path(args.join), None)
     return 0
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kdep_bench.results.records.record import Record
 
 CURVE_POINTS = 200
+MOST_COLLECTED = 128 << 10  # bytes of per-sample outputs that a results folder keeps per run
 SUPERSEDED = "superseded"
 
 
@@ -78,6 +79,7 @@ def collect(
         counts[record.status] += 1
         if old is None or not _same(old, record):
             _copy_images(record, state.folder(work, run.id), results)
+            _copy_samples(record, state.folder(work, run.id), results)
             store.write(results, record)
             counts["written"] += 1
     written = _write_card(suite, plan, chains, results)
@@ -309,6 +311,7 @@ def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Jso
             *outputs.get("notes", []),
         ],
         "pictures": [f"pictures/{run.id}/{p}" for p in outputs.get("pictures", [])],
+        "samples": _samples(run, outputs.get("samples")),
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),
         "created": transfer["finished"],
@@ -325,6 +328,16 @@ def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Jso
             "chance": outputs["chance"],
         }
     return fields
+
+
+def _samples(run: TransferRun, kept: Json | None) -> Json | None:
+    """The record's part about per-sample outputs; a large file stays in the work dir."""
+    from kdep_bench.results.records.samples import FOLDER
+
+    if kept is None:
+        return None
+    small = kept["bytes"] <= MOST_COLLECTED
+    return {**kept, "file": f"{FOLDER}/{run.id}.npz" if small else ""}
 
 
 def _data_notes(run: TransferRun, stages: Mapping[str, Json | None]) -> list[str]:
@@ -540,6 +553,7 @@ def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> J
         "extra_forwards": None if extra is None else round(extra + (cache_total("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,
         "threads": last["environment"].get("threads") if last else None,
+        "processor_units": last["environment"].get("processor_units") if last else None,
     }
 
 
@@ -588,6 +602,10 @@ def _set_aside(results: Path, planned: set[str]) -> int:
                 store.own_folder(results / SUPERSEDED, "pictures")
                 remove(results / SUPERSEDED / images)
                 (results / images).replace(results / SUPERSEDED / images)
+            outputs = Path("samples", f"{path.stem}.npz")
+            if is_real_folder(results / "samples") and (results / outputs).is_file():
+                store.own_folder(results / SUPERSEDED, "samples")
+                (results / outputs).replace(results / SUPERSEDED / outputs)
             moved += 1
     return moved
 
@@ -616,6 +634,17 @@ def _copy_images(record: Record, stage_dir: Path, results: Path) -> None:
             store.own_folder(results, str(folder))
         with contextlib.suppress(FileNotFoundError):
             copy_file(source, target)
+
+
+def _copy_samples(record: Record, stage_dir: Path, results: Path) -> None:
+    """Copies the per-sample outputs into the results folder, unless they are large."""
+    from kdep_bench.results.records import samples, store
+
+    if record.samples is None or not record.samples.file:
+        return
+    store.own_folder(results, samples.FOLDER)
+    with contextlib.suppress(FileNotFoundError):
+        copy_file(stage_dir / samples.FILE, results / record.samples.file)
 
 
 def _now() -> str:

@@ -38,6 +38,7 @@ def environment(request: StageRequest) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(),
         "device": device(),
+        "processor_units": processor_units(),
         "threads": request.stage.cpus,
         "git": request.git,
     }
@@ -63,6 +64,25 @@ def device() -> str:
             if line.startswith("model name"):
                 return f"cpu: {line.partition(':')[2].strip()}"
     return f"cpu: {platform.machine()}"
+
+
+#: What torch and NumPy choose their kernels by, as the kernel names it; widest first.
+UNITS = ("amx_bf16", "amx_int8", "amx_fp16", "avx512_bf16", "avx512_vnni", "avx512_fp16", "avx512f",
+         "avx2", "fma", "sve2", "sve", "bf16", "asimd")  # fmt: skip
+
+
+def processor_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Matrix and vector units of the processor: with others, the same seeds train other networks.
+
+    Empty where the system does not list them.
+    """
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                flags |= set(values.split())
+    return [unit for unit in UNITS if unit in flags]
 
 
 def peak_gpu() -> dict[str, int]:

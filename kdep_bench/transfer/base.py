@@ -114,6 +114,7 @@ class Task(ABC):
         images_per_s: float,
         notes: Sequence[str] = (),
         pictures: Sequence[str] = (),
+        samples: Mapping[str, Any] | None = None,
         chance: float | None = None,
     ) -> dict[str, Any]:
         """The stage's outputs; a value that is not a finite number is a fault, never stored."""
@@ -142,6 +143,7 @@ class Task(ABC):
             "images_per_s": round(images_per_s, 2),
             "pictures": list(pictures),
             "notes": notes,
+            **({} if samples is None else {"samples": dict(samples)}),
         }
 
 
@@ -199,6 +201,7 @@ class MMTask(Task):
         from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner
         from kdep_bench.transfer import method, parallel
         from kdep_bench.transfer.gate import LoadGate, read_tensors
+        from kdep_bench.transfer.samples import TestOutputs, keep
 
         openmmlab.setup(self.scope)
         read_tensors(checkpoint)  # a damaged file is told before any work
@@ -251,9 +254,13 @@ class MMTask(Task):
                 runner.register_hook(count)
             start = time.perf_counter()
             parallel.collect_in(runner, work_dir)
+            outputs = TestOutputs(runner)
             raw = runner.test()
             eval_s = time.perf_counter() - start
         metrics, per_class, notes = self.read_metrics(raw, cfg, count)
+        samples, lost = None, []
+        if openmmlab.is_main_rank():
+            samples, lost = keep(out, outputs.samples(data_root), metrics)
         pictures = self.draw(runner, out) if seed == 0 and openmmlab.is_main_rank() else []
         progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
         openmmlab.leave_distributed()
@@ -266,8 +273,9 @@ class MMTask(Task):
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
-            notes=[*notes, *left_out],
+            notes=[*notes, *left_out, *lost],
             pictures=pictures,
+            samples=samples,
             chance=metrics.get(f"constant_{self.metric}"),
         )
         return {**made, **more}

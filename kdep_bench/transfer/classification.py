@@ -12,7 +12,8 @@ import numpy as np
 from kdep_bench.data.checks import check_image_folder
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.transfer import mm_config
+from kdep_bench.results.records.samples import Samples
+from kdep_bench.transfer import mm_config, samples
 from kdep_bench.transfer.base import MEAN, STD, MMTask, ProgressFn, Task
 from kdep_bench.transfer.counts import SplitCount, compare
 from kdep_bench.transfer.recipes import check_probe
@@ -267,27 +268,36 @@ class LinearProbe(Task):
         progress(len(splits), len(splits) + 1, "fitting")
         start = time.perf_counter()
         if folds:
-            truth, guess, curve, notes = self._fit_folds(sets["."], seed)
+            truth, guess, probability, curve, notes = self._fit_folds(sets["."], seed)
         else:
-            truth, guess, curve, notes = self._fit_split(sets, seed)
+            truth, guess, probability, curve, notes = self._fit_split(sets, seed)
         fit_s = time.perf_counter() - start
         recall = {c: float((guess[truth == i] == i).mean()) for i, c in enumerate(classes)}
         top1 = float((guess == truth).mean())
         progress(1, 1, f"top1 {top1:.4f}")
         shares = np.bincount(truth, minlength=len(classes)) / len(truth)
+        metrics = {"top1": top1, "mean_class_recall": float(np.mean(list(recall.values())))}
+        names = samples.image_names(
+            _folder_set(cfg, root / ("." if folds else self.split)), data_root
+        )
+        arrays = samples.classification(truth, guess, probability)
+        kept, lost = samples.keep(out, Samples("probe", tuple(classes), names, arrays), metrics)
         return self.outputs(
-            metrics={"top1": top1, "mean_class_recall": float(np.mean(list(recall.values())))},
+            metrics=metrics,
             per_class=recall,
             gate=gate,
             curves={"val": curve},
             train_s=features_s + fit_s,
             eval_s=0.0,
             images_per_s=images / max(features_s, 1e-9),
-            notes=notes,
+            notes=[*notes, *lost],
+            samples=kept,
             chance=float(shares.max()),  # always naming the commonest class
         )
 
-    def _fit_split(self, sets: Mapping[str, Any], seed: int) -> tuple[Any, Any, list, list[str]]:
+    def _fit_split(
+        self, sets: Mapping[str, Any], seed: int
+    ) -> tuple[Any, Any, Any, list, list[str]]:
         from sklearn.model_selection import train_test_split
 
         x, y = sets["train"]
@@ -306,14 +316,17 @@ class LinearProbe(Task):
         assert model is not None
         test_x, test_y = sets[self.split]
         notes = [f"C = {c_best:g} chosen on val ({best:.4f}); {len(y)} training images"]
-        return test_y, model.predict(test_x), curve, notes
+        return test_y, model.predict(test_x), model.predict_proba(test_x), curve, notes
 
-    def _fit_folds(self, images: tuple[Any, Any], seed: int) -> tuple[Any, Any, list, list[str]]:
+    def _fit_folds(
+        self, images: tuple[Any, Any], seed: int
+    ) -> tuple[Any, Any, Any, list, list[str]]:
         from sklearn.model_selection import StratifiedKFold, cross_val_score
 
         x, y = images
         check_probe(self.recipe, np.bincount(y).tolist(), self.recipe["folder"])
         guess, curve, chosen = np.full_like(y, -1), [], []
+        probability = np.zeros((len(y), int(y.max()) + 1))
         outer = StratifiedKFold(self.recipe["folds"], shuffle=True, random_state=seed)
         for fold, (train, test) in enumerate(outer.split(x, y)):
             inner = StratifiedKFold(self.recipe["inner_folds"], shuffle=True, random_state=seed)
@@ -323,9 +336,11 @@ class LinearProbe(Task):
             ]
             c = sorted(self.recipe["c_grid"])[int(np.argmax(scores))]
             chosen.append(c)
-            guess[test] = self._logistic(c).fit(x[train], y[train]).predict(x[test])
+            model = self._logistic(c).fit(x[train], y[train])
+            guess[test], probability[test] = model.predict(x[test]), model.predict_proba(x[test])
             curve.append([float(fold), float(max(scores))])
-        return y, guess, curve, [f"C by inner folds: {', '.join(f'{c:g}' for c in chosen)}"]
+        notes = [f"C by inner folds: {', '.join(f'{c:g}' for c in chosen)}"]
+        return y, guess, probability, curve, notes
 
     def _logistic(self, c: float) -> Any:
         from sklearn.linear_model import LogisticRegression
@@ -351,6 +366,19 @@ def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
     gate = check(model.backbone, checkpoint, tensors=tensors)
     mm_config.prefer_channels_last(model)
     return model.to(compute_device()).eval(), gate
+
+
+def _folder_set(cfg: Any, folder: Path) -> Any:
+    """The data set whose features `_features` takes, in the same order."""
+    import copy
+
+    from mmpretrain.registry import DATASETS
+
+    import kdep_bench.transfer.folders  # noqa: F401, registers KdepFolders
+
+    dataset = copy.deepcopy(cfg.test_dataloader.dataset)
+    dataset.data_root = str(folder)
+    return DATASETS.build(dataset)
 
 
 def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:

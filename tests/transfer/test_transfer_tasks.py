@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
+from kdep_bench.results.records import samples
 from kdep_bench.transfer import stage
 from tests.transfer.conftest import config, export_random, quiet
 
@@ -82,6 +83,14 @@ def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> N
     assert outputs["images_per_s"] > 0
     assert outputs["per_class"]
     assert all(0 <= v <= 1 for v in outputs["per_class"].values())
+    # The per-sample outputs give the reported metrics, to the last digit.
+    part = outputs["samples"]
+    kept = samples.read(out / part["file"], part["sha256"])
+    again = samples.scores(kept)
+    assert again[task["metric"]] == outputs["value"]
+    assert {k: outputs["metrics"][k] for k in again} == again
+    assert part["images"] == len(kept.images) == len(set(kept.images))
+    assert set(outputs["per_class"]) <= set(kept.classes)
     for picture in outputs["pictures"]:
         assert (out / picture).stat().st_size <= 30_000
         Image.open(out / picture).load()

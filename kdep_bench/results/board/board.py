@@ -12,7 +12,7 @@ Rules against misleading tables:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -329,6 +329,40 @@ def _diverged(runs: list[Run]) -> list[str]:
     ]
 
 
+def _mixed(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
+    """Rows whose runs on a task have several configurations, which their mean mixes."""
+    remarks = []
+    for (row, column), result in results.items():
+        scored = [r for r in result.runs if r.status == "ok"]
+        rates = {r.budget.learning_rate for r in scored} - {None}
+        configs = {r.config_hash for r in scored}
+        if max(len(rates), len(configs)) < 2:
+            continue
+        reason = f"{len(configs)} configurations"
+        if len(rates) > 1:
+            reason = "the learning rates " + ", ".join(
+                f"{r:g}" for r in sorted(filter(None, rates))
+            )
+        remarks.append(
+            f"{shorten(row.method)} ({shorten(row.student)}) on {shorten(column.task)}: its "
+            f"{len(scored)} runs have {reason} under one name, and their mean mixes them."
+        )
+    return remarks
+
+
+def _task_versions(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
+    """Tasks of which the records have several versions."""
+    versions: dict[str, set[int]] = defaultdict(set)
+    for _, column in results:
+        versions[column.task].add(column.version)
+    return [
+        f"The task {shorten(task)} has the versions {', '.join(map(str, sorted(several)))}: each "
+        "is a separate column, and rows are compared within one version."
+        for task, several in sorted(versions.items())
+        if len(several) > 1
+    ]
+
+
 def _submitted(runs: list[Run]) -> list[str]:
     """Who submitted rows that this suite did not run."""
     counts = Counter(r.submitter for r in runs if r.submitter)
@@ -373,12 +407,13 @@ def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> 
                 f"All {len(result.values)} seeds of {shorten(row.method)} on "
                 f"{shorten(column.task)} gave the same value: the seed may have no effect there."
             )
-    remarks += [*_submitted(runs), *_diverged(runs)]
+    remarks += [*_submitted(runs), *_mixed(results), *_task_versions(results), *_diverged(runs)]
     remarks += _other_epochs(runs)
     devices = sorted({r.cost.device for r in runs if r.cost.device})
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)
         remarks.append(
-            f"Times were measured on different devices ({names}) and are not comparable."
+            f"Records are from different devices ({names}): their times are not comparable, and "
+            "the same seeds train other networks there."
         )
     return remarks

@@ -7,9 +7,10 @@ seconds, sizes bytes, resolutions pixels. Text fields take any characters and le
 Schemas. 1: the first. 2: adds the teacher's reported accuracy, `teacher.top1` and `top1_source`,
 and `cost.extra_parameters` and `teacher_forwards`; unknown in a record of schema 1. 3: renames
 fields (`RENAMED_IN_3`) and changes no value. A file keeps the schema it was written in until its
-stage is collected again with another result. `terms` is in the file only where a loss has several
-terms, `transfer` only where a method acted at transfer, `budget.learning_rate` only where it is
-known.
+stage is collected again with another result. In the file only where known: `terms` (of a loss of
+several terms), `transfer` (where a method acted at transfer), `budget.learning_rate`,
+`cost.processor_units`, and `samples` (per-sample outputs; stages that ended before these were kept
+have none).
 """
 
 from __future__ import annotations
@@ -207,6 +208,7 @@ class Cost(Part):
     extra_parameters: Count | None = None
     extra_forwards: Count | None = None
     device: Text | None = None
+    processor_units: list[Text] | None = None
     threads: Count | None = None
 
 
@@ -222,6 +224,18 @@ class Align(Part):
     std_ratio_before: Amount | None = None
     std_ratio_after_align: Amount | None = None
     std_ratio_after_transform: Amount | None = None
+
+
+class SampleFile(Part):
+    """The per-sample outputs of the transfer; see kdep_bench/results/records/samples.py.
+
+    `file`: its path below the results folder, "" where it is too large and stayed in the work dir.
+    """
+
+    file: Text = ""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Count
+    images: Count
 
 
 Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
@@ -256,6 +270,7 @@ class Record(Part):
     curves: dict[Text, list[Point]] = {}
     terms: dict[Text, Fraction] = {}
     pictures: list[Text] = []
+    samples: SampleFile | None = None
     notes: list[LongText] = []
     stages: dict[Text, Text] = {}
     config_hash: Text = ""
@@ -361,7 +376,7 @@ def _may_double(raw: bytes, r: Record) -> bool:
     keys = len(r.__pydantic_fields_set__) + len(r.metrics) + len(r.per_class) + len(r.curves)
     keys += len(r.terms) + len(r.stages) + len(r.packages)
     for part in (r.arm, r.student, r.teacher, r.data, r.budget, r.seed, r.task, r.gate, r.cost,
-                 r.align, r.transfer):  # fmt: skip
+                 r.align, r.transfer, r.samples):  # fmt: skip
         if part is not None:
             keys += len(part.__pydantic_fields_set__)
     return raw.translate(None, b" \n\t\r").count(b'":') != keys
@@ -449,8 +464,12 @@ def dump(record: Record) -> str:
         del value["terms"]
     if record.transfer is None:
         del value["transfer"]
+    if record.samples is None:
+        del value["samples"]
     if record.cost.peak_gpu_bytes is None:
         del value["cost"]["peak_gpu_bytes"]
+    if record.cost.processor_units is None:
+        del value["cost"]["processor_units"]
     if record.budget.learning_rate is None:
         del value["budget"]["learning_rate"]
     if record.budget.epochs_asked is None:

@@ -55,6 +55,7 @@ class Spent(NamedTuple):
     threads: int | None
     extra_parameters: int | None = None
     extra_forwards: int | None = None
+    processor_units: tuple[str, ...] | None = None
 
 
 class Run(NamedTuple):
@@ -90,6 +91,7 @@ class Run(NamedTuple):
     notes: tuple[str, ...]
     terms: tuple[tuple[str, float], ...] = ()
     loss_rise: float = 1.0  # highest loss of the transfer over its first
+    samples: tuple[str, str] | None = None  # per-sample outputs: file and SHA-256
     submitter: str = ""  # who ran it, where it joined the table as a submission
     transfer: Transfer | None = None
 
@@ -209,6 +211,7 @@ class _Sharer:
                 c.threads,
                 c.extra_parameters,
                 c.extra_forwards,
+                self.value(None if c.processor_units is None else tuple(c.processor_units)),
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,
@@ -221,6 +224,7 @@ class _Sharer:
             terms=tuple(sorted(record.terms.items())),
             loss_rise=_rise(record.curves.get("loss", [])),
             transfer=self.part(record.transfer),
+            samples=record.samples and (record.samples.file, record.samples.sha256),
         )
 
 
@@ -297,7 +301,12 @@ def as_submitted(record: Record, name: str) -> Record:
     this suite's runs nor judged by its claims, and without images, which are not copied."""
     method = f"{record.arm.method} (submitted by {name})"
     renamed = record.arm.model_copy(update={"method": method})
-    return record.model_copy(update={"arm": renamed, "pictures": []})
+    outputs = record.samples
+    if outputs is not None and outputs.file:
+        place = f"{SUBMISSIONS}/{name}/{outputs.file}"
+        outputs = outputs.model_copy(update={"file": place})
+    changes = {"arm": renamed, "pictures": [], "samples": outputs}
+    return record.model_copy(update=changes)
 
 
 def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Damaged]]:

@@ -17,15 +17,17 @@ from kdep_bench.files import safe_name, write_atomic, write_json
 from kdep_bench.results.records import store
 from kdep_bench.results.records.record import dump
 from kdep_bench.results.records.validate import Findings
+from kdep_bench.safe_files import copy_file
 
 
-def join(findings: Findings, table: Path, name: str) -> Path:
+def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
     """Copies validated records into `table`; returns the new folder.
 
     Args:
         findings: of `validate` with this table.
         table: a published results folder.
         name: who submits, as a file name.
+        source: the folder that was validated, for its per-sample outputs.
 
     Raises:
         KdepError: the records have faults, or the table has a submission of this name.
@@ -50,6 +52,9 @@ def join(findings: Findings, table: Path, name: str) -> Path:
         for _, record in findings.records:
             text, file = dump(record), f"{safe_name(record.id, 'record id')}.json"
             write_atomic(folder / store.RECORDS / file, text)
+            if record.samples and record.samples.file:
+                store.own_folder(folder, str(Path(record.samples.file).parent))
+                copy_file(source / record.samples.file, folder / record.samples.file)
             checksums[file] = hashlib.sha256(text.encode()).hexdigest()
         write_json(
             folder / store.MANIFEST,

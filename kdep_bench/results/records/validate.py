@@ -13,11 +13,11 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results.records import store
+from kdep_bench.results.records import samples, store
 from kdep_bench.results.records.record import Record, load
 from kdep_bench.results.records.record_checks import faults_of
 
@@ -68,7 +68,35 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
             raise KdepError(f"{table} contains no record with a score", fix="name another folder")
         faults += _table_faults(scored, known, other_budgets)
         notes += _other_versions(scored, known)
-    return Findings(records, faults, notes)
+    sampled, wrong = _samples(folder, records)
+    notes.append(f"{sampled} of {len(scored)} scores were computed again from per-sample outputs")
+    return Findings(records, [*faults, *wrong], notes)
+
+
+def _samples(folder: Path, records: Records) -> tuple[int, list[str]]:
+    """(scores that per-sample outputs give again, faults) of the records that name a file."""
+    sampled, faults = 0, []
+    for file, r in records:
+        if r.samples is None or not r.samples.file:
+            continue
+        place = PurePosixPath(r.samples.file)
+        if place.is_absolute() or ".." in place.parts:
+            faults.append(f"{file}: its per-sample outputs {r.samples.file[:80]} are elsewhere")
+            continue
+        try:
+            outputs = samples.read(folder / place, r.samples.sha256)
+            given = samples.scores(outputs).get(r.task.metric)
+        except KdepError as e:
+            faults.append(f"{file}: {e}")
+            continue
+        if given != r.value or len(outputs.images) != r.samples.images:
+            faults.append(
+                f"{file}: its per-sample outputs give {r.task.metric} = {given} on "
+                f"{len(outputs.images)} images, the record says {r.value} on {r.samples.images}"
+            )
+            continue
+        sampled += 1
+    return sampled, faults
 
 
 def _read(folder: Path) -> tuple[list[tuple[str, Record]], list[str]]:

@@ -12,8 +12,10 @@ from typing import Any
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency, families
 from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.board.row_summary import RowSummary, row_labels, summarize_row
 from kdep_bench.results.claims.verdict import Verdict
+from kdep_bench.results.records.store import Run
 from kdep_bench.results.report import answer, data_notes
 from kdep_bench.results.report.probe_tables import ProbeSection
 
@@ -63,6 +65,7 @@ class BoardView:
     method_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     letters: dict[str, str] = field(default_factory=dict)
     probes: ProbeSection = field(default_factory=ProbeSection)
+    image_differences: list[ImageDifference] = field(default_factory=list)
 
     def mark(self, row: RowKey, column: Column) -> str:
         """Letters of the notes about the data of this result; "" where there is none."""
@@ -249,6 +252,8 @@ def environment(board: Board) -> dict[str, list[str]]:
         "teacher": Counter(
             f"{r.teacher.name} {r.teacher.checksum}".strip() for r in ok if r.teacher
         ),
+        "processor units": Counter(_units_text(r) for r in ok),
+        "per-sample outputs": Counter(_samples_text(r) for r in ok),
         "git": Counter(r.git or "unknown" for r in ok),
         "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
     }
@@ -258,6 +263,17 @@ def environment(board: Board) -> dict[str, list[str]]:
         lone = len(values) == 1
         shown[item] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
     return {k: v for k, v in shown.items() if v}
+
+
+def _units_text(run: Run) -> str:
+    units = run.cost.processor_units
+    return "unknown" if units is None else ", ".join(units) or "none listed"
+
+
+def _samples_text(run: Run) -> str:
+    if run.samples is None:
+        return "none kept"
+    return "kept in samples/" if run.samples[0] else "left in the work dir"
 
 
 def command(board: Board, row: RowKey) -> str:

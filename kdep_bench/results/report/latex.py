@@ -19,6 +19,9 @@ from kdep_bench.results.report.board_rows import (
 _TEX_ENDS = ["labels", "data fraction", "images seen", "cost", "weights loaded"]
 
 
+DAGGER = r"\textsuperscript{\dag}"
+
+
 def _tex_ends(view: BoardView, row: RowKey) -> list[str]:
     f = view.summaries[row]
     ends = [labels_text(f), fraction_text(view, row), text.count(f.images_seen)]
@@ -39,6 +42,7 @@ def latex(view: BoardView) -> str:
     command in a comment."""
     lines = [
         "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (number of seeds).",
+        "% The dagger marks means below chance or below no pre-training.",
         "",
     ]
     table = []
@@ -62,7 +66,8 @@ def latex(view: BoardView) -> str:
                 shown = text.tex(text.score(view.board.result(row, c)))
                 shown = f"\\textbf{{{shown}}}" if view.is_bold(row, c) else shown
                 mark = view.mark(row, c)
-                entries.append(f"{shown}\\textsuperscript{{{mark}}}" if mark else shown)
+                shown = f"{shown}\\textsuperscript{{{mark}}}" if mark else shown
+                entries.append(shown + (DAGGER if compare.below(view.board, row, c) else ""))
             table.append([*entries, *(text.tex(c) for c in _tex_ends(view, row))])
         head = ["student", "method", *(names[c] for c in columns), *_TEX_ENDS]
         lines += _tex_table(head, table, 2, f"Task family: {family}")

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Sequence
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.claims.verdict import Verdict, headlines
-from kdep_bench.results.report import data_notes, probe_tables, reported, transfer_rows
+from kdep_bench.results.report import (
+    data_notes,
+    image_tables,
+    probe_tables,
+    reported,
+    transfer_rows,
+)
 from kdep_bench.results.report.board_rows import (
     BELOW,
     COST_HEAD,
@@ -144,6 +150,14 @@ def _differences(view: BoardView) -> list[str]:
     single = [row for row in table_rows if row[3].column is not None]
     lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
     return [*lines, *_difference_table(single), "", "</details>", ""]
+
+
+def _image_differences(view: BoardView) -> list[str]:
+    rows = image_tables.markdown_rows(view)
+    if not rows:
+        return []
+    table = md_table(image_tables.HEAD, rows, 3)
+    return [f"## {image_tables.HEADING}", "", image_tables.NOTE, "", *table, ""]
 
 
 def _difference_table(differences: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
@@ -372,8 +386,8 @@ def markdown(view: BoardView) -> str:
         for family in board.families:
             lines += _task_family_table(view, family)
     lines += _transfer_table(view) + _cost_table(view) + _method_family_table(view)
-    lines += _differences(view) + _savings(view) + _claims(view) + _diagnostics(view)
-    lines += _probes(view) + _reported(view)
+    lines += [*_differences(view), *_image_differences(view), *_savings(view), *_claims(view)]
+    lines += _diagnostics(view) + _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -54,6 +54,7 @@ def build(
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
     probes, damaged_probes = probe_record.read(results_dir, suite)
     view.probes = probe_tables.make_section(probes, damaged_probes)
+    _add_image_differences(view, results_dir)
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full)
     files = {
@@ -79,6 +80,19 @@ def build(
         "files": [str(results_dir / n) for n in files],
         "plots": len(drawn),
     }
+
+
+def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> None:
+    """Adds the differences over test images, and remarks on files that cannot be used."""
+    board = view.board
+    if not any(run.samples for run in board.runs):
+        return
+    from kdep_bench.results.board import over_images
+
+    for student in board.students:
+        table, remarks = over_images.differences(board, student, results_dir)
+        view.image_differences += table
+        board.remarks += remarks
 
 
 def view_of(results_dir: Path) -> board_rows.BoardView:

@@ -1,0 +1,76 @@
+"""Detections kept per sample: COCO's AP from them, and the COCO result format."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.results.records.samples import Samples
+
+MAX_DETECTIONS = (100, 300, 1000)  # of mmdet's CocoMetric, whose AP50 and AP75 use the last
+STATS = {"bbox_mAP": 0, "bbox_mAP_50": 1, "bbox_mAP_75": 2}
+
+
+def coco_json(samples: Samples) -> list[dict[str, Any]]:
+    """The detections in COCO's result format; image and category ids are numbers from 1."""
+    arrays = samples.arrays
+    return [
+        {
+            "image_id": int(image) + 1,
+            "category_id": int(label) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(score),
+        }
+        for image, label, score, (x1, y1, x2, y2) in zip(
+            arrays["image"], arrays["label"], arrays["score"], arrays["box"].tolist(), strict=True
+        )
+    ]
+
+
+def truth_json(samples: Samples) -> dict[str, Any]:
+    """The truth in COCO's annotation format, with the ids of `coco_json`."""
+    arrays = samples.arrays
+    columns = ("truth_image", "truth_label", "truth_box", "truth_area", "truth_crowd")
+    return {
+        "images": [{"id": i + 1, "file_name": n} for i, n in enumerate(samples.images)],
+        "categories": [{"id": i + 1, "name": n} for i, n in enumerate(samples.classes)],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": int(image) + 1,
+                "category_id": int(label) + 1,
+                "bbox": box,
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
+            for i, (image, label, box, area, crowd) in enumerate(
+                zip(*(arrays[c].tolist() for c in columns), strict=True)
+            )
+        ],
+    }
+
+
+def coco_scores(samples: Samples) -> dict[str, float]:
+    """AP, AP50 and AP75 as mmdet's CocoMetric reports them, rounded to three digits; all 0 where
+    nothing was detected."""
+    if not len(samples.arrays["image"]):
+        return dict.fromkeys(STATS, 0.0)
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth: Any = COCO()  # the stubs know neither data in memory nor lists of detections
+        truth.dataset = truth_json(samples)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(coco_json(samples)), "bbox")
+        evaluation.params.maxDets = list(MAX_DETECTIONS)
+        evaluation.params.iouThrs = np.linspace(
+            0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(f"{round(evaluation.stats[i], 3)}") for name, i in STATS.items()}

@@ -1,0 +1,70 @@
+"""What a mean would hide is named: mixed configurations, task versions, scores below chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from make_records import fields, grid, record
+
+from kdep_bench.results import build
+from kdep_bench.results.board.board import Board, make_board
+from kdep_bench.results.records.record import make
+from kdep_bench.results.records.store import read
+
+
+def board_of(folder) -> Board:
+    return make_board(read(folder))
+
+
+def test_one_name_with_two_learning_rates_is_named(results):
+    runs = [
+        record("kdep", "probe", 0.5, transfer=seed, budget={"epochs": 6.0, "learning_rate": rate})
+        for seed, rate in enumerate((0.2, 0.2, 0.05))
+    ]
+    remarks = board_of(results(runs)).remarks
+    assert any(
+        "kdep (resnet18_w32) on probe: its 3 runs have the learning rates 0.05, 0.2 under one name"
+        in r
+        for r in remarks
+    ), remarks
+
+
+def test_one_name_with_two_recipes_is_named_and_one_recipe_is_not(results):
+    runs = grid({"kdep": {"probe": [0.5, 0.6, 0.7]}})
+    assert not any("under one name" in r for r in board_of(results(runs)).remarks)
+    changed = make(fields("kdep", "probe", 0.7, transfer=2) | {"config_hash": "ba5e"})
+    remarks = board_of(results([changed], "golden")).remarks
+    assert any("its 3 runs have 2 configurations under one name" in r for r in remarks), remarks
+
+
+def test_two_versions_of_a_task_are_two_columns_and_named(results):
+    runs = grid({"kdep": {"probe": [0.5, 0.6]}})
+    task = fields("kdep", "probe")["task"] | {"version": 2}
+    runs += [
+        make(fields("kdep", "probe", 0.9, transfer=t) | {"id": f"v2-{t}", "task": task})
+        for t in (0, 1)
+    ]
+    board = board_of(results(runs))
+    assert len(board.columns) == 2
+    means = sorted(e.mean for r in board.results.values() if (e := r.estimate))
+    assert means == pytest.approx([0.55, 0.9])
+    assert any("The task probe has the versions 1, 2" in r for r in board.remarks)
+
+
+def test_latex_marks_a_score_below_chance_and_one_below_no_pre_training(results):
+    folder = results(
+        grid(
+            {
+                "kdep": {"probe": [0.4, 0.41, 0.42]},
+                "svd": {"probe": [0.2, 0.21, 0.22]},
+                "scratch": {"probe": [0.3, 0.31, 0.32]},
+            }
+        )
+    )
+    build(folder, claims=[])
+    text = (folder / "leaderboard.tex").read_text()
+    dagger = r"\textsuperscript{\dag}"
+    marked = [x for x in text.splitlines() if dagger in x]
+    assert len(marked) == 1
+    assert "svd" in marked[0]
+    assert not np.any(["kdep" in x for x in marked])

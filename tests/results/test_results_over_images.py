@@ -1,0 +1,132 @@
+"""Intervals over seeds and test images: coverage in simulations with known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdep_bench.results.records.samples import Samples, scores, weighted_scores
+from kdep_bench.results.statistics import over_images as oi
+from kdep_bench.results.statistics.intervals import Estimate, estimate, p_two_sided
+
+IMAGES = 120
+WEIGHTS = oi.image_weights(IMAGES, 300)
+RUNS = 1500
+
+
+def draw(rng, seeds: int, sd_seed: float, sd_image: float, sd_rest: float) -> np.ndarray:
+    """x [S, N] of true mean 0."""
+    return (
+        rng.normal(0, sd_seed, (seeds, 1))
+        + rng.normal(0, sd_image, (1, IMAGES))
+        + rng.normal(0, sd_rest, (seeds, IMAGES))
+    )
+
+
+def interval(x: np.ndarray) -> Estimate:
+    return oi.crossed(x.mean(1), WEIGHTS @ x.T / IMAGES, IMAGES)
+
+
+def width(found: Estimate) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
+
+
+def coverage(seeds: int, *spreads: float) -> float:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(RUNS):
+        found = interval(draw(rng, seeds, *spreads))
+        hits += not found.excludes_zero
+    return hits / RUNS
+
+
+@pytest.mark.parametrize(
+    ("spreads", "least", "most"),
+    [
+        ((0.03, 1.0, 1.0), 0.93, 0.98),  # seeds, images and their interaction
+        ((0.10, 1.0, 1.0), 0.93, 0.98),  # mostly seeds
+        ((0.0, 1.0, 0.5), 0.93, 0.98),  # images alone
+        ((0.2, 0.0, 0.0), 0.93, 0.97),  # seeds alone: Student's t
+        ((0.0, 0.0, 1.0), 0.93, 0.99),  # neither: both estimates hold the same noise
+    ],
+)
+def test_three_seeds_cover_95_percent_over_seeds_and_images(spreads, least, most):
+    assert least <= coverage(3, *spreads) <= most
+
+
+def test_an_interval_over_seeds_alone_misses_the_images():
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(RUNS):
+        means = draw(rng, 3, 0.03, 1.0, 0.2).mean(1)
+        found = estimate({(i, i): float(m) for i, m in enumerate(means)})
+        hits += not found.excludes_zero
+    assert hits / RUNS < 0.6  # what an interval over seeds would claim to be 95 %
+
+
+def test_one_training_covers_images_and_says_so():
+    assert 0.92 <= coverage(1, 0.0, 1.0, 0.5) <= 0.97
+    found = interval(draw(np.random.default_rng(0), 1, 0, 1, 1))
+    assert found.seeds == "120 test images, of one training"
+
+
+def test_a_paired_test_keeps_5_percent_false_alarms_and_gains_from_pairing():
+    """Two rows on the same images: the difficulty of an image is in both and cancels."""
+    rng = np.random.default_rng(3)
+    alarms, widths = 0, []
+    for _ in range(RUNS):
+        images = rng.normal(0, 1, (1, IMAGES))
+        both = [images + draw(rng, 3, 0.03, 0.2, 0.5) for _ in range(2)]
+        found = interval(both[0] - both[1])
+        alarms += p_two_sided(found) < 0.05
+        alone = [interval(x) for x in both]
+        widths.append(width(found) / width(alone[0]))
+    assert 0.01 <= alarms / RUNS <= 0.065
+    assert np.median(widths) < 0.85
+
+
+def samples(truth, prediction) -> Samples:
+    n = len(truth)
+    arrays = {
+        "truth": np.asarray(truth, np.int32),
+        "prediction": np.asarray(prediction, np.int32),
+        "probability": np.ones(n, np.float32),
+        "truth_probability": np.ones(n, np.float32),
+    }
+    return Samples("probe", ("a", "b"), tuple(map(str, range(n))), arrays)
+
+
+def test_a_difference_of_two_rows_by_hand():
+    """Of 40 images the first row is right on 30, the second on 20 of these: +25 points."""
+    truth = [0] * 40
+    first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
+
+    def top1(s: Samples, weights: np.ndarray) -> np.ndarray:
+        found = weighted_scores(s, "top1", weights)
+        assert found is not None
+        return found
+
+    found = oi.paired({(0, 0): first}, {(0, 0): second}, top1, 40)
+    assert found is not None
+    assert found.mean == pytest.approx(0.25)
+    # 10 of 40 images differ by 1: standard error sqrt(.25 * .75 / 40)
+    assert found.se == pytest.approx((0.25 * 0.75 / 40) ** 0.5, rel=0.08)
+    assert oi.paired({(0, 0): first}, {(1, 1): second}, top1, 40) is None
+    assert oi.score({(0, 0): first}, top1, 40).mean == pytest.approx(0.75)
+
+
+def test_weights_of_one_give_the_score_and_two_copies_of_an_image_count_twice():
+    s = samples([0, 0, 1, 1], [0, 1, 1, 1])
+    got = weighted_scores(s, "top1", np.array([[1, 1, 1, 1], [2, 2, 0, 0], [0, 0, 1, 3]], float))
+    assert got is not None
+    assert got.tolist() == [0.75, 0.5, 1.0]
+    assert got[0] == scores(s)["top1"]
+    areas = np.array([[[2, 0], [4, 2], [3, 1], [3, 1]], [[5, 0], [5, 0], [5, 0], [5, 0]]], np.int32)
+    seg = Samples("iou", ("a", "b"), ("0", "1"), {"areas": areas})
+    got = weighted_scores(seg, "mIoU", np.array([[1, 1], [0, 2]], float))
+    assert got is not None
+    # class a: 7 / 9, class b: 0 / 2; without image 0, class b is absent
+    assert got.tolist() == pytest.approx([7 / 18, 1.0])
+    assert got[0] == pytest.approx(scores(seg)["mIoU"])
+    assert weighted_scores(seg, "AP", np.ones((1, 2))) is None

@@ -1,0 +1,128 @@
+"""Per-sample outputs beside the records: scored again, and shown only where both rows have them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_records import fields
+
+from kdep_bench.results import build
+from kdep_bench.results.records import samples, store
+from kdep_bench.results.records.record import dump, make, parse
+from kdep_bench.results.records.samples import Samples
+from kdep_bench.results.records.submission import join
+from kdep_bench.results.records.validate import validate
+
+IMAGES = 200
+SCORES = {"kdep": (120, 122, 124), "scratch": (80, 82, 84)}  # right predictions by seed
+
+
+def outputs(right: int, images: int = IMAGES) -> Samples:
+    truth = np.arange(images) % 2
+    wrong = np.arange(images) >= right
+    arrays = {
+        "truth": truth.astype(np.int32),
+        "prediction": np.where(wrong, 1 - truth, truth).astype(np.int32),
+        "probability": np.full(images, 0.75, np.float32),
+        "truth_probability": np.where(wrong, 0.25, 0.75).astype(np.float32),
+    }
+    return Samples("probe", ("a", "b"), tuple(f"test/{i}.jpg" for i in range(images)), arrays)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three seeds of kdep and scratch on one task, with their outputs."""
+    table = tmp_path / "golden"
+    for method, counts in SCORES.items():
+        for seed, right in enumerate(counts):
+            add(table, method, seed, right)
+    return table
+
+
+def add(table: Path, method: str, seed: int, right: int, kept: bool = True) -> None:
+    name = f"transfer-probe.{method}.s{seed}-{'0' * 11}{seed}"
+    value = right / IMAGES
+    stages = {"transfer": name, "export": "export-x-000000000000"}
+    budget = fields(method)["budget"] | {"images_seen": 60_000 if method == "kdep" else 0}
+    record = make(
+        fields(method, "probe", value, transfer=seed, id=name, stages=stages, budget=budget)
+        | {"config_hash": "0" * 12, "metrics": {"top1": value}}
+        | {"curves": {}}
+    )
+    if kept:
+        made = samples.write(table / "samples" / f"{name}.npz", outputs(right))
+        part = {**made, "file": f"samples/{name}.npz"}
+        record = make({**record.model_dump(by_alias=True), "samples": part})
+    store.write(table, record)
+
+
+def test_the_difference_over_images_is_shown_and_says_what_it_covers(folder):
+    build(folder, claims=[])
+    text = (folder / "leaderboard.md").read_text()
+    section = text.split("## Differences over test images")[1].split("\n## ")[0]
+    (line,) = [x for x in section.splitlines() if "kdep" in x]
+    assert "kdep - scratch | probe (top1) | +20.0 [+" in line
+    assert "3 seeds and 200 test images" in line
+    assert line.endswith("| better |")
+    assert "Differences over test images" in (folder / "index.html").read_text()
+    assert "| per-sample outputs | kept in samples/ |" in text
+
+
+def test_a_row_without_outputs_for_one_seed_is_not_shown_and_says_so(folder):
+    (folder / "records").joinpath("transfer-probe.kdep.s2-000000000002.json").unlink()
+    add(folder, "kdep", 2, 124, kept=False)
+    build(folder, claims=[])
+    text = (folder / "leaderboard.md").read_text()
+    assert "Differences over test images" not in text
+    assert "kept in samples/ (5 records)<br>none kept (1 records)" in text
+
+
+def test_records_of_earlier_stages_have_no_outputs_and_stay_as_they_are(tmp_path):
+    add(tmp_path, "kdep", 0, 120, kept=False)
+    path = next((tmp_path / "records").iterdir())
+    assert "samples" not in path.read_text()
+    assert dump(parse(path.read_bytes())) == path.read_text()
+
+
+def test_a_damaged_file_and_other_images_are_not_compared(folder):
+    path = folder / "samples" / "transfer-probe.kdep.s0-000000000000.npz"
+    path.write_bytes(b"damaged")
+    done = build(folder, claims=[])
+    assert any("checksum of its record" in r for r in done["remarks"])
+    assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
+
+
+def test_validate_scores_outputs_again_and_names_a_score_they_do_not_give(folder):
+    found = validate(folder)
+    assert found.faults == []
+    assert "6 of 6 scores were computed again from per-sample outputs" in found.notes
+    path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
+    path.write_text(path.read_text().replace("0.61", "0.81"))
+    (fault,) = validate(folder).faults
+    assert fault.startswith(f"records/{path.name}: its per-sample outputs give top1 = 0.61 on 200")
+    (folder / "samples" / "transfer-probe.kdep.s2-000000000002.npz").unlink()
+    assert any("cannot be read" in fault for fault in validate(folder).faults)
+
+
+def test_a_path_out_of_the_folder_is_not_followed(folder, tmp_path):
+    path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
+    name = "samples/transfer-probe.kdep.s1-000000000001.npz"
+    shutil.copy(folder / name, tmp_path / "other.npz")
+    path.write_text(path.read_text().replace(name, "../other.npz"))
+    (fault,) = validate(folder).faults
+    assert "are elsewhere" in fault
+    build(folder, claims=[])
+    assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
+
+
+def test_a_submission_brings_its_outputs(folder, tmp_path):
+    table = tmp_path / "table"
+    shutil.copytree(folder, table)
+    join(validate(folder, table), table, "lab", folder)
+    build(table, claims=[])
+    text = (table / "leaderboard.md").read_text()
+    assert "kdep (submitted by lab) - scratch | probe (top1) | +20.0 [+" in text
+    assert "kept in samples/ |" in text

@@ -1,0 +1,192 @@
+"""Per-sample outputs give the score that mm's own metric reports, to the last digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench import openmmlab
+from kdep_bench.errors import KdepError
+from kdep_bench.results.records import samples as stored
+from kdep_bench.results.records.detections import coco_json, truth_json
+from kdep_bench.results.records.samples import Samples
+from kdep_bench.transfer import samples as kept
+
+CLASSES = ("bird", "coin", "disc")
+
+
+def again(tmp_path: Path, samples: Samples) -> Samples:
+    """The samples through their file."""
+    said = stored.write(tmp_path / stored.FILE, samples)
+    assert said["bytes"] == (tmp_path / stored.FILE).stat().st_size
+    return stored.read(tmp_path / stored.FILE, said["sha256"])
+
+
+def names(n: int) -> tuple[str, ...]:
+    return tuple(f"test/{i}.jpg" for i in range(n))
+
+
+@pytest.mark.parametrize("images", [1, 3, 7, 97, 400, 1601])
+def test_accuracy_is_that_of_mmpretrain(tmp_path, images):
+    openmmlab.setup("mmpretrain", switch=True)
+    from mmpretrain.evaluation import Accuracy
+
+    torch.manual_seed(images)
+    probabilities = torch.softmax(3 * torch.randn(images, 3), 1)
+    probabilities[::5] = 1 / 3  # ties
+    results = [{"pred_score": p, "gt_label": torch.randint(0, 3, (1,))} for p in probabilities]
+    raw = Accuracy(topk=(1,)).compute_metrics(results)
+    samples = Samples("accuracy", CLASSES, names(images), kept._accuracy(results))
+    assert stored.scores(again(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
+
+
+def areas_of(images: int, metric: Any) -> list[Any]:
+    torch.manual_seed(images)
+    results = []
+    for _ in range(images):
+        found, truth = torch.randint(0, 3, (2, 96, 96))
+        truth[:9] = 255  # not scored
+        results.append(metric.intersect_and_union(found, truth, 4, 255))
+    return results
+
+
+def test_mean_iou_is_that_of_mmseg_with_a_class_that_is_absent(tmp_path):
+    openmmlab.setup("mmseg", switch=True)
+    from kdep_bench.transfer.iou import ClasswiseIoU
+
+    metric = ClasswiseIoU()
+    metric.dataset_meta = {"classes": (*CLASSES, "nowhere")}
+    results = areas_of(29, metric)
+    raw = metric.compute_metrics(list(results))
+    samples = Samples("iou", (*CLASSES, "nowhere"), names(29), kept._areas(results))
+    again_scores = stored.scores(again(tmp_path, samples))
+    assert again_scores == {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
+
+
+def annotated(path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Writes annotations whose images and categories are not in the order of their ids."""
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (30, 4, 17, 9, 1)
+    ]
+    boxes: list[dict[str, Any]] = []
+    for image in images[:-1]:
+        for _ in range(int(rng.integers(1, 6))):
+            corner, size = rng.uniform(0, 60, 2), rng.uniform(5, 40, 2)
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": image["id"],
+                    "category_id": int(rng.choice([2, 5, 7])),
+                    "bbox": [*corner.tolist(), *size.tolist()],
+                    "area": float(size.prod()),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+    categories = [{"id": i, "name": n} for i, n in zip((2, 5, 7), CLASSES, strict=True)]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return [{"id": i["id"], "boxes": [b for b in boxes if b["image_id"] == i["id"]]}
+            for i in images]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_is_that_of_mmdet(tmp_path, seed):
+    openmmlab.setup("mmdet", switch=True)
+    from kdep_bench.transfer.coco_sets import NamedCocoMetric
+
+    rng = np.random.default_rng(seed)
+    truth = annotated(tmp_path / "truth.json", rng)
+    metric = NamedCocoMetric(ann_file=str(tmp_path / "truth.json"), metric="bbox", classwise=True)
+    metric.dataset_meta = {"classes": CLASSES}
+    results = []
+    for image in truth:
+        boxes, labels, scores = [], [], []
+        for box in image["boxes"] * 3:
+            x, y, w, h = box["bbox"]
+            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 3, 4))
+            right = rng.random() < 0.8
+            labels.append([2, 5, 7].index(box["category_id"]) if right else 1)
+            scores.append(round(rng.random(), 1))  # ties within and between images
+        results.append(
+            (
+                {},
+                {
+                    "img_id": image["id"],
+                    "bboxes": np.array(boxes, np.float32).reshape(-1, 4),
+                    "labels": np.array(labels, int),
+                    "scores": np.array(scores, np.float32),
+                },
+            )
+        )
+    raw = metric.compute_metrics(list(results))
+    samples = again(tmp_path, kept._detections(metric, results, CLASSES))
+    assert stored.scores(samples) == {k: raw[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")}
+    assert len(coco_json(samples)) == sum(len(r["scores"]) for _, r in results)
+    assert {a["category_id"] for a in truth_json(samples)["annotations"]} <= {1, 2, 3}
+
+
+def test_nothing_detected_scores_0():
+    arrays = {
+        "image": np.zeros(0, np.int32),
+        "label": np.zeros(0, np.int32),
+        "score": np.zeros(0, np.float32),
+        "box": np.zeros((0, 4), np.float32),
+        "truth_image": np.zeros(1, np.int32),
+        "truth_label": np.zeros(1, np.int32),
+        "truth_box": np.ones((1, 4)),
+        "truth_area": np.ones(1),
+        "truth_crowd": np.zeros(1, np.int8),
+    }
+    found = stored.scores(Samples("coco", CLASSES, names(1), arrays))
+    assert found == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
+
+
+def probe(truth: list[int], guess: list[int]) -> Samples:
+    arrays = kept.classification(truth, guess, np.full((len(truth), 3), 1 / 3))
+    return Samples("probe", CLASSES, names(len(truth)), arrays)
+
+
+def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
+    samples = probe([0, 1, 2, 2], [0, 1, 2, 0])
+    assert kept.keep(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
+    (tmp_path / stored.FILE).unlink()
+    none, notes = kept.keep(tmp_path, samples, {"top1": 0.7500001})
+    assert none is None
+    assert notes == ["no per-sample outputs: they give top1 = 0.75, not 0.7500001"]
+    assert not (tmp_path / stored.FILE).exists()
+
+
+BAD = {
+    "class numbers out of range": {"prediction": np.array([0, 1, 2, 3], np.int32)},
+    "another length": {"truth": np.zeros(3, np.int32)},
+    "NaN": {"probability": np.array([0, 1, np.nan, 1], np.float32)},
+    "fractions as classes": {"truth": np.array([0, 1, 2, 0.5], np.float32)},
+    "objects": {"truth": np.array([{}, {}, {}, {}], object)},
+}
+
+
+@pytest.mark.parametrize("what", sorted(BAD))
+def test_a_file_with_other_content_is_refused(tmp_path, what):
+    good = probe([0, 1, 2, 2], [0, 1, 2, 0])
+    bad = Samples(good.scorer, good.classes, good.images, {**good.arrays, **BAD[what]})
+    stored.write(tmp_path / "bad.npz", bad)
+    with pytest.raises(KdepError, match="is no file of per-sample outputs"):
+        stored.read(tmp_path / "bad.npz")
+
+
+def test_a_changed_file_a_foreign_one_and_a_missing_one_are_refused(tmp_path):
+    path = tmp_path / stored.FILE
+    said = stored.write(path, probe([0, 1], [0, 1]))
+    assert stored.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"] == said["sha256"]
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(KdepError, match="checksum"):
+        stored.read(path, said["sha256"])
+    path.write_bytes(b"no archive")
+    with pytest.raises(KdepError, match="is no file of per-sample outputs"):
+        stored.read(path)
+    with pytest.raises(KdepError, match="cannot be read"):
+        stored.read(tmp_path / "nowhere.npz")
