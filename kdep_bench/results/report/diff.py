@@ -9,6 +9,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.results import text
 from kdep_bench.results.board.board import Board, Column, Result, RowKey, make_board
 from kdep_bench.results.records.store import read
+from kdep_bench.results.report import verdict_diff
 from kdep_bench.results.statistics import intervals as st
 
 Place = tuple[str, str, str, float, float | None, str, str]
@@ -92,7 +93,7 @@ def _place_text(place: Place) -> str:
 
 
 def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
-    """The changes from `old_dir` to `new_dir` as plain text.
+    """The changes from `old_dir` to `new_dir`, and which verdicts survive them, as plain text.
 
     Results with common seed pairs are compared in pairs, others by Welch's t; 95 % intervals, not
     corrected: of 100 unchanged scores about 5 are reported as better or worse.
@@ -116,6 +117,7 @@ def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
         gap = f": {text.gap(c.est)} x100" if c.est else ""
         lines.append(f"  {_place_text(c.place)}{gap}: {c.word}")
         lines.append(f"    {text.score(c.old)} -> {text.score(c.new)}")
+    lines += verdict_diff.lines(old, new) if moved else []
     for title, places in (("Only in the old", gone), ("Only in the new", come)):
         if places:
             lines.append(f"{title} ({len(places)}):")
