@@ -84,14 +84,14 @@ class Augment(nn.Module, ABC):
         keeps: teacher outputs (words of `objectives.base.NEEDS`) that, read from a cache, still
             describe the changed images.
         keeps_labels: whether a label still describes its image.
-        relates: whether a sample depends on the others of the batch; then refused where a batch is
-            split over processes or micro-batches.
+        couples_samples: whether a sample depends on the others of the batch; then refused where a
+            batch is split over processes or micro-batches.
         adds: names that `change` adds to `Batch.extra`.
     """
 
     keeps: ClassVar[frozenset[str]] = frozenset()
     keeps_labels: ClassVar[bool] = True
-    relates: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = False
     adds: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

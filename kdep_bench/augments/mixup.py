@@ -24,7 +24,7 @@ class Mixup(Augment):
 
     keeps = frozenset({"pooled", "target", "probabilities"})
     keeps_labels = False
-    relates = True
+    couples_samples = True
 
     def __init__(self, alpha: Positive = 0.2) -> None:
         super().__init__()

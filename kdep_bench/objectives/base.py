@@ -227,7 +227,7 @@ class Demands:
 
     needs: frozenset[str]
     asks: frozenset[str]
-    relates: bool
+    couples_samples: bool
     forwards: int = 0
     levels_before: frozenset[str] = frozenset()
     has_players: bool = False
@@ -253,7 +253,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
     return Demands(
         kind.needs.union(*(d.needs for d in inner)),
         kind.asks.union(*(d.asks for d in inner)),
-        kind.relates or any(d.relates for d in inner),
+        kind.relates or any(d.couples_samples for d in inner),
         kind.forwards + sum(d.forwards for d in inner),
         kind.levels_before(config).union(*(d.levels_before for d in inner)),
         getattr(kind, "has_players", False) or any(d.has_players for d in inner),

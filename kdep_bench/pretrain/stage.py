@@ -62,8 +62,10 @@ def run(
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
     taught = teaching(wanted.needs, spec, inputs, views)
     augment = augment_config(method, wanted, taught)
-    relates = wanted.relates or (augment is not None and augment_class(augment).relates)
-    check_split(budget["batch"], ranks, accumulate, relates)
+    couples_samples = wanted.couples_samples or (
+        augment is not None and augment_class(augment).couples_samples
+    )
+    check_split(budget["batch"], ranks, accumulate, couples_samples)
     objective, target, probes = objective_config(spec, inputs, taught, out)
     dataset = {
         "type": "kdep_bench.pretrain.stream.ViewStream",

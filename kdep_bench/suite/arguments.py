@@ -242,7 +242,7 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
             fix="remove `augment`; or, if the suite's teacher is read, set teacher_source='live' "
             "in the method",
         )
-    if parts > 1 and class_value(path, "relates"):
+    if parts > 1 and class_value(path, "couples_samples"):
         raise KdepError(
             f"{label} mixes the samples of a batch ({name}), but the batch is split into {parts} "
             "micro-batches or processes",

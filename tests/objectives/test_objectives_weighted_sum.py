@@ -56,8 +56,8 @@ def test_a_weighted_sum_requires_what_its_parts_require():
     got = demands(config())
     assert got.needs == {"target", "pooled"}
     assert got.asks == {"epochs", "target_mean_square", "teacher_width"}
-    assert got.relates
-    assert not demands({"type": REGRESSION}).relates
+    assert got.couples_samples
+    assert not demands({"type": REGRESSION}).couples_samples
 
 
 def test_terms_are_weighted_and_named_by_part():
