@@ -65,12 +65,12 @@ class Draw:
         self._generator = np.random.default_rng([seed, step])
         self._whole = size * ranks * parts
         start = part * size
-        self._own = slice(rank + start * ranks, rank + (start + size) * ranks, ranks)
+        self._samples = slice(rank + start * ranks, rank + (start + size) * ranks, ranks)
 
     def uniform(self, *shape: int) -> Tensor:
         """[B, *shape] float32 in [0, 1), on the CPU."""
         numbers = self._generator.random((self._whole, *shape), np.float32)
-        return torch.from_numpy(numbers[self._own])
+        return torch.from_numpy(numbers[self._samples])
 
     def beta(self, a: float, b: float) -> float:
         """One number for the whole batch, Beta(a, b)."""

@@ -39,7 +39,7 @@ class RandomCrop(Augment):
         transform = torch.zeros(len(side), 2, 3)
         transform[:, 0, 0] = torch.where(mirror < 0.5, -side, side)
         transform[:, 1, 1] = side
-        transform[:, 0, 2], transform[:, 1, 2] = ((1 - side) * (2 * at - 1) for at in (x, y))
+        transform[:, 0, 2], transform[:, 1, 2] = ((1 - side) * (2 * place - 1) for place in (x, y))
         return replace(
             batch,
             images=cropped(batch.images, transform),

@@ -58,11 +58,11 @@ def dense(values_Bk: Tensor, classes_Bk: Tensor, classes: int) -> Tensor:
     k = classes nothing is left to spread.
     """
     values, index = values_Bk.float(), classes_Bk.long()
-    others = classes - values.shape[1]
+    n_spread = classes - values.shape[1]
     total = values.sum(1, keepdim=True)
-    rest = (1 - total).clamp(min=0) / max(others, 1)
+    rest = (1 - total).clamp(min=0) / max(n_spread, 1)
     full = rest.expand(-1, classes).scatter(1, index, values)
-    return full / (total.clamp(min=1) if others else total)
+    return full / (total.clamp(min=1) if n_spread else total)
 
 
 def stored_error(logits_BC: Tensor, values_Bk: Tensor, classes_Bk: Tensor) -> float:

@@ -495,7 +495,9 @@ def augmentation(pair: StudentMethod) -> None:
         )
     live = pair.suite.budget.teacher == "live" or method.get("teacher_source") == "live"
     intermediate = [
-        one for one in teachers_by_role(method, pair.base) if assistant_of(one.method) is not None
+        teacher
+        for teacher in teachers_by_role(method, pair.base)
+        if assistant_of(teacher.method) is not None
     ]
     check_augment(method, pair.name, live and not intermediate, _batch_parts(pair))
 
@@ -510,7 +512,7 @@ def teacher_source(pair: StudentMethod) -> None:
     if pair.method.get("teacher_source") != "live":
         return
     teachers = teachers_by_role(pair.method, pair.base)
-    if not teachers or any(assistant_of(one.method) is not None for one in teachers):
+    if not teachers or any(assistant_of(teacher.method) is not None for teacher in teachers):
         problem = "an intermediate teacher, which is read from its cache" if teachers else "none"
         raise KdepError(
             f"{pair.name} has teacher_source='live', but its teacher is {problem}",
