@@ -6,6 +6,10 @@ Differs      from a pre-training in acting at transfer, with the task's labels. 
              pre-training compare with `kdep`; `dict(base="transkd", pretrained_by="kdep")` is KDEP
              and TransKD. The task keeps its own loss and recipe; in a convolutional network the
              patch embedding is the first block of a level's stage.
+Scale        the authors' weights, for the normalised maps of their transformers. The linear maps of
+             EfficientNet-Lite0 are larger: on the smoke data the two terms begin at 127 and 42,
+             the task's own loss at 3. Choose `weight` and `betas` for such a teacher on
+             validation data before a score is compared.
 Cost         the teacher is trained on the task once for all runs, and reads every training batch.
 """
 
