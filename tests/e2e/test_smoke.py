@@ -83,6 +83,32 @@ def test_each_export_has_its_card(home: Path):
         assert ("| teacher's checksum |" in text) == teacher
 
 
+# Of a few steps on tiny data: near chance, and on any processor between these.
+CANARY = {
+    "smoke_probe": (0.04, 0.30),
+    "smoke_finetune": (0.04, 0.30),
+    "smoke_photos": (0.38, 0.66),
+    "smoke_det": (0.0, 0.08),
+    "smoke_seg": (0.05, 0.13),
+}
+
+
+def test_scores_are_within_their_bounds_on_any_processor(home: Path):
+    for r in records(home):
+        low, high = CANARY[r["task"]["name"]]
+        assert low <= r["value"] <= high, (r["id"], r["value"])
+        assert r["cost"]["processor_units"]
+
+
+def test_every_score_follows_from_its_per_sample_outputs(home: Path):
+    from kdep_bench.results.records.validate import validate
+
+    (folder,) = {p.parents[1] for p in home.glob("results/**/records/*.json")}
+    findings = validate(folder)
+    assert findings.faults == []
+    assert "15 of 15 scores were computed again from per-sample outputs" in findings.notes
+
+
 def test_tables_and_page_are_there(home: Path):
     (board,) = home.glob("results/**/leaderboard.md")
     text = board.read_text()

@@ -12,6 +12,7 @@ from kdep_bench.results.claims.verdict import Verdict, headlines
 from kdep_bench.results.report import (
     data_notes,
     image_tables,
+    normalised_tables,
     probe_tables,
     reported,
     transfer_rows,
@@ -150,6 +151,15 @@ def _differences(view: BoardView) -> list[str]:
     single = [row for row in table_rows if row[3].column is not None]
     lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
     return [*lines, *_difference_table(single), "", "</details>", ""]
+
+
+def _normalised(view: BoardView) -> list[str]:
+    rows = normalised_tables.markdown_rows(view)
+    if not rows:
+        return []
+    table = md_table(normalised_tables.HEAD, rows, 2)
+    explanation = text.md(normalised_tables.note(view), 800)
+    return [f"## {normalised_tables.HEADING}", "", explanation, "", *table, ""]
 
 
 def _image_differences(view: BoardView) -> list[str]:
@@ -386,6 +396,7 @@ def markdown(view: BoardView) -> str:
         for family in board.families:
             lines += _task_family_table(view, family)
     lines += _transfer_table(view) + _cost_table(view) + _method_family_table(view)
+    lines += _normalised(view)
     lines += [*_differences(view), *_image_differences(view), *_savings(view), *_claims(view)]
     lines += _diagnostics(view) + _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)

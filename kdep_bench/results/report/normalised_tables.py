@@ -1,0 +1,69 @@
+"""The section with means of normalised scores, as Markdown rows and as HTML."""
+
+from __future__ import annotations
+
+from kdep_bench.results import text
+from kdep_bench.results.board.normalised import Normalised, normalised, reference_row
+from kdep_bench.results.report import board_rows
+from kdep_bench.results.report.board_rows import BoardView
+from kdep_bench.results.report.markup import tag
+from kdep_bench.results.report.widgets import Section, name_entry, number_entry, page_table
+
+HEADING = "Means over tasks, raw and normalised"
+NOTE = (
+    "Normalised: (score - chance) / (reference - chance), so 0 is chance and 1 the reference, "
+    "which is {reference} by rule. Every task family has the same weight. Without one task: the "
+    "lowest and the highest normalised mean when one task is left out. For methods with results "
+    "for every task and seed; point estimates, without an interval."
+)
+HEAD = ["student", "method", "mean x100", "normalised mean", "without one task"]
+
+
+def _tables(view: BoardView) -> list[tuple[str, list[Normalised]]]:
+    tables = [(s, normalised(view.board, s)) for s in view.board.students]
+    return [(student, table) for student, table in tables if table]
+
+
+def note(view: BoardView) -> str:
+    """The explanation, with the reference rows."""
+    rows = [reference_row(view.board, student) for student, _ in _tables(view)]
+    return NOTE.format(reference=", ".join(view.labels[r] for r in rows if r))
+
+
+def _left_out(n: Normalised) -> str:
+    (low, without_low), (high, without_high) = n.low, n.high
+    return f"{low:.2f} (without {without_low}) to {high:.2f} (without {without_high})"
+
+
+def markdown_rows(view: BoardView) -> list[list[str]]:
+    """Rows of the table in leaderboard.md; none without a reference."""
+    return [
+        [
+            text.md(student),
+            text.md(board_rows.row_name(view, n.row)),
+            text.points(n.raw),
+            f"{n.mean:.2f}",
+            text.md(_left_out(n)),
+        ]
+        for student, table in _tables(view)
+        for n in table
+    ]
+
+
+def page_section(view: BoardView) -> Section | None:
+    """The section of index.html."""
+    rows = []
+    for student, table in _tables(view):
+        for n in table:
+            entries = [
+                name_entry(student),
+                name_entry(board_rows.row_name(view, n.row)),
+                number_entry(text.points(n.raw), n.raw),
+                number_entry(f"{n.mean:.2f}", n.mean),
+                number_entry(text.plain(_left_out(n)), n.low[0], "n"),
+            ]
+            rows.append((student, entries))
+    if not rows:
+        return None
+    explanation = tag("p", text.plain(note(view), 800), class_="dim small")
+    return Section("normalised", HEADING, explanation, page_table(view, HEADING, HEAD, rows, 2))
