@@ -38,6 +38,7 @@ from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real
 RECORDS = "records"
 SUBMISSIONS = "submissions"  # of records that others ran; see `submission`
 MANIFEST = "submission.json"
+SUBMITTED = " (submitted by "  # follows the name of the method
 _PARALLEL_FROM = 4000  # below this a second process costs more than it saves
 
 
@@ -299,7 +300,7 @@ def submitters(results_dir: str | Path) -> list[str]:
 def as_submitted(record: Record, name: str) -> Record:
     """The record as the table shows it: a method of its own, so that it is neither averaged with
     this suite's runs nor judged by its claims, and without images, which are not copied."""
-    method = f"{record.arm.method} (submitted by {name})"
+    method = f"{record.arm.method}{SUBMITTED}{name})"
     renamed = record.arm.model_copy(update={"method": method})
     outputs = record.samples
     if outputs is not None and outputs.file:
