@@ -84,7 +84,7 @@ def tasks(t: StudentTransfer) -> None:
 
 def arguments(t: StudentTransfer) -> None:
     """Arguments that the method's class, or an objective in it, does not accept."""
-    required_args = t.stated("asks") or ()
+    required_args = t.stated("requires") or ()
     check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
     objective = t.config.get("objective")
     if isinstance(objective, dict):

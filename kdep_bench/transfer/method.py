@@ -34,7 +34,7 @@ from kdep_bench.transfer.model_card import outputs_before
 from kdep_bench.transfer.parallel import unwrapped
 
 NEEDS = frozenset({"tuned_teacher"})
-ASKS = frozenset(
+REQUIRES = frozenset(
     {
         "student_maps",  # {level: {"channels": C, "stride": s, "side": n}}, as in the context
         "teacher_maps",  # the same of the tuned teacher
@@ -71,7 +71,7 @@ class TransferMethod(nn.Module, ABC):
         families: task families that it supports.
         needs: subset of NEEDS. "tuned_teacher": another student that was transferred to the same
             task before; the config then has `teacher=dict(student=..., method=...)`.
-        asks: subset of ASKS, keyword arguments of the constructor that the stage gives.
+        requires: subset of REQUIRES, keyword arguments of the constructor that the stage gives.
         backbones: class names of the backbones that it can read; None for any.
 
     Parameters and buffers are trained with the model, by the optimiser's rules for what lies
@@ -82,7 +82,7 @@ class TransferMethod(nn.Module, ABC):
 
     families: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]] = frozenset()
-    asks: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     backbones: ClassVar[frozenset[str] | None] = None
 
     @classmethod
@@ -175,7 +175,7 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
             f"{type_path(config['type'])} is not a transfer method",
             expected="a subclass of kdep_bench.transfer.method.TransferMethod",
         )
-    for what, stated, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ASKS)):
+    for what, stated, known in (("need", kind.needs, NEEDS), ("question", kind.requires, REQUIRES)):
         for word in sorted(stated - known):
             raise unknown_name(f"{what} of {type_path(kind)}", word, known)
     if task.family not in kind.families:
@@ -302,7 +302,7 @@ def transfer_model(
         tuned = None if teacher is None else _tuned(teacher)
         kind = locate(method["type"])
         stated = {"student_maps": maps, "teacher_maps": (teacher or {}).get("maps", {})}
-        given = {k: v for k, v in stated.items() if k in kind.asks and k not in method}
+        given = {k: v for k, v in stated.items() if k in kind.requires and k not in method}
         acts = build(method, **given)
         acts.attach(plain, tuned)
     plain.transfer_method = acts

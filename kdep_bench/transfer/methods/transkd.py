@@ -68,7 +68,7 @@ class TransKD(TransferMethod):
 
     families = frozenset({"segmentation"})
     needs = frozenset({"tuned_teacher"})
-    asks = frozenset({"student_maps", "teacher_maps"})
+    requires = frozenset({"student_maps", "teacher_maps"})
     backbones = frozenset({"ResNet", "MobileNetV2", "EfficientNetLite", "TimmBackbone"})
 
     def __init__(
