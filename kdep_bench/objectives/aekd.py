@@ -58,7 +58,7 @@ class AgreementKD(MultiTeacherKD):
         the others: as in MultiTeacherKD.
     """
 
-    relates = True
+    couples_samples = True
 
     def __init__(
         self,

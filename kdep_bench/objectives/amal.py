@@ -43,8 +43,8 @@ class Amal(Objective):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    asks = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
-    relates = True
+    requires = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
+    couples_samples = True
     has_players = True
 
     def __init__(

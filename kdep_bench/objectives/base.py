@@ -48,7 +48,7 @@ ARGUMENTS = frozenset(
 )
 # Those of ARGUMENTS that describe one teacher. A class that reads every teacher gets them for each,
 # as the argument `teachers`: {role: {argument: value}}, in the order of the roles.
-TEACHER_ASKS = frozenset(
+TEACHER_ARGUMENTS = frozenset(
     {
         *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
         *("teacher_config", "teacher_maps", "layer_distances", "map_moments"),
@@ -136,14 +136,15 @@ class Component(nn.Module, ABC):
         needs: subset of NEEDS, what is read of a batch. The method's config declares the same in
             its `needs` ("target" there is "pooled" and an alignment), so that an impossible pair is
             refused when the plan is built.
-        asks: subset of ARGUMENTS, keyword arguments of the constructor that follow from the data,
-            the student or the teacher; the pre-training stage gives exactly these.
+        requires: subset of ARGUMENTS, keyword arguments of the constructor that follow from the
+            data, the student or the teacher; the pre-training stage gives exactly these.
         every_teacher: whether all teachers of a method are read (`Context.teachers`); otherwise
             only the first is, or the one that a part of a weighted sum names. Such a class is for
-            methods with two teachers or more; what it asks of TEACHER_ASKS is given as `teachers`.
-        relates: whether the result for one sample depends on the other samples of the batch (Gram
-            matrices, contrast). Such an objective is refused where a batch is split, by gradient
-            accumulation or over several processes, because it would see another batch.
+            methods with two teachers or more; what it requires of TEACHER_ARGUMENTS
+            is given as `teachers`.
+        couples_samples: whether the result for one sample depends on the other samples of the batch
+            (Gram matrices, contrast). Such an objective is refused where a batch is split, by
+            gradient accumulation or over several processes, because it would see another batch.
         forwards: forward passes per sample of networks of its own, and further passes of the
             student, for the cost columns.
 
@@ -151,9 +152,9 @@ class Component(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]]
-    asks: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     every_teacher: ClassVar[bool] = False
-    relates: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = False
     forwards: ClassVar[int] = 0
 
     def after_step(self) -> None:
@@ -189,13 +190,13 @@ class Objective(Component):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Un-reduced terms, each of shape (B,); the loss is the mean over B of their sum."""
 
-    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
         """Called once, before training: the place of a second network (a peer, an average).
 
         Args:
             student: the backbone that is trained. Keep it in a list, or it is registered twice.
-            another: makes one more network of the student's kind, freshly initialised; called with
-                `Context.images` it returns (before, after), pooled like the student's.
+            new_network: makes one more network of the student's kind, freshly initialised; called
+                with `Context.images` it returns (before, after), pooled like the student's.
         """
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
@@ -226,7 +227,7 @@ class Demands:
     """What the objective of a config and all its parts need, ask and relate."""
 
     needs: frozenset[str]
-    asks: frozenset[str]
+    requires: frozenset[str]
     couples_samples: bool
     forwards: int = 0
     levels_before: frozenset[str] = frozenset()
@@ -246,14 +247,14 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
             else f"{type_path(config['type'])} is neither an Objective nor a Weighting",
             expected="a class of kdep_bench.objectives",
         )
-    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.asks, ARGUMENTS)):
+    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.requires, ARGUMENTS)):
         for word in sorted(got - known):
             raise unknown_name(f"{what} of {type_path(kind)}", word, known)
     inner = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
         kind.needs.union(*(d.needs for d in inner)),
-        kind.asks.union(*(d.asks for d in inner)),
-        kind.relates or any(d.couples_samples for d in inner),
+        kind.requires.union(*(d.requires for d in inner)),
+        kind.couples_samples or any(d.couples_samples for d in inner),
         kind.forwards + sum(d.forwards for d in inner),
         kind.levels_before(config).union(*(d.levels_before for d in inner)),
         getattr(kind, "has_players", False) or any(d.has_players for d in inner),
@@ -278,15 +279,15 @@ def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Comp
     facts = {k: v for k, v in facts.items() if k not in config}
     values_by_role = config.get("teachers", facts.get("teachers")) or {}
     of_each = set[str]().union(*values_by_role.values())
-    lacking = sorted(requirements.asks - set(facts) - set(config) - of_each)
+    lacking = sorted(requirements.requires - set(facts) - set(config) - of_each)
     if lacking:
         raise KdepError(
             f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
             fix="set it in the method's config, or provide it from the pre-training stage",
         )
     # A sum gives its parts the facts of one teacher too: not to those that take them of each.
-    singular = requirements.asks - (
-        TEACHER_ASKS if locate(config["type"]).every_teacher else frozenset()
+    singular = requirements.requires - (
+        TEACHER_ARGUMENTS if locate(config["type"]).every_teacher else frozenset()
     )
     arguments = {k: facts[k] for k in sorted(singular & set(facts))}
     if "teachers" in facts and takes_teachers(config):
@@ -297,7 +298,7 @@ def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Comp
 def takes_teachers(config: Mapping[str, Any]) -> bool:
     """Whether the class of a config has the argument `teachers`: facts of each of several."""
     kind = locate(config["type"])
-    return bool((kind.every_teacher and kind.asks & TEACHER_ASKS) or kind.parts(config))
+    return bool((kind.every_teacher and kind.requires & TEACHER_ARGUMENTS) or kind.parts(config))
 
 
 def values_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ConfidenceAwareFeatures(Objective):
     """
 
     needs = frozenset({"pooled", "classifier", "labels", "classes"})
-    asks = frozenset({"width", "classes", "teacher_width", "teacher_classes"})
+    requires = frozenset({"width", "classes", "teacher_width", "teacher_classes"})
     every_teacher = True
 
     def __init__(self, width: int, classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:

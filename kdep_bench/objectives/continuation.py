@@ -42,7 +42,7 @@ class Continuation(Objective):
     """
 
     needs = frozenset({"logits"})
-    asks = frozenset({"width", "teacher_classes", "epochs"})
+    requires = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class CorrelationCongruence(Objective):
     """
 
     needs = frozenset({"pooled"})
-    relates = True
+    couples_samples = True
 
     def __init__(self, gamma: Positive = 0.4, order: Count = 2, weight: Positive = 1000.0) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ class CorrelationCongruence(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        apart = self.kernel(ctx.before) - self.kernel(ctx.teacher.pooled)
-        return {"correlation": self.weight * apart.square().mean(1)}
+        difference = self.kernel(ctx.before) - self.kernel(ctx.teacher.pooled)
+        return {"correlation": self.weight * difference.square().mean(1)}

@@ -19,7 +19,7 @@ class CrossEntropy(Objective):
     """
 
     needs = frozenset({"labels"})
-    asks = frozenset({"width", "classes"})
+    requires = frozenset({"width", "classes"})
 
     def __init__(self, width: int, classes: int, label_smoothing: BelowOne = 0.0) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ class CTKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    asks = frozenset({"width", "teacher_classes", "epochs"})
+    requires = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,

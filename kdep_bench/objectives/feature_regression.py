@@ -35,7 +35,7 @@ class FeatureRegression(Objective):
     """
 
     needs = frozenset({"target"})
-    asks = frozenset({"target_mean_square"})
+    requires = frozenset({"target_mean_square"})
 
     def __init__(
         self,

@@ -22,9 +22,9 @@ DISTANCES = {
 }
 
 
-def _loss_of_zero(apart: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
+def _loss_of_zero(difference: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
     """Scalar mean distance of an output of zero to the map t [B, C, H, W]."""
-    return apart(torch.zeros_like(t), t).mean()
+    return difference(torch.zeros_like(t), t).mean()
 
 
 class Hints(Objective):
@@ -47,7 +47,7 @@ class Hints(Objective):
     """
 
     needs = frozenset({"maps"})
-    asks = frozenset({"student_maps", "teacher_maps"})
+    requires = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self,
@@ -85,10 +85,10 @@ class Hints(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        apart = DISTANCES[self.distance]
+        difference = DISTANCES[self.distance]
         for k, (level, s, t) in enumerate(pairs(ctx, self.levels, self.through)):
             reference = self.scale(
-                partial(_loss_of_zero, apart, t), f"the teacher's map for {level}", k
+                partial(_loss_of_zero, difference, t), f"the teacher's map for {level}", k
             )
-            out[level] = self.weight / reference * apart(s, t).mean((1, 2, 3))
+            out[level] = self.weight / reference * difference(s, t).mean((1, 2, 3))
         return out

@@ -20,8 +20,8 @@ FORMS = ("gram", "attention")
 def attention(x_BD: Tensor, tau: float) -> Tensor:
     """[B, B] log-probabilities: softmax over the other samples of cosine / tau."""
     unit = F.normalize(x_BD, dim=1)
-    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    return F.log_softmax((unit @ unit.T / tau).masked_fill(own, -1e4), dim=1)
+    is_self = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return F.log_softmax((unit @ unit.T / tau).masked_fill(is_self, -1e4), dim=1)
 
 
 class InstanceGraph(Objective):
@@ -46,7 +46,7 @@ class InstanceGraph(Objective):
     """
 
     needs = frozenset({"pooled", "maps"})
-    relates = True
+    couples_samples = True
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class InstanceGraph(Objective):
         """[B, B] edges; log-probabilities in the attention form."""
         return row_gram(x_BD) if self.form == "gram" else attention(x_BD, self.tau)
 
-    def apart(self, s_BB: Tensor, t_BB: Tensor) -> Tensor:
+    def difference(self, s_BB: Tensor, t_BB: Tensor) -> Tensor:
         """[B]: how far the edges of two graphs are apart."""
         if self.form == "gram":
             return (s_BB - t_BB).square().mean(1)
@@ -82,11 +82,11 @@ class InstanceGraph(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         late_s, late_t = self.graph(ctx.before), self.graph(ctx.teacher.pooled)
-        out = {"edges": self.edges * self.apart(late_s, late_t)}
-        for own, its in self.levels.items():
-            early_s = self.graph(ctx.maps[own].mean((2, 3)))
-            early_t = self.graph(ctx.teacher.maps[its].mean((2, 3)))
-            out["early"] = self.edges * self.apart(early_s, early_t)
+        out = {"edges": self.edges * self.difference(late_s, late_t)}
+        for student_map, teacher_map in self.levels.items():
+            early_s = self.graph(ctx.maps[student_map].mean((2, 3)))
+            early_t = self.graph(ctx.teacher.maps[teacher_map].mean((2, 3)))
+            out["early"] = self.edges * self.difference(early_s, early_t)
             if self.form == "attention":
                 late_s, late_t, early_s, early_t = (
                     a.exp() for a in (late_s, late_t, early_s, early_t)

@@ -42,7 +42,7 @@ class LogitKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    asks = frozenset({"width", "teacher_classes", "epochs"})
+    requires = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class LogitKDWithLabels(LogitKD):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    asks = LogitKD.asks | {"classes"}
+    requires = LogitKD.requires | {"classes"}
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ class MapRegression(Objective):
     """
 
     needs = frozenset({"maps"})
-    asks = frozenset({"student_maps", "teacher_maps", "map_moments"})
+    requires = frozenset({"student_maps", "teacher_maps", "map_moments"})
 
     def __init__(
         self,
@@ -121,16 +121,16 @@ class MapRegression(Objective):
         self.weights = {k: weight * v for k, v in level_shares(levels, shares).items()}
         self.targets = nn.ModuleDict(
             {
-                own: MapTarget(
+                student_map: MapTarget(
                     map_moments,
-                    its,
-                    1 if pooled else student_maps[own]["side"],
-                    student_maps[own]["channels"],
+                    teacher_map,
+                    1 if pooled else student_maps[student_map]["side"],
+                    student_maps[student_map]["channels"],
                     sign,
                     n,
                     align or {"type": "svd"},
                 )
-                for own, its in levels.items()
+                for student_map, teacher_map in levels.items()
             }
         )
         self.scale = FirstBatch(len(levels))
@@ -142,12 +142,16 @@ class MapRegression(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         maps, out = ctx.maps_before if self.tap == "before" else ctx.maps, {}
-        for k, (own, its) in enumerate(self.levels.items()):
-            target = self.targets[own](ctx.teacher.maps[its])
-            mean_square = self.scale(lambda g=target: g.square().mean(), f"the target of {own}", k)
-            student = maps[own].mean((2, 3), keepdim=True) if self.pooled else maps[own]
+        for k, (student_map, teacher_map) in enumerate(self.levels.items()):
+            target = self.targets[student_map](ctx.teacher.maps[teacher_map])
+            mean_square = self.scale(
+                lambda g=target: g.square().mean(), f"the target of {student_map}", k
+            )
+            student = (
+                maps[student_map].mean((2, 3), keepdim=True) if self.pooled else maps[student_map]
+            )
             error = student - target / mean_square.sqrt()
-            out[own] = self.weights[own] * error.square().mean((1, 2, 3))
+            out[student_map] = self.weights[student_map] * error.square().mean((1, 2, 3))
         return out
 
 
@@ -165,4 +169,4 @@ def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) 
             expected=f"one positive number for each of {', '.join(levels)}, with sum 1",
             fix="correct `shares` in the method's objective",
         )
-    return {own: float(shares[own]) for own in levels}
+    return {student_map: float(shares[student_map]) for student_map in levels}

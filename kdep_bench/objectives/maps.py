@@ -20,11 +20,11 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
         raise KdepError(
             "an objective on feature maps has no levels", expected="levels={student: teacher}"
         )
-    for own, its in levels.items():
-        if own not in student_maps:
-            raise unknown_name("level of the student", own, student_maps)
-        if its not in teacher_maps:
-            raise unknown_name("map of the teacher", its, teacher_maps)
+    for student_map, teacher_map in levels.items():
+        if student_map not in student_maps:
+            raise unknown_name("level of the student", student_map, student_maps)
+        if teacher_map not in teacher_maps:
+            raise unknown_name("map of the teacher", teacher_map, teacher_maps)
 
 
 def projectors(
@@ -32,9 +32,9 @@ def projectors(
 ) -> nn.ModuleDict:
     """{student level: make(Cs, Ct)}; the identity where channels agree, unless `always`."""
     made = {}
-    for own, its in levels.items():
-        cs, ct = student_maps[own]["channels"], teacher_maps[its]["channels"]
-        made[own] = nn.Identity() if cs == ct and not always else make(cs, ct)
+    for student_map, teacher_map in levels.items():
+        cs, ct = student_maps[student_map]["channels"], teacher_maps[teacher_map]["channels"]
+        made[student_map] = nn.Identity() if cs == ct and not always else make(cs, ct)
     return nn.ModuleDict(made)
 
 
@@ -43,14 +43,14 @@ def pairs(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(level, projected student map, teacher map) at the student's size, level by level."""
     assert ctx.teacher is not None
-    for own, its in levels.items():
-        s = through[own](ctx.maps[own])
-        t = resize_map(ctx.teacher.maps[its], (s.shape[2], s.shape[3]))
+    for student_map, teacher_map in levels.items():
+        s = through[student_map](ctx.maps[student_map])
+        t = resize_map(ctx.teacher.maps[teacher_map], (s.shape[2], s.shape[3]))
         if s.shape != t.shape:
             raise KdepError(
-                f"level {own} of the student has the shape {tuple(s.shape[1:])} and map {its} of "
-                f"the teacher {tuple(t.shape[1:])}",
+                f"level {student_map} of the student has the shape {tuple(s.shape[1:])} and map "
+                f"{teacher_map} of the teacher {tuple(t.shape[1:])}",
                 expected="equal channels after the projector",
                 fix="correct `pyramid` in the student's config",
             )
-        yield own, s, t
+        yield student_map, s, t

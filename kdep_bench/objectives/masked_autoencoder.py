@@ -33,7 +33,7 @@ class MaskedAutoencoder(Objective):
     """
 
     needs = frozenset()
-    asks = frozenset({"width"})
+    requires = frozenset({"width"})
     reads_extra = frozenset({"visible"})
     transformer = True
 
@@ -63,7 +63,7 @@ class MaskedAutoencoder(Objective):
         self.patch, self.normalise = int(patch), bool(normalise)
         self._student: list[VisibleTokens] = []
 
-    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
         tokens = VisibleTokens(student)
         if tokens.patch != self.patch:
             raise KdepError(

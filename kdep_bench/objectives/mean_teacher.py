@@ -51,8 +51,8 @@ class MeanTeacher(Objective):
     """
 
     needs = frozenset({"labels", "views"})
-    asks = frozenset({"width", "classes", "views", "epochs"})
-    relates = True
+    requires = frozenset({"width", "classes", "views", "epochs"})
+    couples_samples = True
     forwards = 1
 
     def __init__(
@@ -74,9 +74,9 @@ class MeanTeacher(Objective):
         self.weight = as_schedule(weight, epochs)
         self._student: list[nn.Module] = []
 
-    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
         self._student = [student]
-        self.teacher = another()
+        self.teacher = new_network()
         self.teacher.get_submodule("backbone").load_state_dict(student.state_dict())
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
@@ -97,9 +97,9 @@ class MeanTeacher(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         z, w = self.head(ctx.after), self.weight(ctx.step, ctx.steps)
-        apart = (F.softmax(z, 1) - self.opinion(ctx)).square().mean(1)
+        difference = (F.softmax(z, 1) - self.opinion(ctx)).square().mean(1)
         hard = F.cross_entropy(z, ctx.labels, reduction="none")
-        return {"cross_entropy": hard, "consistency": w * apart}
+        return {"cross_entropy": hard, "consistency": w * difference}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -65,7 +65,7 @@ class MultiTeacherKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    asks = frozenset({"width", "teacher_classes", "epochs"})
+    requires = frozenset({"width", "teacher_classes", "epochs"})
     every_teacher = True
 
     def __init__(
@@ -124,7 +124,7 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    asks = MultiTeacherKD.asks | {"classes"}
+    requires = MultiTeacherKD.requires | {"classes"}
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class Mutual(Objective):
     """
 
     needs = frozenset({"labels"})
-    asks = frozenset({"width", "classes"})
+    requires = frozenset({"width", "classes"})
     forwards = 1
 
     def __init__(self, width: int, classes: int, weight: Positive = 1.0) -> None:
@@ -41,8 +41,8 @@ class Mutual(Objective):
         self.weight = float(weight)
         self.peer: nn.Module = nn.Identity()
 
-    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
-        self.peer = another()
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+        self.peer = new_network()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None

@@ -37,7 +37,7 @@ class NFD(Objective):
     """
 
     needs = frozenset({"maps"})
-    asks = frozenset({"student_maps", "teacher_maps"})
+    requires = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class NKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    asks = frozenset({"width", "teacher_classes"})
+    requires = frozenset({"width", "teacher_classes"})
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class NKDWithLabels(NKD):
     """NKD as published: y is the label. The labels must be those of the teacher's classifier."""
 
     needs = frozenset({"logits", "labels", "classes"})
-    asks = NKD.asks | {"classes"}
+    requires = NKD.requires | {"classes"}
 
     def __init__(self, width: int, teacher_classes: int, classes: int, **more: float) -> None:
         super().__init__(width, teacher_classes, **more)
@@ -114,8 +114,8 @@ class TeacherFreeNKD(Objective):
     """
 
     needs = frozenset({"labels"})
-    asks = frozenset({"width", "classes"})
-    relates = True
+    requires = frozenset({"width", "classes"})
+    couples_samples = True
 
     def __init__(self, width: int, classes: int, value: NotNegative = 1.0) -> None:
         super().__init__()

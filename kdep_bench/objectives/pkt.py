@@ -26,7 +26,7 @@ class PKT(Objective):
     """
 
     needs = frozenset({"pooled"})
-    relates = True
+    couples_samples = True
 
     def __init__(self, weight: Positive = 30000.0) -> None:
         super().__init__()

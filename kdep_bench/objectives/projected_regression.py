@@ -31,7 +31,7 @@ class ProjectedRegression(Objective):
     """
 
     needs = frozenset({"pooled"})
-    asks = frozenset({"width", "teacher_width", "teacher_mean_variance"})
+    requires = frozenset({"width", "teacher_width", "teacher_mean_variance"})
 
     def __init__(
         self,

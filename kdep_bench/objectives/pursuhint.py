@@ -67,7 +67,7 @@ class Pursuhint(Hints):
         layer_distances: {teacher map: {teacher map: distance}}, set by the pre-training stage.
     """
 
-    asks = Hints.asks | {"layer_distances"}
+    requires = Hints.requires | {"layer_distances"}
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Pursuhint(Hints):
             )
         check_levels(levels, student_maps, teacher_maps)
         deep = sorted(levels, key=lambda own: (teacher_maps[levels[own]]["stride"], own))
-        apart = [[layer_distances[levels[a]][levels[b]] for b in deep] for a in deep]
-        centres = hint_points(apart, points, fixed=len(deep) - 1)
+        difference = [[layer_distances[levels[a]][levels[b]] for b in deep] for a in deep]
+        centres = hint_points(difference, points, fixed=len(deep) - 1)
         chosen = {deep[i]: levels[deep[i]] for i in centres}
         super().__init__(chosen, student_maps, teacher_maps, weight, distance, hidden, init)

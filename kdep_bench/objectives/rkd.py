@@ -46,7 +46,7 @@ class RKD(Objective):
     """
 
     needs = frozenset({"pooled"})
-    relates = True
+    couples_samples = True
 
     def __init__(
         self, distance: NotNegative = 25.0, angle: NotNegative = 50.0, vertices: Count | None = None

@@ -93,5 +93,5 @@ def together(configs: Sequence[Json]) -> Json:
 
 
 def union(configs: Sequence[Json], name: str, lookup: Lookup = from_source) -> set[str]:
-    """The union of a class attribute (`needs`, `asks`) over the classes of `configs`."""
+    """The union of a class attribute (`needs`, `requires`) over the classes of `configs`."""
     return {word for config in configs for word in (lookup(type_path(config["type"]), name) or ())}

@@ -22,7 +22,7 @@ class SimilarityPreserving(Objective):
     """
 
     needs = frozenset({"pooled"})
-    relates = True
+    couples_samples = True
 
     def __init__(self, weight: Positive = 3000.0) -> None:
         super().__init__()
@@ -30,6 +30,6 @@ class SimilarityPreserving(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        apart = row_gram(ctx.before) - row_gram(ctx.teacher.pooled)
+        difference = row_gram(ctx.before) - row_gram(ctx.teacher.pooled)
         # The mean over B of a row's mean square is the sum over B^2.
-        return {"similarity": self.weight * apart.square().mean(1)}
+        return {"similarity": self.weight * difference.square().mean(1)}

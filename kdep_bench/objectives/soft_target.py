@@ -24,7 +24,7 @@ class SoftTarget(Objective):
     """
 
     needs = frozenset({"probabilities"})
-    asks = frozenset({"width", "teacher_classes"})
+    requires = frozenset({"width", "teacher_classes"})
 
     def __init__(self, width: int, teacher_classes: int, top_classes: Count) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class SemiOnline(Objective):
     """
 
     needs = frozenset({"maps", "logits", "tail"})
-    asks = frozenset({"width", "teacher_classes", "teacher_config"})
+    requires = frozenset({"width", "teacher_classes", "teacher_config"})
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class SemiOnlineWithLabels(SemiOnline):
     """
 
     needs = frozenset({"maps", "logits", "tail", "labels", "classes"})
-    asks = SemiOnline.asks | {"classes"}
+    requires = SemiOnline.requires | {"classes"}
 
     def __init__(
         self,

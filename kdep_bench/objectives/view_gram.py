@@ -30,8 +30,8 @@ class ViewGram(Objective):
     """
 
     needs = frozenset({"pooled", "views"})
-    asks = frozenset({"views"})
-    relates = True
+    requires = frozenset({"views"})
+    couples_samples = True
 
     def __init__(self, views: int, weight: Positive = 20.0, cosine: bool = False) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class ViewGram(Objective):
             self._looked = True
         with torch.no_grad():
             wanted = self.gram(ctx.teacher.pooled)
-        apart = (self.gram(ctx.before) - wanted).square().mean(2)
+        difference = (self.gram(ctx.before) - wanted).square().mean(2)
         # One value a view: the mean over a row of G, so that the mean over B is |.|^2 / M^2.
-        return {"gram": self.weight * apart.flatten()}
+        return {"gram": self.weight * difference.flatten()}
 
     def _look(self, rows_B: Tensor) -> None:
         image = (rows_B // self.views).unflatten(0, (-1, self.views))

@@ -33,7 +33,7 @@ class OrthogonalProjection(Objective):
     """
 
     needs = frozenset({"pooled"})
-    asks = frozenset({"width", "teacher_width"})
+    requires = frozenset({"width", "teacher_width"})
 
     def __init__(
         self,

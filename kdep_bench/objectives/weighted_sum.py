@@ -29,7 +29,7 @@ class WeightedSum(Objective):
     """
 
     needs = frozenset()
-    asks = frozenset({"epochs"})
+    requires = frozenset({"epochs"})
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class WeightedSum(Objective):
     def _seen_by(self, name: str, ctx: Context) -> Context:
         return ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
 
-    def attach(self, student: nn.Module, another: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
         for member in self.members.values():
             assert isinstance(member, Objective)
-            member.attach(student, another)
+            member.attach(student, new_network)
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
         for member in self.members.values():

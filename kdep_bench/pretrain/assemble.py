@@ -13,7 +13,7 @@ from kdep_bench.data.fractions import labels_file
 from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.base import TEACHER_ASKS, Demands, demands, takes_teachers
+from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands, takes_teachers
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
@@ -89,7 +89,11 @@ def objective_config(
         return _of_several(objective, answers, spec, inputs, taught, out)
     target, probes = _target(wanted.needs, name, spec, inputs)
     answers |= _teacher_answers(spec, inputs, taught, probes, out)
-    return objective | _required_values(name, wanted.asks - set(objective), answers), target, probes
+    return (
+        objective | _required_values(name, wanted.requires - set(objective), answers),
+        target,
+        probes,
+    )
 
 
 Answers = dict[str, Callable[[], Any]]
@@ -116,12 +120,12 @@ def _of_several(
         target, probed = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
             targets[role], probes[role] = target, probed
-        required = words_of_role(role, spec, "asks") & TEACHER_ASKS
+        required = words_of_role(role, spec, "requires") & TEACHER_ARGUMENTS
         answers_of_role = _teacher_answers(
             role_spec, role_inputs, teacher_source, probed, out / "teachers" / role
         )
         teachers[role] = _required_values(objective_name, required, answers_of_role)
-    required = demands(objective).asks - set(objective) - TEACHER_ASKS
+    required = demands(objective).requires - set(objective) - TEACHER_ARGUMENTS
     complete = objective | _required_values(objective_name, required, answers)
     if takes_teachers(objective):
         complete["teachers"] = teachers

@@ -30,6 +30,6 @@ def of_role(
 
 
 def words_of_role(role: str, spec: Mapping[str, Any], name: str) -> set[str]:
-    """The `needs` or `asks` of the classes that read the teacher of `role`."""
+    """The `needs` or `requires` of the classes that read the teacher of `role`."""
     reading = readers(spec["method"]["objective"], spec["roles"], from_class)[role]
     return union(reading, name, from_class)

@@ -27,7 +27,7 @@ from kdep_bench.pretrain.teaching import Teaching
 
 def extra_cost(
     state: dict[str, Any],
-    wanted: Demands,
+    required: Demands,
     taught: Teaching,
     seen: int,
 ) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def extra_cost(
     """
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
-    forwards = (wanted.forwards + taught.live) * seen
+    forwards = (required.forwards + taught.live) * seen
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 
@@ -74,12 +74,12 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
-    student, wanted = describe(spec["student"]), set[tuple[str, int]]()
+    student, required = describe(spec["student"]), set[tuple[str, int]]()
     for own, its in level_pairs(spec["method"]["objective"]):
         if own in student and f"maps.{its}" in cache.extras:
-            wanted |= {(its, student[own]["side"]), (its, 1)}
+            required |= {(its, student[own]["side"]), (its, 1)}
     folder = out / "map_moments" / str(openmmlab.planned_rank())
-    save_map_moments(cache, rows, wanted, folder)
+    save_map_moments(cache, rows, required, folder)
     return str(folder)
 
 

@@ -58,11 +58,11 @@ def run(
     images, listing = len(shared), save_list(out, views.files, shared)
     who = f"method {method['name']!r} on student {spec['student']['name']!r}"
     steps = check_budget(budget, images, len(views.files), spec["share"], who)
-    wanted = demands(method["objective"])
+    required = demands(method["objective"])
     ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
-    taught = teaching(wanted.needs, spec, inputs, views)
-    augment = augment_config(method, wanted, taught)
-    couples_samples = wanted.couples_samples or (
+    taught = teaching(required.needs, spec, inputs, views)
+    augment = augment_config(method, required, taught)
+    couples_samples = required.couples_samples or (
         augment is not None and augment_class(augment).couples_samples
     )
     check_split(budget["batch"], ranks, accumulate, couples_samples)
@@ -76,7 +76,7 @@ def run(
         "seed": spec["seed"],
         "labels": str(labels_file(inputs)) if method["labels_used"] else None,
         "share_labels": drawn_by and str(drawn_by),
-        "together": "views" in wanted.needs,
+        "together": "views" in required.needs,
         **taught.stream,
     }
     config = runner_config(
@@ -86,8 +86,8 @@ def run(
             "objective": objective,
             "target": target,
             "precision": budget.get("precision", "float32"),
-            "maps": "maps" in wanted.needs,
-            "levels_before": sorted(wanted.levels_before),
+            "maps": "maps" in required.needs,
+            "levels_before": sorted(required.levels_before),
             "teacher": taught.model,
             "roles": spec.get("roles", []),
             "accumulate": accumulate,
@@ -104,7 +104,7 @@ def run(
         checkpoint_every=max(1, steps // 4),
         world_size=ranks,
         loss_scaling=budget.get("precision") == "float16",
-        some_unused="maps" in wanted.needs,
+        some_unused="maps" in required.needs,
         workers=workers_for(dataset, budget["batch"] // ranks),
     )
     trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
@@ -131,7 +131,7 @@ def run(
         "curves": {"pretrain_loss": trained.curve},
         "terms": trained.terms,
         "processes": ranks,
-        **extra_cost(trained.state, wanted, taught, seen),
+        **extra_cost(trained.state, required, taught, seen),
         **taught.outputs,
         **probes,
     }

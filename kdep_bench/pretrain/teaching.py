@@ -147,20 +147,20 @@ def teaching(
     """
     if spec.get("roles"):
         return teaching_by_role(spec, inputs, views)
-    wanted = needs & FROM_TEACHER
-    if not wanted:
+    required = needs & FROM_TEACHER
+    if not required:
         return Teaching()
     objective = spec["method"]["objective"]
-    top = top_classes(objective) if "probabilities" in wanted else None
+    top = top_classes(objective) if "probabilities" in required else None
     if spec.get("teacher") is not None:
-        return live_teaching(wanted, spec["teacher"], inputs, top)
+        return live_teaching(required, spec["teacher"], inputs, top)
     if "cache" not in inputs:
         raise KdepError(
-            f"the objective of method {spec['method']['name']} reads {', '.join(sorted(wanted))} "
+            f"the objective of method {spec['method']['name']} reads {', '.join(sorted(required))} "
             "of the teacher, but the method has no `needs`",
             fix="list them as needs=[...] in the method's config",
         )
-    return cached_teaching(wanted, levels_of(objective), inputs["cache"], views, top)
+    return cached_teaching(required, levels_of(objective), inputs["cache"], views, top)
 
 
 def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views) -> Teaching:
@@ -183,7 +183,7 @@ def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views:
 
 
 def cached_teaching(
-    wanted: frozenset[str], levels: set[str], folder: Path, views: Views, top: int | None = None
+    required: frozenset[str], levels: set[str], folder: Path, views: Views, top: int | None = None
 ) -> Teaching:
     """From the cache in `folder`; of its maps only `levels`, all where none is named.
 
@@ -191,10 +191,10 @@ def cached_teaching(
     """
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
-    names = cache.extra_names(wanted)
+    names = cache.extra_names(required)
     if levels:  # arms share a cache of maps, and each reads its own
         names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]
-    for need in sorted(wanted & {"maps", "tokens"}):
+    for need in sorted(required & {"maps", "tokens"}):
         if not any(n.partition(".")[0] == need for n in names):
             raise KdepError(
                 f"the cache of teacher {cache.teacher['name']} has no {need}",
@@ -206,8 +206,8 @@ def cached_teaching(
             "probabilities",
             fix="add 'probabilities' to the method's `needs`",
         )
-    applies_classifier = "classifier" in wanted
-    from_head = applies_classifier or ("logits" in wanted and "logits" not in names)
+    applies_classifier = "classifier" in required
+    from_head = applies_classifier or ("logits" in required and "logits" not in names)
     head = open_head(folder) if from_head else None
 
     def classes() -> int:
@@ -240,7 +240,7 @@ def cached_teaching(
 
 
 def live_teaching(
-    wanted: frozenset[str],
+    required: frozenset[str],
     config: Mapping[str, Any],
     inputs: Mapping[str, Path],
     top: int | None = None,
@@ -253,7 +253,7 @@ def live_teaching(
     has["probabilities"] = said.logits is not None
     has["classifier"] = teacher.logit_head is not None
     for need, there in has.items():
-        if need in wanted and not there:
+        if need in required and not there:
             raise KdepError(
                 f"the teacher {teacher.name} has no {need}", fix="choose another teacher or method"
             )
@@ -264,7 +264,7 @@ def live_teaching(
         {
             "live": dict(config),
             **({} if top is None else {"top": top}),
-            **({"classifier": True} if "classifier" in wanted else {}),
+            **({"classifier": True} if "classifier" in required else {}),
         },
         {
             "teacher_width": lambda: teacher.width,

@@ -104,7 +104,7 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
         else:
-            required = class_value(path, "asks") or ()
+            required = class_value(path, "requires") or ()
             every = {"teachers"} if class_value(path, "every_teacher") else set()
             check_arguments(config, where, {*required, "epochs"} | every)
 
@@ -176,7 +176,7 @@ def check_needs(method: Json, label: str) -> None:
 
 def check_relates(method: Json, label: str, parts: int) -> None:
     """Raises KdepError for an objective that compares samples, with a batch split into `parts`."""
-    if parts > 1 and any(class_value(path, "relates") for path in _objectives(method)):
+    if parts > 1 and any(class_value(path, "couples_samples") for path in _objectives(method)):
         raise KdepError(
             f"{label} compares the samples of a batch with each other, but the batch is split into "
             f"{parts} micro-batches or processes",

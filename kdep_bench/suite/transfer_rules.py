@@ -111,7 +111,7 @@ def _types(config: Any) -> Iterator[str]:
 def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
     """An objective that reads anything but feature maps at transfer."""
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
-    needs = needs or (class_value(resolve_alias(path), "asks") or frozenset()) - frozenset(
+    needs = needs or (class_value(resolve_alias(path), "requires") or frozenset()) - frozenset(
         required_args
     )
     if needs:

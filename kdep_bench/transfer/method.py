@@ -204,8 +204,8 @@ def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 # ---- the model ----
 
 
-class _Beside:
-    """What a transfer method keeps beside the model, in no module: its teacher and its records."""
+class _Attachment:
+    """What a transfer method keeps outside the model's modules: its teacher and its records."""
 
     def __init__(
         self,
@@ -248,18 +248,18 @@ class _WithMethod:
     """Mixed into the class of a task's model: its losses, and those of the transfer method."""
 
     transfer_method: TransferMethod
-    transfer_beside: list[_Beside]
+    transfer_attachment: list[_Attachment]
 
     def loss(self, inputs: Tensor, data_samples: Any) -> dict[str, Any]:
         losses = super().loss(inputs, data_samples)  # type: ignore[misc]
-        beside = self.transfer_beside[0]
+        attachment = self.transfer_attachment[0]
         step, steps = _progress()
         with torch.autocast(inputs.device.type, enabled=False):
             ctx = TransferContext(
                 inputs=inputs,
                 samples=data_samples,
-                maps={k: v.float() for k, v in beside.maps().items()},
-                teacher_maps=beside.teacher_levels(inputs),
+                maps={k: v.float() for k, v in attachment.maps().items()},
+                teacher_maps=attachment.teacher_levels(inputs),
                 step=step,
                 steps=steps,
             )
@@ -306,7 +306,7 @@ def transfer_model(
         acts = build(method, **given)
         acts.attach(plain, tuned)
     plain.transfer_method = acts
-    plain.transfer_beside = [_Beside(plain, tuned, maps, (teacher or {}).get("maps", {}))]
+    plain.transfer_attachment = [_Attachment(plain, tuned, maps, (teacher or {}).get("maps", {}))]
     plain.__class__ = type(f"{type(plain).__name__}WithMethod", (_WithMethod, type(plain)), {})
     return plain
 
@@ -377,11 +377,11 @@ def remove(runner: Any) -> dict[str, Any]:
     model = unwrapped(runner)
     if not hasattr(model, "transfer_method"):
         return {}
-    beside, method = model.transfer_beside[0], model.transfer_method
-    networks = [method, *([] if beside.teacher is None else [beside.teacher])]
+    attachment, method = model.transfer_attachment[0], model.transfer_method
+    networks = [method, *([] if attachment.teacher is None else [attachment.teacher])]
     counted = sum(p.numel() for network in networks for p in network.parameters())
-    beside.handle.remove()
-    model.__class__ = beside.plain_class
-    del model.transfer_method, model.transfer_beside
-    images = beside.teacher_images * planned_ranks()
+    attachment.handle.remove()
+    model.__class__ = attachment.plain_class
+    del model.transfer_method, model.transfer_attachment
+    images = attachment.teacher_images * planned_ranks()
     return {"extra_parameters": counted, "extra_forwards": images}

@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import kdep_bench.objectives
-from kdep_bench.objectives.base import NEEDS, TEACHER_ASKS, Objective, demands
+from kdep_bench.objectives.base import NEEDS, TEACHER_ARGUMENTS, Objective, demands
 from kdep_bench.suite.config import names, resolve
 from kdep_bench.suite.schema import method_needs
 
@@ -44,11 +44,11 @@ def test_an_objective_requires_every_argument_missing_from_its_config(kind: type
     parameters = inspect.signature(kind.__init__).parameters.values()
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    assert required - kind.asks <= {"self", "levels", "parts", "teachers", "top_classes"}
+    assert required - kind.requires <= {"self", "levels", "parts", "teachers", "top_classes"}
     assert ("teachers" in required) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        assert kind.asks - (TEACHER_ASKS if kind.every_teacher else set()) <= named
+        assert kind.requires - (TEACHER_ARGUMENTS if kind.every_teacher else set()) <= named
     assert kind.needs <= NEEDS
     # a check that the labels are the teacher's classes needs both numbers
     if "classes" in kind.needs:
-        assert {"classes", "teacher_classes"} <= kind.asks
+        assert {"classes", "teacher_classes"} <= kind.requires

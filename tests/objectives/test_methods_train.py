@@ -27,7 +27,7 @@ from kdep_bench.features.resize import resize_map
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
-from kdep_bench.objectives.base import TEACHER_ASKS, Demands, demands
+from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
 from kdep_bench.objectives.entropy_weights import EntropyWeights
 from kdep_bench.pretrain.distiller import Another, Distiller
 from kdep_bench.pretrain.pyramid import describe
@@ -167,10 +167,10 @@ class Arm:
             target = {"align_dir": folder, "transform": method["transform"]}
         self.roles = list(method.get("teachers") or [])
         told = facts(target, self.width, self.logits)
-        own = self.wanted.asks - (TEACHER_ASKS if self.roles else set())
+        own = self.wanted.requires - (TEACHER_ARGUMENTS if self.roles else set())
         config |= {a: told[a] for a in own - set(config)}
         if self.roles:
-            each = {a: told[a] for a in self.wanted.asks & TEACHER_ASKS}
+            each = {a: told[a] for a in self.wanted.requires & TEACHER_ARGUMENTS}
             config["teachers"] = dict.fromkeys(self.roles, each)
         self.taught = bool(self.wanted.needs - {"labels", "views"})
         torch.manual_seed(0)
@@ -338,7 +338,7 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
     if config.get("parts"):
         return
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        skipped = {"self", "teachers", *kind.asks, *SILENT}
+        skipped = {"self", "teachers", *kind.requires, *SILENT}
         if {name, f"{name} of {kind.__name__}"} & skipped or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,

@@ -213,7 +213,7 @@ class Named(Objective):
     """One term of the first teacher's own number."""
 
     needs = frozenset({"logits"})
-    asks = frozenset({"teacher_classes"})
+    requires = frozenset({"teacher_classes"})
 
     def __init__(self, teacher_classes: int) -> None:
         super().__init__()

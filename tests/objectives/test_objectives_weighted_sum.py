@@ -19,8 +19,8 @@ SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 
 class TwoTerms(Objective):
     needs = frozenset({"pooled"})
-    asks = frozenset({"teacher_width"})
-    relates = True
+    requires = frozenset({"teacher_width"})
+    couples_samples = True
 
     def __init__(self, teacher_width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def context(**more: Any) -> Context:
 def test_a_weighted_sum_requires_what_its_parts_require():
     got = demands(config())
     assert got.needs == {"target", "pooled"}
-    assert got.asks == {"epochs", "target_mean_square", "teacher_width"}
+    assert got.requires == {"epochs", "target_mean_square", "teacher_width"}
     assert got.couples_samples
     assert not demands({"type": REGRESSION}).couples_samples
 

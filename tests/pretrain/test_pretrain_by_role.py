@@ -87,7 +87,7 @@ class Reader(Objective):
     """Keeps what it is given of the first batch."""
 
     needs = frozenset({"pooled", "logits"})
-    asks = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
+    requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
     every_teacher = True
     seen: ClassVar[list[Context]] = []
     told: ClassVar[dict[str, Any]] = {}

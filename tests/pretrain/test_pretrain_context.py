@@ -26,7 +26,7 @@ class Witness(Objective):
     """Keeps what it was told and shown."""
 
     needs = frozenset({"target", "pooled", "maps"})
-    asks = frozenset({"width", "teacher_width", "student_maps", "epochs"})
+    requires = frozenset({"width", "teacher_width", "student_maps", "epochs"})
     seen: ClassVar[list[Context]] = []
     told: ClassVar[dict[str, Any]] = {}
     done: ClassVar[list[int]] = []
@@ -47,7 +47,7 @@ class Witness(Objective):
 
 class Pooled(Witness):
     needs = frozenset({"target", "pooled"})
-    asks = Witness.asks - {"student_maps"}
+    requires = Witness.requires - {"student_maps"}
 
 
 METHOD = KDEP | dict(objective=dict(type=f"{__name__}.Pooled"))
@@ -128,7 +128,7 @@ def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
 
 class Plain(Witness):
     needs = frozenset()
-    asks = frozenset()
+    requires = frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         self.seen.append(ctx)

@@ -177,7 +177,7 @@ def test_float16_without_a_gpu_is_refused(
 
 class Pairs(Objective):
     needs = frozenset()
-    relates = True
+    couples_samples = True
 
     def terms(self, ctx: Context) -> dict[str, torch.Tensor]:
         return {"a": ctx.before @ ctx.before.mean(0)}

@@ -28,7 +28,7 @@ class Opponent(Objective):
     """An adversary tells teacher and student features apart; the student is to deceive it."""
 
     needs = frozenset({"pooled"})
-    asks = frozenset({"width", "teacher_width"})
+    requires = frozenset({"width", "teacher_width"})
     has_players = True
 
     def __init__(self, width: int, teacher_width: int) -> None:

@@ -69,7 +69,7 @@ class Reader(Objective):
     """Reads everything a teacher can say."""
 
     needs = frozenset({"pooled", "logits", "maps"})
-    asks = frozenset({"teacher_width", "teacher_classes", "teacher_maps", "student_maps"})
+    requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps", "student_maps"})
     seen: ClassVar[list[TeacherOutput]] = []
     told: ClassVar[dict[str, Any]] = {}
 

@@ -244,8 +244,8 @@ def test_every_method_s_source_matches_its_class(name):
         assert got == {**got, **own}
         if key == "objective":
             assert class_value(path, "needs") == kind.needs
-            assert (class_value(path, "asks") or frozenset()) == kind.asks
-            assert bool(class_value(path, "relates")) == kind.relates
+            assert (class_value(path, "requires") or frozenset()) == kind.requires
+            assert bool(class_value(path, "couples_samples")) == kind.couples_samples
 
 
 def test_checking_arguments_imports_no_torch():

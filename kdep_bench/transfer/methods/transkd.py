@@ -82,16 +82,19 @@ class TransKD(TransferMethod):
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
-        for own in betas:
-            if own not in levels:
-                raise unknown_name("level in `betas` of TransKD", own, levels)
+        for student_map in betas:
+            if student_map not in levels:
+                raise unknown_name("level in `betas` of TransKD", student_map, levels)
         # A stage's spec is stored with sorted keys: the order of `levels` is lost.
-        ordered = sorted(levels, key=lambda own: student_maps[own]["stride"])
-        self.levels, self.weight = {own: levels[own] for own in ordered}, float(weight)
-        self.betas = {own: float(betas.get(own, 0.0)) for own in ordered}
+        ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
+        self.levels, self.weight = (
+            {student_map: levels[student_map] for student_map in ordered},
+            float(weight),
+        )
+        self.betas = {student_map: float(betas.get(student_map, 0.0)) for student_map in ordered}
         self.fusion = CrossSelectiveFusion(
-            [student_maps[own]["channels"] for own in ordered],
-            [teacher_maps[its]["channels"] for its in self.levels.values()],
+            [student_maps[student_map]["channels"] for student_map in ordered],
+            [teacher_maps[teacher_map]["channels"] for teacher_map in self.levels.values()],
             int(channels),
         )
         self.embeddings = nn.ModuleDict()
@@ -99,22 +102,24 @@ class TransKD(TransferMethod):
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
         assert teacher is not None
-        used = [own for own in self.levels if self.betas[own] > 0]
+        used = [student_map for student_map in self.levels if self.betas[student_map] > 0]
         if not used:
             return
         student = Embeddings(cast(nn.Module, model.backbone), used)
-        other = Embeddings(cast(nn.Module, teacher.backbone), [self.levels[own] for own in used])
+        other = Embeddings(
+            cast(nn.Module, teacher.backbone), [self.levels[student_map] for student_map in used]
+        )
         own_widths, widths = student.widths(), other.widths()
-        for own in used:
-            shape = own_widths[own], widths[self.levels[own]]
-            self.embeddings[own] = nn.Conv2d(*shape, 1)
+        for student_map in used:
+            shape = own_widths[student_map], widths[self.levels[student_map]]
+            self.embeddings[student_map] = nn.Conv2d(*shape, 1)
         self._taps = [student, other]
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
-        fused = self.fusion([ctx.maps[own] for own in self.levels])
+        fused = self.fusion([ctx.maps[student_map] for student_map in self.levels])
         terms = []
-        for made, its in zip(fused, self.levels.values(), strict=True):
-            target = resize_map(ctx.teacher_maps[its], (made.shape[2], made.shape[3]))
+        for made, teacher_map in zip(fused, self.levels.values(), strict=True):
+            target = resize_map(ctx.teacher_maps[teacher_map], (made.shape[2], made.shape[3]))
             terms.append(hierarchical_context(made, target))
         found = {"hcl": self.weight * torch.stack(terms).sum(0)}
         if self._taps:
@@ -122,10 +127,10 @@ class TransKD(TransferMethod):
         return found
 
     def _embedded(self) -> Tensor:
-        own, others = (tap.take() for tap in self._taps)
+        student_map, others = (tap.take() for tap in self._taps)
         terms = []
         for name, layer in self.embeddings.items():
-            made = layer(own[name].float())
+            made = layer(student_map[name].float())
             target = resize_map(others[self.levels[name]].float(), (made.shape[2], made.shape[3]))
             terms.append(self.betas[name] * mean_square(made - target))
         return torch.stack(terms).sum(0)
