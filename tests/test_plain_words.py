@@ -21,7 +21,7 @@ AREAS = ("docs", "errors", "headings", "names")
 DOCS = ("README.md", "results/README.md", "GLOSSARY.md", "Makefile")
 COMMANDS = (
     "tools/*.py",
-    "kdep_bench/cli/run_suite_arguments.py",
+    "kdep_bench/cli/*.py",
     "kdep_bench/engine/stage.py",
     "kdep_bench/benchmark/engine_cost.py",
     "kdep_bench/benchmark/data_hashing.py",
