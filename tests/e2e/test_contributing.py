@@ -45,7 +45,9 @@ def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     records = [json.loads(p.read_text()) for p in results.glob("records/*.json")]
-    assert {r["arm"]["method"] for r in records} == {"cosine_kdep", "kdep", "scratch"}
+    with_transfer = "pre-trained by kdep, transferred with small_maps"
+    pretrained = {"cosine_kdep", "cosine_bright", "kdep", "scratch"}
+    assert {r["arm"]["method"] for r in records} == {*pretrained, with_transfer}
     assert {r["status"] for r in records} == {"ok"}
     taught = [r for r in records if r["arm"]["method"] != "scratch"]
     assert {r["teacher"]["name"] for r in taught} == {"pixels"}
