@@ -48,7 +48,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         kind="order and mode",
         wrong="the test loader shuffles",
-        file="kdep_bench/transfer/base.py",
+        file="kdep_bench/transfer/mm_config.py",
         old="sampler=dict(type=kind, shuffle=train)",
         new="sampler=dict(type=kind, shuffle=True)",
         tests=f"{_TRANSFER}/test_classification.py -k 'finetuning and fixed'",
@@ -96,7 +96,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         kind="identity",
         wrong="the version of a kind of stage does not enter its id",
-        file="kdep_bench/suite/plan.py",
+        file="kdep_bench/suite/graph.py",
         old="[{canonical_json(kind)},{version},",
         new="[{canonical_json(kind)},1,",
         tests="tests/suite/test_suite_identity.py -k kind_s_version",

@@ -74,7 +74,7 @@ def test_records_without_notes_give_the_tables_they_gave() -> None:
     md, text, tex = tables(golden_records())
     assert data_notes.HEADING not in md
     assert "data_notes" not in text
-    assert "textsuperscript" not in tex
+    assert "\\textsuperscript{a" not in tex
 
 
 def test_letters_after_z_have_two_characters() -> None:

@@ -120,6 +120,8 @@ def test_each_kind_of_stage_runs_where_and_as_often_as_it_may() -> None:
         "pretrain": (True, True, True, 72, 1),
         "export": (False, False, False, 12, 1),
         "transfer": (True, True, False, 72, 1),
+        "features": (True, False, False, 12, 1),
+        "probe": (True, False, False, 12, 1),
     }
     plan = build_plan(load_suite("smoke"))
     for stage in plan.stages.values():

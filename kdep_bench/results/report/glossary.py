@@ -49,6 +49,13 @@ TERMS = (
         "network is scored.",
     ),
     Term(
+        "normalised mean",
+        "A mean over tasks of scores between chance (0) and the reference (1), supervised by rule; a task "
+        "family counts once. 'without one task': its lowest and highest value when one task "
+        "is left out.",
+        ("normalised mean", "without one task"),
+    ),
+    Term(
         "scratch, supervised, imagenet",
         "The references: no pre-training (random weights); pre-training on the same images with "
         "their labels; published weights trained on ImageNet with labels.",
