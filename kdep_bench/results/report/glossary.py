@@ -50,8 +50,8 @@ TERMS = (
     ),
     Term(
         "normalised mean",
-        "A mean over tasks of scores between chance (0) and the reference (1), supervised by rule; a task "
-        "family counts once. 'without one task': its lowest and highest value when one task "
+        "A mean over tasks of scores between chance (0) and the reference (1), supervised by rule; "
+        "a task family counts once. 'without one task': its lowest and highest value when one task "
         "is left out.",
         ("normalised mean", "without one task"),
     ),
