@@ -11,11 +11,13 @@ class BuildWithConfigs(build_py):
     """`build_py`, and the configs; an editable install reads them in the clone."""
 
     def run(self) -> None:
-        super().run()
         if self.editable_mode:
+            super().run()
             return
+        # setuptools adds to what an earlier build left, also modules that are gone since.
+        shutil.rmtree(Path(self.build_lib) / "kdep_bench", ignore_errors=True)
+        super().run()
         target = Path(self.build_lib) / "kdep_bench" / "_configs"
-        shutil.rmtree(target, ignore_errors=True)
         shutil.copytree("configs", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 

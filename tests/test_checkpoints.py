@@ -65,7 +65,7 @@ def refusal(path: Path, content: bytes) -> str:
         (b"\xef\xbb\xbf \n<html>", "is a web page"),
         (b'{"error": "not found"}', "is a JSON text"),
         (b"Not Found", "is a text"),
-        (gzip.compress(b"x"), "is a gzip archive"),
+        (gzip.compress(b"x", mtime=0), "is a gzip archive"),
         (tarred(), "is a tar archive"),
         (zipped({"model/a.txt": b"x", "b.pth": b""}), r"is a zip archive of other files \(model"),
         (zipped({"m/data.pkl": b"", "m/constants.pkl": b"", "m/code/x.py": b""}), "TorchScript"),

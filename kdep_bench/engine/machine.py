@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdep_bench.errors import KdepError
-from kdep_bench.paths import ROOT
+from kdep_bench.paths import IS_INSTALLED, ROOT
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -86,7 +86,12 @@ def check_installed(gpus: Sequence[str]) -> None:
 
 
 def git_revision() -> str:
-    """Short revision of the repository, '+' appended where files differ from it; '' if unknown."""
+    """Short revision of the repository, '+' appended where files differ from it; '' if unknown.
+
+    An installed wheel has none: its folder may be inside another project's repository.
+    """
+    if IS_INSTALLED:
+        return ""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],

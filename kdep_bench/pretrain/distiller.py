@@ -32,7 +32,7 @@ from kdep_bench.teachers.base import TeacherOutput
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Another(nn.Module):
+class NewNetwork(nn.Module):
     """One more network of the student's kind: normalised images -> (before, after), pooled.
 
     For objectives with networks of their own; runs in the precision the student runs in.
@@ -55,8 +55,8 @@ class Distiller(BaseModel):
     """Student backbone + objective. The state dict's `backbone.*` is what gets exported.
 
     Args:
-        student: student config page.
-        objective: {type, ...} of the objective, with everything it asked for.
+        student: student config.
+        objective: {type, ...} of the objective, with the arguments that it requires.
         target: {align_dir, transform}, or None for an objective without a teacher.
         precision: "float32", or "bfloat16" / "float16" to run the backbone under autocast
             (parameters, BatchNorm statistics, target and loss stay float32). bfloat16 has float32's
@@ -115,7 +115,7 @@ class Distiller(BaseModel):
         self.compile_with = compile
         self._student: list[Any] = []  # in a list: no second registration in the state dict
         self.objective = build_objective(objective, {})
-        self.objective.attach(self.backbone, lambda: Another(student, self.dtype))
+        self.objective.attach(self.backbone, lambda: NewNetwork(student, self.dtype))
         self.players = None
         if demands(objective).has_players:
             if accumulate > 1:

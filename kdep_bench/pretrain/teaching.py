@@ -1,4 +1,4 @@
-"""What a pre-training run hears of its teacher: from the cache, or from the teacher itself."""
+"""Teacher outputs of a pre-training run: read from a cache, or computed by the live teacher."""
 
 from __future__ import annotations
 

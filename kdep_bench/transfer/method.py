@@ -22,7 +22,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.files import file_hash
 from kdep_bench.openmmlab import is_main_rank, planned_ranks
 from kdep_bench.openmmlab.hooks import LossCurve
 from kdep_bench.pretrain.pyramid import describe
@@ -30,7 +29,6 @@ from kdep_bench.registry import build, locate, type_path
 from kdep_bench.teachers.base import freeze, load_exactly
 from kdep_bench.transfer.export import save_tensors
 from kdep_bench.transfer.gate import read_tensors
-from kdep_bench.transfer.model_card import outputs_before
 from kdep_bench.transfer.parallel import unwrapped
 
 NEEDS = frozenset({"tuned_teacher"})
@@ -139,7 +137,6 @@ class Acting:
         teacher = None
         if self.teacher is not None and self.folder is not None:
             path = self.folder / MODEL
-            _check_saved(self.folder)
             whole = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model
             whole = whole.to_dict()
             del whole["backbone"]["init_cfg"]  # the whole model's weights are read instead
@@ -185,16 +182,6 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
             expected=f"a task of the family {', '.join(sorted(kind.families))}",
         )
     return kind
-
-
-def _check_saved(folder: Path) -> None:
-    """Refuses a tuned model whose file is not the one that its stage wrote."""
-    stated = outputs_before(folder).get("transfer", {}).get("model_checksum")
-    if stated is not None and stated != file_hash(folder / MODEL):
-        raise KdepError(
-            f"the tuned teacher's model {folder / MODEL} is not the file that its stage saved",
-            fix=f"run the suite again with --force {folder.name}",
-        )
 
 
 def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.cli import main
+from kdep_bench.engine import machine
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import CONFIGS, ROOT
 from kdep_bench.suite import config
@@ -68,6 +69,14 @@ def test_a_missing_folder_of_configs_is_named(
         config.names("method")
 
 
+def test_an_installed_wheel_does_not_state_another_repositorys_revision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert machine.git_revision()
+    monkeypatch.setattr(machine, "IS_INSTALLED", True)
+    assert machine.git_revision() == ""
+
+
 @pytest.mark.slow
 def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_path: Path) -> None:
     built = tmp_path / "wheel"
@@ -76,6 +85,9 @@ def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
+    stale = sources / "build" / "lib" / "kdep_bench" / "suite" / "gone.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(sources)]
     subprocess.run([*pip, *options], check=True)
@@ -84,6 +96,7 @@ def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert not (site / "configs").exists()
+    assert not (site / "kdep_bench" / "suite" / "gone.py").exists()
     user_configs(site / "my_plugin", "my_kdep")
     registered = site / "my_plugin-1.0.dist-info"
     registered.mkdir()

@@ -29,7 +29,7 @@ from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
 from kdep_bench.objectives.entropy_weights import EntropyWeights
-from kdep_bench.pretrain.distiller import Another, Distiller
+from kdep_bench.pretrain.distiller import Distiller, NewNetwork
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
 from kdep_bench.suite.config import names, resolve
@@ -45,7 +45,7 @@ TRAINED = [
     and not locate(resolve("method", n)["objective"]["type"]).transformer
 ]
 STEPS, BATCH, EPOCHS = 40, 32, 20.0
-# Another value of an argument that is neither a number nor a schedule.
+# NewNetwork value of an argument that is neither a number nor a schedule.
 OTHERS: dict[str, Any] = {
     "distance": "l1",
     "hidden": 6,
@@ -416,7 +416,7 @@ def test_the_cost_column_counts_forward_passes_of_all_other_networks(name: str, 
     arm = Arm(name, own(folder, name))
     samples: list[int] = []
     for module in arm.model.objective.modules():
-        if isinstance(module, Another):
+        if isinstance(module, NewNetwork):
             module.register_forward_hook(lambda _m, args, _out: samples.append(len(args[0])))
     arm.model.step = STEPS // 2
     arm.terms(tiny.batch(BATCH, 0))

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.pretrain import stage
-from kdep_bench.pretrain.distiller import PRECISIONS, Another, Distiller
+from kdep_bench.pretrain.distiller import PRECISIONS, Distiller, NewNetwork
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, pretrain, spec
 
@@ -162,7 +162,7 @@ def test_an_objective_whose_teacher_is_not_planned_is_refused(
 def test_a_second_network_runs_in_the_precision_of_the_student():
     seen: list[torch.dtype] = []
     for name, dtype in PRECISIONS.items():
-        peer = Another(STUDENT, dtype)
+        peer = NewNetwork(STUDENT, dtype)
         conv = next(m for m in peer.modules() if isinstance(m, torch.nn.Conv2d))
         conv.register_forward_hook(lambda _m, _args, out: seen.append(out.dtype))
         before, after = peer(torch.randn(2, 3, 32, 32))
