@@ -17,6 +17,11 @@ from kdep_bench.signatures import class_value, resolve_alias
 
 ONLY = "teacher"  # role of the teacher of a method that has one
 
+# Words of `needs` that name an output of a teacher.
+FROM_TEACHER = frozenset(
+    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
+)
+
 Json = dict[str, Any]
 Lookup = Callable[[str, str], Any]
 

@@ -14,10 +14,11 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands, takes_teachers
+from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
-from kdep_bench.pretrain.teaching import FROM_TEACHER, Teaching
+from kdep_bench.pretrain.teaching import Teaching
 from kdep_bench.registry import type_path
 
 

@@ -22,12 +22,9 @@ from kdep_bench.features.cache_check import (
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of, top_classes
+from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
-
-FROM_TEACHER = frozenset(
-    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
-)
 
 
 class TeacherSide:

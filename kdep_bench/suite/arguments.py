@@ -12,6 +12,7 @@ from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.schedules.build import as_schedule
 from kdep_bench.signatures import (
     check_arguments,
@@ -24,10 +25,6 @@ from kdep_bench.signatures import (
 )
 from kdep_bench.suite.schema import Json, method_needs
 
-# Words of an objective's `needs` that a teacher gives.
-FROM_TEACHER = frozenset(
-    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
-)
 _SCHEDULES = "kdep_bench.schedules."
 # Argument of an optimiser -> its range; torch refuses most of these only when training begins.
 _OPTIMIZER: Mapping[str, str] = {

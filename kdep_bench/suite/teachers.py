@@ -15,6 +15,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json
 from kdep_bench.objectives.roles import (
+    FROM_TEACHER,
     ONLY,
     from_source,
     readers,
@@ -174,7 +175,7 @@ def _check_readers(method: Json, label: str) -> None:
             expected="two or more",
             fix='set for example teachers=dict(small="suite", large="<name of a teacher config>")',
         )
-    unread = [role for role in roles if not union(reading[role], "needs") & _OF_A_TEACHER]
+    unread = [role for role in roles if not union(reading[role], "needs") & FROM_TEACHER]
     if not unread:
         return
     if len(unread) == len(roles):
@@ -192,9 +193,6 @@ def _check_readers(method: Json, label: str) -> None:
         f"no part of the objective of {label} reads the teacher {unread[0]!r}",
         fix=f"remove {unread[0]!r} from `teachers`, or name it as `teacher` of a part",
     )
-
-
-_OF_A_TEACHER = {"target", "pooled", "logits", "maps", "tokens", "classifier", "probabilities"}
 
 
 def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], label: str) -> None:
