@@ -20,7 +20,8 @@ wider = dict(
     **dict.fromkeys(
         ("kdep", "kdep_maps", "pooled_pairs_s32", "hint_s32", "maps_rotation"), (0.0125,)
     ),
-    **dict.fromkeys(("fitnets", "kdep_hint", "maps_before", "maps_pooled"), (1.6,)),
+    **dict.fromkeys(("fitnets", "maps_before", "maps_pooled"), (1.6,)),
+    kdep_hint=(1.6, 3.2),
 )
 for name, more in wider.items():
     rates_of[name] = (*rates_of[name], *more)
