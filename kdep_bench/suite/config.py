@@ -241,15 +241,17 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
 
     Args:
         kind: the kind of config, a key of FOLDERS.
-        ref: a file name in the folder of that kind, or dict(base=..., overrides). Data may also be
-            given completely, as dict(type=..., name=..., ...). An override of data may add every
-            key that its `type` accepts.
+        ref: a file name in the folder of that kind, or dict(base=..., overrides). Data and claims
+            may also be given completely, as dict(type=..., name=..., ...) and
+            dict(kind=..., name=..., ...). An override of data may add every key that its `type`
+            accepts.
         configs: folder of all configs.
 
     Raises:
         KdepError: an unknown name or key, or a reference of another form.
     """
-    whole = kind == "data" and isinstance(ref, dict) and "base" not in ref and "type" in ref
+    distinctive = {"data": "type", "claim": "kind"}.get(kind)
+    whole = isinstance(ref, dict) and "base" not in ref and distinctive in ref
     if isinstance(ref, str):
         got = load_config(kind, ref, configs)
         got.setdefault("name", ref)
@@ -258,14 +260,18 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
         got = _overridden(kind, ref, configs)
     else:
-        also = ", or the complete config as dict(type=..., name=..., ...)" if kind == "data" else ""
+        also = (
+            f", or the complete config as dict({distinctive}=..., name=..., ...)"
+            if distinctive
+            else ""
+        )
         raise KdepError(
             f"the {kind} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
             expected=f"a file name in configs/{FOLDERS[kind]}/ or dict(base='...', "
             f"<overrides>){also}",
             fix="correct the suite",
         )
-    if whole:
+    if whole and kind == "data":
         check_inline(got)
     check(MODELS[kind], got, f"{kind} {got.get('name', ref)!r}")
     if kind == "data":

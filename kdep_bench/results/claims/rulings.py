@@ -32,6 +32,7 @@ def _verdict(
     seeds_to_decide: int | None = None,
     p: float | None = None,
     limit: str = "",
+    difference: st.Estimate | None = None,
 ) -> Verdict:
     """A verdict with the texts of its claim; the arguments are fields of `Verdict`."""
     return Verdict(
@@ -49,6 +50,7 @@ def _verdict(
         claim.source,
         p,
         limit,
+        difference,
     )
 
 
@@ -148,6 +150,7 @@ def judge_difference(
         seeds_to_decide=seeds,
         p=p,
         limit=_networks(paired),
+        difference=est,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdep_bench.errors import KdepError
+from kdep_bench.results.statistics.intervals import Estimate
 
 Ruling = Literal["supported", "refuted", "undecided", "not testable here"]
 NOT_TESTABLE: Ruling = "not testable here"
@@ -35,6 +36,7 @@ class Verdict:
     source: str = ""
     p: float | None = None  # two-sided, of a true value at the threshold; None without an interval
     limit: str = ""  # "of one network" where all scores have one pre-training seed
+    difference: Estimate | None = None  # of kind `difference`: measured, scores from 0 to 1
 
     @property
     def shown(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency
 from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report.board_rows import BoardView, column_names, difference_rows
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
@@ -50,6 +51,7 @@ def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     for i, student in enumerate(view.board.students):
         all_plots += _scores(view, student, i)
         all_plots += _differences(view, student, i)
+        all_plots += _claims(view, student, i)
         all_plots += _efficiency(view, student, i)
     return all_plots + _training(view, full)
 
@@ -126,6 +128,32 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
         )
         drawn.append(Plot(f"difference-{index}-{j}", "differences", "", student, caption, svg))
     return drawn
+
+
+def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
+    """One chart of all measured differences that claims are about, in the order of the claims.
+
+    A suite whose claims compare each method with the one before it shows its sequence here.
+    """
+    rows = []
+    for verdict in headlines(view.verdicts):
+        e = verdict.difference
+        if verdict.student != student or e is None or e.low is None or e.high is None:
+            continue
+        place = 100 * e.mean, 100 * e.low, 100 * e.high
+        decided = verdict.verdict in ("supported", "refuted")
+        rows.append(Dot(text.plain(verdict.title, 70), *place, _COLOURS["kdep"], decided))
+    if len(rows) < 2:
+        return []
+    caption = f"claims{_owner(view, student)}{_cut(rows)}"
+    svg = dots(
+        rows[:MOST_DOTS],
+        f"{caption}: measured difference with 95 % interval; bold where supported or refuted",
+        "difference x100, mean and 95 % interval",
+        0.0,
+        "no difference",
+    )
+    return [Plot(f"claims-{index}", "claims", "", student, caption, svg)]
 
 
 def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:

@@ -198,7 +198,9 @@ def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
             write_atomic(png_path, png(drawing))
         _write_if_new(path, drawing)
     keep = {p.name for p in drawn}
-    generated = re.compile(r"(scores|difference|efficiency|training)-[0-9a-z_-]+[.](svg|png)")
+    generated = re.compile(
+        r"(scores|difference|claims|efficiency|training)-[0-9a-z_-]+[.](svg|png)"
+    )
     for path in folder.glob("*.*"):
         if path.stem not in keep and generated.fullmatch(path.name):
             path.unlink()

@@ -1,0 +1,42 @@
+"""The best methods of `kdep_anatomy` on detection and segmentation, three seeds.
+
+Command   python tools/run_suite.py configs/suites/kdep_maps.py   (can be stopped and resumed)
+Cost      the pre-trainings of `kdep_anatomy` are reused; per method and seed a detector and a
+          segmentor (110 s and 75 s on one idle core)
+Outcome   not run yet
+
+Regression of maps should help most where the task reads maps. Same images, views, epochs and rates
+as `kdep_anatomy`; scores of the test split.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import methods, suite
+
+finalists = ["scratch", "supervised", "kdep", "kdep_maps", "fitnets", "kdep_hint"]
+differences = [
+    ("kdep", "scratch"),
+    ("kdep_maps", "kdep"),
+    ("kdep_maps", "supervised"),
+    ("fitnets", "kdep_maps"),
+    ("kdep_hint", "kdep"),
+]
+
+suite.update(
+    name="kdep_maps",
+    about="KDEP, KDEP on maps and learned projectors on detection and segmentation",
+    methods=[methods[name] for name in finalists],
+    tasks=["pocket_det", "pocket_seg"],
+    claims=[
+        dict(
+            name=f"{better}_above_{other}",
+            title=f"{better} against {other}",
+            statement=f"{better} scores above {other} at the same data and epochs.",
+            kind="difference",
+            a=dict(method=better),
+            b=dict(method=other),
+        )
+        for better, other in differences
+    ],
+)
