@@ -552,3 +552,24 @@ def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
         # Half of the way from 0.40 to 0.60 in log seconds: 200 s, against the goal's 800.
         assert math.exp(got.estimate.mean) == pytest.approx(4)
         assert got.bound == ""
+
+
+def test_the_chart_of_claims_shows_each_measured_difference_once():
+    """svd - kdep is +10 points and scratch - kdep -20; a claim without records has no dot."""
+    records = [
+        r
+        for method, mean in (("kdep", 0.4), ("svd", 0.5), ("scratch", 0.2))
+        for r in method_records(method, [mean, mean + 0.01, mean + 0.02])
+    ]
+    claims = [
+        dict(name=f"c{i}", title=f"step {i}", kind="difference", a={"method": a}, b={"method": b})
+        for i, (a, b) in enumerate((("svd", "kdep"), ("scratch", "kdep"), ("absent", "kdep")))
+    ]
+    board = board_of(records)
+    verdicts = judge(board, claims)
+    means = [None if v.difference is None else round(v.difference.mean, 9) for v in verdicts]
+    assert means == [0.1, -0.2, None]
+    (chart,) = [
+        p for p in plots.draw(board_rows.make_view(board, verdicts), []) if p.group == "claims"
+    ]
+    assert [chart.svg.count(f"step {i}") for i in range(3)] == [1, 1, 0]

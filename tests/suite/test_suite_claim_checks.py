@@ -112,3 +112,16 @@ def test_a_typo_in_a_claim_ends_the_dry_run_with_2(tmp_path):
     assert done.returncode == 2
     assert "kdep_beats_scratch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_claim_stated_completely_in_the_suite_needs_no_file():
+    complete = dict(
+        name="kdep_above_scratch",
+        title="kdep above scratch",
+        kind="difference",
+        a=dict(method="kdep"),
+        b=dict(method="scratch"),
+    )
+    assert build(claims=[complete]).claims == [complete]
+    for key in ("name", "title", "a"):
+        assert key in refusal({k: v for k, v in complete.items() if k != key})
