@@ -1,0 +1,38 @@
+"""Does the order of the methods hold at other budgets: 4, 16 and 64 epochs of a tenth, three seeds.
+
+Command   python tools/run_suite.py configs/suites/kdep_maps_budget.py   (can be stopped and resumed)
+Cost      the 16 epochs of `kdep_anatomy` are reused; 200 and 3,200 steps per method and seed
+Outcome   not run yet
+
+The learning rates are those chosen at 16 epochs.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import methods, suite
+
+# With maps_4 the teacher cache holds the same maps as in `kdep_anatomy`, so that it is reused.
+compared = ["scratch", "supervised", "kdep", "kdep_maps", "maps_4", "fitnets"]
+pretrained = [methods[name] for name in compared if name not in ("scratch", "maps_4")]
+epochs = (4.0, 64.0)
+differences = [("kdep_maps", "kdep"), ("kdep_maps", "supervised"), ("fitnets", "kdep_maps")]
+
+suite.update(
+    name="kdep_maps_budget",
+    about="KDEP on maps, KDEP, learned projectors and supervised at 4, 16 and 64 epochs",
+    methods=[methods[name] for name in compared],
+    variants=[dict(), *(dict(methods=pretrained, budget=dict(epochs=n)) for n in epochs)],
+    claims=[
+        dict(
+            name=f"{better}_above_{other}_{n:g}_epochs",
+            title=f"{better} against {other}, {n:g} epochs",
+            statement=f"{better} scores above {other} at {n:g} epochs of the same images.",
+            kind="difference",
+            a=dict(method=better, epochs=n),
+            b=dict(method=other, epochs=n),
+        )
+        for better, other in differences
+        for n in (4.0, 16.0, 64.0)
+    ],
+)

@@ -1,0 +1,36 @@
+"""KDEP on maps with a second teacher: EfficientNet-Lite2, three seeds, classification.
+
+Command   python tools/run_suite.py configs/suites/kdep_maps_lite2.py   (can be stopped and resumed)
+Cost      the teacher cache, and 9 pre-trainings as in `kdep_anatomy`; supervised and scratch are reused
+Outcome   not run yet
+
+The learning rates are those that `kdep_anatomy_grid` chose with EfficientNet-Lite0; no rate
+was searched for this teacher.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import methods, suite
+
+compared = ["scratch", "supervised", "kdep", "kdep_maps", "fitnets"]
+differences = [("kdep_maps", "kdep"), ("kdep_maps", "supervised"), ("fitnets", "kdep_maps")]
+
+suite.update(
+    name="kdep_maps_lite2",
+    about="KDEP on maps, KDEP and learned projectors from EfficientNet-Lite2",
+    teacher="efficientnet_lite2",
+    methods=[methods[name] for name in compared],
+    tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
+    claims=[
+        dict(
+            name=f"{better}_above_{other}",
+            title=f"{better} against {other}",
+            statement=f"{better} scores above {other} at the same data and epochs.",
+            kind="difference",
+            a=dict(method=better),
+            b=dict(method=other),
+        )
+        for better, other in differences
+    ],
+)
