@@ -1,6 +1,6 @@
-"""Does the order of the methods hold at other budgets: 4, 16 and 64 epochs of a tenth, three seeds.
+"""The order of the methods at other budgets: 4, 16 and 64 epochs of a tenth, three seeds.
 
-Command   python tools/run_suite.py configs/suites/kdep_maps_budget.py   (can be stopped and resumed)
+Command   python tools/run_suite.py configs/suites/kdep_maps_budget.py  (can be stopped and resumed)
 Cost      the 16 epochs of `kdep_anatomy` are reused; 200 and 3,200 steps per method and seed
 Outcome   not run yet
 

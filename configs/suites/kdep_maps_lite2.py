@@ -1,7 +1,8 @@
 """KDEP on maps with a second teacher: EfficientNet-Lite2, three seeds, classification.
 
 Command   python tools/run_suite.py configs/suites/kdep_maps_lite2.py   (can be stopped and resumed)
-Cost      the teacher cache, and 9 pre-trainings as in `kdep_anatomy`; supervised and scratch are reused
+Cost      the teacher cache, and 9 pre-trainings as in `kdep_anatomy`; supervised and scratch are
+          reused
 Outcome   not run yet
 
 The learning rates are those that `kdep_anatomy_grid` chose with EfficientNet-Lite0; no rate
