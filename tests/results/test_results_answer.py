@@ -27,14 +27,14 @@ def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
     # +10 on one family and -10 on the other: the mean is 0, and both are named.
     assert supervised.startswith("kdep is not significantly different from supervised")
     assert ": 0.0 [" in supervised
-    assert "mean of 2 tasks (2 families, each counts the same)" in supervised
+    assert "mean of 2 tasks (2 task families, equal weights)" in supervised
     assert supervised.endswith("; higher on probe; lower on det.")
     # 300 s, 100 s of cache and 2 s of alignment against 300 s.
     assert spent == (
         "kdep used 100 % of the images of supervised, without labels, and 1.3 times its "
         "pre-training time, teacher cache included."
     )
-    assert limits.startswith("This rests on 1 pre-trained network and 3 transfer runs per method")
+    assert limits.startswith("Measured with 1 pre-trained network and 3 transfer runs per method")
 
 
 def test_the_data_fraction_is_stated():
@@ -56,9 +56,8 @@ def test_the_best_of_many_methods_are_named_together():
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
     sentences = answer(grid(scores))
-    assert (
-        "Best on probe, of 5 rows: m0, m1 (none significantly worse than the first)." in sentences
-    )
+    best = "Best of 5 rows on probe: m0, m1 (in order of the mean; none significantly worse than "
+    assert f"{best}the first)." in sentences
 
 
 def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
@@ -127,7 +126,7 @@ def test_a_method_with_one_seed_is_neither_best_nor_hides_the_others():
     board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}
     (*_, limits) = answer(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
-    assert limits.startswith("This rests on 1 pre-trained network and 1 to 3 transfer runs")
+    assert limits.startswith("Measured with 1 pre-trained network and 1 to 3 transfer runs")
 
 
 def test_equal_means_are_no_difference_whatever_the_rounding():

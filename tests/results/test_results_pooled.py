@@ -301,7 +301,7 @@ def test_claims_are_corrected_for_each_other():
 def test_a_verdict_on_one_network_states_it():
     records = four_tasks(dict.fromkeys(FOUR, 0.1))
     (verdict,) = headlines(judge(board_of(records), [CLAIM]))
-    assert verdict.shown == "supported (of one network)"
+    assert verdict.shown == "supported (for one pre-trained network)"
     several = [
         make(
             r.model_dump(mode="json")

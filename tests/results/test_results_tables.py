@@ -400,7 +400,7 @@ def test_many_differences_are_listed_over_all_tasks_first():
     few, many = (everything(rivals(n))[0] for n in (2, 12))
     assert "Task by task" not in few
     above, below = many.split("## Paired differences")[1].split("<summary>Task by task</summary>")
-    mean = "mean of 2 tasks (2 families, each counts the same)"
+    mean = "mean of 2 tasks (2 task families, equal weights)"
     assert above.count(mean) == 2 * 12 + 1  # to kdep and scratch; kdep to scratch
     assert "probe" not in above
     assert f"| resnet18_w32 | rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in above

@@ -64,9 +64,9 @@ def task_weights(columns: Sequence[Column]) -> list[float]:
 
 
 def mean_name(columns: Sequence[Column]) -> str:
-    """Name of a mean over tasks, as "mean of 5 tasks (3 families, each counts the same)"."""
+    """Name of a mean over tasks, as "mean of 5 tasks (3 task families, equal weights)"."""
     families = len({c.family for c in columns})
-    weighting = f" ({families} families, each counts the same)" if families > 1 else ""
+    weighting = f" ({families} task families, equal weights)" if families > 1 else ""
     return f"mean of {len(columns)} tasks{weighting}"
 
 

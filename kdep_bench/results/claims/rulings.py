@@ -97,8 +97,8 @@ def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
 
 
 def _networks(values: st.Values) -> str:
-    """ "of one network" where all values have the same pre-training seed, otherwise ""."""
-    return "of one network" if len({k[0] for k in values}) == 1 else ""
+    """ "for one pre-trained network" where all values have one pre-training seed, otherwise ""."""
+    return "for one pre-trained network" if len({k[0] for k in values}) == 1 else ""
 
 
 def _units(values: st.Values) -> int:

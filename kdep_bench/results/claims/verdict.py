@@ -35,7 +35,7 @@ class Verdict:
     statement: str = ""
     source: str = ""
     p: float | None = None  # two-sided, of a true value at the threshold; None without an interval
-    limit: str = ""  # "of one network" where all scores have one pre-training seed
+    limit: str = ""  # "for one pre-trained network" where all scores have one pre-training seed
     difference: Estimate | None = None  # of kind `difference`: measured, scores from 0 to 1
 
     @property

@@ -120,9 +120,10 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
         shown = ", ".join(names[:MOST_NAMES])
         if len(names) > MOST_NAMES:
             shown += f" and {len(names) - MOST_NAMES} more"
-        note = " (none significantly worse than the first)" if len(names) > 1 else ""
+        note = " (in order of the mean; none significantly worse than the first)"
+        note = note if len(names) > 1 else ""
         n_rows = len(board.rows_of(student))
-        lines.append(f"Best on {column.task}, of {n_rows} rows: {shown}{note}.")
+        lines.append(f"Best of {n_rows} rows on {column.task}: {shown}{note}.")
     return lines
 
 
@@ -139,9 +140,9 @@ def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
     counted = f"{_range(networks, 'pre-trained network')} and " if networks else ""
     test = "" if any(d.p is not None for d in table) else " No difference was tested."
     return (
-        f"This rests on {counted}{_range(runs, 'transfer run')} per method and task, one student "
-        f"and the test images of this suite; it does not cover other data, budgets or "
-        f"students.{test}"
+        f"Measured with {counted}{_range(runs, 'transfer run')} per method and task, one student "
+        f"and the test images of this suite; other data, budgets and students may give other "
+        f"results.{test}"
     )
 
 

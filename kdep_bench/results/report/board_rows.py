@@ -24,13 +24,14 @@ BELOW = " †"  # behind a score
 MEAN_RANK = "Mean rank over all tasks, among methods with results for every task and seed."
 
 PAIRED = (
-    "Differences are paired by (pre-training seed, transfer seed); their spread is estimated from "
-    "all methods of the task; a method that is significantly noisier is compared by its own "
-    "differences. Positive: better, also where less of the metric is better. Result: significant "
-    "if p is below 0.05 after Holm's correction, made separately for kdep and for the other "
-    "methods, for means over tasks and for single tasks. Intervals are not corrected, so one may "
-    "exclude 0 where the result is not significant; the marking of the best is corrected per task, "
-    "so the two can differ. A mean over tasks gives every task family the same weight."
+    "Differences are paired by (pre-training seed, transfer seed). Their standard deviation is "
+    "pooled over all methods of the task; a method that is significantly noisier is compared with "
+    "its own. Positive differences are better for every metric. Result: significant if p is below "
+    "0.05 after Holm's correction. The correction is made separately for kdep and for the other "
+    "methods, and for means over tasks and for single tasks. Intervals are not corrected, so one "
+    "may exclude 0 where the result is not significant. The marks of the best methods are "
+    "corrected per task, so they may disagree with this table. A mean over tasks gives every task "
+    "family the same weight."
 )
 
 LONG = 60  # rows of differences that are still read one by one
@@ -250,9 +251,9 @@ def environment(board: Board) -> dict[str, list[str]]:
         "data": Counter(f"{r.data.name} ({r.data.source})" for r in ok),
         "data fingerprint": Counter(r.data.fingerprint or "unknown" for r in ok),
         "teacher": Counter(
-            f"{r.teacher.name} {r.teacher.checksum}".strip() for r in ok if r.teacher
+            _teacher_text(r.teacher.name, r.teacher.checksum) for r in ok if r.teacher
         ),
-        "processor units": Counter(_units_text(r) for r in ok),
+        "processor instruction sets": Counter(_units_text(r) for r in ok),
         "per-sample outputs": Counter(_samples_text(r) for r in ok),
         "git": Counter(r.git or "unknown" for r in ok),
         "packages": Counter(", ".join(f"{k} {v}" for k, v in r.packages) for r in ok),
@@ -263,6 +264,10 @@ def environment(board: Board) -> dict[str, list[str]]:
         lone = len(values) == 1
         shown[item] = [v if lone else f"{v} ({n} records)" for v, n in values if v]
     return {k: v for k, v in shown.items() if v}
+
+
+def _teacher_text(name: str, checksum: str) -> str:
+    return f"{name}, checksum of its weights {checksum}" if checksum else name
 
 
 def _units_text(run: Run) -> str:

@@ -50,9 +50,9 @@ TERMS = (
     ),
     Term(
         "normalised mean",
-        "A mean over tasks of scores between chance (0) and the reference (1), supervised by rule; "
-        "a task family counts once. 'without one task': its lowest and highest value when one task "
-        "is left out.",
+        "Mean over tasks of (score - chance) / (reference - chance): 0 is chance, 1 the reference, "
+        "which is the supervised row with the most data and epochs. Every task family has the same "
+        "weight. 'without one task': the lowest and highest value when one task is left out.",
         ("normalised mean", "without one task"),
     ),
     Term(
@@ -281,15 +281,15 @@ TERMS = (
         "claim, verdict",
         "A claim states what must be measured (threshold). Supported or refuted: the whole "
         "interval is on one side of the threshold, no task family contradicts, and it holds after "
-        "Holm's correction for all claims of the suite. Undecided: otherwise. Of one network: one "
-        "pre-training seed, so another network may differ. Not testable here: the records lack a "
-        "method.",
+        "Holm's correction for all claims of the suite. Undecided: otherwise. For one pre-trained "
+        "network: there is one pre-training seed, and another network may differ. Not testable "
+        "here: the records lack a method.",
         ("claim", "verdict", "threshold", "tasks"),
     ),
     Term(
         "seeds needed",
         "Number of independent seeds that would decide a claim with power 0.8 if mean and standard "
-        "deviation stayed as measured.",
+        "deviation stayed as measured; a dash where none or more than 1000 are needed.",
         ("seeds needed",),
     ),
     Term(

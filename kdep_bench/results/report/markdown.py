@@ -45,11 +45,11 @@ from kdep_bench.results.report.csv_table import CSV_COSTS
 _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
     "mean of a task and every method not significantly worse (multiple comparisons with the best, "
-    "alpha 0.05, one spread estimated from all methods of the task); nothing is marked where no "
-    "method has two seeds. Intervals "
-    "are 95 % confidence intervals over the seeds that were run and do not cover another test set. "
-    "A cell names its failed and missing seeds; its row then has no mean rank and no mean over "
-    "tasks. †: mean below chance or below no pre-training."
+    "alpha 0.05, standard deviation pooled over all methods of the task); nothing is marked where "
+    "no method has two seeds. Intervals are 95 % confidence intervals over the seeds that were run "
+    "and do not cover another test set. Where seeds failed or are missing, the table names them, "
+    "and the method has no mean rank and no mean over tasks. †: mean below chance or below no "
+    "pre-training."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")

@@ -11,10 +11,11 @@ from kdep_bench.results.report.widgets import Section, name_entry, number_entry,
 
 HEADING = "Means over tasks, raw and normalised"
 NOTE = (
-    "Normalised: (score - chance) / (reference - chance), so 0 is chance and 1 the reference, "
-    "which is {reference} by rule. Every task family has the same weight. Without one task: the "
-    "lowest and the highest normalised mean when one task is left out. For methods with results "
-    "for every task and seed; point estimates, without an interval."
+    "Normalised: (score - chance) / (reference - chance), so 0 is chance and 1 the reference: "
+    "{reference} (by rule the supervised row with the most data and epochs). Every task family has "
+    "the same weight. Without one task: the lowest and the highest normalised mean when one task "
+    "is left out. Methods without a result for some task and seed are not listed. No intervals are "
+    "given."
 )
 HEAD = ["student", "method", "mean x100", "normalised mean", "without one task"]
 
