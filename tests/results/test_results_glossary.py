@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from make_records import grid
+from markupsafe import escape
 from test_results_probes import VALUE_NAMES
 from test_results_tables import BEATS, SCORES
 
@@ -84,7 +84,7 @@ def test_the_page_explains_its_headings(results):
     build(folder, "golden", [BEATS])
     page = (folder / "index.html").read_text()
     term = next(t for t in glossary.TERMS if "weights loaded" in t.headings)
-    hover = re.escape(html.escape(term.meaning))
+    hover = re.escape(str(escape(term.meaning)))
     assert re.search(rf'<th scope="col" title="{hover}">weights loaded</th>', page)
     assert page.count("<dt>") >= len(glossary.TERMS)
     assert 'href="#glossary"' in page

@@ -83,7 +83,8 @@ def test_every_link_leads_to_a_file(built):
 def test_the_page_is_offline_and_has_one_search_box(built):
     page = built.read_text()
     assert page.count('type="search"') == 1
-    assert "default-src &#x27;none&#x27;" in page
+    assert "default-src &#39;none&#39;" in page
+    assert 'id="shown"' in page  # where page.js writes the number of rows
     assert "http:" not in page
     assert "https:" not in page
 

@@ -4,19 +4,26 @@ import base64
 import hashlib
 import io
 import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from make_records import fields, grid, record
+from markupsafe import Markup
 from PIL import Image
 from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
 
 from kdep_bench.results import build
 from kdep_bench.results.records.record import make
 from kdep_bench.results.report.charts import Dot, Line, dots, lines, png, standalone
-from kdep_bench.results.report.markup import Raw, tag
+from kdep_bench.results.report.page.rendering import document
+from kdep_bench.results.report.svg import tag
 
+REPO = Path(__file__).resolve().parents[2]
+TEMPLATES = REPO / "kdep_bench" / "results" / "report" / "templates"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -173,8 +180,41 @@ def test_charts_of_flat_and_single_values_do_not_break():
         Reader(svg)
 
 
-def test_markup_escapes_every_string_except_its_own_output():
-    assert tag("p", "<b>", Raw("<i>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i></p>'
+def test_svg_escapes_every_string_except_markup():
+    drawn = tag("text", "<b>", Markup("<i>"), class_='"<')
+    assert drawn == '<text class="&#34;&lt;">&lt;b&gt;<i></text>'
+
+
+def test_a_hostile_name_adds_no_tag_and_no_attribute(results):
+    hostile = "m</td><script>alert(\"x\")</script>&amp;' onload='x"
+    harmless = re.sub(r"\W", "x", hostile)
+    tags = {}
+    for name in (hostile, harmless):
+        page = Reader(page_of(results(hostile_records(name), f"folder {len(tags)}")))
+        tags[name] = [(t, sorted(attrs)) for t, attrs in page.tags]
+        assert name in "".join(page.texts)
+    assert len(tags[harmless]) > 200
+    assert tags[hostile] == tags[harmless]
+
+
+def test_no_template_switches_escaping_off_and_a_missing_value_is_an_error():
+    files = sorted(TEMPLATES.rglob("*.html.j2"))
+    assert len(files) > 15
+    for path in files:
+        source = path.read_text()
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", source), path
+        assert not re.search(r"[\w-]+={{", source), f"{path}: an attribute without quotes"
+    with pytest.raises(UndefinedError, match="students"):
+        document("suite.html.j2", "title")
+
+
+def test_templates_and_styles_are_in_the_wheel():
+    patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = patterns["package-data"]["kdep_bench"]
+    files = {p for p in TEMPLATES.parent.rglob("*") if p.is_file() and p.suffix[:3] != ".py"}
+    assert any(p.suffix == ".j2" for p in files)
+    packaged = {p for pattern in patterns for p in (REPO / "kdep_bench").glob(pattern)}
+    assert files <= packaged
 
 
 def test_efficiency_curves_and_plot_files(results):

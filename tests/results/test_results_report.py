@@ -62,6 +62,14 @@ def test_neither_torch_nor_mm_packages_are_imported(results):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_jinja2_is_imported_only_to_build_a_page():
+    code = (
+        "import sys, kdep_bench.cli.report, kdep_bench.results.report.index\n"
+        "assert 'jinja2' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_shipped_claims_are_used_where_none_were_kept(results):
     folder = results(golden_records())
     assert run(folder).returncode == 0

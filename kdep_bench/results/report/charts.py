@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from kdep_bench.results.report.markup import Raw, join, tag
+from markupsafe import Markup
+
+from kdep_bench.results.report.svg import join, tag
 
 WIDTH = 440
 COLOURS = 8
@@ -96,7 +98,7 @@ def _range(values: list[float]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _svg(height: float, title: str, body: Raw, width: int = WIDTH) -> Raw:
+def _svg(height: float, title: str, body: Markup, width: int = WIDTH) -> Markup:
     return tag(
         "svg",
         tag("title", title),
@@ -112,7 +114,7 @@ def _svg(height: float, title: str, body: Raw, width: int = WIDTH) -> Raw:
 
 def dots(
     rows: Sequence[Dot], title: str, unit: str, mark: float | None = None, mark_name: str = ""
-) -> Raw:
+) -> Markup:
     """A dot chart, one row per dot with its interval; `mark`: value of a dashed line."""
     widest = max(len(r.label) * (_BOLD if r.strong else _CHAR) for r in rows)
     labels_left = widest <= _MAX_SIDE_LABEL
@@ -167,12 +169,14 @@ def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
     return parts
 
 
-def lines(series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: bool = False) -> Raw:
+def lines(
+    series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: bool = False
+) -> Markup:
     """A line chart with a legend below; on a logarithmic axis, points with x <= 0 are left out."""
     kept = [(s, [(a, b) for a, b in s.points if not log_x or a > 0]) for s in series if s.points]
     kept = [(s, p) for s, p in kept if p]
     if not kept:
-        return Raw("")
+        return Markup("")
     left, right, top, bottom = 46.0, WIDTH - 14.0, 24.0, 224.0
     xs = [a for _, p in kept for a, _ in p]
     ys = [b for _, p in kept for _, b in p] + [v for s, _ in kept for _, *e in s.band for v in e]
@@ -264,11 +268,11 @@ def _file_style() -> str:
     return re.sub(r"var[(](--[\w-]+)[)]", lambda m: values[m[1]], css)
 
 
-def standalone(svg: Raw) -> str:
+def standalone(svg: Markup) -> str:
     """The chart as a separate SVG file: on white, with the page's chart styles included."""
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
     inside = f"<style>{_file_style()}</style>\\1{paper}"
-    return re.sub(r"(<title>.*?</title>)", inside, svg, count=1, flags=re.S) + "\n"
+    return re.sub(r"(<title>.*?</title>)", inside, str(svg), count=1, flags=re.S) + "\n"
 
 
 PNG_ZOOM = 2

@@ -1,4 +1,4 @@
-"""The section on differences over seeds and test images, as Markdown and as HTML."""
+"""The section on differences over seeds and test images, for leaderboard.md and for the page."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from kdep_bench.results import text
 from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.markup import tag
-from kdep_bench.results.report.widgets import (
-    Section,
-    TableEntry,
-    chip,
-    name_entry,
-    number_entry,
-    page_table,
-)
+from kdep_bench.results.report.page.entries import Entry, chip_entry, name_entry, number_entry
+from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Differences over test images"
 NOTE = (
@@ -53,15 +46,15 @@ def page_section(view: BoardView) -> Section | None:
         student, comparison, task = _labels(view, d)
         entries = [
             name_entry(student),
-            TableEntry(text.plain(comparison), css="l"),
+            Entry(text.plain(comparison), "l"),
             name_entry(task),
             number_entry(text.gap(d.estimate), d.estimate.mean),
-            TableEntry(d.estimate.seeds, css="n"),
+            Entry(d.estimate.seeds, "n"),
             number_entry(text.p_value(d.adjusted), d.adjusted),
-            TableEntry(chip(d.verdict), css="n"),
+            chip_entry(d.verdict),
         ]
         rows.append((student, entries))
     if not rows:
         return None
-    note = tag("p", NOTE, class_="dim small")
-    return Section("over-images", HEADING, note, page_table(view, HEADING, HEAD, rows, 3))
+    table = page_table(view, HEADING, HEAD, rows, 3)
+    return Section("over-images", HEADING, "table", notes=[NOTE], table=table)

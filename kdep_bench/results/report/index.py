@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kdep_bench.errors import KdepError
@@ -16,14 +16,14 @@ from kdep_bench.files import write_atomic
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
 from kdep_bench.results.claims.verdict import headlines
-from kdep_bench.results.report import board_rows, markdown, page
+from kdep_bench.results.report import board_rows, markdown
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.markup import Raw, tag
+from kdep_bench.results.report.page.entries import Entry, number_entry, sort_value
+from kdep_bench.results.report.page.rendering import document
+from kdep_bench.results.report.page.tables import Heading, Table, TableRow
 from kdep_bench.results.report.report import view_of
-from kdep_bench.results.report.widgets import chip
 
 MAIN = "pocket"  # suites whose names begin so come first
-SUITES_HEAD = ("question and answer of each suite",)
 SCORES_HEAD = ("suite", "student", "method", "task", "score", "chance", "pre-training cost")
 INTRODUCTION = (
     "Each suite is one experiment under one protocol. The same method has other scores in another "
@@ -88,99 +88,46 @@ def documents(root: Path) -> dict[str, str]:
 
 def index(published: list[Suite], reports: Mapping[str, str]) -> str:
     """The page."""
-    rows = [_suite_row(suite) for suite in published]
+    headings = [Heading(h, i < 4) for i, h in enumerate(SCORES_HEAD)]
     scores = [row for suite in published for row in _score_rows(suite)]
-    links = [tag("li", tag("a", title, href=path)) for path, title in reports.items()]
-    legend = tag("p", markdown.LEGEND_HTML, class_="dim small")
-    tables = [
-        _section("suites", "Suites", _table("Suites", SUITES_HEAD, rows, 1)),
-        _section("scores", "All scores", legend, _table("All scores", SCORES_HEAD, scores, 4)),
-    ]
-    if links:
-        tables.append(_section("other", "Other measurements", tag("ul", *links)))
-    header = tag(
-        "header",
-        tag("h1", "Published results"),
-        tag("p", INTRODUCTION),
+    return document(
+        "index.html.j2",
+        "Published results",
+        introduction=INTRODUCTION,
+        suites=[_suite_values(suite) for suite in published],
+        legend=markdown.LEGEND_HTML,
+        scores=Table("All scores", headings, scores, "sortable pin"),
+        reports=reports,
     )
-    return page.document("Published results", header, tag("main", _tools(), *tables, id="main"))
 
 
-def _tools() -> Raw:
-    word = tag("input", id="filter", type="search", autocomplete="off", spellcheck="false")
-    displayed = tag("output", id="displayed", aria_live="polite", for_="filter")
-    box = tag("label", "Search suites, methods and tasks", word)
-    theme = tag("button", "Dark theme", id="theme", type="button", aria_pressed="false")
-    find = tag("div", box, displayed, class_="find", role="search")
-    return tag("div", find, theme, id="tools", class_="tools", hidden=True)
-
-
-def _section(anchor: str, title: str, *children: object) -> Raw:
-    heading = tag("h2", title, id=f"h-{anchor}")
-    return tag("section", heading, *children, id=anchor, aria_labelledby=f"h-{anchor}")
-
-
-def _table(caption: str, head: tuple[str, ...], rows: list[Raw], left: int) -> Raw:
-    entries = [
-        tag("th", h, scope="col", class_="l" if i < left else None) for i, h in enumerate(head)
-    ]
-    table = tag(
-        "table", tag("thead", tag("tr", *entries)), tag("tbody", *rows), class_="sortable pin"
-    )
-    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
-
-
-def _suite_row(suite: Suite) -> Raw:
-    """One table cell, so that the search box finds a suite by any of its words."""
-    board, folder = suite.view.board, suite.folder
-    answers = [s for lines in board_rows.answers(suite.view).values() for s in lines]
-    judged = [
-        tag("li", text.plain(v.title), " ", chip(v.verdict, v.shown))
-        for v in headlines(suite.view.verdicts)
-    ]
-    counts = (
-        _count(len(board.runs), "record"),
-        _count(len({row.method for row in board.rows}), "method"),
-        _count(len(board.columns), "task"),
-    )
-    links = [
-        tag("a", name, href=_address(folder, path))
-        for name, path in (
-            ("tables", "leaderboard.md"),
-            ("CSV", "leaderboard.csv"),
-            ("records", "records/"),
-        )
-    ]
-    files = [part for link in links for part in (" · ", link)]
-    body = [
-        tag("h3", tag("a", text.plain(folder), href=_address(folder, "index.html"))),
-        tag("p", text.plain(suite.question, 300)) if suite.question else None,
-        tag("ul", *(tag("li", text.plain(s, 600)) for s in answers), class_="answer"),
-        tag("details", tag("summary", f"{_count(len(judged), 'claim')}"), tag("ul", *judged))
-        if judged
-        else None,
-        tag("p", ", ".join(counts), *files, class_="dim small"),
-    ]
-    return tag("tr", tag("td", *body, class_="l"))
-
-
-def _address(folder: str, path: str) -> str:
-    return f"{quote(folder)}/{path}"
+def _suite_values(suite: Suite) -> dict[str, Any]:
+    """What the page shows of a suite in one table entry, where the search box finds all of it."""
+    board = suite.view.board
+    return {
+        "name": suite.folder,
+        "folder": quote(suite.folder),
+        "question": suite.question,
+        "answers": [s for lines in board_rows.answers(suite.view).values() for s in lines],
+        "verdicts": headlines(suite.view.verdicts),
+        "n_claims": _count(len(headlines(suite.view.verdicts)), "claim"),
+        "counts": [
+            _count(len(board.runs), "record"),
+            _count(len({row.method for row in board.rows}), "method"),
+            _count(len(board.columns), "task"),
+        ],
+    }
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _number(displayed: object, value: float | None, css: str = "n") -> Raw:
-    sort = "" if value is None else repr(float(value))
-    return tag("td", displayed, class_=css, data_v=sort)
-
-
-def _score_rows(suite: Suite) -> list[Raw]:
+def _score_rows(suite: Suite) -> list[TableRow]:
     view, board = suite.view, suite.view.board
     names = board_rows.column_names(board.columns)
-    link = tag("a", text.plain(suite.folder), href=_address(suite.folder, "index.html"))
+    address = f"{quote(suite.folder)}/index.html"
+    link = Entry(text.plain(suite.folder), "l n", kind="link", note=address)
     rows = []
     for row in board.rows:
         for column in board.columns:
@@ -189,18 +136,18 @@ def _score_rows(suite: Suite) -> list[Raw]:
             result = board.result(row, column)
             estimate = result.estimate
             css = "n best" if view.is_bold(row, column) else "n" if result.values else "n hole"
-            displayed = text.score(result)
+            shown = text.score(result)
             if compare.below(board, row, column):
-                displayed += board_rows.BELOW
+                shown += board_rows.BELOW
             cost, chance = view.summaries[row].cost_s, board.chance[column]
             entries = [
-                tag("td", link, class_="l n"),
-                tag("td", text.plain(row.student, 80), class_="l n"),
-                tag("td", text.plain(board_rows.row_name(view, row), 80), class_="l"),
-                tag("td", text.plain(names[column], 80), class_="l n"),
-                _number(displayed, None if estimate is None else estimate.mean, css),
-                _number(text.points(chance), chance),
-                _number(text.seconds(cost), cost),
+                link,
+                Entry(text.plain(row.student, 80), "l n"),
+                Entry(text.plain(board_rows.row_name(view, row), 80), "l"),
+                Entry(text.plain(names[column], 80), "l n"),
+                Entry(shown, css, sort_value(estimate and estimate.mean)),
+                number_entry(text.points(chance), chance),
+                number_entry(text.seconds(cost), cost),
             ]
-            rows.append(tag("tr", *entries))
+            rows.append(TableRow(entries))
     return rows

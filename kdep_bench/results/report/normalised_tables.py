@@ -1,4 +1,4 @@
-"""The section with means of normalised scores, as Markdown rows and as HTML."""
+"""The section with means of normalised scores, for leaderboard.md and for the page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from kdep_bench.results import text
 from kdep_bench.results.board.normalised import Normalised, normalised, reference_row
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.markup import tag
-from kdep_bench.results.report.widgets import Section, name_entry, number_entry, page_table
+from kdep_bench.results.report.page.entries import name_entry, number_entry
+from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Means over tasks, raw and normalised"
 NOTE = (
@@ -66,5 +66,6 @@ def page_section(view: BoardView) -> Section | None:
             rows.append((student, entries))
     if not rows:
         return None
-    explanation = tag("p", text.plain(note(view), 800), class_="dim small")
-    return Section("normalised", HEADING, explanation, page_table(view, HEADING, HEAD, rows, 2))
+    table = page_table(view, HEADING, HEAD, rows, 2)
+    notes = [text.plain(note(view), 800)]
+    return Section("normalised", HEADING, "table", notes=notes, table=table)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency
@@ -15,7 +16,6 @@ from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report.board_rows import BoardView, column_names, difference_rows
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
-from kdep_bench.results.report.markup import Raw
 from kdep_bench.results.statistics import intervals as st
 
 # These methods keep their colour in every chart and report.
@@ -35,7 +35,7 @@ class Plot:
     family: str
     student: str
     caption: str
-    svg: Raw
+    svg: Markup
 
 
 def colours(view: BoardView) -> dict[RowKey, int]:

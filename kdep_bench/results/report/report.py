@@ -19,11 +19,11 @@ from kdep_bench.results.report import (
     csv_table,
     latex,
     markdown,
-    page,
     plots,
     probe_tables,
 )
 from kdep_bench.results.report.charts import png, standalone
+from kdep_bench.results.report.page.suite import html_page
 
 
 def build(
@@ -61,7 +61,7 @@ def build(
         "leaderboard.md": markdown.markdown(view),
         "leaderboard.csv": csv_table.csv_table(view),
         "leaderboard.tex": latex.latex(view),
-        "index.html": page.html_page(view, results_dir, full, drawn),
+        "index.html": html_page(view, results_dir, full, drawn),
     }
     if probes or (results_dir / "probes.csv").is_file():
         files["probes.csv"] = probe_tables.csv_table(view.probes, probes)

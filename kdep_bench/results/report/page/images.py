@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.markup import Raw, tag
-from kdep_bench.results.report.widgets import Section
+from kdep_bench.results.report.page.tables import Section
 from kdep_bench.safe_files import read_bytes
 
 MAX_IMAGE_BYTES = 400_000
 MAX_IMAGES = 24
 MAX_TOTAL_BYTES = 6_000_000
+MAX_REFUSED = 50
 
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -58,49 +59,64 @@ _DRAWN = {
 }
 
 
+class Figure(NamedTuple):
+    """An image as a data: address, with its caption."""
+
+    source: str
+    alt: str
+    caption: str
+    student: str
+
+
+class TaskImages(NamedTuple):
+    """The images of one task; those of one scene are next to each other."""
+
+    task: str
+    explanation: str
+    is_wide: bool
+    scenes: list[list[Figure]]
+
+
 def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -> Section | None:
     """The section of sample predictions; None without any. Images that are not shown are listed."""
-    figures: dict[tuple[str, str], dict[int, list[Raw]]] = {}
+    figures: dict[tuple[str, str], dict[int, list[Figure]]] = {}
     refused, shown, size = [], 0, 0
     named = _images_in_order(full)
-    lone = len(view.board.students) == 1
     for scene, record, name in named:
         if shown >= MAX_IMAGES or size > MAX_TOTAL_BYTES:
             break
         source = _inline(results_dir, name)
-        fraction = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
-        caption = "" if lone else f"{record.student.name}, "
-        caption += (
-            f"{record.arm.method}{fraction}, seeds {record.seed.pretrain}/{record.seed.transfer}"
-        )
-        task = record.task.name
+        caption, task = _caption(view, record), record.task.name
         if source is None:
-            refused.append(tag("li", f"{text.plain(f'{caption}, {task}')}: {text.plain(name)}"))
+            refused.append((f"{caption}, {task}", name))
             continue
         shown, size = shown + 1, size + len(source)
-        alt = text.plain(f"Predictions on {task}: {caption}", 240)
-        figure = tag(
-            "figure",
-            tag("img", src=source, alt=alt),
-            tag("figcaption", text.plain(caption, 200), class_="small dim"),
-            data_student=text.plain(record.student.name),
+        figure = Figure(
+            source,
+            text.plain(f"Predictions on {task}: {caption}", 240),
+            text.plain(caption, 200),
+            text.plain(record.student.name),
         )
         figures.setdefault((task, record.task.family), {}).setdefault(scene, []).append(figure)
     if not figures and not refused:
         return None
-    parts: list[object] = []
-    for (task, family), scenes in sorted(figures.items()):
-        parts.append(tag("h3", text.plain(task, 80)))
-        if family in _DRAWN:
-            parts.append(tag("p", _DRAWN[family], class_="small dim"))
-        wide = " wide" if family == "segmentation" else ""
-        parts += [
-            tag("div", *scene_figures, class_=f"pictures{wide}")
-            for scene_figures in scenes.values()
-        ]
-    if len(named) > shown + len(refused):
-        parts.append(tag("p", f"The first {MAX_IMAGES} of {len(named)}.", class_="small dim"))
-    if refused:
-        why = "Not shown (missing, outside the results folder, too large, or not PNG or JPEG):"
-        parts += [tag("p", why, class_="small"), tag("ul", *refused[:50], class_="small")]
-    return Section("pictures", "Sample predictions", *parts)
+    tasks = [
+        TaskImages(task, _DRAWN.get(family, ""), family == "segmentation", list(scenes.values()))
+        for (task, family), scenes in sorted(figures.items())
+    ]
+    is_part = len(named) > shown + len(refused)
+    return Section(
+        "pictures",
+        "Sample predictions",
+        "pictures",
+        tasks=tasks,
+        limit=f"The first {MAX_IMAGES} of {len(named)}." if is_part else "",
+        refused=refused[:MAX_REFUSED],
+    )
+
+
+def _caption(view: BoardView, record: Record) -> str:
+    fraction = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
+    student = f"{record.student.name}, " if len(view.board.students) > 1 else ""
+    seeds = f"seeds {record.seed.pretrain}/{record.seed.transfer}"
+    return f"{student}{record.arm.method}{fraction}, {seeds}"

@@ -1,0 +1,1 @@
+"""index.html of a results folder: data that the templates in `report/templates` show."""

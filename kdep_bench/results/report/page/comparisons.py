@@ -1,0 +1,155 @@
+"""Sections that compare methods: differences, efficiency, costs, families, alignment, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare, families
+from kdep_bench.results.report import board_rows, markdown, plots, transfer_rows
+from kdep_bench.results.report.board_rows import BoardView
+from kdep_bench.results.report.page.entries import (
+    Entry,
+    chip_entry,
+    name_entry,
+    number_entry,
+    row_entry,
+)
+from kdep_bench.results.report.page.tables import Section, page_table
+
+
+def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | None:
+    """The paired differences as charts, and all of them in a folded table."""
+    rows = []
+    for student, label, task, d in board_rows.difference_rows(view):
+        est = d.estimate
+        entries = [
+            name_entry(student),
+            Entry(text.plain(label), "l"),
+            name_entry(task),
+            number_entry(text.gap(est), est.mean if est else None),
+            number_entry(str(d.pairs), d.pairs),
+            Entry(est.seeds if est else "—", "n"),
+            number_entry(text.p_value(d.adjusted), d.adjusted),
+            chip_entry(d.verdict),
+        ]
+        rows.append((student, entries))
+    if not rows:
+        return None
+    return Section(
+        "differences",
+        "Paired differences",
+        "differences",
+        note=board_rows.PAIRED,
+        charts=[p for p in drawn if p.group == "differences"],
+        n_rows=len(rows),
+        table=page_table(view, "Paired differences", markdown.DIFFERENCE_HEAD, rows, 3),
+    )
+
+
+def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | None:
+    """The curves of score against budget, then the reduction factors read off them."""
+    charts = [p for p in drawn if p.group == "efficiency"]
+    rows = []
+    for student, method, reference, axis, r in board_rows.saving_rows(view):
+        entries = [name_entry(name) for name in (student, method, reference, axis)]
+        entries.append(number_entry(text.times(r.estimate, r.bound), r.estimate.mean))
+        rows.append((student, [*entries, Entry(r.estimate.seeds, "n")]))
+    if not charts and not rows:
+        return None
+    caption = "Reduction factors at equal score"
+    table = page_table(view, caption, markdown.SAVING_HEAD, rows, 4) if rows else None
+    content = {"charts": charts, "note": board_rows.SAVING, "table": table}
+    return Section("efficiency", "Efficiency", "efficiency", **content)
+
+
+def costs_section(view: BoardView) -> Section | None:
+    """Learning rate, step time, memory and losses of each method."""
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for cost in families.costs(view.board, view.summaries):
+        entries = [name_entry(cost.row.student), row_entry(view, cost.row)]
+        entries.append(name_entry(cost.summary.method.family or "—"))
+        *numbers, (terms, _) = board_rows.cost_entries(cost, text.plain)
+        entries += [*starmap(number_entry, numbers), Entry(terms, "l w")]
+        rows.append((cost.row.student, entries))
+    head = ["student", "method", "method family", *board_rows.COST_HEAD]
+    table = page_table(view, "Costs", head, rows, 3)
+    return Section("costs", "Cost of each method", "table", notes=[families.COSTS], table=table)
+
+
+def transfers_section(view: BoardView) -> Section | None:
+    """The methods that acted at transfer."""
+    rows = []
+    for row, shown in transfer_rows.entries(view):
+        entries = [name_entry(row.student), row_entry(view, row)]
+        entries += [name_entry(t, 200) for t, _ in shown[:3]]
+        rows.append((row.student, [*entries, *starmap(number_entry, shown[3:])]))
+    if not rows:
+        return None
+    title = transfer_rows.HEADING
+    table = page_table(view, title, transfer_rows.HEAD, rows, 5)
+    return Section("transfers", title, "table", notes=[transfer_rows.NOTE], table=table)
+
+
+def method_families_section(view: BoardView) -> Section | None:
+    """The families of methods, each with the mean difference from its reference."""
+    if not families.shown(view.board):
+        return None
+    rows = []
+    for f in families.families(view.board, view.summaries, view.method_inputs):
+        entries = [name_entry(f.student), name_entry(f.name)]
+        for shown, value in board_rows.family_entries(f, text.plain):
+            entries.append(Entry(shown, "l w") if value is None else number_entry(shown, value))
+        rows.append((f.student, entries))
+    if not rows:
+        return None
+    head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
+    table = page_table(view, title, head, rows, 2)
+    return Section("families", title, "table", notes=[families.FAMILIES], table=table)
+
+
+def alignment_section(view: BoardView) -> Section | None:
+    """What the alignment of the teacher's features kept."""
+    rows = []
+    for row in view.board.rows:
+        f = view.summaries[row].align
+        if f is None:
+            continue
+        kept = f.explained_variance_ratio
+        values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
+        entries = [name_entry(row.student), row_entry(view, row), name_entry(row.teacher or "—")]
+        entries.append(number_entry(text.ratio(kept, 3), kept))
+        entries += [number_entry(text.ratio(v), v) for v in values]
+        rows.append((row.student, entries))
+    if not rows:
+        return None
+    table = page_table(view, "Alignment", markdown.ALIGNMENT_HEAD, rows, 3)
+    return Section("alignment", "Alignment", "table", notes=[markdown.ALIGNMENT], table=table)
+
+
+def noise_section(view: BoardView) -> Section | None:
+    """The spread over seeds of each task."""
+    rows = []
+    for student in view.board.students:
+        columns = compare.columns_of(view.board, student)
+        names = board_rows.column_names(columns)
+        for c in columns:
+            n = compare.noise(view.board, student, c)
+            if n is not None:
+                smallest = n.detectable_difference
+                entries = [
+                    name_entry(student),
+                    name_entry(names[c]),
+                    number_entry(text.points(n.sd), n.sd),
+                    number_entry(str(n.df), n.df),
+                    number_entry(str(n.n), n.n),
+                    number_entry(text.points(smallest), smallest),
+                ]
+                rows.append((student, entries))
+    if not rows:
+        return None
+    table = page_table(view, "Seed noise", markdown.NOISE_HEAD, rows, 2)
+    return Section("noise", "Seed noise (x100)", "table", notes=[], table=table)

@@ -1,0 +1,96 @@
+"""Table entries of the page; `templates/tables.html.j2` draws each by its kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import Column, RowKey
+from kdep_bench.results.report import board_rows
+from kdep_bench.results.report.board_rows import BoardView
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A table entry.
+
+    `css`: its class: l left-aligned, n not wrapped, w and s wide, best, hole. `sort`: the number
+    that it sorts by, "" for a missing one; None sorts by the text. `kind`:
+
+    - "text": `text`, with `note` as its hover text,
+    - "score": the same, then the link to the notes on the data `letters` and `after`,
+    - "chip": a status badge; `note` is the status word, which colours it,
+    - "code": a command,
+    - "claim": a title, and `note` below it,
+    - "link": a link to `note`.
+    """
+
+    text: str
+    css: str = ""
+    sort: str | None = None
+    kind: str = "text"
+    note: str = ""
+    letters: str = ""
+    after: str = ""
+
+
+def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
+    """An entry that sorts by `value`."""
+    return Entry(shown, css, sort_value(value))
+
+
+def sort_value(value: float | None) -> str:
+    """The attribute by which an entry sorts; "" sorts last."""
+    return "" if value is None else repr(float(value))
+
+
+def name_entry(name: str, limit: int = 80) -> Entry:
+    """A name, left-aligned; short ones are not wrapped."""
+    shown = text.plain(name, limit)
+    return Entry(shown, _name_css(shown))
+
+
+def _name_css(shown: str) -> str:
+    return "l n" if len(shown) <= 34 else "l"
+
+
+def chip_entry(word: str, shown: str = "", css: str = "n") -> Entry:
+    """A status word as a badge."""
+    return Entry(shown or word, css, kind="chip", note=word)
+
+
+def row_entry(view: BoardView, row: RowKey) -> Entry:
+    """The name of a row; its hover text is the source of the method."""
+    shown = text.plain(board_rows.row_name(view, row), 140)
+    source = text.plain(view.summaries[row].method.source, 200)
+    return Entry(shown, _name_css(shown), note=source)
+
+
+def fraction_entry(view: BoardView, row: RowKey) -> Entry:
+    """The data fraction of a row."""
+    value = None if view.board.fixed(row) else row.fraction
+    return number_entry(board_rows.fraction_text(view, row), value)
+
+
+def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
+    """A score with its interval on hover, marks, and the colour of the best or of a missing one."""
+    result = view.board.result(row, column)
+    est = result.estimate
+    css = "n"
+    if view.is_bold(row, column):
+        css = "n best"
+    elif not result.values:
+        css = "n hole"
+    span = ""
+    if est is not None and est.low is not None:
+        span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
+    return Entry(
+        text.score(result),
+        css,
+        sort_value(None if est is None else est.mean),
+        "score",
+        span,
+        letters=view.mark(row, column),
+        after=board_rows.BELOW if compare.below(view.board, row, column) else "",
+    )

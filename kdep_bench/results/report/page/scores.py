@@ -1,0 +1,151 @@
+"""Sections with scores: notes on the data, summary, claims, task families, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare
+from kdep_bench.results.claims.verdict import Verdict, headlines
+from kdep_bench.results.records.record import Record
+from kdep_bench.results.report import board_rows, data_notes, markdown, plots
+from kdep_bench.results.report.board_rows import BoardView
+from kdep_bench.results.report.page.entries import (
+    Entry,
+    chip_entry,
+    fraction_entry,
+    name_entry,
+    number_entry,
+    row_entry,
+    score_entry,
+)
+from kdep_bench.results.report.page.tables import CHANCE, Section, Table, page_table
+
+
+def notes_section(view: BoardView) -> Section | None:
+    """Known limitations of the data, before any score."""
+    rows = data_notes.legend(view.board, view.letters)
+    if not rows:
+        return None
+    content = {"introduction": data_notes.INTRODUCTION, "rows": rows}
+    return Section("data-notes", data_notes.HEADING, "data_notes", **content)
+
+
+def summary_section(view: BoardView) -> Section:
+    """Ranks, budgets and costs of all methods, the best mean rank first."""
+    if not view.board.runs:
+        return Section("summary", "Summary", "empty")
+    table = []
+    for student in view.board.students:
+        ranks = compare.mean_ranks(view.board, student)
+        columns = compare.columns_of(view.board, student)
+        rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
+        for row in rows:
+            f = view.summaries[row]
+            won, marked = view.won(row, columns)
+            rank = ranks.get(row)
+            entries = [
+                name_entry(student),
+                row_entry(view, row),
+                number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
+                number_entry(f"{won} of {marked}" if marked else "—", won),
+                Entry(board_rows.labels_text(f), "n"),
+                fraction_entry(view, row),
+                number_entry(text.count(f.images_seen), f.images_seen),
+                number_entry(text.seconds(f.cost_s), f.cost_s),
+                number_entry(text.seconds(f.cache_s), f.cache_s),
+                number_entry(text.ratio(f.coverage), f.coverage),
+            ]
+            table.append((student, entries))
+    return Section(
+        "summary",
+        "Summary",
+        "table",
+        notes=[board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
+        table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2),
+    )
+
+
+def claims_section(view: BoardView) -> Section | None:
+    """The claims with their verdicts; those by task family are folded."""
+    if not view.verdicts:
+        return None
+    first = headlines(view.verdicts)
+    every = None
+    if len(first) < len(view.verdicts):
+        every = _claim_table(view, "Claims by task family", view.verdicts)
+    note = "Verdicts are computed from the records; costs include the teacher cache."
+    table = _claim_table(view, "Claims", first)
+    return Section("claims", "Claims", "claims", note=note, table=table, by_family=every)
+
+
+def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Table:
+    rows = []
+    for v in verdicts:
+        claim = Entry(text.plain(v.title), "l w", kind="claim", note=text.plain(v.statement, 500))
+        entries = [
+            chip_entry(v.verdict, v.shown, "l n"),
+            claim,
+            name_entry(v.student or "—"),
+            name_entry(v.scope),
+            Entry(v.interval, "l n"),
+            Entry(v.threshold, "l s"),
+            Entry(text.plain(v.reason, 300), "l w"),
+            Entry(v.cost),
+            number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
+        ]
+        rows.append((v.student, entries))
+    head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
+    head += ["cost ratio", "seeds needed (power 0.8)"]
+    return page_table(view, caption, head, rows, 7, css="")
+
+
+def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> Section:
+    """The scores of one task family, by method and task."""
+    family = view.board.families[index]
+    columns = view.board.columns_of(family)
+    names = board_rows.column_names(columns)
+    rows = []
+    for row in view.rows(columns):
+        f = view.summaries[row]
+        entries = [name_entry(row.student), row_entry(view, row)]
+        entries += [score_entry(view, row, c) for c in columns]
+        entries += [
+            Entry(board_rows.labels_text(f), "n"),
+            fraction_entry(view, row),
+            number_entry(text.count(f.images_seen), f.images_seen),
+            number_entry(text.seconds(f.cost_s), f.cost_s),
+            number_entry(text.ratio(f.coverage), f.coverage),
+        ]
+        rows.append((row.student, entries))
+    chance = [
+        number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
+    ]
+    blank = [Entry("") for _ in range(5)]
+    rows.append((CHANCE, [Entry("", "l"), Entry("chance", "l"), *chance, *blank]))
+    head = ["student", "method", *(text.plain(names[c], 60) for c in columns), *markdown.ROW_END]
+    title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
+    return Section(
+        f"family-{index}",
+        title,
+        "family",
+        note=board_rows.untimed_note(view.board),
+        table=page_table(view, title, head, rows, 2),
+        charts=[p for p in drawn if p.group == "scores" and p.family == family],
+    )
+
+
+def classes_section(view: BoardView, full: Sequence[Record]) -> Section | None:
+    """Means by class, one table per task."""
+    tables = []
+    for title, classes, rows in plots.per_class(view, full):
+        lines = []
+        for row, means in rows:
+            scores = [number_entry(text.points(m), m) for m in means]
+            lines.append((row.student, [name_entry(row.student), row_entry(view, row), *scores]))
+        head = ["student", "method", *(text.plain(c, 40) for c in classes)]
+        tables.append((title, page_table(view, f"Per class: {title}", head, lines, 2)))
+    if not tables:
+        return None
+    note = "Mean over seeds, x100, without intervals: small differences may be noise."
+    return Section("classes", "Per class", "classes", note=note, tables=tables)
