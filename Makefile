@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test \
+.PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test docs \
   planted faults fuzz mutation scale scale-data lightly gpu-check install clean
 
 pocket: install
@@ -32,13 +32,18 @@ rehearse-ddp: install
 	  $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py $$suite \
 	    --rehearse --work-dir work_dirs/rehearsal_ddp || exit; done
 
-test: install check
+test: install check docs
 	$(PY) -m pytest $(PARALLEL)
 
 check: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright --pythonpath $(PY)
+
+# Builds the documentation site into site/; a broken link is an error.
+docs: install
+	$(PY) -m pip install --quiet --no-deps -r requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 unit: install
 	$(PY) -m pytest $(PARALLEL) -m "not e2e"

@@ -18,7 +18,13 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 WORDS = Path(__file__).with_name("plain_words.txt")
 AREAS = ("docs", "errors", "headings", "names")
-DOCS = ("README.md", "results/README.md", "GLOSSARY.md", "Makefile")
+DOCS = (
+    "README.md",
+    *sorted(p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")),
+    "results/README.md",
+    "GLOSSARY.md",
+    "Makefile",
+)
 COMMANDS = (
     "tools/*.py",
     "kdep_bench/cli/*.py",

@@ -1,0 +1,61 @@
+"""Scores and intervals in README and docs/results.md are those of the published leaderboards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+SCORE = re.compile(r"\d+\.\d ± \d+\.\d")
+INTERVAL = re.compile(r"[+-]?\d+\.\d \[[+-]?\d+\.\d, [+-]?\d+\.\d\]")
+SUITE = re.compile(r"results/(\w+)/leaderboard\.md|`(\w+)`")
+
+
+def sections(path: Path) -> list[tuple[str, str]]:
+    """(heading, text) of each second-level section."""
+    parts = re.split(r"(?m)^## ", path.read_text())
+    return [(p.split("\n", 1)[0], p) for p in parts]
+
+
+def leaderboards(text: str) -> str:
+    """The leaderboards of all suites that `text` names, without Markdown's backslashes."""
+    names = {a or b for a, b in SUITE.findall(text)}
+    paths = [REPO / "results" / name / "leaderboard.md" for name in sorted(names)]
+    return "\n".join(p.read_text().replace("\\", "") for p in paths if p.is_file())
+
+
+def mirrored(difference: str) -> str:
+    """a - b for b - a: "-6.0 [-8.3, -3.6]" is "+6.0 [+3.6, +8.3]"."""
+    mean, low, high = (-float(v) for v in re.findall(r"[+-]?\d+\.\d", difference))
+    return f"{mean:+.1f} [{high:+.1f}, {low:+.1f}]"
+
+
+def wrong(path: Path) -> list[str]:
+    """Numbers of `path` that no leaderboard named in their section contains."""
+    faults = []
+    for heading, text in sections(path):
+        plain = re.sub(r"\s+", " ", text)
+        published = leaderboards(text)
+        scores = {n for n in SCORE.findall(plain) if n not in published}
+        differences = {
+            n
+            for n in INTERVAL.findall(plain)
+            if n not in published and mirrored(n) not in published
+        }
+        faults += [f"{heading}: {n}" for n in sorted(scores | differences)]
+    return faults
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_no_score_or_interval_differs_from_its_leaderboard(name):
+    assert wrong(REPO / name) == []
+
+
+def test_a_changed_score_is_noticed(tmp_path):
+    text = (REPO / "docs/results.md").read_text()
+    assert "26.3 ± 1.1" in text
+    changed = tmp_path / "results.md"
+    changed.write_text(text.replace("26.3 ± 1.1", "26.8 ± 1.1"))
+    assert {f.rpartition(": ")[2] for f in wrong(changed)} == {"26.8 ± 1.1"}
