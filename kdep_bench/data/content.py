@@ -1,18 +1,20 @@
-"""SHA-256 of the files that a data set is read from, remembered as long as they do not change.
+"""SHA-256 of the input files of a data set; files that did not change are not hashed again.
 
-How a data type declares what it reads: beside the `prepare` function that a data config names as
-its `type`, its module defines `reads(spec) -> dict[str, list[Source]]`, from the stage's spec to
-files and folders by part. Parts are named after what reads them: "pool" for the images of
-pre-training, "<folder>/<split>" for a task whose recipe has that `folder`, "<set>" for one whose
-recipe has that `set`. A Source is `one_file(path)`, `images_of(folder)` or `all_of(folder)`.
-`reads` opens no file and takes a path that does not exist; it raises KdepError where it cannot name
-the paths. Generated data returns {}. `kdep_bench.suite.data_identity` does the rest: the hashes of
-the parts enter the spec of stage `prepare`, and with it the id of every stage that follows.
+A data config's `type` names a `prepare` function. Its module also defines
 
-A `Catalogue` holds, for each file of a source, its SHA-256 and the signature (size, mtime, ctime,
-inode) under which it was read. A file with the same signature is not read again, unless it had been
-changed within RACY_NS before it was read: a later change could leave it the same times. ctime is in
-the signature because it shows an edit that puts the old mtime back.
+    reads(spec) -> dict[str, list[Source]]
+
+which returns the files and folders that `prepare` reads, by part. A part is named after its reader:
+"pool" for the images of pre-training, "<folder>/<split>" for a task whose recipe has that `folder`,
+"<set>" for a task whose recipe has that `set`. A Source is `one_file(path)`, `images_of(folder)` or
+`all_of(folder)`. `reads` opens no file, and the paths need not exist; it raises KdepError if it
+cannot name them. For generated data it returns {}. `kdep_bench.suite.data_identity` adds the hashes
+of the parts to the spec of stage `prepare`, and so to the ids of all later stages.
+
+A `Catalogue` stores, for each file of a source, its SHA-256 and its signature (size, mtime, ctime,
+inode) at the time of reading. A file with the same signature is not read again, unless it was
+changed less than RACY_NS before it was read: a second change could then leave the times the same.
+ctime is included because a program can restore the old mtime after a change, but not the ctime.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 
 RACY_NS = 2_000_000_000  # coarsest timestamps in use: 2 s (FAT)
-NAMED = 3  # files that a sentence names
+NAMED = 3  # most files that a message names
 _MAGIC = b"kdep content 1 "
 _UNSETTLED = b"-"  # in place of a signature: read this file again next time
 _CHUNK = 256  # files that a thread takes at once
@@ -51,9 +53,9 @@ class Source:
     """A file or folder that a data type reads.
 
     Attributes:
-        path: absolute.
+        path: of the file or folder.
         kind: "file"; "images" of a folder; or "all" files of a folder that `listing` does not skip.
-        skip: names directly below `path` that no stage reads, as archives that were unpacked.
+        skip: names directly below `path` that no stage reads, such as downloaded archives.
     """
 
     path: Path
@@ -61,7 +63,7 @@ class Source:
     skip: frozenset[str] = frozenset()
 
     def key(self) -> str:
-        """Text that tells two sources apart."""
+        """A text that is different for different sources."""
         return json.dumps([os.path.abspath(self.path), self.kind, sorted(self.skip)])
 
     def names(self) -> list[str]:
@@ -79,19 +81,22 @@ class Source:
         return [n for n in names if n.partition("/")[0] not in self.skip]
 
     def file(self, name: str | bytes) -> str:
-        """The user's path of one of `names`."""
+        """The path of one of `names`, as the user gave it."""
         return os.path.join(self.path, os.fsdecode(name)) if name else str(self.path)
 
 
 def one_file(path: str | Path) -> Source:
+    """A single file."""
     return Source(Path(path), "file")
 
 
 def images_of(folder: str | Path) -> Source:
+    """All images of a folder and its subfolders."""
     return Source(Path(folder), "images")
 
 
 def all_of(folder: str | Path, skip: Iterable[str] = ()) -> Source:
+    """All files of a folder and its subfolders, less the names `skip` directly below it."""
     return Source(Path(folder), "all", frozenset(skip))
 
 
@@ -100,11 +105,11 @@ class Catalogue:
     """Content of the files of one source.
 
     Attributes:
-        source: what was read.
-        rows: by name (bytes, relative to the source's path) the SHA-256 in hex and the signature.
+        source: the file or folder.
+        rows: SHA-256 in hex and signature, by file name relative to the source's path, as bytes.
             A file that cannot be read has "!<reason>" instead of a hash.
-        read: how many files were read to make it.
-        bytes: sum of all sizes.
+        read: number of files that had to be read.
+        bytes: sum of all file sizes.
     """
 
     source: Source
@@ -113,7 +118,7 @@ class Catalogue:
     bytes: int = 0
 
     def digest(self) -> str:
-        """SHA-256 over names and contents of all files; the path of the source does not count."""
+        """SHA-256 over names and contents of all files; independent of the source's path."""
         h = hashlib.sha256()
         for name in sorted(self.rows):
             h.update(name + b"\0" + _content(self.rows[name]) + b"\n")
@@ -122,7 +127,15 @@ class Catalogue:
     def scan(
         self, known: Sequence[Mapping[bytes, bytes]] = (), progress: Progress | None = None
     ) -> Catalogue:
-        """Fills an empty catalogue; reads the files whose signature is not in `known`."""
+        """Fills an empty catalogue and returns it.
+
+        Args:
+            known: rows of earlier catalogues; files with a signature in these are not read.
+            progress: called with (files done, files).
+
+        Raises:
+            KdepError: a folder that cannot be read, or a file that changes while it is read.
+        """
         names = self.source.names()
         chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
 
@@ -139,7 +152,7 @@ class Catalogue:
         return self
 
     def changes(self, new: Catalogue) -> Changes:
-        """Which files are other, more or fewer in `new`."""
+        """The files that are changed, added or removed in `new`."""
         out = Changes()
         for name, row in new.rows.items():
             old = self.rows.get(name)
@@ -161,7 +174,7 @@ class Catalogue:
 
 @dataclass
 class Changes:
-    """Paths of files whose content changed, and of files that are new or gone."""
+    """Paths of files that were changed, added or removed."""
 
     changed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
@@ -171,8 +184,8 @@ class Changes:
         return bool(self.changed or self.added or self.removed)
 
     def __iadd__(self, later: Changes) -> Changes:
-        for mine, hidden_count in zip(self._lists(), later._lists(), strict=True):
-            mine[:] = sorted({*mine, *hidden_count})
+        for paths, later_paths in zip(self._lists(), later._lists(), strict=True):
+            paths[:] = sorted({*paths, *later_paths})
         return self
 
     def _lists(self) -> tuple[list[str], list[str], list[str]]:
@@ -198,15 +211,16 @@ class Changes:
         return ", ".join(parts)
 
     def first(self) -> str:
-        """One path of a file, as it can be printed."""
+        """The path of the first changed file, else removed, else added one; printable."""
         return shown((self.changed or self.removed or self.added)[0])
 
 
 def read_catalogue(path: Path, source: Source | None = None) -> Catalogue | None:
-    """The catalogue in a file; None where there is none, a damaged one, or one of another source.
+    """The catalogue in a file; None if there is none, or it is damaged or of another source.
 
     Args:
-        source: what it must be of; None takes what the file says.
+        path: written by `Catalogue.write`.
+        source: the expected source; None accepts any.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -228,16 +242,17 @@ def read_catalogue(path: Path, source: Source | None = None) -> Catalogue | None
 
 
 class Index:
-    """Catalogues of everything that was read, one file per source in a folder.
+    """A folder with the last catalogue of each source, one file per source.
 
-    Any number of processes may use one folder: a file is replaced as a whole, and every version of
-    it is true. A damaged file, or one that cannot be written, costs reading the data again.
+    Several processes may use one folder, because files are replaced atomically and every version is
+    valid. If a file is damaged or cannot be written, the data is read again.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, source: Source) -> Path:
+        """The file with the catalogue of `source`."""
         return self.folder / f"{hashlib.sha256(source.key().encode()).hexdigest()[:24]}.content"
 
     def stored(self, source: Source) -> Catalogue | None:
@@ -252,11 +267,12 @@ class Index:
         also: Catalogue | None = None,
         progress: Progress | None = None,
     ) -> Catalogue:
-        """The source as it is now: files with a known signature are not read.
+        """The catalogue of the source as it is now; files with a known signature are not read.
 
         Args:
+            source: the file or folder.
             verify: read every file.
-            also: a further catalogue whose signatures are known.
+            also: another catalogue with known signatures.
             progress: called with (files done, files).
 
         Raises:
@@ -266,7 +282,7 @@ class Index:
         known = [] if verify else [c.rows for c in (also, stored) if c is not None]
         try:
             now.scan(known, progress)
-        except BaseException:  # interrupted: what was read by now is not read again
+        except BaseException:  # interrupted: keep the rows so far, so that they are not read again
             if now.rows:
                 self._keep(Catalogue(source, {**(stored.rows if stored else {}), **now.rows}))
             raise
@@ -280,7 +296,7 @@ class Index:
 
 
 def fingerprint_of(digests: Mapping[str, str]) -> str:
-    """One SHA-256 of the content of all parts, from that of each."""
+    """The SHA-256 of all parts, from the digest of each part by name."""
     return hashlib.sha256(canonical_json(digests).encode()).hexdigest()
 
 
@@ -288,7 +304,7 @@ def _parallel(work: Callable[[list[str]], list], chunks: list[list[str]]) -> Ite
     if len(chunks) < 2:
         yield from map(work, chunks)
         return
-    # More threads than cores: on a network disk they wait for it, not for the processor.
+    # More threads than cores, because on a network disk they mostly wait for the disk.
     pool = ThreadPoolExecutor(max(8, cores()))
     try:
         yield from pool.map(work, chunks)
@@ -299,7 +315,7 @@ def _parallel(work: Callable[[list[str]], list], chunks: list[list[str]]) -> Ite
 def _look(
     source: Source, name: str, known: Sequence[Mapping[bytes, bytes]]
 ) -> tuple[bytes, bytes, int, bool]:
-    """(name, row, size, whether the file was read)."""
+    """Hashes a file unless its signature is known: (name, row, size, whether it was read)."""
     path, key = source.file(name), os.fsencode(name)
     try:
         status = os.stat(path)
@@ -345,8 +361,9 @@ def _read(path: str) -> bytes:
 
 
 def _racy(status: os.stat_result, begun: int) -> bool:
-    """Whether a change after `begun` (ns) could leave a file its present times."""
-    # A ctime in the future comes of a clock that is wrong; an mtime there may be set by anybody.
+    """Whether a change of the file after `begun` (ns) could leave its time stamps the same."""
+    # A ctime in the future means a wrong clock. An mtime in the future proves nothing, because any
+    # program can set it.
     recent = abs(begun - status.st_mtime_ns) <= RACY_NS
     return recent or status.st_ctime_ns >= begun - RACY_NS
 

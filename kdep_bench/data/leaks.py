@@ -1,26 +1,26 @@
-"""Images that two splits share: equal files by content, near duplicates by a perceptual hash.
+"""Finds images that two splits share: equal files, and near duplicates by a perceptual hash.
 
-The hash is `imagehash.phash` with 256 bit (signs of the 16 x 16 lowest DCT coefficients of the
-64 x 64 grey image, against their median). Two images are near duplicates where at most `NEAR` bit
-differ. Measured on 2,500 of the pocket pool's images, 178 photographs and synthetic pictures:
+The hash is `imagehash.phash` with 256 bits: whether each of the 16 x 16 lowest DCT coefficients of
+the 64 x 64 grey image is above their median. Two images are near duplicates if at most `NEAR` bits
+differ. Measured on 2,500 images of the pocket pool, 178 photographs and synthetic images:
 
-| what | bit that differ: median, 95 % |
+| change of an image | bits that differ: median, 95th percentile |
 |---|---|
 | JPEG quality 75 / 30, half the size, twice the size | 2, 4 / 4, 10 / 0, 2 / 0, 2 |
 | brightness x 1.2, contrast x 0.8, grey, noise of sd 8 | 4, 16 / 2, 4 / 0, 0 / 4, 8 |
-| 2 % of each side cut off, 5 % | 26, 38 / 74, 98: not found |
+| 2 % / 5 % of each side cropped | 26, 38 / 74, 98: not found |
 | mirrored | 128, 132: not found |
 
-| what | pairs | least | pairs within 20 |
+| different images | pairs | smallest distance in bits | pairs within 20 bits |
 |---|---:|---:|---:|
 | different pocket images | 3,123,750 | 40 | 0 |
 | different photographs | 15,753 | 86 | 0 |
 | uniform noise | 499,500 | 90 | 0 |
 | squares of one size and two colours on noise, at random places | 1,124,250 | 40 | 0 |
-| one background, a small object elsewhere | 319,600 | 2 | 55 |
+| one background, a small object at different places | 319,600 | 2 | 55 |
 
-With the usual 64 bit, 518 pairs of the squares differ by 2 bit at most. Images without contrast
-(standard deviation below `images.PLAIN_SD`) have no hash: all of them would be duplicates.
+With the usual 64 bits, 518 pairs of the squares differ by 2 bits at most. Images without contrast
+(standard deviation below `images.PLAIN_SD`) have no hash, because all of them would be duplicates.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from kdep_bench.errors import KdepError
 
 NEAR = 20
 BITS = 256
-LISTED = 5  # pairs of files that an output names
-_BLOCK = 32  # members of a bucket that are compared at once
+LISTED = 5  # most pairs of files that an output names
+_BLOCK = 32  # candidates per query that are compared at once
 
 
 @dataclass
 class Leak:
-    """Images of `second` that `first` has as well.
+    """Images that are in two sets, `first` and `second`.
 
     Attributes:
         first: name of a set: "pool", "coco/train", ...
-        second: name of the other set; the later one in the order pool, train, val, test.
+        second: name of the other set, which is later in the order pool, train, val, test.
         images: number of images of `second`.
-        equal: how many of them equal a file of `first`, byte for byte.
-        near: how many further ones are near duplicates.
+        equal: number of files of `second` that are byte for byte equal to one of `first`.
+        near: number of other images of `second` that are near duplicates of one of `first`.
         examples: [file of `second`, file of `first`, "equal" or the number of bits that differ],
-            each file with its folder's name only.
+            each file with only the last folder of its path.
         allowed: whether the data config names this pair in `allow_duplicates`.
     """
 
@@ -78,7 +78,7 @@ class Leak:
         return self.first == POOL and self.second.endswith("/train")
 
     def sentence(self) -> str:
-        """A sentence to show with a score."""
+        """A note to show with a score."""
         split, first_split = self.second.partition("/")[2], self.first.rpartition("/")[2]
         both = self.equal + self.near
         kinds = [f"{n} {kind}{'s' * (n > 1)}" for n, kind in self._kinds() if n]
@@ -101,11 +101,12 @@ def find(
 
     Args:
         sets: files by name of the set: "pool", or "<part>/<split>".
-        info: of all files.
-        allowed: pairs of sets that the data config allows, see `allowed.read_allowed`.
+        info: hashes of every file.
+        allowed: pairs of sets that the data config allows to share images, see
+            `allowed.read_allowed`.
 
     Returns:
-        one Leak for each pair of sets that share images.
+        one Leak per pair of sets that share images.
     """
     prints = {name: _Prints(files, info) for name, files in sets.items()}
     leaks = []
@@ -120,7 +121,7 @@ def find(
 def check_paths(
     sets: Mapping[str, Sequence[Path]], allowed: Collection[frozenset[str]] = ()
 ) -> list[KdepError]:
-    """A fault for each pair of splits of one part that name the same image file."""
+    """One error per pair of splits of one part that contain the same image file."""
     real = {n: {os.path.realpath(f): f for f in files} for n, files in sets.items() if n != POOL}
     faults = []
     for first, second in pairs_of(real):
@@ -132,7 +133,7 @@ def check_paths(
                     f"as {shown(real[second][same[0]])}",
                     expected="different images in each split, because a score on training images "
                     "is meaningless",
-                    fix=f"remove them from one split, or allow it with "
+                    fix="list them in one of the two splits only, or allow it with "
                     f"allow_duplicates=[[{first!r}, {second!r}]] in the data config",
                 )
             )
@@ -186,24 +187,25 @@ def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
 
 
 def _short(file: Path) -> str:
-    """A file with its folder's name: outputs are published, and the user's folders are private."""
+    """A file with the last folder of its path: outputs are published, full paths are private."""
     return shown("/".join(file.parts[-2:]))
 
 
 def nearest_within(
     words: np.ndarray, bits: np.ndarray, queries: np.ndarray, query_bits: np.ndarray, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each query a hash that differs by `radius` bit at most, without comparing all pairs.
+    """For each query, a hash that differs from it by at most `radius` bits.
 
-    Two such hashes agree in all of at least one of `radius + 1` bands of bits, so that only hashes
-    with an equal band are compared. The bits of a band are spread over all frequencies.
+    Not all pairs are compared. The bits are divided into `radius + 1` bands; two hashes that differ
+    in at most `radius` bits are equal in one band or more, so only hashes with an equal band are
+    compared. The bits of a band are spread over all frequencies.
 
     Args:
         words: [N, BITS / 64] uint64.
         bits: [N, BITS] of 0 and 1, the same hashes.
         queries: [M, BITS / 64].
         query_bits: [M, BITS].
-        radius: of the search, in bit.
+        radius: greatest number of bits that may differ.
 
     Returns:
         index of the first hash found or -1 [M], and the number of bits that differ [M].
@@ -241,5 +243,5 @@ def nearest_within(
 
 
 def _keys(bits: np.ndarray) -> np.ndarray:
-    """[N, up to 16] bits -> [N] numbers."""
+    """The bits [N, up to 16] of each row as one integer, [N]."""
     return bits.astype(np.int64) @ (1 << np.arange(bits.shape[1], dtype=np.int64))

@@ -1,6 +1,6 @@
-"""The official data sets of KDEP's protocol, each in its own on-disk format: one file a set.
+"""The official data sets of KDEP's protocol, one module per set, each in its official file format.
 
-A set's module holds its archives, how they are laid out and converted, what a whole copy counts,
-and a generator of a tiny copy in the same format for rehearsals and tests. A new module with a
-`SET` is found by its file name. All sets lie side by side below one root, `$KDEP_DATA`.
+The module of a set lists its archives, unpacks and converts them, states the image counts of the
+complete release, and generates a tiny copy in the same format for rehearsals and tests. A new
+module that defines `SET` is found by its file name. `$KDEP_DATA` has one subfolder per set.
 """

@@ -24,7 +24,7 @@ _HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Every image has its mask of the same size with values 0..150, and the other way round."""
+    """Checks that images and masks pair up, sizes agree, and masks hold 0..150; returns counts."""
     base, counts = folder / FOLDER, {}
     for split in ("training", "validation"):
         images = need_dir(base / "images" / split, "the images of ADEChallengeData2016.zip")
@@ -42,23 +42,24 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _images_of(masks: Path) -> list[str]:
-    """The image that belongs to each mask."""
+    """The file name of the image of each mask."""
     names = list_images(masks).images
     return [n.removesuffix(".png") + ".jpg" for n in names if n.endswith(".png")]
 
 
 def _check_pair(image: Path, mask: Path) -> None:
-    info, noise_image = check_image(mask), check_image(image)
+    """Decodes both. KdepError for a mask of another size or mode, or with values above 150."""
+    info, image_info = check_image(mask), check_image(image)
     if info.mode not in ("L", "P"):
         raise KdepError(
             f"the mask {mask} has mode {info.mode}",
             expected="one 8-bit channel",
             fix="use ADEChallengeData2016.zip; this is the full ADE20K release",
         )
-    if info[:2] != noise_image[:2]:
+    if info[:2] != image_info[:2]:
         raise KdepError(
             f"the mask {mask} is {info.width}x{info.height}",
-            expected=f"{noise_image.width}x{noise_image.height}, the size of its image",
+            expected=f"{image_info.width}x{image_info.height}, the size of its image",
             fix="unpack both from the same archive",
         )
     with Image.open(mask) as opened:
@@ -72,7 +73,7 @@ def _check_pair(image: Path, mask: Path) -> None:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """4 training and 2 validation images; masks 0..150."""
+    """Generates 4 training and 2 validation images with masks of 0..150."""
     base = folder / FOLDER
     for split, code, count in (("training", "train", 4), ("validation", "val", 2)):
         for i in range(1, count + 1):

@@ -1,11 +1,12 @@
-"""Unpacking of tar and zip archives: refuses path tricks, checks all of it, resumes.
+"""Unpacks tar and zip archives: refuses unsafe paths, detects damage, resumes.
 
-The whole archive is read and every name judged before the first file is written: headers up to the
-end-of-archive blocks, a compressed stream up to its checksum. (Python's tarfile takes a damaged
-header for the end.) Links and absolute names are refused; the standard library's data filter would
-keep links inside the folder and rewrite names. A file appears under its name only when it is whole.
-A seal beside the data names the archive's SHA-256: the next run skips what that very archive gave,
-and compares the content of files that another one left.
+The whole archive is read and every name checked before the first file is written: headers up to the
+end-of-archive blocks, a compressed stream up to its checksum. (Python's tarfile treats a damaged
+header as the end.) Links and absolute names are refused; the standard library's data filter would
+keep links inside the folder and rewrite names. A file gets its name only when it is complete.
+
+A seal, a JSON file next to the data, records the SHA-256 of an unpacked archive. With the same
+archive, the next run does nothing; with another one, it compares the content of existing files.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from kdep_bench.safe_files import new_temporary
 
 SEALS = ".unpacked"
 _PIECE = 1 << 20
-#: What the libraries raise for damaged content; an OSError of theirs has no error number.
+#: Exceptions of the libraries for damaged content; for this they also raise OSErrors without errno.
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(ValueError, LookupError, RuntimeError, OverflowError, AttributeError, TypeError),
 )
 _AGAIN = "download it again (an interrupted download is the usual cause)"
-_HASHED_ALWAYS = 256 << 20  # bytes; below, time stamps are not trusted for the content
-_PADDING = 1 << 20  # zeros after the end of a tar; more are the rest of an unfinished download
+_HASHED_ALWAYS = 256 << 20  # bytes; smaller archives are hashed even if their time stamps are equal
+_PADDING = 1 << 20  # bytes of zeros allowed after a tar; more come from an unfinished download
 _EXTENDED = b"xgXLK"  # headers that describe the next member
 _LONGEST_NAME = 1 << 20
 
@@ -51,10 +52,15 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: file name, where a person gets it, and what is known of it.
+    """An official archive.
 
-    `md5` and `bytes` are None where no source for them was found; `md5_source` says whence.
-    `optional`: the set works without it.
+    Attributes:
+        name: file name.
+        homepage: the page with its download.
+        md5: None if no source for it was found.
+        md5_source: where the MD5 is from.
+        bytes: size; None if no source for it was found.
+        optional: whether the set can be used without it.
     """
 
     name: str
@@ -75,7 +81,7 @@ class Member:
 
 
 def find_archive(archive: Archive, folders: list[Path]) -> Path | None:
-    """The archive's file in the first of `folders` that has it."""
+    """The archive's file in the first of `folders` that contains it; None if none does."""
     for folder in folders:
         if (folder / archive.name).is_file():
             return folder / archive.name
@@ -83,10 +89,10 @@ def find_archive(archive: Archive, folders: list[Path]) -> Path | None:
 
 
 def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
-    """Proves size and MD5 of a file against what is known; returns its MD5.
+    """Compares size and MD5 of a file with the official ones, if known; returns its MD5.
 
     Raises:
-        KdepError: another size or checksum: half downloaded, or another release.
+        KdepError: another size or MD5 (an incomplete download, or another release).
     """
     try:
         size = path.stat().st_size
@@ -104,7 +110,7 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
         raise KdepError(f"the archive {path} is empty (0 bytes)", fix=_AGAIN)
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
-    _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` asks for it next
+    _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` needs it next
     if archive.md5 is not None and md5.hexdigest() != archive.md5:
         raise KdepError(
             f"the archive {path} has the MD5 {md5.hexdigest()}",
@@ -115,21 +121,21 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
 
 
 def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> dict[str, int]:
-    """Unpacks `path` into the folder `target`, unless its seal says that this was done.
+    """Unpacks `path` into the folder `target`; does nothing if its seal shows it was done before.
 
     Args:
         path: a .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip file.
-        target: made if absent. Files that are there already with the same content are kept.
-        progress: called with (done, total, note) in members.
-        strip: leading folders to drop from every name.
+        target: created if missing. Existing files with the same content are kept.
+        progress: called with (files done, files, note).
+        strip: number of leading folders to remove from every name.
 
     Returns:
         {files, bytes, skipped}.
 
     Raises:
-        KdepError: a name that leaves the folder (absolute, '..', drive, backslash), a link, a
-            device, two members of one name; a damaged, interrupted or encrypted archive; no room on
-            the disk.
+        KdepError: a name that leads out of the folder (absolute, '..', drive, backslash), a link, a
+            device, two members with one name; a damaged, truncated or encrypted archive; not
+            enough disk space.
     """
     seal = Seal(path, target)
     if (counts := seal.counts()) is not None:
@@ -146,7 +152,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
 
 @contextlib.contextmanager
 def sentences(path: Path) -> Iterator[None]:
-    """Faults of the archive `path`, and of the disk it is unpacked to, as KdepErrors."""
+    """Raises faults of the archive `path`, and of the disk it is unpacked to, as KdepErrors."""
     try:
         yield
     except OSError as e:
@@ -165,7 +171,7 @@ def _damaged(path: Path, e: object) -> KdepError:
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
-    """The sentence for a file that could not be read or written while `path` was unpacked."""
+    """The error for a file that could not be read or written while `path` was unpacked."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return KdepError(
             f"the disk is full while unpacking {path}",
@@ -208,9 +214,9 @@ def _sha256(path: Path, progress: Progress) -> str:
 
 
 class Seal:
-    """What says that an archive was unpacked into a folder, and which archive it was.
+    """The record of an archive that was unpacked into a folder.
 
-    `<target>/.unpacked/<archive>.json` holds name, size, modification time, inode and SHA-256 of
+    `<target>/.unpacked/<archive>.json` contains name, size, modification time, inode and SHA-256 of
     the archive. A large archive of the same size, time and inode is not hashed again.
     """
 
@@ -220,14 +226,15 @@ class Seal:
         self._begun = target / SEALS / f"{path.name}.begun"
 
     def counts(self) -> dict[str, int] | None:
-        """{files, bytes} of what this archive gave; None where it was not unpacked here."""
+        """{files, bytes} that were unpacked; None if this archive was not unpacked here."""
         known = self._known(self._file)
         if known is None or not self._is_of_this_archive(known):
             return None
         return known["counts"]
 
     def begin(self, progress: Progress) -> bool:
-        """Marks the unpacking as begun; True where an earlier try of this archive did so."""
+        """Marks the unpacking as begun; returns whether an interrupted run with the same archive
+        did so before."""
         known = self._known(self._begun)
         again = known is not None and self._is_of_this_archive(known)
         self._file.unlink(missing_ok=True)
@@ -236,12 +243,12 @@ class Seal:
         return again
 
     def close(self, counts: dict[str, int]) -> None:
-        """Writes the seal."""
+        """Writes the seal: the archive is completely unpacked."""
         write_json(self._file, self._content(counts))
         self._begun.unlink(missing_ok=True)
 
     def sha256(self) -> str:
-        """The archive's SHA-256, hashed anew only where time stamps do not suffice."""
+        """The archive's SHA-256; from the seal if its time stamps show that it did not change."""
         known = self._known(self._begun) or self._known(self._file)
         same = known is not None and self._is_of_this_archive(known)
         return known["archive"]["sha256"] if known and same else _sha256(self.path, _silent)
@@ -257,12 +264,12 @@ class Seal:
         try:
             known = read_strict(file)
             numbers = (*known["counts"].values(), known["archive"]["bytes"])
-            whole = set(known["counts"]) == {"files", "bytes"} and all(
+            valid = set(known["counts"]) == {"files", "bytes"} and all(
                 type(n) is int and n >= 0 for n in numbers
             )
-            return known if whole and len(known["archive"]["sha256"]) == 64 else None
+            return known if valid and len(known["archive"]["sha256"]) == 64 else None
         except (KdepError, AttributeError, LookupError, TypeError):
-            return None  # none, damaged, or of an older form: the content is compared
+            return None  # no seal, a damaged or an older one: `place` compares the content
 
     def _is_of_this_archive(self, known: dict[str, Any]) -> bool:
         archive = known["archive"]
@@ -280,8 +287,8 @@ def _silent(*_: Any) -> None:
 
 
 def drop_seals(folder: Path) -> None:
-    """Forgets what was unpacked into a set's folder and its subfolders: the next run compares it
-    with the archives."""
+    """Removes the seals of a set's folder and its subfolders, so that the next run compares every
+    file with the archives."""
     with contextlib.suppress(OSError):
         for each in (folder, *(p for p in folder.iterdir() if p.is_dir())):
             if not (each / SEALS).is_symlink():
@@ -292,7 +299,11 @@ def drop_seals(folder: Path) -> None:
 
 
 def _listed(path: Path, strip: int) -> dict[str, int]:
-    """Path below the target -> size, of every file; reads the archive to its end."""
+    """Reads the whole archive; returns the size of each file by its path below the target.
+
+    Raises:
+        KdepError: no file, two files of one path, or a path that is both a file and a folder.
+    """
     names: dict[str, int] = {}
     for member in members(path):
         rel = safe_member(member.name, path, strip)
@@ -312,7 +323,7 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
     return names
 
 
-def _unpack(
+def _unpack(  # the checked archive: `names` is the result of `_listed`
     path: Path,
     target: Path,
     progress: Progress,
@@ -338,9 +349,15 @@ def _unpack(
 def place(
     member: Member, target: Path, rel: PurePosixPath, source: Path, resumed: bool = False
 ) -> bool:
-    """Writes a member unless a file with its content is there; returns whether it wrote.
+    """Writes a member to target/rel unless that file has its content; returns whether it wrote.
 
-    `resumed`: a file of its size is taken to come from an earlier try of this very archive.
+    Args:
+        source: the archive, for messages.
+        resumed: an interrupted run with the same archive wrote here, so a file of the same size is
+            not compared.
+
+    Raises:
+        KdepError: a link that leads out of `target`, or a member of another size than declared.
     """
     out = target / rel
     inside(out, target, source)
@@ -352,11 +369,11 @@ def place(
     try:
         left = member.size
         with os.fdopen(fd, "wb") as f, member.open() as data:
-            # Never more than was declared: a lying header cannot fill the disk.
+            # Never more than declared, so that a false header cannot fill the disk.
             while left and (piece := data.read(min(_PIECE, left))):
                 f.write(piece)
                 left -= len(piece)
-            surplus = data.read(1)  # at its end a zip member compares its checksum
+            surplus = data.read(1)  # also makes zipfile compare the checksum at the end
         if left or surplus:
             excess = (
                 f"ends {left} bytes before the end of"
@@ -379,7 +396,7 @@ def _equal(member: Member, out: Path) -> bool:
 
 
 def inside(out: Path, target: Path, source: Path) -> None:
-    """KdepError where a folder on the way to `out` is a link that leads out of `target`."""
+    """KdepError if a folder in the path `out` is a link that leads out of `target`."""
     if not out.parent.resolve().is_relative_to(target.resolve()):
         raise KdepError(
             f"unpacking {source} would write to {out.parent.resolve()} through a link in {target}",
@@ -389,9 +406,10 @@ def inside(out: Path, target: Path, source: Path) -> None:
 
 
 def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None:
-    """`name` as a path below the target; None for what `strip` removes whole.
+    """`name` as a path below the target, less `strip` leading folders; None if nothing is left.
 
-    Raises KdepError for an absolute path, '..', a drive letter, a backslash or a control character.
+    Raises:
+        KdepError: an absolute path, '..', a drive letter, a backslash or a control character.
     """
     path = PurePosixPath(name)
     bad = (
@@ -399,7 +417,7 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
         or ".." in path.parts
         or "\\" in name
         or any(ord(c) < 32 for c in name)
-        or SEALS in path.parts  # it would say of itself that it is unpacked
+        or SEALS in path.parts  # an archive must not contain its own seal
         or (len(name) > 1 and name[1] == ":")
     )
     if bad:
@@ -414,10 +432,13 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The regular files of an archive, in its order; links and devices are refused.
+    """Yields the regular files of an archive in its order.
 
-    At the end of the iteration the archive is known to be whole. A zip's checksums are compared as
-    its members are read.
+    When the iteration ends without an error, the archive is complete. The checksum of a zip's
+    member is compared when the member is read.
+
+    Raises:
+        KdepError: a damaged, truncated or encrypted archive, a link or a device.
     """
     with path.open("rb") as f:
         head = f.read(6)
@@ -443,7 +464,7 @@ def _decompressed(path: Path, head: bytes) -> IO[bytes]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose sizes can be true; tarfile goes back and round where one is negative."""
+    """A tar header that refuses impossible sizes; with a negative one, tarfile never ends."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
@@ -457,7 +478,8 @@ _EXTENDED_TYPES = {bytes([c]) for c in _EXTENDED}
 
 
 class _Stream(io.RawIOBase):
-    """A stream that ends for good: tarfile reads some damaged headers at the end for ever."""
+    """A stream that raises EOFError after 100 empty reads: tarfile would repeat them for ever for
+    some damaged headers."""
 
     def __init__(self, below: IO[bytes]) -> None:
         self._below, self._empty = below, 0
@@ -483,7 +505,7 @@ class _Stream(io.RawIOBase):
 
 
 def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar; KdepError at its end where it is not whole."""
+    """Yields the regular files of an uncompressed tar; KdepError if it is damaged or truncated."""
     below: Any = _Stream(stream)
     try:
         t = tarfile.open(fileobj=below, mode="r:", tarinfo=_Header)  # noqa: SIM115
@@ -495,7 +517,7 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     with t:
         last = -1
         while (info := t.next()) is not None:
-            t.members = []  # pyright: ignore (it would keep every header)
+            t.members = []  # pyright: ignore (or memory grows by every header)
             if info.size < 0 or info.offset_data <= last:
                 raise _damaged(source, f"a header states {info.size} bytes")
             last = info.offset_data
@@ -521,7 +543,7 @@ def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
     while piece := stream.read(_PIECE):
         rest += len(piece)
         if piece.strip(b"\0"):
-            raise _damaged(source, f"more follows its end at byte {position}")
+            raise _damaged(source, f"other data follows its end at byte {position}")
     if rest > _PADDING:
         raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {position}")
 
@@ -533,7 +555,7 @@ def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
-    """KdepError unless the directory is that of the whole file: all entries, nothing around it."""
+    """KdepError unless the zip's directory lists all entries and the file has no other bytes."""
     size = path.stat().st_size
     with path.open("rb") as f:
         f.seek(max(0, size - (1 << 16) - 22))
@@ -548,7 +570,7 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
         if len(tail) - position - 22 != comment:
             raise _damaged(path, f"{len(tail) - position - 22 - comment} bytes follow its end")
         if first:
-            raise _damaged(path, f"its directory knows nothing of its first {first} bytes")
+            raise _damaged(path, f"its first {first} bytes are not in its directory")
     locked = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
     if locked is not None:
         raise KdepError(

@@ -1,4 +1,4 @@
-"""What every official set states and does; how sets are found, laid out and checked."""
+"""OfficialSet, the description of an official data set; finds, unpacks and checks sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import plain_text
 
 ROOT = "KDEP_DATA"  # the environment variable that names the root of all sets
-# Modules of this package that are no sets.
+# Modules of this package that do not define a set.
 _NOT_SETS = {"__init__", "archives", "base", "tiny", "stage"}
 
 
@@ -33,16 +33,19 @@ class OfficialSet:
 
     Attributes:
         name: its folder below the root, and its name on the command line.
-        title, page, licence: for people. A licence is "(unchecked)" where the set's own words, or a
-            quotation of them, were not seen.
-        archives: what to fetch; unpacked into the folder unless `lay_out` does it.
-        counts: what a whole copy counts, by the keys that `verify` returns.
-        trained: the keys of `counts` whose sum a fine-tuning or a pre-training reads.
-        verify: (folder, decode) -> counts. Raises KdepError for the first fault; `decode` is how
-            many images of each split are read to their last byte, None for all.
+        title, homepage, licence: shown to users. A licence ends in "(unchecked)" where neither the
+            licence text nor a quotation of it was read.
+        archives: the files to download; unpacked into the folder unless `lay_out` is given.
+        counts: number of images (and classes) of the complete release, by the keys that `verify`
+            returns.
+        verify: (folder, decode) -> counts. Raises KdepError for the first fault. `decode`: how many
+            images of each split are decoded in full, None for all.
         tiny: (folder, rng): writes a tiny copy in the same format.
-        convert: (folder, progress): makes what the archives do not bring; must bear a second run.
-        lay_out: (folder, archives found, progress): replaces the plain unpacking.
+        convert: (folder, progress): makes files that are not in the archives, such as converted
+            masks; runs after every unpacking, so it must accept its own output.
+        lay_out: (folder, path by archive name, progress): replaces the plain unpacking.
+        notes: sentences on the data, shown with the results.
+        trained: the keys of `counts` whose sum is the number of images of one training epoch.
     """
 
     name: str
@@ -65,14 +68,14 @@ def set_names() -> list[str]:
 
 
 def get_set(name: str) -> OfficialSet:
-    """The set of that name; KdepError with the nearest names otherwise."""
+    """The set of that name; KdepError with similar names if there is none."""
     if name not in set_names():
         raise unknown_name("data set", name, set_names())
     return importlib.import_module(f"kdep_bench.data.official.{name}").SET
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The root of all sets: `given`, or $KDEP_DATA; KdepError where neither names a folder."""
+    """The folder with all sets: `given`, else $KDEP_DATA; KdepError if it is not a folder."""
     chosen = given or os.environ.get(ROOT)
     if not chosen:
         raise KdepError(
@@ -95,14 +98,16 @@ def lay_out(
     progress: Progress,
     checksums: bool = True,
 ) -> dict[str, str]:
-    """Archives -> the set's folder below `root`: checked, unpacked, converted. May be cut anywhere.
+    """Checks, unpacks and converts a set's archives into its folder below `root`.
+
+    Can be interrupted at any time and run again.
 
     Args:
-        archives: folders in which the official archives lie.
-        checksums: compute the MD5 of each archive, also of those with none to compare with.
+        archives: folders to search for the archives, before the set's folder and `root`.
+        checksums: compute the MD5 of each archive, also where no official MD5 is known.
 
     Returns:
-        MD5 by archive name, for those computed.
+        MD5 by archive name; empty without `checksums`.
 
     Raises:
         KdepError: an archive that is missing, damaged, of another size or checksum, or unsafe.
@@ -136,16 +141,17 @@ def lay_out(
 
 
 def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
-    """Checks a set below `root`; returns what was counted.
+    """Checks a set below `root`; returns its counts of images and classes.
+
+    If the check fails, the set's seals are removed, so that the next `lay_out` compares every file
+    with the archives.
 
     Args:
         decode: see `OfficialSet.verify`.
         whole: compare the counts with those of the official release.
 
-    A set that does not pass loses its seals: the next `lay_out` compares it with its archives.
-
     Raises:
-        KdepError: no folder, the first fault of the set, or a count that is not the release's.
+        KdepError: no folder, the first fault of the set, or another count than the release has.
     """
     try:
         return _verify(dataset, root, decode, whole)
@@ -188,7 +194,7 @@ def need_dir(path: Path, description: str) -> Path:
 
 
 def need_file(path: Path, description: str) -> Path:
-    """`path` if it is a file with something in it; KdepError otherwise."""
+    """`path` if it is a file that is not empty; KdepError otherwise."""
     if not path.is_file():
         raise KdepError(
             f"the file {path} does not exist",
@@ -223,10 +229,13 @@ def lines(path: Path, description: str) -> list[str]:
 
 
 def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
-    """Counts `names` below `folder`.
+    """Checks that each of `names` is a file below `folder`; returns their number.
+
+    Args:
+        source: the list that contains the names, for messages.
 
     Raises:
-        KdepError: the first that is missing, empty or named twice.
+        KdepError: the first file that is missing, empty or listed twice.
     """
     seen: set[str] = set()
     for name in names:
@@ -234,7 +243,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         if name in seen:
             raise KdepError(
                 f"the file {path} occurs twice in {source}",
-                expected="each file once (a file that counts twice changes every mean)",
+                expected="each file once (a repeated file would count twice in every mean)",
                 fix="unpack the archive of the list again",
             )
         seen.add(name)
@@ -255,7 +264,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
 
 
 def decode_some(files: Iterable[Path], limit: int | None) -> int:
-    """Decodes `limit` of the files, spread evenly (None: all); returns how many."""
+    """Decodes `limit` evenly spaced files (None: all) and returns their number."""
     files = list(files)
     if limit is not None and len(files) > limit:
         step = len(files) / max(limit, 1)

@@ -1,7 +1,7 @@
-"""Caltech-256: 256_ObjectCategories/<number>.<name>/*.jpg, 257 classes with the clutter.
+"""Caltech-256: 256_ObjectCategories/<number>.<name>/*.jpg, 257 classes including "clutter".
 
-No split comes with it. KDEP's public code takes the first 60 images of each class for training and
-the rest for testing; `convert` writes these lists once, `kdep_train.txt` and `kdep_test.txt`.
+The release has no split. As KDEP's public code does, `convert` takes the first 60 images of each
+class for training and the others for testing; it writes `kdep_train.txt` and `kdep_test.txt`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
 
 
 def classes(folder: Path) -> list[str]:
-    """The class folders in order of their numbers; KdepError for one that has none."""
+    """Names of the class folders by number; KdepError for a folder without the next number."""
     names = class_names(need_dir(folder / FOLDER, "class folders"))
     for position, name in enumerate(names, 1):
         m = _CLASS.fullmatch(name)
@@ -51,17 +51,21 @@ def classes(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """The release's own files of a class: stray folders and other suffixes are left out."""
+    """File names of a class's images; the release also has folders and other files, left out."""
     return [n for n in list_images(folder).images if "/" not in n and n.endswith(".jpg")]
 
 
 def convert(folder: Path, progress: Progress) -> None:
-    """Writes the lists 'path label'. The archive's stray entries (no .jpg in a class) are left."""
+    """Writes the lists of training and test images, one 'path label' per line."""
     write_lists(folder, TRAIN_PER_CLASS)
 
 
 def write_lists(folder: Path, per_class: int) -> None:
-    """The first `per_class` images by name train, the rest test."""
+    """Lists the first `per_class` images of a class, by name, for training, the rest for testing.
+
+    Raises:
+        KdepError: a class that has no image left for testing.
+    """
     rows: dict[str, list[str]] = {"train": [], "test": []}
     for label, name in enumerate(classes(folder)):
         images = _images(folder / FOLDER / name)
@@ -78,7 +82,7 @@ def write_lists(folder: Path, per_class: int) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Folders numbered without a gap, lists that name existing images, and all of them."""
+    """Checks that class numbers have no gap and that the lists contain each image exactly once."""
     names = classes(folder)
     listed: list[str] = []
     counts = {}
@@ -117,7 +121,7 @@ def _path_of(file: Path, row: str, names: list[str]) -> str:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Three classes and the clutter, 6 images each, of which 4 train."""
+    """Generates three classes and "clutter" with 6 images each, of which 4 are for training."""
     for number, name in enumerate(("ak47", "american-flag", "backpack", "clutter"), 1):
         for i in range(1, 7):
             file = f"{number:03d}.{name}/{number:03d}_{i:04d}.jpg"

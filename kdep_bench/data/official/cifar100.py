@@ -1,6 +1,6 @@
 """CIFAR-100, python version: cifar-100-python/{train,test,meta}, pickles of Python 2.
 
-Read by an unpickler that builds arrays, lists and strings only: a pickle can run code otherwise.
+The unpickler here only builds arrays, lists and strings, because a pickle can otherwise run code.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ _ALLOWED = {
 class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it requires {module}.{name}, which is not allowed")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A CIFAR pickle as a dict; KdepError when it is damaged or asks for anything but arrays."""
+    """A CIFAR pickle as a dict; KdepError if it is damaged or contains other objects than arrays,
+    lists and strings."""
     need_file(path, "a pickle of CIFAR-100")
     try:
         with path.open("rb") as f:
             table = _Arrays(f, encoding="latin1").load()
-    except Exception as e:  # a damaged pickle raises whatever it meets first
+    except Exception as e:  # a damaged pickle can raise any exception
         raise KdepError(
             f"the CIFAR file {path} cannot be read ({type(e).__name__}: {e})",
             expected="a pickle of one dict of arrays and lists, as the official archive has it",
@@ -56,7 +57,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[str]]:
-    """(images [N, 32, 32, 3] uint8 RGB, fine labels, names of the fine classes)."""
+    """Reads a split: (images [N, 32, 32, 3] uint8 RGB, fine labels [N], names of the fine classes).
+
+    Raises:
+        KdepError: a damaged file, or arrays of another shape or length.
+    """
     base = need_dir(folder / FOLDER, "the folder of the CIFAR-100 archive")
     table, meta = read_pickle(base / split), read_pickle(base / "meta")
     names = meta.get("fine_label_names")
@@ -86,7 +91,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Reads both splits whole (they are one file each)."""
+    """Reads both splits in full (each is one file, so `decode` has no effect); returns counts."""
     counts = {}
     for split in ("train", "test"):
         images, _, names = read_split(folder, split)
@@ -96,7 +101,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """All 100 class names; 40 training and 20 test images, in protocol-2 pickles."""
+    """Generates 40 training and 20 test images with all 100 class names, in protocol-2 pickles."""
     base = folder / FOLDER
     base.mkdir(parents=True)
     fine = [f"fine_{i:02d}" for i in range(100)]

@@ -1,8 +1,9 @@
 """Cityscapes, fine annotations: leftImg8bit/<split>/<city>/, gtFine/<split>/<city>/.
 
-The archives bring labelIds; `convert` writes the labelTrainIds that training needs. The numbers are
-those of cityscapesScripts `helpers/labels.py` (19 evaluated classes, everything else 255); its own
-converter draws both images from the same polygons in the same order, so the table gives its result.
+The archives contain labelIds masks; `convert` maps them to the labelTrainIds masks that training
+reads. Ids are from cityscapesScripts, `helpers/labels.py`: 19 evaluated classes, all others 255.
+cityscapesScripts draws both kinds of mask from the same polygons in the same order, so mapping the
+ids of its labelIds masks gives the same pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SPLITS = ("train", "val")
 
 
 def convert(folder: Path, progress: Progress) -> None:
-    """labelIds -> labelTrainIds beside them; existing ones are kept."""
+    """Writes a labelTrainIds mask next to each labelIds mask; existing ones are kept."""
     files = [f for s in SPLITS for f in _files(folder / "gtFine" / s, IDS)]
     for i, file in enumerate(files):
         target = file.with_name(file.name.removesuffix(IDS) + TRAIN_IDS)
@@ -43,7 +44,7 @@ def convert(folder: Path, progress: Progress) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Images and train-id masks pair up, sizes agree, values are train ids (not label ids)."""
+    """Checks that images and train-id masks pair up, sizes agree and values are train ids."""
     need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
     check_segmentation(folder, CLASSES, SPLITS, limit=decode)
@@ -60,7 +61,7 @@ def _files(split: Path, suffix: str) -> list[Path]:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """4 training and 2 validation scenes with label ids of every kind; train ids converted."""
+    """Generates 4 training and 2 validation scenes with label ids, and converts these."""
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
             stem = f"{split}/tinytown/tinytown_{i:06d}_000019"

@@ -1,7 +1,7 @@
 """COCO 2017 detection: train2017/, val2017/, annotations/instances_{train,val}2017.json.
 
-Crowd regions (iscrowd = 1, run-length masks) neither train nor count against a detector: mmdet
-marks them `ignore_flag` and pycocotools leaves them out of the score.
+Crowd regions (iscrowd = 1, run-length masks) are used neither in training nor in the score: mmdet
+sets their `ignore_flag`, and pycocotools ignores them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdep_bench.errors import KdepError
 _HOMEPAGE = "https://cocodataset.org/#download"
 _MD5_SOURCE = "the value several public download scripts check; none is published officially"
 SPLITS = ("train2017", "val2017")
-#: Categories of the tiny copy: real ids and names, in the real order, so that gaps are met.
+#: COCO's 80 categories, id -> name; the ids have gaps.
 NAMES = json.loads(
     '{"1":"person","2":"bicycle","3":"car","4":"motorcycle","5":"airplane","6":"bus","7":"train",'
     '"8":"truck","9":"boat","10":"traffic light","11":"fire hydrant","13":"stop sign",'
@@ -42,7 +42,7 @@ NAMES = json.loads(
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Ids resolve, the 80 categories are COCO's, images exist; some are decoded and measured."""
+    """Checks ids, the 80 categories, that images exist, and the size of some; returns counts."""
     counts: dict[str, int] = {}
     for split in SPLITS:
         path = folder / "annotations" / f"instances_{split}.json"
@@ -61,7 +61,11 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def check_table(path: Path, table: Any) -> dict[str, int]:
-    """The parts and the ids of an annotation file; returns {images, annotations, crowds}."""
+    """Checks the lists and ids of an annotation file; returns {images, annotations, crowds}.
+
+    Raises:
+        KdepError: the first fault.
+    """
     if not isinstance(table, dict) or not all(
         isinstance(table.get(k), list) for k in ("images", "annotations", "categories")
     ):
@@ -105,7 +109,8 @@ _KEYS: dict[str, dict[str, type]] = {
 
 
 def _check_entries(path: Path, table: dict[str, Any]) -> None:
-    """KdepError for the first entry that is no object, or lacks a key or has it of another type."""
+    """KdepError for the first entry that is not an object, or whose key is missing or of another
+    type."""
     for part, keys in _KEYS.items():
         for place, entry in enumerate(table[part]):
             held = entry if isinstance(entry, dict) else {}
@@ -131,7 +136,8 @@ def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """8 training and 4 validation images, two objects each, every fourth a crowd with an RLE."""
+    """Generates 8 training and 4 validation images with two objects each; every fourth object is a
+    crowd with a run-length mask."""
     for split, count in (("train2017", 8), ("val2017", 4)):
         images, annotations = [], []
         for i in range(1, count + 1):

@@ -16,7 +16,7 @@ _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """The three lists agree on their ids, every listed image exists, classes run from 1."""
+    """Checks that the three lists have the same ids, images exist and classes are 1..200."""
     base = folder / FOLDER
     images, labels, split = (_table(base / name) for name in _LISTS)
     for name, table in zip(_LISTS[1:], (labels, split), strict=True):
@@ -67,8 +67,10 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _table(path: Path) -> dict[int, str]:
+    """id -> value of a list with one 'id value' per line; KdepError for another line or two equal
+    ids."""
     out = {}
-    for row in lines(path, "one 'id value' a line"):
+    for row in lines(path, "one 'id value' per line"):
         key, _, value = row.partition(" ")
         if not _is_number(key) or not value:
             raise KdepError(
@@ -85,12 +87,12 @@ def _table(path: Path) -> dict[int, str]:
 
 
 def _is_number(text: str) -> bool:
-    # str.isdigit is true of digits in a superscript too, which int refuses.
+    # str.isdigit is also true for superscript digits, which int() does not accept.
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """4 of the 200 classes, 4 training and 2 test images each."""
+    """Generates 4 of the 200 classes with 4 training and 2 test images each."""
     base, rows = folder / FOLDER, []
     for number, bird in enumerate(("Black_Wren", "Blue_Wren", "Red_Wren", "Sand_Wren"), 1):
         for i in range(6):

@@ -18,12 +18,13 @@ SPLITS = ("train1", "val1", "test1")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Split 1 is disjoint, its images exist, and imdb.mat (which mmpretrain reads) says the same.
+    """Checks that split 1 is disjoint, its images exist, and imdb.mat has the same split.
 
-    imdb.mat numbers the splits 1 train, 2 val, 3 test; mmpretrain 1.2.0 `datasets/dtd.py`.
+    mmpretrain reads imdb.mat, with the splits 1 train, 2 val, 3 test (mmpretrain 1.2.0,
+    `datasets/dtd.py`).
     """
     base = folder / FOLDER
-    parts = {s: lines(base / "labels" / f"{s}.txt", "one image a line") for s in SPLITS}
+    parts = {s: lines(base / "labels" / f"{s}.txt", "one image per line") for s in SPLITS}
     names = [n for s in SPLITS for n in parts[s]]
     if len(set(names)) != len(names):
         raise KdepError(
@@ -45,7 +46,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _check_labels(path: Path, table: dict[str, list]) -> None:
-    """KdepError unless each texture folder has one class number, in the order of their names."""
+    """KdepError unless each folder has one class number, increasing in the order of its name."""
     number: dict[str, int] = {}
     for name, label in zip(table["name"], table["class"], strict=True):
         folder = str(name).partition("/")[0]
@@ -66,6 +67,7 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
 
 
 def _imdb(path: Path) -> dict[str, list]:
+    """The columns name, class and set of imdb.mat, one entry per image."""
     import mat4py
 
     from kdep_bench.data.official.base import need_file
@@ -74,8 +76,8 @@ def _imdb(path: Path) -> dict[str, list]:
         table = mat4py.loadmat(str(need_file(path, "DTD's table of images")))["images"]
         columns = [table[k] for k in ("name", "class", "set")]
         texts, *numbers = ([type(v) for v in c] for c in columns)
-        whole = {len(c) for c in columns} == {len(texts)} and set(texts) == {str}
-        if whole and all(set(kinds) == {int} for kinds in numbers):
+        complete = {len(c) for c in columns} == {len(texts)} and set(texts) == {str}
+        if complete and all(set(kinds) == {int} for kinds in numbers):
             return table
         reason = "its columns name, class and set have different lengths or wrong types"
     except KdepError:
@@ -90,7 +92,7 @@ def _imdb(path: Path) -> dict[str, list]:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """4 of the 47 textures, 2 images in each part of split 1."""
+    """Generates 4 of the 47 textures with 2 images in each part of split 1."""
     base = folder / FOLDER
     parts: dict[str, list[str]] = {s: [] for s in SPLITS}
     rows = []
@@ -106,7 +108,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     (base / "imdb").mkdir(parents=True)
     name_cells = np.empty((1, len(rows)), object)
     name_cells[0] = [r[0] for r in rows]
-    # MATLAB stores whole doubles as small integers, which is what mat4py then gives back.
+    # As in the real file, where MATLAB stored integer-valued doubles as small integers.
     numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
     table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": name_cells, **numbers}
     draw.save_mat(base / "imdb" / "imdb.mat", {"images": table})

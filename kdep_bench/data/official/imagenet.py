@@ -1,8 +1,8 @@
 """ImageNet-1K (ILSVRC 2012), the pre-training pool: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG.
 
-The training archive is a tar of 1000 tars; the validation images come flat and are sorted into
-class folders by the devkit's ground truth, as torchvision and mmpretrain expect them. The pool
-needs `train` alone; `val` and the devkit are optional.
+The training archive is a tar with one tar per class. The validation images are in one folder; the
+devkit's ground truth is used to sort them into class folders, as torchvision and mmpretrain expect.
+Pre-training reads `train` only; `val` and the devkit are optional.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _WNID = re.compile(r"n\d{8}")
 #: Made-up wnids of the tiny copy (real ones begin with n0 or n1).
 TINY_WNIDS = tuple(f"n9000000{i}" for i in range(4))
-TINY_IMAGES = 24  # of each class
+TINY_IMAGES = 24  # per class
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
-    """The tar of tars into train/, the validation images into class folders of val/."""
+    """Unpacks the training images into train/, the validation images into class folders of val/."""
     _train(archives[TRAIN], folder / "train", progress)
     if DEVKIT in archives:
         unpack(archives[DEVKIT], folder / "devkit", progress, strip=1)
@@ -51,7 +51,10 @@ def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> N
 
 
 def _train(path: Path, target: Path, progress: Progress) -> None:
-    """Every inner tar is unpacked as it streams by; one mark per class makes it resumable."""
+    """Unpacks the inner tars while reading the outer one.
+
+    A marker file per class lets an interrupted run resume at the next class.
+    """
     seal = Seal(path, target)
     if seal.counts() is not None:
         return
@@ -83,13 +86,13 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
 
 
 def _sort_val(folder: Path, progress: Progress) -> None:
-    """val/ILSVRC2012_val_########.JPEG -> val/<wnid>/...; what is sorted already stays."""
+    """Moves val/ILSVRC2012_val_########.JPEG to val/<wnid>/; sorted images are left alone."""
     flat = sorted((folder / "val").glob("ILSVRC2012_val_*.JPEG"))
     if not flat:
         return
     data = need_dir(folder / "devkit" / "data", f"the devkit ({DEVKIT})")
     wnids = _wnids(data / "meta.mat")
-    truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number an image")
+    truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number per image")
     for i, file in enumerate(flat):
         target = folder / "val" / _class_of(file.stem.rsplit("_", 1)[1], truth, wnids, data)
         target.mkdir(exist_ok=True)
@@ -98,7 +101,8 @@ def _sort_val(folder: Path, progress: Progress) -> None:
 
 
 def _wnids(meta: Path) -> dict[int, str]:
-    """ILSVRC class number -> wnid, of the leaves (torchvision's `_parse_meta_mat`)."""
+    """ILSVRC class number -> WordNet id, of classes without subclasses (as `_parse_meta_mat` of
+    torchvision)."""
     from scipy.io import loadmat
 
     try:
@@ -107,7 +111,7 @@ def _wnids(meta: Path) -> dict[int, str]:
         return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in rows if not s["num_children"]}
     except KdepError:
         raise
-    except Exception as e:  # scipy raises whatever a damaged file makes it meet
+    except Exception as e:  # scipy can raise any exception for a damaged file
         raise KdepError(
             f"the file {meta} cannot be read ({type(e).__name__}: {plain_text(e)})",
             expected="the devkit's table of classes",
@@ -116,7 +120,7 @@ def _wnids(meta: Path) -> dict[int, str]:
 
 
 def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) -> str:
-    """The wnid of a validation image, by its number; KdepError where the devkit has none."""
+    """The WordNet id of a validation image, by its number; KdepError if the devkit has none."""
     try:
         index = int(number) - 1
         wnid = wnids[int(truth[index])] if index >= 0 else ""
@@ -132,12 +136,12 @@ def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) 
 
 
 def class_folders(split: Path) -> list[Path]:
-    """The wnid folders of a split, sorted: the position is the class number everywhere."""
-    return [split / name for name in class_names(need_dir(split, "one folder a class"))]
+    """The class folders of a split in sorted order, which defines the class numbers."""
+    return [split / name for name in class_names(need_dir(split, "one folder per class"))]
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Counts classes and images of train (and of val, where it is)."""
+    """Checks class folders and decodes some images; returns counts of train and, if there, val."""
     counts = {}
     for split in ("train", "val"):
         if split == "val" and not (folder / split).is_dir():
@@ -177,25 +181,26 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 expected="the same 1000 folders",
                 fix="sort the validation images again with tools/prepare_data.py imagenet",
             )
-        # ImageNet has 22 CMYK JPEGs and one PNG named .JPEG: decoders cope, so none is refused.
-        decode_some([f for f in files if not _known_odd(f)], decode)
+        # The release has 22 CMYK JPEGs and one PNG named .JPEG. `check_image` would refuse them,
+        # but training decodes them correctly.
+        decode_some([f for f in files if not _is_cmyk_or_png(f)], decode)
         counts |= {f"{split}_classes": len(classes), f"{split}_images": len(files)}
     return counts
 
 
-def _known_odd(file: Path) -> bool:
-    """Whether a file is a PNG or a CMYK image, which the release has; what is broken is not."""
+def _is_cmyk_or_png(file: Path) -> bool:
+    """Whether a file is a PNG or a CMYK image; False for one that cannot be opened."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             return image.format == "PNG" or image.mode == "CMYK"
-    except Exception:  # Pillow raises whatever a damaged file makes it meet; `check_image` says it
+    except Exception:  # Pillow can raise any exception; `check_image` then reports the file
         return False
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """4 classes of 24 images, and two validation images a class."""
+    """Generates 4 classes with 24 training and two validation images each."""
     for wnid in TINY_WNIDS:
         for i in range(TINY_IMAGES):
             draw.save(folder / "train" / wnid / f"{wnid}_{i}.JPEG", draw.noise_image(rng))

@@ -1,12 +1,12 @@
-"""Stage `prepare` over official sets: checks them, and links them below out/data.
+"""Stage `prepare` for official data sets: checks them and links them below out/data.
 
     out/data/<set>                  a link to the set's folder below $KDEP_DATA
     out/data/pool/images            a link to the images that pre-training reads (ImageNet's train)
-    out/data/pool/labels.json       their classes, read by supervised arms alone
-    out/data/sets.json              what was counted
+    out/data/pool/labels.json       their classes, read only by methods that use labels
+    out/data/sets.json              counts of images and classes
 
-The path of the root is no part of the stage's identity: its files' content is, so that a root that
-moved still counts as the same data.
+The stage id depends on the content of the files and not on the path of the root, so data that was
+moved is still the same data.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from kdep_bench.files import canonical_json, write_atomic, write_json
 
 
 def reads(spec: dict[str, Any]) -> dict[str, list[Source]]:
-    """The folders of the sets, without archives that were unpacked; see `kdep_bench.data.content`.
+    """The files that the stage reads: the folders of the sets, without the downloaded archives.
+
+    See `kdep_bench.data.content`. Nothing for generated tiny copies.
 
     Raises:
-        KdepError: no root.
+        KdepError: $KDEP_DATA is not set or is not a folder.
     """
     if spec.get("tiny_seed") is not None:
         return {}
@@ -48,13 +50,16 @@ def prepare(
 ) -> dict[str, Any]:
     """Stage `prepare` of the full-scale suites.
 
-    Spec: `sets` names of the sets that the suite's tasks read; `pool` the set whose `pool_folder`
-    (default 'train') is the pre-training pool, one folder a class; `root` (default $KDEP_DATA);
-    `decode` images of each split to decode (default 8). With `tiny_seed` no root is read: tiny
-    copies of all sets are generated in their real formats, for a rehearsal.
+    Args:
+        spec: `sets`: names of the sets that the suite's tasks read. `pool`: the set whose
+            `pool_folder` (default 'train') has the pre-training images, one folder per class.
+            `root`: default $KDEP_DATA. `decode`: number of images per split to decode (default 8).
+            With `tiny_seed`, tiny copies of all sets are generated in their real formats, for a
+            rehearsal, and `root` is not read.
 
-    Returns: data, source, counts, licences; fingerprint where the data is generated (that of files
-    is made by the engine, from what `reads` names).
+    Returns:
+        {data, source, counts, licences, notes}, and `fingerprint` for tiny copies (otherwise the
+        engine computes it from the files that `reads` names).
 
     Raises:
         KdepError: a set that is missing, incomplete or damaged.
@@ -89,6 +94,7 @@ def prepare(
 
 
 def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
+    """Writes tiny copies of the sets below `root`, each with random numbers of its own."""
     for dataset in sets:
         (root / dataset.name).mkdir(parents=True)
         code = int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:4], "big")
@@ -97,16 +103,18 @@ def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
 
 
 def _link(target: Path, link: Path, stage: Path) -> None:
+    """Makes `link` a symbolic link to the folder `target`."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    # A rehearsal's sets lie in the stage itself: a relative link survives a move of the work dir.
+    # The sets of a rehearsal are inside the stage directory: relative links stay valid if the work
+    # dir is moved.
     inside = target.resolve().is_relative_to(stage.resolve())
-    here = os.path.relpath(target, link.parent) if inside else target.resolve()
+    destination = os.path.relpath(target, link.parent) if inside else target.resolve()
     link.unlink(missing_ok=True)
-    link.symlink_to(here, target_is_directory=True)
+    link.symlink_to(destination, target_is_directory=True)
 
 
 def _pool(source: Path, pool: Path, stage: Path) -> int:
-    """Links the pool's images and writes labels.json from its class folders."""
+    """Links the pool's images, writes labels.json from its class folders; returns their number."""
     listing = list_images(need_dir(source, "the pre-training images"))
     if listing.other_files:
         raise KdepError(

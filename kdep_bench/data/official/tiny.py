@@ -1,4 +1,4 @@
-"""Pictures and masks for tiny copies of the official sets: small, seeded, in the real formats."""
+"""Random images, masks and boxes for the tiny copies of official sets, in the real formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = (64, 48)  # width, height
 
 
 def noise_image(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """[h, w, 3] uint8: smooth coloured noise, another one at every call."""
+    """Smooth coloured noise, [h, w, 3] uint8, drawn from `rng`."""
     w, h = size
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
@@ -23,7 +23,7 @@ def noise_image(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.nd
 
 
 def save(path: Path, image: np.ndarray) -> Path:
-    """Writes [h, w, 3] RGB or [h, w] grey in the format of the suffix (.JPEG, .jpg, .png)."""
+    """Writes [h, w, 3] RGB or [h, w] grey, uint8, in the format of the suffix (.JPEG, .png)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
@@ -35,7 +35,10 @@ def mask(
     size: tuple[int, int] = SIZE,
     ignore: int | None = None,
 ) -> np.ndarray:
-    """[h, w] uint8 class numbers: four quarters of random classes, an ignored cross between."""
+    """A mask [h, w] uint8 whose quarters have random classes 0..classes-1.
+
+    With `ignore`, a cross of this value separates the quarters.
+    """
     w, h = size
     out = np.empty((h, w), np.uint8)
     for rows in (slice(0, h // 2), slice(h // 2, h)):
@@ -47,7 +50,7 @@ def mask(
 
 
 def save_palette(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Path:
-    """A PNG of colour-mapped class numbers, as VOC has them."""
+    """Writes class numbers [h, w] as a PNG with a colour palette, the format of VOC's masks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels, mode="P")
     table = np.zeros((256, 3), np.uint8)
@@ -58,7 +61,10 @@ def save_palette(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]
 
 
 def box(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) inside a picture, x1 and y1 exclusive, at least a quarter of each side."""
+    """A random box (x0, y0, x1, y1), x1 and y1 exclusive, in an image of `size`.
+
+    Each side is at least a quarter of the image's.
+    """
     w, h = size
     bw, bh = int(rng.integers(w // 4, w // 2)), int(rng.integers(h // 4, h // 2))
     x, y = int(rng.integers(0, w - bw)), int(rng.integers(0, h - bh))
@@ -66,14 +72,17 @@ def box(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[int, in
 
 
 def write_lines(path: Path, rows: Sequence[str]) -> Path:
-    """A text file, one row a line."""
+    """Writes a text file with one row per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{r}\n" for r in rows))
     return path
 
 
 def save_mat(path: Path, tables: Mapping[str, Any]) -> Path:
-    """A MATLAB file whose bytes depend on `tables` alone: scipy writes the time into its header."""
+    """Writes a MATLAB file whose bytes depend only on `tables`.
+
+    scipy writes the current time into the header; it is overwritten.
+    """
     from scipy.io import savemat
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """PASCAL VOC 2007 and 2012 below VOCdevkit/, and the augmented masks of SBD.
 
-Detection reads Annotations/*.xml by ImageSets/Main lists; segmentation reads the masks of
-SegmentationClass/ by ImageSets/Segmentation lists. The 10,582 training masks ("trainaug") are VOC's
-own `train` and the SBD masks of images that are in neither VOC list, as mmseg's voc_aug.py makes
-them: `convert` writes SegmentationClassAug/*.png and ImageSets/Segmentation/aug.txt.
+Detection reads Annotations/*.xml of the images in ImageSets/Main lists, segmentation the masks in
+SegmentationClass/ of the images in ImageSets/Segmentation lists. The 10,582 training masks
+("trainaug") are those of VOC's `train` list and of SBD images that are neither in VOC's `train` nor
+its `val`, as in mmseg's voc_aug.py; `convert` writes the latter to SegmentationClassAug/*.png and
+ImageSets/Segmentation/aug.txt.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-#: (year, list) of the detection task, and of the segmentation task.
+#: (year, list) of the detection task.
 DETECTION = (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
 _HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
@@ -45,7 +46,7 @@ _BENCHMARK = "benchmark.tgz"
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
-    """The VOC archives bring VOCdevkit/ with them; SBD goes to sbd/."""
+    """Unpacks SBD into sbd/, the VOC archives as they are (they contain VOCdevkit/)."""
     for name, path in archives.items():
         if name == _BENCHMARK:
             unpack(path, folder / SBD, progress, strip=1)
@@ -54,7 +55,7 @@ def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> N
 
 
 def convert(folder: Path, progress: Progress) -> None:
-    """SBD's MATLAB masks -> SegmentationClassAug/*.png, and the list aug.txt."""
+    """Converts SBD's MATLAB masks to SegmentationClassAug/*.png and writes the list aug.txt."""
     source = folder / SBD / "dataset"
     if not source.is_dir():
         return
@@ -71,7 +72,8 @@ def convert(folder: Path, progress: Progress) -> None:
 
 
 def _write_mask(mat: Path, target: Path) -> None:
-    """`GTcls.Segmentation` of an SBD file (mmseg tools/dataset_converters/voc_aug.py)."""
+    """Writes `GTcls.Segmentation` of an SBD file as a PNG, as mmseg's
+    tools/dataset_converters/voc_aug.py does."""
     from scipy.io import loadmat
 
     try:
@@ -90,7 +92,7 @@ def _write_mask(mat: Path, target: Path) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Every list names existing images with an xml or a mask; some are read in full."""
+    """Checks that listed images and their xml files or masks exist; reads some; returns counts."""
     devkit = need_dir(folder / DEVKIT, "the folder of the VOC archives")
     counts = {}
     for year, split in DETECTION:
@@ -131,7 +133,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def ids(path: Path) -> list[str]:
-    """The image ids of a list; the split files of single classes ('id 1') are refused."""
+    """The image ids of a list; KdepError for the list of a single class, with lines 'id 1'."""
     names = lines(path, "a VOC list, one image id per line")
     if any(" " in x for x in names):
         raise KdepError(
@@ -150,9 +152,12 @@ def _some(names: list[str], limit: int | None) -> Iterable[str]:
 
 
 def check_xml(path: Path) -> dict[str, int]:
-    """One annotation: size, known classes, boxes inside. Returns {objects, difficult}.
+    """Checks size, classes and boxes of one annotation; returns {objects, difficult}.
 
-    Difficult objects neither train nor count in the score; mmdet marks them `ignore_flag`.
+    Difficult objects are used neither in training nor in the score; mmdet sets their `ignore_flag`.
+
+    Raises:
+        KdepError: the first fault.
     """
     try:
         root = ET.parse(need_file(path, "a VOC annotation")).getroot()
@@ -202,7 +207,7 @@ def check_xml(path: Path) -> dict[str, int]:
 
 
 def training_objects(folder: Path) -> list[tuple[int, int]]:
-    """(objects, shorter side in pixels) of every image of the detection training lists."""
+    """(number of objects, shorter side in pixels) of each image in the detection training lists."""
     rows = []
     for year, split in DETECTION[:2]:
         base = folder / DEVKIT / year
@@ -216,8 +221,8 @@ def training_objects(folder: Path) -> list[tuple[int, int]]:
 
 
 def check_mask(path: Path, image: Path) -> None:
-    """A class mask: one channel, the size of its image, values 0..20 and 255."""
-    info, noise_image = check_image(path), check_image(image)
+    """KdepError unless a mask has one channel, its image's size, and values 0..20 and 255 only."""
+    info, image_info = check_image(path), check_image(image)
     if info.mode not in ("P", "L"):
         raise KdepError(
             f"the mask {path} has mode {info.mode}",
@@ -225,10 +230,10 @@ def check_mask(path: Path, image: Path) -> None:
             fix="use the original SegmentationClass files; a tool has changed the colour mode of "
             "this one",
         )
-    if info[:2] != noise_image[:2]:
+    if info[:2] != image_info[:2]:
         raise KdepError(
             f"the mask {path} is {info.width}x{info.height}",
-            expected=f"{noise_image.width}x{noise_image.height}, the size of {image.name}",
+            expected=f"{image_info.width}x{image_info.height}, the size of {image.name}",
             fix="unpack both from the same release",
         )
     with Image.open(path) as opened:
@@ -242,7 +247,13 @@ def check_mask(path: Path, image: Path) -> None:
 
 
 def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict]) -> None:
-    """A VOC annotation. Objects: {name, difficult, box (x0, y0, x1, y1) from 0, end exclusive}."""
+    """Writes a VOC annotation.
+
+    Args:
+        file: name of the image.
+        size: (width, height).
+        objects: dicts of name, difficult, and box (x0, y0, x1, y1): 0-based, x1 and y1 exclusive.
+    """
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = file
     node = ET.SubElement(root, "size")
@@ -261,7 +272,10 @@ def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict])
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Both years; every third object is difficult; own masks, SBD masks in MATLAB, all lists."""
+    """Generates both years with annotations, VOC's masks, SBD's MATLAB masks and all lists.
+
+    Every third object is difficult.
+    """
     devkit, size = folder / DEVKIT, draw.SIZE
     for year, split in DETECTION:
         names = [f"{'2012_' if year == 'VOC2012' else ''}{split}_{i:06d}" for i in range(4)]

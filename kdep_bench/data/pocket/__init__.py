@@ -1,14 +1,14 @@
-"""The pocket data: small real-format data sets composed from real photographs, made locally.
+"""The pocket data: small data sets in standard formats, composed locally from real photographs.
 
 `prepare` writes, under out/data,
     manifest.json, checksums.txt (sha256sum format)
-    pool/images/00/000123.jpg, pool/labels.json        label-free pool; labels for one arm only
+    pool/images/00/000123.jpg, pool/labels.json        pre-training images; labels: supervised only
     classify/{train,val,test}/<class>/0123.jpg         held-out objects on held-out backgrounds
     photos/<class>/<name>.jpg                          real photographs, no composites
     detect/{train,val,test}/000001.jpg, detect/annotations/{split}.json      COCO format
     cityscapes/{leftImg8bit,gtFine}/{split}/pocket/pocket_000001_000019_*    Cityscapes layout
-No source object (with its twins) and no background is in two of pool, train, val, test. An image
-is a function of (seed, kind, split, index) alone, so the number of processes changes nothing.
+No source object (nor another picture of it) and no background is in two of pool, train, val, test.
+An image depends only on (seed, kind, split, index), so the number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -32,20 +32,24 @@ DEFAULTS: dict[str, Any] = {
 
 
 def reads(spec: dict[str, Any]) -> dict[str, list]:
-    """Nothing: the data is generated from packages whose content is pinned."""
+    """No files (see `kdep_bench.data.content`): the data is generated from pinned packages."""
     return {}
 
 
 def prepare(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Stage: writes the pocket data into out/data; `spec` as DEFAULTS, unknown keys refused.
+    """Stage `prepare`: writes the pocket data into out/data.
+
+    Args:
+        spec: values that replace those of DEFAULTS.
 
     Returns:
-        {data, fingerprint, source, counts, classes, licences, notes, images_per_s (drawn)}.
+        {data, fingerprint, source, counts, classes, licences, notes, images_per_s}; the last is the
+        number of images drawn per second.
 
     Raises:
-        KdepError: bad spec, no material, unreadable source image, full disk.
+        KdepError: an unknown key or bad value, missing or unreadable source images, a full disk.
     """
     from kdep_bench.data.pocket.make import checked_spec, images_in, make
     from kdep_bench.data.pocket.material import gather

@@ -1,7 +1,7 @@
-"""Composites: cut-out objects pasted onto photographs, with exact visible masks.
+"""Composes images: cut-out objects pasted onto photographs, with masks of their visible pixels.
 
-Every function draws from one numpy Generator, so an image depends on its own seed alone and not
-on the process that makes it. Canvases are [h, w, 3] float32 BGR in 0..255.
+Every function takes its random numbers from one numpy Generator, so an image depends only on its
+seed and not on the process that makes it. Canvases are [h, w, 3] float32 BGR in 0..255.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 
 from kdep_bench.data.pocket.material import CLASSES, DISTRACTOR, Cutout, Photo
 
-MIN_VISIBLE_PX = 60  # an object with fewer visible pixels is not drawn at all
-MIN_VISIBLE_FRACTION = 0.4  # nor one of which later objects leave less than this
+MIN_VISIBLE_PX = 60  # least number of visible pixels per object
+MIN_VISIBLE_FRACTION = 0.4  # least fraction of an object that later objects leave visible
 MAX_UPSCALE = 2.2
-BLANK_STD = 22.0  # grey levels; below it a crop shows little but wall or sky
-_TRIES = 12
+BLANK_STD = 22.0  # grey levels; crops with a smaller standard deviation show mostly wall or sky
+_TRIES = 12  # placements per object
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Material of one split: objects by label (distractors among them) and backgrounds."""
+    """The source images of one split: objects by label, including distractors, and backgrounds."""
 
     objects: Mapping[str, Sequence[Cutout]]
     photos: Sequence[Photo]
@@ -46,7 +46,10 @@ def pick(rng: np.random.Generator, items: Sequence):
 def crop(
     rng: np.random.Generator, photo: Photo, width: int, height: int, low: float = 0.45
 ) -> np.ndarray:
-    """A random crop, `low` to 1 of the largest that fits, resized to [height, width, 3] uint8."""
+    """A random crop, mirrored at random, resized to [height, width, 3] uint8.
+
+    Its side is `low` to 1 times that of the largest crop of this shape.
+    """
     h, w = photo.image.shape[:2]
     scale = min(h / height, w / width) * rng.uniform(low, 1.0)
     cw, ch = min(w, max(8, round(width * scale))), min(h, max(8, round(height * scale)))
@@ -59,7 +62,10 @@ def crop(
 
 
 def detail(rng: np.random.Generator, photo: Photo, px: int) -> np.ndarray:
-    """A crop at any scale from 128 of 512 pixels to the whole photograph, blank walls avoided."""
+    """A random square crop [px, px, 3]; a blank one (BLANK_STD) is drawn again up to 5 times.
+
+    Its side is 0.25 to 1 times the photograph's shorter side.
+    """
     image = crop(rng, photo, px, px, low=0.25)
     for _ in range(5):
         if float(image.std()) >= BLANK_STD:
@@ -71,13 +77,15 @@ def detail(rng: np.random.Generator, photo: Photo, px: int) -> np.ndarray:
 def place(
     rng: np.random.Generator, cutout: Cutout, size: tuple[int, int], long_side: float, inside: float
 ) -> np.ndarray:
-    """The cut-out rotated by +-20 degrees, perhaps mirrored, somewhere on an empty canvas.
+    """The cut-out at a random position on an empty canvas, rotated by up to 20 degrees.
+
+    It is mirrored or slightly blurred at random.
 
     Args:
         size: (width, height) of the canvas.
-        long_side: of the rotated object, in pixels; less where that would enlarge the source
-            more than MAX_UPSCALE times.
-        inside: share of the object's box that stays inside the frame along each axis.
+        long_side: longer side of the rotated object in pixels; the source is enlarged at most
+            MAX_UPSCALE times.
+        inside: least fraction of the object's box inside the canvas, along each axis.
 
     Returns:
         [h, w, 4] float32, premultiplied BGRA in 0..255.
@@ -88,7 +96,7 @@ def place(
     h, w = image.shape[:2]
     box = np.array([w * abs(cos) + h * abs(sin), w * abs(sin) + h * abs(cos)])
     scale = min(long_side / box.max(), MAX_UPSCALE)
-    # leave one level of the pyramid to the bilinear warp; the rest is averaged first
+    # Bilinear warping aliases when it shrinks to less than half: halve by averaging first.
     while scale < 0.5:
         image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
         scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
@@ -107,12 +115,19 @@ def place(
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    """Uniform in low..high; the middle where the interval is empty."""
+    """A uniform random number in low..high; the middle if low >= high."""
     return float(rng.uniform(low, high)) if high > low else (low + high) / 2
 
 
 def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> None:
-    """Pastes `layer` onto `canvas` in place: soft shadow, 25 % colour harmonisation, alpha."""
+    """Pastes `layer` onto `canvas` in place, with a soft shadow at random.
+
+    The object's mean colour is moved a quarter of the way to that of the pixels it covers.
+
+    Args:
+        canvas: [h, w, 3] float32 BGR.
+        layer: [h, w, 4] float32, premultiplied BGRA in 0..255.
+    """
     colour, alpha = layer[..., :3], layer[..., 3:] * (1 / 255)
     if rng.random() < 0.7:
         depth = rng.uniform(0.15, 0.45)
@@ -122,7 +137,6 @@ def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> No
         canvas *= 1 - depth * shadow[..., None]
     weight = float(alpha.sum())
     if weight > 1:
-        # pulls the object's mean colour a quarter of the way to what it covers
         covered = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
         colour = colour + alpha * (0.25 * (covered - colour.sum((0, 1))) / weight)
         colour *= rng.uniform(0.88, 1.12)
@@ -132,7 +146,7 @@ def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> No
 
 
 def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """uint8, half of the images very slightly blurred as a whole."""
+    """The canvas as uint8; half of the images are slightly blurred."""
     image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.2, 0.6))
@@ -142,7 +156,10 @@ def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 def single(
     rng: np.random.Generator, shelf: Shelf, label: str, px: int
 ) -> tuple[np.ndarray, Cutout]:
-    """One dominant object of class `label`, up to two others behind it, [px, px, 3] uint8."""
+    """An image [px, px, 3] uint8 of a large object of class `label`, and its cut-out.
+
+    Up to two smaller objects are behind it.
+    """
     canvas = crop(rng, pick(rng, shelf.photos), px, px).astype(np.float32)
     for _ in range(int(rng.integers(0, 3))):
         kind = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
@@ -154,10 +171,13 @@ def single(
 
 
 def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scene:
-    """2..5 labelled objects and 0..2 distractors; what is drawn as a class is in `instances`.
+    """A scene of up to 5 labelled objects and up to 2 distractors.
 
-    A placement that would leave any labelled object, itself included, too little visible
-    (MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION) is drawn again elsewhere, and dropped after a few tries.
+    A placement after which some labelled object has too few visible pixels (MIN_VISIBLE_PX,
+    MIN_VISIBLE_FRACTION) is tried again elsewhere; after _TRIES the object is left out.
+
+    Args:
+        size: (width, height).
     """
     width, height = size
     canvas = crop(rng, pick(rng, shelf.photos), width, height).astype(np.float32)

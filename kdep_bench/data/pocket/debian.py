@@ -1,7 +1,7 @@
-"""Debian packages by name, without root: download, check, unpack into a cache folder.
+"""Downloads Debian packages by name and unpacks them into a cache folder, without root.
 
-apt verifies each package against the signed lists of its release; we record the SHA-256 of the
-file, and a package changed in the cache afterwards is told from the one that came down.
+apt verifies each package against the signed lists of its release. The SHA-256 of the downloaded
+file is stored next to it, so that a later change of the file is detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
-#: SHA-256 of the releases this data maker was written against (Debian 12).
+#: SHA-256 of the packages from which the published results were made (Debian 12).
 KNOWN = {
     "gcompris-qt-data_3.1-2_all.deb": (
         "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"
@@ -31,7 +31,7 @@ KNOWN = {
 
 
 class Unavailable(Exception):
-    """A package cannot be had here (no apt, no network); the caller may fall back."""
+    """A package cannot be downloaded (no apt, no network); the caller may use another source."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str) -> Package:
-    """The package `name`, downloaded if the cache lacks it, unpacked and checked.
+    """The package `name`, checked and unpacked; downloaded if it is not in the cache.
 
     Raises:
-        Unavailable: no apt-get/dpkg-deb, or nothing could be downloaded; str() says why.
-        KdepError: the package in the cache is damaged.
+        Unavailable: no apt-get or dpkg-deb, or the download failed; str() is the reason.
+        KdepError: the package in the cache is damaged, or cannot be unpacked.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise Unavailable("apt-get or dpkg-deb is not installed")
@@ -74,7 +74,12 @@ def _cached(cache: Path, name: str) -> Path | None:
 
 
 def _checked(deb: Path) -> str:
-    """SHA-256 of `deb`, equal to the known one and to the one noted when it came down."""
+    """SHA-256 of `deb`.
+
+    Raises:
+        KdepError: it differs from that in KNOWN or, for other packages, from that stored at the
+            download.
+    """
     digest, note = file_hash(deb), deb.with_suffix(".sha256")
     expected = KNOWN.get(deb.name) or (note.read_text().split()[0] if note.exists() else digest)
     if digest != expected:
@@ -92,7 +97,7 @@ def _download(cache: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
         options = _own_lists(cache)
         why = _run(["apt-get", "download", name], Path(tmp))
-        if why:  # lists missing, stale or unreadable: fetch our own, no root needed
+        if why:  # package lists missing, old or unreadable: download them into the cache folder
             updated = _run(["apt-get", *options, "update"], Path(tmp))
             why = updated or _run(["apt-get", *options, "download", name], Path(tmp))
         downloaded = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
@@ -115,7 +120,7 @@ def _own_lists(cache: Path) -> list[str]:
 
 
 def _run(command: list[str], cwd: Path) -> str:
-    """Runs apt-get; returns '' when it worked, else the last line that says why not."""
+    """Runs apt-get; returns '' if it succeeded, otherwise its error message."""
     environment = dict(os.environ, LC_ALL="C", DEBIAN_FRONTEND="noninteractive")
     try:
         done = subprocess.run(
@@ -141,5 +146,5 @@ def _unpack(deb: Path, root: Path) -> None:
         )
     try:
         os.rename(tmp, root)
-    except OSError:  # somebody else unpacked it meanwhile
+    except OSError:  # another process unpacked it meanwhile
         shutil.rmtree(tmp, ignore_errors=True)

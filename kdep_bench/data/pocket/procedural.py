@@ -1,7 +1,7 @@
-"""Cut-outs drawn by formula, for systems where no Debian package can be had.
+"""Cut-outs drawn by formula, for systems without Debian packages.
 
-A class is a family of outlines with a family of textures; colour is free, so that colour alone
-does not tell the class. Results on these are no results on photographs, and say so.
+A class has one kind of outline and one kind of texture; colours are random, so that the class
+cannot be recognised by colour. A note with the results states that these are not photographs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PER_CLASS = 24
 def procedural_cutouts(
     classes: Sequence[str], distractor: str, px: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields (name, class, [h, w, 4] uint8 BGRA) of PER_CLASS objects a class; always the same."""
+    """Yields (name, class, [h, w, 4] uint8 BGRA) of PER_CLASS objects per class, always alike."""
     for number, label in enumerate((*classes, distractor)):
         for k in range(PER_CLASS):
             rng = np.random.default_rng([number, k])
@@ -29,7 +29,7 @@ def procedural_cutouts(
 
 
 def _outline(family: int, rng: np.random.Generator, px: int) -> np.ndarray:
-    """[px, px] uint8 mask: radius as a function of angle, one law a family."""
+    """A mask [px, px] uint8; its radius is a function of the angle that depends on `family`."""
     angle = np.linspace(0, 2 * np.pi, 240, endpoint=False)
     lobes = (2, 3, 4, 5, 6, 8, 10, 14, 7)[family % 9]
     depth = rng.uniform(0.12, 0.3)
@@ -55,7 +55,7 @@ def _square(x: np.ndarray) -> np.ndarray:
 
 
 def _texture(family: int, rng: np.random.Generator, px: int) -> np.ndarray:
-    """[px, px, 3] uint8: two colours mixed by stripes, checks, rings, dots or noise."""
+    """A texture [px, px, 3] uint8: two colours mixed by stripes, checks, rings, dots or noise."""
     y, x = np.mgrid[:px, :px] / px
     turn, pitch = rng.uniform(0, np.pi), rng.uniform(4, 9)
     u = x * np.cos(turn) + y * np.sin(turn)

@@ -24,7 +24,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
     """Yields (path inside the container without leading '/', bytes) of every file.
 
     Raises:
-        KdepError: not a resource container, cut off, damaged, or zstd-compressed.
+        KdepError: not a resource container, truncated, damaged, or zstd-compressed.
     """
     raw = Path(path).read_bytes()
     if raw[:4] != b"qres":
@@ -69,7 +69,7 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         start = data + data_at + 4
         payload = raw[start : start + size]
         if len(payload) != size:
-            raise struct.error(f"{here} is cut off")
+            raise struct.error(f"{here} is truncated")
         yield here, zlib.decompress(payload[4:]) if flags & _ZLIB else payload
 
     yield from visit(0, "")

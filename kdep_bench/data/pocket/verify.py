@@ -1,4 +1,4 @@
-"""Does a copy of the pocket data still hold the files that were written?"""
+"""Checksums of the pocket data: written by `prepare`, compared with the files by `verify`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from kdep_bench.files import file_hash, read_strict, write_atomic
 
 
 def write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
-    """Writes checksums.txt in the format of sha256sum(1); its own SHA-256 is the fingerprint."""
+    """Writes checksums.txt in the format of sha256sum(1).
+
+    Args:
+        files: (path relative to `root`, SHA-256).
+
+    Returns:
+        the SHA-256 of checksums.txt, which is the fingerprint of the data.
+    """
     text = "".join(f"{digest}  {rel}\n" for rel, digest in sorted(files))
     write_atomic(root / "checksums.txt", text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verify(data_dir: str | Path) -> str:
-    """Recomputes every checksum of a data folder (out/data of `prepare`).
+    """Compares every file of a data folder (out/data of `prepare`) with its checksum.
 
     Returns:
         the fingerprint.
