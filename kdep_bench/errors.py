@@ -53,6 +53,11 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def made_again(folder: object) -> str:
+    """The fix for a damaged stage directory `folder`: the next run makes one that is missing."""
+    return f"move the folder {folder} out of the work dir and run the suite again, which remakes it"
+
+
 def unknown_name(
     kind: str, name: str, valid: Iterable[str], *, fix: str | None = None
 ) -> KdepError:

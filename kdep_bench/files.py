@@ -97,7 +97,9 @@ def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = 
 
 def parse_strict(raw: bytes | str, where: str) -> Any:
     """`read_strict` of a text; `where` names it in errors."""
-    return _parse(raw, where, True, "delete it and run again")
+    return _parse(
+        raw, where, True, "move it to another folder and run again, which writes it again"
+    )
 
 
 def read_bytes(path: str | Path, max_bytes: int, follow: bool = True) -> bytes:

@@ -47,13 +47,16 @@ def check(venv: Path, prepared: Path, images: int) -> None:
         )
     if not (prepared / POOL).is_dir():
         raise KdepError(
-            f"{prepared} has no folder {POOL}", expected="a finished `prepare` stage of `pocket`"
+            f"{prepared} has no folder {POOL}",
+            expected="a finished `prepare` stage of `pocket`",
+            fix="run `make pocket` and give its `prepare` stage, a folder in work_dirs/pocket",
         )
     here = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
     if images > here or images % BATCH:
         raise KdepError(
             f"the benchmark would use {images} of the pool's {here} images",
             expected=f"a multiple of {BATCH}, at most {here}",
+            fix=f"choose a multiple of {BATCH} up to {here}",
         )
 
 
@@ -93,6 +96,7 @@ def measure(
             f"lightly-train trained for {lightly_result['steps']} steps and kdep_bench for "
             f"{kdep_run['steps']}",
             expected="the same number of steps",
+            fix="use an environment with the lightly-train version of `make lightly`",
         )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
     (root / "scratch").mkdir()
@@ -189,7 +193,10 @@ def train_lightly(
     ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if ran.returncode:
         end = " ".join(ran.stderr.split())[-400:]
-        raise KdepError(f"lightly-train ended with exit code {ran.returncode} ({end})")
+        raise KdepError(
+            f"lightly-train ended with exit code {ran.returncode} ({end})",
+            fix="read the message; `make lightly` installs the version that was tested",
+        )
     return read_strict(root / "result.json")
 
 

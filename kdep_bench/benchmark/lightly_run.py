@@ -57,6 +57,7 @@ class WrappedStudent(Wrapped):
             raise KdepError(
                 f"the teacher's resolution is {teacher_px} px",
                 expected=f"a multiple of {config['input_px']}",
+                fix="choose a student whose input_px divides that of the teacher",
             )
         self.pool_size = teacher_px // config["input_px"]
         self.net = build_backbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

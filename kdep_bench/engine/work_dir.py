@@ -213,8 +213,7 @@ def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
     if not any_reference:
         raise KdepError(
             "no results were found and no suite was given, so every stage would be removed",
-            fix="give --results-dir, or the names of the suites to keep; to remove everything, "
-            "delete the work dir yourself",
+            fix="give --results-dir, or the names of the suites to keep",
         )
     return [e for e in entries if not e.kept_by]
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
-_FIX = "delete that stage folder and run again"
 
 
 class Basis(nn.Module):
@@ -90,7 +89,7 @@ def open_basis(align_dir: Path) -> Basis:
         raise KdepError(
             f"the alignment in {align_dir} has the shapes {shapes}",
             expected="mean [Dt], components [Dt, Ds], std [Ds]",
-            fix=_FIX,
+            fix=made_again(align_dir),
         )
     return Basis(mean, components, std, covariance, channels)
 
@@ -101,7 +100,7 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     Raises:
         KdepError: an unreadable file, one of `names` is missing, or a tensor that is not finite.
     """
-    stored = read_checkpoint(path, "the alignment", _FIX)
+    stored = read_checkpoint(path, "the alignment", made_again(path.parent))
     held = stored if isinstance(stored, dict) else {}
     tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
     bad = bad_tensors(tensors)
@@ -111,6 +110,6 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
         raise KdepError(
             f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
             expected=f"the tensors {', '.join(names)} as the align stage wrote them",
-            fix=_FIX,
+            fix=made_again(path.parent),
         )
     return tensors

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdep_bench.data.views import Views, read_rgb, render
 from kdep_bench.devices import compute_device
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 from kdep_bench.features import sparse
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
@@ -23,6 +23,7 @@ from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 # float16 has 11 significant bits, so its rounding error is 2**-11 of the scale; twice that also
 # allows for a different batch size in the recomputation.
 TOLERANCE = 2.0**-10
+_MOVE = made_again("of this cache stage")
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
         raise KdepError(
             f"the cache has {len(cache)} rows",
             expected=f"{views.rows}, one per view",
-            fix="delete that cache stage and run again",
+            fix=_MOVE,
         )
     same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
@@ -148,7 +149,7 @@ def same_teacher(cache: Cache, teacher: Teacher) -> None:
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
             f"({cache.teacher['checksum']}), not by {teacher.name} ({teacher.checksum()})",
-            fix="delete that cache stage and run again",
+            fix=_MOVE,
         )
 
 
@@ -186,8 +187,7 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
             raise KdepError(
                 f"cached {name} differ from the live teacher by {error:.2g} of their scale",
                 expected=f"at most {TOLERANCE:.2g} (half precision)",
-                fix="delete that cache stage and run again (the views, the normalisation or the "
-                "resolution have changed)",
+                fix=f"{_MOVE} (the views, the normalisation or the resolution have changed)",
             )
         worst = max(worst, error)
     return worst
@@ -226,13 +226,13 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
         raise KdepError(
             f"the cache {folder} has {len(cache)} rows",
             expected=f"{views.rows}, one per view",
-            fix="delete that cache stage and run again",
+            fix=made_again(folder),
         )
     if m.get("recipe", recipe_hash(views)) != recipe_hash(views):
         raise KdepError(
             f"the cache {folder} was computed from different crops than these views",
             expected="the same image list, view seed, scale and ratio",
-            fix="delete that cache stage and run again",
+            fix=made_again(folder),
         )
     config = load_teacher_config(folder)
     if config is None or not (folder / SAMPLE).exists():
@@ -244,7 +244,7 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
             raise KdepError(
                 f"the cache {folder} was computed with {field} {m[field]}",
                 expected=f"{current}, the current value of teacher {teacher.name}",
-                fix="delete that cache stage and run again",
+                fix=made_again(folder),
             )
     with np.load(folder / SAMPLE) as sample:
         rows, pixels = sample["rows"][:count], torch.from_numpy(sample["pixels"][:count])

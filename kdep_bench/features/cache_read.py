@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 from kdep_bench.files import read_strict
 
 MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
@@ -121,12 +121,12 @@ def open_shard(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         raise KdepError(
             f"the cache shard {path} cannot be read ({e})",
             expected=f"{dtype} {shape}",
-            fix="delete that stage folder and run again",
+            fix=made_again(path.parent),
         ) from None
     if shard.shape != shape or shard.dtype != dtype:
         raise KdepError(
             f"the cache shard {path} contains {shard.shape} {shard.dtype}",
             expected=f"{shape} {dtype}",
-            fix="delete that stage folder and run again",
+            fix=made_again(path.parent),
         )
     return shard

@@ -117,7 +117,8 @@ def _wheels(folder: Path, lock: Path) -> None:
         ):
             raise KdepError(
                 f"the wheel {wheel.name} works only on this Python or platform, not on every "
-                f"Python {PYTHON}"
+                f"Python {PYTHON}",
+                fix="choose a release of that package that has a universal or abi3 wheel",
             )
 
 

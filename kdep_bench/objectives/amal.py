@@ -70,7 +70,11 @@ class Amal(Objective):
                 fix="use a teacher trained on these classes",
             )
         if not 0 < held_out < 1:
-            raise KdepError(f"AMAL has held_out={held_out}", expected="above 0 and below 1")
+            raise KdepError(
+                f"AMAL has held_out={held_out}",
+                expected="above 0 and below 1",
+                fix="correct `held_out` in the method's objective",
+            )
         self.head = nn.Linear(width, classes)
         self.mixing = MixingWeights(pool_images)
         self.views, self.tau, self.held_out = views, float(tau), float(held_out)

@@ -246,6 +246,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
             if base is Objective
             else f"{type_path(config['type'])} is neither an Objective nor a Weighting",
             expected="a class of kdep_bench.objectives",
+            fix="correct `type` in the method's objective",
         )
     for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.requires, ARGUMENTS)):
         for word in sorted(got - known):

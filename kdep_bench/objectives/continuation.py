@@ -55,7 +55,11 @@ class Continuation(Objective):
     ) -> None:
         super().__init__()
         if margin < 0:
-            raise KdepError(f"Continuation-KD has margin={margin}", expected="0 or more")
+            raise KdepError(
+                f"Continuation-KD has margin={margin}",
+                expected="0 or more",
+                fix="correct `margin` in the method's objective",
+            )
         self.head = nn.Linear(width, teacher_classes)
         self.margin, self.weight, self.classes = float(margin), float(weight), teacher_classes
         self.phi = as_schedule(phi, epochs)

@@ -37,6 +37,7 @@ class CorrelationCongruence(Objective):
             raise KdepError(
                 f"correlation congruence has gamma={gamma}, order={order}",
                 expected="gamma above 0, order 1 or more",
+                fix="correct them in the method's objective",
             )
         self.gamma, self.order, self.weight = float(gamma), order, float(weight)
 

@@ -66,7 +66,9 @@ class CTKD(Objective):
         super().__init__()
         if not (start > 0 and range >= 0):
             raise KdepError(
-                f"CTKD has start={start}, range={range}", expected="start above 0, range 0 or more"
+                f"CTKD has start={start}, range={range}",
+                expected="start above 0, range 0 or more",
+                fix="correct them in the method's objective",
             )
         self.head = nn.Linear(width, teacher_classes)
         self.start, self.range = float(start), float(range)

@@ -61,10 +61,16 @@ class InstanceGraph(Objective):
             raise unknown_name("form of the instance graph", form, FORMS)
         if levels is not None and len(levels) != 1:
             raise KdepError(
-                f"the instance graph has {len(levels)} earlier layers", expected="one, or None"
+                f"the instance graph has {len(levels)} earlier layers",
+                expected="one, or None",
+                fix="give `levels` of the method's objective one entry, or leave it out",
             )
         if not tau > 0:
-            raise KdepError(f"the instance graph has tau={tau}", expected="a positive number")
+            raise KdepError(
+                f"the instance graph has tau={tau}",
+                expected="a positive number",
+                fix="correct `tau` in the method's objective",
+            )
         self.levels = dict(levels or {})
         self.edges, self.change = float(edges), float(change)
         self.form, self.tau = form, float(tau)

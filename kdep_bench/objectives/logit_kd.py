@@ -54,7 +54,11 @@ class LogitKD(Objective):
     ) -> None:
         super().__init__()
         if isinstance(tau, int | float) and not tau > 0:
-            raise KdepError(f"logit distillation has tau={tau}", expected="a positive temperature")
+            raise KdepError(
+                f"logit distillation has tau={tau}",
+                expected="a positive temperature",
+                fix="correct `tau` in the method's objective",
+            )
         self.head = nn.Linear(width, teacher_classes)
         self.tau, self.entropy_floor = as_schedule(tau, epochs), entropy_floor
         self._looked = False
@@ -110,7 +114,11 @@ class LogitKDWithLabels(LogitKD):
     ) -> None:
         super().__init__(width, teacher_classes, tau, entropy_floor, epochs)
         if not 0 <= alpha <= 1:
-            raise KdepError(f"logit distillation has alpha={alpha}", expected="0 to 1")
+            raise KdepError(
+                f"logit distillation has alpha={alpha}",
+                expected="0 to 1",
+                fix="correct `alpha` in the method's objective",
+            )
         if classes != teacher_classes:
             raise KdepError(
                 f"the data have {classes} classes and the teacher has {teacher_classes}, but one "

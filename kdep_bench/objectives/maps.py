@@ -18,7 +18,9 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
     """KdepError for no levels, or one that the student or the teacher does not give."""
     if not levels:
         raise KdepError(
-            "an objective on feature maps has no levels", expected="levels={student: teacher}"
+            "an objective on feature maps has no levels",
+            expected="levels={student: teacher}",
+            fix="set `levels` in the method's objective",
         )
     for student_map, teacher_map in levels.items():
         if student_map not in student_maps:

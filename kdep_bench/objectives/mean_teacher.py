@@ -66,7 +66,11 @@ class MeanTeacher(Objective):
     ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
-            raise KdepError(f"the mean teacher has decay={decay}", expected="0 or more, below 1")
+            raise KdepError(
+                f"the mean teacher has decay={decay}",
+                expected="0 or more, below 1",
+                fix="correct `decay` in the method's objective",
+            )
         self.head, self.teacher_head = nn.Linear(width, classes), nn.Linear(width, classes)
         self.teacher_head.load_state_dict(self.head.state_dict())
         self.teacher: nn.Module = nn.Identity()

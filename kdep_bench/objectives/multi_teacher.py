@@ -80,7 +80,11 @@ class MultiTeacherKD(Objective):
         super().__init__()
         at_least_two(teachers)
         if isinstance(tau, int | float) and not tau > 0:
-            raise KdepError(f"logit distillation has tau={tau}", expected="a positive temperature")
+            raise KdepError(
+                f"logit distillation has tau={tau}",
+                expected="a positive temperature",
+                fix="correct `tau` in the method's objective",
+            )
         self.head = nn.Linear(width, common_classes(teachers))
         self.tau = as_schedule(tau, epochs)
         known_values = {"width": width, "teachers": teachers, "epochs": epochs, **facts}

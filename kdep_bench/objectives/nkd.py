@@ -59,7 +59,11 @@ class NKD(Objective):
     ) -> None:
         super().__init__()
         if not tau > 0:
-            raise KdepError(f"NKD has tau={tau}", expected="a positive temperature")
+            raise KdepError(
+                f"NKD has tau={tau}",
+                expected="a positive temperature",
+                fix="correct `tau` in the method's objective",
+            )
         self.head = nn.Linear(width, teacher_classes)
         self.gamma, self.tau, self.hard = float(gamma), float(tau), float(hard)
 

@@ -45,7 +45,9 @@ class ProjectedRegression(Objective):
         super().__init__()
         if hidden is not None and hidden < 1:
             raise KdepError(
-                f"the projector's hidden width is {hidden}", expected="1 or more, or None"
+                f"the projector's hidden width is {hidden}",
+                expected="1 or more, or None",
+                fix="correct `hidden` in the method's objective",
             )
         self.weight = loss_weight(weight, scale, teacher_mean_variance)
         self.projector = (

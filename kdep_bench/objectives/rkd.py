@@ -53,7 +53,11 @@ class RKD(Objective):
     ) -> None:
         super().__init__()
         if vertices is not None and vertices < 1:
-            raise KdepError(f"RKD has vertices={vertices}", expected="None or a positive number")
+            raise KdepError(
+                f"RKD has vertices={vertices}",
+                expected="None or a positive number",
+                fix="correct `vertices` in the method's objective",
+            )
         self.distance, self.angle, self.vertices = float(distance), float(angle), vertices
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

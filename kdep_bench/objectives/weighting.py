@@ -46,6 +46,7 @@ class Weighting(Component):
                     f"{type(self).__name__} gives the term {name!r} weights of shape "
                     f"{tuple(weight.shape)}",
                     expected=f"{tuple(terms[name].shape)}, one value per sample",
+                    fix="return one weight per sample from the `weights` method of that class",
                 )
         return {name: weights[name] * term for name, term in terms.items()}
 

@@ -110,7 +110,8 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
     if not is_sealed(path):
         raise KdepError(
             f"the checksum of the checkpoint {path} is wrong, so the stage cannot resume from it",
-            fix="delete it; the stage then resumes from an older checkpoint or starts again",
+            fix="move it to another folder; the stage then resumes from an older checkpoint or "
+            "starts again",
         )
     with torch.serialization.safe_globals(_RESUME_GLOBALS):
         return load_weights(path, map_location)

@@ -218,5 +218,9 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
             }
         )
     else:
-        raise KdepError(f"unknown schedule {shape!r}", expected="'cosine' or 'step'")
+        raise KdepError(
+            f"unknown schedule {shape!r}",
+            expected="'cosine' or 'step'",
+            fix="correct `schedule` in the suite's budget",
+        )
     return plan

@@ -97,7 +97,9 @@ class Distiller(BaseModel):
         super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
         if precision not in PRECISIONS:
             raise KdepError(
-                f"unknown precision {precision!r}", expected=f"one of {', '.join(PRECISIONS)}"
+                f"unknown precision {precision!r}",
+                expected=f"one of {', '.join(PRECISIONS)}",
+                fix="correct `precision` in the suite's budget",
             )
         self.dtype = PRECISIONS[precision]
         self.step, self.steps, self.accumulate, self.part = 0, 1, accumulate, 0
@@ -184,7 +186,9 @@ class Distiller(BaseModel):
         """One batch, as ViewStream gives it; the mean of every term, keyed `loss_<term>`."""
         if mode != "loss":
             raise KdepError(
-                f"the pre-training model was run in mode {mode!r}", expected="mode 'loss'"
+                f"the pre-training model was run in mode {mode!r}",
+                expected="mode 'loss'",
+                fix="call it with mode='loss'; it makes no predictions",
             )
         single = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
         parts, batch = teachers or {ONLY: single}, None
@@ -296,5 +300,6 @@ class Distiller(BaseModel):
                     f"the loss term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
                     expected=f"({len(student.before)},), one value per sample",
+                    fix="return one loss per sample from `terms` of that class",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

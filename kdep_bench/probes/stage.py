@@ -48,6 +48,7 @@ def run(
         raise KdepError(
             f"the type {type_path(config['type'])} is not a probe",
             expected="a subclass of kdep_bench.probes.base.Probe",
+            fix="correct `type` in the probe's config",
         )
     started = time.perf_counter()
     measured = probe.measure(_inputs(probe, spec, inputs, progress))

@@ -20,7 +20,11 @@ class Annealing(Schedule):
     ) -> None:
         super().__init__(span, epochs)
         if t_max < 1:
-            raise KdepError(f"an annealing schedule has t_max={t_max}", expected="1 or more")
+            raise KdepError(
+                f"an annealing schedule has t_max={t_max}",
+                expected="1 or more",
+                fix="correct `t_max` in the schedule of the method's loss weight",
+            )
         self.t_max = t_max
 
     def at(self, x: float) -> float:

@@ -22,7 +22,9 @@ class Schedule(ABC):
         if span is not None:
             if not span > 0:
                 raise KdepError(
-                    f"a schedule has span={span}", expected="a positive number of epochs"
+                    f"a schedule has span={span}",
+                    expected="a positive number of epochs",
+                    fix="correct `span` in the schedule of the method's loss weight",
                 )
             if epochs is not None:
                 check_span(span, epochs, type_path(type(self)))

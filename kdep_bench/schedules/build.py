@@ -24,12 +24,14 @@ def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
             raise KdepError(
                 f"{type_path(value['type'])} is not a Schedule",
                 expected="a class of kdep_bench.schedules",
+                fix="correct `type` of the loss weight in the method's objective",
             )
         return made
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdepError(
             f"the loss weight {value!r} is not a number",
             expected="a number, or dict(type=<schedule>, ...)",
+            fix="correct the weight in the method's objective",
         )
     return Constant(value)
 

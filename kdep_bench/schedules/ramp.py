@@ -21,6 +21,7 @@ class Ramp(Schedule):
             raise KdepError(
                 f"a schedule has over={over}",
                 expected="a fraction of the training, above 0 and at most 1",
+                fix="correct `over` in the schedule of the method's loss weight",
             )
         self.start, self.end, self.over = float(start), float(end), float(over)
 

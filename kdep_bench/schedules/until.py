@@ -17,7 +17,9 @@ class Until(Schedule):
         super().__init__(None, epochs)
         if not 0 <= stop <= 1:
             raise KdepError(
-                f"a schedule has stop={stop}", expected="a fraction of the training, 0 to 1"
+                f"a schedule has stop={stop}",
+                expected="a fraction of the training, 0 to 1",
+                fix="correct `stop` in the schedule of the method's loss weight",
             )
         self.stop, self.value = float(stop), float(value)
 

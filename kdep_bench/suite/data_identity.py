@@ -76,7 +76,7 @@ def declared(maker: str, spec: Json) -> SourcesByPart | None:
         raise
     except Exception as e:  # from a config that the stage refuses, or from a user's module
         got = f"{name}.reads does not accept the data config ({type(e).__name__}: {e})"
-        raise KdepError(got) from e
+        raise KdepError(got, fix="correct the data config, or `reads` of that module") from e
 
 
 # --- planning ------------------------------------------------------------------------------------

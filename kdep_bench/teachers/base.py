@@ -180,7 +180,10 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     module.load_state_dict(dict(tensors), strict=True)
     unequal = [k for k, v in module.state_dict().items() if not torch.equal(v, tensors[k].to(v))]
     if unequal:
-        raise KdepError(f"{len(unequal)} tensors differ after loading {source}: {unequal[:3]}")
+        raise KdepError(
+            f"{len(unequal)} tensors differ after loading {source}: {unequal[:3]}",
+            fix="check whether the class changes its weights when it loads them",
+        )
 
 
 def _kind(value: Tensor) -> str:

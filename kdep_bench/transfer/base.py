@@ -248,6 +248,7 @@ class MMTask(Task):
                     "the check of the loaded weights (KdepLoadGate) did not run in task "
                     f"{self.name}",
                     expected="one KdepLoadGate in custom_hooks, run before the first step",
+                    fix="add dict(type='KdepLoadGate', ...) to custom_hooks in the task's class",
                 )
             count = DetectionCount()
             if self.family == "detection":

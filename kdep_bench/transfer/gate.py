@@ -18,10 +18,9 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 
-_FIX = "delete its stage directory and run the suite again"
-_LISTED = 8  # names quoted in a message; the gate's own lists are always whole
+_LISTED = 8  # names quoted in a message; the gate's own lists are complete
 
 
 def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
@@ -30,17 +29,18 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
     A `{"state_dict": {...}}` wrapper is opened.
 
     Raises:
-        KdepError: when the file is absent, empty, damaged, holds other things than tensors, holds
-            no tensor at all, or holds a value that is not finite.
+        KdepError: the file is missing, empty or damaged, contains anything but tensors, contains no
+            tensor, or a value that is not finite.
     """
-    loaded = read_checkpoint(path, "the checkpoint", _FIX)
+    fix = made_again(Path(path).parent)
+    loaded = read_checkpoint(path, "the checkpoint", fix)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise KdepError(
             f"the checkpoint {path} contains a {type(loaded).__name__}",
             expected="a mapping from names to tensors",
-            fix=_FIX,
+            fix=fix,
         )
     alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
     if alien or not loaded:
@@ -48,7 +48,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         raise KdepError(
             f"the checkpoint {path} contains {what}",
             expected="a flat mapping from names to tensors",
-            fix=_FIX,
+            fix=fix,
         )
     bad = bad_tensors(loaded)
     if nan := [k for k, why in bad.items() if "NaN" in why]:
@@ -61,7 +61,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         raise KdepError(
             f"the checkpoint {path}: {name} {bad[name]}",
             expected="dense tensors of numbers",
-            fix=_FIX,
+            fix=fix,
         )
     return OrderedDict(loaded)
 

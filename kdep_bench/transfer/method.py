@@ -171,6 +171,7 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
         raise KdepError(
             f"{type_path(config['type'])} is not a transfer method",
             expected="a subclass of kdep_bench.transfer.method.TransferMethod",
+            fix="correct `type` in the method's `transfer`",
         )
     for what, stated, known in (("need", kind.needs, NEEDS), ("question", kind.requires, REQUIRES)):
         for word in sorted(stated - known):
@@ -180,6 +181,7 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
             f"the transfer method {type_path(kind)} does not support the task {task.name}, of the "
             f"family {task.family}",
             expected=f"a task of the family {', '.join(sorted(kind.families))}",
+            fix="use such a task, or take the method out of the suite",
         )
     return kind
 
@@ -257,6 +259,7 @@ class _WithMethod:
                     f"the loss term {name!r} of {type(self.transfer_method).__name__} has shape "
                     f"{tuple(term.shape)}",
                     expected=f"({len(inputs)},), one value per sample, or ()",
+                    fix="return the loss of every sample, or a scalar, from `losses` of that class",
                 )
             losses[f"{PREFIX}{name}"] = term.mean()
         return losses

@@ -46,6 +46,7 @@ def run(
         raise KdepError(
             f"the task type {spec['task']['type']} is not a transfer task",
             expected="a subclass of kdep_bench.transfer.base.Task",
+            fix="correct `type` in the task's config",
         )
     if task.alone and not openmmlab.is_main_rank():
         return {}

@@ -401,7 +401,7 @@ def inside(out: Path, target: Path, source: Path) -> None:
         raise KdepError(
             f"unpacking {source} would write to {out.parent.resolve()} through a link in {target}",
             expected=f"a place below {target}",
-            fix="remove that link",
+            fix="move that link to another folder, or choose another --root",
         )
 
 

@@ -50,6 +50,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KDEP_CACHE") or "~/.cache/kdep_bench").expanduser()
 
 
+def unpacked_again() -> str:
+    """The fix for a damaged file of an unpacked package."""
+    folder = cache_dir() / "debian" / "unpacked"
+    return f"move the folder {folder} to another place and run again, which unpacks it again"
+
+
 def fetch(name: str) -> Package:
     """The package `name`, checked and unpacked; downloaded if it is not in the cache.
 
@@ -86,7 +92,7 @@ def _checked(deb: Path) -> str:
         raise KdepError(
             f"the package {deb} has SHA-256 {digest[:12]}...",
             expected=f"{expected[:12]}...",
-            fix="delete that file and run again; it will be downloaded again",
+            fix=f"move {deb} to another folder and run again, which downloads it again",
         )
     if not note.exists():
         write_atomic(note, f"{digest}  {deb.name}\n")
@@ -142,7 +148,8 @@ def _unpack(deb: Path, root: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
         raise KdepError(
             f"the package {deb} could not be unpacked ({done.stderr.strip()[:200]})",
-            fix="free some disk space, or delete that file and run again",
+            fix=f"free some disk space, or move {deb} to another folder, and run again, which "
+            "downloads it again",
         )
     try:
         os.rename(tmp, root)

@@ -117,7 +117,10 @@ class Maker:
     def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
         ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
         if not ok:
-            raise KdepError(f"OpenCV could not encode {rel} from {image.shape} {image.dtype}")
+            raise KdepError(
+                f"OpenCV could not encode {rel} from {image.shape} {image.dtype}",
+                fix="run: pip install --force-reinstall --no-deps opencv-python-headless",
+            )
         out.files.append((rel, write_file(self.root / rel, raw.tobytes())))
 
 

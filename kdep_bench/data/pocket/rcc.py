@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdep_bench.data.pocket.debian import unpacked_again
 from kdep_bench.errors import KdepError
 
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4
@@ -29,14 +30,16 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
     raw = Path(path).read_bytes()
     if raw[:4] != b"qres":
         raise KdepError(
-            f"the file {path} starts with {raw[:4]!r}", expected="a Qt resource container"
+            f"the file {path} starts with {raw[:4]!r}",
+            expected="a Qt resource container",
+            fix=unpacked_again(),
         )
     try:
         yield from _walk(raw, str(path))
     except (struct.error, zlib.error, UnicodeDecodeError, RecursionError) as e:
         raise KdepError(
             f"the resource container {path} is damaged ({e})",
-            fix="delete it from the cache and run again",
+            fix=unpacked_again(),
         ) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 from kdep_bench.files import file_hash, read_strict, write_atomic
 
 
@@ -36,25 +36,25 @@ def verify(data_dir: str | Path) -> str:
     expected = read_strict(root / "manifest.json")["fingerprint"]
     listing = root / "checksums.txt"
     if not listing.is_file() or file_hash(listing) != expected:
-        raise _damaged(listing, "missing or changed", f"SHA-256 {expected[:12]}...")
+        raise _damaged(root, listing, "missing or changed", f"SHA-256 {expected[:12]}...")
     listed = {"manifest.json", "checksums.txt"}
     for line in listing.read_text().splitlines():
         digest, rel = line.split("  ", 1)
         path = root / rel
         if not path.is_file():
-            raise _damaged(path, "missing", "a file listed in checksums.txt")
+            raise _damaged(root, path, "missing", "a file listed in checksums.txt")
         if (got := file_hash(path)) != digest:
-            raise _damaged(path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
+            raise _damaged(root, path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
         listed.add(rel)
     present = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     if extra := sorted(present - listed):
-        raise _damaged(root / extra[0], "not listed in checksums.txt", "no such file")
+        raise _damaged(root, root / extra[0], "not listed in checksums.txt", "no such file")
     return expected
 
 
-def _damaged(path: Path, fault: str, expected: str) -> KdepError:
+def _damaged(root: Path, path: Path, fault: str, expected: str) -> KdepError:
     return KdepError(
         f"the data file {path} is {fault}",
         expected=expected,
-        fix="delete the stage folder and run again",
+        fix=made_again(root.parent),
     )

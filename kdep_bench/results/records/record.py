@@ -289,7 +289,7 @@ class Record(Part):
         return self
 
 
-_FIX = "delete the file and rerun its stage"
+_FIX = "move the file to another folder and run the suite with --report, which writes it again"
 
 
 def _refusal(where: str, error: ValidationError) -> KdepError:

@@ -246,7 +246,8 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
             if f"{record.id}.json" != name:
                 # A copy under another name would count one run twice.
                 got = f"the file {name} contains the record {record.id[:120]!r}"
-                fix = "delete it if it is a copy, otherwise rename it"
+                fix = "move it to another folder if it is a copy, otherwise rename it to "
+                fix += f"{record.id[:120]}.json"
                 damaged.append(
                     Damaged(
                         name,

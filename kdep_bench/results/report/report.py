@@ -151,7 +151,7 @@ def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
         raise KdepError(
             f"the file {path} has the wrong structure",
             expected='method -> {"reads": [...]}',
-            fix="delete it and run the suite with --report",
+            fix="move it to another folder and run the suite with --report, which writes it again",
         )
     return method_inputs
 
