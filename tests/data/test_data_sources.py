@@ -144,12 +144,26 @@ def test_damaged_package_in_the_cache_is_named(
     package = debian.fetch("tiny")
     assert (package.version, package.root.joinpath("usr/hello").read_text()) == ("1.0", "hello")
     assert debian.fetch("tiny") == package
-    deb.write_bytes(deb.read_bytes()[:-9])
-    with pytest.raises(KdepError, match=r"tiny_1\.0_all\.deb has SHA-256"):
+    good = deb.read_bytes()
+    deb.write_bytes(good[:-9])
+    with pytest.raises(KdepError, match=r"tiny_1\.0_all\.deb has SHA-256") as e:
         debian.fetch("tiny")
+    assert f"move {deb} to another folder" in e.value.fix
+    deb.rename(tmp_path / deb.name)
+
+    def download(cache: Path, name: str) -> Path:  # as apt-get would
+        deb.write_bytes(good)
+        return deb
+
+    monkeypatch.setattr(debian, "_download", download)
+    assert debian.fetch("tiny") == package
+    package.root.rename(tmp_path / "kept")  # the advice for a damaged file of the package
+    assert debian.fetch("tiny").root.joinpath("usr/hello").read_text() == "hello"
     known = deb.with_name(next(iter(debian.KNOWN)))
     known.write_bytes(b"!<arch>\n")
-    with pytest.raises(KdepError, match="delete that file"):
+    with pytest.raises(
+        KdepError, match="to another folder and run again, which downloads it again"
+    ):
         debian.fetch(known.name.split("_")[0])
 
 

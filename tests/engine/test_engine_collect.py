@@ -229,6 +229,20 @@ def test_a_truncated_record_is_rewritten(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_a_damaged_record_that_is_moved_away_as_advised_is_written_again(tmp_path):
+    suite, plan, work, results = world(tmp_path)
+    fakes.run(plan, work)
+    collect(suite, plan, work, results)
+    path = next((results / "records").glob("*.json"))
+    complete = path.read_bytes()
+    path.write_bytes(complete[:100])
+    with pytest.raises(KdepError, match="move the file to another folder and run the suite with"):
+        records.load(path)
+    path.rename(tmp_path / path.name)
+    assert collect(suite, plan, work, results)["written"] == 1
+    assert path.read_bytes() == complete
+
+
 def bend(path: Path, change) -> None:
     """Changes a stage.json and gives it the right sum again, as a foreign tool could."""
     record = state.read_stage(path)

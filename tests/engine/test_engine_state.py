@@ -11,7 +11,7 @@ import engine_fakes as fakes
 import pytest
 
 from kdep_bench.engine import state
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, made_again
 from kdep_bench.files import read_json
 
 
@@ -129,6 +129,17 @@ def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_pa
     (out / "empty.txt").unlink()
     os.mkfifo(out / "empty.txt")
     assert "empty.txt" in why(plan, tmp_path, "a", verify=True)
+
+
+def test_a_damaged_stage_that_is_moved_away_as_advised_is_made_again(tmp_path):
+    work, plan = tmp_path / "work", fakes.diamond()
+    fakes.run(plan, work)
+    damaged, reader = work / fakes.one(plan, "a"), fakes.one(plan, "b")
+    (damaged / "half.bin").write_bytes(b"")
+    assert f"move the folder {damaged} out of the work dir" in made_again(damaged)
+    damaged.rename(tmp_path / "kept")
+    assert damaged.name in fakes.run(plan, work, force=lambda stage: stage.id == reader).ran
+    assert (damaged / "half.bin").read_bytes() == b"x" * 1000
 
 
 def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):

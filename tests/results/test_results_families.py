@@ -199,8 +199,11 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     build(folder, "golden")  # from the records and what was kept
     assert (folder / "leaderboard.md").read_text() == md
     write_json(folder / "methods.json", {"kdep": "pooled"})
-    with pytest.raises(KdepError, match="has the wrong structure"):
+    with pytest.raises(KdepError, match=r"has the wrong structure.*move it to another folder"):
         build(folder, "golden")
+    (folder / "methods.json").rename(folder / "kept.json")
+    build(folder, "golden", [], INPUTS)
+    assert read_json(folder / "methods.json") == INPUTS
     silent = results(records(with_costs=False), "silent")
     build(silent, "golden", [], INPUTS)
     assert "## Method families" not in (silent / "leaderboard.md").read_text()

@@ -120,4 +120,10 @@ def test_a_copy_of_a_record_under_another_name_is_not_counted_twice(tmp_path):
     stored = store.read(tmp_path)
     assert [r.file for r in stored.runs] == [path.name]
     assert [d.file for d in stored.damaged] == ["copy.json", "pipe.json"]
-    assert "contains the record" in stored.damaged[0].sentence
+    sentence = stored.damaged[0].sentence
+    assert "contains the record" in sentence
+    assert (
+        f"move it to another folder if it is a copy, otherwise rename it to {path.name}" in sentence
+    )
+    path.with_name("copy.json").rename(tmp_path / "copy.json")
+    assert [d.file for d in store.read(tmp_path).damaged] == ["pipe.json"]
