@@ -224,6 +224,20 @@ def test_errors_help_docstrings_and_headings_are_all_read():
     )
 
 
+# Their paths are in the configs, and so in the ids of finished stages.
+SAME_NAME = {"EfficientNetLite", "Linear"}
+
+
+def test_no_two_modules_define_a_public_class_of_one_name():
+    """A reader, and a search, could otherwise take one for the other."""
+    modules: dict[str, list[str]] = {}
+    for path in sorted((REPO / "kdep_bench").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules.setdefault(node.name, []).append(str(path.relative_to(REPO)))
+    assert {n: m for n, m in modules.items() if len(m) > 1 and n not in SAME_NAME} == {}
+
+
 if __name__ == "__main__":
     for rule in rules(WORDS.read_text()):
         for area, most in rule.most.items():

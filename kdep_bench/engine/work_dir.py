@@ -35,7 +35,7 @@ _RUN_DIR = re.compile(rf"{re.escape(cluster.RUNS_DIR)}/[A-Za-z0-9][A-Za-z0-9_.+-
 
 
 @dataclass(frozen=True)
-class Entry:
+class WorkDirEntry:
     """One stage directory, or the folder of one cluster run.
 
     Attributes:
@@ -62,7 +62,7 @@ class Entry:
 
 def survey(
     work: Path, cited: Mapping[str, Iterable[str]], planned: Mapping[str, Iterable[str]]
-) -> list[Entry]:
+) -> list[WorkDirEntry]:
     """Every stage directory and cluster run in `work`, largest first, with why it is kept.
 
     Args:
@@ -94,7 +94,7 @@ def survey(
             if up in kept and not kept[up]:
                 kept[up] = [f"needed by {stage_id}"]
                 todo.append(up)
-    entries = [Entry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
+    entries = [WorkDirEntry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
                for i, e in stages.items()]  # fmt: skip
     entries += [
         _attempt_entry(work, name, stage_id, kept.get(stage_id, []))
@@ -104,7 +104,7 @@ def survey(
     return sorted(entries, key=lambda e: (-e.bytes, e.id))
 
 
-def _stage_entry(work: Path, stage_id: str) -> Entry:
+def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
     out = work / stage_id
     finished, needs = "", ()
     try:
@@ -120,20 +120,22 @@ def _stage_entry(work: Path, stage_id: str) -> Entry:
         status = "damaged"
     if StageLock(work, stage_id).held_elsewhere():
         status = "running"
-    return Entry(stage_id, size_of(out), status, finished, needs)
+    return WorkDirEntry(stage_id, size_of(out), status, finished, needs)
 
 
-def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> Entry:
-    """Entry of the directory `name` of an attempt of a stage."""
+def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> WorkDirEntry:
+    """WorkDirEntry of the directory `name` of an attempt of a stage."""
     why: tuple[str, ...] = ()
     if StageLock(work, stage_id).held_elsewhere():
         why = ("running",)
     elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
         why = (f"the next attempt of {stage_id}",)
-    return Entry(name, size_of(work / name), "running" if "running" in why else "cut", "", (), why)
+    return WorkDirEntry(
+        name, size_of(work / name), "running" if "running" in why else "cut", "", (), why
+    )
 
 
-def _run_entries(work: Path) -> list[Entry]:
+def _run_entries(work: Path) -> list[WorkDirEntry]:
     """The folders of cluster runs."""
     out = []
     queue = cluster.queued(work) if shutil.which("squeue") else None
@@ -142,7 +144,9 @@ def _run_entries(work: Path) -> list[Entry]:
         stage_id = run_dir.relative_to(work).as_posix()
         if is_real_folder(run_dir) and _RUN_DIR.fullmatch(stage_id):
             status, why = _run_state(work, run_dir, queue)
-            out.append(Entry(stage_id, size_of(run_dir), status, "", (), (why,) if why else ()))
+            out.append(
+                WorkDirEntry(stage_id, size_of(run_dir), status, "", (), (why,) if why else ())
+            )
     return out
 
 
@@ -204,7 +208,7 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     return out
 
 
-def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
+def prunable(entries: Iterable[WorkDirEntry], any_reference: bool) -> list[WorkDirEntry]:
     """Entries that nothing keeps.
 
     Raises:
@@ -218,7 +222,7 @@ def prunable(entries: Iterable[Entry], any_reference: bool) -> list[Entry]:
     return [e for e in entries if not e.kept_by]
 
 
-def remove(work: Path, entry: Entry) -> bool:
+def remove(work: Path, entry: WorkDirEntry) -> bool:
     """Deletes one entry while holding its lock; False where a process uses it.
 
     stage.json is removed first: an interrupted removal leaves a stage that is not done.
@@ -248,7 +252,7 @@ def size_text(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def summary(entries: Iterable[Entry]) -> str:
+def summary(entries: Iterable[WorkDirEntry]) -> str:
     """'3 stage directories, 1.2 GB', with cluster runs if there are any."""
     entries = list(entries)
     runs = sum(e.is_run for e in entries)
@@ -257,7 +261,7 @@ def summary(entries: Iterable[Entry]) -> str:
     return f"{text}, {size_text(sum(e.bytes for e in entries))}"
 
 
-def table(entries: Iterable[Entry]) -> str:
+def table(entries: Iterable[WorkDirEntry]) -> str:
     """The entries as lines: size, state, day, id, why it is kept."""
     lines = []
     for e in entries:
@@ -267,6 +271,6 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(lines)
 
 
-def as_json(entries: Iterable[Entry]) -> str:
+def as_json(entries: Iterable[WorkDirEntry]) -> str:
     """The entries as JSON."""
     return json.dumps([vars(e) for e in entries], indent=1)

@@ -25,7 +25,7 @@ MOST_PER_CLASS = 200  # images of a class folder that are counted
 
 
 @dataclass(frozen=True)
-class DataParts:
+class KnownParts:
     """The folders of prepared data that tasks read.
 
     Attributes:
@@ -49,14 +49,14 @@ def _pocket(data: Json) -> Json:
     return {**(module_value(POCKET, "DEFAULTS") or {}), **data}
 
 
-def parts_of(data: Json) -> DataParts | None:
+def parts_of(data: Json) -> KnownParts | None:
     """The parts of the data that tasks can read, from its config; None where unknown."""
     module = module_of(data)
     if module == POCKET:
         spec = _pocket(data)
         scenes = tuple(s for s, n in spec["scenes"].items() if n)
         classify = tuple(s for s, n in spec["classify"].items() if n)
-        return DataParts(
+        return KnownParts(
             {"classify": classify, "detect": scenes, "cityscapes": scenes, "photos": None},
             written={"classify": "classify", "detect": "scenes", "cityscapes": "scenes"},
         )
@@ -66,9 +66,9 @@ def parts_of(data: Json) -> DataParts | None:
             for part in FOLDERS
             if data.get(part)
         }
-        return DataParts(splits, written={folder: part for part, folder in FOLDERS.items()})
+        return KnownParts(splits, written={folder: part for part, folder in FOLDERS.items()})
     if module == OFFICIAL:
-        return DataParts({}, tuple(sorted(data.get("sets") or ())))
+        return KnownParts({}, tuple(sorted(data.get("sets") or ())))
     return None
 
 

@@ -160,7 +160,7 @@ def test_pruning_goes_through_no_link(work, photos):
     plan = fakes.diamond()
     one = fakes.one(plan, "a")
     (work / one).symlink_to(photos)
-    entry = work_dir.Entry(one, 0, "cut", "", ())
+    entry = work_dir.WorkDirEntry(one, 0, "cut", "", ())
     assert not work_dir.remove(work, entry)
     assert work_dir.survey(work, {}, {}) == []
     (work / ".cluster").symlink_to(photos)

@@ -155,7 +155,7 @@ def test_a_cluster_run_is_kept_while_it_or_one_of_its_stages_runs(tmp_path):
     fakes.run(plan, tmp_path)
     room = left_run(tmp_path, "snakemake-local", *plan.stages)
 
-    def look() -> work_dir.Entry:
+    def look() -> work_dir.WorkDirEntry:
         (entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
         return entry
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kdep_bench.results.board.board import Board, RowKey
-from kdep_bench.results.records.record import Align, Method, Student, Teacher, Transfer
+from kdep_bench.results.records.record import Align, Method, RecordedTeacher, Student, Transfer
 from kdep_bench.results.records.store import Run
 
 
@@ -22,7 +22,7 @@ class RowSummary:
 
     method: Method
     student: Student
-    teacher: Teacher | None
+    teacher: RecordedTeacher | None
     images_seen: int | None
     pretrain_s: float | None
     cache_s: float | None

@@ -111,7 +111,7 @@ class Student(Part):
     flops: Amount | None = None
 
 
-class Teacher(Part):
+class RecordedTeacher(Part):
     """The frozen teacher; flops of one forward pass at its input. `top1` is its ImageNet accuracy
     as its authors reported it (never measured here), `top1_source` the place of the report."""
 
@@ -136,7 +136,7 @@ class Data(Part):
     images: Count | None = None
 
 
-class Budget(Part):
+class RecordedBudget(Part):
     """Pre-training budget; None where it is not known (weights that somebody else trained).
 
     `learning_rate` is the highest of the schedule: the rates of a suite's methods may differ.
@@ -158,7 +158,7 @@ class Seed(Part):
     transfer: Whole
 
 
-class Task(Part):
+class RecordedTask(Part):
     """The downstream task; chance is the score of an uninformed guess, as a fraction."""
 
     name: Text
@@ -255,12 +255,12 @@ class Record(Part):
     error: LongText | None = None
     arm: Method
     student: Student
-    teacher: Teacher | None = None
+    teacher: RecordedTeacher | None = None
     transfer: Transfer | None = None
     data: Data
-    budget: Budget = Budget()
+    budget: RecordedBudget = RecordedBudget()
     seed: Seed
-    task: Task
+    task: RecordedTask
     value: Fraction | None = None
     metrics: dict[Text, Number] = {}
     per_class: dict[Text, Fraction | None] = {}

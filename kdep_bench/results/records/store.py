@@ -21,13 +21,13 @@ from kdep_bench.files import read_strict, safe_name, write_atomic
 from kdep_bench.results.records.record import (
     LARGEST_RECORD,
     Align,
-    Budget,
     Data,
     Method,
     Record,
+    RecordedBudget,
+    RecordedTask,
+    RecordedTeacher,
     Student,
-    Task,
-    Teacher,
     Transfer,
     dump,
     load,
@@ -73,12 +73,12 @@ class Run(NamedTuple):
     error: str | None
     arm: Method
     student: Student
-    teacher: Teacher | None
+    teacher: RecordedTeacher | None
     data: Data
-    budget: Budget
+    budget: RecordedBudget
     pretrain_seed: int
     transfer_seed: int
-    task: Task
+    task: RecordedTask
     value: float | None
     coverage: float | None
     cost: Spent

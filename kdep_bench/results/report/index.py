@@ -31,7 +31,7 @@ INTRODUCTION = (
 )
 
 
-class Suite(NamedTuple):
+class PublishedSuite(NamedTuple):
     """One published suite; `question` is the first sentence of its config."""
 
     folder: str
@@ -54,7 +54,7 @@ def write_index(root: Path, configs: Path) -> Path:
     return path
 
 
-def suites(root: Path, configs: Path) -> list[Suite]:
+def suites(root: Path, configs: Path) -> list[PublishedSuite]:
     """The suites published in `root`, by folder name."""
     folders = sorted(p for p in root.glob("*") if (p / "records").is_dir())
     folders.sort(key=lambda p: not p.name.startswith(MAIN))
@@ -64,7 +64,7 @@ def suites(root: Path, configs: Path) -> list[Suite]:
             expected="folders with records/, such as results/pocket",
             fix="name the folder that contains them",
         )
-    return [Suite(p.name, question(configs / f"{p.name}.py"), view_of(p)) for p in folders]
+    return [PublishedSuite(p.name, question(configs / f"{p.name}.py"), view_of(p)) for p in folders]
 
 
 def question(config: Path) -> str:
@@ -86,7 +86,7 @@ def documents(root: Path) -> dict[str, str]:
     return titles
 
 
-def index(published: list[Suite], reports: Mapping[str, str]) -> str:
+def index(published: list[PublishedSuite], reports: Mapping[str, str]) -> str:
     """The page."""
     headings = [Heading(h, i < 4) for i, h in enumerate(SCORES_HEAD)]
     scores = [row for suite in published for row in _score_rows(suite)]
@@ -101,7 +101,7 @@ def index(published: list[Suite], reports: Mapping[str, str]) -> str:
     )
 
 
-def _suite_values(suite: Suite) -> dict[str, Any]:
+def _suite_values(suite: PublishedSuite) -> dict[str, Any]:
     """What the page shows of a suite in one table entry, where the search box finds all of it."""
     board = suite.view.board
     return {
@@ -123,7 +123,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _score_rows(suite: Suite) -> list[TableRow]:
+def _score_rows(suite: PublishedSuite) -> list[TableRow]:
     view, board = suite.view, suite.view.board
     names = board_rows.column_names(board.columns)
     address = f"{quote(suite.folder)}/index.html"
