@@ -246,9 +246,16 @@ def _collect(
     results: Path,
     outcome: Outcome,
 ) -> None:
-    """Writes the records and tables, and prints how many."""
+    """Writes the records and tables, and prints how many; without tasks, the backbones' files."""
+    from kdep_bench.engine import state
     from kdep_bench.engine.collect import collect
 
+    if not plan.runs and not plan.probes:
+        for stage in plan.stages.values():
+            if stage.kind == "export" and stage.id not in outcome.failed:
+                print(f"backbone: {state.folder(work, stage.id) / 'backbone.pth'}")
+        print("the suite has no tasks, so there are no scores")
+        return
     counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
     print(
         f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "

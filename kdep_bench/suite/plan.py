@@ -157,7 +157,7 @@ class _Builder:
                         self.add_runs(
                             prepare, student, method, fraction, pretrain_seed, transfer_seed
                         )
-        if not self.plan.runs:
+        if not any(stage.kind == "export" for stage in self.plan.stages.values()):
             raise KdepError(
                 f"the suite {suite.name!r} contains no run: none of its methods applies to one of "
                 "its students",

@@ -254,7 +254,7 @@ class SuiteFile(_Part):
     teacher: Any = None
     students: list[Any] = Field(min_length=1)
     methods: list[Any] = Field(min_length=1)
-    tasks: list[Any] = Field(min_length=1)
+    tasks: list[Any] = []
     probes: list[Any] = []
     claims: list[Any] = []
     shares: list[float] = Field(min_length=1, default=[1.0])

@@ -1,0 +1,117 @@
+"""The Python functions, through the real stages on a set whose right scores are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kdep_bench as kb
+from kdep_bench.api import Comparison, Pretrained
+from kdep_bench.data.normalisation import MEAN
+from kdep_bench.errors import KdepError
+
+COLOURS = dict(blue=(20, 20, 220), green=(20, 220, 20), red=(220, 20, 20))
+BUDGET = dict(epochs=1, views=12, batch=8, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A pool of 24 images, and class folders of plain colours: any probe separates them."""
+    root = tmp_path_factory.mktemp("api")
+    rng = np.random.default_rng(0)
+
+    def save(path: Path, colour: tuple[int, ...]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-20, 20, (72, 80, 3))
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+    for i in range(24):
+        save(root / "pool" / f"{i}.png", tuple(rng.integers(0, 255, 3)))
+    for split, count in (("train", 12), ("val", 4), ("test", 5)):
+        for name, colour in COLOURS.items():
+            for i in range(count):
+                save(root / split / name / f"{i}.png", colour)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> Pretrained:
+    return kb.pretrain(
+        teacher=dict(base="efficientnet_lite0"),
+        student="resnet18_w32",
+        images=folder / "pool",
+        work_dir=folder / "work",
+        **BUDGET,
+    )
+
+
+def evaluated(trained, folder, **change) -> Comparison:
+    splits = {name: str(folder / name) for name in ("train", "val", "test")}
+    probe = dict(base="pocket_probe", name="colours", chance=None, recipe=dict(train_share=1.0))
+    arguments = dict(
+        student="resnet18_w32",
+        data=dict(
+            type="kdep_bench.data.own.prepare",
+            name="colours",
+            labels=False,
+            pool=str(folder / "pool"),
+            pool_labels=False,
+            classify=splits,
+        ),
+        tasks=[probe],
+        labels_used=False,
+        seeds=(0,),
+        work_dir=folder / "work",
+        results_dir=folder / "results",
+        **BUDGET,
+    )
+    return kb.evaluate(trained.backbone, **{**arguments, **change})
+
+
+def test_the_returned_backbone_is_the_exported_file(trained):
+    stored = torch.load(trained.file, weights_only=True)
+    assert all(torch.equal(v, stored[k]) for k, v in trained.backbone.state_dict().items())
+    assert "efficientnet_lite0" in trained.card.read_text()
+
+
+def test_plain_colours_are_told_apart_with_a_score_of_1(trained, folder):
+    table = evaluated(trained, folder)
+    assert {(s.method, s.task, s.mean) for s in table.scores} == {
+        ("given", "colours", 1.0),
+        ("scratch", "colours", 1.0),
+    }
+    assert "given" in str(table)
+    assert (table.folder / "index.html").is_file()
+
+
+def test_a_network_that_is_not_the_student_is_refused(trained, folder):
+    with pytest.raises(KdepError, match="do not fit"):
+        evaluated(trained, folder, student="resnet18_w48", name="wrong")
+
+
+def test_features_are_averages_of_the_last_level(trained):
+    """A grey image at the mean is zero after normalisation, so the network sees zeros."""
+    images = np.broadcast_to(np.round(MEAN).astype(np.uint8), (2, 64, 64, 3)).copy()
+    zeros = torch.from_numpy((images - np.array(MEAN)) / 57.0).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        expected = trained.backbone(zeros)[-1].mean((2, 3)).numpy()
+    measured = kb.extract_features(trained, images, batch=1)
+    assert measured.shape == expected.shape
+    np.testing.assert_allclose(measured, expected, rtol=0.02, atol=0.02)
+    with pytest.raises(KdepError, match="uint8"):
+        kb.extract_features(trained, images.astype(np.float32))
+
+
+def test_a_folder_without_images_is_named_in_the_error(tmp_path):
+    with pytest.raises(KdepError, match="empty"):
+        kb.pretrain(
+            teacher="efficientnet_lite0",
+            student="resnet18_w32",
+            images=tmp_path / "empty",
+            work_dir=tmp_path / "work",
+            **BUDGET,
+        )
