@@ -5,8 +5,8 @@ Packages, lowest first; each imports only lower ones (tests/test_layers.py): `er
 `pretrain`, `transfer` -> `suite` -> `engine`, `results`. This file does not import torch, so that
 planning and reporting work without it.
 
-`pretrain`, `evaluate`, `extract_features` and `compare` are the functions of `kdep_bench.api`, imported
-when they are first used.
+`pretrain`, `evaluate`, `extract_features` and `compare` are the functions of `kdep_bench.api`,
+imported when they are first used.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def evaluate(
     tasks: Sequence[str | Mapping[str, Any]],
     labels_used: bool,
     method: str = GIVEN,
-    against: Sequence[str | Mapping[str, Any]] = ("scratch",),
+    compared_with: Sequence[str | Mapping[str, Any]] = ("scratch",),
     teacher: str | Mapping[str, Any] | None = None,
     name: str = "evaluated",
     epochs: float = 16,
@@ -193,11 +193,11 @@ def evaluate(
         tasks: task configs' names, or dict(base=name, ...).
         labels_used: whether the backbone's pre-training read labels, for the tables.
         method: what the tables call the backbone.
-        against: methods to compare with; the default, "scratch", is no pre-training. Those that
-            pre-train do so on the pool of `data`.
-        teacher: for methods of `against` that need one.
+        compared_with: methods to compare with; the default, "scratch", is no pre-training. Those
+            that pre-train do so on the pool of `data`.
+        teacher: for methods of `compared_with` that need one.
         name: of the suite, in paths.
-        epochs, views, batch, lr, precision: pre-training budget of the methods of `against`.
+        epochs, views, batch, lr, precision: pre-training budget of the methods of `compared_with`.
         seeds: of the transfers.
         work_dir: for stages and the suite file; ./work_dirs by default.
         results_dir: for records and tables; ./results/NAME by default.
@@ -220,7 +220,7 @@ def evaluate(
         data=data,
         teacher=teacher,
         students=[student],
-        methods=[given, *against],
+        methods=[given, *compared_with],
         tasks=list(tasks),
         budget=_budget(epochs, views, batch, lr, precision),
         seeds=dict(pretrain=[seeds[0]], transfer=list(seeds)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 
 COLOURS = dict(blue=(20, 20, 220), green=(20, 220, 20), red=(220, 20, 20))
-BUDGET = dict(epochs=1, views=12, batch=8, show_progress=False)
+BUDGET: dict[str, Any] = dict(epochs=1, views=12, batch=8, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def trained(folder) -> Pretrained:
 def evaluated(trained, folder, **change) -> Comparison:
     splits = {name: str(folder / name) for name in ("train", "val", "test")}
     probe = dict(base="pocket_probe", name="colours", chance=None, recipe=dict(train_share=1.0))
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         student="resnet18_w32",
         data=dict(
             type="kdep_bench.data.own.prepare",

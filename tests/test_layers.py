@@ -29,7 +29,6 @@ LAYERS = (
     ("benchmark",),
     ("gpu_check",),
     ("cli",),
-    ("api",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Inside `results`.
