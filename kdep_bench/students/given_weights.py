@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from kdep_bench.checkpoints import read_checkpoint
@@ -13,7 +11,7 @@ from kdep_bench.teachers.base import load_exactly
 PREFIX = "backbone."
 
 
-def given_weights(backbone: nn.Module, weights: str | Path) -> None:
+def given_weights(backbone: nn.Module, weights: str) -> None:
     """Loads the backbone's weights from a file, and verifies each tensor.
 
     Args:

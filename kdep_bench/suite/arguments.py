@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
@@ -88,6 +89,7 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
         if isinstance(config, Mapping):
             config = {k: v for k, v in config.items() if k != CONTENT}
         check_arguments(config, f"{label}.{key}", given)
+    _check_weights_file(method.get("weights"), label)
     transform = method.get("transform")
     if isinstance(transform, Mapping):
         required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
@@ -104,6 +106,17 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             required = class_value(path, "requires") or ()
             every = {"teachers"} if class_value(path, "every_teacher") else set()
             check_arguments(config, where, {*required, "epochs"} | every)
+
+
+def _check_weights_file(config: Any, label: str) -> None:
+    """Raises KdepError where the `weights` of given weights name a file that does not exist."""
+    path = config.get("weights") if isinstance(config, Mapping) else None
+    if isinstance(path, str) and not Path(path).expanduser().is_file():
+        raise KdepError(
+            f"the weights file {path} of {label} does not exist",
+            expected="a torch or safetensors file",
+            fix="correct weights=dict(weights=...) of the method",
+        )
 
 
 def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:

@@ -208,3 +208,18 @@ def test_the_card_of_a_method_whose_teacher_read_labels_says_so():
     methods = {m["name"]: m for m in load_suite("methods_pocket").methods}
     cards = [assistant_of(methods[m]) for m in ("eskd_teacher", "takd")]
     assert [c["card"]["labels_used"] for c in cards if c] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("weights", "cause"), [(None, "weights = None"), ("/no/such.pth", "does not exist")]
+)
+def test_given_weights_without_a_file_are_refused(weights, cause):
+    with pytest.raises(KdepError, match=cause):
+        plan(dict(base="given_weights", weights=dict(weights=weights)))
+
+
+def test_a_suite_without_tasks_pre_trains_and_exports():
+    made = build_plan(build(methods=["kdep"], tasks=[]))
+    assert not made.runs
+    assert {s.kind for s in made.stages.values()} >= {"pretrain", "export"}
+    assert not any(s.kind == "transfer" for s in made.stages.values())
