@@ -219,7 +219,7 @@ def test_given_weights_without_a_file_are_refused(weights, cause):
 
 
 def test_a_suite_without_tasks_pre_trains_and_exports():
-    made = build_plan(build(methods=["kdep"], tasks=[]))
+    made = plan("kdep", tasks=[])
     assert not made.runs
     assert {s.kind for s in made.stages.values()} >= {"pretrain", "export"}
     assert not any(s.kind == "transfer" for s in made.stages.values())
