@@ -27,10 +27,10 @@ print(int(kept), first, second)
 
 
 def test_a_large_block_is_mapped_once():
-    said = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     ).stdout.split()
-    kept, first, second = map(int, said)
+    kept, first, second = map(int, completed)
     if not kept:
         pytest.skip("no glibc here")
     assert first > 10  # 16,384 pages of 4 KiB, or 32 huge ones

@@ -35,9 +35,9 @@ def unread(*command: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda p: p.stem)
 def test_a_broken_pipe_prints_no_traceback(tool: Path) -> None:
-    code, said = unread(str(tool), "--help")
+    code, output = unread(str(tool), "--help")
     assert code in (0, GONE)  # argparse forgives a write that fails at once, without a buffer
-    assert said == ""
+    assert output == ""
 
 
 def test_a_broken_pipe_in_the_middle_of_long_output_prints_no_traceback() -> None:
@@ -79,18 +79,18 @@ def shell(command: str, **environment: str) -> tuple[int, str]:
 def test_output_that_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
     """On a full disk the code was 0 or 120 and a traceback; with a closed stream it was 0."""
     for stream, says in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
-        code, said = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
+        code, output = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
         assert code == 1
-        assert says in said
-        assert len(said.splitlines()) == 1
+        assert says in output
+        assert len(output.splitlines()) == 1
 
 
 def test_a_full_disk_during_long_output_prints_one_line() -> None:
-    code, said = shell("$PYTHON tools/run_suite.py paper_r18 --dry-run >/dev/full")
+    code, output = shell("$PYTHON tools/run_suite.py paper_r18 --dry-run >/dev/full")
     assert code == 1
-    assert len(said.splitlines()) == 1
-    code, said = shell("$PYTHON tools/run_suite.py --list suites >/dev/full")
-    assert (code, len(said.splitlines())) == (1, 1)
+    assert len(output.splitlines()) == 1
+    code, output = shell("$PYTHON tools/run_suite.py --list suites >/dev/full")
+    assert (code, len(output.splitlines())) == (1, 1)
 
 
 def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path) -> None:
@@ -132,20 +132,20 @@ def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[
         "$PYTHON tools/run_suite.py smoke --dry-run --work-dir /tmp/none",
         "$PYTHON tools/run_suite.py --list methods",
     ):
-        code, said = shell(f"{command} >/dev/null", **locale)
-        assert "Traceback" not in said
-        assert "UnicodeEncodeError" not in said
+        code, output = shell(f"{command} >/dev/null", **locale)
+        assert "Traceback" not in output
+        assert "UnicodeEncodeError" not in output
         assert code == (2 if "report" in command or "s.py" in command else 0)
 
 
 def test_a_file_system_error_prints_one_line() -> None:
-    code, said = shell(
+    code, output = shell(
         '$PYTHON -c "from kdep_bench.console import run_main; '
         "run_main(lambda: open('/proc/none/x'))\""
     )
     assert code == 1
-    assert "could not be written or read" in said
-    assert "Traceback" not in said
+    assert "could not be written or read" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

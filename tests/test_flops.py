@@ -48,7 +48,7 @@ def test_an_exported_student_s_card_names_its_training_data(tmp_path: Path) -> N
     backbone: Any = build_backbone(STUDENT)
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     torch.save(state, tmp_path / "student.pth")
-    said = export.run({"student": STUDENT}, {"pretrain": tmp_path}, tmp_path, lambda *_: None)
+    outputs = export.run({"student": STUDENT}, {"pretrain": tmp_path}, tmp_path, lambda *_: None)
     # ResNet-18 at 224 px has 1.8 G multiply-adds (He et al. 2016, table 1); 16 times narrower it
     # has about 1/256 of those of the inner layers, at 32 px 1/49.
-    assert 2 * 1.8e9 / 256 / 49 < said["flops"] < 2 * 1.8e9 / 16 / 49
+    assert 2 * 1.8e9 / 256 / 49 < outputs["flops"] < 2 * 1.8e9 / 16 / 49

@@ -103,9 +103,9 @@ def test_import_and_versions_do_not_import_torch() -> None:
 
 
 def test_versions_lists_what_is_installed() -> None:
-    found = openmmlab.versions()
-    assert {"python", "torch", "mmengine", "mmdet", "setuptools", "kdep_bench"} <= set(found)
-    assert all(isinstance(v, str) and v[0].isdigit() for v in found.values())
+    versions = openmmlab.versions()
+    assert {"python", "torch", "mmengine", "mmdet", "setuptools", "kdep_bench"} <= set(versions)
+    assert all(isinstance(v, str) and v[0].isdigit() for v in versions.values())
 
 
 def test_mmpretrain_imports_beside_transformers_5(
@@ -192,12 +192,12 @@ def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
 def test_train_reports_progress_and_writes_log_seals_and_curve(
     toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[tuple[int, int, str]] = []
-    hook = openmmlab.ProgressHook(lambda done, total, note: told.append((done, total, note)))
+    reports: list[tuple[int, int, str]] = []
+    hook = openmmlab.ProgressHook(lambda done, total, note: reports.append((done, total, note)))
     runner = openmmlab.build_runner(toy(3), work_dir=tmp_path, seed=1, hooks=[hook])
     runner.train()
-    assert [t[:2] for t in told] == [(i, 24) for i in range(1, 25)]
-    assert told[-1][2] == f"loss {hook.points[-1][1]:.3f}"
+    assert [t[:2] for t in reports] == [(i, 24) for i in range(1, 25)]
+    assert reports[-1][2] == f"loss {hook.points[-1][1]:.3f}"
     assert [p[0] for p in hook.points] == list(range(1, 25))
     assert hook.points[-1][1] < hook.points[0][1] / 3  # it has learned
     json.dumps(hook.points, allow_nan=False)
@@ -413,13 +413,13 @@ class _Counted:
 
 def test_read_metrics() -> None:
     assert openmmlab.read_metrics({"a": 0.25, "b": 7}, ["a"]) == ({"a": 0.25}, [])
-    wanted = ["coco/bbox_mAP", "coco/bbox_mAP_50"]
-    values, notes = openmmlab.read_metrics({}, wanted, _Counted(12, 0))
-    assert values == dict.fromkeys(wanted, 0.0)
-    assert notes == [f"nothing was detected in 12 images: {', '.join(wanted)} counts 0"]
+    expected = ["coco/bbox_mAP", "coco/bbox_mAP_50"]
+    values, notes = openmmlab.read_metrics({}, expected, _Counted(12, 0))
+    assert values == dict.fromkeys(expected, 0.0)
+    assert notes == [f"nothing was detected in 12 images: {', '.join(expected)} counts 0"]
     for counted in (None, _Counted(0, 0), _Counted(12, 3)):  # silence for another reason
         with pytest.raises(KdepError, match="returned no coco/bbox_mAP, coco/bbox_mAP_50, only"):
-            openmmlab.read_metrics({"other": 1.0}, wanted, counted)
+            openmmlab.read_metrics({"other": 1.0}, expected, counted)
     for bad in (math.nan, math.inf, "high", None):
         with pytest.raises(KdepError, match=r"the metric a is .*finite"):
             openmmlab.read_metrics({"a": bad}, ["a"])

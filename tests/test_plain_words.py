@@ -17,7 +17,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 WORDS = Path(__file__).with_name("plain_words.txt")
-AREAS = ("docs", "errors", "headings", "names")
+AREAS = ("docs", "errors", "headings", "names", "tests")
+NAMES = ("names", "tests")  # areas of names, which are compared as a whole
 DOCS = (
     "README.md",
     *sorted(p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")),
@@ -60,23 +61,27 @@ def rules(text: str) -> list[Rule]:
         if not line.strip() or line.startswith("#"):
             continue
         word, use, *counts = (part.strip() for part in line.split(" | "))
+        if len(counts) == len(AREAS) - 1:
+            counts.append("-")
         assert len(counts) == len(AREAS), f"{WORDS.name}: {line!r} needs {len(AREAS)} counts"
         most = {a: int(n) for a, n in zip(AREAS, counts, strict=True) if n != "-"}
         out.append(Rule(word, use, most))
     return out
 
 
-def found(rule: Rule, texts: list[Text], area: str) -> list[str]:
+def occurrences(rule: Rule, texts: list[Text], area: str) -> list[str]:
     """'file:line: the occurrence' for every occurrence of the rule's word in an area."""
     # A space in the word is any white space; names are compared as a whole.
     body = rf"(?:{rule.word})".replace(" ", r"\s+")
-    pattern = re.compile(body if area == "names" else rf"(?<![\w-]){body}(?![\w-])", re.I)
+    pattern = re.compile(body if area in NAMES else rf"(?<![\w-]){body}(?![\w-])", re.I)
     places = []
     for t in texts:
         if t.area != area:
             continue
         hits = (
-            pattern.finditer(t.text) if area != "names" else [pattern.fullmatch(t.text.strip("_"))]
+            pattern.finditer(t.text)
+            if area not in NAMES
+            else [pattern.fullmatch(t.text.strip("_"))]
         )
         for hit in filter(None, hits):
             line = t.line + t.text.count("\n", 0, hit.start())
@@ -148,22 +153,29 @@ def of_commands(root: Path) -> Iterator[Text]:
                 yield Text("docs", name, node.lineno, string(node.value))
 
 
-def of_code(root: Path) -> Iterator[Text]:
-    """Sentences of every KdepError, and the names that kdep_bench gives to anything."""
+def of_errors(root: Path) -> Iterator[Text]:
+    """Sentences of every KdepError."""
     for path in sorted((root / "kdep_bench").rglob("*.py")):
         name = str(path.relative_to(root))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and called(node) == "KdepError":
                 for part in [*node.args, *(k.value for k in node.keywords)]:
                     yield Text("errors", name, part.lineno, string(part))
-            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                yield Text("names", name, node.lineno, node.name)
+
+
+def of_names(root: Path, folder: str, area: str) -> Iterator[Text]:
+    """The names of functions, classes, arguments, variables and attributes in a folder."""
+    for path in sorted((root / folder).rglob("*.py")):
+        name = str(path.relative_to(root))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield Text(area, name, node.lineno, node.name)
             elif isinstance(node, ast.arg):
-                yield Text("names", name, node.lineno, node.arg)
+                yield Text(area, name, node.lineno, node.arg)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield Text("names", name, node.lineno, node.id)
+                yield Text(area, name, node.lineno, node.id)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                yield Text("names", name, node.lineno, node.attr)
+                yield Text(area, name, node.lineno, node.attr)
 
 
 def of_headings(root: Path) -> Iterator[Text]:
@@ -178,7 +190,8 @@ def of_headings(root: Path) -> Iterator[Text]:
 @cache
 def texts(root: Path = REPO) -> list[Text]:
     """Every text that is checked."""
-    return [*of_docs(root), *of_commands(root), *of_code(root), *of_headings(root)]
+    names = [*of_names(root, "kdep_bench", "names"), *of_names(root, "tests", "tests")]
+    return [*of_docs(root), *of_commands(root), *of_errors(root), *names, *of_headings(root)]
 
 
 # --- the check -----------------------------------------------------------------------------------
@@ -191,7 +204,7 @@ def test_users_read_standard_terms(area: str):
         most = rule.most.get(area)
         if most is None:
             continue
-        places = found(rule, texts(), area)
+        places = occurrences(rule, texts(), area)
         if len(places) > most:
             allowed = f" ({len(places)} in all, {most} at most)" if most else ""
             bad += [f"{place}: write {rule.use!r}{allowed}" for place in places]
@@ -202,14 +215,14 @@ def test_a_private_word_is_named_with_its_line_and_the_standard_term():
     (rule,) = rules("cannot be told | not significant | 0 | - | - | 0\n")
     assert rule.most == {"docs": 0, "names": 0}
     page = Text("docs", "A.md", 1, without_code("fine\n`cannot be told`\nit cannot be\ntold yet"))
-    assert found(rule, [page], "docs") == ["A.md:3: 'cannot be told'"]
-    assert found(rule, [page], "errors") == []
+    assert occurrences(rule, [page], "docs") == ["A.md:3: 'cannot be told'"]
+    assert occurrences(rule, [page], "errors") == []
 
 
 def test_a_name_is_compared_as_a_whole():
     (rule,) = rules("one | the thing's name | - | - | - | 0\n")
     code = [Text("names", "a.py", n, name) for n, name in enumerate(("one", "one_hot", "none"), 1)]
-    assert found(rule, code, "names") == ["a.py:1: 'one'"]
+    assert occurrences(rule, code, "names") == ["a.py:1: 'one'"]
 
 
 def test_errors_help_docstrings_and_headings_are_all_read():
@@ -219,6 +232,7 @@ def test_errors_help_docstrings_and_headings_are_all_read():
     assert per_area["errors"] > 900
     assert per_area["headings"] > 100
     assert per_area["names"] > 5000
+    assert per_area["tests"] > 5000
     assert any(
         "resume" in t.text for t in texts() if t.file == "kdep_bench/cli/run_suite_arguments.py"
     )
@@ -241,6 +255,6 @@ def test_no_two_modules_define_a_public_class_of_one_name():
 if __name__ == "__main__":
     for rule in rules(WORDS.read_text()):
         for area, most in rule.most.items():
-            count = len(found(rule, texts(), area))
+            count = len(occurrences(rule, texts(), area))
             if count != most:
                 print(f"{rule.word}: {area} {most} -> {count}")

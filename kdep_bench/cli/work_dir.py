@@ -20,7 +20,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 if TYPE_CHECKING:
-    from kdep_bench.engine.work_dir import Entry
+    from kdep_bench.engine.work_dir import WorkDirEntry
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,7 +134,7 @@ def _check_available(unavailable: list[Path]) -> None:
         )
 
 
-def _delete(work: Path, entries: list[Entry], out: TextIO) -> None:
+def _delete(work: Path, entries: list[WorkDirEntry], out: TextIO) -> None:
     """Deletes the entries that no process uses, and prints the result."""
     from kdep_bench.engine import work_dir
 

@@ -124,7 +124,7 @@ def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
 
 
 def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> WorkDirEntry:
-    """WorkDirEntry of the directory `name` of an attempt of a stage."""
+    """The entry of the directory `name` of an attempt of a stage."""
     why: tuple[str, ...] = ()
     if StageLock(work, stage_id).held_elsewhere():
         why = ("running",)

@@ -64,8 +64,8 @@ def test_former_flag_names_still_work_and_are_not_in_the_help():
 
 def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
     results = REPO / "results/pocket_full"
-    told = {"outputs": {"forwards": 64000, "rows": 64000}}
-    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
+    stage_record = {"outputs": {"forwards": 64000, "rows": 64000}}
+    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", stage_record)
     got = teacher_passes.count(results, tmp_path)
     assert got == {
         "suite": "pocket_full",
@@ -78,8 +78,8 @@ def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
     }
     with pytest.raises(KdepError, match="does not exist"):
         teacher_passes.count(results, tmp_path / "elsewhere")
-    del told["outputs"]["forwards"]
-    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", told)
+    del stage_record["outputs"]["forwards"]
+    write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", stage_record)
     with pytest.raises(KdepError, match="does not report its number of forward passes"):
         teacher_passes.count(results, tmp_path)
 
@@ -314,8 +314,8 @@ def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
     assert len(made) == 64
     assert all(p.is_symlink() and p.read_bytes() == b"x" for p in made)
     assert {p.parent.name for p in made} == {"0", "1"}
-    for images, said in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
-        with pytest.raises(KdepError, match=said):
+    for images, message in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
+        with pytest.raises(KdepError, match=message):
             lightly.check(tmp_path / "venv", tmp_path / "prepare", images)
     with pytest.raises(KdepError, match="make lightly"):
         lightly.check(tmp_path, tmp_path / "prepare", 64)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdep_bench.forecast.work import COUNTED, network_id, student_network, task_network
 from kdep_bench.suite.config import resolve
-from tests.transfer.conftest import apart  # noqa: F401  (a fixture)
+from tests.transfer.conftest import in_subprocess  # noqa: F401  (a fixture)
 
 ROIS = 64
 
@@ -25,33 +25,35 @@ def plain(page: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_published_flops_of_the_papers_student_are_those_torch_counts(
-    apart: Callable[..., Any],  # noqa: F811
+    in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     network = student_network(plain(resolve("student", "resnet18")))
     kept = json.loads(COUNTED.read_text())[network_id(network)]
-    assert apart(counted, network) == {k: v for k, v in kept.items() if k not in ("kind", "name")}
+    assert in_subprocess(counted, network) == {
+        k: v for k, v in kept.items() if k not in ("kind", "name")
+    }
     # He et al. 2016, table 1: 1.8 G multiply-adds; 11.7 M parameters with the classifier's 0.5 M.
     assert math.isclose(kept["flops"], 2 * 1.8e9, rel_tol=0.02)
     assert math.isclose(kept["parameters"], 11.7e6 - 513_000, rel_tol=0.01)
 
 
 def test_a_detector_costs_its_regions_and_a_segmenter_its_crop(
-    apart: Callable[..., Any],  # noqa: F811
+    in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     student = plain(resolve("student", "resnet18_w32"))
     task = resolve("task", "pocket_det")
-    whole = apart(counted, task_network(task, student))
+    whole = in_subprocess(counted, task_network(task, student))
     assert whole["size"] == [128, 160]
     task["recipe"]["model"]["train_cfg"]["rcnn"]["sampler"]["num"] = ROIS // 2
-    half = apart(counted, task_network(task, student))
+    half = in_subprocess(counted, task_network(task, student))
     # A region: 7 x 7 x 64 to 256, to 256, to 81 classes and one box.
     region = 2 * (7 * 7 * 64 * 256 + 256 * 256 + 256 * (81 + 4))
     assert whole["flops"] - half["flops"] == ROIS // 2 * region
     task = resolve("task", "pocket_seg")
-    crop = apart(counted, task_network(task, student))
+    crop = in_subprocess(counted, task_network(task, student))
     height, width = task["recipe"]["crop"]
     task["recipe"]["crop"] = [2 * height, width]
-    ratio = apart(counted, task_network(task, student))["flops"] / crop["flops"]
+    ratio = in_subprocess(counted, task_network(task, student))["flops"] / crop["flops"]
     assert math.isclose(ratio, 2, rel_tol=0.01)  # but for pooled maps
 
 
@@ -62,10 +64,10 @@ def probed(network: dict[str, Any]) -> dict[str, Any]:
     return networks.probe(network, "bfloat16")
 
 
-def test_a_probe_takes_steps_of_the_network(apart: Callable[..., Any]) -> None:  # noqa: F811
+def test_a_probe_takes_steps_of_the_network(in_subprocess: Callable[..., Any]) -> None:  # noqa: F811
     student = plain(resolve("student", "resnet18_w32"))
     small = student_network({**student, "input_px": 32})
-    assert apart(probed, small)["images_per_s"] > 0
-    assert apart(probed, task_network(resolve("task", "pocket_det"), student)) == {
+    assert in_subprocess(probed, small)["images_per_s"] > 0
+    assert in_subprocess(probed, task_network(resolve("task", "pocket_det"), student)) == {
         "images_per_s": 0.0
     }

@@ -17,17 +17,17 @@ from kdep_bench.data.official.base import get_set
 
 
 def test_a_machine_that_runs_the_tests_has_no_fault(tmp_path: Path) -> None:
-    found = {f.subject: f for f in doctor.machine(tmp_path / "not" / "there")}
-    assert {"python", "versions", "operators", "GPUs", "cores", "disk"} == set(found)
-    assert all(f.level != "fault" for f in found.values())
-    assert "torch " in found["versions"].sentence
-    assert "NMS test passed on cpu" in found["operators"].sentence
+    findings = {f.subject: f for f in doctor.machine(tmp_path / "not" / "there")}
+    assert {"python", "versions", "operators", "GPUs", "cores", "disk"} == set(findings)
+    assert all(f.level != "fault" for f in findings.values())
+    assert "torch " in findings["versions"].sentence
+    assert "NMS test passed on cpu" in findings["operators"].sentence
 
 
 def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
-    one = get_set("ade20k")
+    dataset = get_set("ade20k")
     (tmp_path / "ade20k").mkdir()
-    one.tiny(tmp_path / "ade20k", np.random.default_rng(0))
+    dataset.tiny(tmp_path / "ade20k", np.random.default_rng(0))
     images = sorted((tmp_path / "ade20k").rglob("images/training/*.jpg"))
     images[0].write_bytes(b"")
     images[1].write_bytes(images[1].read_bytes()[:200])
@@ -36,37 +36,37 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
     exif[0x0112] = 3
     Image.open(images[3]).save(images[3], exif=exif)
     (images[0].parent / ".unpack.x").write_bytes(b"half")
-    found = list(doctor.official(["ade20k"], tmp_path, None))
-    text = "\n".join(map(str, found))
-    for image, said in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
-        assert any(image.name in str(f) and said in str(f) for f in found), (image, text)
+    findings = list(doctor.official(["ade20k"], tmp_path, None))
+    text = "\n".join(map(str, findings))
+    for image, message in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
+        assert any(image.name in str(f) and message in str(f) for f in findings), (image, text)
     assert "unpacked in part" in text
-    words = [f.level for f in found]
+    words = [f.level for f in findings]
     assert words.count("fault") == 4  # the set's own check, the cut archive, two broken images
     assert words.count("note") == 2  # OpenCV reads these two
     lines: list[str] = []
-    assert doctor.report(iter(found), lines.append) == 4
+    assert doctor.report(iter(findings), lines.append) == 4
     assert lines[-1] == "4 fault(s)"
 
 
 def test_wrong_counts_and_an_absent_set(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     get_set("dtd").tiny(tmp_path / "dtd", np.random.default_rng(0))
-    found = list(doctor.official(["dtd", "coco"], tmp_path))
-    assert [f.level for f in found] == ["fault", "fault"]
-    assert "as in the official release" in found[0].sentence
-    assert "prepare_data.py coco" in found[1].sentence
+    findings = list(doctor.official(["dtd", "coco"], tmp_path))
+    assert [f.level for f in findings] == ["fault", "fault"]
+    assert "as in the official release" in findings[0].sentence
+    assert "prepare_data.py coco" in findings[1].sentence
 
 
 def test_an_incomplete_suite_names_the_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDEP_DATA", raising=False)
     assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
-    found = list(doctor.suite("mine"))
-    assert found[0].level == "ok"
-    assert "mine/images" in found[1].sentence
-    assert found[1].level == "fault"
-    assert found[2].subject == "teacher resnet50"
-    assert found[2].level == "ok" or "weights" in found[2].sentence
+    findings = list(doctor.suite("mine"))
+    assert findings[0].level == "ok"
+    assert "mine/images" in findings[1].sentence
+    assert findings[1].level == "fault"
+    assert findings[2].subject == "teacher resnet50"
+    assert findings[2].level == "ok" or "weights" in findings[2].sentence
 
 
 def test_too_little_disk_space_for_a_suite_s_views_is_reported(
@@ -78,8 +78,8 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
 
     def said(free: float) -> doctor.Finding:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        found = doctor.suite("paper_r18", work=tmp_path / "work")
-        return next(f for f in found if f.subject == "space for views")
+        findings = doctor.suite("paper_r18", work=tmp_path / "work")
+        return next(f for f in findings if f.subject == "space for views")
 
     assert said(400e9) == doctor.Finding(
         "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
@@ -92,6 +92,6 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.save(tmp_path / "coco" / "a.jpg", tiny.noise_image(np.random.default_rng(0)))
     assert command.main(["--data", "coco", "--root", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "fault  data set coco" in said or "fault" in said
-    assert said.rstrip().endswith("1 fault(s)")
+    output = capsys.readouterr().out
+    assert "fault  data set coco" in output or "fault" in output
+    assert output.rstrip().endswith("1 fault(s)")

@@ -23,7 +23,7 @@ from kdep_bench.suite.config import build_suite, resolve
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
-from tests.transfer.conftest import apart, export_random  # noqa: F401  (a fixture)
+from tests.transfer.conftest import export_random, in_subprocess  # noqa: F401  (a fixture)
 
 SUITE = {
     "name": "little",
@@ -38,10 +38,10 @@ SUITE = {
 
 
 @pytest.fixture(scope="module")
-def r18(tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., Any]) -> Path:  # noqa: F811
+def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., Any]) -> Path:  # noqa: F811
     """A random ResNet-18's export with statistics that are not those of a fresh network."""
     out = tmp_path_factory.mktemp("r18")
-    apart(export_random, resolve("student", "resnet18"), out)
+    in_subprocess(export_random, resolve("student", "resnet18"), out)
     file = out / "export" / PTH
     tensors = torch.load(file, weights_only=True)
     torch.manual_seed(1)
@@ -74,9 +74,9 @@ def image() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def truth(r18: Path, apart: Callable[..., Any]) -> torch.Tensor:  # noqa: F811
+def truth(r18: Path, in_subprocess: Callable[..., Any]) -> torch.Tensor:  # noqa: F811
     """The features of mmpretrain's ResNet-18, loaded by its own `init_cfg`."""
-    return torch.from_numpy(apart(mm_features, r18))
+    return torch.from_numpy(in_subprocess(mm_features, r18))
 
 
 def test_loads_in_torchvision(r18: Path, image: torch.Tensor, truth: torch.Tensor) -> None:
@@ -84,9 +84,9 @@ def test_loads_in_torchvision(r18: Path, image: torch.Tensor, truth: torch.Tenso
     from safetensors.torch import load_file
 
     net = torchvision.models.resnet18()
-    told = net.load_state_dict(load_file(r18 / SAFE), strict=False)
-    assert told.missing_keys == ["fc.weight", "fc.bias"]
-    assert not told.unexpected_keys
+    mismatch = net.load_state_dict(load_file(r18 / SAFE), strict=False)
+    assert mismatch.missing_keys == ["fc.weight", "fc.bias"]
+    assert not mismatch.unexpected_keys
     net.fc = torch.nn.Identity()  # type: ignore[assignment]
     with torch.inference_mode():
         pooled = net.eval()(image)
@@ -147,23 +147,23 @@ def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
 
 def test_a_card_states_an_unknown_licence() -> None:
     plan = build_plan(build_suite(SUITE))
-    one = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
-    assert one.about["teacher"]["card"]["licence"] == "Apache-2.0"
-    odd = {**one.about, "teacher": {"name": "a|b<script>", "card": {}}}
-    text = card(odd, one.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, one.id)
+    stage = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
+    assert stage.about["teacher"]["card"]["licence"] == "Apache-2.0"
+    odd = {**stage.about, "teacher": {"name": "a|b<script>", "card": {}}}
+    text = card(odd, stage.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, stage.id)
     assert "not stated: ask its makers" in text
     assert "<script>" not in text
     assert "a&#124;b" in text
 
 
-def made_export(plan: Plan, work: Path, one: str, source: Path) -> Path:
+def made_export(plan: Plan, work: Path, stage_id: str, source: Path) -> Path:
     """A finished export stage; returns its file."""
-    stage, folder = plan.stages[one], state.folder(work, one)
+    stage, folder = plan.stages[stage_id], state.folder(work, stage_id)
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / PTH)
     outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
     files, rest = state.list_files(folder)
-    about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
+    about = {"id": stage_id, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
     about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
     state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
@@ -186,11 +186,11 @@ def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
     plan, work = build_plan(suite), tmp_path / "work"
     kdep, scratch = sorted(i for i, s in plan.stages.items() if s.kind == "export")
     made_export(plan, work, kdep, r18 / PTH)
-    said = command(work, tmp_path / "a")
-    assert said.returncode == 1
-    assert f"not published: {scratch}: it was never run" in said.stderr
-    assert "1 of 2 students published" in said.stderr
-    assert "lacks what prepare-" in said.stderr
+    completed = command(work, tmp_path / "a")
+    assert completed.returncode == 1
+    assert f"not published: {scratch}: it was never run" in completed.stderr
+    assert "1 of 2 students published" in completed.stderr
+    assert "lacks what prepare-" in completed.stderr
     assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
     assert command(work, tmp_path / "b", "--partial").returncode == 0
     assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
@@ -199,9 +199,9 @@ def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
     path = made_export(plan, work, scratch, r18 / PTH)
     assert command(work, tmp_path / "c").returncode == 0
     os.truncate(path, path.stat().st_size - 1)
-    said = command(work, tmp_path / "d")
-    assert said.returncode == 1
-    assert f"not published: {scratch}: its file {PTH} has" in said.stderr
+    completed = command(work, tmp_path / "d")
+    assert completed.returncode == 1
+    assert f"not published: {scratch}: its file {PTH} has" in completed.stderr
     gaps = Gaps()
     assert len(publish(suite, plan, work, tmp_path / "e", gaps=gaps)) == 1
     assert list(gaps.left_out) == [scratch]

@@ -48,8 +48,10 @@ def test_answers_in_a_moment_without_torch(arguments, tmp_path):
         "u = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print('CPU', u.ru_utime + u.ru_stime, 'torch' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    _, cpu, torch = said.stdout.splitlines()[-1].split()
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    _, cpu, torch = completed.stdout.splitlines()[-1].split()
     assert torch == "False"
     assert float(cpu) < 1.5  # CPU seconds: the bar is wall time, on a machine of one's own
     assert not (tmp_path / "w").exists()
@@ -67,10 +69,10 @@ def test_methods_are_listed_with_their_requirements():
 
 
 def test_a_dry_run_lists_every_stage_and_why(tmp_path):
-    said = run("smoke", "--dry-run", "--work-dir", str(tmp_path)).stdout
-    assert "run   prepare-smoke-" in said
-    assert said.count("never run") == 25
-    assert "25 stages, 0 done, 25 to run" in said
+    output = run("smoke", "--dry-run", "--work-dir", str(tmp_path)).stdout
+    assert "run   prepare-smoke-" in output
+    assert output.count("never run") == 25
+    assert "25 stages, 0 done, 25 to run" in output
     some = run("smoke", "--dry-run", "--only", "scratch", "--work-dir", str(tmp_path)).stdout
     assert "supervised" not in some
     assert "prepare-smoke-" in some
@@ -95,10 +97,10 @@ def test_a_dry_run_lists_every_stage_and_why(tmp_path):
     ],
 )
 def test_a_bad_argument_prints_one_line_and_exits_with_2(arguments, says, tmp_path):
-    said = run(*arguments, "--work-dir", str(tmp_path))
-    assert said.returncode == 2
-    assert says in said.stderr
-    assert len(said.stderr.strip().splitlines()) == 1
+    completed = run(*arguments, "--work-dir", str(tmp_path))
+    assert completed.returncode == 2
+    assert says in completed.stderr
+    assert len(completed.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,9 @@ def test_former_flag_names_still_work_and_are_not_in_the_help(old, new):
 def test_a_broken_config_prints_one_line_and_exits_with_2(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("suite = dict(name='x', data='smoke', studnets=['resnet18_w32'])\n")
-    said = run(str(path))
-    assert said.returncode == 2
-    assert len(said.stderr.strip().splitlines()) == 1
+    completed = run(str(path))
+    assert completed.returncode == 2
+    assert len(completed.stderr.strip().splitlines()) == 1
 
 
 def test_help_wall_time():
@@ -146,16 +148,16 @@ def test_ctrl_c_while_the_toolkits_are_imported(tmp_path):
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert runner.stdout is not None
-    said = runner.stdout.readline()
-    assert "25 stage(s) to run" in said
+    output = runner.stdout.readline()
+    assert "25 stage(s) to run" in output
     end = time.monotonic() + 60
     while not servers(runner.pid) and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(runner.pid, signal.SIGINT)
-    said, _ = runner.communicate(timeout=60)
-    assert runner.returncode == 130, said
-    assert "Traceback" not in said
-    assert "Resume with: python tools/run_suite.py smoke" in said
+    output, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130, output
+    assert "Traceback" not in output
+    assert "Resume with: python tools/run_suite.py smoke" in output
     assert not servers(runner.pid)
 
 

@@ -69,10 +69,10 @@ def wait_for(what: Callable[[], object], seconds: float, name: str) -> None:
 
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in found:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
             s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in found]
+        return [s.getsockname()[1] for s in sockets]
 
 
 class Slurm:
@@ -240,14 +240,14 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
     # --- jobs ---
 
     def ask(self, *command: str) -> str:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        return said.stdout.strip()
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return completed.stdout.strip()
 
     def jobs(self, state: str = "") -> list[str]:
         return self.ask("squeue", "-h", "-o", "%i", *(["-t", state] if state else [])).split()
 
-    def job(self, one: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S+)", self.ask("scontrol", "show", "job", "-o", one)))
+    def job(self, stage_id: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S+)", self.ask("scontrol", "show", "job", "-o", stage_id)))
 
 
 def _end(pid: int) -> None:

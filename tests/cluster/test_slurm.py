@@ -28,7 +28,7 @@ def run(plan: Plan, work: Path, options: cluster.ClusterOptions = SLURM) -> loca
 
 
 def record(plan: Plan, work: Path, name: str) -> dict:
-    return read_json(work / fakes.one(plan, name) / "stage.json")
+    return read_json(work / fakes.id_of(plan, name) / "stage.json")
 
 
 def results(plan: Plan, work: Path) -> dict[str, object]:
@@ -53,11 +53,11 @@ def sbatch(plan: Plan, work: Path, name: str, *options: str) -> str:
     work.mkdir(exist_ok=True)
     stage.write_plan(work / "plan.json", plan.name, plan.stages.values())
     command = [sys.executable, "-m", "kdep_bench.engine.stage", "--plan", str(work / "plan.json")]
-    command += ["--stage", fakes.one(plan, name), "--work-dir", str(work)]
+    command += ["--stage", fakes.id_of(plan, name), "--work-dir", str(work)]
     wrapped = shlex.join(command)
     if "--nodes=2" not in options:
         wrapped = f"srun --ntasks=1 {wrapped}"
-    said = subprocess.run(
+    completed = subprocess.run(
         [
             *("sbatch", "--parsable", f"--output={work}/job-%j.log", "--open-mode=append"),
             *(*options, "--wrap", wrapped),
@@ -66,7 +66,7 @@ def sbatch(plan: Plan, work: Path, name: str, *options: str) -> str:
         text=True,
         check=True,
     )
-    return said.stdout.strip()
+    return completed.stdout.strip()
 
 
 def grown(steps: int, sleep: float, **runtime: float) -> Plan:
@@ -99,13 +99,13 @@ def test_a_suite_ends_as_it_does_here_and_runs_may_be_mixed(slurm: Slurm, tmp_pa
 
     # A part on Slurm, the next by Snakemake on this machine, the rest by the pool.
     work = tmp_path / "mixed"
-    first, second = plan.upstream([fakes.one(plan, "b")]), plan.upstream([fakes.one(plan, "c")])
-    for wanted, options, ran in ((first, SLURM, "ab"), (second, None, "c")):
-        known = state.statuses(plan, work, wanted)
+    first, second = plan.upstream([fakes.id_of(plan, "b")]), plan.upstream([fakes.id_of(plan, "c")])
+    for expected, options, ran in ((first, SLURM, "ab"), (second, None, "c")):
+        known = state.statuses(plan, work, expected)
         options = options or cluster.ClusterOptions("snakemake-local")
         outcome = cluster.run_plan(plan, work, known, options)
         assert sorted(i.split("-")[1] for i in outcome.ran) == sorted(ran), outcome
-    assert fakes.run(plan, work).ran == [fakes.one(plan, "d")]
+    assert fakes.run(plan, work).ran == [fakes.id_of(plan, "d")]
     assert results(plan, work) == results(plan, tmp_path / "here")
     assert Counter(fakes.traced(work)) == Counter("abcd")
     assert not list(work.glob(".cluster/*"))  # folders of successful runs are removed
@@ -114,7 +114,7 @@ def test_a_suite_ends_as_it_does_here_and_runs_may_be_mixed(slurm: Slurm, tmp_pa
 def test_a_failing_stage_skips_only_its_dependents(slurm: Slurm, tmp_path):
     plan = fakes.diamond(b={"do": "kdep"})
     outcome = run(plan, tmp_path)
-    b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
+    b, d = fakes.id_of(plan, "b"), fakes.id_of(plan, "d")
     assert set(outcome.failed) == {b}
     assert "a wrong thing" in outcome.failed[b]
     assert outcome.skipped == {d: f"skipped, because {b} failed"}
@@ -122,8 +122,8 @@ def test_a_failing_stage_skips_only_its_dependents(slurm: Slurm, tmp_path):
     # A stage that is killed says nothing itself.
     plan = fakes.diamond(b={"do": "kill"})
     outcome = run(plan, tmp_path)
-    assert "ended without a result" in outcome.failed[fakes.one(plan, "b")]
-    assert fakes.one(plan, "d") in outcome.skipped
+    assert "ended without a result" in outcome.failed[fakes.id_of(plan, "b")]
+    assert fakes.id_of(plan, "d") in outcome.skipped
 
 
 def test_forced_stages_run_again(slurm: Slurm, tmp_path):
@@ -131,7 +131,7 @@ def test_forced_stages_run_again(slurm: Slurm, tmp_path):
     assert fakes.run(plan, tmp_path).ok
     known = state.statuses(plan, tmp_path, force=lambda s: s.name == "w0k1")
     outcome = cluster.run_plan(plan, tmp_path, known, SLURM)
-    assert outcome.ran == [fakes.one(plan, "w0k1")]
+    assert outcome.ran == [fakes.id_of(plan, "w0k1")]
     assert fakes.traced(tmp_path) == ["w0k0", "w0k1", "w0k1"]
 
 
@@ -156,16 +156,16 @@ def test_gpus_of_a_node_are_distinct(slurm: Slurm, tmp_path):
 def test_a_lost_node_s_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     process = coordinator(tmp_path, "t.grown(120, 0.25)")
     plan = grown(120, 0.25)
-    out = tmp_path / fakes.one(plan, "g")
+    out = tmp_path / fakes.id_of(plan, "g")
     wait_for(lambda: fakes.steps(tmp_path, out.name) > 8, 400, "a running stage")
     (job,) = slurm.jobs("running")
     node = slurm.job(job)["NodeList"]
     slurm.node_down(node)
     try:
-        said, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=900)
     finally:
         slurm.node_up(node)
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output
     assert slurm.job(job)["Restarts"] == "1"
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 8
     assert lines(out / "steps.txt") == [str(k) for k in range(120)]
@@ -186,8 +186,8 @@ def test_a_killed_coordinator_loses_nothing_and_nothing_is_done_twice(slurm: Slu
     wait_for(lambda: len(slurm.jobs("pending")) == 2, 400, "jobs that wait for those")
     assert all("afterany" in slurm.job(j)["Dependency"] for j in slurm.jobs("pending"))
     (tmp_path / "go").touch()
-    said, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, said
+    output, _ = again.communicate(timeout=900)
+    assert again.returncode == 0, output
     ran = Counter(fakes.traced(tmp_path))
     assert ran == Counter(["w0k0", "w0k1", "w1k0", "w1k1"])
 
@@ -210,19 +210,19 @@ def test_two_coordinators_at_once_do_no_stage_twice(slurm: Slurm, tmp_path):
     expression = "chain(1, width=3, sleep=5)"
     both = [coordinator(tmp_path, expression) for _ in range(2)]
     for process in both:
-        said, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output
     assert Counter(fakes.traced(tmp_path)) == Counter(["w0k0", "w1k0", "w2k0"])
 
 
 def test_an_interrupt_cancels_the_jobs_and_a_rerun_resumes(slurm: Slurm, tmp_path):
     process = coordinator(tmp_path, "t.grown(200, 0.25)")
     plan = grown(200, 0.25)
-    out = tmp_path / fakes.one(plan, "g")
+    out = tmp_path / fakes.id_of(plan, "g")
     wait_for(lambda: fakes.steps(tmp_path, out.name) > 4, 400, "a running stage")
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 130, said
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 130, output
     wait_for(lambda: not slurm.jobs(), 200, "no job left")
     assert not (out / "failed.json").exists()
     assert run(plan, tmp_path).ok
@@ -231,7 +231,7 @@ def test_an_interrupt_cancels_the_jobs_and_a_rerun_resumes(slurm: Slurm, tmp_pat
 
 def test_a_preempted_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     plan = grown(160, 0.25)
-    out = tmp_path / fakes.one(plan, "g")
+    out = tmp_path / fakes.id_of(plan, "g")
     all_of_it = ("--exclusive", "--nodelist=kdepn1")
     job = sbatch(plan, tmp_path, "g", "--requeue", "--signal=TERM@30", "-t10", *all_of_it)
     wait_for(lambda: fakes.steps(tmp_path, out.name) > 4, 400, "a running stage")
@@ -251,7 +251,7 @@ def test_a_stage_resumes_in_another_job_after_the_time_limit(slurm: Slurm, tmp_p
     plan = grown(420, 0.25, time=120.0, timeout=1000.0)  # 105 s; the notice comes 30 to 90 s early
     outcome = run(plan, tmp_path)
     assert outcome.ok, outcome
-    out = tmp_path / fakes.one(plan, "g")
+    out = tmp_path / fakes.id_of(plan, "g")
     assert "back to the queue" in (out / "stage.log").read_text()
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 10
     assert lines(out / "steps.txt") == [str(k) for k in range(420)]
@@ -278,13 +278,13 @@ def test_ddp(slurm: Slurm, tmp_path, nodes, processes, gpus):
     plan = Plan("ddp")
     runtime = dict(nodes=nodes, processes=processes, gpus=gpus)
     add_stage(plan, "ddp", "d", {"steps": 8}, kinds=cluster_fakes.KINDS, **runtime)
-    add_stage(plan, "make", "after", {}, {"x": fakes.one(plan, "d")}, kinds=fakes.KINDS)
+    add_stage(plan, "make", "after", {}, {"x": fakes.id_of(plan, "d")}, kinds=fakes.KINDS)
     outcome = run(plan, tmp_path)
     assert outcome.ok, outcome
     made = record(plan, tmp_path, "d")
     assert made["outputs"]["world"] == made["environment"]["processes"] == nodes * processes
     assert made["outputs"]["w"] == pytest.approx(cluster_fakes.expected(8), abs=1e-12)
-    out = tmp_path / fakes.one(plan, "d")
+    out = tmp_path / fakes.id_of(plan, "d")
     who = [read_json(out / f"who-{r}.json") for r in range(nodes * processes)]
     assert len({w["SLURMD_NODENAME"] for w in who}) == nodes
     # Every process of a node sees the node's GPUs and takes the one of its local rank.
@@ -299,7 +299,7 @@ def test_ddp_over_two_nodes_by_plain_sbatch_survives_the_loss_of_one(slurm: Slur
     plan = Plan("ddp")
     spec = {"steps": 160, "sleep": 0.25}
     add_stage(plan, "ddp", "d", spec, kinds=cluster_fakes.KINDS, nodes=2)
-    out = tmp_path / fakes.one(plan, "d")
+    out = tmp_path / fakes.id_of(plan, "d")
     job = sbatch(plan, tmp_path, "d", "--nodes=2", "--ntasks-per-node=1", "--requeue", "-t20")
 
     def steps() -> int:

@@ -61,8 +61,8 @@ def test_a_complete_suite_on_slurm_equals_a_local_run(slurm: Slurm, world: fault
 
 
 def test_a_stage_started_locally_resumes_on_slurm(slurm: Slurm, world: faults.World):
-    case = world.copy(world.one(faults.PRETRAIN))
-    cells = world.plan.downstream([world.one(faults.PRETRAIN)])
+    case = world.copy(world.id_of(faults.PRETRAIN))
+    cells = world.plan.downstream([world.id_of(faults.PRETRAIN)])
     there = {i for i in cells if i.startswith("transfer-") and "smoke_probe" not in i}
     here = case.run("--only", "smoke_probe")
     assert here.returncode == 0, here.stdout[-3000:]
@@ -90,16 +90,16 @@ def test_the_pre_trainer_over_two_nodes_equals_one_process(
     files[2].write_text(small + faults.RANKS.format("nodes"))
     made = {}
     for nodes, file in files.items():
-        case = world.copy(world.one(faults.PRETRAIN))
+        case = world.copy(world.id_of(faults.PRETRAIN))
         case.file = file
         done = case.run("--only", "pretrain", *(THROUGH if nodes > 1 else ()))
         assert done.returncode == 0, done.stdout[-3000:]
         (out,) = (p.parent for p in case.work.glob("pretrain-*.kdep.*/stage.json"))
-        said = read_json(out / state.STAGE)
-        assert said["outputs"]["processes"] == nodes
-        assert said["environment"].get("processes", 1) == nodes
+        content = read_json(out / state.STAGE)
+        assert content["outputs"]["processes"] == nodes
+        assert content["environment"].get("processes", 1) == nodes
         weights = torch.load(out / "student.pth", weights_only=True)
-        made[nodes] = said["id"], said["outputs"]["curves"]["pretrain_loss"], weights
+        made[nodes] = content["id"], content["outputs"]["curves"]["pretrain_loss"], weights
         if nodes > 1:
             (job,) = (
                 j for j in slurm.jobs("completed") if out.name in slurm.job(j).get("Comment", "")
@@ -111,7 +111,7 @@ def test_the_pre_trainer_over_two_nodes_equals_one_process(
     assert len(curve) == len(curve2) > 10
     for (step, loss), (step2, loss2) in zip(curve, curve2, strict=True):
         assert (step, loss) == (step2, pytest.approx(loss2, rel=1e-4))
-    scratch = world.reference.work / world.one("pretrain-resnet18_w32.scratch")
+    scratch = world.reference.work / world.id_of("pretrain-resnet18_w32.scratch")
     w0 = torch.load(scratch / "student.pth", weights_only=True)  # what both began with
     assert w1.keys() == w2.keys() > w0.keys()
     trained = [k for k, v in w0.items() if v.is_floating_point() and "running_" not in k]

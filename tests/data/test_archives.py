@@ -249,9 +249,11 @@ def test_an_incomplete_set_loses_its_seals(tmp_path: Path):
     for fault, count in (("a broken image", 3), ("", 4)):
         for target in (folder, folder / "train"):
             unpack(path, target, quiet)
-        one = OfficialSet("one", "", "", "", (), {"images": count}, check(fault), lambda *_: None)
+        dataset = OfficialSet(
+            "one", "", "", "", (), {"images": count}, check(fault), lambda *_: None
+        )
         with pytest.raises(KdepError):
-            verify(one, tmp_path / "root")
+            verify(dataset, tmp_path / "root")
         assert not (folder / SEALS).exists()
         assert not (folder / "train" / SEALS).exists()
 
@@ -276,6 +278,6 @@ def test_an_encrypted_zip_and_a_blocking_folder_raise_kdep_error(tmp_path: Path)
 
 def test_an_exceeded_quota_is_reported_as_a_full_disk(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT):
-        said = str(archives.disk_error(tmp_path / "a.tar", OSError(number, os.strerror(number))))
-        assert "free disk space" in said
-        assert "permissions" not in said
+        message = str(archives.disk_error(tmp_path / "a.tar", OSError(number, os.strerror(number))))
+        assert "free disk space" in message
+        assert "permissions" not in message

@@ -206,11 +206,11 @@ def test_names_of_any_bytes_are_kept_apart(tmp_path: Path) -> None:
     root.mkdir()
     for name in (b"lat\xe9.png", b"a\nb.png", b"a\tb.png", "é.png".encode()):
         Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(name)
-    found = index(tmp_path).read(images_of(root))
+    catalogue = index(tmp_path).read(images_of(root))
     stored = index(tmp_path).stored(images_of(root))
     assert stored is not None
-    assert stored.rows == found.rows
-    assert len(found.rows) == 4
+    assert stored.rows == catalogue.rows
+    assert len(catalogue.rows) == 4
 
 
 def test_changes_name_the_first_few_files() -> None:

@@ -74,8 +74,8 @@ def test_an_impossible_data_fraction_raises_kdep_error(share: float):
 def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_path: Path):
     inputs = {"prepare": tmp_path}
     assert labels_for_fraction({"share": 0.1}, inputs) is None
-    wanted = labels_for_fraction({"share": 0.1, "share_by": "class"}, inputs)
-    assert wanted == tmp_path / "data" / "pool" / "labels.json"
+    expected = labels_for_fraction({"share": 0.1, "share_by": "class"}, inputs)
+    assert expected == tmp_path / "data" / "pool" / "labels.json"
     with pytest.raises(KdepError, match="'image' or 'class'"):
         labels_for_fraction({"share": 0.1, "share_by": "colour"}, inputs)
     labels = np.arange(2000) % 3
@@ -107,18 +107,18 @@ def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
 
 def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
     images = select_images(FILES, 0.05, 3)
-    told = save_list(tmp_path, FILES, images)
+    outputs = save_list(tmp_path, FILES, images)
     saved = (tmp_path / LIST).read_bytes()
     assert saved.decode().splitlines() == [FILES[i] for i in images]
     sha = hashlib.sha256(saved).hexdigest()
-    assert told == {"images": 100, "of": 2000, "sha256": sha, "file": LIST}
+    assert outputs == {"images": 100, "of": 2000, "sha256": sha, "file": LIST}
 
 
 def test_for_the_complete_pool_only_the_checksum_is_stored(tmp_path: Path):
-    told = save_list(tmp_path, FILES, select_images(FILES, 1.0))
-    assert told["file"] is None
+    outputs = save_list(tmp_path, FILES, select_images(FILES, 1.0))
+    assert outputs["file"] is None
     assert not (tmp_path / LIST).exists()
-    assert len(told["sha256"]) == 64
+    assert len(outputs["sha256"]) == 64
 
 
 def test_the_data_fraction_of_a_seed_is_that_of_the_published_runs():

@@ -41,11 +41,11 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def placed(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
-    found = images.inspect([file])
-    assert not found.faults, found.faults
-    link = tmp_path / "out" / images.placed_name(file.name, found.info[file])
-    images.place(file, link, found.info[file])
-    return link, found.info[file]
+    inspected = images.inspect([file])
+    assert not inspected.faults, inspected.faults
+    link = tmp_path / "out" / images.placed_name(file.name, inspected.info[file])
+    images.place(file, link, inspected.info[file])
+    return link, inspected.info[file]
 
 
 def read_by_all(path: Path) -> np.ndarray:
@@ -295,14 +295,14 @@ def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) 
     late = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
     for breaker, file in late.items():
         breaker(file)
-    found = images.inspect(files)
-    assert len(found.faults) == len(FAULTS)
-    assert len(found.info) == 30 - len(FAULTS)
-    for (breaker, file), fault in zip(late.items(), found.faults, strict=True):
+    inspected = images.inspect(files)
+    assert len(inspected.faults) == len(FAULTS)
+    assert len(inspected.info) == 30 - len(FAULTS)
+    for (breaker, file), fault in zip(late.items(), inspected.faults, strict=True):
         assert str(file) in str(fault), breaker
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
     with pytest.raises(KdepError, match="11 images cannot be used") as all_of_them:
-        found.raise_faults()
+        inspected.raise_faults()
     assert "and 1 more" in str(all_of_them.value)
 
 
@@ -388,10 +388,14 @@ def test_labels_of_a_turned_image_are_taken_only_where_they_are_certain(
 
 def test_two_images_with_the_same_resulting_name_are_refused(tmp_path: Path) -> None:
     gif, png = save(tmp_path / "a.gif"), save(tmp_path / "a.gif.png")
-    found = images.inspect([gif, png]).info
-    images.place(gif, tmp_path / "out" / images.placed_name(gif.name, found[gif]), found[gif])
+    inspected = images.inspect([gif, png]).info
+    images.place(
+        gif, tmp_path / "out" / images.placed_name(gif.name, inspected[gif]), inspected[gif]
+    )
     with pytest.raises(KdepError, match="two images of the data"):
-        images.place(png, tmp_path / "out" / images.placed_name(png.name, found[png]), found[png])
+        images.place(
+            png, tmp_path / "out" / images.placed_name(png.name, inspected[png]), inspected[png]
+        )
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]

@@ -36,9 +36,9 @@ def put(path: Path, image: Image.Image, **options: Any) -> Path:
 
 
 def find(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
-    found = inspect([f for files in sets.values() for f in files])
-    found.raise_faults()
-    return leaks.find(sets, found.info, read_allowed(allow, sets))
+    inspected = inspect([f for files in sets.values() for f in files])
+    inspected.raise_faults()
+    return leaks.find(sets, inspected.info, read_allowed(allow, sets))
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed: int, radius: int,
     for row, flips in enumerate(rng.integers(0, 40, 80)):
         queries[row, rng.choice(leaks.BITS, flips, replace=False)] ^= 1
     words = np.packbits(bits, axis=1).view(np.uint64)
-    wanted = np.packbits(queries, axis=1).view(np.uint64)
-    match, distance = leaks.nearest_within(words, bits, wanted, queries, radius)
+    expected = np.packbits(queries, axis=1).view(np.uint64)
+    match, distance = leaks.nearest_within(words, bits, expected, queries, radius)
     all_pairs = (queries[:, None] != bits[None]).sum(2)
     np.testing.assert_array_equal(match >= 0, all_pairs.min(1) <= radius)
     hit = np.flatnonzero(match >= 0)

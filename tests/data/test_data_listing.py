@@ -26,10 +26,10 @@ def put(root: Path, *names: str) -> Path:
 def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
     root = put(tmp_path, "b/1.png", "a/2.WEBP", "a/c/3.gif", "README.txt", ".cache/p.png", ".x.png")
     put(root, "a/.DS_Store", "a/._2.webp", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/2.webp")
-    found = list_images(root)
-    assert found.images == ["a/2.WEBP", "a/c/3.gif", "b/1.png"]
-    assert found.other_files == ["README.txt"]
-    assert found.passed_over == {
+    listing = list_images(root)
+    assert listing.images == ["a/2.WEBP", "a/c/3.gif", "b/1.png"]
+    assert listing.other_files == ["README.txt"]
+    assert listing.passed_over == {
         "hidden folder(s)": 1,
         "hidden file(s)": 1,
         ".DS_Store file(s)": 1,
@@ -38,9 +38,9 @@ def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> Non
         "desktop.ini file(s)": 1,
         "__MACOSX folder(s)": 1,
     }
-    assert "1 hidden folder(s) (.cache)" in found.note()
+    assert "1 hidden folder(s) (.cache)" in listing.note()
     assert class_names(root) == ["a", "b"]
-    assert found.by_class() == {"a": ["a/2.WEBP", "a/c/3.gif"], "b": ["b/1.png"]}
+    assert listing.by_class() == {"a": ["a/2.WEBP", "a/c/3.gif"], "b": ["b/1.png"]}
 
 
 def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None
     (root / "up").symlink_to(root)
     (root / "self").symlink_to(root / "self")
     (root / "gone.png").symlink_to(root / "nowhere.png")
-    found = list_images(root)
-    assert found.images == ["0.png", "gone.png", "linked/1.png"]
-    assert found.passed_over == {"link(s) to a folder above": 1}
-    assert found.other_files == ["self"]
+    listing = list_images(root)
+    assert listing.images == ["0.png", "gone.png", "linked/1.png"]
+    assert listing.passed_over == {"link(s) to a folder above": 1}
+    assert listing.other_files == ["self"]
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def quiet(*_: object) -> None:
 
 
 def make(name: str, root: Path) -> OfficialSet:
-    one = get_set(name)
+    dataset = get_set(name)
     (root / name).mkdir(parents=True)
-    one.tiny(root / name, np.random.default_rng(0))
-    return one
+    dataset.tiny(root / name, np.random.default_rng(0))
+    return dataset
 
 
 @pytest.fixture(params=set_names())
@@ -135,12 +135,12 @@ def test_root_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_cityscapes_label_ids_for_train_ids(tmp_path: Path) -> None:
-    one = make("cityscapes", tmp_path)
+    dataset = make("cityscapes", tmp_path)
     mask = next((tmp_path / "cityscapes/gtFine/train").rglob(f"*{cityscapes.TRAIN_IDS}"))
     ids = mask.with_name(mask.name.replace("labelTrainIds", "labelIds"))
     mask.write_bytes(ids.read_bytes())
     with pytest.raises(KdepError, match="look like labelIds"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
@@ -154,26 +154,26 @@ def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
 
 
 def test_cityscapes_mask_of_another_size(tmp_path: Path) -> None:
-    one = make("cityscapes", tmp_path)
+    dataset = make("cityscapes", tmp_path)
     mask = next((tmp_path / "cityscapes/gtFine/val").rglob(f"*{cityscapes.TRAIN_IDS}"))
     Image.open(mask).resize((32, 24)).save(mask)
     with pytest.raises(KdepError, match="32x24"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_voc_missing_split_file(tmp_path: Path) -> None:
-    one = make("voc", tmp_path)
+    dataset = make("voc", tmp_path)
     (tmp_path / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(KdepError, match=r"Segmentation/val.txt does not exist"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_voc_list_of_one_class_is_refused(tmp_path: Path) -> None:
-    one = make("voc", tmp_path)
+    dataset = make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text("".join(f"{x}  1\n" for x in path.read_text().split()))
     with pytest.raises(KdepError, match=r"not <class>_trainval\.txt"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_voc_difficult_flags(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_voc_unknown_class(tmp_path: Path) -> None:
 
 
 def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> None:
-    one = make("voc", tmp_path)
+    dataset = make("voc", tmp_path)
     folder = tmp_path / "voc"
     lists = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     own = (lists / "val.txt").read_text().split()[0]
@@ -207,21 +207,21 @@ def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> Non
         f.write(f"{own}\n")
     voc.convert(folder, quiet)
     assert own not in (lists / "aug.txt").read_text().split()
-    verify(one, tmp_path, None, whole=False)
+    verify(dataset, tmp_path, None, whole=False)
     (lists / "aug.txt").open("a").write(f"{own}\n")
     with pytest.raises(KdepError, match=r"SegmentationClassAug|are both in the training lists"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None:
-    one = make("coco", tmp_path)
+    dataset = make("coco", tmp_path)
     path = tmp_path / "coco/annotations/instances_train2017.json"
     table = json.loads(path.read_text())
     assert coco.check_table(path, table)["crowds"] == 4
     table["categories"][0]["name"] = "persons"
     path.write_text(json.dumps(table))
     with pytest.raises(KdepError, match=r"not those of COCO.*person"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
@@ -240,18 +240,18 @@ def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
 
 
 def test_coco_half_unpacked_images(tmp_path: Path) -> None:
-    one = make("coco", tmp_path)
+    dataset = make("coco", tmp_path)
     sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
     with pytest.raises(KdepError, match="unpacked in part"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_ade20k_coloured_mask(tmp_path: Path) -> None:
-    one = make("ade20k", tmp_path)
+    dataset = make("ade20k", tmp_path)
     mask = next((tmp_path / "ade20k").rglob("annotations/training/*.png"))
     Image.open(mask).convert("RGB").save(mask)
     with pytest.raises(KdepError, match="mode RGB"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
@@ -278,21 +278,21 @@ def test_cifar10_in_place_of_cifar100(tmp_path: Path) -> None:
 
 
 def test_cub_lists_that_disagree(tmp_path: Path) -> None:
-    one = make("cub200", tmp_path)
+    dataset = make("cub200", tmp_path)
     path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
     path.write_text("".join(f"{x}\n" for x in path.read_text().splitlines()[:-1]))
     with pytest.raises(KdepError, match="differ in 1 image ids"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_dtd_lists_and_table_that_disagree(tmp_path: Path) -> None:
-    one = make("dtd", tmp_path)
+    dataset = make("dtd", tmp_path)
     labels = tmp_path / "dtd/dtd/labels"
     a, b = (labels / "train1.txt").read_text(), (labels / "val1.txt").read_text()
     (labels / "train1.txt").write_text(b)
     (labels / "val1.txt").write_text(a)
     with pytest.raises(KdepError, match=r"differs from labels/train1.txt"):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_caltech_class_number_missing(tmp_path: Path) -> None:
@@ -417,26 +417,26 @@ def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
     path = tar(tmp_path / "down" / imagenet.TRAIN, outer)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    one, root = get_set("imagenet"), tmp_path / "root"
+    dataset, root = get_set("imagenet"), tmp_path / "root"
     with pytest.raises(KdepError, match=r"truncated|ends"):
-        lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
+        lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
     path.write_bytes(whole)
     with pytest.raises(KdepError, match="1d675b47d978889d74fa0da5fadfb00e"):
-        lay_out(one, root, [tmp_path / "down"], quiet)
-    lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
-    counts = verify(one, root, None, whole=False)
+        lay_out(dataset, root, [tmp_path / "down"], quiet)
+    lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
+    counts = verify(dataset, root, None, whole=False)
     assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
     first = root / "imagenet/train" / imagenet.TINY_WNIDS[0]
     kept = {p.name: p.read_bytes() for p in first.iterdir()}
     for p in first.iterdir():
         p.write_bytes(b"x")
     with pytest.raises(KdepError, match="not an image"):
-        verify(one, root, None, whole=False)  # ... which drops the seals,
-    lay_out(one, root, [tmp_path / "down"], quiet, checksums=False)
+        verify(dataset, root, None, whole=False)  # ... which drops the seals,
+    lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
     assert {p.name: p.read_bytes() for p in first.iterdir()} == kept  # ... so that all comes back
     path.write_bytes(whole[: len(whole) - 10240])  # no end-of-archive blocks: a class may be lost
     with pytest.raises(KdepError, match=r"end-of-archive|damaged"):
-        lay_out(one, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
+        lay_out(dataset, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
 
 
 def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path: Path) -> None:
@@ -478,14 +478,14 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
 
 def test_a_damaged_image_of_imagenet_is_refused_and_its_odd_ones_are_not(tmp_path: Path) -> None:
     """The release has a PNG and CMYK JPEGs under the suffix .JPEG."""
-    one = make("imagenet", tmp_path)
+    dataset = make("imagenet", tmp_path)
     files = sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))
     Image.open(files[0]).convert("RGB").save(files[0], format="PNG")
     Image.open(files[1]).convert("CMYK").save(files[1], format="JPEG")
-    verify(one, tmp_path, None, whole=False)
+    verify(dataset, tmp_path, None, whole=False)
     files[2].write_bytes(files[2].read_bytes()[:-200])
     with pytest.raises(KdepError, match=files[2].name):
-        verify(one, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, whole=False)
 
 
 def test_a_set_from_its_archives_by_the_tool(
@@ -577,9 +577,9 @@ def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:
 
 def test_list_names_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare_data.main(["--list"]) == 0
-    said = capsys.readouterr().out
-    assert "md5 unknown" in said
-    assert "1d675b47d978889d74fa0da5fadfb00e" in said
+    output = capsys.readouterr().out
+    assert "md5 unknown" in output
+    assert "1d675b47d978889d74fa0da5fadfb00e" in output
 
 
 def swap(path: Path, old: str, new: str) -> None:

@@ -26,8 +26,8 @@ def prepared(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_the_bytes_forecast_are_the_bytes_written(prepared: dict[str, Path], tmp_path: Path):
-    told = views.run(SPEC, prepared, tmp_path, lambda *_: None)
-    assert told["bytes"] == views.pixel_bytes(2, 3, 16) == 2 * 3 * 16 * 16 * 3
+    outputs = views.run(SPEC, prepared, tmp_path, lambda *_: None)
+    assert outputs["bytes"] == views.pixel_bytes(2, 3, 16) == 2 * 3 * 16 * 16 * 3
 
 
 def test_a_full_disk_is_refused_before_a_byte_is_written(
@@ -107,23 +107,23 @@ def test_a_run_renders_every_view_of_every_image_in_order(
     prepared: dict[str, Path], tmp_path: Path
 ):
     seen: list[int] = []
-    told = views.run(SPEC, prepared, tmp_path, lambda done, total, *_: seen.append(done))
-    assert seen[-1] == told["images"] == 2
-    assert (told["rows"], told["views"], told["px"]) == (6, 3, 16)
+    outputs = views.run(SPEC, prepared, tmp_path, lambda done, total, *_: seen.append(done))
+    assert seen[-1] == outputs["images"] == 2
+    assert (outputs["rows"], outputs["views"], outputs["px"]) == (6, 3, 16)
     opened = views.open_views(tmp_path, prepared["prepare"])
     assert (opened.files, opened.views, opened.rows) == (["0.png", "1.png"], 3, 6)
     box, flip = views.draw_recipe(2, 3, 0, (0.3, 1.0), (0.75, 4 / 3))
     for row in range(6):
         image = cv2.imread(str(opened.root / opened.files[row // 3]))
         assert image is not None
-        wanted = views.render(image[:, :, ::-1], box[row], bool(flip[row]), 16)
-        np.testing.assert_array_equal(opened.pixels[row], wanted)
+        expected = views.render(image[:, :, ::-1], box[row], bool(flip[row]), 16)
+        np.testing.assert_array_equal(opened.pixels[row], expected)
     again = tmp_path / "again"
     again.mkdir()
-    assert views.run(SPEC, prepared, again, lambda *_: None) == told
+    assert views.run(SPEC, prepared, again, lambda *_: None) == outputs
     assert (
         views.run({**SPEC, "seed": 1}, prepared, again, lambda *_: None)["fingerprint"]
-        != (told["fingerprint"])
+        != (outputs["fingerprint"])
     )
 
 

@@ -85,10 +85,10 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 2'))
     assert path.stat().st_size == size
     assert "data changed: test.json changed" in run_suite(root, "--dry-run")
-    said = run_suite(root)
+    completed = run_suite(root)
     # prepare and the transfer; nothing else reads this data
-    assert "edited: 2 finished in this run" in said
-    assert "1 downstream stage(s) will be rerun" in said
+    assert "edited: 2 finished in this run" in completed
+    assert "1 downstream stage(s) will be rerun" in completed
     second = record(root)
     assert second["id"] != first["id"]
     assert second["data"]["fingerprint"] != first["data"]["fingerprint"]

@@ -65,17 +65,17 @@ def test_a_sample_of_stages_runs(tmp_path: Path) -> None:
     scratch = next(
         c for c in some.runs if c.method["name"] == "scratch" and c.task["name"] == "dtd"
     )
-    wanted = [taught.chain["pretrain"], scratch.id]
+    expected = [taught.chain["pretrain"], scratch.id]
     command = [sys.executable, str(REPO / "tools/run_suite.py"), "paper_r18", "--rehearse"]
-    for one in wanted:
+    for one in expected:
         command += ["--only", one]
     command += ["--work-dir", str(tmp_path), "--plain"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    trained = json.loads((tmp_path / wanted[0] / "stage.json").read_text())["outputs"]
+    trained = json.loads((tmp_path / expected[0] / "stage.json").read_text())["outputs"]
     assert trained["steps"] == 2
     assert not trained["labels_used"]
-    scored = json.loads((tmp_path / wanted[1] / "stage.json").read_text())["outputs"]
+    scored = json.loads((tmp_path / expected[1] / "stage.json").read_text())["outputs"]
     assert scored["gate"]["coverage"] == 1.0
     records = list((tmp_path / "results/rehearsal_paper_r18/records").glob("*dtd*scratch*.json"))
     assert [json.loads(r.read_text())["status"] for r in records] == ["ok"]

@@ -74,10 +74,10 @@ def test_the_teacher_ran_once_per_image_and_view(home: Path):
 
 def test_each_export_has_its_card(home: Path):
     for folder in home.glob("work/export-*"):
-        said = json.loads((folder / "stage.json").read_text())
+        content = json.loads((folder / "stage.json").read_text())
         text = (folder / "README.md").read_text()
-        assert said["outputs"]["checksum"] in text
-        assert "about" not in said["spec"]  # told to the stage, and no part of its identity
+        assert content["outputs"]["checksum"] in text
+        assert "about" not in content["spec"]  # told to the stage, and no part of its identity
         teacher = "kdep" in folder.name
         assert ("| licence of the teacher | Apache-2.0 |" in text) == teacher
         assert ("| teacher's checksum |" in text) == teacher

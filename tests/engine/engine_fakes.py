@@ -36,9 +36,9 @@ def trace(out: Path, what: str) -> None:
         f.write(f"{what} {out.name} {time.time():.4f} {os.getpid()}\n")
 
 
-def steps(work: Path, one: str) -> int:
+def steps(work: Path, stage_id: str) -> int:
     """How many steps a `grow` stage has taken, running or not."""
-    path = attempts.current_dir(work, one) / "steps.txt"
+    path = attempts.current_dir(work, stage_id) / "steps.txt"
     with contextlib.suppress(OSError):
         return path.read_text().count("\n")
     return 0
@@ -177,12 +177,14 @@ def chain(length: int, width: int = 1, **spec: Any) -> Plan:
     for w in range(width):
         needs: dict[str, str] = {}
         for k in range(length):
-            one = add_stage(plan, "make", f"w{w}k{k}", {"value": 1, **spec}, needs, kinds=KINDS)
-            needs = {"x": one}
+            stage_id = add_stage(
+                plan, "make", f"w{w}k{k}", {"value": 1, **spec}, needs, kinds=KINDS
+            )
+            needs = {"x": stage_id}
     return plan
 
 
-def one(plan: Plan, name: str) -> str:
+def id_of(plan: Plan, name: str) -> str:
     """Id of the stage called `name`."""
     return next(s.id for s in plan.stages.values() if s.name == name)
 

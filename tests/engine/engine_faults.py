@@ -152,7 +152,7 @@ class World:
             for i in self.plan.stages
         }
 
-    def one(self, part: str) -> str:
+    def id_of(self, part: str) -> str:
         """The first stage id with `part` in it."""
         return next(i for i in self.plan.stages if part in i)
 
@@ -220,18 +220,18 @@ class Case:
 
     def run(self, *more: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*more, results=results)
-        said, _ = process.communicate(timeout=LIMIT)
-        return subprocess.CompletedProcess(process.args, process.returncode, said, "")
+        output, _ = process.communicate(timeout=LIMIT)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     def settle(self, runs: int = 4) -> int:
         """Runs until all is done; returns how many runs that took."""
-        said = ""
+        output = ""
         for k in range(1, runs + 1):
             done = self.run()
             if done.returncode == 0:
                 return k
-            said = done.stdout
-        raise AssertionError(f"not done after {attempts} runs: {said[-3000:]}")
+            output = done.stdout
+        raise AssertionError(f"not done after {attempts} runs: {output[-3000:]}")
 
     # --- looking ---
 
@@ -241,9 +241,9 @@ class Case:
         with contextlib.suppress(FileNotFoundError):
             for path in (self.work / LOCKS).iterdir():
                 with contextlib.suppress(ValueError, KeyError, OSError):
-                    said = json.loads(path.read_text())
-                    if process_start(said["pid"]) == said["started"] != 0:
-                        out.append((path.name, said["pid"]))
+                    content = json.loads(path.read_text())
+                    if process_start(content["pid"]) == content["started"] != 0:
+                        out.append((path.name, content["pid"]))
         return out
 
     def wait_running(self, one: str | None = None, runner: Any = None) -> tuple[str, int]:
@@ -257,13 +257,13 @@ class Case:
             time.sleep(0.005)
         raise AssertionError(f"{one} never ran")
 
-    def lost(self, one: str, pid: int) -> float:
+    def lost(self, stage_id: str, pid: int) -> float:
         """Seconds of work that go if the process is killed now: since its last saved state."""
         begun = process_start(pid) / os.sysconf("SC_CLK_TCK")
         spent = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
-        if not self.world.plan.stages[one].resumable:
+        if not self.world.plan.stages[stage_id].resumable:
             return spent
-        out = attempts.current_dir(self.work, one)
+        out = attempts.current_dir(self.work, stage_id)
         saved = [*out.glob("run/*.pth.sha256"), *out.glob("features-*.json"), out / "steps.txt"]
         ages = [time.time() - p.stat().st_mtime for p in saved if p.exists()]
         return max(0.0, min([spent, *ages]))
@@ -285,11 +285,11 @@ class Case:
             if not same:
                 print(f"WRONG: {i}", file=sys.stderr)
                 count += 1
-        found = {p.name for p in (self.results / "records").glob("*.json")}
+        paths = {p.name for p in (self.results / "records").glob("*.json")}
         for run in self.world.plan.runs:
             path = self.world.reference.results / "records" / f"{run.id}.json"
             mine = self.results / "records" / path.name
-            if path.name not in found or timeless(json.loads(mine.read_text())) != timeless(
+            if path.name not in paths or timeless(json.loads(mine.read_text())) != timeless(
                 json.loads(path.read_text())
             ):
                 print(f"WRONG: record {path.name}", file=sys.stderr)
@@ -364,20 +364,20 @@ def kill_stages(world: World, dice: Dice, times: int) -> Row:
             if not now or done >= times:
                 time.sleep(0.01)
                 continue
-            one, pid = now[0]
+            stage_id, pid = now[0]
             seen.add(pid)
-            if not left[one]:
+            if not left[stage_id]:
                 continue
-            end = time.monotonic() + dice.uniform(0, world.wall[one] + 0.1)
-            while time.monotonic() < end and (one, pid) in case.running():
+            end = time.monotonic() + dice.uniform(0, world.wall[stage_id] + 0.1)
+            while time.monotonic() < end and (stage_id, pid) in case.running():
                 time.sleep(0.002)
-            if (one, pid) in case.running():
-                lost += case.lost(one, pid)
+            if (stage_id, pid) in case.running():
+                lost += case.lost(stage_id, pid)
                 os.kill(pid, signal.SIGKILL)
-                left[one] -= 1
+                left[stage_id] -= 1
                 done += 1
-        said = runner.communicate()[0]
-        assert runner.returncode == 0, said[-3000:]
+        output = runner.communicate()[0]
+        assert runner.returncode == 0, output[-3000:]
         case.settle(1)
         wrong += case.wrong()
         case.close()
@@ -421,19 +421,19 @@ def ranks_world(world: World) -> World:
     home = world.home / "ranks"
     file = home / "smoke_ranks.py"
     if not file.exists():
-        world.copy(world.one(PRETRAIN), at=home / "undisturbed")
+        world.copy(world.id_of(PRETRAIN), at=home / "undisturbed")
         file.write_text(world.file.read_text() + RANKS.format("processes"))
     return World(home, False, home / "undisturbed", file)
 
 
-def wait_saved(case: Case, one: str, runner: subprocess.Popen) -> int:
+def wait_saved(case: Case, stage_id: str, runner: subprocess.Popen) -> int:
     """Waits until the running stage has a checkpoint to resume from; returns its process."""
     end = time.monotonic() + LIMIT
-    while not list(attempts.current_dir(case.work, one).glob("run/*.pth.sha256")):
+    while not list(attempts.current_dir(case.work, stage_id).glob("run/*.pth.sha256")):
         assert runner.poll() is None, runner.communicate()[0][-2000:]
-        assert time.monotonic() < end, f"{one} saved nothing"
+        assert time.monotonic() < end, f"{stage_id} saved nothing"
         time.sleep(0.02)
-    return dict(case.running())[one]
+    return dict(case.running())[stage_id]
 
 
 def children(pid: int) -> list[int]:
@@ -453,7 +453,7 @@ def rank_pids(pid: int) -> list[int]:
 def kill_ranks(world: World, dice: Dice, times: int) -> Row:
     """kill -9 of one of the two processes of a pre-training: the stage fails whole, and resumes."""
     pair = ranks_world(world)
-    one = pair.one(PRETRAIN)
+    one = pair.id_of(PRETRAIN)
     lost, wrong = 0.0, 0
     for k in range(times):
         case = pair.copy(one)
@@ -463,9 +463,9 @@ def kill_ranks(world: World, dice: Dice, times: int) -> Row:
         assert len(ranks) == 2, ranks
         lost += case.lost(one, pid)
         os.kill(ranks[k % 2], signal.SIGKILL)
-        said = runner.communicate(timeout=LIMIT)[0]
-        assert runner.returncode == 1, said[-3000:]
-        assert "of the stage's 2 processes finished" in said, said[-3000:]
+        output = runner.communicate(timeout=LIMIT)[0]
+        assert runner.returncode == 1, output[-3000:]
+        assert "of the stage's 2 processes finished" in output, output[-3000:]
         assert not [r for r in ranks if Path(f"/proc/{r}").exists()], "a rank outlived the other"
         case.settle(1)
         wrong += case.wrong()
@@ -475,10 +475,10 @@ def kill_ranks(world: World, dice: Dice, times: int) -> Row:
 
 def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
     """A node of a real Slurm dies, slurmd and all, while its stage runs; the job is requeued."""
-    if nodes > 1:  # one process a node: what two processes of one machine make
+    if nodes > 1:  # stage_id process a node: what two processes of stage_id machine make
         world = ranks_world(world)
-    one = world.one(PRETRAIN)
-    case = world.copy(one)
+    stage_id = world.id_of(PRETRAIN)
+    case = world.copy(stage_id)
     if nodes > 1:
         case.file = world.home / "smoke_nodes.py"
         case.file.write_text(SMOKE.read_text() + CUT + RANKS.format("nodes"))
@@ -486,14 +486,14 @@ def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
         # The test cluster's GPUs are none.
         through = ("--executor", "slurm", "--gpus", "", "--snakemake", " ".join(slurm.QUICK))
         runner = case.start(*through)
-        pid = wait_saved(case, one, runner)
+        pid = wait_saved(case, stage_id, runner)
         (job,) = cluster.jobs("running")
         doomed = cluster.ask("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])
         assert len(doomed.split()) == nodes, doomed
-        lost = case.lost(one, pid)
+        lost = case.lost(stage_id, pid)
         cluster.node_down(doomed.split()[-1])
-        said = runner.communicate(timeout=LIMIT)[0]
-        assert runner.returncode == 0, said[-3000:]
+        output = runner.communicate(timeout=LIMIT)[0]
+        assert runner.returncode == 0, output[-3000:]
         assert cluster.job(job)["Restarts"] == "1"
     case.settle(1)
     wrong = case.wrong()
@@ -515,16 +515,16 @@ def terminate(world: World, dice: Dice, times: int) -> Row:
     """SIGTERM to the runner: it ends its stages within the grace period and says how to go on."""
     lost, wrong, slowest = 0.0, 0, 0.0
     for _ in range(times):
-        case = world.copy(world.one(PRETRAIN))
+        case = world.copy(world.id_of(PRETRAIN))
         runner = case.start()
-        one, _ = case.wait_running(runner=runner)
-        time.sleep(dice.uniform(0, world.wall[one]))
+        stage_id, _ = case.wait_running(runner=runner)
+        time.sleep(dice.uniform(0, world.wall[stage_id]))
         lost += sum(case.lost(*r) for r in case.running())
         begun = time.monotonic()
         runner.send_signal(signal.SIGTERM)
-        said = runner.communicate(timeout=LIMIT)[0]
+        output = runner.communicate(timeout=LIMIT)[0]
         slowest = max(slowest, time.monotonic() - begun)
-        assert runner.returncode == 128 + signal.SIGTERM, said[-2000:]
+        assert runner.returncode == 128 + signal.SIGTERM, output[-2000:]
         assert not case.running()
         assert case.settle(2) == 1
         wrong += case.wrong()
@@ -536,17 +536,17 @@ def two_runners(world: World, dice: Dice, times: int) -> Row:
     """Two runners started at once on one work dir: each stage runs once, both end well."""
     wrong, twice, counted = 0, 0, 0
     for _ in range(times):
-        part = world.one(PRETRAIN)
+        part = world.id_of(PRETRAIN)
         case = world.copy(part)
         todo = world.plan.downstream([part])
         runners = [
             case.start(results=case.home / name) for name in ("results", "results_of_the_other")
         ]
         for runner in runners:
-            said = runner.communicate(timeout=LIMIT)[0]
-            assert runner.returncode == 0, said[-3000:]
-            assert f"{len(world.plan.stages)} of {len(world.plan.stages)} stages are done" in said
-            counted += int(re.findall(r": (\d+) finished in this run, ", said)[-1])
+            output = runner.communicate(timeout=LIMIT)[0]
+            assert runner.returncode == 0, output[-3000:]
+            assert f"{len(world.plan.stages)} of {len(world.plan.stages)} stages are done" in output
+            counted += int(re.findall(r": (\d+) finished in this run, ", output)[-1])
         counted -= len(todo)
         for one in todo:
             headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")
@@ -579,22 +579,22 @@ def fill(disk: Path) -> None:
 
 def full_disk(world: World, dice: Dice, part: str, fault: str) -> Row:
     """The disk is full from the moment the stage begins until it has failed."""
-    one = world.one(part)
+    stage_id = world.id_of(part)
     lost = 0.0
     with small_disk(world.home / "disk", 8 if world.toy else 400) as disk:
-        case = world.copy(one, at=disk / "case")
+        case = world.copy(stage_id, at=disk / "case")
         runner = case.start()
-        _, pid = case.wait_running(one, runner)
+        _, pid = case.wait_running(stage_id, runner)
         begun = time.monotonic()
-        while (one, pid) in case.running():
+        while (stage_id, pid) in case.running():
             fill(disk)
             time.sleep(0.005)
         lost += time.monotonic() - begun
         fill(disk)
-        said = runner.communicate(timeout=LIMIT)[0]
-        assert runner.returncode == 1, said[-3000:]
-        assert not (case.work / one / state.STAGE).exists()
-        assert "disk space" in said or "No space left" in said, said[-3000:]
+        output = runner.communicate(timeout=LIMIT)[0]
+        assert runner.returncode == 1, output[-3000:]
+        assert not (case.work / stage_id / state.STAGE).exists()
+        assert "disk space" in output or "No space left" in output, output[-3000:]
         (disk / "filler").unlink()
         case.settle(2)
         wrong = case.wrong()
@@ -626,15 +626,15 @@ DAMAGE = {"truncated": cut, "with a flipped bit": flip}
 
 def damage(world: World, dice: Dice, how: str, part: str, pattern: str, what: str) -> Row:
     """A file of a done stage is damaged; all that reads it runs again."""
-    one = world.one(part)
+    stage_id = world.id_of(part)
     case = world.copy()
-    for user in world.plan.consumers()[one]:
+    for user in world.plan.consumers()[stage_id]:
         for i in world.plan.downstream([user]):
             shutil.rmtree(case.work / i, ignore_errors=True)
-    path = next((case.work / one).glob(pattern))
+    path = next((case.work / stage_id).glob(pattern))
     DAMAGE[how](path, dice)
     case.settle()
-    lost, wrong = world.wall[one], case.wrong()
+    lost, wrong = world.wall[stage_id], case.wrong()
     case.close()
     return Row(f"{what} {how}", 1, lost, wrong)
 
@@ -654,16 +654,16 @@ def damaged_record(world: World, dice: Dice, how: str) -> Row:
 
 def damaged_resume(world: World, dice: Dice, how: str) -> Row:
     """The checkpoint of a killed pre-training is damaged: it is not resumed from."""
-    one = world.one(PRETRAIN)
-    case = world.copy(one)
+    stage_id = world.id_of(PRETRAIN)
+    case = world.copy(stage_id)
     runner = case.start()
-    _, pid = case.wait_running(one, runner)
-    while not list((out := attempts.current_dir(case.work, one)).glob("run/*.pth.sha256")):
-        assert (one, pid) in case.running()
+    _, pid = case.wait_running(stage_id, runner)
+    while not list((out := attempts.current_dir(case.work, stage_id)).glob("run/*.pth.sha256")):
+        assert (stage_id, pid) in case.running()
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     runner.communicate()
-    lost = world.wall[one]
+    lost = world.wall[stage_id]
     for path in out.glob("run/*.pth"):
         DAMAGE[how](path, dice)
     case.settle(1)
@@ -674,10 +674,10 @@ def damaged_resume(world: World, dice: Dice, how: str) -> Row:
 
 def out_of_memory(world: World, dice: Dice, way: str) -> Row:
     """A running stage gets no more memory: an rlimit (malloc fails) or a cgroup (SIGKILL)."""
-    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
-    case = world.copy(one)
+    stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(stage_id)
     runner = case.start()
-    _, pid = case.wait_running(one, runner)
+    _, pid = case.wait_running(stage_id, runner)
     begun = time.monotonic()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0 if way == "rlimit" else 1])
     size = pages * os.sysconf("SC_PAGE_SIZE")
@@ -688,15 +688,15 @@ def out_of_memory(world: World, dice: Dice, way: str) -> Row:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # what it takes from now on
         (group / "cgroup.procs").write_text(str(pid))
-    said = runner.communicate(timeout=LIMIT)[0]
+    output = runner.communicate(timeout=LIMIT)[0]
     if group.exists():
         group.rmdir()
-    assert runner.returncode == 1, said[-3000:]
+    assert runner.returncode == 1, output[-3000:]
     # The runner's own lines say why where a person follows it; the stage's note says it always.
-    why = (state.failure(state.folder(case.work, one)) or {}).get("error", "")
-    assert any(w in why for w in ("memory", "killed by", "no result")), (why, said[-3000:])
+    why = (state.failure(state.folder(case.work, stage_id)) or {}).get("error", "")
+    assert any(w in why for w in ("memory", "killed by", "no result")), (why, output[-3000:])
     lost = time.monotonic() - begun
-    assert not (case.work / one / state.STAGE).exists()
+    assert not (case.work / stage_id / state.STAGE).exists()
     case.settle(1)
     wrong = case.wrong()
     case.close()
@@ -705,16 +705,16 @@ def out_of_memory(world: World, dice: Dice, way: str) -> Row:
 
 def hang(world: World, dice: Dice) -> Row:
     """A stage stands still (SIGSTOP: it does not even heed SIGTERM) until its time is over."""
-    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
-    case = world.copy(one)
+    stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(stage_id)
     runner = start_with_timeout(case, 2.0 if world.toy else 12.0)
-    _, pid = case.wait_running(one, runner)
+    _, pid = case.wait_running(stage_id, runner)
     begun = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    said = runner.communicate(timeout=LIMIT)[0]
+    output = runner.communicate(timeout=LIMIT)[0]
     lost = time.monotonic() - begun
-    assert runner.returncode == 1, said[-3000:]
-    assert "was stopped after" in said, said[-3000:]
+    assert runner.returncode == 1, output[-3000:]
+    assert "was stopped after" in output, output[-3000:]
     assert not case.running()
     case.settle(1)
     wrong = case.wrong()
@@ -748,7 +748,7 @@ def start_with_timeout(case: Case, seconds: float) -> subprocess.Popen:
 
 def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     """The wall clock jumps back while a suite runs, a kill and a resume between (clock_shim.c)."""
-    case = world.copy(world.one(PRETRAIN))
+    case = world.copy(world.id_of(PRETRAIN))
     clock, shim = case.home / "clock", case.home / "clock_shim.so"
     source = str(HERE / "clock_shim.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), source, "-ldl"], check=True)
@@ -756,20 +756,20 @@ def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     case.env = {"LD_PRELOAD": str(shim), "KDEP_CLOCK": str(clock)}
     runner = case.start("--retry", "1")
     lost, jumps = 0.0, 0
-    one, pid = case.wait_running(runner=runner)
+    stage_id, pid = case.wait_running(runner=runner)
     while runner.poll() is None:
         if jumps < times:
             jumps += 1
             step = clock.with_suffix(".next")
             step.write_text(str(3600 * jumps))
             step.replace(clock)
-        if jumps == times // 2 and (one, pid) in case.running():
-            lost += case.lost(one, pid)
+        if jumps == times // 2 and (stage_id, pid) in case.running():
+            lost += case.lost(stage_id, pid)
             os.kill(pid, signal.SIGKILL)
             pid = 0
         time.sleep(0.3 if world.toy else 1.0)
-    said = runner.communicate()[0]
-    assert runner.returncode == 0, said[-3000:]
+    output = runner.communicate()[0]
+    assert runner.returncode == 0, output[-3000:]
     case.env = {}
     assert case.settle(1) == 1
     wrong = case.wrong()
@@ -786,16 +786,16 @@ def planted(world: World, dice: Dice, what: str) -> Row:
     The run fails with a sentence, or the damage is noticed, and nothing behind the link is touched.
     With the plant removed, a rerun gives what it should.
     """
-    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
-    case = world.copy(one)
+    stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
+    case = world.copy(stage_id)
     photos = case.home / "photos"
     photos.mkdir()
     (photos / "a.jpg").write_text("a photo")
     place = {
-        "stage directory": case.work / one,
-        "lock": case.work / LOCKS / one,
-        "log": case.work / one / state.LOG,
-        "result": case.work / one / state.STAGE,
+        "stage directory": case.work / stage_id,
+        "lock": case.work / LOCKS / stage_id,
+        "log": case.work / stage_id / state.LOG,
+        "result": case.work / stage_id / state.STAGE,
     }[what.split()[0] if what != "stage directory that is a link" else "stage directory"]
     place.parent.mkdir(parents=True, exist_ok=True)
     if "FIFO" in what:
@@ -831,12 +831,12 @@ sys.exit(stage.main(sys.argv[2:]))
 
 def woken_owner(world: World, dice: Dice, times: int) -> Row:
     """A process is stopped, its stage is made by another machine, and then it wakes."""
-    one = world.one(PRETRAIN)
+    stage_id = world.id_of(PRETRAIN)
     lost, wrong = 0.0, 0
     for _ in range(times):
-        case = world.copy(one)
+        case = world.copy(stage_id)
         write_plan(case.home / "plan.json", "p", world.plan.stages.values())
-        more = ["--plan", str(case.home / "plan.json"), "--stage", one]
+        more = ["--plan", str(case.home / "plan.json"), "--stage", stage_id]
         more += ["--work-dir", str(case.work)]
 
         def machine(name: str, more: list[str] = more) -> subprocess.Popen:
@@ -849,20 +849,22 @@ def woken_owner(world: World, dice: Dice, times: int) -> Row:
 
         first = machine("one")
         end = time.monotonic() + LIMIT
-        while attempts.current_dir(case.work, one) == case.work / one:
+        while attempts.current_dir(case.work, stage_id) == case.work / stage_id:
             assert time.monotonic() < end, "it never began"
             assert first.poll() is None, first.returncode
             time.sleep(0.005)
-        time.sleep(dice.uniform(0, world.wall[one]))
+        time.sleep(dice.uniform(0, world.wall[stage_id]))
         ended = first.poll() is not None
         first.send_signal(signal.SIGSTOP)
-        lost += 0.0 if ended else case.lost(one, first.pid)
-        os.truncate(case.work / LOCKS / one, 0)  # as whoever saw it stand still for two minutes
+        lost += 0.0 if ended else case.lost(stage_id, first.pid)
+        os.truncate(
+            case.work / LOCKS / stage_id, 0
+        )  # as whoever saw it stand still for two minutes
         assert machine("two").wait(LIMIT) == 0
-        before = {p: p.stat().st_mtime_ns for p in (case.work / one).rglob("*")}
+        before = {p: p.stat().st_mtime_ns for p in (case.work / stage_id).rglob("*")}
         first.send_signal(signal.SIGCONT)
         first.wait(LIMIT)
-        wrong += before != {p: p.stat().st_mtime_ns for p in (case.work / one).rglob("*")}
+        wrong += before != {p: p.stat().st_mtime_ns for p in (case.work / stage_id).rglob("*")}
         case.settle(1)
         wrong += case.wrong()
         case.close()
@@ -871,9 +873,9 @@ def woken_owner(world: World, dice: Dice, times: int) -> Row:
 
 def no_sum(world: World, dice: Dice) -> Row:
     """A stage.json that was changed, and whose checksum was taken out, is not believed."""
-    one = world.one("transfer-smoke_probe.resnet18_w32.kdep")
+    stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy()
-    path = case.work / one / state.STAGE
+    path = case.work / stage_id / state.STAGE
     record = json.loads(path.read_text())
     del record["sum"]
     record["outputs"]["value"] = 0.99
@@ -881,7 +883,7 @@ def no_sum(world: World, dice: Dice) -> Row:
     case.settle(2)
     wrong = case.wrong()
     case.close()
-    return Row("stage.json changed, without its checksum", 1, world.wall[one], wrong)
+    return Row("stage.json changed, without its checksum", 1, world.wall[stage_id], wrong)
 
 
 def pruned(world: World, dice: Dice) -> Row:
@@ -913,7 +915,7 @@ def left(world: World, dice: Dice) -> Row:
 def cut_export(world: World, dice: Dice) -> Row:
     """An export is cut by one byte: `publish` names it, and does not end with 0."""
     case = world.copy()
-    one = world.one("export-resnet18_w32.kdep")
+    one = world.id_of("export-resnet18_w32.kdep")
     path = next((case.work / one).glob("*.pth"))
     os.truncate(path, path.stat().st_size - 1)
     tool = [sys.executable, str(REPO / "tools" / "publish.py"), str(world.file)]

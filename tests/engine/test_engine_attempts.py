@@ -243,43 +243,48 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
     tmp_path, kind, spec, after
 ):
     plan = Plan("apart")
-    one = add_stage(plan, kind, "a", spec, kinds=fakes.KINDS)
+    stage_id = add_stage(plan, kind, "a", spec, kinds=fakes.KINDS)
     first = machine(tmp_path, "one", kind, spec)
     try:
         end = time.monotonic() + 60
-        while attempts.current_dir(tmp_path, one) == tmp_path / one and time.monotonic() < end:
+        while (
+            attempts.current_dir(tmp_path, stage_id) == tmp_path / stage_id
+            and time.monotonic() < end
+        ):
             time.sleep(0.005)
         time.sleep(after)
         first.send_signal(signal.SIGSTOP)
-        lock = StageLock(tmp_path, one)
+        lock = StageLock(tmp_path, stage_id)
         assert lock.path.read_bytes()
         os.truncate(lock.path, 0)  # as a Watch that saw it stand still for STALE seconds
         second = machine(tmp_path, "two", kind, spec)
         assert second.wait(60) == worker.DONE
-        record, _ = state.finished(plan.stages[one], tmp_path, verify=True)
+        record, _ = state.finished(plan.stages[stage_id], tmp_path, verify=True)
         assert record is not None
-        before = content(tmp_path / one)
+        before = content(tmp_path / stage_id)
         first.send_signal(signal.SIGCONT)
         assert first.wait(60) == worker.BUSY
     finally:
         first.kill()
         first.wait()
-    assert content(tmp_path / one) == before
-    assert state.finished(plan.stages[one], tmp_path, verify=True)[0] == record
+    assert content(tmp_path / stage_id) == before
+    assert state.finished(plan.stages[stage_id], tmp_path, verify=True)[0] == record
     left = [p.name for p in tmp_path.iterdir() if p.name not in (".locks", "trace.log")]
-    assert left == [one]
+    assert left == [stage_id]
     if kind == "grow":
-        steps = (tmp_path / one / "steps.txt").read_text().split()
+        steps = (tmp_path / stage_id / "steps.txt").read_text().split()
         assert steps == [str(k) for k in range(25)]
-        assert json.loads((tmp_path / one / "stage.json").read_text())["outputs"]["value"] == 25
+        assert (
+            json.loads((tmp_path / stage_id / "stage.json").read_text())["outputs"]["value"] == 25
+        )
 
 
 def test_a_failure_and_a_stop_leave_what_was_made_where_people_look(tmp_path):
     plan = fakes.diamond(a={"do": "raise"})
-    one = fakes.one(plan, "a")
-    assert list(fakes.run(plan, tmp_path).failed) == [one]
-    assert sorted(p.name for p in (tmp_path / one).iterdir()) == [
+    stage_id = fakes.id_of(plan, "a")
+    assert list(fakes.run(plan, tmp_path).failed) == [stage_id]
+    assert sorted(p.name for p in (tmp_path / stage_id).iterdir()) == [
         "failed.json", "half.bin", "stage.log"
     ]  # fmt: skip
-    assert "a fault of the stage" in (tmp_path / one / "stage.log").read_text()
+    assert "a fault of the stage" in (tmp_path / stage_id / "stage.log").read_text()
     assert [p.name for p in tmp_path.iterdir() if ".try-" in p.name] == []

@@ -35,8 +35,8 @@ def world(tmp_path: Path, **change):
 
 
 def of(results: Path, method: str, seed: int = 0) -> records.Record:
-    found = [records.load(p) for p in (results / "records").glob("*.json")]
-    return next(r for r in found if r.arm.method == method and r.seed.transfer == seed)
+    all_records = [records.load(p) for p in (results / "records").glob("*.json")]
+    return next(r for r in all_records if r.arm.method == method and r.seed.transfer == seed)
 
 
 def tell(out: Path, **outputs: Any) -> None:
@@ -52,8 +52,8 @@ def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     assert of(results, "kdep").budget.epochs_asked == 1.0
-    said = (results / "leaderboard.md").read_text()
-    assert "was pre-trained for 2 epochs instead of the 1 of its budget" in said
+    text = (results / "leaderboard.md").read_text()
+    assert "was pre-trained for 2 epochs instead of the 1 of its budget" in text
     budget = {"epochs": 1.6, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
     suite, plan, work, results = world(tmp_path / "exact", budget=budget)
     assert fakes.run(plan, work).ok
@@ -77,8 +77,8 @@ def test_epochs_asked_of_the_pool_are_those_of_the_share():
 def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
     suite, plan, work, results = world(tmp_path, methods=["kdep", "supervised", "scratch"])
     assert fakes.run(plan, work).ok
-    said = collect(suite, plan, work, results)
-    assert {k: said[k] for k in ("ok", "failed", "missing", "written")} == {
+    summary = collect(suite, plan, work, results)
+    assert {k: summary[k] for k in ("ok", "failed", "missing", "written")} == {
         "ok": 6,
         "failed": 0,
         "missing": 0,
@@ -139,9 +139,9 @@ def test_nothing_new_writes_nothing(tmp_path):
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()}
-    said = collect(suite, plan, work, results)
-    assert said["written"] == 0
-    assert "report" not in said
+    summary = collect(suite, plan, work, results)
+    assert summary["written"] == 0
+    assert "report" not in summary
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()} == before
 
 
@@ -149,9 +149,9 @@ def test_the_cache_is_charged_by_share(tmp_path):
     suite, plan, work, results = world(tmp_path, shares=[1.0, 0.1], methods=["kdep"])
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    found = [records.load(p) for p in (results / "records").glob("*.json")]
-    assert {r.cost.cache_bytes for r in found if r.data.share == 0.1} == {100}
-    assert {r.cost.cache_bytes for r in found if r.data.share == 1.0} == {1000}
+    all_records = [records.load(p) for p in (results / "records").glob("*.json")]
+    assert {r.cost.cache_bytes for r in all_records if r.data.share == 0.1} == {100}
+    assert {r.cost.cache_bytes for r in all_records if r.data.share == 1.0} == {1000}
 
 
 def test_an_untimed_suite_keeps_wall_times_out_of_its_records(tmp_path):
@@ -167,13 +167,13 @@ def test_an_untimed_suite_keeps_wall_times_out_of_its_records(tmp_path):
 
 def test_missing_and_failed_runs_have_records(tmp_path):
     suite, plan, work, results = world(tmp_path)
-    said = collect(suite, plan, work, results)
-    assert said["missing"] == 4
+    summary = collect(suite, plan, work, results)
+    assert summary["missing"] == 4
     work.mkdir(exist_ok=True)
     (work / "break-transfers").touch()
     outcome = fakes.run(plan, work)
-    said = collect(suite, plan, work, results, outcome.failed)
-    assert said["failed"] == 4
+    summary = collect(suite, plan, work, results, outcome.failed)
+    assert summary["failed"] == 4
     assert str(of(results, "kdep").error).startswith(
         "a broken transfer; expected a whole one. Fix: "
     )
@@ -185,8 +185,8 @@ def test_missing_and_failed_runs_have_records(tmp_path):
 def test_an_upstream_failure_is_named(tmp_path):
     suite, plan, work, results = world(tmp_path, methods=["kdep"])
     cache = next(i for i in plan.stages if i.startswith("cache-"))
-    said = collect(suite, plan, work, results, {cache: "no teacher."})
-    assert said["failed"] == 2
+    summary = collect(suite, plan, work, results, {cache: "no teacher."})
+    assert summary["failed"] == 2
     assert of(results, "kdep").error == "cache failed: no teacher."
 
 
@@ -194,9 +194,9 @@ def test_pruning_a_work_dir_removes_no_result(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    said = collect(suite, plan, tmp_path / "elsewhere", results)
-    assert said["ok"] == 4
-    assert said["written"] == 0
+    summary = collect(suite, plan, tmp_path / "elsewhere", results)
+    assert summary["ok"] == 4
+    assert summary["written"] == 0
 
 
 def test_records_of_runs_no_longer_planned_are_set_aside(tmp_path):
@@ -270,8 +270,8 @@ def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     fakes.run(plan, work)
     bad = next(c for c in plan.runs if c.method["name"] == "kdep")
     bend(work / bad.id, change)
-    said = collect(suite, plan, work, results)
-    assert (said["ok"], said["failed"], said["missing"]) == (len(plan.runs) - 1, 1, 0)
+    summary = collect(suite, plan, work, results)
+    assert (summary["ok"], summary["failed"], summary["missing"]) == (len(plan.runs) - 1, 1, 0)
     record = records.load(results / "records" / f"{bad.id}.json")
     assert record.status == "failed"
     assert reason in str(record.error)
@@ -286,12 +286,12 @@ def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
 def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
     suite, plan, work, results = world(tmp_path)
     fakes.run(plan, work)
-    one = next(c.chain["pretrain"] for c in plan.runs if c.method["name"] == "kdep")
-    (work / one / "stage.json").write_text("[]")
-    said = collect(suite, plan, work, results)
-    assert said["failed"] == len([c for c in plan.runs if one in c.chain.values()])
-    assert said["ok"] == len(plan.runs) - said["failed"] > 0
-    assert f"the outputs of stage {one} cannot be used" in str(of(results, "kdep").error)
+    stage_id = next(c.chain["pretrain"] for c in plan.runs if c.method["name"] == "kdep")
+    (work / stage_id / "stage.json").write_text("[]")
+    summary = collect(suite, plan, work, results)
+    assert summary["failed"] == len([c for c in plan.runs if stage_id in c.chain.values()])
+    assert summary["ok"] == len(plan.runs) - summary["failed"] > 0
+    assert f"the outputs of stage {stage_id} cannot be used" in str(of(results, "kdep").error)
 
 
 def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
@@ -309,10 +309,10 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
 def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage():
     suite = load_suite("pocket")
     run = next(c for c in build_plan(suite).runs if c.teacher)
-    said = _teacher(run, {})
-    assert said is not None
-    assert said["top1"] == 0.751
-    assert "reported" in said["top1_source"]
+    teacher_output = _teacher(run, {})
+    assert teacher_output is not None
+    assert teacher_output["top1"] == 0.751
+    assert "reported" in teacher_output["top1_source"]
     assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
 
 
@@ -321,13 +321,13 @@ def test_a_live_teachers_checksum_goes_into_the_record():
     plan = build_plan(suite)
     run = next(c for c in plan.runs if c.method["name"] == "kdep")
     live = {"outputs": {"teacher_source": "live", "teacher_checksum": "1" * 16}}
-    told = _teacher(run, {"pretrain": live})
-    assert told is not None
-    assert told["checksum"] == "1" * 16
+    recorded = _teacher(run, {"pretrain": live})
+    assert recorded is not None
+    assert recorded["checksum"] == "1" * 16
     cached = {"outputs": {"teacher": {"checksum": "2" * 16}}}
-    told = _teacher(run, {"pretrain": {"outputs": {}}, "cache": cached})
-    assert told is not None
-    assert told["checksum"] == "2" * 16
+    recorded = _teacher(run, {"pretrain": {"outputs": {}}, "cache": cached})
+    assert recorded is not None
+    assert recorded["checksum"] == "2" * 16
 
 
 def test_a_method_s_cost_includes_its_assistant_s_pre_training():

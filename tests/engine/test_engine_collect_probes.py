@@ -50,18 +50,18 @@ def test_every_probe_has_a_record_and_no_transfer_record_knows_of_it(tmp_path):
     finish(plan, work)
     counts = collect(suite, plan, work, results)
     assert counts["probes"] == {"ok": 6, "failed": 0, "missing": 0, "written": 6}
-    found = read(results)
-    assert set(found) == {
+    probe_records = read(results)
+    assert set(probe_records) == {
         (p, *row) for p in ("knn", "cka") for row in (("kdep", 0), ("scratch", 0), ("scratch", 1))
     }
-    one = found["knn", "kdep", 0]
+    one = probe_records["knn", "kdep", 0]
     assert one.values[0].value == 0.25
     assert one.features_s == 2.0
     assert one.probe_s == 0.5
     assert one.epochs == 1
     assert one.folder == "classify"
     assert one.teacher == "efficientnet_lite0"
-    assert found["knn", "scratch", 1].epochs is None
+    assert probe_records["knn", "scratch", 1].epochs is None
     assert len(store.read(results).runs) == counts["ok"] == len(plan.runs)
     again = collect(suite, plan, work, results)
     assert again["probes"]["written"] == 0
@@ -84,10 +84,10 @@ def test_a_suite_without_probes_has_no_folder_section_or_file_of_them(tmp_path):
 def test_a_failed_pre_training_fails_its_probes_and_says_so(tmp_path):
     suite, plan, work, results = world(tmp_path)
     finish(plan, work)
-    one = next(r for r in plan.probes if r.method["name"] == "kdep" and r.probe["name"] == "knn")
-    for stage in (one.id, one.chain["features"]):
+    run = next(r for r in plan.probes if r.method["name"] == "kdep" and r.probe["name"] == "knn")
+    for stage in (run.id, run.chain["features"]):
         (work / stage / "stage.json").unlink()
-    failed = {one.chain["features"]: "the backbone's features contain NaN."}
+    failed = {run.chain["features"]: "the backbone's features contain NaN."}
     assert collect(suite, plan, work, results, failed)["probes"]["failed"] == 1
     record = read(results)["knn", "kdep", 0]
     assert record.status == "failed"
@@ -109,10 +109,10 @@ def test_a_pruned_work_dir_keeps_the_values_and_a_new_one_says_missing(tmp_path)
 def test_a_damaged_stage_fails_its_probe(tmp_path):
     suite, plan, work, results = world(tmp_path)
     finish(plan, work)
-    one = next(r for r in plan.probes if r.probe["name"] == "cka")
-    (work / one.id / "stage.json").write_text("{")
+    run = next(r for r in plan.probes if r.probe["name"] == "cka")
+    (work / run.id / "stage.json").write_text("{")
     collect(suite, plan, work, results)
-    record = read(results)["cka", one.method["name"], one.seed]
+    record = read(results)["cka", run.method["name"], run.seed]
     assert record.status == "failed"
     assert "cannot be used" in (record.error or "")
 

@@ -47,10 +47,10 @@ def stages(**caches: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_cost_counts_every_teacher_s_cache():
     run = run_of("ebkd")
-    found = stages(
+    upstream = stages(
         first_cache=cached("aa", 2e9, 300, 4.0), second_cache=cached("bb", 3e9, 300, 9.0)
     )
-    cost = _cost(run, found, True)
+    cost = _cost(run, upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_bytes"] == 2000
     assert cost["cache_s"] == 13.0
@@ -59,8 +59,8 @@ def test_the_cost_counts_every_teacher_s_cache():
 def test_a_cache_that_two_teachers_come_from_is_paid_for_once():
     """Two intermediate teachers, both pre-trained by the suite's teacher."""
     shared, own = cached("aa", 2e9, 300, 4.0), cached("bb", 3e9, 300, 9.0)
-    found = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
-    cost = _cost(run_of("ebkd"), found, True)
+    upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
+    cost = _cost(run_of("ebkd"), upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_s"] == 13.0
 
@@ -68,8 +68,8 @@ def test_a_cache_that_two_teachers_come_from_is_paid_for_once():
 def test_several_teachers_are_one_line_of_a_record_and_an_unknown_figure_is_unknown():
     run = run_of("ebkd")
     first = cached("aa", 2e9, 300, 4.0)
-    told = _teacher(run, stages(first_cache=first, second_cache=cached("bb", 3e9, 300, 9.0)))
-    assert told == {
+    recorded = _teacher(run, stages(first_cache=first, second_cache=cached("bb", 3e9, 300, 9.0)))
+    assert recorded == {
         "name": "efficientnet_lite0+efficientnet_lite2",
         "checksum": "aa+bb",
         "flops": 5e9,
@@ -84,13 +84,13 @@ def test_several_teachers_are_one_line_of_a_record_and_an_unknown_figure_is_unkn
 
 def test_the_model_card_names_every_teacher_with_its_checksum():
     run = run_of("ebkd")
-    told = about(run.method, run.student, run.teacher, "smoke", 1.0, 0)
+    reasons = about(run.method, run.student, run.teacher, "smoke", 1.0, 0)
     outputs = {
         "pretrain": {},
         "first.cache": cached("aa", 1.0, 1, 1.0)["outputs"],
         "second.cache": cached("bb", 1.0, 1, 1.0)["outputs"],
     }
-    text = card(told, run.student, outputs, {"parameters": 1}, {"backbone.pth": "cc"}, "here")
+    text = card(reasons, run.student, outputs, {"parameters": 1}, {"backbone.pth": "cc"}, "here")
     assert "| teacher | efficientnet_lite0+efficientnet_lite2 |" in text
     assert "| teacher's checksum | aa, bb |" in text
     assert "efficientnet_lite0: Apache-2.0; efficientnet_lite2: Apache-2.0" in text

@@ -28,7 +28,7 @@ def test_the_comparison_sees_a_wrong_stage_and_a_wrong_record(world):
     assert case.wrong() == 0
     record = next((case.results / "records").glob("*.json"))
     record.write_text(record.read_text().replace('"value": 0.2', '"value": 0.3'))
-    (case.work / world.one("cache-") / "state.bin").write_text("other")
+    (case.work / world.id_of("cache-") / "state.bin").write_text("other")
     assert case.wrong() == 2
 
 

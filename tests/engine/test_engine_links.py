@@ -58,29 +58,29 @@ def untouched(photos: Path) -> bool:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_stage_directory_that_is_a_link_is_refused_and_its_target_kept(work, photos, kind, force):
     plan = Plan("linked")
-    one = fakes.add_stage(plan, kind, "a", {"value": 1, "steps": 2}, kinds=fakes.KINDS)
-    (work / one).symlink_to(photos)
+    stage_id = fakes.add_stage(plan, kind, "a", {"value": 1, "steps": 2}, kinds=fakes.KINDS)
+    (work / stage_id).symlink_to(photos)
     known = state.statuses(plan, work)
-    assert "is a link to" in known[one].why
+    assert "is a link to" in known[stage_id].why
     outcome = fakes.run(plan, work, force=lambda _: force)
-    assert list(outcome.failed) == [one]
-    assert "is a link to" in outcome.failed[one]
+    assert list(outcome.failed) == [stage_id]
+    assert "is a link to" in outcome.failed[stage_id]
     assert untouched(photos)
-    (work / one).unlink()  # the fix: a folder, or nothing, in its place
+    (work / stage_id).unlink()  # the fix: a folder, or nothing, in its place
     assert fakes.run(plan, work).ok
 
 
 def test_a_finished_stage_behind_a_link_is_not_used(work, tmp_path):
     plan = fakes.diamond()
     assert fakes.run(plan, work).ok
-    one = fakes.one(plan, "d")
-    (work / one).rename(tmp_path / "moved")
-    (work / one).symlink_to(tmp_path / "moved")
-    record, fault = state.finished(plan.stages[one], work)
+    stage_id = fakes.id_of(plan, "d")
+    (work / stage_id).rename(tmp_path / "moved")
+    (work / stage_id).symlink_to(tmp_path / "moved")
+    record, fault = state.finished(plan.stages[stage_id], work)
     assert record is None
     assert "is a link to" in str(fault)
     with pytest.raises(KdepError, match="is a link to"):
-        state.verify_input(work, one)
+        state.verify_input(work, stage_id)
     assert (tmp_path / "moved" / "stage.json").exists()
 
 
@@ -96,23 +96,23 @@ def test_a_work_dir_that_is_a_link_to_another_disk_works(tmp_path):
 @pytest.mark.parametrize("what", ["a file", "a fifo", "a folder"])
 def test_a_lock_that_is_no_file_of_its_own_is_refused(work, tmp_path, what):
     plan = fakes.diamond()
-    one = fakes.one(plan, "a")
+    stage_id = fakes.id_of(plan, "a")
     target = tmp_path / "target"
     target.write_text("")
-    place = work / lock.LOCKS / one
+    place = work / lock.LOCKS / stage_id
     if what == "a folder":
         (tmp_path / "locks").mkdir()
         (work / lock.LOCKS).symlink_to(tmp_path / "locks")
     else:
         place.parent.mkdir()
         place.symlink_to(target) if what == "a file" else os.mkfifo(place)
-    assert not lock.StageLock(work, one).held_elsewhere()
+    assert not lock.StageLock(work, stage_id).held_elsewhere()
     with pytest.raises(KdepError):
-        lock.StageLock(work, one).take()
+        lock.StageLock(work, stage_id).take()
     outcome = fakes.run(plan, work) if what != "a folder" else None
     if outcome is not None:
-        assert list(outcome.failed) == [one]
-        assert "expected a regular file" in outcome.failed[one]
+        assert list(outcome.failed) == [stage_id]
+        assert "expected a regular file" in outcome.failed[stage_id]
     assert target.read_text() == ""
     assert not list((tmp_path / "locks").glob("*"))
 
@@ -121,18 +121,18 @@ def test_a_lock_that_is_no_file_of_its_own_is_refused(work, tmp_path, what):
 @pytest.mark.parametrize("fifo", [False, True])
 def test_the_engines_own_files_are_written_through_no_link(work, photos, name, fifo):
     plan = Plan("planted")
-    one = fakes.add_stage(plan, "make", "a", {"do": "raise"}, kinds=fakes.KINDS)
-    (work / one).mkdir()
+    stage_id = fakes.add_stage(plan, "make", "a", {"do": "raise"}, kinds=fakes.KINDS)
+    (work / stage_id).mkdir()
     if fifo:
-        os.mkfifo(work / one / name)
+        os.mkfifo(work / stage_id / name)
     else:
-        (work / one / name).symlink_to(photos / "a.jpg")
-    assert state.failure(work / one) is None
-    assert list(fakes.run(plan, work).failed) == [one]
+        (work / stage_id / name).symlink_to(photos / "a.jpg")
+    assert state.failure(work / stage_id) is None
+    assert list(fakes.run(plan, work).failed) == [stage_id]
     assert untouched(photos)
     assert os.stat(photos / "a.jpg").st_nlink == 1
     fakes.run(plan, work)
-    assert state.failure(work / one) is not None
+    assert state.failure(work / stage_id) is not None
     assert untouched(photos)
 
 
@@ -140,13 +140,13 @@ def test_the_engines_own_files_are_written_through_no_link(work, photos, name, f
 def test_a_fifo_in_a_finished_stage_is_reported_and_does_not_block(work, name):
     plan = fakes.diamond()
     assert fakes.run(plan, work).ok
-    one = fakes.one(plan, "d")
-    (work / one / name).unlink()
-    os.mkfifo(work / one / name)
-    record, fault = state.finished(plan.stages[one], work, verify=True)
+    stage_id = fakes.id_of(plan, "d")
+    (work / stage_id / name).unlink()
+    os.mkfifo(work / stage_id / name)
+    record, fault = state.finished(plan.stages[stage_id], work, verify=True)
     assert record is None
     assert fault
-    assert fakes.run(plan, work).ran == [one]
+    assert fakes.run(plan, work).ran == [stage_id]
 
 
 def test_a_stage_that_leaves_a_fifo_fails_with_its_name(work):
@@ -158,9 +158,9 @@ def test_a_stage_that_leaves_a_fifo_fails_with_its_name(work):
 
 def test_pruning_goes_through_no_link(work, photos):
     plan = fakes.diamond()
-    one = fakes.one(plan, "a")
-    (work / one).symlink_to(photos)
-    entry = work_dir.WorkDirEntry(one, 0, "cut", "", ())
+    stage_id = fakes.id_of(plan, "a")
+    (work / stage_id).symlink_to(photos)
+    entry = work_dir.WorkDirEntry(stage_id, 0, "cut", "", ())
     assert not work_dir.remove(work, entry)
     assert work_dir.survey(work, {}, {}) == []
     (work / ".cluster").symlink_to(photos)
@@ -251,12 +251,12 @@ def test_all_that_a_run_leaves_respects_the_umask(work, tmp_path, umask):
 
 def test_a_log_cannot_be_a_device(tmp_path, capfd):
     plan = Plan("p")
-    one = fakes.add_stage(plan, "make", "a", {}, kinds=fakes.KINDS)
-    (tmp_path / one).mkdir()
-    (tmp_path / one / state.LOG).symlink_to("/dev/full")
-    code, said = worker.run_stage(
-        stage_process.StageRequest(plan.stages[one], tmp_path), lambda *_: None
+    stage_id = fakes.add_stage(plan, "make", "a", {}, kinds=fakes.KINDS)
+    (tmp_path / stage_id).mkdir()
+    (tmp_path / stage_id / state.LOG).symlink_to("/dev/full")
+    code, output = worker.run_stage(
+        stage_process.StageRequest(plan.stages[stage_id], tmp_path), lambda *_: None
     )
     assert code == stage_process.FAULT
-    assert "stage.log is a link" in str(said)
+    assert "stage.log is a link" in str(output)
     print("still here", file=sys.stderr)

@@ -23,7 +23,7 @@ from kdep_bench.suite.graph import Plan, add_stage
 
 
 def value(plan, work: Path, name: str) -> int:
-    return read_json(work / fakes.one(plan, name) / "stage.json")["outputs"]["value"]
+    return read_json(work / fakes.id_of(plan, name) / "stage.json")["outputs"]["value"]
 
 
 def wait_for(what, seconds: float = 20.0) -> None:
@@ -65,13 +65,13 @@ def test_order_values_and_what_a_stage_leaves(tmp_path):
     assert order[0] == "a"
     assert order[-1] == "d"
     assert value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
-    record = read_json(tmp_path / fakes.one(plan, "d") / "stage.json")
+    record = read_json(tmp_path / fakes.id_of(plan, "d") / "stage.json")
     assert record["files"]["value.txt"][0] == 3
     assert set(record["files"]) == {"value.txt"}
     assert record["peak_rss"] > 1 << 20
     assert record["environment"]["threads"] == record["outputs"]["threads"] == 1
     assert not any(os.uname().nodename in str(v) for v in record["environment"].values())
-    assert str(tmp_path) not in (tmp_path / fakes.one(plan, "d") / "stage.json").read_text()
+    assert str(tmp_path) not in (tmp_path / fakes.id_of(plan, "d") / "stage.json").read_text()
 
 
 def test_a_second_run_does_nothing(tmp_path):
@@ -112,7 +112,7 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
 def test_a_failure_prints_one_line_and_the_other_stages_run(tmp_path, do, says):
     plan = fakes.diamond(b={"do": do})
     outcome = fakes.run(plan, tmp_path)
-    b, d = fakes.one(plan, "b"), fakes.one(plan, "d")
+    b, d = fakes.id_of(plan, "b"), fakes.id_of(plan, "d")
     assert set(outcome.failed) == {b}
     assert says in outcome.failed[b]
     assert "\n" not in outcome.failed[b]
@@ -217,10 +217,10 @@ def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
     wait_for(lambda: len(begun_pids(tmp_path)) == 2)
     for pid in begun_pids(tmp_path):
         os.kill(pid, signal.SIGKILL)
-    said, _ = runner.communicate(timeout=20)
-    assert runner.returncode == 1, said
-    assert "killed by SIGKILL" in said
-    plain = tmp_path / fakes.one(plan, "plain")
+    output, _ = runner.communicate(timeout=20)
+    assert runner.returncode == 1, output
+    assert "killed by SIGKILL" in output
+    plain = tmp_path / fakes.id_of(plan, "plain")
     left = attempts.current_dir(tmp_path, plain.name)
     assert (left / "half.bin").exists()
     (plain / "leftover").mkdir()
@@ -251,23 +251,23 @@ def test_a_signal_stops_cleanly(tmp_path, number):
     wait_for(lambda: len(begun_pids(tmp_path)) == 3)
     begun = time.monotonic()
     runner.send_signal(number)
-    said, _ = runner.communicate(timeout=20)
+    output, _ = runner.communicate(timeout=20)
     assert time.monotonic() - begun < 5
-    assert runner.returncode == 128 + number, said
+    assert runner.returncode == 128 + number, output
     assert not any(alive(p) for p in begun_pids(tmp_path))
     plan = fakes.diamond(b={"sleep": 30}, c={"sleep": 30})
     known = state.statuses(plan, tmp_path)
-    assert known[fakes.one(plan, "a")].done
-    assert known[fakes.one(plan, "b")].why == "interrupted"
-    assert not (tmp_path / fakes.one(plan, "b") / "failed.json").exists()
+    assert known[fakes.id_of(plan, "a")].done
+    assert known[fakes.id_of(plan, "b")].why == "interrupted"
+    assert not (tmp_path / fakes.id_of(plan, "b") / "failed.json").exists()
 
 
 def test_two_runners_do_no_stage_twice(tmp_path):
     expression = "chain(3, width=3, sleep=0.3)"
     runners = [start_runner(tmp_path, expression) for _ in range(2)]
     for runner in runners:
-        said, _ = runner.communicate(timeout=60)
-        assert runner.returncode == 0, said
+        output, _ = runner.communicate(timeout=60)
+        assert runner.returncode == 0, output
     assert len(fakes.traced(tmp_path)) == 9
     assert len(set(fakes.traced(tmp_path))) == 9
 
@@ -281,8 +281,8 @@ def test_the_second_runner_takes_over_when_the_first_is_killed(tmp_path):
     assert second.poll() is None
     first.kill()
     first.wait()
-    said, _ = second.communicate(timeout=30)
-    assert second.returncode == 0, said
+    output, _ = second.communicate(timeout=30)
+    assert second.returncode == 0, output
     assert fakes.traced(tmp_path).count("a") == 2
     assert fakes.traced(tmp_path, "end").count("a") == 1
 
@@ -297,20 +297,20 @@ def test_a_moved_work_dir_still_counts(tmp_path):
 def test_a_truncated_stage_json_is_not_done(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    path = tmp_path / fakes.one(plan, "c") / "stage.json"
+    path = tmp_path / fakes.id_of(plan, "c") / "stage.json"
     path.write_bytes(path.read_bytes()[:-40])
     known = state.statuses(plan, tmp_path)
-    assert "stage.json" in known[fakes.one(plan, "c")].why
+    assert "stage.json" in known[fakes.id_of(plan, "c")].why
     assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
 
 
 def test_a_flipped_bit_in_an_input_is_detected_and_repaired(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("99")  # same size as "11"
-    shutil.rmtree(tmp_path / fakes.one(plan, "d"))
+    (tmp_path / fakes.id_of(plan, "b") / "value.txt").write_text("99")  # same size as "11"
+    shutil.rmtree(tmp_path / fakes.id_of(plan, "d"))
     outcome = fakes.run(plan, tmp_path)
-    assert "its checksum differs" in outcome.failed[fakes.one(plan, "d")]
+    assert "its checksum differs" in outcome.failed[fakes.id_of(plan, "d")]
     assert fakes.run(plan, tmp_path).ok
     assert value(plan, tmp_path, "d") == 112
 
@@ -340,10 +340,10 @@ def test_a_full_disk(tmp_path):
     try:
         plan = fakes.diamond(b={"do": "fill"})
         outcome = fakes.run(plan, disk)
-        b = fakes.one(plan, "b")
+        b = fakes.id_of(plan, "b")
         assert b in outcome.failed  # and perhaps its neighbour, for the same cause
         assert all("ran out of disk space" in s for s in outcome.failed.values())
-        assert (disk / fakes.one(plan, "a") / "stage.json").exists()
+        assert (disk / fakes.id_of(plan, "a") / "stage.json").exists()
         assert not (disk / b / "stage.json").exists()
         good = fakes.diamond()
         shutil.rmtree(disk / b)  # room again
@@ -362,7 +362,7 @@ def test_start_overhead_after_the_first(tmp_path):
 def test_only_and_force_patterns(tmp_path):
     plan = fakes.diamond()
     chosen = select.select_stages(plan, ["make-b*"])
-    assert chosen == {fakes.one(plan, "a"), fakes.one(plan, "b")}
+    assert chosen == {fakes.id_of(plan, "a"), fakes.id_of(plan, "b")}
     with pytest.raises(Exception, match="matches no stage"):
         select.select_stages(plan, ["nothing"])
     assert select.select_stages(plan, []) is None
@@ -375,8 +375,10 @@ def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
         "from pathlib import Path; import engine_fakes as fakes\n"
         f"print('main', fakes.run(fakes.diamond(), Path({str(tmp_path / 'w')!r})).ok)\n"
     )
-    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-    assert said.stdout == "main True\n", said.stderr
+    completed = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert completed.stdout == "main True\n", completed.stderr
 
 
 def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_nothing(tmp_path):
@@ -385,12 +387,12 @@ def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_noth
     from kdep_bench.cli.run_suite_output import explain
     from kdep_bench.suite.plan import build_plan
 
-    one = build_plan(build(), fakes.PRETEND)
-    assert fakes.run(one, tmp_path).ok
+    first_plan = build_plan(build(), fakes.PRETEND)
+    assert fakes.run(first_plan, tmp_path).ok
     hotter = {"base": "kdep", "transform": {"T": 0.3}}
     two = build_plan(build(methods=[hotter, "scratch"]), fakes.PRETEND)
-    said = explain(two, state.statuses(two, tmp_path), tmp_path).splitlines()
-    to_run = [line for line in said if line.startswith("run ")]
+    lines = explain(two, state.statuses(two, tmp_path), tmp_path).splitlines()
+    to_run = [line for line in lines if line.startswith("run ")]
     assert [line.split()[1].split("-")[0] for line in to_run] == [
         "pretrain", "export", "transfer", "transfer"
     ]  # fmt: skip
@@ -413,7 +415,7 @@ def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
     for gpus, cpus in ((0, 1), (1, 1), (2, 1), (1, 9)):
         add_stage(plan, "make", f"g{gpus}c{cpus}", {}, kinds=fakes.KINDS, cpus=cpus)
     stages = {
-        name: replace(plan.stages[fakes.one(plan, name)], gpus=int(name[1]))
+        name: replace(plan.stages[fakes.id_of(plan, name)], gpus=int(name[1]))
         for name in ("g0c1", "g1c1", "g2c1", "g1c9")
     }
     for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
@@ -442,14 +444,14 @@ def test_one_reason_of_many_failures_is_printed_once():
 
     stream = io.StringIO()
     view, plan = Plain(stream), fakes.diamond()
-    one, two, three, *_ = plan.stages.values()
-    view.failed(one, "a wrong thing.", Path("log1"))
+    stage, two, three, *_ = plan.stages.values()
+    view.failed(stage, "a wrong thing.", Path("log1"))
     view.failed(two, "a wrong thing.", Path("log2"))
     view.failed(three, "another.", Path("log3"))
-    said = stream.getvalue()
-    assert said.count("a wrong thing.") == 1
-    assert f"same error as {one.id}" in said
-    assert said.count("another.") == 1
+    output = stream.getvalue()
+    assert output.count("a wrong thing.") == 1
+    assert f"same error as {stage.id}" in output
+    assert output.count("another.") == 1
 
 
 def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_path, capsys):
@@ -465,11 +467,11 @@ def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_
     assert sorted(outcome.ran + outcome.elsewhere) == sorted(plan.stages)
     assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
     assert run_suite_output.summarise(plan, known, outcome, "") == 0
-    told = capsys.readouterr().out
-    assert f"{len(outcome.ran)} finished in this run, " in told
-    assert "4 of 4 stages are done" in told
+    output = capsys.readouterr().out
+    assert f"{len(outcome.ran)} finished in this run, " in output
+    assert "4 of 4 stages are done" in output
     if outcome.elsewhere:
-        assert f"{len(outcome.elsewhere)} finished by another process" in told
+        assert f"{len(outcome.elsewhere)} finished by another process" in output
 
 
 def test_a_stage_that_another_runner_finished_before_ours_began_it_did_not_run_here(tmp_path):

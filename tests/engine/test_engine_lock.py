@@ -16,11 +16,11 @@ from kdep_bench.engine import local_pool, lock, stage_process, worker
 from kdep_bench.engine.lock import StageLock, Watch
 
 
-def foreign(work: Path, one: str = "x", beat: int = 0) -> lock.Owner:
+def foreign(work: Path, stage_id: str = "x", beat: int = 0) -> lock.Owner:
     """Leaves the entry of an owner on another machine, whose flock does not reach here."""
     owner = dataclasses.replace(lock.this_process(), host="elsewhere", boot="another-kernel")
     (work / lock.LOCKS).mkdir(parents=True, exist_ok=True)
-    (work / lock.LOCKS / one).write_bytes(lock._text(owner, beat))
+    (work / lock.LOCKS / stage_id).write_bytes(lock._text(owner, beat))
     return owner
 
 
@@ -138,35 +138,35 @@ def test_an_owner_taken_for_dead_notices_and_its_stage_leaves_without_a_result(
 ):
     monkeypatch.setattr(lock, "BEAT", 0.05)
     plan = fakes.Plan("lost")
-    one = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
+    stage_id = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
     old = signal.signal(signal.SIGTERM, stage_process.stop)
     out, err = os.dup(1), os.dup(2)
     streams = sys.stdout, sys.stderr
     try:
-        steal = lambda *_: foreign(tmp_path, one)  # noqa: E731
-        order = stage_process.StageRequest(plan.stages[one], tmp_path)
-        (tmp_path / one).mkdir()
+        steal = lambda *_: foreign(tmp_path, stage_id)  # noqa: E731
+        order = stage_process.StageRequest(plan.stages[stage_id], tmp_path)
+        (tmp_path / stage_id).mkdir()
         monkeypatch.setattr(fakes, "trace", steal)
-        code, said = worker.run_stage(order, lambda *_: None)
+        code, output = worker.run_stage(order, lambda *_: None)
     finally:
         sys.stdout, sys.stderr = streams
         os.dup2(out, 1)
         os.dup2(err, 2)
         signal.signal(signal.SIGTERM, old)
-    assert (code, said) == (worker.BUSY, None)
-    assert not (tmp_path / one / "stage.json").exists()
-    assert not (tmp_path / one / "failed.json").exists()
+    assert (code, output) == (worker.BUSY, None)
+    assert not (tmp_path / stage_id / "stage.json").exists()
+    assert not (tmp_path / stage_id / "failed.json").exists()
 
 
 def test_the_pool_takes_a_stage_over_from_a_dead_owner_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE", 1.0)
     monkeypatch.setattr(local_pool, "_ELSEWHERE_POLL", 0.2)
     plan = fakes.diamond()
-    foreign(tmp_path, fakes.one(plan, "b"))
+    foreign(tmp_path, fakes.id_of(plan, "b"))
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok
     assert len(outcome.ran) == 4
-    assert (tmp_path / lock.LOCKS / fakes.one(plan, "b")).read_bytes() == b""
+    assert (tmp_path / lock.LOCKS / fakes.id_of(plan, "b")).read_bytes() == b""
 
 
 def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):

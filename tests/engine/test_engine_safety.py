@@ -84,8 +84,8 @@ def test_a_written_plan_cannot_name_a_folder_outside(tmp_path):
     path = tmp_path / "plan.json"
     command.write_plan(path, "p", plan.stages.values())
     text = path.read_text()
-    one = fakes.one(plan, "a")
-    path.write_text(text.replace(one, "../../etc"))
+    stage_id = fakes.id_of(plan, "a")
+    path.write_text(text.replace(stage_id, "../../etc"))
     with pytest.raises(KdepError):
         command.read_stage(path, "../../etc")
 

@@ -41,7 +41,7 @@ def start(plan: Plan, work: Path, name: str, *more: str) -> subprocess.Popen[str
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     command = [sys.executable, "-m", "kdep_bench.engine.stage", "--plan", str(work / "plan.json")]
-    command += ["--stage", fakes.one(plan, name), "--work-dir", str(work), *more]
+    command += ["--stage", fakes.id_of(plan, name), "--work-dir", str(work), *more]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -52,8 +52,8 @@ def start(plan: Plan, work: Path, name: str, *more: str) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=120)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
 
 
 def wait_for(what, seconds: float = 60.0) -> None:
@@ -64,7 +64,7 @@ def wait_for(what, seconds: float = 60.0) -> None:
 
 
 def outputs(plan: Plan, work: Path, name: str) -> dict:
-    return read_json(work / fakes.one(plan, name) / "stage.json")["outputs"]
+    return read_json(work / fakes.id_of(plan, name) / "stage.json")["outputs"]
 
 
 # --- plans ---------------------------------------------------------------------------------------
@@ -73,8 +73,8 @@ def outputs(plan: Plan, work: Path, name: str) -> dict:
 def test_a_written_plan_reads_back_as_it_was(tmp_path):
     plan = build_plan(load_suite("smoke"))
     stage.write_plan(tmp_path / "p.json", plan.name, plan.stages.values())
-    for one, planned in plan.stages.items():
-        got, _ = stage.read_stage(tmp_path / "p.json", one)
+    for stage_id, planned in plan.stages.items():
+        got, _ = stage.read_stage(tmp_path / "p.json", stage_id)
         assert replace(got, trackers=tuple(got.trackers)) == replace(
             planned, trackers=tuple(planned.trackers)
         )
@@ -84,16 +84,16 @@ def test_a_changed_plan_is_refused(tmp_path):
     plan = fakes.diamond()
     path = tmp_path / "p.json"
     stage.write_plan(path, plan.name, plan.stages.values())
-    one = fakes.one(plan, "a")
-    said = read_json(path)
-    said["stages"][0]["spec"]["value"] = 2
-    path.write_text(json.dumps(said))
+    stage_id = fakes.id_of(plan, "a")
+    content = read_json(path)
+    content["stages"][0]["spec"]["value"] = 2
+    path.write_text(json.dumps(content))
     with pytest.raises(KdepError, match="has the content of make-a-"):
-        stage.read_stage(path, one)
-    said["stages"][0]["timeout"] = "soon"
-    path.write_text(json.dumps(said))
+        stage.read_stage(path, stage_id)
+    content["stages"][0]["timeout"] = "soon"
+    path.write_text(json.dumps(content))
     with pytest.raises(KdepError, match="wrong timeout"):
-        stage.read_stage(path, one)
+        stage.read_stage(path, stage_id)
     with pytest.raises(KdepError, match="unknown stage"):
         stage.read_stage(path, "make-z-000000000000")
 
@@ -224,11 +224,11 @@ def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignor
 def test_exit_codes(tmp_path):
     plan = fakes.diamond(b={"do": "kdep"})
     for name, code in (("a", 0), ("a", 0), ("b", 1), ("c", 0), ("d", 1)):
-        got, said = finish(start(plan, tmp_path, name))
-        assert got == code, said
+        got, output = finish(start(plan, tmp_path, name))
+        assert got == code, output
     assert fakes.traced(tmp_path) == ["a", "b", "c"]  # done is done, and d has no whole inputs
     for name, words in (("b", "a wrong thing"), ("d", "is damaged")):
-        assert words in read_json(tmp_path / fakes.one(plan, name) / "failed.json")["error"]
+        assert words in read_json(tmp_path / fakes.id_of(plan, name) / "failed.json")["error"]
     assert outputs(plan, tmp_path, "c") == {"value": 101, "threads": 1}
     (tmp_path / "plan.json").write_text("{}")
     assert finish(start(plan, tmp_path, "a"))[0] == 2
@@ -261,7 +261,7 @@ def test_a_waiting_copy_takes_over_when_the_first_is_killed(tmp_path):
 def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
     plan = Plan("grow")
     add_stage(plan, "grow", "g", {"steps": 30}, kinds=fakes.KINDS)
-    grow = fakes.one(plan, "g")
+    grow = fakes.id_of(plan, "g")
     steps = tmp_path / grow / "steps.txt"
     process = start(plan, tmp_path, "g")
     wait_for(lambda: fakes.steps(tmp_path, grow) > 4)
@@ -277,8 +277,8 @@ def test_a_hung_stage_is_stopped(tmp_path):
     plan = Plan("hung")
     add_stage(plan, "make", "h", {"sleep": 60}, kinds=fakes.KINDS, timeout=1.0)
     assert finish(start(plan, tmp_path, "h"))[0] == 1
-    said = read_json(tmp_path / fakes.one(plan, "h") / "failed.json")["error"]
-    assert "time limit of 1 s" in said
+    message = read_json(tmp_path / fakes.id_of(plan, "h") / "failed.json")["error"]
+    assert "time limit of 1 s" in message
 
 
 def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
     for k in range(3):
         add_stage(plan, "gpu", f"g{k}", {"sleep": 1.0, "k": k}, kinds=cluster_fakes.KINDS)
     killed = start(plan, tmp_path, "g2", "--gpus", "4,7")
-    log = tmp_path / fakes.one(plan, "g2") / "stage.log"
+    log = tmp_path / fakes.id_of(plan, "g2") / "stage.log"
     wait_for(log.exists)
     killed.kill()
     finish(killed)
@@ -338,9 +338,9 @@ def job(left: float, **more: str) -> dict[str, str]:
 )
 def test_what_runs_after_a_stop(resumable, timeout, said, requeue, fails):
     plan = fakes.diamond()
-    one = next(iter(plan.stages.values()))
-    one = replace(one, resumable=resumable, timeout=timeout)
-    got, sentence = stage.after_stop(one, said, NOON)
+    planned = next(iter(plan.stages.values()))
+    planned = replace(planned, resumable=resumable, timeout=timeout)
+    got, sentence = stage.after_stop(planned, said, NOON)
     assert got == requeue
     assert bool(sentence) == fails
 
@@ -353,7 +353,7 @@ def test_two_gloo_processes_through_the_pool(tmp_path):
     plan = ddp()
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok, outcome.failed
-    record = read_json(tmp_path / fakes.one(plan, "d") / "stage.json")
+    record = read_json(tmp_path / fakes.id_of(plan, "d") / "stage.json")
     assert record["outputs"]["world"] == 2
     assert record["outputs"]["w"] == pytest.approx(cluster_fakes.expected(8), abs=1e-12)
     assert record["environment"]["processes"] == 2
@@ -363,9 +363,9 @@ def test_two_gloo_processes_through_the_pool(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
-    code, said = finish(start(ddp(break_rank=1), tmp_path, "d"))
+    code, output = finish(start(ddp(break_rank=1), tmp_path, "d"))
     assert code == 1
-    assert "rank 1: the stage stopped with ValueError: a fault of one rank" in said
+    assert "rank 1: the stage stopped with ValueError: a fault of one rank" in output
 
 
 @pytest.mark.slow
@@ -375,7 +375,7 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     plan = ddp(steps=60, sleep=0.1)
 
     def out() -> Path:
-        return attempts.current_dir(tmp_path, fakes.one(plan, "d"))
+        return attempts.current_dir(tmp_path, fakes.id_of(plan, "d"))
 
     def steps() -> int:
         return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
@@ -386,9 +386,9 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     process = start(plan, tmp_path, "d")
     wait_for(lambda: steps() > 3)
     os.kill(ranks()[1], signal.SIGKILL)
-    code, said = finish(process)
-    assert code == 1, said
-    assert "of the stage's 2 processes finished" in said
+    code, output = finish(process)
+    assert code == 1, output
+    assert "of the stage's 2 processes finished" in output
     assert not any(Path(f"/proc/{p}").exists() for p in ranks())
 
     first = steps()
@@ -412,10 +412,10 @@ def gone(pids: list[int]) -> bool:
 def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends(tmp_path):
     spec = dict(steps=150, sleep=0.05)
     plan = ddp(**spec)
-    one = fakes.one(plan, "d")
+    stage_id = fakes.id_of(plan, "d")
 
     def out() -> Path:
-        return attempts.current_dir(tmp_path, one)
+        return attempts.current_dir(tmp_path, stage_id)
 
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
     process = subprocess.Popen(
@@ -458,8 +458,8 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         importers += [w["importer"] for w in who()]
         os.kill(these[which], getattr(signal, f"SIG{how}"))
         wait_for(lambda these=these: gone(these))
-    code, said = finish(process)
-    assert code == 0, said
+    code, output = finish(process)
+    assert code == 0, output
     importers += [w["importer"] for w in who()]
     got = read_json(out() / "stage.json")
     assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected(150), abs=1e-12)
@@ -498,7 +498,7 @@ def test_a_stage_command_under_torchrun_is_refused(monkeypatch, tmp_path, capsys
     plan = ddp()
     stage.write_plan(tmp_path / "plan.json", plan.name, plan.stages.values())
     under_torchrun(monkeypatch)
-    argv = ["--plan", str(tmp_path / "plan.json"), "--stage", fakes.one(plan, "d")]
+    argv = ["--plan", str(tmp_path / "plan.json"), "--stage", fakes.id_of(plan, "d")]
     assert stage.main([*argv, "--work-dir", str(tmp_path)]) == 2
     assert "start it without torchrun" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from kdep_bench.files import read_json
 
 
 def why(plan, work, name: str, **how) -> str:
-    return state.statuses(plan, work, **how)[fakes.one(plan, name)].why
+    return state.statuses(plan, work, **how)[fakes.id_of(plan, name)].why
 
 
 def test_reasons(tmp_path):
@@ -27,21 +27,21 @@ def test_reasons(tmp_path):
     assert why(plan, tmp_path, "a") == "done"
     other = fakes.diamond(a={"value": 2})
     assert why(other, tmp_path, "a") == "spec changed: value 1 -> 2"
-    assert why(other, tmp_path, "b") == f"upstream {fakes.one(other, 'a')} will run"
-    (tmp_path / fakes.one(plan, "b") / "value.txt").write_text("long")
+    assert why(other, tmp_path, "b") == f"upstream {fakes.id_of(other, 'a')} will run"
+    (tmp_path / fakes.id_of(plan, "b") / "value.txt").write_text("long")
     assert "4 bytes instead of 2" in why(plan, tmp_path, "b")
-    (tmp_path / fakes.one(plan, "b") / "value.txt").unlink()
+    (tmp_path / fakes.id_of(plan, "b") / "value.txt").unlink()
     assert "value.txt is missing" in why(plan, tmp_path, "b")
 
 
 def test_another_version_and_other_source_are_reported(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    path = tmp_path / fakes.one(plan, "a") / "stage.json"
+    path = tmp_path / fakes.id_of(plan, "a") / "stage.json"
     record = read_json(path)
     state.write_stage(path.parent, {**record, "code": "0123456789abcdef"})
     assert "different version of the code" in why(plan, tmp_path, "a")
-    assert state.statuses(plan, tmp_path)[fakes.one(plan, "a")].done
+    assert state.statuses(plan, tmp_path)[fakes.id_of(plan, "a")].done
     state.write_stage(path.parent, {**record, "version": 0})
     assert why(plan, tmp_path, "a") == "stage version 0 -> 1"
 
@@ -49,7 +49,7 @@ def test_another_version_and_other_source_are_reported(tmp_path):
 def test_checksums_are_checked_on_request(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    (tmp_path / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    (tmp_path / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # as long as "101"
     assert why(plan, tmp_path, "c") == "done"
     assert "its checksum differs" in why(plan, tmp_path, "c", verify=True)
 
@@ -57,8 +57,8 @@ def test_checksums_are_checked_on_request(tmp_path):
 def test_unneeded_stages_are_not_rerun(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    shutil.rmtree(tmp_path / fakes.one(plan, "a"))
-    status = state.statuses(plan, tmp_path)[fakes.one(plan, "a")]
+    shutil.rmtree(tmp_path / fakes.id_of(plan, "a"))
+    status = state.statuses(plan, tmp_path)[fakes.id_of(plan, "a")]
     assert not status.run
     assert "not needed" in status.why
     assert fakes.run(plan, tmp_path).ran == []
@@ -67,11 +67,11 @@ def test_unneeded_stages_are_not_rerun(tmp_path):
 def test_a_stage_json_truncated_anywhere_counts_as_not_done(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    stage = plan.stages[fakes.one(plan, "d")]
+    stage = plan.stages[fakes.id_of(plan, "d")]
     path = tmp_path / stage.id / "stage.json"
     whole = path.read_bytes()
-    for cut in range(0, len(whole) - 1, 37):
-        path.write_bytes(whole[:cut])
+    for length in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:length])
         assert state.finished(stage, tmp_path)[0] is None
     for key in json.loads(whole):
         kept = {k: v for k, v in json.loads(whole).items() if k not in (key, "sum")}
@@ -110,16 +110,16 @@ def test_differences_are_readable():
 def test_only_the_stages_asked_for_are_looked_at(tmp_path):
     """Of the others, a forced run would otherwise count work that nobody asked for."""
     plan = fakes.diamond()
-    wanted = {fakes.one(plan, "a"), fakes.one(plan, "b")}
-    found = state.statuses(plan, tmp_path, wanted)
-    assert set(found) == wanted
-    assert all(s.run for s in found.values())
+    expected = {fakes.id_of(plan, "a"), fakes.id_of(plan, "b")}
+    statuses = state.statuses(plan, tmp_path, expected)
+    assert set(statuses) == expected
+    assert all(s.run for s in statuses.values())
 
 
 def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    out = tmp_path / fakes.one(plan, "a")
+    out = tmp_path / fakes.id_of(plan, "a")
     (out / "empty.txt").touch()
     record = read_json(out / "stage.json")
     record.pop("sum")
@@ -134,7 +134,7 @@ def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_pa
 def test_a_damaged_stage_that_is_moved_away_as_advised_is_made_again(tmp_path):
     work, plan = tmp_path / "work", fakes.diamond()
     fakes.run(plan, work)
-    damaged, reader = work / fakes.one(plan, "a"), fakes.one(plan, "b")
+    damaged, reader = work / fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
     (damaged / "half.bin").write_bytes(b"")
     assert f"move the folder {damaged} out of the work dir" in made_again(damaged)
     damaged.rename(tmp_path / "kept")
@@ -145,7 +145,7 @@ def test_a_damaged_stage_that_is_moved_away_as_advised_is_made_again(tmp_path):
 def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    stage = plan.stages[fakes.one(plan, "d")]
+    stage = plan.stages[fakes.id_of(plan, "d")]
     path = tmp_path / stage.id / "stage.json"
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):
@@ -160,10 +160,10 @@ def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):
 def test_a_stage_json_without_its_checksum_is_ignored_and_the_stage_reruns(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    path = tmp_path / fakes.one(plan, "a") / "stage.json"
+    path = tmp_path / fakes.id_of(plan, "a") / "stage.json"
     path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "sum"}))
     assert "its checksum is wrong or missing" in why(plan, tmp_path, "a")
-    assert fakes.one(plan, "a") in fakes.run(plan, tmp_path).ran
+    assert fakes.id_of(plan, "a") in fakes.run(plan, tmp_path).ran
     assert why(plan, tmp_path, "a") == "done"
 
 
@@ -187,7 +187,7 @@ def test_a_stage_json_without_its_checksum_is_ignored_and_the_stage_reruns(tmp_p
 def test_a_stage_json_with_a_value_of_another_type_is_not_used(tmp_path, change):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    stage = plan.stages[fakes.one(plan, "d")]
+    stage = plan.stages[fakes.id_of(plan, "d")]
     record = state.read_stage(tmp_path / stage.id)
     assert record is not None
     state.write_stage(tmp_path / stage.id, record | change)
@@ -201,8 +201,8 @@ def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_p
     monkeypatch.setattr(state, "VERIFY_BYTES", 10)
     plan = fakes.diamond()
     assert fakes.run(plan, tmp_path).ok
-    one = fakes.one(plan, "a")
-    out = tmp_path / one
+    stage_id = fakes.id_of(plan, "a")
+    out = tmp_path / stage_id
     record = state.read_stage(out)
     assert record is not None
     (out / "large.bin").write_bytes(b"x" * 1000)
@@ -212,14 +212,14 @@ def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_p
     real = state.file_hash
     monkeypatch.setattr(state, "file_hash", lambda p: hashed.append(Path(p).name) or real(p))
     for expected in (["large.bin", "value.txt"], ["value.txt"]):
-        assert state.verify_input(tmp_path, one) == ""
+        assert state.verify_input(tmp_path, stage_id) == ""
         assert sorted(hashed) == expected
         hashed.clear()
     times = os.stat(out / "large.bin")
     (out / "large.bin").write_bytes(b"x" * 999 + b"y")
     os.utime(out / "large.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(KdepError, match=r"large\.bin has changed"):
-        state.verify_input(tmp_path, one)
+        state.verify_input(tmp_path, stage_id)
     assert not (out / state.STAGE).exists()
 
 
@@ -227,11 +227,11 @@ def test_unchecked_parts_of_an_input_are_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "LISTED_FILES", 1)
     plan = fakes.diamond()
     assert fakes.run(plan, tmp_path).ok
-    one = fakes.one(plan, "a")
-    out = tmp_path / one
+    stage_id = fakes.id_of(plan, "a")
+    out = tmp_path / stage_id
     record = state.read_stage(out)
     assert record is not None
     (out / "z.bin").write_bytes(b"x" * 7)
     files, rest = state.list_files(out)
     state.write_stage(out, {**record, "files": files, "rest": rest})
-    assert "1 files (7 bytes)" in state.verify_input(tmp_path, one)
+    assert "1 files (7 bytes)" in state.verify_input(tmp_path, stage_id)

@@ -47,14 +47,14 @@ def test_sizes_and_states(tmp_path):
     fakes.run(plan, tmp_path)
     (tmp_path / "make-cut-0123456789ab").mkdir()
     (tmp_path / "notes").mkdir()
-    bad = tmp_path / fakes.one(plan, "c") / "stage.json"
+    bad = tmp_path / fakes.id_of(plan, "c") / "stage.json"
     bad.write_bytes(bad.read_bytes()[:50])
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {})}
     assert {e.state for e in entries.values()} == {"done", "failed", "cut", "damaged"}
-    a = tmp_path / fakes.one(plan, "a")
-    said = subprocess.run(["du", "-sb", str(a)], capture_output=True, text=True)
+    a = tmp_path / fakes.id_of(plan, "a")
+    output = subprocess.run(["du", "-sb", str(a)], capture_output=True, text=True)
     folder = a.stat().st_size  # du counts the directory itself
-    assert entries[a.name].bytes == int(said.stdout.split()[0]) - folder
+    assert entries[a.name].bytes == int(output.stdout.split()[0]) - folder
     assert "notes" not in entries
     assert entries["make-cut-0123456789ab"].bytes == 0
 
@@ -79,13 +79,13 @@ def test_cited_and_planned_stages_are_kept_and_the_others_pruned(tmp_path):
 def test_dependencies_of_a_kept_stage_are_kept(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    d = fakes.one(plan, "d")
+    d = fakes.id_of(plan, "d")
     fakes.run(fakes.diamond(a={"value": 5}), tmp_path)
     entries = work_dir.survey(tmp_path, {d: ["board"]}, {})
     kept = {e.id: e.kept_by for e in entries if e.kept_by}
     assert set(kept) == set(plan.stages)
     assert kept[d] == ("board",)
-    assert kept[fakes.one(plan, "b")] == (f"needed by {d}",)
+    assert kept[fakes.id_of(plan, "b")] == (f"needed by {d}",)
 
 
 def test_a_set_aside_record_keeps_nothing_and_a_damaged_one_stops_all(tmp_path):
@@ -114,7 +114,7 @@ def test_pruning_without_references_is_refused(tmp_path):
 def test_a_running_stage_is_kept_and_one_locked_meanwhile_is_skipped(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    a = fakes.one(plan, "a")
+    a = fakes.id_of(plan, "a")
     (entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.id == a)
     lock = StageLock(tmp_path, a)
     assert lock.take()
@@ -162,7 +162,7 @@ def test_a_cluster_run_is_kept_while_it_or_one_of_its_stages_runs(tmp_path):
     entry = look()
     assert (entry.state, entry.kept_by, entry.id) == ("ended", (), ".cluster/toy-ab12_xyz")
     assert entry.bytes == 1000 + (room / "suite.json").stat().st_size
-    for lock in (cluster.run_lock(room), StageLock(tmp_path, fakes.one(plan, "a"))):
+    for lock in (cluster.run_lock(room), StageLock(tmp_path, fakes.id_of(plan, "a"))):
         assert lock.take()
         assert look().state == "running"
         assert look().kept_by
@@ -187,9 +187,9 @@ def test_a_cluster_run_with_an_unreachable_queue_is_kept_until_its_stages_are_do
     assert entry.state == "queued"
     assert "that this machine cannot see" in entry.kept_by[0]
     assert work_dir.prunable([entry], True) == []
-    for one in plan.stages:
-        (tmp_path / one).mkdir()
-        (tmp_path / one / "stage.json").write_text("{}")
+    for stage_id in plan.stages:
+        (tmp_path / stage_id).mkdir()
+        (tmp_path / stage_id / "stage.json").write_text("{}")
     entries = work_dir.survey(tmp_path, {}, {i: ["toy"] for i in plan.stages})
     assert [e.id for e in work_dir.prunable(entries, True)] == [entry.id]
 
@@ -206,9 +206,9 @@ def test_gc_is_a_dry_run_by_default(tmp_path):
     work, old = tmp_path / "w", "make-old-0123456789ab"
     (work / old).mkdir(parents=True)
     (work / old / "big.bin").write_bytes(b"x" * 12345)
-    said = tool("--work-dir", str(work))
-    assert "12.3 kB" in said.stdout
-    assert "1 stage directories, 12.3 kB" in said.stdout
+    completed = tool("--work-dir", str(work))
+    assert "12.3 kB" in completed.stdout
+    assert "1 stage directories, 12.3 kB" in completed.stdout
     left_run(work, "snakemake-local", old)
     assert "1 stage directories and 1 cluster runs" in tool("--work-dir", str(work)).stdout
     dry = tool("smoke", "--work-dir", str(work), "--gc")
@@ -230,21 +230,21 @@ def test_a_moved_or_copied_work_dir_counts_and_verify_finds_what_the_copy_broke(
     how(tmp_path / "old", tmp_path / "new")
     new = tmp_path / "new"
     assert all(s.done for s in state.statuses(plan, new, verify=True).values())
-    (new / fakes.one(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    (new / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # as long as "101"
     assert all(s.done for s in state.statuses(plan, new).values())
     known = state.statuses(plan, new, verify=True)
-    assert "its checksum differs" in known[fakes.one(plan, "c")].why
+    assert "its checksum differs" in known[fakes.id_of(plan, "c")].why
     outcome = fakes.local_pool.run_plan(plan, new, known, fakes.FAST)
     assert [i.split("-")[1] for i in outcome.ran] == ["c"]
-    assert (new / fakes.one(plan, "c") / "value.txt").read_text() == "101"
+    assert (new / fakes.id_of(plan, "c") / "value.txt").read_text() == "101"
 
 
 def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(tmp_path):
     plan = fakes.diamond()
-    kept, gone = fakes.one(plan, "a"), fakes.one(plan, "b")
-    for one in (kept, gone):
-        (tmp_path / one).mkdir()
-        attempt = attempts.begin(tmp_path, one, True, lambda: True)
+    kept, gone = fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
+    for stage_id in (kept, gone):
+        (tmp_path / stage_id).mkdir()
+        attempt = attempts.begin(tmp_path, stage_id, True, lambda: True)
         (attempt.path / "half.bin").write_bytes(b"x" * 1000)
         os.close(attempt.open_log())
     forgotten = tmp_path / f"{kept}.try-{'0' * 16}"
@@ -276,25 +276,25 @@ def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_p
     collect(suite, plan, work, results)
     collect(suite, plan, work, results)
     assert [r.results for r in cited_stages.citing_folders(work)] == [results]
-    said = gc(work, "--delete")
-    assert said.returncode == 0, said.stderr
+    completed = gc(work, "--delete")
+    assert completed.returncode == 0, completed.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
 
     hidden = results.parent.rename(tmp_path / "unmounted")
-    said = gc(work)
-    assert said.returncode == 0
-    assert f"{results} no longer exists" in said.stdout
-    said = gc(work, "--delete")
-    assert said.returncode == 2
-    assert f"--forget {results}" in said.stderr
+    completed = gc(work)
+    assert completed.returncode == 0
+    assert f"{results} no longer exists" in completed.stdout
+    completed = gc(work, "--delete")
+    assert completed.returncode == 2
+    assert f"--forget {results}" in completed.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
     hidden.rename(results.parent)
     assert "unreferenced: 0 stage" in gc(work).stdout
 
     shutil.rmtree(results)
-    said = gc(work, "--delete")
-    assert said.returncode == 0, said.stderr
-    assert f"{results} no longer exists" in said.stdout
+    completed = gc(work, "--delete")
+    assert completed.returncode == 0, completed.stderr
+    assert f"{results} no longer exists" in completed.stdout
     # A few have the ids of the repository's own results.
     assert {p.name for p in work.glob("*-*")} < set(plan.stages)
 
@@ -327,6 +327,6 @@ def test_a_damaged_note_keeps_everything(tmp_path, text):
     collect(suite, plan, work, results)
     (note,) = (work / cited_stages.FOLDER).iterdir()
     note.write_text(text)
-    said = gc(work, "--delete")
-    assert (said.returncode, note.name in said.stderr) == (2, True)
+    completed = gc(work, "--delete")
+    assert (completed.returncode, note.name in completed.stderr) == (2, True)
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)

@@ -198,8 +198,8 @@ def test_nearest_interpolation_keeps_every_kth_channel_and_linear_is_torchs():
     nearest = Interpolate().fit(m, 6)(x.float())
     torch.testing.assert_close(nearest, centred[:, ::4], atol=1e-5, rtol=1e-4)
     linear = Interpolate("linear").fit(m, 7)(x.float())
-    wanted = torch.nn.functional.interpolate(centred[:, None], size=7, mode="linear")[:, 0]
-    torch.testing.assert_close(linear, wanted, atol=1e-5, rtol=1e-4)
+    expected = torch.nn.functional.interpolate(centred[:, None], size=7, mode="linear")[:, 0]
+    torch.testing.assert_close(linear, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(KdepError, match="'nearest' or 'linear'"):
         Interpolate("cubic")
 

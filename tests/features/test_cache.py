@@ -71,8 +71,8 @@ def test_an_output_that_the_teacher_does_not_give_is_refused():
     assert set(extra_outputs(teacher, full, ["maps.s8"])) == {"maps.s8"}
     assert extra_outputs(teacher, full, []) == {}
     bare = TeacherOutput(pooled, None)
-    for wanted in ("logits", "tokens", "maps"):
-        with pytest.raises(KdepError, match=f"has no {wanted}"):
-            extra_outputs(teacher, bare, [wanted])
+    for expected in ("logits", "tokens", "maps"):
+        with pytest.raises(KdepError, match=f"has no {expected}"):
+            extra_outputs(teacher, bare, [expected])
     with pytest.raises(KdepError, match=r"has no maps\.s4"):
         extra_outputs(teacher, full, ["maps.s4"])

@@ -126,8 +126,8 @@ def test_std_match_gives_the_raw_stds_by_rank():
     x = features()
     basis = Svd().fit(moments(x), 8)
     z = fitted(StdMatch, basis)(basis(x.float())).double()
-    wanted = x.std(0, correction=0).sort(descending=True).values[:8]
-    torch.testing.assert_close(z.std(0, correction=0), wanted, rtol=1e-4, atol=0)
+    expected = x.std(0, correction=0).sort(descending=True).values[:8]
+    torch.testing.assert_close(z.std(0, correction=0), expected, rtol=1e-4, atol=0)
 
 
 def test_std_match_to_a_ratio_is_linear_in_the_old_std():

@@ -120,8 +120,8 @@ def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
     fakes.run(fakes.diamond(a={"sleep": 0.4}), tmp_path)
     plan = fakes.diamond(a={"sleep": 0.41})
     known = state.statuses(plan, tmp_path)
-    said = explain(plan, known, tmp_path)
-    line = next(x for x in said.splitlines() if "make-a" in x)
+    lines = explain(plan, known, tmp_path)
+    line = next(x for x in lines.splitlines() if "make-a" in x)
     assert 0.4 <= float(line.split("~")[1].split(" s ")[0]) < 5
     assert "spec changed: sleep 0.4 -> 0.41" in line
 

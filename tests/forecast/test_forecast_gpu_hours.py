@@ -15,10 +15,10 @@ from kdep_bench.suite.plan import build_plan
 
 
 def little(**change) -> Plan:
-    wanted = {"methods": ["kdep", "svd", "supervised", "scratch"], "shares": [1.0, 0.1]}
-    wanted |= {"tasks": ["pocket_det", "pocket_probe"]}
-    wanted |= {"seeds": {"pretrain": [0, 1, 2], "transfer": [0, 1, 2], "pairs": "diagonal"}}
-    return build_plan(build(**wanted | change))
+    expected = {"methods": ["kdep", "svd", "supervised", "scratch"], "shares": [1.0, 0.1]}
+    expected |= {"tasks": ["pocket_det", "pocket_probe"]}
+    expected |= {"seeds": {"pretrain": [0, 1, 2], "transfer": [0, 1, 2], "pairs": "diagonal"}}
+    return build_plan(build(**expected | change))
 
 
 def costs(plan: Plan) -> dict[str, float | None]:
@@ -35,27 +35,29 @@ def costs(plan: Plan) -> dict[str, float | None]:
 def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_seeds():
     plan = little()
     runs = {c.id: c for c in plan.runs}
-    found = comparisons(plan, plan.stages)
-    assert len(found) == 2 * 2 * 3
-    for one in found:
-        mine = [runs[c] for c in one.runs]
+    all_comparisons = comparisons(plan, plan.stages)
+    assert len(all_comparisons) == 2 * 2 * 3
+    for comparison in all_comparisons:
+        mine = [runs[c] for c in comparison.runs]
         assert sorted(c.method["name"] for c in mine) == ["kdep", "scratch", "supervised", "svd"]
-        assert {c.task["name"] for c in mine} == {one.task}
-        assert {(c.pretrain_seed, c.transfer_seed) for c in mine} == {one.seeds}
-        assert {c.fraction for c in mine if c.method["name"] != "scratch"} == {one.fraction}
-    assert {c for one in found for c in one.runs} == set(runs)
+        assert {c.task["name"] for c in mine} == {comparison.task}
+        assert {(c.pretrain_seed, c.transfer_seed) for c in mine} == {comparison.seeds}
+        assert {c.fraction for c in mine if c.method["name"] != "scratch"} == {comparison.fraction}
+    assert {c for comparison in all_comparisons for c in comparison.runs} == set(runs)
     some = {c.id for c in plan.runs if c.task["name"] == "pocket_det" and c.fraction == 0.1}
     few = comparisons(plan, some)
-    assert {c for one in few for c in one.runs} == some
+    assert {c for comparison in few for c in comparison.runs} == some
 
 
 def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
     plan = build_plan(load_suite("paper_r18"))
-    found = comparisons(plan, plan.stages)
+    all_comparisons = comparisons(plan, plan.stages)
     # 4 teachers, 3 lengths at each of 2 shares, 9 tasks, 3 seeds.
-    assert len(found) == 4 * 6 * 9 * 3
-    assert {c for one in found for c in one.runs} == {c.id for c in plan.runs}
-    sizes = {(one.teacher, len(one.runs)) for one in found}
+    assert len(all_comparisons) == 4 * 6 * 9 * 3
+    assert {c for comparison in all_comparisons for c in comparison.runs} == {
+        c.id for c in plan.runs
+    }
+    sizes = {(comparison.teacher, len(comparison.runs)) for comparison in all_comparisons}
     assert sizes == {
         ("resnet50", 5),
         ("swin_b", 5),
@@ -66,9 +68,9 @@ def test_the_paper_suite_falls_into_comparisons_by_teacher_and_length():
 
 def test_untrained_methods_are_compared_with_each_other():
     plan = little(methods=["scratch"], tasks=["pocket_probe"])
-    found = comparisons(plan, plan.stages)
-    assert all(len(one.runs) == 1 for one in found)
-    assert found
+    all_comparisons = comparisons(plan, plan.stages)
+    assert all(len(comparison.runs) == 1 for comparison in all_comparisons)
+    assert all_comparisons
 
 
 def test_lowest_cost_per_run_first_and_shared_stages_count_once():
@@ -109,22 +111,22 @@ def test_a_comparison_of_unknown_cost_is_never_taken():
     for s in plan.stages.values():
         if s.kind == "transfer" and "pocket_det" in s.name:
             hours[s.id] = None
-    found = fit(plan, plan.stages, set(plan.stages), hours, math.inf)
-    assert {c.task for c in found.taken} == {"pocket_probe"}
-    told = refusal(found, Hours("from a test", hours), 1e9)
-    assert told is not None
-    assert "are not known" in str(told)
+    fitted = fit(plan, plan.stages, set(plan.stages), hours, math.inf)
+    assert {c.task for c in fitted.taken} == {"pocket_probe"}
+    message = refusal(fitted, Hours("from a test", hours), 1e9)
+    assert message is not None
+    assert "are not known" in str(message)
 
 
 def test_a_run_beyond_its_budget_is_refused():
     plan = little()
     hours = costs(plan)
     total = sum(v or 0.0 for v in hours.values())
-    found = fit(plan, plan.stages, set(plan.stages), hours, 20.0)
-    told = refusal(found, Hours("from a test", hours), 20.0)
-    assert told is not None
-    assert f"{total:,.1f} GPU-hours, from a test" in str(told)
-    assert f"--fit-budget to run the {len(found.taken)} of" in str(told)
+    fitted = fit(plan, plan.stages, set(plan.stages), hours, 20.0)
+    message = refusal(fitted, Hours("from a test", hours), 20.0)
+    assert message is not None
+    assert f"{total:,.1f} GPU-hours, from a test" in str(message)
+    assert f"--fit-budget to run the {len(fitted.taken)} of" in str(message)
     assert (
         refusal(fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total)
         is None

@@ -113,11 +113,11 @@ def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
 def test_a_live_teacher_runs_in_every_step():
     suite = build(budget={**GOOD["budget"], "teacher": "live"}, methods=["kdep"])
     plan = build_plan(suite)
-    one = stage(plan, "pretrain")
-    student = student_network(one.spec["student"])
-    teacher = teacher_network(one.spec["teacher"])
+    pretrain_stage = stage(plan, "pretrain")
+    student = student_network(pretrain_stage.spec["student"])
+    teacher = teacher_network(pretrain_stage.spec["teacher"])
     counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
-    need = Forecast(plan, counts).estimate(one)
+    need = Forecast(plan, counts).estimate(pretrain_stage)
     assert need.images
     assert need.flops == need.images * (3 * 10 + 7)
 
@@ -134,17 +134,17 @@ def test_a_network_is_known_by_what_shapes_it():
     def recipe(**change: Any) -> dict[str, Any]:
         return other(task, name="other", recipe={**task["recipe"], **change})
 
-    one = network_id(task_network(task, student))
-    assert network_id(task_network(recipe(lr=1.0, iters=9, batch=3), student)) == one
-    assert network_id(task_network(recipe(head="fpn"), student)) != one
+    first_id = network_id(task_network(task, student))
+    assert network_id(task_network(recipe(lr=1.0, iters=9, batch=3), student)) == first_id
+    assert network_id(task_network(recipe(head="fpn"), student)) != first_id
     deeper = other(student, backbone={**student["backbone"], "depth": 34})
-    assert network_id(task_network(task, deeper)) != one
-    one = network_id(teacher_network(teacher))
-    assert network_id(teacher_network(other(teacher, name="x", weights="y", card={}))) == one
-    assert network_id(teacher_network(other(teacher, input_px=256))) != one
-    one = network_id(student_network(student))
-    assert network_id(student_network(other(student, name="x", tap="output"))) == one
-    assert network_id(student_network(other(student, input_px=256))) != one
+    assert network_id(task_network(task, deeper)) != first_id
+    first_id = network_id(teacher_network(teacher))
+    assert network_id(teacher_network(other(teacher, name="x", weights="y", card={}))) == first_id
+    assert network_id(teacher_network(other(teacher, input_px=256))) != first_id
+    first_id = network_id(student_network(student))
+    assert network_id(student_network(other(student, name="x", tap="output"))) == first_id
+    assert network_id(student_network(other(student, input_px=256))) != first_id
 
 
 @settings(deadline=None)
@@ -158,13 +158,15 @@ def test_hours_at_a_rate(paper):
     forecast, cache = Forecast(paper, COUNTS), stage(paper, "cache", "resnet50")
     views = stage(paper, "views")
     rate = rates.stated_rate("a100.tf32:0.25")
-    found = rates.at_rate(paper, forecast, rate, [cache.id, views.id])
+    gpu_hours = rates.at_rate(paper, forecast, rate, [cache.id, views.id])
     flops = 2 * IMAGES * COUNTS[network_id(teacher_network(cache.spec["teacher"]))]["flops"]
-    assert found.by_stage[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
-    assert found.by_stage[views.id] == 0
-    assert found.source.startswith("from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25")
-    lines = table(paper, forecast, [cache.id], found)
-    assert lines[2].split()[-1] == f"{found.by_stage[cache.id]:.2g}"
+    assert gpu_hours.by_stage[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
+    assert gpu_hours.by_stage[views.id] == 0
+    assert gpu_hours.source.startswith(
+        "from --device-rate (a100's datasheet, tf32: 156 TFLOP/s, 0.25"
+    )
+    lines = table(paper, forecast, [cache.id], gpu_hours)
+    assert lines[2].split()[-1] == f"{gpu_hours.by_stage[cache.id]:.2g}"
     assert rates.stated_rate("12.5").default == 12.5e12
     assert rates.stated_rate("100:0.5").default == 50e12
 
@@ -215,16 +217,16 @@ def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
     cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
     other = stage(paper, "pretrain", "kdep")
 
-    def record(one: Stage) -> dict[str, Any]:
+    def record(planned: Stage) -> dict[str, Any]:
         outputs = {"images": IMAGES, "views": 2, "rows": 2 * IMAGES}
-        base = dict(kind=one.kind, id=one.id, name=one.name, spec=one.spec)
+        base = dict(kind=planned.kind, id=planned.id, name=planned.name, spec=planned.spec)
         return {**base, "outputs": outputs, "wall_s": 7200.0}
 
     costs = Costs(paper, [record(cache), record(views)])
-    found = rates.from_finished(paper, costs, [cache.id, views.id, other.id])
-    assert found.by_stage[cache.id] == pytest.approx(2.0, rel=0.01)
-    assert found.by_stage[views.id] == 0
-    assert found.by_stage[other.id] is None
+    gpu_hours = rates.from_finished(paper, costs, [cache.id, views.id, other.id])
+    assert gpu_hours.by_stage[cache.id] == pytest.approx(2.0, rel=0.01)
+    assert gpu_hours.by_stage[views.id] == 0
+    assert gpu_hours.by_stage[other.id] is None
 
 
 def test_sizes():

@@ -44,11 +44,11 @@ def _official(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[],
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         from kdep_bench.data.official.base import get_set, verify
 
-        one = get_set(name)
+        dataset = get_set(name)
         (root / name).mkdir(parents=True, exist_ok=True)
-        one.tiny(root / name, np.random.default_rng(0))
+        dataset.tiny(root / name, np.random.default_rng(0))
         path = next(iter(sorted((root / name).glob(file))))
-        return path, lambda: verify(one, root, 2, whole=False)
+        return path, lambda: verify(dataset, root, 2, whole=False)
 
     return setup
 
@@ -202,10 +202,10 @@ def _plan(root: Path) -> tuple[Path, Callable[[], Any]]:
     from kdep_bench.suite.plan import build_plan
 
     plan = build_plan(load_suite("smoke"))
-    one = next(iter(plan.stages))
+    stage_id = next(iter(plan.stages))
     path = root / "plan.json"
-    write_plan(path, "smoke", [plan.stages[one]])
-    return path, lambda: read_stage(path, one)
+    write_plan(path, "smoke", [plan.stages[stage_id]])
+    return path, lambda: read_stage(path, stage_id)
 
 
 def _reader(value: Any, read: Callable[[Path], Any]):

@@ -40,10 +40,10 @@ def test_an_id_that_is_no_whole_number_is_no_id(tmp_path: Path, key: str, value:
 
 
 def official(root: Path, name: str):
-    one = get_set(name)
+    dataset = get_set(name)
     (root / name).mkdir()
-    one.tiny(root / name, np.random.default_rng(0))
-    return one
+    dataset.tiny(root / name, np.random.default_rng(0))
+    return dataset
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def official(root: Path, name: str):
     ],
 )
 def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: str, entry: Any):
-    one = official(tmp_path, "coco")
+    dataset = official(tmp_path, "coco")
     path = tmp_path / "coco/annotations/instances_train2017.json"
     table = json.loads(path.read_text())
     table[part][0] = entry
     path.write_text(json.dumps(table))
     with pytest.raises(KdepError, match=f"entry 0 of {part}"):
-        verify(one, tmp_path, 1, whole=False)
+        verify(dataset, tmp_path, 1, whole=False)
 
 
 @pytest.mark.parametrize("word", ["\u00b2", "x", "-1", "9" * 30])
@@ -80,13 +80,13 @@ def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: st
 def test_a_number_that_int_does_not_parse_raises_kdep_error(
     tmp_path: Path, name: str, word: str, column: int
 ):
-    one = official(tmp_path, "cub200")
+    dataset = official(tmp_path, "cub200")
     path = tmp_path / "cub200/CUB_200_2011" / name
     rows = [r.split(" ") for r in path.read_text().splitlines()]
     rows[3][column] = word
     path.write_text("\n".join(" ".join(r) for r in rows))
     with pytest.raises(KdepError, match="CUB_200_2011"):
-        verify(one, tmp_path, 1, whole=False)
+        verify(dataset, tmp_path, 1, whole=False)
 
 
 @pytest.mark.parametrize("row", [0.5, [], {}, {"id": {}}, {"id": 3}, None])
@@ -114,7 +114,7 @@ def test_a_plan_with_a_malformed_row_raises_kdep_error(tmp_path: Path, row: Any)
 def test_a_table_of_dtd_with_columns_of_other_types_is_a_sentence(tmp_path: Path):
     from scipy.io import loadmat, savemat
 
-    one = official(tmp_path, "dtd")
+    dataset = official(tmp_path, "dtd")
     path = tmp_path / "dtd/dtd/imdb/imdb.mat"
     images = loadmat(path, simplify_cells=True)["images"]
     whole = {k: np.asarray(v) for k, v in images.items()}
@@ -126,7 +126,7 @@ def test_a_table_of_dtd_with_columns_of_other_types_is_a_sentence(tmp_path: Path
     ):
         savemat(path, {"images": whole | change})
         with pytest.raises(KdepError, match=r"imdb\.mat"):
-            verify(one, tmp_path, 1, whole=False)
+            verify(dataset, tmp_path, 1, whole=False)
 
 
 def test_control_characters_in_a_file_s_names_are_escaped():

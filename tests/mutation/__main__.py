@@ -117,8 +117,8 @@ class Maps:
     def test_files(self, package: str) -> list[str]:
         """Of the package, from the root of the repository."""
         folders = [self.root / f for f in PACKAGES[package].tests]
-        found = sorted(p for f in folders for p in f.rglob("test_*.py"))
-        return [p.relative_to(self.root).as_posix() for p in found]
+        paths = sorted(p for f in folders for p in f.rglob("test_*.py"))
+        return [p.relative_to(self.root).as_posix() for p in paths]
 
     def missing(self, packages: list[str]) -> list[str]:
         return [t for p in packages for t in self.test_files(p) if not self.path(t).exists()]
@@ -138,8 +138,8 @@ class Maps:
 
     def load(self) -> list[calls.Test]:
         """Of every test file that was measured, of all packages, that passed."""
-        found = [self.path(t) for p in PACKAGES for t in self.test_files(p)]
-        return [t for path in found if path.exists() for t in calls.load(path) if t.passed]
+        paths = [self.path(t) for p in PACKAGES for t in self.test_files(p)]
+        return [t for path in paths if path.exists() for t in calls.load(path) if t.passed]
 
 
 def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:

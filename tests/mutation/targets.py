@@ -79,10 +79,10 @@ WHOLE = ("tests/e2e/test_smoke.py",)
 
 def files(package: str, root: Path = REPO) -> list[str]:
     """Paths from the root of the repository, sorted."""
-    found: set[str] = set()
+    names: set[str] = set()
     for pattern in PACKAGES[package].files:
-        found |= {p.relative_to(root).as_posix() for p in (root / "kdep_bench").glob(pattern)}
-    return sorted(f for f in found if not f.endswith("/__init__.py"))
+        names |= {p.relative_to(root).as_posix() for p in (root / "kdep_bench").glob(pattern)}
+    return sorted(f for f in names if not f.endswith("/__init__.py"))
 
 
 def mirrors(file: str, test: str) -> bool:

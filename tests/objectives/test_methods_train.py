@@ -87,17 +87,17 @@ def teacher(width: int) -> tiny.TinyTeacher:
 @cache
 def fitted(width: int) -> tuple[Moments, Tensor]:
     """Moments and features of the teacher on the pictures the alignments are fitted to."""
-    said = teacher(width)(tiny.batch(512, 1000)["images"]).pooled
+    teacher_output = teacher(width)(tiny.batch(512, 1000)["images"]).pooled
     moments = Moments(width)
-    moments.add(said)
-    return moments, said
+    moments.add(teacher_output)
+    return moments, teacher_output
 
 
 def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) -> dict[str, Any]:
     """What the pre-training stage would tell an objective."""
     feature = fitted(width)[1]
     energy = None if target is None else float(build_target(**target)(feature).square().mean())
-    said = teacher(width)(tiny.batch(2, 0)["images"])
+    teacher_output = teacher(width)(tiny.batch(2, 0)["images"])
     return {
         "width": tiny.DS,
         "classes": tiny.CLASSES,
@@ -114,7 +114,7 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
         "map_moments": moments_of_maps(width),
         "teacher_maps": {
             k: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
-            for k, m in said.maps.items()
+            for k, m in teacher_output.maps.items()
         },
     }
 
@@ -122,9 +122,9 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
 def distances(width: int) -> dict[str, dict[str, float]]:
     """1 - CKA of the averaged maps, as `features.layers.layer_distances` of a cache."""
     kept, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
-    said = teacher(width)(tiny.batch(64, 0)["images"])
+    teacher_output = teacher(width)(tiny.batch(64, 0)["images"])
     tiny.TinyTeacher.shuffled = kept  # without a draw from it
-    means = {k: m.mean((2, 3)) for k, m in said.maps.items()}
+    means = {k: m.mean((2, 3)) for k, m in teacher_output.maps.items()}
     return {a: {b: 1 - cka(means[a], means[b]) for b in means} for a in means}
 
 
@@ -250,15 +250,15 @@ class Arm:
         outs = build_levels(self.model, x)
         if not self.taught:
             return cka(outs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
-        said = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
+        teacher_output = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
         if self.model.target is not None:
-            return cka(outs["pooled"], self.model.target(said.pooled))
+            return cka(outs["pooled"], self.model.target(teacher_output.pooled))
         if "pooled" in self.wanted.needs:
-            return cka(outs["pooled"], said.pooled)
+            return cka(outs["pooled"], teacher_output.pooled)
         if "maps" in self.wanted.needs and "logits" not in self.wanted.needs:
-            return cka(places(outs["s16"]), places(said.maps["s16"]))
-        assert said.logits is not None
-        return cka(outs["pooled"], said.logits)
+            return cka(places(outs["s16"]), places(teacher_output.maps["s16"]))
+        assert teacher_output.logits is not None
+        return cka(outs["pooled"], teacher_output.logits)
 
 
 def places(x_BCHW: Tensor) -> Tensor:

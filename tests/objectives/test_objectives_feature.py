@@ -141,8 +141,8 @@ def test_vkd_is_smooth_l1_to_the_layer_normalised_teacher():
     objective = OrthogonalProjection(4, 6, weight=1.0)
     s, t = noise(8, 4), 5 * noise(8, 6, seed=1) + 3
     target = (t - t.mean(1, keepdim=True)) / (t.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    wanted = torch.nn.functional.smooth_l1_loss(s @ objective.projector().T, target)
-    torch.testing.assert_close(objective.terms(context(s, t))["feature"].mean(), wanted)
+    expected = torch.nn.functional.smooth_l1_loss(s @ objective.projector().T, target)
+    torch.testing.assert_close(objective.terms(context(s, t))["feature"].mean(), expected)
 
 
 def test_vkd_is_independent_of_the_teacher_s_scale():

@@ -27,8 +27,8 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def context(teacher: dict[str, Tensor], **maps: Tensor) -> Context:
     one = torch.zeros(2, 4)
-    said = TeacherOutput(torch.zeros(2, 5), None, teacher)
-    return Context(before=one, after=one, teacher=said, maps=maps)
+    teacher_output = TeacherOutput(torch.zeros(2, 5), None, teacher)
+    return Context(before=one, after=one, teacher=teacher_output, maps=maps)
 
 
 def told(kind: Any, levels: dict[str, str], **more: Any) -> Any:

@@ -286,10 +286,10 @@ def test_the_reader_of_a_role_is_found_in_parts_and_an_unknown_role_is_refused()
             labels=part("cross_entropy.CrossEntropy"),
         ),
     )
-    found = readers(config, ["a", "b", "c"])
-    assert union(found["a"], "needs") == {"logits", "labels"}
-    assert union(found["b"], "needs") == {"target"}
-    assert not found["c"]
+    read_by = readers(config, ["a", "b", "c"])
+    assert union(read_by["a"], "needs") == {"logits", "labels"}
+    assert union(read_by["b"], "needs") == {"target"}
+    assert not read_by["c"]
     config["parts"]["feature"]["teacher"] = "bb"
     with pytest.raises(KdepError, match=r"teacher role of a part.*did you mean b"):
         readers(config, ["a", "b"])

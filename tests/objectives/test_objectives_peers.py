@@ -79,8 +79,8 @@ def test_the_mean_teacher_s_target_is_from_the_other_view():
     terms = objective.train().terms(ctx)
     p = F.softmax(ctx.after / (1 + 1e-5) ** 0.5, 1)  # in eval mode BatchNorm keeps what it is given
     other = p[[1, 0, 3, 2]]
-    wanted = 3 * (F.softmax(ctx.after, 1) - other).square().mean(1)
-    torch.testing.assert_close(terms["consistency"], wanted)
+    expected = 3 * (F.softmax(ctx.after, 1) - other).square().mean(1)
+    torch.testing.assert_close(terms["consistency"], expected)
     assert ctx.labels is not None
     hard = F.cross_entropy(ctx.after, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["cross_entropy"], hard)

@@ -54,9 +54,9 @@ def test_every_planted_group_gets_one_hint_point(sizes: list[int], seed: int):
             turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
             layers.append(own @ turn + 0.05 * rng.normal(size=own.shape))
             group.append(g)
-    found = hint_points(distances(layers), len(sizes))
-    assert [group[i] for i in found] == list(range(len(sizes)))
-    assert found == hint_points(distances(layers), len(sizes))
+    points = hint_points(distances(layers), len(sizes))
+    assert [group[i] for i in points] == list(range(len(sizes)))
+    assert points == hint_points(distances(layers), len(sizes))
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,8 +66,8 @@ def test_a_duplicated_block_is_one_hint_point(sizes: list[int], data: Any):
     blocks = [rng.normal(size=(60, 5)) for _ in sizes]
     which = [g for g, size in enumerate(sizes) for _ in range(size)]
     count = data.draw(some.integers(1, len(which)))
-    found = hint_points(distances([blocks[g] for g in which]), count)
-    groups = [which[i] for i in found]
+    points = hint_points(distances([blocks[g] for g in which]), count)
+    groups = [which[i] for i in points]
     assert len(set(groups)) == len(groups) == min(count, len(sizes))
 
 
@@ -75,23 +75,23 @@ def test_the_levels_hinted_at_are_the_centres_by_depth():
     """s4 = s8 and s16 = s32: one of either pair, and s32, which teaches to the end."""
     near, far = 0.01, 0.9
     side = {"s4": 0, "s8": 0, "s16": 1, "s32": 1}
-    apart = {
+    layer_distances = {
         a: {b: 0.0 if a == b else near if side[a] == side[b] else far for b in MAPS} for a in MAPS
     }
     levels = {k: k for k in sorted(MAPS)}
-    chosen = Pursuhint(levels, MAPS, MAPS, apart, points=2)
+    chosen = Pursuhint(levels, MAPS, MAPS, layer_distances, points=2)
     assert {side[k] for k in chosen.levels} == {0, 1}
     assert "s32" in chosen.levels
-    assert list(Pursuhint(levels, MAPS, MAPS, apart, points=1).levels) == ["s32"]
+    assert list(Pursuhint(levels, MAPS, MAPS, layer_distances, points=1).levels) == ["s32"]
     assert set(chosen.through) == set(chosen.levels)
     for points in (0, 5):
         with pytest.raises(KdepError, match=r"number of hint points is .*, with 4 levels"):
-            Pursuhint(levels, MAPS, MAPS, apart, points=points)
+            Pursuhint(levels, MAPS, MAPS, layer_distances, points=points)
 
 
 def test_a_centre_moves_for_any_gain_above_rounding():
     # As centres: layer 1 costs 0.1**2 + 0.1**2, layer 0 costs 0.1**2 + 0.0999**2, a little less.
-    apart = [[0, 0.1, 0.0999], [0.1, 0, 0.1], [0.0999, 0.1, 0]]
-    assert hint_points(apart, 1) == [0]
+    layer_distances = [[0, 0.1, 0.0999], [0.1, 0, 0.1], [0.0999, 0.1, 0]]
+    assert hint_points(layer_distances, 1) == [0]
     equal = [[0, 0.1, 0.1], [0.1, 0, 0.1], [0.1, 0.1, 0]]
     assert hint_points(equal, 1) == [1]  # a tie keeps the middle of the depth

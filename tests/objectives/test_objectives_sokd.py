@@ -34,14 +34,14 @@ def context(count: int = 6) -> Context:
 def reached(loss: Tensor, model: SemiOnline) -> set[str]:
     """The networks, of the bridge and the student's head, that a loss has a gradient for."""
     parts = {"bridge": model.bridge, "head": model.head}
-    found = set()
+    names = set()
     for name, part in parts.items():
         grads = torch.autograd.grad(
             loss, list(part.parameters()), retain_graph=True, allow_unused=True
         )
         if any(g is not None and bool(g.any()) for g in grads):
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
 def test_the_student_s_loss_does_not_train_the_bridge_nor_the_bridge_s_the_student():
@@ -62,8 +62,8 @@ def test_the_terms_of_known_outputs():
     model = semi_online(tau=1.0)
     model.bridge, model.head = Fixed(), nn.Identity()  # type: ignore[assignment]
     student, teacher = (torch.tensor([[0.0, math.log(x)]]) for x in (3.0, 1 / 7))
-    said = TeacherOutput(student, teacher, {"s16": torch.zeros(1, 10, 2, 2)})
-    terms = model.terms(Context(student, student, teacher=said))
+    teacher_output = TeacherOutput(student, teacher, {"s16": torch.zeros(1, 10, 2, 2)})
+    terms = model.terms(Context(student, student, teacher=teacher_output))
     want = {
         "student": math.log(2) / 2 + math.log(2 / 3) / 2,
         "bridge_teacher": 7 / 8 * math.log(7 / 4) + 1 / 8 * math.log(1 / 4),

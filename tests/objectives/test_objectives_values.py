@@ -63,8 +63,8 @@ def write() -> None:
     table = {}
     for name in TRAINED:
         with tempfile.TemporaryDirectory() as folder:
-            found = values(name, Path(folder))
-        table[name] = {k: [float(f"{x:.6g}") for x in v] for k, v in found.items()}
+            computed = values(name, Path(folder))
+        table[name] = {k: [float(f"{x:.6g}") for x in v] for k, v in computed.items()}
     text = json.dumps(table, indent=1).replace(",\n   ", ",").replace("[\n   ", "[")
     KEPT.write_text(text.replace("\n  ]", "]") + "\n")
 

@@ -72,10 +72,10 @@ def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **more:
 
 def configured(method: dict[str, Any], stages: dict[str, Path]):
     """(objective config, target config, probes) as the stage works them out."""
-    one = spec(method)
+    first_spec = spec(method)
     needs = demands(method["objective"]).needs
-    taught = teaching(needs, one, stages, open_views(stages["views"]))
-    return assemble.objective_config(one, stages, taught, stages["views"].parent)
+    taught = teaching(needs, first_spec, stages, open_views(stages["views"]))
+    return assemble.objective_config(first_spec, stages, taught, stages["views"].parent)
 
 
 # -- views and subsets --------------------------------------------------------------------------
@@ -395,8 +395,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     with accumulation, whose micro-batches must not count as steps.
     """
     undisturbed, whole = pretrain(tmp_path / "whole", stages, STATEFUL, budget=KEEPING)
-    cut = tmp_path / "cut"
-    cut.mkdir()
+    interrupted = tmp_path / "cut"
+    interrupted.mkdir()
     code = (
         "import os, signal, time, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
@@ -406,14 +406,14 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
         "    time.sleep(0.2)\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"stage.run(spec(STATEFUL, budget=KEEPING), "
-        f"{{k: Path(p) for k, p in stages.items()}}, Path({str(cut)!r}), die)"
+        f"{{k: Path(p) for k, p in stages.items()}}, Path({str(interrupted)!r}), die)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert list((cut / "run").glob("*.pth"))
-    assert not (cut / checkpoint.CHECKPOINT).exists()
-    outputs, resumed = pretrain(cut, stages, STATEFUL, budget=KEEPING)
+    assert list((interrupted / "run").glob("*.pth"))
+    assert not (interrupted / checkpoint.CHECKPOINT).exists()
+    outputs, resumed = pretrain(interrupted, stages, STATEFUL, budget=KEEPING)
     # Six steps of at least 0.2 s led to the checkpoint; they are part of what the run cost.
     assert outputs["train_s"] > 1.2
     assert outputs["curves"] == undisturbed["curves"]

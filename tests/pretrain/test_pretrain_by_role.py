@@ -156,7 +156,7 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
     live_inputs = {"views": both["views"], "images": both["prepare"]}
     mixed_inputs = {**live_inputs, "small.cache": both["small.cache"]}
     large = {"large": TEACHERS["large"]}
-    one = BUDGET | dict(epochs=1 / 3)
+    one_epoch = BUDGET | dict(epochs=1 / 3)
     for name, inputs, live in (
         ("cached", both, {}),
         ("live", live_inputs, TEACHERS),
@@ -164,7 +164,7 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
     ):
         Reader.seen.clear()
         more = {"teachers": live} if live else {}
-        outputs, _ = pretrain(tmp_path / name, inputs, read, roles=ROLES, budget=one, **more)
+        outputs, _ = pretrain(tmp_path / name, inputs, read, roles=ROLES, budget=one_epoch, **more)
         ctx = Reader.seen[0]
         assert list(ctx.teachers) == ROLES
         assert ctx.teacher is ctx.teachers["small"]
@@ -234,12 +234,12 @@ def test_parts_with_a_teacher_each_and_a_weighting_with_state_resume_equal(
         if done == 8:
             raise Stop
 
-    cut = tmp_path / "cut"
-    cut.mkdir()
+    interrupted = tmp_path / "cut"
+    interrupted.mkdir()
     with pytest.raises(Stop):
-        stage.run(spec(MIXED, roles=ROLES), inputs, cut, stop)
-    assert list((cut / "run").glob("*.pth"))
-    outputs, resumed = pretrain(cut, inputs, MIXED, roles=ROLES)
+        stage.run(spec(MIXED, roles=ROLES), inputs, interrupted, stop)
+    assert list((interrupted / "run").glob("*.pth"))
+    outputs, resumed = pretrain(interrupted, inputs, MIXED, roles=ROLES)
     assert outputs["curves"] == undisturbed["curves"]
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())

@@ -69,9 +69,9 @@ def test_an_image_that_a_worker_cannot_decode_raises_kdep_error(
     (tmp_path / "images/data/pool/images/00/000007.jpg").write_bytes(b"no picture")
     with_workers(monkeypatch, 2)
     (tmp_path / "out").mkdir()
-    one = spec(KDEP, teacher=TEACHER)
+    first_spec = spec(KDEP, teacher=TEACHER)
     with pytest.raises(KdepError, match=r"000007\.jpg is not an image") as caught:
-        stage.run(one, stages | {"images": tmp_path / "images"}, tmp_path / "out", silent)
+        stage.run(first_spec, stages | {"images": tmp_path / "images"}, tmp_path / "out", silent)
     assert "\n" not in str(caught.value)
 
 

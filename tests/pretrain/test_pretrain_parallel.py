@@ -195,14 +195,14 @@ def test_only_rank_0_writes_untrained_outputs(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = []
+    reports = []
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
-        told.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
+        reports.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
         assert [p.name for p in tmp_path.iterdir()] == (
             [checkpoint.CHECKPOINT] if rank == 0 else []
         )
-    assert told[0] == told[1]
+    assert reports[0] == reports[1]
 
 
 @pytest.fixture
@@ -273,10 +273,10 @@ def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [json.loads((two / f"outputs-{r}.json").read_text()) for r in (0, 1)]
-    assert told[0]["processes"] == 2
-    assert told[0]["curves"] == told[1]["curves"]
-    np.testing.assert_allclose(curve(told[0]), curve(one), rtol=1e-3)
+    reports = [json.loads((two / f"outputs-{r}.json").read_text()) for r in (0, 1)]
+    assert reports[0]["processes"] == 2
+    assert reports[0]["curves"] == reports[1]["curves"]
+    np.testing.assert_allclose(curve(reports[0]), curve(one), rtol=1e-3)
     w1 = torch.load(two / checkpoint.CHECKPOINT, weights_only=True)
     assert w1.keys() == w0.keys()
     for key, value in w0.items():

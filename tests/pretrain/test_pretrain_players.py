@@ -62,8 +62,8 @@ def test_a_run_with_a_player_killed_and_resumed_equals_an_uninterrupted_one(
     stages: dict[str, Path], tmp_path: Path
 ):
     outputs, whole = pretrain(tmp_path / "whole", stages, METHOD)
-    cut = tmp_path / "cut"
-    cut.mkdir()
+    interrupted = tmp_path / "cut"
+    interrupted.mkdir()
     code = (
         "import os, signal, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
@@ -73,14 +73,14 @@ def test_a_run_with_a_player_killed_and_resumed_equals_an_uninterrupted_one(
         "def die(done, total, note=''):\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         "stage.run(spec(METHOD), {k: Path(p) for k, p in stages.items()}, "
-        f"Path({str(cut)!r}), die)"
+        f"Path({str(interrupted)!r}), die)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert list((cut / "run").glob("*.pth"))
-    assert not (cut / checkpoint.CHECKPOINT).exists()
-    again, resumed = pretrain(cut, stages, METHOD)
+    assert list((interrupted / "run").glob("*.pth"))
+    assert not (interrupted / checkpoint.CHECKPOINT).exists()
+    again, resumed = pretrain(interrupted, stages, METHOD)
     assert again["curves"] == outputs["curves"]
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
     # The adversary is counted, saved, and not exported.

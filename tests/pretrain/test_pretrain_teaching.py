@@ -91,18 +91,18 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     """The stages with a cache that holds logits and maps as well."""
     out = tmp_path_factory.mktemp("rich")
     heard: list[str] = []
-    told = cache.run(
+    outputs = cache.run(
         {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]},
         stages,
         out,
         lambda done, total, note="": heard.append(f"{done}: {note}"),
     )
-    assert heard[0] == f"0: {cache.estimate(told['rows'], 1280 + 1000 + 1280, VIEWS['views'])}"
-    assert told["bytes"] == told["rows"] * 2 * (1280 + 1000 + 1280)
-    assert (told["rows"], told["forwards"]) == (96, 96)
-    assert told["teacher"]["width"] == 1280
-    assert told["teacher"]["flops"] > 10**6
-    assert told["images_per_s"] == pytest.approx(96 / told["fill_s"], rel=0.2)
+    assert heard[0] == f"0: {cache.estimate(outputs['rows'], 1280 + 1000 + 1280, VIEWS['views'])}"
+    assert outputs["bytes"] == outputs["rows"] * 2 * (1280 + 1000 + 1280)
+    assert (outputs["rows"], outputs["forwards"]) == (96, 96)
+    assert outputs["teacher"]["width"] == 1280
+    assert outputs["teacher"]["flops"] > 10**6
+    assert outputs["images_per_s"] == pytest.approx(96 / outputs["fill_s"], rel=0.2)
     return {**stages, "cache": out}
 
 
@@ -118,9 +118,12 @@ def test_stored_logits_and_maps_are_the_teacher_s(rich: dict[str, Path]):
     assert set(opened.extras) == {"logits", "maps.last"}
     v = open_views(rich["views"], rich["prepare"])
     rows = np.array([90, 3, 41])
-    said = build_teacher(MAPS)(cache_check.render_rows(v, rows, 32))
-    assert said.logits is not None
-    for name, want in (("logits", said.logits), ("maps.last", said.maps["last"])):
+    teacher_output = build_teacher(MAPS)(cache_check.render_rows(v, rows, 32))
+    assert teacher_output.logits is not None
+    for name, want in (
+        ("logits", teacher_output.logits),
+        ("maps.last", teacher_output.maps["last"]),
+    ):
         got = torch.from_numpy(opened.rows(rows, name)).float()
         torch.testing.assert_close(got, want, atol=2e-3 * float(want.abs().max()), rtol=0)
 
@@ -138,10 +141,10 @@ def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path
     heard = {}
     live = {k: v for k, v in rich.items() if k not in ("cache", "align")}
     live["images"] = live.pop("prepare")
-    one = BUDGET | dict(epochs=1 / 3)
+    one_epoch = BUDGET | dict(epochs=1 / 3)
     for name, inputs, more in (("cached", rich, {}), ("live", live, {"teacher": MAPS})):
         Reader.seen.clear()
-        outputs, _ = pretrain(tmp_path / name, inputs, READ, student=R18, budget=one, **more)
+        outputs, _ = pretrain(tmp_path / name, inputs, READ, student=R18, budget=one_epoch, **more)
         assert outputs["teacher_source"] == ("live" if name == "live" else "cache")
         heard[name] = Reader.seen[0]
         assert Reader.told["teacher_classes"] == 1000

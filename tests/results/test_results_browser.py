@@ -152,12 +152,12 @@ def test_the_page_opens_offline_fits_the_screen_and_logs_no_error(
 def test_a_rich_page_has_every_section(chromium, rich):
     with opening(chromium, rich) as o:
         families = ("classification", "detection", "segmentation")
-        wanted = ["Summary", "Claims", *(f"Task family: {f}" for f in families)]
-        wanted += ["Paired differences", "Efficiency", "Alignment", "Seed noise (x100)"]
-        wanted += ["Training curves", "Per class", "Sample predictions"]
-        wanted += ["Failed, missing, damaged", "Environment", "Reproduce", "Glossary"]
-        assert titles(o.page) == wanted
-        assert o.page.locator("nav a").all_text_contents() == wanted
+        expected = ["Summary", "Claims", *(f"Task family: {f}" for f in families)]
+        expected += ["Paired differences", "Efficiency", "Alignment", "Seed noise (x100)"]
+        expected += ["Training curves", "Per class", "Sample predictions"]
+        expected += ["Failed, missing, damaged", "Environment", "Reproduce", "Glossary"]
+        assert titles(o.page) == expected
+        assert o.page.locator("nav a").all_text_contents() == expected
 
 
 def test_tables_sort_with_missing_results_last(chromium, rich):

@@ -143,10 +143,10 @@ def test_a_missing_result_is_not_averaged_over():
     records[0] = records[0].model_copy(
         update={"status": "failed", "error": "it broke", "value": None}
     )
-    found = {v.scope: v for v in judge(board_of(records), [BEATS])}
-    assert found["classification"].verdict == found["all tasks"].verdict == "undecided"
-    assert found["detection"].verdict == "supported"
-    assert "failed or missing" in found["all tasks"].reason
+    verdicts = {v.scope: v for v in judge(board_of(records), [BEATS])}
+    assert verdicts["classification"].verdict == verdicts["all tasks"].verdict == "undecided"
+    assert verdicts["detection"].verdict == "supported"
+    assert "failed or missing" in verdicts["all tasks"].reason
 
 
 def test_the_cost_holds_the_teacher_cache():
@@ -203,10 +203,10 @@ def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is
 def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
     records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
     board = board_of(records)
-    found = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    savings = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
     # Only the images differ between these arms; the other axes have no curve.
-    assert set(found) == {"images", "flops"}
-    shown = text.times(found["images"].estimate, found["images"].bound)
+    assert set(savings) == {"images", "flops"}
+    shown = text.times(savings["images"].estimate, savings["images"].bound)
     assert shown == verdict(records, **EFFICIENCY, at_least=2.0).interval
     assert shown in markdown.markdown(board_rows.make_view(board))
 
@@ -487,8 +487,8 @@ def test_data_fractions_are_points_of_a_line_with_equal_images_seen():
         "kdep · 0.02 M images seen": [1.0, 0.1],
         "kdep · 0.01 M images seen": [1.0, 0.1],
     }
-    found = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
-    least = found["kdep · 0.02 M images seen", "images"]
+    savings = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    least = savings["kdep · 0.02 M images seen", "images"]
     assert math.exp(least.estimate.mean) == pytest.approx(10)  # the tenth has the score at once
 
 

@@ -35,15 +35,15 @@ def test_tables_show_counts_by_class_and_split(tmp_path: Path) -> None:
     assert data_card.write(tmp_path, "mine", PREPARED)
     card = data_card.read(tmp_path)
     assert card is not None
-    found = {title: (head, rows) for title, head, rows in data_card.tables(card)}
-    head, rows = found["Boxes: classes"]
+    tables = {title: (head, rows) for title, head, rows in data_card.tables(card)}
+    head, rows = tables["Boxes: classes"]
     assert head == ["class", "boxes, train", "boxes, test"]
     assert rows == [["cat", "1,234", "2"], ["dog", "1", "0"]]
-    head, rows = found["Boxes"]
+    head, rows = tables["Boxes"]
     assert head == ["split", "images", "width, px", "height, px", "crowds"]
     assert rows == [["train", "3", "64", "32 to 48", "2"], ["test", "3", "64", "32 to 48", "0"]]
-    assert found["Pool: classes"][1] == [["a", "1"], ["b", "3"]]
-    assert "1 CMYK" in found["Pool"][1][0]
+    assert tables["Pool: classes"][1] == [["a", "1"], ["b", "3"]]
+    assert "1 CMYK" in tables["Pool"][1][0]
     text = (tmp_path / "data_card.md").read_text()
     assert "| dog | 1 | 0 |" in text
     assert "Fotos\\|x" in text

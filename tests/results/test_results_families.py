@@ -141,9 +141,9 @@ def test_methods_of_another_length_have_separate_rows():
             value, budget = r.value or 0, r.budget.model_copy(update={"epochs": 3.0})
             change = {"id": f"{r.id}-short", "budget": budget, "value": value - 0.1}
             short.append(r.model_copy(update=change))
-    found = [f for f in families.families(*board_of(records() + short), INPUTS) if f.labels]
-    assert [f.epochs for f in found] == [6, 3]
-    means = [f.strength["kdep"].estimate for f in found]
+    with_labels = [f for f in families.families(*board_of(records() + short), INPUTS) if f.labels]
+    assert [f.epochs for f in with_labels] == [6, 3]
+    means = [f.strength["kdep"].estimate for f in with_labels]
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
 
 
@@ -153,10 +153,10 @@ def test_rows_of_less_data_are_below_those_of_all_data():
         if r.arm.method == "dml":
             data = r.data.model_copy(update={"share": 0.1, "images": 1000})
             less.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
-    found = [f for f in families.families(*board_of(records() + less), INPUTS) if f.labels]
-    assert [f.fraction for f in found] == [1, 0.1]
-    assert found[0].strength["kdep"].methods == 1
-    assert found[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
+    with_labels = [f for f in families.families(*board_of(records() + less), INPUTS) if f.labels]
+    assert [f.fraction for f in with_labels] == [1, 0.1]
+    assert with_labels[0].strength["kdep"].methods == 1
+    assert with_labels[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
 
 
 def test_costs_are_those_of_the_row_s_own_training():

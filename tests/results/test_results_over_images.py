@@ -37,8 +37,8 @@ def coverage(seeds: int, *spreads: float) -> float:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(RUNS):
-        found = interval(draw(rng, seeds, *spreads))
-        hits += not found.excludes_zero
+        measured = interval(draw(rng, seeds, *spreads))
+        hits += not measured.excludes_zero
     return hits / RUNS
 
 
@@ -60,15 +60,15 @@ def test_an_interval_over_seeds_alone_misses_the_images():
     rng, hits = np.random.default_rng(2), 0
     for _ in range(RUNS):
         means = draw(rng, 3, 0.03, 1.0, 0.2).mean(1)
-        found = estimate({(i, i): float(m) for i, m in enumerate(means)})
-        hits += not found.excludes_zero
+        measured = estimate({(i, i): float(m) for i, m in enumerate(means)})
+        hits += not measured.excludes_zero
     assert hits / RUNS < 0.6  # what an interval over seeds would claim to be 95 %
 
 
 def test_one_training_covers_images_and_says_so():
     assert 0.92 <= coverage(1, 0.0, 1.0, 0.5) <= 0.97
-    found = interval(draw(np.random.default_rng(0), 1, 0, 1, 1))
-    assert found.seeds == "120 test images, of one training"
+    measured = interval(draw(np.random.default_rng(0), 1, 0, 1, 1))
+    assert measured.seeds == "120 test images, of one training"
 
 
 def test_a_paired_test_keeps_5_percent_false_alarms_and_gains_from_pairing():
@@ -78,10 +78,10 @@ def test_a_paired_test_keeps_5_percent_false_alarms_and_gains_from_pairing():
     for _ in range(RUNS):
         images = rng.normal(0, 1, (1, IMAGES))
         both = [images + draw(rng, 3, 0.03, 0.2, 0.5) for _ in range(2)]
-        found = interval(both[0] - both[1])
-        alarms += p_two_sided(found) < 0.05
+        measured = interval(both[0] - both[1])
+        alarms += p_two_sided(measured) < 0.05
         alone = [interval(x) for x in both]
-        widths.append(width(found) / width(alone[0]))
+        widths.append(width(measured) / width(alone[0]))
     assert 0.01 <= alarms / RUNS <= 0.065
     assert np.median(widths) < 0.85
 
@@ -103,15 +103,15 @@ def test_a_difference_of_two_rows_by_hand():
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
 
     def top1(s: Samples, weights: np.ndarray) -> np.ndarray:
-        found = weighted_scores(s, "top1", weights)
-        assert found is not None
-        return found
+        measured = weighted_scores(s, "top1", weights)
+        assert measured is not None
+        return measured
 
-    found = oi.paired({(0, 0): first}, {(0, 0): second}, top1, 40)
-    assert found is not None
-    assert found.mean == pytest.approx(0.25)
+    measured = oi.paired({(0, 0): first}, {(0, 0): second}, top1, 40)
+    assert measured is not None
+    assert measured.mean == pytest.approx(0.25)
     # 10 of 40 images differ by 1: standard error sqrt(.25 * .75 / 40)
-    assert found.se == pytest.approx((0.25 * 0.75 / 40) ** 0.5, rel=0.08)
+    assert measured.se == pytest.approx((0.25 * 0.75 / 40) ** 0.5, rel=0.08)
     assert oi.paired({(0, 0): first}, {(1, 1): second}, top1, 40) is None
     assert oi.score({(0, 0): first}, top1, 40).mean == pytest.approx(0.75)
 

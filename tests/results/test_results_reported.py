@@ -28,8 +28,8 @@ def times_less(margin: float) -> float:
     points = curve("kdep", 0.1)
     hours, goal = curve("supervised", 1.0)[-1]
     logs = [math.log(h) for h, _ in points]
-    found = efficiency.reaches(logs, [{(0, 0): y} for _, y in points], {(0, 0): goal}, margin)
-    return hours / math.exp(found[0, 0])
+    reached = efficiency.reaches(logs, [{(0, 0): y} for _, y in points], {(0, 0): goal}, margin)
+    return hours / math.exp(reached[0, 0])
 
 
 def test_five_times_faster_is_recovered() -> None:

@@ -96,9 +96,9 @@ def test_a_damaged_file_and_other_images_are_not_compared(folder):
 
 
 def test_validate_scores_outputs_again_and_names_a_score_they_do_not_give(folder):
-    found = validate(folder)
-    assert found.faults == []
-    assert "6 of 6 scores were computed again from per-sample outputs" in found.notes
+    report = validate(folder)
+    assert report.faults == []
+    assert "6 of 6 scores were computed again from per-sample outputs" in report.notes
     path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
     path.write_text(path.read_text().replace("0.61", "0.81"))
     (fault,) = validate(folder).faults

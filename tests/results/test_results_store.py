@@ -98,10 +98,10 @@ def test_100_000_records_and_all_tables_take_under_10_s_and_1_gb(tmp_path):
             for seed in range(500):
                 n += 1
                 value = 0.3 + 0.01 * method + (seed * 7919 % 97) / 1000
-                one = text.replace("METHOD", f"m{method}").replace("TASK", f"t{task}")
-                one = one.replace("123456", str(seed)).replace("IDENT", f"r{n:06d}")
-                one = one.replace('"value": 0.5', f'"value": {value}')
-                (folder / f"r{n:06d}.json").write_text(one)
+                record_text = text.replace("METHOD", f"m{method}").replace("TASK", f"t{task}")
+                record_text = record_text.replace("123456", str(seed)).replace("IDENT", f"r{n:06d}")
+                record_text = record_text.replace('"value": 0.5', f'"value": {value}')
+                (folder / f"r{n:06d}.json").write_text(record_text)
     done = subprocess.run(
         [sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True, check=True
     )

@@ -59,9 +59,9 @@ def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     "name", sorted(p.name for p in (REPO / "results").iterdir() if (p / "records").is_dir())
 )
 def test_no_published_record_has_a_fault(name):
-    found = validate(REPO / "results" / name, REPO / "results" / name)
-    assert found.records
-    assert found.faults == []
+    report = validate(REPO / "results" / name, REPO / "results" / name)
+    assert report.records
+    assert report.faults == []
 
 
 ALONE = {
@@ -158,9 +158,9 @@ def test_the_same_methods_from_another_processor_have_no_fault_and_a_note(folder
         value = json.loads(path.read_text())
         value["cost"]["device"] = "cpu: AMD EPYC"
         path.write_text(json.dumps(value))
-    found = validate(folder, POCKET)
-    assert found.faults == []
-    assert any("another processor: cpu: AMD EPYC here" in note for note in found.notes)
+    report = validate(folder, POCKET)
+    assert report.faults == []
+    assert any("another processor: cpu: AMD EPYC here" in note for note in report.notes)
 
 
 AGAINST = {
@@ -252,12 +252,12 @@ def test_a_submission_changed_after_it_joined_is_not_in_the_table(folder, table)
 
 
 def test_records_with_faults_and_a_name_that_is_taken_do_not_join(folder, table):
-    found = validate(folder, table)
-    join(found, table, "lab", folder)
+    report = validate(folder, table)
+    join(report, table, "lab", folder)
     with pytest.raises(KdepError, match="exists already"):
-        join(found, table, "lab", folder)
+        join(report, table, "lab", folder)
     with pytest.raises(KdepError, match="cannot be used as a file name"):
-        join(found, table, "../lab", folder)
+        join(report, table, "../lab", folder)
     edit(folder, KDEP, put("gate", value=None))
     with pytest.raises(KdepError, match="1 faults"):
         join(validate(folder, table), table, "lab2", folder)

@@ -235,12 +235,12 @@ def test_every_method_s_source_matches_its_class(name):
         if not method.get(key):
             continue
         path = resolve_alias(method[key]["type"])
-        kind, found = locate(path), signature(path)
-        assert found is not None
-        wanted = inspect.signature(kind).parameters
+        kind, stated = locate(path), signature(path)
+        assert stated is not None
+        expected = inspect.signature(kind).parameters
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        own = {k: p.default is p.empty for k, p in wanted.items() if p.kind not in kinds}
-        got = {a.name: a.required for a in found.arguments.values()}
+        own = {k: p.default is p.empty for k, p in expected.items() if p.kind not in kinds}
+        got = {a.name: a.required for a in stated.arguments.values()}
         assert got == {**got, **own}
         if key == "objective":
             assert class_value(path, "needs") == kind.needs
@@ -254,5 +254,7 @@ def test_checking_arguments_imports_no_torch():
         "plan.build_plan(config.load_suite('methods_pocket'))\n"
         "print([m for m in ('torch', 'mmdet', 'mmcv', 'scipy') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.strip() == "[]"

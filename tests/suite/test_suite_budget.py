@@ -29,8 +29,8 @@ def plan(data: dict[str, Any] | None = None, **more: Any) -> Plan:
     return build_plan(built.model_copy(update={"data": built.data | data} if data else {}))
 
 
-def ids(one: Plan, kind: str) -> set[str]:
-    return {i for i, s in one.stages.items() if s.kind == kind}
+def ids(first_plan: Plan, kind: str) -> set[str]:
+    return {i for i, s in first_plan.stages.items() if s.kind == kind}
 
 
 def test_options_left_alone_are_in_no_spec():

@@ -89,10 +89,10 @@ def test_a_claim_between_two_shares_of_one_method_is_no_claim_against_itself():
 def test_methods_of_different_students_are_not_compared():
     """kdep on one student and imagenet on another were never in one row of verdicts."""
     arms = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
-    said = refusal(
+    message = refusal(
         "kdep_reaches_imagenet", methods=arms, students=["resnet18_w32", "efficientnet_lite0"]
     )
-    assert "runs both for no student" in said
+    assert "runs both for no student" in message
 
 
 def test_epochs_of_a_claim_are_those_of_the_arm_s_own_images():

@@ -53,8 +53,8 @@ def test_references_are_resolved_and_classes_become_strings():
 def test_overrides_are_merged_and_a_slip_in_one_is_refused():
     suite = build(methods=[{"base": "kdep", "name": "kdep_T1", "transform": {"T": 1.0}}])
     assert suite.methods[0]["transform"] == {**build().methods[0]["transform"], "T": 1.0}
-    said = refusal(methods=[{"base": "kdep", "transform": {"t": 1.0}}])
-    assert "did you mean T" in said or "'t'" in said
+    message = refusal(methods=[{"base": "kdep", "transform": {"t": 1.0}}])
+    assert "did you mean T" in message or "'t'" in message
     replaced = build(methods=[{"base": "kdep", "transform": {"_delete_": True, "type": "x.Y"}}])
     assert replaced.methods[0]["transform"] == {"type": "x.Y"}
     assert "labels_used" in refusal(methods=[{"base": "kdep", "labels_usd": True}])
@@ -161,5 +161,7 @@ def test_reading_configs_imports_no_torch():
         "plan.build_plan(config.load_suite('pocket'))\n"
         "print([m for m in ('torch', 'mmdet', 'mmcv') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.strip() == "[]"

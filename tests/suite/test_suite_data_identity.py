@@ -271,8 +271,8 @@ def test_a_record_keeps_the_fingerprint_of_the_data_it_was_measured_on(
     work, results = tmp_path / "w", tmp_path / "r"
 
     def prints(folder: str = "records") -> dict[str, str]:
-        found = [read_json(p) for p in (results / folder).glob("*.json")]
-        return {r["id"]: r["data"]["fingerprint"] for r in found}
+        paths = [read_json(p) for p in (results / folder).glob("*.json")]
+        return {r["id"]: r["data"]["fingerprint"] for r in paths}
 
     def recorded() -> dict[str, str]:
         suite, plan = planned(mine, work)
@@ -300,8 +300,8 @@ def test_a_record_keeps_the_fingerprint_of_the_data_it_was_measured_on(
 
 def stage_hash(work: Path, records: dict[str, str]) -> str:
     """Hash in the id of the `prepare` stage that the records' transfers need."""
-    (one,) = {read_json(work / i / "stage.json")["needs"]["prepare"] for i in records}
-    return one.rpartition("-")[2]
+    (stage_id,) = {read_json(work / i / "stage.json")["needs"]["prepare"] for i in records}
+    return stage_id.rpartition("-")[2]
 
 
 def test_the_path_of_official_sets_is_no_part_of_identity(

@@ -18,8 +18,8 @@ from kdep_bench.suite.plan import build_plan
 def ids(plan: Plan) -> dict[str, set[str]]:
     """Stage ids by kind."""
     found: dict[str, set[str]] = {}
-    for one in plan.stages.values():
-        found.setdefault(one.kind, set()).add(one.id)
+    for stage in plan.stages.values():
+        found.setdefault(stage.kind, set()).add(stage.id)
     return found
 
 

@@ -70,11 +70,11 @@ def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
     """A batch of 4,096 over 90 images made epochs=1 train 45.5 epochs."""
     data = own(tmp_path, 90)
     told = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
-    said = refusal(build(**told, budget=budget(batch=4096)))
-    assert "45.5 epochs" in said
-    fix = re.search(r"set budget.batch to (\d+) or less", said)
+    message = refusal(build(**told, budget=budget(batch=4096)))
+    assert "45.5 epochs" in message
+    fix = re.search(r"set budget.batch to (\d+) or less", message)
     assert fix is not None
-    assert "share" not in said.partition(" Fix: ")[2]  # impossible at the share 1
+    assert "share" not in message.partition(" Fix: ")[2]  # impossible at the share 1
     accept(build(**told, budget=budget(batch=int(fix[1]))))
 
 
@@ -85,17 +85,17 @@ def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
 
 
 def test_a_batch_larger_than_a_share_names_the_share_that_would_do():
-    said = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
-    fix = re.search(r"a data fraction of ([\d.]+) or more", said)
+    message = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
+    fix = re.search(r"a data fraction of ([\d.]+) or more", message)
     assert fix is not None
     accept(build(shares=[float(fix[1])], budget=budget(batch=8), methods=["supervised"]))
 
 
 def test_epochs_that_are_no_whole_batch_are_refused():
     """epochs=0.01 trained 0.18 epochs."""
-    said = refusal(build(budget=budget(batch=64, epochs=0.01)))
-    assert "4 samples" in said
-    fix = re.search(r"set budget.epochs to ([\d.]+) or more", said)
+    message = refusal(build(budget=budget(batch=64, epochs=0.01)))
+    assert "4 samples" in message
+    fix = re.search(r"set budget.epochs to ([\d.]+) or more", message)
     assert fix is not None
     accept(build(budget=budget(batch=64, epochs=float(fix[1]))))
 
@@ -111,18 +111,18 @@ def test_epochs_over_the_pool_are_counted_in_the_pool():
 
 def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
     """0.9999 over 50 steps exports 99.5 % of the random weights."""
-    said = refusal(build(budget=budget(ema=0.9999)))
-    assert "100 % of the average" in said or "99 % of the average" in said
-    fix = re.search(r"set budget.ema to ([\d.]+) or less", said)
+    message = refusal(build(budget=budget(ema=0.9999)))
+    assert "100 % of the average" in message or "99 % of the average" in message
+    fix = re.search(r"set budget.ema to ([\d.]+) or less", message)
     assert fix is not None
     accept(build(budget=budget(ema=float(fix[1]))))
 
 
 def test_the_epochs_of_an_assistant_are_checked():
     chain = dict(base="takd", teacher=dict(student="resnet18_w48", method="logit_kd", epochs=0.01))
-    said = refusal(build(methods=[chain]))
-    assert "resnet18_w48" in said
-    assert "0.01 epochs" in said
+    message = refusal(build(methods=[chain]))
+    assert "resnet18_w48" in message
+    assert "0.01 epochs" in message
 
 
 # ---- widths ----
@@ -132,10 +132,10 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
     """It was refused after the teacher's cache, with 'use a larger data share' at 100 %."""
     data = own(tmp_path, 24)
     tasks = probe_of(data, tmp_path)
-    said = refusal(build(data=data, tasks=tasks))
-    assert "24 features, too few to estimate 256 directions" in said
-    assert "share" not in said.partition(" Fix: ")[2]
-    fix = re.search(r"set budget.views to (\d+) or more", said)
+    message = refusal(build(data=data, tasks=tasks))
+    assert "24 features, too few to estimate 256 directions" in message
+    assert "share" not in message.partition(" Fix: ")[2]
+    fix = re.search(r"set budget.views to (\d+) or more", message)
     assert fix is not None
     accept(build(data=data, tasks=tasks, budget=budget(views=int(fix[1]))))
     accept(build(data=data, tasks=tasks, methods=["conv1x1", "scratch"]))
@@ -144,8 +144,8 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
 
 
 def test_a_share_too_small_for_the_width_names_the_share_that_would_do():
-    said = refusal(build(shares=[0.5]))
-    fix = re.search(r"use a data fraction of ([\d.]+) or more", said)
+    message = refusal(build(shares=[0.5]))
+    fix = re.search(r"use a data fraction of ([\d.]+) or more", message)
     assert fix is not None
     accept(build(shares=[float(fix[1])]))
 
@@ -180,23 +180,23 @@ def coco(root: Path, *splits: str) -> dict[str, Any]:
 def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_path):
     """'prepare the data again' was the fix for a part that the config never had."""
     data = own(tmp_path, 300)
-    said = refusal(build(data=data, tasks=[detection()]))
-    assert "has no `coco`" in said
-    assert "prepare" not in said
+    message = refusal(build(data=data, tasks=[detection()]))
+    assert "has no `coco`" in message
+    assert "prepare" not in message
     accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
 def test_a_missing_split_is_named(tmp_path):
     data = own(tmp_path, 300, coco=coco(tmp_path, "train"))
-    said = refusal(build(data=data, tasks=[detection()]))
-    assert "add coco.test" in said
+    message = refusal(build(data=data, tasks=[detection()]))
+    assert "add coco.test" in message
     accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
 def test_a_probe_without_a_validation_split_is_refused(tmp_path):
     data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20) | dict(val=None))
-    said = refusal(build(data=data, tasks=["smoke_probe"]))
-    assert "add classify.val" in said
+    message = refusal(build(data=data, tasks=["smoke_probe"]))
+    assert "add classify.val" in message
     accept(build(data=data, tasks=["smoke_finetune"], budget=budget(), methods=["supervised"]))
 
 
@@ -216,8 +216,8 @@ def test_other_parts_that_own_data_lack(tmp_path, task, says):
 
 def test_an_official_set_that_the_data_do_not_name_is_refused():
     more = dict(base="imagenet", sets=["coco"])
-    said = refusal(build(data=more, tasks=["cifar100"], students=["resnet18"]))
-    assert "add 'cifar100' to `sets`" in said
+    message = refusal(build(data=more, tasks=["cifar100"], students=["resnet18"]))
+    assert "add 'cifar100' to `sets`" in message
     more["sets"] = ["coco", "cifar100"]
     build_plan(build(data=more, tasks=["cifar100"], students=["resnet18"]))
 
@@ -234,8 +234,8 @@ def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
     tasks = ["smoke_probe"]
     assert "pool_labels=True" in refusal(build(data=data, tasks=tasks, methods=["supervised"]))
     accept(build(data=data, tasks=tasks))
-    said = refusal(build(data=data, tasks=tasks, share_by="class", shares=[0.9]))
-    assert "have no labels" in said
+    message = refusal(build(data=data, tasks=tasks, share_by="class", shares=[0.9]))
+    assert "have no labels" in message
     accept(build(data=data | dict(pool_labels=True), tasks=tasks, methods=["supervised"]))
 
 
@@ -282,8 +282,8 @@ def test_an_impossible_recipe_is_refused(task, recipe, says):
 
 def test_an_official_recipe_that_never_lowers_its_rate_is_refused():
     told = dict(base="cifar100", recipe=dict(epochs=40))
-    said = refusal(build(data="imagenet", tasks=[told], students=["resnet18"]))
-    assert "step_epochs=50 and epochs=40" in said
+    message = refusal(build(data="imagenet", tasks=[told], students=["resnet18"]))
+    assert "step_epochs=50 and epochs=40" in message
 
 
 def test_a_detector_on_a_student_it_cannot_be_built_around_is_refused():
@@ -296,20 +296,20 @@ def test_a_probe_whose_smallest_class_leaves_the_folds_empty(tmp_path):
     data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 4))
     recipe = dict(folder="classify/train", folds=5, inner_folds=3)
     suite = build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)])
-    said = refusal(suite)
-    assert "set folds=4" in said
+    message = refusal(suite)
+    assert "set folds=4" in message
     accept(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe | dict(folds=4))]))
     recipe |= dict(folds=2, inner_folds=3)
-    said = refusal(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
-    assert "set inner_folds=2" in said
+    message = refusal(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
+    assert "set inner_folds=2" in message
     recipe |= dict(inner_folds=2)
     accept(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
 
 
 def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
     data = own(tmp_path, 300, classify=classes(tmp_path / "c", 7, 8))
-    said = refusal(build(data=data, tasks=["smoke_finetune"]))
-    assert "15 or less" in said
+    message = refusal(build(data=data, tasks=["smoke_finetune"]))
+    assert "15 or less" in message
     accept(build(data=data, tasks=[dict(base="smoke_finetune", recipe=dict(batch=15))]))
 
 
@@ -345,8 +345,8 @@ def test_every_task_s_metric_and_family_are_those_of_its_class():
 
 
 def test_two_shares_of_the_same_images_are_refused():
-    said = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
-    assert "the same 40 images" in said
+    message = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
+    assert "the same 40 images" in message
     accept(build(shares=[0.1, 0.11], methods=["supervised"]))
 
 

@@ -130,11 +130,11 @@ def test_every_method_has_the_learning_rate_chosen_by_the_grid():
     assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
     scores: dict[str, dict[float, float]] = {}
     for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):
-        found = record.load(path)
-        assert found.status != "missing"
-        method, _, rate = found.arm.method.partition("-lr")
-        if found.value is not None:
-            scores.setdefault(method, {})[float(rate or 0.2)] = found.value
+        all_records = record.load(path)
+        assert all_records.status != "missing"
+        method, _, rate = all_records.arm.method.partition("-lr")
+        if all_records.value is not None:
+            scores.setdefault(method, {})[float(rate or 0.2)] = all_records.value
     methods = load_suite("methods_pocket").methods
     assert set(scores) == {m["name"] for m in methods}
     for method in methods:

@@ -55,11 +55,11 @@ def test_a_label_free_method_never_gets_the_labels():
 
 
 def test_changing_T_touches_pretraining_and_its_transfers_alone():
-    one = build_plan(build())
+    first_plan = build_plan(build())
     two = build_plan(build(methods=[{"base": "kdep", "transform": {"T": 0.3}}, "scratch"]))
-    assert changed(one, two) == {"pretrain", "export", "transfer"}
-    assert kinds(two) == kinds(one)
-    new = [s for i, s in two.stages.items() if i not in one.stages]
+    assert changed(first_plan, two) == {"pretrain", "export", "transfer"}
+    assert kinds(two) == kinds(first_plan)
+    new = [s for i, s in two.stages.items() if i not in first_plan.stages]
     assert all("kdep" in s.name for s in new)
 
 

@@ -91,9 +91,9 @@ def test_a_type_that_is_no_probe_is_refused(monkeypatch):
 def test_a_split_that_the_data_lack_is_refused_and_the_remedy_works():
     data = {"base": "pocket", "classify": {"val": 0}}
     change = {"data": data, "tasks": ["pocket_finetune"]}
-    said = refused(**change, probes=["knn"])
-    assert "probe 'knn' reads classify/val" in said
-    assert "add classify.val to the data config, or remove the probe" in said
+    message = refused(**change, probes=["knn"])
+    assert "probe 'knn' reads classify/val" in message
+    assert "add classify.val to the data config, or remove the probe" in message
     plan = build_plan(build(**{**POCKET, **change}, probes=["retrieval"]))  # needs no val
     spec = next(s.spec for s in plan.stages.values() if s.kind == "features")
     assert spec["images"] == {"folder": "classify", "splits": ["train", "test"]}
@@ -122,12 +122,12 @@ def test_official_data_have_no_class_folders():
 
 def test_a_comparison_with_a_teacher_needs_one():
     alone = {"teacher": None, "methods": ["supervised", "scratch"]}
-    said = refused(**alone, probes=["cka"])
-    assert "the suite has none for student 'resnet18_w32'" in said
+    message = refused(**alone, probes=["cka"])
+    assert "the suite has none for student 'resnet18_w32'" in message
     own = {"base": "cka", "teacher": "method"}
-    said = refused(probes=[own])
-    assert "the method 'scratch' has none" in said
-    assert "set teacher='suite'" in said
+    message = refused(probes=[own])
+    assert "the method 'scratch' has none" in message
+    assert "set teacher='suite'" in message
     assert build_plan(build(**{**POCKET, "methods": ["kdep"]}, probes=[own])).probes
     live = {**POCKET["budget"], "teacher": "live"}
     assert "budget.teacher is 'live'" in refused(budget=live, probes=["cka"])
@@ -151,16 +151,16 @@ def test_the_teacher_of_a_method_is_the_one_that_it_learned_from():
 
 def test_more_shots_than_images_are_refused_and_the_remedy_works():
     data = {"base": "pocket", "classify": {"train": 100}}  # 12 of the smallest of 8 classes
-    said = refused(data=data, probes=["few_shot"])
-    assert "uses 16 training images per class, but the smallest class of classify/train" in said
-    assert "has 12" in said
+    message = refused(data=data, probes=["few_shot"])
+    assert "uses 16 training images per class, but the smallest class of classify/train" in message
+    assert "has 12" in message
     suite = build(**{**POCKET, "data": data}, probes=[{"base": "few_shot", "shots": [1, 12]}])
     check_counts(suite)
 
 
 def test_a_rank_from_fewer_images_than_dimensions_is_refused():
-    said = refused(data={"base": "pocket", "classify": {"test": 200}}, probes=["effective_rank"])
-    assert "needs more images than the student 'resnet18_w32' has dimensions (256)" in said
+    message = refused(data={"base": "pocket", "classify": {"test": 200}}, probes=["effective_rank"])
+    assert "needs more images than the student 'resnet18_w32' has dimensions (256)" in message
 
 
 def test_the_published_suite_trains_nothing_that_methods_pocket_has_not():

@@ -164,9 +164,9 @@ def test_a_rehearsal_lists_its_changes(capsys: pytest.CaptureFixture[str], tmp_p
     from kdep_bench.cli.run_suite import main
 
     assert main(["paper_r18", "--rehearse", "--dry-run", "--work-dir", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert changes() in told
-    assert all(f"{key} " in told for key in (*RECIPE, *(".".join(m) for m in MODEL)))
+    output = capsys.readouterr().out
+    assert changes() in output
+    assert all(f"{key} " in output for key in (*RECIPE, *(".".join(m) for m in MODEL)))
 
 
 def test_the_tiny_pool_is_as_large_as_it_says() -> None:

@@ -30,17 +30,17 @@ def named(method: str, **teachers: Any) -> dict[str, Any]:
     return dict(base=method, name="own", teachers=dict(_delete_=True, **teachers))
 
 
-def pretrain_of(found: Plan, method: str) -> Stage:
+def pretrain_of(made_plan: Plan, method: str) -> Stage:
     (stage,) = [
         s
-        for s in found.stages.values()
+        for s in made_plan.stages.values()
         if s.kind == "pretrain" and s.spec["method"]["name"] == method
     ]
     return stage
 
 
-def caches(found: Plan) -> set[str]:
-    return {i for i, s in found.stages.items() if s.kind == "cache"}
+def caches(made_plan: Plan) -> set[str]:
+    return {i for i, s in made_plan.stages.items() if s.kind == "cache"}
 
 
 def test_a_teacher_s_cache_is_shared_by_methods_of_one_and_of_several_teachers():
@@ -102,11 +102,11 @@ def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
     method = named("logit_kd", small="suite", large="efficientnet_lite2") | dict(
         objective=objective, needs=["logits", "maps"]
     )
-    found = plan("kdep", method)
-    stage = pretrain_of(found, "own")
-    assert found.stages[stage.needs["small.cache"]].spec.get("outputs") is None
-    assert found.stages[stage.needs["large.cache"]].spec["outputs"] == ["maps.s32"]
-    assert caches(plan("kdep")) <= caches(found)
+    small_plan = plan("kdep", method)
+    stage = pretrain_of(small_plan, "own")
+    assert small_plan.stages[stage.needs["small.cache"]].spec.get("outputs") is None
+    assert small_plan.stages[stage.needs["large.cache"]].spec["outputs"] == ["maps.s32"]
+    assert caches(plan("kdep")) <= caches(small_plan)
     objective["parts"]["maps"]["teacher"] = "larg"
     with pytest.raises(KdepError, match=r"unknown teacher role of a part 'larg'.*mean large"):
         plan(method)
@@ -130,22 +130,22 @@ def test_an_alignment_is_fitted_for_the_roles_that_regress_it_alone():
     method = named("kdep", a="suite", b="efficientnet_lite2") | dict(
         objective=objective, needs=["pooled", "logits"]
     )
-    found = plan("kdep", method)
-    stage = pretrain_of(found, "own")
+    small_plan = plan("kdep", method)
+    stage = pretrain_of(small_plan, "own")
     assert {k for k in stage.needs if "." in k} == {"a.cache", "b.cache", "a.align"}
-    assert stage.needs["a.align"] == pretrain_of(found, "kdep").needs["align"]
+    assert stage.needs["a.align"] == pretrain_of(small_plan, "kdep").needs["align"]
 
 
 def test_intermediate_teachers_can_have_a_role():
     weak = dict(student="resnet18_w32", method="supervised", epochs=None)
     method = named("ebkd", a=SUPERVISED, b=weak) | dict(label_policy="labels")
-    found = plan(method)
-    run = found.runs[0]
+    small_plan = plan(method)
+    run = small_plan.runs[0]
     assert set(run.chain) == {
         *("prepare", "views", "pretrain", "export", "transfer", "a.cache", "b.cache"),
         *("a.teacher.pretrain", "a.teacher.export", "b.teacher.pretrain", "b.teacher.export"),
     }
-    assert found.stages[run.chain["a.cache"]].needs["export"] == run.chain["a.teacher.export"]
+    assert small_plan.stages[run.chain["a.cache"]].needs["export"] == run.chain["a.teacher.export"]
     assert run.teacher is not None
     assert run.teacher["name"] == "resnet18_w48.supervised+resnet18_w32.supervised"
     with pytest.raises(KdepError, match="label-free policy, but its teacher 'supervised'"):
@@ -153,18 +153,18 @@ def test_intermediate_teachers_can_have_a_role():
 
 
 def test_live_teachers_are_told_by_role_and_counted():
-    found = plan("ebkd", budget=dict(epochs=1, batch=8, optimizer=SGD, teacher="live"))
-    stage = pretrain_of(found, "ebkd")
+    small_plan = plan("ebkd", budget=dict(epochs=1, batch=8, optimizer=SGD, teacher="live"))
+    stage = pretrain_of(small_plan, "ebkd")
     assert [t["variant"] for t in live_teachers(stage.spec)] == [0, 2]
     assert "images" in stage.needs
-    assert not caches(found)
-    assert {n["name"] for n in networks(found)} >= {"efficientnet_lite0", "efficientnet_lite2"}
+    assert not caches(small_plan)
+    assert {n["name"] for n in networks(small_plan)} >= {"efficientnet_lite0", "efficientnet_lite2"}
 
 
 def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
     """Otherwise a budget could take the method without what it is compared with."""
-    found = plan("kdep", "ebkd", named("ebkd", a="efficientnet_lite2", b="mobilenetv2"))
-    names = {r.method["name"]: teacher_of(found, r) for r in found.runs}
+    small_plan = plan("kdep", "ebkd", named("ebkd", a="efficientnet_lite2", b="mobilenetv2"))
+    names = {r.method["name"]: teacher_of(small_plan, r) for r in small_plan.runs}
     assert names == {
         "kdep": "efficientnet_lite0",
         "ebkd": "efficientnet_lite0",
@@ -185,11 +185,11 @@ def test_an_intermediate_teacher_of_several_knows_all_their_data_classes_and_cos
     assert teacher is not None
     assert teacher["card"]["trained_on"] == ["imagenet", "coco"]
     assert head_classes(raw, taught, raw.teachers["resnet18_w32"]) == 1000
-    found = build_plan(raw.model_copy(update={"methods": [taught]}))
-    assert {k for k in found.runs[0].chain if k.endswith("cache")} == {
+    built_plan = build_plan(raw.model_copy(update={"methods": [taught]}))
+    assert {k for k in built_plan.runs[0].chain if k.endswith("cache")} == {
         *("cache", "teacher.first.cache", "teacher.second.cache")
     }
-    assert teacher_of(found, found.runs[0]) == "efficientnet_lite0"
+    assert teacher_of(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
     weak = dict(
         student=student, method=build(methods=["supervised"], claims=[]).methods[0], epochs=None
     )

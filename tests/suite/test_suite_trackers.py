@@ -40,8 +40,8 @@ def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
 
 
 def test_a_worker_names_only_its_current_stage(all_installed):
-    wanted = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
-    trackers.set_backends(trackers.resolve(wanted), "pretrain-x")
+    expected = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
+    trackers.set_backends(trackers.resolve(expected), "pretrain-x")
     backends = trackers.current_backends()
     assert backends[0] == BOARD
     assert backends[1]["tracking_uri"] == "http://host:5000"

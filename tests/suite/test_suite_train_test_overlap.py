@@ -31,9 +31,9 @@ TEACHER = {"name": "big", "card": {"trained_on": ["ImageNet-22k", "MS-COCO"]}}
     ],
 )
 def test_overlaps_are_found_by_name_whatever_its_spelling(task, data, names) -> None:
-    found = overlap_notes([TEACHER, None], {"name": "t", **task}, data)
-    assert [n.rpartition("evaluated on ")[2] for n in found] == names
-    assert all(n.startswith("big was trained on ") for n in found)
+    notes = overlap_notes([TEACHER, None], {"name": "t", **task}, data)
+    assert [n.rpartition("evaluated on ")[2] for n in notes] == names
+    assert all(n.startswith("big was trained on ") for n in notes)
 
 
 def test_the_teacher_that_saw_coco_is_marked_on_coco_and_nowhere_else() -> None:

@@ -83,11 +83,11 @@ def test_the_pre_training_of_both_rows_is_one_stage():
 
 
 def test_a_name_or_source_is_in_no_spec_and_an_argument_is():
-    one = plan("transkd")
+    first_plan = plan("transkd")
     prose = plan(dict(base="transkd", source="elsewhere"))
-    assert set(one.stages) == set(prose.stages)
+    assert set(first_plan.stages) == set(prose.stages)
     other = plan(dict(base="transkd", transfer=dict(weight=2.0)))
-    new = [other.stages[i] for i in other.stages if i not in one.stages]
+    new = [other.stages[i] for i in other.stages if i not in first_plan.stages]
     assert {(s.kind, s.spec["transfer"]["weight"]) for s in new} == {("transfer", 2.0)}
 
 
@@ -155,9 +155,9 @@ TOOK = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght=1.0)))
 )
 def test_what_cannot_work_is_refused_when_the_plan_is_built(method, change, match):
     """Before any stage has run, with the name of what is wrong."""
-    with pytest.raises(KdepError, match=match) as told:
+    with pytest.raises(KdepError, match=match) as refused:
         plan(method, **change)
-    assert told.value.fix or told.value.expected
+    assert refused.value.fix or refused.value.expected
 
 
 def test_a_network_that_the_method_cannot_read_is_refused():
@@ -204,9 +204,9 @@ def test_records_and_rows_keep_a_transfer_method_apart(tmp_path):
     made, graph, work, results = world(tmp_path)
     assert fakes.run(graph, work).ok
     collect(made, graph, work, results)
-    found = [records.load(p) for p in records_dir(results).glob("*.json")]
-    taught = [r for r in found if r.transfer is not None]
-    assert len(found) == 6
+    all_records = [records.load(p) for p in records_dir(results).glob("*.json")]
+    taught = [r for r in all_records if r.transfer is not None]
+    assert len(all_records) == 6
     assert len(taught) == 2
     for r in taught:
         assert r.arm.method == PHRASE.format("scratch", "transkd")

@@ -389,6 +389,6 @@ def test_random_weights_are_the_same_in_every_process():
         card=dict(top1=None),
     )
     torch.manual_seed(5)
-    one = build_teacher(config).checksum()
+    checksum = build_teacher(config).checksum()
     torch.manual_seed(6)
-    assert build_teacher(config).checksum() == one
+    assert build_teacher(config).checksum() == checksum

@@ -110,10 +110,10 @@ def test_faults_of_a_file_raise_kdep_error(tmp_path: Path, state: dict[str, Tens
     for i, (content, more, sentence) in enumerate(faults):
         with pytest.raises(KdepError, match=sentence):
             teacher(write(tmp_path / f"{i}.pth", content), **more)
-    cut = tmp_path / "cut.pth"
-    cut.write_bytes(plain.read_bytes()[:-200])
+    interrupted = tmp_path / "cut.pth"
+    interrupted.write_bytes(plain.read_bytes()[:-200])
     with pytest.raises(KdepError, match="is truncated"):
-        teacher(cut)
+        teacher(interrupted)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x00" * 20)
     with pytest.raises(KdepError, match="of an unknown format"):

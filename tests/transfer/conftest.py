@@ -48,8 +48,8 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def apart() -> Iterator[Callable[..., Any]]:
-    """`apart(function, *args)` runs it in a fresh process: mm toolkits do not share one.
+def in_subprocess() -> Iterator[Callable[..., Any]]:
+    """`in_subprocess(function, *args)` runs the function in a new process: mm toolkits cannot share one.
 
     With KDEP_TESTS_FORK the process is a fork of this one, which has imported them already.
     """
@@ -90,11 +90,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(
     tmp_path_factory: pytest.TempPathFactory,
     student: dict[str, Any],
-    apart: Callable[..., Any],
+    in_subprocess: Callable[..., Any],
 ) -> Path:
     """Directory of a finished export stage of a random student."""
     out = tmp_path_factory.mktemp("student")
-    outputs = apart(export_random, student, out)
+    outputs = in_subprocess(export_random, student, out)
     assert outputs["coverage"] == 1.0
     assert outputs["dropped"] == ["aligner"]
     return out / "export"

@@ -163,10 +163,10 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
     "name", ["smoke_probe", "smoke_finetune", "smoke_det", "smoke_seg", "coco_fpn", "voc0712_c4"]
 )
 def test_a_dumped_config_imports_the_modules_of_its_classes(
-    name: str, data: Path, tmp_path: Path, apart: Callable[..., Any]
+    name: str, data: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Without them the stock runner would know neither the load gate nor the metric."""
-    assert apart(missing_imports, name, data, tmp_path) == []
+    assert in_subprocess(missing_imports, name, data, tmp_path) == []
 
 
 # ---- the sizes of pictures ----
@@ -189,10 +189,10 @@ def sizes() -> list[tuple[int, int]]:
 
 
 def test_the_full_scale_detectors_keep_the_aspect_ratio(
-    apart: Callable[..., Any],
+    in_subprocess: Callable[..., Any],
 ) -> None:
     """The short edge at its scale, or the long one at its bound; never stretched to both."""
-    assert apart(sizes) == [(50, 100), (50, 100)]
+    assert in_subprocess(sizes) == [(50, 100), (50, 100)]
 
 
 # ---- the rates ----
@@ -219,18 +219,18 @@ def warm(t: int, steps: int) -> float:
 
 
 def test_the_step_schedule_falls_to_a_tenth_at_its_shares() -> None:
-    found = rates(mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
+    computed_rates = rates(mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
     want = [0.4 * warm(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)]
-    np.testing.assert_allclose(found, want, rtol=1e-9)
+    np.testing.assert_allclose(computed_rates, want, rtol=1e-9)
 
 
 def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
     recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
-    found = rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
-    np.testing.assert_allclose(found[:5], [0.4 * warm(t, 5) for t in range(5)], rtol=1e-9)
+    computed_rates = rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
+    np.testing.assert_allclose(computed_rates[:5], [0.4 * warm(t, 5) for t in range(5)], rtol=1e-9)
     falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
-    np.testing.assert_allclose(found[5:], falling, rtol=1e-6)
-    assert math.isclose(found[5], 0.4)
+    np.testing.assert_allclose(computed_rates[5:], falling, rtol=1e-6)
+    assert math.isclose(computed_rates[5], 0.4)
 
 
 # ---- numbers that a recipe may not have ----

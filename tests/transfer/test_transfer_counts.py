@@ -34,20 +34,20 @@ def half_webp(folder: Path) -> int:
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
 def test_webp_images_are_used_and_a_hidden_folder_is_no_class(
-    kind, spoilt, exported, student, tmp_path, apart
+    kind, spoilt, exported, student, tmp_path, in_subprocess
 ):
     images = half_webp(spoilt / "classify" / "train")
     task = task_config(kind)
     if kind == "probe":
         task["recipe"]["train_share"] = 1.0
-    outputs = apart(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
     assert len(outputs["per_class"]) == 8
     if kind == "probe":
         assert f"{images} training images" in outputs["notes"][0]
 
 
 def test_an_image_that_only_the_toolkit_counts_is_refused(
-    spoilt, exported, student, tmp_path, apart
+    spoilt, exported, student, tmp_path, in_subprocess
 ):
     for part, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelTrainIds")):
         source = next((spoilt / "cityscapes" / part / "test").rglob(f"*_{suffix}.png"))
@@ -55,18 +55,18 @@ def test_an_image_that_only_the_toolkit_counts_is_refused(
         target.parent.mkdir()
         shutil.copy(source, target)
     args = (task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
-    text = apart(sentence, *args)
+    text = in_subprocess(sentence, *args)
     folder = (spoilt / "cityscapes" / "leftImg8bit" / "test").resolve()
     assert f"loads 9 images of the split test, but {folder} contains 8" in text
     for part in ("leftImg8bit", "gtFine"):  # the fix: move it out
         shutil.rmtree(spoilt / "cityscapes" / part / "test" / ".old")
     task = task_config("seg", iters=2, warmup=1)
-    assert apart(run_stage, task, *args[1:])["value"] >= 0
+    assert in_subprocess(run_stage, task, *args[1:])["value"] >= 0
 
 
 @pytest.mark.e2e
 def test_training_images_without_boxes_are_left_out_and_noted(
-    spoilt, exported, student, tmp_path, apart
+    spoilt, exported, student, tmp_path, in_subprocess
 ):
     path = spoilt / "detect" / "annotations" / "train.json"
     table = json.loads(path.read_text())
@@ -74,7 +74,7 @@ def test_training_images_without_boxes_are_left_out_and_noted(
     table["annotations"] = [a for a in table["annotations"] if a["image_id"] != first]
     path.write_text(json.dumps(table))
     task = task_config("det", iters=2, warmup=1)
-    outputs = apart(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
     assert "1 of 8 training images are left out: 1 without a box" in outputs["notes"]
 
 

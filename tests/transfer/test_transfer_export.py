@@ -58,15 +58,15 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
         ("nan", "NaN or infinity"),
     ],
 )
-def test_a_damaged_student_is_refused(case, sentence, tmp_path, apart):
-    told, outputs = apart(spoil_and_export, tmp_path, case)
+def test_a_damaged_student_is_refused(case, sentence, tmp_path, in_subprocess):
+    message, outputs = in_subprocess(spoil_and_export, tmp_path, case)
     assert outputs is None
-    assert sentence in told
+    assert sentence in message
 
 
-def test_a_wrapped_state_dict_is_opened(tmp_path, apart):
-    told, outputs = apart(spoil_and_export, tmp_path, "wrapped")
-    assert not told
+def test_a_wrapped_state_dict_is_opened(tmp_path, in_subprocess):
+    message, outputs = in_subprocess(spoil_and_export, tmp_path, "wrapped")
+    assert not message
     assert outputs["coverage"] == 1.0
 
 
@@ -79,8 +79,8 @@ def test_the_file_holds_the_plain_backbone(exported):
     }
 
 
-def test_outputs_say_what_was_written(tmp_path, apart):
-    outputs = apart(export_random, SMALL, tmp_path)
+def test_outputs_say_what_was_written(tmp_path, in_subprocess):
+    outputs = in_subprocess(export_random, SMALL, tmp_path)
     path = tmp_path / "export" / "backbone.pth"
     tensors = torch.load(path, weights_only=True)
     assert outputs["checksum"] == file_hash(path)
@@ -92,8 +92,8 @@ def test_outputs_say_what_was_written(tmp_path, apart):
 
 
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_student_configs_state_what_the_backbone_gives(name, apart):
-    apart(check_student, config("students", name))
+def test_student_configs_state_what_the_backbone_gives(name, in_subprocess):
+    in_subprocess(check_student, config("students", name))
 
 
 def check_student(student: dict[str, Any]) -> None:
@@ -112,13 +112,13 @@ def check_student(student: dict[str, Any]) -> None:
 
 def test_the_same_tensors_make_the_same_file(tmp_path: Path):
     tensors = {"w": torch.arange(3.0)}
-    one = export.save_tensors(tensors, tmp_path / "a.pth")
-    assert one == export.save_tensors(tensors, tmp_path / "b.pth")
+    digest = export.save_tensors(tensors, tmp_path / "a.pth")
+    assert digest == export.save_tensors(tensors, tmp_path / "b.pth")
 
 
-def test_a_model_card_is_written_next_to_the_backbone(tmp_path, apart):
+def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     """Of what the plan tells, and of the stages before, as far as they say anything."""
-    apart(export_random, SMALL, tmp_path)
+    in_subprocess(export_random, SMALL, tmp_path)
     bare = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")
     assert f"{digest}  backbone.pth" in bare
@@ -141,7 +141,7 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, apart):
     about = model_card.about(method, {"name": "small"}, teacher, "pool", 0.1, 3)
     spec = {"student": SMALL, "about": about}
     made = tmp_path / "export"
-    apart(export.run, spec, {"pretrain": tmp_path / "pretrain"}, made, quiet)
+    in_subprocess(export.run, spec, {"pretrain": tmp_path / "pretrain"}, made, quiet)
     rows = dict(
         line.strip("| ").split(" | ") for line in (made / "README.md").read_text().splitlines()
         if line.startswith("| ") and line.count(" | ") == 1 and line != "| | |"

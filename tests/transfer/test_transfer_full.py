@@ -57,9 +57,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def r18(tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., Any]) -> Path:
+def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., Any]) -> Path:
     out = tmp_path_factory.mktemp("r18")
-    assert apart(export_random, R18, out)["coverage"] == 1.0
+    assert in_subprocess(export_random, R18, out)["coverage"] == 1.0
     return out / "export"
 
 
@@ -96,16 +96,16 @@ def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_config_builds_dumps_and_reloads(
-    name: str, prepared: Path, r18: Path, tmp_path: Path, apart: Callable[..., Any]
+    name: str, prepared: Path, r18: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    assert apart(dump_and_reload, name, prepared, r18, tmp_path)
+    assert in_subprocess(dump_and_reload, name, prepared, r18, tmp_path)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_task_trains_and_scores(
-    name: str, prepared: Path, r18: Path, tmp_path: Path, apart: Callable[..., Any]
+    name: str, prepared: Path, r18: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    out = apart(run_task, name, prepared, r18, tmp_path)
+    out = in_subprocess(run_task, name, prepared, r18, tmp_path)
     assert out["gate"]["coverage"] == 1.0
     assert not out["gate"]["missing"]
     assert not out["gate"]["unexpected"]
@@ -139,7 +139,7 @@ def voc_ap(prepared: Path) -> dict[str, float]:
         sample = data[i]["data_samples"]
         truth, kept = sample.gt_instances, kept + len(sample.gt_instances)
         ignored += len(sample.ignored_instances)
-        found = InstanceData(
+        detections = InstanceData(
             bboxes=truth.bboxes.tensor, labels=truth.labels, scores=torch.ones(len(truth))
         )
         metric.process(
@@ -151,16 +151,18 @@ def voc_ap(prepared: Path) -> dict[str, float]:
                         "labels": sample.ignored_instances.labels,
                         "bboxes": sample.ignored_instances.bboxes.tensor,
                     },
-                    "pred_instances": found,
+                    "pred_instances": detections,
                 }
             ],
         )
     return {**metric.evaluate(len(data)), "kept": kept, "ignored": ignored}
 
 
-def test_voc_difficult_objects_do_not_count(prepared: Path, apart: Callable[..., Any]) -> None:
+def test_voc_difficult_objects_do_not_count(
+    prepared: Path, in_subprocess: Callable[..., Any]
+) -> None:
     """Boxes that are the truth without the difficult ones score 1: none of those is missed."""
-    out = apart(voc_ap, prepared)
+    out = in_subprocess(voc_ap, prepared)
     xmls = sorted((prepared / "data/voc/VOCdevkit/VOC2007/Annotations").glob("test*.xml"))
     difficult = sum(voc.check_xml(x)["difficult"] for x in xmls)
     assert out["ignored"] == difficult > 0
@@ -183,8 +185,8 @@ def crowds(prepared: Path) -> tuple[int, int]:
     return flags.count(0), flags.count(1)
 
 
-def test_coco_crowds_do_not_train(prepared: Path, apart: Callable[..., Any]) -> None:
-    assert apart(crowds, prepared) == (12, 4)
+def test_coco_crowds_do_not_train(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
+    assert in_subprocess(crowds, prepared) == (12, 4)
 
 
 def counts(prepared: Path) -> dict[str, tuple[int, int]]:
@@ -210,13 +212,13 @@ def counts(prepared: Path) -> dict[str, tuple[int, int]]:
     return out
 
 
-def test_classification_splits(prepared: Path, apart: Callable[..., Any]) -> None:
+def test_classification_splits(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
     data = prepared / "data"
     parts = {
         s: len((data / "dtd" / dtd.FOLDER / f"labels/{s}.txt").read_text().split())
         for s in dtd.SPLITS
     }
-    found = apart(counts, prepared)
+    found = in_subprocess(counts, prepared)
     assert found["dtd"] == (parts["train1"] + parts["val1"], parts["test1"])
     assert found["cub200"] == (16, 8)
     assert found["cifar100"] == (40, 20)

@@ -138,8 +138,8 @@ def losses_on(method: TransKD, student: Whole, teacher: Whole, x: Tensor) -> dic
 def test_transkd_without_betas_has_no_patch_embedding_graph():
     """Neither a term nor parameters nor hooks in the networks."""
     method, student, teacher = transkd(4, 6, betas={})
-    found = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
-    assert set(found) == {"hcl"}
+    losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
+    assert set(losses) == {"hcl"}
     assert not list(method.embeddings.parameters())
     for module in (*student.modules(), *teacher.modules()):
         assert not module._forward_hooks
@@ -149,13 +149,13 @@ def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     betas = {"s8": 0.1, "s16": 0.5, "s32": 1.0}
     method, student, teacher = transkd(4, 6, betas=betas)
     x = drawn(2, 3, 64, 64)
-    found = losses_on(method, student, teacher, x)
+    losses = losses_on(method, student, teacher, x)
     want = torch.zeros(2)
     own, its = student.backbone(x), teacher.backbone(x)
     for k, a, b in zip(LEVELS, own, its, strict=True):
         if k in betas:
             want = want + betas[k] * (method.embeddings[k](a) - b).square().mean((1, 2, 3))
-    torch.testing.assert_close(found["pea"], want)
+    torch.testing.assert_close(losses["pea"], want)
     assert set(method.embeddings) == set(LEVELS[1:])
 
 
@@ -176,8 +176,8 @@ def test_transkd_s_weight_scales_hcl_alone():
 
 def test_transkd_teaches_the_student_and_never_the_teacher():
     method, student, teacher = transkd(4, 6, betas=BETAS)
-    found = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
-    torch.stack([term.mean() for term in found.values()]).sum().backward()
+    losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
+    torch.stack([term.mean() for term in losses.values()]).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -315,11 +315,11 @@ def other() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory, other, data, apart) -> Path:
+def tuned(tmp_path_factory, other, data, in_subprocess) -> Path:
     """A finished transfer stage that kept its model."""
     out = tmp_path_factory.mktemp("tuned")
-    apart(export_random, other, out)
-    made = apart(run, other, data, out / "export", out / "t", {"keep_model": True})
+    in_subprocess(export_random, other, out)
+    made = in_subprocess(run, other, data, out / "export", out / "t", {"keep_model": True})
     assert len(made["model_checksum"]) == 64
     assert "transfer" not in made
     return out / "t"
@@ -334,11 +334,11 @@ METHODS = {
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", METHODS)
 def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
-    name, data, exported, student, other, tuned, tmp_path, apart
+    name, data, exported, student, other, tuned, tmp_path, in_subprocess
 ):
     more = {"transfer": METHODS[name], "teacher": other, "keep_model": True}
-    made = apart(run, student, data, exported, tmp_path / "a", more, tuned)
-    plain = apart(run, student, data, exported, tmp_path / "plain", {"keep_model": True})
+    made = in_subprocess(run, student, data, exported, tmp_path / "a", more, tuned)
+    plain = in_subprocess(run, student, data, exported, tmp_path / "plain", {"keep_model": True})
     json.dumps(made, allow_nan=False)
     assert made["gate"]["coverage"] == 1.0
     assert made["gate"] == plain["gate"]
@@ -355,16 +355,16 @@ def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
     assert made["transfer"]["extra_forwards"] == 4 * 2  # steps x batch
     assert made["transfer"]["extra_parameters"] > 6e6  # of the teacher and the method
     assert made["curves"]["loss"] != plain["curves"]["loss"]
-    again = apart(run, student, data, exported, tmp_path / "b", more, tuned)
+    again = in_subprocess(run, student, data, exported, tmp_path / "b", more, tuned)
     assert untimed(again) == untimed(made)
 
 
 @pytest.mark.e2e
-def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path, apart):
+def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path, in_subprocess):
     """The networks beside the model draw nothing from its generator and are not scored."""
     toy = {"transfer": {"type": TOY, "weight": 0.0}}
-    made = apart(run, student, data, exported, tmp_path / "a", toy)
-    plain = apart(run, student, data, exported, tmp_path / "b", {})
+    made = in_subprocess(run, student, data, exported, tmp_path / "a", toy)
+    plain = in_subprocess(run, student, data, exported, tmp_path / "b", {})
     for key in ("value", "metrics", "per_class", "gate"):
         assert made[key] == plain[key]
     assert made["curves"]["loss"] == plain["curves"]["loss"]
@@ -374,13 +374,13 @@ def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path
 
 @pytest.mark.e2e
 def test_an_interrupted_transfer_with_a_method_repeats_what_an_uninterrupted_one_gives(
-    data, exported, student, other, tuned, tmp_path, apart
+    data, exported, student, other, tuned, tmp_path, in_subprocess
 ):
     more = {"transfer": METHODS["transkd"], "teacher": other}
     call = (student, data, exported, tmp_path / "a", more, tuned)
-    assert apart(interrupted, *call, None, 3)
-    made = apart(run, *call)
-    whole = apart(run, student, data, exported, tmp_path / "b", more, tuned)
+    assert in_subprocess(interrupted, *call, None, 3)
+    made = in_subprocess(run, *call)
+    whole = in_subprocess(run, student, data, exported, tmp_path / "b", more, tuned)
     assert untimed(made) == untimed(whole)
 
 
@@ -393,24 +393,24 @@ def test_an_interrupted_transfer_with_a_method_repeats_what_an_uninterrupted_one
         ({"transfer": {"type": TOY, "bad": True}}, "one value per sample, or"),
     ],
 )
-def test_the_stage_refuses(more, match, data, exported, student, tmp_path, apart):
-    assert match in apart(sentence, student, data, exported, tmp_path, more)
+def test_the_stage_refuses(more, match, data, exported, student, tmp_path, in_subprocess):
+    assert match in in_subprocess(sentence, student, data, exported, tmp_path, more)
 
 
 @pytest.mark.e2e
 def test_the_stage_refuses_a_task_that_the_method_does_not_support(
-    data, exported, student, tmp_path, apart
+    data, exported, student, tmp_path, in_subprocess
 ):
     for kind, match in (("finetune", "does not support the task"), ("probe", "no transfer method")):
         task = config("tasks", f"smoke_{kind}")
         more = {"transfer": {"type": TOY}}
-        told = apart(sentence, student, data, exported, tmp_path, more, None, task)
-        assert match in told
+        message = in_subprocess(sentence, student, data, exported, tmp_path, more, None, task)
+        assert match in message
 
 
 @pytest.mark.e2e
 def test_a_tuned_teacher_of_other_shapes_is_refused(
-    data, exported, student, tuned, tmp_path, apart
+    data, exported, student, tuned, tmp_path, in_subprocess
 ):
     more = {"transfer": METHODS["nfd"], "teacher": student}
-    assert "do not fit" in apart(sentence, student, data, exported, tmp_path, more, tuned)
+    assert "do not fit" in in_subprocess(sentence, student, data, exported, tmp_path, more, tuned)

@@ -64,12 +64,16 @@ def score(student: dict[str, Any], prepare_dir: Path, exported: Path, out: Path)
 
 @pytest.mark.slow
 def test_order_and_ids_of_a_coco_json_do_not_change_the_score(
-    data: Path, exported: Path, student: dict[str, Any], tmp_path: Path, apart: Callable[..., Any]
+    data: Path,
+    exported: Path,
+    student: dict[str, Any],
+    tmp_path: Path,
+    in_subprocess: Callable[..., Any],
 ) -> None:
     got = []
     for name in ("plain", "permuted"):
         stage_dir = prepared(data, tmp_path / name, name == "permuted")
-        outputs = apart(score, student, stage_dir, exported, tmp_path / f"{name}_det")
+        outputs = in_subprocess(score, student, stage_dir, exported, tmp_path / f"{name}_det")
         got.append({k: outputs[k] for k in ("value", "metrics", "per_class", "curves")})
     assert got[0] == got[1]
     losses = [loss for _, loss in got[0]["curves"]["loss"]]

@@ -151,14 +151,14 @@ def test_two_processes_train_and_score_as_one(
     task = config("tasks", "smoke_finetune")
     task.update(type=f"{Steady.__module__}.Steady")
     task["recipe"].update(epochs=2, batch=16, test_batch=5, lr=0.01)
-    one = together(1, task, student, own.parent, exported, tmp_path / "one")[0]
+    alone = together(1, task, student, own.parent, exported, tmp_path / "one")[0]
     two, other = together(2, task, student, own.parent, exported, tmp_path / "two")
     assert [s for s, _ in two["curves"]["loss"]] == [1, 2, 3, 4]
-    np.testing.assert_allclose(two["curves"]["loss"], one["curves"]["loss"], rtol=1e-3)
+    np.testing.assert_allclose(two["curves"]["loss"], alone["curves"]["loss"], rtol=1e-3)
     assert two["value"] * 47 == pytest.approx(round(two["value"] * 47))
-    assert two["metrics"] == pytest.approx(one["metrics"])
-    assert two["per_class"] == pytest.approx(one["per_class"])
-    assert two["gate"] == one["gate"]
+    assert two["metrics"] == pytest.approx(alone["metrics"])
+    assert two["per_class"] == pytest.approx(alone["per_class"])
+    assert two["gate"] == alone["gate"]
     assert {k: v for k, v in other.items() if k in ("value", "curves", "per_class")} == {
         k: v for k, v in two.items() if k in ("value", "curves", "per_class")
     }

@@ -22,9 +22,9 @@ CLASSES = ("bird", "coin", "disc")
 
 def again(tmp_path: Path, samples: Samples) -> Samples:
     """The samples through their file."""
-    said = stored.write(tmp_path / stored.FILE, samples)
-    assert said["bytes"] == (tmp_path / stored.FILE).stat().st_size
-    return stored.read(tmp_path / stored.FILE, said["sha256"])
+    stored_summary = stored.write(tmp_path / stored.FILE, samples)
+    assert stored_summary["bytes"] == (tmp_path / stored.FILE).stat().st_size
+    return stored.read(tmp_path / stored.FILE, stored_summary["sha256"])
 
 
 def names(n: int) -> tuple[str, ...]:
@@ -141,8 +141,8 @@ def test_nothing_detected_scores_0():
         "truth_area": np.ones(1),
         "truth_crowd": np.zeros(1, np.int8),
     }
-    found = stored.scores(Samples("coco", CLASSES, names(1), arrays))
-    assert found == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
+    scores = stored.scores(Samples("coco", CLASSES, names(1), arrays))
+    assert scores == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
 
 
 def probe(truth: list[int], guess: list[int]) -> Samples:
@@ -180,11 +180,14 @@ def test_a_file_with_other_content_is_refused(tmp_path, what):
 
 def test_a_changed_file_a_foreign_one_and_a_missing_one_are_refused(tmp_path):
     path = tmp_path / stored.FILE
-    said = stored.write(path, probe([0, 1], [0, 1]))
-    assert stored.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"] == said["sha256"]
+    stored_summary = stored.write(path, probe([0, 1], [0, 1]))
+    assert (
+        stored.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"]
+        == stored_summary["sha256"]
+    )
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(KdepError, match="checksum"):
-        stored.read(path, said["sha256"])
+        stored.read(path, stored_summary["sha256"])
     path.write_bytes(b"no archive")
     with pytest.raises(KdepError, match="is no file of per-sample outputs"):
         stored.read(path)

@@ -98,9 +98,9 @@ def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> N
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, apart):
+def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, in_subprocess):
     student = config("students", name)
-    built, reloaded = apart(rebuild, task_config(kind), student, data, exported, tmp_path)
+    built, reloaded = in_subprocess(rebuild, task_config(kind), student, data, exported, tmp_path)
     assert reloaded == built
     assert reloaded["custom_hooks"][0]["type"] == "KdepLoadGate"
     backbone = reloaded["model"]["backbone"]
@@ -116,10 +116,10 @@ def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, apart):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, apart):
+def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, in_subprocess):
     task = task_config(kind)
     first, again = (
-        apart(run_stage, task, student, 0, data, exported, tmp_path / name) for name in "ab"
+        in_subprocess(run_stage, task, student, 0, data, exported, tmp_path / name) for name in "ab"
     )
     check_outputs(first, task, tmp_path / "a")
     timed = {"train_s", "eval_s", "images_per_s"}
@@ -130,9 +130,11 @@ def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, apart)
 
 
 @pytest.mark.e2e
-def test_another_seed_gives_other_samples(data, exported, student, tmp_path, apart):
+def test_another_seed_gives_other_samples(data, exported, student, tmp_path, in_subprocess):
     runs = [
-        apart(run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s))
+        in_subprocess(
+            run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s)
+        )
         for s in (0, 1)
     ]
     assert runs[0]["curves"]["loss"] != runs[1]["curves"]["loss"]
@@ -140,11 +142,11 @@ def test_another_seed_gives_other_samples(data, exported, student, tmp_path, apa
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("kind", "reached"), [("det", 0.3), ("seg", 0.5)])
-def test_eight_scenes_are_learnt(kind, reached, data, exported, student, tmp_path, apart):
+def test_eight_scenes_are_learnt(kind, reached, data, exported, student, tmp_path, in_subprocess):
     """Scored on the training scenes: the whole path of images, labels and boxes fits together."""
     task = task_config(kind, **OVERFIT[kind])
     task["split"] = "train"
-    outputs = apart(run_stage, task, student, 1, data, exported, tmp_path)
+    outputs = in_subprocess(run_stage, task, student, 1, data, exported, tmp_path)
     losses = [v for _, v in outputs["curves"]["loss"]]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert outputs["value"] > reached
@@ -153,17 +155,17 @@ def test_eight_scenes_are_learnt(kind, reached, data, exported, student, tmp_pat
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["det", "seg"])
-def test_a_backbone_without_dilation(kind, data, tmp_path, apart):
+def test_a_backbone_without_dilation(kind, data, tmp_path, in_subprocess):
     student = config("students", "mobilenetv2_w50")
-    apart(export_random, student, tmp_path)
+    in_subprocess(export_random, student, tmp_path)
     task = task_config(kind, iters=2, warmup=1)
-    outputs = apart(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
     check_outputs(outputs, task, tmp_path / "t")
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "det"])
-def test_a_student_of_timm_s(kind, data, tmp_path, apart):
+def test_a_student_of_timm_s(kind, data, tmp_path, in_subprocess):
     """ConvNeXt: its pyramid's levels and what its classifier pools share all parameters."""
     student: dict[str, Any] = dict(
         name="convnext",
@@ -173,17 +175,17 @@ def test_a_student_of_timm_s(kind, data, tmp_path, apart):
         tap="output",
         pyramid=dict(out_indices=(0, 1, 2, 3), channels=(24, 32, 48, 64), strides=(4, 8, 16, 32)),
     )
-    apart(export_random, student, tmp_path)
+    in_subprocess(export_random, student, tmp_path)
     task = task_config(kind) if kind == "probe" else task_config(kind, iters=2, warmup=1)
-    outputs = apart(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, data, tmp_path / "export", tmp_path / "t")
     check_outputs(outputs, task, tmp_path / "t")
 
 
 @pytest.mark.e2e
-def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, apart):
+def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, in_subprocess):
     task = task_config("det", iters=2, warmup=1, lr=1e-9)
     task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99
-    outputs = apart(run_stage, task, student, 0, data, exported, tmp_path)
+    outputs = in_subprocess(run_stage, task, student, 0, data, exported, tmp_path)
     assert outputs["value"] == 0.0
     assert "nothing was detected" in outputs["notes"][0]
     assert set(outputs["per_class"].values()) == {0.0}
@@ -197,68 +199,80 @@ def spoilt(data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
 
 
-def test_dangling_image_id(spoilt, exported, student, tmp_path, apart):
+def test_dangling_image_id(spoilt, exported, student, tmp_path, in_subprocess):
     path = spoilt / "detect" / "annotations" / "train.json"
     table = json.loads(path.read_text())
     table["annotations"][3]["image_id"] = 999
     path.write_text(json.dumps(table))
-    told = apart(sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t")
-    assert "points to image id 999" in told
+    message = in_subprocess(
+        sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+    )
+    assert "points to image id 999" in message
 
 
-def test_categories_that_differ_between_splits(spoilt, exported, student, tmp_path, apart):
+def test_categories_that_differ_between_splits(spoilt, exported, student, tmp_path, in_subprocess):
     path = spoilt / "detect" / "annotations" / "test.json"
     table = json.loads(path.read_text())
     table["categories"][0]["name"] = "unicorn"
     path.write_text(json.dumps(table))
-    told = apart(sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t")
-    assert "unicorn" in told
-    assert "export both files with the same list of categories" in told
+    message = in_subprocess(
+        sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+    )
+    assert "unicorn" in message
+    assert "export both files with the same list of categories" in message
 
 
-def test_label_ids_for_train_ids(spoilt, exported, student, tmp_path, apart):
+def test_label_ids_for_train_ids(spoilt, exported, student, tmp_path, in_subprocess):
     fine = spoilt / "cityscapes" / "gtFine" / "train" / "pocket"
     for ids in fine.glob("*_labelIds.png"):
         shutil.copy(ids, str(ids).replace("_labelIds", "_labelTrainIds"))
-    told = apart(sentence, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
-    assert "look like labelIds instead of trainIds" in told
+    message = in_subprocess(
+        sentence, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t"
+    )
+    assert "look like labelIds instead of trainIds" in message
 
 
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_truncated_image(kind, spoilt, exported, student, tmp_path, apart):
+def test_truncated_image(kind, spoilt, exported, student, tmp_path, in_subprocess):
     path = next((spoilt / "classify" / "test" / "coin").glob("*.jpg"))
     path.write_bytes(path.read_bytes()[:700])
-    told = apart(sentence, task_config(kind), student, 0, spoilt, exported, tmp_path / "t")
-    assert str(path) in told
-    assert "truncated" in told
+    message = in_subprocess(
+        sentence, task_config(kind), student, 0, spoilt, exported, tmp_path / "t"
+    )
+    assert str(path) in message
+    assert "truncated" in message
 
 
-def test_missing_class_folder(spoilt, exported, student, tmp_path, apart):
+def test_missing_class_folder(spoilt, exported, student, tmp_path, in_subprocess):
     shutil.rmtree(spoilt / "classify" / "test" / "coin")
-    told = apart(sentence, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t")
-    assert "coin is missing" in told
+    message = in_subprocess(
+        sentence, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t"
+    )
+    assert "coin is missing" in message
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_checkpoint_of_another_shape(kind, data, exported, student, tmp_path, apart):
+def test_checkpoint_of_another_shape(kind, data, exported, student, tmp_path, in_subprocess):
     tensors = torch.load(exported / "backbone.pth", weights_only=True)
     name = "layer2.0.conv1.weight"
     tensors[name] = tensors[name].transpose(0, 1).contiguous()
     torch.save(tensors, tmp_path / "backbone.pth")
-    told = apart(sentence, task_config(kind), student, 0, data, tmp_path, tmp_path / "t")
-    assert f"{name}: shape [64, 32, 3, 3] in the model, [32, 64, 3, 3] in the file" in told
+    message = in_subprocess(sentence, task_config(kind), student, 0, data, tmp_path, tmp_path / "t")
+    assert f"{name}: shape [64, 32, 3, 3] in the model, [32, 64, 3, 3] in the file" in message
 
 
-def test_empty_checkpoint(data, student, tmp_path, apart):
+def test_empty_checkpoint(data, student, tmp_path, in_subprocess):
     (tmp_path / "backbone.pth").write_bytes(b"")
-    told = apart(sentence, task_config("seg"), student, 0, data, tmp_path, tmp_path / "t")
-    assert "backbone.pth is empty" in told
+    message = in_subprocess(
+        sentence, task_config("seg"), student, 0, data, tmp_path, tmp_path / "t"
+    )
+    assert "backbone.pth is empty" in message
 
 
-def test_exploding_loss(data, exported, student, tmp_path, apart):
+def test_exploding_loss(data, exported, student, tmp_path, in_subprocess):
     task = task_config("seg", lr=1e30, warmup=1)
-    told = apart(sentence, task, student, 0, data, exported, tmp_path / "t")
-    assert "the loss became NaN or infinite in iteration" in told
+    message = in_subprocess(sentence, task, student, 0, data, exported, tmp_path / "t")
+    assert "the loss became NaN or infinite in iteration" in message
 
 
 def test_recipe_keys_are_checked():
@@ -273,7 +287,7 @@ def test_recipe_keys_are_checked():
         build(task)
 
 
-def test_fewer_images_than_a_batch(data, exported, student, tmp_path, apart):
+def test_fewer_images_than_a_batch(data, exported, student, tmp_path, in_subprocess):
     task = task_config("finetune", batch=64)
-    told = apart(sentence, task, student, 0, data, exported, tmp_path)
-    assert "task smoke_finetune has 48 training images, fewer than one batch" in told
+    message = in_subprocess(sentence, task, student, 0, data, exported, tmp_path)
+    assert "task smoke_finetune has 48 training images, fewer than one batch" in message

@@ -18,10 +18,12 @@ def watched(task: dict[str, Any], *args: Any) -> dict[str, Any]:
     return run_stage(task, *args)
 
 
-def test_tensorboard_gets_the_losses(apart, student, data, exported, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_losses(
+    in_subprocess, student, data, exported, tmp_path: Path
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     task = task_config("seg", iters=50)
-    outputs = apart(watched, task, student, 0, data, exported, tmp_path)
+    outputs = in_subprocess(watched, task, student, 0, data, exported, tmp_path)
     assert 0 <= outputs["value"] <= 1
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     read = accumulator.EventAccumulator(str(events.parent)).Reload()

@@ -118,15 +118,17 @@ def note(seen: list[dict[str, Any]], ctx: Context) -> None:
     assert ctx.images is not None
     assert ctx.rows is not None
     mean, std = (ctx.images.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    said = ctx.teacher
+    teacher_output = ctx.teacher
     seen.append(
         dict(
             step=ctx.step,
             rows=ctx.rows.tolist(),
             pictures=means(ctx.images * std + mean).tolist(),
             labels=None if ctx.labels is None else ctx.labels.tolist(),
-            pooled=None if said is None else said.pooled.tolist(),
-            logits=None if said is None or said.logits is None else said.logits.tolist(),
+            pooled=None if teacher_output is None else teacher_output.pooled.tolist(),
+            logits=None
+            if teacher_output is None or teacher_output.logits is None
+            else teacher_output.logits.tolist(),
         )
     )
 

@@ -65,8 +65,8 @@ def test_views_differ_in_their_means(done: dict[str, Path]) -> None:
     """The log can tell all rows apart, so that the other tests can fail."""
     v = open_views(done["views"])
     all_means = means(torch.from_numpy(np.array(v.pixels)).permute(0, 3, 1, 2)).numpy()
-    apart = np.abs(all_means[:, None] - all_means[None]).max(2)
-    assert apart[~np.eye(IMAGES * VIEWS, dtype=bool)].min() > 2 * TOLERANCE
+    gaps = np.abs(all_means[:, None] - all_means[None]).max(2)
+    assert gaps[~np.eye(IMAGES * VIEWS, dtype=bool)].min() > 2 * TOLERANCE
     numbers = [image_of(f) for f in v.files]
     assert numbers != sorted(numbers)
     np.testing.assert_allclose(all_means[:, 0], np.repeat(numbers, VIEWS) * 16 + 8, atol=0.5)

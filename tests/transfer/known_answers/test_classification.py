@@ -79,7 +79,7 @@ def shuffled(images: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("head", ["fixed", "learned"])
 def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
-    head: str, folders: Path, tmp_path: Path, apart: Callable[..., Any]
+    head: str, folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not the 16/16 of train, the 0/8 of val, the 6/16 of uncropped pictures or training mode.
 
@@ -92,7 +92,7 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
     else:
         task = finetune(lr=1.0, norm_eval=True)
     given = student(input_hw=[32, 32], drops=head == "fixed")
-    outputs, seen = apart(run_stage, task, given, folders, tmp_path, SEED)
+    outputs, seen = in_subprocess(run_stage, task, given, folders, tmp_path, SEED)
     assert outputs["value"] == 10 / 16
     assert outputs["metrics"] == {"top1": 10 / 16, "constant_top1": 8 / 16}
     assert outputs["per_class"] == RECALL
@@ -109,12 +109,12 @@ def run_and_rates(*args: Any) -> list[float]:
 
 
 def test_the_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
-    folders: Path, tmp_path: Path, apart: Callable[..., Any]
+    folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not from epoch to epoch: 3 epochs of 2 steps, down to a hundredth of the rate."""
     task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
     task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
-    rates = apart(run_and_rates, task, student(input_hw=[32, 32]), folders, tmp_path, SEED)
+    rates = in_subprocess(run_and_rates, task, student(input_hw=[32, 32]), folders, tmp_path, SEED)
     cosine = [(1 + np.cos(np.pi * step / 6)) / 2 for step in range(6)]
     want = [STILL * (0.01 + 0.99 * share) for share in cosine]
     np.testing.assert_allclose(rates, want, rtol=1e-6, atol=0)
@@ -171,11 +171,11 @@ def run_all(tasks: list[tuple[dict[str, Any], int]], prepare: Path, out: Path) -
 
 
 def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
-    tmp_path: Path, apart: Callable[..., Any]
+    tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not 13/16 (C chosen on test or train), 14/16 or 16/16 (train scored), 6/8 (val scored)."""
     prepare = probe_folders(tmp_path / "p", PROBE)
-    (outputs,) = apart(run_all, [probe()], prepare, tmp_path)
+    (outputs,) = in_subprocess(run_all, [probe()], prepare, tmp_path)
     assert outputs["value"] == 10 / 16
     assert outputs["metrics"] == {"top1": 10 / 16, "mean_class_recall": (2 / 4 + 8 / 12) / 2}
     assert outputs["per_class"] == {"no": 2 / 4, "yes": 8 / 12}
@@ -184,12 +184,14 @@ def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
     assert outputs["notes"] == ["C = 1e-06 chosen on val (0.7500); 16 training images"]
 
 
-def test_the_smaller_c_of_equals_is_taken(tmp_path: Path, apart: Callable[..., Any]) -> None:
+def test_the_smaller_c_of_equals_is_taken(
+    tmp_path: Path, in_subprocess: Callable[..., Any]
+) -> None:
     """Not the 13/16 of the larger C, whichever of the two is listed first."""
     table = PROBE | {"val": {"yes": [A], "no": [minus(A)]}}
     prepare = probe_folders(tmp_path / "p", table)
     tasks = [probe(), probe(c_grid=[1e-6, 1e6])]
-    assert [o["value"] for o in apart(run_all, tasks, prepare, tmp_path)] == [10 / 16] * 2
+    assert [o["value"] for o in in_subprocess(run_all, tasks, prepare, tmp_path)] == [10 / 16] * 2
 
 
 # Half the training pictures are drawn by the seed. The widest margin puts the threshold half-way
@@ -199,7 +201,7 @@ NO, YES, REDS = range(0, 16, 2), range(15, 31, 2), range(30)
 
 
 def test_the_seed_draws_the_share_of_training_images_class_by_class(
-    tmp_path: Path, apart: Callable[..., Any]
+    tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not the score of all images, of another seed's, or of a share that is not stratified."""
 
@@ -222,7 +224,7 @@ def test_the_seed_draws_the_share_of_training_images_class_by_class(
         want.append((2 + sum(red > threshold for red in REDS)) / 32)
     assert len(set(want)) > 2
     tasks = [probe(seed, train_share=0.5, c_grid=[1e6]) for seed in range(4)]
-    outputs = apart(run_all, tasks, prepare, tmp_path)
+    outputs = in_subprocess(run_all, tasks, prepare, tmp_path)
     assert [o["value"] for o in outputs] == want
     assert outputs[0]["notes"][0].endswith("8 training images")
 
@@ -244,7 +246,7 @@ def photo_folder(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
 
 
 def test_folds_score_each_image_by_a_model_that_did_not_see_it(
-    tmp_path: Path, apart: Callable[..., Any]
+    tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not 16/16: a fit to all images knows the two that look like the other class, by their green.
 
@@ -256,7 +258,7 @@ def test_folds_score_each_image_by_a_model_that_did_not_see_it(
         {"no": [(4, 16)] * 8 + [(28, 2)], "yes": [(28, 16)] * 6 + [(4, 2)]},
     )
     tasks = [folds_task(seed, 3, c_grid=[1e6]) for seed in (0, 1)]
-    for outputs in apart(run_all, tasks, prepare, tmp_path):
+    for outputs in in_subprocess(run_all, tasks, prepare, tmp_path):
         assert outputs["value"] == 14 / 16
         assert outputs["per_class"] == {"no": 8 / 9, "yes": 6 / 7}
         assert outputs["chance"] == 9 / 16
@@ -282,7 +284,9 @@ def score_by_folds(x: np.ndarray, y: np.ndarray, seed: int, folds: int, grid: li
     return right / len(y)
 
 
-def test_the_seed_of_the_folds_is_the_repetition(tmp_path: Path, apart: Callable[..., Any]) -> None:
+def test_the_seed_of_the_folds_is_the_repetition(
+    tmp_path: Path, in_subprocess: Callable[..., Any]
+) -> None:
     """Not one score for all seeds, and not that of a C chosen with the fold that is scored."""
     rng = np.random.default_rng(5)
     classes = {
@@ -296,4 +300,4 @@ def test_the_seed_of_the_folds_is_the_repetition(tmp_path: Path, apart: Callable
     want = [score_by_folds(x.astype(float), y, seed, 4, grid) for seed in (0, 1, 2)]
     assert len(set(want)) > 1
     tasks = [folds_task(seed, 4, c_grid=grid) for seed in (0, 1, 2)]
-    assert [o["value"] for o in apart(run_all, tasks, prepare, tmp_path)] == want
+    assert [o["value"] for o in in_subprocess(run_all, tasks, prepare, tmp_path)] == want

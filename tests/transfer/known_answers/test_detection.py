@@ -170,7 +170,7 @@ def reader(model: dict[str, Any]) -> dict[str, Any]:
     ids=["by id", "not by id", "two orders"],
 )
 def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categories(
-    train: Order, test: Order, tmp_path: Path, apart: Callable[..., Any]
+    train: Order, test: Order, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not AP 1 (train or val), not another threshold's AP, nor another class's.
 
@@ -178,7 +178,7 @@ def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categ
     reads the AP of a class as if that order were that of the ids.
     """
     prepare = detect(tmp_path / "p", train, test)
-    outputs, seen = apart(run_stage, task(), student(drops=False), prepare, tmp_path, 3)
+    outputs, seen = in_subprocess(run_stage, task(), student(drops=False), prepare, tmp_path, 3)
     assert outputs["metrics"] == rounded({"bbox_mAP": AP, "bbox_mAP_50": AP50, "bbox_mAP_75": AP75})
     assert outputs["metric"] == "bbox_mAP_50"
     assert outputs["value"] == round(AP50, 3)

@@ -144,7 +144,7 @@ CLASSIFICATION = {
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_official_finetuning_scores_the_test_images_by_their_own_labels(
-    name: str, tmp_path: Path, apart: Callable[..., Any]
+    name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not the 16/16 of the training images, not a quarter unknown (a part of the training data
     left out), not the accuracy of labels counted from another number, not uncropped pictures.
@@ -155,7 +155,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
         epochs=3, step_epochs=3, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
     )
     given = {**student(input_hw=[PX, PX], drops=False), "input_px": PX}
-    outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
+    outputs, seen = in_subprocess(run_stage, task, given, tmp_path / "p", tmp_path, 1)
     assert outputs["value"] == 10 / 16
     assert outputs["per_class"] == pytest.approx(dict(zip(names, RECALL, strict=True)), abs=1e-7)
     order = seen_in(seen, "test")
@@ -189,7 +189,9 @@ def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
     return task
 
 
-def test_coco_scores_val2017_at_each_threshold(tmp_path: Path, apart: Callable[..., Any]) -> None:
+def test_coco_scores_val2017_at_each_threshold(
+    tmp_path: Path, in_subprocess: Callable[..., Any]
+) -> None:
     """Not AP 1 (train2017), not another threshold's AP, nor that of the class 10 ids further."""
     used = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
     number = {name: int(key) for key, name in coco.NAMES.items()}
@@ -201,7 +203,7 @@ def test_coco_scores_val2017_at_each_threshold(tmp_path: Path, apart: Callable[.
         file = folder / "annotations" / f"instances_{split}.json"
         boxes.write_split(folder / split, file, named, first, classes, list(classes), ".jpg")
     task = detection_task("coco_fpn", boxes.ANSWERS)
-    outputs, seen = apart(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
+    outputs, seen = in_subprocess(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
     assert outputs["metrics"] == boxes.rounded(
         {"bbox_mAP": boxes.AP, "bbox_mAP_50": boxes.AP50, "bbox_mAP_75": boxes.AP75}
     )
@@ -247,7 +249,7 @@ def write_voc_detection(folder: Path) -> None:
 
 
 def test_voc_scores_2007_test_by_11_points_at_each_threshold(
-    tmp_path: Path, apart: Callable[..., Any]
+    tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not the AP of a training list, nor of 101 points; difficult objects are neither missed nor
     wrong; AP75 is that of 0.75.
@@ -269,7 +271,7 @@ def test_voc_scores_2007_test_by_11_points_at_each_threshold(
         **{str(11 + k): [answer("dog", 0.99, 0, 1.0)] for k in range(4)},
     }
     task = detection_task("voc0712_fpn", answers)
-    outputs, seen = apart(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
+    outputs, seen = in_subprocess(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
     ap = {"aeroplane": 0.5, "dog": 0.1 * 6 / 11, "tvmonitor": 0.6 / 2}
     assert outputs["metrics"] == pytest.approx(
         {"AP": sum(ap.values()) / 3, "AP50": (1 + 6 / 11 + 0.5) / 3, "AP75": 0.5 / 3}, abs=1e-7
@@ -354,7 +356,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", SEGMENTATION)
 def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
-    name: str, tmp_path: Path, apart: Callable[..., Any]
+    name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not 1 (the training split), not the scores of labels shifted by one, of 0 left out where it
     is a class or counted where it is none, of accuracy for IoU, of half the training data.
@@ -377,7 +379,7 @@ def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
     )
     recipe["model"] = masks.segmenter(recipe["model"])
     given = student(input_hw=[64, 64], drops=False)
-    outputs, seen = apart(run_stage, task, given, tmp_path / "p", tmp_path, 1)
+    outputs, seen = in_subprocess(run_stage, task, given, tmp_path / "p", tmp_path, 1)
     want = {
         "mIoU": masks.MIOU,
         "mAcc": masks.MEAN_ACCURACY,

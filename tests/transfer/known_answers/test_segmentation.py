@@ -129,7 +129,7 @@ def task(kind: str, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["fixed", "learned"])
 def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
-    kind: str, scenes: Path, tmp_path: Path, apart: Callable[..., Any]
+    kind: str, scenes: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
     label 0; not the scores of training mode, or of another class's name.
@@ -138,7 +138,7 @@ def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
     mode. 'learned': the head learns from the training split what a colour means.
     """
     given = student(input_hw=[32, 32], drops=kind == "fixed")
-    outputs, seen = apart(run_stage, task(kind, tmp_path), given, scenes, tmp_path, 5)
+    outputs, seen = in_subprocess(run_stage, task(kind, tmp_path), given, scenes, tmp_path, 5)
     assert outputs["metric"] == "mIoU"
     assert outputs["value"] == pytest.approx(MIOU, abs=1e-7)
     assert outputs["metrics"] == pytest.approx(
