@@ -49,7 +49,7 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def in_subprocess() -> Iterator[Callable[..., Any]]:
-    """`in_subprocess(function, *args)` runs the function in a new process: mm toolkits cannot share one.
+    """`in_subprocess(function, *args)` runs it in a new process, as mm toolkits cannot share one.
 
     With KDEP_TESTS_FORK the process is a fork of this one, which has imported them already.
     """
