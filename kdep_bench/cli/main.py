@@ -14,6 +14,7 @@ from importlib import import_module
 # Command -> (module with a `main(argv)`, what it does).
 COMMANDS = {
     "run": ("run_suite", "run a suite; finished stages are skipped"),
+    "init": ("init", "write a suite for a folder of your images"),
     "report": ("report", "rebuild tables and page from records, or compare results folders"),
     "doctor": ("doctor", "check this machine, and what a suite needs"),
     "data": ("prepare_data", "prepare or verify an official data set or the pocket data"),

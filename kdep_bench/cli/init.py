@@ -1,0 +1,223 @@
+"""Write a suite for a folder of your images; finds class folders, COCO boxes and masks in it.
+
+kdep-bench init photos/                                    configs/suites/photos.py
+kdep-bench init photos/ --teacher resnet50 --student resnet18 --name birds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import safe_name, write_atomic
+from kdep_bench.paths import OUTPUT
+
+if TYPE_CHECKING:
+    from kdep_bench.data.own.discover import Discovery
+
+SAMPLES = 51_200  # seen in pre-training, as in `methods_pocket`: 800 steps of 64
+BATCH = 64
+VIEWS = 2
+WIDTH = 90  # characters of a line, with room for a key
+
+
+class _Variable(str):
+    """The name of a variable of the written file."""
+
+
+_COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the folder that holds your data")
+    parser.add_argument("--name", help="of the suite (default: the folder's name)")
+    parser.add_argument(
+        "--teacher", default="efficientnet_lite0", help="default: efficientnet_lite0"
+    )
+    parser.add_argument("--student", default="resnet18_w32", help="default: resnet18_w32, 64 px")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=OUTPUT / "configs" / "suites",
+        help="folder to write to (default: configs/suites)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        path = write_suite(args.folder, args.name, args.teacher, args.student, args.out)
+    except KdepError as e:
+        print(f"init: {e}", file=sys.stderr)
+        return 2
+    print(f"written: {path}\nnext: kdep-bench run {path} --dry-run, then without --dry-run")
+    return 0
+
+
+def write_suite(folder: Path, name: str | None, teacher: str, student: str, out: Path) -> Path:
+    """Writes the suite's config and prints what it found; returns the file.
+
+    Raises:
+        KdepError: no such folder, no image in it, a name that cannot be a file name, or a file
+            that exists.
+    """
+    from kdep_bench.data.own.discover import discover
+    from kdep_bench.suite.config import resolve
+
+    root = folder.expanduser().absolute()
+    suite_name = name or re.sub(r"[^A-Za-z0-9_]+", "_", root.name).strip("_") or "mine"
+    safe_name(suite_name, "suite name")
+    path = out / f"{suite_name}.py"
+    if path.exists():
+        raise KdepError(
+            f"{path} already exists", fix="choose another name with --name, or edit that file"
+        )
+    found = discover(root)
+    width = int(resolve("student", student)["width"])
+    resolve("teacher", teacher)
+    suite = suite_of(found, suite_name, teacher, student, width)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, _text(found, suite, path))
+    for line in _lines(found):
+        print(line)
+    return path
+
+
+def suite_of(found: Discovery, name: str, teacher: str, student: str, width: int) -> dict[str, Any]:
+    """The suite as a dict, with a budget of about SAMPLES images seen."""
+    data: dict[str, Any] = dict(
+        type="kdep_bench.data.own.prepare",
+        name=name,
+        labels=found.pool_labels,
+        pool=str(found.pool),
+        pool_labels=found.pool_labels,
+    )
+    if found.classify:
+        data["classify"] = {split: str(p) for split, p in sorted(found.classify.items())}
+    if found.coco:
+        data["coco"] = {
+            split: dict(json=str(file), images=str(images))
+            for split, (file, images) in sorted(found.coco.items())
+        }
+    if found.masks:
+        data["masks"] = {
+            split: dict(images=str(images), masks=str(masks))
+            for split, (images, masks) in sorted(found.masks.items())
+        }
+        data["classes"] = _Variable("classes")
+    # The alignment needs more rows than the student's feature has channels.
+    views = max(VIEWS, math.ceil((width + 1) / max(1, found.pool_images)))
+    epochs = max(1, min(200, round(SAMPLES / max(1, found.pool_images))))
+    return dict(
+        name=name,
+        data=data,
+        teacher=teacher,
+        students=[student],
+        methods=["kdep", *(["supervised"] if found.pool_labels else []), "scratch"],
+        tasks=_tasks(found, name),
+        budget=dict(
+            epochs=epochs,
+            views=views,
+            batch=min(BATCH, max(2, found.pool_images)),
+            optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=5e-4),
+            schedule="cosine",
+            warmup=0.03,
+        ),
+        seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+        claims=["kdep_beats_scratch"],
+    )
+
+
+def _tasks(found: Discovery, name: str) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = []
+    if found.classify:
+        if "val" in found.classify:  # a linear probe chooses its regularisation there
+            recipe = dict(train_share=1.0)
+            tasks.append(
+                dict(base="pocket_probe", name=f"{name}_probe", chance=None, recipe=recipe)
+            )
+        tasks.append(dict(base="pocket_finetune", name=f"{name}_finetune", chance=None))
+    if found.coco:
+        tasks.append(dict(base="pocket_det", name=f"{name}_det"))
+    if found.masks:
+        palette = [_COLOURS[i % len(_COLOURS)] for i in range(found.mask_values)]
+        recipe = dict(classes=_Variable("classes"), palette=palette)
+        tasks.append(dict(base="pocket_seg", name=f"{name}_seg", chance=None, recipe=recipe))
+    return tasks
+
+
+def _text(found: Discovery, suite: dict[str, Any], path: Path) -> str:
+    """The config file."""
+    todo = []
+    if found.masks:
+        todo.append("Give the mask classes their names, in `classes`, by mask value.")
+    if not suite["tasks"]:
+        todo.append("No task was found: this suite only pre-trains.")
+    lines = [
+        f'"""KDEP on the images of {found.root.name}, compared with no pre-training.',
+        "",
+        f"Command   kdep-bench run {path}",
+        "Cost      --dry-run forecasts it",
+        "",
+        "A small budget and recipes for small images: raise them for a result that you rely on. "
+        "Sizes",
+        "and steps of each task: recipe=dict(...), see configs/tasks/pocket_*.py.",
+        *todo,
+        '"""',
+        "",
+    ]
+    if not suite["tasks"]:
+        suite = {k: v for k, v in suite.items() if k != "claims"}
+    if found.masks:
+        names = [f"class_{i}" for i in range(found.mask_values)]
+        lines += [f"classes = {_code(names)}", ""]
+    return "\n".join([*lines, f"suite = {_code(suite)}", ""])
+
+
+def _code(value: Any, indent: int = 0) -> str:
+    """Python code of a value; one line per entry of a dict or list that does not fit into one."""
+    if isinstance(value, _Variable):
+        return str(value)
+    keywords = isinstance(value, dict) and all(str(k).isidentifier() for k in value)
+    if keywords:
+        parts = [f"{k}={_code(v, indent + 4)}" for k, v in value.items()]
+        start, end = "dict(", ")"
+    elif isinstance(value, list):
+        parts = [_code(v, indent + 4) for v in value]
+        start, end = "[", "]"
+    else:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    line = start + ", ".join(parts) + end
+    if indent + len(line) <= WIDTH and "\n" not in line:
+        return line
+    pad = " " * (indent + 4)
+    return start + "\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + end
+
+
+def _lines(found: Discovery) -> list[str]:
+    """What was found, for the terminal."""
+    lines = [f"pool            {found.pool} ({found.pool_images:,} images)"]
+    for split, folder in sorted(found.classify.items()):
+        lines.append(f"classification  {split:5s} {folder}")
+    for split, (file, images) in sorted(found.coco.items()):
+        lines.append(f"detection       {split:5s} {file}, images in {images}")
+    for split, (images, masks) in sorted(found.masks.items()):
+        lines.append(f"segmentation    {split:5s} {masks}, images in {images}")
+    if found.classify and "val" not in found.classify:
+        lines.append("note: no validation split of the classes, so no linear probe")
+    if found.masks:
+        lines.append(f"segmentation    {found.mask_values} classes; give them names in the file")
+    return [*lines, *(f"note: {note}" for note in found.notes)]
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)
