@@ -75,7 +75,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ScoreTable:
     """The scores of a results folder, and its answer in sentences.
 
     `folder` has the leaderboard, the page (index.html) and the records.
@@ -182,7 +182,7 @@ def evaluate(
     work_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
     show_progress: bool = True,
-) -> Comparison:
+) -> ScoreTable:
     """Transfers a backbone to tasks, beside other methods under the same recipes.
 
     Args:
@@ -273,7 +273,7 @@ def extract_features(
     return np.concatenate(parts)
 
 
-def compare(results_dir: str | Path) -> Comparison:
+def compare(results_dir: str | Path) -> ScoreTable:
     """The scores and the answer of a results folder.
 
     Raises:
@@ -307,7 +307,7 @@ def compare(results_dir: str | Path) -> Comparison:
                         view.is_bold(row, column),
                     )
                 )
-    return Comparison(folder, tuple(scores), tuple(lines))
+    return ScoreTable(folder, tuple(scores), tuple(lines))
 
 
 def _work(work_dir: str | Path | None) -> Path:

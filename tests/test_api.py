@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import kdep_bench as kb
-from kdep_bench.api import Comparison, Pretrained
+from kdep_bench.api import ScoreTable, Pretrained
 from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 
@@ -50,7 +50,7 @@ def trained(folder) -> Pretrained:
     )
 
 
-def evaluated(trained, folder, **change) -> Comparison:
+def evaluated(trained, folder, **change) -> ScoreTable:
     splits = {name: str(folder / name) for name in ("train", "val", "test")}
     probe = dict(base="pocket_probe", name="colours", chance=None, recipe=dict(train_share=1.0))
     arguments: dict[str, Any] = dict(

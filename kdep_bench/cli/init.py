@@ -79,53 +79,53 @@ def write_suite(folder: Path, name: str | None, teacher: str, student: str, out:
         raise KdepError(
             f"{path} already exists", fix="choose another name with --name, or edit that file"
         )
-    found = discover(root)
+    parts = discover(root)
     width = int(resolve("student", student)["width"])
     resolve("teacher", teacher)
-    suite = suite_of(found, suite_name, teacher, student, width)
+    suite = suite_of(parts, suite_name, teacher, student, width)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _text(found, suite, path))
-    for line in _lines(found):
+    write_atomic(path, _text(parts, suite, path))
+    for line in _lines(parts):
         print(line)
     return path
 
 
-def suite_of(found: Discovery, name: str, teacher: str, student: str, width: int) -> dict[str, Any]:
+def suite_of(parts: Discovery, name: str, teacher: str, student: str, width: int) -> dict[str, Any]:
     """The suite as a dict, with a budget of about SAMPLES images seen."""
     data: dict[str, Any] = dict(
         type="kdep_bench.data.own.prepare",
         name=name,
-        labels=found.pool_labels,
-        pool=str(found.pool),
-        pool_labels=found.pool_labels,
+        labels=parts.pool_labels,
+        pool=str(parts.pool),
+        pool_labels=parts.pool_labels,
     )
-    if found.classify:
-        data["classify"] = {split: str(p) for split, p in sorted(found.classify.items())}
-    if found.coco:
+    if parts.classify:
+        data["classify"] = {split: str(p) for split, p in sorted(parts.classify.items())}
+    if parts.coco:
         data["coco"] = {
             split: dict(json=str(file), images=str(images))
-            for split, (file, images) in sorted(found.coco.items())
+            for split, (file, images) in sorted(parts.coco.items())
         }
-    if found.masks:
+    if parts.masks:
         data["masks"] = {
             split: dict(images=str(images), masks=str(masks))
-            for split, (images, masks) in sorted(found.masks.items())
+            for split, (images, masks) in sorted(parts.masks.items())
         }
         data["classes"] = _Variable("classes")
     # The alignment needs more rows than the student's feature has channels.
-    views = max(VIEWS, math.ceil((width + 1) / max(1, found.pool_images)))
-    epochs = max(1, min(200, round(SAMPLES / max(1, found.pool_images))))
+    views = max(VIEWS, math.ceil((width + 1) / max(1, parts.pool_images)))
+    epochs = max(1, min(200, round(SAMPLES / max(1, parts.pool_images))))
     return dict(
         name=name,
         data=data,
         teacher=teacher,
         students=[student],
-        methods=["kdep", *(["supervised"] if found.pool_labels else []), "scratch"],
-        tasks=_tasks(found, name),
+        methods=["kdep", *(["supervised"] if parts.pool_labels else []), "scratch"],
+        tasks=_tasks(parts, name),
         budget=dict(
             epochs=epochs,
             views=views,
-            batch=min(BATCH, max(2, found.pool_images)),
+            batch=min(BATCH, max(2, parts.pool_images)),
             optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=5e-4),
             schedule="cosine",
             warmup=0.03,
@@ -135,33 +135,33 @@ def suite_of(found: Discovery, name: str, teacher: str, student: str, width: int
     )
 
 
-def _tasks(found: Discovery, name: str) -> list[dict[str, Any]]:
+def _tasks(parts: Discovery, name: str) -> list[dict[str, Any]]:
     tasks: list[dict[str, Any]] = []
-    if found.classify:
-        if "val" in found.classify:  # a linear probe chooses its regularisation there
+    if parts.classify:
+        if "val" in parts.classify:  # a linear probe chooses its regularisation there
             recipe = dict(train_share=1.0)
             tasks.append(
                 dict(base="pocket_probe", name=f"{name}_probe", chance=None, recipe=recipe)
             )
         tasks.append(dict(base="pocket_finetune", name=f"{name}_finetune", chance=None))
-    if found.coco:
+    if parts.coco:
         tasks.append(dict(base="pocket_det", name=f"{name}_det"))
-    if found.masks:
-        palette = [_COLOURS[i % len(_COLOURS)] for i in range(found.mask_values)]
+    if parts.masks:
+        palette = [_COLOURS[i % len(_COLOURS)] for i in range(parts.mask_values)]
         recipe = dict(classes=_Variable("classes"), palette=palette)
         tasks.append(dict(base="pocket_seg", name=f"{name}_seg", chance=None, recipe=recipe))
     return tasks
 
 
-def _text(found: Discovery, suite: dict[str, Any], path: Path) -> str:
+def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
     """The config file."""
     todo = []
-    if found.masks:
+    if parts.masks:
         todo.append("Give the mask classes their names, in `classes`, by mask value.")
     if not suite["tasks"]:
-        todo.append("No task was found: this suite only pre-trains.")
+        todo.append("No task was parts: this suite only pre-trains.")
     lines = [
-        f'"""KDEP on the images of {found.root.name}, compared with no pre-training.',
+        f'"""KDEP on the images of {parts.root.name}, compared with no pre-training.',
         "",
         f"Command   kdep-bench run {path}",
         "Cost      --dry-run forecasts it",
@@ -175,8 +175,8 @@ def _text(found: Discovery, suite: dict[str, Any], path: Path) -> str:
     ]
     if not suite["tasks"]:
         suite = {k: v for k, v in suite.items() if k != "claims"}
-    if found.masks:
-        names = [f"class_{i}" for i in range(found.mask_values)]
+    if parts.masks:
+        names = [f"class_{i}" for i in range(parts.mask_values)]
         lines += [f"classes = {_code(names)}", ""]
     return "\n".join([*lines, f"suite = {_code(suite)}", ""])
 
@@ -201,20 +201,20 @@ def _code(value: Any, indent: int = 0) -> str:
     return start + "\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + end
 
 
-def _lines(found: Discovery) -> list[str]:
+def _lines(parts: Discovery) -> list[str]:
     """What was found, for the terminal."""
-    lines = [f"pool            {found.pool} ({found.pool_images:,} images)"]
-    for split, folder in sorted(found.classify.items()):
+    lines = [f"pool            {parts.pool} ({parts.pool_images:,} images)"]
+    for split, folder in sorted(parts.classify.items()):
         lines.append(f"classification  {split:5s} {folder}")
-    for split, (file, images) in sorted(found.coco.items()):
+    for split, (file, images) in sorted(parts.coco.items()):
         lines.append(f"detection       {split:5s} {file}, images in {images}")
-    for split, (images, masks) in sorted(found.masks.items()):
+    for split, (images, masks) in sorted(parts.masks.items()):
         lines.append(f"segmentation    {split:5s} {masks}, images in {images}")
-    if found.classify and "val" not in found.classify:
+    if parts.classify and "val" not in parts.classify:
         lines.append("note: no validation split of the classes, so no linear probe")
-    if found.masks:
-        lines.append(f"segmentation    {found.mask_values} classes; give them names in the file")
-    return [*lines, *(f"note: {note}" for note in found.notes)]
+    if parts.masks:
+        lines.append(f"segmentation    {parts.mask_values} classes; give them names in the file")
+    return [*lines, *(f"note: {note}" for note in parts.notes)]
 
 
 if __name__ == "__main__":

@@ -56,42 +56,42 @@ def root(tmp_path) -> Path:
 
 
 def test_every_part_of_a_folder_is_found_with_its_split(root):
-    found = discover(root)
-    assert found.notes == []
-    assert (found.pool, found.pool_images, found.pool_labels) == (root / "unlabelled", 300, False)
+    parts = discover(root)
+    assert parts.notes == []
+    assert (parts.pool, parts.pool_images, parts.pool_labels) == (root / "unlabelled", 300, False)
     classes = {"train": "train", "val": "valid", "test": "test"}
-    assert found.classify == {s: root / "classes" / name for s, name in classes.items()}
-    assert found.coco == {
+    assert parts.classify == {s: root / "classes" / name for s, name in classes.items()}
+    assert parts.coco == {
         s: (root / "boxes" / f"instances_{s}.json", root / s) for s in ("train", "test")
     }
-    assert found.masks == {
+    assert parts.masks == {
         s: (root / "scenes" / s, root / "scenes" / f"{s}_masks") for s in ("train", "test")
     }
-    assert found.mask_values == 3  # 0, 1 and 2; 255 is ignored
+    assert parts.mask_values == 3  # 0, 1 and 2; 255 is ignored
 
 
 def test_boxes_are_not_paired_with_images_of_another_split(root):
     """Both splits have a 0.jpg: without its own images, a test json would get training images."""
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "scenes" / "test")
-    found = discover(root)
-    assert not found.coco
-    assert any("no folder holds its images" in note for note in found.notes)
+    parts = discover(root)
+    assert not parts.coco
+    assert any("no folder holds its images" in note for note in parts.notes)
 
 
 def test_without_a_test_split_the_validation_split_is_stated_to_be_the_test(root):
     shutil.rmtree(root / "classes" / "test")
-    found = discover(root)
-    assert found.classify["test"] == root / "classes" / "valid"
-    assert any("the validation split is the test split" in note for note in found.notes)
+    parts = discover(root)
+    assert parts.classify["test"] == root / "classes" / "valid"
+    assert any("the validation split is the test split" in note for note in parts.notes)
 
 
 def test_a_split_with_other_classes_is_left_out(root):
     (root / "classes" / "test" / "dog").rename(root / "classes" / "test" / "horse")
-    found = discover(root)
-    assert found.classify.keys() == {"train", "test"}
-    assert found.classify["test"] == root / "classes" / "valid"
-    assert any("other classes than" in note for note in found.notes)
+    parts = discover(root)
+    assert parts.classify.keys() == {"train", "test"}
+    assert parts.classify["test"] == root / "classes" / "valid"
+    assert any("other classes than" in note for note in parts.notes)
 
 
 def test_images_alone_make_a_suite_that_only_pre_trains(tmp_path, capsys):

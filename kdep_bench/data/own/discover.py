@@ -75,14 +75,14 @@ def discover(root: Path) -> Discovery:
             expected="files such as .jpg or .png",
             fix="name the folder that holds your images",
         )
-    found = Discovery(root)
-    _find_boxes(found, folders)
-    _find_masks(found, folders)
-    _find_classes(found, folders)
-    for part in (found.classify, found.coco, found.masks):
-        _complete(part, found.notes)
-    _find_pool(found, folders)
-    return found
+    parts = Discovery(root)
+    _find_boxes(parts, folders)
+    _find_masks(parts, folders)
+    _find_classes(parts, folders)
+    for part in (parts.classify, parts.coco, parts.masks):
+        _complete(part, parts.notes)
+    _find_pool(parts, folders)
+    return parts
 
 
 Folders = Mapping[Path, tuple[list[str], list[str]]]
@@ -109,7 +109,7 @@ def split_of(path: Path, root: Path) -> str | None:
     return None
 
 
-def _find_boxes(found: Discovery, folders: Folders) -> None:
+def _find_boxes(parts: Discovery, folders: Folders) -> None:
     """COCO files by split, each with the nearest folder that holds its images."""
     for folder, (_, jsons) in folders.items():
         for name in jsons:
@@ -117,18 +117,18 @@ def _find_boxes(found: Discovery, folders: Folders) -> None:
             table = _coco(path)
             if table is None:
                 continue
-            split = split_of(path, found.root)
+            split = split_of(path, parts.root)
             if split is None:
-                found.notes.append(f"{path}: its path names no split, so it is left out")
+                parts.notes.append(f"{path}: its path names no split, so it is left out")
                 continue
-            if split in found.coco:
-                found.notes.append(f"{path}: {found.coco[split][0]} is used for {split}")
+            if split in parts.coco:
+                parts.notes.append(f"{path}: {parts.coco[split][0]} is used for {split}")
                 continue
-            images = _folder_of(table, path, folders, found.root)
+            images = _folder_of(table, path, folders, parts.root)
             if images is None:
-                found.notes.append(f"{path}: no folder holds its images, so it is left out")
+                parts.notes.append(f"{path}: no folder holds its images, so it is left out")
                 continue
-            found.coco[split] = (path, images)
+            parts.coco[split] = (path, images)
 
 
 def _coco(path: Path) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ def _folder_of(table: Mapping[str, Any], path: Path, folders: Folders, root: Pat
     return min(fitting, key=distance, default=None)
 
 
-def _find_masks(found: Discovery, folders: Folders) -> None:
+def _find_masks(parts: Discovery, folders: Folders) -> None:
     """Pairs of an image folder and a folder of one-channel PNGs with the same names."""
     by_names: dict[frozenset[str], list[Path]] = defaultdict(list)
     for folder, (images, _) in folders.items():
@@ -170,14 +170,14 @@ def _find_masks(found: Discovery, folders: Folders) -> None:
             by_names[frozenset(os.path.splitext(n)[0] for n in images)].append(folder)
     for same in by_names.values():
         masks = [f for f in same if _are_masks(f, folders[f][0])]
-        pictures = [f for f in same if f not in masks]
+        image_folders = [f for f in same if f not in masks]
         for folder in masks:
-            split = split_of(folder, found.root)
-            partners = [f for f in pictures if split_of(f, found.root) == split]
-            if split is None or not partners or split in found.masks:
+            split = split_of(folder, parts.root)
+            partners = [f for f in image_folders if split_of(f, parts.root) == split]
+            if split is None or not partners or split in parts.masks:
                 continue
-            found.masks[split] = (partners[0], folder)
-            found.mask_values = max(found.mask_values, _values(folder, folders[folder][0]))
+            parts.masks[split] = (partners[0], folder)
+            parts.mask_values = max(parts.mask_values, _values(folder, folders[folder][0]))
 
 
 def _are_masks(folder: Path, names: list[str]) -> bool:
@@ -209,10 +209,10 @@ def _values(folder: Path, names: list[str]) -> int:
     return largest + 1
 
 
-def _find_classes(found: Discovery, folders: Folders) -> None:
+def _find_classes(parts: Discovery, folders: Folders) -> None:
     """Folders of class folders: splits side by side, each with the same two or more classes."""
-    used = {folder for pair in found.masks.values() for folder in pair}
-    used |= {images for _, images in found.coco.values()}
+    used = {folder for pair in parts.masks.values() for folder in pair}
+    used |= {images for _, images in parts.coco.values()}
     candidates: dict[Path, dict[str, Path]] = defaultdict(dict)
     for folder, (images, _) in folders.items():
         inner = [f for f in folders if f.parent == folder and folders[f][0]]
@@ -228,9 +228,9 @@ def _find_classes(found: Discovery, folders: Folders) -> None:
             continue
         same = {s: f for s, f in splits.items() if classes[s] == classes["train"]}
         for split in splits.keys() - same.keys():
-            found.notes.append(f"{splits[split]}: other classes than {splits['train']}")
-        if len(same) > 1 and not found.classify:
-            found.classify = same
+            parts.notes.append(f"{splits[split]}: other classes than {splits['train']}")
+        if len(same) > 1 and not parts.classify:
+            parts.classify = same
 
 
 def _complete(part: dict[str, Any], notes: list[str]) -> None:
@@ -244,12 +244,12 @@ def _complete(part: dict[str, Any], notes: list[str]) -> None:
         part.clear()
 
 
-def _find_pool(found: Discovery, folders: Folders) -> None:
+def _find_pool(parts: Discovery, folders: Folders) -> None:
     """Images for pre-training: a folder named so, or the training images of a part."""
-    evaluated = [p for s, p in found.classify.items() if s != "train"]
-    evaluated += [images for s, (_, images) in found.coco.items() if s != "train"]
-    evaluated += [images for s, (images, _) in found.masks.items() if s != "train"]
-    labelled = [*evaluated, *(masks for _, masks in found.masks.values())]
+    evaluated = [p for s, p in parts.classify.items() if s != "train"]
+    evaluated += [images for s, (_, images) in parts.coco.items() if s != "train"]
+    evaluated += [images for s, (images, _) in parts.masks.items() if s != "train"]
+    labelled = [*evaluated, *(masks for _, masks in parts.masks.values())]
 
     def count(folder: Path) -> int:
         return sum(len(images) for f, (images, _) in folders.items() if f.is_relative_to(folder))
@@ -262,13 +262,13 @@ def _find_pool(found: Discovery, folders: Folders) -> None:
         and not any(e.is_relative_to(f) or f.is_relative_to(e) for e in labelled)
     ]
     if named:
-        found.pool = max(named, key=lambda f: (count(f), str(f)))
-    elif "train" in found.classify:
-        found.pool, found.pool_labels = found.classify["train"], True
-        found.notes.append(f"{found.pool}: the training images are also the pool")
-    elif found.coco or found.masks:
-        found.pool = found.coco["train"][1] if found.coco else found.masks["train"][0]
-        found.notes.append(f"{found.pool}: the training images are also the pool")
+        parts.pool = max(named, key=lambda f: (count(f), str(f)))
+    elif "train" in parts.classify:
+        parts.pool, parts.pool_labels = parts.classify["train"], True
+        parts.notes.append(f"{parts.pool}: the training images are also the pool")
+    elif parts.coco or parts.masks:
+        parts.pool = parts.coco["train"][1] if parts.coco else parts.masks["train"][0]
+        parts.notes.append(f"{parts.pool}: the training images are also the pool")
     else:
-        found.pool = found.root
-    found.pool_images = count(found.pool)
+        parts.pool = parts.root
+    parts.pool_images = count(parts.pool)
