@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import kdep_bench as kb
-from kdep_bench.api import ScoreTable, Pretrained
+from kdep_bench.api import Pretrained, ScoreTable
 from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 
