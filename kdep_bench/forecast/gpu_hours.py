@@ -18,7 +18,7 @@ from kdep_bench.forecast.work import Hours
 from kdep_bench.suite.graph import Plan, TransferRun
 
 
-class Comparison(NamedTuple):
+class ComparedRuns(NamedTuple):
     """The runs that are compared with each other; see the module."""
 
     student: str
@@ -34,8 +34,8 @@ class Comparison(NamedTuple):
 class Fit:
     """Selected comparisons in order, their total GPU-hours, and those left out."""
 
-    taken: list[Comparison]
-    left: list[Comparison]
+    taken: list[ComparedRuns]
+    left: list[ComparedRuns]
     hours: float
 
     def summary(self, budget: float) -> list[str]:
@@ -53,7 +53,7 @@ class Fit:
         return lines
 
 
-def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
+def comparisons(plan: Plan, selected: Container[str]) -> list[ComparedRuns]:
     """All comparisons of the plan's runs in `selected`, in the order of the plan."""
     with_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     without_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
@@ -76,11 +76,11 @@ def comparisons(plan: Plan, selected: Container[str]) -> list[Comparison]:
         if not key[-1] and key[:-1] in taught_keys:
             continue  # included in the comparisons of each teacher
         runs = [*with_teacher[key], *without_teacher[tuple(base)], *untrained[tuple(base[:3])]]
-        complete.append(Comparison(*key, tuple(runs)))  # type: ignore[arg-type]
+        complete.append(ComparedRuns(*key, tuple(runs)))  # type: ignore[arg-type]
     compared = {c for comparison in complete for c in comparison.runs}
     for base, runs in untrained.items():
         if not compared.issuperset(runs):  # no method of these is trained
-            complete.append(Comparison(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
+            complete.append(ComparedRuns(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
     return complete
 
 
