@@ -1,9 +1,9 @@
 """Runs the checks within a time budget; measurements are written after each check.
 
 Each check runs in a forked process with a time limit, so that a hang, crash or lack of memory ends
-only that check: one after another, or two at once in a quick run, whose figures mean nothing.
-The process that forks imports torch and the toolkits once, with every GPU hidden (see
-kdep_bench/devices.py), so that a check begins in milliseconds.
+only that check. Checks run one after another; in a quick run, whose figures are not used, two run
+at once. The parent process imports torch and the toolkits once, with every GPU hidden (see
+kdep_bench/devices.py), so that a check starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kdep_bench.gpu_check.report import REPORT, write_report
 
 RESULT = "gpu_check.json"
 BUDGET = 480.0
-_GRACE = 5.0  # seconds a check is given to end after it was asked to
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 def run_checks(
@@ -49,7 +49,7 @@ def run_checks(
     Args:
         gpus: device numbers the checks may use.
         quick: see `Setting`.
-        budget: seconds for all, from `began` (a time.monotonic()).
+        budget: seconds for all checks, counted from `began` (a time.monotonic()).
         only: names of checks; all by default.
         machine: item -> text, for the head of the report.
         say: prints a line of progress.
@@ -72,7 +72,7 @@ def run_checks(
             + (f": {check_result['why']}" if check_result.get("why") else "")
         )
 
-    # Only the figures of a quick run mean nothing, so only there may two checks share the machine.
+    # Two checks at once disturb each other's times, which only a quick run does not use.
     waiting, running, at_once = list(chosen), [], 2 if quick else 1
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -174,7 +174,7 @@ def _wait(running: list[Running]) -> list[Running]:
     ended = connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
     for r in running:
         if r.child.sentinel in ended:
-            r.child.join()  # its pipe closes a moment before it can be waited for
+            r.child.join()  # the sentinel is ready a moment before the exit code is
     return [r for r in running if r.child.sentinel in ended or r.seconds_left <= 0]
 
 

@@ -20,7 +20,7 @@ def at_least_two(teachers: Mapping[str, Any]) -> int:
     """Number of teachers K; KdepError for fewer than two."""
     if len(teachers) < 2:
         raise KdepError(
-            f"an objective for several teachers has {len(teachers)}",
+            f"an objective for several teachers has {len(teachers)} of them",
             expected="two or more",
             fix="set `teachers` in the method's config",
         )

@@ -1,6 +1,7 @@
-"""What a pre-training budget comes to on a number of images. Imports no torch.
+"""Number of optimiser steps of a pre-training budget, and checks of the budget. Imports no torch.
 
-The planner asks where the number is known, the pre-training stage again with the true one.
+Called when a suite is planned, if the number of images is already known, and again by the
+pre-training stage.
 """
 
 from __future__ import annotations
@@ -11,28 +12,34 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-DIFFERENCE = 0.05  # relative difference of epochs done and asked beyond which a run says so
+DIFFERENCE = 0.05  # relative difference between requested and actual epochs that is reported
 
 
 def whole_batches(budget: Mapping[str, Any], images: int, pool: int) -> int:
-    """Whole batches in the budget's epochs over `images` of a share, or over the `pool`'s."""
+    """Number of complete batches in the budget's epochs.
+
+    Args:
+        budget: epochs, batch; with epochs_over="pool", an epoch is `pool` images, not `images`.
+        images: images of the data fraction.
+        pool: images of the pool.
+    """
     counted = pool if budget.get("epochs_over") == "pool" else images
     return math.floor(budget["epochs"] * counted / budget["batch"])
 
 
 def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float, who: str) -> int:
-    """The optimiser steps of a budget.
+    """The number of optimiser steps of a budget.
 
     Args:
-        budget: epochs, batch; epochs_over and ema where they are used.
-        images: of the share.
-        pool: of the whole pool.
-        share: of the pool, for the sentence.
-        who: the arm, for the sentence.
+        budget: epochs, batch, and optionally epochs_over and ema.
+        images: images of the data fraction.
+        pool: images of the pool.
+        share: the data fraction, for messages.
+        who: name of the method, for messages.
 
     Raises:
-        KdepError: a batch that is larger than the share, epochs that are not one whole batch, or a
-            weight average that would still be mostly the initial weights at the end.
+        KdepError: more images per batch than the data fraction has, less than one batch in all, or
+            a moving average of the weights that consists mostly of the initial weights at the end.
     """
     batch, epochs = budget["batch"], budget["epochs"]
     if batch > images:
@@ -66,7 +73,7 @@ def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float
 
 
 def epochs_note(budget: Mapping[str, Any], images: int, pool: int, steps: int) -> str | None:
-    """A sentence where whole batches made other epochs of the budget's; None where they agree."""
+    """A note if the complete batches give another number of epochs than requested, else None."""
     counted = pool if budget.get("epochs_over") == "pool" else images
     done, asked = steps * budget["batch"] / counted, budget["epochs"]
     if abs(done - asked) <= DIFFERENCE * asked:

@@ -19,7 +19,7 @@ class Ramp(Schedule):
         super().__init__(None, epochs)
         if not 0 < over <= 1:
             raise KdepError(
-                f"a schedule has over={over}",
+                f"the loss weight's ramp has over={over}",
                 expected="a fraction of the training, above 0 and at most 1",
                 fix="correct `over` in the schedule of the method's loss weight",
             )

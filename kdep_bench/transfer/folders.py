@@ -1,4 +1,4 @@
-"""mmpretrain's CustomDataset over class folders, with this project's rule for what an image is."""
+"""mmpretrain's CustomDataset over class folders, with kdep_bench's own listing of image files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kdep_bench.errors import KdepError
 class ClassFolders(CustomDataset):
     """Images of class folders, ordered by class, then by path, as CustomDataset orders them.
 
-    The stock class has a list of suffixes of its own, takes a hidden folder for a class, and gives
-    classes their numbers by position; here a folder's class is looked up by its name.
+    Unlike CustomDataset, it accepts the same file suffixes as the rest of kdep_bench, skips hidden
+    folders, and finds the class number of a folder by its name, not by its position.
     """
 
     def _find_samples(self) -> list[tuple[str, int]]:

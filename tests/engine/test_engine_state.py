@@ -135,11 +135,11 @@ def test_a_damaged_stage_that_is_moved_away_as_advised_is_made_again(tmp_path):
     work, plan = tmp_path / "work", fakes.diamond()
     fakes.run(plan, work)
     damaged, reader = work / fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
-    (damaged / "half.bin").write_bytes(b"")
+    (damaged / "value.txt").write_text("9")
     assert f"move the folder {damaged} out of the work dir" in made_again(damaged)
     damaged.rename(tmp_path / "kept")
     assert damaged.name in fakes.run(plan, work, force=lambda stage: stage.id == reader).ran
-    assert (damaged / "half.bin").read_bytes() == b"x" * 1000
+    assert (damaged / "value.txt").read_text() == "1"
 
 
 def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):

@@ -1,7 +1,7 @@
 """Fuzz every file reader: any result other than success or a KdepError within seconds is a fault.
 
 python -m tests.fuzz --inputs 3000 --seconds 15   # what `make fuzz` runs
-python -m tests.fuzz --only record --seed 7                             # one reader
+python -m tests.fuzz --only record --seed 7       # one reader
 An input that causes another exception or a hang is kept in --keep, named after its reader and seed.
 """
 
@@ -22,13 +22,13 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from tests.fuzz.targets import TARGETS, Target
 
-SLOW = 10.0  # seconds of CPU time that no input may take; 89 megapixels decoded thrice take 7
+SLOW = 10.0  # limit per input, seconds of CPU time; decoding 89 megapixels three times takes 7
 MEMORY = 8 << 30  # address space of the process; more is a MemoryError
 
 
 @dataclass
 class Outcome:
-    """What became of the inputs of one reader."""
+    """Counts of the inputs of one reader; `faults`: (seed, description)."""
 
     name: str
     inputs: int = 0
@@ -54,19 +54,19 @@ def run(target: Target, inputs: int, seed: int, seconds: float, keep: Path | Non
         warnings.simplefilter("ignore")
         path, read = target.setup(Path(folder))
         valid = path.read_bytes()
-        read()  # the seed itself is good
+        read()  # the unchanged file must be valid
         until = time.process_time() + seconds
         while out.inputs < inputs and time.process_time() < until:
-            which = seed + out.inputs
-            raw = target.mutate(random.Random(which), valid)
+            input_seed = seed + out.inputs
+            raw = target.mutate(random.Random(input_seed), valid)
             path.write_bytes(raw)
             fault = _feed(read, out)
             if fault:
-                out.faults.append((which, fault))
+                out.faults.append((input_seed, fault))
                 if keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
                     name = "".join(c if c.isalnum() else "_" for c in target.name)
-                    (keep / f"{name}-{which}{path.suffix}").write_bytes(raw)
+                    (keep / f"{name}-{input_seed}{path.suffix}").write_bytes(raw)
     return out
 
 
@@ -75,8 +75,9 @@ def _feed(read, out: Outcome) -> str:
     out.inputs += 1
     begun = time.process_time()
     fault = ""
-    signal.setitimer(signal.ITIMER_PROF, 4 * SLOW)  # of CPU time
-    signal.setitimer(signal.ITIMER_REAL, 20 * SLOW)  # waits for ever, on a machine with other work
+    signal.setitimer(signal.ITIMER_PROF, 4 * SLOW)  # CPU time
+    # Wall time, for a reader that waits without end; generous, since other work slows a reader.
+    signal.setitimer(signal.ITIMER_REAL, 20 * SLOW)
     try:
         read()
     except KdepError as e:
@@ -125,7 +126,7 @@ def table(outcomes: list[Outcome], seed: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 where an input was not answered by a sentence."""
+    """Prints and writes the report; returns 1 if a reader has a fault."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

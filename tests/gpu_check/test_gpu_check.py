@@ -1,4 +1,4 @@
-"""The GPU check: what it says of a machine, how it keeps time, and every check run on a CPU."""
+"""The GPU check: its messages about a machine, its time limits, and every check run on a CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def machine_info(**more: Any) -> MachineInfo:
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("changes", "message"),
     [
         (dict(built_for=None, available=False), "CPU build"),
         (dict(available=False, library=False, driver=None), "no NVIDIA driver"),
@@ -41,9 +41,9 @@ def machine_info(**more: Any) -> MachineInfo:
         (dict(cards=[{"number": "0", "name": "A", "free_gib": 1.0}]), "no GPU has 12 GiB free"),
     ],
 )
-def test_a_machine_that_cannot_be_checked_raises_kdep_error(more: Any, says: str):
-    with pytest.raises(KdepError, match=says):
-        usable(machine_info(**more))
+def test_a_machine_that_cannot_be_checked_raises_kdep_error(changes: Any, message: str):
+    with pytest.raises(KdepError, match=message):
+        usable(machine_info(**changes))
 
 
 def test_gpus_in_use_by_others_are_not_used():
@@ -81,7 +81,7 @@ def test_only_complete_records_are_compared(tmp_path: Path):
     assert scores(tmp_path) == {("m", "t"): [0.3, 0.5]}
 
 
-# ---- keeping time ----
+# ---- time limits ----
 
 
 def _measures_then_hangs(setting: Setting, measurements: Measurements) -> None:

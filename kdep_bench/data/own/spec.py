@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
 
 ROOT = "KDEP_DATA"  # the environment variable that relative paths start from
-IGNORE = 255  # mask value that neither trains nor scores
+IGNORE = 255  # mask value of pixels that are used neither in training nor in the score
 
 
 @dataclass
@@ -45,7 +45,7 @@ class DataConfig:
 
 
 def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
-    """The stage's spec as a DataConfig; faults are added to `faults`.
+    """Converts the stage's spec to a DataConfig; faults are added to `faults`.
 
     Raises:
         KdepError: an unknown key.
@@ -148,7 +148,7 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
 
 
 def check_labels(data: Mapping[str, Any]) -> None:
-    """Raises KdepError for labels=True (plans supervised methods) without pool_labels=True."""
+    """Raises KdepError if labels=True (allows supervised methods) but not pool_labels=True."""
     if data.get("labels", False) and not data.get("pool_labels", False):
         raise KdepError(
             f"the data {data.get('name')!r} has labels=True but not pool_labels=True, so a "
@@ -276,9 +276,9 @@ def _strings(value: Any, key: str) -> list[str]:
 
 
 def _nested(config: DataConfig) -> list[tuple[str, str, Path]]:
-    """(part, other split, folder) of folders that hold, or are, those of another split.
+    """(part, other split, folder) for each folder that is or contains the folder of another split.
 
-    Images of boxes are named by their json, so that splits may share a folder there.
+    `coco` is not checked: its json files list the images, so its splits may share a folder.
     """
     rows = []
     for part, folders in (

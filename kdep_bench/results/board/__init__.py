@@ -1,1 +1,1 @@
-"""The board: results by method and task, with what is compared and computed from them."""
+"""The board: results by method and task, and the comparisons and summaries made from them."""

@@ -15,15 +15,14 @@ from kdep_bench.results.report.board_rows import BoardView
 class Entry:
     """A table entry.
 
-    `css`: its class: l left-aligned, n not wrapped, w and s wide, best, hole. `sort`: the number
-    that it sorts by, "" for a missing one; None sorts by the text. `kind`:
-
-    - "text": `text`, with `note` as its hover text,
-    - "score": the same, then the link to the notes on the data `letters` and `after`,
-    - "chip": a status badge; `note` is the status word, which colours it,
-    - "code": a command,
-    - "claim": a title, and `note` below it,
-    - "link": a link to `note`.
+    Attributes:
+        text: what is shown.
+        css: CSS classes: l left-aligned, n not wrapped, w and s wide, best, hole (missing result).
+        sort: the number to sort by; "" for a missing number; None sorts by `text`.
+        kind: "text": `text`, with `note` on hover. "score": the same, followed by a link to the
+            notes on the data, `letters`, and by `after`. "chip": a badge coloured by the status
+            word `note`. "code": a command. "claim": a title with `note` below. "link": a link to
+            `note`.
     """
 
     text: str
@@ -74,7 +73,7 @@ def fraction_entry(view: BoardView, row: RowKey) -> Entry:
 
 
 def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
-    """A score with its interval on hover, marks, and the colour of the best or of a missing one."""
+    """A score with its interval on hover and its marks; the best and missing ones are coloured."""
     result = view.board.result(row, column)
     est = result.estimate
     css = "n"
