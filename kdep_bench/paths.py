@@ -1,4 +1,4 @@
-"""Where the package, its configs and its output folders are: in a clone, or installed from a wheel.
+"""Paths of the package, its configs and its output folders, in a clone or installed from a wheel.
 
 In a clone, everything is in the clone. Installed from a wheel, the configs are part of the package
 (`setup.py` copies them), and output goes to the current folder.

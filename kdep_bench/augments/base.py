@@ -23,7 +23,7 @@ from kdep_bench.teachers.base import TeacherOutput
 
 @dataclass(frozen=True)
 class Batch:
-    """What an Augment changes.
+    """The images and teacher outputs of a batch that an Augment may change.
 
     Attributes:
         images: [B, 3, px, px] float32, 0 to 255: what the student sees.

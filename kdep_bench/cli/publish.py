@@ -23,7 +23,7 @@ from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
 
 @dataclass
 class Gaps:
-    """What `publish` left out.
+    """Students and parts of model cards that `publish` left out, with the reasons.
 
     Attributes:
         left_out: export stage -> why its student was not published, as a clause.
@@ -101,7 +101,7 @@ def publish(
 
 
 def _why_not(folder: Path) -> str:
-    """Why a stage that is not damaged has no result, as a clause."""
+    """The reason, as a clause, that a stage without damage has no result."""
     failed = state.failure(folder)
     if failed:
         return f"its last attempt failed: {failed['error']}"

@@ -1,4 +1,4 @@
-"""Which sets of a data config are compared for shared images, and which pairs it allows to share.
+"""The pairs of image sets that are compared for shared images, and those allowed to share them.
 
 A set is "pool", or "<part>/<split>" as the data config names them: "coco/train", "masks/test".
 """

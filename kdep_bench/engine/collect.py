@@ -131,7 +131,7 @@ class _Chains:
         return None if stage_id is None else self._finished(stage_id)[0]
 
     def fault(self, stage_id: str) -> str | None:
-        """Why outputs of a stage cannot be used, as a clause; None if intact or absent."""
+        """The reason that a stage's outputs cannot be used, as a clause; None if they can."""
         fault = self._finished(stage_id)[1]
         return fault and fault.replace(f"{self.work}/", "")  # records contain no paths of a machine
 

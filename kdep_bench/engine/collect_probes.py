@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Chains(Protocol):
-    """What is asked of the finished stages; see `collect`."""
+    """The finished stages of a plan, as `collect` reads them."""
 
     plan: Plan
 
@@ -29,7 +29,7 @@ class Chains(Protocol):
         """The stage.json of a finished stage."""
 
     def fault(self, stage_id: str) -> str | None:
-        """Why the files of a stage cannot be used."""
+        """The reason that the files of a stage cannot be used; None if they can."""
 
     def failure(self, stage_id: str) -> tuple[str, str] | None:
         """(sentence, time) of a failed stage."""

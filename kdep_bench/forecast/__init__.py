@@ -1,1 +1,1 @@
-"""How much work, time, disk space and GPU-hours the stages of a plan will take."""
+"""Estimates of the work, time, disk space and GPU-hours of a plan's stages."""

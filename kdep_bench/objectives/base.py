@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
-# What an objective may read of a batch, and what it may be told when it is built.
-# "views": the fixed views of an image stand one after another in the batch.
+# NEEDS: inputs that an objective may read from a batch. ARGUMENTS: constructor arguments that the
+# pre-training stage can supply.
+# "views": the fixed views of an image are consecutive in the batch.
 # "classes": the labels are those of the teacher's own classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
 # "tail": the teacher's layers after a map are trained (Teacher.tail).
@@ -33,7 +34,7 @@ ARGUMENTS = frozenset(
         "width",  # Ds of the student
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
-        "views",  # fixed views an image
+        "views",  # fixed views per image
         "pool_images",  # images of the pool, of which the run may use a fraction
         "target_mean_square",  # mean square of the target over the fitting rows
         "teacher_width",  # Dt
@@ -125,17 +126,17 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """Share of the run that lies behind this step, in [0, 1)."""
+        """Fraction of the run's steps that are done, in [0, 1)."""
         return self.step / self.steps
 
 
 class Component(nn.Module, ABC):
-    """What an objective is made of, and what it reads; see Objective and weighting.Weighting.
+    """Base class of Objective and weighting.Weighting: declares the inputs that they read.
 
     Class attributes:
-        needs: subset of NEEDS, what is read of a batch. The method's config declares the same in
-            its `needs` ("target" there is "pooled" and an alignment), so that an impossible pair is
-            refused when the plan is built.
+        needs: subset of NEEDS, the inputs read from a batch. The method's config declares the same
+            in its `needs` ("target" there is "pooled" and an alignment), so that an impossible
+            combination is refused when the plan is built.
         requires: subset of ARGUMENTS, keyword arguments of the constructor that follow from the
             data, the student or the teacher; the pre-training stage gives exactly these.
         every_teacher: whether all teachers of a method are read (`Context.teachers`); otherwise
@@ -145,8 +146,8 @@ class Component(nn.Module, ABC):
         couples_samples: whether the result for one sample depends on the other samples of the batch
             (Gram matrices, contrast). Such an objective is refused where a batch is split, by
             gradient accumulation or over several processes, because it would see another batch.
-        forwards: forward passes per sample of networks of its own, and further passes of the
-            student, for the cost columns.
+        forwards: forward passes per sample of its own networks, and additional ones of the student;
+            for the cost columns.
 
     Parameters are trained and dropped at export; buffers are kept in resume files.
     """
@@ -224,7 +225,7 @@ class Objective(Component):
 
 @dataclass(frozen=True)
 class Demands:
-    """What the objective of a config and all its parts need, ask and relate."""
+    """The class attributes of a config's objective and all its parts, united."""
 
     needs: frozenset[str]
     requires: frozenset[str]

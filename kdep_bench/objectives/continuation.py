@@ -35,7 +35,7 @@ class Continuation(Objective):
     within the margin while phi < m: nothing would be learned there.
 
     Args:
-        margin: m, as a share of E.
+        margin: m, as a fraction of E.
         weight: w.
         phi: a number or a schedule.
         width, teacher_classes, epochs: set by the pre-training stage.

@@ -1,4 +1,4 @@
-"""Which teacher outputs an objective's config names. Imports no torch: the plan asks too."""
+"""Finds the teacher outputs that an objective's config names. Imports no torch, for planning."""
 
 from __future__ import annotations
 

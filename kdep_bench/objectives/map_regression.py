@@ -85,7 +85,7 @@ class MapRegression(Objective):
     Args:
         levels: {student level: teacher map}.
         weight: sum of w_l over the levels; 20 as for KDEP's loss.
-        shares: {student level: its share of `weight`}, sum 1; None for equal shares.
+        shares: {student level: its fraction of `weight`}, sum 1; None for equal fractions.
         sign: "pairs", "plain" or "rotation": see `objectives/signs.py`.
         n: exponent of power temperature scaling; 1 leaves the components as they are.
         tap: "after" regresses the student's maps as they leave a stage (after its ReLU), "before"
@@ -156,7 +156,7 @@ class MapRegression(Objective):
 
 
 def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) -> dict[str, float]:
-    """Each level's share of the weight; KdepError where `shares` names other levels or not all."""
+    """Each level's fraction of the weight; KdepError unless `shares` names exactly the levels."""
     if shares is None:
         return dict.fromkeys(levels, 1.0 / len(levels))
     if (

@@ -1,4 +1,4 @@
-"""What objectives on spatial maps share: level pairs, channels that fit, sizes that fit."""
+"""Common functions of objectives on spatial maps: pairing levels, matching channels and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which teacher a part of an objective reads, where a method has several. Imports no torch.
+"""Assigns the teachers of a method with several to the parts of its objective. Imports no torch.
 
 A method with several teachers names each by a role. A class with `every_teacher = True` reads all
 of them; any other reads the first, or the one that its part of a weighted sum names:

@@ -1,6 +1,6 @@
-"""How a signed target is given to channels that a ReLU keeps non-negative. No torch: plans ask too.
+"""Ways to represent a signed target in channels that a ReLU keeps non-negative. Imports no torch.
 
-What a non-negative feature can represent of a signed one has a closed form. Take K uncorrelated
+How much of a signed feature a non-negative one can represent has a closed form. Take K uncorrelated
 target channels g_k, symmetric about zero, of variances v_1 >= v_2 >= ... (those of an SVD). The
 best non-negative approximation of g_k is max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2.
 So with one student channel per component ("plain"), at most half of the variance of the first C
@@ -31,9 +31,9 @@ SIGNS = {
 
 
 def components(sign: str, channels: int, where: str = "the student") -> int:
-    """How many components of the teacher a map of `channels` student channels is given.
+    """Number of teacher components that a student map of `channels` channels represents.
 
-    Raises KdepError for an unknown `sign`, and for "pairs" of an odd number of channels.
+    Raises KdepError for an unknown `sign`, and for "pairs" with an odd number of channels.
     """
     if sign not in SIGNS:
         raise unknown_name("form of the sign", sign, SIGNS)
@@ -57,20 +57,24 @@ def check_map_targets(
         student: channels by level, as the student's config declares them ("s16": 128).
         teacher: channels by map, as the teacher's card states them; maps it does not name are
             checked when the run begins.
-        who: the method and student, for the sentence.
+        who: the method and student, for messages.
     """
     if not isinstance(objective, Mapping):
         return
     levels = objective.get("levels")
     if str(objective.get("type")).endswith(".MapRegression") and isinstance(levels, Mapping):
         policy = (objective.get("align") or {}).get("policy")
-        for own, its in levels.items():
-            if own not in student:
+        for student_level, teacher_map in levels.items():
+            if student_level not in student:
                 continue  # refused by the check of levels
             need = components(
-                objective.get("sign", "pairs"), student[own], f"{who}: level {own} of the student"
+                objective.get("sign", "pairs"),
+                student[student_level],
+                f"{who}: level {student_level} of the student",
             )
-            if its in teacher:
-                check_widths(need, teacher[its], policy, f"map {its} of the teacher")
+            if teacher_map in teacher:
+                check_widths(
+                    need, teacher[teacher_map], policy, f"map {teacher_map} of the teacher"
+                )
     for value in objective.values():
         check_map_targets(value, student, teacher, who)

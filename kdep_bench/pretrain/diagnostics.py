@@ -31,11 +31,11 @@ def extra_cost(
     taught: Teaching,
     seen: int,
 ) -> dict[str, Any]:
-    """What a method needs beside its student.
+    """Parameters and forward passes that a method needs in addition to its student's.
 
-    `extra_parameters`: elements of what is trained or kept beside the backbone and dropped at
-    export. `extra_forwards`: forward passes, in the `seen` samples of the run, of networks that
-    are not the student: a live teacher, a peer, an average. A cached teacher's are its cache's.
+    `extra_parameters`: number of values that are trained or stored with the backbone and dropped at
+    export. `extra_forwards`: forward passes of all other networks (a live teacher, a peer, a moving
+    average) over the `seen` samples of the run; those of a cached teacher are counted by its cache.
     """
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
@@ -46,7 +46,7 @@ def extra_cost(
 def target_probes(
     spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any]
 ) -> dict[str, Any]:
-    """Mean square and Std Ratio of the target over the fitting rows."""
+    """Mean square and std ratio of the target over the alignment samples."""
     head, moments = build_target(**target), Moments(spec["student"]["width"])
 
     def told(f: Tensor) -> Tensor:
@@ -84,7 +84,14 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
 
 
 def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """How far the teacher's maps that the objective names are apart, over the fitting rows."""
+    """Distances between the teacher maps that the objective names, over the alignment samples.
+
+    Returns:
+        level -> level -> distance, see `features/layers.py`.
+
+    Raises:
+        KdepError: no cached teacher features.
+    """
     if "cache" not in inputs:
         raise KdepError(
             f"the method {spec['method']['name']} compares layers of the teacher before training, "

@@ -94,7 +94,7 @@ class TermShares(Hook):
 
     @property
     def shares(self) -> dict[str, float]:
-        """{term: share}; empty before the first step."""
+        """Mean fraction of the loss magnitude per term; empty before the first step."""
         return {k: v / self._steps for k, v in self._sums.items()} if self._steps else {}
 
     def after_train_iter(

@@ -1,7 +1,7 @@
-"""How a run walks through its sequence of samples: from any step on, with any number of workers.
+"""The training loop over the fixed sequence of samples, which can resume at any step.
 
-What a step reads is told by its number alone (pretrain/stream.py), so neither the loader's workers,
-nor how far they have read ahead when a run is cut, are part of what is trained.
+The samples of a step depend only on its number (pretrain/stream.py). So neither the number of
+loader workers, nor how far they had read ahead when a run was interrupted, changes the training.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ FAULT = "fault"  # key of a KdepError, in place of a batch, that a loader's work
 
 
 class TeacherSource:
-    """What a batch holds of one teacher; see ViewStream for the arguments."""
+    """The part of a batch that comes from one teacher; see ViewStream for the arguments."""
 
     def __init__(
         self,

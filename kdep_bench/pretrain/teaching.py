@@ -109,15 +109,15 @@ class TeacherSide:
 
 @dataclass(frozen=True)
 class Teaching:
-    """How a run gets its teacher.
+    """The source of a run's teacher outputs: a cache, or the teacher itself in every step.
 
     Attributes:
         stream: arguments of ViewStream.
         model: arguments of TeacherSide.
-        facts: answers to teacher_width, teacher_classes and teacher_maps.
-        outputs: what the stage tells of it.
-        by_role: the teaching of each teacher of a method with several. `stream` and `model` are
-            then by role as well, and `facts` is empty.
+        facts: functions that return teacher_width, teacher_classes and teacher_maps.
+        outputs: entries of the stage's outputs about the teacher.
+        by_role: a Teaching per teacher, for a method with several. `stream` and `model` are then by
+            role as well, and `facts` is empty.
     """
 
     stream: dict[str, Any] = field(default_factory=dict)
@@ -189,7 +189,7 @@ def cached_teaching(
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
     names = cache.extra_names(required)
-    if levels:  # arms share a cache of maps, and each reads its own
+    if levels:  # methods share a cache of maps, and each reads its own levels
         names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]
     for need in sorted(required & {"maps", "tokens"}):
         if not any(n.partition(".")[0] == need for n in names):

@@ -84,13 +84,13 @@ def runner_config(
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves.
+    """The result of a training run.
 
     Attributes:
         state: state dict of the trained model, out of any wrapper; with a weight average, the
             backbone is that average.
         curve: loss curve [[step, loss], ...].
-        terms: each term's mean share of the loss over all steps, {term: share}.
+        terms: mean fraction of the loss magnitude per term, over all steps.
         seconds: wall seconds of all steps, those before a resume included.
     """
 

@@ -1,4 +1,4 @@
-"""What every probe shares: what it reads, what it measures.
+"""Base class of the probes, with their inputs and outputs.
 
 A probe measures one property of an exported backbone, most often from its features on the splits
 of a folder of class folders; these are extracted once for all probes (see `extract`). Probes are
@@ -65,7 +65,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a probe measures from; filled as far as its `reads` and `splits` say.
+    """The inputs of a probe; only those in its `reads` and `splits` are given.
 
     Attributes:
         splits: features by split of the class folders.
@@ -87,7 +87,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe returns: numbers by name, and sentences for the record."""
+    """The result of a probe: numbers by name, and notes for the record."""
 
     values: Mapping[str, Value]
     notes: tuple[str, ...] = ()

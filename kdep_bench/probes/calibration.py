@@ -1,4 +1,4 @@
-"""How well the probabilities of a linear classifier agree with what comes true."""
+"""Calibration of a linear classifier: do its probabilities agree with how often it is right?"""
 
 from __future__ import annotations
 

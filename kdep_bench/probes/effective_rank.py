@@ -1,4 +1,4 @@
-"""How many dimensions of the feature vary: effective rank, participation ratio, dead dimensions."""
+"""Number of dimensions that vary: effective rank, participation ratio, dead dimensions."""
 
 from __future__ import annotations
 

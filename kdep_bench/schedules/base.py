@@ -31,7 +31,7 @@ class Schedule(ABC):
         self.span, self.epochs = span, epochs
 
     def done(self, step: int, steps: int) -> float:
-        """Share of the schedule that lies behind step `step` (from 0) of `steps`, 0 to 1."""
+        """Fraction of the schedule that is done at step `step` (from 0) of `steps`, 0 to 1."""
         share = 1.0
         if self.span is not None:
             if self.epochs is None:
@@ -45,7 +45,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def at(self, x: float) -> float:
-        """The value when the share `x` in [0, 1] of the schedule is done."""
+        """The value when the fraction `x` in [0, 1] of the schedule is done."""
 
     def __call__(self, step: int, steps: int) -> float:
         """The value in optimiser step `step`, counted from 0, of a run of `steps`."""

@@ -7,7 +7,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Ramp(Schedule):
-    """From `start` to `end` along a line over the share `over` of the run, then `end`.
+    """Linear from `start` to `end` over the first fraction `over` of the run, then `end`.
 
     As Linear, with its span as a share: Continuation-KD's psi = min(e / 150, 1) of 200 epochs is
     Ramp(0, 1, over=0.75), whatever the epochs of the run.

@@ -7,7 +7,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Until(Schedule):
-    """`value` for the share `stop` of the run, 0 after it.
+    """`value` for the first fraction `stop` of the run, then 0.
 
     Early-stopped distillation (Cho and Hariharan, ICCV 2019) ends the teacher's term at an epoch e0
     of E: stop = e0 / E. stop = 1 never ends it, stop = 0 never begins.

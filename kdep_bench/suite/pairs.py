@@ -470,12 +470,12 @@ def widths(pair: StudentMethod) -> None:
 
 
 def declared_needs(pair: StudentMethod) -> None:
-    """What the objective reads of a batch, against what the method's page declares."""
+    """KdepError unless the inputs that the objective reads are those in the method's config."""
     check_needs(pair.method, pair.name)
 
 
 def whole_batch(pair: StudentMethod) -> None:
-    """An objective that relates the samples of a batch, and a batch that is split."""
+    """KdepError for an objective that couples the samples of a batch, if the batch is split."""
     check_relates(pair.method, pair.name, _batch_parts(pair))
 
 
@@ -521,7 +521,7 @@ def teacher_source(pair: StudentMethod) -> None:
 
 
 def players(pair: StudentMethod) -> None:
-    """An objective with optimisers of its own, and gradient accumulation."""
+    """KdepError for an objective with its own optimisers, under gradient accumulation."""
     check_players(pair.method, pair.name, pair.suite.budget.accumulate)
 
 

@@ -267,7 +267,7 @@ class SuiteFile(_Part):
 
 
 class Variant(_Part):
-    """What a variant of a suite can override; `budget` overrides entries of the suite's."""
+    """Values that a variant replaces in its suite; `budget` replaces single entries."""
 
     teacher: Any = None
     methods: list[Any] | None = Field(min_length=1, default=None)

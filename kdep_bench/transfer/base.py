@@ -1,8 +1,8 @@
-"""What every transfer task shares: the mm Config around a backbone, one training, one test.
+"""Base classes of the transfer tasks: the mm Config around a backbone, one training, one test.
 
 A task's `build_cfg` returns an ordinary mm Config: dumped to a file it can be run by the stock
-mmpretrain, mmdet or mmseg runner. `run` builds it, trains, proves the load gate, scores the test
-split exactly once and returns the outputs of the transfer stage.
+mmpretrain, mmdet or mmseg runner. `run` builds it, trains, checks that the pre-trained weights were
+loaded, scores the test split exactly once and returns the outputs of the transfer stage.
 """
 
 from __future__ import annotations

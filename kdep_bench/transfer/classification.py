@@ -292,7 +292,7 @@ class LinearProbe(Task):
             images_per_s=images / max(features_s, 1e-9),
             notes=[*notes, *lost],
             samples=kept,
-            chance=float(shares.max()),  # always naming the commonest class
+            chance=float(shares.max()),  # of always predicting the most frequent class
         )
 
     def _fit_split(

@@ -68,7 +68,7 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
 def trained_images(
     table: Mapping[str, Any], classes: Iterable[str], min_size: int
 ) -> tuple[int, str]:
-    """How many images of a COCO table mmdet trains on, and what it leaves out, in words.
+    """(number of images in a COCO table that mmdet trains on, a sentence on those it leaves out).
 
     mmdet's `filter_cfg` drops images without an annotation of `classes`, and images whose shorter
     side is under `min_size` pixels.

@@ -1,4 +1,4 @@
-"""What the full-scale tasks on official data sets share: checks, worker processes."""
+"""Common functions of the tasks on official data sets: checks, number of worker processes."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def check(
 
 
 def _difference(own: Tensor, file: Tensor) -> str:
-    """Why two tensors are not bit-equal; empty when they are."""
+    """The difference between two tensors, as a clause; "" if they are bit-equal."""
     if own.shape != file.shape:
         return f"shape {list(own.shape)} in the model, {list(file.shape)} in the file"
     if own.dtype != file.dtype:

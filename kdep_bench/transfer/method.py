@@ -194,7 +194,7 @@ def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 class _Attachment:
-    """What a transfer method keeps outside the model's modules: its teacher and its records."""
+    """State of a transfer method that is not a module of the model: its teacher and its records."""
 
     def __init__(
         self,
@@ -338,7 +338,7 @@ def hooks_of(runner: Any) -> list[Hook]:
 
 
 def left(runner: Any, hooks: Sequence[Hook], save_in: Path | None) -> dict[str, Any]:
-    """What remains when the training is over: the task's own model, and outputs of the stage.
+    """Reduces the model to the task's own one after training; returns outputs of the stage.
 
     Args:
         hooks: those that `hooks_of` gave.

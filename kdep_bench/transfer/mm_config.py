@@ -137,7 +137,7 @@ def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[st
 
 
 def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Linear warm-up over `warmup` steps, then x0.1 at the shares `steps` of `iters`."""
+    """Linear warm-up over `warmup` steps, then x0.1 at the fractions `steps` of `iters`."""
     return [
         dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=recipe["warmup"]),
         dict(

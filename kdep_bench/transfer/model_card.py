@@ -22,10 +22,10 @@ Json = dict[str, Any]
 def about(
     method: Json, student: Json, teacher: Json | None, data: str, share: float, seed: int
 ) -> Json:
-    """What the plan tells an export for its card; no part of any stage's identity."""
-    told = ("name", "source", "labels_used")
+    """Values for the model card that the plan passes to an export; not part of any stage id."""
+    fields = ("name", "source", "labels_used")
     return {
-        "method": {k: method[k] for k in told if k in method},
+        "method": {k: method[k] for k in fields if k in method},
         "student": student["name"],
         "teacher": None
         if teacher is None

@@ -138,7 +138,7 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
     Args:
         recipe: of a LinearProbe.
         per_class: training images of each class.
-        where: the folder, for the sentence.
+        where: the folder, for messages.
     """
     least, total, classes = min(per_class), sum(per_class), len(per_class)
     if recipe["protocol"] == "folds":

@@ -287,7 +287,7 @@ def _flag(value: Any, here: str, key: str) -> bool:
 
 
 def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:
-    """What to do where an id is there as another kind of value: 3, "3" or 3.0."""
+    """The fix for an id that is listed as another type (3, "3" or 3.0); "" if it is not listed."""
     for known in list(ids)[:1000]:
         text, whole = str(value), isinstance(value, float) and value.is_integer()
         if str(known) in (text, f"{value:.0f}" if whole else text):

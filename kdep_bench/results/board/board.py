@@ -365,7 +365,7 @@ def _task_versions(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
 
 
 def _submitted(runs: list[Run]) -> list[str]:
-    """Who submitted rows that this suite did not run."""
+    """One remark per submitter of rows that this suite did not run."""
     counts = Counter(r.submitter for r in runs if r.submitter)
     return [
         f"{n} records were submitted by {name}: checked with `tools/report.py validate` before "

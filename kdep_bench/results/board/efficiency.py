@@ -89,10 +89,19 @@ def saving(
     axis: Axis,
     margin: float = 0.0,
 ) -> Saving | None:
-    """How much less of `axis` the rows of `curve` need to reach the score of `goal` + `margin`.
+    """The factor by which `curve` needs less of a budget than `goal` for the same score + `margin`.
 
     Per seed pair the score, a mean over `columns`, is made monotone (running maximum) and
-    interpolated linearly in log(axis). None where `curve` has fewer than two known amounts.
+    interpolated linearly in log(axis).
+
+    Args:
+        curve: rows of one method with different budgets.
+        goal: the row whose score is to be reached.
+        axis: the kind of budget.
+        margin: added to the score of `goal`, a fraction.
+
+    Returns:
+        None if fewer than two budgets of `curve` are known.
     """
     amounts = {a: x for a in curve if (x := amount(board, a, axis))}
     reference = amount(board, goal, axis)

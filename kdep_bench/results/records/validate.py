@@ -29,8 +29,7 @@ Records = Sequence[tuple[str, Record]]  # (file below the folder, record)
 
 @dataclass(frozen=True)
 class Findings:
-    """What `validate` found: the records read, one sentence per fault, and remarks that are no
-    faults."""
+    """The result of `validate`: the records, one sentence per fault, and other remarks."""
 
     records: Records
     faults: list[str]

@@ -143,7 +143,7 @@ def row_name(view: BoardView, row: RowKey) -> str:
 
 
 def untimed_note(board: Board) -> str:
-    """Why the cost columns are empty, in suites that report no times; otherwise ""."""
+    """The note that explains empty cost columns, for suites that report no times; otherwise ""."""
     return UNTIMED if board.untimed else ""
 
 

@@ -102,7 +102,7 @@ def index(published: list[PublishedSuite], reports: Mapping[str, str]) -> str:
 
 
 def _suite_values(suite: PublishedSuite) -> dict[str, Any]:
-    """What the page shows of a suite in one table entry, where the search box finds all of it."""
+    """The values of a suite's table entry; all in one entry, so that the search box finds them."""
     board = suite.view.board
     return {
         "name": suite.folder,

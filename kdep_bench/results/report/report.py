@@ -96,7 +96,7 @@ def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> Non
 
 
 def view_of(results_dir: Path) -> board_rows.BoardView:
-    """What the tables of a results folder show, from its records and the claims kept beside them.
+    """The content of a results folder's tables, from its records and its claims.json.
 
     Raises:
         KdepError: as `build`.

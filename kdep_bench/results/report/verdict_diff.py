@@ -1,4 +1,4 @@
-"""Which verdicts of one results folder hold in another, as one from another kind of processor."""
+"""Compares the verdicts of two results folders, for example from two kinds of processors."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def method_families_section(view: BoardView) -> Section | None:
 
 
 def alignment_section(view: BoardView) -> Section | None:
-    """What the alignment of the teacher's features kept."""
+    """The table of explained variance and std ratios of the alignments."""
     rows = []
     for row in view.board.rows:
         f = view.summaries[row].align

@@ -71,7 +71,7 @@ def reported_section(view: BoardView) -> Section | None:
 
 
 def failures_section(view: BoardView) -> Section | None:
-    """What failed, is missing or is damaged, and remarks on the records."""
+    """The table of failed, missing and damaged records, and remarks on the records."""
     rows = [
         (
             "",
