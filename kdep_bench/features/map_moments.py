@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
 from kdep_bench.features.layers import evenly_spaced
-from kdep_bench.features.resize import resize_map
 from kdep_bench.features.transform import Moments
+from kdep_bench.networks.resize import resize_map
 from kdep_bench.openmmlab import load_weights
 
 MAX_ROWS = 4096

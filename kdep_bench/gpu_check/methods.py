@@ -98,8 +98,11 @@ def _steps(
 
     from kdep_bench.gpu_check import synthetic
 
-    spec = synthetic.spec_of(method, student, EPOCHS, batch)
-    net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run")
+    spec, augment = synthetic.spec_of(method, student, EPOCHS, batch), None
+    if "layer" in (method.get("needs") or ()):  # no cache can stand in for this live teacher
+        spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
+        inputs = {**inputs, "images": inputs["prepare"]}
+    net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)
     net.steps = warm + counted
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     data = synthetic.on_device(load(0))

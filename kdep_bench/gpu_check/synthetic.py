@@ -131,7 +131,7 @@ def build(
         objective,
         target,
         precision=spec["budget"]["precision"],
-        maps="maps" in requirements.needs,
+        maps=requirements.pyramid,
         levels_before=sorted(requirements.levels_before),
         teacher=source.model,
         roles=spec.get("roles", ()),

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 # "classes": the labels are those of the teacher's own classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
 # "tail": the teacher's layers after a map are trained (Teacher.tail).
+# "layer": the output of the live teacher's layer `teacher_layer`, after which it stops; it sees the
+# visible patches alone (Teacher.up_to).
 # "probabilities": the largest `top_classes` class probabilities, the rest spread evenly.
 NEEDS = frozenset(
     {
         *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
-        *("classifier", "tail", "probabilities"),
+        *("classifier", "tail", "probabilities", "layer"),
     }
 )
 ARGUMENTS = frozenset(
@@ -40,6 +42,7 @@ ARGUMENTS = frozenset(
         "teacher_width",  # Dt
         "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
         "teacher_config",  # config of the teacher, for `build_teacher`
+        "layer_width",  # channels of the layer of need "layer"
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same of Context.teacher.maps
@@ -52,7 +55,7 @@ ARGUMENTS = frozenset(
 TEACHER_ARGUMENTS = frozenset(
     {
         *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
-        *("teacher_config", "teacher_maps", "layer_distances", "map_moments"),
+        *("teacher_config", "teacher_maps", "layer_distances", "map_moments", "layer_width"),
     }
 )
 
@@ -79,13 +82,13 @@ class Context:
         labels: [B] int64 class numbers; with need "labels", None in a label-free run.
         teacher: what the teacher said, without gradient: `pooled` [B, Dt] as tapped, `logits`
             [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
-            with "tokens", `probabilities` [B, C] with "probabilities". None in a run without a
-            teacher; of several teachers, the first.
+            with "tokens", `probabilities` [B, C] with "probabilities", `layer` [B, p + n, C] with
+            "layer". None in a run without a teacher; of several teachers, the first.
         teachers: the same of every teacher, by its role in the method; a method with one teacher
             has the role "teacher".
         targets: [B, Ds] by role, as `target` of each teacher whose aligned feature is read.
         maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
-            pixels; filled with need "maps" alone.
+            pixels; filled for a class that needs "maps" or requires "student_maps".
         maps_before: levels before their last activation, those that `Objective.levels_before`
             names.
         images: [B, 3, px, px] the student's normalised input, for an objective with networks of its
@@ -233,6 +236,11 @@ class Demands:
     forwards: int = 0
     levels_before: frozenset[str] = frozenset()
     has_players: bool = False
+
+    @property
+    def pyramid(self) -> bool:
+        """Whether the student's maps are read."""
+        return "maps" in self.needs or "student_maps" in self.requires
 
 
 def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:

@@ -14,8 +14,10 @@ def levels_of(config: Any) -> set[str]:
 
 
 def student_levels(config: Any) -> set[str]:
-    """Names of the student's levels that an objective reads: the keys of its `levels`."""
-    return {own for levels in _levels(config) for own in levels}
+    """Names of the student's levels that an objective reads: keys of `levels`, `student_level`."""
+    return {level for levels in _levels(config) for level in levels} | {
+        str(level) for level in _values(config, "student_level")
+    }
 
 
 def level_pairs(config: Any) -> set[tuple[str, str]]:
@@ -46,6 +48,22 @@ def top_classes(config: Any) -> int:
             fix="set top_classes in the method's objective (the same in all its parts)",
         )
     return int(named[0])
+
+
+def teacher_layer(config: Any) -> str:
+    """The layer of a live teacher that an objective reads: its `teacher_layer`.
+
+    Raises:
+        KdepError: where its parts name none or several.
+    """
+    named = sorted(set(map(str, _values(config, "teacher_layer"))))
+    if len(named) != 1:
+        raise KdepError(
+            f"an objective that reads one layer of its teacher has teacher_layer = {named or None}",
+            expected="one name for the whole objective",
+            fix="set teacher_layer in the method's objective (the same in all its parts)",
+        )
+    return named[0]
 
 
 def _values(config: Any, key: str) -> Iterator[Any]:

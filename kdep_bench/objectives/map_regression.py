@@ -12,8 +12,8 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.align import build_aligner
 from kdep_bench.features.aligners import explained_variance_ratio, orthogonal
 from kdep_bench.features.map_moments import open_map_moments
-from kdep_bench.features.resize import resize_map
 from kdep_bench.features.transform import PowerTemperature
+from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.maps import Maps, check_levels

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.features.resize import resize_map
+from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.base import Context
 
 Maps = Mapping[str, Mapping[str, int]]

@@ -64,7 +64,10 @@ class MaskedAutoencoder(Objective):
         self._student: list[VisibleTokens] = []
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
-        tokens = VisibleTokens(student)
+        self.read(VisibleTokens(student))
+
+    def read(self, tokens: VisibleTokens) -> None:
+        """Sets what is read of the student; KdepError for patches of another size."""
         if tokens.patch != self.patch:
             raise KdepError(
                 f"the objective has patch={self.patch}, but the student's patches have "

@@ -19,7 +19,7 @@ ONLY = "teacher"  # role of the teacher of a method that has one
 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(
-    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier"}
+    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier", "layer"}
 )
 
 Json = dict[str, Any]

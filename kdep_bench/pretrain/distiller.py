@@ -199,7 +199,7 @@ class Distiller(BaseModel):
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         student = self.run_student(x)
         with torch.autocast(images.device.type, enabled=False):
-            by_role = self.teacher_outputs(parts)
+            by_role = self.teacher_outputs(parts, {} if batch is None else batch.extra)
             if batch is not None:
                 both = {**batch.stored, **by_role}
                 by_role = {role: both[role] for role in self.teacher_sides if role in both}
@@ -233,14 +233,20 @@ class Distiller(BaseModel):
         return batch, {role: {"teacher_images": shown} for role, shown in changed.items()}
 
     def teacher_outputs(
-        self, batch_parts: Mapping[str, Mapping[str, Any]]
+        self,
+        batch_parts: Mapping[str, Mapping[str, Any]],
+        extra: Mapping[str, Tensor] | None = None,
     ) -> dict[str, TeacherOutput]:
-        """The outputs of the teachers of whom a batch holds something, by role."""
+        """The outputs of the teachers of whom a batch holds something, by role.
+
+        `extra`: what the augmentation added.
+        """
         outputs = {
             role: side(
                 batch_parts[role].get("teacher"),
                 batch_parts[role].get("outputs") or {},
                 batch_parts[role].get("teacher_images"),
+                extra or {},
             )
             for role, side in self.teacher_sides.items()
             if role in batch_parts

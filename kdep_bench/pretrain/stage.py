@@ -86,7 +86,7 @@ def run(
             "objective": objective,
             "target": target,
             "precision": budget.get("precision", "float32"),
-            "maps": "maps" in required.needs,
+            "maps": required.pyramid,
             "levels_before": sorted(required.levels_before),
             "teacher": taught.model,
             "roles": spec.get("roles", []),
@@ -104,7 +104,7 @@ def run(
         checkpoint_every=max(1, steps // 4),
         world_size=ranks,
         loss_scaling=budget.get("precision") == "float16",
-        some_unused="maps" in required.needs,
+        some_unused=required.pyramid,
         workers=workers_for(dataset, budget["batch"] // ranks),
     )
     trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdep_bench.augments.base import Batch, Draw, build_augment
 from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import sparse
@@ -21,7 +22,7 @@ from kdep_bench.features.cache_check import (
 )
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.levels import levels_of, top_classes
+from kdep_bench.objectives.levels import levels_of, teacher_layer, top_classes
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
@@ -38,6 +39,7 @@ class TeacherSide:
             logits as from the stored ones.
         classes: number of the teacher's classes, for stored probabilities.
         classifier: whether the objective applies the teacher's classifier itself.
+        layer: name of the layer after which the live teacher stops.
     """
 
     def __init__(
@@ -47,23 +49,35 @@ class TeacherSide:
         top: int | None = None,
         classes: int | None = None,
         classifier: bool = False,
+        layer: str | None = None,
     ) -> None:
         # The student is initialised from the same generator: arms must start from one student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))
-        self.classifier = classifier
+        self.classifier, self.layer = classifier, layer
         self.checksum = None if self.live is None else self.live.checksum()
         self.top, self.classes = top, classes
 
     @torch.no_grad()
     def __call__(
-        self, pooled: Tensor | None, outputs: Mapping[str, Tensor], images: Tensor | None
+        self,
+        pooled: Tensor | None,
+        outputs: Mapping[str, Tensor],
+        images: Tensor | None,
+        extra: Mapping[str, Tensor],
     ) -> TeacherOutput | None:
-        """`pooled` [B, Dt] and `outputs` (see Cache.extras) float16, or `images` uint8."""
+        """`pooled` [B, Dt] and `outputs` (see Cache.extras) float16, or `images` uint8.
+
+        `extra`: what the augmentation added; with `layer`, `visible` and `hidden`.
+        """
         if self.live is not None:
             assert images is not None
             with torch.autocast(images.device.type, enabled=False), exact_float32():
+                if self.layer is not None:
+                    live = self.live.to(images.device)
+                    read = live.up_to(images, self.layer, extra["visible"], extra["hidden"])
+                    return TeacherOutput(read.new_empty((len(images), 0)), None, layer=read)
                 out = self._with_top(self.live.to(images.device)(images))
             return replace(out, classifier=self.live.logit_head) if self.classifier else out
         if pooled is None and not outputs:
@@ -114,7 +128,7 @@ class Teaching:
     Attributes:
         stream: arguments of ViewStream.
         model: arguments of TeacherSide.
-        facts: functions that return teacher_width, teacher_classes and teacher_maps.
+        facts: functions that return teacher_width, teacher_classes, teacher_maps, layer_width.
         outputs: entries of the stage's outputs about the teacher.
         by_role: a Teaching per teacher, for a method with several. `stream` and `model` are then by
             role as well, and `facts` is empty.
@@ -149,6 +163,8 @@ def teaching(
         return Teaching()
     objective = spec["method"]["objective"]
     top = top_classes(objective) if "probabilities" in required else None
+    if "layer" in required:
+        return layer_teaching(required, spec, inputs)
     if spec.get("teacher") is not None:
         return live_teaching(required, spec["teacher"], inputs, top)
     if "cache" not in inputs:
@@ -271,6 +287,45 @@ def live_teaching(
                 k: {"channels": m.shape[1], "stride": px // m.shape[2]}
                 for k, m in said.maps.items()
             },
+        },
+        {"teacher_source": "live", "teacher_checksum": teacher.checksum()},
+    )
+
+
+def layer_teaching(
+    required: frozenset[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> Teaching:
+    """From a live teacher that sees a part of the patches and stops after a layer.
+
+    Raises KdepError for a teacher that is not live, an augmentation that hides no patches, a
+    further output of the teacher, and what `Teacher.up_to` raises for such images.
+    """
+    method, layer = spec["method"], teacher_layer(spec["method"]["objective"])
+    problems = {
+        "the teacher does not run in the training step": spec.get("teacher") is None,
+        "the method has no `augment`": method.get("augment") is None,
+        f"it also reads {', '.join(sorted(required - {'layer'}))}": required != {"layer"},
+    }
+    for problem, present in problems.items():
+        if present:
+            raise KdepError(
+                f"the objective of method {method['name']} stops its teacher after the layer "
+                f"{layer!r}, but {problem}",
+                expected="a live teacher, masked patches, and no other output of that teacher",
+                fix="correct `teacher_source`, `augment` or `objective` in the method",
+            )
+    teacher, px = build_teacher(spec["teacher"]), int(spec["student"]["input_px"])
+    blank = Batch(torch.zeros(1, 3, px, px))
+    masks = build_augment(method["augment"]).change(blank, Draw(0, 0, 1)).extra
+    images = torch.zeros(1, 3, teacher.input_px, teacher.input_px, dtype=torch.uint8)
+    width = teacher.up_to(images, layer, masks["visible"], masks["hidden"]).shape[2]
+    return Teaching(
+        {"pool": str(inputs["images"]), "teacher_px": teacher.input_px},
+        {"live": dict(spec["teacher"]), "layer": layer},
+        {
+            "teacher_width": lambda: teacher.width,
+            "teacher_config": lambda: dict(spec["teacher"]),
+            "layer_width": lambda: width,
         },
         {"teacher_source": "live", "teacher_checksum": teacher.checksum()},
     )

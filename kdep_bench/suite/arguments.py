@@ -156,6 +156,12 @@ def _objectives(method: Json) -> list[str]:
     return [resolve_alias(c["type"]) for place, c in typed if place.endswith("objective")]
 
 
+def requires_student_maps(method: Json) -> bool:
+    """Whether a class of the method's objective reads the student's feature maps."""
+    requirements = (class_value(path, "requires") or () for path in _objectives(method))
+    return any("student_maps" in words for words in requirements)
+
+
 def check_needs(method: Json, label: str) -> None:
     """Raises KdepError for inputs that the objective reads and the method does not declare."""
     needs: set[str] = set()

@@ -14,7 +14,8 @@ from functools import cached_property
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
-from kdep_bench.objectives.levels import levels_of, student_levels, top_classes
+from kdep_bench.objectives.levels import levels_of, student_levels, teacher_layer, top_classes
+from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_heard, spans
@@ -27,6 +28,7 @@ from kdep_bench.suite.arguments import (
     check_players,
     check_relates,
     check_transformer,
+    requires_student_maps,
 )
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.known_data import has_labels, parts_of
@@ -187,6 +189,12 @@ class StudentMethod:
     @cached_property
     def needs(self) -> set[str]:
         return method_needs(self.method)
+
+    @property
+    def live(self) -> bool:
+        """Whether the suite's teacher, or one by role, runs in the training step."""
+        budget = self.suite.budget
+        return budget.teacher == "live" or self.method.get("teacher_source") == "live"
 
     @cached_property
     def teacher(self) -> Json:
@@ -395,6 +403,33 @@ def tail(pair: StudentMethod) -> None:
             )
 
 
+def layer(pair: StudentMethod) -> None:
+    """A method that stops its teacher after a layer: without that layer, from a cache, or mixed."""
+    if "layer" not in pair.needs:
+        return
+    name = teacher_layer(pair.method.get("objective"))
+    stops = f"{pair.label} stops its teacher after the layer {name!r}"
+    kind = str(pair.teacher.get("type"))
+    if assistant_of(pair.method) is not None or not pair.live:
+        raise KdepError(
+            f"{stops}, but reads it from a cache",
+            expected="the suite's teacher or a teacher config, and teacher_source='live'",
+            fix="set teacher_source='live' in the method and remove its `teacher`, if it has one",
+        )
+    layers = class_value(kind, "layers") or ()
+    if name not in layers and not class_value(kind, "layers_by_path"):
+        raise KdepError(
+            f"{stops}, which the teacher {pair.teacher['name']!r} does not have",
+            expected=f"one of {', '.join(layers)}" if layers else "a teacher with `layers`",
+            fix="correct `teacher_layer` in the objective, or choose another teacher",
+        )
+    if others := sorted((pair.needs & FROM_TEACHER) - {"layer"}):
+        raise KdepError(
+            f"{stops}, but also reads its {', '.join(others)}",
+            fix="remove that part of the objective, or let it read another teacher by role",
+        )
+
+
 def classes(pair: StudentMethod) -> None:
     """A method that looks labels up in the logits of a teacher with other classes."""
     data = pair.suite.data
@@ -433,7 +468,8 @@ def maps(pair: StudentMethod) -> None:
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
         if level not in (levels := [f"s{s}" for s in strides]):
             raise unknown_name(f"level that {pair.label} reads", level, levels)
-    if "maps" in pair.needs and not pair.student.get("pyramid"):
+    reads_maps = "maps" in pair.needs or requires_student_maps(pair.method)
+    if reads_maps and not pair.student.get("pyramid"):
         raise KdepError(
             f"{pair.label} needs feature maps, but the student's config has no `pyramid`",
             fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
@@ -493,13 +529,12 @@ def augmentation(pair: StudentMethod) -> None:
             f"{pair.name} has `augment` but takes no training step",
             fix="remove `augment`, or add an objective",
         )
-    live = pair.suite.budget.teacher == "live" or method.get("teacher_source") == "live"
     intermediate = [
         teacher
         for teacher in teachers_by_role(method, pair.base)
         if assistant_of(teacher.method) is not None
     ]
-    check_augment(method, pair.name, live and not intermediate, _batch_parts(pair))
+    check_augment(method, pair.name, pair.live and not intermediate, _batch_parts(pair))
 
 
 def transformer(pair: StudentMethod) -> None:
@@ -543,6 +578,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     logits,
     classifier,
     tail,
+    layer,
     classes,
     stored_probabilities,
     maps,

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
 # views of an image in one batch; "classes": the labels are those of the teacher's classifier;
 # "classifier": that classifier as a function of the teacher's pooled feature; "tail": the teacher's
-# layers after a map.
+# layers after a map; "layer": the output of one layer, after which a live teacher stops.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
-    *("views", "classes", "classifier", "tail"),
+    *("views", "classes", "classifier", "tail", "layer"),
 )
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 

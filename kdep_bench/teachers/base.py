@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from kdep_bench.data.given_files import without_content
 from kdep_bench.data.normalisation import check_normalisation
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.networks.visible import (
+    at_patches,
+    blanked,
+    only_visible,
+    output_of,
+    token_source,
+)
 from kdep_bench.registry import build
 
 
@@ -31,6 +38,8 @@ class TeacherOutput:
         probabilities: [B, C] class probabilities of which only the largest k are exact and the
             others equal (features/sparse.py); set by the pre-training step where a method reads
             them. `pooled` is then [B, 0] if no method reads it from the cache.
+        layer: [B, p + n, C], what `Teacher.up_to` returns; set by the pre-training step with need
+            "layer". `pooled` is then [B, 0].
     """
 
     pooled: Tensor
@@ -39,6 +48,7 @@ class TeacherOutput:
     tokens: Tensor | None = None
     classifier: nn.Module | None = None
     probabilities: Tensor | None = None
+    layer: Tensor | None = None
 
 
 class Teacher(nn.Module, ABC):
@@ -53,6 +63,8 @@ class Teacher(nn.Module, ABC):
         tap: where in the network the pooled feature is read, as text.
         map_names: names of the spatial maps in its output.
         tails: those of them for which `tail` returns the following layers.
+        layers: names of layers after which `up_to` can stop.
+        layers_by_path: whether `up_to` also takes the path of any module of the network.
 
     Raises KdepError for an implausible normalisation.
     """
@@ -64,6 +76,8 @@ class Teacher(nn.Module, ABC):
     tap: str
     map_names: tuple[str, ...] = ()
     tails: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    layers_by_path: bool = False
     mean: Tensor
     std: Tensor
 
@@ -94,6 +108,22 @@ class Teacher(nn.Module, ABC):
             fix="correct `levels` in the method's objective, or choose another teacher",
         )
 
+    def layer_module(self, layer: str) -> nn.Module:
+        """The module whose output is the layer of that name; KdepError for an unknown name."""
+        raise unknown_name(f"layer of the teacher {self.name}", layer, self.layers)
+
+    def as_map(self, out: Any) -> Tensor:
+        """A submodule's output as [B, C, H, W]; KdepError if it is not a spatial map."""
+        out = out[-1] if isinstance(out, (tuple, list)) else out
+        if not isinstance(out, Tensor) or out.ndim != 4:
+            raise KdepError(
+                f"a feature map of teacher {self.name} has the shape "
+                f"{tuple(getattr(out, 'shape', ()))}",
+                expected="[B, C, H, W]",
+                fix="choose another module in `maps=`, or another layer",
+            )
+        return out
+
     @abstractmethod
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         """The output for a *normalised* float batch [B, 3, H, W]."""
@@ -105,14 +135,7 @@ class Teacher(nn.Module, ABC):
         Raises:
             KdepError: another type of images, or a feature that is not [B, width].
         """
-        if images.dtype != torch.uint8:
-            raise KdepError(
-                f"the teacher's input has the type {images.dtype}",
-                expected="uint8 RGB images",
-                fix="pass images before normalisation; the teacher normalises them itself",
-            )
-        x = (images.float() - self.mean) / self.std
-        out = self.features(x.contiguous(memory_format=torch.channels_last))
+        out = self.features(self._normalised(images))
         if out.pooled.shape != (len(images), self.width):
             raise KdepError(
                 f"teacher {self.name} returned a feature of shape {tuple(out.pooled.shape)}",
@@ -120,6 +143,58 @@ class Teacher(nn.Module, ABC):
                 fix="correct `width` or `features` of the teacher's class",
             )
         return out
+
+    @torch.no_grad()
+    def up_to(self, images: Tensor, layer: str, visible_Bn: Tensor, hidden_Bss: Tensor) -> Tensor:
+        """A layer's output where only some patches of the images are seen; no later layer runs.
+
+        A transformer gets the tokens of the visible patches alone. In the images of any other
+        network the hidden patches have the mean colour, and the map is resized to the grid of
+        patches and read at the visible ones.
+
+        Args:
+            images: [B, 3, H, W] as in `forward`.
+            layer: one of `layers`, or with `layers_by_path` the path of a module.
+            visible_Bn: [B, n] numbers, row by row, of the visible patches.
+            hidden_Bss: [B, s, s] bool, the hidden patches of the grid.
+
+        Returns:
+            [B, p + n, C]: p class and register tokens, then the visible patches in their order; p
+            is 0 where the layer has a map.
+
+        Raises:
+            KdepError: no such layer, a transformer with another number of patches or one from
+                which none can be hidden.
+        """
+        x, module = self._normalised(images), self.layer_module(layer)
+        source, side = token_source(self), hidden_Bss.shape[1]
+        if source is None:
+            out = output_of(module, lambda: self.features(blanked(x, hidden_Bss)))
+        else:
+            with only_visible(source, visible_Bn, side**2, f"the teacher {self.name}"):
+                out = output_of(module, lambda: self.features(x))
+        out = out[0] if isinstance(out, tuple) else out
+        shape = tuple(getattr(out, "shape", ()))
+        if source is None and len(shape) != 3:
+            return at_patches(self.as_map(out), visible_Bn, side)
+        if source is None or shape[:2] != (len(x), source.prefix + visible_Bn.shape[1]):
+            raise KdepError(
+                f"patches cannot be hidden from the teacher {self.name} at the layer {layer!r}",
+                expected="a vision transformer of timm, torchvision, mmpretrain or Hugging Face "
+                "and one of its blocks, or a network with feature maps",
+                fix="choose another teacher or layer",
+            )
+        return out
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise KdepError(
+                f"the teacher's input has the type {images.dtype}",
+                expected="uint8 RGB images",
+                fix="pass images before normalisation; the teacher normalises them itself",
+            )
+        x = (images.float() - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode whatever `mode` is: BatchNorm statistics must not change."""

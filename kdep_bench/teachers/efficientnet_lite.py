@@ -84,6 +84,7 @@ class EfficientNetLite(Teacher):
     tap = "after the last activation"
     map_names = ("last", *LEVELS)
     tails = ("s4", "s8", "s16")
+    layers = ("s4", "s8", "s16", "s32")
 
     def __init__(
         self, name: str, variant: int, input_px: int, weights: str | Path | None = None
@@ -107,6 +108,12 @@ class EfficientNetLite(Teacher):
         blocks = net.blocks[LEVEL_ENDS[LEVELS.index(level)] + 1 :]
         rest = nn.Sequential(*blocks, net.conv_head, net.bn2, net.global_pool, net.classifier)
         return copy.deepcopy(rest)
+
+    def layer_module(self, layer: str) -> nn.Module:
+        if layer not in self.layers:
+            return super().layer_module(layer)
+        blocks: Any = self.net.blocks
+        return blocks[LEVEL_ENDS[LEVELS.index(layer)]]
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         net: Any = self.net

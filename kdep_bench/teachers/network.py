@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.data.normalisation import check_stated
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.taps import (
     capture_modules,
     find_last_activation,
@@ -85,10 +85,14 @@ class NetworkTeacher(Teacher):
         mean, std: normalisation per RGB channel on the 0-255 scale; default: the library's.
         args: further arguments of the architecture.
 
+    `up_to` takes a name of `maps` or a module path.
+
     Raises:
         KdepError: an unknown model or argument, weights that are missing or do not fit, or a
             network whose tap cannot be found.
     """
+
+    layers_by_path = True
 
     def __init__(
         self,
@@ -161,17 +165,13 @@ class NetworkTeacher(Teacher):
         """Loads all tensors into `net` and verifies it; see `load_network`."""
         load_network(net, tensors, source)
 
-    def as_map(self, out: Any) -> Tensor:
-        """A submodule's output as [B, C, H, W]; KdepError if it is not a spatial map."""
-        out = out[-1] if isinstance(out, (tuple, list)) else out
-        if not isinstance(out, Tensor) or out.ndim != 4:
-            raise KdepError(
-                f"a feature map of teacher {self.name} has the shape "
-                f"{tuple(getattr(out, 'shape', ()))}",
-                expected="[B, C, H, W]",
-                fix="choose another module in `maps=`",
-            )
-        return out
+    def layer_module(self, layer: str) -> nn.Module:
+        path = self._paths.get(layer, layer)
+        known = dict(self.net.named_modules())
+        if not path or path not in known:
+            outer = [p for p in known if p and p.count(".") < 2]
+            raise unknown_name(f"layer of the teacher {self.name}", layer, [*self._paths, *outer])
+        return known[path]
 
     # -- the tap -------------------------------------------------------------------------------
 

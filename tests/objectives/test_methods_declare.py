@@ -44,7 +44,9 @@ def test_an_objective_requires_every_argument_missing_from_its_config(kind: type
     parameters = inspect.signature(kind.__init__).parameters.values()
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    assert required - kind.requires <= {"self", "levels", "parts", "teachers", "top_classes"}
+    assert required - kind.requires <= {
+        *("self", "levels", "parts", "teachers", "top_classes", "teacher_layer")
+    }
     assert ("teachers" in required) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         assert kind.requires - (TEACHER_ARGUMENTS if kind.every_teacher else set()) <= named

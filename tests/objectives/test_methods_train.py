@@ -23,10 +23,10 @@ from torch import Tensor
 
 from kdep_bench.features.align import build_aligner
 from kdep_bench.features.map_moments import write_moments
-from kdep_bench.features.resize import resize_map
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
 from kdep_bench.objectives.entropy_weights import EntropyWeights
 from kdep_bench.pretrain.distiller import Distiller, NewNetwork
@@ -58,6 +58,9 @@ OTHERS: dict[str, Any] = {
     "norm": None,
     "bias": False,
     "tap": "after",
+    "teacher_layer": "s4",
+    "student_level": "s8",
+    "unit_length": False,
     "align": {"type": "kdep_bench.features.aligners.RandomBasis", "seed": 3},
 }
 # The same of one class, where the value above would not do.
@@ -110,6 +113,7 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
         "teacher_config": {**tiny.TEACHER, "width": width},
         "teacher_classes": logits,
         "student_maps": describe(tiny.STUDENT),
+        "layer_width": teacher_output.maps["s16"].shape[1],
         "layer_distances": distances(width),
         "map_moments": moments_of_maps(width),
         "teacher_maps": {
@@ -152,10 +156,17 @@ class Arm:
         config = copy.deepcopy(objective or method["objective"])
         if "levels" in config:  # the tiny networks end at stride 16
             config["levels"] = {k: v for k, v in config["levels"].items() if k != "s32"}
+        if config.get("student_level") == "s32":
+            config["student_level"] = "s16"
+        augment = copy.deepcopy(method["augment"]) if "teacher_layer" in config else None
+        if augment:  # tiny pictures have small patches, and few steps half of them
+            augment |= {"patch": 8, "ratio": 0.5}
         top = {}
         if "top_classes" in config:  # the tiny teacher has few classes
             config["top_classes"] = 3 if objective is None else min(config["top_classes"], 4)
             top = {"top": config["top_classes"]}
+        if "teacher_layer" in config:
+            top = {"layer": config["teacher_layer"]}
         self.wanted: Demands = demands(config)
         # Labels that are looked up among the teacher's classes: as many of these as of labels.
         self.logits = tiny.CLASSES if "classes" in self.wanted.needs else tiny.LOGITS
@@ -178,7 +189,8 @@ class Arm:
             tiny.STUDENT,
             config,
             target,
-            maps="maps" in self.wanted.needs,
+            maps=self.wanted.pyramid,
+            augment=augment,
             levels_before=sorted(self.wanted.levels_before),
             teacher=self.sides(top),
             roles=self.roles,
@@ -255,7 +267,7 @@ class Arm:
             return cka(outs["pooled"], self.model.target(teacher_output.pooled))
         if "pooled" in self.wanted.needs:
             return cka(outs["pooled"], teacher_output.pooled)
-        if "maps" in self.wanted.needs and "logits" not in self.wanted.needs:
+        if self.wanted.pyramid and "logits" not in self.wanted.needs:
             return cka(places(outs["s16"]), places(teacher_output.maps["s16"]))
         assert teacher_output.logits is not None
         return cka(outs["pooled"], teacher_output.logits)

@@ -81,6 +81,7 @@ class TinyTeacher(Teacher):
     tap = "made up"
     map_names = ("last", "s4", "s8", "s16")
     tails = ("s8", "s16")
+    layers = ("s4", "s8", "s16")
     shuffled: ClassVar[torch.Generator | None] = None
 
     def __init__(self, name: str, width: int = DT, logits: int = LOGITS, seed: int = 42) -> None:
@@ -91,6 +92,7 @@ class TinyTeacher(Teacher):
             self.first, self.second = nn.Linear(LATENTS, 32), nn.Linear(32, width)
             self.classifier = nn.Linear(width, logits)
             self.local = nn.Conv2d(LATENTS, 10, 1)
+            self.after = nn.ModuleDict({name: nn.Identity() for name in self.layers})
             self.logits = logits
             for layer in (self.first, self.second, self.classifier, self.local):
                 nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
@@ -103,6 +105,9 @@ class TinyTeacher(Teacher):
     def logit_head(self) -> nn.Module:
         return self.classifier
 
+    def layer_module(self, layer: str) -> nn.Module:
+        return self.after[layer] if layer in self.layers else super().layer_module(layer)
+
     def tail(self, level: str) -> nn.Module:
         """Layers that could follow a map; the teacher's own logits come another way."""
         if level not in self.tails:
@@ -114,12 +119,14 @@ class TinyTeacher(Teacher):
         seen = x_B3HW.mean(1, keepdim=True) * waves  # [B, LATENTS, H, W]
         z = seen.mean((2, 3)) / waves.square().mean((1, 2))
         pooled = self.second(torch.tanh(self.first(z))).relu() * 2
-        maps = {
-            f"s{s}": torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))
-            for s in (4, 8, 16)
-        }
-        out = [pooled, self.classifier(pooled), maps["s16"], *maps.values()]
+        order = torch.arange(len(pooled), device=pooled.device)
         if self.shuffled is not None:
             order = torch.randperm(len(pooled), generator=self.shuffled)
-            out = [v[order] for v in out]
-        return TeacherOutput(out[0], out[1], dict(zip(self.map_names, out[2:], strict=True)))
+        maps = {
+            f"s{s}": self.after[f"s{s}"](
+                torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))[order]
+            )
+            for s in (4, 8, 16)
+        }
+        pooled = pooled[order]
+        return TeacherOutput(pooled, self.classifier(pooled), {"last": maps["s16"], **maps})

@@ -147,6 +147,40 @@ def test_mae_trains_without_a_teacher_and_leaves_its_decoder_behind(
     assert set(kept) == set(build_backbone(VIT).state_dict())
 
 
+def test_dmae_trains_with_a_teacher_that_stops_and_is_mae_where_alpha_is_0(
+    stages: dict[str, Path], tmp_path: Path
+):
+    live = {"views": stages["views"], "images": stages["prepare"]}
+    method = load_config("method", "dmae")
+    method["objective"] |= {"teacher_layer": "s16", "student_block": 4, "alpha": 0.0}
+    more = dict(student=VIT, budget=SHORT, teacher=TEACHER)
+    same, _ = pretrain(tmp_path / "0", live, method, **more)
+    mae = load_config("method", "mae")
+    plain, _ = pretrain(tmp_path / "m", {"views": stages["views"]}, mae, student=VIT, budget=SHORT)
+    np.testing.assert_array_equal(curve(same), curve(plain))
+    method["objective"]["alpha"] = 1.0
+    outputs, state = pretrain(tmp_path / "1", live, method, **more)
+    assert not np.array_equal(curve(outputs), curve(plain))
+    assert set(outputs["terms"]) == {"layer", "reconstruction"}
+    assert outputs["teacher_source"] == "live"
+    assert outputs["extra_forwards"] == outputs["images_seen"]
+    assert outputs["teacher_checksum"]
+    kept, dropped = strip(state)
+    assert dropped == ["objective"]
+    assert set(kept) == set(build_backbone(VIT).state_dict())
+
+
+def test_a_teacher_that_is_not_live_or_whose_layer_is_unknown_is_refused_by_the_stage(
+    stages: dict[str, Path], tmp_path: Path
+):
+    method = load_config("method", "dmae")
+    live = {**stages, "images": stages["prepare"]}
+    with pytest.raises(KdepError, match=r"'blocks.8', but the teacher does not run in the"):
+        pretrain(tmp_path / "a", stages, method, student=VIT)
+    with pytest.raises(KdepError, match=r"unknown layer of the teacher lite0 'blocks.8'"):
+        pretrain(tmp_path / "b", live, method, student=VIT, teacher=TEACHER)
+
+
 def test_a_method_that_needs_a_mask_is_refused_with_other_students(
     stages: dict[str, Path], tmp_path: Path
 ):

@@ -8,6 +8,7 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import load_suite
+from kdep_bench.teachers.efficientnet_lite import EfficientNetLite
 from tests.suite.test_suite_methods import plan
 
 CROP = "kdep_bench.augments.crop.RandomCrop"
@@ -82,3 +83,79 @@ def test_a_masked_method_needs_a_mask_and_a_transformer():
 
 
 VIT: dict[str, Any] = dict(students=["vit_t"])
+
+
+class NoLayers(EfficientNetLite):
+    """A teacher that cannot stop."""
+
+    layers = ()
+
+
+SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
+DMAE_ON_LITE = dict(base="dmae", objective=dict(teacher_layer="s16"))
+
+
+def test_dmae_plans_with_a_vision_transformer_or_a_layer_of_a_convolutional_teacher():
+    vit = dict(base="dinov2_vitb14", input_px=196)
+    for stages in (
+        plan("dmae", teacher=vit, **VIT).stages,
+        plan(DMAE_ON_LITE, **VIT).stages,
+        plan("dmae_maps").stages,
+    ):
+        (live,) = (s for s in stages.values() if s.kind == "pretrain")
+        assert live.spec["teacher"]["name"] in ("dinov2_vitb14", "efficientnet_lite0")
+        assert set(live.needs) == {"views", "images"}
+        assert not any(s.kind == "cache" for s in stages.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "says"),
+    [
+        ("dmae", VIT, r"'blocks.8', which the teacher 'efficientnet_lite0'.*one of s4, s8, s16"),
+        (
+            DMAE_ON_LITE,
+            VIT | dict(teacher=dict(base="efficientnet_lite0", type=f"{__name__}.NoLayers")),
+            "does not have; expected a teacher with `layers`",
+        ),
+        (DMAE_ON_LITE | dict(teacher_source="cached"), VIT, "but reads it from a cache"),
+        (
+            dict(base="dmae_maps", teacher=dict(student="resnet18_w48", method="svd")),
+            {},
+            "but reads it from a cache",
+        ),
+        (dict(base="dmae", students=["resnet18_w32"]), {}, "'blocks.8', which the teacher"),
+        (DMAE_ON_LITE | dict(students=["resnet18_w32"]), {}, "is not a vision transformer"),
+        ("dmae_maps", VIT, "needs feature maps, but the student's config has no `pyramid`"),
+        (dict(base="dmae_maps", objective=dict(student_level="s64")), {}, "unknown level.*'s64'"),
+        (
+            dict(base="dmae_maps", augment=dict(type=CROP, _delete_=True)),
+            {},
+            "reads hidden, visible, which its `augment` does not add",
+        ),
+        (
+            dict(
+                base="dmae_maps",
+                needs=["layer", "logits"],
+                objective=dict(
+                    _delete_=True,
+                    type=SUM,
+                    parts=dict(
+                        a=dict(
+                            objective=dict(
+                                type="kdep_bench.objectives.dmae.DmaeMaps", teacher_layer="s16"
+                            )
+                        ),
+                        b=dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD")),
+                    ),
+                ),
+            ),
+            {},
+            "but also reads its logits",
+        ),
+    ],
+)
+def test_dmae_with_a_student_or_teacher_that_cannot_work_is_refused(
+    method: Any, more: dict[str, Any], says: str
+):
+    with pytest.raises(KdepError, match=says):
+        plan(method, **more)

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from kdep_bench.bounds import Count, NotNegative
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.features.resize import resize_map
+from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 

@@ -1,0 +1,146 @@
+"""DMAE: a student of masked images also regresses a middle layer of a teacher (CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdep_bench.bounds import NotNegative, Positive
+from kdep_bench.errors import unknown_name
+from kdep_bench.networks.visible import VisibleTokens, at_patches, blanked
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.maps import Maps
+from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder
+
+
+def token_distance(
+    student_BTC: Tensor, teacher_BTC: Tensor, visible: int, unit_length: bool
+) -> Tensor:
+    """[B]: mean over tokens and channels of |s - t|, with `unit_length` of s / |s| and t / |t|.
+
+    Class tokens count where both networks have equally many; otherwise only the last `visible`
+    tokens, those of the patches.
+    """
+    s, t = student_BTC, teacher_BTC
+    if s.shape[1] != t.shape[1]:
+        s, t = s[:, -visible:], t[:, -visible:]
+    if unit_length:
+        s, t = F.normalize(s, dim=2), F.normalize(t, dim=2)
+    return (s - t).abs().mean((1, 2))
+
+
+class Dmae(MaskedAutoencoder):
+    """L_MAE + alpha mean |u(W z_s + b) - u(z_t)|; u(z) = z / |z|.
+
+    z_s and z_t are the tokens of the same visible patches after block `student_block` of the
+    student and after the layer `teacher_layer` of the frozen teacher, which stops there; L_MAE is
+    that of MaskedAutoencoder. A teacher with feature maps gets the image with the hidden patches in
+    the mean colour, and its map is read at the visible patches.
+
+    Source: Bai et al., CVPR 2023; UCSC-VLAA/DMAE `models_mae_distill.py` (alpha 1, one linear layer
+    W, 9th of 12 blocks of the student and 18th of 24 of the teacher). The paper's formula has no u
+    (`unit_length=False`), its code has. That code runs the teacher's later blocks and its decoder
+    too, and discards them.
+
+    Args:
+        teacher_layer: name or module path of the layer (`Teacher.up_to`).
+        student_block: number of the block, from 0.
+        alpha: weight of the distance.
+        unit_length: whether u is applied.
+        decoder: arguments of MaskedAutoencoder.
+        width, layer_width: set by the pre-training stage.
+    """
+
+    needs = frozenset({"layer"})
+    requires = frozenset({"width", "layer_width"})
+    reads_extra = frozenset({"visible", "hidden"})
+
+    def __init__(
+        self,
+        width: int,
+        layer_width: int,
+        teacher_layer: str,
+        student_block: int = 8,
+        alpha: NotNegative = 1.0,
+        unit_length: bool = True,
+        **decoder: Any,
+    ) -> None:
+        super().__init__(width, **decoder)
+        self.projector = nn.Linear(width, layer_width)
+        self.student_block, self.alpha = student_block, float(alpha)
+        self.unit_length = bool(unit_length)
+
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+        self.read(VisibleTokens(student, self.student_block))
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        assert ctx.teacher.layer is not None
+        distance = token_distance(
+            self.projector(self._student[0].of_block()),
+            ctx.teacher.layer,
+            ctx.extra["visible"].shape[1],
+            self.unit_length,
+        )
+        return {**super().terms(ctx), "layer": self.alpha * distance}
+
+
+class DmaeMaps(Objective):
+    """The distance of DMAE alone, for a convolutional student: alpha mean |u(W z_s + b) - u(z_t)|.
+
+    The student sees the image with the hidden patches in the mean colour. z_s is its level
+    `student_level`, resized to the grid of patches and read at the visible ones; it should be the
+    last one, because no other loss trains the layers after it. No pixels are reconstructed: a
+    convolution sees across the patches' edges, so that it would not be the source's task.
+
+    Source: the distance of `Dmae`; its use with a convolutional student is our own.
+
+    Args:
+        teacher_layer, alpha, unit_length: as in `Dmae`.
+        student_level: level of the student's pyramid.
+        student_maps, layer_width: set by the pre-training stage.
+    """
+
+    needs = frozenset({"layer"})
+    requires = frozenset({"student_maps", "layer_width"})
+    reads_extra = frozenset({"visible", "hidden"})
+
+    def __init__(
+        self,
+        student_maps: Maps,
+        layer_width: int,
+        teacher_layer: str,
+        student_level: str = "s32",
+        alpha: Positive = 1.0,
+        unit_length: bool = True,
+    ) -> None:
+        super().__init__()
+        if student_level not in student_maps:
+            raise unknown_name("level of the student", student_level, student_maps)
+        self.projector = nn.Linear(student_maps[student_level]["channels"], layer_width)
+        self.student_level, self.alpha = student_level, float(alpha)
+        self.unit_length = bool(unit_length)
+        self._hidden: Tensor | None = None
+
+    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+        student.register_forward_pre_hook(self._hide)
+
+    def before_student(self, extra: Mapping[str, Tensor]) -> None:
+        self._hidden = extra["hidden"]
+
+    def _hide(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._hidden is None:
+            return None
+        hidden, self._hidden = self._hidden, None
+        return (blanked(args[0], hidden), *args[1:])
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.teacher is not None
+        assert ctx.teacher.layer is not None
+        visible, side = ctx.extra["visible"], ctx.extra["hidden"].shape[1]
+        student = self.projector(at_patches(ctx.maps[self.student_level], visible, side))
+        distance = token_distance(student, ctx.teacher.layer, visible.shape[1], self.unit_length)
+        return {"layer": self.alpha * distance}

@@ -1,0 +1,293 @@
+"""DMAE: one set of patches for student and teacher, a teacher that stops, and its two limits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.networks.taps import capture_modules
+from kdep_bench.objectives.dmae import token_distance
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.transfer.export import strip
+
+PX, BLOCK, WIDTH = 64, 3, 64  # 16 patches
+STUDENT: dict[str, Any] = dict(
+    name="vit",
+    backbone=dict(
+        type="kdep_bench.students.timm_backbone.TimmBackbone",
+        model="test_vit",
+        dynamic_img_size=True,
+    ),
+    width=WIDTH,
+    input_px=PX,
+    tap="output",
+)
+VIT: dict[str, Any] = dict(
+    type="kdep_bench.teachers.timm_models.Timm",
+    name="vit_teacher",
+    model="test_vit",
+    input_px=PX,
+    weights="random",
+    args=dict(dynamic_img_size=True),
+    mean=tuple(MEAN),
+    std=tuple(STD),
+)
+LITE: dict[str, Any] = dict(
+    type="kdep_bench.teachers.efficientnet_lite.EfficientNetLite",
+    name="lite0",
+    variant=0,
+    input_px=PX,
+)
+DMAE = "kdep_bench.objectives.dmae.Dmae"
+MAE = dict(
+    type="kdep_bench.objectives.masked_autoencoder.MaskedAutoencoder", width=WIDTH, decoder_depth=1
+)
+
+
+def mask(ratio: float = 0.75) -> dict[str, Any]:
+    return dict(type="kdep_bench.augments.mask_patches.MaskPatches", patch=16, ratio=ratio)
+
+
+def model(
+    teacher: dict[str, Any] | None = None,
+    ratio: float = 0.75,
+    objective: dict[str, Any] | None = None,
+    **more: Any,
+) -> Distiller:
+    """A student with DMAE's objective and a live teacher, as the pre-training stage builds them."""
+    network = VIT if teacher is None else teacher
+    layer, width = ("s16", 112) if network is LITE else (f"blocks.{BLOCK}", WIDTH)
+    config = dict(
+        type=DMAE,
+        **{k: v for k, v in MAE.items() if k != "type"},
+        layer_width=width,
+        teacher_layer=layer,
+        student_block=BLOCK,
+        **more,
+    )
+    torch.manual_seed(0)
+    return Distiller(
+        STUDENT,
+        objective or config,
+        teacher=dict(live=network, layer=config["teacher_layer"]) if objective is None else {},
+        augment=mask(ratio),
+    )
+
+
+def images(count: int = 3, seed: int = 1) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, 3, 8, 8), generator=g)
+    return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).to(torch.uint8)
+
+
+def losses(m: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
+    x = images() if x is None else x
+    return m(images=x, teacher_images=x)
+
+
+def live(m: Distiller) -> Any:
+    return m.teacher_side.live
+
+
+def own_weights(m: Distiller) -> None:
+    """Gives the teacher the student's network, and the objective the identity for W."""
+    student: Any = m.backbone
+    live(m).net.load_state_dict(student.net.state_dict(), strict=False)
+    objective: Any = m.objective
+    objective.projector = nn.Identity()
+
+
+def test_student_and_teacher_see_the_same_patches_in_the_same_order():
+    m = model().eval()
+    own_weights(m)
+    assert float(losses(m)["loss_layer"]) < 1e-5  # equal networks, equal patches
+    up_to = live(m).up_to
+    live(m).up_to = lambda x, layer, visible, hidden: up_to(x, layer, visible.roll(1, 1), hidden)
+    assert float(losses(m)["loss_layer"]) > 0.01
+    live(m).up_to = lambda x, layer, visible, hidden: up_to(x, layer, (visible + 1) % 16, hidden)
+    assert float(losses(m)["loss_layer"]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("teacher", "inside", "after"),
+    [
+        (VIT, [f"blocks.{k}" for k in range(4)], ["blocks.4", "blocks.5", "norm", "head"]),
+        (
+            LITE,
+            [f"blocks.{k}" for k in range(5)],
+            ["blocks.5", "blocks.6", "conv_head", "bn2", "classifier"],
+        ),
+    ],
+    ids=["vit", "cnn"],
+)
+def test_no_layer_of_the_teacher_after_the_one_that_is_read_runs(
+    teacher: dict[str, Any], inside: list[str], after: list[str]
+):
+    m = model(teacher)
+    ran: list[str] = []
+    for path in [*inside, *after]:
+        module = live(m).net.get_submodule(path)
+        module.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+    for _ in range(2):
+        torch.stack(list(losses(m).values())).sum().backward()
+    assert ran == 2 * inside
+
+
+def test_nothing_of_a_hidden_patch_reaches_a_convolutional_teacher():
+    m = model(LITE).eval()
+    x = images(2)
+    hidden = torch.ones(2, 4, 4, dtype=torch.bool)
+    hidden[:, 1, 2] = False
+    visible = torch.full((2, 1), 6)
+    changed = x.clone()
+    inside = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
+    changed[inside] = 255 - changed[inside]
+    read = [live(m).up_to(v, "s16", visible, hidden) for v in (x, changed)]
+    assert read[0].shape == (2, 1, 112)
+    torch.testing.assert_close(*read, rtol=0, atol=0)
+    everything = live(m).up_to(x, "s16", visible, torch.zeros_like(hidden))
+    assert not torch.allclose(read[0], everything)
+    # the map's place of the patch in row 1 and column 2
+    torch.testing.assert_close(everything[:, 0], live(m)(x).maps["s16"][:, :, 1, 2])
+
+
+def test_without_masks_it_is_the_plain_distillation_of_that_layer():
+    m = model(ratio=0.0, alpha=3.0).eval()
+    x = images()
+    normalised = (x.float() - m.mean) / m.std
+    got = losses(m, x)
+    seen: list[Tensor] = []
+    nets: list[Any] = [m.backbone.net, live(m).net]
+    for net in nets:
+        with torch.no_grad(), capture_modules(net, {"z": (f"blocks.{BLOCK}", "out")}) as recorded:
+            net.forward_features(normalised)
+        seen.append(recorded["z"])
+    student = m.objective.projector(seen[0])  # type: ignore[operator]
+    unit = [z / z.square().sum(2, keepdim=True).sqrt() for z in (student, seen[1])]
+    torch.testing.assert_close(got["loss_layer"], 3 * (unit[0] - unit[1]).abs().mean())
+    assert float(got["loss_reconstruction"]) == 0
+
+
+def test_with_alpha_0_it_is_mae_to_the_bit():
+    courses = []
+    for m in (model(alpha=0.0), model(objective=MAE)):
+        optimizer = torch.optim.SGD(m.parameters(), 0.1)
+        course = []
+        for step in range(3):
+            m.step = step
+            terms = losses(m, images(4, step))
+            assert float(terms.get("loss_layer", 0.0)) == 0
+            course.append(float(terms["loss_reconstruction"].detach()))
+            optimizer.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+        courses.append((course, m.backbone.state_dict()))
+    (a, weights), (b, others) = courses
+    assert a == b
+    assert all(torch.equal(v, others[k]) for k, v in weights.items())
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+@pytest.mark.parametrize("class_tokens", [(1, 1), (1, 0), (0, 5)])
+def test_the_distance_is_the_formula_in_float64(unit_length: bool, class_tokens: tuple[int, int]):
+    """Token by token and channel by channel; class tokens only where both have equally many."""
+    g = torch.Generator().manual_seed(0)
+    n, c = 3, 7
+    s, t = (torch.randn(2, p + n, c, generator=g, dtype=torch.float64) for p in class_tokens)
+    skipped = (0, 0) if class_tokens[0] == class_tokens[1] else class_tokens
+    want = []
+    for b in range(2):
+        rows = [
+            [[float(v) for v in token] for token in z[b, skip:]]
+            for z, skip in zip((s, t), skipped, strict=True)
+        ]
+        total, count = 0.0, 0
+        for x, y in zip(*rows, strict=True):
+            lengths = [sum(v * v for v in z) ** 0.5 if unit_length else 1.0 for z in (x, y)]
+            total += sum(abs(p / lengths[0] - q / lengths[1]) for p, q in zip(x, y, strict=True))
+            count += c
+        want.append(total / count)
+    assert token_distance(s, t, n, unit_length).tolist() == pytest.approx(want, rel=1e-12)
+
+
+def test_gradient_reaches_the_whole_student_and_no_teacher_weight_and_a_plain_backbone_is_left():
+    m = model()
+    before = live(m).checksum()
+    torch.stack(list(losses(m).values())).sum().backward()
+    for module in (m.backbone, m.objective):
+        assert all(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+    assert all(p.grad is None for p in live(m).parameters())
+    assert live(m).checksum() == before
+    kept, dropped = strip(m.state_dict())
+    assert dropped == ["objective"]
+    assert set(kept) == set(build_backbone(STUDENT).state_dict())
+
+
+def test_every_argument_changes_the_loss():
+    usual = losses(model())
+    for name, value in dict(
+        alpha=0.5, unit_length=False, student_block=2, teacher_layer="blocks.1", decoder_depth=2
+    ).items():
+        m = model()
+        config = dict(
+            type=DMAE,
+            **{k: v for k, v in MAE.items() if k != "type"},
+            layer_width=WIDTH,
+            teacher_layer=f"blocks.{BLOCK}",
+            student_block=BLOCK,
+        )
+        config |= {name: value}
+        torch.manual_seed(0)
+        side = dict(live=VIT, layer=config["teacher_layer"])
+        m = Distiller(STUDENT, config, teacher=side, augment=mask())
+        other = losses(m)
+        assert any(not torch.equal(other[k], v) for k, v in usual.items()), name
+
+
+def test_the_distance_falls_and_less_with_another_image_s_teacher():
+    after = []
+    for shift in (0, 1):
+        m = model(ratio=0.5).train()
+        optimizer = torch.optim.Adam(m.parameters(), 2e-3)
+        for step in range(30):
+            m.step, x = step, images(8, 100 + step)
+            terms = m(images=x, teacher_images=x.roll(shift, 0))
+            optimizer.zero_grad()
+            terms["loss_layer"].backward()
+            optimizer.step()
+        with torch.no_grad():
+            after.append(float(losses(m.eval(), images(16, 7))["loss_layer"]))
+    before = float(losses(model(ratio=0.5).eval(), images(16, 7))["loss_layer"].detach())
+    assert after[0] < 0.7 * before
+    assert after[0] < 0.97 * after[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(input_px=96), r"teacher vit_teacher has 36 patches and the student 16.*4 times"),
+        (dict(model="test_convnext", args={}), r"unknown layer of the teacher .*'blocks.3'"),
+    ],
+)
+def test_a_teacher_that_cannot_see_the_same_patches_is_refused(change: dict[str, Any], says: str):
+    config = copy.deepcopy(VIT) | change
+    m = model(config)
+    x = images()
+    other = torch.zeros(3, 3, config["input_px"], config["input_px"], dtype=torch.uint8)
+    with pytest.raises(KdepError, match=says):
+        m(images=x, teacher_images=other)
+
+
+def test_a_block_that_the_student_does_not_have_is_refused():
+    config = dict(
+        type=DMAE, width=WIDTH, layer_width=WIDTH, teacher_layer="blocks.3", student_block=6
+    )
+    with pytest.raises(KdepError, match="block 6 of the student, which has 6 blocks"):
+        Distiller(STUDENT, config, augment=mask())
