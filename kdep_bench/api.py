@@ -183,7 +183,7 @@ def evaluate(
     results_dir: str | Path | None = None,
     show_progress: bool = True,
 ) -> ScoreTable:
-    """Transfers a backbone to tasks, beside other methods under the same recipes.
+    """Transfers a backbone to tasks, and compares it with other methods under the same recipes.
 
     Args:
         backbone: the network, or a file of its state dict. It must be the network that `student`

@@ -1,8 +1,9 @@
 """Checks constructor arguments of a config's `type` against its source, without importing it.
 
-A wrong argument of an objective or a transform is thus an error of planning, found in milliseconds
-and without torch. Covered are classes of this package and of torch.optim, and of other packages if
-their source states the arguments. Anything else is accepted here, and checked by the stage.
+So a wrong argument of an objective or a transform is found when a suite is planned, in milliseconds
+and without torch. Classes of this package and of torch.optim are checked, and those of other
+packages if their source states the arguments. Anything else is accepted here, and checked by the
+stage.
 """
 
 from __future__ import annotations

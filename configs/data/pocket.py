@@ -6,9 +6,9 @@ Outcome   32,000 pool images at 128 px, 3,600 images for classification in 8 cla
           160x120 as COCO and as Cityscapes, 178 real photographs in 6 classes; objects and
           backgrounds of pool, train, val and test are disjoint
 
-Seed 0 split the sources while the recipes were chosen; the published suite splits them again with
-seed 1, whose test split was never used for a choice. The photographs of `photos/` are the same for
-any seed.
+The seed determines which source images are in which split. The recipes were chosen with seed 0; the
+published suite uses seed 1, whose test split was never used for a choice. The photographs of
+`photos/` are the same for every seed.
 """
 
 data = dict(

@@ -7,9 +7,9 @@ Outcome   as paper_r18
 From CVMI-Lab/KDEP: learning rate 0.1 in pre-training, 0.006 on Cityscapes; Faster R-CNN with FPN.
 
 Departures in addition to those of paper_r18: MobileNetV2 is 1280 wide, Swin-B (1024) and DINOv2
-ViT-B (768) are narrower, a case that the public code does not handle: their methods pad the target
-with zeros, as their names say. No dilation in segmentation, which is known for ResNet-18
-only: the head reads the levels from stride 8 on.
+ViT-B (768) are narrower, a case that the public code does not handle: the methods named
+`..._zero_pad` pad the target with zeros. Segmentation uses no dilated convolutions, as the paper
+states them for ResNet-18 only: the head reads the levels from stride 8 on.
 """
 
 from mmengine.config import read_base

@@ -85,7 +85,7 @@ def _same(old: ProbeRecord, new: ProbeRecord) -> bool:
 
 
 def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
-    """The record of a probe; a failed one where the stages hold what no record is made of."""
+    """The record of a probe; of status failed if the outputs of its stages do not fit a record."""
     from kdep_bench.results.records import probe_record
 
     planned = _planned(suite, run, chains)

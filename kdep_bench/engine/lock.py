@@ -47,8 +47,8 @@ class Owner:
         host: name of its machine.
         boot: boot id of its kernel; under the same kernel flock alone decides.
         pid: process number.
-        started: start of the process in clock ticks since boot (proc(5), field 22), which tells it
-            from a later process with the same number.
+        started: start of the process in clock ticks since boot (proc(5), field 22), different for a
+            later process with the same number.
         since: when it took the lock, by its clock; only for messages.
         token: random, different for every time that a lock is taken.
     """
@@ -99,7 +99,9 @@ class StageLock:
         self._fd: int | None = None
         self._written = False  # whether the entry is in the file
         self._free = threading.Event()
-        self._writing = threading.Lock()  # a heartbeat must not meet a closed, reused descriptor
+        # Held while the descriptor is written or closed: a heartbeat must not write to another file
+        # that got the number of a closed descriptor.
+        self._writing = threading.Lock()
 
     # --- for the owner ---
 
@@ -135,7 +137,7 @@ class StageLock:
         self._fd, self.entry = fd, this_process()
         _close_in_children(self)
         self._written = False
-        with contextlib.suppress(OSError):  # on a full disk the lock of the kernel has to suffice
+        with contextlib.suppress(OSError):  # on a full disk, rely on flock alone
             _write(fd, _text(self.entry, 0))
             self._written = True
         self._free.clear()
@@ -211,7 +213,7 @@ class StageLock:
             os.close(fd)
 
     def held_elsewhere(self) -> bool:
-        """Whether a process holds the lock, also on another machine."""
+        """Whether any process holds the lock, here or on another machine."""
         return self.content() is not None
 
     def owner(self) -> str:

@@ -57,7 +57,7 @@ def run_teacher(teacher: Teacher, images: Tensor) -> TeacherOutput:
 def extra_outputs(
     teacher: Teacher, out: TeacherOutput, outputs: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The requested outputs beside the pooled feature.
+    """The requested outputs of a teacher, other than the pooled feature.
 
     Args:
         teacher: named in the error.

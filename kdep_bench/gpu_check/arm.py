@@ -89,7 +89,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
                 fix="run tools/run_suite.py gpu_check_reference on a CPU",
             )
         low, high = prediction_interval(known)
-        measurements.claim(f"{method} on {task}, beside {len(known)} CPU runs",
+        measurements.claim(f"{method} on {task}, compared with {len(known)} CPU runs",
                       low <= values[0] <= high, values[0], f"{low:.3f} to {high:.3f}")  # fmt: skip
 
 

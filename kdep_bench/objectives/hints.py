@@ -32,9 +32,9 @@ class Hints(Objective):
 
     Source: FitNets (Romero et al., ICLR 2015) in the form of HobbitLong/RepDistiller
     `distiller_zoo/FitNet.py` (mean squared error after a 1x1 convolution, weight 100, one middle
-    level). Two departures: there is no cross-entropy beside it (label-free), and the weight is
+    level). Two departures: there is no additional cross-entropy (label-free), and the weight is
     relative to the mean of the teacher map's |F_t|^p in the first batch, as KDEP's here, so that
-    one number serves every teacher: an output of zero costs w a level.
+    one number fits every teacher: an output of zero has the loss w per level.
 
     Args:
         levels: {student level: teacher map}.

@@ -93,7 +93,7 @@ def reads_every(objective: Any, lookup: Lookup = from_source) -> list[str]:
 
 
 def together(configs: Sequence[Json]) -> Json:
-    """One config that holds all of `configs`, for what looks through a nested config."""
+    """All of `configs` in one dict, for functions that search nested configs."""
     return {str(k): config for k, config in enumerate(configs)}
 
 

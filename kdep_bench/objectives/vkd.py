@@ -23,10 +23,10 @@ class OrthogonalProjection(Objective):
     Source: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal
     Projections", CVPR 2024, arXiv 2403.06213; formula as in the authors' roymiles/VkD `train.py`
     (an orthogonally parametrised Linear without bias) and `engine.py` (layer norm of the pooled
-    teacher feature, smooth L1, factor alpha = 1 beside label and logit terms).
+    teacher feature, smooth L1, factor alpha = 1, in addition to label and logit terms).
 
     Args:
-        width: Ds. teacher_width: Dt. Both told by the pre-training stage.
+        width: Ds. teacher_width: Dt. Both given by the pre-training stage.
         weight: w, or "auto": twice `scale`, since smooth L1 is half the square near zero and the
             normalised target has mean square 1: the slope is that of FeatureRegression's rule.
         scale: see `loss_weight`.

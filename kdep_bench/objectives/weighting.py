@@ -1,4 +1,4 @@
-"""Weights of the terms of a loss, per sample: beside schedules, which weigh them over time."""
+"""Weights of loss terms per sample. Schedules, in contrast, weight a term over time."""
 
 from __future__ import annotations
 

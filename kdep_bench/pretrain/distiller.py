@@ -183,7 +183,7 @@ class Distiller(BaseModel):
         teachers: Mapping[str, Mapping[str, Any]] | None = None,
         mode: str = "loss",
     ) -> dict[str, Tensor]:
-        """One batch, as ViewStream gives it; the mean of every term, keyed `loss_<term>`."""
+        """The mean of every loss term over one batch of ViewStream, keyed `loss_<term>`."""
         if mode != "loss":
             raise KdepError(
                 f"the pre-training model was run in mode {mode!r}",

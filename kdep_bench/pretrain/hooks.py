@@ -18,9 +18,9 @@ def unwrapped(runner: Any) -> Any:
 
 
 class Clock(Hook):
-    """Tells the model which optimiser step it is in, and its objective when one is done.
+    """Sets the model's step number, and calls the objective's `after_step` after each step.
 
-    The step is the runner's own iteration, so a resumed run goes on counting where it was cut.
+    The number is the runner's iteration, so a resumed run continues at the step of interruption.
     """
 
     priority = "VERY_HIGH"

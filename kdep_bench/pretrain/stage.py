@@ -44,7 +44,7 @@ def run(
     `budget`: epochs, batch, optimizer, warmup, schedule, precision; and where they are used
     accumulate (micro-batches a step), ema (decay), compile (back end of torch.compile).
 
-    May run as several processes at once, one a rank, started by torchrun or srun with the same
+    May run as several processes at once, one per rank, started by torchrun or srun with the same
     arguments: the batch is the global one, rank 0 writes, every rank returns the same outputs, and
     the process group is left at the end.
     """

@@ -1,10 +1,10 @@
-"""The pre-training samples as one fixed sequence, so that a step number alone says what it reads.
+"""The pre-training samples as one fixed sequence: a step's samples depend only on its number.
 
-Position p of the sequence belongs to epoch p // N; every epoch is a seeded permutation of the N
-images of the data share, and view (epoch mod V) of each. A run that is cut at step k and resumed
-therefore reads exactly what an uninterrupted one would, and R ranks that share a global batch read
-together what one process would. With `together` the V views of an image follow each other, and a
-permutation takes V epochs: V epochs show the same samples, in another order.
+Position p of the sequence belongs to epoch p // N. Every epoch is a seeded permutation of the N
+images of the data fraction, with view (epoch mod V) of each. Therefore a run that was interrupted
+at step k and resumed reads exactly the samples of an uninterrupted one, and R ranks that divide a
+global batch together read those of one process. With `together`, the V views of an image are
+consecutive and a permutation takes V epochs, which contain the same samples in another order.
 """
 
 from __future__ import annotations

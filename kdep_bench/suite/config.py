@@ -92,7 +92,7 @@ def names(kind: str, configs: Path = CONFIGS) -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Folders with sub-folders as in FOLDERS: the project's configs first, then other people's.
+    """Folders with sub-folders as in FOLDERS: the project's configs first, then those of plug-ins.
 
     A plug-in is a package that registers an entry point of the group `kdep_bench.configs`; its
     value names the package whose folder holds the configs.

@@ -477,7 +477,7 @@ def maps(pair: StudentMethod) -> None:
 
 
 def map_targets(pair: StudentMethod) -> None:
-    """A level that no basis of the teacher's map can be given to."""
+    """KdepError for a level that cannot be given components of the teacher's map."""
     pyramid = pair.student.get("pyramid") or {}
     channels = zip(pyramid.get("strides", ()), pyramid.get("channels", ()), strict=False)
     stated = pair.teacher.get("card", {}).get("maps")

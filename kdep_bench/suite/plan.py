@@ -287,7 +287,7 @@ class _Builder:
         return self.teacher_stages(prepare, views, student, suite_teacher, 1.0, None)["cache"]
 
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
-        """Outputs that the cache read by `method` holds in addition to the pooled feature.
+        """Outputs, in addition to the pooled feature, in the cache that `method` reads.
 
         Logits are small and stored for all methods of a teacher, unless they can be computed from
         the pooled feature. Maps and tokens are large: the methods that read them share a separate

@@ -183,7 +183,7 @@ class MMTask(Task):
         """
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        """Sample prediction pictures for a person; relative file names."""
+        """Draws sample predictions as images into `out`; returns their relative file names."""
         return []
 
     def run(

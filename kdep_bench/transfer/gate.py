@@ -1,4 +1,4 @@
-"""The load gate: proof that a downstream model really holds the exported backbone.
+"""The load gate: checks that a downstream model contains exactly the exported backbone.
 
 mm's `init_cfg=dict(type='Pretrained')` loads with `strict=False` and only warns, so a wrong prefix
 or a renamed layer loads nothing and the run silently measures a random network. The gate compares
@@ -183,7 +183,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 class Parts(nn.Module):
-    """Modules that hold one backbone between them, under one flat state dict.
+    """Several modules that together contain one backbone, with one flat state dict.
 
     A C4 detector, for instance, keeps the last stage in its RoI head.
     """

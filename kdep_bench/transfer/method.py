@@ -1,9 +1,9 @@
-"""Methods that act at transfer: losses, networks and data beside a task's own training.
+"""Methods that act at transfer: additional losses, networks and data in a task's training.
 
 `transfer=dict(type=..., ...)` of a method config names a subclass of `TransferMethod`. `change`
-makes the task's mm Config that of a training with the method; the model is the task's own with the
-method beside it as `transfer_method.*`, so that `backbone.*` stays where the load gate looks for
-it. After training, `remove` takes the method and its teacher off: the task's own model is what is
+adds the method to the task's mm Config. The model is then the task's own, with the method as an
+additional module `transfer_method.*`; `backbone.*` keeps its name, which the load gate looks for.
+After training, `remove` takes out the method and its teacher, and only the task's own model is
 scored and saved.
 """
 

@@ -1,7 +1,7 @@
-"""Model cards: what a student was made of, and how to load it.
+"""Model cards: how a student was pre-trained, and how to load it.
 
-The stage `export` writes one beside the backbone, of what the plan tells it and of what the stages
-before it left; `kdep_bench.cli.publish` writes one for the files it copies out.
+The stage `export` writes one next to the backbone, from values of the plan and the outputs of the
+earlier stages; `kdep_bench.cli.publish` writes one for the files that it copies out.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def about(
 def outputs_before(pretrain: Path) -> dict[str, Json]:
     """Outputs by kind of the pre-training stage in `pretrain` and of those it comes from.
 
-    As far as their stage.json lie beside it; of two of one kind, the nearer. The cache and the
-    alignment of one of several teachers are found by its role: "large.cache".
+    Only stages whose stage.json is in the same work dir; of two stages of one kind, the nearer. The
+    cache and the alignment of one of several teachers are named by its role: "large.cache".
     """
     found: dict[str, Json] = {}
     todo, seen = [("", pretrain.name)], set[str]()

@@ -57,7 +57,7 @@ class DealtBatches(Sampler):
     each rank then drops its own last batch.
 
     Args:
-        batch: images a step of all ranks together.
+        batch: images per step, of all ranks together.
     """
 
     def __init__(self, dataset: Sized, batch: int, seed: int, shuffle: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Small pictures of predictions, drawn with PIL, for a person to look at."""
+"""Draws small images of predictions with PIL, for the report."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class TestOutputs:
 
 
 def keep(out: Path, samples: Samples | None, metrics: dict[str, float]) -> tuple[Any, list[str]]:
-    """Writes `samples` into the stage's directory: (what its outputs say of the file, notes).
+    """Writes `samples` into the stage's directory; (entry for the stage's outputs, notes).
 
     They are kept only if the metrics follow from them to the last digit, which is computed for test
     sets of up to `CHECKED` images.

@@ -18,7 +18,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and scores `spec["task"]` on the exported backbone.
 
-    May run as several processes at once, one a rank, started by torchrun or srun with the same
+    May run as several processes at once, one per rank, started by torchrun or srun with the same
     arguments: the recipe's batch is that of all together, rank 0 writes, and its outputs count.
 
     Args:
@@ -64,7 +64,7 @@ def run(
 
 
 def _extend(task: Task, spec: dict[str, Any], inputs: dict[str, Path]) -> None:
-    """Tells a task its transfer method, and whether to save its model."""
+    """Sets a task's transfer method, and whether its model is saved."""
     if spec.get("transfer") is None and not spec.get("keep_model"):
         return
     if not isinstance(task, MMTask):

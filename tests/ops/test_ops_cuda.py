@@ -1,5 +1,6 @@
-"""The stand-in operators on a GPU that is faked: what they make beside their operands lies with
-them. Their values on a real one are what every other test of this folder asks, where there is one.
+"""The replacements of mmcv's operators create their tensors on the GPU, tested with a fake GPU.
+
+Values on a real GPU are compared by the other tests of this folder, on machines that have one.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _roi_align(backward: bool) -> Tensor:
     rois, out, none = gpu(3, 5), gpu(3, 4, 2, 2), gpu(0)
     x = gpu(2, 4, 8, 8)
-    more = (2, 2, 0.5, 2, 1, True)
+    settings = (2, 2, 0.5, 2, 1, True)
     if backward:
-        roi_align.roi_align_backward(out, rois, none, none, x, *more)
+        roi_align.roi_align_backward(out, rois, none, none, x, *settings)
         return x
-    roi_align.roi_align_forward(x, rois, out, none, none, *more)
+    roi_align.roi_align_forward(x, rois, out, none, none, *settings)
     return out
 
 

@@ -1,3 +1,5 @@
+"""The HTML page: offline and safe, usable by keyboard, with the values of the records."""
+
 from __future__ import annotations
 
 import base64
@@ -127,10 +129,10 @@ def test_the_page_shows_the_values_of_the_records(results):
 
 @pytest.mark.parametrize(("timed", "count"), [(True, 0), (False, 2)])
 def test_the_page_says_why_costs_are_dashes(results, timed, count):
-    some = [fields(m, "probe", v) for m, v in (("kdep", 0.5), ("scratch", 0.2))]
+    values = [fields(m, "probe", v) for m, v in (("kdep", 0.5), ("scratch", 0.2))]
     if not timed:
-        some = [f | {"cost": {"device": "cpu", "threads": 1}} for f in some]
-    source = page_of(results([make(f) for f in some]))
+        values = [f | {"cost": {"device": "cpu", "threads": 1}} for f in values]
+    source = page_of(results([make(f) for f in values]))
     assert source.count("No times: other work ran") == count  # over the summary and the family
 
 

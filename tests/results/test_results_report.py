@@ -1,4 +1,4 @@
-"""tools/report.py as a person runs it."""
+"""The command tools/report.py: rebuilding, comparing folders, errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_rebuild_is_the_same_to_the_byte_and_quick(results):
     for _ in range(3):
         start, cpu = time.perf_counter(), children_s()
         done = run(folder)
-        # On a busy machine the CPU time tells what the command itself needs.
+        # On a busy machine the CPU time is a better measure than the wall time.
         best = min(best, time.perf_counter() - start, children_s() - cpu)
         assert done.returncode == 0, done.stderr
     assert {n: (folder / n).read_bytes() for n in names} == before

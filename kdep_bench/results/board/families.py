@@ -21,8 +21,9 @@ REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
     "Step time: mean over the pre-training steps, absolute and divided by that of kdep. Peak "
-    "memory: the larger of pre-training and one transfer, minimum over the runs. Extra parameters: "
-    "trained or kept beside the student, dropped at export. Extra forward passes: of all networks "
+    "memory: of pre-training or transfer, whichever needs more; minimum over runs. Extra "
+    "parameters: trained or stored with the student, dropped at export. Extra forward passes: of "
+    "all networks "
     "other than the student (cached or live teacher, peers, moving averages), per image seen. The "
     "pre-training cost includes that of an assistant teacher. Loss terms: mean fraction of the "
     "loss magnitude, where a loss has several. Learning rate: the peak of the schedule."

@@ -1,6 +1,6 @@
-"""Records of somebody else that join a table: copied after validation, and marked.
+"""Records that other people submit to a table: copied after validation, and marked.
 
-They lie in <table>/submissions/<name>/records beside a list of their checksums; a file that was
+They are in <table>/submissions/<name>/records, next to a list of their checksums; a file that was
 changed, added or removed afterwards is shown as damaged. Their methods are called
 "<method> (submitted by <name>)" in every table.
 """

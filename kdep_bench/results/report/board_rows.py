@@ -25,8 +25,8 @@ MEAN_RANK = "Mean rank over all tasks, among methods with results for every task
 
 PAIRED = (
     "Differences are paired by (pre-training seed, transfer seed). Their standard deviation is "
-    "pooled over all methods of the task; a method that is significantly noisier is compared with "
-    "its own. Positive differences are better for every metric. Result: significant if p is below "
+    "pooled over all methods of the task; for a method that is significantly noisier, its own is "
+    "used. Positive differences are better for every metric. Result: significant if p is below "
     "0.05 after Holm's correction. The correction is made separately for kdep and for the other "
     "methods, and for means over tasks and for single tasks. Intervals are not corrected, so one "
     "may exclude 0 where the result is not significant. The marks of the best methods are "
