@@ -13,5 +13,5 @@ ROOT = PACKAGE.parent  # child processes need it on PYTHONPATH
 _INSTALLED = PACKAGE / "_configs"
 IS_INSTALLED = _INSTALLED.is_dir()
 CONFIGS = _INSTALLED if IS_INSTALLED else ROOT / "configs"
-# Holds `work_dirs` and `results` unless a command says otherwise.
+# Contains `work_dirs` and `results` unless a command's arguments name other folders.
 OUTPUT = Path.cwd() if IS_INSTALLED else ROOT

@@ -113,7 +113,7 @@ def pace(began: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def main(path: Path) -> None:
-    """Trains as the order file `path` says and writes backbone.pth and result.json next to it."""
+    """Trains with the settings in `path`; writes backbone.pth and result.json next to it."""
     order, here = read_strict(path), path.parent
     torch.set_num_threads(order["threads"])
     keep_freed_memory()  # as our own stages do

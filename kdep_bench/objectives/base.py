@@ -72,7 +72,7 @@ class StudentOutput:
 
 @dataclass(frozen=True)
 class Context:
-    """One training batch as an objective sees it. All tensors are float32 unless said otherwise.
+    """The inputs of an objective for one batch. All tensors are float32 unless noted otherwise.
 
     Attributes:
         before: [B, Ds] pooled student feature before the last activation (the KDEP tap).
@@ -80,7 +80,7 @@ class Context:
         target: [B, Ds] aligned and transformed teacher feature, without gradient; with need
             "target".
         labels: [B] int64 class numbers; with need "labels", None in a label-free run.
-        teacher: what the teacher said, without gradient: `pooled` [B, Dt] as tapped, `logits`
+        teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap, `logits`
             [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
             with "tokens", `probabilities` [B, C] with "probabilities", `layer` [B, p + n, C] with
             "layer". None in a run without a teacher; of several teachers, the first.
@@ -272,7 +272,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
 
 
 def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Objective:
-    """The objective of a config, given exactly those of `facts` that it asks for.
+    """Builds the objective of a config, with those of `facts` that it requires as arguments.
 
     A value set in the config wins over the same fact. `facts["teachers"]`, where a method has
     several teachers, is handed to what reads them all or passes them on to its parts.

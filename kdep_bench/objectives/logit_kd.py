@@ -37,7 +37,7 @@ class LogitKD(Objective):
     Args:
         tau: temperature, a number or a schedule.
         entropy_floor: a teacher whose softened outputs have a mean entropy (nats) below it in the
-            first batch is reported: it says hardly more than its own top-1.
+            first batch is reported: such logits contain hardly more than the top-1 class.
         width, teacher_classes, epochs: set by the pre-training stage.
     """
 

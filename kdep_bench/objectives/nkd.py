@@ -21,8 +21,10 @@ def without(logits_BC: Tensor, y_B: Tensor) -> Tensor:
 def target_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor) -> Tensor:
     """[B]: -p^t_y log p^s_y."""
     one = y_B[:, None]
-    said = F.softmax(teacher_BC, 1).gather(1, one) * F.log_softmax(student_BC, 1).gather(1, one)
-    return -said[:, 0]
+    target_terms = F.softmax(teacher_BC, 1).gather(1, one) * F.log_softmax(student_BC, 1).gather(
+        1, one
+    )
+    return -target_terms[:, 0]
 
 
 def others_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor, tau: float) -> Tensor:

@@ -24,7 +24,7 @@ class ProjectedRegression(Objective):
 
     Args:
         width: Ds. teacher_width: Dt. teacher_mean_variance: mean variance of the teacher's
-            channels, since the projector's bias has their means at once; all three told by the
+            channels, since the projector's bias has their means at once; all three given by the
             pre-training stage.
         hidden: width of the MLP's hidden layer; None for the linear projector.
         weight, scale: as in FeatureRegression.

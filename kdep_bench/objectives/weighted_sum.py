@@ -25,7 +25,7 @@ class WeightedSum(Objective):
             "teacher": role}}; `teacher` only in a method with several teachers: the one that this
             part reads, where it is not the first.
         weighting: config of a Weighting, which weighs the terms per sample as well.
-        epochs, facts: set by the pre-training stage; each part gets what it asks for.
+        epochs, facts: set by the pre-training stage; each part gets the values that it requires.
     """
 
     needs = frozenset()

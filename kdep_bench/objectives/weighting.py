@@ -52,7 +52,7 @@ class Weighting(Component):
 
 
 def build_weighting(config: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Weighting | None:
-    """The weighting of a config, given those of `facts` that it asks for; None without one."""
+    """Builds the weighting of a config, with the `facts` that it requires; None without one."""
     if config is None:
         return None
     kind = locate(config["type"])

@@ -49,13 +49,13 @@ def target_probes(
     """Mean square and std ratio of the target over the alignment samples."""
     head, moments = build_target(**target), Moments(spec["student"]["width"])
 
-    def told(f: Tensor) -> Tensor:
+    def transform_and_add(f: Tensor) -> Tensor:
         g = head(f)
         moments.add(g)
         return g
 
     return {
-        "target_mean_square": mean_square(told, spec, inputs),
+        "target_mean_square": mean_square(transform_and_add, spec, inputs),
         "std_ratio_after_transform": finite(std_ratio(moments.std)),
     }
 
@@ -104,16 +104,16 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
 
 
 def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
-    """Mean variance of the channels of the teacher's feature over the fitting rows."""
+    """Mean variance of the channels of the teacher's feature, over the alignment samples."""
     sums: list[Tensor] = []
 
-    def told(f: Tensor) -> Tensor:
+    def add(f: Tensor) -> Tensor:
         sums.append(f.double().sum(0))
         counts.append(len(f))
         return f
 
     counts: list[int] = []
-    square = mean_square(told, spec, inputs)
+    square = mean_square(add, spec, inputs)
     mean = torch.stack(sums).sum(0) / sum(counts)
     return square - float(mean.square().mean())
 

@@ -260,18 +260,18 @@ def live_teaching(
 ) -> Teaching:
     teacher = build_teacher(config)
     px = teacher.input_px
-    said = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
-    has = {"logits": said.logits is not None, "maps": bool(said.maps)}
-    has["tokens"] = said.tokens is not None
-    has["probabilities"] = said.logits is not None
+    teacher_output = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
+    has = {"logits": teacher_output.logits is not None, "maps": bool(teacher_output.maps)}
+    has["tokens"] = teacher_output.tokens is not None
+    has["probabilities"] = teacher_output.logits is not None
     has["classifier"] = teacher.logit_head is not None
     for need, there in has.items():
         if need in required and not there:
             raise KdepError(
                 f"the teacher {teacher.name} has no {need}", fix="choose another teacher or method"
             )
-    if top is not None and said.logits is not None:
-        sparse.largest(said.logits, top, teacher.name)  # refuses more than it has
+    if top is not None and teacher_output.logits is not None:
+        sparse.largest(teacher_output.logits, top, teacher.name)  # refuses more than it has
     return Teaching(
         {"pool": str(inputs["images"]), "teacher_px": px},
         {
@@ -282,10 +282,12 @@ def live_teaching(
         {
             "teacher_width": lambda: teacher.width,
             "teacher_config": lambda: dict(config),
-            "teacher_classes": lambda: None if said.logits is None else said.logits.shape[1],
+            "teacher_classes": lambda: (
+                None if teacher_output.logits is None else teacher_output.logits.shape[1]
+            ),
             "teacher_maps": lambda: {
                 k: {"channels": m.shape[1], "stride": px // m.shape[2]}
-                for k, m in said.maps.items()
+                for k, m in teacher_output.maps.items()
             },
         },
         {"teacher_source": "live", "teacher_checksum": teacher.checksum()},

@@ -110,10 +110,10 @@ def train(
     """Runs the config, from the newest whole checkpoint in `work_dir` if there is one."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
-    told, shares = openmmlab.ProgressHook(progress), TermShares()
+    progress_hook, term_shares = openmmlab.ProgressHook(progress), TermShares()
     average = None if ema is None else WeightAverage(ema)
     states = (RandomState(), PlayersState())
-    given = (Clock(), EveryWeightTaught(), *states, shares, average, told)
+    given = (Clock(), EveryWeightTaught(), *states, term_shares, average, progress_hook)
     hooks = [h for h in given if h is not None]
     runner = openmmlab.build_runner(
         Config(config), work_dir=work_dir, seed=seed, hooks=hooks, resume=True
@@ -125,4 +125,4 @@ def train(
     state = model.state_dict()
     if average is not None:
         state |= {f"backbone.{k}": v for k, v in average.average.items()}
-    return Trained(state, told.points, shares.shares, told.seconds)
+    return Trained(state, progress_hook.points, term_shares.shares, progress_hook.seconds)

@@ -166,7 +166,7 @@ def _pool_features(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, int]:
-    """Number of images; `rows.npy` says which rows of the views, and of the cache, they are."""
+    """Returns the number of images; `rows.npy` lists their rows in the views and the cache."""
     views = open_views(Path(inputs["views"]))
     rows = pool_rows(image_spec, inputs, views)
     parts = []

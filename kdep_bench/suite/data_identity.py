@@ -98,7 +98,7 @@ def with_content(
     """The suite with the hashes of its data in the data config, and lines for the user.
 
     Where the data is absent, or its type does not declare what it reads, the suite stays as it is
-    and a line says so.
+    and a line reports it.
 
     Args:
         suite: a resolved suite.

@@ -204,7 +204,7 @@ class MMTask(Task):
         from kdep_bench.transfer.samples import TestOutputs, keep
 
         openmmlab.setup(self.scope)
-        read_tensors(checkpoint)  # a damaged file is told before any work
+        read_tensors(checkpoint)  # reports a damaged file before any work
         counted = self.check_data(data_root)
         work_dir = out / "mm"
         openmmlab.join_distributed()

@@ -126,7 +126,7 @@ def _cfg(
 def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     """The class names, equal in every split, and images by split; every image is decoded once.
 
-    mm's decoder fills a truncated JPEG with grey and says nothing; the check refuses it.
+    mm's decoder fills a truncated JPEG with grey and gives no error; the check refuses it.
     """
     classes = mm_config.class_folders(root / splits[0])
     counts = {s: sum(check_image_folder(root / s, classes).values()) for s in splits}

@@ -77,7 +77,7 @@ def run(
 
     Args:
         spec: uses `student.backbone` (a mm backbone config) and, if given, `allow_missing`;
-            `about` is what the plan tells its card (see `kdep_bench.transfer.model_card.about`).
+            `about`: values for the model card, see `kdep_bench.transfer.model_card.about`.
         inputs: `pretrain`, a finished stage directory with `student.pth`.
         out: receives `backbone.pth`: a flat OrderedDict of tensors, keys as in the mm backbone;
             and `README.md`, its model card.
@@ -114,7 +114,7 @@ def run(
         "dropped": dropped,
     }
     before = outputs_before(Path(inputs["pretrain"]))
-    told, files = spec.get("about", {}), {PTH: checksum}
-    text = card(told, spec["student"], before, made, files, Path(out).name)
+    plan_values, files = spec.get("about", {}), {PTH: checksum}
+    text = card(plan_values, spec["student"], before, made, files, Path(out).name)
     write_atomic(Path(out) / CARD, text)
     return made

@@ -94,7 +94,8 @@ class TransferMethod(nn.Module, ABC):
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
         """Called once, when all networks are built: the place of forward hooks and of layers whose
-        widths only the networks tell. Keep no network as an attribute: it would be registered."""
+        widths that only the networks have. Store no network as an attribute: it would become a
+        registered module."""
 
     def hooks(self) -> list[Hook]:
         """Further mmengine hooks of the training."""
@@ -332,7 +333,7 @@ class TransferLosses(Hook):
 
 
 def hooks_of(runner: Any) -> list[Hook]:
-    """The hooks that the transfer method of a Runner's model wants; none without a method."""
+    """The hooks of the transfer method of a Runner's model; empty without a method."""
     method = getattr(unwrapped(runner), "transfer_method", None)
     return [] if method is None else [TransferLosses(), *method.hooks()]
 

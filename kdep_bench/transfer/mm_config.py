@@ -49,7 +49,7 @@ def backbone_cfg(
     norm_eval: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """The student's backbone config, told to load `checkpoint`; the same class in every task."""
+    """The student's backbone config, loading `checkpoint`; the same class in every task."""
     cfg = copy.deepcopy(plain(student["backbone"]))
     if out_indices is not None:
         cfg["out_indices"] = tuple(out_indices)

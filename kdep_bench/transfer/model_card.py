@@ -59,7 +59,7 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
 
 
 def card(
-    told: Json,
+    plan_values: Json,
     student: Json,
     outputs: Mapping[str, Json],
     exported: Json,
@@ -69,14 +69,14 @@ def card(
     """The model card, Markdown.
 
     Args:
-        told: `about`, or {} where no plan told anything.
+        plan_values: the result of `about`, or {} for an export without a plan.
         outputs: of prepare, cache, align and pretrain, by kind, as far as they are known.
         exported: outputs of the export.
         checksums: SHA-256 by file name.
         stage: where it comes from.
     """
-    method, pre = told.get("method", {}), outputs.get("pretrain", {})
-    taught = told.get("teacher") or {}
+    method, pre = plan_values.get("method", {}), outputs.get("pretrain", {})
+    taught = plan_values.get("teacher") or {}
     facts = taught.get("card", {})
     caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
     stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
@@ -84,7 +84,7 @@ def card(
     teacher_checksums = [t.get("checksum") for t in stored] + [
         v.get("teacher_checksum") for v in live
     ]
-    name = told.get("student") or student.get("name", "student")
+    name = plan_values.get("student") or student.get("name", "student")
     px = student.get("input_px")
     labels = pre.get("labels_used", method.get("labels_used", False))
     rows: Json = {
@@ -94,27 +94,29 @@ def card(
         "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
         "labels used in pre-training": _yes(labels) if method or pre else None,
         "teacher": taught.get("name", "none")
-        if told
+        if plan_values
         else ", ".join(t["name"] for t in stored if t.get("name")),
         "teacher's checksum": ", ".join(dict.fromkeys(c for c in teacher_checksums if c)),
         "teacher's pre-training": facts.get("pretraining"),
         "teacher's labels": _yes(facts.get("labels_used")),
         "licence of the teacher": facts.get("licence"),
         "teacher's source": facts.get("source"),
-        "data": told.get("data"),
+        "data": plan_values.get("data"),
         "data fingerprint": outputs.get("prepare", {}).get("fingerprint"),
         "licences of the data": "; ".join(
             f"{k}: {v}" for k, v in (outputs.get("prepare", {}).get("licences") or {}).items()
         ),
-        "share of the data": f"{100 * told['share']:g} %" if told and pre.get("images") else None,
+        "share of the data": f"{100 * plan_values['share']:g} %"
+        if plan_values and pre.get("images")
+        else None,
         "images": pre.get("images"),
         "epochs": pre.get("epochs"),
         "steps": pre.get("steps"),
         "images seen": pre.get("images_seen"),
-        "seed": told.get("seed"),
+        "seed": plan_values.get("seed"),
         "stage": stage,
     }
-    if told and not taught:
+    if plan_values and not taught:
         rows = {k: v for k, v in rows.items() if not k.startswith(("teacher'", "licence of the t"))}
     if taught and not facts.get("licence"):
         rows["licence of the teacher"] = "not stated: ask its makers before you use this student"
@@ -129,8 +131,8 @@ def card(
     return "\n".join(lines)
 
 
-def _yes(said: Any) -> str | None:
-    return None if said is None else "yes" if said else "no"
+def _yes(value: Any) -> str | None:
+    return None if value is None else "yes" if value else "no"
 
 
 def _plain(value: Any) -> str:

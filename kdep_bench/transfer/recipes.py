@@ -164,7 +164,7 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
     share = recipe["train_share"]
     if share >= 1:
         return
-    # scikit-learn takes floor(share * n) images, and wants one of every class on either side.
+    # scikit-learn takes floor(share * n) images, and requires one of every class in both parts.
     taken = math.floor(share * total)
     if least < 2 or taken < classes or total - taken < classes:
         raise KdepError(

@@ -87,7 +87,7 @@ class Transfer(Part):
     """A method that acted at transfer, and what it took besides the student.
 
     `pretrained_by` and `method` name the pre-training and the transfer method; `method` of the
-    record's first part says both. `teacher` is the student and pre-training of the tuned teacher,
+    record's `arm` contains both. `teacher` is the student and pre-training of the tuned teacher,
     `teacher_value` its own score on the task, `teacher_labels_used` whether its pre-training used
     labels. `extra_parameters` were trained or stored with the model and removed after the
     training; `extra_forwards` counts the images that the teacher read in it.

@@ -44,7 +44,7 @@ def write_index(root: Path, configs: Path) -> Path:
 
     Args:
         root: the folder results/.
-        configs: the folder of suite configs, whose docstrings say what a suite asks.
+        configs: the folder of suite configs, whose docstrings contain the question of a suite.
 
     Raises:
         KdepError: `root` contains no results folder.

@@ -142,7 +142,7 @@ def _table(
             columns[column] = None
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
-    # Where no probe has finished, one column says so.
+    # If no probe has finished, there is one column that states this.
     order = list(columns) or [ProbeColumn("value", "", False)]
     chance = {c: next(iter(known)) if len(known) == 1 else None for c, known in chances.items()}
 
