@@ -7,6 +7,7 @@ Outcome   400 pool images, 200 for classification, 44 scenes; scores on it mean 
 
 data = dict(
     name="smoke",
+    scores_note="tiny data, to test that everything runs: the scores mean nothing",
     pool_classes=9,
     seed=0,
     source="auto",

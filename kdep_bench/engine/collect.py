@@ -223,7 +223,7 @@ def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     transfer = stages["transfer"]
     if transfer is not None:
         fields.update(_measured(run, stages, transfer))
-        fields["notes"] = [*_overlaps(suite, run), *fields["notes"]]
+        fields["notes"] = [*_suite_notes(suite, run), *fields["notes"]]
         return record.make(fields)
     for kind, stage_id in run.chain.items():
         failure = chains.failure(stage_id)
@@ -349,8 +349,9 @@ def _data_notes(run: TransferRun, stages: Mapping[str, Json | None]) -> list[str
     return [f"{NOTE}{note}" for note in notes.get(folder, [])]
 
 
-def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
-    """Notes about a teacher, or given weights, that were trained on what the task tests."""
+def _suite_notes(suite: Suite, run: TransferRun) -> list[str]:
+    """Notes about a teacher, or given weights, that were trained on what the task tests, and the
+    `scores_note` of the data."""
     from kdep_bench.results.report.data_card import NOTE
 
     tuned = ((run.method.get("transfer") or {}).get("teacher") or {}).get("method")
@@ -359,7 +360,8 @@ def _overlaps(suite: Suite, run: TransferRun) -> list[str]:
     trained = [teacher for t in taught for teacher in (t or {}).get("teachers", [t])]
     trained += [m for m in (run.method, tuned) if m and m.get("weights") is not None]
     notes = overlap_notes(trained, run.task, suite.data["name"])
-    return [f"{NOTE}{note}" for note in notes]
+    stated = suite.data.get("scores_note")
+    return [f"{NOTE}{note}" for note in [*([stated] if stated else []), *notes]]
 
 
 def _outputs(stages: Mapping[str, Json | None], kind: str) -> Json:

@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError, unknown_name
 
 Json = dict[str, Any]
 # Keys that any data config may have.
-COMMON = ("about", "card", "labels", "name", "pool_classes", "source", "type")
+COMMON = ("about", "card", "labels", "name", "pool_classes", "scores_note", "source", "type")
 
 
 def data_module(data: Json) -> ModuleType | None:

@@ -24,6 +24,7 @@ IMAGES = 96  # of the tiny ImageNet, data/official/imagenet.py
 FRACTION = 0.875
 STEPS, BATCH = 2, 16
 COST = 4.0  # estimated seconds per stage; the defaults of the kinds assume real data
+NOTE = "a rehearsal on tiny data with random teacher weights: its scores mean nothing"
 OFFICIAL = "kdep_bench.data.official.stage.prepare"
 # Key of a recipe -> its value in a rehearsal.
 RECIPE: dict[str, Any] = {
@@ -109,7 +110,7 @@ def rehearsed(suite: Suite) -> Suite:
     runtime = suite.runtime.model_copy(update={"cost": dict.fromkeys(KINDS, COST)})
     common = {
         "name": f"rehearsal_{suite.name}",
-        "data": {**data, "name": "rehearsal", "tiny_seed": 0},
+        "data": {**data, "name": "rehearsal", "tiny_seed": 0, "scores_note": NOTE},
         "students": [{**s, "input_px": PX} for s in suite.students],
         "tasks": [shrink_task(t) for t in suite.tasks],
         "seeds": seeds,

@@ -113,6 +113,8 @@ def test_tables_and_page_are_there(home: Path):
     (board,) = home.glob("results/**/leaderboard.md")
     text = board.read_text()
     assert all(task in text for task in TASKS)
+    for name in ("leaderboard.md", "leaderboard.csv", "index.html", "leaderboard.tex"):
+        assert "the scores mean nothing" in (board.parent / name).read_text()
     for name in ("leaderboard.csv", "index.html"):
         assert (board.parent / name).stat().st_size > 500
 
