@@ -26,7 +26,7 @@ COPIED = (
 )
 # mkdocs makes index.html of README.md, and results/index.html is another page.
 RENAMED = ("results/README.md", "results/how_to_read.md")
-KINDS = ("methods", "suites", "tasks", "teachers", "students", "claims")
+KINDS = ("methods", "suites", "searches", "tasks", "teachers", "students", "claims")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

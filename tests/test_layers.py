@@ -26,6 +26,7 @@ LAYERS = (
     ("suite",),
     ("forecast",),
     ("engine",),
+    ("search",),
     ("benchmark",),
     ("gpu_check",),
     ("cli",),

@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("run_suite", "run a suite; finished stages are skipped"),
     "init": ("init", "write a suite for a folder of your images"),
     "report": ("report", "rebuild tables and page from records, or compare results folders"),
+    "search": ("search", "search for a student and settings within limits of size"),
     "doctor": ("doctor", "check this machine, and what a suite needs"),
     "data": ("prepare_data", "prepare or verify an official data set or the pocket data"),
     "student": ("make_student", "write a student config from a model name"),
@@ -24,7 +25,10 @@ COMMANDS = {
     "benchmark": ("benchmark", "measure speed and memory of the pre-training code"),
     "gpu-check": ("gpu_check", "check that everything works on this machine's GPU"),
 }
-LISTS = ("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets")
+LISTS = (
+    *("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets"),
+    "searches",
+)
 
 
 def usage() -> str:

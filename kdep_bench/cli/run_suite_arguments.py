@@ -139,7 +139,10 @@ def _add_output(p: argparse.ArgumentParser) -> None:
     p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
     p.add_argument(
         "--list",
-        choices=("methods", "teachers", "students", "tasks", "probes", "suites", "data", "claims"),
+        choices=(
+            *("methods", "teachers", "students", "tasks", "probes", "suites", "data", "claims"),
+            "searches",
+        ),
         help="list the configs of one kind and exit",
     )
 

@@ -8,7 +8,6 @@ measured and verified; the pre-training stage verifies them again before it trai
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbone, pool
 from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero_scales
+from kdep_bench.students.python_text import python_text
 
 STRIDES = (4, 8, 16, 32)
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
@@ -220,16 +220,6 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
 
 def config_text(student: Mapping[str, Any], source: str) -> str:
     """The Python source of a student's config; `source` is the name that it was made from."""
-
-    def text(value: Any, indent: int) -> str:
-        if isinstance(value, str):
-            return json.dumps(value)
-        if not isinstance(value, dict):
-            return repr(value)
-        pad = " " * (indent + 4)
-        rows = "".join(f"{pad}{k}={text(v, indent + 4)},\n" for k, v in value.items())
-        return f"dict(\n{rows}{' ' * indent})"
-
     if not student.get("pyramid"):
         about = "It has no pyramid: classification only."
     else:
@@ -237,5 +227,5 @@ def config_text(student: Mapping[str, Any], source: str) -> str:
     tap = "what its classifier pools" if student["tap"] == OUTPUT else f"before {student['tap']}"
     return (
         f'"""{source}, by tools/make_student.py: measured and proved.\n\n'
-        f'Tap: {tap}. {about}\n"""\n\nstudent = {text(dict(student), 0)}\n'
+        f'Tap: {tap}. {about}\n"""\n\nstudent = {python_text(dict(student))}\n'
     )

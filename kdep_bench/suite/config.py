@@ -60,7 +60,10 @@ FOLDERS = {
     "probe": "probes",
     "claim": "claims",
     "suite": "suites",
+    "search": "searches",
 }
+# Kinds whose config a suite may hold completely, by a key that every such config has.
+WHOLE = {"data": "type", "student": "backbone", "claim": "kind"}
 
 
 def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
@@ -241,17 +244,15 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
 
     Args:
         kind: the kind of config, a key of FOLDERS.
-        ref: a file name in the folder of that kind, or dict(base=..., overrides). Data and claims
-            may also be given completely, as dict(type=..., name=..., ...) and
-            dict(kind=..., name=..., ...). An override of data may add every key that its `type`
-            accepts.
+        ref: a file name in the folder of that kind, or dict(base=..., overrides). Kinds of WHOLE
+            may also be given completely, as dict(type=..., name=..., ...) for data. An override of
+            data may add every key that its `type` accepts.
         configs: folder of all configs.
 
     Raises:
         KdepError: an unknown name or key, or a reference of another form.
     """
-    distinctive = {"data": "type", "claim": "kind"}.get(kind)
-    whole = isinstance(ref, dict) and "base" not in ref and distinctive in ref
+    whole = isinstance(ref, dict) and "base" not in ref and WHOLE.get(kind) in ref
     if isinstance(ref, str):
         got = load_config(kind, ref, configs)
         got.setdefault("name", ref)
@@ -260,11 +261,8 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
         got = _overridden(kind, ref, configs)
     else:
-        also = (
-            f", or the complete config as dict({distinctive}=..., name=..., ...)"
-            if distinctive
-            else ""
-        )
+        key = WHOLE.get(kind)
+        also = f", or the complete config as dict({key}=..., name=..., ...)" if key else ""
         raise KdepError(
             f"the {kind} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
             expected=f"a file name in configs/{FOLDERS[kind]}/ or dict(base='...', "

@@ -24,7 +24,7 @@ def files() -> dict[str, str]:
 
 def test_the_guide_walks_through_every_kind_of_component() -> None:
     folders = {name.split("/")[1] for name in files() if name.startswith("configs/")}
-    assert folders >= {"methods", "teachers", "tasks", "probes", "suites"}
+    assert folders >= {"methods", "teachers", "tasks", "probes", "suites", "searches"}
     assert "tools/make_student.py" in GUIDE
 
 
@@ -38,12 +38,17 @@ def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
         "KDEP_CONFIGS": str(tmp_path / "configs"),
     }
     results = tmp_path / "results"
-    folders = ["--work-dir", str(tmp_path / "work"), "--results-dir", str(results)]
-    run = [sys.executable, str(REPO / "tools" / "run_suite.py"), "trial", *folders]
-    done = subprocess.run(
-        run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    work = ["--work-dir", str(tmp_path / "work")]
+
+    def run(tool: str, *arguments: str) -> str:
+        command = [sys.executable, str(REPO / "tools" / tool), *arguments]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    run("run_suite.py", "trial", *work, "--results-dir", str(results))
     records = [json.loads(p.read_text()) for p in results.glob("records/*.json")]
     with_transfer = "pre-trained by kdep, transferred with small_maps"
     pretrained = {"cosine_kdep", "cosine_bright", "kdep", "scratch"}
@@ -52,3 +57,13 @@ def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
     taught = [r for r in records if r["arm"]["method"] != "scratch"]
     assert {r["teacher"]["name"] for r in taught} == {"pixels"}
     assert "mean length" in (results / "leaderboard.md").read_text()
+
+    log = str(tmp_path / "log.jsonl")
+    live = run("search.py", "trial_search", "--log", log, *work).splitlines()
+    assert run("search.py", "--replay", log).splitlines() == live[-3:-1]
+    written = Path(live[-1].removeprefix("wrote "))
+    assert written.parent == tmp_path / "configs" / "students"
+    (tmp_path / "configs" / "suites" / "trial.py").write_text(
+        files()["configs/suites/trial.py"].replace('"resnet18_w32"', f'"{written.stem}"')
+    )
+    assert written.stem in run("run_suite.py", "trial", "--dry-run", *work)

@@ -1,0 +1,57 @@
+"""A student of at most the size of `resnet18_w32`, and settings of KDEP for it, on the pocket data.
+
+Command   kdep-bench search pocket_kdep                      proposals by TPE
+          kdep-bench search pocket_kdep --sampler random     as many random ones, to compare with
+Cost      not run yet. 27 evaluations of at most 8,000, 24,000 and 72,000 samples; about a third of
+          the trials at a rung continue, so about 0.8 million samples, 1.5 times the pre-training of
+          `pocket` (16 minutes on one core). With about 45 probes of 10 to 15 s: 40 minutes on one
+          core per sampler and seed, after the stages that `pocket` shares with it (data, views,
+          teacher cache)
+Outcome   searches/pocket_kdep-tpe-0.jsonl and configs/students/resnet_....py, to be compared with
+          `resnet18_w32` in a suite, on the test split and over several seeds. One search per
+          sampler shows little: compare the best scores of several --seed
+
+A re-implementation of AutoKD, not a replication: its students come from a generator of random
+graphs (Watts-Strogatz, per level), these from plain ResNets of free depths, width, growth and stem. As
+there, Bayesian optimisation proposes the student together with the settings of distillation, and a
+short training scores it. The score is a linear probe on the validation split at a fixed
+regularisation; the test split is not read.
+"""
+
+from kdep_bench.students.space import ResNetFamily
+
+search = dict(
+    name="pocket_kdep",
+    about="students within the size of resnet18_w32, and settings of KDEP, by a short proxy",
+    source="AutoKD (arXiv 2111.03555), a re-implementation with another family of students",
+    family=dict(type=ResNetFamily, input_px=64),
+    space=[
+        dict(key="student.depth1", values=[1, 2, 3]),
+        dict(key="student.depth2", values=[1, 2, 3]),
+        dict(key="student.depth3", values=[1, 2, 3]),
+        dict(key="student.depth4", values=[1, 2, 3]),
+        dict(key="student.width", values=[16, 24, 32, 40, 48]),
+        dict(key="student.growth", values=[1.5, 2.0]),
+        dict(key="student.stem", values=["7x7", "3x3"]),
+        dict(key="method.transform.n", values=[1.0, 2.0, 3.0, 5.0, 7.0]),
+        dict(key="method.optimizer.lr", values=[0.05, 0.1, 0.2, 0.4]),
+    ],
+    limits=dict(params=2_800_000, flops=79_000_000),
+    data="pocket",
+    teacher="efficientnet_lite0",
+    method="kdep",
+    task="pocket_probe_val",
+    fraction=0.25,
+    views=dict(scale=[0.4, 1.0]),
+    budget=dict(
+        views=2,
+        batch=64,
+        optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=5e-4),
+        schedule="cosine",
+        warmup=0.03,
+        precision="bfloat16",
+    ),
+    halving=dict(epochs=1, factor=3, rungs=3),
+    trials=27,
+    runtime=dict(timed=False),
+)

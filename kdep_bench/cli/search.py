@@ -1,0 +1,150 @@
+"""Search for a student and settings within limits of size, scored on the validation split.
+
+kdep-bench search smoke_kdep                       run, or continue where the log ends
+kdep-bench search smoke_kdep --sampler random      random proposals, for comparison
+kdep-bench search --replay searches/smoke_kdep-tpe-0.jsonl     the best, from the log alone
+
+The best student is written as a config that suites can name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import OUTPUT
+
+EPILOG = """Configs are executed as Python code: read other people's configs before running them.
+Exit codes: 0 done, 1 a stage that all trials need failed, 2 bad config or argument, 130/143
+interrupted; the same command then continues."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("search", nargs="?", help="name of a config in configs/searches/")
+    p.add_argument("--replay", type=Path, metavar="LOG", help="print the best of a log and exit")
+    p.add_argument("--dry-run", action="store_true", help="print the budgets and exit")
+    p.add_argument("--sampler", choices=("tpe", "random"), help="default: the config's")
+    p.add_argument("--seed", type=int, help="of the proposals (default: the config's)")
+    p.add_argument("--trials", type=int, help="evaluations (default: the config's)")
+    p.add_argument("--log", type=Path, help="default: searches/<search>-<sampler>-<seed>.jsonl")
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the best student's config (default: students/ in $KDEP_CONFIGS, or in "
+        "configs/)",
+    )
+    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
+    p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
+    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code. A KdepError becomes one sentence and 2."""
+    p = parser()
+    args = p.parse_args(argv)
+    if not args.search and args.replay is None:
+        p.error("a search is needed (see kdep-bench searches)")
+    try:
+        return _replay(args) if args.replay is not None else _run(args)
+    except KdepError as e:
+        print(f"search: {e}", file=sys.stderr)
+        return 2
+
+
+def _load(args: argparse.Namespace):
+    from kdep_bench.search.config import load_search
+
+    return load_search(args.search, sampler=args.sampler, seed=args.seed, trials=args.trials)
+
+
+def _work(args: argparse.Namespace) -> Path:
+    return (args.work_dir or OUTPUT / "work_dirs").absolute()
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from kdep_bench.search import log as logs
+
+    log = logs.read(args.replay)
+    if log is None:
+        raise KdepError(
+            f"the log {args.replay} does not exist, or has no complete line", fix="check its path"
+        )
+    if args.search:
+        from kdep_bench.search.run import header_of
+
+        logs.check_owner(log, header_of(_load(args), _work(args)))
+    if log.torn:
+        print(f"the last line of {args.replay} is incomplete and was not used")
+    print(logs.summary(log.trials, log.header.settings))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from kdep_bench.search import log as logs
+    from kdep_bench.search import run, winner
+
+    search = _load(args)
+    work = _work(args)
+    header = run.header_of(search, work)
+    path = args.log or OUTPUT / "searches" / (
+        f"{search.name}-{search.file.sampler}-{search.file.seed}.jsonl"
+    )
+    if args.dry_run:
+        log = logs.read(path)
+        if log is not None:
+            logs.check_owner(log, header)
+        print(run.planned(search, log.trials if log is not None else ()))
+        return 0
+    try:
+        trials = run.run(search, path, header, _stages(args, search, header, work), _say)
+    except run.Interrupted as e:
+        print(
+            "interrupted; finished stages and trials are kept, and the same command continues",
+            file=sys.stderr,
+        )
+        return 128 + e.signal
+    print(logs.summary(trials, header.settings))
+    chosen = logs.best(trials, header.settings["direction"])
+    assert chosen is not None  # summary refuses a search without one
+    written, new = winner.write(search, chosen, _out(args), header.settings["metric"])
+    print(f"{'wrote' if new else 'exists already:'} {written}")
+    return 0
+
+
+def _stages(args: argparse.Namespace, search, header, work: Path):
+    from kdep_bench.engine import local_pool, machine
+    from kdep_bench.engine.progress import view_for
+    from kdep_bench.search.run import Stages
+
+    if args.gpus is None:
+        gpus = machine.find_gpus()
+    else:
+        gpus = machine.parse_gpus(args.gpus)
+        machine.check_installed(gpus)
+    options = local_pool.PoolOptions(jobs=args.jobs, gpus=gpus)
+    view = view_for(sys.stdout, args.plain)
+    return Stages(search, header.settings["data"], work, options, view)
+
+
+def _out(args: argparse.Namespace) -> Path:
+    configs = os.environ.get("KDEP_CONFIGS") or OUTPUT / "configs"
+    return args.out or Path(configs) / "students"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)

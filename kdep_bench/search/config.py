@@ -1,0 +1,268 @@
+"""Search configs: what is searched, from which student on, at which budget, and the score.
+
+A proposal becomes an ordinary suite of one student, one method and one task: its stages are those
+of `run_suite.py`, with the same ids, so that finished ones are never run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import CONFIGS
+from kdep_bench.search import sampler
+from kdep_bench.students.space import Dimension, Limits, Space
+from kdep_bench.suite.config import build_suite, check, load_config
+from kdep_bench.suite.kinds import KINDS
+from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.suite.schema import Json, Runtime, Suite, ViewRecipe
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Dimension(_Part):
+    key: str
+    values: list[Any]
+
+
+class _Limits(_Part):
+    params: _Count | None = None
+    flops: _Count | None = None
+
+
+class Halving(_Part):
+    """Budgets of the pre-trainings: epochs, epochs * factor, ..., at `rungs` rungs.
+
+    Every rung is a pre-training of its own, with a whole learning-rate schedule. Of the trials
+    that were scored at a rung, the best 1 / factor continue to the next.
+    """
+
+    epochs: float = Field(gt=0)
+    factor: int = Field(ge=2, default=3)
+    rungs: _Count = 1
+
+
+class SearchFile(_Part):
+    """`search` of a file in configs/searches/.
+
+    Attributes:
+        family: dict(type=<a Family of kdep_bench.students.space>, <arguments equal for all>).
+        space: dimensions; see kdep_bench/students/space.py.
+        limits: largest size of a student; a larger one is proposed, counted and never trained.
+        data, teacher, views, runtime: as in a suite.
+        method: whose entries "method." dimensions override.
+        task: gives the score; must have split='val'.
+        fraction: data fraction of the pre-trainings.
+        budget: as in a suite, without epochs.
+        halving: the epochs.
+        trials: evaluations, that is proposals within the limits.
+        sampler: "tpe" or "random".
+        seed: of the proposals.
+        pretrain_seed: of every pre-training.
+        source: whose search it is, and whether it is a re-implementation.
+    """
+
+    name: str
+    about: str = ""
+    source: str = ""
+    family: Json
+    space: list[_Dimension]
+    limits: _Limits = _Limits()
+    data: Any
+    teacher: Any = None
+    method: Any
+    task: Any
+    fraction: float = 1.0
+    views: ViewRecipe = ViewRecipe()
+    budget: Json
+    halving: Halving
+    trials: _Count
+    sampler: Literal["tpe", "random"] = "tpe"
+    seed: int = Field(ge=0, default=0)
+    pretrain_seed: int = Field(ge=0, default=0)
+    runtime: Runtime = Runtime()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A checked search."""
+
+    file: SearchFile
+    configs: Path = CONFIGS
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @cached_property
+    def space(self) -> Space:
+        """The space that is searched."""
+        dimensions = [Dimension(d.key, tuple(d.values)) for d in self.file.space]
+        return Space(dimensions, self.file.family)
+
+    @property
+    def limits(self) -> Limits:
+        """The largest size of a student."""
+        return Limits(self.file.limits.params, self.file.limits.flops)
+
+    @cached_property
+    def first(self) -> Json:
+        """The first proposal whose student is within the limits; KdepError without one."""
+        return self.space.first_within(self.limits)
+
+    @property
+    def epochs(self) -> list[float]:
+        """Epochs at each rung."""
+        halving = self.file.halving
+        return [halving.epochs * halving.factor**i for i in range(halving.rungs)]
+
+    def method(self, proposal: Mapping[str, Any]) -> Any:
+        """The method of a proposal, as an entry of a suite's `methods`."""
+        settings, method = self.space.settings(proposal), self.file.method
+        if not settings:
+            return method
+        base: Json = method if isinstance(method, dict) else {"base": method}
+        return _joined(base, settings)
+
+    def suite(self, proposal: Mapping[str, Any], epochs: float) -> Suite:
+        """The suite that trains and scores a proposal."""
+        file = self.file
+        raw = {
+            "name": file.name,
+            "about": f"a proposal of the search {file.name}",
+            "data": file.data,
+            "teacher": file.teacher,
+            "students": [self.space.member(proposal).student()],
+            "methods": [self.method(proposal)],
+            "tasks": [file.task],
+            "shares": [file.fraction],
+            "views": file.views.model_dump(),
+            "budget": {**file.budget, "epochs": epochs},
+            "seeds": {"pretrain": [file.pretrain_seed], "transfer": [0]},
+            "runtime": file.runtime.model_dump(),
+        }
+        return build_suite(raw, self.configs)
+
+    def settings(self, suite: Suite) -> Json:
+        """Everything that proposals and scores depend on, for the header of a log.
+
+        Args:
+            suite: that of `first`, with the content of its data.
+        """
+        file = self.file
+        (task,), (method,) = suite.tasks, suite.methods
+        return {
+            "family": file.family,
+            "space": {d.key: list(d.values) for d in self.space.dimensions},
+            "limits": file.limits.model_dump(),
+            "halving": file.halving.model_dump(),
+            "sampler": file.sampler,
+            "seed": file.seed,
+            "optuna": sampler.version(),
+            "data": without(suite.data, PROSE),
+            "teacher": _described(next(iter(suite.teachers.values()))),
+            "method": without(method, PROSE),
+            "task": without(task, PROSE),
+            "fraction": file.fraction,
+            "views": suite.views.model_dump(),
+            "budget": {k: v for k, v in suite.budget.model_dump().items() if k != "epochs"},
+            "pretrain_seed": file.pretrain_seed,
+            "versions": {kind: k.version for kind, k in KINDS.items()},
+            "metric": task["metric"],
+            "direction": task["direction"],
+            "split": task["split"],
+        }
+
+
+def _joined(base: Json, overrides: Json) -> Json:
+    """`base` with the entries of `overrides`, dict by dict."""
+    out = dict(base)
+    for key, value in overrides.items():
+        old = out.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            out[key] = _joined(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def _described(teacher: Json | None) -> Json | None:
+    return None if teacher is None else without(teacher, PROSE)
+
+
+def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
+    """Reads and checks a search; `overrides` that are not None replace entries of its config.
+
+    Raises:
+        KdepError: an unknown name, a wrong entry, a space without a student within the limits, or
+            a score that is not measured on the validation split.
+    """
+    raw = load_config("search", name, configs)
+    raw.setdefault("name", name)
+    raw |= {k: v for k, v in overrides.items() if v is not None}
+    file = check(SearchFile, raw, f"search {raw['name']!r}")
+    if "epochs" in file.budget:
+        raise KdepError(
+            f"the budget of the search {file.name!r} has epochs",
+            fix="remove it: `halving` sets the epochs of every rung",
+        )
+    search = Search(file, configs)
+    _check_method_keys(search)
+    (task,) = search.suite(search.first, search.epochs[0]).tasks
+    if task["split"] != "val":
+        raise KdepError(
+            f"the search {file.name!r} scores proposals on the split {task['split']!r} of task "
+            f"{task['name']!r}; the best of many has an optimistic score, and later results on "
+            "this split would not be independent of the search",
+            expected="a task with split='val'",
+            fix="set task=dict(base=..., name=..., split='val') in the search's config",
+        )
+    return search
+
+
+def _check_method_keys(search: Search) -> None:
+    """Raises KdepError for a "method." dimension that also `method` sets."""
+    fixed = search.file.method if isinstance(search.file.method, dict) else {}
+    for dimension in search.space.dimensions:
+        head, *path = dimension.key.split(".")
+        value: Any = fixed if head == "method" else {}
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            raise KdepError(
+                f"the search {search.name!r} sets {dimension.key!r} twice, in `space` and in "
+                "`method`",
+                fix="remove one of the two from its config",
+            )
+
+
+def check_values(search: Search) -> None:
+    """Plans a proposal per value of each dimension, the other dimensions as in `first`.
+
+    Raises:
+        KdepError: a value that the method, the student or the pair of both refuses.
+    """
+    for dimension in search.space.dimensions:
+        for value in dimension.values:
+            proposal = {**search.first, dimension.key: value}
+            if search.limits.allow(search.space.member(proposal).size()):
+                try:
+                    build_plan(search.suite(proposal, search.epochs[0]))
+                except KdepError as e:
+                    raise KdepError(
+                        f"the value {value!r} of the dimension {dimension.key!r} of the search "
+                        f"{search.name!r} cannot be used: {e.problem}",
+                        expected=e.expected,
+                        fix=f"remove it from the search's config, or {e.fix or 'correct it'}",
+                    ) from None

@@ -1,0 +1,258 @@
+"""The log of a search: JSON lines, the settings first, then one line per trial; only appended to.
+
+The best trial is a function of the log. A trial enters the log when it has ended: an interrupted
+one is proposed again, and its finished stages are reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json, parse_strict, read_bytes, text_hash
+from kdep_bench.safe_files import open_regular
+
+Json = dict[str, Any]
+LARGEST = 256 << 20  # bytes
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Header(_Line):
+    """The first line: whose log it is.
+
+    Attributes:
+        search: name of the search.
+        settings: everything that its scores and proposals depend on.
+        hash: of `settings`.
+    """
+
+    search: str
+    settings: Json
+    hash: str
+
+
+class Trial(_Line):
+    """One proposal.
+
+    Attributes:
+        trial: its number, from 0.
+        state: 'complete' (scored at the full budget), 'pruned' (stopped at an earlier rung),
+            'failed' (a stage failed, or the score is not a finite number), 'over_limit' (never
+            trained).
+        proposal: value by key of the dimension.
+        student: name of the student.
+        params, flops: its size.
+        epochs: budget of the last pre-training; None for 'over_limit'.
+        scores: at each rung that was scored.
+        stages: ids of the stages of the last rung, by role.
+        error: why it failed.
+    """
+
+    trial: int
+    state: Literal["complete", "pruned", "failed", "over_limit"]
+    proposal: Json
+    student: str
+    params: Annotated[int, Field(ge=0)]
+    flops: Annotated[int, Field(ge=0)]
+    epochs: float | None = None
+    scores: list[float] = []
+    stages: dict[str, str] = {}
+    error: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """The score at the last rung that was scored; None without one."""
+        return self.scores[-1] if self.scores else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it counts as an evaluation."""
+        return self.state != "over_limit"
+
+
+def make_header(search: str, settings: Json) -> Header:
+    """The first line of a log."""
+    return Header(search=search, settings=settings, hash=text_hash(canonical_json(settings)))
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log that was read: `kept` bytes are complete lines, `torn` whether more bytes follow."""
+
+    path: Path
+    header: Header
+    trials: Sequence[Trial]
+    kept: int
+    torn: bool
+
+
+def read(path: Path) -> Log | None:
+    """Reads a log; None if the file is missing or holds no complete line.
+
+    A last line without a line feed was interrupted while it was written and is not used.
+
+    Raises:
+        KdepError: a damaged line, or trials that are not numbered 0, 1, 2, ...
+    """
+    if not path.exists():
+        return None
+    raw = read_bytes(path, LARGEST)
+    kept = raw.rfind(b"\n") + 1
+    lines = raw[:kept].split(b"\n")[:-1]
+    if not lines:
+        return None
+    header = _parse(Header, lines[0], path, 1)
+    if text_hash(canonical_json(header.settings)) != header.hash:
+        raise _damaged(path, 1, "its hash is not that of its settings")
+    trials = [_parse(Trial, line, path, number) for number, line in enumerate(lines[1:], 2)]
+    for expected, trial in enumerate(trials):
+        if trial.trial != expected:
+            raise _damaged(path, expected + 2, f"trial {trial.trial} in place of {expected}")
+        if trial.state == "complete" and not trial.scores:
+            raise _damaged(path, expected + 2, "a complete trial without a score")
+    return Log(path, header, trials, kept, kept < len(raw))
+
+
+def _parse(model: Any, line: bytes, path: Path, number: int) -> Any:
+    try:
+        return model.model_validate(parse_strict(line, f"{path}:{number}"))
+    except KdepError as e:
+        raise _damaged(path, number, e.problem) from None
+    except ValidationError as e:
+        fault = e.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise _damaged(path, number, f"{place}: {fault['msg']}") from None
+
+
+def _damaged(path: Path, line: int, why: str) -> KdepError:
+    return KdepError(
+        f"line {line} of the log {path} is damaged ({why[:200]})",
+        fix="restore the file from a copy, or give another file with --log: finished stages are "
+        "reused",
+    )
+
+
+def check_owner(log: Log, header: Header) -> None:
+    """Raises KdepError for a log of other settings; the error names what differs."""
+    if log.header.hash == header.hash:
+        return
+    from kdep_bench.engine.state import differences
+
+    changes = differences(log.header.settings, header.settings)
+    remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    raise KdepError(
+        f"the log {log.path} belongs to another search: {', '.join(changes[:3])}{remainder}",
+        expected=f"a log with the hash {header.hash} of {header.search!r}; it has {log.header.hash}"
+        f" of {log.header.search!r}",
+        fix="undo the change, or give another file with --log",
+    )
+
+
+def best(trials: Sequence[Trial], direction: str) -> Trial | None:
+    """The complete trial with the best score; None without one.
+
+    Of equal scores: the one with fewer FLOPs, then with fewer parameters, then the earlier one.
+    """
+    sign = -1 if direction == "max" else 1
+    complete = [t for t in trials if t.state == "complete" and math.isfinite(t.scores[-1])]
+    return min(
+        complete, key=lambda t: (sign * t.scores[-1], t.flops, t.params, t.trial), default=None
+    )
+
+
+def _text(line: Header | Trial) -> bytes:
+    text = json.dumps(line.model_dump(), sort_keys=True, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _check_begun(path: Path, raw: bytes, header: Header) -> None:
+    """Raises KdepError where a file without a complete line is no log that was just begun."""
+    if not _text(header).startswith(raw):
+        raise KdepError(
+            f"the file {path} is no log of a search",
+            fix="give another file with --log; this one stays as it is",
+        )
+
+
+class Writer:
+    """Appends lines to a log; each is on the disk when `append` returns."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def append(self, line: Header | Trial) -> None:
+        data = _text(line)
+        while data:
+            data = data[os.write(self._fd, data) :]
+        os.fsync(self._fd)
+
+
+@contextlib.contextmanager
+def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
+    """Opens a log for one process: (writer, what it holds already); begins a missing one.
+
+    Raises:
+        KdepError: another process writes it, or it is damaged or of other settings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=True)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise KdepError(
+                f"another process writes the log {path}",
+                fix="wait until it has ended, or give another file with --log",
+            ) from None
+        log, writer = read(path), Writer(fd)
+        if log is not None:
+            check_owner(log, header)
+        if log is None:
+            _check_begun(path, os.pread(fd, LARGEST, 0), header)
+        os.ftruncate(fd, 0 if log is None else log.kept)
+        if log is None:
+            writer.append(header)
+        yield writer, log
+    finally:
+        os.close(fd)
+
+
+def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
+    """The outcome in one line: counts of trials, and the best one.
+
+    Raises:
+        KdepError: no trial is complete.
+    """
+    counts = dict.fromkeys(("complete", "pruned", "failed", "over_limit"), 0)
+    for trial in trials:
+        counts[trial.state] += 1
+    text = ", ".join(f"{n} {state.replace('_', ' the ')}" for state, n in counts.items())
+    chosen = best(trials, settings["direction"])
+    if chosen is None:
+        errors = [t.error for t in trials if t.error]
+        raise KdepError(
+            f"the search has no best trial: none of its {len(trials)} is complete ({text})"
+            + (f"; the last error: {errors[-1][:300]}" if errors else ""),
+            fix="run more trials (--trials)"
+            if not errors
+            else "correct the cause of the error, and run more trials (--trials)",
+        )
+    values = ", ".join(f"{k} = {v}" for k, v in sorted(chosen.proposal.items()))
+    return (
+        f"trials: {text}\nbest: trial {chosen.trial}, {settings['metric']} "
+        f"{chosen.scores[-1]:.6g} on {settings['split']} after {chosen.epochs:g} epochs, "
+        f"{chosen.student} with {chosen.params:,} parameters and {chosen.flops:,} FLOPs: {values}"
+    )

@@ -1,0 +1,282 @@
+"""Spaces that a search proposes from: named dimensions, and families of students of known size.
+
+A proposal is one value per dimension. The key of a dimension says what the value sets:
+"student.<argument>" an argument of the family, "method.<key>.<key>" an entry of the method's
+config. The size of a proposed student is computed, not measured, so that no network is built for a
+proposal above the limits. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kdep_bench.bounds import AtLeastOne, Count
+from kdep_bench.errors import KdepError
+from kdep_bench.files import canonical_json
+from kdep_bench.registry import build
+from kdep_bench.signatures import check_arguments
+
+Json = dict[str, Any]
+TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
+STUDENT, METHOD = "student", "method"
+
+
+@dataclass(frozen=True)
+class Size:
+    """`params`: elements of learnable tensors; `flops`: of one image's forward pass, two per
+    multiply-add of convolutions and matrix products, as `kdep_bench.flops` counts."""
+
+    params: int
+    flops: int
+
+    def __str__(self) -> str:
+        return f"{self.params:,} parameters and {self.flops:,} FLOPs"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest size of a student; None is no limit."""
+
+    params: int | None = None
+    flops: int | None = None
+
+    def allow(self, size: Size) -> bool:
+        """Whether a student of this size may be trained."""
+        within_params = self.params is None or size.params <= self.params
+        return within_params and (self.flops is None or size.flops <= self.flops)
+
+    def __str__(self) -> str:
+        limits = {"parameters": self.params, "FLOPs": self.flops}
+        return " and ".join(f"{v:,} {k}" for k, v in limits.items() if v is not None) or "none"
+
+
+class Family(ABC):
+    """A parametrised backbone; its constructor takes the values of the "student." dimensions."""
+
+    @abstractmethod
+    def student(self) -> Json:
+        """The config of this student, as a file of configs/students/ defines it.
+
+        Its name must differ between students that differ.
+        """
+
+    @abstractmethod
+    def size(self) -> Size:
+        """Size of the backbone at the student's `input_px`, computed without building it.
+
+        A search compares it with the size that is counted when a student is exported.
+        """
+
+
+class ResNetFamily(Family):
+    """ResNets of basic blocks, by timm: blocks per stage, width, growth and stem are free.
+
+    Args:
+        input_px: side of the images in pre-training, in pixels.
+        depth1: blocks of the stage at stride 4; `depth2` to `depth4` at strides 8, 16 and 32.
+        width: channels of the first stage.
+        growth: ratio of channels from one stage to the next, rounded to multiples of 8.
+        stem: "7x7" one convolution to 64 channels, as in ResNet; "3x3" three convolutions to
+            `width` channels, as in ResNet-C. Both have stride 4 with the pooling that follows.
+    """
+
+    def __init__(
+        self,
+        input_px: Count,
+        depth1: Count = 2,
+        depth2: Count = 2,
+        depth3: Count = 2,
+        depth4: Count = 2,
+        width: Count = 64,
+        growth: AtLeastOne = 2.0,
+        stem: Literal["7x7", "3x3"] = "7x7",
+    ) -> None:
+        if width % 8:
+            raise KdepError(
+                f"the width of a student of ResNetFamily is {width}",
+                expected="a multiple of 8",
+                fix="correct `width` in the search's config",
+            )
+        self.px, self.depths, self.width = input_px, (depth1, depth2, depth3, depth4), width
+        self.growth, self.stem = float(growth), stem
+        self.channels = [max(8, 8 * round(width * self.growth**i / 8)) for i in range(4)]
+
+    def student(self) -> Json:
+        depths = "_".join(map(str, self.depths))
+        growth = f"{self.growth:g}".replace(".", "p")
+        return {
+            "name": f"resnet_{depths}_w{self.width}_g{growth}_{self.stem}",
+            "backbone": {
+                "type": TIMM,
+                "model": "resnet18",
+                "layers": list(self.depths),
+                "channels": self.channels,
+                "stem_width": self.width // 2,
+                "stem_type": "deep" if self.stem == "3x3" else "",
+            },
+            "width": self.channels[-1],
+            "input_px": self.px,
+            "tap": f"net.layer4.{self.depths[3] - 1}.act2",
+            "pyramid": {
+                "out_indices": [0, 1, 2, 3],
+                "channels": self.channels,
+                "strides": [4, 8, 16, 32],
+            },
+            "dilated": {"output_stride": 8},
+        }
+
+    def size(self) -> Size:
+        params = flops = 0
+
+        def conv(inner: int, outer: int, kernel: int, side: int) -> None:
+            """A convolution without bias to maps of `side` pixels, and its BatchNorm."""
+            nonlocal params, flops
+            weights = inner * outer * kernel * kernel
+            params += weights + 2 * outer
+            flops += 2 * weights * side * side
+
+        side, half = math.ceil(self.px / 2), self.width // 2
+        if self.stem == "7x7":
+            inner = 64
+            conv(3, inner, 7, side)
+        else:
+            inner = 2 * half
+            for a, b in ((3, half), (half, half), (half, inner)):
+                conv(a, b, 3, side)
+        side = math.ceil(side / 2)
+        for stage, (depth, outer) in enumerate(zip(self.depths, self.channels, strict=True)):
+            for block in range(depth):
+                strided = stage > 0 and block == 0
+                side = math.ceil(side / 2) if strided else side
+                conv(inner, outer, 3, side)
+                conv(outer, outer, 3, side)
+                if strided or inner != outer:
+                    conv(inner, outer, 1, side)
+                inner = outer
+        return Size(params, flops)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of a space: `key` says what its values set (see above); no value twice."""
+
+    key: str
+    values: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        head, _, rest = self.key.partition(".")
+        if head not in (STUDENT, METHOD) or not all(rest.split(".")):
+            raise KdepError(
+                f"the space has a dimension with the key {self.key!r}",
+                expected=f"'{STUDENT}.<argument of the family>' or '{METHOD}.<key of the method>'",
+                fix="correct the key in the search's config",
+            )
+        if not self.values:
+            raise KdepError(
+                f"the dimension {self.key!r} of the space has no values",
+                fix="list its values in the search's config, or remove the dimension",
+            )
+        texts = [canonical_json(v) for v in self.values]
+        if twice := [t for i, t in enumerate(texts) if t in texts[:i]]:
+            raise KdepError(
+                f"the dimension {self.key!r} of the space lists the value {twice[0]} twice",
+                fix="remove one of them from the search's config",
+            )
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbouring values are similar: ascending numbers."""
+        numbers = all(type(v) in (int, float) for v in self.values)
+        return numbers and list(self.values) == sorted(self.values)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The product of dimensions over a family of students.
+
+    Attributes:
+        dimensions: at least one; none sets what another one or `family` sets.
+        family: dict(type=<a Family>, <arguments that are equal for all students>).
+    """
+
+    dimensions: Sequence[Dimension]
+    family: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.dimensions:
+            raise KdepError(
+                "the space of the search has no dimension", fix="add one to `space` in its config"
+            )
+        keys = [d.key for d in self.dimensions]
+        fixed = [f"{STUDENT}.{k}" for k in self.family]
+        for i, key in enumerate(keys):
+            for other in (*keys[:i], *fixed):
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                    raise KdepError(
+                        f"the space of the search sets {key!r} twice"
+                        + ("" if key == other else f", as {key!r} and in {other!r}")
+                        + (" (once in `family`)" if other in fixed else ""),
+                        fix="remove one of the two from the search's config",
+                    )
+
+    def __len__(self) -> int:
+        return math.prod(len(d.values) for d in self.dimensions)
+
+    def member(self, proposal: Mapping[str, Any]) -> Family:
+        """The student of a proposal. Raises KdepError for values that its family refuses."""
+        heads = ((d.key.partition("."), proposal[d.key]) for d in self.dimensions)
+        values = {rest: value for (head, _, rest), value in heads if head == STUDENT}
+        config = {**self.family, **values}
+        check_arguments(config, "the family of the search")
+        member = build(config)
+        if not isinstance(member, Family):
+            raise KdepError(
+                f"the type {self.family['type']!r} of the search's family is no family of students",
+                expected="a subclass of kdep_bench.students.space.Family",
+                fix="correct `family` in the search's config",
+            )
+        return member
+
+    def settings(self, proposal: Mapping[str, Any]) -> Json:
+        """The overrides of the method's config in a proposal, as nested dicts."""
+        out: Json = {}
+        for dimension in self.dimensions:
+            head, *path, last = dimension.key.split(".")
+            if head == METHOD:
+                inner = out
+                for key in path:
+                    inner = inner.setdefault(key, {})
+                inner[last] = proposal[dimension.key]
+        return out
+
+    def students(self) -> Iterator[Json]:
+        """One proposal per student of the space, with the first values of the other dimensions."""
+        choices = [
+            d.values if d.key.startswith(f"{STUDENT}.") else d.values[:1] for d in self.dimensions
+        ]
+        for values in itertools.product(*choices):
+            yield {d.key: v for d, v in zip(self.dimensions, values, strict=True)}
+
+    def first_within(self, limits: Limits) -> Json:
+        """The first proposal whose student is within the limits.
+
+        Raises:
+            KdepError: there is none; the error names the smallest student.
+        """
+        sizes: list[Size] = []
+        for proposal in self.students():
+            size = self.member(proposal).size()
+            if limits.allow(size):
+                return proposal
+            sizes.append(size)
+        smallest = min(sizes, key=lambda s: (s.params, s.flops))
+        raise KdepError(
+            f"no student of the space is within the limits of {limits}: the smallest of "
+            f"{len(sizes)} has {smallest}",
+            fix="raise `limits` in the search's config, or add smaller students to its space",
+        )

@@ -1,0 +1,77 @@
+"""A search whose scores have a closed form, also as a process that can be killed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.search.config import Search, SearchFile
+from kdep_bench.search.log import Header, Trial, make_header
+from kdep_bench.search.run import Score, run
+
+DEPTHS, LRS = [1, 2, 3, 4], [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8]
+
+
+def search(**changes: Any) -> Search:
+    """depth3, width, n and lr; the largest width is above the limit."""
+    raw: dict[str, Any] = dict(
+        name="toy",
+        family=dict(type="kdep_bench.students.space.ResNetFamily", input_px=64),
+        space=[
+            dict(key="student.depth3", values=DEPTHS),
+            dict(key="student.width", values=[8, 16, 24, 32, 48]),
+            dict(key="student.stem", values=["7x7", "3x3"]),
+            dict(key="method.transform.n", values=[1.0, 2.0, 3.0, 4.0, 5.0, 7.0]),
+            dict(key="method.optimizer.lr", values=LRS),
+        ],
+        limits=dict(params=5_000_000),
+        data="smoke",
+        method="kdep",
+        task="smoke_probe",
+        budget=dict(batch=32),
+        halving=dict(epochs=1.0, factor=3, rungs=3),
+        trials=12,
+    )
+    return Search(SearchFile.model_validate(raw | changes))
+
+
+def value(proposal: dict[str, Any]) -> float:
+    """Largest at depth 3, width 24, stem 3x3, n = 3 and lr = 0.1."""
+    return (
+        -abs(proposal["student.depth3"] - 3)
+        - abs(proposal["student.width"] - 24) / 8
+        - (proposal["student.stem"] == "7x7")
+        - abs(proposal["method.transform.n"] - 3)
+        - abs(LRS.index(proposal["method.optimizer.lr"]) - 3)
+    )
+
+
+def evaluate(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
+    """Scores grow with the epochs."""
+    return Score(value(proposal) - 1 / epochs, {"transfer": f"t-{epochs:g}"})
+
+
+def header(tried: Search, direction: str = "max") -> Header:
+    settings = {
+        "space": {d.key: list(d.values) for d in tried.space.dimensions},
+        "seed": tried.file.seed,
+        "direction": direction,
+        "metric": "top1",
+        "split": "val",
+    }
+    return make_header(tried.name, settings)
+
+
+def result(tried: Search, path: Path, scores: Any = evaluate) -> list[Trial]:
+    return run(tried, path, header(tried), scores, lambda line: None)
+
+
+if __name__ == "__main__":  # LOG: a slow search, to be killed
+
+    def slow(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
+        time.sleep(0.05)
+        return evaluate(proposal, epochs, size)
+
+    result(search(), Path(sys.argv[1]), slow)

@@ -1,0 +1,111 @@
+"""Search configs: what cannot give an honest score is refused before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.search.config import check_values, load_search
+from kdep_bench.search.run import header_of
+from kdep_bench.suite.config import load_config, names
+from kdep_bench.suite.plan import build_plan
+
+SMOKE = load_config("search", "smoke_kdep")
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    monkeypatch.setattr("kdep_bench.search.config.load_config", lambda *_: SMOKE | changes)
+    return load_search("smoke_kdep")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(task="smoke_probe"),
+            r"scores proposals on the split 'test' of task 'smoke_probe'.*a task with split='val'",
+        ),
+        (dict(trials=0), "trials = 0; expected greater than or equal to 1"),
+        (dict(space=[]), "has no dimension"),
+        (dict(limits=dict(params=10)), "no student of the space is within the limits of 10 param"),
+        (dict(budget=SMOKE["budget"] | {"epochs": 3}), "`halving` sets the epochs"),
+        (
+            dict(method=dict(base="kdep", optimizer=dict(lr=1.0))),
+            "sets 'method.optimizer.lr' twice, in `space` and in `method`",
+        ),
+        (dict(halving=dict(epochs=1, factor=1)), "halving.factor = 1"),
+        (dict(trial=3), "unknown key of the search 'smoke_kdep' 'trial'.*did you mean trials"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KdepError, match=message):
+        load(monkeypatch, **changes)
+
+
+def test_the_stated_remedy_for_a_score_on_the_test_split_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fixed = dict(task=dict(base="smoke_probe", name="my_val", split="val"))
+    assert load(monkeypatch, **fixed).first
+
+
+def test_data_without_a_validation_split_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dict(base="smoke", classify=dict(train=80, val=0, test=80))
+    search = load(monkeypatch, data=data)
+    with pytest.raises(KdepError, match="classify/val"):
+        check_values(search)
+
+
+def test_a_value_that_the_method_refuses_is_named_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = [*SMOKE["space"][:2], dict(key="method.transform.n", values=[1.0, -1.0])]
+    with pytest.raises(KdepError, match=r"value -1.0 of the dimension 'method.transform.n'"):
+        check_values(load(monkeypatch, space=space))
+
+
+def test_a_proposal_is_an_ordinary_suite_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = load(monkeypatch)
+    proposal = search.first | {"method.transform.n": 3.0, "method.optimizer.lr": 0.05}
+    plan = build_plan(search.suite(proposal, search.epochs[1]))
+    (run,) = plan.runs
+    spec = plan.stages[run.chain["pretrain"]].spec
+    assert spec["method"]["transform"]["n"] == 3.0
+    assert spec["budget"]["optimizer"]["lr"] == 0.05
+    assert spec["budget"]["epochs"] == 2.0
+    assert run.task["split"] == "val"
+
+
+def test_the_log_belongs_to_everything_that_scores_depend_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def header(**changes: Any) -> str:
+        return header_of(load(monkeypatch, **changes), tmp_path).hash
+
+    changed = [
+        dict(seed=1),
+        dict(sampler="random"),
+        dict(pretrain_seed=1),
+        dict(limits=dict(params=140_000)),
+        dict(fraction=0.5),
+        dict(method="stdmatch", space=SMOKE["space"][:2]),
+        dict(data=dict(base="smoke", seed=1)),
+        dict(teacher="efficientnet_lite2"),
+        dict(budget=SMOKE["budget"] | {"warmup": 0.0}),
+    ]
+    hashes = [header(), *(header(**c) for c in changed)]
+    assert len(set(hashes)) == len(hashes)
+    same = [dict(trials=9), dict(about="x"), dict(runtime=dict(timed=False))]
+    assert {header(**s) for s in same} == {hashes[0]}
+
+
+@pytest.mark.parametrize("name", names("search"))
+def test_every_search_of_the_project_can_be_planned(name: str) -> None:
+    check_values(load_search(name))

@@ -1,0 +1,50 @@
+"""Evaluation by stages: a failed stage is a failed trial, a wrong size stops the search."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_fakes import FAST, PRETEND
+
+from kdep_bench.errors import KdepError
+from kdep_bench.search.config import load_search
+from kdep_bench.search.run import Stages, TrialFailed, header_of
+from kdep_bench.students.space import Size
+from kdep_bench.suite import plan as planning
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    pretended = partial(planning.build_plan, kinds=PRETEND)
+    monkeypatch.setattr("kdep_bench.suite.plan.build_plan", pretended)
+    search = load_search("smoke_kdep")
+    return Stages(search, header_of(search, tmp_path).settings["data"], tmp_path, FAST)
+
+
+def test_scores_are_those_of_the_stages_and_wrong_sizes_are_errors(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = stages.search.first
+    exported = Size(7, 9)  # of the pretended export
+    (stages.work / "break-transfers").touch()
+    with pytest.raises(TrialFailed, match=r"transfer-smoke_probe_val.*a broken transfer"):
+        stages(proposal, 1.0, exported)
+    (stages.work / "break-transfers").unlink()
+    score = stages(proposal, 1.0, exported)
+    assert score.value == 0.25
+    assert set(score.stages) >= {"prepare", "cache", "pretrain", "export", "transfer"}
+    with pytest.raises(KdepError, match="computes 8 parameters and 9 FLOPs for a student that has"):
+        stages(proposal, 1.0, Size(8, 9))
+    began = (stages.work / "trace.log").read_text().count("begin")
+    assert stages(proposal, 1.0, exported) == score
+    assert (stages.work / "trace.log").read_text().count("begin") == began
+
+    def changed(suite: Any, work: Path) -> Any:
+        return suite.model_copy(update={"data": suite.data | {"content": {"pool": "x"}}}), []
+
+    monkeypatch.setattr("kdep_bench.suite.data_identity.with_content", changed)
+    with pytest.raises(KdepError, match="data 'smoke' changed while the search"):
+        stages(proposal, 1.0, exported)

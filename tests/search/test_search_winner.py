@@ -1,0 +1,77 @@
+"""The best student is an ordinary config; no file is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdep_bench.errors import KdepError
+from kdep_bench.search import winner
+from kdep_bench.search.config import load_search
+from kdep_bench.search.log import Trial
+from kdep_bench.suite.config import build_suite, load_config
+from kdep_bench.suite.plan import build_plan
+
+
+def chosen(proposal: dict[str, Any]) -> Trial:
+    return Trial(
+        trial=5,
+        state="complete",
+        proposal=proposal,
+        student="s",
+        params=30_028,
+        flops=2_465_280,
+        epochs=2.0,
+        scores=[0.1, 0.375],
+    )
+
+
+def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = load_search("smoke_kdep")
+    trial = chosen(search.first | {"method.transform.n": 3.0})
+    path, new = winner.write(search, trial, tmp_path / "students", "top1")
+    assert new
+    text = path.read_text()
+    assert "AutoKD (arXiv 2111.03555), a re-implementation" in text
+    assert "top1 0.375 on the validation split" in text
+    monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path))
+    name = path.stem
+    assert load_config("student", name)["name"] == name
+    method = eval(text.partition("`methods`:\n\n")[2].partition('\n"""')[0])
+    file = search.file
+    suite = build_suite(
+        dict(
+            name="mine",
+            data="smoke",
+            teacher="efficientnet_lite0",
+            students=[name],
+            methods=[method],
+            tasks=["smoke_probe"],
+            budget={**file.budget, "epochs": 2.0},
+            seeds=dict(pretrain=[0], transfer=[0]),
+        )
+    )
+    searched = build_plan(search.suite(trial.proposal, 2.0)).stages
+    mine = build_plan(suite)
+    (run,) = mine.runs
+    assert set(mine.stages) - set(searched) == {run.id}
+
+
+def test_a_file_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
+    search = load_search("smoke_kdep")
+    trial = chosen(search.first)
+    path, _ = winner.write(search, trial, tmp_path, "top1")
+    edited = "# mine\n" + path.read_text()
+    path.write_text(edited)
+    assert winner.write(search, trial, tmp_path, "top1") == (path, False)
+    assert path.read_text() == edited
+    other = edited.replace("width=", "width=1")
+    path.write_text(other)
+    with pytest.raises(KdepError, match=r"defines another student .* Fix: choose another folder"):
+        winner.write(search, trial, tmp_path, "top1")
+    assert path.read_text() == other
+    assert winner.write(search, trial, tmp_path / "elsewhere", "top1")[1]
