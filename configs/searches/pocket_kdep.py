@@ -12,9 +12,9 @@ Outcome   searches/pocket_kdep-tpe-0.jsonl and configs/students/resnet_....py, t
           sampler shows little: compare the best scores of several --seed
 
 A re-implementation of AutoKD, not a replication: its students come from a generator of random
-graphs (Watts-Strogatz, per level), these from plain ResNets of free depths, width, growth and stem. As
-there, Bayesian optimisation proposes the student together with the settings of distillation, and a
-short training scores it. The score is a linear probe on the validation split at a fixed
+graphs (Watts-Strogatz, per level), these from plain ResNets of free depths, width, growth and stem.
+As there, Bayesian optimisation proposes the student together with the settings of distillation, and
+a short training scores it. The score is a linear probe on the validation split at a fixed
 regularisation; the test split is not read.
 """
 

@@ -24,6 +24,8 @@ from kdep_bench.suite.methods import PROSE, without
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Json, Runtime, Suite, ViewRecipe
 
+# Kinds of the stages that give a score.
+_STAGES = ("prepare", "views", "cache", "align", "pretrain", "export", "transfer")
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -178,7 +180,7 @@ class Search:
             "views": suite.views.model_dump(),
             "budget": {k: v for k, v in suite.budget.model_dump().items() if k != "epochs"},
             "pretrain_seed": file.pretrain_seed,
-            "versions": {kind: k.version for kind, k in KINDS.items()},
+            "versions": {kind: KINDS[kind].version for kind in _STAGES},
             "metric": task["metric"],
             "direction": task["direction"],
             "split": task["split"],

@@ -99,10 +99,21 @@ class Sampler:
         self._trial = None
 
     def repeat(self, trial: Trial) -> None:
-        """Enters a trial of the log in place of a proposal."""
-        positions = {
-            d.key: list(d.values).index(trial.proposal[d.key]) for d in self.space.dimensions
-        }
+        """Enters a trial of the log in place of a proposal.
+
+        Raises:
+            KdepError: its values are not in the space.
+        """
+        try:
+            positions = {
+                d.key: list(d.values).index(trial.proposal[d.key]) for d in self.space.dimensions
+            }
+        except (KeyError, ValueError):
+            raise KdepError(
+                f"trial {trial.trial} of the log has the proposal {trial.proposal}, which is not "
+                "in the space of the search",
+                fix="restore the log from a copy, or give another file with --log",
+            ) from None
         self._study.enqueue_trial(positions)
         self._trial = self._study.ask(self._distributions)
         last = len(trial.scores) - (trial.state == "complete")

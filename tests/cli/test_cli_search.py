@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,14 @@ def test_the_replayed_log_prints_the_best_of_the_live_search(
     assert "belongs to another search: seed 0 -> 1" in capsys.readouterr().err
     with open(log, "a") as f:
         f.write('{"trial"')
-    assert command.main(["--replay", log]) == 0
-    assert "the last line of" in capsys.readouterr().out
+    code = (
+        "import sys; from kdep_bench.cli.search import main; "
+        f"assert not main(['--replay', {log!r}]); "
+        "assert not {'torch', 'optuna'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == lines[-2:]
+    assert "the last line of" in done.stdout
 
 
 @pytest.mark.parametrize(

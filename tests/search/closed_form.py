@@ -64,8 +64,10 @@ def header(tried: Search, direction: str = "max") -> Header:
     return make_header(tried.name, settings)
 
 
-def result(tried: Search, path: Path, scores: Any = evaluate) -> list[Trial]:
-    return run(tried, path, header(tried), scores, lambda line: None)
+def result(
+    tried: Search, path: Path, scores: Any = evaluate, direction: str = "max"
+) -> list[Trial]:
+    return run(tried, path, header(tried, direction), scores, lambda line: None)
 
 
 if __name__ == "__main__":  # LOG: a slow search, to be killed

@@ -88,6 +88,10 @@ def test_a_log_of_another_space_is_refused_and_stays_as_it_is(tmp_path: Path) ->
         (lambda lines: [lines[0], lines[1], lines[1]], r"line 3 .*trial 0 in place of 1"),
         (lambda lines: [lines[0].replace("top1", "top5"), *lines[1:]], "its hash is not that of"),
         (lambda lines: [lines[0], lines[1].replace('"state"', '"stat"')], "line 2 of the log"),
+        (
+            lambda lines: [lines[0], lines[1].replace('"student.depth3": ', '"student.depth3": 9')],
+            "trial 0 of the log has the proposal .* which is not in the space",
+        ),
         (lambda lines: ["notes", "of mine"], "line 1 of the log"),
     ],
 )

@@ -71,13 +71,16 @@ def test_a_proposal_above_the_limits_is_never_trained_and_counts_as_no_evaluatio
     assert sum(t.trained for t in trials) == 12
 
 
-def test_the_best_third_of_the_trials_at_a_rung_continues(tmp_path: Path) -> None:
-    trials = [t for t in result(search(trials=30), tmp_path / "log.jsonl") if t.trained]
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_the_best_third_of_the_trials_at_a_rung_continues(tmp_path: Path, direction: str) -> None:
+    sign = 1 if direction == "max" else -1
+    path = tmp_path / "log.jsonl"
+    trials = [t for t in result(search(trials=30), path, direction=direction) if t.trained]
     seen: list[list[float]] = [[], []]
     for trial in trials:
         for rung, score in enumerate(trial.scores[:2]):
             seen[rung].append(score)
-            better = sum(s > score for s in seen[rung])
+            better = sum(sign * s > sign * score for s in seen[rung])
             assert (len(trial.scores) > rung + 1) == (better < max(1, len(seen[rung]) // 3))
     assert {len(t.scores) for t in trials} == {1, 2, 3}
 
