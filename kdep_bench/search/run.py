@@ -87,6 +87,8 @@ def run(search: Search, path: Path, header: Header, evaluate: Evaluate, say: Say
             )
         if trials:
             say(f"{len(trials)} trials are in {path}")
+        if _evaluations(trials) >= search.file.trials:
+            return trials
         sampler = Sampler(
             search.space,
             search.file.sampler,
@@ -109,7 +111,7 @@ def _continue(
     say: Say,
 ) -> None:
     resumed = len(trials)
-    while sum(t.trained for t in trials) < search.file.trials:
+    while _evaluations(trials) < search.file.trials:
         trial = _trial(search, len(trials), sampler, evaluate)
         sampler.finish(trial)
         writer.append(trial)
@@ -129,6 +131,10 @@ def _continue(
                 f"error: {trial.error[:500]}",
                 fix="correct its cause; the same command then continues with the next trial",
             )
+
+
+def _evaluations(trials: Sequence[Trial]) -> int:
+    return sum(t.trained for t in trials)
 
 
 def _trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) -> Trial:
@@ -254,7 +260,7 @@ def planned(search: Search, trials: Sequence[Trial] = ()) -> str:
     """What the search would do, in words: sizes of the space, limits and budgets."""
     epochs = search.epochs
     members = len(search.space)
-    done = sum(t.trained for t in trials)
+    done = _evaluations(trials)
     max_epochs = sum(epochs)
     return (
         f"{search.name}: {members:,} proposals, limits {search.limits}\n"

@@ -7,6 +7,7 @@ does. optuna is imported with the first Sampler.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any, Literal
 
 from kdep_bench.errors import KdepError
@@ -17,21 +18,15 @@ from kdep_bench.students.space import Dimension, Json, Space
 NAMES = ("tpe", "random")
 
 
-def _optuna() -> Any:
+def version() -> str:
+    """The version of optuna, as another one can propose otherwise. KdepError if it is missing."""
     try:
-        import optuna
-    except ImportError:
+        return metadata.version("optuna")
+    except metadata.PackageNotFoundError:
         raise KdepError(
             "a search needs optuna, which is not installed",
             fix="install it: pip install 'kdep_bench[search]'",
         ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def version() -> str:
-    """The version of optuna: another one can propose otherwise. KdepError if it is missing."""
-    return _optuna().__version__
 
 
 class Sampler:
@@ -52,7 +47,10 @@ class Sampler:
     def __init__(
         self, space: Space, name: str, seed: int, factor: int, direction: Literal["max", "min"]
     ) -> None:
-        self._optuna = _optuna()
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna: Any = optuna
         self.space, self.name, self.seed, self.factor = space, name, seed, factor
         self._study = self._optuna.create_study(
             direction={"max": "maximize", "min": "minimize"}[direction],

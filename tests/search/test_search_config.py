@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,14 @@ def test_the_log_belongs_to_everything_that_scores_depend_on(
 @pytest.mark.parametrize("name", names("search"))
 def test_every_search_of_the_project_can_be_planned(name: str) -> None:
     check_values(load_search(name))
+
+
+def test_a_search_without_optuna_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("kdep_bench.search.sampler.metadata.version", missing)
+    with pytest.raises(KdepError, match=r"needs optuna.*pip install 'kdep_bench\[search\]'"):
+        header_of(load_search("smoke_kdep"), tmp_path)
