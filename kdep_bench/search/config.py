@@ -182,9 +182,14 @@ class Search:
             "pretrain_seed": file.pretrain_seed,
             "versions": {kind: KINDS[kind].version for kind in _STAGES},
             "metric": task["metric"],
-            "direction": task["direction"],
-            "split": task["split"],
+            "direction": task.get("direction", "max"),
+            "split": _split(task),
         }
+
+
+def _split(task: Json) -> str:
+    """The split that a task scores on; the test split where its config has none."""
+    return task.get("split", "test")
 
 
 def _joined(base: Json, overrides: Json) -> Json:
@@ -222,9 +227,9 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
     search = Search(file, configs)
     _check_method_keys(search)
     (task,) = search.suite(search.first, search.epochs[0]).tasks
-    if task["split"] != "val":
+    if _split(task) != "val":
         raise KdepError(
-            f"the search {file.name!r} scores proposals on the split {task['split']!r} of task "
+            f"the search {file.name!r} scores proposals on the split {_split(task)!r} of task "
             f"{task['name']!r}; the best of many has an optimistic score, and later results on "
             "this split would not be independent of the search",
             expected="a task with split='val'",

@@ -48,6 +48,20 @@ def test_a_search_that_cannot_work_is_refused(
         load(monkeypatch, **changes)
 
 
+def test_a_task_without_split_and_direction_is_scored_on_test_and_larger_is_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    task = load_config("task", "smoke_probe")
+    plain = {k: v for k, v in task.items() if k not in ("split", "direction")}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "plain.py").write_text(f"task = {plain | {'name': 'plain'}!r}\n")
+    monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path))
+    with pytest.raises(KdepError, match="on the split 'test'"):
+        load(monkeypatch, task="plain")
+    search = load(monkeypatch, task=dict(base="plain", name="plain_val", split="val"))
+    assert header_of(search, tmp_path).settings["direction"] == "max"
+
+
 def test_the_stated_remedy_for_a_score_on_the_test_split_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
