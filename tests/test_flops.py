@@ -1,4 +1,4 @@
-"""FLOPs against counts on paper, and of the networks the records name."""
+"""FLOP counts of layers, compared with counts by hand, and of an exported student."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdep_bench.flops import forward_flops
 from tests.pretrain.conftest import STUDENT
 
 
-def test_a_convolution_and_a_linear_layer_cost_what_arithmetic_says() -> None:
+def test_flops_of_a_convolution_and_a_linear_layer_equal_the_count_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten())
     net.append(nn.Linear(8 * 16 * 16, 10))
     net.train()
@@ -20,16 +20,16 @@ def test_a_convolution_and_a_linear_layer_cost_what_arithmetic_says() -> None:
     for batch in (1, 4):
         flops = forward_flops(net, torch.rand(batch, 3, 16, 16))
         assert flops == 2 * (8 * 3 * 9) * 16 * 16 + 2 * 8 * 16 * 16 * 10
-    # Counting is no training: mode and BatchNorm statistics are as they were.
+    # Counting changes neither the mode nor the BatchNorm statistics.
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_attention_counts_its_products_whatever_kernel_there_is() -> None:
+def test_flops_of_attention_do_not_depend_on_the_kernel() -> None:
     width, tokens = 32, 17
     net = nn.MultiheadAttention(width, 4, batch_first=True)
 
-    class Itself(nn.Module):
+    class FusedAttention(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.reshape(len(x), tokens, 4, 8).transpose(1, 2) for _ in range(3))
             return net.out_proj(
@@ -38,10 +38,10 @@ def test_attention_counts_its_products_whatever_kernel_there_is() -> None:
 
     # Queries by keys, weights by values, and the layer after them.
     products = 2 * tokens * tokens * width * 2 + 2 * tokens * width * width
-    assert forward_flops(Itself(), torch.rand(2, tokens, width)) == products
+    assert forward_flops(FusedAttention(), torch.rand(2, tokens, width)) == products
 
 
-def test_an_exported_student_s_card_names_its_training_data(tmp_path: Path) -> None:
+def test_export_counts_the_flops_at_the_students_input_size(tmp_path: Path) -> None:
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.transfer import export
 

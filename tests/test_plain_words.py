@@ -7,7 +7,9 @@ prints the counts that fell, to be lowered in that file.
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -236,6 +238,44 @@ def test_errors_help_docstrings_and_headings_are_all_read():
     assert any(
         "resume" in t.text for t in texts() if t.file == "kdep_bench/cli/run_suite_arguments.py"
     )
+
+
+# Not in docstrings and comments of kdep_bench -> the standard term. `Code` is not read.
+COMMENT_WORDS = {
+    "arms?": "method; row",
+    "rooms?": "package; kind of config; folder; free space",
+    "rivals?": "baseline, other method",
+    "told|said": "given, returned, reported",
+    "hears?|heard": "reads, receives",
+    "fitting rows": "alignment samples",
+    "data shares?": "data fraction",
+    "mend(s|ed)?": "fix",
+    "anew|afresh": "again",
+    "whence|whom": "where from; which",
+    "goes on|(is|was) cut": "continues; is interrupted",
+}
+
+
+def docstrings_and_comments(root: Path) -> Iterator[Text]:
+    for path in sorted((root / "kdep_bench").rglob("*.py")):
+        source, name = path.read_text(), str(path.relative_to(root))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                text = without_code(ast.get_docstring(node, clean=False) or "")
+                yield Text("comments", name, getattr(node, "lineno", 1), text)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                yield Text("comments", name, token.start[0], without_code(token.string))
+
+
+def test_docstrings_and_comments_use_standard_terms():
+    texts = list(docstrings_and_comments(REPO))
+    assert len(texts) > 3000
+    rules = [Rule(word, use, {}) for word, use in COMMENT_WORDS.items()]
+    bad = [
+        f"{place}: write {r.use!r}" for r in rules for place in occurrences(r, texts, "comments")
+    ]
+    assert not bad, "\n".join(bad)
 
 
 # Their paths are in the configs, and so in the ids of finished stages.

@@ -1,7 +1,7 @@
 """Whitening instead of power temperature scaling: every direction kept has the same variance.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "Var matching", step 1 (divide by the singular
-             value, times 500; the loss weight's rule replaces the 500).
+             value, times 500; here the automatic loss weight replaces the factor 500).
 Differs      from `svd` and `kdep` only in the transform.
 Expectation  Std Ratio 1 after the transform. The smallest directions, which are the noisiest, weigh
              as much as the largest: the failure that power temperature scaling reduces.

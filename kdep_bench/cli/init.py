@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SAMPLES = 51_200  # seen in pre-training, as in `methods_pocket`: 800 steps of 64
 BATCH = 64
 VIEWS = 2
-WIDTH = 90  # characters of a line, with room for a key
+WIDTH = 90  # characters of a line, with space for a key
 
 
 class _Variable(str):

@@ -609,11 +609,11 @@ def place_all(
 def check_turn(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
     """KdepError where it is not certain that labels fit an image with an EXIF orientation.
 
-    Labels are certain to be those of the upright image where the stated size is the upright one
-    and differs from the stored one: whoever stated it applied the orientation. A stated stored
-    size is not certain (a program may have read it from the file while a person drew on the
-    upright picture), nor is a square image or a turn by 180 degrees or a mirror, which keep the
-    size.
+    Labels certainly fit the upright image if the size in the annotations is that of the upright
+    image and differs from the stored size: the program that wrote it applied the orientation. If it
+    is the stored size, this is not certain (the size may have been read from the file, but the
+    labels drawn on the upright image), nor for a square image, a rotation by 180 degrees or a
+    mirrored image, whose sizes are equal.
 
     Args:
         file: the user's image.

@@ -60,9 +60,9 @@ class Listing:
         return f"passed over in {shown(self.root)}: {', '.join(parts)}" if parts else ""
 
     def by_class(self) -> dict[str, list[str]]:
-        """Images by the folder directly below `root` that holds them, both sorted.
+        """Images by their folder directly below `root`, both sorted.
 
-        An image that lies in `root` itself belongs to the class "".
+        Images directly in `root` belong to the class "".
         """
         classes: dict[str, list[str]] = {}
         for name in self.images:

@@ -204,8 +204,8 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
 def subset(images: int, fraction: float, seed: int = 0) -> np.ndarray:
     """Sorted indices of a random fraction of the images, selected without labels.
 
-    The first `round(fraction * images)` of one seeded permutation, so the 1 % list lies inside the
-    10 % list. Raises KdepError unless 0 < fraction <= 1 and at least one image is left.
+    The first `round(fraction * images)` of one seeded permutation, so the 1 % list is a subset of
+    the 10 % list. Raises KdepError unless 0 < fraction <= 1 and at least one image is left.
     """
     count = round(fraction * images)
     if not 0 < fraction <= 1 or count < 1:

@@ -54,7 +54,7 @@ def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
 
 
 def _row(stage: Stage) -> dict[str, Any]:
-    """A stage as JSON; the key of `source_paths` is "rooms", as in plan files written before."""
+    """A stage as JSON; `source_paths` has the key of earlier plan files, see _SOURCE_KEY."""
     row = asdict(stage) | {"needs": dict(stage.needs)}
     return row | {_SOURCE_KEY: list(row.pop("source_paths"))}
 

@@ -86,7 +86,7 @@ def run(
 
 
 def finite(x: float) -> float | None:
-    """`x`, or None if it is infinite: a raw channel can be constant, so that a ratio is not."""
+    """`x`, or None if it is infinite, as the ratio is if a raw channel is constant."""
     return x if x < float("inf") else None
 
 

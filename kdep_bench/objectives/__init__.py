@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Objectives of pre-training: one loss per module; `base` defines their interface."""

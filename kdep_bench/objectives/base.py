@@ -38,7 +38,7 @@ ARGUMENTS = frozenset(
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views per image
         "pool_images",  # images of the pool, of which the run may use a fraction
-        "target_mean_square",  # mean square of the target over the fitting rows
+        "target_mean_square",  # mean square of the target over the alignment samples
         "teacher_width",  # Dt
         "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
         "teacher_config",  # config of the teacher, for `build_teacher`

@@ -29,10 +29,11 @@ class Continuation(Objective):
     0. With m = 0 it is Annealing-KD.
 
     Source: arXiv 2212.05998, eqs 3-5 and algorithm 1, where the sum over the C classes has no
-    divisor. This project's: the margin's value (none is printed), and the unit of both: E is the
-    mean square of the teacher's logits in the first batch, so that one weight and one margin serve
-    every teacher, as KDEP's weight does. An output of zero costs w (1 - m) at phi = 1. Zero lies
-    within the margin while phi < m: nothing would be learned there.
+    divisor. Chosen in this project: the margin's value, which the paper does not state, and the
+    unit of weight and margin: E is the mean square of the teacher's logits in the first batch, so
+    that one weight and one margin fit every teacher, as KDEP's weight does. An output of zero has
+    the loss w (1 - m) at phi = 1. While phi < m, an output of zero is within the margin, so nothing
+    would be learned.
 
     Args:
         margin: m, as a fraction of E.

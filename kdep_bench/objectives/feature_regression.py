@@ -19,17 +19,17 @@ class FeatureRegression(Objective):
     Source: CVMI-Lab/KDEP `src/train_distill.py` (`mse_loss`, mean over batch and channels).
 
     Under SGD the weight multiplies the learning rate, so a fixed w ties the rate to the scale of
-    one teacher's target; "auto" is the rule of `loss_weight`. It levels what the loss is worth,
-    not how far the student's output has to go: a target of another unit still asks the student
-    for an output of that size. With `unit` the student is shown the target over its root mean
-    square, and nothing of the unit is left: a teacher times c then trains the very same student.
+    one teacher's target; "auto" is the rule of `loss_weight`. It makes the loss independent of the
+    target's scale, but the student's output still has to reach that scale. With `unit`, the target
+    is divided by its root mean square, and nothing depends on the scale: a teacher's feature times
+    a constant then trains exactly the same student.
 
     Args:
         weight: w, or "auto".
         scale: the loss of an output of zero under "auto".
-        target_mean_square: mean square of the target over the fitting rows; set by the pre-training
-            stage.
-        unit: divide the target by its root mean square over the fitting rows.
+        target_mean_square: mean square of the target over the alignment samples; set by the
+            pre-training stage.
+        unit: divide the target by its root mean square over the alignment samples.
         tap: "before" regresses the student's feature before its last activation, as KDEP does;
             "after" the feature that a classifier reads.
     """

@@ -92,7 +92,7 @@ class LogitKDWithLabels(LogitKD):
     """L = (1 - alpha) CE(y, softmax(z_s)) + alpha tau^2 KL_tau, on one head.
 
     Source as above: RepDistiller's CIFAR weights are 0.1 and 0.9 (alpha = 0.9). alpha = 0 is the
-    cross-entropy arm bit for bit. The labels must be those of the teacher's classifier.
+    cross-entropy method bit for bit. The labels must be those of the teacher's classifier.
 
     Args:
         alpha: weight of the distillation term, 0 to 1.

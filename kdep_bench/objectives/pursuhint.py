@@ -1,4 +1,4 @@
-"""PURSUhInT: hints at the layers that stand for a cluster of like layers of the teacher."""
+"""PURSUhInT: hints at layers that represent clusters of similar teacher layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.hints import Hints
 from kdep_bench.objectives.maps import Maps, check_levels
 
-SAME = 1e-9  # layers as near as this say the same
+SAME = 1e-9  # distance below which two layers count as duplicates
 
 
 def hint_points(
     distances: Sequence[Sequence[float]], count: int, fixed: int | None = None
 ) -> list[int]:
-    """Indices of the layers that stand for `count` clusters, ascending.
+    """Indices of the layers that represent `count` clusters, ascending.
 
-    k-means with centres restricted to layers (k-medoids): from centres spread evenly over the
-    depth, the exchange of a centre for another layer that lowers the sum of squared distances most,
-    until none does. Deterministic. Fewer than `count` where the layers have fewer things to say.
-    `fixed`: a layer that is a centre whatever it stands for.
+    k-means with centres restricted to layers (k-medoids). Starting from centres spread evenly over
+    the depth, a centre is exchanged for the layer that lowers the sum of squared distances most,
+    until no exchange lowers it. Deterministic.
+
+    Args:
+        distances: [L, L], between layers.
+        count: number of clusters; fewer are returned if layers are duplicates.
+        fixed: a layer that is always a centre.
     """
     layers = range(len(distances))
 
@@ -50,15 +54,15 @@ def hint_points(
 
 
 class Pursuhint(Hints):
-    """Hints (see there) at those candidate levels that stand for clusters of like levels.
+    """The objective Hints at those candidate levels that represent clusters of similar levels.
 
-    Reconstruction of PURSUhInT (Expert Systems with Applications 2023), from a re-implementation
-    that quotes it: every teacher layer is described by its spatially averaged features of about
-    10^4 images, layers are apart by 1 - CKA (linear), k-means over *layers* has its centres
-    restricted to layers, and the centres are the hint points of whatever hint loss. The candidates
-    here are the levels of the teacher that a cache can hold, not each of its blocks. One departure:
-    the deepest candidate is always a centre. Without cross-entropy nothing else teaches what lies
-    behind the last hint.
+    Re-implementation of PURSUhInT (Expert Systems with Applications 2023), after another
+    re-implementation that quotes it. Every teacher layer is described by its spatially averaged
+    features of about 10^4 images; the distance of two layers is 1 - CKA (linear); k-means over
+    *layers* has its centres restricted to layers; the centres are the hint points, for any hint
+    loss. The candidates here are the levels of the teacher that a cache can store, not each of its
+    blocks. One departure: the deepest candidate is always a centre, since without cross-entropy
+    nothing else would train the layers after the last hint.
 
     Args:
         levels: {student level: teacher map}, the candidates.

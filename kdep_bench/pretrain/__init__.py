@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""The pre-training stage: samples, teacher outputs, model, training loop, checkpoints."""

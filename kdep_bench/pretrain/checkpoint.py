@@ -16,7 +16,7 @@ CHECKPOINT = "student.pth"
 
 
 def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The scratch arm (seeded random weights) or a reference whose weights are given."""
+    """The method scratch (seeded random weights), or a reference with given weights."""
     method = spec["method"]
     torch.manual_seed(spec["seed"])
     backbone = build_backbone(spec["student"])

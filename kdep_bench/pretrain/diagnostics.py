@@ -121,7 +121,7 @@ def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
 def mean_square(
     of: Callable[[Tensor], Tensor], spec: dict[str, Any], inputs: dict[str, Path], most: int = 65536
 ) -> float:
-    """Mean square, over channels, of a map of the teacher's feature over the fitting rows.
+    """Mean square of a function of the teacher's feature, over channels and alignment samples.
 
     Of at most `most` rows: the standard error is then far below what a loss weight can feel.
     """

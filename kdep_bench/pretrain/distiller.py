@@ -237,7 +237,7 @@ class Distiller(BaseModel):
         batch_parts: Mapping[str, Mapping[str, Any]],
         extra: Mapping[str, Tensor] | None = None,
     ) -> dict[str, TeacherOutput]:
-        """The outputs of the teachers of whom a batch holds something, by role.
+        """The outputs, by role, of the teachers that have a part in the batch.
 
         `extra`: what the augmentation added.
         """

@@ -40,10 +40,10 @@ class Clock(Hook):
 
 
 class EveryWeightTaught(Hook):
-    """Refuses an objective that leaves weights of the student without a gradient.
+    """Refuses an objective under which some weights of the student get no gradient.
 
-    They would stay as they were drawn and be exported as pre-trained: hints at a middle level teach
-    nothing of what lies behind it. A run that is resumed looks again.
+    These would keep their random initialisation and be exported as pre-trained: for example, hints
+    at a middle level train no layer after it. A resumed run is checked again.
     """
 
     priority = "NORMAL"

@@ -35,14 +35,14 @@ def run(
 ) -> dict[str, Any]:
     """Trains the student and writes its state dict to `student.pth`.
 
-    Spec: `student`, `method`, `budget`, `share`, `share_seed`, `seed`; `teacher` (its config) where
-    it runs live, on images under the input `images`. With several teachers: `roles`, their names in
-    order, the inputs `<role>.cache` and `<role>.align`, and `teachers`, the configs of the live
-    ones. A method without objective is the scratch arm: the initialised student itself. A method
-    with `weights` is a reference: a builder of given backbone weights.
+    Spec: `student`, `method`, `budget`, `share`, `share_seed`, `seed`; for a live teacher also its
+    config `teacher`; its images are under the input `images`. With several teachers: `roles`, their
+    names in order; the inputs `<role>.cache` and `<role>.align`; and `teachers`, the configs of the
+    live ones. A method without objective (scratch) gives the initialised student. A method with
+    `weights` is a reference: a function that builds given backbone weights.
 
-    `budget`: epochs, batch, optimizer, warmup, schedule, precision; and where they are used
-    accumulate (micro-batches a step), ema (decay), compile (back end of torch.compile).
+    `budget`: epochs, batch, optimizer, warmup, schedule, precision; optionally accumulate
+    (micro-batches per step), ema (decay), compile (back end of torch.compile).
 
     May run as several processes at once, one per rank, started by torchrun or srun with the same
     arguments: the batch is the global one, rank 0 writes, every rank returns the same outputs, and

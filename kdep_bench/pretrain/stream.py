@@ -59,7 +59,7 @@ class ViewStream(Dataset):
     Args:
         views: folder of the `views` stage.
         length: number of samples in the whole run.
-        share, share_seed: the random data share.
+        share, share_seed: the random data fraction.
         share_labels: path of the pool's labels file where the share is drawn per class, read for
             that alone; None for a label-free share.
         seed: seed of the epoch permutations.

@@ -51,7 +51,7 @@ class TeacherSide:
         classifier: bool = False,
         layer: str | None = None,
     ) -> None:
-        # The student is initialised from the same generator: arms must start from one student.
+        # The student is initialised from the same generator: methods must start from one student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))

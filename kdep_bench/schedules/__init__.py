@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Schedules of loss weights over a pre-training: one class per module, built by `build`."""

@@ -7,12 +7,12 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Annealing(Schedule):
-    """phi = 1 - (T - 1) / t_max, T falling from t_max to 1 in equal parts of the span.
+    """phi = 1 - (T - 1) / t_max, where T decreases from t_max to 1 in equal parts of the span.
 
-    So 1 / t_max first and 1 in the last part, and after it.
+    So phi is 1 / t_max in the first part, and 1 in the last part and after it.
 
-    Source: Continuation-KD (arXiv 2212.05998), eq. 5 and algorithm 1, as Annealing-KD. The
-    algorithm as printed goes on to T = 0 and phi = 1 + 1 / t_max; T stops at 1 here.
+    Source: Continuation-KD (arXiv 2212.05998), eq. 5 and algorithm 1, as Annealing-KD. The printed
+    algorithm continues to T = 0 and phi = 1 + 1 / t_max; here T stops at 1.
     """
 
     def __init__(

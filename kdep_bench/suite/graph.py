@@ -38,7 +38,7 @@ class Stage:
         memory: MiB per node, requested from a cluster.
         time: seconds a cluster's job may last; 0 = `timeout`.
         trackers: configs of the Visualizer backends its Runners also log to.
-        about: description of its result for people, given to its function as `spec["about"]`.
+        about: description of its result for readers, passed to its function as `spec["about"]`.
     """
 
     id: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
-# Keys that describe a config to people; no stage reads them, so none runs again when they change.
+# Keys that only describe a config; no stage reads them, so none runs again when they change.
 PROSE = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
 EXPORTED = "kdep_bench.teachers.exported.Exported"
 

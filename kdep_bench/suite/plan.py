@@ -47,7 +47,7 @@ _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
     *("transfer", "teacher_source"),
 }
-# Keys of a method's `transfer` that the planner itself consumes, or that describe it to people.
+# Keys of a method's `transfer` that only the planner uses, or that only describe it.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
 # What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens", "probabilities"}

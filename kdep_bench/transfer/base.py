@@ -34,16 +34,19 @@ class Task(ABC):
     """One downstream task of one family.
 
     Args:
-        name, family, version, split, metric, direction, chance: what is measured, on which split,
-            which key of the metrics is the value, 'max' or 'min', and what guessing scores.
-        recipe: every number of the training recipe; the same for all arms.
+        name, family, version: identify the task.
+        split: the split that is scored.
+        metric: the key of the metrics that is the task's value.
+        direction: 'max' if higher values are better, otherwise 'min'.
+        chance: value of a guess that does not look at the image.
+        recipe: every number of the training recipe; the same for all methods.
     """
 
     scope: ClassVar[str]
     measures: ClassVar[frozenset[str]]  # keys of its metrics, which a config's `metric` is one of
-    families: ClassVar[frozenset[str]]  # what a config may call its `family`
+    families: ClassVar[frozenset[str]]  # allowed values of a config's `family`
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
-    alone: ClassVar[bool] = True  # runs in rank 0 alone where several processes were started
+    alone: ClassVar[bool] = True  # runs in rank 0 only, also if several processes were started
     acts: ClassVar[bool] = False  # can be trained with a transfer method, and saved
 
     def __init__(
@@ -117,7 +120,7 @@ class Task(ABC):
         samples: Mapping[str, Any] | None = None,
         chance: float | None = None,
     ) -> dict[str, Any]:
-        """The stage's outputs; a value that is not a finite number is a fault, never stored."""
+        """The stage's outputs; KdepError if the task's value is missing or not finite."""
         value = metrics.get(self.metric)
         chance = self.chance if chance is None else chance
         if value is None or not math.isfinite(value):
@@ -150,14 +153,14 @@ class Task(ABC):
 class MMTask(Task):
     """A task trained and tested by the mm Runner, in one process or, under torchrun, in several.
 
-    Several train what one would (`parallel`); rank 0 writes, and every rank returns the outputs.
-
-    A metric `constant_<metric>`, where the task measures one, replaces the config's `chance`.
+    The number of processes does not change the training (see `parallel`); rank 0 writes the files,
+    and every rank returns the outputs. If the task measures a metric `constant_<metric>`, its value
+    replaces the config's `chance`.
 
     Attributes:
         acting: the transfer method of the training, set by the stage; None without one.
-        keeps_model: whether the trained model is saved (`transfer.method.MODEL`), for arms that
-            have it as their teacher.
+        keeps_model: whether the trained model is saved (`transfer.method.MODEL`), as the teacher of
+            transfer methods.
     """
 
     alone: ClassVar[bool] = False
@@ -170,7 +173,7 @@ class MMTask(Task):
         """Counts the images of the training and the test split in their files.
 
         Raises:
-            KdepError: data that would train or score wrongly without a word.
+            KdepError: data that would be trained on or scored wrongly without any error.
         """
 
     @abstractmethod
@@ -222,8 +225,8 @@ class MMTask(Task):
         acting = method.hooks_of(runner)
         for hook in acting:
             runner.register_hook(hook)
-        # Not under DDP, which has laid out its gradients by now: losses of two ranks then left
-        # those of one process by more than a thousandth within four steps.
+        # Not under DDP, whose gradient buffers already have a memory format: losses of two ranks
+        # then differed from those of one process by more than 0.1 % within four steps.
         if openmmlab.planned_ranks() == 1:
             prefer_channels_last(runner.model)
         with reading_images(self.name):

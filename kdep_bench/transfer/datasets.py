@@ -25,9 +25,9 @@ THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]
 class SafeCIFAR100(CIFAR100):
     """mmpretrain's CIFAR100, read by an unpickler that builds arrays only.
 
-    The stock class unpickles whatever lies there once its MD5 is right; ours needs no MD5, so that
-    a rehearsal's generated copy takes the same path, and it never downloads. Images are handed on
-    as BGR, mm's order (the stock class hands on RGB under to_rgb=False).
+    mmpretrain's class unpickles any file with the right MD5. This class needs no MD5, so that the
+    generated copy of a rehearsal is read by the same code, and it never downloads. Its images are
+    BGR, mm's order (mmpretrain's class gives RGB under to_rgb=False).
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ MIN_SIZE = 16  # pixels of the shorter side below which mmdet leaves out a train
 class Detection(MMTask):
     """Fixed number of steps on `train`, one evaluation of bbox AP on the split.
 
-    `frozen_stages` and `norm_eval` are stated in the recipe and equal for all arms. `model` in the
+    `frozen_stages` and `norm_eval` are in the recipe and equal for all methods. `model` in the
     recipe is a mm detector config without backbone, class counts and normalisation.
     """
 
@@ -92,9 +92,9 @@ class Detection(MMTask):
         files = {s: root / "annotations" / f"{s}.json" for s in ("train", self.split)}
         images = {s: check_coco(file, root / s)["images"] for s, file in files.items()}
         if (got := self._classes(root, self.split)) != (classes := self._classes(root, "train")):
-            one, other = (shown(files[s].resolve()) for s in ("train", self.split))
+            train_file, test_file = (shown(files[s].resolve()) for s in ("train", self.split))
             raise KdepError(
-                f"the categories of {one} and {other} differ: {classes}, {got}",
+                f"the categories of {train_file} and {test_file} differ: {classes}, {got}",
                 expected="the same categories with the same ids in every split",
                 fix="export both files with the same list of categories",
             )
@@ -111,12 +111,12 @@ class Detection(MMTask):
         names = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
         found, notes = read_metrics(raw, [f"coco/{n}" for n in names], detections=count)
         metrics = {n: found[f"coco/{n}"] for n in names}
-        if notes:  # nothing detected anywhere: CocoMetric is silent about the classes too
+        if notes:  # no detections at all: CocoMetric then has no values per class
             return metrics, dict.fromkeys(classes, 0.0), notes
         return metrics, {c: float(raw[f"coco/{c}_precision"]) for c in classes}, []
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        """The first scenes of the split with truth (thin white) and detections (coloured)."""
+        """Draws the first images of the split with true (thin white) and detected boxes."""
         import torch
         from mmdet.registry import DATASETS
 
@@ -147,14 +147,15 @@ class Detection(MMTask):
         return names
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
-        """The detector's config without data or checkpoint, for counting what it computes.
+        """The detector's config without data or checkpoint, for counting its FLOPs.
 
-        Where only the data know how many classes there are, 80: a fraction of a percent of it.
+        It has 80 classes if their number is only known from the data; the difference is less than
+        one percent of the FLOPs.
         """
         return mm_config.without_sync_bn(self._model(student, Path("none"), 80))
 
     def training_size(self) -> tuple[int, int]:
-        """(height, width) of a training picture, padded as the preprocessor pads it."""
+        """(height, width) of a training image, padded as the preprocessor pads it."""
         width, height = self.recipe["scale"]
         return self._padded(height, width)
 

@@ -1,4 +1,4 @@
-"""Export: the plain backbone out of a pre-training checkpoint, proven whole, without the rest."""
+"""Stage `export`: takes the backbone out of a pre-training checkpoint and checks every tensor."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def run(
     progress(0, 1, "reading the student")
     kept, dropped = strip(read_tensors(source), source)
     backbone = build_backbone(spec["student"])
-    own = backbone.state_dict()
-    # Load what fits, then let the gate judge: it names every fault at once, as it does downstream.
-    fits = {k: v for k, v in kept.items() if k in own and own[k].shape == v.shape}
+    expected = backbone.state_dict()
+    # Load the tensors that fit; `check` then names all the others at once.
+    fits = {k: v for k, v in kept.items() if k in expected and expected[k].shape == v.shape}
     backbone.load_state_dict(fits, strict=False)
     gate = check(backbone, source, spec.get("allow_missing", ()), tensors=kept)
     target = Path(out) / PTH
     checksum = save_tensors(kept, target)
-    check(backbone, target, spec.get("allow_missing", ()))  # the file as others will read it
+    check(backbone, target, spec.get("allow_missing", ()))  # the written file
     progress(1, 1, "exported")
     px = spec["student"].get("input_px")
     made = {

@@ -148,7 +148,8 @@ class OfficialDetection(Detection):
         return mm_config.without_sync_bn(self._full_model(student, Path("none")))
 
     def training_size(self) -> tuple[int, int]:
-        """Of a 4:3 picture (as most of COCO and VOC are) at the short edge of mean square."""
+        """(height, width) of a 4:3 image, as most of COCO and VOC are, at the root mean square of
+        the recipe's short edges."""
         scales = self.recipe["scales"]
         short = math.sqrt(sum(s * s for s in scales) / len(scales))
         return self._padded(short, min(short * 4 / 3, self.recipe["long_edge"]))

@@ -72,10 +72,9 @@ class TransferMethod(nn.Module, ABC):
         requires: subset of REQUIRES, keyword arguments of the constructor that the stage gives.
         backbones: class names of the backbones that it can read; None for any.
 
-    Parameters and buffers are trained with the model, by the optimiser's rules for what lies
-    outside the backbone, and removed after training. The generator of random numbers is put back
-    after the method is built, so the task's own model starts from the weights that it would have
-    without the method.
+    Parameters and buffers are trained with the model, by the optimiser's rules for layers outside
+    the backbone, and removed after training. The state of the random number generator is restored
+    after the method is built, so the task's own model starts from the same weights as without it.
     """
 
     families: ClassVar[frozenset[str]]

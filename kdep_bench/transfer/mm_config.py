@@ -75,7 +75,7 @@ def runtime_cfg(
             logger=dict(type="LoggerHook", interval=50),
             param_scheduler=dict(type="ParamSchedulerHook"),
             # None, or mmengine would keep a checkpoint of every epoch, and nothing reads them: a
-            # transfer that was cut begins again.
+            # transfer that was interrupted begins again.
             checkpoint=None,
         ),
         custom_hooks=[

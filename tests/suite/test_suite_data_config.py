@@ -1,4 +1,4 @@
-"""Own data against the tasks and arms of a suite, before anything runs."""
+"""Checks of a user's data config against the tasks and methods of a suite, when it is planned."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
     photos/<class>/<name>.jpg                          real photographs, no composites
     detect/{train,val,test}/000001.jpg, detect/annotations/{split}.json      COCO format
     cityscapes/{leftImg8bit,gtFine}/{split}/pocket/pocket_000001_000019_*    Cityscapes layout
-No source object (nor another picture of it) and no background is in two of pool, train, val, test.
+No source object (nor another image of it) and no background is in two of pool, train, val, test.
 An image depends only on (seed, kind, split, index), so the number of processes changes nothing.
 """
 

@@ -84,7 +84,7 @@ class Method(Part):
 
 
 class Transfer(Part):
-    """A method that acted at transfer, and what it took besides the student.
+    """A method that acted at transfer, and the teacher and resources that it used.
 
     `pretrained_by` and `method` name the pre-training and the transfer method; `method` of the
     record's `arm` contains both. `teacher` is the student and pre-training of the tuned teacher,
