@@ -1,6 +1,6 @@
 """Proposals and early stopping by optuna, as a function of the seed and the earlier trials.
 
-The sampler's generator is seeded anew for every trial, and an earlier trial enters by the values
+The sampler's generator is seeded again for every trial, and an earlier trial enters by the values
 in the search's log. So a search that continues from its log proposes what an uninterrupted one
 does. optuna is imported with the first Sampler.
 """
@@ -82,7 +82,7 @@ class Sampler:
         return {d.key: d.values[self._trial.params[d.key]] for d in self.space.dimensions}
 
     def continues(self, rung: int, score: float) -> bool:
-        """Whether the current trial, with this score at rung 0, 1, ..., goes on to the next."""
+        """Whether the current trial, with this score at rung 0, 1, ..., continues to the next."""
         self._trial.report(score, step=self.factor**rung)
         return not self._trial.should_prune()
 

@@ -215,12 +215,14 @@ class Space:
         keys = [d.key for d in self.dimensions]
         fixed = [f"{STUDENT}.{k}" for k in self.family]
         for i, key in enumerate(keys):
-            for other in (*keys[:i], *fixed):
-                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+            for earlier_key in (*keys[:i], *fixed):
+                if f"{key}.".startswith(f"{earlier_key}.") or f"{earlier_key}.".startswith(
+                    f"{key}."
+                ):
                     raise KdepError(
                         f"the space of the search sets {key!r} twice"
-                        + ("" if key == other else f", as {key!r} and in {other!r}")
-                        + (" (once in `family`)" if other in fixed else ""),
+                        + ("" if key == earlier_key else f", as {key!r} and in {earlier_key!r}")
+                        + (" (once in `family`)" if earlier_key in fixed else ""),
                         fix="remove one of the two from the search's config",
                     )
 

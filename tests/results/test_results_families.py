@@ -77,7 +77,7 @@ def board_of(seed_records: list[Record]) -> tuple[Board, dict[RowKey, RowSummary
     return board, board_rows.make_view(board).summaries
 
 
-def named(board: Board, summaries: dict[RowKey, RowSummary]) -> dict[str, families.Family]:
+def named(board: Board, summaries: dict[RowKey, RowSummary]) -> dict[str, families.MethodFamily]:
     return {f.name: f for f in families.families(board, summaries, INPUTS)}
 
 

@@ -81,7 +81,7 @@ class Strength:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MethodFamily:
     """Rows of one method family with the same use of labels, data fraction and epochs.
 
     `reads`: input of the losses -> number of methods that read it. `left_out`: methods with a
@@ -103,7 +103,7 @@ def families(
     board: Board,
     summary: Mapping[RowKey, RowSummary],
     method_inputs: Mapping[str, Mapping[str, Any]],
-) -> list[Family]:
+) -> list[MethodFamily]:
     """The method families of every student; `method_inputs` as in `report.build`."""
     groups: dict[tuple[str, str, bool, float, float], list[RowCost]] = {}
     for cost in costs(board, summary):
@@ -123,7 +123,7 @@ def _family(
     key: tuple[str, str, bool, float, float],
     members: list[RowCost],
     method_inputs: Mapping[str, Mapping[str, Any]],
-) -> Family:
+) -> MethodFamily:
     student, name, labels, _, _ = key
     columns = compare.columns_of(board, student)
     complete_rows, left_out = [], []
@@ -133,7 +133,7 @@ def _family(
     reads = Counter(
         r for c in members for r in method_inputs.get(c.row.method, {}).get("reads", [])
     )
-    return Family(
+    return MethodFamily(
         student,
         name,
         labels,

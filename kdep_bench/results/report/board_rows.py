@@ -188,7 +188,7 @@ FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "s
 
 
 def family_entries(
-    f: families.Family, name: Callable[[str, int], str]
+    f: families.MethodFamily, name: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
     """(text, number) of each column of FAMILY_HEAD; `name` escapes names from configs."""
     reads = ", ".join(f"{input_name} ({n})" for input_name, n in f.reads.items())
