@@ -278,7 +278,7 @@ def test_docstrings_and_comments_use_standard_terms():
     assert not bad, "\n".join(bad)
 
 
-# The paths of these classes are in configs, and so in the ids of finished stages. Score is a class of
+# Paths of these classes are in configs, and so in the ids of finished stages. Score is a class of
 # the Python interface and of the search, which are used in different modules.
 SAME_NAME = {"EfficientNetLite", "Linear", "Score"}
 
