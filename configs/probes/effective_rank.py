@@ -4,7 +4,7 @@ from kdep_bench.probes.effective_rank import EffectiveRank
 
 probe = dict(
     name="effective_rank",
-    about="dimensions in use by the feature of the test images; no label is read",
+    about="number of dimensions in which the feature of the test images varies; reads no label",
     type=EffectiveRank,
     folder="classify",
     dead_below=1e-3,

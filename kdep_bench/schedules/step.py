@@ -1,4 +1,4 @@
-"""Held values, one after another."""
+"""A piecewise constant schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Step(Schedule):
-    """Each of `values` is held for an equal part of the span.
+    """The `values` in turn, each for an equal part of the span.
 
     KDEP's learning-rate shape is Step([1, 0.1, 0.01], span=90); a term that is switched off for
     the second half is Step([1, 0]).

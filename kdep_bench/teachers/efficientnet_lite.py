@@ -53,20 +53,20 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     """
     path = Path(weights) if weights else weights_file(variant)
     stored = read_weights(path)
-    shape = timm.create_model(f"tf_efficientnet_lite{variant}").state_dict()
+    state = timm.create_model(f"tf_efficientnet_lite{variant}").state_dict()
     wrong = [
-        f"{a} {tuple(shape[a].shape)} against {b} {tuple(stored[b].shape)}"
-        for a, b in zip(shape, stored, strict=False)
-        if shape[a].shape != stored[b].shape or a.split(".")[-1] != b.split(".")[-1]
+        f"{a} {tuple(state[a].shape)} against {b} {tuple(stored[b].shape)}"
+        for a, b in zip(state, stored, strict=False)
+        if state[a].shape != stored[b].shape or a.split(".")[-1] != b.split(".")[-1]
     ]
-    if len(shape) != len(stored) or wrong:
+    if len(state) != len(stored) or wrong:
         raise KdepError(
             f"{path.name} contains {len(stored)} tensors, of which {len(wrong)} do not fit, the "
             f"first is {wrong[:1]}",
-            expected=f"the {len(shape)} tensors of EfficientNet-Lite{variant}",
+            expected=f"the {len(state)} tensors of EfficientNet-Lite{variant}",
             fix="use the checkpoint of this variant",
         )
-    return dict(zip(shape, stored.values(), strict=True))
+    return dict(zip(state, stored.values(), strict=True))
 
 
 class EfficientNetLite(Teacher):

@@ -233,9 +233,9 @@ class NetworkTeacher(Teacher):
             return f"before {path} ({type(module).__name__})"
         if last is not None and is_rectified(last, read):
             raise KdepError(
-                f"the last map of teacher {self.name} is the output of a ReLU that is not a "
-                "module, or is pooled after it",
-                expected="a network whose last activation can be found, or that ends without one",
+                f"the last activation of teacher {self.name} is a ReLU that is not a module, so its "
+                "input cannot be read",
+                expected="a network whose last activation is a module, or that has none at its end",
                 fix="set tap='read' to use the feature that its classifier reads",
             )
         return "what the classifier reads (the network does not end in an activation)"

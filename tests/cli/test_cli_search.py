@@ -1,4 +1,4 @@
-"""`kdep-bench search`: the best of the log is that of the live search."""
+"""`kdep-bench search`: replaying its log gives the same best student; errors and interruption."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_the_replayed_log_prints_the_best_of_the_live_search(
     assert "5 trials (0 done)" in capsys.readouterr().out
     assert not Path(log).exists()
     assert command.main(live) == 0
-    *lines, page = capsys.readouterr().out.splitlines()
-    assert page.startswith(f"wrote {tmp_path / 'students' / 'resnet_'}")
+    *lines, last_line = capsys.readouterr().out.splitlines()
+    assert last_line.startswith(f"wrote {tmp_path / 'students' / 'resnet_'}")
     for replay in (["--replay", log], ["smoke_kdep", "--replay", log, *folders]):
         assert command.main(replay) == 0
         assert capsys.readouterr().out.splitlines() == lines[-2:]

@@ -31,14 +31,14 @@ def context(teacher: dict[str, Tensor], **maps: Tensor) -> Context:
     return Context(before=one, after=one, teacher=teacher_output, maps=maps)
 
 
-def told(kind: Any, levels: dict[str, str], **more: Any) -> Any:
+def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:
     torch.manual_seed(0)
-    return kind(levels, student_maps=STUDENT, teacher_maps=TEACHER, **more)
+    return kind(levels, student_maps=STUDENT, teacher_maps=TEACHER, **arguments)
 
 
-def test_nfd_is_two_less_twice_the_correlation():
+def test_nfd_equals_two_minus_twice_the_correlation():
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
-    got = told(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
+    got = build(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
     rho = torch.stack(
         [
             torch.stack([torch.corrcoef(torch.stack((s[b, c].ravel(), t[b, c].ravel())))[0, 1]])
@@ -52,7 +52,7 @@ def test_nfd_is_two_less_twice_the_correlation():
 def test_nfd_ignores_the_scale_and_shift_of_channels():
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     scale, shift = rand(1, 3, 1, 1, seed=2).abs() + 0.5, rand(1, 3, 1, 1, seed=3)
-    nfd = told(NFD, {"s8": "a"})
+    nfd = build(NFD, {"s8": "a"})
     want = nfd.terms(context({"a": t}, s8=s))["s8"]
     for other in (context({"a": t * scale + shift}, s8=s), context({"a": t}, s8=s * scale + shift)):
         torch.testing.assert_close(nfd.terms(other)["s8"], want, atol=1e-3, rtol=1e-3)
@@ -60,7 +60,7 @@ def test_nfd_ignores_the_scale_and_shift_of_channels():
 
 def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
     s = torch.ones(2, 3, 4, 4, requires_grad=True)
-    loss = told(NFD, {"s8": "a"}).terms(context({"a": torch.ones(2, 3, 4, 4)}, s8=s))["s8"].sum()
+    loss = build(NFD, {"s8": "a"}).terms(context({"a": torch.ones(2, 3, 4, 4)}, s8=s))["s8"].sum()
     loss.backward()
     assert float(loss) == 0
     assert s.grad is not None
@@ -71,9 +71,9 @@ def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
 @pytest.mark.parametrize("kind", [NFD, Hints])
 def test_maps_of_other_sizes_are_resampled(kind: Any):
     t = rand(2, 6, 8, 8)
-    made = told(kind, {"s16": "b"})
+    made = build(kind, {"s16": "b"})
     small = made.terms(context({"b": t}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
-    again = told(kind, {"s16": "b"})
+    again = build(kind, {"s16": "b"})
     by_hand = torch.nn.functional.avg_pool2d(t, 2)
     want = again.terms(context({"b": by_hand}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
     torch.testing.assert_close(small, want)
@@ -91,7 +91,7 @@ def test_maps_of_other_sizes_are_resampled(kind: Any):
 
 
 def test_hints_are_zero_for_equal_features_through_the_identity():
-    hints = told(Hints, {"s8": "a"})
+    hints = build(Hints, {"s8": "a"})
     conv = hints.through["s8"][0]
     with torch.no_grad():
         conv.weight.copy_(torch.eye(3)[:, :, None, None])
@@ -109,39 +109,39 @@ def test_hints_are_zero_for_equal_features_through_the_identity():
 @pytest.mark.parametrize("distance", ["l2", "l1", "huber"])
 def test_an_output_of_zero_costs_the_weight_whatever_the_teachers_unit(distance: str):
     for unit in (1.0, 100.0):
-        hints = told(Hints, {"s8": "a"}, distance=distance, weight=7.0, init=0.0)
+        hints = build(Hints, {"s8": "a"}, distance=distance, weight=7.0, init=0.0)
         torch.nn.init.zeros_(hints.through["s8"][0].bias)
         got = hints.terms(context({"a": unit * rand(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4, seed=1)))
         assert float(got["s8"].mean()) == pytest.approx(7.0, rel=1e-4)
 
 
 def test_the_scale_of_the_first_batch_is_kept_and_travels_with_the_state():
-    hints = told(Hints, {"s8": "a"}, hidden=5)
+    hints = build(Hints, {"s8": "a"}, hidden=5)
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     hints.terms(context({"a": t}, s8=s))
     means = hints.scale.means.clone()
     hints.terms(context({"a": 10 * t}, s8=s))
     assert torch.equal(hints.scale.means, means)
-    again = told(Hints, {"s8": "a"}, hidden=5)
+    again = build(Hints, {"s8": "a"}, hidden=5)
     again.load_state_dict(hints.state_dict())
     assert torch.equal(again.scale.means, means)
 
 
 def test_a_resume_file_of_an_earlier_version_keeps_its_scale():
-    """Under another name the run would go on with the scale of a later batch. mmengine loads
-    resume files with a function of its own, and not strictly."""
-    hints = told(Hints, {"s8": "a"}, hidden=5)
+    """If the old name were ignored, the resumed run would use the scale of a later batch. mmengine
+    loads resume files by its own function and not strictly, so there would be no error."""
+    hints = build(Hints, {"s8": "a"}, hidden=5)
     hints.terms(context({"a": rand(2, 3, 4, 4, seed=1)}, s8=rand(2, 3, 4, 4)))
     old = hints.state_dict()
     old["scale.energy"] = old.pop("scale.means")
     for load in (torch.nn.Module.load_state_dict, load_state_dict):
-        again = told(Hints, {"s8": "a"}, hidden=5)
+        again = build(Hints, {"s8": "a"}, hidden=5)
         load(again, old, strict=False)
         assert torch.equal(again.scale.means, hints.scale.means)
 
 
 def test_the_scale_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
-    """The other of two ranks has seen a mean of 5."""
+    """The scale of two ranks with the means 3 and 5 is 4."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(5.0))
@@ -151,14 +151,16 @@ def test_the_scale_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_bad_levels_are_refused():
-    for levels, says in (
+    for levels, message in (
         ({}, "has no level"),
         ({"s9": "a"}, "level of the student"),
         ({"s8": "c"}, "map of the teacher"),
     ):
-        with pytest.raises(KdepError, match=says):
-            told(NFD, levels)
+        with pytest.raises(KdepError, match=message):
+            build(NFD, levels)
     with pytest.raises(KdepError, match="distance"):
-        told(Hints, {"s8": "a"}, distance="l3")
+        build(Hints, {"s8": "a"}, distance="l3")
     with pytest.raises(KdepError, match="first batch"):
-        told(Hints, {"s8": "a"}).terms(context({"a": torch.zeros(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4)))
+        build(Hints, {"s8": "a"}).terms(
+            context({"a": torch.zeros(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4))
+        )
