@@ -233,8 +233,8 @@ class NetworkTeacher(Teacher):
             return f"before {path} ({type(module).__name__})"
         if last is not None and is_rectified(last, read):
             raise KdepError(
-                f"the last activation of teacher {self.name} is a ReLU that is not a module, so its "
-                "input cannot be read",
+                f"the last activation of teacher {self.name} is a ReLU that is not a module, so "
+                "its input cannot be read",
                 expected="a network whose last activation is a module, or that has none at its end",
                 fix="set tap='read' to use the feature that its classifier reads",
             )
