@@ -1,6 +1,6 @@
 """Export a suite's finished students: backbone.pth, backbone.safetensors and a model card each.
 
-python tools/publish.py pocket --out published [--only kdep]
+python tools/publish.py pocket --out published [--only kdep] [--onnx] [--latency]
 
 Exit codes: 0 all published, 1 some are unfinished or damaged (listed), 2 an error.
 """
@@ -129,6 +129,25 @@ def to_safetensors(source: Path, folder: Path) -> str:
     return file_hash(folder / SAFE)
 
 
+def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
+    """Writes backbone.onnx into each published folder; prints latencies where wanted."""
+    from kdep_bench.networks.backbone import build_backbone
+    from kdep_bench.students.given_weights import given_weights
+    from kdep_bench.transfer.onnx_file import ONNX, latencies, write_onnx
+
+    students = {run.chain["export"]: run.student for run in plan.runs}
+    for folder in folders:
+        student = students[folder.name]
+        backbone = build_backbone(student)
+        given_weights(backbone, str(folder / PTH))
+        write_onnx(backbone, student["input_px"], folder / ONNX)
+        for row in latencies(backbone, folder / ONNX, student["input_px"]) if latency else ():
+            print(
+                f"{folder.name}: batch {row['batch']}: torch {row['torch_ms']:.2f} ms, onnxruntime "
+                f"{row['onnxruntime_ms']:.2f} ms (median of 20, one CPU thread)"
+            )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; 2 with a sentence for a fault, 1 where students are missing."""
     p = argparse.ArgumentParser(
@@ -144,6 +163,16 @@ def main(argv: list[str] | None = None) -> int:
         default="",
         metavar="TEXT",
         help="only students whose export stage id contains this",
+    )
+    p.add_argument(
+        "--onnx",
+        action="store_true",
+        help="also backbone.onnx: RGB pixels from 0 to 255 in, features out; compared with torch",
+    )
+    p.add_argument(
+        "--latency",
+        action="store_true",
+        help="with --onnx: print the latency at batch 1 and 32 on one CPU thread",
     )
     p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
     args = p.parse_args(argv)
@@ -166,8 +195,17 @@ def main(argv: list[str] | None = None) -> int:
                 + ", ".join(i for i, s in plan.stages.items() if s.kind == "export"),
                 fix="correct --only",
             )
+        if args.latency and not args.onnx:
+            raise KdepError("--latency measures the ONNX file", fix="add --onnx")
+        if not plan.runs:
+            raise KdepError(
+                f"the suite {suite.name!r} has no tasks, and publishing needs transfer runs",
+                fix=f"copy backbone.pth and README.md from {work}/export-*/",
+            )
         gaps = Gaps()
         made = publish(suite, plan, work, args.out, export_ids, gaps)
+        if args.onnx:
+            _add_onnx(plan, made, args.latency)
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)
         return 2

@@ -1,0 +1,174 @@
+"""A backbone as an ONNX file, checked against the network, and its latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+
+ONNX = "backbone.onnx"
+TOLERANCE = 1e-4  # of the largest absolute value of an output
+_PACKAGES = "onnx, onnxruntime and onnxscript"
+_CHECKED_BATCHES = (1, 3)  # other than the batch of 2 that the file is exported with
+_RUNS, _WARM_UP = 20, 3
+
+
+class WithPreprocessing(nn.Module):
+    """A backbone that reads RGB pixels from 0 to 255 [B, 3, H, W].
+
+    Outputs the average of the last level [B, C], and the last level [B, C, h, w].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        levels = self.backbone((images_B3HW - self.mean) / self.std)
+        last = levels[-1] if isinstance(levels, tuple | list) else levels
+        return last.mean((2, 3)), last
+
+
+def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
+    """Writes the backbone with its preprocessing as ONNX, for any batch size, and checks the file.
+
+    Input `images` [B, 3, px, px], float32, RGB from 0 to 255; outputs `feature` and `map`.
+
+    Args:
+        backbone: with weights; it is put into evaluation mode.
+        px: height and width of the images.
+        path: the file; replaced where it exists.
+
+    Raises:
+        KdepError: packages are missing, the network cannot be exported, or onnxruntime's outputs
+            differ from the network's by more than TOLERANCE of their largest value.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as e:
+        raise _missing(e) from None
+    network = WithPreprocessing(backbone).eval()
+    example = _images(2, px)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["feature", "map"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as e:
+        raise KdepError(
+            f"the backbone {type(backbone).__name__} cannot be exported to ONNX "
+            f"({str(e).splitlines()[0]:.160})",
+            fix="publish it without --onnx",
+        ) from None
+    assert program is not None
+    partial = path.with_name(f".{path.name}.partial")
+    program.save(partial)
+    check_onnx(network, partial, px)
+    partial.replace(path)
+
+
+def check_onnx(network: nn.Module, path: Path, px: int) -> None:
+    """KdepError where the file's outputs differ from those of the network; see `write_onnx`."""
+    session = open_session(path)
+    for batch in _CHECKED_BATCHES:
+        images = _images(batch, px)
+        with torch.inference_mode():
+            expected = network(images)
+        outputs = session.run(None, {"images": images.numpy()})
+        for name, ours, theirs in zip(("feature", "map"), expected, outputs, strict=True):
+            difference = (ours - torch.from_numpy(theirs)).abs().max().item()
+            scale = ours.abs().max().item()
+            if not difference <= TOLERANCE * max(scale, 1e-12):
+                raise KdepError(
+                    f"the ONNX file {path} gives another {name} for a batch of {batch}: the "
+                    f"largest difference is {difference:.3g} for values up to {scale:.3g}",
+                    expected=f"at most {TOLERANCE:g} of the largest value",
+                    fix="publish it without --onnx, and report the network",
+                )
+
+
+def open_session(path: Path) -> Any:
+    """An onnxruntime session with one thread on the CPU.
+
+    Raises:
+        KdepError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise _missing(e) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+def latencies(
+    backbone: nn.Module, path: Path, px: int, batches: tuple[int, ...] = (1, 32)
+) -> list[dict[str, float]]:
+    """Median milliseconds per batch of torch and of onnxruntime, one CPU thread, in turns.
+
+    Returns:
+        one dict per batch size: batch, torch_ms, onnxruntime_ms.
+    """
+    network, session = WithPreprocessing(backbone).eval(), open_session(path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    table = []
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                images = _images(batch, px)
+                feed = {"images": images.numpy()}
+                times: tuple[list[float], list[float]] = ([], [])
+                for _ in range(_WARM_UP + _RUNS):
+                    times[0].append(_seconds(lambda x=images: network(x)))
+                    times[1].append(_seconds(lambda f=feed: session.run(None, f)))
+                ours, theirs = (1000 * statistics.median(t[_WARM_UP:]) for t in times)
+                table.append(dict(batch=batch, torch_ms=ours, onnxruntime_ms=theirs))
+    finally:
+        torch.set_num_threads(threads)
+    return table
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _images(batch: int, px: int) -> Tensor:
+    """Random pixels, the same in every call."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand(batch, 3, px, px, generator=generator) * 255
+
+
+def _missing(error: ImportError) -> KdepError:
+    return KdepError(
+        f"ONNX files need the package {error.name}",
+        expected=_PACKAGES,
+        fix="pip install 'kdep_bench[onnx]'",
+    )

@@ -1,0 +1,54 @@
+"""ONNX files: equal to the network at other batch sizes, and a wrong one is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+from kdep_bench.transfer.onnx_file import (
+    WithPreprocessing,
+    check_onnx,
+    latencies,
+    open_session,
+    write_onnx,
+)
+
+PX = 16
+
+
+def backbone(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "backbone.onnx"
+    write_onnx(backbone(), PX, path)
+    return path
+
+
+def test_the_file_normalises_pixels_and_takes_any_batch(file):
+    """Expected values from the network's formula; the file was exported with a batch of 2."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, PX, PX)).astype(np.float32)
+    mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    with torch.inference_mode():
+        expected = backbone().eval()(torch.from_numpy((pixels - mean) / std)).numpy()
+    feature, last = open_session(file).run(None, {"images": pixels})
+    np.testing.assert_allclose(last, expected, atol=1e-5)
+    np.testing.assert_allclose(feature, expected.mean((2, 3)), atol=1e-5)
+
+
+def test_a_file_with_other_weights_is_refused(file):
+    with pytest.raises(KdepError, match="gives another feature"):
+        check_onnx(WithPreprocessing(backbone(seed=1)).eval(), file, PX)
+
+
+def test_latencies_are_positive_per_batch(file):
+    table = latencies(backbone(), file, PX, batches=(1, 2))
+    assert [row["batch"] for row in table] == [1, 2]
+    assert all(row["torch_ms"] > 0 and row["onnxruntime_ms"] > 0 for row in table)
