@@ -97,9 +97,9 @@ def check_onnx(network: nn.Module, path: Path, px: int) -> None:
         with torch.inference_mode():
             expected = network(images)
         outputs = session.run(None, {"images": images.numpy()})
-        for name, ours, theirs in zip(("feature", "map"), expected, outputs, strict=True):
-            difference = (ours - torch.from_numpy(theirs)).abs().max().item()
-            scale = ours.abs().max().item()
+        for name, right, exported in zip(("feature", "map"), expected, outputs, strict=True):
+            difference = (right - torch.from_numpy(exported)).abs().max().item()
+            scale = right.abs().max().item()
             if not difference <= TOLERANCE * max(scale, 1e-12):
                 raise KdepError(
                     f"the ONNX file {path} gives another {name} for a batch of {batch}: the "
@@ -147,8 +147,8 @@ def latencies(
                 for _ in range(_WARM_UP + _RUNS):
                     times[0].append(_seconds(lambda x=images: network(x)))
                     times[1].append(_seconds(lambda f=feed: session.run(None, f)))
-                ours, theirs = (1000 * statistics.median(t[_WARM_UP:]) for t in times)
-                table.append(dict(batch=batch, torch_ms=ours, onnxruntime_ms=theirs))
+                torch_ms, onnxruntime_ms = (1000 * statistics.median(t[_WARM_UP:]) for t in times)
+                table.append(dict(batch=batch, torch_ms=torch_ms, onnxruntime_ms=onnxruntime_ms))
     finally:
         torch.set_num_threads(threads)
     return table
