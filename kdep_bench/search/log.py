@@ -242,7 +242,7 @@ def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
     text = ", ".join(f"{n} {state.replace('_', ' the ')}" for state, n in counts.items())
     chosen = best(trials, settings["direction"])
     if chosen is None:
-        errors = [t.error for t in trials if t.error]
+        errors = [t.error.partition(" Fix: ")[0].rstrip(".") for t in trials if t.error]
         raise KdepError(
             f"the search has no best trial: none of its {len(trials)} is complete ({text})"
             + (f"; the last error: {errors[-1][:300]}" if errors else ""),
@@ -253,6 +253,6 @@ def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
     values = ", ".join(f"{k} = {v}" for k, v in sorted(chosen.proposal.items()))
     return (
         f"trials: {text}\nbest: trial {chosen.trial}, {settings['metric']} "
-        f"{chosen.scores[-1]:.6g} on {settings['split']} after {chosen.epochs:g} epochs, "
+        f"{chosen.scores[-1]:.6g} on {settings['split']} (epochs: {chosen.epochs:g}), "
         f"{chosen.student} with {chosen.params:,} parameters and {chosen.flops:,} FLOPs: {values}"
     )

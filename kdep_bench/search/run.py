@@ -128,7 +128,7 @@ def _continue(
         if len(tried) == MOST_FAILED and all(t.state == "failed" for t in tried):
             raise KdepError(
                 f"the last {MOST_FAILED} trials of the search {search.name!r} failed; the last "
-                f"error: {trial.error[:500]}",
+                f"error: {trial.error.partition(' Fix: ')[0].rstrip('.')[:500]}",
                 fix="correct its cause; the same command then continues with the next trial",
             )
 

@@ -42,7 +42,7 @@ def config_text(search: Search, trial: Trial, metric: str) -> str:
     return (
         f'"""{trial.params:,} parameters: the best student of the search `{search.name}`.\n\n'
         f"Trial {trial.trial} by {file.sampler}, seed {file.seed}: {metric} "
-        f"{trial.scores[-1]:.6g} on the validation split after {trial.epochs:g} epochs;\n"
+        f"{trial.scores[-1]:.6g} on the validation split (epochs: {trial.epochs:g});\n"
         f"{trial.flops:,} FLOPs at {student['input_px']} px.{source}\n\n"
         f"The search pre-trained it with this entry of a suite's `methods`:\n\n{method}\n"
         f'"""\n\nstudent = {python_text(student)}\n'

@@ -51,6 +51,9 @@ def test_only_complete_trials_can_be_the_best() -> None:
     assert logs.best(others, "max") is None
     with pytest.raises(KdepError, match="has no best trial: none of its 3 is complete"):
         logs.summary(others, {"direction": "max"})
+    failed = trial(0, state="failed", error="a.py is broken. Fix: correct a.py.")
+    with pytest.raises(KdepError, match=r"last error: a.py is broken. Fix: correct the cause"):
+        logs.summary([failed], {"direction": "max"})
     with pytest.raises(KdepError, match="none of its 0 is complete"):
         logs.summary([], {"direction": "max"})
 

@@ -139,10 +139,12 @@ def test_successive_failures_stop_the_search_and_the_same_command_continues(
     tmp_path: Path,
 ) -> None:
     def fails(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
-        raise TrialFailed("no space left")
+        raise TrialFailed("no space left. Fix: free disk space.")
 
     path = tmp_path / "log.jsonl"
-    with pytest.raises(KdepError, match=r"last 3 trials .* failed; the last error: no space left"):
+    with pytest.raises(
+        KdepError, match=r"last 3 trials .* failed; the last error: no space left. Fix: correct"
+    ):
         result(search(), path, fails)
     trials = result(search(), path)
     assert [t.state for t in trials if t.trained][:4].count("failed") == 3
