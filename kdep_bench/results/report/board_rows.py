@@ -50,12 +50,16 @@ SAVING = (
 )
 
 
+DifferenceRow = tuple[str, str, str, compare.Difference]
+
+
 @dataclass(slots=True)
 class BoardView:
     """A board with the values that all output formats need, computed once.
 
     `bold`: (student, task) -> rows among the best. `letters`: note about the data -> its letter.
-    `method_inputs`: as in `report.build`.
+    `method_inputs`: as in `report.build`. `differences`: student -> the rows of `difference_rows`
+    once they are computed.
     """
 
     board: Board
@@ -67,6 +71,7 @@ class BoardView:
     letters: dict[str, str] = field(default_factory=dict)
     probes: ProbeSection = field(default_factory=ProbeSection)
     image_differences: list[ImageDifference] = field(default_factory=list)
+    differences: dict[str, list[DifferenceRow]] = field(default_factory=dict)
 
     def mark(self, row: RowKey, column: Column) -> str:
         """Letters of the notes about the data of this result; "" where there is none."""
@@ -147,18 +152,23 @@ def untimed_note(board: Board) -> str:
     return UNTIMED if board.untimed else ""
 
 
-def difference_rows(
-    view: BoardView, student: str | None = None
-) -> list[tuple[str, str, str, compare.Difference]]:
+def difference_rows(view: BoardView, student: str | None = None) -> list[DifferenceRow]:
     """(student, 'a - b', task, difference) of every comparison; a pair's mean over tasks last."""
+    owners = view.board.students if student is None else [student]
+    for owner in owners:
+        if owner not in view.differences:
+            view.differences[owner] = _difference_rows(view, owner)
+    return [row for owner in owners for row in view.differences[owner]]
+
+
+def _difference_rows(view: BoardView, student: str) -> list[DifferenceRow]:
+    columns = compare.columns_of(view.board, student)
+    names = column_names(columns)
     rows = []
-    for owner in view.board.students if student is None else [student]:
-        columns = compare.columns_of(view.board, owner)
-        names = column_names(columns)
-        for d in compare.difference_table(view.board, owner):
-            label = f"{view.labels[d.row]} - {view.labels[d.reference]}"
-            task = compare.mean_name(columns) if d.column is None else names[d.column]
-            rows.append((owner, label, task, d))
+    for d in compare.difference_table(view.board, student):
+        label = f"{view.labels[d.row]} - {view.labels[d.reference]}"
+        task = compare.mean_name(columns) if d.column is None else names[d.column]
+        rows.append((student, label, task, d))
     return rows
 
 

@@ -36,6 +36,78 @@
       button.addEventListener("click", () => sort(table, th, i));
     });
   }
+  for (const code of document.querySelectorAll("td > code")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(code);
+        button.textContent = "Selected";
+      }
+    });
+    code.after(button);
+  }
+  const compared = document.getElementById("compare");
+  if (compared) {
+    compared.hidden = false;
+    const [first, second] = compared.querySelectorAll("select");
+    const box = compared.querySelector(".scroll");
+    const line = (body, name, values) => {
+      const row = body.insertRow();
+      const head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = name;
+      row.append(head);
+      for (const value of values) row.insertCell().textContent = value;
+    };
+    const grid = (heads) => {
+      const table = document.createElement("table");
+      const row = table.createTHead().insertRow();
+      for (const name of heads) {
+        const head = document.createElement("th");
+        head.scope = "col";
+        head.textContent = name;
+        row.append(head);
+      }
+      box.append(table);
+      return table.createTBody();
+    };
+    const find = (table, row) => [...table.tBodies[0].rows].find((r) => r.dataset.row === row);
+    const show = () => {
+      box.replaceChildren();
+      const names = [first, second].map((s) => s.selectedOptions[0].textContent);
+      const body = grid(["column", ...names]);
+      const done = new Set(["student", "method"]);
+      for (const table of document.querySelectorAll("#summary .sortable, [id^=family-] .sortable")) {
+        const rows = [find(table, first.value), find(table, second.value)];
+        [...table.tHead.rows[0].cells].forEach((head, i) => {
+          const name = head.textContent;
+          if (done.has(name)) return;
+          done.add(name);
+          line(body, name, rows.map((r) => (r ? r.cells[i].textContent.trim() : "—")));
+        });
+      }
+      const pairs = document.querySelector("#differences .sortable");
+      if (!pairs) return;
+      const heads = [...pairs.tHead.rows[0].cells].map((h) => h.textContent);
+      const columns = heads.map((_, i) => i).filter((i) => heads[i] !== "student");
+      const both = [`${first.value} ${second.value}`, `${second.value} ${first.value}`];
+      const rows = [...pairs.tBodies[0].rows].filter((r) => both.includes(r.dataset.row));
+      if (!rows.length) return;
+      const tested = grid(columns.map((i) => heads[i]));
+      for (const row of rows) {
+        const [name, ...values] = columns.map((i) => row.cells[i].textContent);
+        line(tested, name, values);
+      }
+    };
+    for (const choice of [first, second]) choice.addEventListener("change", show);
+    show();
+  }
   const tools = document.getElementById("tools");
   if (!tools) return;
   tools.hidden = false;

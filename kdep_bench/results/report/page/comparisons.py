@@ -11,6 +11,7 @@ from kdep_bench.results.report import board_rows, markdown, plots, transfer_rows
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
     Entry,
+    anchor,
     chip_entry,
     name_entry,
     number_entry,
@@ -26,7 +27,7 @@ def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section
         est = d.estimate
         entries = [
             name_entry(student),
-            Entry(text.plain(label), "l"),
+            Entry(text.plain(label), "l", row=f"{anchor(view, d.row)} {anchor(view, d.reference)}"),
             name_entry(task),
             number_entry(text.gap(est), est.mean if est else None),
             number_entry(str(d.pairs), d.pairs),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 from kdep_bench.results import text
@@ -23,6 +25,7 @@ class Entry:
             notes on the data, `letters`, and by `after`. "chip": a badge coloured by the status
             word `note`. "code": a command. "claim": a title with `note` below. "link": a link to
             `note`.
+        row: the anchor of the row that the entry names; of a difference, those of both rows.
     """
 
     text: str
@@ -32,6 +35,7 @@ class Entry:
     note: str = ""
     letters: str = ""
     after: str = ""
+    row: str = ""
 
 
 def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
@@ -63,7 +67,16 @@ def row_entry(view: BoardView, row: RowKey) -> Entry:
     """The name of a row; its hover text is the source of the method."""
     shown = text.plain(board_rows.row_name(view, row), 140)
     source = text.plain(view.summaries[row].method.source, 200)
-    return Entry(shown, _name_css(shown), note=source)
+    return Entry(shown, _name_css(shown), note=source, row=anchor(view, row))
+
+
+def anchor(view: BoardView, row: RowKey) -> str:
+    """Name of the row in addresses; it stays the same while the row keeps its label."""
+    student = f"{row.student}-" if len(view.board.students) > 1 else ""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{student}{view.labels[row]}".lower()).strip("-")
+    # Labels that differ in other characters only, or in none of a-z and 0-9.
+    digest = hashlib.sha256(f"{row.student} {view.labels[row]}".encode()).hexdigest()
+    return f"row-{name[:80]}-{digest[:4]}"
 
 
 def fraction_entry(view: BoardView, row: RowKey) -> Entry:

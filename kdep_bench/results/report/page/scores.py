@@ -12,6 +12,7 @@ from kdep_bench.results.report import board_rows, data_notes, markdown, plots
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
     Entry,
+    anchor,
     chip_entry,
     fraction_entry,
     name_entry,
@@ -36,6 +37,7 @@ def summary_section(view: BoardView) -> Section:
     if not view.board.runs:
         return Section("summary", "Summary", "empty")
     table = []
+    several = len(view.board.students) > 1
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
         columns = compare.columns_of(view.board, student)
@@ -60,9 +62,16 @@ def summary_section(view: BoardView) -> Section:
     return Section(
         "summary",
         "Summary",
-        "table",
+        "summary",
+        legend=markdown.LEGEND_HTML,
         notes=[board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
-        table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2),
+        table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2, has_anchors=True),
+        choices=[
+            (anchor(view, row), f"{student}: {label}" if several else label)
+            for student in view.board.students
+            for row in view.board.rows_of(student)
+            for label in (board_rows.row_name(view, row),)
+        ],
     )
 
 

@@ -12,10 +12,10 @@ from kdep_bench.results.records.record import Record
 from kdep_bench.results.report import (
     board_rows,
     image_tables,
-    markdown,
     normalised_tables,
     plots,
 )
+from kdep_bench.results.report.answer_charts import answer_charts
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page import comparisons, records, scores
 from kdep_bench.results.report.page.images import images_section
@@ -37,8 +37,10 @@ def html_page(
         "suite.html.j2",
         text.plain(view.board.suite),
         students=view.board.students,
-        answers=board_rows.answers(view),
-        legend=markdown.LEGEND_HTML,
+        answers=[
+            (student, sentences, answer_charts(view, student))
+            for student, sentences in board_rows.answers(view).items()
+        ],
         counts=_counts(view.board),
         sections=[s for s in _sections(view, results_dir, full, drawn) if s is not None],
     )

@@ -14,6 +14,27 @@ from kdep_bench.results.report.page.entries import Entry
 MOST_ROWS = 2000
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
+# Columns that say how rows were made; one with the same value in every row becomes a sentence.
+SETTINGS = frozenset(
+    (
+        "labels used",
+        "data fraction",
+        "images seen",
+        "pre-training cost",
+        "incl. teacher cache",
+        "weights loaded",
+        "seed pairs",
+        "seeds",
+        "learning rate",
+        "extra parameters",
+        "extra forward passes per image seen",
+        "teacher",
+        "degrees of freedom",
+        "independent seeds per method",
+        "epochs",
+    )
+)
+
 
 class Section:
     """A titled part of the page with an anchor; `templates/sections/<template>.html.j2` draws the
@@ -35,22 +56,30 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row; `student` filters it, None leaves it in."""
+    """A row; `student` filters it, None leaves it in. `row`: see `Entry`."""
 
     entries: Sequence[Entry]
     student: str | None = None
     is_chance: bool = False
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A sortable table; `omitted`: the number of its rows that are in leaderboard.csv alone."""
+    """A sortable table.
+
+    `constant`: columns that are not shown, with the value that they have in every row. `omitted`:
+    the number of rows that are in leaderboard.csv alone. `has_anchors`: addresses of rows lead
+    here.
+    """
 
     caption: str
     head: Sequence[Heading]
     rows: Sequence[TableRow]
     css: str
     omitted: int = 0
+    constant: Sequence[tuple[Heading, str]] = ()
+    has_anchors: bool = False
 
 
 def page_table(
@@ -60,6 +89,7 @@ def page_table(
     rows: Sequence[tuple[str, Sequence[Entry]]],
     left: int = 1,
     css: str = "pin",
+    has_anchors: bool = False,
 ) -> Table:
     """A sortable table in a scroll box that is reachable by keyboard.
 
@@ -68,7 +98,8 @@ def page_table(
         left: number of left-aligned columns.
         css: 'pin' keeps the column with the row's name visible on a narrow screen.
 
-    The column 'student' is left out if there is only one student, which the header names.
+    The column 'student' is left out if there is only one student, which the header names, and so
+    are columns of `SETTINGS` that are the same in every row.
     """
     if len(view.board.students) == 1 and "student" in head:
         index = list(head).index("student")
@@ -77,14 +108,34 @@ def page_table(
         left -= index < left
     if css == "pin" and list(head[:2]) == ["student", "method"]:
         css = "pin second"
+    headings = [_heading(name, i < left) for i, name in enumerate(head)]
+    same = _constant(headings, [entries for owner, entries in rows if owner != CHANCE])
     table_rows = []
     for student, entries in rows[:MOST_ROWS]:
         is_chance = student == CHANCE
         owner = text.plain(student) if student and not is_chance else None
-        table_rows.append(TableRow(entries, owner, is_chance))
-    headings = [_heading(name, i < left) for i, name in enumerate(head)]
-    omitted = max(0, len(rows) - MOST_ROWS)
-    return Table(caption, headings, table_rows, f"sortable {css}".strip(), omitted)
+        named = next((e.row for e in entries if e.row), "")
+        kept = [e for i, e in enumerate(entries) if i not in same]
+        table_rows.append(TableRow(kept, owner, is_chance, named))
+    return Table(
+        caption,
+        [h for i, h in enumerate(headings) if i not in same],
+        table_rows,
+        f"sortable {css}".strip(),
+        omitted=max(0, len(rows) - MOST_ROWS),
+        constant=[(headings[i], value) for i, value in same.items()],
+        has_anchors=has_anchors,
+    )
+
+
+def _constant(headings: Sequence[Heading], rows: Sequence[Sequence[Entry]]) -> dict[int, str]:
+    """Index -> value of the columns of `SETTINGS` that never change; none in a single row."""
+    if len(rows) < 2:
+        return {}
+    values = {
+        i: {row[i].text for row in rows} for i, h in enumerate(headings) if h.text in SETTINGS
+    }
+    return {i: next(iter(texts)) for i, texts in values.items() if len(texts) == 1}
 
 
 def _heading(name: str, left: bool) -> Heading:

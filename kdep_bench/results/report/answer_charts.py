@@ -1,0 +1,49 @@
+"""Charts below the sentences of `answer`: KDEP against each reference, on every task."""
+
+from __future__ import annotations
+
+from kdep_bench.results import text
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.report.answer import MOST_ROWS, REFERENCES
+from kdep_bench.results.report.board_rows import BoardView, difference_rows
+from kdep_bench.results.report.charts import Dot, dots
+from kdep_bench.results.report.plots import Plot, colours
+
+MOST_CHARTS = 4
+MOST_TASKS = 12  # more would push the tables off the first screens
+
+
+def answer_charts(view: BoardView, student: str) -> list[Plot]:
+    """One chart per row of KDEP and reference: the mean over tasks first, then the tasks."""
+    colour = colours(view)
+    pairs: dict[tuple[RowKey, str], list[Dot]] = {}
+    for _, _, task, d in difference_rows(view, student):
+        e = d.estimate
+        if d.row.method != compare.BASE or d.reference.method not in REFERENCES:
+            continue
+        if e is None or e.low is None or e.high is None:
+            continue
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.row], d.significant
+        chart = pairs.setdefault((d.row, d.reference.method), [])
+        chart.insert(0 if d.column is None else len(chart), Dot(_short(task), *place))
+    rows = list(dict.fromkeys(row for row, _ in pairs))[:MOST_ROWS]
+    charts = []
+    for row in rows:
+        for method, name in REFERENCES.items():
+            if dots_of_pair := pairs.get((row, method)):
+                caption = f"{text.plain(view.labels[row], 40)} - {name}"
+                svg = dots(
+                    dots_of_pair[:MOST_TASKS],
+                    f"{caption}: differences with 95 % interval; bold where significant",
+                    "difference x100, mean and 95 % interval",
+                    0.0,
+                    "no difference",
+                )
+                charts.append(Plot("", "answer", "", student, caption, svg))
+    return charts[:MOST_CHARTS]
+
+
+def _short(task: str) -> str:
+    """The name of a task or mean without what is in brackets."""
+    return text.plain(task.split(" (")[0], 40)
