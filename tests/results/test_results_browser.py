@@ -24,7 +24,8 @@ from kdep_bench.results.records import store
 from kdep_bench.results.records.record import Record, make
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "pocket"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+PUBLISHED = RESULTS / "pocket"
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 THEMES = ("light", "dark")
 AXE = os.environ.get("KDEP_AXE", "")
@@ -74,7 +75,7 @@ def opening(chromium: Any, path: Path, theme: str = "light", screen: str = "desk
         opened.page.goto(path.as_uri())
         yield opened
         asked = [u for u in opened.asked if not u.startswith("data:image/")]
-        assert asked == [path.as_uri()]
+        assert [u.split("#")[0] for u in asked] == [path.as_uri()] * len(asked)
     finally:
         context.close()
 
@@ -241,6 +242,37 @@ def test_the_keyboard_is_enough(chromium, rich):
         assert head.get_attribute("aria-sort") == "ascending"
 
 
+def test_two_rows_are_compared_side_by_side(chromium, rich):
+    with opening(chromium, PUBLISHED / "index.html") as o:
+        box = o.page.locator("#compare")
+        box.locator("summary").click()
+        first, second = box.locator("select").all()
+        first.select_option(label="supervised")
+        second.select_option(label="kdep")
+        rows = box.locator("tr").all_inner_texts()
+        assert "pocket_det (bbox_mAP_50)\t10.5 ± 0.6 (3)\t7.6 ± 0.7 (3)" in rows
+        tested = [r for r in rows if r.startswith("kdep - supervised")]
+        assert len(tested) == 6
+        assert tested[-1].endswith("not significant")
+        assert o.said == []
+
+
+def test_a_command_is_copied_and_an_address_leads_to_its_row(chromium, rich):
+    with opening(chromium, PUBLISHED / "index.html") as o:
+        o.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        button = o.page.locator("#reproduce button.copy").first
+        command = o.page.locator("#reproduce code").first.inner_text()
+        button.click()
+        o.page.wait_for_function("document.querySelector('button.copy').textContent != 'Copy'")
+        assert button.inner_text() == "Copied"
+        assert o.page.evaluate("navigator.clipboard.readText()") == command
+        link = o.page.get_by_role("link", name="Link to scratch")
+        link.click()
+        target = o.page.locator("tr:target")
+        assert target.locator("td").first.inner_text().startswith("scratch")
+        assert o.said == []
+
+
 @pytest.mark.parametrize(
     "intruder",
     [
@@ -278,9 +310,11 @@ def test_hostile_names_are_shown_as_text(chromium, results, name):
 @pytest.mark.skipif(not Path(AXE).is_file(), reason="KDEP_AXE names no axe.min.js: make browser")
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("which", ["rich", "published"])
+@pytest.mark.parametrize("which", ["rich", "published", "index"])
 def test_axe_finds_no_barrier(chromium, rich, which, theme, screen):
-    path = rich if which == "rich" else PUBLISHED / "index.html"
+    paths = {"rich": rich, "published": PUBLISHED, "index": RESULTS}
+    path = paths[which]
+    path = path if path.is_file() else path / "index.html"
     with opening(chromium, path, theme, screen) as o:
         o.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
         o.page.evaluate(Path(AXE).read_text())

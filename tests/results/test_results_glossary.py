@@ -83,9 +83,9 @@ def test_the_page_explains_its_headings(results):
     folder = results(grid(SCORES))
     build(folder, "golden", [BEATS])
     page = (folder / "index.html").read_text()
-    term = next(t for t in glossary.TERMS if "weights loaded" in t.headings)
+    term = next(t for t in glossary.TERMS if "mean rank" in t.headings)
     hover = re.escape(str(escape(term.meaning)))
-    assert re.search(rf'<th scope="col" title="{hover}">weights loaded</th>', page)
+    assert re.search(rf'<th scope="col" title="{hover}">mean rank</th>', page)
     assert page.count("<dt>") >= len(glossary.TERMS)
     assert 'href="#glossary"' in page
     assert "../../GLOSSARY.md" in (folder / "leaderboard.md").read_text()

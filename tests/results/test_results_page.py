@@ -20,8 +20,10 @@ from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_
 
 from kdep_bench.results import build
 from kdep_bench.results.records.record import make
+from kdep_bench.results.report import markdown
 from kdep_bench.results.report.charts import Dot, Line, dots, lines, png, standalone
 from kdep_bench.results.report.page.rendering import document
+from kdep_bench.results.report.page.tables import SETTINGS
 from kdep_bench.results.report.svg import tag
 
 REPO = Path(__file__).resolve().parents[2]
@@ -280,3 +282,89 @@ def test_two_students_have_different_labels(results):
         "lite0",
         "resnet18_w32",
     }
+
+
+def test_the_answer_is_followed_by_its_chart_and_then_by_tables(results):
+    source = page_of(results(golden_records()))
+    places = ["kdep · 100 % data scores higher than no pre-training", "<figure", "<table"]
+    assert sorted(places, key=source.index) == places
+    assert "<figcaption>kdep · 100 % data - no pre-training</figcaption>" in source
+    chart = source[source.index("<figure") : source.index("</figure>")]
+    assert chart.index("mean of 3 tasks") < chart.index(">probe<")
+
+
+def headings_of(source, section):
+    part = source[source.index(f'id="{section}"') :]
+    part = part[: part.index("</section>")]
+    return re.findall(r"<th [^>]*>([^<]*)</th>", part), part
+
+
+def test_a_column_that_never_changes_is_a_sentence_and_a_score_is_never_hidden(results):
+    same = {m: {"probe": [0.5, 0.5]} for m in ("kdep", "svd", "scratch")}
+    source = page_of(results(grid(same)))
+    heads, part = headings_of(source, "summary")
+    assert "weights loaded" not in heads
+    assert re.search(r"The same in every row: .*weights loaded</span> 1.00", part, re.S)
+    assert "data fraction</span> 100 % (none for scratch)" in part
+    assert "images seen" in heads  # 0 for scratch
+    heads, part = headings_of(source, "family-0")
+    assert "probe (top1)" in heads
+    assert part.count("50.0 ± 0.0 (2)") == 3
+
+
+def test_one_row_alone_keeps_all_its_columns(results):
+    heads, _ = headings_of(page_of(results(grid({"kdep": {"probe": [0.5, 0.6]}}))), "summary")
+    assert "weights loaded" in heads
+
+
+def test_every_setting_is_the_heading_of_a_table():
+    heads = {
+        *markdown.SUMMARY_HEAD,
+        *markdown.DIFFERENCE_HEAD,
+        *markdown.COST_HEAD,
+        *markdown.ALIGNMENT_HEAD,
+        *markdown.NOISE_HEAD,
+        *markdown.FAMILY_HEAD,
+    }
+    assert heads >= SETTINGS
+
+
+def test_task_tables_are_sorted_by_score(results):
+    _, part = headings_of(page_of(results(grid(SCORES))), "family-0")
+    order = re.findall(r"</svg>(?:<span[^>]*>)?(\w+)(?:</span>)?</td>", part)
+    assert order == ["kdep", "svd", "supervised", "scratch"]
+
+
+def test_methods_of_a_family_share_a_colour_and_references_keep_theirs(results):
+    values = {m: {"probe": [0.5, 0.6]} for m in ("kdep", "svd", "fitnets", "scratch", "tf_nkd")}
+    records = grid(values)
+    families = {"fitnets": "feature", "tf_nkd": "logit"}
+    records = [
+        make(r.model_dump() | {"arm": r.arm.model_dump() | {"family": families[r.arm.method]}})
+        if r.arm.method in families
+        else r
+        for r in records
+    ]
+    _, part = headings_of(page_of(results(records)), "family-0")
+    drawn = re.findall(r'c(\d)" cx="5"[^>]*></svg>(?:<span[^>]*>)?(\w+)', part)
+    colour = {name: int(n) for n, name in drawn}
+    assert (colour["kdep"], colour["scratch"]) == (0, 2)
+    assert colour["svd"] == colour["fitnets"] == 4
+    assert colour["tf_nkd"] == 5
+
+
+def test_training_charts_show_kdep_and_the_references_whatever_their_names(results):
+    records = []
+    for method in ("kdep", "supervised", "scratch", *(f"a{i}" for i in range(10))):
+        f = fields(method, "probe", 0.5)
+        f["curves"] = {"loss": [[0, 1.0], [1, 0.5]], "val": [[0, 0.1], [1, 0.3], [2, 0.2]]}
+        records.append(make(f))
+    folder = results(records)
+    page_of(folder)
+    charts = [(folder / "plots" / f"training-{i}.svg").read_text() for i in range(2)]
+    for chart in charts:
+        assert {">kdep<", ">scratch<", ">supervised<"} <= set(re.findall(r">\w+<", chart))
+    loss, val = charts
+    assert len(re.findall(r'class="line', loss)) == 16  # 8 lines, 8 samples in the legend
+    assert len(re.findall(r'class="line', val)) == 8  # folds are points, not a curve
+    assert len(re.findall(r'class="dot', val)) == 24

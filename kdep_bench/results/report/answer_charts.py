@@ -8,7 +8,7 @@ from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.report.answer import MOST_ROWS, REFERENCES
 from kdep_bench.results.report.board_rows import BoardView, difference_rows
 from kdep_bench.results.report.charts import Dot, dots
-from kdep_bench.results.report.plots import Plot, colours
+from kdep_bench.results.report.plots import Plot
 
 MOST_CHARTS = 4
 MOST_TASKS = 12  # more would push the tables off the first screens
@@ -16,7 +16,6 @@ MOST_TASKS = 12  # more would push the tables off the first screens
 
 def answer_charts(view: BoardView, student: str) -> list[Plot]:
     """One chart per row of KDEP and reference: the mean over tasks first, then the tasks."""
-    colour = colours(view)
     pairs: dict[tuple[RowKey, str], list[Dot]] = {}
     for _, _, task, d in difference_rows(view, student):
         e = d.estimate
@@ -24,7 +23,7 @@ def answer_charts(view: BoardView, student: str) -> list[Plot]:
             continue
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.row], d.significant
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
         chart = pairs.setdefault((d.row, d.reference.method), [])
         chart.insert(0 if d.column is None else len(chart), Dot(_short(task), *place))
     rows = list(dict.fromkeys(row for row, _ in pairs))[:MOST_ROWS]

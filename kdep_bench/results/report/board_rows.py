@@ -16,7 +16,7 @@ from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.board.row_summary import RowSummary, row_labels, summarize_row
 from kdep_bench.results.claims.verdict import Verdict
 from kdep_bench.results.records.store import Run
-from kdep_bench.results.report import answer, data_notes
+from kdep_bench.results.report import answer, data_notes, row_colours
 from kdep_bench.results.report.probe_tables import ProbeSection
 
 BELOW = " †"  # behind a score
@@ -59,7 +59,7 @@ class BoardView:
 
     `bold`: (student, task) -> rows among the best. `letters`: note about the data -> its letter.
     `method_inputs`: as in `report.build`. `differences`: student -> the rows of `difference_rows`
-    once they are computed.
+    once they are computed. `colour_keys`: method or method family -> colour class.
     """
 
     board: Board
@@ -72,6 +72,15 @@ class BoardView:
     probes: ProbeSection = field(default_factory=ProbeSection)
     image_differences: list[ImageDifference] = field(default_factory=list)
     differences: dict[str, list[DifferenceRow]] = field(default_factory=dict)
+    colour_keys: dict[str, int] = field(default_factory=dict)
+
+    def colour_key(self, row: RowKey) -> str:
+        """The method or method family that the colour of the row stands for."""
+        return row_colours.key_of(row, self.summaries)
+
+    def colour(self, row: RowKey) -> int:
+        """Colour class of the row."""
+        return self.colour_keys[self.colour_key(row)]
 
     def mark(self, row: RowKey, column: Column) -> str:
         """Letters of the notes about the data of this result; "" where there is none."""
@@ -105,7 +114,14 @@ def make_view(
     summaries = {a: summarize_row(board, a) for a in board.rows}
     letters = data_notes.letters(board)
     return BoardView(
-        board, row_labels(board), summaries, bold, verdicts or [], method_inputs or {}, letters
+        board,
+        row_labels(board),
+        summaries,
+        bold,
+        verdicts or [],
+        method_inputs or {},
+        letters,
+        colour_keys=row_colours.by_key(summaries),
     )
 
 

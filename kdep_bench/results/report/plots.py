@@ -14,12 +14,11 @@ from kdep_bench.results.board import compare, efficiency
 from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.records.record import Record
+from kdep_bench.results.report import row_colours
 from kdep_bench.results.report.board_rows import BoardView, column_names, difference_rows
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
 from kdep_bench.results.statistics import intervals as st
 
-# These methods keep their colour in every chart and report.
-_COLOURS = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
 MOST_LINES = 8
 MOST_DOTS = 40
 MOST_PAIRS = 24
@@ -36,13 +35,6 @@ class Plot:
     student: str
     caption: str
     svg: Markup
-
-
-def colours(view: BoardView) -> dict[RowKey, int]:
-    """Row -> colour class; rows of one method have the same, and with many methods they repeat."""
-    methods = sorted({a.method for a in view.board.rows} - set(_COLOURS))
-    by_method = _COLOURS | {m: 4 + i % (COLOURS - 4) for i, m in enumerate(methods)}
-    return {a: by_method[a.method] for a in view.board.rows}
 
 
 def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
@@ -69,7 +61,6 @@ def _cut(rows: Sequence[Dot]) -> str:
 def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
-    colour = colours(view)
     charts = []
     for j, c in enumerate(columns):
         rows = []
@@ -79,7 +70,7 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
                 low, high = (None if v is None else 100 * v for v in (e.low, e.high))
                 label = text.plain(view.labels[row], 60)
                 bold = view.is_bold(row, c)
-                rows.append(Dot(label, 100 * e.mean, low, high, colour[row], bold))
+                rows.append(Dot(label, 100 * e.mean, low, high, view.colour(row), bold))
         rows.sort(key=lambda r: (-c.sign * r.value, r.label))
         if not rows:
             continue
@@ -94,7 +85,6 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
 
 def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart per pair of rows, over its tasks; of many pairs one per reference, of the means."""
-    colour = colours(view)
     columns = len(compare.columns_of(view.board, student))
     pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
     over_all: dict[str, list[Dot]] = defaultdict(list)
@@ -102,7 +92,7 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
         e = d.estimate
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, colour[d.row], d.significant
+        place = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
         pairs[d.row, d.reference].append(Dot(text.plain(task, 60), *place))
         if d.tasks == columns:
             row = text.plain(view.labels[d.row], 50)
@@ -142,7 +132,7 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
             continue
         place = 100 * e.mean, 100 * e.low, 100 * e.high
         decided = verdict.verdict in ("supported", "refuted")
-        rows.append(Dot(text.plain(verdict.title, 70), *place, _COLOURS["kdep"], decided))
+        rows.append(Dot(text.plain(verdict.title, 70), *place, row_colours.FIXED["kdep"], decided))
     if len(rows) < 2:
         return []
     caption = f"claims{_owner(view, student)}{_cut(rows)}"
@@ -163,7 +153,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
     """
     board = view.board
     columns = compare.columns_of(board, student)
-    colour = {a.method: n for a, n in colours(view).items()}
+    colour = {a.method: view.colour(a) for a in board.rows}
     charts = []
     for axis, label in efficiency.AXES.items():
         points: dict[RowKey, tuple[float, st.Estimate]] = {}
@@ -179,7 +169,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
             continue
         for k, (teacher, chart_lines) in enumerate(_charts_of(all_lines)):
             methods = {name: rows[0].method for name, rows in chart_lines.items()}
-            shown = list(chart_lines)[:MOST_LINES]
+            shown = _references_first(list(chart_lines), methods)[:MOST_LINES]
             line_colour = {name: colour[methods[name]] for name in shown}
             if len({*methods.values()}) < len(methods):
                 line_colour = _line_colours(shown, methods, colour)
@@ -238,11 +228,11 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
             label = r.arm.method + fraction
             labels[label] = r.arm.method
             rows.setdefault(label, []).append(r)
-    by_method = {a.method: n for a, n in colours(view).items()}
+    by_method = {a.method: view.colour(a) for a in view.board.rows}
     charts = []
     for j, ((student, task, name), rows) in enumerate(sorted(groups.items())[:60]):
         drawn = []
-        shown = sorted(rows)[:MOST_LINES]
+        shown = _references_first(sorted(rows), labels)[:MOST_LINES]
         colour = _line_colours(shown, labels, by_method)
         for label in shown:
             line = _mean_curve([r.curves[name] for r in rows[label]])
@@ -250,7 +240,11 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
                 points = [(x, y) for x, y, _, _ in line]
                 # Bands of many methods would hide the lines.
                 band = [(x, low, high) for x, _, low, high in line] if len(shown) <= 4 else []
-                drawn.append(Line(text.plain(label, 40), points, colour[label], band))
+                is_curve = name != "val"
+                name_shown = text.plain(label, 40)
+                drawn.append(
+                    Line(name_shown, points, colour[label], band, not is_curve, joined=is_curve)
+                )
         if not drawn:
             continue
         caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
@@ -262,6 +256,11 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
         svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), ylabel)
         charts.append(Plot(f"training-{j}", "training", "", student, caption, svg))
     return charts
+
+
+def _references_first(lines_of_chart: list[str], methods: dict[str, str]) -> list[str]:
+    """KDEP and the references first, in a chart that may not show all."""
+    return sorted(lines_of_chart, key=lambda name: methods[name] not in row_colours.FIXED)
 
 
 def _line_colours(

@@ -26,6 +26,7 @@ class Entry:
             word `note`. "code": a command. "claim": a title with `note` below. "link": a link to
             `note`.
         row: the anchor of the row that the entry names; of a difference, those of both rows.
+        colour: the colour class of the row, which stands for `colour_key`.
     """
 
     text: str
@@ -36,6 +37,8 @@ class Entry:
     letters: str = ""
     after: str = ""
     row: str = ""
+    colour: int | None = None
+    colour_key: str = ""
 
 
 def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
@@ -67,7 +70,15 @@ def row_entry(view: BoardView, row: RowKey) -> Entry:
     """The name of a row; its hover text is the source of the method."""
     shown = text.plain(board_rows.row_name(view, row), 140)
     source = text.plain(view.summaries[row].method.source, 200)
-    return Entry(shown, _name_css(shown), note=source, row=anchor(view, row))
+    key = view.colour_key(row)
+    return Entry(
+        shown,
+        _name_css(shown),
+        note=source,
+        row=anchor(view, row),
+        colour=view.colour_keys[key],
+        colour_key=key,
+    )
 
 
 def anchor(view: BoardView, row: RowKey) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
+from kdep_bench.results.board.board import Column, RowKey
 from kdep_bench.results.claims.verdict import Verdict, headlines
 from kdep_bench.results.records.record import Record
 from kdep_bench.results.report import board_rows, data_notes, markdown, plots
@@ -64,6 +65,7 @@ def summary_section(view: BoardView) -> Section:
         "Summary",
         "summary",
         legend=markdown.LEGEND_HTML,
+        colours=view.colour_keys,
         notes=[board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
         table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2, has_anchors=True),
         choices=[
@@ -75,7 +77,7 @@ def summary_section(view: BoardView) -> Section:
     )
 
 
-def claims_section(view: BoardView) -> Section | None:
+def claims_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | None:
     """The claims with their verdicts; those by task family are folded."""
     if not view.verdicts:
         return None
@@ -85,7 +87,10 @@ def claims_section(view: BoardView) -> Section | None:
         every = _claim_table(view, "Claims by task family", view.verdicts)
     note = "Verdicts are computed from the records; costs include the teacher cache."
     table = _claim_table(view, "Claims", first)
-    return Section("claims", "Claims", "claims", note=note, table=table, by_family=every)
+    charts = [p for p in drawn if p.group == "claims"]
+    return Section(
+        "claims", "Claims", "claims", note=note, charts=charts, table=table, by_family=every
+    )
 
 
 def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Table:
@@ -93,18 +98,18 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Tabl
     for v in verdicts:
         claim = Entry(text.plain(v.title), "l w", kind="claim", note=text.plain(v.statement, 500))
         entries = [
-            chip_entry(v.verdict, v.shown, "l n"),
+            chip_entry(v.verdict, v.shown, "l"),
+            Entry(v.interval, "l n"),
             claim,
             name_entry(v.student or "—"),
             name_entry(v.scope),
-            Entry(v.interval, "l n"),
             Entry(v.threshold, "l s"),
             Entry(text.plain(v.reason, 300), "l w"),
             Entry(v.cost),
             number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
         rows.append((v.student, entries))
-    head = ["verdict", "claim", "student", "tasks", "measured [95\u00a0%]", "threshold", "reason"]
+    head = ["verdict", "measured [95\u00a0%]", "claim", "student", "tasks", "threshold", "reason"]
     head += ["cost ratio", "seeds needed (power 0.8)"]
     return page_table(view, caption, head, rows, 7, css="")
 
@@ -115,7 +120,7 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
     columns = view.board.columns_of(family)
     names = board_rows.column_names(columns)
     rows = []
-    for row in view.rows(columns):
+    for row in _best_first(view, columns):
         f = view.summaries[row]
         entries = [name_entry(row.student), row_entry(view, row)]
         entries += [score_entry(view, row, c) for c in columns]
@@ -142,6 +147,18 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
         table=page_table(view, title, head, rows, 2),
         charts=[p for p in drawn if p.group == "scores" and p.family == family],
     )
+
+
+def _best_first(view: BoardView, columns: Sequence[Column]) -> list[RowKey]:
+    """The rows of a task family by their mean score; rows without all scores last."""
+
+    def place(row: RowKey) -> tuple[str, bool, float]:
+        estimates = [view.board.result(row, c).estimate for c in columns]
+        scores = [c.sign * e.mean for c, e in zip(columns, estimates, strict=True) if e is not None]
+        is_partial = len(scores) < len(columns)
+        return row.student, is_partial, 0.0 if is_partial else -sum(scores)
+
+    return sorted(view.rows(columns), key=place)
 
 
 def classes_section(view: BoardView, full: Sequence[Record]) -> Section | None:

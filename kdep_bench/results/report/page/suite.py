@@ -66,7 +66,7 @@ def _sections(
     return [
         scores.notes_section(view),
         scores.summary_section(view),
-        scores.claims_section(view),
+        scores.claims_section(view, drawn),
         *(scores.family_section(view, i, drawn) for i in range(len(view.board.families))),
         comparisons.transfers_section(view),
         comparisons.costs_section(view),

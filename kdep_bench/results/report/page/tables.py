@@ -12,6 +12,8 @@ from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import Entry
 
 MOST_ROWS = 2000
+DASH = "—"
+MOST_WITHOUT = 3
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
 # Columns that say how rows were made; one with the same value in every row becomes a sentence.
@@ -129,13 +131,24 @@ def page_table(
 
 
 def _constant(headings: Sequence[Heading], rows: Sequence[Sequence[Entry]]) -> dict[int, str]:
-    """Index -> value of the columns of `SETTINGS` that never change; none in a single row."""
+    """Index -> value of the columns of `SETTINGS` that never change; none in a single row.
+
+    Up to three rows without a value, such as that of no pre-training, are named instead.
+    """
     if len(rows) < 2:
         return {}
-    values = {
-        i: {row[i].text for row in rows} for i, h in enumerate(headings) if h.text in SETTINGS
-    }
-    return {i: next(iter(texts)) for i, texts in values.items() if len(texts) == 1}
+    same = {}
+    for i in (i for i, h in enumerate(headings) if h.text in SETTINGS):
+        values = {row[i].text for row in rows}
+        without = [row for row in rows if row[i].text == DASH]
+        stated = values - {DASH} or values
+        if len(stated) > 1 or (len(values) > 1 and len(without) > MOST_WITHOUT):
+            continue
+        same[i] = next(iter(stated))
+        if len(values) > 1:
+            names = dict.fromkeys(e.text for row in without for e in row if e.row)
+            same[i] += f" (none for {', '.join(names)})"
+    return same
 
 
 def _heading(name: str, left: bool) -> Heading:

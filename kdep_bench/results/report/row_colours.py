@@ -1,0 +1,28 @@
+"""Colours of rows: the references and KDEP have their own, other methods that of their family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.board.row_summary import RowSummary
+from kdep_bench.results.report.charts import COLOURS
+
+# These methods keep their colour in every chart and report.
+FIXED = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
+
+
+def key_of(row: RowKey, summaries: Mapping[RowKey, RowSummary]) -> str:
+    """What the colour of the row stands for: a method of `FIXED`, otherwise a method family."""
+    if row.method in FIXED:
+        return row.method
+    return f"other {summaries[row].method.family}".strip()
+
+
+def by_key(summaries: Mapping[RowKey, RowSummary]) -> dict[str, int]:
+    """Method or method family -> colour class; with more than four families they repeat."""
+    keys = sorted({key_of(row, summaries) for row in summaries} - set(FIXED))
+    free = COLOURS - len(FIXED)
+    shown = {row.method for row in summaries}
+    fixed = {method: n for method, n in FIXED.items() if method in shown}
+    return fixed | {key: len(FIXED) + i % free for i, key in enumerate(keys)}
