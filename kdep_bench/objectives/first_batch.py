@@ -24,7 +24,7 @@ class FirstBatch(nn.Module):
     def __init__(self, count: int = 1) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(count))
-        self._known: set[int] = set()  # so that a GPU is asked once
+        self._known: set[int] = set()  # avoids reading `means` from a GPU in every step
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -62,7 +62,7 @@ def augment_config(
 def objective_config(
     spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching, out: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """(objective config with everything it asks for, target config, probes).
+    """(objective config with all its arguments, target config, probes).
 
     With several teachers the target config and `probes["targets"]` are by role, for those roles
     whose aligned feature is regressed.
@@ -157,7 +157,7 @@ def _teacher_answers(
     probes: dict[str, Any],
     out: Path,
 ) -> Answers:
-    """Facts of one teacher by their word in ARGUMENTS, each worked out when it is asked for."""
+    """Functions that compute values of one teacher, by their name in ARGUMENTS."""
     return {
         "target_mean_square": lambda: probes.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),

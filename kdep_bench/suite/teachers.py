@@ -126,7 +126,7 @@ def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
     return assistant
 
 
-# ---- what cannot be, asked when the plan is built ----
+# ---- checks when the plan is built ----
 
 
 def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:

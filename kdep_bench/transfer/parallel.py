@@ -81,7 +81,7 @@ class DealtBatches(Sampler):
 
 
 class MeanLosses(Hook):
-    """Every rank sees, logs and judges (StopOnBadLoss) the losses' means over all ranks."""
+    """Averages the losses over all ranks, so that all ranks stop together (StopOnBadLoss)."""
 
     priority = "HIGHEST"
 

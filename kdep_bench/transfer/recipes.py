@@ -1,6 +1,6 @@
-"""The numbers of a transfer recipe: their types and ranges, and what they need of the data.
+"""Checks of the numbers in a transfer recipe: types, ranges, and whether they fit the data.
 
-Imports no torch: the planner asks before anything runs, the task again when it does.
+Imports no torch. Called by the planner before anything runs, and again by the task.
 """
 
 from __future__ import annotations

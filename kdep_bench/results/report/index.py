@@ -1,4 +1,4 @@
-"""results/index.html: every published suite, what it asks, its answer, and all scores to search in.
+"""results/index.html: question and answer of every published suite, and all scores to search in.
 
 One offline file in the style of the suites' pages (see `page`), made from their records alone.
 """
