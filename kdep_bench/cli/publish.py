@@ -11,6 +11,7 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
@@ -66,30 +67,9 @@ def publish(
     for stage_id, run in sorted(runs.items()):
         if selected is not None and stage_id not in selected:
             continue
-        record, fault = state.finished(plan.stages[stage_id], work)
-        source = state.folder(work, stage_id) / PTH
-        if record is not None and file_hash(source) != record["outputs"].get("checksum"):
-            fault = f"its file {PTH} differs from the one that its stage exported"
-        if record is None or fault:
-            gaps.left_out[stage_id] = fault or _why_not(state.folder(work, stage_id))
-            continue
-        chain = {}
-        for kind, up in run.chain.items():
-            of_a_role = kind.partition(".")[2] in ("cache", "align") and "teachers" in run.method
-            if kind in ("prepare", "cache", "align", "pretrain") or of_a_role:
-                upstream, reason = state.finished(plan.stages[up], work)
-                chain[kind] = upstream or {}
-                if upstream is None:
-                    reason = reason or _why_not(state.folder(work, up))
-                    gaps.remarks.append(f"the card of {stage_id} lacks what {up} knew: {reason}")
-        folder = real_folder(out / stage_id)
-        copy_file(source, folder / PTH)
-        checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
-        outputs = {k: v.get("outputs", {}) for k, v in chain.items()}
-        about, origin = plan.stages[stage_id].about, f"{stage_id}, suite {suite.name}"
-        text = card(about, run.student, outputs, record["outputs"], checksums, origin)
-        write_atomic(folder / CARD, text)
-        made.append(folder)
+        folder = _publish_one(suite, plan, work, out, stage_id, run, gaps)
+        if folder is not None:
+            made.append(folder)
     if not made:
         reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
         raise KdepError(
@@ -98,6 +78,43 @@ def publish(
             fix="run the suite first, or give its --work-dir",
         )
     return made
+
+
+def _publish_one(
+    suite: Suite, plan: Plan, work: Path, out: Path, stage_id: str, run: TransferRun, gaps: Gaps
+) -> Path | None:
+    """Writes the folder of one export stage; None, with the reason in `gaps`, without a result."""
+    record, fault = state.finished(plan.stages[stage_id], work)
+    source = state.folder(work, stage_id) / PTH
+    if record is not None and file_hash(source) != record["outputs"].get("checksum"):
+        fault = f"its file {PTH} differs from the one that its stage exported"
+    if record is None or fault:
+        gaps.left_out[stage_id] = fault or _why_not(state.folder(work, stage_id))
+        return None
+    outputs = _upstream_outputs(plan, work, stage_id, run, gaps)
+    folder = real_folder(out / stage_id)
+    copy_file(source, folder / PTH)
+    checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
+    about, origin = plan.stages[stage_id].about, f"{stage_id}, suite {suite.name}"
+    text = card(about, run.student, outputs, record["outputs"], checksums, origin)
+    write_atomic(folder / CARD, text)
+    return folder
+
+
+def _upstream_outputs(
+    plan: Plan, work: Path, stage_id: str, run: TransferRun, gaps: Gaps
+) -> dict[str, Any]:
+    """Outputs, by kind, of the stages before an export that its model card cites."""
+    outputs = {}
+    for kind, up in run.chain.items():
+        of_a_role = kind.partition(".")[2] in ("cache", "align") and "teachers" in run.method
+        if kind in ("prepare", "cache", "align", "pretrain") or of_a_role:
+            upstream, reason = state.finished(plan.stages[up], work)
+            outputs[kind] = (upstream or {}).get("outputs", {})
+            if upstream is None:
+                reason = reason or _why_not(state.folder(work, up))
+                gaps.remarks.append(f"the card of {stage_id} lacks what {up} knew: {reason}")
+    return outputs
 
 
 def _why_not(folder: Path) -> str:

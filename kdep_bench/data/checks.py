@@ -394,6 +394,17 @@ def check_image_folder(
             expected="a folder of class folders",
             fix="check the data root",
         )
+    expected = _expected_classes(root, classes)
+    counts = {}
+    for done, name in enumerate(expected):
+        counts[name] = _check_class(root / name, limit)
+        if progress:
+            progress(done + 1, len(expected))
+    return counts
+
+
+def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
+    """Sorted names of the class folders; KdepError unless they are exactly `classes`, if given."""
     found = class_names(root)
     with os.scandir(root) as entries:
         unsorted = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
@@ -421,12 +432,7 @@ def check_image_folder(
             expected=f"only {', '.join(expected)}",
             fix="move it elsewhere; an extra class shifts the numbers of the others",
         )
-    counts = {}
-    for done, name in enumerate(expected):
-        counts[name] = _check_class(root / name, limit)
-        if progress:
-            progress(done + 1, len(expected))
-    return counts
+    return expected
 
 
 def _check_class(folder: Path, limit: int | None) -> int:

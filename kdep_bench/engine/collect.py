@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,6 @@ def collect(
         these as 'probes'; where tables were made, 'report'.
     """
     from kdep_bench import results as results_room
-    from kdep_bench.results.records import store
 
     if work.is_dir():
         cited_stages.register(work, results)
@@ -69,20 +69,10 @@ def collect(
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
     superseded = _set_aside(results, {c.id for c in plan.runs})
     for run in plan.runs:
-        record = _record_or_reason(suite, run, chains)
-        old = _old(store.records_dir(results) / f"{run.id}.json")
-        if record.status == "missing" and old is not None and old.status == "ok":
-            record = old
-        elif not record.data.fingerprint and old is not None:  # its `prepare` was pruned
-            kept = {"fingerprint": old.data.fingerprint, "source": old.data.source}
-            record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
+        record, written = _collect_run(suite, run, chains, work, results)
         counts[record.status] += 1
-        if old is None or not _same(old, record):
-            _copy_images(record, state.folder(work, run.id), results)
-            _copy_samples(record, state.folder(work, run.id), results)
-            store.write(results, record)
-            counts["written"] += 1
-    written = _write_card(suite, plan, chains, results)
+        counts["written"] += written
+    card_written = _write_card(suite, plan, chains, results)
     probes = collect_probes(suite, chains, results, SUPERSEDED)
     out: Json = dict(counts)
     if plan.probes:
@@ -91,7 +81,7 @@ def collect(
         rebuild
         or superseded
         or counts["written"]
-        or written
+        or card_written
         or probes["written"]
         or not (results / "leaderboard.md").exists()
     ):
@@ -100,6 +90,27 @@ def collect(
         }
         out["report"] = results_room.build(results, suite.name, suite.claims, reads_of_methods)
     return out
+
+
+def _collect_run(
+    suite: Suite, run: TransferRun, chains: _Chains, work: Path, results: Path
+) -> tuple[Record, bool]:
+    """(the record of a run, whether it was written because it is new or has changed)."""
+    from kdep_bench.results.records import store
+
+    record = _record_or_reason(suite, run, chains)
+    old = _old(store.records_dir(results) / f"{run.id}.json")
+    if record.status == "missing" and old is not None and old.status == "ok":
+        record = old
+    elif not record.data.fingerprint and old is not None:  # its `prepare` was pruned
+        kept = {"fingerprint": old.data.fingerprint, "source": old.data.source}
+        record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
+    if old is not None and _same(old, record):
+        return record, False
+    _copy_images(record, state.folder(work, run.id), results)
+    _copy_samples(record, state.folder(work, run.id), results)
+    store.write(results, record)
+    return record, True
 
 
 def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> bool:
@@ -495,6 +506,49 @@ def _align(stages: Mapping[str, Json | None]) -> Json | None:
     return values or None
 
 
+@dataclass(frozen=True)
+class _Charges:
+    """What of a run's stages is charged to it; see `_cost`."""
+
+    run: TransferRun
+    stages: Mapping[str, Json | None]
+    timed: bool
+
+    def of_kind(self, kind: str) -> list[Json | None]:
+        """The stages of a kind, each once: several teachers may come from the same ones."""
+        same_kind = [r for role, r in self.stages.items() if role.rpartition(".")[2] == kind]
+        return list({id(r): r for r in same_kind}.values())
+
+    def wall(self, kind: str) -> float | None:
+        """Seconds of the stages of a kind, including those of intermediate teachers."""
+        seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
+        same_kind = self.of_kind(kind)
+        if not same_kind or not self.timed or any(r is None for r in same_kind):
+            return None
+        seconds = [
+            max(r["wall_s"], r["outputs"].get(seconds_key) or 0.0) * self.fraction_used(r)
+            for r in same_kind
+            if r
+        ]
+        return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
+
+    def fraction_used(self, record: Json) -> float:
+        """Fraction of a stage that is charged to this run: below 1 for a cache of more images."""
+        if "teacher" not in record["spec"] or record["kind"] != "cache":
+            return 1.0
+        return self.run.fraction / record["spec"].get("share", 1.0)
+
+    def cache_total(self, key: str) -> float | None:
+        """The sum of an output of the caches; None where none states it."""
+        cache_stages = [r for r in self.of_kind("cache") if r]
+        values = [r["outputs"].get(key) for r in cache_stages]
+        return (
+            sum(g * self.fraction_used(r) for g, r in zip(values, cache_stages, strict=True) if g)
+            if any(values)
+            else None
+        )
+
+
 def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> Json:
     """Cost of a run: wall seconds per stage kind, sizes in bytes, forward passes.
 
@@ -503,56 +557,26 @@ def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> J
     in its outputs cover all attempts and are used where they are larger.
     """
 
-    def of_kind(kind: str) -> list[Json | None]:
-        """The stages of a kind, each once: several teachers may come from the same ones."""
-        same_kind = [r for role, r in stages.items() if role.rpartition(".")[2] == kind]
-        return list({id(r): r for r in same_kind}.values())
-
-    def wall(kind: str) -> float | None:
-        """Seconds of the stages of a kind, including those of intermediate teachers."""
-        seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
-        same_kind = of_kind(kind)
-        if not same_kind or not timed or any(r is None for r in same_kind):
-            return None
-        seconds = [
-            max(r["wall_s"], r["outputs"].get(seconds_key) or 0.0) * fraction_used(r)
-            for r in same_kind
-            if r
-        ]
-        return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
-
-    def fraction_used(record: Json) -> float:
-        """Fraction of a stage that is charged to this run: below 1 for a cache of more images."""
-        if "teacher" not in record["spec"] or record["kind"] != "cache":
-            return 1.0
-        return run.fraction / record["spec"].get("share", 1.0)
-
-    def cache_total(key: str) -> float | None:
-        cache_stages = [r for r in of_kind("cache") if r]
-        values = [r["outputs"].get(key) for r in cache_stages]
-        return (
-            sum(g * fraction_used(r) for g, r in zip(values, cache_stages, strict=True) if g)
-            if any(values)
-            else None
-        )
-
+    charges = _Charges(run, stages, timed)
     pretrain, transfer = stages.get("pretrain"), stages.get("transfer")
-    size, outputs = cache_total("bytes"), _outputs(stages, "pretrain")
+    size, outputs = charges.cache_total("bytes"), _outputs(stages, "pretrain")
     last = transfer or pretrain
     fixed_weights = run.method.get("weights") is not None
     finished = [r for r in (pretrain, transfer) if r]
     extra = outputs.get("extra_forwards")  # absent in runs that did not count them
     return {
-        "pretrain_s": None if fixed_weights else wall("pretrain"),
-        "cache_s": wall("cache"),
-        "align_s": wall("align"),
-        "transfer_s": wall("transfer"),
+        "pretrain_s": None if fixed_weights else charges.wall("pretrain"),
+        "cache_s": charges.wall("cache"),
+        "align_s": charges.wall("align"),
+        "transfer_s": charges.wall("transfer"),
         "images_per_s": outputs.get("images_per_s") if timed else None,
         "cache_bytes": None if size is None else round(size),
         "peak_memory_bytes": max((r["peak_rss"] for r in finished), default=None),
         "peak_gpu_bytes": max((r["peak_gpu"] for r in finished if "peak_gpu" in r), default=None),
         "extra_parameters": outputs.get("extra_parameters"),
-        "extra_forwards": None if extra is None else round(extra + (cache_total("forwards") or 0)),
+        "extra_forwards": None
+        if extra is None
+        else round(extra + (charges.cache_total("forwards") or 0)),
         "device": last["environment"].get("device") if last else None,
         "threads": last["environment"].get("threads") if last else None,
         "processor_units": last["environment"].get("processor_units") if last else None,

@@ -12,7 +12,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -433,25 +433,10 @@ def statuses(
     stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
     ids = {s.id for s in stages}
     consumers = {i: [c for c in cs if c in ids] for i, cs in plan.consumers().items() if i in ids}
-    out: dict[str, Status] = {}
-    forced: set[str] = set()
-    damaged: set[str] = set()
     with no_collection():
         results = {s.id: finished(s, work, verify) for s in stages}
-    for stage in stages:
-        record, fault = results[stage.id]
-        forced_upstream = [u for u in stage.needs.values() if u in forced]
-        if force(stage) or forced_upstream:
-            forced.add(stage.id)
-            why = "forced" if force(stage) else f"upstream {forced_upstream[0]} will run"
-            out[stage.id] = Status(False, True, why, forced=True)
-        elif record is not None:
-            out[stage.id] = Status(True, False, "done", record)
-        else:
-            if fault:
-                damaged.add(stage.id)
-            # Without `forced` the size check alone would later accept what failed its checksum.
-            out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
+    out = _done_or_forced(stages, results, force, verify)
+    damaged = {i for i, (record, fault) in results.items() if record is None and fault}
     for stage in reversed(stages):
         status = out[stage.id]
         if not status.done and not status.run:
@@ -472,6 +457,31 @@ def statuses(
             made_by = status.record.get("code")
             if made_by and made_by != code_hash(stage.source_paths):
                 status.why = "done, but with a different version of the code (rerun with --force)"
+    return out
+
+
+def _done_or_forced(
+    stages: Sequence[Stage],
+    results: Mapping[str, tuple[Json | None, str | None]],
+    force: Callable[[Stage], bool],
+    verify: bool,
+) -> dict[str, Status]:
+    """Every stage's status by itself: done, forced, or neither; see `statuses`.
+
+    `results`: stage id -> (stage.json of a finished stage, fault of a damaged one).
+    """
+    out: dict[str, Status] = {}
+    for stage in stages:
+        record, fault = results[stage.id]
+        forced_upstream = [u for u in stage.needs.values() if u in out and out[u].run]
+        if force(stage) or forced_upstream:
+            why = "forced" if force(stage) else f"upstream {forced_upstream[0]} will run"
+            out[stage.id] = Status(False, True, why, forced=True)
+        elif record is not None:
+            out[stage.id] = Status(True, False, "done", record)
+        else:
+            # Without `forced` the size check alone would later accept what failed its checksum.
+            out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
     return out
 
 

@@ -65,8 +65,7 @@ def run_checks(
         title = chosen[name].title
         result["checks"][name] = {"title": title, **check_result}
         result["seconds"] = round(time.monotonic() - began, 1)
-        write_json(out / RESULT, result)
-        write_report(result, out / REPORT)
+        _write(result, out)
         say(
             f"  {title}: {check_result['status']}"
             + (f": {check_result['why']}" if check_result.get("why") else "")
@@ -78,11 +77,11 @@ def run_checks(
         while waiting and len(running) < at_once:
             name = waiting.pop(0)
             check, left = chosen[name], budget - (time.monotonic() - began)
-            say(f"{check.title}: " + (f"{left:.0f} s left" if left >= check.least else "left out"))
             if left < check.least:
-                why = f"{max(left, 0):.0f} s were left and it takes {check.least:.0f} s or more"
-                record(name, {"status": "left out", "why": why})
+                say(f"{check.title}: left out")
+                record(name, _left_out(check, left))
                 continue
+            say(f"{check.title}: {left:.0f} s left")
             limit = min(left, check.seconds * (4 if quick else 1))  # a shared CPU is slow
             running.append(Running.start(name, check, device, gpus, quick, out, limit))
         for ended in _wait(running):
@@ -90,9 +89,20 @@ def run_checks(
             record(ended.name, ended.result())
     shutil.rmtree(out / "work", ignore_errors=True)
     result["checks"] = {name: result["checks"][name] for name in chosen}
+    _write(result, out)
+    return result
+
+
+def _write(result: Json, out: Path) -> None:
+    """Writes the results and the report."""
     write_json(out / RESULT, result)
     write_report(result, out / REPORT)
-    return result
+
+
+def _left_out(check: Check, left: float) -> Json:
+    """The result of a check for which only `left` seconds remain."""
+    why = f"{max(left, 0):.0f} s were left and it takes {check.least:.0f} s or more"
+    return {"status": "left out", "why": why}
 
 
 def failed(result: Json) -> int:

@@ -26,6 +26,8 @@ class SemiOnline(Objective):
 
     Source: swlzq/Semi-Online-KD `trainer/sokd.py`, `models/wrn.py`; tau 4, all weights 1, one
     learning rate for student and bridge; without its two cross-entropies (SemiOnlineWithLabels).
+    The bridge is no player (`Objective.players`): a player steps before the student's loss, which
+    would then read a bridge that is one step ahead, and its two losses would leave the loss curve.
 
     Args:
         levels: {student level: teacher map}, one entry; only the teacher's map is read.

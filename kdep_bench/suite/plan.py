@@ -365,17 +365,10 @@ class _Builder:
                 upstream = self.add_intermediate_teacher(
                     prepare, role_teacher, fraction, pretrain_seed, transfer_seed, suite_teacher
                 )
-                if upstream is not None:
-                    stages = {k: v for k, v in upstream.items() if k not in _COMMON}
-                    chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in stages.items()})
                 stages = self.teacher_stages(
                     prepare, needs["views"], student, role_teacher, fraction, upstream
                 )
-                if "images" in stages:  # the pool, for a live teacher
-                    needs["images"] = stages.pop("images")
-                    _set_live_teacher(spec, role_teacher)
-                needs.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
-                chain.update({role_teacher.key(kind): stage for kind, stage in stages.items()})
+                _read_teacher(role_teacher, upstream, stages, spec, needs, chain)
         else:
             spec["seed"] = self.untrained_seed(method, pretrain_seed, transfer_seed)
         epochs_label = "" if epochs is None else f".{epochs:g}ep"
@@ -383,20 +376,12 @@ class _Builder:
         fraction_label = _fraction_label(fraction) if trains(method) else ""
         label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}.s{spec['seed']}"
         chain["pretrain"] = self.add("pretrain", label, spec, needs)
-        chain["export"] = self.add(
-            "export",
-            label,
-            {"student": self.config_spec(student)},
-            {"pretrain": chain["pretrain"]},
-            about=model_card.about(
-                method,
-                student,
-                teacher_config_for(method, suite_teacher),
-                self.suite.data["name"],
-                fraction,
-                spec["seed"],
-            ),
+        teacher = teacher_config_for(method, suite_teacher)
+        about = model_card.about(
+            method, student, teacher, self.suite.data["name"], fraction, spec["seed"]
         )
+        export_spec, needs = {"student": spec["student"]}, {"pretrain": chain["pretrain"]}
+        chain["export"] = self.add("export", label, export_spec, needs, about=about)
         return chain, label
 
     def add_intermediate_teacher(
@@ -536,6 +521,31 @@ class _Builder:
         return {
             f"tuned.{role}": stage_id for role, stage_id in chain.items() if role not in _COMMON
         }
+
+
+def _read_teacher(
+    role_teacher: RoleTeacher,
+    upstream: Mapping[str, str] | None,
+    stages: Mapping[str, str],
+    spec: Json,
+    needs: dict[str, str],
+    chain: dict[str, str],
+) -> None:
+    """Adds a teacher to the spec, the inputs and the chain of a pre-training that reads it.
+
+    Args:
+        upstream: the chain of an intermediate teacher; None for any other.
+        stages: those of `teacher_stages`.
+    """
+    if upstream is not None:
+        own = {k: v for k, v in upstream.items() if k not in _COMMON}
+        chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in own.items()})
+    if "images" in stages:  # the pool, for a live teacher
+        needs["images"] = stages["images"]
+        _set_live_teacher(spec, role_teacher)
+    by_role = {role_teacher.key(kind): v for kind, v in stages.items() if kind != "images"}
+    needs.update(by_role)
+    chain.update(by_role)
 
 
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:

@@ -75,51 +75,14 @@ def card(
         checksums: SHA-256 by file name.
         stage: where it comes from.
     """
-    method, pre = plan_values.get("method", {}), outputs.get("pretrain", {})
-    taught = plan_values.get("teacher") or {}
-    facts = taught.get("card", {})
-    caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
-    stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
-    live = [pre, *(pre.get("teachers") or {}).values()]
-    teacher_checksums = [t.get("checksum") for t in stored] + [
-        v.get("teacher_checksum") for v in live
-    ]
+    method = plan_values.get("method", {})
     name = plan_values.get("student") or student.get("name", "student")
-    px = student.get("input_px")
-    labels = pre.get("labels_used", method.get("labels_used", False))
     rows: Json = {
         "student": f"{name}, {student['width']} wide" if "width" in student else name,
         "parameters": f"{exported['parameters']:,}",
-        "input": px and f"{px} px, RGB, ImageNet mean and deviation",
-        "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
-        "labels used in pre-training": _yes(labels) if method or pre else None,
-        "teacher": taught.get("name", "none")
-        if plan_values
-        else ", ".join(t["name"] for t in stored if t.get("name")),
-        "teacher's checksum": ", ".join(dict.fromkeys(c for c in teacher_checksums if c)),
-        "teacher's pre-training": facts.get("pretraining"),
-        "teacher's labels": _yes(facts.get("labels_used")),
-        "licence of the teacher": facts.get("licence"),
-        "teacher's source": facts.get("source"),
-        "data": plan_values.get("data"),
-        "data fingerprint": outputs.get("prepare", {}).get("fingerprint"),
-        "licences of the data": "; ".join(
-            f"{k}: {v}" for k, v in (outputs.get("prepare", {}).get("licences") or {}).items()
-        ),
-        "share of the data": f"{100 * plan_values['share']:g} %"
-        if plan_values and pre.get("images")
-        else None,
-        "images": pre.get("images"),
-        "epochs": pre.get("epochs"),
-        "steps": pre.get("steps"),
-        "images seen": pre.get("images_seen"),
-        "seed": plan_values.get("seed"),
+        **_training_rows(plan_values, student, outputs),
         "stage": stage,
     }
-    if plan_values and not taught:
-        rows = {k: v for k, v in rows.items() if not k.startswith(("teacher'", "licence of the t"))}
-    if taught and not facts.get("licence"):
-        rows["licence of the teacher"] = "not stated: ask its makers before you use this student"
     title = ", ".join(_plain(part) for part in (name, method.get("name")) if part)
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {k} | {_plain(v)} |" for k, v in rows.items() if v not in (None, "", {})]
@@ -129,6 +92,56 @@ def card(
     lines += [f"{digest}  {name}" for name, digest in sorted(checksums.items())]
     lines += ["```", "", "## Loading", "", "```python", *_loading(student, checksums), "```", ""]
     return "\n".join(lines)
+
+
+def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]) -> Json:
+    """Rows of the card on input, method, teacher, data and amount of training."""
+    method, pre = plan_values.get("method", {}), outputs.get("pretrain", {})
+    prepared, px = outputs.get("prepare", {}), student.get("input_px")
+    labels = pre.get("labels_used", method.get("labels_used", False))
+    licences = (prepared.get("licences") or {}).items()
+    return {
+        "input": px and f"{px} px, RGB, ImageNet mean and deviation",
+        "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
+        "labels used in pre-training": _yes(labels) if method or pre else None,
+        **_teacher_rows(plan_values, outputs),
+        "data": plan_values.get("data"),
+        "data fingerprint": prepared.get("fingerprint"),
+        "licences of the data": "; ".join(f"{k}: {v}" for k, v in licences),
+        "share of the data": f"{100 * plan_values['share']:g} %"
+        if plan_values and pre.get("images")
+        else None,
+        "images": pre.get("images"),
+        "epochs": pre.get("epochs"),
+        "steps": pre.get("steps"),
+        "images seen": pre.get("images_seen"),
+        "seed": plan_values.get("seed"),
+    }
+
+
+def _teacher_rows(plan_values: Json, outputs: Mapping[str, Json]) -> Json:
+    """Rows of the card on the teacher or teachers."""
+    taught, pre = plan_values.get("teacher") or {}, outputs.get("pretrain", {})
+    if plan_values and not taught:
+        return {"teacher": "none"}
+    facts = taught.get("card", {})
+    caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
+    stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
+    live = [pre, *(pre.get("teachers") or {}).values()]
+    checksums = [t.get("checksum") for t in stored] + [v.get("teacher_checksum") for v in live]
+    licence = facts.get("licence")
+    if taught and not licence:
+        licence = "not stated: ask its makers before you use this student"
+    return {
+        "teacher": taught.get("name", "none")
+        if plan_values
+        else ", ".join(t["name"] for t in stored if t.get("name")),
+        "teacher's checksum": ", ".join(dict.fromkeys(c for c in checksums if c)),
+        "teacher's pre-training": facts.get("pretraining"),
+        "teacher's labels": _yes(facts.get("labels_used")),
+        "licence of the teacher": licence,
+        "teacher's source": facts.get("source"),
+    }
 
 
 def _yes(value: Any) -> str | None:
