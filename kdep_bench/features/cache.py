@@ -71,77 +71,34 @@ def run(
         KdepError: weights that change, features that are not finite or that differ when computed
             again, or a teacher that fails on known images.
     """
-    config, files = spec["teacher"], exported_files(spec, inputs)
-    teacher = build_teacher({**config, **{k: str(path) for k, path in files.items()}})
+    files = exported_files(spec, inputs)
+    teacher = build_teacher({**spec["teacher"], **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
-    pooled = spec.get("pooled", True)
     teacher.to(compute_device())
     # A student of this suite has other classes, or was trained too briefly for ImageNet; its
     # identity is checked by its files instead.
     check = None if files else known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
     index = stored_rows(spec, inputs, views)
-    identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
-    part = (
-        {} if index is None else {"part": [spec["share"], spec["share_seed"], spec.get("share_by")]}
-    )
-    resumable(out, identity | part | ({"outputs": outputs} if outputs else {}))
+    resumable(out, _identity(spec, teacher, checksum, views, all_rows=index is None))
     order = np.arange(views.rows) if index is None else index
-    first = (
-        run_teacher(teacher, render_rows(views, range(1), teacher.input_px)) if outputs else None
-    )
-    shapes = {
-        name: list(value.shape[1:])
-        for name, value in (extra_outputs(teacher, first, outputs) if first else {}).items()
-    }
-    batch = int(spec.get("batch", 32))
-    numbers = teacher.width * pooled + sum(math.prod(s) for s in shapes.values())
+    shapes, classes = _extra_shapes(teacher, views, outputs)
+    numbers = teacher.width * spec.get("pooled", True) + sum(math.prod(s) for s in shapes.values())
     cost = estimate(len(order), numbers, views.views)
     print(f"cache of teacher {teacher.name}: {cost}", flush=True)
     progress(0, len(order), cost)
-    shards = -(-len(order) // SHARD_ROWS)
-    for k in range(shards):
-        if not is_complete(out, k, shapes, pooled):
-            fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress, pooled)
-    teacher.cpu()
-    if teacher.checksum() != checksum:
-        raise KdepError(
-            f"the weights of teacher {teacher.name} changed while the cache was computed; they "
-            "must stay frozen",
-            fix="correct the teacher's class, so that forward() changes no parameter or buffer",
-        )
-    spent = [read_strict(note_path(out, k)) for k in range(shards)]
-    forwards, seconds = (sum(s[key] for s in spent) for key in ("forwards", "seconds"))
-    manifest = {
-        "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
-        "rows": len(order),
-        "shards": shards,
-        "precision": "float16",
-        "px": teacher.input_px,
-        "outputs": shapes,
-        "config": config,
-        "normalisation": normalisation(teacher),
-        "recipe": recipe_hash(views),
-    }
+    forwards, seconds = _fill(spec, order, teacher, views, shapes, out, progress)
+    _check_frozen(teacher, checksum)
+    manifest = _manifest(spec, teacher, checksum, views, len(order), shapes)
     if files:  # relative to this folder, so that the work dir can be moved
         manifest["files"] = {k: os.path.relpath(path, out) for k, path in files.items()}
-    if not pooled:
-        manifest["pooled"] = False
-    if sparse.stored_top(shapes) and first is not None and first.logits is not None:
-        manifest["classes"] = first.logits.shape[1]
+    if sparse.stored_top(shapes) and classes is not None:
+        manifest["classes"] = classes
     if index is not None:
         manifest["of"] = views.rows
         np.save(out / INDEX, index)
-    if isinstance(getattr(teacher, "source", None), str):
-        manifest["teacher"]["export"] = teacher.source
     write_json(out / MANIFEST, manifest)
-    teacher.to(compute_device())
-    cache = open_cache(out)
-    rows = order[sample_rows(len(order))]
-    pixels = render_rows(views, rows, teacher.input_px)
-    verify_images(cache, teacher, rows, pixels)
-    np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
-    image = pixels[:1].to(compute_device())
+    image = _verify_sample(out, teacher, views, order)
     return {
         "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, image)},
         "rows": len(order),
@@ -152,6 +109,96 @@ def run(
         "images_per_s": round(forwards / seconds, 1),
         "known_images": check,
     }
+
+
+def _identity(
+    spec: Mapping[str, Any], teacher: Teacher, checksum: str, views: Views, all_rows: bool
+) -> dict[str, Any]:
+    """What must be equal for the shards of an interrupted run to be kept."""
+    identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
+    if not all_rows:
+        identity["part"] = [spec["share"], spec["share_seed"], spec.get("share_by")]
+    if spec.get("outputs"):
+        identity["outputs"] = list(spec["outputs"])
+    return identity
+
+
+def _extra_shapes(
+    teacher: Teacher, views: Views, outputs: Sequence[str]
+) -> tuple[dict[str, list[int]], int | None]:
+    """(shape of each extra output without the batch, classes of the logits), from one view."""
+    if not outputs:
+        return {}, None
+    first = run_teacher(teacher, render_rows(views, range(1), teacher.input_px))
+    values = extra_outputs(teacher, first, outputs)
+    classes = None if first.logits is None else first.logits.shape[1]
+    return {name: list(value.shape[1:]) for name, value in values.items()}, classes
+
+
+def _check_frozen(teacher: Teacher, checksum: str) -> None:
+    """KdepError for weights that are not those of the start. Leaves the teacher on the CPU."""
+    if teacher.cpu().checksum() != checksum:
+        raise KdepError(
+            f"the weights of teacher {teacher.name} changed while the cache was computed; they "
+            "must stay frozen",
+            fix="correct the teacher's class, so that forward() changes no parameter or buffer",
+        )
+
+
+def _fill(
+    spec: Mapping[str, Any],
+    order: np.ndarray,
+    teacher: Teacher,
+    views: Views,
+    shapes: Mapping[str, Sequence[int]],
+    out: Path,
+    progress: Callable[..., None],
+) -> tuple[int, float]:
+    """Computes the shards that are missing; (forward passes, seconds) of all shards."""
+    pooled, shards = spec.get("pooled", True), -(-len(order) // SHARD_ROWS)
+    batch, outputs = int(spec.get("batch", 32)), list(spec.get("outputs", []))
+    for k in range(shards):
+        if not is_complete(out, k, shapes, pooled):
+            fill_shard(k, order, teacher, views, batch, outputs, shapes, out, progress, pooled)
+    spent = [read_strict(note_path(out, k)) for k in range(shards)]
+    return sum(s["forwards"] for s in spent), sum(s["seconds"] for s in spent)
+
+
+def _manifest(
+    spec: Mapping[str, Any],
+    teacher: Teacher,
+    checksum: str,
+    views: Views,
+    rows: int,
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """The content of the manifest that every cache has."""
+    manifest: dict[str, Any] = {
+        "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
+        "rows": rows,
+        "shards": -(-rows // SHARD_ROWS),
+        "precision": "float16",
+        "px": teacher.input_px,
+        "outputs": shapes,
+        "config": spec["teacher"],
+        "normalisation": normalisation(teacher),
+        "recipe": recipe_hash(views),
+    }
+    if not spec.get("pooled", True):
+        manifest["pooled"] = False
+    if isinstance(getattr(teacher, "source", None), str):
+        manifest["teacher"]["export"] = teacher.source
+    return manifest
+
+
+def _verify_sample(out: Path, teacher: Teacher, views: Views, order: np.ndarray) -> torch.Tensor:
+    """Computes a sample of the cache again and stores its images; one of them on the device."""
+    teacher.to(compute_device())
+    rows = order[sample_rows(len(order))]
+    pixels = render_rows(views, rows, teacher.input_px)
+    verify_images(open_cache(out), teacher, rows, pixels)
+    np.savez(out / SAMPLE, rows=rows, pixels=pixels.numpy())
+    return pixels[:1].to(compute_device())
 
 
 def estimate(rows: int, numbers: int, views: int) -> str:
@@ -241,33 +288,58 @@ def fill_shard(
     threads = 0 if compute_device().type == "cpu" else cores()
     for i, pixels in zip(starts, prefetch(images_at, starts, threads), strict=True):
         rows, output = rows_at(i), run_teacher(teacher, pixels)
-        arrays = extra_outputs(teacher, output, outputs)
+        values = extra_outputs(teacher, output, outputs)
         if pooled:
-            arrays["features"] = output.pooled
-        for name, value in arrays.items():
-            half = value.half() if value.is_floating_point() else value
-            if not bool(torch.isfinite(half).all()):
-                raise KdepError(
-                    f"teacher {teacher.name} returned NaN, infinity or a value beyond float16 "
-                    f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
-                    f"{len(rows)} views",
-                    fix="check the teacher's weights and normalisation",
-                )
-            (shard if name == "features" else extras[name])[i : i + len(rows)] = half.numpy()
+            values["features"] = output.pooled
+        for name, array in _half(values, teacher.name, views, rows).items():
+            (shard if name == "features" else extras[name])[i : i + len(rows)] = array
         progress(first + i + len(rows), len(order), f"{teacher.name} features")
-    for name, array in extras.items():
+    for array in extras.values():
         array.flush()
-        partials[name].replace(shard_path(out, k, name))
-    # Stored with the shard, so that a resumed cache reports the cost of all of its shards.
-    spent: dict[str, Any] = {"seconds": time.perf_counter() - start, "forwards": count}
+    spent = {"seconds": time.perf_counter() - start, "forwards": count}
+    _finish_shard(out, k, shard if pooled else None, partials, spent)
+
+
+def _half(
+    values: Mapping[str, torch.Tensor], teacher: str, views: Views, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outputs of a batch as they are stored; KdepError for a value that float16 cannot hold."""
+    arrays = {}
+    for name, value in values.items():
+        half = value.half() if value.is_floating_point() else value
+        if not bool(torch.isfinite(half).all()):
+            raise KdepError(
+                f"teacher {teacher} returned NaN, infinity or a value beyond float16 "
+                f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
+                f"{len(rows)} views",
+                fix="check the teacher's weights and normalisation",
+            )
+        arrays[name] = half.numpy()
+    return arrays
+
+
+def _finish_shard(
+    out: Path,
+    k: int,
+    pooled: np.ndarray | None,
+    extras: Mapping[str, Path],
+    spent: dict[str, Any],
+) -> None:
+    """Moves the files of shard k into place, and writes the note with its cost and hashes.
+
+    `pooled`: the pooled features, if they are stored; `extras`: file of each extra output.
+    The cost is stored with the shard, so that a resumed cache reports that of all its shards.
+    """
+    for name, file in extras.items():
+        file.replace(shard_path(out, k, name))
     partial = out / f".shard-{k}.npy"
-    if pooled:
-        np.save(partial, shard)
+    if pooled is not None:
+        np.save(partial, pooled)
         spent["sha256"] = file_hash(partial)
-    if shapes:
-        spent["further"] = {name: file_hash(shard_path(out, k, name)) for name in shapes}
+    if further := {name: file_hash(shard_path(out, k, name)) for name in extras}:
+        spent["further"] = further
     write_json(note_path(out, k), spent)
-    if pooled:
+    if pooled is not None:
         partial.replace(shard_path(out, k))
 
 

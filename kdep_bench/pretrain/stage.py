@@ -10,7 +10,7 @@ from kdep_bench import openmmlab
 from kdep_bench.augments.base import augment_class
 from kdep_bench.data.fractions import labels_file, labels_for_fraction, save_list, select_for_spec
 from kdep_bench.data.views import open_views
-from kdep_bench.objectives.base import demands
+from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.pretrain.assemble import (
     augment_config,
     check_precision,
@@ -22,8 +22,8 @@ from kdep_bench.pretrain.checkpoint import save_state, untrained
 from kdep_bench.pretrain.diagnostics import extra_cost
 from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
-from kdep_bench.pretrain.teaching import teaching
-from kdep_bench.pretrain.train import runner_config, train
+from kdep_bench.pretrain.teaching import Teaching, teaching
+from kdep_bench.pretrain.train import Trained, runner_config, train
 from kdep_bench.students.discover import check_student
 
 
@@ -58,43 +58,99 @@ def run(
     images, listing = len(shared), save_list(out, views.files, shared)
     who = f"method {method['name']!r} on student {spec['student']['name']!r}"
     steps = check_budget(budget, images, len(views.files), spec["share"], who)
-    required = demands(method["objective"])
-    ranks, accumulate = openmmlab.planned_ranks(), budget.get("accumulate", 1)
+    required, ranks = demands(method["objective"]), openmmlab.planned_ranks()
     taught = teaching(required.needs, spec, inputs, views)
     augment = augment_config(method, required, taught)
+    _check_split(budget, ranks, required, augment)
+    objective, target, probes = objective_config(spec, inputs, taught, out)
+    model = {"objective": objective, "target": target, "augment": augment}
+    dataset = _dataset_config(spec, inputs, steps, required, taught, drawn_by)
+    config = _runner_config(
+        spec, _model_config(spec, required, taught) | model, dataset, steps, ranks, required
+    )
+    trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
+    if openmmlab.is_main_rank():
+        save_state(trained.state, out)
+        for used in (out / "run").glob("*.pth*"):
+            used.unlink()
+    openmmlab.leave_distributed()
+    by_label = "the images of the share were drawn per class, by label" if drawn_by else None
+    notes = [by_label, epochs_note(budget, images, len(views.files), steps)]
+    return {
+        **_amounts(steps, budget["batch"], images, trained),
+        "image_list": listing,
+        "notes": [note for note in notes if note],
+        "views": views.views,
+        "labels_used": bool(method["labels_used"]),
+        "processes": ranks,
+        **extra_cost(trained.state, required, taught, steps * budget["batch"]),
+        **taught.outputs,
+        **probes,
+    }
+
+
+def _check_split(
+    budget: dict[str, Any], ranks: int, required: Demands, augment: dict[str, Any] | None
+) -> None:
+    """KdepError for a batch that cannot be split over the processes and micro-batches."""
     couples_samples = required.couples_samples or (
         augment is not None and augment_class(augment).couples_samples
     )
-    check_split(budget["batch"], ranks, accumulate, couples_samples)
-    objective, target, probes = objective_config(spec, inputs, taught, out)
-    dataset = {
+    check_split(budget["batch"], ranks, budget.get("accumulate", 1), couples_samples)
+
+
+def _dataset_config(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    steps: int,
+    required: Demands,
+    taught: Teaching,
+    drawn_by: Path | None,
+) -> dict[str, Any]:
+    """Config of the training samples. `drawn_by`: labels by which the share was drawn."""
+    return {
         "type": "kdep_bench.pretrain.stream.ViewStream",
         "views": str(inputs["views"]),
-        "length": steps * budget["batch"],
+        "length": steps * spec["budget"]["batch"],
         "share": spec["share"],
         "share_seed": spec["share_seed"],
         "seed": spec["seed"],
-        "labels": str(labels_file(inputs)) if method["labels_used"] else None,
+        "labels": str(labels_file(inputs)) if spec["method"]["labels_used"] else None,
         "share_labels": drawn_by and str(drawn_by),
         "together": "views" in required.needs,
         **taught.stream,
     }
-    config = runner_config(
-        model={
-            "type": "kdep_bench.pretrain.distiller.Distiller",
-            "student": spec["student"],
-            "objective": objective,
-            "target": target,
-            "precision": budget.get("precision", "float32"),
-            "maps": required.pyramid,
-            "levels_before": sorted(required.levels_before),
-            "teacher": taught.model,
-            "roles": spec.get("roles", []),
-            "accumulate": accumulate,
-            "compile": budget.get("compile"),
-            "augment": augment,
-            "seed": spec["seed"],
-        },
+
+
+def _model_config(spec: dict[str, Any], required: Demands, taught: Teaching) -> dict[str, Any]:
+    """Config of the Distiller without its objective, target and augmentation."""
+    budget = spec["budget"]
+    return {
+        "type": "kdep_bench.pretrain.distiller.Distiller",
+        "student": spec["student"],
+        "precision": budget.get("precision", "float32"),
+        "maps": required.pyramid,
+        "levels_before": sorted(required.levels_before),
+        "teacher": taught.model,
+        "roles": spec.get("roles", []),
+        "accumulate": budget.get("accumulate", 1),
+        "compile": budget.get("compile"),
+        "seed": spec["seed"],
+    }
+
+
+def _runner_config(
+    spec: dict[str, Any],
+    model: dict[str, Any],
+    dataset: dict[str, Any],
+    steps: int,
+    ranks: int,
+    required: Demands,
+) -> dict[str, Any]:
+    """Config of the mmengine Runner."""
+    budget = spec["budget"]
+    return runner_config(
+        model=model,
         dataset=dataset,
         collate="kdep_bench.pretrain.stream.already_batched",
         steps=steps,
@@ -107,31 +163,18 @@ def run(
         some_unused=required.pyramid,
         workers=workers_for(dataset, budget["batch"] // ranks),
     )
-    trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
-    if openmmlab.is_main_rank():
-        save_state(trained.state, out)
-        for used in (out / "run").glob("*.pth*"):
-            used.unlink()
-    openmmlab.leave_distributed()
-    seen = steps * budget["batch"]
-    notes = ["the images of the share were drawn per class, by label"] if drawn_by else []
-    if differs := epochs_note(budget, images, len(views.files), steps):
-        notes.append(differs)
+
+
+def _amounts(steps: int, batch: int, images: int, trained: Trained) -> dict[str, Any]:
+    """How much was trained, how fast, and the curves of the losses."""
+    seen = steps * batch
     return {
         "steps": steps,
         "epochs": seen / images,
         "images": images,
-        "image_list": listing,
-        "notes": notes,
         "images_seen": seen,
-        "views": views.views,
-        "labels_used": bool(method["labels_used"]),
         "images_per_s": round(seen / trained.seconds, 1),
         "train_s": round(trained.seconds, 2),
         "curves": {"pretrain_loss": trained.curve},
         "terms": trained.terms,
-        "processes": ranks,
-        **extra_cost(trained.state, required, taught, seen),
-        **taught.outputs,
-        **probes,
     }
