@@ -24,6 +24,7 @@ from kdep_bench.results.report import markdown
 from kdep_bench.results.report.charts import Dot, Line, dots, lines, png, standalone
 from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import SETTINGS
+from kdep_bench.results.report.pareto import Mark, front, scatter
 from kdep_bench.results.report.svg import tag
 
 REPO = Path(__file__).resolve().parents[2]
@@ -368,3 +369,29 @@ def test_training_charts_show_kdep_and_the_references_whatever_their_names(resul
     assert len(re.findall(r'class="line', loss)) == 16  # 8 lines, 8 samples in the legend
     assert len(re.findall(r'class="line', val)) == 8  # folds are points, not a curve
     assert len(re.findall(r'class="dot', val)) == 24
+
+
+def test_the_pareto_front_has_no_row_that_a_cheaper_one_beats():
+    marks = [Mark(n, x, y, 0) for n, x, y in
+             (("a", 1, 5), ("b", 2, 4), ("c", 2, 7), ("d", 3, 7), ("e", 9, 8))]  # fmt: skip
+    assert [m.label for m in front(marks)] == ["a", "c", "e"]
+    drawn = scatter(marks, "t", "x", "y")
+    Reader(drawn)
+    assert re.findall(r">\d  (\w)<", drawn) == ["a", "c", "e"]
+
+
+def test_scores_are_charted_against_cost_and_against_the_size_of_several_students(results):
+    records = grid(SCORES)
+    for r in grid(SCORES):
+        f = fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)
+        student = {"name": "lite0", "width": 1280, "params": 4_000_000, "flops": 4e8}
+        records.append(make(f | {"id": f"{r.id}-b", "student": student}))
+    folder = results(records)
+    source = page_of(folder)
+    assert "Score against parameters of the student" in source
+    chart = (folder / "plots" / "pareto-params.svg").read_text()
+    assert len(re.findall(r'class="dot', chart)) == 8  # four methods of each student
+    # No pre-training has no cost; supervised is the cheaper of the three others.
+    chart = (folder / "plots" / "pareto-0-seconds.svg").read_text()
+    assert len(re.findall(r'class="dot', chart)) == 3
+    assert re.findall(r">\d  (\w+)<", chart) == ["supervised", "kdep"]

@@ -19,6 +19,7 @@ from kdep_bench.results.report import (
     csv_table,
     latex,
     markdown,
+    pareto,
     plots,
     probe_tables,
 )
@@ -56,7 +57,7 @@ def build(
     view.probes = probe_tables.make_section(probes, damaged_probes)
     _add_image_differences(view, results_dir)
     full = store.load_full(results_dir, _shown_in_full(board.runs))
-    drawn = plots.draw(view, full)
+    drawn = plots.draw(view, full) + pareto.draw(view)
     files = {
         "leaderboard.md": markdown.markdown(view),
         "leaderboard.csv": csv_table.csv_table(view),
@@ -199,7 +200,7 @@ def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
         _write_if_new(path, drawing)
     keep = {p.name for p in drawn}
     generated = re.compile(
-        r"(scores|difference|claims|efficiency|training)-[0-9a-z_-]+[.](svg|png)"
+        r"(scores|difference|claims|efficiency|pareto|training)-[0-9a-z_-]+[.](svg|png)"
     )
     for path in folder.glob("*.*"):
         if path.stem not in keep and generated.fullmatch(path.name):
