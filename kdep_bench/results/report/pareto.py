@@ -14,7 +14,7 @@ from markupsafe import Markup
 from kdep_bench.results import text
 from kdep_bench.results.axes import Axis
 from kdep_bench.results.board import compare, efficiency
-from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.board.board import Column, RowKey
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.chart_axes import (
     BOTTOM,
@@ -63,16 +63,14 @@ def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Mark
     if len(best) > 1:
         path = "M" + "L".join(f"{pixels(fx(m.x))} {pixels(fy(m.y))}" for m in best)
         parts.append(tag("path", d=path, class_="line c2 d2"))
-    for m in marks:
+    for m in sorted(marks, key=lambda m: m in best):  # those of the front on top
         place = {"cx": pixels(fx(m.x)), "cy": pixels(fy(m.y))}
         radius = 5 if m in best else 3.5
         parts.append(tag("circle", r=radius, class_=f"dot c{m.colour}", **place))
     y = BOTTOM + 54
     for i, m in enumerate(best[:MOST_NAMED], 1):
-        above = pixels(fy(m.y) - 9)
-        parts.append(
-            tag("text", i, x=pixels(fx(m.x)), y=above, class_="label strong", text_anchor="middle")
-        )
+        place = {"x": pixels(fx(m.x) - 8), "y": pixels(fy(m.y) + 4), "text_anchor": "end"}
+        parts.append(tag("text", i, class_="label strong", **place))
         parts.append(tag("text", shorten_label(f"{i}  {m.label}", WIDTH - 16), x=8, y=y))
         y += 17
     return svg_chart(y, title, join(parts))
@@ -84,6 +82,11 @@ def draw(view: BoardView) -> list[Plot]:
     for index, student in enumerate(view.board.students):
         plots += _cost_plot(view, student, index)
     return plots + _size_plots(view)
+
+
+def _score_name(columns: Sequence[Column]) -> str:
+    name = compare.mean_name(columns) if len(columns) > 1 else text.plain(columns[0].task, 60)
+    return f"{name} x100"
 
 
 def _mean(view: BoardView, row: RowKey) -> float | None:
@@ -106,7 +109,7 @@ def _cost_plot(view: BoardView, student: str, index: int) -> list[Plot]:
             name, unit = efficiency.AXES[axis], ", s" if axis == "seconds" else ""
             owner = f" · {text.plain(student, 40)}" if len(board.students) > 1 else ""
             caption = f"Score against {name}, each method{owner}; numbered: Pareto front"
-            score = f"{compare.mean_name(compare.columns_of(board, student))} x100"
+            score = _score_name(compare.columns_of(board, student))
             svg = scatter(marks, caption, f"{name}{unit}, log scale", score)
             return [Plot(f"pareto-{index}-{axis}", "efficiency", "", student, caption, svg)]
     return []
@@ -129,7 +132,7 @@ def _size_plots(view: BoardView) -> list[Plot]:
                 marks.append(Mark(label, float(x), y, view.colour(row)))
         if len({m.x for m in marks}) > 1:
             caption = f"Score against {name}, each method; numbered: Pareto front"
-            score = f"{compare.mean_name(next(iter(tasks)))} x100"
+            score = _score_name(next(iter(tasks)))
             svg = scatter(marks, caption, f"{name}, log scale", score)
             plots.append(Plot(f"pareto-{key}", "efficiency", "", "", caption, svg))
     return plots
