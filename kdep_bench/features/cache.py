@@ -336,8 +336,8 @@ def _finish_shard(
     if pooled is not None:
         np.save(partial, pooled)
         spent["sha256"] = file_hash(partial)
-    if further := {name: file_hash(shard_path(out, k, name)) for name in extras}:
-        spent["further"] = further
+    if extra_hashes := {name: file_hash(shard_path(out, k, name)) for name in extras}:
+        spent["further"] = extra_hashes
     write_json(note_path(out, k), spent)
     if pooled is not None:
         partial.replace(shard_path(out, k))

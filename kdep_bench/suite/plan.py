@@ -538,8 +538,8 @@ def _read_teacher(
         stages: those of `teacher_stages`.
     """
     if upstream is not None:
-        own = {k: v for k, v in upstream.items() if k not in _COMMON}
-        chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in own.items()})
+        teacher_chain = {k: v for k, v in upstream.items() if k not in _COMMON}
+        chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in teacher_chain.items()})
     if "images" in stages:  # the pool, for a live teacher
         needs["images"] = stages["images"]
         _set_live_teacher(spec, role_teacher)
