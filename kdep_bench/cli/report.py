@@ -30,6 +30,17 @@ def _claims(folder: Path) -> list[dict[str, Any]] | None:
     return load_folder(CONFIGS / "claims")
 
 
+def _check_is_of_a_suite(folder: Path) -> None:
+    """KdepError for the folder above those of several suites: its index.html is another page."""
+    inner = sorted(p.parent.name for p in folder.glob("*/records") if p.is_dir())
+    if inner and not (folder / "records").is_dir():
+        raise KdepError(
+            f"the folder {folder} holds the results of several suites: {', '.join(inner[:4])}, ...",
+            expected="the results folder of one suite",
+            fix=f"name one, such as {folder / inner[0]}; --index {folder} lists them all",
+        )
+
+
 def _build(folder: Path, suite: str | None) -> int:
     if (folder / "gpu_check.json").is_file():
         from kdep_bench.files import read_json
@@ -40,6 +51,7 @@ def _build(folder: Path, suite: str | None) -> int:
         return 0
     from kdep_bench.results import build
 
+    _check_is_of_a_suite(folder)
     done = build(folder, suite, _claims(folder))
     counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
     print(f"{done['suite']}: {done['records']} records ({counts})")

@@ -140,3 +140,19 @@ def test_a_diff_with_a_folder_without_records_is_an_error_and_not_zero_changes(r
     assert done.returncode == 2
     assert f"{tmp_path / 'empty'} contains no records" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_folder_of_all_suites_is_not_reported_as_one_suite(results, tmp_path, capsys):
+    """Its index.html, which lists the suites, would be replaced by the page of an empty suite."""
+    from kdep_bench.cli import report as command
+
+    folder = results(golden_records())
+    parent = tmp_path / "all"
+    (parent / "suite").mkdir(parents=True)
+    (parent / "suite" / "records").symlink_to(folder / "records")
+    (parent / "index.html").write_text("the list")
+    assert command.main([str(parent)]) == 2
+    assert (parent / "index.html").read_text() == "the list"
+    message = capsys.readouterr().err
+    assert f"--index {parent}" in message
+    assert str(parent / "suite") in message

@@ -67,7 +67,8 @@ def mean_name(columns: Sequence[Column]) -> str:
     """Name of a mean over tasks, as "mean of 5 tasks (3 task families, equal weights)"."""
     families = len({c.family for c in columns})
     weighting = f" ({families} task families, equal weights)" if families > 1 else ""
-    return f"mean of {len(columns)} tasks{weighting}"
+    tasks = f"{len(columns)} task{'s' if len(columns) != 1 else ''}"
+    return f"mean of {tasks}{weighting}"
 
 
 def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[st.Key, float]:
