@@ -3,7 +3,7 @@
 Command   python tools/run_suite.py configs/suites/kdep_anatomy.py   (can be stopped and resumed)
 Cost      as `methods_pocket`, per method and seed: 800 steps at batch 64 (90 to 105 s on one core),
           then 43 s of tasks
-Outcome   not run yet; `rates` is to be filled in from the grid first
+Outcome   not published yet
 
 The protocol of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64, three
 pre-training seeds. Each method has the learning rate with the best validation score in

@@ -201,65 +201,32 @@ class MMTask(Task):
         from mmengine.utils import import_modules_from_strings
 
         from kdep_bench import openmmlab
-        from kdep_bench.openmmlab import DetectionCount, ProgressHook, build_runner
-        from kdep_bench.transfer import method, parallel
-        from kdep_bench.transfer.gate import LoadGate, read_tensors
-        from kdep_bench.transfer.samples import TestOutputs, keep
+        from kdep_bench.openmmlab import ProgressHook
+        from kdep_bench.transfer import method
+        from kdep_bench.transfer.gate import read_tensors
+        from kdep_bench.transfer.samples import keep
 
         openmmlab.setup(self.scope)
         read_tensors(checkpoint)  # reports a damaged file before any work
         counted = self.check_data(data_root)
         work_dir = out / "mm"
-        openmmlab.join_distributed()
-        if openmmlab.is_main_rank():
-            shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted try
-        openmmlab.wait_for_ranks()
+        _join_ranks(work_dir)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
         if self.acting is not None:
             self.acting.change(cfg, self, data_root, seed, work_dir)
         import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
         curve = ProgressHook(progress, limit=CURVE_POINTS)
         batch = int(cfg.train_dataloader.batch_size)  # of all processes together
-        hooks = parallel.deal_out(cfg, seed, self.name)
-        runner = build_runner(cfg, hooks=[*hooks, curve])
-        acting = method.hooks_of(runner)
-        for hook in acting:
-            runner.register_hook(hook)
-        # Not under DDP, whose gradient buffers already have a memory format: losses of two ranks
-        # then differed from those of one process by more than 0.1 % within four steps.
-        if openmmlab.planned_ranks() == 1:
-            prefer_channels_last(runner.model)
+        runner, acting = self._runner(cfg, seed, curve)
         with reading_images(self.name):
             start = time.perf_counter()
-            sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
-            loaded = {"train": len(sets[0]), "test": len(sets[1])}
-            left_out = compare(self.name, counted, loaded)
-            images: Any = runner.train_dataloader
-            if not len(images):
-                raise KdepError(
-                    f"task {self.name} has {len(images.dataset)} training images, fewer than one "
-                    "batch",
-                    expected=f"at least {batch} images",
-                    fix="lower `batch` in the task's recipe, or add images",
-                )
+            left_out = self._check_loaded(runner, counted, batch)
             runner.train()
             train_s = time.perf_counter() - start
             more = method.left(runner, acting, out if self.keeps_model else None)
-            gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
-            if len(gates) != 1 or gates[0].gate is None:
-                raise KdepError(
-                    "the check of the loaded weights (KdepLoadGate) did not run in task "
-                    f"{self.name}",
-                    expected="one KdepLoadGate in custom_hooks, run before the first step",
-                    fix="add dict(type='KdepLoadGate', ...) to custom_hooks in the task's class",
-                )
-            count = DetectionCount()
-            if self.family == "detection":
-                runner.register_hook(count)
+            gate = self._gate(runner)
             start = time.perf_counter()
-            parallel.collect_in(runner, work_dir)
-            outputs = TestOutputs(runner)
-            raw = runner.test()
+            raw, count, outputs = self._test(runner, work_dir)
             eval_s = time.perf_counter() - start
         metrics, per_class, notes = self.read_metrics(raw, cfg, count)
         samples, lost = None, []
@@ -268,12 +235,11 @@ class MMTask(Task):
         pictures = self.draw(runner, out) if seed == 0 and openmmlab.is_main_rank() else []
         progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
         openmmlab.leave_distributed()
-        curves = {"loss": curve.points, **more.pop("curves", {})}
         made = self.outputs(
             metrics=metrics,
             per_class=per_class,
-            gate=gates[0].gate,
-            curves=curves,
+            gate=gate,
+            curves={"loss": curve.points, **more.pop("curves", {})},
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
@@ -283,3 +249,69 @@ class MMTask(Task):
             chance=metrics.get(f"constant_{self.metric}"),
         )
         return {**made, **more}
+
+    def _runner(self, cfg: Any, seed: int, curve: Any) -> tuple[Any, list[Any]]:
+        """(the Runner of a config, the hooks of a transfer method in it)."""
+        from kdep_bench import openmmlab
+        from kdep_bench.openmmlab import build_runner
+        from kdep_bench.transfer import method, parallel
+
+        hooks = parallel.deal_out(cfg, seed, self.name)
+        runner = build_runner(cfg, hooks=[*hooks, curve])
+        acting = method.hooks_of(runner)
+        for hook in acting:
+            runner.register_hook(hook)
+        # Not under DDP, whose gradient buffers already have a memory format: losses of two ranks
+        # then differed from those of one process by more than 0.1 % within four steps.
+        if openmmlab.planned_ranks() == 1:
+            prefer_channels_last(runner.model)
+        return runner, acting
+
+    def _check_loaded(self, runner: Any, counted: Any, batch: int) -> list[str]:
+        """Notes on images that were left out; KdepError where less than a batch is left."""
+        sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
+        loaded = {"train": len(sets[0]), "test": len(sets[1])}
+        left_out = compare(self.name, counted, loaded)
+        if not len(runner.train_dataloader):
+            raise KdepError(
+                f"task {self.name} has {loaded['train']} training images, fewer than one batch",
+                expected=f"at least {batch} images",
+                fix="lower `batch` in the task's recipe, or add images",
+            )
+        return left_out
+
+    def _gate(self, runner: Any) -> Any:
+        """What the check of the loaded weights measured; KdepError where it did not run."""
+        from kdep_bench.transfer.gate import LoadGate
+
+        gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
+        if len(gates) != 1 or gates[0].gate is None:
+            raise KdepError(
+                f"the check of the loaded weights (KdepLoadGate) did not run in task {self.name}",
+                expected="one KdepLoadGate in custom_hooks, run before the first step",
+                fix="add dict(type='KdepLoadGate', ...) to custom_hooks in the task's class",
+            )
+        return gates[0].gate
+
+    def _test(self, runner: Any, work_dir: Path) -> tuple[Any, Any, Any]:
+        """(the Runner's metrics, its DetectionCount, its outputs per sample)."""
+        from kdep_bench.openmmlab import DetectionCount
+        from kdep_bench.transfer import parallel
+        from kdep_bench.transfer.samples import TestOutputs
+
+        count = DetectionCount()
+        if self.family == "detection":
+            runner.register_hook(count)
+        parallel.collect_in(runner, work_dir)
+        outputs = TestOutputs(runner)
+        return runner.test(), count, outputs
+
+
+def _join_ranks(work_dir: Path) -> None:
+    """Joins the processes of a run; rank 0 removes the work dir of an interrupted attempt."""
+    from kdep_bench import openmmlab
+
+    openmmlab.join_distributed()
+    if openmmlab.is_main_rank():
+        shutil.rmtree(work_dir, ignore_errors=True)
+    openmmlab.wait_for_ranks()
