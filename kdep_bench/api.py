@@ -4,7 +4,7 @@ Each function writes the suite it runs as a config file, runs it as `kdep-bench 
 processes of its own, and reads the result. Stages, caches and records are the same: a repeated call
 runs nothing again, and an interrupted one resumes.
 
-    import kdep_bench as kb
+    from kdep_bench import api as kb
 
     trained = kb.pretrain(teacher="efficientnet_lite0", student="resnet18_w32", images="photos/")
     table = kb.evaluate(

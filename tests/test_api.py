@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import kdep_bench as kb
+from kdep_bench import api as kb
 from kdep_bench.api import Pretrained, ScoreTable
 from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
