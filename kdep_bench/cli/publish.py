@@ -165,8 +165,7 @@ def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault, 1 where students are missing."""
+def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -192,7 +191,12 @@ def main(argv: list[str] | None = None) -> int:
         help="with --onnx: print the latency at batch 1 and 32 on one CPU thread",
     )
     p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 2 with a sentence for a fault, 1 where students are missing."""
+    args = _parser().parse_args(argv)
     from kdep_bench.paths import OUTPUT
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import with_content
