@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,49 @@ def test_a_player_takes_the_step_of_its_own_optimiser_and_nothing_else_gets_a_gr
     bridge(student(x)).mean().backward()
     assert student.weight.grad is not None  # the student learns through the bridge
     assert bridge.weight.grad is None
+
+
+RANK = """
+import sys
+import torch
+from torch import distributed, nn
+from kdep_bench.objectives.players import Player, Players
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+torch.manual_seed(0)
+opponent = nn.Linear(3, 1)
+players = Players({"opponent": Player(opponent, dict(type="Adam", lr=0.1))})
+data = torch.randn(8, 3)
+for _ in range(3):
+    with players.training():  # each process has every second sample
+        players.minimise("opponent", opponent(data[rank::2]).square().mean())
+torch.save(opponent.state_dict(), f"{folder}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_opponent_as_one_process_does(tmp_path: Path):
+    root = Path(__file__).parents[2]
+    paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=env)
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    torch.manual_seed(0)
+    opponent = nn.Linear(3, 1)
+    players = Players({"opponent": Player(opponent, dict(type="Adam", lr=0.1))})
+    data = torch.randn(8, 3)
+    for _ in range(3):
+        with players.training():
+            players.minimise("opponent", opponent(data).square().mean())
+    for name, whole in opponent.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], whole)
 
 
 def test_a_player_that_is_not_scheduled_keeps_its_rate():
