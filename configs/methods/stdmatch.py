@@ -1,10 +1,10 @@
 """Variance matching: the SVD channels are rescaled to the teacher channels' standard deviations.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "Var matching", step 2, method 2: the k-th
-             largest std of the raw feature for the k-th direction.
+             SVD direction is given the k-th largest std of the raw feature's channels.
 Differs      from `svd` and `kdep` only in the transform.
-Expectation  Std Ratio after the transform at most that of the raw feature (the Ds largest of its Dt
-             channel stds), against the larger one after the SVD.
+Expectation  the std ratio after the transform is at most that of the raw feature; after the SVD
+             alone it is larger.
 """
 
 from kdep_bench.features.transform import StdMatch

@@ -20,10 +20,10 @@ The sequence, one change per step:
     kdep_maps         also the level at stride 16
     fitnets           learned projectors instead of the SVD
 
-In addition: the last step alone at one level (`hint_s32`) and for the pooled feature (`conv1x1`);
-KDEP with one hint at the middle level (`kdep_hint`); at two levels the other forms of the sign
-(`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS (`maps_n2`,
-`maps_n3`), four levels (`maps_4`), and a pooled target in addition to the maps (`maps_pooled`).
+In addition: learned projectors only, on one map (`hint_s32`) and on the pooled feature (`conv1x1`);
+KDEP with one hint at the middle level (`kdep_hint`); at two levels other ways to encode a
+component's sign (`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS
+(`maps_n2`, `maps_n3`), four levels (`maps_4`), and a pooled target in addition to the maps (`maps_pooled`).
 """
 
 from mmengine.config import read_base
@@ -39,7 +39,7 @@ MAPS = "kdep_bench.objectives.map_regression.MapRegression"
 after = dict(_delete_=True, type=REGRESSION, weight="auto", tap="after")
 two = dict(s16="s16", s32="s32")
 last = dict(_delete_=True, s32="s32")
-# With one channel per component a student level is wider than the teacher's: 128, 112.
+# Without pairs the student's map has 128 channels and the teacher's only 112: padded with zeros.
 padded = dict(type="svd", policy="zero_pad")
 
 arms = dict(

@@ -4,16 +4,15 @@ Command   python tools/run_suite.py configs/suites/methods_pocket_compute.py
 Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five methods and
           three seeds, each at the compute of one kdep run (800 steps of the student): 20 minutes on
           two cores
-Outcome   results/methods_pocket_compute. Each such method twice: at equal epochs, and with the
-          number of epochs divided by its relative cost
+Outcome   results/methods_pocket_compute. Each of the five methods runs twice: at equal epochs,
+          and with the number of epochs divided by its relative cost
 
 Compute is counted in passes of the student, a backward pass counted as two forward passes: a
 trained peer doubles a step (dml: 8 epochs), a forward pass of a weight average adds a third
-(mean_teacher: 12), a teacher assistant of one and a half times the width costs 2.25 students (16 /
-3.25 = 4.92 epochs for each of the two trainings; with half of the epochs for the teacher 16 / 2.125
-= 7.53). Measured step times are in the cost table. Learning rates are those of `methods_pocket`,
-chosen at 16 epochs. view_gram is at equal compute without a change: its views are images of the
-batch.
+(mean_teacher: 12). A teacher assistant of one and a half times the width costs 2.25 students: takd
+and kdep_assistant have 16 / (1 + 2.25) = 4.92 epochs for each training; eskd_teacher trains it for
+half as many, 16 / (1 + 1.125) = 7.53. Measured step times are in the cost table. Learning rates
+are those of `methods_pocket`, chosen at 16 epochs. view_gram is not repeated: it costs the same as kdep.
 """
 
 from mmengine.config import read_base

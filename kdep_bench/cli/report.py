@@ -6,8 +6,8 @@ python tools/report.py diff results/pocket results/pocket_new
 python tools/report.py validate FOLDER --against results/pocket
 python tools/report.py validate FOLDER --join results/pocket --name LAB
 
-validate prints one sentence per fault and exits with 1 if there is one. --join copies records
-without a fault into the table, where their rows are marked with the name.
+validate prints one sentence per fault and exits with 1 if there is one. --join copies the
+records into that results folder if none has a fault; their rows are marked with the name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _claims(folder: Path) -> list[dict[str, Any]] | None:
     return load_folder(CONFIGS / "claims")
 
 
-def _check_is_of_a_suite(folder: Path) -> None:
-    """KdepError for the folder above those of several suites: its index.html is another page."""
+def _check_single_suite(folder: Path) -> None:
+    """KdepError for a folder of several results folders, whose index.html lists the suites."""
     inner = sorted(p.parent.name for p in folder.glob("*/records") if p.is_dir())
     if inner and not (folder / "records").is_dir():
         raise KdepError(
@@ -51,7 +51,7 @@ def _build(folder: Path, suite: str | None) -> int:
         return 0
     from kdep_bench.results import build
 
-    _check_is_of_a_suite(folder)
+    _check_single_suite(folder)
     done = build(folder, suite, _claims(folder))
     counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
     print(f"{done['suite']}: {done['records']} records ({counts})")

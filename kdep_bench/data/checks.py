@@ -200,8 +200,9 @@ def _check_annotation(
         )
     if _of_id(categories, annotation.get("category_id")) is None:
         raise KdepError(
-            f"{here} has category id {annotation.get('category_id')!r:.80}",
-            expected=f"one of {sorted(map(str, categories))[:12]}",
+            f"{here} has category id {annotation.get('category_id')!r:.80}, which is not in "
+            "categories",
+            expected=f"one of {len(categories)} category ids",
             fix="correct the id or add the category",
         )
     _check_box(here, annotation, image)

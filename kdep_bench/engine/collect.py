@@ -307,7 +307,8 @@ def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Jso
         raise KdepError(
             f"the outputs of stage {run.id} lack {', '.join(missing)}",
             expected="value, metrics, per_class and gate",
-            fix="return them from the task's function",
+            fix="return them from `run` of the task's class (gate: the result of the check of the "
+            "loaded weights)",
         )
     fields: Json = {
         "status": "ok",

@@ -156,7 +156,7 @@ def refusal(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
     if unknown:
         return KdepError(
             f"the GPU-hours of {unknown} of {len(hours.by_stage)} stages to run are not known",
-            fix="give --device-rate or --measure-throughput (and --count-flops), or add "
+            fix="give --measure-throughput, or --device-rate with --count-flops, or add "
             "--fit-budget to run only stages whose cost is known",
         )
     total = sum(v or 0.0 for v in hours.by_stage.values())

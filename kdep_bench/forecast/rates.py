@@ -166,6 +166,7 @@ def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> N
     )
     if not out.exists():
         raise KdepError(
-            f"the networks of {suite} could not be measured (exit code {done.returncode})",
+            f"the FLOPs and speed of the networks of the suite {suite} could not be measured (exit "
+            f"code {done.returncode})",
             fix="read the messages above; torch and the OpenMMLab packages must be installed",
         )

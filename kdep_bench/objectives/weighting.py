@@ -14,12 +14,12 @@ from kdep_bench.registry import locate, type_path
 
 
 class Weighting(Component):
-    """One weight per sample for every term of an objective; one file each.
+    """One weight per sample for every term of an objective. Each subclass has its own file.
 
     Where it is set: `weighting=dict(type=...)` of a WeightedSum or of MultiTeacherKD. It declares
     what it reads of a batch as an Objective does. Its parameters are trained with the student's,
     its buffers are kept in resume files, and both are dropped at export. Weights that follow from
-    the student's own outputs must be detached by the weighting, unless the method's source lets
+    the student's own outputs must be detached by the weighting, unless the method's paper lets
     gradients pass.
     """
 
@@ -46,7 +46,7 @@ class Weighting(Component):
                     f"{type(self).__name__} gives the term {name!r} weights of shape "
                     f"{tuple(weight.shape)}",
                     expected=f"{tuple(terms[name].shape)}, one value per sample",
-                    fix="return one weight per sample from the `weights` method of that class",
+                    fix="return one weight per sample from the `weigh` method of that class",
                 )
         return {name: weights[name] * term for name, term in terms.items()}
 

@@ -10,7 +10,7 @@ from kdep_bench.errors import KdepError
 
 
 class DetectionCounts(Protocol):
-    """Counts of a `DetectionCount` after a pass: images, and objects detected in them."""
+    """The two numbers that a `DetectionCount` hook holds after a test run."""
 
     images: int
     detections: int
@@ -23,10 +23,10 @@ def read_metrics(
 
     Args:
         metrics: the evaluator's dict, with keys such as 'coco/bbox_mAP_50'.
-        wanted: keys, with their prefix.
+        names: the keys to read, with their prefix.
         detections: for a COCO evaluator, the DetectionCount that watched the pass. CocoMetric logs
-            no metric at all when nothing was detected; with a count that shows images but not one
-            detection every wanted metric is 0, with a note. Any other absence is a KdepError.
+            no metric at all when nothing was detected: if images were counted but no detection,
+            missing metrics are 0, and a note says so. Any other absence is a KdepError.
 
     Returns values keyed as in `names`, finite, in the evaluator's own unit.
     Raises KdepError when a metric is absent, not a number, NaN, infinite, or COCO's -1.
@@ -38,7 +38,7 @@ def read_metrics(
     if absent:
         raise KdepError(
             f"the evaluator returned no {', '.join(absent)}, only {sorted(metrics) or 'nothing'}",
-            fix="compare the task's metric with the evaluator's prefix and its classes",
+            fix="correct `metric` in the task's config: a key as listed above, with its prefix",
         )
     return {key: _number(metrics[key], key) for key in names}, []
 

@@ -268,7 +268,8 @@ def live_teaching(
     for need, there in has.items():
         if need in required and not there:
             raise KdepError(
-                f"the teacher {teacher.name} has no {need}", fix="choose another teacher or method"
+                f"the method reads {need} of the teacher, but {teacher.name} returns none",
+                fix="choose another teacher or method",
             )
     if top is not None and teacher_output.logits is not None:
         sparse.largest(teacher_output.logits, top, teacher.name)  # refuses more than it has

@@ -118,7 +118,7 @@ def check_task_data(data: Json, task: Json) -> None:
                 f"{', '.join(parts.sets) or 'no official set'}",
                 fix=f"add {name!r} to `sets` of the data config"
                 if data.get("sets") is not None
-                else "choose data of type kdep_bench.data.official.stage.prepare, or another task",
+                else "choose data with official sets, as configs/data/imagenet.py, or another task",
             )
         return
     folder, _, inner = str(task_recipe.get("folder")).partition("/")

@@ -173,7 +173,8 @@ def _check_readers(method: Json, label: str) -> None:
             f"the objective of {label} reads several teachers ({reads_all[0].rpartition('.')[2]}), "
             f"but the method has {'one' if roles else 'no'} teacher in `teachers`",
             expected="two or more",
-            fix='set for example teachers=dict(small="suite", large="<name of a teacher config>")',
+            fix='set for example teachers=dict(small="suite", large="<name of a teacher config>"); '
+            '"suite" is the teacher of the suite',
         )
     unread = [role for role in roles if not union(reading[role], "needs") & FROM_TEACHER]
     if not unread:
@@ -211,5 +212,5 @@ def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], 
         raise KdepError(
             f"{label} compares one student head with the logits of all its teachers, which have "
             f"different numbers of classes ({', '.join(f'{r} {n}' for r, n in counts.items())})",
-            fix="choose teachers with the same classes in `teachers`",
+            fix="name only teachers with the same classes in `teachers`",
         )

@@ -74,7 +74,7 @@ def tasks(t: StudentTransfer) -> None:
                 expected=f"tasks of the family {', '.join(sorted(families))}",
                 fix=fix,
             )
-        if class_value(task["type"], "acts") is False:
+        if class_value(task["type"], "supports_transfer_methods") is False:
             raise KdepError(
                 f"{problem}, which trains no whole network",
                 expected="a task that is fine-tuned",

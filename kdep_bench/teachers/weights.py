@@ -248,7 +248,7 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
             if len(sets) > 1:
                 raise KdepError(
                     f"the weights file {path} contains several sets of tensors: {', '.join(sets)}",
-                    fix="set `key=` to one of them",
+                    fix="set `key` in the teacher's weights config to one of them",
                 )
             key = next(iter(sets))
         if key is not None:

@@ -22,7 +22,7 @@ from kdep_bench.transfer.mm_config import plain, prefer_channels_last, reading_i
 from kdep_bench.transfer.recipes import check_recipe
 
 if TYPE_CHECKING:
-    from kdep_bench.transfer.method import Acting
+    from kdep_bench.transfer.method import TransferMethodConfig
 
 MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
 CURVE_POINTS = 100
@@ -43,11 +43,11 @@ class Task(ABC):
     """
 
     scope: ClassVar[str]
-    measures: ClassVar[frozenset[str]]  # keys of its metrics, which a config's `metric` is one of
+    measures: ClassVar[frozenset[str]]  # metric keys; a config's `metric` must be one
     families: ClassVar[frozenset[str]]  # allowed values of a config's `family`
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
     alone: ClassVar[bool] = True  # runs in rank 0 only, also if several processes were started
-    acts: ClassVar[bool] = False  # can be trained with a transfer method, and saved
+    supports_transfer_methods: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -158,14 +158,14 @@ class MMTask(Task):
     replaces the config's `chance`.
 
     Attributes:
-        acting: the transfer method of the training, set by the stage; None without one.
+        transfer_method: the transfer method of the training, set by the stage; None without one.
         keeps_model: whether the trained model is saved (`transfer.method.MODEL`), as the teacher of
             transfer methods.
     """
 
     alone: ClassVar[bool] = False
-    acts: ClassVar[bool] = True
-    acting: Acting | None = None
+    supports_transfer_methods: ClassVar[bool] = True
+    transfer_method: TransferMethodConfig | None = None
     keeps_model: bool = False
 
     @abstractmethod
@@ -204,7 +204,7 @@ class MMTask(Task):
         from kdep_bench.openmmlab import ProgressHook
         from kdep_bench.transfer import method
         from kdep_bench.transfer.gate import read_tensors
-        from kdep_bench.transfer.samples import keep
+        from kdep_bench.transfer.samples import save_samples
 
         openmmlab.setup(self.scope)
         read_tensors(checkpoint)  # reports a damaged file before any work
@@ -212,43 +212,45 @@ class MMTask(Task):
         work_dir = out / "mm"
         _join_ranks(work_dir)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
-        if self.acting is not None:
-            self.acting.change(cfg, self, data_root, seed, work_dir)
+        if self.transfer_method is not None:
+            self.transfer_method.change(cfg, self, data_root, seed, work_dir)
         import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
         curve = ProgressHook(progress, limit=CURVE_POINTS)
         batch = int(cfg.train_dataloader.batch_size)  # of all processes together
-        runner, acting = self._runner(cfg, seed, curve)
+        runner, method_hooks = self._runner(cfg, seed, curve)
         with reading_images(self.name):
             start = time.perf_counter()
-            left_out = self._check_loaded(runner, counted, batch)
+            left_out = self._check_image_counts(runner, counted, batch)
             runner.train()
             train_s = time.perf_counter() - start
-            more = method.left(runner, acting, out if self.keeps_model else None)
+            method_outputs = method.strip_and_save(
+                runner, method_hooks, out if self.keeps_model else None
+            )
             gate = self._gate(runner)
             start = time.perf_counter()
-            raw, count, outputs = self._test(runner, work_dir)
+            raw, count, test_outputs = self._test(runner, work_dir)
             eval_s = time.perf_counter() - start
         metrics, per_class, notes = self.read_metrics(raw, cfg, count)
-        samples, lost = None, []
+        samples, sample_notes = None, []
         if openmmlab.is_main_rank():
-            samples, lost = keep(out, outputs.samples(data_root), metrics)
+            samples, sample_notes = save_samples(out, test_outputs.samples(data_root), metrics)
         pictures = self.draw(runner, out) if seed == 0 and openmmlab.is_main_rank() else []
         progress(1, 1, f"{self.metric} {metrics.get(self.metric, float('nan')):.4f}")
         openmmlab.leave_distributed()
-        made = self.outputs(
+        outputs = self.outputs(
             metrics=metrics,
             per_class=per_class,
             gate=gate,
-            curves={"loss": curve.points, **more.pop("curves", {})},
+            curves={"loss": curve.points, **method_outputs.pop("curves", {})},
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
-            notes=[*notes, *left_out, *lost],
+            notes=[*notes, *left_out, *sample_notes],
             pictures=pictures,
             samples=samples,
             chance=metrics.get(f"constant_{self.metric}"),
         )
-        return {**made, **more}
+        return {**outputs, **method_outputs}
 
     def _runner(self, cfg: Any, seed: int, curve: Any) -> tuple[Any, list[Any]]:
         """(the Runner of a config, the hooks of a transfer method in it)."""
@@ -256,18 +258,19 @@ class MMTask(Task):
         from kdep_bench.openmmlab import build_runner
         from kdep_bench.transfer import method, parallel
 
-        hooks = parallel.deal_out(cfg, seed, self.name)
+        hooks = parallel.split_over_ranks(cfg, seed, self.name)
         runner = build_runner(cfg, hooks=[*hooks, curve])
-        acting = method.hooks_of(runner)
-        for hook in acting:
+        method_hooks = method.hooks_of(runner)
+        for hook in method_hooks:
             runner.register_hook(hook)
-        # Not under DDP, whose gradient buffers already have a memory format: losses of two ranks
-        # then differed from those of one process by more than 0.1 % within four steps.
+        # channels_last only without DDP: DDP's gradient buffers already have a memory format, and
+        # losses of two ranks then differed from those of one process by more than 0.1 % within
+        # four steps.
         if openmmlab.planned_ranks() == 1:
             prefer_channels_last(runner.model)
-        return runner, acting
+        return runner, method_hooks
 
-    def _check_loaded(self, runner: Any, counted: Any, batch: int) -> list[str]:
+    def _check_image_counts(self, runner: Any, counted: Any, batch: int) -> list[str]:
         """Notes on images that were left out; KdepError where less than a batch is left."""
         sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
         loaded = {"train": len(sets[0]), "test": len(sets[1])}
@@ -302,7 +305,7 @@ class MMTask(Task):
         count = DetectionCount()
         if self.family == "detection":
             runner.register_hook(count)
-        parallel.collect_in(runner, work_dir)
+        parallel.set_collect_folder(runner, work_dir)
         outputs = TestOutputs(runner)
         return runner.test(), count, outputs
 

@@ -281,7 +281,8 @@ class LinearProbe(Task):
             _folder_set(cfg, root / ("." if folds else self.split)), data_root
         )
         arrays = samples.classification(truth, guess, probability)
-        kept, lost = samples.keep(out, Samples("probe", tuple(classes), names, arrays), metrics)
+        kept = Samples("probe", tuple(classes), names, arrays)
+        kept, lost = samples.save_samples(out, kept, metrics)
         return self.outputs(
             metrics=metrics,
             per_class=recall,

@@ -106,7 +106,7 @@ class TransferMethod(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Acting:
+class TransferMethodConfig:
     """A transfer method in one stage.
 
     Attributes:
@@ -152,12 +152,14 @@ class Acting:
         cfg.custom_imports.imports.append("kdep_bench.transfer.method")
 
 
-def acting(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Acting | None:
+def transfer_method_of(
+    spec: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> TransferMethodConfig | None:
     """The transfer method of a stage's spec; None where it has none."""
     if spec.get("transfer") is None:
         return None
     folder = inputs.get("teacher")
-    return Acting(
+    return TransferMethodConfig(
         spec["transfer"],
         spec["student"],
         spec.get("teacher"),
@@ -337,7 +339,7 @@ def hooks_of(runner: Any) -> list[Hook]:
     return [] if method is None else [TransferLosses(), *method.hooks()]
 
 
-def left(runner: Any, hooks: Sequence[Hook], save_in: Path | None) -> dict[str, Any]:
+def strip_and_save(runner: Any, hooks: Sequence[Hook], save_in: Path | None) -> dict[str, Any]:
     """Reduces the model to the task's own one after training; returns outputs of the stage.
 
     Args:

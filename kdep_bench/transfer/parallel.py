@@ -105,7 +105,7 @@ def unwrapped(runner: Any) -> Any:
     return getattr(runner.model, "module", runner.model)
 
 
-def deal_out(cfg: Any, seed: int, task: str) -> list[Hook]:
+def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
     """Makes the config of one process that of one rank, in place; returns the hooks it needs.
 
     Changes nothing where there is one process.
@@ -127,7 +127,7 @@ def deal_out(cfg: Any, seed: int, task: str) -> list[Hook]:
     return [MeanLosses(), WholeBatchNorm()]  # torch's SyncBatchNorm has no CPU version
 
 
-def collect_in(runner: Any, folder: Path) -> None:
+def set_collect_folder(runner: Any, folder: Path) -> None:
     """Sets where the ranks' test results meet: mmengine would make a folder in the working dir."""
     if openmmlab.planned_ranks() == 1:
         return

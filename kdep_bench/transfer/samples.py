@@ -50,7 +50,9 @@ class TestOutputs:
         return Samples(scorer, classes, names, arrays)
 
 
-def keep(out: Path, samples: Samples | None, metrics: dict[str, float]) -> tuple[Any, list[str]]:
+def save_samples(
+    out: Path, samples: Samples | None, metrics: dict[str, float]
+) -> tuple[Any, list[str]]:
     """Writes `samples` into the stage's directory; (entry for the stage's outputs, notes).
 
     They are kept only if the metrics follow from them to the last digit, which is computed for test

@@ -73,6 +73,9 @@ def _extend(task: Task, spec: dict[str, Any], inputs: dict[str, Path]) -> None:
             "method and saves no model",
             fix="choose a task that is fine-tuned, such as segmentation",
         )
-    from kdep_bench.transfer.method import acting
+    from kdep_bench.transfer.method import transfer_method_of
 
-    task.acting, task.keeps_model = acting(spec, inputs), bool(spec.get("keep_model"))
+    task.transfer_method, task.keeps_model = (
+        transfer_method_of(spec, inputs),
+        bool(spec.get("keep_model")),
+    )

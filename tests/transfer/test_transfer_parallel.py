@@ -67,7 +67,7 @@ def one_process() -> Config:
 
 def test_one_process_is_left_alone():
     cfg = one_process()
-    assert parallel.deal_out(cfg, 3, "t") == []
+    assert parallel.split_over_ranks(cfg, 3, "t") == []
     assert cfg.to_dict() == one_process().to_dict()
 
 
@@ -75,14 +75,14 @@ def test_the_batch_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
     cfg = one_process()
-    parallel.deal_out(cfg, 3, "t")
+    parallel.split_over_ranks(cfg, 3, "t")
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.train_dataloader.sampler.batch == 16
     assert cfg.train_dataloader.sampler.seed == 3
     assert cfg.randomness.diff_rank_seed
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(KdepError, match=r"batch of task t of 16 images .* among 3 processes"):
-        parallel.deal_out(one_process(), 3, "t")
+        parallel.split_over_ranks(one_process(), 3, "t")
 
 
 # ---- two processes ----

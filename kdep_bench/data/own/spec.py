@@ -82,8 +82,8 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
     for part, split, folder in _nested(config):
         faults.add(
             KdepError(
-                f"the folder {folder} is the folder of another split of `{part}` ({split}), or "
-                "inside it",
+                f"the folder {folder} is used for two splits of `{part}`: it is the folder of "
+                f"{split}, or inside it",
                 fix="give each split its own folder in the data config",
             )
         )
