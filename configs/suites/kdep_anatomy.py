@@ -23,7 +23,8 @@ The sequence, one change per step:
 In addition: learned projectors only, on one map (`hint_s32`) and on the pooled feature (`conv1x1`);
 KDEP with one hint at the middle level (`kdep_hint`); at two levels other ways to encode a
 component's sign (`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS
-(`maps_n2`, `maps_n3`), four levels (`maps_4`), and a pooled target in addition to the maps (`maps_pooled`).
+(`maps_n2`, `maps_n3`), four levels (`maps_4`), and a pooled target in addition
+to the maps (`maps_pooled`).
 """
 
 from mmengine.config import read_base

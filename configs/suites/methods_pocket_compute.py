@@ -12,7 +12,8 @@ trained peer doubles a step (dml: 8 epochs), a forward pass of a weight average 
 (mean_teacher: 12). A teacher assistant of one and a half times the width costs 2.25 students: takd
 and kdep_assistant have 16 / (1 + 2.25) = 4.92 epochs for each training; eskd_teacher trains it for
 half as many, 16 / (1 + 1.125) = 7.53. Measured step times are in the cost table. Learning rates
-are those of `methods_pocket`, chosen at 16 epochs. view_gram is not repeated: it costs the same as kdep.
+are those of `methods_pocket`, chosen at 16 epochs. view_gram is not repeated: it costs
+the same as kdep.
 """
 
 from mmengine.config import read_base
