@@ -717,9 +717,9 @@ def test_images_and_masks_of_one_folder_are_refused(spec: Spec, mine: Path, tmp_
 
 def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path: Path) -> None:
     same = {"train": spec["classify"]["train"], "test": spec["classify"]["train"]}
-    assert "of another split" in refusal({**spec, "classify": same}, tmp_path / "a")
+    assert "is used for two splits" in refusal({**spec, "classify": same}, tmp_path / "a")
     same = {"train": spec["masks"]["train"], "test": spec["masks"]["train"]}
-    assert "of another split" in refusal({**spec, "masks": same}, tmp_path / "b")
+    assert "is used for two splits" in refusal({**spec, "masks": same}, tmp_path / "b")
     same = {"train": spec["coco"]["train"], "test": spec["coco"]["train"]}
     assert "use the same json file" in refusal({**spec, "coco": same}, tmp_path / "c")
     only = {"test": spec["coco"]["test"]}
