@@ -19,6 +19,7 @@ runs nothing again, and an interrupted one resumes.
 
 from __future__ import annotations
 
+import math
 import pprint
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def pretrain(
 
 
 def evaluate(
-    backbone: nn.Module | str | Path,
+    backbone: nn.Module | Pretrained | str | Path,
     *,
     student: str | Mapping[str, Any],
     data: str | Mapping[str, Any],
@@ -186,8 +187,8 @@ def evaluate(
     """Transfers a backbone to tasks, and compares it with other methods under the same recipes.
 
     Args:
-        backbone: the network, or a file of its state dict. It must be the network that `student`
-            describes: every tensor is compared after loading.
+        backbone: the network, the result of `pretrain`, or a file of its state dict. It must be the
+            network that `student` describes: every tensor is compared after loading.
         student: a student config's name, or dict(base=name, ...).
         data: a data config's name, or a complete config.
         tasks: task configs' names, or dict(base=name, ...).
@@ -204,8 +205,11 @@ def evaluate(
         show_progress: print the progress of the stages.
 
     Raises:
-        KdepError: as `pretrain`; also where a run failed.
+        KdepError: as `pretrain`; also where a run failed, or an argument is no list.
     """
+    _check_list(tasks, "tasks")
+    _check_list(seeds, "seeds")
+    _check_list(compared_with, "compared_with", may_be_empty=True)
     work = _work(work_dir)
     file = _weights_file(backbone, work)
     given = dict(
@@ -223,9 +227,10 @@ def evaluate(
         methods=[given, *compared_with],
         tasks=list(tasks),
         budget=_budget(epochs, views, batch, lr, precision),
-        seeds=dict(pretrain=[seeds[0]], transfer=list(seeds)),
+        seeds=dict(pretrain=[next(iter(seeds))], transfer=list(seeds)),
     )
-    results = Path(results_dir).absolute() if results_dir else OUTPUT / "results" / name
+    results = Path(results_dir).expanduser().absolute() if results_dir else _results(name)
+    _check_owner(results, name)
     _run(suite, work, results, show_progress)
     return compare(results)
 
@@ -245,13 +250,21 @@ def extract_features(
         [N, C] float32.
 
     Raises:
-        KdepError: `images` has another shape or type.
+        KdepError: `images` has another shape or type, or `batch` is below 1.
     """
     import numpy as np
     import torch
 
     from kdep_bench.data.normalisation import MEAN, STD
 
+    if batch < 1:
+        raise KdepError(f"the batch is {batch}", expected="at least 1", fix="correct `batch`")
+    if not isinstance(images, np.ndarray) or not len(images):
+        raise KdepError(
+            f"the images are {'an empty array' if hasattr(images, 'shape') else type(images)}",
+            expected="a NumPy array [N, H, W, 3], uint8",
+            fix="pass at least one image, or join a list of images by np.stack",
+        )
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise KdepError(
             f"the images are an array of shape {images.shape} and type {images.dtype}",
@@ -259,17 +272,23 @@ def extract_features(
             fix="pass RGB images as bytes",
         )
     network = backbone.backbone if isinstance(backbone, Pretrained) else backbone
-    training, device = network.training, next(network.parameters()).device
+    modes = {m: m.training for m in network.modules()}
+    weight = next(network.parameters())
     network.eval()
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=weight.device).view(3, 1, 1) for v in (MEAN, STD))
     parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).to(device)
-            y = network((x - mean) / std)
-            y = y[-1] if isinstance(y, tuple | list) else y
-            parts.append((y.mean((2, 3)) if y.ndim == 4 else y).float().cpu().numpy())
-    network.train(training)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(images), batch):
+                pixels = images[start : start + batch].transpose(0, 3, 1, 2).copy()
+                x = (torch.from_numpy(pixels).to(weight.device) - mean) / std
+                y = network(x.to(weight.dtype))
+                y = y[-1] if isinstance(y, tuple | list) else y
+                y = y.float()
+                parts.append((y.mean((2, 3)) if y.ndim == 4 else y).cpu().numpy())
+    finally:
+        for module, mode in modes.items():  # a user may have frozen some layers
+            module.training = mode
     return np.concatenate(parts)
 
 
@@ -314,6 +333,25 @@ def _work(work_dir: str | Path | None) -> Path:
     return Path(work_dir).expanduser().absolute() if work_dir else OUTPUT / "work_dirs"
 
 
+def _results(name: str) -> Path:
+    return OUTPUT / "results" / safe_name(name, "suite name")
+
+
+def _check_owner(results: Path, name: str) -> None:
+    """Raises KdepError for a folder with records of another suite, which a run would set aside."""
+    from kdep_bench.results.records import store
+
+    if not (results / store.RECORDS).is_dir():
+        return
+    suites = sorted({r.suite for r in store.read_own(results).runs} - {name})
+    if suites:
+        raise KdepError(
+            f"the folder {results} has the records of the suite {suites[0]!r}",
+            expected=f"a new folder, or one of the suite {name!r}",
+            fix="choose another `results_dir`",
+        )
+
+
 def _budget(epochs: float, views: int, batch: int, lr: float, precision: str) -> dict[str, Any]:
     return dict(
         epochs=float(epochs),
@@ -330,11 +368,46 @@ def _suite(name: str, work: Path, **content: Any) -> Path:
     """Writes the suite's config below `work`; the file is readable and can be run by hand."""
     safe_name(name, "suite name")
     path = work / "suites" / f"{name}.py"
-    suite = dict(name=name, **content)
+    suite = _plain(dict(name=name, **content), "")
     text = '"""Written by kdep_bench; run it with: kdep-bench run FILE."""\n\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, f"{text}suite = {pprint.pformat(suite, sort_dicts=False)}\n")
     return path
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value of Python types that a config file can contain; paths become text.
+
+    Raises:
+        KdepError: a value of another type; names its place.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, Path):
+        return str(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if finite and (value is None or type(value) in (bool, int, float, str)):
+        return value
+    raise KdepError(
+        f"`{where}` of the suite is {value!r:.80} of type {type(value).__name__}",
+        expected="text, a finite number, True, False, None, a path, or lists and dicts of these",
+        fix=f"correct the argument that `{where}` comes from",
+    )
+
+
+def _check_list(values: Any, name: str, may_be_empty: bool = False) -> None:
+    """Raises KdepError for text or a number in place of a list, and for an empty list."""
+    is_list = hasattr(values, "__len__") and not isinstance(values, str | Mapping)
+    if not is_list or not (len(values) or may_be_empty):
+        raise KdepError(
+            f"`{name}` is {values!r:.80}",
+            expected="a list" if may_be_empty else "a list of at least one entry",
+            fix=f"pass {name}=[...]",
+        )
 
 
 def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> None:
@@ -365,15 +438,23 @@ def _backbone(student: Mapping[str, Any], file: Path) -> nn.Module:
     from kdep_bench.students.given_weights import given_weights
 
     backbone = build_backbone(dict(student))
-    given_weights(backbone, file)
+    given_weights(backbone, str(file))
     backbone.eval()  # mmpretrain's networks return None here
     return backbone
 
 
-def _weights_file(backbone: nn.Module | str | Path, work: Path) -> Path:
+def _weights_file(backbone: nn.Module | Pretrained | str | Path, work: Path) -> Path:
     """The file of a backbone; a network's weights are saved under the hash of their content."""
     if isinstance(backbone, str | Path):
         return Path(backbone).expanduser().absolute()
+    if isinstance(backbone, Pretrained):
+        return backbone.file
+    if not hasattr(backbone, "state_dict"):
+        raise KdepError(
+            f"the backbone is of type {type(backbone).__name__}",
+            expected="a network, the result of `pretrain`, or a file of a state dict",
+            fix="save a state dict with torch.save, and pass the file",
+        )
     from kdep_bench.transfer.export import save_tensors
 
     folder = work / "given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from kdep_bench import api as kb
 from kdep_bench.api import Pretrained, ScoreTable
 from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
+from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.students.given_weights import given_weights
+from kdep_bench.suite.config import resolve
 
 COLOURS = dict(blue=(20, 20, 220), green=(20, 220, 20), red=(220, 20, 20))
 BUDGET: dict[str, Any] = dict(epochs=1, views=12, batch=8, show_progress=False)
@@ -91,7 +95,7 @@ def test_plain_colours_are_told_apart_with_a_score_of_1(trained, folder):
 
 def test_a_network_that_is_not_the_student_is_refused(trained, folder):
     with pytest.raises(KdepError, match="do not fit"):
-        evaluated(trained, folder, student="resnet18_w48", name="wrong")
+        evaluated(trained, folder, student="resnet18_w48", results_dir=folder / "wrong")
 
 
 def test_features_are_averages_of_the_last_level(trained):
@@ -116,3 +120,58 @@ def test_a_folder_without_images_is_named_in_the_error(tmp_path):
             work_dir=tmp_path / "work",
             **BUDGET,
         )
+
+
+def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
+    """A run moves records that it does not plan to superseded/: another suite's whole table."""
+    evaluated(trained, folder)
+    before = {p.name for p in (folder / "results" / "records").iterdir()}
+    with pytest.raises(KdepError, match="'evaluated'"):
+        evaluated(trained, folder, name="another")
+    assert {p.name for p in (folder / "results" / "records").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(tasks=[]), "`tasks`"),  # the scores of an earlier call would be returned
+        (dict(tasks="pocket_probe"), "`tasks`"),
+        (dict(seeds=()), "`seeds`"),
+        (dict(seeds=3), "`seeds`"),
+        (dict(compared_with="scratch"), "`compared_with`"),
+        (dict(lr=float("inf")), "`budget.optimizer.lr`"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(trained, folder, change, message):
+    with pytest.raises(KdepError, match=message):
+        evaluated(trained, folder, **change)
+
+
+def test_paths_and_numpy_numbers_become_text_and_numbers_of_the_suite_file(tmp_path):
+    suite = kb._suite("x", tmp_path, data=dict(pool=Path("a b")), seeds=[np.int64(3)])
+    assert "'a b'" in suite.read_text()
+    assert "[3]" in suite.read_text()
+
+
+def test_features_of_any_memory_layout_and_precision_and_frozen_layers():
+    network = build_backbone(resolve("student", "resnet18_w32"))
+    network.train()
+    norm = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.eval()
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    flipped = kb.extract_features(network, images[..., ::-1])
+    assert network.training
+    assert not norm.training
+    np.testing.assert_array_equal(flipped, kb.extract_features(network, images[..., ::-1].copy()))
+    half = kb.extract_features(copy.deepcopy(network).bfloat16(), images[..., ::-1])
+    assert np.corrcoef(half.ravel(), flipped.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("fault", ["nan", "number", "key"])
+def test_a_file_with_a_value_that_is_no_weight_is_refused(trained, tmp_path, fault):
+    tensors: dict[Any, Any] = dict(torch.load(trained.file, weights_only=True))
+    first = next(k for k, v in tensors.items() if v.is_floating_point())
+    tensors[0 if fault == "key" else first] = dict(nan=tensors[first] * float("nan")).get(fault, 3)
+    torch.save(tensors, tmp_path / "weights.pth")
+    with pytest.raises(KdepError, match=r"weights\.pth"):
+        given_weights(copy.deepcopy(trained.backbone), str(tmp_path / "weights.pth"))

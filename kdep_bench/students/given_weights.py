@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from kdep_bench.checkpoints import read_checkpoint
 from kdep_bench.errors import KdepError
@@ -25,12 +28,29 @@ def given_weights(backbone: nn.Module, weights: str) -> None:
     tensors = read_checkpoint(weights)
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, dict):
+    is_state = isinstance(tensors, dict) and all(isinstance(n, str) for n in tensors)
+    if not is_state:
         raise KdepError(
-            f"the weights file {weights} contains a {type(tensors).__name__}",
+            f"the weights file {weights} contains a {type(tensors).__name__}"
+            + (" whose keys are not text" if isinstance(tensors, dict) else ""),
             expected="a state dict",
             fix="save backbone.state_dict()",
         )
-    if any(str(name).startswith(PREFIX) for name in tensors):
+    if any(name.startswith(PREFIX) for name in tensors):
         tensors = {n.removeprefix(PREFIX): v for n, v in tensors.items() if n.startswith(PREFIX)}
+    faults = {n: _fault(v) for n, v in tensors.items() if n in backbone.state_dict()}
+    bad = [n for n, fault in faults.items() if fault]
+    if bad:
+        raise KdepError(
+            f"{len(bad)} entries in {weights} {faults[bad[0]]}: {bad[:3]}",
+            expected="tensors of finite numbers",
+            fix="use another checkpoint of this training, or save backbone.state_dict() again",
+        )
     load_exactly(backbone, tensors, str(weights))
+
+
+def _fault(value: Any) -> str:
+    """The reason that a value cannot be a weight, as a clause; empty if it can."""
+    if not isinstance(value, Tensor):
+        return "are no tensors"
+    return "" if bool(torch.isfinite(value).all()) else "are not finite"
