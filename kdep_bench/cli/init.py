@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +81,13 @@ def write_suite(folder: Path, name: str | None, teacher: str, student: str, out:
         raise KdepError(
             f"{path} already exists", fix="choose another name with --name, or edit that file"
         )
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise KdepError(
+            f"the path {os.fsencode(root)!r} is not UTF-8, so no config can contain it",
+            fix="rename the folder, or give a link to it with a UTF-8 name",
+        ) from None
     parts = discover(root)
     width = int(resolve("student", student)["width"])
     resolve("teacher", teacher)
@@ -159,11 +168,11 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
     if parts.masks:
         todo.append("Give the mask classes their names, in `classes`, by mask value.")
     if not suite["tasks"]:
-        todo.append("No task was parts: this suite only pre-trains.")
+        todo.append("No task was found: this suite only pre-trains.")
     lines = [
-        f'"""KDEP on the images of {parts.root.name}, compared with no pre-training.',
+        f'"""KDEP on the images of {_prose(parts.root.name)}, compared with no pre-training.',
         "",
-        f"Command   kdep-bench run {path}",
+        f"Command   kdep-bench run {_prose(shlex.quote(str(path)))}",
         "Cost      --dry-run forecasts it",
         "",
         "A small budget and recipes for small images: raise them for a result that you rely on. "
@@ -179,6 +188,11 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
         names = [f"class_{i}" for i in range(parts.mask_values)]
         lines += [f"classes = {_code(names)}", ""]
     return "\n".join([*lines, f"suite = {_code(suite)}", ""])
+
+
+def _prose(text: str) -> str:
+    """Text for a docstring: backslashes, quotes and line feeds as escapes."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _code(value: Any, indent: int = 0) -> str:

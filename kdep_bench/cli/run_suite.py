@@ -252,7 +252,7 @@ def _collect(
 
     if not plan.runs and not plan.probes:
         for stage in plan.stages.values():
-            if stage.kind == "export" and stage.id not in outcome.failed:
+            if stage.kind == "export" and state.finished(stage, work)[0] is not None:
                 print(f"backbone: {state.folder(work, stage.id) / 'backbone.pth'}")
         print("the suite has no tasks, so there are no scores")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,103 @@ def test_a_suite_that_exists_is_not_overwritten(root, tmp_path, capsys):
     assert init.main(arguments) == 2
     assert (tmp_path / "kept.py").read_text() == "mine"
     assert "--name" in capsys.readouterr().err
+
+
+def pairs(folder: Path, split: str, value: int, kind: type = np.uint8) -> None:
+    """An image and its mask, which has two values: 0 and `value`."""
+    save(folder / split / "images" / "0.jpg")
+    mask = np.zeros((48, 64), kind)
+    mask[:9] = value
+    (folder / split / "masks").mkdir(parents=True)
+    Image.fromarray(mask).save(folder / split / "masks" / "0.png")
+
+
+def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
+    """Both sets have a 0.jpg: the masks of the second fitted the images of the first."""
+    for name in ("first", "second"):
+        for split in ("train", "test"):
+            pairs(tmp_path / name, split, 2)
+    shutil.rmtree(tmp_path / "first" / "train" / "masks")
+    parts = discover(tmp_path)
+    second = tmp_path / "second"
+    assert parts.masks == {
+        s: (second / s / "images", second / s / "masks") for s in ("train", "test")
+    }
+    assert any("left out" in note and "first" in note for note in parts.notes)
+
+
+def test_splits_of_different_data_sets_are_named(tmp_path):
+    pairs(tmp_path / "first", "train", 2)
+    pairs(tmp_path / "second", "test", 2)
+    assert any("check that they fit" in note for note in discover(tmp_path).notes)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(255, np.uint8), (40_000, np.uint16)])
+def test_masks_without_two_classes_give_no_task(tmp_path, value, kind):
+    """0 and 255 are one class: every score would be 1. `images` and `masks` are no classes."""
+    for split in ("train", "test"):
+        pairs(tmp_path, split, value, kind)
+    parts = discover(tmp_path)
+    assert not parts.masks
+    assert not parts.classify
+    assert any("left out, because mask values" in note for note in parts.notes)
+
+
+def test_masks_of_16_bits_are_counted(tmp_path):
+    for split in ("train", "test"):
+        pairs(tmp_path, split, 3, np.uint16)
+    assert discover(tmp_path).mask_values == 4
+
+
+def test_a_pool_that_holds_test_images_is_stated(tmp_path):
+    for i in range(4):
+        save(tmp_path / "images" / f"{i}.jpg")
+    coco(tmp_path / "train.json", ["0.jpg", "1.jpg"])
+    coco(tmp_path / "test.json", ["2.jpg", "3.jpg"])
+    assert any("also holds test images" in note for note in discover(tmp_path).notes)
+
+
+@pytest.mark.parametrize("name", ["../{}", "{root}/images/{}", "a" * 5000])
+def test_boxes_of_images_outside_a_folder_are_left_out(tmp_path, name):
+    for i in range(2):
+        save(tmp_path / "images" / f"{i}.jpg")
+        save(tmp_path / f"{i}.jpg")
+    for split in ("train", "test"):
+        names = [name.format(f"{i}.jpg", root=tmp_path) for i in range(2)]
+        coco(tmp_path / "boxes" / f"{split}.json", names)
+    parts = discover(tmp_path)
+    assert not parts.coco
+    assert any("no folder holds its images" in note for note in parts.notes)
+
+
+def test_a_json_without_boxes_is_no_task(tmp_path):
+    for split in ("train", "test"):
+        save(tmp_path / split / "0.jpg")
+        coco(tmp_path / f"panoptic_{split}.json", ["0.jpg"])
+        path = tmp_path / f"panoptic_{split}.json"
+        path.write_text(path.read_text().replace("bbox", "segments_info"))
+    assert not discover(tmp_path).coco
+
+
+def test_a_link_to_a_folder_above_is_not_followed_in_circles(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            save(tmp_path / split / name / "0.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    parts = discover(tmp_path)
+    assert parts.classify == {s: tmp_path / s for s in ("train", "test")}
+    assert parts.pool_images == 2
+
+
+def test_a_folder_with_quotes_and_backslashes_gives_a_suite_that_loads(tmp_path):
+    folder = tmp_path / 'a"""b\\N\'c'
+    save(folder / "0.png")
+    assert init.main([str(folder), "--name", "odd", "--out", str(tmp_path / "out")]) == 0
+    assert load_suite(str(tmp_path / "out" / "odd.py")).data["pool"] == str(folder)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_a_sentence(tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    save(folder / "0.png")
+    assert init.main([str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "rename the folder" in capsys.readouterr().err

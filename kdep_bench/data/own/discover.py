@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from kdep_bench.data.listing import is_image_name
@@ -29,6 +30,9 @@ POOL_NAMES = ("pool", "unlabeled", "unlabelled", "images", "photos", "raw")
 DEEPEST = 5  # levels of folders that are looked at
 _CHECKED = 20  # image names of a json that must exist
 _IGNORED_MASK_VALUE = 255
+# Names of folders that hold one kind of file each, and no class.
+_KINDS = {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "gt"}
+_KINDS |= {"annotation", "annotations", "depth", "segmentation"}
 _ONE_CHANNEL = ("1", "L", "P", "I", "I;16")
 
 
@@ -89,8 +93,16 @@ Folders = Mapping[Path, tuple[list[str], list[str]]]
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, tuple[list[str], list[str]]]]:
-    """(folder, (image names, json names)) of the root and the folders below it, sorted."""
+    """(folder, (image names, json names)) of the root and the folders below it, sorted.
+
+    A folder that links lead to a second time is left out.
+    """
+    seen: set[str] = set()
     for where, inner, names in os.walk(root, followlinks=True):
+        if os.path.realpath(where) in seen:
+            inner[:] = []
+            continue
+        seen.add(os.path.realpath(where))
         folder = Path(where)
         inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
         if len(folder.relative_to(root).parts) >= DEEPEST:
@@ -111,6 +123,7 @@ def split_of(path: Path, root: Path) -> str | None:
 
 def _find_boxes(parts: Discovery, folders: Folders) -> None:
     """COCO files by split, each with the nearest folder that holds its images."""
+    candidates: list[tuple[str, Path, Any]] = []
     for folder, (_, jsons) in folders.items():
         for name in jsons:
             path = folder / name
@@ -121,14 +134,45 @@ def _find_boxes(parts: Discovery, folders: Folders) -> None:
             if split is None:
                 parts.notes.append(f"{path}: its path names no split, so it is left out")
                 continue
-            if split in parts.coco:
-                parts.notes.append(f"{path}: {parts.coco[split][0]} is used for {split}")
-                continue
             images = _folder_of(table, path, folders, parts.root)
             if images is None:
                 parts.notes.append(f"{path}: no folder holds its images, so it is left out")
                 continue
-            parts.coco[split] = (path, images)
+            candidates.append((split, path, (path, images)))
+    parts.coco = _one_data_set(candidates, parts)
+
+
+def _one_data_set(candidates: Sequence[tuple[str, Path, Any]], parts: Discovery) -> dict[str, Any]:
+    """The candidates of one data set by split; notes name the others.
+
+    Splits of one data set have paths that are equal without the names of splits. Where no such
+    group has a training and another split, the first candidate of each split counts.
+
+    Args:
+        candidates: (split, its file or folder, the value to return).
+        parts: for its root, and for notes.
+    """
+    groups: dict[tuple[str, ...], dict[str, Any]] = defaultdict(dict)
+    of_split: dict[str, tuple[Path, Any]] = {}
+    for split, path, value in candidates:
+        groups[_without_split(path, parts.root)].setdefault(split, value)
+        of_split.setdefault(split, (path, value))
+    whole = [g for g in groups.values() if "train" in g and len(g) > 1]
+    chosen = whole[0] if whole else {split: value for split, (_, value) in of_split.items()}
+    if not whole and len(chosen) > 1:
+        paths = ", ".join(f"{split} {path}" for split, (path, _) in of_split.items())
+        parts.notes.append(f"the splits have paths of other forms, check that they fit: {paths}")
+    for split, path, value in candidates:
+        if chosen.get(split) is not value:
+            parts.notes.append(f"{path}: left out, because another data set was found first")
+    return chosen
+
+
+def _without_split(path: Path, root: Path) -> tuple[str, ...]:
+    """The words of a path below `root` without names of splits."""
+    words = re.split(r"[^a-z0-9]+", path.relative_to(root).as_posix().lower())
+    splits = {name for names in SPLITS.values() for name in names}
+    return tuple(w for w in words if w and w not in splits)
 
 
 def _coco(path: Path) -> dict[str, Any] | None:
@@ -139,7 +183,10 @@ def _coco(path: Path) -> dict[str, Any] | None:
         return None
     lists = ("images", "annotations", "categories")
     fits = isinstance(table, dict) and all(isinstance(table.get(k), list) for k in lists)
-    return table if fits and table["images"] else None
+    if not fits or not table["images"]:
+        return None
+    boxes = any(isinstance(a, dict) and "bbox" in a for a in table["annotations"])
+    return table if boxes else None  # a json of captions or of panoptic segments has none
 
 
 def _folder_of(table: Mapping[str, Any], path: Path, folders: Folders, root: Path) -> Path | None:
@@ -150,16 +197,18 @@ def _folder_of(table: Mapping[str, Any], path: Path, folders: Folders, root: Pat
     entries = [e for e in table["images"][:_CHECKED] if isinstance(e, dict)]
     names = [e["file_name"] for e in entries if isinstance(e.get("file_name"), str)]
     split = split_of(path, root)
-    fitting = [f for f in folders if names and all((f / n).is_file() for n in names)]
+    below = all(not os.path.isabs(n) and ".." not in Path(n).parts for n in names)
+    is_file = os.path.isfile  # unlike Path.is_file, False for a name that no file can have
+    fitting = [f for f in folders if names and below and all(is_file(f / n) for n in names)]
     same = [f for f in fitting if split_of(f, root) == split]
     fitting = same or [f for f in fitting if split_of(f, root) is None]
+    return min(fitting, key=lambda f: (_steps(f, path.parent), str(f)), default=None)
 
-    def distance(folder: Path) -> tuple[int, str]:
-        common = os.path.commonpath([folder, path.parent])
-        steps = len(folder.relative_to(common).parts) + len(path.parent.relative_to(common).parts)
-        return steps, str(folder)
 
-    return min(fitting, key=distance, default=None)
+def _steps(first: Path, second: Path) -> int:
+    """Number of folders between two folders."""
+    common = os.path.commonpath([first, second])
+    return sum(len(f.relative_to(common).parts) for f in (first, second))
 
 
 def _find_masks(parts: Discovery, folders: Folders) -> None:
@@ -168,16 +217,28 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
     for folder, (images, _) in folders.items():
         if images:
             by_names[frozenset(os.path.splitext(n)[0] for n in images)].append(folder)
+    candidates: list[tuple[str, Path, Any]] = []
     for same in by_names.values():
         masks = [f for f in same if _are_masks(f, folders[f][0])]
         image_folders = [f for f in same if f not in masks]
         for folder in masks:
             split = split_of(folder, parts.root)
             partners = [f for f in image_folders if split_of(f, parts.root) == split]
-            if split is None or not partners or split in parts.masks:
+            if split is None or not partners:
                 continue
-            parts.masks[split] = (partners[0], folder)
-            parts.mask_values = max(parts.mask_values, _values(folder, folders[folder][0]))
+            nearest = min(partners, key=lambda f, m=folder: (_steps(f, m), str(f)))
+            candidates.append((split, folder, (nearest, folder)))
+    candidates.sort(key=lambda c: c[1])
+    parts.masks = _one_data_set(candidates, parts)
+    values = [_values(m, folders[m][0]) for _, m in parts.masks.values()]
+    parts.mask_values = max(values, default=0)
+    if parts.masks and not 2 <= parts.mask_values <= _IGNORED_MASK_VALUE:
+        parts.notes.append(
+            f"{parts.masks[min(parts.masks)][1]}: left out, because mask values are numbers of "
+            f"classes from 0 on, 2 to {_IGNORED_MASK_VALUE} of them ({_IGNORED_MASK_VALUE} is "
+            f"ignored); these have {parts.mask_values}"
+        )
+        parts.masks, parts.mask_values = {}, 0
 
 
 def _are_masks(folder: Path, names: list[str]) -> bool:
@@ -201,11 +262,11 @@ def _values(folder: Path, names: list[str]) -> int:
     for name in names:
         try:
             with Image.open(folder / name) as image:
-                values = [v for _, v in image.getcolors(1 << 16) or []]
+                values = np.asarray(image)
         except (OSError, ValueError, Image.DecompressionBombError):
             continue  # stage prepare names the broken file
-        numbers = [v for v in values if isinstance(v, int) and v != _IGNORED_MASK_VALUE]
-        largest = max([largest, *numbers])
+        values = values[values != _IGNORED_MASK_VALUE]
+        largest = max(largest, int(values.max()) if values.size else -1)
     return largest + 1
 
 
@@ -218,6 +279,9 @@ def _find_classes(parts: Discovery, folders: Folders) -> None:
         inner = [f for f in folders if f.parent == folder and folders[f][0]]
         split = split_of(Path(folder.name), Path())
         if split and len(inner) >= 2 and not images and not used & {folder, *inner}:
+            if kinds := [f.name for f in inner if f.name.lower() in _KINDS]:
+                parts.notes.append(f"{folder}: its folder {kinds[0]} is no class, so it has none")
+                continue
             candidates[folder.parent][split] = folder
     for splits in candidates.values():
         classes = {
@@ -269,6 +333,11 @@ def _find_pool(parts: Discovery, folders: Folders) -> None:
     elif parts.coco or parts.masks:
         parts.pool = parts.coco["train"][1] if parts.coco else parts.masks["train"][0]
         parts.notes.append(f"{parts.pool}: the training images are also the pool")
+        if any(e.is_relative_to(parts.pool) for e in evaluated):
+            parts.notes[-1] = (
+                f"{parts.pool}: the pool, although it also holds test images, so that scores would "
+                "be too high and carry a note; move the training images to a folder of their own"
+            )
     else:
         parts.pool = parts.root
     parts.pool_images = count(parts.pool)
