@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -253,3 +254,21 @@ def test_a_budget_refuses_or_says_what_fits(tmp_path):
     assert 0 < float(spent.replace(",", "")) <= total / 2
     assert "not run, comparisons by task: cityscapes" in some.stdout
     assert some.stdout.count("run   transfer-") < whole.stdout.count("run   transfer-")
+
+
+def test_a_backbone_that_does_not_exist_is_not_printed_as_a_result(tmp_path, capsys):
+    """Stages that were skipped, stopped or not selected are not among the failed ones."""
+    from kdep_bench.cli.run_suite import _collect
+    from kdep_bench.engine.local_pool import Outcome
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.plan import build_plan
+
+    suite = load_suite("smoke").model_copy(update={"tasks": [], "claims": [], "variants": []})
+    plan = build_plan(suite)
+    assert not plan.runs
+    object.__setattr__(plan, "probes", [])
+    arguments = argparse.Namespace(report=False)
+    _collect(arguments, suite, plan, tmp_path, tmp_path / "results", Outcome())
+    out = capsys.readouterr().out
+    assert "no tasks" in out
+    assert "backbone:" not in out
