@@ -152,9 +152,9 @@ def probe(truth: list[int], guess: list[int]) -> Samples:
 
 def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
     samples = probe([0, 1, 2, 2], [0, 1, 2, 0])
-    assert kept.keep(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
+    assert kept.save_samples(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
     (tmp_path / stored.FILE).unlink()
-    none, notes = kept.keep(tmp_path, samples, {"top1": 0.7500001})
+    none, notes = kept.save_samples(tmp_path, samples, {"top1": 0.7500001})
     assert none is None
     assert notes == ["no per-sample outputs: they give top1 = 0.75, not 0.7500001"]
     assert not (tmp_path / stored.FILE).exists()
