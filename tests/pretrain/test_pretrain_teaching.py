@@ -211,7 +211,7 @@ def test_a_teacher_without_logits_is_refused_before_training(
     with pytest.raises(KdepError, match="lite0 has no logits"):
         cache.run({"teacher": dumb, "outputs": ["logits"]}, stages, tmp_path, silent)
     live = {"views": stages["views"], "images": stages["prepare"]}
-    with pytest.raises(KdepError, match="reads logits of the teacher, but .*lite0 returns none"):
+    with pytest.raises(KdepError, match=r"reads logits of the teacher, but .*lite0 returns none"):
         pretrain(tmp_path / "l", live, LOGIT_KD, teacher=dumb)
     told = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=dumb)
     shutil.copytree(stages["cache"], tmp_path / "c")
