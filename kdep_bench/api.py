@@ -20,6 +20,7 @@ runs nothing again, and an interrupted one resumes.
 from __future__ import annotations
 
 import math
+import os
 import pprint
 import subprocess
 import sys
@@ -35,6 +36,8 @@ from kdep_bench.paths import OUTPUT
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
+
+    from kdep_bench.suite.graph import Plan
 
 GIVEN = "given"  # the method name of a backbone that `evaluate` was given
 
@@ -157,8 +160,8 @@ def pretrain(
     _run(suite, work, None, show_progress)
     loaded = _loaded(suite, work)
     plan = build_plan(loaded)
-    (export,) = [s for s in plan.stages.values() if s.kind == "export"]
-    folder = state.folder(work, export.id)
+    export = student_export(plan)
+    folder = state.folder(work, export)
     file = folder / "backbone.pth"
     return Pretrained(_backbone(loaded.students[0], file), file, folder / "README.md", suite)
 
@@ -230,7 +233,6 @@ def evaluate(
         seeds=dict(pretrain=[next(iter(seeds))], transfer=list(seeds)),
     )
     results = Path(results_dir).expanduser().absolute() if results_dir else _results(name)
-    _check_owner(results, name)
     _run(suite, work, results, show_progress)
     return compare(results)
 
@@ -329,27 +331,19 @@ def compare(results_dir: str | Path) -> ScoreTable:
     return ScoreTable(folder, tuple(scores), tuple(lines))
 
 
+def student_export(plan: Plan) -> str:
+    """The export stage of the only student: a teacher assistant's is read by other stages."""
+    read = {i for stage in plan.stages.values() for i in stage.needs.values()}
+    (export,) = [i for i, s in plan.stages.items() if s.kind == "export" and i not in read]
+    return export
+
+
 def _work(work_dir: str | Path | None) -> Path:
     return Path(work_dir).expanduser().absolute() if work_dir else OUTPUT / "work_dirs"
 
 
 def _results(name: str) -> Path:
     return OUTPUT / "results" / safe_name(name, "suite name")
-
-
-def _check_owner(results: Path, name: str) -> None:
-    """Raises KdepError for a folder with records of another suite, which a run would set aside."""
-    from kdep_bench.results.records import store
-
-    if not (results / store.RECORDS).is_dir():
-        return
-    suites = sorted({r.suite for r in store.read_own(results).runs} - {name})
-    if suites:
-        raise KdepError(
-            f"the folder {results} has the records of the suite {suites[0]!r}",
-            expected=f"a new folder, or one of the suite {name!r}",
-            fix="choose another `results_dir`",
-        )
 
 
 def _budget(epochs: float, views: int, batch: int, lr: float, precision: str) -> dict[str, Any]:
@@ -459,7 +453,7 @@ def _weights_file(backbone: nn.Module | Pretrained | str | Path, work: Path) -> 
 
     folder = work / "given"
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "backbone.partial"
+    partial = folder / f"{os.getpid()}.partial"
     tensors = {k: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
     file = folder / f"{save_tensors(tensors, partial)[:16]}.pth"
     partial.replace(file)

@@ -17,7 +17,8 @@ from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.students.given_weights import given_weights
-from kdep_bench.suite.config import resolve
+from kdep_bench.suite.config import build_suite, load_suite, resolve
+from kdep_bench.suite.plan import build_plan
 
 COLOURS = dict(blue=(20, 20, 220), green=(20, 220, 20), red=(220, 20, 20))
 BUDGET: dict[str, Any] = dict(epochs=1, views=12, batch=8, show_progress=False)
@@ -175,3 +176,24 @@ def test_a_file_with_a_value_that_is_no_weight_is_refused(trained, tmp_path, fau
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(KdepError, match=r"weights\.pth"):
         given_weights(copy.deepcopy(trained.backbone), str(tmp_path / "weights.pth"))
+
+
+def test_the_exported_student_is_not_its_teacher_assistant():
+    smoke = load_suite("smoke")
+    made = build_plan(
+        build_suite(
+            dict(
+                name="assistant",
+                data="smoke",
+                teacher="efficientnet_lite0",
+                students=["resnet18_w32"],
+                methods=["kdep_assistant"],
+                tasks=[],
+                budget=smoke.budget.model_dump(),
+                seeds=dict(pretrain=[0], transfer=[0]),
+            )
+        )
+    )
+    assert sum(s.kind == "export" for s in made.stages.values()) == 2
+    assert "resnet18_w32" in kb.student_export(made)
+    assert "kdep_assistant" in kb.student_export(made)

@@ -70,6 +70,9 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
 
         write_plan(args.write_plan, plan.name, plan.stages.values())
         return 0
+    from kdep_bench.engine.collect import check_folder
+
+    check_folder(results, suite.name)
     outcome = _execute(args, plan, work, known, gpus)
     command = "python tools/run_suite.py " + shlex.join(arguments)
     code = output.summarise(plan, known, outcome, command)

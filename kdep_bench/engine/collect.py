@@ -113,6 +113,24 @@ def _collect_run(
     return record, True
 
 
+def check_folder(results: Path, suite: str) -> None:
+    """Raises KdepError for a results folder of another suite, whose records would be set aside."""
+    from kdep_bench.results.records import record, store
+
+    for path in sorted(store.records_dir(results).glob("*.json")):
+        try:
+            owner = record.load(path).suite
+        except (KdepError, OSError):
+            continue  # a damaged record is made again
+        if owner != suite:
+            raise KdepError(
+                f"the folder {results} has the records of the suite {owner!r}",
+                expected=f"a new folder, or one of the suite {suite!r}",
+                fix="choose another results folder",
+            )
+        return
+
+
 def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> bool:
     """Writes the counts of stage `prepare` into `results`; returns whether they changed."""
     from kdep_bench.results.report import data_card

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdep_bench.checkpoints import read_checkpoint
-from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
+from kdep_bench.teachers.weights import read_weights
 
 PREFIX = "backbone."
 
@@ -19,38 +17,15 @@ def given_weights(backbone: nn.Module, weights: str) -> None:
 
     Args:
         backbone: the student, as its config builds it.
-        weights: a torch or safetensors file of its complete state dict, plain, below "state_dict",
-            or with all backbone names behind the prefix "backbone." (other names are then dropped).
+        weights: a torch or safetensors file of its complete state dict, plain, below one entry such
+            as "state_dict", or with all backbone names behind the prefix "backbone." (other names
+            are then dropped).
 
     Raises:
-        KdepError: no such file, no state dict, or tensors that do not fit exactly.
+        KdepError: no such file, no state dict, a value that is not finite, or tensors that do not
+            fit exactly.
     """
-    tensors = read_checkpoint(weights)
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
-        tensors = tensors["state_dict"]
-    is_state = isinstance(tensors, dict) and all(isinstance(n, str) for n in tensors)
-    if not is_state:
-        raise KdepError(
-            f"the weights file {weights} contains a {type(tensors).__name__}"
-            + (" whose keys are not text" if isinstance(tensors, dict) else ""),
-            expected="a state dict",
-            fix="save backbone.state_dict()",
-        )
+    tensors = read_weights(Path(weights))
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {n.removeprefix(PREFIX): v for n, v in tensors.items() if n.startswith(PREFIX)}
-    faults = {n: _fault(v) for n, v in tensors.items() if n in backbone.state_dict()}
-    bad = [n for n, fault in faults.items() if fault]
-    if bad:
-        raise KdepError(
-            f"{len(bad)} entries in {weights} {faults[bad[0]]}: {bad[:3]}",
-            expected="tensors of finite numbers",
-            fix="use another checkpoint of this training, or save backbone.state_dict() again",
-        )
-    load_exactly(backbone, tensors, str(weights))
-
-
-def _fault(value: Any) -> str:
-    """The reason that a value cannot be a weight, as a clause; empty if it can."""
-    if not isinstance(value, Tensor):
-        return "are no tensors"
-    return "" if bool(torch.isfinite(value).all()) else "are not finite"
+    load_exactly(backbone, tensors, weights)
