@@ -13,9 +13,11 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 from kdep_bench.files import safe_name, write_atomic
 from kdep_bench.paths import OUTPUT
@@ -53,9 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         default=OUTPUT / "configs" / "suites",
         help="folder to write to (default: configs/suites)",
     )
+    parser.add_argument(
+        "--classes-of-boxes",
+        action="store_true",
+        help="take class folders for classification even if their images have boxes",
+    )
     args = parser.parse_args(argv)
     try:
-        path = write_suite(args.folder, args.name, args.teacher, args.student, args.out)
+        path = write_suite(
+            args.folder, args.name, args.teacher, args.student, args.out, args.classes_of_boxes
+        )
     except KdepError as e:
         print(f"init: {e}", file=sys.stderr)
         return 2
@@ -63,12 +72,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_suite(folder: Path, name: str | None, teacher: str, student: str, out: Path) -> Path:
+def write_suite(
+    folder: Path,
+    name: str | None,
+    teacher: str,
+    student: str,
+    out: Path,
+    classes_of_boxes: bool = False,
+) -> Path:
     """Writes the suite's config and prints what it found; returns the file.
 
     Raises:
-        KdepError: no such folder, no image in it, a name that cannot be a file name, or a file
-            that exists.
+        KdepError: no such folder, no image in it, a name that cannot be a file name, a file that
+            exists, or a file in the place of the folder `out`.
     """
     from kdep_bench.data.own.discover import discover
     from kdep_bench.suite.config import resolve
@@ -77,18 +93,15 @@ def write_suite(folder: Path, name: str | None, teacher: str, student: str, out:
     suite_name = name or re.sub(r"[^A-Za-z0-9_]+", "_", root.name).strip("_") or "mine"
     safe_name(suite_name, "suite name")
     path = out / f"{suite_name}.py"
+    _check_folder(out)
     if path.exists():
         raise KdepError(
             f"{path} already exists", fix="choose another name with --name, or edit that file"
         )
-    try:
-        str(root).encode()
-    except UnicodeEncodeError:
-        raise KdepError(
-            f"the path {os.fsencode(root)!r} is not UTF-8, so no config can contain it",
-            fix="rename the folder, or give a link to it with a UTF-8 name",
-        ) from None
-    parts = discover(root)
+    _check_utf8(root)
+    parts = discover(root, classes_of_boxes)
+    for place in _paths(parts):
+        _check_utf8(place)
     width = int(resolve("student", student)["width"])
     resolve("teacher", teacher)
     suite = suite_of(parts, suite_name, teacher, student, width)
@@ -97,6 +110,39 @@ def write_suite(folder: Path, name: str | None, teacher: str, student: str, out:
     for line in _lines(parts):
         print(line)
     return path
+
+
+def _check_utf8(path: Path) -> None:
+    """KdepError for a path that no config can contain."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise KdepError(
+            f"the path {os.fsencode(path)!r} is not UTF-8, so no config can contain it",
+            fix="rename the folder, or give a link to it with a UTF-8 name",
+        ) from None
+
+
+def _paths(parts: Discovery) -> list[Path]:
+    """The files and folders that the suite will name."""
+    pairs = [*parts.coco.values(), *parts.masks.values()]
+    return [
+        Path(parts.pool or parts.root),
+        *parts.classify.values(),
+        *(p for s in pairs for p in s),
+    ]
+
+
+def _check_folder(out: Path) -> None:
+    """KdepError where `out`, or a folder above it, is a file."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            name = f" --name {out.stem}" if place == out and out.suffix == ".py" else ""
+            raise KdepError(
+                f"--out {out} cannot be a folder, because {place} is a file",
+                expected="a folder; the file gets the suite's name",
+                fix=f"give another folder, for example --out {place.parent}{name}",
+            )
 
 
 def suite_of(parts: Discovery, name: str, teacher: str, student: str, width: int) -> dict[str, Any]:
@@ -164,7 +210,7 @@ def _tasks(parts: Discovery, name: str) -> list[dict[str, Any]]:
 
 def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
     """The config file."""
-    todo = []
+    todo = [_wrapped(shown(f"Note: {note}.")) for note in parts.notes]
     if parts.masks:
         todo.append("Give the mask classes their names, in `classes`, by mask value.")
     if not suite["tasks"]:
@@ -178,7 +224,7 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
         "A small budget and recipes for small images: raise them for a result that you rely on. "
         "Sizes",
         "and steps of each task: recipe=dict(...), see configs/tasks/pocket_*.py.",
-        *todo,
+        *(["", *todo] if todo else []),
         '"""',
         "",
     ]
@@ -188,6 +234,12 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
         names = [f"class_{i}" for i in range(parts.mask_values)]
         lines += [f"classes = {_code(names)}", ""]
     return "\n".join([*lines, f"suite = {_code(suite)}", ""])
+
+
+def _wrapped(text: str) -> str:
+    """A sentence for a docstring, in lines of WIDTH characters; paths are not split."""
+    lines = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(_prose(line) for line in lines)
 
 
 def _prose(text: str) -> str:
@@ -228,7 +280,7 @@ def _lines(parts: Discovery) -> list[str]:
         lines.append("note: no validation split of the classes, so no linear probe")
     if parts.masks:
         lines.append(f"segmentation    {parts.mask_values} classes; give them names in the file")
-    return [*lines, *(f"note: {note}" for note in parts.notes)]
+    return [*lines, *(shown(f"note: {note}") for note in parts.notes)]
 
 
 if __name__ == "__main__":

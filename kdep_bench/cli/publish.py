@@ -135,14 +135,18 @@ def to_safetensors(source: Path, folder: Path) -> str:
     tensors = {k: v.contiguous() for k, v in read_tensors(source).items()}
     partial = folder / f".{SAFE}.partial"
     partial.unlink(missing_ok=True)
-    save_file(tensors, partial, metadata={"format": "pt"})
-    again = load_file(partial)
-    if again.keys() != tensors.keys() or not all(torch.equal(again[k], tensors[k]) for k in again):
-        raise KdepError(
-            f"the file {partial} does not contain the tensors of {source}",
-            fix="run the same command again",
-        )
-    partial.replace(folder / SAFE)
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        again = load_file(partial)
+        same = again.keys() == tensors.keys()
+        if not same or not all(torch.equal(again[k], tensors[k]) for k in again):
+            raise KdepError(
+                f"the file {folder / SAFE} would not contain the tensors of {source}",
+                fix="run the same command again",
+            )
+        partial.replace(folder / SAFE)
+    finally:
+        partial.unlink(missing_ok=True)
     return file_hash(folder / SAFE)
 
 

@@ -84,9 +84,12 @@ def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
         ) from None
     assert program is not None
     partial = path.with_name(f".{path.name}.partial")
-    program.save(partial)
-    check_onnx(network, partial, px)
-    partial.replace(path)
+    try:
+        program.save(partial)
+        check_onnx(network, partial, px)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_onnx(network: nn.Module, path: Path, px: int) -> None:
@@ -113,7 +116,7 @@ def open_session(path: Path) -> Any:
     """An onnxruntime session with one thread on the CPU.
 
     Raises:
-        KdepError: onnxruntime is not installed.
+        KdepError: onnxruntime is not installed, or cannot read the file.
     """
     try:
         import onnxruntime
@@ -121,9 +124,15 @@ def open_session(path: Path) -> Any:
         raise _missing(e) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as e:  # its errors have no common class but Exception
+        raise KdepError(
+            f"onnxruntime cannot read the ONNX file {path} ({str(e).splitlines()[0]:.160})",
+            fix="publish it again, and update onnxruntime",
+        ) from None
 
 
 def latencies(

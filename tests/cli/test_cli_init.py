@@ -236,3 +236,114 @@ def test_a_folder_whose_name_is_not_utf_8_is_a_sentence(tmp_path, capsys):
     save(folder / "0.png")
     assert init.main([str(folder), "--out", str(tmp_path / "out")]) == 2
     assert "rename the folder" in capsys.readouterr().err
+
+
+def classes_with_boxes(folder: Path) -> Path:
+    """Two splits of class folders whose images also have boxes."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for i in range(150):
+                save(folder / split / name / f"{i}.png", (48, 64, 3))
+        coco(folder / f"{split}.json", ["cat/0.png", "dog/0.png"])
+    return folder
+
+
+def test_class_folders_of_images_with_boxes_are_left_out_with_a_remedy_that_works(tmp_path, capsys):
+    folder, out = classes_with_boxes(tmp_path / "pets"), tmp_path / "out"
+    assert init.main([str(folder), "--out", str(out)]) == 0
+    printed, written = capsys.readouterr().out, " ".join((out / "pets.py").read_text().split())
+    for text in (printed, written):
+        assert "run init again with --classes-of-boxes and another --name" in text
+    assert "classify" not in load_suite(str(out / "pets.py")).data
+    again = [str(folder), "--out", str(out), "--classes-of-boxes", "--name", "pets2"]
+    assert init.main(again) == 0
+    suite = load_suite(str(out / "pets2.py"))
+    assert suite.data["classify"] == {s: str(folder / s) for s in ("train", "test")}
+    assert {t["family"] for t in suite.tasks} == {"classification", "detection"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("unlabelled"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    notes = discover(root).notes
+    assert any("unlabelled: left out, because it cannot be read (Perm" in n for n in notes)
+
+
+def test_folders_that_are_too_deep_are_named(tmp_path):
+    save(tmp_path / "0.png")
+    save(tmp_path / "1/2/3/4/5/6/0.png")
+    assert any(
+        "1/2/3/4/5/6: left out, because only 5 levels" in n for n in discover(tmp_path).notes
+    )
+
+
+def keypoints(path: Path, box: list[float]) -> None:
+    """Rewrites a COCO json: its annotations are keypoints with the given box."""
+    table = json.loads(path.read_text())
+    for annotation in table["annotations"]:
+        annotation.update(keypoints=[5, 5, 2], num_keypoints=1, bbox=box)
+    path.write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("box", "counts", "note"),
+    [
+        ([1, 1, 9, 9], True, "only its boxes are used"),
+        ([0, 0, 0, 0], False, "2 of its 2 annotations have no box with an area"),
+    ],
+)
+def test_a_json_of_keypoints_counts_only_by_its_boxes(tmp_path, box, counts, note):
+    for split in ("train", "test"):
+        save(tmp_path / split / "0.jpg")
+        save(tmp_path / split / "1.jpg")
+        coco(tmp_path / f"{split}.json", ["0.jpg", "1.jpg"])
+        keypoints(tmp_path / f"{split}.json", box)
+    parts = discover(tmp_path)
+    assert bool(parts.coco) is counts
+    assert any(note in n for n in parts.notes)
+
+
+def test_boxes_of_keypoints_are_not_preferred_to_boxes_of_classes(root):
+    """`a_keypoints` is found before `instances`: its boxes were the detection task."""
+    for split in ("train", "test"):
+        path = root / "boxes" / f"a_keypoints_{split}.json"
+        shutil.copy(root / "boxes" / f"instances_{split}.json", path)
+        keypoints(path, [1, 1, 9, 9])
+    parts = discover(root)
+    assert {path.name for path, _ in parts.coco.values()} == {
+        "instances_train.json",
+        "instances_test.json",
+    }
+    assert sum("describes keypoints and other files have boxes" in n for n in parts.notes) == 2
+
+
+def test_a_damaged_json_is_named(root):
+    path = root / "boxes" / "instances_test.json"
+    path.write_text(path.read_text()[:-9])
+    assert any(f"{path}: left out" in n and "in the middle" in n for n in discover(root).notes)
+
+
+def test_classes_without_splits_are_named_as_no_task(tmp_path):
+    for name in ("cat", "dog"):
+        save(tmp_path / name / "0.png")
+    parts = discover(tmp_path)
+    assert not parts.classify
+    assert any("no folder is named train or test" in note for note in parts.notes)
+
+
+def test_an_out_that_is_a_file_is_refused_and_the_fix_works(root, tmp_path, capsys):
+    out = tmp_path / "suites" / "birds.py"
+    out.parent.mkdir()
+    out.write_text("mine")
+    assert init.main([str(root), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "is a file" in error
+    assert f"--out {out.parent} --name birds" in error
+    assert out.read_text() == "mine"
+    assert init.main([str(root), "--out", str(out.parent), "--name", "robins"]) == 0

@@ -52,3 +52,19 @@ def test_latencies_are_positive_per_batch(file):
     table = latencies(backbone(), file, PX, batches=(1, 2))
     assert [row["batch"] for row in table] == [1, 2]
     assert all(row["torch_ms"] > 0 and row["onnxruntime_ms"] > 0 for row in table)
+
+
+def test_a_file_that_fails_its_check_is_not_left_and_replaces_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "backbone.onnx"
+    path.write_text("earlier")
+    monkeypatch.setattr("kdep_bench.transfer.onnx_file.TOLERANCE", -1.0)
+    with pytest.raises(KdepError, match="gives another feature"):
+        write_onnx(backbone(), PX, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["backbone.onnx"]
+    assert path.read_text() == "earlier"
+
+
+def test_a_file_that_is_no_network_is_a_sentence(tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(b"abc")
+    with pytest.raises(KdepError, match=r"onnxruntime cannot read the ONNX file .*cut\.onnx"):
+        open_session(tmp_path / "cut.onnx")

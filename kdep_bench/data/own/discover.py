@@ -62,8 +62,12 @@ class Discovery:
     notes: list[str] = field(default_factory=list)
 
 
-def discover(root: Path) -> Discovery:
+def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
     """The parts of the data set below `root`.
+
+    Args:
+        root: the folder to search.
+        classes_of_boxes: folders of images with boxes can be classes too.
 
     Raises:
         KdepError: no such folder, or no image in it.
@@ -72,17 +76,18 @@ def discover(root: Path) -> Discovery:
         raise KdepError(
             f"the folder {root} does not exist", fix="name the folder that holds your images"
         )
-    folders = dict(_walk(root))
+    parts = Discovery(root)
+    folders = dict(_walk(root, parts.notes))
     if not any(images for images, _ in folders.values()):
         raise KdepError(
             f"the folder {root} contains no image, down to {DEEPEST} levels of folders",
             expected="files such as .jpg or .png",
-            fix="name the folder that holds your images",
+            fix="name the folder that holds your images"
+            + "".join(f"; {note}" for note in parts.notes[:3]),
         )
-    parts = Discovery(root)
     _find_boxes(parts, folders)
     _find_masks(parts, folders)
-    _find_classes(parts, folders)
+    _find_classes(parts, folders, classes_of_boxes)
     for part in (parts.classify, parts.coco, parts.masks):
         _complete(part, parts.notes)
     _find_pool(parts, folders)
@@ -92,13 +97,19 @@ def discover(root: Path) -> Discovery:
 Folders = Mapping[Path, tuple[list[str], list[str]]]
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, tuple[list[str], list[str]]]]:
+def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str], list[str]]]]:
     """(folder, (image names, json names)) of the root and the folders below it, sorted.
 
-    A folder that links lead to a second time is left out.
+    A folder that links lead to a second time is left out. `notes` receives the folders that cannot
+    be read, and the first that is too deep.
     """
     seen: set[str] = set()
-    for where, inner, names in os.walk(root, followlinks=True):
+    too_deep: list[Path] = []
+
+    def unreadable(e: OSError) -> None:
+        notes.append(f"{e.filename}: left out, because it cannot be read ({e.strerror})")
+
+    for where, inner, names in os.walk(root, onerror=unreadable, followlinks=True):
         if os.path.realpath(where) in seen:
             inner[:] = []
             continue
@@ -106,9 +117,15 @@ def _walk(root: Path) -> Iterator[tuple[Path, tuple[list[str], list[str]]]]:
         folder = Path(where)
         inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
         if len(folder.relative_to(root).parts) >= DEEPEST:
+            too_deep += [folder / n for n in inner]
             inner[:] = []
         images = sorted(n for n in names if is_image_name(n) and not n.startswith("."))
         yield folder, (images, sorted(n for n in names if n.endswith(".json")))
+    if too_deep:
+        notes.append(
+            f"{too_deep[0]}: left out, because only {DEEPEST} levels of folders are searched"
+            + (f", like {len(too_deep) - 1} more" if len(too_deep) > 1 else "")
+        )
 
 
 def split_of(path: Path, root: Path) -> str | None:
@@ -122,12 +139,16 @@ def split_of(path: Path, root: Path) -> str | None:
 
 
 def _find_boxes(parts: Discovery, folders: Folders) -> None:
-    """COCO files by split, each with the nearest folder that holds its images."""
+    """COCO files by split, each with the nearest folder that holds its images.
+
+    Files with keypoints count only where no other file of boxes has been found.
+    """
     candidates: list[tuple[str, Path, Any]] = []
+    of_keypoints: list[tuple[str, Path, Any]] = []
     for folder, (_, jsons) in folders.items():
         for name in jsons:
             path = folder / name
-            table = _coco(path)
+            table = _coco(path, parts.notes)
             if table is None:
                 continue
             split = split_of(path, parts.root)
@@ -138,8 +159,15 @@ def _find_boxes(parts: Discovery, folders: Folders) -> None:
             if images is None:
                 parts.notes.append(f"{path}: no folder holds its images, so it is left out")
                 continue
-            candidates.append((split, path, (path, images)))
-    parts.coco = _one_data_set(candidates, parts)
+            kind = of_keypoints if _has_keypoints(table) else candidates
+            kind.append((split, path, (path, images)))
+    for _, path, _ in of_keypoints:
+        parts.notes.append(
+            f"{path}: left out, because it describes keypoints and other files have boxes"
+            if candidates
+            else f"{path}: it describes keypoints; only its boxes are used"
+        )
+    parts.coco = _one_data_set(candidates or of_keypoints, parts)
 
 
 def _one_data_set(candidates: Sequence[tuple[str, Path, Any]], parts: Discovery) -> dict[str, Any]:
@@ -175,18 +203,45 @@ def _without_split(path: Path, root: Path) -> tuple[str, ...]:
     return tuple(w for w in words if w and w not in splits)
 
 
-def _coco(path: Path) -> dict[str, Any] | None:
-    """The content of a COCO json with boxes; None for another file."""
+def _coco(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """The content of a COCO json with boxes; None for another file, with a note if it is COCO."""
     try:
         table = read_user_json(path)
-    except KdepError:
+    except KdepError as e:
+        notes.append(f"{path}: left out: {e.problem}")
         return None
-    lists = ("images", "annotations", "categories")
-    fits = isinstance(table, dict) and all(isinstance(table.get(k), list) for k in lists)
-    if not fits or not table["images"]:
+    lists = ("images", "annotations")
+    if not isinstance(table, dict) or not all(isinstance(table.get(k), list) for k in lists):
         return None
-    boxes = any(isinstance(a, dict) and "bbox" in a for a in table["annotations"])
-    return table if boxes else None  # a json of captions or of panoptic segments has none
+    if not table["images"]:
+        notes.append(f"{path}: left out, because its list of images is empty")
+        return None
+    boxes = [_has_area(a) for a in table["annotations"] if isinstance(a, dict)]
+    if _has_keypoints(table) and not all(boxes):
+        notes.append(
+            f"{path}: left out, because it describes keypoints, and {boxes.count(False)} of its "
+            f"{len(boxes)} annotations have no box with an area"
+        )
+    elif not any(boxes) or not isinstance(table.get("categories"), list):
+        notes.append(f"{path}: left out, because it has no boxes of classes")  # captions, ...
+    else:
+        return table
+    return None
+
+
+def _has_area(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation has a box of four numbers with a width and a height above 0."""
+    box = annotation.get("bbox")
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
+        and min(box[2:]) > 0
+    )
+
+
+def _has_keypoints(table: Mapping[str, Any]) -> bool:
+    return any(isinstance(a, dict) and "keypoints" in a for a in table["annotations"])
 
 
 def _folder_of(table: Mapping[str, Any], path: Path, folders: Folders, root: Path) -> Path | None:
@@ -270,31 +325,46 @@ def _values(folder: Path, names: list[str]) -> int:
     return largest + 1
 
 
-def _find_classes(parts: Discovery, folders: Folders) -> None:
+def _find_classes(parts: Discovery, folders: Folders, classes_of_boxes: bool) -> None:
     """Folders of class folders: splits side by side, each with the same two or more classes."""
-    used = {folder for pair in parts.masks.values() for folder in pair}
-    used |= {images for _, images in parts.coco.values()}
+    of_masks = {folder for pair in parts.masks.values() for folder in pair}
+    of_boxes = {images for _, images in parts.coco.values()}
     candidates: dict[Path, dict[str, Path]] = defaultdict(dict)
     for folder, (images, _) in folders.items():
-        inner = [f for f in folders if f.parent == folder and folders[f][0]]
+        inner = _inner(folder, folders)
         split = split_of(Path(folder.name), Path())
-        if split and len(inner) >= 2 and not images and not used & {folder, *inner}:
+        if split and len(inner) >= 2 and not images and not of_masks & {folder, *inner}:
             if kinds := [f.name for f in inner if f.name.lower() in _KINDS]:
                 parts.notes.append(f"{folder}: its folder {kinds[0]} is no class, so it has none")
                 continue
             candidates[folder.parent][split] = folder
-    for splits in candidates.values():
-        classes = {
-            split: {f.name for f in folders if f.parent == folder and folders[f][0]}
-            for split, folder in splits.items()
-        }
+    for parent, splits in candidates.items():
+        classes = {split: {f.name for f in _inner(f, folders)} for split, f in splits.items()}
         if "train" not in splits or len(splits) < 2:
+            where = ", ".join(map(str, splits.values()))
+            parts.notes.append(f"{where}: no classification, which needs train and test")
             continue
         same = {s: f for s, f in splits.items() if classes[s] == classes["train"]}
         for split in splits.keys() - same.keys():
             parts.notes.append(f"{splits[split]}: other classes than {splits['train']}")
-        if len(same) > 1 and not parts.classify:
+        if len(same) < 2:
+            continue
+        has_boxes = any(of_boxes & {f, *_inner(f, folders)} for f in same.values())
+        if has_boxes and not classes_of_boxes:
+            parts.notes.append(
+                f"{parent}: no classification, because its images also have boxes, and folders of "
+                "images with boxes are often no classes; if they are, run init again with "
+                "--classes-of-boxes and another --name"
+            )
+        elif parts.classify:
+            parts.notes.append(f"{parent}: left out, because other class folders were found first")
+        else:
             parts.classify = same
+
+
+def _inner(folder: Path, folders: Folders) -> list[Path]:
+    """The folders directly below a folder that hold images."""
+    return [f for f in folders if f.parent == folder and folders[f][0]]
 
 
 def _complete(part: dict[str, Any], notes: list[str]) -> None:
@@ -340,4 +410,11 @@ def _find_pool(parts: Discovery, folders: Folders) -> None:
             )
     else:
         parts.pool = parts.root
+        inner = _inner(parts.root, folders)
+        if len(inner) >= 2 and not any(split_of(f, parts.root) for f in inner):
+            parts.notes.append(
+                f"{parts.root}: no classification, because no folder is named train or test; if "
+                f"{inner[0].name}, {inner[1].name}, ... are classes, move their images to "
+                "train/CLASS and test/CLASS"
+            )
     parts.pool_images = count(parts.pool)
