@@ -1,15 +1,14 @@
 """Stage `cache`: one teacher forward pass per (image, view), shared by methods, students and seeds.
 
 The folder contains the pooled features as float16 in memory-mapped shards, shards of every extra
-output that a method reads (logits, maps, tokens, largest class probabilities), and a manifest,
-which is written last. When the cache is complete, a sample of its rows is computed again by the
-live teacher and compared. The images of that sample are stored, and compared again before every use
-(`verify_cache`). A mismatch raises KdepError.
+output that a method reads (logits, maps, tokens, largest class probabilities; maps as float16 or
+int8), and a manifest, which is written last. When the cache is complete, a sample of its rows is
+computed again by the live teacher and compared. The images of that sample are stored, and compared
+again before every use (`verify_cache`). A mismatch raises KdepError.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from kdep_bench.features.cache_read import (
     MANIFEST,
     SAMPLE,
     SHARD_ROWS,
+    bytes_of_view,
     dtype_of,
     open_cache,
     shard_path,
@@ -58,10 +58,11 @@ def run(
     """Fills the cache; finished shards of an interrupted run are kept.
 
     Spec: `teacher` config; `batch` size; `outputs` in addition to the pooled feature (of OUTPUTS,
-    or "maps.<name>"; "probabilities.<k>" for the k largest class probabilities); `pooled`, False if
-    the pooled feature is not stored because no method reads it; `share` and `share_seed` if only
-    the rows of that data fraction are stored. For a teacher that another method of the suite has
-    trained, the inputs include `export` and `pretrain` of that method.
+    "maps.<name>", "int8_maps.<name>" for quantised maps; "probabilities.<k>" for the k largest
+    class probabilities); `pooled`, False if the pooled feature is not stored because no method
+    reads it; `share` and `share_seed` if only the rows of that data fraction are stored. For a
+    teacher that another method of the suite has trained, the inputs include `export` and `pretrain`
+    of that method.
 
     Returns:
         teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
@@ -83,8 +84,8 @@ def run(
     resumable(out, _identity(spec, teacher, checksum, views, all_rows=index is None))
     order = np.arange(views.rows) if index is None else index
     shapes, classes = _extra_shapes(teacher, views, outputs)
-    numbers = teacher.width * spec.get("pooled", True) + sum(math.prod(s) for s in shapes.values())
-    cost = estimate(len(order), numbers, views.views)
+    view_bytes = bytes_of_view(teacher.width * spec.get("pooled", True), shapes)
+    cost = estimate(len(order), view_bytes, views.views)
     print(f"cache of teacher {teacher.name}: {cost}", flush=True)
     progress(0, len(order), cost)
     forwards, seconds = _fill(spec, order, teacher, views, shapes, out, progress)
@@ -102,8 +103,8 @@ def run(
     return {
         "teacher": manifest["teacher"] | {"flops": forward_flops(teacher, image)},
         "rows": len(order),
-        "bytes": len(order) * numbers * 2,
-        "bytes_per_view": numbers * 2,
+        "bytes": len(order) * view_bytes,
+        "bytes_per_view": view_bytes,
         "forwards": forwards,
         "fill_s": round(seconds, 2),
         "images_per_s": round(forwards / seconds, 1),
@@ -201,7 +202,7 @@ def _verify_sample(out: Path, teacher: Teacher, views: Views, order: np.ndarray)
     return pixels[:1].to(compute_device())
 
 
-def estimate(rows: int, numbers: int, views: int) -> str:
+def estimate(rows: int, view_bytes: int, views: int) -> str:
     """Text: disk space and forward passes of a cache, and the number of epochs where it pays off.
 
     A live teacher runs once per sample of every training run, the cache once per view of an image,
@@ -209,12 +210,12 @@ def estimate(rows: int, numbers: int, views: int) -> str:
 
     Args:
         rows: number of (image, view) pairs.
-        numbers: float16 numbers per row, of all outputs.
+        view_bytes: bytes stored per row, of all outputs.
         views: views per image.
     """
     break_even = f"{views} epochs" if views > 1 else "one epoch"
     return (
-        f"{rows * numbers * 2 / 1e6:.4g} MB on disk ({numbers * 2} bytes per view) and {rows} "
+        f"{rows * view_bytes / 1e6:.4g} MB on disk ({view_bytes} bytes per view) and {rows} "
         "forward passes of the teacher; cheaper than a live teacher if the runs that share it "
         f"train for more than {break_even} in total"
     )
@@ -291,7 +292,7 @@ def fill_shard(
         values = extra_outputs(teacher, output, outputs)
         if pooled:
             values["features"] = output.pooled
-        for name, array in _half(values, teacher.name, views, rows).items():
+        for name, array in _as_stored(values, teacher.name, views, rows).items():
             (shard if name == "features" else extras[name])[i : i + len(rows)] = array
         progress(first + i + len(rows), len(order), f"{teacher.name} features")
     for array in extras.values():
@@ -300,21 +301,22 @@ def fill_shard(
     _finish_shard(out, k, shard if pooled else None, partials, spent)
 
 
-def _half(
+def _as_stored(
     values: Mapping[str, torch.Tensor], teacher: str, views: Views, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Outputs of a batch as they are stored; KdepError for a value that float16 cannot hold."""
     arrays = {}
     for name, value in values.items():
-        half = value.half() if value.is_floating_point() else value
-        if not bool(torch.isfinite(half).all()):
+        with np.errstate(over="ignore"):  # reported below
+            array = value.numpy().astype(dtype_of(name))
+        if not np.isfinite(array).all():
             raise KdepError(
                 f"teacher {teacher} returned NaN, infinity or a value beyond float16 "
                 f"({name}) for {views.files[rows[0] // views.views]} or one of the next "
                 f"{len(rows)} views",
                 fix="check the teacher's weights and normalisation",
             )
-        arrays[name] = half.numpy()
+        arrays[name] = array
     return arrays
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdep_bench.data.views import Views, read_rgb, render
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError, made_again
-from kdep_bench.features import sparse
+from kdep_bench.features import int8_maps, sparse
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
@@ -23,6 +23,7 @@ from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 # float16 has 11 significant bits, so its rounding error is 2**-11 of the scale; twice that also
 # allows for a different batch size in the recomputation.
 TOLERANCE = 2.0**-10
+STORED_INT8 = (int8_maps.CODES, int8_maps.SCALES)
 _MOVE = made_again("of this cache stage")
 
 
@@ -62,11 +63,12 @@ def extra_outputs(
     Args:
         teacher: named in the error.
         out: its output for B images.
-        outputs: "logits", "tokens", "maps" (all maps), "maps.<name>" or "probabilities.<k>".
+        outputs: "logits", "tokens", "maps" (all maps), "maps.<name>", "probabilities.<k>", or
+            "int8_maps" and "int8_maps.<name>" for quantised maps.
 
     Returns:
-        {name: [B, ...]} with names "logits", "tokens", "maps.<name>", and those of
-        `sparse.names` for probabilities.
+        {name: [B, ...]} with names "logits", "tokens", "maps.<name>", those of `sparse.names` for
+        probabilities, and "int8_maps.<name>" with "int8_scales.<name>".
 
     Raises:
         KdepError: an output that the teacher does not have.
@@ -79,6 +81,9 @@ def extra_outputs(
     for name, value in out.maps.items():
         if "maps" in outputs or f"maps.{name}" in outputs:
             arrays[safe_name(f"maps.{name}", "map name")] = value
+        if int8_maps.CODES in outputs or f"{int8_maps.CODES}.{name}" in outputs:
+            names = [safe_name(f"{k}.{name}", "map name") for k in STORED_INT8]
+            arrays |= dict(zip(names, int8_maps.quantise(value), strict=True))
     for name in outputs:
         if name.startswith(f"{sparse.VALUES}.") and out.logits is not None:
             k = int(name.partition(".")[2])
@@ -166,7 +171,8 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
         the largest error, relative to the largest magnitude of its output.
 
     Raises:
-        KdepError: an error above TOLERANCE: another teacher, view, normalisation or resolution.
+        KdepError: an error above the rounding of the stored type: another teacher, view,
+            normalisation or resolution.
     """
     output, worst = run_teacher(teacher, pixels), 0.0
     outputs = [n for n in sorted(cache.extras) if not n.startswith(f"{sparse.CLASSES}.")]
@@ -183,10 +189,13 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
             error = sparse.stored_error(output.logits, stored, classes) / scale
         else:
             error = float((live - stored).abs().max()) / scale
-        if not error <= TOLERANCE:
+        limit = TOLERANCE
+        if isinstance(next(iter(cache.extras.get(name, [])), None), int8_maps.Int8Shard):
+            limit = int8_maps.TOLERANCE
+        if not error <= limit:
             raise KdepError(
                 f"cached {name} differ from the live teacher by {error:.2g} of their scale",
-                expected=f"at most {TOLERANCE:.2g} (half precision)",
+                expected=f"at most {limit:.2g}, the rounding error of the stored numbers",
                 fix=f"{_MOVE} (the views, the normalisation or the resolution have changed)",
             )
         worst = max(worst, error)

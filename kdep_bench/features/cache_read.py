@@ -1,8 +1,9 @@
-"""An opened teacher cache: memory-mapped shards of two-byte numbers, read row by row."""
+"""An opened teacher cache: memory-mapped shards of numbers, read row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.errors import KdepError, made_again
+from kdep_bench.features import int8_maps
 from kdep_bench.files import read_strict
 
 MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
 # Outputs that a cache can store in addition to the pooled feature.
 OUTPUTS = ("logits", "maps", "tokens", "probabilities")
+Shard = np.ndarray | int8_maps.Int8Shard
 SHARD_ROWS = 16384
 
 
@@ -28,7 +31,8 @@ class Cache:
         shards: the pooled features, memory maps [<=SHARD_ROWS, Dt] float16; empty in a cache of
             probabilities whose methods do not read the pooled feature.
         extras: memory maps [<=SHARD_ROWS, ...] float16 of each extra output, by name: "logits",
-            "tokens", "maps.<name>", "probabilities.<k>"; "class_numbers.<k>" is int16.
+            "tokens", "maps.<name>", "probabilities.<k>"; "class_numbers.<k>" is int16. Maps that
+            are stored as int8 are converted to float16 when rows are read.
         index: sorted row numbers that are stored, of a cache of one data fraction; None for all.
         classes: number of the teacher's classes, in a cache of probabilities; otherwise None.
     """
@@ -36,7 +40,7 @@ class Cache:
     teacher: dict[str, Any]
     width: int
     shards: list[np.ndarray]
-    extras: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[Shard]] = field(default_factory=dict)
     index: np.ndarray | None = None
     classes: int | None = None
 
@@ -67,7 +71,7 @@ class Cache:
                     fix="use the data fraction of the suite that planned it",
                 )
             index = position
-        shards = self.shards if name is None else self.extras[name]
+        shards: Sequence[Shard] = self.shards if name is None else self.extras[name]
         out = np.empty((len(index), *shards[0].shape[1:]), shards[0].dtype)
         shard_of_row = index // SHARD_ROWS
         for k in np.unique(shard_of_row):
@@ -102,15 +106,41 @@ def open_cache(folder: Path) -> Cache:
             for rows in [min(SHARD_ROWS, m["rows"] - k * SHARD_ROWS)]
         ]
 
-    extras = {name: shards(name, shape) for name, shape in m.get("outputs", {}).items()}
+    stored = {name: shards(name, shape) for name, shape in m.get("outputs", {}).items()}
     index = np.load(folder / INDEX) if "of" in m else None
     pooled = shards("features", (width,)) if m.get("pooled", True) else []
-    return Cache(m["teacher"], width, pooled, extras, index, m.get("classes"))
+    return Cache(m["teacher"], width, pooled, _with_float_maps(stored), index, m.get("classes"))
+
+
+def _with_float_maps(stored: Mapping[str, list[np.ndarray]]) -> dict[str, Sequence[Shard]]:
+    """The arrays of a cache by name; int8 maps and their scales as one array "maps.<name>"."""
+    arrays: dict[str, Sequence[Shard]] = {}
+    for name, shards in stored.items():
+        kind, _, map_name = name.partition(".")
+        if kind == int8_maps.CODES:
+            scales = stored[f"{int8_maps.SCALES}.{map_name}"]
+            pairs = zip(shards, scales, strict=True)
+            arrays[f"maps.{map_name}"] = [int8_maps.Int8Shard(*pair) for pair in pairs]
+        elif kind != int8_maps.SCALES:
+            arrays[name] = shards
+    return arrays
 
 
 def dtype_of(name: str) -> np.dtype:
     """Type of the numbers in an output's shards."""
-    return np.dtype(np.int16 if name.startswith("class_numbers.") else np.float16)
+    types = {"class_numbers": np.int16, int8_maps.CODES: np.int8}
+    return np.dtype(types.get(name.partition(".")[0], np.float16))
+
+
+def bytes_of_view(width: int, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Bytes that a cache stores per view.
+
+    Args:
+        width: numbers of the pooled feature; 0 where it is not stored.
+        shapes: shape of each extra output of one view, by name.
+    """
+    extras = sum(math.prod(shape) * dtype_of(name).itemsize for name, shape in shapes.items())
+    return width * np.dtype(np.float16).itemsize + extras
 
 
 def open_shard(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

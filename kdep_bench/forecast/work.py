@@ -220,11 +220,11 @@ class Forecast:
         if not known:
             return ResourceEstimate(rows, None, None, _uncounted(made))
         width = known.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
-        sizes = [_size(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
+        sizes = [_bytes(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
         unknown = width is None or None in sizes
         pooled = int(width or 0) if stage.spec.get("pooled", True) else 0
-        numbers = None if unknown else pooled + sum(s or 0 for s in sizes)
-        disk = None if numbers is None else rows * _HALF * numbers
+        view_bytes = _HALF * pooled + sum(size or 0 for size in sizes)
+        disk = None if unknown else rows * view_bytes
         return ResourceEstimate(
             rows, rows * known["flops"], disk, _uncounted(made) if unknown else ""
         )
@@ -303,12 +303,21 @@ def _uncounted(network: Json) -> str:
     return f"the FLOPs of {network['kind']} {network['name']} are unknown: add --count-flops"
 
 
-def _size(outputs: Mapping[str, int], output: str) -> int | None:
-    """Numbers per image of one extra output of a cache; 'maps' is the sum of all maps."""
+def _bytes(outputs: Mapping[str, int], output: str) -> int | None:
+    """Bytes per view of one extra output of a cache; 'maps' is the sum of all maps.
+
+    For int8 maps those of float16 maps, as an upper bound: the number of channels, and with it of
+    scales, is not known here.
+
+    `outputs`: numbers per view of every output of the teacher.
+    """
     if output.startswith("probabilities."):  # as many class numbers
-        return 2 * int(output.partition(".")[2])
-    sizes = [n for name, n in outputs.items() if output in (name, name.partition(".")[0])]
-    return sum(sizes) if sizes else None
+        return 2 * _HALF * int(output.partition(".")[2])
+    float_name = output.replace("int8_maps", "maps", 1)
+    sizes = [n for name, n in outputs.items() if float_name in (name, name.partition(".")[0])]
+    if not sizes:
+        return None
+    return _HALF * sum(sizes)
 
 
 def steps_of(budget: Json, images: int) -> int:

@@ -555,6 +555,18 @@ def teacher_source(pair: StudentMethod) -> None:
         )
 
 
+def stored_maps(pair: StudentMethod) -> None:
+    """KdepError for int8 maps of a method that reads no maps, or from a live teacher."""
+    if pair.method.get("stored_maps", "float16") == "float16":
+        return
+    if "maps" not in pair.needs or pair.live:
+        reason = "its teacher is live" if pair.live else "it reads no maps of the teacher"
+        raise KdepError(
+            f"{pair.name} has stored_maps='int8', but {reason}",
+            fix="remove stored_maps from the method",
+        )
+
+
 def players(pair: StudentMethod) -> None:
     """KdepError for an objective with its own optimisers, under gradient accumulation."""
     check_players(pair.method, pair.name, pair.suite.budget.accumulate)
@@ -591,5 +603,6 @@ LAST_RULES: tuple[Rule, ...] = (
     whole_batch,
     transformer,
     teacher_source,
+    stored_maps,
     augmentation,
 )

@@ -45,12 +45,14 @@ from kdep_bench.transfer import model_card
 # Keys of a method that the planner itself consumes.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
-    *("transfer", "teacher_source"),
+    *("transfer", "teacher_source", "stored_maps"),
 }
 # Keys of a method's `transfer` that only the planner uses, or that only describe it.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
 # What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
 STORED = {"logits", "maps", "tokens", "probabilities"}
+# Name of the stored maps in a cache's `outputs`, by the method's `stored_maps`.
+MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
 _COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
 # Initialisation seed of scratch: step * pre-training seed + transfer seed, so that two pairs of
 # seeds differ; `_check_untrained_seeds` refuses pairs that do not.
@@ -292,7 +294,8 @@ class _Builder:
         Logits are small and stored for all methods of a teacher, unless they can be computed from
         the pooled feature. Maps and tokens are large: the methods that read them share a separate
         cache, so that no finished stage of the other methods changes; the teacher then runs twice.
-        Class probabilities are stored alone, because their purpose is a small cache.
+        Class probabilities are stored alone, because their purpose is a small cache, and int8 maps
+        apart from float16 maps.
         """
 
         def stored(m: Json) -> set[str]:
@@ -302,8 +305,10 @@ class _Builder:
             if teacher.get("card", {}).get("logits_from_pooled"):
                 names.discard("logits")
             maps = levels_of(m.get("objective"))
-            if "maps" in names and maps:
-                names = (names - {"maps"}) | {f"maps.{name}" for name in maps}
+            if "maps" in names:
+                kind = MAPS_OUTPUT[m.get("stored_maps", "float16")]
+                stored_maps = {f"{kind}.{name}" for name in maps} if maps else {kind}
+                names = (names - {"maps"}) | stored_maps
             if "probabilities" in names:
                 top = top_classes(m.get("objective"))
                 names = (names - {"probabilities"}) | {f"probabilities.{top}"}
@@ -319,7 +324,8 @@ class _Builder:
                 for m in methods_for(self.suite, student):
                     for role_teacher in teachers_by_role(m, suite_teacher):
                         single = role_teacher.method
-                        if role_teacher.config == teacher and not stores_probabilities(single):
+                        same_teacher = role_teacher.config == teacher
+                        if same_teacher and _cache_group(single) == _cache_group(method):
                             stored_names = stored(single)
                             names |= stored_names if large else stored_names & {"logits"}
         return sorted(names)
@@ -561,6 +567,12 @@ def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
 def stores_probabilities(method: Json) -> bool:
     """Whether a method reads a separate cache of the largest class probabilities."""
     return "probabilities" in method_needs(method)
+
+
+def _cache_group(method: Json) -> tuple[bool, bool]:
+    """Equal for two methods whose outputs of one teacher can be in one cache."""
+    int8 = "maps" in method_needs(method) and method.get("stored_maps") == "int8"
+    return stores_probabilities(method), int8
 
 
 def _fraction_label(fraction: float) -> str:

@@ -149,8 +149,9 @@ class _Method(_Part):
 
     `teacher` replaces the suite's teacher by an intermediate one (Assistant); `teachers` names
     several by role: see suite/teachers.py. `teacher_source` "live" runs the teacher in the step for
-    this method alone, as budget.teacher does for all. `augment` changes every batch inside the step
-    (a class of kdep_bench/augments).
+    this method alone, as budget.teacher does for all. `stored_maps` "int8" halves the bytes of the
+    teacher's maps in its cache (kdep_bench/features/int8_maps.py). `augment` changes every batch
+    inside the step (a class of kdep_bench/augments).
     """
 
     name: str
@@ -169,6 +170,7 @@ class _Method(_Part):
     students: list[str] | None = None
     teacher: Json | None = None
     teacher_source: Literal["cached", "live"] = "cached"
+    stored_maps: Literal["float16", "int8"] = "float16"
     augment: Json | None = None
     teachers: dict[str, Any] | None = Field(min_length=1, default=None)
     optimizer: Json | None = None

@@ -97,7 +97,10 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
         out,
         lambda done, total, note="": heard.append(f"{done}: {note}"),
     )
-    assert heard[0] == f"0: {cache.estimate(outputs['rows'], 1280 + 1000 + 1280, VIEWS['views'])}"
+    assert (
+        heard[0]
+        == f"0: {cache.estimate(outputs['rows'], 2 * (1280 + 1000 + 1280), VIEWS['views'])}"
+    )
     assert outputs["bytes"] == outputs["rows"] * 2 * (1280 + 1000 + 1280)
     assert (outputs["rows"], outputs["forwards"]) == (96, 96)
     assert outputs["teacher"]["width"] == 1280
@@ -107,7 +110,7 @@ def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
-    assert cache.estimate(64000, 1280, 2) == (  # pocket's
+    assert cache.estimate(64000, 2560, 2) == (  # pocket's
         "163.8 MB on disk (2560 bytes per view) and 64000 forward passes of the teacher; cheaper "
         "than a live teacher if the runs that share it train for more than 2 epochs in total"
     )
