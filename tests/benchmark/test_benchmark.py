@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its page, and what it refuses."""
+"""The benchmark: its arithmetic, its report, and the conditions under which it refuses to run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_core_is_in_use_unless_idle_or_waiting_for_a_disk():
     assert ticks == 100 + 20 + 30 + 6 + 7 + 8  # neither 4000 (idle) nor 50 (disk)
 
 
-def test_busy_cores_are_those_in_use_between_two_looks(tmp_path):
+def test_busy_cores_are_measured_between_two_readings(tmp_path):
     stat = tmp_path / "stat"
     stat.write_text(STAT.format(user=100, idle=4000))
     assert machine.busy_cores(0.01, stat) == 0
@@ -59,15 +59,15 @@ def test_former_flag_names_still_work_and_are_not_in_the_help():
     assert "--count " not in shown
 
 
-# --- a suite's forwards --------------------------------------------------------------------------
+# --- teacher forward passes of a suite -----------------------------------------------------------
 
 
 def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
     results = REPO / "results/pocket_full"
     stage_record = {"outputs": {"forwards": 64000, "rows": 64000}}
     write_json(tmp_path / "cache-efficientnet_lite0-e9bc3a364d84/stage.json", stage_record)
-    got = teacher_passes.count(results, tmp_path)
-    assert got == {
+    counts = teacher_passes.count(results, tmp_path)
+    assert counts == {
         "suite": "pocket_full",
         "records": 75,
         "pretrainings": 6,  # three seeds on all images, three on a tenth
@@ -89,10 +89,11 @@ def test_a_suite_without_a_record_has_no_count(tmp_path):
         teacher_passes.count(tmp_path, tmp_path)
 
 
-# --- the page ------------------------------------------------------------------------------------
+# --- the report ----------------------------------------------------------------------------------
 
 
-def results_of(**change):
+def results_with(**change):
+    """Results of a full benchmark on a CPU, with some entries replaced."""
     ratios = dict.fromkeys(report.TARGETS, 1.0) | {"throughput against the paper's live loop": 3.0}
     seconds = {"student": 1.0, "kdep": 1.0, "teacher": 2.0, "live": 3.3}
     results = {
@@ -146,8 +147,9 @@ def results_of(**change):
     return results | change
 
 
-def line(page: str, start: str) -> str:
-    return next(row for row in page.splitlines() if row.startswith(f"| {start}"))
+def row(page: str, start: str) -> str:
+    """The first table row of the report that begins with `start`."""
+    return next(line for line in page.splitlines() if line.startswith(f"| {start}"))
 
 
 @pytest.mark.parametrize(
@@ -166,56 +168,56 @@ def test_a_target_is_met_or_not(value, sign, met):
 
 
 def test_every_measure_is_compared_with_its_target():
-    page = report.table(results_of())
-    assert line(page, "KDEP step") == (
+    page = report.table(results_with())
+    assert row(page, "KDEP step") == (
         "| KDEP step with a filled cache / step of the student alone | <= 1.05 | 1.000 | yes |"
     )
-    assert line(page, "waiting for data").endswith("| < 0.05 | 1.000 | no |")
-    assert line(page, "throughput / that of a live").endswith("| >= 2 | 3.000 | yes |")
-    assert line(page, "teacher forward passes").endswith("| 10; a live teacher: 80 | yes |")
-    assert line(page, "throughput / that of lightly").endswith(
+    assert row(page, "waiting for data").endswith("| < 0.05 | 1.000 | no |")
+    assert row(page, "throughput / that of a live").endswith("| >= 2 | 3.000 | yes |")
+    assert row(page, "teacher forward passes").endswith("| 10; a live teacher: 80 | yes |")
+    assert row(page, "throughput / that of lightly").endswith(
         "| >= 1.5 | 2.00 (2.50 in CPU time) | yes |"
     )
-    assert line(page, "the same, only training").endswith("| 4.00 |  |")
-    assert line(page, "top-1").endswith("| kdep 25.0, lightly-train 20.0, scratch 10.0 |  |")
-    assert line(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
-    assert line(page, "streaming SVD: time ratio N=100 / N=10,").endswith("| 1.10 |  |")
+    assert row(page, "the same, only training").endswith("| 4.00 |  |")
+    assert row(page, "top-1").endswith("| kdep 25.0, lightly-train 20.0, scratch 10.0 |  |")
+    assert row(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
+    assert row(page, "streaming SVD: time ratio N=100 / N=10,").endswith("| 1.10 |  |")
     assert "the ratio of the live step is 1.100" in page
     assert "(10 GFLOP/s): student 2.50, kdep 2.00, teacher 2.50." in page
     assert report.NOT_MEASURED not in page
 
 
 def test_more_forward_passes_than_rows_miss_the_target():
-    more = results_of()["forwards"] | {"forwards": 11}
-    assert line(report.table(results_of(forwards=more)), "teacher forward passes").endswith(
-        "| no |"
-    )
+    one_too_many = results_with()["forwards"] | {"forwards": 11}
+    page = report.table(results_with(forwards=one_too_many))
+    assert row(page, "teacher forward passes").endswith("| no |")
 
 
 def test_a_part_without_measurement_is_shown_as_not_measured():
     page = report.table({"quick": False, "device": "cpu", "threads": 1})
-    rows = [row for row in page.splitlines() if row.startswith("| ")][1:]
+    rows = [row for row in page.splitlines() if row.startswith("| ")][1:]  # without the heading
     assert len(rows) == len(report.TARGETS) + 3
     assert all(row.endswith("| not measured |  |") for row in rows)
 
 
-def test_a_run_keeps_what_an_earlier_one_measured(tmp_path):
-    report.write(results_of(), tmp_path)
-    alone = {k: v for k, v in results_of().items() if k in ("quick", "device", "threads", "steps")}
-    report.write(alone | {"device": "cpu: other", "busy": {"steps": 1.5}}, tmp_path)
-    now = read_json(tmp_path / "benchmark.json")
-    assert now["memory"] == results_of()["memory"]
-    assert now["device"] == "cpu: other"
+def test_a_partial_run_keeps_other_parts_of_an_earlier_run(tmp_path):
+    report.write(results_with(), tmp_path)
+    kept_keys = ("quick", "device", "threads", "steps")
+    only_steps = {k: v for k, v in results_with().items() if k in kept_keys}
+    report.write(only_steps | {"device": "cpu: other", "busy": {"steps": 1.5}}, tmp_path)
+    written = read_json(tmp_path / "benchmark.json")
+    assert written["memory"] == results_with()["memory"]
+    assert written["device"] == "cpu: other"
     page = (tmp_path / "benchmark.md").read_text()
     assert "Not valid, as other work used 1.5 cores: steps" in page
-    report.write(alone, tmp_path)  # measured again, on an idle machine
+    report.write(only_steps, tmp_path)  # measured again, on an idle machine
     assert "other work" not in (tmp_path / "benchmark.md").read_text()
-    report.write(alone | {"quick": True}, tmp_path)
+    report.write(only_steps | {"quick": True}, tmp_path)
     assert "memory" not in read_json(tmp_path / "benchmark.json")
     assert "its figures mean nothing" in (tmp_path / "benchmark.md").read_text()
 
 
-# --- clocks and parts ----------------------------------------------------------------------------
+# --- clocks and single measurements --------------------------------------------------------------
 
 
 def test_step_times_exclude_other_work(monkeypatch):
@@ -226,19 +228,19 @@ def test_step_times_exclude_other_work(monkeypatch):
 
 
 def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
-    seen, tick = [], itertools.count()
+    calls, tick = [], itertools.count()
     for owner, name in (
         (steps, "synchronise"),
         (steps.time, "perf_counter"),
         (steps.time, "process_time"),
     ):
-        monkeypatch.setattr(owner, name, lambda name=name: seen.append(name) or next(tick))
-    steps.clocked(lambda: seen.append("load"), lambda _: seen.append("work"))
+        monkeypatch.setattr(owner, name, lambda name=name: calls.append(name) or next(tick))
+    steps.clocked(lambda: calls.append("load"), lambda _: calls.append("work"))
     wait, (wall, cpu) = "synchronise", ("perf_counter", "process_time")
-    assert seen == [wait, wall, "load", wait, wall, cpu, "work", wait, wall, cpu]
-    seen.clear()
+    assert calls == [wait, wall, "load", wait, wall, cpu, "work", wait, wall, cpu]
+    calls.clear()
     steps.peak_throughput(side=8, times=2)
-    assert seen == [wait, wall, wait, wall] * 2
+    assert calls == [wait, wall, wait, wall] * 2
 
 
 def test_the_student_alone_has_its_features_mean_square_as_loss():
@@ -253,14 +255,14 @@ def test_streaming_directions_are_those_of_the_full_svd():
     assert memory.agreement(rows=400, width=16, keep=4) > 1 - 1e-9
 
 
-def test_a_matrix_product_has_a_rate():
+def test_the_peak_throughput_is_positive():
     assert steps.peak_throughput(side=64, times=2) > 0
 
 
 def test_random_reads_of_a_file_are_timed_and_the_file_is_deleted(tmp_path):
-    got = memory.reads(str(tmp_path), 1000, 4, batches=2)
-    assert got["rows"] == 1000
-    assert got["read_s"] > 0
+    result = memory.reads(str(tmp_path), 1000, 4, batches=2)
+    assert result["rows"] == 1000
+    assert result["read_s"] > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -270,36 +272,40 @@ def test_resident_memory_is_read_by_name():
         memory.resident("Rubbish")
 
 
-# --- beside lightly-train ------------------------------------------------------------------------
+# --- comparison with lightly-train ---------------------------------------------------------------
 
 
 def test_the_pace_counts_complete_steps_only():
-    began = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]  # the third one's end is not known
-    assert lightly_run.pace(began) == (12.0, 6.0)
+    starts = [
+        (100.0, 10.0),
+        (103.0, 11.0),
+        (108.0, 14.0),
+    ]  # (wall, CPU) seconds; the end of the third step is unknown
+    assert lightly_run.pace(starts) == (12.0, 6.0)
 
 
-def test_the_wrapped_teacher_gives_what_the_teacher_gives():
-    page = resolve("teacher", "efficientnet_lite0") | {"input_px": 64}
-    wrapped = lightly_run.WrappedTeacher(page)
+def test_the_wrapped_teacher_returns_the_teacher_s_features():
+    config = resolve("teacher", "efficientnet_lite0") | {"input_px": 64}
+    wrapped = lightly_run.WrappedTeacher(config)
     images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (lightly_run.MEAN, lightly_run.STD))
-    said = wrapped.forward_features((images.float() - mean) / std)
-    pooled = wrapped.forward_pool(said)["pooled_features"].flatten(1)
+    features = wrapped.forward_features((images.float() - mean) / std)
+    pooled = wrapped.forward_pool(features)["pooled_features"].flatten(1)
     torch.testing.assert_close(pooled, wrapped.teacher(images).pooled, rtol=1e-3, atol=1e-4)
     assert wrapped.feature_dim() == 1280
     assert len(wrapped.began) == 1
 
 
-def test_the_wrapped_student_sees_its_own_size():
-    page = resolve("student", "resnet18_w32")
-    wrapped = lightly_run.WrappedStudent(page, 128)
-    seen = []
-    wrapped.net.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+def test_the_wrapped_student_receives_images_of_its_input_size():
+    config = resolve("student", "resnet18_w32")
+    wrapped = lightly_run.WrappedStudent(config, 128)
+    input_shapes = []
+    wrapped.net.register_forward_pre_hook(lambda _, args: input_shapes.append(tuple(args[0].shape)))
     out = wrapped.forward_features(torch.zeros(2, 3, 128, 128))["features"]
-    assert seen == [(2, 3, 64, 64)]
+    assert input_shapes == [(2, 3, 64, 64)]
     assert tuple(out.shape) == (2, 256, 2, 2)
     with pytest.raises(KdepError, match="a multiple of 64"):
-        lightly_run.WrappedStudent(page, 96)
+        lightly_run.WrappedStudent(config, 96)
 
 
 def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):

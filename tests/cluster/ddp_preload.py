@@ -1,9 +1,12 @@
-"""What a fork server of the tests imports before it forks DDP stages, who did and at what cost."""
+"""Imported by the fork server of the tests before it forks DDP stages.
+
+IMPORTER: process id and CPU seconds of the process that imported it.
+"""
 
 import os
 import time
 
-import torch._dynamo  # DistributedDataParallel imports it where it is not there yet
+import torch._dynamo  # DistributedDataParallel would import it
 import torch.distributed  # noqa: F401
 
 IMPORTER = {"pid": os.getpid(), "cpu_s": time.process_time()}

@@ -1,7 +1,7 @@
 """A real Slurm on one machine, for tests: munged, slurmctld and several slurmd, with fake GPUs.
 
-Needs root and Debian's slurmctld, slurmd, slurm-client and munge. `python slurm.py` starts one and
-holds it until it is interrupted.
+Needs root and Debian's slurmctld, slurmd, slurm-client and munge. `python slurm.py` starts a
+cluster and stops it when interrupted.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 
 APT = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "setpriv")
-# Without slurmdbd there is no sacct; and a test cannot wait for the plugin's 40 s.
+# squeue, as sacct needs slurmdbd. 1 s instead of the 40 s that the plugin waits by default.
 QUICK = (
     *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
     *("--seconds-between-status-checks", "1"),
 )
 ETC, HOSTS, MARK = Path("/etc/slurm"), Path("/etc/hosts"), "# kdep_bench test cluster"
-ROOM = "kdep_slurm."
+PREFIX = "kdep_slurm."  # of the folder with the configuration, logs and pid files
 
 
-def why_not() -> str:
-    """Why no cluster can be started here; '' when one can."""
+def missing_requirement() -> str:
+    """Why no cluster can be started on this machine; '' where it can."""
     missing = [p for p in PROGRAMS if shutil.which(p) is None]
     if missing:
         return f"{', '.join(missing)} not found: apt-get install {' '.join(APT)}"
@@ -42,32 +42,35 @@ def why_not() -> str:
 
 
 def sweep() -> None:
-    """Removes what a test cluster that was killed left on this machine; a running one stays."""
+    """Removes the files of a killed test cluster from this machine; a running cluster stays."""
     folders = {link.readlink().parent for link in ETC.glob("*.conf") if link.is_symlink()}
-    for room in {r for r in folders if r.name.startswith(ROOM)}:
-        pids = [*room.glob("*.pid"), *room.glob("munge/*.pid")]
+    for folder in {r for r in folders if r.name.startswith(PREFIX)}:
+        pids = [*folder.glob("*.pid"), *folder.glob("munge/*.pid")]
         if not any(Path(f"/proc/{pid.read_text().strip()}").exists() for pid in pids):
-            _forget(room)
+            _delete(folder)
 
 
-def _forget(room: Path) -> None:
+def _delete(folder: Path) -> None:
+    """Deletes a cluster's folder, the links to it in /etc/slurm and its lines in /etc/hosts."""
     for link in ETC.glob("*.conf"):
-        if link.is_symlink() and link.readlink().is_relative_to(room):
+        if link.is_symlink() and link.readlink().is_relative_to(folder):
             link.unlink()
     lines = HOSTS.read_text().splitlines(keepends=True)
     HOSTS.write_text("".join(line for line in lines if MARK not in line))
-    shutil.rmtree(room, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(what: Callable[[], object], seconds: float, name: str) -> None:
+def wait_for(condition: Callable[[], object], seconds: float, name: str) -> None:
+    """Polls until `condition()` is true; raises TimeoutError with `name` after `seconds`."""
     end = time.monotonic() + seconds
-    while not what():
+    while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{name}: not within {seconds:g} s")
         time.sleep(0.1)
 
 
 def free_ports(count: int) -> list[int]:
+    """Different TCP ports of this machine that were free a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -76,25 +79,28 @@ def free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """`with Slurm() as slurm:`; the environment of this process then points at it."""
+    """A cluster for the length of `with Slurm() as slurm:`; sets SLURM_CONF of this process.
+
+    Args: nodes: number of nodes. gpus, cpus, memory: of each node (memory in MB).
+    """
 
     def __init__(self, nodes: int = 3, gpus: int = 2, cpus: int = 8, memory: int = 32000) -> None:
         self.names = [f"kdepn{i}" for i in range(1, nodes + 1)]
         self.gpus, self.cpus, self.memory = gpus, cpus, memory
 
-    # --- up and down ---
+    # --- start and stop ---
 
     def __enter__(self) -> Slurm:
-        self.room = Path(tempfile.mkdtemp(prefix=ROOM))
-        self.room.chmod(0o755)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.folder.chmod(0o755)
         try:
             self._configure()
             self._munge()
             self._daemon("slurmctld", "-f", str(self.conf))
-            wait_for(lambda: "UP" in self.ask("scontrol", "ping"), 120, "slurmctld")
+            wait_for(lambda: "UP" in self.run("scontrol", "ping"), 120, "slurmctld")
             for name in self.names:
                 self.node_up(name)
-            wait_for(lambda: self.idle() == len(self.names), 180, "idle nodes")
+            wait_for(lambda: self.count_idle() == len(self.names), 180, "idle nodes")
         except BaseException:
             self.__exit__()
             raise
@@ -103,23 +109,24 @@ class Slurm:
     def __exit__(self, *_: object) -> None:
         if hasattr(self, "conf"):
             with contextlib.suppress(subprocess.SubprocessError):
-                self.ask("scancel", "--user=root")
-                wait_for(lambda: not self.ask("squeue", "-h"), 15, "jobs to end")
+                self.run("scancel", "--user=root")
+                wait_for(lambda: not self.run("squeue", "-h"), 15, "jobs to end")
             with contextlib.suppress(TimeoutError):
-                wait_for(lambda: not self.ask("squeue", "-h"), 5, "jobs to end")
+                wait_for(lambda: not self.run("squeue", "-h"), 5, "jobs to end")
         for name in self.names:
             self.node_down(name)
-        for pid in [*self.room.glob("*.pid"), *self.room.glob("munge/*.pid")]:
+        for pid in [*self.folder.glob("*.pid"), *self.folder.glob("munge/*.pid")]:
             _end(int(pid.read_text()))
         os.environ.pop("SLURM_CONF", None)
-        _forget(self.room)
+        _delete(self.folder)
 
     def _configure(self) -> None:
-        r, host = self.room, socket.gethostname().partition(".")[0]
+        """Writes slurm.conf, gres.conf and cgroup.conf, and links them into /etc/slurm."""
+        r, host = self.folder, socket.gethostname().partition(".")[0]
         control, *ports = free_ports(1 + len(self.names))
         for part in ("ctld", "log", "gpu", *(f"spool/{n}" for n in self.names)):
             (r / part).mkdir(parents=True)
-        for i in range(self.gpus):  # gres.conf wants device nodes: copies of /dev/null
+        for i in range(self.gpus):  # gres.conf needs device files: copies of /dev/null
             os.mknod(r / f"gpu/{i}", 0o20666, os.makedev(1, 3))
         nodes = "\n".join(
             f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p} CPUs={self.cpus} "
@@ -135,7 +142,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
-# credentials of a job that comes back must have run out, or its new launch is refused as a replay
+# a requeued job is refused as a replay until its old credentials have expired
 AuthInfo=socket={r}/munge/sock,cred_expire=5
 StateSaveLocation={r}/ctld
 SlurmctldPidFile={r}/slurmctld.pid
@@ -152,7 +159,7 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-# believe this file about cores and memory, not the machine
+# use the cores and memory of this file, not those of the machine
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
@@ -175,7 +182,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         gres = [f"NodeName={n} Name=gpu File={r}/gpu/[0-{self.gpus - 1}]" for n in self.names]
         (r / "gres.conf").write_text("AutoDetect=off\n" + "\n".join(gres) + "\n")
         (r / "cgroup.conf").write_text("ConstrainRAMSpace=no\n")
-        # Snakemake's jobs lose SLURM_CONF: srun finds the cluster where it looks by itself.
+        # Snakemake's jobs do not inherit SLURM_CONF: srun reads its default folder, /etc/slurm.
         ETC.mkdir(exist_ok=True)
         for conf in r.glob("*.conf"):
             (ETC / conf.name).symlink_to(conf)
@@ -185,7 +192,8 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         os.environ["SLURM_CONF"] = str(self.conf)
 
     def _munge(self) -> None:
-        home = self.room / "munge"
+        """Starts munged with a new key, as its own user."""
+        home = self.folder / "munge"
         home.mkdir(mode=0o755)
         (home / "key").write_bytes(os.urandom(128))
         (home / "key").chmod(0o400)
@@ -199,10 +207,10 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         wait_for(lambda: (home / "munged.pid").exists(), 60, "munged")
 
     def _daemon(self, *command: str) -> None:
-        """Starts a program that puts itself into the background, away from this one's pipes."""
+        """Starts a program that becomes a daemon; its output goes to a log file."""
         path = "/usr/sbin:/usr/bin:/sbin:/bin"
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PATH": path}
-        with open(self.room / "daemons.log", "ab") as log:
+        with open(self.folder / "daemons.log", "ab") as log:
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, check=True
             )
@@ -210,47 +218,54 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
     # --- nodes ---
 
     def node_up(self, name: str) -> None:
+        """Starts the slurmd of a node."""
         self._daemon("slurmd", "-f", str(self.conf), "-N", name)
 
     def node_down(self, name: str) -> None:
-        """As if the machine lost its power: all its processes are killed at once."""
-        pid = self.room / f"slurmd-{name}.pid"
-        doomed = [int(pid.read_text())] if pid.exists() else []
-        log = str(self.room / f"log/slurmd-{name}.log")
+        """Kills all processes of a node at once, as a power failure would."""
+        pid_file = self.folder / f"slurmd-{name}.pid"
+        pids = [int(pid_file.read_text())] if pid_file.exists() else []
+        log = str(self.folder / f"log/slurmd-{name}.log")
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 mark = f"SLURMD_NODENAME={name}".encode()
-                inside = mark in (process / "environ").read_bytes().split(b"\0")
-                stepd = (process / "comm").read_text().startswith("slurmstepd")
-                if inside or (
-                    stepd and log in [os.readlink(f) for f in (process / "fd").iterdir()]
+                is_job = mark in (process / "environ").read_bytes().split(b"\0")
+                is_step_daemon = (process / "comm").read_text().startswith("slurmstepd")
+                if is_job or (
+                    is_step_daemon and log in [os.readlink(f) for f in (process / "fd").iterdir()]
                 ):
-                    doomed.append(int(process.name))
-        for one in doomed:
+                    pids.append(int(process.name))
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
-        pid.unlink(missing_ok=True)
-        # Left there, the remains keep a requeued job from being launched on this node again.
-        shutil.rmtree(self.room / "spool" / name, ignore_errors=True)
-        (self.room / "spool" / name).mkdir(parents=True, exist_ok=True)
+                os.kill(pid, signal.SIGKILL)
+        pid_file.unlink(missing_ok=True)
+        # slurmd would not launch a requeued job next to the spool files of its first run.
+        shutil.rmtree(self.folder / "spool" / name, ignore_errors=True)
+        (self.folder / "spool" / name).mkdir(parents=True, exist_ok=True)
 
-    def idle(self) -> int:
-        return len(set(self.ask("sinfo", "-hN", "-t", "idle", "-o", "%N").split()))
+    def count_idle(self) -> int:
+        """The number of idle nodes."""
+        return len(set(self.run("sinfo", "-hN", "-t", "idle", "-o", "%N").split()))
 
     # --- jobs ---
 
-    def ask(self, *command: str) -> str:
+    def run(self, *command: str) -> str:
+        """The output of a command; a failure is not an error."""
         completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return completed.stdout.strip()
 
     def jobs(self, state: str = "") -> list[str]:
-        return self.ask("squeue", "-h", "-o", "%i", *(["-t", state] if state else [])).split()
+        """Ids of the jobs in the queue, or of those in a state."""
+        return self.run("squeue", "-h", "-o", "%i", *(["-t", state] if state else [])).split()
 
-    def job(self, stage_id: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S+)", self.ask("scontrol", "show", "job", "-o", stage_id)))
+    def job(self, job_id: str) -> dict[str, str]:
+        """All fields that scontrol shows of a job."""
+        shown = self.run("scontrol", "show", "job", "-o", job_id)
+        return dict(re.findall(r"(\w+)=(\S+)", shown))
 
 
 def _end(pid: int) -> None:
+    """Sends SIGTERM and waits up to 10 s for the end of the process."""
     with contextlib.suppress(ProcessLookupError, TimeoutError):
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10, str(pid))
@@ -258,8 +273,8 @@ def _end(pid: int) -> None:
 
 if __name__ == "__main__":
     sweep()
-    if why_not():
-        raise SystemExit(why_not())
+    if missing_requirement():
+        raise SystemExit(missing_requirement())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), Slurm() as slurm:
         print(f"export SLURM_CONF={slurm.conf}", flush=True)

@@ -1,7 +1,7 @@
-"""Tiny stage functions and graphs for the engine's tests: real processes, real files, no torch.
+"""Fake stage functions and small plans for the engine's tests: real processes and files, no torch.
 
-Every execution of a stage appends a line to `trace.log` in the work dir, so that a test can count
-what really ran.
+Every execution of a stage appends lines to `trace.log` in the work dir, so that a test can count
+the executions.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ KINDS: Mapping[str, StageKind] = {
 FAST = local_pool.PoolOptions(jobs=2, cpus=2, preload="kdep_bench.engine.worker")
 
 
-def trace(out: Path, what: str) -> None:
+def trace(out: Path, event: str) -> None:
+    """Appends `event`, the stage's folder, the time and the process id to trace.log."""
     with open(out.parent / "trace.log", "a") as f:
-        f.write(f"{what} {out.name} {time.time():.4f} {os.getpid()}\n")
+        f.write(f"{event} {out.name} {time.time():.4f} {os.getpid()}\n")
 
 
 def steps(work: Path, stage_id: str) -> int:
-    """How many steps a `grow` stage has taken, running or not."""
+    """The number of steps that a `grow` stage has taken, running or not."""
     path = attempts.current_dir(work, stage_id) / "steps.txt"
     with contextlib.suppress(OSError):
         return path.read_text().count("\n")
@@ -47,7 +48,7 @@ def steps(work: Path, stage_id: str) -> int:
 def make(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Sums its inputs and its own value; misbehaves as `spec['do']` says."""
+    """Returns the sum of its inputs and its own value; `spec["do"]` selects a fault."""
     trace(out, "begin")
     (out / "half.bin").write_bytes(b"x" * 1000)
     do = spec.get("do")
@@ -94,24 +95,24 @@ def make(
 def grow(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """A resumable stage: appends one line a step and continues where it was cut."""
+    """A resumable stage: appends one line per step and continues after the last one."""
     trace(out, "begin")
-    steps = out / "steps.txt"
-    first = len(steps.read_text().splitlines()) if steps.exists() else 0
-    for k in range(first, spec["steps"]):
-        with open(steps, "a") as f:
+    steps_file = out / "steps.txt"
+    first_step = len(steps_file.read_text().splitlines()) if steps_file.exists() else 0
+    for k in range(first_step, spec["steps"]):
+        with open(steps_file, "a") as f:
             f.write(f"{k}\n")
         progress(k + 1, spec["steps"])
         time.sleep(spec.get("sleep", 0.05))
     (out / "value.txt").write_text(str(spec["steps"]))
     trace(out, "end")
-    return {"value": spec["steps"], "resumed_at": first}
+    return {"value": spec["steps"], "resumed_at": first_step}
 
 
 def pretend(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Any stage of the true graph, with outputs of the true form and made-up content."""
+    """Any stage of the real graph, with outputs of the real form and invented values."""
     trace(out, "begin")
     kind = out.name.partition("-")[0]
     (out / "made.txt").write_text(kind)
@@ -158,11 +159,12 @@ def pretend(
 
 
 def wrong_face(spec: dict[str, Any]) -> dict[str, Any]:
+    """A stage function with wrong parameters."""
     return {}
 
 
 def diamond(**specs: Any) -> Plan:
-    """a -> b, c -> d; keyword `b={'do': 'raise'}` sets a stage's spec."""
+    """The plan a -> b, c -> d; a keyword such as `b={"do": "raise"}` extends that stage's spec."""
     plan = Plan("diamond")
     a = add_stage(plan, "make", "a", {"value": 1, **specs.get("a", {})}, kinds=KINDS)
     b = add_stage(plan, "make", "b", {"value": 10, **specs.get("b", {})}, {"x": a}, kinds=KINDS)
@@ -172,47 +174,47 @@ def diamond(**specs: Any) -> Plan:
 
 
 def chain(length: int, width: int = 1, **spec: Any) -> Plan:
-    """`width` chains of `length` stages."""
+    """A plan of `width` independent chains of `length` stages, named w0k0, w0k1, ..."""
     plan = Plan("chain")
-    for w in range(width):
+    for chain_index in range(width):
         needs: dict[str, str] = {}
-        for k in range(length):
+        for position in range(length):
             stage_id = add_stage(
-                plan, "make", f"w{w}k{k}", {"value": 1, **spec}, needs, kinds=KINDS
+                plan, "make", f"w{chain_index}k{position}", {"value": 1, **spec}, needs, kinds=KINDS
             )
             needs = {"x": stage_id}
     return plan
 
 
 def id_of(plan: Plan, name: str) -> str:
-    """Id of the stage called `name`."""
+    """The id of the stage of this name."""
     return next(s.id for s in plan.stages.values() if s.name == name)
 
 
 def run(plan: Plan, work: Path, force: Any = None, **options: Any) -> local_pool.Outcome:
-    """Looks what is to do, and does it."""
-    known = state.statuses(plan, work, force=force or (lambda _: False))
+    """Runs the stages of the plan that are not done."""
+    statuses = state.statuses(plan, work, force=force or (lambda _: False))
     from dataclasses import replace
 
-    return local_pool.run_plan(plan, work, known, replace(FAST, **options))
+    return local_pool.run_plan(plan, work, statuses, replace(FAST, **options))
 
 
-def traced(work: Path, what: str = "begin") -> list[str]:
-    """Names of the stages that began (or ended), in order."""
+def traced(work: Path, event: str = "begin") -> list[str]:
+    """Names of the stages with this event ("begin" or "end") in trace.log, in order."""
     path = work / "trace.log"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [line.split()[1].split("-")[1] for line in lines if line.startswith(what)]
+    return [line.split()[1].split("-")[1] for line in lines if line.startswith(event)]
 
 
 PRETEND = {kind: StageKind("engine_fakes:pretend", cost=0.1, timeout=60) for kind in REAL_KINDS}
 
 
 def main() -> None:
-    """`python engine_fakes.py WORK PLAN [OPTIONS]`: a runner to be killed.
+    """`python engine_fakes.py WORK PLAN [OPTIONS]`: a runner that a test can kill.
 
-    PLAN is a Python expression, OPTIONS one of a dict.
+    PLAN is a Python expression of a plan, OPTIONS one of a dict of `PoolOptions`.
     """
-    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])  # the test's own text
+    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])  # written by the test
     outcome = run(plan, work, **(options[0] if options else {}))
     print(sorted(outcome.ran), outcome.failed, outcome.signal, flush=True)
     sys.exit(128 + outcome.signal if outcome.signal else int(not outcome.ok))

@@ -55,47 +55,49 @@ from kdep_bench.suite.schema import Suite
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 SMOKE = REPO / "configs" / "suites" / "smoke.py"
-# One arm and one task of it: stages and ids are smoke's own.
-CUT = "\nsuite.update(methods=['kdep'], tasks=['smoke_probe'])\n"
+# One method and one task; the stages have the same ids as in the smoke suite.
+ONE_METHOD = "\nsuite.update(methods=['kdep'], tasks=['smoke_probe'])\n"
 RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # processes on this machine, or nodes
 PRETRAIN = "pretrain-resnet18_w32.kdep"
-LIMIT = 3600.0  # seconds until a run hangs: other work may have the cores
+LIMIT = 3600.0  # seconds after which a run counts as hung; the machine may be busy
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
 _TIMES = ("_s", "created", "git", "packages", "cost", "notes")
 
-# --- the toy suite: the true graph of a small suite, stages of a fifth of a second ---------------
+# --- the toy suite: the graph of a small suite with stages of 0.2 s ------------------------------
 
 
 def toy_stage(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """As `fakes.pretend`, in ten steps; what it writes depends on all that it reads."""
-    folders = [inputs[role] for role in sorted(inputs)]  # a written plan sorts them
-    read = [p.read_text() for folder in folders for p in sorted(folder.glob("*.bin"))]
-    steps = out / "steps.txt"
-    done = len(steps.read_text().splitlines()) if steps.exists() else 0
-    for k in range(done, 10):
+    """Like `fakes.pretend`, in ten resumable steps; its outputs depend on all its inputs."""
+    folders = [inputs[role] for role in sorted(inputs)]  # the order of a plan file
+    input_texts = [p.read_text() for folder in folders for p in sorted(folder.glob("*.bin"))]
+    steps_file = out / "steps.txt"
+    steps_done = len(steps_file.read_text().splitlines()) if steps_file.exists() else 0
+    for k in range(steps_done, 10):
         time.sleep(0.01)
-        hold = bytearray(8 << 20)  # what a limit on memory meets
-        with open(steps, "a") as f:
+        hold = bytearray(8 << 20)  # bytes, so that a memory limit takes effect
+        with open(steps_file, "a") as f:
             f.write(f"{k}\n")
         progress(k, 10)
         del hold
-    steps.unlink()
+    steps_file.unlink()
     name = out.name.rpartition(".try-")[0]
-    (out / "state.bin").write_text(f"{name} {len(read)} {hash_of(read)}" * 3000)
+    (out / "state.bin").write_text(f"{name} {len(input_texts)} {hash_of(input_texts)}" * 3000)
     outputs = fakes.pretend(spec, inputs, out, progress)
-    outputs["read"] = hash_of(read)
+    outputs["read"] = hash_of(input_texts)
     return outputs
 
 
 def hash_of(texts: list[str]) -> str:
+    """A hash of texts."""
     from kdep_bench.files import text_hash
 
     return text_hash("\n".join(texts))
 
 
 def toy_suite() -> tuple[Suite, Plan]:
+    """The toy suite and its plan; KDEP_TOY_TIMEOUT sets the time limit of its stages in seconds."""
     from test_suite_config import build
 
     suite = build()
@@ -110,17 +112,17 @@ def toy_suite() -> tuple[Suite, Plan]:
 
 
 def toy_main(work: Path, results: Path, retry: int) -> int:
-    """What tools/run_suite.py does, for the toy suite."""
+    """Does what tools/run_suite.py does, for the toy suite; returns the exit code."""
     from kdep_bench.cli import run_suite_output
     from kdep_bench.engine import local_pool
     from kdep_bench.engine.collect import collect
     from kdep_bench.engine.progress import view_for
 
     suite, plan = toy_suite()
-    known = state.statuses(plan, work)
+    statuses = state.statuses(plan, work)
     options = local_pool.PoolOptions(jobs=1, retry=retry, preload="kdep_bench.engine.worker")
-    outcome = local_pool.run_plan(plan, work, known, options, view_for(sys.stdout, plain=True))
-    code = run_suite_output.summarise(plan, known, outcome, "")
+    outcome = local_pool.run_plan(plan, work, statuses, options, view_for(sys.stdout, plain=True))
+    code = run_suite_output.summarise(plan, statuses, outcome, "")
     try:
         collect(suite, plan, work, results, outcome.failed)
     except OSError as e:
@@ -129,18 +131,24 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
     return code
 
 
-# --- worlds and cases ----------------------------------------------------------------------------
+# --- a suite with its undisturbed run, and copies of it to injure --------------------------------
 
 
 class World:
-    """One suite with its undisturbed run."""
+    """A suite with its undisturbed run, to compare others with.
+
+    Attributes:
+        plan: the suite's plan.
+        reference: work dir and results of the undisturbed run.
+        wall: wall seconds of each stage in the undisturbed run.
+    """
 
     def __init__(
         self, home: Path, toy: bool, reference: Path | None = None, suite: Path | None = None
     ) -> None:
         self.home, self.toy, self._cases = home, toy, 0
-        for left in home.glob("case*"):
-            shutil.rmtree(left)
+        for leftover in home.glob("case*"):
+            shutil.rmtree(leftover)
         self.file = suite or SMOKE
         self.plan = toy_suite()[1] if toy else build_plan(load_suite(self.file))
         self.reference = Case(self, reference or home / "undisturbed")
@@ -157,34 +165,35 @@ class World:
         return next(i for i in self.plan.stages if part in i)
 
     def fresh(self) -> Case:
+        """A case with an empty work dir."""
         self._cases += 1
         return Case(self, self.home / f"case{self._cases:03d}")
 
     def copy(self, *without: str, at: Path | None = None) -> Case:
-        """A copy of the undisturbed run less these stages and all that follows them."""
+        """A copy of the undisturbed run without these stages and everything downstream of them."""
         self._cases += 1
         case = Case(self, at or self.home / f"case{self._cases:03d}")
-        gone = self.plan.downstream(without)
-        for i in self.plan.stages:
-            source, target = self.reference.work / i, case.work / i
+        removed = self.plan.downstream(without)
+        for stage_id in self.plan.stages:
+            source, target = self.reference.work / stage_id, case.work / stage_id
             target.parent.mkdir(parents=True, exist_ok=True)
-            if i in gone:
+            if stage_id in removed:
                 continue
-            # What prepares data leaves much, and it is read alone: no second copy of it.
-            same = os.stat(self.home).st_dev == os.stat(target.parent).st_dev
-            copy = os.link if same and i.startswith("prepare-") else shutil.copy2
+            # Prepared data are large and only read, so they are linked.
+            same_disk = os.stat(self.home).st_dev == os.stat(target.parent).st_dev
+            copy = os.link if same_disk and stage_id.startswith("prepare-") else shutil.copy2
             shutil.copytree(source, target, symlinks=True, copy_function=copy)
         return case
 
 
 @dataclass
 class Case:
-    """A work dir and results folder with a runner."""
+    """A work dir and a results folder, and the command that runs the suite in them."""
 
     world: World
     home: Path
     env: dict[str, str] = field(default_factory=dict)
-    file: Path | None = None  # another page of the suite: other runtime, same stages
+    file: Path | None = None  # another suite config: different runtime, same stages
 
     @property
     def work(self) -> Path:
@@ -194,7 +203,8 @@ class Case:
     def results(self) -> Path:
         return self.home / "results"
 
-    def start(self, *more: str, results: Path | None = None) -> subprocess.Popen:
+    def start(self, *arguments: str, results: Path | None = None) -> subprocess.Popen:
+        """Starts the suite's command; its output goes to a pipe."""
         results = results or self.results
         if self.world.toy:
             command = [str(HERE / "engine_faults.py"), "--toy-run", str(self.work), str(results)]
@@ -210,7 +220,7 @@ class Case:
             ]
         self.home.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
-            [sys.executable, *command, *more],
+            [sys.executable, *command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -218,116 +228,128 @@ class Case:
             start_new_session=True,
         )
 
-    def run(self, *more: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
-        process = self.start(*more, results=results)
+    def run(self, *arguments: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs the suite's command to its end."""
+        process = self.start(*arguments, results=results)
         output, _ = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     def settle(self, runs: int = 4) -> int:
-        """Runs until all is done; returns how many runs that took."""
+        """Repeats the run until all stages are done; returns the number of runs."""
         output = ""
         for k in range(1, runs + 1):
             done = self.run()
             if done.returncode == 0:
                 return k
             output = done.stdout
-        raise AssertionError(f"not done after {attempts} runs: {output[-3000:]}")
+        raise AssertionError(f"not done after {runs} runs: {output[-3000:]}")
 
-    # --- looking ---
+    # --- inspecting ---
 
     def running(self) -> list[tuple[str, int]]:
-        """(stage id, pid) of every stage that some process runs now, by the locks."""
-        out = []
+        """(stage id, pid) of every running stage, according to the lock files."""
+        running = []
         with contextlib.suppress(FileNotFoundError):
             for path in (self.work / LOCKS).iterdir():
                 with contextlib.suppress(ValueError, KeyError, OSError):
                     content = json.loads(path.read_text())
                     if process_start(content["pid"]) == content["started"] != 0:
-                        out.append((path.name, content["pid"]))
-        return out
+                        running.append((path.name, content["pid"]))
+        return running
 
-    def wait_running(self, one: str | None = None, runner: Any = None) -> tuple[str, int]:
-        """Waits until the stage `one` (default: any) runs."""
+    def wait_running(self, stage_id: str | None = None, runner: Any = None) -> tuple[str, int]:
+        """Waits until a stage (default: any) runs; returns its id and pid."""
         end = time.monotonic() + LIMIT
         while time.monotonic() < end:
-            for found in self.running():
-                if one in (None, found[0]):
-                    return found
+            for running in self.running():
+                if stage_id in (None, running[0]):
+                    return running
             assert runner is None or runner.poll() is None, runner.communicate()[0][-2000:]
             time.sleep(0.005)
-        raise AssertionError(f"{one} never ran")
+        raise AssertionError(f"{stage_id} never ran")
 
     def lost(self, stage_id: str, pid: int) -> float:
-        """Seconds of work that go if the process is killed now: since its last saved state."""
-        begun = process_start(pid) / os.sysconf("SC_CLK_TCK")
-        spent = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
+        """Seconds of work that a kill would lose now: the time since the last saved state."""
+        start_time = process_start(pid) / os.sysconf("SC_CLK_TCK")
+        running_time = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - start_time)
         if not self.world.plan.stages[stage_id].resumable:
-            return spent
+            return running_time
         out = attempts.current_dir(self.work, stage_id)
-        saved = [*out.glob("run/*.pth.sha256"), *out.glob("features-*.json"), out / "steps.txt"]
+        saved = [
+            *out.glob("run/*.pth.sha256"),
+            *out.glob("features-*.json"),
+            out / "steps.txt",
+        ]
         ages = [time.time() - p.stat().st_mtime for p in saved if p.exists()]
-        return max(0.0, min([spent, *ages]))
+        return max(0.0, min([running_time, *ages]))
 
     def wrong(self) -> int:
-        """Stages and records that are not what the undisturbed run made of them."""
-        count, ours, theirs = 0, self.work, self.world.reference.work
-        for i, stage in self.world.plan.stages.items():
-            record, _ = state.finished(stage, ours, verify=True)
-            other, _ = state.finished(stage, theirs)
-            assert other is not None
-            same = record is not None and timeless(record["outputs"]) == timeless(other["outputs"])
-            for name, (_, digest) in other["files"].items():
+        """The number of stages and records that differ from the undisturbed run's."""
+        count, work, reference_work = 0, self.work, self.world.reference.work
+        for stage_id, stage in self.world.plan.stages.items():
+            record, _ = state.finished(stage, work, verify=True)
+            expected, _ = state.finished(stage, reference_work)
+            assert expected is not None
+            same = record is not None and timeless(record["outputs"]) == timeless(
+                expected["outputs"]
+            )
+            for name, (_, digest) in expected["files"].items():
                 if Path(name).suffix in (".npy", ".bin"):
                     same = same and record is not None and record["files"][name][1] == digest
                 # Not byte by byte: the archive inside is named after a temporary file.
                 elif name.endswith(".pth") and stage.kind in ("pretrain", "export"):
-                    same = same and same_tensors(ours / i / name, theirs / i / name)
+                    same = same and same_tensors(
+                        work / stage_id / name, reference_work / stage_id / name
+                    )
             if not same:
-                print(f"WRONG: {i}", file=sys.stderr)
+                print(f"WRONG: {stage_id}", file=sys.stderr)
                 count += 1
-        paths = {p.name for p in (self.results / "records").glob("*.json")}
+        names = {p.name for p in (self.results / "records").glob("*.json")}
         for run in self.world.plan.runs:
-            path = self.world.reference.results / "records" / f"{run.id}.json"
-            mine = self.results / "records" / path.name
-            if path.name not in paths or timeless(json.loads(mine.read_text())) != timeless(
-                json.loads(path.read_text())
+            expected_path = self.world.reference.results / "records" / f"{run.id}.json"
+            path = self.results / "records" / expected_path.name
+            if path.name not in names or timeless(json.loads(path.read_text())) != timeless(
+                json.loads(expected_path.read_text())
             ):
                 print(f"WRONG: record {path.name}", file=sys.stderr)
                 count += 1
         return count
 
     def close(self) -> None:
+        """Deletes the work dir and the results."""
         shutil.rmtree(self.home, ignore_errors=True)
 
 
 def same_tensors(a: Path, b: Path) -> bool:
-    """Whether two checkpoints hold the same names and, to the last bit, the same tensors."""
+    """Whether two checkpoints have the same keys and bitwise equal tensors."""
     import torch
 
-    one, two = (torch.load(p, map_location="cpu", weights_only=True) for p in (a, b))
-    one, two = one.get("state_dict", one), two.get("state_dict", two)
-    return one.keys() == two.keys() and all(
-        x.dtype == two[k].dtype and torch.equal(x, two[k]) for k, x in one.items()
+    first, second = (torch.load(p, map_location="cpu", weights_only=True) for p in (a, b))
+    first, second = first.get("state_dict", first), second.get("state_dict", second)
+    return first.keys() == second.keys() and all(
+        x.dtype == second[k].dtype and torch.equal(x, second[k]) for k, x in first.items()
     )
 
 
 def timeless(value: Any) -> Any:
-    """`value` without what tells times, costs or the revision of the source."""
+    """`value` without times, costs and the revision of the source code."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not k.endswith(_TIMES)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def flip(path: Path, dice: random.Random) -> None:
+def flip_bit(path: Path, rng: random.Random) -> None:
+    """Flips one random bit of a file."""
     raw = bytearray(path.read_bytes())
-    at = dice.randrange(len(raw))
-    raw[at] ^= 1 << dice.randrange(8)
+    position = rng.randrange(len(raw))
+    raw[position] ^= 1 << rng.randrange(8)
     path.write_bytes(raw)
 
 
-def cut(path: Path, dice: random.Random) -> None:
+def truncate(path: Path, rng: random.Random) -> None:
+    """Cuts a file off at a random length."""
     raw = path.read_bytes()
-    path.write_bytes(raw[: dice.randrange(len(raw))])
+    path.write_bytes(raw[: rng.randrange(len(raw))])
 
 
 # --- the faults ----------------------------------------------------------------------------------
@@ -335,7 +357,16 @@ def cut(path: Path, dice: random.Random) -> None:
 
 @dataclass
 class Row:
-    """One line of the table: seconds of work lost, and results that were wrong afterwards."""
+    """A row of the table.
+
+    Attributes:
+        times: how often the fault was injected.
+        lost: seconds of work lost.
+        wrong: number of wrong results afterwards.
+        on: the suite or command that was hit.
+        took: seconds of the whole trial.
+        load: load average of the machine.
+    """
 
     fault: str
     times: int
@@ -347,62 +378,62 @@ class Row:
     load: float = 0.0
 
 
-Dice = random.Random
+Random = random.Random
 
 
-def kill_stages(world: World, dice: Dice, times: int) -> Row:
-    """kill -9 of stages at random moments of their lives, each retried by the same runner."""
-    done, lost, wrong = 0, 0.0, 0
-    while done < times:
+def kill_stages(world: World, rng: Random, times: int) -> Row:
+    """Kills stages with SIGKILL at random moments; the same runner retries them."""
+    kills, lost, wrong = 0, 0.0, 0
+    while kills < times:
         case = world.fresh()
         runner = case.start("--retry", "99")
-        each = -(-times // len(world.plan.stages))
-        left = dict.fromkeys(world.plan.stages, each + 1)
-        seen: set[int] = set()
+        per_stage = -(-times // len(world.plan.stages))
+        kills_left = dict.fromkeys(world.plan.stages, per_stage + 1)
+        seen_pids: set[int] = set()
         while runner.poll() is None:
-            now = [r for r in case.running() if r[1] not in seen]
-            if not now or done >= times:
+            new = [r for r in case.running() if r[1] not in seen_pids]
+            if not new or kills >= times:
                 time.sleep(0.01)
                 continue
-            stage_id, pid = now[0]
-            seen.add(pid)
-            if not left[stage_id]:
+            stage_id, pid = new[0]
+            seen_pids.add(pid)
+            if not kills_left[stage_id]:
                 continue
-            end = time.monotonic() + dice.uniform(0, world.wall[stage_id] + 0.1)
+            end = time.monotonic() + rng.uniform(0, world.wall[stage_id] + 0.1)
             while time.monotonic() < end and (stage_id, pid) in case.running():
                 time.sleep(0.002)
             if (stage_id, pid) in case.running():
                 lost += case.lost(stage_id, pid)
                 os.kill(pid, signal.SIGKILL)
-                left[stage_id] -= 1
-                done += 1
+                kills_left[stage_id] -= 1
+                kills += 1
         output = runner.communicate()[0]
         assert runner.returncode == 0, output[-3000:]
         case.settle(1)
         wrong += case.wrong()
         case.close()
-    return Row("kill -9 of a stage", done, lost, wrong)
+    return Row("kill -9 of a stage", kills, lost, wrong)
 
 
-def kill_runner(world: World, dice: Dice, times: int) -> Row:
-    """kill -9 of the runner, again and again on one work dir until `times` is reached."""
-    done, lost, wrong = 0, 0.0, 0
+def kill_runner(world: World, rng: Random, times: int) -> Row:
+    """Kills the runner with SIGKILL, repeatedly on the same work dir."""
+    kills, lost, wrong = 0, 0.0, 0
     total = sum(world.wall.values())
-    while done < times:
+    while kills < times:
         case = world.fresh()
-        while done < times:
+        while kills < times:
             runner = case.start()
             try:
                 case.wait_running(runner=runner)
             except AssertionError:
                 break  # nothing was left to run
             with contextlib.suppress(subprocess.TimeoutExpired):
-                runner.wait(dice.uniform(0, 2.5 * total / times))
+                runner.wait(rng.uniform(0, 2.5 * total / times))
                 break
             lost += sum(case.lost(*r) for r in case.running())
             runner.kill()
             runner.communicate()
-            done += 1
+            kills += 1
             end = time.monotonic() + 120
             while case.running() and time.monotonic() < end:
                 time.sleep(0.05)
@@ -410,14 +441,14 @@ def kill_runner(world: World, dice: Dice, times: int) -> Row:
         case.settle(2)
         wrong += case.wrong()
         case.close()
-    return Row("kill -9 of the runner", done, lost, wrong)
+    return Row("kill -9 of the runner", kills, lost, wrong)
 
 
 # --- several processes, several nodes ------------------------------------------------------------
 
 
 def ranks_world(world: World) -> World:
-    """`world` with its pre-training in two processes: the same stages, rounded otherwise."""
+    """`world` with its pre-training in two processes: the same stage ids, other rounding."""
     home = world.home / "ranks"
     file = home / "smoke_ranks.py"
     if not file.exists():
@@ -427,7 +458,7 @@ def ranks_world(world: World) -> World:
 
 
 def wait_saved(case: Case, stage_id: str, runner: subprocess.Popen) -> int:
-    """Waits until the running stage has a checkpoint to resume from; returns its process."""
+    """Waits until the running stage has a checkpoint to resume from; returns its pid."""
     end = time.monotonic() + LIMIT
     while not list(attempts.current_dir(case.work, stage_id).glob("run/*.pth.sha256")):
         assert runner.poll() is None, runner.communicate()[0][-2000:]
@@ -437,31 +468,32 @@ def wait_saved(case: Case, stage_id: str, runner: subprocess.Popen) -> int:
 
 
 def children(pid: int) -> list[int]:
-    found = []
+    """Process ids of the children of a process."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return sorted(found)
+                pids.append(int(stat.parent.name))
+    return sorted(pids)
 
 
 def rank_pids(pid: int) -> list[int]:
-    """The processes that torchrun's agent, the child of the stage's process, has started."""
+    """Process ids that torchrun's agent, the child of the stage's process, has started."""
     return [rank for agent in children(pid) for rank in children(agent)]
 
 
-def kill_ranks(world: World, dice: Dice, times: int) -> Row:
-    """kill -9 of one of the two processes of a pre-training: the stage fails whole, and resumes."""
-    pair = ranks_world(world)
-    one = pair.id_of(PRETRAIN)
+def kill_ranks(world: World, rng: Random, times: int) -> Row:
+    """Kills one of two pre-training processes: the stage fails as a whole and then resumes."""
+    two_process_world = ranks_world(world)
+    stage_id = two_process_world.id_of(PRETRAIN)
     lost, wrong = 0.0, 0
     for k in range(times):
-        case = pair.copy(one)
+        case = two_process_world.copy(stage_id)
         runner = case.start()
-        pid = wait_saved(case, one, runner)
+        pid = wait_saved(case, stage_id, runner)
         ranks = rank_pids(pid)
         assert len(ranks) == 2, ranks
-        lost += case.lost(one, pid)
+        lost += case.lost(stage_id, pid)
         os.kill(ranks[k % 2], signal.SIGKILL)
         output = runner.communicate(timeout=LIMIT)[0]
         assert runner.returncode == 1, output[-3000:]
@@ -473,25 +505,25 @@ def kill_ranks(world: World, dice: Dice, times: int) -> Row:
     return Row("kill -9 of a DDP rank", times, lost, wrong, "two gloo processes")
 
 
-def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
-    """A node of a real Slurm dies, slurmd and all, while its stage runs; the job is requeued."""
-    if nodes > 1:  # stage_id process a node: what two processes of stage_id machine make
+def lost_node(world: World, rng: Random, nodes: int, fault: str) -> Row:
+    """A node of a real Slurm fails with its slurmd while a stage runs; the job is requeued."""
+    if nodes > 1:  # one process per node gives the same result as two processes on one machine
         world = ranks_world(world)
     stage_id = world.id_of(PRETRAIN)
     case = world.copy(stage_id)
     if nodes > 1:
         case.file = world.home / "smoke_nodes.py"
-        case.file.write_text(SMOKE.read_text() + CUT + RANKS.format("nodes"))
+        case.file.write_text(SMOKE.read_text() + ONE_METHOD + RANKS.format("nodes"))
     with slurm.Slurm() as cluster:
-        # The test cluster's GPUs are none.
-        through = ("--executor", "slurm", "--gpus", "", "--snakemake", " ".join(slurm.QUICK))
-        runner = case.start(*through)
+        # --gpus "": the GPUs of the test cluster are not real.
+        slurm_options = ("--executor", "slurm", "--gpus", "", "--snakemake", " ".join(slurm.QUICK))
+        runner = case.start(*slurm_options)
         pid = wait_saved(case, stage_id, runner)
         (job,) = cluster.jobs("running")
-        doomed = cluster.ask("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])
-        assert len(doomed.split()) == nodes, doomed
+        node_names = cluster.run("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])
+        assert len(node_names.split()) == nodes, node_names
         lost = case.lost(stage_id, pid)
-        cluster.node_down(doomed.split()[-1])
+        cluster.node_down(node_names.split()[-1])
         output = runner.communicate(timeout=LIMIT)[0]
         assert runner.returncode == 0, output[-3000:]
         assert cluster.job(job)["Restarts"] == "1"
@@ -501,29 +533,29 @@ def lost_node(world: World, dice: Dice, nodes: int, fault: str) -> Row:
     return Row(fault, 1, lost, wrong, "requeued by Slurm, same command")
 
 
-def no_cluster() -> str:
-    """Why no Slurm can be tried here; '' when it can."""
+def why_no_cluster() -> str:
+    """Why no Slurm can be started here; '' if it can."""
     try:
         find_snakemake()
     except KdepError as e:
         return e.problem
     slurm.sweep()
-    return slurm.why_not()
+    return slurm.missing_requirement()
 
 
-def terminate(world: World, dice: Dice, times: int) -> Row:
-    """SIGTERM to the runner: it ends its stages within the grace period and says how to go on."""
+def terminate(world: World, rng: Random, times: int) -> Row:
+    """SIGTERM to the runner: it stops its stages within the grace period; a rerun resumes."""
     lost, wrong, slowest = 0.0, 0, 0.0
     for _ in range(times):
         case = world.copy(world.id_of(PRETRAIN))
         runner = case.start()
         stage_id, _ = case.wait_running(runner=runner)
-        time.sleep(dice.uniform(0, world.wall[stage_id]))
+        time.sleep(rng.uniform(0, world.wall[stage_id]))
         lost += sum(case.lost(*r) for r in case.running())
-        begun = time.monotonic()
+        start = time.monotonic()
         runner.send_signal(signal.SIGTERM)
         output = runner.communicate(timeout=LIMIT)[0]
-        slowest = max(slowest, time.monotonic() - begun)
+        slowest = max(slowest, time.monotonic() - start)
         assert runner.returncode == 128 + signal.SIGTERM, output[-2000:]
         assert not case.running()
         assert case.settle(2) == 1
@@ -532,13 +564,13 @@ def terminate(world: World, dice: Dice, times: int) -> Row:
     return Row("SIGTERM to the runner", times, lost, wrong, f"it ended within {slowest:.1f} s")
 
 
-def two_runners(world: World, dice: Dice, times: int) -> Row:
-    """Two runners started at once on one work dir: each stage runs once, both end well."""
-    wrong, twice, counted = 0, 0, 0
+def two_runners(world: World, rng: Random, times: int) -> Row:
+    """Two runners started at once on one work dir: each stage runs once, both exit with 0."""
+    wrong, extra_runs, counted = 0, 0, 0
     for _ in range(times):
-        part = world.id_of(PRETRAIN)
-        case = world.copy(part)
-        todo = world.plan.downstream([part])
+        stage_id = world.id_of(PRETRAIN)
+        case = world.copy(stage_id)
+        todo = world.plan.downstream([stage_id])
         runners = [
             case.start(results=case.home / name) for name in ("results", "results_of_the_other")
         ]
@@ -548,28 +580,33 @@ def two_runners(world: World, dice: Dice, times: int) -> Row:
             assert f"{len(world.plan.stages)} of {len(world.plan.stages)} stages are done" in output
             counted += int(re.findall(r": (\d+) finished in this run, ", output)[-1])
         counted -= len(todo)
-        for one in todo:
-            headers = (case.work / one / state.LOG).read_text().count(f"--- {one} at ")
-            twice += headers - 1
+        for downstream_id in todo:
+            headers = (
+                (case.work / downstream_id / state.LOG)
+                .read_text()
+                .count(f"--- {downstream_id} at ")
+            )
+            extra_runs += headers - 1
         wrong += case.wrong()
         case.close()
-    note = f"{twice} stages done twice, {counted} counted twice"
-    return Row("two runners at once", times, 0.0, wrong + twice + abs(counted), note)
+    note = f"{extra_runs} stages done twice, {counted} counted twice"
+    return Row("two runners at once", times, 0.0, wrong + extra_runs + abs(counted), note)
 
 
 @contextlib.contextmanager
-def small_disk(at: Path, megabytes: int) -> Iterator[Path]:
-    at.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(at)]
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Mounts a file system of this size at a folder; needs root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
-        yield at
+        yield folder
     finally:
-        subprocess.run(["umount", "-l", str(at)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk: Path) -> None:
-    """Takes the last byte of it, and whatever was freed since."""
+    """Writes until the disk has no free byte."""
     with open(disk / "filler", "ab", buffering=0) as f:
         for piece in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
@@ -577,19 +614,19 @@ def fill(disk: Path) -> None:
                     pass
 
 
-def full_disk(world: World, dice: Dice, part: str, fault: str) -> Row:
-    """The disk is full from the moment the stage begins until it has failed."""
-    stage_id = world.id_of(part)
+def full_disk(world: World, rng: Random, id_part: str, fault: str) -> Row:
+    """The disk is full from the start of the stage until it has failed."""
+    stage_id = world.id_of(id_part)
     lost = 0.0
     with small_disk(world.home / "disk", 8 if world.toy else 400) as disk:
         case = world.copy(stage_id, at=disk / "case")
         runner = case.start()
         _, pid = case.wait_running(stage_id, runner)
-        begun = time.monotonic()
+        start = time.monotonic()
         while (stage_id, pid) in case.running():
             fill(disk)
             time.sleep(0.005)
-        lost += time.monotonic() - begun
+        lost += time.monotonic() - start
         fill(disk)
         output = runner.communicate(timeout=LIMIT)[0]
         assert runner.returncode == 1, output[-3000:]
@@ -601,7 +638,7 @@ def full_disk(world: World, dice: Dice, part: str, fault: str) -> Row:
     return Row(fault, 1, lost, wrong)
 
 
-def full_results(world: World, dice: Dice, fault: str = "disk full") -> Row:
+def full_results(world: World, rng: Random, fault: str = "disk full") -> Row:
     """The results folder's disk is full when records are written."""
     with small_disk(world.home / "disk", 4) as disk:
         case = world.copy()
@@ -621,39 +658,39 @@ def full_results(world: World, dice: Dice, fault: str = "disk full") -> Row:
     return Row(fault, 1, 0.0, wrong)
 
 
-DAMAGE = {"truncated": cut, "with a flipped bit": flip}
+DAMAGE = {"truncated": truncate, "with a flipped bit": flip_bit}
 
 
-def damage(world: World, dice: Dice, how: str, part: str, pattern: str, what: str) -> Row:
-    """A file of a done stage is damaged; all that reads it runs again."""
+def damage(world: World, rng: Random, how: str, part: str, pattern: str, what: str) -> Row:
+    """A file of a finished stage is damaged; the stage and its readers run again."""
     stage_id = world.id_of(part)
     case = world.copy()
     for user in world.plan.consumers()[stage_id]:
         for i in world.plan.downstream([user]):
             shutil.rmtree(case.work / i, ignore_errors=True)
     path = next((case.work / stage_id).glob(pattern))
-    DAMAGE[how](path, dice)
+    DAMAGE[how](path, rng)
     case.settle()
     lost, wrong = world.wall[stage_id], case.wrong()
     case.close()
     return Row(f"{what} {how}", 1, lost, wrong)
 
 
-def damaged_record(world: World, dice: Dice, how: str) -> Row:
-    """Records in the results folder are damaged: they are written anew."""
+def damaged_record(world: World, rng: Random, how: str) -> Row:
+    """Records in the results folder are damaged: they are written again."""
     case = world.copy()
     shutil.copytree(world.reference.results, case.results)
     paths = sorted((case.results / "records").glob("*.json"))
     for path in paths:
-        DAMAGE[how](path, dice)
+        DAMAGE[how](path, rng)
     case.settle(1)
     wrong = case.wrong()
     case.close()
     return Row(f"record {how}", len(paths), 0.0, wrong)
 
 
-def damaged_resume(world: World, dice: Dice, how: str) -> Row:
-    """The checkpoint of a killed pre-training is damaged: it is not resumed from."""
+def damaged_resume(world: World, rng: Random, how: str) -> Row:
+    """The checkpoint of a killed pre-training is damaged: training does not resume from it."""
     stage_id = world.id_of(PRETRAIN)
     case = world.copy(stage_id)
     runner = case.start()
@@ -665,54 +702,54 @@ def damaged_resume(world: World, dice: Dice, how: str) -> Row:
     runner.communicate()
     lost = world.wall[stage_id]
     for path in out.glob("run/*.pth"):
-        DAMAGE[how](path, dice)
+        DAMAGE[how](path, rng)
     case.settle(1)
     wrong = case.wrong()
     case.close()
     return Row(f"resume checkpoint {how}", 1, lost, wrong)
 
 
-def out_of_memory(world: World, dice: Dice, way: str) -> Row:
+def out_of_memory(world: World, rng: Random, cause: str) -> Row:
     """A running stage gets no more memory: an rlimit (malloc fails) or a cgroup (SIGKILL)."""
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
     runner = case.start()
     _, pid = case.wait_running(stage_id, runner)
-    begun = time.monotonic()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0 if way == "rlimit" else 1])
+    start = time.monotonic()
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0 if cause == "rlimit" else 1])
     size = pages * os.sysconf("SC_PAGE_SIZE")
     group = MEMORY_CGROUP / f"kdep_faults_{os.getpid()}"
-    if way == "rlimit":
+    if cause == "rlimit":
         resource.prlimit(pid, resource.RLIMIT_AS, (size + (6 << 20), size + (6 << 20)))
     else:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # what it takes from now on
+        (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # bytes allocated from now on
         (group / "cgroup.procs").write_text(str(pid))
     output = runner.communicate(timeout=LIMIT)[0]
     if group.exists():
         group.rmdir()
     assert runner.returncode == 1, output[-3000:]
-    # The runner's own lines say why where a person follows it; the stage's note says it always.
-    why = (state.failure(state.folder(case.work, stage_id)) or {}).get("error", "")
-    assert any(w in why for w in ("memory", "killed by", "no result")), (why, output[-3000:])
-    lost = time.monotonic() - begun
+    # failed.json always has the reason; the runner prints it only in a terminal.
+    error = (state.failure(state.folder(case.work, stage_id)) or {}).get("error", "")
+    assert any(w in error for w in ("memory", "killed by", "no result")), (error, output[-3000:])
+    lost = time.monotonic() - start
     assert not (case.work / stage_id / state.STAGE).exists()
     case.settle(1)
     wrong = case.wrong()
     case.close()
-    return Row(f"out of memory ({way})", 1, lost, wrong)
+    return Row(f"out of memory ({cause})", 1, lost, wrong)
 
 
-def hang(world: World, dice: Dice) -> Row:
-    """A stage stands still (SIGSTOP: it does not even heed SIGTERM) until its time is over."""
+def hang(world: World, rng: Random) -> Row:
+    """A stage is stopped by SIGSTOP, so that it ignores SIGTERM, until its time limit."""
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
     runner = start_with_timeout(case, 2.0 if world.toy else 12.0)
     _, pid = case.wait_running(stage_id, runner)
-    begun = time.monotonic()
+    start = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     output = runner.communicate(timeout=LIMIT)[0]
-    lost = time.monotonic() - begun
+    lost = time.monotonic() - start
     assert runner.returncode == 1, output[-3000:]
     assert "was stopped after" in output, output[-3000:]
     assert not case.running()
@@ -723,7 +760,7 @@ def hang(world: World, dice: Dice) -> Row:
 
 
 def start_with_timeout(case: Case, seconds: float) -> subprocess.Popen:
-    """The runner with a time limit, which is no part of any stage's identity."""
+    """Starts the runner with a time limit per stage, which does not change stage ids."""
     if case.world.toy:
         case.env["KDEP_TOY_TIMEOUT"] = str(seconds)
         runner = case.start()
@@ -746,8 +783,8 @@ def start_with_timeout(case: Case, seconds: float) -> subprocess.Popen:
     )
 
 
-def clock_backwards(world: World, dice: Dice, times: int) -> Row:
-    """The wall clock jumps back while a suite runs, a kill and a resume between (clock_shim.c)."""
+def clock_backwards(world: World, rng: Random, times: int) -> Row:
+    """The wall clock jumps back during a suite; a stage is killed and resumes (clock_shim.c)."""
     case = world.copy(world.id_of(PRETRAIN))
     clock, shim = case.home / "clock", case.home / "clock_shim.so"
     source = str(HERE / "clock_shim.c")
@@ -760,9 +797,9 @@ def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     while runner.poll() is None:
         if jumps < times:
             jumps += 1
-            step = clock.with_suffix(".next")
-            step.write_text(str(3600 * jumps))
-            step.replace(clock)
+            next_clock = clock.with_suffix(".next")
+            next_clock.write_text(str(3600 * jumps))
+            next_clock.replace(clock)
         if jumps == times // 2 and (stage_id, pid) in case.running():
             lost += case.lost(stage_id, pid)
             os.kill(pid, signal.SIGKILL)
@@ -777,90 +814,91 @@ def clock_backwards(world: World, dice: Dice, times: int) -> Row:
     return Row("clock going backwards, by an hour each", jumps, lost, wrong)
 
 
-# --- what others plant, and what wakes late -----------------------------------------------------
+# --- links and FIFOs in place of the engine's files; processes that continue late ----------------
 
 
-def planted(world: World, dice: Dice, what: str) -> Row:
-    """A link or FIFO lies where the engine keeps a file of its own; a user's folder is behind it.
+def planted(world: World, rng: Random, what: str) -> Row:
+    """A link to a user's folder, or a FIFO, is where the engine keeps one of its files.
 
-    The run fails with a sentence, or the damage is noticed, and nothing behind the link is touched.
-    With the plant removed, a rerun gives what it should.
+    The run fails with an error, or the damage is noticed, and the link's target is not touched.
+    Once the link or FIFO is removed, a rerun gives the right results.
     """
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
     photos = case.home / "photos"
     photos.mkdir()
     (photos / "a.jpg").write_text("a photo")
-    place = {
+    replaced, _, kind = what.partition(" that is a ")  # e.g. "lock that is a FIFO"
+    path = {
         "stage directory": case.work / stage_id,
         "lock": case.work / LOCKS / stage_id,
         "log": case.work / stage_id / state.LOG,
         "result": case.work / stage_id / state.STAGE,
-    }[what.split()[0] if what != "stage directory that is a link" else "stage directory"]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if "FIFO" in what:
-        os.mkfifo(place)
+    }[replaced]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
     else:
-        place.symlink_to(photos if "directory" in what else photos / "a.jpg")
-    begun = time.monotonic()
+        path.symlink_to(photos if replaced == "stage directory" else photos / "a.jpg")
+    start = time.monotonic()
     done = case.run()
     assert "Traceback" not in done.stdout, done.stdout[-3000:]
-    if not what.startswith("result"):
+    if replaced != "result":
         assert done.returncode == 1, done.stdout[-3000:]
-        assert f"{place} is a" in done.stdout, done.stdout[-3000:]
-    lost = time.monotonic() - begun
+        assert f"{path} is a" in done.stdout, done.stdout[-3000:]
+    lost = time.monotonic() - start
     touched = [p.name for p in photos.iterdir()] != ["a.jpg"]
     touched = touched or (photos / "a.jpg").read_text() != "a photo"
-    if place.is_symlink() or place.is_fifo():
-        place.unlink()
+    if path.is_symlink() or path.is_fifo():
+        path.unlink()
     case.settle(1)
     wrong = case.wrong() + touched
     case.close()
     return Row(what, 1, lost if lost > 60 else 0.0, wrong, "refused by name")
 
 
-APART = """
+OTHER_MACHINE_CODE = """
 import sys
 from pathlib import Path
 from kdep_bench.engine import attempts, lock, stage
 lock.boot_id = attempts.boot_id = lambda: sys.argv[1]  # another machine
-lock._flock = lambda fd, how=0: True  # on a disk whose file system has no locks
+lock._flock = lambda fd, how=0: True  # on a file system without locks
 sys.exit(stage.main(sys.argv[2:]))
 """
 
 
-def woken_owner(world: World, dice: Dice, times: int) -> Row:
-    """A process is stopped, its stage is made by another machine, and then it wakes."""
+def woken_owner(world: World, rng: Random, times: int) -> Row:
+    """A process is stopped, another machine finishes its stage, then the process continues."""
     stage_id = world.id_of(PRETRAIN)
     lost, wrong = 0.0, 0
     for _ in range(times):
         case = world.copy(stage_id)
         write_plan(case.home / "plan.json", "p", world.plan.stages.values())
-        more = ["--plan", str(case.home / "plan.json"), "--stage", stage_id]
-        more += ["--work-dir", str(case.work)]
+        arguments = ["--plan", str(case.home / "plan.json"), "--stage", stage_id]
+        arguments += ["--work-dir", str(case.work)]
 
-        def machine(name: str, more: list[str] = more) -> subprocess.Popen:
+        def start_machine(name: str, arguments: list[str] = arguments) -> subprocess.Popen:
+            """Starts the stage command as if on another machine."""
             path = os.pathsep.join((str(REPO), str(HERE)))
             env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-            command = [sys.executable, "-c", APART, name, *more]
+            command = [sys.executable, "-c", OTHER_MACHINE_CODE, name, *arguments]
             return subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
             )
 
-        first = machine("one")
+        first = start_machine("one")
         end = time.monotonic() + LIMIT
         while attempts.current_dir(case.work, stage_id) == case.work / stage_id:
             assert time.monotonic() < end, "it never began"
             assert first.poll() is None, first.returncode
             time.sleep(0.005)
-        time.sleep(dice.uniform(0, world.wall[stage_id]))
+        time.sleep(rng.uniform(0, world.wall[stage_id]))
         ended = first.poll() is not None
         first.send_signal(signal.SIGSTOP)
         lost += 0.0 if ended else case.lost(stage_id, first.pid)
-        os.truncate(
-            case.work / LOCKS / stage_id, 0
-        )  # as whoever saw it stand still for two minutes
-        assert machine("two").wait(LIMIT) == 0
+        # As another machine does once it has seen no heartbeat for two minutes.
+        os.truncate(case.work / LOCKS / stage_id, 0)
+        assert start_machine("two").wait(LIMIT) == 0
         before = {p: p.stat().st_mtime_ns for p in (case.work / stage_id).rglob("*")}
         first.send_signal(signal.SIGCONT)
         first.wait(LIMIT)
@@ -871,8 +909,8 @@ def woken_owner(world: World, dice: Dice, times: int) -> Row:
     return Row("stopped owner wakes after a takeover", times, lost, wrong, "no locks between them")
 
 
-def no_sum(world: World, dice: Dice) -> Row:
-    """A stage.json that was changed, and whose checksum was taken out, is not believed."""
+def missing_checksum(world: World, rng: Random) -> Row:
+    """A changed stage.json without its checksum is not used."""
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy()
     path = case.work / stage_id / state.STAGE
@@ -886,8 +924,8 @@ def no_sum(world: World, dice: Dice) -> Row:
     return Row("stage.json changed, without its checksum", 1, world.wall[stage_id], wrong)
 
 
-def pruned(world: World, dice: Dice) -> Row:
-    """Pruning while the records that cite the stages lie elsewhere."""
+def pruned(world: World, rng: Random) -> Row:
+    """Pruning keeps stages that are cited by records in another folder."""
     case = world.copy()
     case.settle(1)
     tool = [sys.executable, str(REPO / "tools" / "work_dir.py"), "--work-dir", str(case.work)]
@@ -901,8 +939,8 @@ def pruned(world: World, dice: Dice) -> Row:
     return Row("pruning, with the records elsewhere", 1, 0.0, wrong)
 
 
-def left(world: World, dice: Dice) -> Row:
-    """A suite config that calls sys.exit(0) is an error, not a run that went well."""
+def config_that_exits(world: World, rng: Random) -> Row:
+    """A suite config that calls sys.exit(0) is an error, not a successful run."""
     case = world.copy()
     case.file = case.home / "leaves.py"
     case.file.write_text(world.file.read_text() + "\nimport sys\nsys.exit(0)\n")
@@ -912,34 +950,34 @@ def left(world: World, dice: Dice) -> Row:
     return Row("a config that calls sys.exit(0)", 1, 0.0, int(done.returncode == 0))
 
 
-def cut_export(world: World, dice: Dice) -> Row:
-    """An export is cut by one byte: `publish` names it, and does not end with 0."""
+def truncated_export(world: World, rng: Random) -> Row:
+    """An export that lacks its last byte: `publish` names it and does not exit with 0."""
     case = world.copy()
-    one = world.id_of("export-resnet18_w32.kdep")
-    path = next((case.work / one).glob("*.pth"))
+    stage_id = world.id_of("export-resnet18_w32.kdep")
+    path = next((case.work / stage_id).glob("*.pth"))
     os.truncate(path, path.stat().st_size - 1)
     tool = [sys.executable, str(REPO / "tools" / "publish.py"), str(world.file)]
     tool += ["--work-dir", str(case.work), "--out", str(case.home / "published")]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(tool, env=env, capture_output=True, text=True, check=False)
-    wrong = int(done.returncode == 0 or one not in done.stderr)
+    wrong = int(done.returncode == 0 or stage_id not in done.stderr)
     case.settle(2)
     wrong += case.wrong()
     case.close()
-    return Row("export cut by one byte, then published", 1, world.wall[one], wrong)
+    return Row("export cut by one byte, then published", 1, world.wall[stage_id], wrong)
 
 
-INODES = 60  # of the work dir's file system: it is full while the data are prepared
+INODES = 60  # of the work dir's file system: too few for the prepared data
 
 
-def answered(world: World, fault: str, check: Callable[[Path], list[str]]) -> Row:
-    """A fault that the real commands meet, with a work dir of its own: see engine_faults_cli.py."""
-    rows = world.home / "commands"
-    rows.mkdir(parents=True, exist_ok=True)
-    for interrupted in rows.iterdir():
+def command_fault(world: World, fault: str, check: Callable[[Path], list[str]]) -> Row:
+    """A fault of the real commands, in a separate work dir: see engine_faults_cli.py."""
+    folder = world.home / "commands"
+    folder.mkdir(parents=True, exist_ok=True)
+    for interrupted in folder.iterdir():
         if interrupted.name != cli.UNDISTURBED:
             shutil.rmtree(interrupted)
-    wrong = check(rows)
+    wrong = check(folder)
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
     return Row(fault, 1, 0.0, len(wrong), on="the real command")
@@ -959,17 +997,18 @@ ENVIRONMENT = (
 )
 
 
-def unless(why_not: str, fault: str, inject: Callable[[], Row]) -> Callable[[], Row]:
-    """`inject`, or a line that says why it cannot be done here."""
-    return (lambda: Row(fault, 0, 0.0, 0, f"not injected: {why_not}")) if why_not else inject
+def unless(reason: str, fault: str, inject: Callable[[], Row]) -> Callable[[], Row]:
+    """`inject`, or a function that returns a row with the reason why it is impossible here."""
+    return (lambda: Row(fault, 0, 0.0, 0, f"not injected: {reason}")) if reason else inject
 
 
 def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     """(name, injection) of every fault.
 
-    Stages are killed over the whole suite, `whole`; the rest is done to `world`, a cut of it.
+    Stages of the complete suite, `whole`, are killed; the other faults are injected into `world`,
+    one method and one task of it.
     """
-    dice = Dice(seed)
+    rng = Random(seed)
     root = "" if os.geteuid() == 0 else "it needs root"
     cgroup = (MEMORY_CGROUP / "memory.limit_in_bytes").exists()
     limit = root or ("" if cgroup else f"no memory controller at {MEMORY_CGROUP}")
@@ -977,64 +1016,65 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
 
     def disk(part: str, what: str) -> Callable[[], Row]:
         fault = f"disk full while {what}"
-        return unless(root, fault, partial(full_disk, world, dice, part, fault))
+        return unless(root, fault, partial(full_disk, world, rng, part, fault))
 
-    yield "stage", lambda: kill_stages(whole, dice, 10 if whole.toy else 50)
-    yield "runner", lambda: kill_runner(world, dice, 4)
+    yield "stage", lambda: kill_stages(whole, rng, 10 if whole.toy else 50)
+    yield "runner", lambda: kill_runner(world, rng, 4)
     if not world.toy:
-        yield "rank", lambda: kill_ranks(world, dice, 2)
-    yield "term", lambda: terminate(world, dice, 2)
-    yield "two", lambda: two_runners(world, dice, 2)
+        yield "rank", lambda: kill_ranks(world, rng, 2)
+    yield "term", lambda: terminate(world, rng, 2)
+    yield "two", lambda: two_runners(world, rng, 2)
     yield "disk-check", disk(PRETRAIN, "a checkpoint is written")
     yield "disk-cache", disk("cache-", "a cache shard is written")
     yield "disk-transfer", disk("transfer-smoke_probe", "a transfer's result is written")
     fault = "disk full while records are written"
-    yield "disk-results", unless(root, fault, partial(full_results, world, dice, fault))
+    yield "disk-results", unless(root, fault, partial(full_results, world, rng, fault))
     shard, weights = ("state.bin", "state.bin") if world.toy else ("features-*.npy", "*.pth")
     export = "export-resnet18_w32.kdep"
     for how in DAMAGE:
-        yield "d-cache", lambda h=how: damage(world, dice, h, "cache-", shard, "cache shard")
-        yield "d-check", lambda h=how: damage(world, dice, h, PRETRAIN, weights, "checkpoint")
-        yield "d-json", lambda h=how: damage(world, dice, h, export, "stage.json", "stage.json")
-        yield "d-record", lambda h=how: damaged_record(world, dice, h)
+        yield "d-cache", lambda h=how: damage(world, rng, h, "cache-", shard, "cache shard")
+        yield "d-check", lambda h=how: damage(world, rng, h, PRETRAIN, weights, "checkpoint")
+        yield "d-json", lambda h=how: damage(world, rng, h, export, "stage.json", "stage.json")
+        yield "d-record", lambda h=how: damaged_record(world, rng, h)
         if not world.toy:
-            yield "d-resume", lambda h=how: damaged_resume(world, dice, h)
-    yield "oom-rlimit", lambda: out_of_memory(world, dice, "rlimit")
-    starve = partial(out_of_memory, world, dice, "cgroup")
-    yield "oom-cgroup", unless(limit, "out of memory (cgroup)", starve)
+            yield "d-resume", lambda h=how: damaged_resume(world, rng, h)
+    yield "oom-rlimit", lambda: out_of_memory(world, rng, "rlimit")
+    exhaust = partial(out_of_memory, world, rng, "cgroup")
+    yield "oom-cgroup", unless(limit, "out of memory (cgroup)", exhaust)
     for what in PLANTED:
-        yield "planted", lambda w=what: planted(world, dice, w)
-    yield "woken", lambda: woken_owner(world, dice, 3)
-    yield "nosum", lambda: no_sum(world, dice)
-    yield "pruned", lambda: pruned(world, dice)
+        yield "planted", lambda w=what: planted(world, rng, w)
+    yield "woken", lambda: woken_owner(world, rng, 3)
+    yield "nosum", lambda: missing_checksum(world, rng)
+    yield "pruned", lambda: pruned(world, rng)
     if not world.toy:
-        yield "left", lambda: left(world, dice)
-        yield "cutexport", lambda: cut_export(world, dice)
-    yield "hang", lambda: hang(world, dice)
+        yield "left", lambda: config_that_exits(world, rng)
+        yield "cutexport", lambda: truncated_export(world, rng)
+    yield "hang", lambda: hang(world, rng)
     fault = "clock going backwards, by an hour each"
-    yield "clock", unless(compiler, fault, partial(clock_backwards, world, dice, 6))
+    yield "clock", unless(compiler, fault, partial(clock_backwards, world, rng, 6))
     if not world.toy:
         for nodes, what in ((1, "a slurmd node"), (2, "one of a DDP stage's two slurmd nodes")):
             fault = f"death of {what}"
-            lose = partial(lost_node, world, dice, nodes, fault)
-            yield f"node{nodes}", unless(no_cluster(), fault, lose)
-    # At the end: the journal numbers the faults, and a `--home` of before keeps its rows.
+            lose_node = partial(lost_node, world, rng, nodes, fault)
+            yield f"node{nodes}", unless(why_no_cluster(), fault, lose_node)
+    # New faults go to the end: the journal in `--home` refers to the faults by number.
     for what in cli.DAMAGE:
         yield (
             "tar",
-            partial(answered, world, f"archive with {what}", partial(cli.archive, what=what)),
+            partial(command_fault, world, f"archive with {what}", partial(cli.archive, what=what)),
         )
     for short, fault, check in ENVIRONMENT:
-        yield short, partial(answered, world, fault, check)
+        yield short, partial(command_fault, world, fault, check)
     fault = "no file numbers left on the disk"
-    full = partial(answered, world, fault, partial(cli.no_inodes, inodes=INODES))
-    yield "inodes", unless(root, fault, full)
+    exhaust_inodes = partial(command_fault, world, fault, partial(cli.no_inodes, inodes=INODES))
+    yield "inodes", unless(root, fault, exhaust_inodes)
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
 def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
     lines = [
         "| fault | injected into | times injected | lost work (s) | wrong results |  |",
         "|---|---|---:|---:|---:|---|",
@@ -1046,6 +1086,7 @@ def table(rows: list[Row]) -> str:
 
 
 def processor() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -1053,14 +1094,15 @@ def processor() -> str:
 
 
 def report(world: World, rows: list[Row], command: str) -> str:
+    """The text of results/faults.md."""
     minutes, loads = sum(r.took for r in rows) / 60, [r.load for r in rows]
-    stages, cells = len(world.plan.stages), len(world.plan.runs)
+    stages, records = len(world.plan.stages), len(world.plan.runs)
     return f"""# Faults injected into the smoke suite
 
 `{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread
 per stage, one stage at a time: {minutes:.0f} minutes, with the machine's load between \
 {min(loads):.0f} and {max(loads):.0f}. The
-suite has {stages} stages and {cells} records; an undisturbed run takes \
+suite has {stages} stages and {records} records; an undisturbed run takes \
 {sum(world.wall.values()):.0f} s. Stages were killed in
 the complete suite; the other faults were injected into a part of it, `kdep` with one task.
 
@@ -1102,35 +1144,38 @@ def main() -> int:
     if not args.toy:
         part = home / "smoke_cut.py"
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(SMOKE.read_text() + CUT)
+        part.write_text(SMOKE.read_text() + ONE_METHOD)
         world = World(home / "cut", False, whole.reference.home, part)
     journal = home / "rows.json"
-    known = json.loads(journal.read_text()) if journal.exists() else {}
+    rows_by_key = json.loads(journal.read_text()) if journal.exists() else {}
     for k, (name, inject) in enumerate(faults(whole, world, args.seed)):
         if not any(part in name for part in args.only.split(",")):
             continue
         key = f"{k} {name}"
-        if key not in known:
-            begun = time.monotonic()
+        if key not in rows_by_key:
+            start = time.monotonic()
             try:
-                r = inject()
-            except Exception:  # the other faults are still to be tried
+                row = inject()
+            except Exception:  # so that the other faults are still injected
                 traceback.print_exc()
-                r = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
+                row = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
             suite = "the toy suite" if args.toy else "smoke" if name == "stage" else "its kdep arm"
-            r.on = r.on or suite
-            r.took, r.load = time.monotonic() - begun, os.getloadavg()[0]
-            known[key] = asdict(r)
-            write_json(journal, known)
-        r = Row(**known[key])
-        rows.append(r)
-        print(f"{r.fault}: {r.times} x, {r.lost:.1f} s lost, {r.wrong} wrong. {r.note}", flush=True)
+            row.on = row.on or suite
+            row.took, row.load = time.monotonic() - start, os.getloadavg()[0]
+            rows_by_key[key] = asdict(row)
+            write_json(journal, rows_by_key)
+        row = Row(**rows_by_key[key])
+        rows.append(row)
+        print(
+            f"{row.fault}: {row.times} x, {row.lost:.1f} s lost, {row.wrong} wrong. {row.note}",
+            flush=True,
+        )
     print(table(rows))
     if args.out:
         args.out.write_text(report(whole, rows, "make faults"))
     if args.home is None:
         shutil.rmtree(home, ignore_errors=True)
-    return int(any(r.wrong for r in rows))
+    return int(any(row.wrong for row in rows))
 
 
 if __name__ == "__main__":

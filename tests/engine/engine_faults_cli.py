@@ -1,8 +1,8 @@
 """Faults of archives, streams, disks and the environment, met by the real commands.
 
-Each function takes the folder of all rows, works in one of its own below it, and returns what went
-wrong, one string each: a wrong exit code, a traceback, a missing sentence, or a partial result that
-was kept.
+Each fault's function takes the folder of all faults and works in a subfolder of it. It returns one
+string per error: a wrong exit code, a traceback, a missing sentence, or a partial result that was
+kept.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from kdep_bench.suite.plan import build_plan
 
 REPO = Path(__file__).resolve().parents[2]
 SMOKE = REPO / "configs" / "suites" / "smoke.py"
-UNDISTURBED = "undisturbed"  # the folder of an undisturbed preparation, kept for all rows
-SECONDS = 60.0  # until --dry-run must have answered, on a machine with other work
+UNDISTURBED = "undisturbed"  # subfolder of an undisturbed preparation, used by all faults
+SECONDS = 60.0  # until --dry-run must have ended, on a busy machine
 ASCII = dict(LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 
 
@@ -51,14 +51,14 @@ def shell(command: str, **env: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def answers(
+def command_errors(
     command: str, code: int, sentence: str = "", env: Mapping[str, str] | None = None
 ) -> list[str]:
-    """What is wrong with the answer of a command that must end with `code` and say `sentence`."""
-    got, text = shell(command, **(env or {}))
+    """Errors of a command that must exit with `code` and print `sentence`; empty if none."""
+    exit_code, text = shell(command, **(env or {}))
     wrong = []
-    if got != code:
-        wrong.append(f"exit code {got} instead of {code}: {text[-500:]}")
+    if exit_code != code:
+        wrong.append(f"exit code {exit_code} instead of {code}: {text[-500:]}")
     if "Traceback" in text:
         wrong.append(f"a traceback: {text[-1000:]}")
     if sentence not in text:
@@ -74,26 +74,26 @@ def prepare(home: Path, suite: Path | str = SMOKE) -> str:
     )
 
 
-def made(home: Path, suite: Path = SMOKE) -> str | None:
-    """The fingerprint of the data prepared below `home`; None unless every file is whole."""
+def fingerprint(home: Path, suite: Path = SMOKE) -> str | None:
+    """The fingerprint of the data prepared below `home`; None unless every file is intact."""
     plan = build_plan(load_suite(suite))
     stage = next(s for i, s in plan.stages.items() if i.startswith("prepare-"))
     record, _ = finished(stage, home / "work", verify=True)
     return record["outputs"]["fingerprint"] if record else None
 
 
-def undone(home: Path) -> list[str]:
-    """Stages that are recorded as finished although the command was refused."""
+def finished_stages(home: Path) -> list[str]:
+    """One error per stage recorded as finished, after a command that had to be refused."""
     return [f"{p} was written" for p in (home / "work").glob(f"*/{STAGE}")]
 
 
-def as_undisturbed(rows: Path, home: Path, suite: Path = SMOKE) -> list[str]:
-    """Compares the data below `home` with those of an undisturbed run, made once for all rows."""
-    plain = rows / UNDISTURBED
-    wrong = [] if made(plain) else answers(prepare(plain), 0)
-    expected, got = made(plain), made(home, suite)
-    if expected is None or got != expected:
-        wrong.append(f"the data of {home} have the fingerprint {got} instead of {expected}")
+def compare_with_undisturbed(folder: Path, home: Path, suite: Path = SMOKE) -> list[str]:
+    """Compares the data below `home` with those of an undisturbed run, made once for all faults."""
+    undisturbed = folder / UNDISTURBED
+    wrong = [] if fingerprint(undisturbed) else command_errors(prepare(undisturbed), 0)
+    expected, actual = fingerprint(undisturbed), fingerprint(home, suite)
+    if expected is None or actual != expected:
+        wrong.append(f"the data of {home} have the fingerprint {actual} instead of {expected}")
     return wrong
 
 
@@ -104,26 +104,26 @@ DAMAGE = ("a flipped header byte", "a cut on a member border", "a wrong gzip CRC
 
 
 def damaged(tar: bytes, what: str) -> bytes:
-    """The .tar.gz with this damage; '' for the whole one.
+    """The .tar.gz with this damage; '' for an intact one.
 
-    gzip without compression: a copy with one changed byte in it has the size of the good one.
+    gzip without compression, so that one changed byte does not change the size.
     """
     with tarfile.open(fileobj=io.BytesIO(tar)) as t:
-        half = [m.offset for m in t.getmembers()][len(t.getmembers()) // 2]
+        middle = [m.offset for m in t.getmembers()][len(t.getmembers()) // 2]
     raw = bytearray(tar)
     if what == "a flipped header byte":
-        raw[half + 3] ^= 1  # in a name
+        raw[middle + 3] ^= 1  # in a name
     if what == "a cut on a member border":
-        del raw[half:]
-    packed = bytearray(gzip.compress(bytes(raw), 0, mtime=0))
+        del raw[middle:]
+    compressed = bytearray(gzip.compress(bytes(raw), 0, mtime=0))
     if what == "a wrong gzip CRC":
-        packed[-8] ^= 1
-    return bytes(packed)
+        compressed[-8] ^= 1
+    return bytes(compressed)
 
 
-def archive(rows: Path, what: str) -> list[str]:
-    """Nothing of a damaged archive is unpacked; then all of the good one is."""
-    home = rows / what.replace(" ", "_")
+def archive(folder: Path, what: str) -> list[str]:
+    """Nothing of a damaged archive is unpacked; all of an intact one is."""
+    home = folder / what.replace(" ", "_")
     dtd = get_set("dtd")
     dtd.tiny(home / "source", np.random.default_rng(0))
     tar = io.BytesIO()
@@ -134,11 +134,11 @@ def archive(rows: Path, what: str) -> list[str]:
     path = root / dtd.archives[0].name
     command = f"$PYTHON tools/prepare_data.py dtd --root '{root}' --no-checksums"
     path.write_bytes(damaged(tar.getvalue(), what))
-    wrong = answers(command, 1, f"the archive {path} is damaged")
+    wrong = command_errors(command, 1, f"the archive {path} is damaged")
     wrong += [f"{p} was unpacked" for p in files(root / "dtd")]
     path.write_bytes(damaged(tar.getvalue(), ""))
-    # All of it is there; the set is then refused, as it is smaller than the release.
-    wrong += answers(command, 1, "expected 5640, as in the official release")
+    # All is unpacked; the data set is then refused, as it is smaller than the release.
+    wrong += command_errors(command, 1, "expected 5640, as in the official release")
     source, unpacked = files(home / "source"), files(root / "dtd")
     if unpacked != source:
         wrong.append(f"of the good archive, {len(unpacked)} of {len(source)} files were unpacked")
@@ -153,40 +153,40 @@ def files(folder: Path) -> dict[str, bytes]:
 # --- environment, streams and disks --------------------------------------------------------------
 
 
-def long_tmpdir(rows: Path) -> list[str]:
-    """Sockets have short paths: refused with the name of the variable, and done once it is set."""
-    home = rows / "tmpdir"
+def long_tmpdir(folder: Path) -> list[str]:
+    """A TMPDIR too long for sockets is refused by name; with a short one the command succeeds."""
+    home = folder / "tmpdir"
     deep = home / ("x" * 120)
     deep.mkdir(parents=True)
-    wrong = answers(prepare(home), 2, "set TMPDIR to a folder", dict(TMPDIR=str(deep)))
-    wrong += undone(home)
-    wrong += answers(prepare(home), 0)
-    return wrong + as_undisturbed(rows, home)
+    wrong = command_errors(prepare(home), 2, "set TMPDIR to a folder", dict(TMPDIR=str(deep)))
+    wrong += finished_stages(home)
+    wrong += command_errors(prepare(home), 0)
+    return wrong + compare_with_undisturbed(folder, home)
 
 
-def closed_streams(rows: Path) -> list[str]:
-    """Without standard output nothing begins; without the other two all is as ever."""
-    home = rows / "closed"
-    wrong = answers(f"({prepare(home)}) 2>&1 >&-", 1, "standard output is closed")
-    wrong += answers(f"({prepare(home)}) <&- >&- 2>&-", 1)
-    wrong += undone(home)
-    wrong += answers(f"({prepare(home)}) <&- 2>&-", 0)
-    return wrong + as_undisturbed(rows, home)
+def closed_streams(folder: Path) -> list[str]:
+    """Without standard output the command refuses; without stdin and stderr it succeeds."""
+    home = folder / "closed"
+    wrong = command_errors(f"({prepare(home)}) 2>&1 >&-", 1, "standard output is closed")
+    wrong += command_errors(f"({prepare(home)}) <&- >&- 2>&-", 1)
+    wrong += finished_stages(home)
+    wrong += command_errors(f"({prepare(home)}) <&- 2>&-", 0)
+    return wrong + compare_with_undisturbed(folder, home)
 
 
-def full_output(rows: Path) -> list[str]:
-    """Output that is lost is a sentence and a code that is not 0; what was done is whole."""
-    home, said = rows / "full", "No space left"
+def full_output(folder: Path) -> list[str]:
+    """Lost output gives an error and exit code 1; finished stages are intact."""
+    home, message = folder / "full", "No space left"
     dry = f"$PYTHON tools/run_suite.py '{SMOKE}' --dry-run --work-dir '{home}/work'"
-    wrong = answers(f"{dry} 2>&1 >/dev/full", 1, said)
-    wrong += answers(f"{prepare(home)} 2>&1 >/dev/full", 1, said)
-    wrong += answers(prepare(home), 0)
-    return wrong + as_undisturbed(rows, home)
+    wrong = command_errors(f"{dry} 2>&1 >/dev/full", 1, message)
+    wrong += command_errors(f"{prepare(home)} 2>&1 >/dev/full", 1, message)
+    wrong += command_errors(prepare(home), 0)
+    return wrong + compare_with_undisturbed(folder, home)
 
 
 @contextlib.contextmanager
 def few_inodes(disk: Path, inodes: int) -> Iterator[Path]:
-    """A mounted file system with room for data and for this many files; needs root."""
+    """Mounts a file system with free space for data but only for this many files; needs root."""
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size=200m,nr_inodes={inodes}", "tmpfs", str(disk)]
     subprocess.run(mount, check=True, capture_output=True)
@@ -196,37 +196,37 @@ def few_inodes(disk: Path, inodes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def no_inodes(rows: Path, inodes: int) -> list[str]:
-    """The file system of the work dir has room but no file numbers left; then it has."""
-    with few_inodes(rows / "inodes", inodes) as disk:
-        wrong = answers(prepare(disk), 1, "No space left on device")
-        wrong += undone(disk)
-        more = ["mount", "-o", "remount,nr_inodes=100000", str(disk)]
-        subprocess.run(more, check=True, capture_output=True)
-        wrong += answers(prepare(disk), 0)
-        return wrong + as_undisturbed(rows, disk)
+def no_inodes(folder: Path, inodes: int) -> list[str]:
+    """The work dir's file system has free space but no free inodes; later it has."""
+    with few_inodes(folder / "inodes", inodes) as disk:
+        wrong = command_errors(prepare(disk), 1, "No space left on device")
+        wrong += finished_stages(disk)
+        remount = ["mount", "-o", "remount,nr_inodes=100000", str(disk)]
+        subprocess.run(remount, check=True, capture_output=True)
+        wrong += command_errors(prepare(disk), 0)
+        return wrong + compare_with_undisturbed(folder, disk)
 
 
-def ascii_locale(rows: Path) -> list[str]:
-    """LANG=C: a suite and folders whose names and texts are not ASCII are read and written."""
-    home = rows / "données ±"
+def ascii_locale(folder: Path) -> list[str]:
+    """With LANG=C, suites and folders with names and texts outside ASCII are read and written."""
+    home = folder / "données ±"
     home.mkdir(parents=True)
     suite = home / "suite.py"
     suite.write_text(SMOKE.read_text() + "\nsuite.update(about='fumée — ±')\n", "utf-8")
-    wrong = answers(f"{prepare(home, suite)} --dry-run", 0, "1 to run", ASCII)
-    wrong += answers(prepare(home, suite), 0, "", ASCII)
-    return wrong + as_undisturbed(rows, home, suite)
+    wrong = command_errors(f"{prepare(home, suite)} --dry-run", 0, "1 to run", ASCII)
+    wrong += command_errors(prepare(home, suite), 0, "", ASCII)
+    return wrong + compare_with_undisturbed(folder, home, suite)
 
 
-def many_seeds(rows: Path, seeds: int = 2000) -> list[str]:
-    """More seeds than can be planned are refused at once, with the way out."""
-    home = rows / "seeds"
+def many_seeds(folder: Path, seeds: int = 2000) -> list[str]:
+    """More seeds than can be planned are refused within SECONDS, with a fix."""
+    home = folder / "seeds"
     suite = home / "seeds.py"
     home.mkdir(parents=True)
     text = "suite.update(seeds=dict.fromkeys(('pretrain', 'transfer'), list(range({}))))\n"
     suite.write_text(SMOKE.read_text() + text.format(seeds))
-    begun = time.monotonic()
+    start = time.monotonic()
     command = f"$PYTHON tools/run_suite.py '{suite}' --dry-run --work-dir '{home}/work'"
-    wrong = answers(command, 2, "use fewer seeds")
-    took = time.monotonic() - begun
-    return wrong + ([f"{command} took {took:.0f} s"] if took > SECONDS else [])
+    wrong = command_errors(command, 2, "use fewer seeds")
+    seconds = time.monotonic() - start
+    return wrong + ([f"{command} took {seconds:.0f} s"] if seconds > SECONDS else [])

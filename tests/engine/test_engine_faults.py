@@ -1,4 +1,4 @@
-"""The quick ones of the faults; `make faults` injects all of them into the smoke suite."""
+"""The quick faults of engine_faults.py; `make faults` injects all of them into the smoke suite."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from kdep_bench.engine.cited_stages import register
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> faults.World:
-    """An undisturbed run of a toy suite: the true graph, quick stages, real processes."""
+    """An undisturbed run of the toy suite: a real graph, quick stages, real processes."""
     return faults.World(tmp_path_factory.mktemp("faults"), toy=True)
 
 
 @pytest.fixture
-def dice() -> faults.Dice:
-    return faults.Dice(0)
+def rng() -> faults.Random:
+    """The random moments and positions of the faults."""
+    return faults.Random(0)
 
 
-def test_the_comparison_sees_a_wrong_stage_and_a_wrong_record(world):
+def test_the_comparison_counts_a_wrong_stage_and_a_wrong_record(world):
     case = world.copy()
     case.settle(1)
     assert case.wrong() == 0
@@ -32,8 +33,8 @@ def test_the_comparison_sees_a_wrong_stage_and_a_wrong_record(world):
     assert case.wrong() == 2
 
 
-def test_kill_9_of_stages_at_random_moments(world, dice):
-    row = faults.kill_stages(world, dice, 4)
+def test_stages_killed_at_random_moments_give_no_wrong_result(world, rng):
+    row = faults.kill_stages(world, rng, 4)
     assert (row.times, row.wrong) == (4, 0)
 
 
@@ -45,48 +46,48 @@ def test_kill_9_of_stages_at_random_moments(world, dice):
         ("with a flipped bit", "export-resnet18_w32.kdep", "stage.json"),
     ],
 )
-def test_a_damaged_file_is_never_used(world, dice, how, part, what):
-    assert faults.damage(world, dice, how, part, what, what).wrong == 0
+def test_a_damaged_file_is_never_used(world, rng, how, part, what):
+    assert faults.damage(world, rng, how, part, what, what).wrong == 0
 
 
 @pytest.mark.parametrize("how", list(faults.DAMAGE))
-def test_damaged_records_are_rewritten(world, dice, how):
-    assert faults.damaged_record(world, dice, how).wrong == 0
+def test_damaged_records_are_rewritten(world, rng, how):
+    assert faults.damaged_record(world, rng, how).wrong == 0
 
 
 @pytest.mark.parametrize("what", faults.PLANTED)
-def test_planted_links_are_refused_and_their_targets_kept(world, dice, what):
-    assert faults.planted(world, dice, what).wrong == 0
+def test_planted_links_are_refused_and_their_targets_kept(world, rng, what):
+    assert faults.planted(world, rng, what).wrong == 0
 
 
-def test_an_owner_that_wakes_after_a_takeover(world, dice):
-    assert faults.woken_owner(world, dice, 2).wrong == 0
+def test_a_process_that_continues_after_a_takeover_changes_no_result(world, rng):
+    assert faults.woken_owner(world, rng, 2).wrong == 0
 
 
-def test_a_changed_result_without_its_checksum(world, dice):
-    assert faults.no_sum(world, dice).wrong == 0
+def test_a_changed_result_without_its_checksum_is_not_used(world, rng):
+    assert faults.missing_checksum(world, rng).wrong == 0
 
 
-def test_pruning_with_the_records_elsewhere(world, dice):
-    assert faults.pruned(world, dice).wrong == 0
+def test_pruning_keeps_stages_of_records_in_another_folder(world, rng):
+    assert faults.pruned(world, rng).wrong == 0
 
 
-def test_two_runners_at_once(world, dice):
-    assert faults.two_runners(world, dice, 1).wrong == 0
+def test_two_runners_at_once_run_each_stage_once(world, rng):
+    assert faults.two_runners(world, rng, 1).wrong == 0
 
 
-def test_out_of_memory(world, dice):
-    assert faults.out_of_memory(world, dice, "rlimit").wrong == 0
+def test_a_stage_out_of_memory_gives_no_wrong_result(world, rng):
+    assert faults.out_of_memory(world, rng, "rlimit").wrong == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
-def test_a_full_disk_under_the_results(world, dice, tmp_path):
+def test_a_full_disk_of_the_results_gives_no_wrong_result(world, rng, tmp_path):
     try:
         with faults.small_disk(tmp_path / "probe", 1):
             pass
     except faults.subprocess.CalledProcessError:
         pytest.skip("no mount here")
-    assert faults.full_results(world, dice).wrong == 0
+    assert faults.full_results(world, rng).wrong == 0
 
 
 @pytest.mark.parametrize("what", faults.cli.DAMAGE)
@@ -94,10 +95,10 @@ def test_nothing_of_a_damaged_archive_is_unpacked_and_all_of_the_good_one(tmp_pa
     assert faults.cli.archive(tmp_path, what) == []
 
 
-def test_a_check_of_a_command_sees_a_wrong_code_a_traceback_and_a_missing_sentence():
+def test_command_errors_reports_a_wrong_code_a_traceback_and_a_missing_sentence():
     fails = "$PYTHON -c 'raise ValueError'"
-    assert len(faults.cli.answers(fails, 0, "a sentence")) == 3
-    assert len(faults.cli.answers(fails, 1, "ValueError")) == 1
+    assert len(faults.cli.command_errors(fails, 0, "a sentence")) == 3
+    assert len(faults.cli.command_errors(fails, 1, "ValueError")) == 1
 
 
 def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
@@ -106,7 +107,7 @@ def test_more_seeds_than_can_be_planned_are_refused_at_once(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_disk_without_free_inodes_is_not_reported_as_a_permission_error(tmp_path):
-    """The note of who cites a work dir told the user to correct its access rights."""
+    """Otherwise the error would advise the user to correct access rights."""
     disk = contextlib.ExitStack()
     try:
         work = disk.enter_context(faults.cli.few_inodes(tmp_path / "disk", 2))
@@ -116,10 +117,10 @@ def test_a_disk_without_free_inodes_is_not_reported_as_a_permission_error(tmp_pa
         register(work, tmp_path / "results")
 
 
-def test_a_clock_that_goes_backwards(world, dice):
+def test_a_clock_that_goes_backwards_gives_no_wrong_result(world, rng):
     if not faults.shutil.which("cc"):
         pytest.skip("no C compiler for the clock shim")
-    assert faults.clock_backwards(world, dice, 3).wrong == 0
+    assert faults.clock_backwards(world, rng, 3).wrong == 0
 
 
 FAULTS = (

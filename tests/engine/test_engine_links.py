@@ -1,4 +1,4 @@
-"""Links, FIFOs and devices planted in a work dir or results folder: refused, and never followed."""
+"""Links, FIFOs and devices in a work dir or results folder are refused and never followed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Suite
 
 
-def planned() -> tuple[Suite, Plan]:
+def kdep_and_scratch_plan() -> tuple[Suite, Plan]:
+    """A suite of kdep and scratch, and its plan, whose stages only pretend to train."""
     suite = build(methods=["kdep", "scratch"])
     return suite, build_plan(suite, fakes.PRETEND)
 
 
-def run_all(plan: Plan, work: Path) -> None:
+def run_to_the_end(plan: Plan, work: Path) -> None:
+    """Runs every stage of the plan; none may fail."""
     assert fakes.run(plan, work).ok
 
 
@@ -43,15 +45,16 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
+    """An empty work dir."""
     folder = tmp_path / "work"
     folder.mkdir()
     return folder
 
 
-def untouched(photos: Path) -> bool:
-    return [p.name for p in photos.iterdir()] == ["a.jpg"] and (
-        photos / "a.jpg"
-    ).read_text() == "my photo"
+def is_untouched(photos: Path) -> bool:
+    """Whether the user's folder still holds its one file, with its content."""
+    names = [p.name for p in photos.iterdir()]
+    return names == ["a.jpg"] and (photos / "a.jpg").read_text() == "my photo"
 
 
 @pytest.mark.parametrize("kind", ["make", "grow"])
@@ -60,13 +63,13 @@ def test_a_stage_directory_that_is_a_link_is_refused_and_its_target_kept(work, p
     plan = Plan("linked")
     stage_id = fakes.add_stage(plan, kind, "a", {"value": 1, "steps": 2}, kinds=fakes.KINDS)
     (work / stage_id).symlink_to(photos)
-    known = state.statuses(plan, work)
-    assert "is a link to" in known[stage_id].why
+    statuses = state.statuses(plan, work)
+    assert "is a link to" in statuses[stage_id].why
     outcome = fakes.run(plan, work, force=lambda _: force)
     assert list(outcome.failed) == [stage_id]
     assert "is a link to" in outcome.failed[stage_id]
-    assert untouched(photos)
-    (work / stage_id).unlink()  # the fix: a folder, or nothing, in its place
+    assert is_untouched(photos)
+    (work / stage_id).unlink()  # the fix that the error advises
     assert fakes.run(plan, work).ok
 
 
@@ -93,24 +96,24 @@ def test_a_work_dir_that_is_a_link_to_another_disk_works(tmp_path):
     assert work_dir.survey(tmp_path / "work", {}, {})
 
 
-@pytest.mark.parametrize("what", ["a file", "a fifo", "a folder"])
-def test_a_lock_that_is_no_file_of_its_own_is_refused(work, tmp_path, what):
+@pytest.mark.parametrize("kind", ["link to a file", "fifo", "locks folder is a link"])
+def test_a_lock_that_is_no_regular_file_is_refused(work, tmp_path, kind):
     plan = fakes.diamond()
     stage_id = fakes.id_of(plan, "a")
     target = tmp_path / "target"
     target.write_text("")
-    place = work / lock.LOCKS / stage_id
-    if what == "a folder":
+    lock_path = work / lock.LOCKS / stage_id
+    if kind == "locks folder is a link":
         (tmp_path / "locks").mkdir()
         (work / lock.LOCKS).symlink_to(tmp_path / "locks")
     else:
-        place.parent.mkdir()
-        place.symlink_to(target) if what == "a file" else os.mkfifo(place)
+        lock_path.parent.mkdir()
+        lock_path.symlink_to(target) if kind == "link to a file" else os.mkfifo(lock_path)
     assert not lock.StageLock(work, stage_id).held_elsewhere()
     with pytest.raises(KdepError):
         lock.StageLock(work, stage_id).take()
-    outcome = fakes.run(plan, work) if what != "a folder" else None
-    if outcome is not None:
+    if kind != "locks folder is a link":
+        outcome = fakes.run(plan, work)
         assert list(outcome.failed) == [stage_id]
         assert "expected a regular file" in outcome.failed[stage_id]
     assert target.read_text() == ""
@@ -119,7 +122,7 @@ def test_a_lock_that_is_no_file_of_its_own_is_refused(work, tmp_path, what):
 
 @pytest.mark.parametrize("name", [state.LOG, state.FAILED, state.STAGE, state.DAMAGED])
 @pytest.mark.parametrize("fifo", [False, True])
-def test_the_engines_own_files_are_written_through_no_link(work, photos, name, fifo):
+def test_the_engine_never_writes_its_files_through_a_link(work, photos, name, fifo):
     plan = Plan("planted")
     stage_id = fakes.add_stage(plan, "make", "a", {"do": "raise"}, kinds=fakes.KINDS)
     (work / stage_id).mkdir()
@@ -129,11 +132,11 @@ def test_the_engines_own_files_are_written_through_no_link(work, photos, name, f
         (work / stage_id / name).symlink_to(photos / "a.jpg")
     assert state.failure(work / stage_id) is None
     assert list(fakes.run(plan, work).failed) == [stage_id]
-    assert untouched(photos)
+    assert is_untouched(photos)
     assert os.stat(photos / "a.jpg").st_nlink == 1
     fakes.run(plan, work)
     assert state.failure(work / stage_id) is not None
-    assert untouched(photos)
+    assert is_untouched(photos)
 
 
 @pytest.mark.parametrize("name", ["stage.json", "value.txt"])
@@ -149,14 +152,14 @@ def test_a_fifo_in_a_finished_stage_is_reported_and_does_not_block(work, name):
     assert fakes.run(plan, work).ran == [stage_id]
 
 
-def test_a_stage_that_leaves_a_fifo_fails_with_its_name(work):
+def test_a_fifo_among_a_stage_s_outputs_is_an_error_that_names_it(work):
     (work / "x").mkdir()
     os.mkfifo(work / "x" / "pipe")
     with pytest.raises(KdepError, match="pipe is a FIFO"):
         state.list_files(work / "x")
 
 
-def test_pruning_goes_through_no_link(work, photos):
+def test_pruning_does_not_follow_links(work, photos):
     plan = fakes.diamond()
     stage_id = fakes.id_of(plan, "a")
     (work / stage_id).symlink_to(photos)
@@ -165,7 +168,7 @@ def test_pruning_goes_through_no_link(work, photos):
     assert work_dir.survey(work, {}, {}) == []
     (work / ".cluster").symlink_to(photos)
     assert work_dir.survey(work, {}, {}) == []
-    assert untouched(photos)
+    assert is_untouched(photos)
 
 
 # --- results ----------------------------------------------------------------------------------
@@ -173,19 +176,19 @@ def test_pruning_goes_through_no_link(work, photos):
 
 @pytest.mark.parametrize("name", ["records", "pictures", "plots"])
 def test_a_results_subfolder_that_is_a_link_is_refused(work, tmp_path, photos, name):
-    suite, plan = planned()
-    run_all(plan, work)
+    suite, plan = kdep_and_scratch_plan()
+    run_to_the_end(plan, work)
     results = tmp_path / "results"
     results.mkdir()
     (results / name).symlink_to(photos)
     with pytest.raises(KdepError, match="is a link to"):
         collect(suite, plan, work, results)
-    assert untouched(photos)
+    assert is_untouched(photos)
 
 
 def test_a_results_folder_that_is_a_link_works(work, tmp_path):
-    suite, plan = planned()
-    run_all(plan, work)
+    suite, plan = kdep_and_scratch_plan()
+    run_to_the_end(plan, work)
     (tmp_path / "disk").mkdir()
     (tmp_path / "results").symlink_to(tmp_path / "disk")
     assert collect(suite, plan, work, tmp_path / "results")["ok"] == len(plan.runs)
@@ -195,8 +198,8 @@ def test_a_results_folder_that_is_a_link_works(work, tmp_path):
 def test_a_record_that_is_no_regular_file_is_damaged_and_does_not_block(
     work, tmp_path, photos, kind
 ):
-    suite, plan = planned()
-    run_all(plan, work)
+    suite, plan = kdep_and_scratch_plan()
+    run_to_the_end(plan, work)
     results = tmp_path / "results"
     collect(suite, plan, work, results)
     path = sorted((results / "records").glob("*.json"))[0]
@@ -209,54 +212,53 @@ def test_a_record_that_is_no_regular_file_is_damaged_and_does_not_block(
     assert damaged.file == path.name
     assert report.build(results)["damaged"] == 1
     assert collect(suite, plan, work, results)["written"] == 1
-    assert untouched(photos)
+    assert is_untouched(photos)
     assert store.read(results).damaged == []
 
 
 def test_a_prediction_image_is_not_written_through_a_link(work, tmp_path, photos):
-    suite, plan = planned()
-    run_all(plan, work)
+    suite, plan = kdep_and_scratch_plan()
+    run_to_the_end(plan, work)
     results = tmp_path / "results"
     collect(suite, plan, work, results)
-    picture = next((results / "pictures").glob("*/*.png"))
-    picture.unlink()
-    picture.symlink_to(photos / "a.jpg")
-    (results / "records" / f"{picture.parent.name}.json").unlink()
+    image = next((results / "pictures").glob("*/*.png"))
+    image.unlink()
+    image.symlink_to(photos / "a.jpg")
+    (results / "records" / f"{image.parent.name}.json").unlink()
     collect(suite, plan, work, results)
-    assert untouched(photos)
-    assert picture.read_bytes() == b"png"
+    assert is_untouched(photos)
+    assert image.read_bytes() == b"png"
 
 
 # --- sharing ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
-def test_all_that_a_run_leaves_respects_the_umask(work, tmp_path, umask):
+def test_every_file_of_a_run_respects_the_umask(work, tmp_path, umask):
     command = [sys.executable, str(fakes.HERE / "engine_fakes.py"), str(work), "diamond()"]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    subprocess.run(command, check=True, umask=umask, env=env)  # its fork server has its umask
-    suite, plan = planned()
-    run_all(plan, tmp_path / "other")
-    old = os.umask(umask)
+    subprocess.run(command, check=True, umask=umask, env=env)  # its fork server inherits it
+    suite, plan = kdep_and_scratch_plan()
+    run_to_the_end(plan, tmp_path / "other")
+    former_umask = os.umask(umask)
     try:
         collect(suite, plan, tmp_path / "other", tmp_path / "results")
     finally:
-        os.umask(old)
-    for place in (work, tmp_path / "results"):
-        for path in place.rglob("*"):
+        os.umask(former_umask)
+    for folder in (work, tmp_path / "results"):
+        for path in folder.rglob("*"):
             mode = stat.S_IMODE(path.lstat().st_mode)
             expected = (0o777 if path.is_dir() else 0o666) & ~umask
-            assert mode == expected, (path, oct(mode))
+            assert mode == expected, f"{path} has mode {oct(mode)}"
 
 
-def test_a_log_cannot_be_a_device(tmp_path, capfd):
+def test_a_log_that_is_a_link_to_a_device_is_refused(tmp_path, capfd):
     plan = Plan("p")
     stage_id = fakes.add_stage(plan, "make", "a", {}, kinds=fakes.KINDS)
     (tmp_path / stage_id).mkdir()
     (tmp_path / stage_id / state.LOG).symlink_to("/dev/full")
-    code, output = worker.run_stage(
-        stage_process.StageRequest(plan.stages[stage_id], tmp_path), lambda *_: None
-    )
+    request = stage_process.StageRequest(plan.stages[stage_id], tmp_path)
+    code, output = worker.run_stage(request, lambda *_: None)
     assert code == stage_process.FAULT
     assert "stage.log is a link" in str(output)
-    print("still here", file=sys.stderr)
+    print("stderr still works", file=sys.stderr)

@@ -133,8 +133,8 @@ def test_what_a_cluster_is_asked_for():
     assert (row["mem_mb"], row["runtime"]) == (3200, 10)
     assert "--dependency=afterany:7:8" in row["slurm_extra"]
     row = cluster.row(wide, cluster.ClusterOptions("slurm"))
-    expected = (cluster.WIDE_CORES, 4, "", 0)
-    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected
+    expected_weight = (cluster.WIDE_CORES, 4, "", 0)
+    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected_weight
     assert "--signal=TERM@60" in row["slurm_extra"]
     here = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
     assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
@@ -355,7 +355,7 @@ def test_two_gloo_processes_through_the_pool(tmp_path):
     assert outcome.ok, outcome.failed
     record = read_json(tmp_path / fakes.id_of(plan, "d") / "stage.json")
     assert record["outputs"]["world"] == 2
-    assert record["outputs"]["w"] == pytest.approx(cluster_fakes.expected(8), abs=1e-12)
+    assert record["outputs"]["w"] == pytest.approx(cluster_fakes.expected_weight(8), abs=1e-12)
     assert record["environment"]["processes"] == 2
     assert record["cpu_s"] > 0
     assert set(record["files"]) == {"who-0.json", "who-1.json", "w.json", "value.txt"}
@@ -401,7 +401,7 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     assert finish(start(plan, tmp_path, "d"))[0] == 0
     got = outputs(plan, tmp_path, "d")
     assert got["resumed_at"] > first + 3
-    assert got["w"] == pytest.approx(cluster_fakes.expected(60), abs=1e-12)
+    assert got["w"] == pytest.approx(cluster_fakes.expected_weight(60), abs=1e-12)
 
 
 def gone(pids: list[int]) -> bool:
@@ -462,7 +462,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
     assert code == 0, output
     importers += [w["importer"] for w in who()]
     got = read_json(out() / "stage.json")
-    assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected(150), abs=1e-12)
+    assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected_weight(150), abs=1e-12)
     assert got["outputs"]["resumed_at"] >= last - 1
     server = importers[0]
     assert server is not None

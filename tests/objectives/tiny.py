@@ -1,4 +1,4 @@
-"""A student, a teacher and pictures so small that every method trains in a second."""
+"""A student, a teacher and images so small that every method trains in a second."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
 
-PX, LATENTS, CLASSES, VIEWS = 32, 4, 3, 2
-DS, DT, LOGITS = 16, 24, 5
-CHANNELS, STRIDES = (6, 8, 12, DS), (2, 4, 8, 16)
+PX, LATENTS, CLASSES, VIEWS = 32, 4, 3, 2  # image size, latent variables per image, ...
+DS, DT, LOGITS = 16, 24, 5  # widths of student and teacher, number of teacher logits
+CHANNELS, STRIDES = (6, 8, 12, DS), (2, 4, 8, 16)  # of the student's four maps
 STUDENT: dict[str, Any] = dict(
     name="tiny",
     backbone=dict(type=f"{__name__}.TinyNet"),
@@ -29,7 +29,7 @@ TEACHER: dict[str, Any] = dict(type=f"{__name__}.TinyTeacher", name="tiny_teache
 
 
 class TinyNet(BaseModule):
-    """Four strided convolutions with BatchNorm; an mm backbone in its interface."""
+    """Four strided convolutions with BatchNorm, with the interface of an OpenMMLab backbone."""
 
     def __init__(self, out_indices: Sequence[int] = (3,), init_cfg: Any = None) -> None:
         super().__init__(init_cfg)
@@ -41,44 +41,52 @@ class TinyNet(BaseModule):
         self.act, self.out_indices = nn.ReLU(), tuple(out_indices)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        out = []
+        maps = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x))
-            x = self.act(x) if len(out) == 3 else F.relu(x)
-            out.append(x)
-        return tuple(out[i] for i in self.out_indices)
+            # `act` is the tap, so only the last activation may go through it.
+            x = self.act(x) if len(maps) == 3 else F.relu(x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
 
 
 def patterns() -> Tensor:
-    """[LATENTS, 1, PX, PX]: slow waves, orthogonal to each other and to a constant."""
+    """[LATENTS, 1, PX, PX]: sine waves, orthogonal to each other and to a constant image."""
     t = 2 * torch.pi * (torch.arange(PX) + 0.5) / PX
-    one = torch.ones(PX)
-    waves = [(torch.sin(t), one), (one, torch.sin(t)), (torch.sin(t), torch.cos(t)), (t.cos(), one)]
-    return torch.stack([torch.outer(a, b) for a, b in waves])[:, None]
+    sin, cos, ones = t.sin(), t.cos(), torch.ones(PX)
+    rows_and_columns = [(sin, ones), (ones, sin), (sin, cos), (cos, ones)]
+    return torch.stack([torch.outer(a, b) for a, b in rows_and_columns])[:, None]
 
 
 @cache
 def batch(count: int, seed: int) -> dict[str, Tensor]:
-    """`count` views of count / VIEWS images with labels: a view is its image with new noise."""
+    """Images [count, 3, PX, PX] uint8, labels [count] and rows [count] of `count` views.
+
+    An image is a sum of `patterns()` weighted by its random latents; a view adds noise to the
+    latents and to the pixels. The label is the largest of CLASSES linear functions of the latents.
+    """
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(count // VIEWS, LATENTS, generator=g).repeat_interleave(VIEWS, 0)
     z = z + 0.2 * torch.randn(z.shape, generator=g)
     pixels = torch.einsum("bk,kchw->bchw", z, patterns()).expand(-1, 3, -1, -1)
     noise = torch.randn(pixels.shape, generator=g)
     images = (128 + 25 * pixels + 15 * noise).clamp(0, 255).to(torch.uint8)
-    sorts = torch.randn(LATENTS, CLASSES, generator=torch.Generator().manual_seed(99))
-    labels = (z @ sorts).argmax(1)
+    # One classifier for all batches, so its seed is fixed.
+    classifier = torch.randn(LATENTS, CLASSES, generator=torch.Generator().manual_seed(99))
+    labels = (z @ classifier).argmax(1)
     return {"images": images, "labels": labels, "rows": torch.arange(count)}
 
 
 class TinyTeacher(Teacher):
-    """Reads the latents off the pixels, then says a fixed random function of them.
+    """A fixed random network on the latents, which it computes from the pixels.
 
-    `shuffled`: while it is set, the outputs of a batch belong to other images of it.
+    Attributes:
+        shuffled: if set, a generator that permutes the outputs within the batch, so that they
+            belong to other images.
     """
 
     input_px, has_logits = PX, True
-    tap = "made up"
+    tap = "no real layer"
     map_names = ("last", "s4", "s8", "s16")
     tails = ("s8", "s16")
     layers = ("s4", "s8", "s16")
@@ -109,24 +117,24 @@ class TinyTeacher(Teacher):
         return self.after[layer] if layer in self.layers else super().layer_module(layer)
 
     def tail(self, level: str) -> nn.Module:
-        """Layers that could follow a map; the teacher's own logits come another way."""
+        """Layers that map `level` to logits; not the layers that make the teacher's own logits."""
         if level not in self.tails:
             return super().tail(level)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, self.logits))
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        waves = patterns()[:, 0].to(x_B3HW.device)
-        seen = x_B3HW.mean(1, keepdim=True) * waves  # [B, LATENTS, H, W]
-        z = seen.mean((2, 3)) / waves.square().mean((1, 2))
+        patterns_LHW = patterns()[:, 0].to(x_B3HW.device)
+        pattern_maps = x_B3HW.mean(1, keepdim=True) * patterns_LHW  # [B, L, H, W]
+        z = pattern_maps.mean((2, 3)) / patterns_LHW.square().mean((1, 2))
         pooled = self.second(torch.tanh(self.first(z))).relu() * 2
         order = torch.arange(len(pooled), device=pooled.device)
         if self.shuffled is not None:
             order = torch.randperm(len(pooled), generator=self.shuffled)
         maps = {
-            f"s{s}": self.after[f"s{s}"](
-                torch.tanh(2 * self.local(F.adaptive_avg_pool2d(seen, PX // s)))[order]
+            f"s{stride}": self.after[f"s{stride}"](
+                torch.tanh(2 * self.local(F.adaptive_avg_pool2d(pattern_maps, PX // stride)))[order]
             )
-            for s in (4, 8, 16)
+            for stride in (4, 8, 16)
         }
         pooled = pooled[order]
         return TeacherOutput(pooled, self.classifier(pooled), {"last": maps["s16"], **maps})

@@ -1,4 +1,4 @@
-"""Budget and share options: planned where they are used, in no stage's identity where not."""
+"""Options of the budget and of data fractions change only the ids of stages that use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 
 
-def plan(data: dict[str, Any] | None = None, **more: Any) -> Plan:
+def plan(data: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    """The plan of a small suite, with changes to it and (`data`) to its data config."""
     suite = load_suite("smoke")
     raw = dict(
         name="budgets",
@@ -25,51 +26,54 @@ def plan(data: dict[str, Any] | None = None, **more: Any) -> Plan:
         budget=suite.budget.model_dump(exclude_defaults=True),
         seeds=dict(pretrain=[0], transfer=[0]),
     )
-    built = build_suite(raw | more)
+    built = build_suite(raw | changes)
     return build_plan(built.model_copy(update={"data": built.data | data} if data else {}))
 
 
-def ids(first_plan: Plan, kind: str) -> set[str]:
-    return {i for i, s in first_plan.stages.items() if s.kind == kind}
+def ids(a_plan: Plan, kind: str) -> set[str]:
+    """Ids of the plan's stages of a kind."""
+    return {stage_id for stage_id, stage in a_plan.stages.items() if stage.kind == kind}
 
 
-def test_options_left_alone_are_in_no_spec():
+def test_options_at_their_defaults_are_in_no_spec():
     for stage in plan().stages.values():
         assert "share_by" not in stage.spec
         assert "epochs_over" not in stage.spec.get("budget", {})
     assert ids(plan(), "pretrain") == ids(plan(share_by="image"), "pretrain")
 
 
-def test_a_share_per_class_reads_the_labels_and_changes_shares_below_one_alone():
-    plain, drawn = plan(), plan(share_by="class")
+def test_a_fraction_per_class_reads_the_labels_and_changes_only_fractions_below_one():
+    default, per_class = plan(), plan(share_by="class")
     for kind in ("align", "pretrain"):
-        kept = ids(plain, kind) & ids(drawn, kind)
-        assert kept == {i for i in ids(plain, kind) if ".0.1" not in i}
-        for i in ids(drawn, kind) - kept:
-            assert drawn.stages[i].spec["share_by"] == "class"
-            assert "prepare" in drawn.stages[i].needs
+        unchanged = ids(default, kind) & ids(per_class, kind)
+        assert unchanged == {stage_id for stage_id in ids(default, kind) if ".0.1" not in stage_id}
+        for stage_id in ids(per_class, kind) - unchanged:
+            assert per_class.stages[stage_id].spec["share_by"] == "class"
+            assert "prepare" in per_class.stages[stage_id].needs
 
 
-def test_a_share_per_class_of_unlabelled_data_is_refused():
+def test_a_fraction_per_class_of_unlabelled_data_is_refused():
     with pytest.raises(KdepError, match="have no labels"):
         plan(data={"labels": False}, share_by="class", methods=["kdep"])
     plan(data={"labels": False}, share_by="class", methods=["kdep"], shares=[1.0])
 
 
-def test_epochs_over_the_pool_are_another_pre_training_for_shares_below_one_alone():
+def test_epochs_over_the_pool_change_only_pre_trainings_on_fractions_below_one():
     budget = load_suite("smoke").budget.model_dump(exclude_defaults=True)
-    plain, even = plan(), plan(budget=budget | {"epochs_over": "pool"})
-    assert ids(plain, "align") == ids(even, "align")
-    kept = ids(plain, "pretrain") & ids(even, "pretrain")
-    assert kept == {i for i in ids(plain, "pretrain") if ".0.1" not in i}
-    for i in ids(even, "pretrain") - kept:
-        assert even.stages[i].spec["budget"]["epochs_over"] == "pool"
+    default, over_pool = plan(), plan(budget=budget | {"epochs_over": "pool"})
+    assert ids(default, "align") == ids(over_pool, "align")
+    unchanged = ids(default, "pretrain") & ids(over_pool, "pretrain")
+    assert unchanged == {
+        stage_id for stage_id in ids(default, "pretrain") if ".0.1" not in stage_id
+    }
+    for stage_id in ids(over_pool, "pretrain") - unchanged:
+        assert over_pool.stages[stage_id].spec["budget"]["epochs_over"] == "pool"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [({"share_by": "colour"}, "share_by"), ({"shares": [0.1, 0.1]}, "more than once")],
 )
-def test_mistakes_raise_kdep_error(change: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_mistakes_raise_kdep_error(change: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         plan(**change)
