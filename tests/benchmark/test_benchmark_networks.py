@@ -68,7 +68,7 @@ def probe_network(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_probe_measures_throughput_of_students(
-    in_subprocess: Callable[..., Any],
+    in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     student = without_about(resolve("student", "resnet18_w32"))
     small = student_network({**student, "input_px": 32})

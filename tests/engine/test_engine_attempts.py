@@ -1,4 +1,4 @@
-"""A try's own directory: who wakes late, or is killed anywhere, harms no finished stage."""
+"""The temporary directory of an attempt: a late or killed process harms no finished stage."""
 
 from __future__ import annotations
 
@@ -18,38 +18,46 @@ from kdep_bench.engine.lock import StageLock
 from kdep_bench.paths import ROOT as REPO
 from kdep_bench.suite.graph import Plan, add_stage
 
-ONE = "grow-g-0123456789ab"
+STAGE_ID = "grow-g-0123456789ab"  # kind, name and hash
 
 
-def yes() -> bool:
+def lock_is_held() -> bool:
+    """Stands for a lock that the process still holds."""
     return True
 
 
-def held(
+def begin_attempt(
     work: Path, keep: bool = True, kernel: str | None = None, monkeypatch=None
 ) -> attempts.Attempt:
-    """A try of ONE that has begun, under this kernel or another."""
-    (work / ONE).mkdir(exist_ok=True)
+    """A started attempt of STAGE_ID.
+
+    Args:
+        keep: whether the files of the last attempt are kept.
+        kernel: boot id of the attempt's machine (None: this machine).
+    """
+    (work / STAGE_ID).mkdir(exist_ok=True)
     if kernel is None:
-        return attempts.begin(work, ONE, keep, yes)
+        return attempts.begin(work, STAGE_ID, keep, lock_is_held)
     assert monkeypatch is not None
     with monkeypatch.context() as m:
         m.setattr(attempts, "boot_id", lambda: kernel)
-        return attempts.begin(work, ONE, keep, yes)
+        return attempts.begin(work, STAGE_ID, keep, lock_is_held)
 
 
-def seal(attempt: attempts.Attempt, text: str) -> bool:
+def finish(attempt: attempts.Attempt, text: str) -> bool:
+    """Writes an output and stage.json; returns whether the attempt became the stage's result."""
     (attempt.path / "out.txt").write_text(text)
     attempt.write(state.STAGE, b"{}")
-    return attempt.settle(yes)
+    return attempt.settle(lock_is_held)
 
 
 def names(folder: Path) -> list[str]:
+    """Sorted names of the files in a folder."""
     return sorted(p.name for p in folder.iterdir())
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file below `folder`: bytes and time of the last change."""
+    """Relative path -> (bytes, time of the last change) of every file below `folder`."""
     return {
         os.path.relpath(p, folder): (p.read_bytes(), p.stat().st_mtime_ns)
         for p in folder.rglob("*")
@@ -58,175 +66,180 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
-    attempt = held(tmp_path)
+    attempt = begin_attempt(tmp_path)
     assert attempt.path.parent == tmp_path  # a path relative to it is the same after the rename
-    assert attempts.current_dir(tmp_path, ONE) == attempt.path
+    assert attempts.current_dir(tmp_path, STAGE_ID) == attempt.path
     os.write(attempt.open_log(), b"began\n")
-    assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
-    assert seal(attempt, "a")
+    assert (tmp_path / STAGE_ID / state.LOG).read_text() == "began\n"
+    assert finish(attempt, "a")
     attempt.close(discard=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [ONE]
-    assert sorted(p.name for p in (tmp_path / ONE).iterdir()) == [
+    assert sorted(p.name for p in tmp_path.iterdir()) == [STAGE_ID]
+    assert sorted(p.name for p in (tmp_path / STAGE_ID).iterdir()) == [
         "out.txt",
         "stage.json",
         "stage.log",
     ]
-    assert (tmp_path / ONE / state.LOG).read_text() == "began\n"
-    assert attempts.current_dir(tmp_path, ONE) == tmp_path / ONE
+    assert (tmp_path / STAGE_ID / state.LOG).read_text() == "began\n"
+    assert attempts.current_dir(tmp_path, STAGE_ID) == tmp_path / STAGE_ID
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_owner_taken_for_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
-    first = held(tmp_path, keep, "elsewhere", monkeypatch)
+def test_an_owner_assumed_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
+    first = begin_attempt(tmp_path, keep, "elsewhere", monkeypatch)
     log = first.open_log()
     (first.path / "half.txt").write_text("half")
     handle = open(first.path / "half.txt", "a")  # noqa: SIM115
-    second = held(tmp_path, keep)
+    second = begin_attempt(tmp_path, keep)
     assert (second.path / "half.txt").exists() == keep
-    assert seal(second, "second")
+    assert finish(second, "second")
     second.close(discard=False)
-    before = content(tmp_path / ONE)
-    # It wakes: by the files it has open, by path, as its code makes folders, and at its end.
+    before = content(tmp_path / STAGE_ID)
+    # The first owner continues: it writes to open files, makes folders and tries to finish.
     os.write(log, b"awake\n")
     handle.write("more")
     handle.close()
     (first.path / "run").mkdir(parents=True)
     (first.path / "run" / "out.txt").write_text("first")
-    with pytest.raises(OSError, match="No such file"):  # its directory is gone, whatever the path
+    with pytest.raises(OSError, match="No such file"):  # its directory was deleted
         first.write(state.STAGE, b'{"first": 1}')
     first.fail(b"{}")
-    assert not first.settle(yes)
+    assert not first.settle(lock_is_held)
     first.close(discard=True)
-    assert content(tmp_path / ONE) == before
-    assert [p.name for p in tmp_path.iterdir()] == [ONE]
+    assert content(tmp_path / STAGE_ID) == before
+    assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]
 
 
 def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, monkeypatch):
-    first = held(tmp_path, True, "elsewhere", monkeypatch)
+    first = begin_attempt(tmp_path, True, "elsewhere", monkeypatch)
     (first.path / "out.txt").write_text("first")
     first.write(state.STAGE, b"{}")
-    second = held(tmp_path)
-    assert not first.settle(yes)
-    assert seal(second, "second")
-    assert not first.settle(yes)
-    assert (tmp_path / ONE / "out.txt").read_text() == "second"
+    second = begin_attempt(tmp_path)
+    assert not first.settle(lock_is_held)
+    assert finish(second, "second")
+    assert not first.settle(lock_is_held)
+    assert (tmp_path / STAGE_ID / "out.txt").read_text() == "second"
 
 
 def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead_one(
     tmp_path, monkeypatch
 ):
-    first = held(tmp_path, True, "elsewhere", monkeypatch)
+    first = begin_attempt(tmp_path, True, "elsewhere", monkeypatch)
     (first.path / "run").mkdir()
     (first.path / "run" / "a.pth").write_text("a")
     os.mkfifo(first.path / "run" / "pipe")
     inode = (first.path / "run" / "a.pth").stat().st_ino
-    second = held(tmp_path)
+    second = begin_attempt(tmp_path)
     copy = second.path / "run" / "a.pth"
     assert copy.read_text() == "a"
     assert copy.stat().st_ino != inode
     assert not (second.path / "run" / "pipe").exists()
-    third = held(tmp_path)  # the second was killed; its lock was free under the same kernel
+    third = begin_attempt(
+        tmp_path
+    )  # the second was killed; its lock was free under the same kernel
     assert (third.path / "run" / "a.pth").stat().st_ino != inode
     assert not second.path.exists()
-    assert seal(third, "third")
-    assert [p.name for p in tmp_path.iterdir()] == [ONE]
+    assert finish(third, "third")
+    assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]
 
 
 def test_leftovers_of_an_older_version_or_a_stop_are_resumed(tmp_path):
-    (tmp_path / ONE).mkdir()
+    (tmp_path / STAGE_ID).mkdir()
     for name in ("steps.txt", state.LOG, state.FAILED):
-        (tmp_path / ONE / name).write_text(name)
-    first = held(tmp_path)
+        (tmp_path / STAGE_ID / name).write_text(name)
+    first = begin_attempt(tmp_path)
     assert (first.path / "steps.txt").exists()
-    assert not (tmp_path / ONE / state.FAILED).exists()
-    assert first.settle(yes)  # stopped: no result
+    assert not (tmp_path / STAGE_ID / state.FAILED).exists()
+    assert first.settle(lock_is_held)  # it was stopped and has no result
     first.close(discard=False)
-    assert (tmp_path / ONE / "steps.txt").exists()
-    assert (tmp_path / ONE / state.LOG).read_text() == state.LOG
-    second = held(tmp_path, keep=False)
+    assert (tmp_path / STAGE_ID / "steps.txt").exists()
+    assert (tmp_path / STAGE_ID / state.LOG).read_text() == state.LOG
+    second = begin_attempt(tmp_path, keep=False)
     assert not list(second.path.iterdir())
-    assert names(tmp_path / ONE) == [state.POINTER, state.LOG]
+    assert names(tmp_path / STAGE_ID) == [state.POINTER, state.LOG]
 
 
 def test_a_stage_directory_deleted_by_hand_is_rerun(tmp_path):
-    first = held(tmp_path)
+    first = begin_attempt(tmp_path)
     (first.path / "steps.txt").write_text("0\n")
-    os.unlink(tmp_path / ONE / state.POINTER)
-    (tmp_path / ONE).rmdir()
-    second = held(tmp_path)
+    os.unlink(tmp_path / STAGE_ID / state.POINTER)
+    (tmp_path / STAGE_ID).rmdir()
+    second = begin_attempt(tmp_path)
     assert not (second.path / "steps.txt").exists()
 
 
-class Killed(BaseException):
-    """kill -9 in the middle of a line."""
+class SimulatedKill(BaseException):
+    """Stands for a kill -9 during a system call."""
 
 
-@pytest.mark.parametrize("foreign", [False, True])
-@pytest.mark.parametrize("at", range(12))
-def test_killed_at_any_rename_it_loses_no_leftovers_and_seals_nothing_half(
-    tmp_path, monkeypatch, at, foreign
+@pytest.mark.parametrize("other_machine", [False, True])
+@pytest.mark.parametrize("kill_at", range(12))  # number of the system call
+def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
+    tmp_path, monkeypatch, kill_at, other_machine
 ):
-    first = held(tmp_path, True, "elsewhere" if foreign else None, monkeypatch)
+    first = begin_attempt(tmp_path, True, "elsewhere" if other_machine else None, monkeypatch)
     (first.path / "steps.txt").write_text("0\n1\n")
     calls = 0
     for name in ("rename", "replace", "unlink", "link", "mkdir"):
-        real = getattr(os, name)
+        real_call = getattr(os, name)
 
-        def call(*args, real=real, **kwargs):
+        def call(*args, real_call=real_call, **kwargs):
             nonlocal calls
             calls += 1
-            if calls == at:
-                raise Killed
-            return real(*args, **kwargs)
+            if calls == kill_at:
+                raise SimulatedKill
+            return real_call(*args, **kwargs)
 
         monkeypatch.setattr(os, name, call)
     try:
-        second = held(tmp_path)
+        second = begin_attempt(tmp_path)
         (second.path / "steps.txt").write_text("0\n1\n2\n")
-        sealed = seal(second, "x")
-    except Killed:
-        sealed = False
+        finished = finish(second, "x")
+    except SimulatedKill:
+        finished = False
     monkeypatch.undo()
-    if not sealed and (tmp_path / ONE / state.STAGE).exists():
-        assert (tmp_path / ONE / "steps.txt").read_text() == "0\n1\n2\n"
+    if not finished and (tmp_path / STAGE_ID / state.STAGE).exists():
+        assert (tmp_path / STAGE_ID / "steps.txt").read_text() == "0\n1\n2\n"
         return
-    if not sealed:
-        third = held(tmp_path)
-        if (third.path / "steps.txt").exists():  # all but a kill between the last two renames
+    if not finished:
+        third = begin_attempt(tmp_path)
+        if (third.path / "steps.txt").exists():  # not after a kill between the last two renames
             assert (third.path / "steps.txt").read_text() in ("0\n1\n", "0\n1\n2\n")
         (third.path / "steps.txt").write_text("0\n1\n2\n")
-        assert seal(third, "x")
-    assert (tmp_path / ONE / "steps.txt").read_text() == "0\n1\n2\n"
-    assert sorted(p.name for p in (tmp_path / ONE).iterdir() if p.name != state.LOG) == [
+        assert finish(third, "x")
+    assert (tmp_path / STAGE_ID / "steps.txt").read_text() == "0\n1\n2\n"
+    assert sorted(p.name for p in (tmp_path / STAGE_ID).iterdir() if p.name != state.LOG) == [
         "out.txt", "stage.json", "steps.txt"
     ]  # fmt: skip
 
 
-# --- whole processes ----------------------------------------------------------------------------
+# --- real processes -----------------------------------------------------------------------------
 
-APART = """
+OTHER_MACHINE_CODE = """
 import os, sys
 from pathlib import Path
 import engine_fakes as fakes
 from kdep_bench.engine import attempts, lock, worker
 from kdep_bench.suite.graph import Plan, add_stage
-# Another machine, on a disk whose file system knows no flock between them.
+# Another machine, on a shared file system without flock.
 lock.boot_id = attempts.boot_id = lambda: sys.argv[2]
 lock._flock = lambda fd, how=0: True
 lock.BEAT = float(sys.argv[5])
 plan = Plan("apart")
-one = add_stage(plan, sys.argv[3], "a", eval(sys.argv[4]), kinds=fakes.KINDS)
+stage_id = add_stage(plan, sys.argv[3], "a", eval(sys.argv[4]), kinds=fakes.KINDS)
 print("up", flush=True)
-request = worker.StageRequest(plan.stages[one], Path(sys.argv[1]))
-code, said = worker.run_stage(request, lambda *_: None)
+request = worker.StageRequest(plan.stages[stage_id], Path(sys.argv[1]))
+code, output = worker.run_stage(request, lambda *_: None)
 os._exit(code)
 """
 
 
-def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 600.0) -> subprocess.Popen:
+def start_machine(
+    work: Path, name: str, kind: str, spec: dict, beat: float = 600.0
+) -> subprocess.Popen:
+    """Starts a stage as if on another machine; `beat`: seconds between its heartbeats."""
     path = os.pathsep.join((str(REPO), str(fakes.HERE)))
     return subprocess.Popen(
-        [sys.executable, "-c", APART, str(work), name, kind, repr(spec), str(beat)],
+        [sys.executable, "-c", OTHER_MACHINE_CODE, str(work), name, kind, repr(spec), str(beat)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -234,17 +247,17 @@ def machine(work: Path, name: str, kind: str, spec: dict, beat: float = 600.0) -
     )
 
 
-@pytest.mark.parametrize("after", [0.0, 0.15, 0.4])
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])  # seconds of work before it is stopped
 @pytest.mark.parametrize(
     ("kind", "spec"),
     [("grow", {"steps": 25, "sleep": 0.02}), ("make", {"sleep": 0.6, "value": 3})],
 )
 def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor(
-    tmp_path, kind, spec, after
+    tmp_path, kind, spec, delay
 ):
     plan = Plan("apart")
     stage_id = add_stage(plan, kind, "a", spec, kinds=fakes.KINDS)
-    first = machine(tmp_path, "one", kind, spec)
+    first = start_machine(tmp_path, "one", kind, spec)
     try:
         end = time.monotonic() + 60
         while (
@@ -252,12 +265,12 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
             and time.monotonic() < end
         ):
             time.sleep(0.005)
-        time.sleep(after)
+        time.sleep(delay)
         first.send_signal(signal.SIGSTOP)
         lock = StageLock(tmp_path, stage_id)
         assert lock.path.read_bytes()
-        os.truncate(lock.path, 0)  # as a Watch that saw it stand still for STALE seconds
-        second = machine(tmp_path, "two", kind, spec)
+        os.truncate(lock.path, 0)  # as a Watch does after STALE seconds without a heartbeat
+        second = start_machine(tmp_path, "two", kind, spec)
         assert second.wait(60) == worker.DONE
         record, _ = state.finished(plan.stages[stage_id], tmp_path, verify=True)
         assert record is not None
@@ -269,8 +282,8 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
         first.wait()
     assert content(tmp_path / stage_id) == before
     assert state.finished(plan.stages[stage_id], tmp_path, verify=True)[0] == record
-    left = [p.name for p in tmp_path.iterdir() if p.name not in (".locks", "trace.log")]
-    assert left == [stage_id]
+    remaining = [p.name for p in tmp_path.iterdir() if p.name not in (".locks", "trace.log")]
+    assert remaining == [stage_id]
     if kind == "grow":
         steps = (tmp_path / stage_id / "steps.txt").read_text().split()
         assert steps == [str(k) for k in range(25)]
@@ -279,7 +292,7 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
         )
 
 
-def test_a_failure_and_a_stop_leave_what_was_made_where_people_look(tmp_path):
+def test_a_failed_stage_s_files_are_in_its_stage_directory(tmp_path):
     plan = fakes.diamond(a={"do": "raise"})
     stage_id = fakes.id_of(plan, "a")
     assert list(fakes.run(plan, tmp_path).failed) == [stage_id]

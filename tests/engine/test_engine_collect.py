@@ -1,4 +1,4 @@
-"""Records out of chains of real stage directories."""
+"""Records made from real stage directories."""
 
 from __future__ import annotations
 
@@ -29,42 +29,46 @@ from kdep_bench.suite.graph import TransferRun
 from kdep_bench.suite.plan import build_plan
 
 
-def world(tmp_path: Path, **change):
+def make_suite(tmp_path: Path, **change):
+    """(suite, plan, work dir, results folder) of the test suite with these changes."""
     suite = build(**change)
     return suite, build_plan(suite, fakes.PRETEND), tmp_path / "work", tmp_path / "results"
 
 
-def of(results: Path, method: str, seed: int = 0) -> records.Record:
+def load_record(results: Path, method: str, seed: int = 0) -> records.Record:
+    """The record of a method and transfer seed."""
     all_records = [records.load(p) for p in (results / "records").glob("*.json")]
     return next(r for r in all_records if r.arm.method == method and r.seed.transfer == seed)
 
 
-def tell(out: Path, **outputs: Any) -> None:
-    """Gives a finished stage further outputs."""
+def add_outputs(out: Path, **outputs: Any) -> None:
+    """Adds outputs to the stage.json of a finished stage."""
     stage = read_json(out / "stage.json")
     del stage["sum"]
     state.write_stage(out, {**stage, "outputs": {**stage["outputs"], **outputs}})
 
 
 def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
-    """A table that shows the epochs done says nothing of a budget that asked for others."""
-    suite, plan, work, results = world(tmp_path)  # 2 steps of 8 over 10 images: 1.6 epochs of 1
+    """Rounding to whole steps can change the number of epochs; the table must report it."""
+    suite, plan, work, results = make_suite(
+        tmp_path
+    )  # 2 steps of 8 images over 10 images: 1.6 epochs; 1 was requested
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
-    assert of(results, "kdep").budget.epochs_asked == 1.0
+    assert load_record(results, "kdep").budget.epochs_asked == 1.0
     text = (results / "leaderboard.md").read_text()
     assert "was pre-trained for 2 epochs instead of the 1 of its budget" in text
     budget = {"epochs": 1.6, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
-    suite, plan, work, results = world(tmp_path / "exact", budget=budget)
+    suite, plan, work, results = make_suite(tmp_path / "exact", budget=budget)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
-    assert of(results, "kdep").budget.epochs_asked is None
+    assert load_record(results, "kdep").budget.epochs_asked is None
     record = next((results / "records").glob("*kdep*")).read_text()
-    assert "epochs_asked" not in record  # published records stay as they are
+    assert "epochs_asked" not in record  # so that published records do not change
     assert "of its budget" not in (results / "leaderboard.md").read_text()
 
 
-def test_epochs_asked_of_the_pool_are_those_of_the_share():
+def test_epochs_over_the_pool_are_converted_to_epochs_of_the_fraction():
     budget = dict(epochs=1.0, batch=8, epochs_over="pool")
     outputs = dict(steps=12, images=10, image_list={"of": 100})
     stage = dict(outputs=outputs, spec=dict(budget=budget))
@@ -75,7 +79,7 @@ def test_epochs_asked_of_the_pool_are_those_of_the_share():
 
 
 def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
-    suite, plan, work, results = world(tmp_path, methods=["kdep", "supervised", "scratch"])
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "supervised", "scratch"])
     assert fakes.run(plan, work).ok
     summary = collect(suite, plan, work, results)
     assert {k: summary[k] for k in ("ok", "failed", "missing", "written")} == {
@@ -84,7 +88,7 @@ def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
         "missing": 0,
         "written": 6,
     }
-    kdep = of(results, "kdep", 1)
+    kdep = load_record(results, "kdep", 1)
     assert kdep.value == 0.26
     assert kdep.arm.label_policy == "label-free"
     assert kdep.student.flops == 9
@@ -95,7 +99,7 @@ def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
     assert kdep.student.params == 7
     assert kdep.data.fingerprint == "f" * 64
     assert kdep.cost.cache_bytes == 1000
-    # As after a resume: the last try was short, and the stages say what all of their work took.
+    # After a resume the last attempt was short; the outputs have the time of all attempts.
     assert kdep.cost.cache_s == 5000
     assert kdep.cost.pretrain_s == 7000
     assert set(kdep.stages) == {
@@ -104,38 +108,41 @@ def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
     assert len(kdep.curves["loss"]) == CURVE_POINTS
     assert kdep.curves["loss"][-1][0] == 999
     assert (results / kdep.pictures[0]).read_bytes() == b"png"
-    assert of(results, "supervised").teacher is None
-    assert of(results, "supervised").arm.label_policy == "labels"
-    assert of(results, "scratch").arm.label_policy == "none"
+    assert load_record(results, "supervised").teacher is None
+    assert load_record(results, "supervised").arm.label_policy == "labels"
+    assert load_record(results, "scratch").arm.label_policy == "none"
     assert (results / "leaderboard.md").exists()
 
 
 def test_finished_stages_of_earlier_versions_fill_the_record_as_before(tmp_path):
-    """Their stage.json has the outputs' former names; nothing runs again for a name."""
-    suite, plan, work, results = world(tmp_path)
+    """Their stage.json has former names of outputs; a new name must not make a stage run again."""
+    suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
-    want = of(results, "kdep")
-    assert want.align is not None
-    assert (want.align.explained_variance_ratio, want.align.std_ratio_after_align) == (0.9, 8.0)
+    expected = load_record(results, "kdep")
+    assert expected.align is not None
+    assert (expected.align.explained_variance_ratio, expected.align.std_ratio_after_align) == (
+        0.9,
+        8.0,
+    )
 
-    def former_names(record):
-        out = record["outputs"]
-        out["energy_kept"] = out.pop("explained_variance_ratio")
-        out["std_ratio_after_svd"] = out.pop("std_ratio_after_align")
+    def use_former_names(record):
+        outputs = record["outputs"]
+        outputs["energy_kept"] = outputs.pop("explained_variance_ratio")
+        outputs["std_ratio_after_svd"] = outputs.pop("std_ratio_after_align")
 
     aligned = [s for s in plan.stages.values() if s.kind == "align"]
     for stage in aligned:
-        bend(state.folder(work, stage), former_names)
+        edit_stage_json(state.folder(work, stage), use_former_names)
     assert aligned
     for path in (results / "records").glob("*.json"):
         path.unlink()
     collect(suite, plan, work, results)
-    assert of(results, "kdep") == want
+    assert load_record(results, "kdep") == expected
 
 
-def test_nothing_new_writes_nothing(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+def test_collecting_again_without_news_writes_no_file(tmp_path):
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()}
@@ -145,8 +152,8 @@ def test_nothing_new_writes_nothing(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*") if p.is_file()} == before
 
 
-def test_the_cache_is_charged_by_share(tmp_path):
-    suite, plan, work, results = world(tmp_path, shares=[1.0, 0.1], methods=["kdep"])
+def test_the_cache_s_size_is_charged_in_proportion_to_the_data_fraction(tmp_path):
+    suite, plan, work, results = make_suite(tmp_path, shares=[1.0, 0.1], methods=["kdep"])
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     all_records = [records.load(p) for p in (results / "records").glob("*.json")]
@@ -155,18 +162,18 @@ def test_the_cache_is_charged_by_share(tmp_path):
 
 
 def test_an_untimed_suite_keeps_wall_times_out_of_its_records(tmp_path):
-    suite, plan, work, results = world(tmp_path, methods=["kdep"], runtime={"timed": False})
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep"], runtime={"timed": False})
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    cost = of(results, "kdep").cost
+    cost = load_record(results, "kdep").cost
     seconds = (cost.pretrain_s, cost.cache_s, cost.align_s, cost.transfer_s, cost.images_per_s)
     assert seconds == (None,) * 5
     assert cost.cache_bytes == 1000
-    assert set(plan.stages) == set(world(tmp_path, methods=["kdep"])[1].stages)
+    assert set(plan.stages) == set(make_suite(tmp_path, methods=["kdep"])[1].stages)
 
 
 def test_missing_and_failed_runs_have_records(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     summary = collect(suite, plan, work, results)
     assert summary["missing"] == 4
     work.mkdir(exist_ok=True)
@@ -174,7 +181,7 @@ def test_missing_and_failed_runs_have_records(tmp_path):
     outcome = fakes.run(plan, work)
     summary = collect(suite, plan, work, results, outcome.failed)
     assert summary["failed"] == 4
-    assert str(of(results, "kdep").error).startswith(
+    assert str(load_record(results, "kdep").error).startswith(
         "a broken transfer; expected a whole one. Fix: "
     )
     (work / "break-transfers").unlink()
@@ -183,15 +190,15 @@ def test_missing_and_failed_runs_have_records(tmp_path):
 
 
 def test_an_upstream_failure_is_named(tmp_path):
-    suite, plan, work, results = world(tmp_path, methods=["kdep"])
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep"])
     cache = next(i for i in plan.stages if i.startswith("cache-"))
     summary = collect(suite, plan, work, results, {cache: "no teacher."})
     assert summary["failed"] == 2
-    assert of(results, "kdep").error == "cache failed: no teacher."
+    assert load_record(results, "kdep").error == "cache failed: no teacher."
 
 
 def test_pruning_a_work_dir_removes_no_result(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     summary = collect(suite, plan, tmp_path / "elsewhere", results)
@@ -200,37 +207,37 @@ def test_pruning_a_work_dir_removes_no_result(tmp_path):
 
 
 def test_records_of_runs_no_longer_planned_are_set_aside(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
-    for _ in range(2):  # a cell may be set aside again
-        suite, plan, work, results = world(tmp_path)
+    for _ in range(2):  # a run may be set aside more than once
+        suite, plan, work, results = make_suite(tmp_path)
         collect(suite, plan, work, results)
         for run in plan.runs:
-            picture = results / "pictures" / run.id / "worst.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(b"png")
-        suite, plan, work, results = world(tmp_path, methods=["scratch"])
+            image = results / "pictures" / run.id / "worst.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(b"png")
+        suite, plan, work, results = make_suite(tmp_path, methods=["scratch"])
         collect(suite, plan, work, results)
         for folder in (results, results / "superseded"):
-            pictures = {path.name for path in (folder / "pictures").iterdir()}
+            image_folders = {path.name for path in (folder / "pictures").iterdir()}
             records = folder if folder.name == "superseded" else folder / "records"
-            assert {path.stem for path in records.glob("*.json")} == pictures
-            assert len(pictures) == 2
+            assert {path.stem for path in records.glob("*.json")} == image_folders
+            assert len(image_folders) == 2
 
 
 def test_a_truncated_record_is_rewritten(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     path = next((results / "records").glob("*.json"))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:100])
     assert collect(suite, plan, work, results)["written"] == 1
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 def test_a_damaged_record_that_is_moved_away_as_advised_is_written_again(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     path = next((results / "records").glob("*.json"))
@@ -243,8 +250,8 @@ def test_a_damaged_record_that_is_moved_away_as_advised_is_written_again(tmp_pat
     assert path.read_bytes() == complete
 
 
-def bend(path: Path, change) -> None:
-    """Changes a stage.json and gives it the right sum again, as a foreign tool could."""
+def edit_stage_json(path: Path, change) -> None:
+    """Changes a stage.json and updates its checksum, as another tool could."""
     record = state.read_stage(path)
     assert record is not None
     change(record)
@@ -266,10 +273,10 @@ def bend(path: Path, change) -> None:
     ],
 )
 def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
-    bad = next(c for c in plan.runs if c.method["name"] == "kdep")
-    bend(work / bad.id, change)
+    bad = next(run for run in plan.runs if run.method["name"] == "kdep")
+    edit_stage_json(work / bad.id, change)
     summary = collect(suite, plan, work, results)
     assert (summary["ok"], summary["failed"], summary["missing"]) == (len(plan.runs) - 1, 1, 0)
     record = records.load(results / "records" / f"{bad.id}.json")
@@ -284,29 +291,31 @@ def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
 
 
 def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     stage_id = next(c.chain["pretrain"] for c in plan.runs if c.method["name"] == "kdep")
     (work / stage_id / "stage.json").write_text("[]")
     summary = collect(suite, plan, work, results)
     assert summary["failed"] == len([c for c in plan.runs if stage_id in c.chain.values()])
     assert summary["ok"] == len(plan.runs) - summary["failed"] > 0
-    assert f"the outputs of stage {stage_id} cannot be used" in str(of(results, "kdep").error)
+    assert f"the outputs of stage {stage_id} cannot be used" in str(
+        load_record(results, "kdep").error
+    )
 
 
 def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
     from kdep_bench.engine.collect import _copy_images
 
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    bad = of(results, "kdep")
+    bad = load_record(results, "kdep")
     bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
     with pytest.raises(KdepError, match="outside the stage's directory"):
         _copy_images(bad, work / bad.id, results)
 
 
-def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage():
+def test_the_teacher_s_reported_accuracy_is_in_the_record_and_not_in_a_spec():
     suite = load_suite("pocket")
     run = next(c for c in build_plan(suite).runs if c.teacher)
     teacher_output = _teacher(run, {})
@@ -316,7 +325,7 @@ def test_the_teachers_reported_accuracy_goes_into_the_record_and_into_no_stage()
     assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
 
 
-def test_a_live_teachers_checksum_goes_into_the_record():
+def test_a_live_teacher_s_checksum_is_in_the_record():
     suite = load_suite("pocket")
     plan = build_plan(suite)
     run = next(c for c in plan.runs if c.method["name"] == "kdep")
@@ -331,7 +340,7 @@ def test_a_live_teachers_checksum_goes_into_the_record():
 
 
 def test_a_method_s_cost_includes_its_assistant_s_pre_training():
-    def stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
+    def make_stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
         return {
             "kind": kind,
             "wall_s": wall,
@@ -341,58 +350,62 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
             "environment": {"device": "cpu", "threads": 1},
         }
 
-    whole, part = {"teacher": {}}, {"teacher": {}, "share": 0.1}
-    found = {
-        "pretrain": stage("pretrain", 10.0, extra_forwards=7, extra_parameters=3),
-        "cache": stage("cache", 4.0, part, bytes=100, forwards=20),
-        "teacher.pretrain": stage("pretrain", 30.0),
-        "teacher.cache": stage("cache", 50.0, whole, bytes=1000, forwards=200),
-        "transfer": stage("transfer", 1.0),
+    all_data, tenth = {"teacher": {}}, {"teacher": {}, "share": 0.1}
+    stages = {
+        "pretrain": make_stage("pretrain", 10.0, extra_forwards=7, extra_parameters=3),
+        "cache": make_stage("cache", 4.0, tenth, bytes=100, forwards=20),
+        "teacher.pretrain": make_stage("pretrain", 30.0),
+        "teacher.cache": make_stage("cache", 50.0, all_data, bytes=1000, forwards=200),
+        "transfer": make_stage("transfer", 1.0),
     }
     run = TransferRun({}, {}, None, {}, 0.1, 0, 0, {})
-    cost = _cost(run, found, True)
+    cost = _cost(run, stages, True)
     assert cost["pretrain_s"] == 40.0
-    assert cost["cache_s"] == 4.0 + 5.0  # all of the share's cache, a tenth of the whole one
+    assert (
+        cost["cache_s"] == 4.0 + 5.0
+    )  # the fraction's own cache, and a tenth of the cache of all data
     assert cost["cache_bytes"] == 200
     assert cost["extra_forwards"] == 7 + 20 + 20
     assert cost["extra_parameters"] == 3
     assert cost["peak_gpu_bytes"] is None
-    found["pretrain"]["peak_gpu"], found["transfer"]["peak_gpu"] = 8, 9
-    assert _cost(run, found, True)["peak_gpu_bytes"] == 9
-    del found["pretrain"]["outputs"]["extra_forwards"]
-    assert _cost(run, found, True)["extra_forwards"] is None
+    stages["pretrain"]["peak_gpu"], stages["transfer"]["peak_gpu"] = 8, 9
+    assert _cost(run, stages, True)["peak_gpu_bytes"] == 9
+    del stages["pretrain"]["outputs"]["extra_forwards"]
+    assert _cost(run, stages, True)["extra_forwards"] is None
 
 
 def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():
-    told = dict(base="kdep", optimizer=dict(lr=0.8))
-    plan = build_plan(build(methods=["scratch", "supervised", told]))
+    other_rate = dict(base="kdep", optimizer=dict(lr=0.8))
+    plan = build_plan(build(methods=["scratch", "supervised", other_rate]))
     specs = {s.spec["method"]["name"]: s.spec for s in plan.stages.values() if s.kind == "pretrain"}
-    rates = {m: _rate({"spec": spec, "outputs": {"steps": 8}}) for m, spec in specs.items()}
+    learning_rates = {
+        method: _rate({"spec": spec, "outputs": {"steps": 8}}) for method, spec in specs.items()
+    }
     common = build().budget.optimizer["lr"]
-    assert (rates["supervised"], rates["kdep"]) == (common, 0.8)
+    assert (learning_rates["supervised"], learning_rates["kdep"]) == (common, 0.8)
     assert _rate({"spec": specs["kdep"], "outputs": {"steps": 0}}) is None
     assert _rate(None) is None
 
 
-def test_a_record_notes_the_data_of_its_own_task_alone(tmp_path):
-    _, plan, _, _ = world(tmp_path)  # a probe, which reads `classify`
-    notes = {"classify": ["2 pictures lie in two classes"], "detect": ["no box of 'dog'"]}
-    found = {"prepare": {"outputs": {"task_notes": notes}}}
-    assert _data_notes(plan.runs[0], found) == ["data: 2 pictures lie in two classes"]
+def test_a_record_has_the_data_notes_of_its_own_task_only(tmp_path):
+    _, plan, _, _ = make_suite(tmp_path)  # its task reads the folder `classify`
+    notes = {"classify": ["2 images are in two classes"], "detect": ["no box of 'dog'"]}
+    stages = {"prepare": {"outputs": {"task_notes": notes}}}
+    assert _data_notes(plan.runs[0], stages) == ["data: 2 images are in two classes"]
     assert _data_notes(plan.runs[0], {"prepare": {"outputs": {}}}) == []
     assert _data_notes(plan.runs[0], {}) == []
 
 
 @pytest.mark.parametrize("chance", [None, 0.3])
-def test_a_record_of_a_task_that_states_no_split_says_test(tmp_path, chance):
-    """As `Task` scores it; a table never calls a score of test one of train."""
-    suite, plan, work, _ = world(tmp_path, methods=["scratch"])
+def test_the_record_of_a_task_without_a_split_has_the_split_test(tmp_path, chance):
+    """`Task` scores the test split by default; a table must not label that score as train."""
+    suite, plan, work, _ = make_suite(tmp_path, methods=["scratch"])
     run = plan.runs[0]
     run.task.update(version=3)
     for key in ("split", "family", "direction"):
         run.task.pop(key)
     assert fakes.run(plan, work).ok
-    tell(work / run.id, chance=chance)
+    add_outputs(work / run.id, chance=chance)
     record = record_of(suite, run, _Chains(plan, work, {}))
     assert record.status == "ok"
     task = record.task
@@ -401,33 +414,33 @@ def test_a_record_of_a_task_that_states_no_split_says_test(tmp_path, chance):
 
 
 def test_a_record_names_the_family_and_the_source_of_its_method(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     collect(suite, plan, work, results)
     for run in plan.runs:
-        arm = of(results, run.method["name"]).arm
-        assert arm.family == run.method.get("family", "")
-        assert arm.source == run.method.get("source", "")
-        assert arm.labels_used == bool(run.method.get("labels_used"))
-    assert {of(results, m).arm.family for m in ("kdep", "scratch")} == {"feature", "none"}
+        method = load_record(results, run.method["name"]).arm
+        assert method.family == run.method.get("family", "")
+        assert method.source == run.method.get("source", "")
+        assert method.labels_used == bool(run.method.get("labels_used"))
+    assert {load_record(results, m).arm.family for m in ("kdep", "scratch")} == {"feature", "none"}
 
 
-def test_the_tables_say_what_the_methods_of_a_family_read(tmp_path):
-    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+def test_the_family_table_shows_the_teacher_outputs_that_its_methods_read(tmp_path):
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
     for run in plan.runs:
-        tell(work / run.chain["pretrain"], extra_parameters=0)
+        add_outputs(work / run.chain["pretrain"], extra_parameters=0)
     collect(suite, plan, work, results)
     table = (results / "leaderboard.md").read_text().partition("## Method families")[2]
     row = next(line for line in table.splitlines() if "| feature |" in line)
     assert "| pooled (1) |" in row
 
 
-def test_the_data_card_has_the_counts_of_the_data_that_were_prepared(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+def test_the_data_card_has_the_counts_of_the_prepared_data(tmp_path):
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    assert not (results / "data_card.json").exists()  # a `prepare` that counts nothing
-    tell(work / plan.runs[0].chain["prepare"], counts={"images": {"pool": 7}})
-    assert "report" in collect(suite, plan, work, results)  # the tables show it
+    assert not (results / "data_card.json").exists()  # `prepare` has reported no counts
+    add_outputs(work / plan.runs[0].chain["prepare"], counts={"images": {"pool": 7}})
+    assert "report" in collect(suite, plan, work, results)  # rebuilt, as the tables show the counts
     card = read_json(results / "data_card.json")
     assert (card["name"], card["counts"]) == (suite.data["name"], {"pool": 7})

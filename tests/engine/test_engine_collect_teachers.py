@@ -1,4 +1,4 @@
-"""What a record says of a method with several teachers: every one of them is in its cost."""
+"""Records of methods with several teachers: cost, checksums and model card include each teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from kdep_bench.suite.plan import build_plan
 from kdep_bench.transfer.model_card import about, card
 
 
-def run_of(method: str) -> TransferRun:
+def transfer_run(method: str) -> TransferRun:
+    """The first planned transfer run of a suite with this method."""
     raw = dict(
         name="teachers",
         data="smoke",
@@ -25,7 +26,8 @@ def run_of(method: str) -> TransferRun:
     return build_plan(build_suite(raw)).runs[0]
 
 
-def cached(checksum: str, flops: float | None, forwards: int, wall: float) -> dict[str, Any]:
+def cache_stage(checksum: str, flops: float | None, forwards: int, wall: float) -> dict[str, Any]:
+    """The stage.json of a teacher's cache; `wall` in seconds."""
     teacher = {"checksum": checksum, "flops": flops, "width": 1280}
     return {
         "kind": "cache",
@@ -36,6 +38,7 @@ def cached(checksum: str, flops: float | None, forwards: int, wall: float) -> di
 
 
 def stages(**caches: dict[str, Any]) -> dict[str, Any]:
+    """The upstream stages of a run by role: a pre-training, and caches as `first_cache=...`."""
     outputs = {"extra_forwards": 5, "train_s": 3.0, "teachers": {}}
     pretrain = {"kind": "pretrain", "spec": {}, "wall_s": 3.0, "outputs": outputs, "peak_rss": 1}
     environment = {"environment": {"device": "cpu", "threads": 1}}
@@ -46,9 +49,9 @@ def stages(**caches: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_cost_counts_every_teacher_s_cache():
-    run = run_of("ebkd")
+    run = transfer_run("ebkd")
     upstream = stages(
-        first_cache=cached("aa", 2e9, 300, 4.0), second_cache=cached("bb", 3e9, 300, 9.0)
+        first_cache=cache_stage("aa", 2e9, 300, 4.0), second_cache=cache_stage("bb", 3e9, 300, 9.0)
     )
     cost = _cost(run, upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
@@ -56,41 +59,47 @@ def test_the_cost_counts_every_teacher_s_cache():
     assert cost["cache_s"] == 13.0
 
 
-def test_a_cache_that_two_teachers_come_from_is_paid_for_once():
+def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
     """Two intermediate teachers, both pre-trained by the suite's teacher."""
-    shared, own = cached("aa", 2e9, 300, 4.0), cached("bb", 3e9, 300, 9.0)
+    shared, own = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 300, 9.0)
     upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
-    cost = _cost(run_of("ebkd"), upstream, True)
+    cost = _cost(transfer_run("ebkd"), upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_s"] == 13.0
 
 
-def test_several_teachers_are_one_line_of_a_record_and_an_unknown_figure_is_unknown():
-    run = run_of("ebkd")
-    first = cached("aa", 2e9, 300, 4.0)
-    recorded = _teacher(run, stages(first_cache=first, second_cache=cached("bb", 3e9, 300, 9.0)))
+def test_several_teachers_are_joined_in_a_record_and_unknown_flops_stay_unknown():
+    run = transfer_run("ebkd")
+    first = cache_stage("aa", 2e9, 300, 4.0)
+    recorded = _teacher(
+        run, stages(first_cache=first, second_cache=cache_stage("bb", 3e9, 300, 9.0))
+    )
     assert recorded == {
         "name": "efficientnet_lite0+efficientnet_lite2",
         "checksum": "aa+bb",
         "flops": 5e9,
     }
-    lacking = _teacher(run, stages(first_cache=first, second_cache=cached("bb", None, 300, 9.0)))
-    assert lacking is not None
-    assert lacking["flops"] is None
-    missing = _teacher(run, stages(first_cache=first))
-    assert missing is not None
-    assert (missing["checksum"], missing["flops"]) == ("", None)
+    without_flops = _teacher(
+        run, stages(first_cache=first, second_cache=cache_stage("bb", None, 300, 9.0))
+    )
+    assert without_flops is not None
+    assert without_flops["flops"] is None
+    without_second = _teacher(run, stages(first_cache=first))
+    assert without_second is not None
+    assert (without_second["checksum"], without_second["flops"]) == ("", None)
 
 
 def test_the_model_card_names_every_teacher_with_its_checksum():
-    run = run_of("ebkd")
-    reasons = about(run.method, run.student, run.teacher, "smoke", 1.0, 0)
+    run = transfer_run("ebkd")
+    description = about(run.method, run.student, run.teacher, "smoke", 1.0, 0)
     outputs = {
         "pretrain": {},
-        "first.cache": cached("aa", 1.0, 1, 1.0)["outputs"],
-        "second.cache": cached("bb", 1.0, 1, 1.0)["outputs"],
+        "first.cache": cache_stage("aa", 1.0, 1, 1.0)["outputs"],
+        "second.cache": cache_stage("bb", 1.0, 1, 1.0)["outputs"],
     }
-    text = card(reasons, run.student, outputs, {"parameters": 1}, {"backbone.pth": "cc"}, "here")
+    text = card(
+        description, run.student, outputs, {"parameters": 1}, {"backbone.pth": "cc"}, "here"
+    )
     assert "| teacher | efficientnet_lite0+efficientnet_lite2 |" in text
     assert "| teacher's checksum | aa, bb |" in text
     assert "efficientnet_lite0: Apache-2.0; efficientnet_lite2: Apache-2.0" in text

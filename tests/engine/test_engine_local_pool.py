@@ -22,18 +22,21 @@ from kdep_bench.files import read_json
 from kdep_bench.suite.graph import Plan, add_stage
 
 
-def value(plan, work: Path, name: str) -> int:
+def output_value(plan, work: Path, name: str) -> int:
+    """The output `value` of a finished stage."""
     return read_json(work / fakes.id_of(plan, name) / "stage.json")["outputs"]["value"]
 
 
-def wait_for(what, seconds: float = 20.0) -> None:
+def wait_for(condition, seconds: float = 20.0) -> None:
+    """Polls until `condition()` is true; fails after `seconds`."""
     end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
+    while not condition():
+        assert time.monotonic() < end, f"the condition is still false after {seconds} s"
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -41,12 +44,14 @@ def alive(pid: int) -> bool:
 
 
 def begun_pids(work: Path) -> list[int]:
+    """Process ids of all started stages, from trace.log."""
     path = work / "trace.log"
     lines = path.read_text().splitlines() if path.exists() else []
     return [int(line.split()[3]) for line in lines if line.startswith("begin")]
 
 
 def start_runner(work: Path, expression: str) -> subprocess.Popen:
+    """Starts a runner as a separate process; `expression` makes the plan."""
     return subprocess.Popen(
         [sys.executable, str(fakes.HERE / "engine_fakes.py"), str(work), expression],
         stdout=subprocess.PIPE,
@@ -56,7 +61,7 @@ def start_runner(work: Path, expression: str) -> subprocess.Popen:
     )
 
 
-def test_order_values_and_what_a_stage_leaves(tmp_path):
+def test_stages_run_in_order_and_record_outputs_files_and_environment(tmp_path):
     plan = fakes.diamond()
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok
@@ -64,7 +69,7 @@ def test_order_values_and_what_a_stage_leaves(tmp_path):
     order = fakes.traced(tmp_path)
     assert order[0] == "a"
     assert order[-1] == "d"
-    assert value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
+    assert output_value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
     record = read_json(tmp_path / fakes.id_of(plan, "d") / "stage.json")
     assert record["files"]["value.txt"][0] == 3
     assert set(record["files"]) == {"value.txt"}
@@ -83,14 +88,14 @@ def test_a_second_run_does_nothing(tmp_path):
     assert len(fakes.traced(tmp_path)) == 4
 
 
-def test_exactly_what_changed_runs_again(tmp_path):
+def test_only_changed_stages_and_their_dependents_run_again(tmp_path):
     fakes.run(fakes.diamond(), tmp_path)
     outcome = fakes.run(fakes.diamond(b={"value": 11}), tmp_path)
     assert sorted(i.split("-")[1] for i in outcome.ran) == ["b", "d"]
     assert fakes.run(fakes.diamond(), tmp_path).ran == []
 
 
-def test_force_runs_a_stage_and_what_follows(tmp_path):
+def test_force_runs_a_stage_and_its_dependents(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     outcome = fakes.run(plan, tmp_path, force=lambda s: s.name == "c")
@@ -98,7 +103,7 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("do", "says"),
+    ("do", "message"),
     [
         ("raise", "ValueError: a fault of the stage"),
         ("kdep", "a wrong thing; expected a right thing. Fix: do it right."),
@@ -109,25 +114,25 @@ def test_force_runs_a_stage_and_what_follows(tmp_path):
         ("none", "returned NoneType"),
     ],
 )
-def test_a_failure_prints_one_line_and_the_other_stages_run(tmp_path, do, says):
+def test_a_failure_prints_one_line_and_the_other_stages_run(tmp_path, do, message):
     plan = fakes.diamond(b={"do": do})
     outcome = fakes.run(plan, tmp_path)
     b, d = fakes.id_of(plan, "b"), fakes.id_of(plan, "d")
     assert set(outcome.failed) == {b}
-    assert says in outcome.failed[b]
+    assert message in outcome.failed[b]
     assert "\n" not in outcome.failed[b]
     assert set(outcome.skipped) == {d}
     assert b in outcome.skipped[d]
     assert sorted(fakes.traced(tmp_path, "end")) == ["a", "c"]
     assert read_json(tmp_path / b / "failed.json")["error"] == outcome.failed[b]
-    known = state.statuses(plan, tmp_path)
-    assert known[b].why.startswith("failed before: ")
-    assert says in known[b].why
+    statuses = state.statuses(plan, tmp_path)
+    assert statuses[b].why.startswith("failed before: ")
+    assert message in statuses[b].why
     if do == "raise":
         assert "Traceback" in (tmp_path / b / "stage.log").read_text()
 
 
-def test_fail_fast_starts_nothing_more(tmp_path):
+def test_fail_fast_starts_no_further_stage(tmp_path):
     plan = fakes.diamond(b={"do": "raise"}, c={"sleep": 0.5})
     outcome = fakes.run(plan, tmp_path, jobs=1, fail_fast=True)
     assert len(outcome.failed) == 1
@@ -135,7 +140,7 @@ def test_fail_fast_starts_nothing_more(tmp_path):
     assert len(outcome.skipped) == 2
 
 
-def test_retry(tmp_path):
+def test_a_retried_stage_can_succeed(tmp_path):
     assert not fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "no").ok
     outcome = fakes.run(fakes.diamond(b={"do": "once"}), tmp_path / "yes", retry=1)
     assert outcome.ok
@@ -143,25 +148,25 @@ def test_retry(tmp_path):
 
 
 @pytest.mark.parametrize("do", [None, "stubborn"])
-def test_timeout(tmp_path, monkeypatch, do):
+def test_a_stage_is_stopped_at_its_time_limit(tmp_path, monkeypatch, do):
     monkeypatch.setattr(local_pool, "GRACE", 0.5)
     plan = fakes.diamond()
     b = fakes.add_stage(
         plan, "make", "slow", {"sleep": 60, "do": do}, kinds=fakes.KINDS, timeout=0.6
     )
-    begun = time.monotonic()
+    start = time.monotonic()
     outcome = fakes.run(plan, tmp_path)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     assert set(outcome.failed) == {b}
     assert "time limit of 0.6 s" in outcome.failed[b]
     assert len(outcome.ran) == 4
-    assert not any(alive(p) for p in begun_pids(tmp_path))
+    assert not any(is_alive(p) for p in begun_pids(tmp_path))
 
 
-def test_processes_a_stage_leaves_behind_are_ended(tmp_path):
+def test_orphaned_processes_of_a_stage_are_killed(tmp_path):
     assert fakes.run(fakes.diamond(a={"do": "orphan"}), tmp_path).ok
-    left = subprocess.run(["pgrep", "-f", "^sleep 54.321$"], capture_output=True, text=True)
-    assert left.stdout == ""
+    remaining = subprocess.run(["pgrep", "-f", "^sleep 54.321$"], capture_output=True, text=True)
+    assert remaining.stdout == ""
 
 
 def test_wide_stages_and_jobs_share_the_cores(tmp_path):
@@ -171,18 +176,17 @@ def test_wide_stages_and_jobs_share_the_cores(tmp_path):
     assert read_json(tmp_path / wide / "stage.json")["outputs"]["threads"] == 2
     spans = {}
     for line in (tmp_path / "trace.log").read_text().splitlines():
-        what, name, when, _ = line.split()
-        spans.setdefault(name, {})[what] = float(when)
+        event, name, moment, _ = line.split()
+        spans.setdefault(name, {})[event] = float(moment)
 
-    def load(moment: float) -> int:
-        return sum(
-            2 if name == wide else 1 for name, s in spans.items() if s["begin"] <= moment < s["end"]
-        )
+    def used_cores(moment: float) -> int:
+        running = [name for name, s in spans.items() if s["begin"] <= moment < s["end"]]
+        return sum(2 if name == wide else 1 for name in running)
 
-    assert max(load(s["begin"]) for s in spans.values()) == 2
+    assert max(used_cores(span["begin"]) for span in spans.values()) == 2
 
 
-def test_longest_chain_first(tmp_path):
+def test_the_longest_chain_starts_first(tmp_path):
     plan = fakes.chain(1, width=2)
     needs = {}
     for k in range(3):
@@ -221,48 +225,48 @@ def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
     assert runner.returncode == 1, output
     assert "killed by SIGKILL" in output
     plain = tmp_path / fakes.id_of(plan, "plain")
-    left = attempts.current_dir(tmp_path, plain.name)
-    assert (left / "half.bin").exists()
+    attempt_dir = attempts.current_dir(tmp_path, plain.name)
+    assert (attempt_dir / "half.bin").exists()
     (plain / "leftover").mkdir()
     assert fakes.run(plan, tmp_path).ok
     assert not (plain / "leftover").exists()
-    assert not left.exists()
+    assert not attempt_dir.exists()
     steps = tmp_path / grow / "steps.txt"
     assert read_json(tmp_path / grow / "stage.json")["outputs"]["resumed_at"] > 5
     assert steps.read_text().splitlines() == [str(k) for k in range(40)]
 
 
-def test_kill_of_the_runner_takes_its_stages_along_and_a_rerun_completes(tmp_path):
+def test_killing_the_runner_ends_its_stages_and_a_rerun_completes(tmp_path):
     expression = "diamond(b={'sleep': 30}, c={'sleep': 30})"
     runner = start_runner(tmp_path, expression)
     wait_for(lambda: len(begun_pids(tmp_path)) == 3)
     runner.kill()
     runner.wait()
-    wait_for(lambda: not any(alive(p) for p in begun_pids(tmp_path)), 5)
+    wait_for(lambda: not any(is_alive(p) for p in begun_pids(tmp_path)), 5)
     plan = fakes.diamond()
     assert fakes.run(plan, tmp_path).ok
     assert fakes.traced(tmp_path).count("a") == 1
-    assert value(plan, tmp_path, "d") == 112
+    assert output_value(plan, tmp_path, "d") == 112
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly(tmp_path, number):
+def test_a_signal_stops_all_stages_within_seconds(tmp_path, number):
     runner = start_runner(tmp_path, "diamond(b={'sleep': 30}, c={'sleep': 30})")
     wait_for(lambda: len(begun_pids(tmp_path)) == 3)
-    begun = time.monotonic()
+    start = time.monotonic()
     runner.send_signal(number)
     output, _ = runner.communicate(timeout=20)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - start < 5
     assert runner.returncode == 128 + number, output
-    assert not any(alive(p) for p in begun_pids(tmp_path))
+    assert not any(is_alive(p) for p in begun_pids(tmp_path))
     plan = fakes.diamond(b={"sleep": 30}, c={"sleep": 30})
-    known = state.statuses(plan, tmp_path)
-    assert known[fakes.id_of(plan, "a")].done
-    assert known[fakes.id_of(plan, "b")].why == "interrupted"
+    statuses = state.statuses(plan, tmp_path)
+    assert statuses[fakes.id_of(plan, "a")].done
+    assert statuses[fakes.id_of(plan, "b")].why == "interrupted"
     assert not (tmp_path / fakes.id_of(plan, "b") / "failed.json").exists()
 
 
-def test_two_runners_do_no_stage_twice(tmp_path):
+def test_two_runners_run_each_stage_once(tmp_path):
     expression = "chain(3, width=3, sleep=0.3)"
     runners = [start_runner(tmp_path, expression) for _ in range(2)]
     for runner in runners:
@@ -287,7 +291,7 @@ def test_the_second_runner_takes_over_when_the_first_is_killed(tmp_path):
     assert fakes.traced(tmp_path, "end").count("a") == 1
 
 
-def test_a_moved_work_dir_still_counts(tmp_path):
+def test_stages_in_a_moved_work_dir_are_still_done(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path / "old")
     shutil.move(tmp_path / "old", tmp_path / "new")
@@ -299,8 +303,8 @@ def test_a_truncated_stage_json_is_not_done(tmp_path):
     fakes.run(plan, tmp_path)
     path = tmp_path / fakes.id_of(plan, "c") / "stage.json"
     path.write_bytes(path.read_bytes()[:-40])
-    known = state.statuses(plan, tmp_path)
-    assert "stage.json" in known[fakes.id_of(plan, "c")].why
+    statuses = state.statuses(plan, tmp_path)
+    assert "stage.json" in statuses[fakes.id_of(plan, "c")].why
     assert [i.split("-")[1] for i in fakes.run(plan, tmp_path).ran] == ["c"]
 
 
@@ -312,11 +316,11 @@ def test_a_flipped_bit_in_an_input_is_detected_and_repaired(tmp_path):
     outcome = fakes.run(plan, tmp_path)
     assert "its checksum differs" in outcome.failed[fakes.id_of(plan, "d")]
     assert fakes.run(plan, tmp_path).ok
-    assert value(plan, tmp_path, "d") == 112
+    assert output_value(plan, tmp_path, "d") == 112
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_a_resumable_stage_resumes_from_nothing_that_was_found_damaged(tmp_path, damage):
+def test_a_resumable_stage_does_not_resume_from_damaged_files(tmp_path, damage):
     plan = fakes.Plan("grown")
     grow = fakes.add_stage(plan, "grow", "g", {"steps": 3, "sleep": 0}, kinds=fakes.KINDS)
     last = fakes.add_stage(plan, "make", "m", {}, {"x": grow}, kinds=fakes.KINDS)
@@ -324,14 +328,14 @@ def test_a_resumable_stage_resumes_from_nothing_that_was_found_damaged(tmp_path,
     shutil.rmtree(tmp_path / last)
     steps = tmp_path / grow / "steps.txt"
     steps.write_text("0\n1\n" if damage == "cut" else "0\n1\n3\n")
-    while not fakes.run(plan, tmp_path).ok:  # found when the next stage reads it
+    while not fakes.run(plan, tmp_path).ok:  # the damage is found when the next stage reads it
         assert not (tmp_path / grow / "stage.json").exists()
     assert steps.read_text() == "0\n1\n2\n"
     assert not (tmp_path / grow / state.DAMAGED).exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
-def test_a_full_disk(tmp_path):
+def test_a_full_disk_fails_the_stage_with_that_reason(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
@@ -341,25 +345,25 @@ def test_a_full_disk(tmp_path):
         plan = fakes.diamond(b={"do": "fill"})
         outcome = fakes.run(plan, disk)
         b = fakes.id_of(plan, "b")
-        assert b in outcome.failed  # and perhaps its neighbour, for the same cause
+        assert b in outcome.failed  # and perhaps c, for the same reason
         assert all("ran out of disk space" in s for s in outcome.failed.values())
         assert (disk / fakes.id_of(plan, "a") / "stage.json").exists()
         assert not (disk / b / "stage.json").exists()
         good = fakes.diamond()
-        shutil.rmtree(disk / b)  # room again
+        shutil.rmtree(disk / b)  # frees disk space
         assert fakes.run(good, disk).ok
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_start_overhead_after_the_first(tmp_path):
+def test_a_stage_starts_within_0_3_s_after_the_first(tmp_path):
     plan = fakes.chain(6)
     assert fakes.run(plan, tmp_path).ok
     starts = [read_json(tmp_path / i / "stage.json")["start_s"] for i in list(plan.stages)[1:]]
     assert sorted(starts)[len(starts) // 2] < 0.3  # the median: the machine may be busy
 
 
-def test_only_and_force_patterns(tmp_path):
+def test_a_pattern_selects_a_stage_with_its_upstream_stages(tmp_path):
     plan = fakes.diamond()
     chosen = select.select_stages(plan, ["make-b*"])
     assert chosen == {fakes.id_of(plan, "a"), fakes.id_of(plan, "b")}
@@ -381,7 +385,7 @@ def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
     assert completed.stdout == "main True\n", completed.stderr
 
 
-def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_nothing(tmp_path):
+def test_a_changed_T_reruns_pre_training_and_transfers_and_a_report_option_nothing(tmp_path):
     from test_suite_config import build
 
     from kdep_bench.cli.run_suite_output import explain
@@ -390,15 +394,15 @@ def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_noth
     first_plan = build_plan(build(), fakes.PRETEND)
     assert fakes.run(first_plan, tmp_path).ok
     hotter = {"base": "kdep", "transform": {"T": 0.3}}
-    two = build_plan(build(methods=[hotter, "scratch"]), fakes.PRETEND)
-    lines = explain(two, state.statuses(two, tmp_path), tmp_path).splitlines()
+    changed_plan = build_plan(build(methods=[hotter, "scratch"]), fakes.PRETEND)
+    lines = explain(changed_plan, state.statuses(changed_plan, tmp_path), tmp_path).splitlines()
     to_run = [line for line in lines if line.startswith("run ")]
     assert [line.split()[1].split("-")[0] for line in to_run] == [
         "pretrain", "export", "transfer", "transfer"
     ]  # fmt: skip
     assert "spec changed: method.transform.T 0.1 -> 0.3" in to_run[0]
     assert all("upstream" in line and "will run" in line for line in to_run[1:])
-    outcome = fakes.run(two, tmp_path)
+    outcome = fakes.run(changed_plan, tmp_path)
     assert [i.split("-")[0] for i in outcome.ran] == ["pretrain", "export", "transfer", "transfer"]
     assert all("kdep" in i for i in outcome.ran)
     for change in (
@@ -406,11 +410,11 @@ def test_another_T_reruns_pretraining_and_its_transfers_and_a_report_option_noth
         {"about": "another text"},
         {"methods": [{"base": "kdep", "source": "elsewhere"}, "scratch"]},
     ):
-        again = build_plan(build(**change), fakes.PRETEND)
-        assert not any(s.run for s in state.statuses(again, tmp_path).values())
+        same_plan = build_plan(build(**change), fakes.PRETEND)
+        assert not any(s.run for s in state.statuses(same_plan, tmp_path).values())
 
 
-def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
+def test_cores_are_divided_among_stages_with_gpus(tmp_path):
     plan = Plan("shares")
     for gpus, cpus in ((0, 1), (1, 1), (2, 1), (1, 9)):
         add_stage(plan, "make", f"g{gpus}c{cpus}", {}, kinds=fakes.KINDS, cpus=cpus)
@@ -418,13 +422,13 @@ def test_a_stage_with_a_gpu_has_its_share_of_the_cores(tmp_path):
         name: replace(plan.stages[fakes.id_of(plan, name)], gpus=int(name[1]))
         for name in ("g0c1", "g1c1", "g2c1", "g1c9")
     }
-    for gpus, shares in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
+    for gpus, expected_cpus in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
         pool = local_pool.Pool(plan, tmp_path, {}, local_pool.PoolOptions(cpus=16, gpus=gpus))
-        assert [pool._cpus_of(s) for s in stages.values()] == shares
+        assert [pool._cpus_of(s) for s in stages.values()] == expected_cpus
 
 
 def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
-    """'AF_UNIX path too long' in a traceback, and advice to free memory."""
+    """Otherwise: a traceback with 'AF_UNIX path too long', and advice to free memory."""
     import tempfile
 
     deep = tmp_path / ("x" * 120)
@@ -437,36 +441,37 @@ def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
     assert fakes.run(fakes.diamond(), tmp_path / "work").ok
 
 
-def test_one_reason_of_many_failures_is_printed_once():
+def test_the_common_reason_of_several_failures_is_printed_once():
     import io
 
     from kdep_bench.engine.progress import Plain
 
     stream = io.StringIO()
     view, plan = Plain(stream), fakes.diamond()
-    stage, two, three, *_ = plan.stages.values()
-    view.failed(stage, "a wrong thing.", Path("log1"))
-    view.failed(two, "a wrong thing.", Path("log2"))
-    view.failed(three, "another.", Path("log3"))
+    first, second, third, *_ = plan.stages.values()
+    view.failed(first, "a wrong thing.", Path("log1"))
+    view.failed(second, "a wrong thing.", Path("log2"))
+    view.failed(third, "another.", Path("log3"))
     output = stream.getvalue()
     assert output.count("a wrong thing.") == 1
-    assert f"same error as {stage.id}" in output
+    assert f"same error as {first.id}" in output
     assert output.count("another.") == 1
 
 
-def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_path, capsys):
-    """Each said that it ran what the other had run, or that what the other ran was not done."""
+def test_two_runners_count_each_stage_once_and_both_report_all_done(tmp_path, capsys):
+    """A runner must neither count stages of the other as its own nor report them as not done."""
     plan = fakes.chain(2, width=2, sleep=0.3)
-    known = state.statuses(plan, tmp_path)
+    statuses = state.statuses(plan, tmp_path)
     expression = "chain(2, width=2, sleep=0.3)"
     runner = start_runner(tmp_path, expression)
-    outcome = local_pool.run_plan(plan, tmp_path, known, fakes.FAST)
-    said, _ = runner.communicate(timeout=60)
-    theirs = eval(said.splitlines()[-1].partition("] ")[0] + "]")  # the runner's own list
-    assert sorted(outcome.ran + theirs) == sorted(plan.stages)
+    outcome = local_pool.run_plan(plan, tmp_path, statuses, fakes.FAST)
+    printed, _ = runner.communicate(timeout=60)
+    # The other runner prints the list of the stages that it ran.
+    ran_by_other = eval(printed.splitlines()[-1].partition("] ")[0] + "]")
+    assert sorted(outcome.ran + ran_by_other) == sorted(plan.stages)
     assert sorted(outcome.ran + outcome.elsewhere) == sorted(plan.stages)
     assert Counter(fakes.traced(tmp_path)) == dict.fromkeys(("w0k0", "w0k1", "w1k0", "w1k1"), 1)
-    assert run_suite_output.summarise(plan, known, outcome, "") == 0
+    assert run_suite_output.summarise(plan, statuses, outcome, "") == 0
     output = capsys.readouterr().out
     assert f"{len(outcome.ran)} finished in this run, " in output
     assert "4 of 4 stages are done" in output
@@ -474,10 +479,10 @@ def test_two_runners_at_once_count_each_stage_once_and_both_say_all_is_done(tmp_
         assert f"{len(outcome.elsewhere)} finished by another process" in output
 
 
-def test_a_stage_that_another_runner_finished_before_ours_began_it_did_not_run_here(tmp_path):
+def test_stages_finished_by_another_runner_are_not_counted_as_run_here(tmp_path):
     plan = fakes.diamond()
-    known = state.statuses(plan, tmp_path)
+    statuses = state.statuses(plan, tmp_path)
     assert fakes.run(plan, tmp_path).ok
-    outcome = local_pool.run_plan(plan, tmp_path, known, fakes.FAST)
+    outcome = local_pool.run_plan(plan, tmp_path, statuses, fakes.FAST)
     assert (outcome.ran, sorted(outcome.elsewhere)) == ([], sorted(plan.stages))
     assert outcome.ok

@@ -1,4 +1,4 @@
-"""One process a stage: owners that live, die, stand still, and are on another machine."""
+"""A stage is run by one process at a time: locks of live, dead, stopped and remote owners."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kdep_bench.engine import local_pool, lock, stage_process, worker
 from kdep_bench.engine.lock import StageLock, Watch
 
 
-def foreign(work: Path, stage_id: str = "x", beat: int = 0) -> lock.Owner:
-    """Leaves the entry of an owner on another machine, whose flock does not reach here."""
+def write_remote_owner(work: Path, stage_id: str = "x", beat: int = 0) -> lock.Owner:
+    """Writes the lock file of an owner on another machine, whose flock has no effect here."""
     owner = dataclasses.replace(lock.this_process(), host="elsewhere", boot="another-kernel")
     (work / lock.LOCKS).mkdir(parents=True, exist_ok=True)
     (work / lock.LOCKS / stage_id).write_bytes(lock._text(owner, beat))
     return owner
 
 
-def holder(work: Path, *lines: str) -> subprocess.Popen:
-    """A process that takes the lock x, says so, and then does `lines`."""
+def start_holder(work: Path, *lines: str) -> subprocess.Popen:
+    """Starts a process that takes the lock x and then runs the Python `lines`."""
     code = "\n".join(
         [
             "import os, sys, time; from pathlib import Path",
@@ -41,22 +41,22 @@ def holder(work: Path, *lines: str) -> subprocess.Popen:
     return process
 
 
-def test_it_is_exclusive_and_names_its_owner(tmp_path):
-    one, two = StageLock(tmp_path, "x"), StageLock(tmp_path, "x")
-    assert not two.held_elsewhere()
-    assert one.take()
-    assert one.still_held()
-    assert not two.take()
-    assert two.held_elsewhere()
-    assert f"process {os.getpid()} on " in two.owner()
-    one.free()
-    assert two.take()
-    two.free()
-    assert not one.held_elsewhere()
+def test_a_lock_is_exclusive_and_names_its_owner(tmp_path):
+    first, second = StageLock(tmp_path, "x"), StageLock(tmp_path, "x")
+    assert not second.held_elsewhere()
+    assert first.take()
+    assert first.still_held()
+    assert not second.take()
+    assert second.held_elsewhere()
+    assert f"process {os.getpid()} on " in second.owner()
+    first.free()
+    assert second.take()
+    second.free()
+    assert not first.held_elsewhere()
 
 
 def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
-    # The child itself says who it is: by then it has closed what it got of the lock.
+    # The child prints its pid only after it has closed its copy of the lock's file.
     child = "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)"
     process = subprocess.Popen(
         [
@@ -77,15 +77,15 @@ def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
     process.wait()
     try:
         os.kill(orphan, 0)  # still there
-        mine = StageLock(tmp_path, "x")
-        assert mine.take()
-        mine.free()
+        new_lock = StageLock(tmp_path, "x")
+        assert new_lock.take()
+        new_lock.free()
     finally:
         os.kill(orphan, signal.SIGKILL)
 
 
-def test_a_stopped_owner_here_is_alive_however_old_its_heartbeat(tmp_path):
-    process = holder(tmp_path)
+def test_a_stopped_local_owner_keeps_its_lock_without_a_heartbeat(tmp_path):
+    process = start_holder(tmp_path)
     try:
         process.send_signal(signal.SIGSTOP)
         watch = Watch(tmp_path, stale=0.05)
@@ -100,69 +100,67 @@ def test_a_stopped_owner_here_is_alive_however_old_its_heartbeat(tmp_path):
 
 
 def test_a_remote_lock_expires_without_a_heartbeat(tmp_path):
-    owner = foreign(tmp_path)
-    watch, mine = Watch(tmp_path, stale=0.3), StageLock(tmp_path, "x")
+    owner = write_remote_owner(tmp_path)
+    watch, local_lock = Watch(tmp_path, stale=0.3), StageLock(tmp_path, "x")
     for beat in range(1, 8):
         assert watch.held("x")
-        assert not mine.take()
+        assert not local_lock.take()
         (tmp_path / lock.LOCKS / "x").write_bytes(lock._text(owner, beat))
         time.sleep(0.1)
     assert watch.held("x")
     time.sleep(0.4)
-    assert not watch.held("x")  # the second look at an entry that is as old as that
-    assert mine.take()
-    mine.free()
+    assert not watch.held("x")  # no heartbeat for longer than `stale`
+    assert local_lock.take()
+    local_lock.free()
 
 
 def test_lock_age_does_not_depend_on_file_times(tmp_path):
-    foreign(tmp_path)
+    write_remote_owner(tmp_path)
     for when in (0, 2**32):  # decades ago, decades ahead
         os.utime(tmp_path / lock.LOCKS / "x", (when, when))
         assert Watch(tmp_path, stale=0.0).held("x")
         assert not StageLock(tmp_path, "x").take()
 
 
-def test_truncated_entries_and_entries_of_an_older_format(tmp_path):
-    owner = foreign(tmp_path)
+def test_a_truncated_entry_keeps_the_lock_and_one_of_an_older_format_does_not(tmp_path):
+    owner = write_remote_owner(tmp_path)
     path = tmp_path / lock.LOCKS / "x"
     path.write_bytes(lock._text(owner, 3)[:50])
     assert not StageLock(tmp_path, "x").take()
     path.write_text("1234\n")
-    mine = StageLock(tmp_path, "x")
-    assert mine.take()
-    mine.free()
+    local_lock = StageLock(tmp_path, "x")
+    assert local_lock.take()
+    local_lock.free()
 
 
-def test_an_owner_taken_for_dead_notices_and_its_stage_leaves_without_a_result(
-    tmp_path, monkeypatch
-):
+def test_a_stage_whose_lock_was_taken_over_ends_without_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.05)
     plan = fakes.Plan("lost")
     stage_id = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
-    old = signal.signal(signal.SIGTERM, stage_process.stop)
+    former_handler = signal.signal(signal.SIGTERM, stage_process.stop)
     out, err = os.dup(1), os.dup(2)
     streams = sys.stdout, sys.stderr
     try:
-        steal = lambda *_: foreign(tmp_path, stage_id)  # noqa: E731
-        order = stage_process.StageRequest(plan.stages[stage_id], tmp_path)
+        take_over = lambda *_: write_remote_owner(tmp_path, stage_id)  # noqa: E731
+        request = stage_process.StageRequest(plan.stages[stage_id], tmp_path)
         (tmp_path / stage_id).mkdir()
-        monkeypatch.setattr(fakes, "trace", steal)
-        code, output = worker.run_stage(order, lambda *_: None)
+        monkeypatch.setattr(fakes, "trace", take_over)
+        code, output = worker.run_stage(request, lambda *_: None)
     finally:
         sys.stdout, sys.stderr = streams
         os.dup2(out, 1)
         os.dup2(err, 2)
-        signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGTERM, former_handler)
     assert (code, output) == (worker.BUSY, None)
     assert not (tmp_path / stage_id / "stage.json").exists()
     assert not (tmp_path / stage_id / "failed.json").exists()
 
 
-def test_the_pool_takes_a_stage_over_from_a_dead_owner_elsewhere(tmp_path, monkeypatch):
+def test_the_pool_takes_a_stage_over_from_a_dead_remote_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE", 1.0)
     monkeypatch.setattr(local_pool, "_ELSEWHERE_POLL", 0.2)
     plan = fakes.diamond()
-    foreign(tmp_path, fakes.id_of(plan, "b"))
+    write_remote_owner(tmp_path, fakes.id_of(plan, "b"))
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok
     assert len(outcome.ran) == 4
@@ -170,11 +168,12 @@ def test_the_pool_takes_a_stage_over_from_a_dead_owner_elsewhere(tmp_path, monke
 
 
 def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):
-    """An owner that was stopped, taken for dead and replaced would report a failure of a stage that
-    its successor has finished."""
+    """Otherwise an owner that was stopped and replaced would report a failure of a stage that its
+    successor has finished.
+    """
     first = StageLock(tmp_path, "a")
     assert first.take()
     assert first.still_held()
-    os.truncate(first.path, 0)  # by a Watch elsewhere, or by a successor that has freed it again
+    os.truncate(first.path, 0)  # as a Watch on another machine does, or a successor that frees it
     assert not first.still_held()
     first.free()

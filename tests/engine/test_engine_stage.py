@@ -1,4 +1,4 @@
-"""The stage command by itself: plans as files, exit codes, signals, GPUs, DDP on one machine."""
+"""The stage command: plan files, exit codes, signals, GPUs, DDP on one machine."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from kdep_bench.suite.plan import build_plan  # noqa: E402
 REPO = HERE.parents[1]
 
 
-def start(plan: Plan, work: Path, name: str, *more: str) -> subprocess.Popen[str]:
+def start_stage(plan: Plan, work: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts the stage command for one stage of the plan."""
     work.mkdir(exist_ok=True)
     if not (work / "plan.json").exists():
         stage.write_plan(work / "plan.json", plan.name, plan.stages.values())
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     command = [sys.executable, "-m", "kdep_bench.engine.stage", "--plan", str(work / "plan.json")]
-    command += ["--stage", fakes.id_of(plan, name), "--work-dir", str(work), *more]
+    command += ["--stage", fakes.id_of(plan, name), "--work-dir", str(work), *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -52,30 +53,33 @@ def start(plan: Plan, work: Path, name: str, *more: str) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Waits for the end; returns exit code and output."""
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
 
-def wait_for(what, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 60.0) -> None:
+    """Polls until `condition()` is true; fails after `seconds`."""
     end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
+    while not condition():
+        assert time.monotonic() < end, f"the condition is still false after {seconds} s"
         time.sleep(0.05)
 
 
 def outputs(plan: Plan, work: Path, name: str) -> dict:
+    """The outputs of a finished stage."""
     return read_json(work / fakes.id_of(plan, name) / "stage.json")["outputs"]
 
 
 # --- plans ---------------------------------------------------------------------------------------
 
 
-def test_a_written_plan_reads_back_as_it_was(tmp_path):
+def test_a_written_plan_is_read_back_unchanged(tmp_path):
     plan = build_plan(load_suite("smoke"))
     stage.write_plan(tmp_path / "p.json", plan.name, plan.stages.values())
     for stage_id, planned in plan.stages.items():
-        got, _ = stage.read_stage(tmp_path / "p.json", stage_id)
-        assert replace(got, trackers=tuple(got.trackers)) == replace(
+        read_back, _ = stage.read_stage(tmp_path / "p.json", stage_id)
+        assert replace(read_back, trackers=tuple(read_back.trackers)) == replace(
             planned, trackers=tuple(planned.trackers)
         )
 
@@ -98,31 +102,31 @@ def test_a_changed_plan_is_refused(tmp_path):
         stage.read_stage(path, "make-z-000000000000")
 
 
-def test_runtime_is_no_part_of_a_stage_id():
+def test_runtime_options_do_not_change_stage_ids():
     suite = load_suite("smoke")
-    more = suite.runtime.model_copy(
+    runtime = suite.runtime.model_copy(
         update={"memory": {"pretrain": 99}, "time": {"cache": 60.0}, "gpus": {"cache": 1}}
     )
-    other = build_plan(suite.model_copy(update={"runtime": more}))
+    other = build_plan(suite.model_copy(update={"runtime": runtime}))
     assert list(other.stages) == list(build_plan(suite).stages)
     assert {s.memory for s in other.stages.values() if s.kind == "pretrain"} == {99}
     assert {s.time for s in other.stages.values() if s.kind == "cache"} == {60.0}
 
 
-@pytest.mark.parametrize("what", ["gpus", "processes", "nodes"])
-def test_a_kind_that_runs_as_one_process_gets_no_more(what):
+@pytest.mark.parametrize("option", ["gpus", "processes", "nodes"])
+def test_several_processes_for_a_kind_that_runs_as_one_are_refused(option):
     suite = load_suite("smoke")
-    runtime = suite.runtime.model_copy(update={what: {"export": 2}})
+    runtime = suite.runtime.model_copy(update={option: {"export": 2}})
     with pytest.raises(KdepError, match="2 processes per export stage"):
         build_plan(suite.model_copy(update={"runtime": runtime}))
     suite = suite.model_copy(
-        update={"runtime": suite.runtime.model_copy(update={what: {"exprt": 2}})}
+        update={"runtime": suite.runtime.model_copy(update={option: {"exprt": 2}})}
     )
-    with pytest.raises(KdepError, match=f"stage kind in runtime.{what}"):
+    with pytest.raises(KdepError, match=f"stage kind in runtime.{option}"):
         build_plan(suite)
 
 
-def test_what_a_cluster_is_asked_for():
+def test_a_stage_s_resources_are_requested_from_the_cluster():
     plan = Plan("rows")
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4, cpus=3)
     add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=240.0)
@@ -136,20 +140,25 @@ def test_what_a_cluster_is_asked_for():
     expected_weight = (cluster.WIDE_CORES, 4, "", 0)
     assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected_weight
     assert "--signal=TERM@60" in row["slurm_extra"]
-    here = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
-    assert (here["nodes"], here["gpu"], here["gres"], here["slurm_extra"]) == (1, 4, "", "")
+    local_row = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
+    assert (local_row["nodes"], local_row["gpu"], local_row["gres"], local_row["slurm_extra"]) == (
+        1,
+        4,
+        "",
+        "",
+    )
 
 
-@pytest.mark.parametrize("without", [False, True])
-def test_a_cluster_is_asked_for_no_gpus_on_request(tmp_path, without):
+@pytest.mark.parametrize("without_gpus", [False, True])
+def test_no_gpus_are_requested_with_the_option_without_gpus(tmp_path, without_gpus):
     plan = Plan("rows")
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4)
-    options = cluster.ClusterOptions("slurm", without_gpus=without)
-    known = state.statuses(plan, tmp_path)
-    run = cluster._Run(plan, tmp_path, known, list(plan.stages.values()), options, Silent())
-    (one,) = run.todo.values()
-    assert cluster.row(one, options)["gres"] == ("" if without else "gpu:4")
-    assert one.id in plan.stages  # what it runs on is no part of what it is
+    options = cluster.ClusterOptions("slurm", without_gpus=without_gpus)
+    statuses = state.statuses(plan, tmp_path)
+    run = cluster._Run(plan, tmp_path, statuses, list(plan.stages.values()), options, Silent())
+    (stage_to_run,) = run.todo.values()
+    assert cluster.row(stage_to_run, options)["gres"] == ("" if without_gpus else "gpu:4")
+    assert stage_to_run.id in plan.stages  # the option does not change the id
 
 
 def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
@@ -158,19 +167,19 @@ def test_missing_snakemake_prints_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     plan = fakes.diamond()
-    known = state.statuses(plan, tmp_path / "w")
+    statuses = state.statuses(plan, tmp_path / "w")
     with pytest.raises(KdepError, match="make cluster"):
-        cluster.run_plan(plan, tmp_path / "w", known, cluster.ClusterOptions("slurm"))
+        cluster.run_plan(plan, tmp_path / "w", statuses, cluster.ClusterOptions("slurm"))
 
 
 def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
-    """A program that loses the first, as Snakemake on a busy machine, and heeds the second."""
+    """A program ignores the first SIGINT, as Snakemake may on a busy machine."""
     program = tmp_path / "snakemake"
     program.write_text(
         f"#!{sys.executable}\n"
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, heed))\n"
-        "def heed(*_): print('Terminating processes on user request'); sys.exit(1)\n"
+        "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, end))\n"
+        "def end(*_): print('Terminating processes on user request'); sys.exit(1)\n"
         f"open({str(tmp_path / 'ready')!r}, 'w')\n"
         "time.sleep(60); time.sleep(60)\n"
     )
@@ -184,17 +193,17 @@ def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
 
     threading.Thread(target=interrupt).start()
     plan, work = fakes.diamond(), tmp_path / "w"
-    known = state.statuses(plan, work)
-    outcome = cluster.run_plan(plan, work, known, cluster.ClusterOptions("snakemake-local"))
+    statuses = state.statuses(plan, work)
+    outcome = cluster.run_plan(plan, work, statuses, cluster.ClusterOptions("snakemake-local"))
     assert outcome.signal == signal.SIGINT
     assert outcome.left == sorted(plan.stages)
     assert not outcome.failed
 
 
-def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignore_it(
+def test_snakemake_reacts_to_an_interrupt_even_if_this_command_ignores_sigint(
     tmp_path, monkeypatch
 ):
-    """As behind `nohup` or a shell's `&`: SIGINT ignored, and that inherited by every program."""
+    """Under `nohup` or after a shell's `&`, SIGINT is ignored, which child processes inherit."""
     program = tmp_path / "snakemake"
     program.write_text(
         f"#!{sys.executable}\nimport time\nopen({str(tmp_path / 'ready')!r}, 'w')\ntime.sleep(60)\n"
@@ -206,40 +215,40 @@ def test_snakemake_heeds_an_interrupt_although_this_command_was_started_to_ignor
         wait_for((tmp_path / "ready").exists)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    plan, work, began = fakes.diamond(), tmp_path / "w", time.monotonic()
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan, work, begin = fakes.diamond(), tmp_path / "w", time.monotonic()
+    former_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         threading.Thread(target=stop).start()
-        known = state.statuses(plan, work)
-        outcome = cluster.run_plan(plan, work, known, cluster.ClusterOptions("snakemake-local"))
+        statuses = state.statuses(plan, work)
+        outcome = cluster.run_plan(plan, work, statuses, cluster.ClusterOptions("snakemake-local"))
     finally:
-        signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGINT, former_handler)
     assert outcome.signal == signal.SIGTERM
-    assert time.monotonic() < began + 50
+    assert time.monotonic() < begin + 50  # before the program's 60 s are over
 
 
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_exit_codes(tmp_path):
+def test_the_command_s_exit_code_tells_success_failure_and_a_bad_plan(tmp_path):
     plan = fakes.diamond(b={"do": "kdep"})
     for name, code in (("a", 0), ("a", 0), ("b", 1), ("c", 0), ("d", 1)):
-        got, output = finish(start(plan, tmp_path, name))
-        assert got == code, output
-    assert fakes.traced(tmp_path) == ["a", "b", "c"]  # done is done, and d has no whole inputs
-    for name, words in (("b", "a wrong thing"), ("d", "is damaged")):
-        assert words in read_json(tmp_path / fakes.id_of(plan, name) / "failed.json")["error"]
+        exit_code, output = finish(start_stage(plan, tmp_path, name))
+        assert exit_code == code, output
+    assert fakes.traced(tmp_path) == ["a", "b", "c"]  # a ran once; d did not run, as b failed
+    for name, message in (("b", "a wrong thing"), ("d", "is damaged")):
+        assert message in read_json(tmp_path / fakes.id_of(plan, name) / "failed.json")["error"]
     assert outputs(plan, tmp_path, "c") == {"value": 101, "threads": 1}
     (tmp_path / "plan.json").write_text("{}")
-    assert finish(start(plan, tmp_path, "a"))[0] == 2
+    assert finish(start_stage(plan, tmp_path, "a"))[0] == 2
 
 
 def test_a_second_copy_exits_or_waits_and_runs_nothing(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
-    first = start(plan, tmp_path, "a")
+    first = start_stage(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
-    waiting = start(plan, tmp_path, "a")
-    assert finish(start(plan, tmp_path, "a", "--no-wait"))[0] == 75
+    waiting = start_stage(plan, tmp_path, "a")
+    assert finish(start_stage(plan, tmp_path, "a", "--no-wait"))[0] == 75
     (tmp_path / "go").touch()
     assert finish(first)[0] == 0
     assert finish(waiting)[0] == 0
@@ -248,9 +257,9 @@ def test_a_second_copy_exits_or_waits_and_runs_nothing(tmp_path):
 
 def test_a_waiting_copy_takes_over_when_the_first_is_killed(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
-    first = start(plan, tmp_path, "a")
+    first = start_stage(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
-    waiting = start(plan, tmp_path, "a")
+    waiting = start_stage(plan, tmp_path, "a")
     first.kill()
     finish(first)
     (tmp_path / "go").touch()
@@ -263,12 +272,12 @@ def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
     add_stage(plan, "grow", "g", {"steps": 30}, kinds=fakes.KINDS)
     grow = fakes.id_of(plan, "g")
     steps = tmp_path / grow / "steps.txt"
-    process = start(plan, tmp_path, "g")
+    process = start_stage(plan, tmp_path, "g")
     wait_for(lambda: fakes.steps(tmp_path, grow) > 4)
     process.terminate()
     assert finish(process)[0] == 143
     assert not (steps.parent / "failed.json").exists()
-    assert finish(start(plan, tmp_path, "g"))[0] == 0
+    assert finish(start_stage(plan, tmp_path, "g"))[0] == 0
     assert outputs(plan, tmp_path, "g")["resumed_at"] > 4
     assert steps.read_text().split() == [str(k) for k in range(30)]
 
@@ -276,29 +285,29 @@ def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
 def test_a_hung_stage_is_stopped(tmp_path):
     plan = Plan("hung")
     add_stage(plan, "make", "h", {"sleep": 60}, kinds=fakes.KINDS, timeout=1.0)
-    assert finish(start(plan, tmp_path, "h"))[0] == 1
+    assert finish(start_stage(plan, tmp_path, "h"))[0] == 1
     message = read_json(tmp_path / fakes.id_of(plan, "h") / "failed.json")["error"]
     assert "time limit of 1 s" in message
 
 
-def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
+def test_stages_use_different_gpus_and_a_killed_stage_s_gpu_is_freed(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     plan = Plan("gpus")
     for k in range(3):
         add_stage(plan, "gpu", f"g{k}", {"sleep": 1.0, "k": k}, kinds=cluster_fakes.KINDS)
-    killed = start(plan, tmp_path, "g2", "--gpus", "4,7")
+    killed = start_stage(plan, tmp_path, "g2", "--gpus", "4,7")
     log = tmp_path / fakes.id_of(plan, "g2") / "stage.log"
     wait_for(log.exists)
     killed.kill()
     finish(killed)
-    both = [start(plan, tmp_path, f"g{k}", "--gpus", "4,7") for k in range(2)]
-    assert [finish(p)[0] for p in both] == [0, 0]
-    got = [outputs(plan, tmp_path, f"g{k}") for k in range(2)]
-    (_, end), (begin, _) = sorted(g["span"] for g in got)
-    if begin < end:  # at once, as they should be unless the machine is very slow
-        assert {g["gpus"] for g in got} == {"4", "7"}
-    assert all(g["gpus"] in ("4", "7") for g in got)
+    processes = [start_stage(plan, tmp_path, f"g{k}", "--gpus", "4,7") for k in range(2)]
+    assert [finish(p)[0] for p in processes] == [0, 0]
+    results = [outputs(plan, tmp_path, f"g{k}") for k in range(2)]
+    (_, end), (begin, _) = sorted(g["span"] for g in results)
+    if begin < end:  # they overlap, unless the machine is very slow
+        assert {g["gpus"] for g in results} == {"4", "7"}
+    assert all(g["gpus"] in ("4", "7") for g in results)
 
 
 # --- the end of a Slurm job ----------------------------------------------------------------------
@@ -306,9 +315,9 @@ def test_gpus_are_distinct_and_come_back_after_a_kill(tmp_path, monkeypatch):
 NOON = datetime(2026, 1, 1, 12)
 
 
-def job(left: float, **more: str) -> dict[str, str]:
-    """A job of one hour with `left` seconds to go at NOON."""
-    end = NOON + timedelta(seconds=left)
+def job(seconds_left: float, **fields: str) -> dict[str, str]:
+    """Slurm's fields of a job of one hour that has `seconds_left` left at NOON."""
+    end = NOON + timedelta(seconds=seconds_left)
     times = {"StartTime": end - timedelta(hours=1), "EndTime": end}
     return {
         "JobId": "5",
@@ -316,19 +325,19 @@ def job(left: float, **more: str) -> dict[str, str]:
         "PreemptTime": "None",
         "Restarts": "0",
         **{k: v.isoformat() for k, v in times.items()},
-        **more,
+        **fields,
     }
 
 
 @pytest.mark.parametrize(
-    ("resumable", "timeout", "said", "requeue", "fails"),
+    ("resumable", "timeout", "job_fields", "requeue", "fails"),
     [
         (True, 7201, job(60), True, False),  # a second job fits
         (True, 7201, job(60, Restarts="1"), True, False),
         (True, 7200, job(60, Restarts="1"), False, True),  # two hours are over
-        (True, 3600, job(60), False, True),  # one job is all it has: hung
-        (False, 7200, job(60), False, True),  # it would begin anew every time
-        (True, 7200, job(1800), False, False),  # somebody's kill
+        (True, 3600, job(60), False, True),  # its time limit is one job, so it hung
+        (False, 7200, job(60), False, True),  # it would start from the beginning in every job
+        (True, 7200, job(1800), False, False),  # stopped by a person: the job's time is not over
         (True, 7200, job(60, JobState="CANCELLED"), False, False),
         (True, 7200, job(60, JobState="COMPLETING"), False, False),
         (False, 7200, job(1800, PreemptTime=NOON.isoformat()), True, False),
@@ -336,20 +345,22 @@ def job(left: float, **more: str) -> dict[str, str]:
         (True, 7200, {}, False, False),  # no Slurm at all
     ],
 )
-def test_what_runs_after_a_stop(resumable, timeout, said, requeue, fails):
+def test_a_stopped_job_is_requeued_only_if_the_stage_can_finish_later(
+    resumable, timeout, job_fields, requeue, fails
+):
     plan = fakes.diamond()
     planned = next(iter(plan.stages.values()))
     planned = replace(planned, resumable=resumable, timeout=timeout)
-    got, sentence = stage.after_stop(planned, said, NOON)
-    assert got == requeue
-    assert bool(sentence) == fails
+    requeued, error = stage.after_stop(planned, job_fields, NOON)
+    assert requeued == requeue
+    assert bool(error) == fails
 
 
 # --- several processes ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_two_gloo_processes_through_the_pool(tmp_path):
+def test_the_pool_runs_a_ddp_stage_of_two_gloo_processes(tmp_path):
     plan = ddp()
     outcome = fakes.run(plan, tmp_path)
     assert outcome.ok, outcome.failed
@@ -363,13 +374,13 @@ def test_two_gloo_processes_through_the_pool(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
-    code, output = finish(start(ddp(break_rank=1), tmp_path, "d"))
+    code, output = finish(start_stage(ddp(break_rank=1), tmp_path, "d"))
     assert code == 1
     assert "rank 1: the stage stopped with ValueError: a fault of one rank" in output
 
 
 @pytest.mark.slow
-def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_stage_resumes(
+def test_all_ranks_end_with_one_rank_or_the_stage_process_and_the_stage_resumes(
     tmp_path,
 ):
     plan = ddp(steps=60, sleep=0.1)
@@ -383,7 +394,7 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     def ranks() -> list[int]:
         return [read_json(out() / f"who-{r}.json")["pid"] for r in (0, 1)]
 
-    process = start(plan, tmp_path, "d")
+    process = start_stage(plan, tmp_path, "d")
     wait_for(lambda: steps() > 3)
     os.kill(ranks()[1], signal.SIGKILL)
     code, output = finish(process)
@@ -392,24 +403,25 @@ def test_no_rank_outlives_another_or_the_process_that_holds_the_lock_and_the_sta
     assert not any(Path(f"/proc/{p}").exists() for p in ranks())
 
     first = steps()
-    process = start(plan, tmp_path, "d")
+    process = start_stage(plan, tmp_path, "d")
     wait_for(lambda: steps() > first + 3)
     process.kill()
     finish(process)
     wait_for(lambda: not any(Path(f"/proc/{p}").exists() for p in ranks()), 20)
 
-    assert finish(start(plan, tmp_path, "d"))[0] == 0
-    got = outputs(plan, tmp_path, "d")
-    assert got["resumed_at"] > first + 3
-    assert got["w"] == pytest.approx(cluster_fakes.expected_weight(60), abs=1e-12)
+    assert finish(start_stage(plan, tmp_path, "d"))[0] == 0
+    stage_outputs = outputs(plan, tmp_path, "d")
+    assert stage_outputs["resumed_at"] > first + 3
+    assert stage_outputs["w"] == pytest.approx(cluster_fakes.expected_weight(60), abs=1e-12)
 
 
-def gone(pids: list[int]) -> bool:
+def all_ended(pids: list[int]) -> bool:
+    """Whether none of the processes exists."""
     return not any(Path(f"/proc/{p}").exists() for p in pids)
 
 
 @pytest.mark.slow
-def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends(tmp_path):
+def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
     spec = dict(steps=150, sleep=0.05)
     plan = ddp(**spec)
     stage_id = fakes.id_of(plan, "d")
@@ -430,7 +442,7 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         env=os.environ | {"PYTHONPATH": path},
     )
 
-    def who() -> list[dict]:
+    def rank_files() -> list[dict]:
         return [read_json(out() / f"who-{r}.json") for r in (0, 1)]
 
     def pids() -> list[int]:
@@ -438,12 +450,12 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         files = [out() / f"who-{r}.json" for r in (0, 1)]
         if process.poll() is not None or not all(f.exists() for f in files):
             return []
-        agent = who()[0]["agent"]
+        agent = rank_files()[0]["agent"]
         try:
             stage = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             return []
-        return [w["pid"] for w in who()] + [agent, stage]
+        return [w["pid"] for w in rank_files()] + [agent, stage]
 
     def at_work(last: int) -> bool:
         return steps() > last and all(Path(f"/proc/{p}").exists() for p in pids() or [0])
@@ -452,22 +464,25 @@ def test_ranks_of_a_pool_that_has_torch_are_its_forks_and_end_with_whatever_ends
         return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
 
     last, importers = 0, []
-    for which, how in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
+    # Index in pids(): 0 and 1 are the ranks, 2 their agent, 3 the stage.
+    for index, signal_name in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
         wait_for(lambda last=last: at_work(last), 300)
-        last, these = steps() + 1, pids()
-        importers += [w["importer"] for w in who()]
-        os.kill(these[which], getattr(signal, f"SIG{how}"))
-        wait_for(lambda these=these: gone(these))
+        last, killed_group = steps() + 1, pids()
+        importers += [w["importer"] for w in rank_files()]
+        os.kill(killed_group[index], getattr(signal, f"SIG{signal_name}"))
+        wait_for(lambda pids=killed_group: all_ended(pids))
     code, output = finish(process)
     assert code == 0, output
-    importers += [w["importer"] for w in who()]
-    got = read_json(out() / "stage.json")
-    assert got["outputs"]["w"] == pytest.approx(cluster_fakes.expected_weight(150), abs=1e-12)
-    assert got["outputs"]["resumed_at"] >= last - 1
+    importers += [w["importer"] for w in rank_files()]
+    content = read_json(out() / "stage.json")
+    assert content["outputs"]["w"] == pytest.approx(cluster_fakes.expected_weight(150), abs=1e-12)
+    assert content["outputs"]["resumed_at"] >= last - 1
     server = importers[0]
     assert server is not None
-    assert importers == [server] * 10, "a rank imported torch for itself"
-    assert 0 < got["cpu_s"] < server["cpu_s"], "a fork's seconds are its own"
+    assert importers == [server] * 10, "a rank imported torch itself"
+    assert 0 < content["cpu_s"] < server["cpu_s"], (
+        "CPU seconds of the server are counted in its fork"
+    )
 
 
 TORCHRUN = {
@@ -481,13 +496,14 @@ TORCHRUN = {
 }
 
 
-def under_torchrun(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
-    for key, value in {**TORCHRUN, **more}.items():
+def under_torchrun(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    """Sets the environment variables that torchrun sets for rank 1 of 2."""
+    for key, value in {**TORCHRUN, **changes}.items():
         monkeypatch.setenv(key, value)
 
 
 def test_torchrun_s_variables_do_not_reach_a_stage(monkeypatch):
-    """Two runners' stages would find each other through them and train together."""
+    """Otherwise stages of two runners would connect to each other and train together."""
     under_torchrun(monkeypatch)
     assert leave_launcher() == (1, 2)
     assert not set(TORCHRUN) & set(os.environ)
@@ -509,7 +525,7 @@ def test_several_nodes_of_torchrun_are_refused(monkeypatch):
         leave_launcher()
 
 
-def test_a_suite_under_torchrun_runs_in_rank_0_and_its_stages_as_many_processes(
+def test_a_suite_under_torchrun_runs_in_rank_0_with_as_many_processes_per_stage(
     monkeypatch, tmp_path, capsys
 ):
     plan = tmp_path / "plan.json"

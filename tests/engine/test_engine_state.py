@@ -1,4 +1,4 @@
-"""What stage directories say: done, damaged, changed, and why something would run."""
+"""The status of stages from their directories: done, damaged, changed, and why they would run."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from kdep_bench.errors import KdepError, made_again
 from kdep_bench.files import read_json
 
 
-def why(plan, work, name: str, **how) -> str:
-    return state.statuses(plan, work, **how)[fakes.id_of(plan, name)].why
+def status_text(plan, work, name: str, **options) -> str:
+    """The status text of the stage of this name."""
+    return state.statuses(plan, work, **options)[fakes.id_of(plan, name)].why
 
 
-def test_reasons(tmp_path):
+def test_the_status_gives_the_reason_why_a_stage_would_run(tmp_path):
     plan = fakes.diamond()
-    assert why(plan, tmp_path, "a") == "never run"
-    assert why(plan, tmp_path, "b") == "never run"
+    assert status_text(plan, tmp_path, "a") == "never run"
+    assert status_text(plan, tmp_path, "b") == "never run"
     fakes.run(plan, tmp_path)
-    assert why(plan, tmp_path, "a") == "done"
+    assert status_text(plan, tmp_path, "a") == "done"
     other = fakes.diamond(a={"value": 2})
-    assert why(other, tmp_path, "a") == "spec changed: value 1 -> 2"
-    assert why(other, tmp_path, "b") == f"upstream {fakes.id_of(other, 'a')} will run"
+    assert status_text(other, tmp_path, "a") == "spec changed: value 1 -> 2"
+    assert status_text(other, tmp_path, "b") == f"upstream {fakes.id_of(other, 'a')} will run"
     (tmp_path / fakes.id_of(plan, "b") / "value.txt").write_text("long")
-    assert "4 bytes instead of 2" in why(plan, tmp_path, "b")
+    assert "4 bytes instead of 2" in status_text(plan, tmp_path, "b")
     (tmp_path / fakes.id_of(plan, "b") / "value.txt").unlink()
-    assert "value.txt is missing" in why(plan, tmp_path, "b")
+    assert "value.txt is missing" in status_text(plan, tmp_path, "b")
 
 
 def test_another_version_and_other_source_are_reported(tmp_path):
@@ -40,18 +41,18 @@ def test_another_version_and_other_source_are_reported(tmp_path):
     path = tmp_path / fakes.id_of(plan, "a") / "stage.json"
     record = read_json(path)
     state.write_stage(path.parent, {**record, "code": "0123456789abcdef"})
-    assert "different version of the code" in why(plan, tmp_path, "a")
+    assert "different version of the code" in status_text(plan, tmp_path, "a")
     assert state.statuses(plan, tmp_path)[fakes.id_of(plan, "a")].done
     state.write_stage(path.parent, {**record, "version": 0})
-    assert why(plan, tmp_path, "a") == "stage version 0 -> 1"
+    assert status_text(plan, tmp_path, "a") == "stage version 0 -> 1"
 
 
 def test_checksums_are_checked_on_request(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     (tmp_path / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # as long as "101"
-    assert why(plan, tmp_path, "c") == "done"
-    assert "its checksum differs" in why(plan, tmp_path, "c", verify=True)
+    assert status_text(plan, tmp_path, "c") == "done"
+    assert "its checksum differs" in status_text(plan, tmp_path, "c", verify=True)
 
 
 def test_unneeded_stages_are_not_rerun(tmp_path):
@@ -69,20 +70,20 @@ def test_a_stage_json_truncated_anywhere_counts_as_not_done(tmp_path):
     fakes.run(plan, tmp_path)
     stage = plan.stages[fakes.id_of(plan, "d")]
     path = tmp_path / stage.id / "stage.json"
-    whole = path.read_bytes()
-    for length in range(0, len(whole) - 1, 37):
-        path.write_bytes(whole[:length])
+    complete = path.read_bytes()
+    for length in range(0, len(complete) - 1, 37):
+        path.write_bytes(complete[:length])
         assert state.finished(stage, tmp_path)[0] is None
-    for key in json.loads(whole):
-        kept = {k: v for k, v in json.loads(whole).items() if k not in (key, "sum")}
+    for key in json.loads(complete):
+        kept = {k: v for k, v in json.loads(complete).items() if k not in (key, "sum")}
         path.write_text(json.dumps(kept))
         if key in ("schema", "id", "version", "files", "outputs", "spec", "needs", "environment"):
             assert state.finished(stage, tmp_path)[0] is None
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     assert state.finished(stage, tmp_path)[0] is not None
 
 
-def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
+def test_many_files_are_stored_as_one_checksum_and_still_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "LISTED_FILES", 5)
     out = tmp_path / "stage"
     for k in range(12):
@@ -100,15 +101,15 @@ def test_a_big_tree_is_summed_up_and_still_verified(tmp_path, monkeypatch):
     assert "among the other" in (state._first_mismatch(out, record, checksums=True) or "")
 
 
-def test_differences_are_readable():
+def test_changes_of_a_spec_are_described_by_key_with_old_and_new_value():
     old, new = {"a": {"b": 1, "c": [1]}, "gone": 1}, {"a": {"b": 2, "c": [1]}, "new": 1}
     assert state.differences(old, new) == ["a.b 1 -> 2", "gone dropped", "new added"]
     assert state.differences({"a": {"b": 1}}, {"a": 3}) == ['a {"b": 1} -> 3']
     assert state.differences({"a": 3}, {"a": {"b": 1}}) == ['a 3 -> {"b": 1}']
 
 
-def test_only_the_stages_asked_for_are_looked_at(tmp_path):
-    """Of the others, a forced run would otherwise count work that nobody asked for."""
+def test_only_requested_stages_are_checked(tmp_path):
+    """Otherwise a forced run would count work of stages that were not requested."""
     plan = fakes.diamond()
     expected = {fakes.id_of(plan, "a"), fakes.id_of(plan, "b")}
     statuses = state.statuses(plan, tmp_path, expected)
@@ -116,7 +117,7 @@ def test_only_the_stages_asked_for_are_looked_at(tmp_path):
     assert all(s.run for s in statuses.values())
 
 
-def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_path):
+def test_an_empty_file_replaced_by_a_pipe_is_detected(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     out = tmp_path / fakes.id_of(plan, "a")
@@ -125,10 +126,10 @@ def test_a_file_that_became_a_pipe_is_not_taken_for_the_empty_file_it_was(tmp_pa
     record.pop("sum")
     record["files"] = state.list_files(out)[0]
     state.write_stage(out, record)
-    assert why(plan, tmp_path, "a", verify=True) == "done"
+    assert status_text(plan, tmp_path, "a", verify=True) == "done"
     (out / "empty.txt").unlink()
     os.mkfifo(out / "empty.txt")
-    assert "empty.txt" in why(plan, tmp_path, "a", verify=True)
+    assert "empty.txt" in status_text(plan, tmp_path, "a", verify=True)
 
 
 def test_a_damaged_stage_that_is_moved_away_as_advised_is_made_again(tmp_path):
@@ -147,11 +148,11 @@ def test_a_stage_json_with_a_flipped_bit_is_never_used(tmp_path):
     fakes.run(plan, tmp_path)
     stage = plan.stages[fakes.id_of(plan, "d")]
     path = tmp_path / stage.id / "stage.json"
-    whole = path.read_bytes()
-    for at in range(0, len(whole), 7):
-        bent = bytearray(whole)
-        bent[at] ^= 1 << at % 8
-        path.write_bytes(bent)
+    complete = path.read_bytes()
+    for position in range(0, len(complete), 7):
+        changed = bytearray(complete)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
         record, fault = state.finished(stage, tmp_path)
         assert record is None
         assert fault
@@ -162,9 +163,9 @@ def test_a_stage_json_without_its_checksum_is_ignored_and_the_stage_reruns(tmp_p
     fakes.run(plan, tmp_path)
     path = tmp_path / fakes.id_of(plan, "a") / "stage.json"
     path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "sum"}))
-    assert "its checksum is wrong or missing" in why(plan, tmp_path, "a")
+    assert "its checksum is wrong or missing" in status_text(plan, tmp_path, "a")
     assert fakes.id_of(plan, "a") in fakes.run(plan, tmp_path).ran
-    assert why(plan, tmp_path, "a") == "done"
+    assert status_text(plan, tmp_path, "a") == "done"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_stage_json_with_a_value_of_another_type_is_not_used(tmp_path, change)
 
 
 def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_path, monkeypatch):
-    """A flipped bit in a file beyond the first 64 MiB passed unnoticed, whatever its checksum."""
+    """Otherwise a flipped bit in a file beyond the first 64 MiB would not be detected."""
     monkeypatch.setattr(state, "VERIFY_BYTES", 10)
     plan = fakes.diamond()
     assert fakes.run(plan, tmp_path).ok
@@ -209,8 +210,8 @@ def test_every_listed_file_of_an_input_is_hashed_and_again_after_any_write(tmp_p
     files, rest = state.list_files(out)
     state.write_stage(out, {**record, "files": files, "rest": rest})
     hashed: list[str] = []
-    real = state.file_hash
-    monkeypatch.setattr(state, "file_hash", lambda p: hashed.append(Path(p).name) or real(p))
+    real_hash = state.file_hash
+    monkeypatch.setattr(state, "file_hash", lambda p: hashed.append(Path(p).name) or real_hash(p))
     for expected in (["large.bin", "value.txt"], ["value.txt"]):
         assert state.verify_input(tmp_path, stage_id) == ""
         assert sorted(hashed) == expected

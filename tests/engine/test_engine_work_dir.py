@@ -11,7 +11,7 @@ from pathlib import Path
 
 import engine_fakes as fakes
 import pytest
-from test_engine_collect import world
+from test_engine_collect import make_suite
 
 from kdep_bench.engine import attempts, cited_stages, cluster, state, work_dir
 from kdep_bench.engine.collect import collect
@@ -21,7 +21,8 @@ from kdep_bench.errors import KdepError
 REPO = Path(__file__).resolve().parents[2]
 
 
-def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs tools/work_dir.py."""
     return subprocess.run(
         [sys.executable, str(REPO / "tools" / "work_dir.py"), *arguments],
         capture_output=True,
@@ -30,16 +31,16 @@ def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def pruned(work: Path, results: list[Path], plans: list[fakes.Plan]) -> set[str]:
-    """Kind-and-name of what goes."""
+def prune(work: Path, results: list[Path], plans: list[fakes.Plan]) -> set[str]:
+    """Removes the stages that no results folder or plan uses; returns their kind-and-name."""
     planned = {i: [p.name] for p in plans for i in p.stages}
     cited_stages = work_dir.citations(results)
-    gone = work_dir.prunable(
+    entries = work_dir.prunable(
         work_dir.survey(work, cited_stages, planned), bool(cited_stages or planned)
     )
-    assert all(work_dir.remove(work, e) for e in gone)
-    assert not any((work / e.id).exists() for e in gone)
-    return {e.id.rpartition("-")[0] for e in gone}
+    assert all(work_dir.remove(work, e) for e in entries)
+    assert not any((work / e.id).exists() for e in entries)
+    return {e.id.rpartition("-")[0] for e in entries}
 
 
 def test_sizes_and_states(tmp_path):
@@ -60,20 +61,20 @@ def test_sizes_and_states(tmp_path):
 
 
 def test_cited_and_planned_stages_are_kept_and_the_others_pruned(tmp_path):
-    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
-    _, other_plan, _, _ = world(tmp_path, methods=[{"base": "kdep", "transform": {"T": 0.9}}])
+    _, other_plan, _, _ = make_suite(tmp_path, methods=[{"base": "kdep", "transform": {"T": 0.9}}])
     assert fakes.run(other_plan, work).ok
     (work / "notes").mkdir()
     kept = set(plan.stages)
-    new = set(other_plan.stages) - kept
-    assert pruned(work, [results], [other_plan]) == set()
-    gone = pruned(work, [results], [])
-    assert gone == {i.rpartition("-")[0] for i in new}
+    other_ids = set(other_plan.stages) - kept
+    assert prune(work, [results], [other_plan]) == set()
+    removed = prune(work, [results], [])
+    assert removed == {i.rpartition("-")[0] for i in other_ids}
     assert {p.name for p in work.iterdir()} >= kept | {"notes"}
     assert fakes.run(plan, work).ran == []
-    assert len(fakes.run(other_plan, work).ran) == len(new)
+    assert len(fakes.run(other_plan, work).ran) == len(other_ids)
 
 
 def test_dependencies_of_a_kept_stage_are_kept(tmp_path):
@@ -88,16 +89,16 @@ def test_dependencies_of_a_kept_stage_are_kept(tmp_path):
     assert kept[fakes.id_of(plan, "b")] == (f"needed by {d}",)
 
 
-def test_a_set_aside_record_keeps_nothing_and_a_damaged_one_stops_all(tmp_path):
-    suite, plan, work, results = world(tmp_path)
+def test_a_set_aside_record_keeps_no_stage_and_a_damaged_one_stops_pruning(tmp_path):
+    suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
     path = next((results / "records").glob("*.json"))
     (results / "superseded").mkdir()
-    whole = path.read_text()
+    complete = path.read_text()
     path.rename(results / "superseded" / path.name)
     assert path.stem not in work_dir.citations([results])
-    path.write_text(whole[:200])
+    path.write_text(complete[:200])
     with pytest.raises(KdepError, match="not valid JSON"):
         work_dir.citations([results])
     path.write_text("{}")
@@ -140,39 +141,39 @@ def test_links_out_of_the_work_dir_are_not_followed(tmp_path):
     assert (outside / "precious").exists()
 
 
-def left_run(work: Path, executor: str, *stages: str) -> Path:
-    """The room of a cluster run as its coordinator leaves it."""
-    room = work / ".cluster" / "toy-ab12_xyz"
-    (room / ".snakemake" / "slurm_logs").mkdir(parents=True)
-    (room / ".snakemake" / "slurm_logs" / "1.log").write_bytes(b"x" * 1000)
-    said = {"stages": dict.fromkeys(stages), "executor": executor}
-    (room / "suite.json").write_text(json.dumps(said))
-    return room
+def make_cluster_run(work: Path, executor: str, *stages: str) -> Path:
+    """The run directory of a cluster run whose coordinator has ended."""
+    run_dir = work / ".cluster" / "toy-ab12_xyz"
+    (run_dir / ".snakemake" / "slurm_logs").mkdir(parents=True)
+    (run_dir / ".snakemake" / "slurm_logs" / "1.log").write_bytes(b"x" * 1000)
+    content = {"stages": dict.fromkeys(stages), "executor": executor}
+    (run_dir / "suite.json").write_text(json.dumps(content))
+    return run_dir
 
 
 def test_a_cluster_run_is_kept_while_it_or_one_of_its_stages_runs(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
-    room = left_run(tmp_path, "snakemake-local", *plan.stages)
+    run_dir = make_cluster_run(tmp_path, "snakemake-local", *plan.stages)
 
-    def look() -> work_dir.WorkDirEntry:
+    def run_entry() -> work_dir.WorkDirEntry:
         (entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
         return entry
 
-    entry = look()
+    entry = run_entry()
     assert (entry.state, entry.kept_by, entry.id) == ("ended", (), ".cluster/toy-ab12_xyz")
-    assert entry.bytes == 1000 + (room / "suite.json").stat().st_size
-    for lock in (cluster.run_lock(room), StageLock(tmp_path, fakes.id_of(plan, "a"))):
+    assert entry.bytes == 1000 + (run_dir / "suite.json").stat().st_size
+    for lock in (cluster.run_lock(run_dir), StageLock(tmp_path, fakes.id_of(plan, "a"))):
         assert lock.take()
-        assert look().state == "running"
-        assert look().kept_by
+        assert run_entry().state == "running"
+        assert run_entry().kept_by
         lock.free()
-    lock = cluster.run_lock(room)
+    lock = cluster.run_lock(run_dir)
     assert lock.take()
-    assert not work_dir.remove(tmp_path, entry)  # taken since it was looked at
+    assert not work_dir.remove(tmp_path, entry)  # locked since the survey
     lock.free()
     assert work_dir.remove(tmp_path, entry)
-    assert not room.exists()
+    assert not run_dir.exists()
     assert len(work_dir.survey(tmp_path, {}, {})) == len(plan.stages)
 
 
@@ -182,7 +183,7 @@ def test_a_cluster_run_with_an_unreachable_queue_is_kept_until_its_stages_are_do
 ):
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
     plan = fakes.diamond()
-    left_run(tmp_path, executor, *plan.stages)
+    make_cluster_run(tmp_path, executor, *plan.stages)
     (entry,) = work_dir.survey(tmp_path, {}, {})
     assert entry.state == "queued"
     assert "that this machine cannot see" in entry.kept_by[0]
@@ -194,7 +195,7 @@ def test_a_cluster_run_with_an_unreachable_queue_is_kept_until_its_stages_are_do
     assert [e.id for e in work_dir.prunable(entries, True)] == [entry.id]
 
 
-def test_a_link_is_no_cluster_run(tmp_path):
+def test_a_link_is_not_listed_as_a_cluster_run(tmp_path):
     work, outside = tmp_path / "work", tmp_path / "outside"
     outside.mkdir()
     (work / ".cluster").mkdir(parents=True)
@@ -206,127 +207,130 @@ def test_gc_is_a_dry_run_by_default(tmp_path):
     work, old = tmp_path / "w", "make-old-0123456789ab"
     (work / old).mkdir(parents=True)
     (work / old / "big.bin").write_bytes(b"x" * 12345)
-    completed = tool("--work-dir", str(work))
+    completed = run_tool("--work-dir", str(work))
     assert "12.3 kB" in completed.stdout
     assert "1 stage directories, 12.3 kB" in completed.stdout
-    left_run(work, "snakemake-local", old)
-    assert "1 stage directories and 1 cluster runs" in tool("--work-dir", str(work)).stdout
-    dry = tool("smoke", "--work-dir", str(work), "--gc")
-    both = "1 stage directories and 1 cluster runs, 13.4 kB"
-    assert f"unreferenced: {both}; --delete removes them" in dry.stdout
+    make_cluster_run(work, "snakemake-local", old)
+    assert "1 stage directories and 1 cluster runs" in run_tool("--work-dir", str(work)).stdout
+    dry_run = run_tool("smoke", "--work-dir", str(work), "--gc")
+    stage_and_run = "1 stage directories and 1 cluster runs, 13.4 kB"
+    assert f"unreferenced: {stage_and_run}; --delete removes them" in dry_run.stdout
     assert (work / old).exists()
-    assert json.loads(tool("--work-dir", str(work), "--json").stdout)[0]["id"] == old
-    done = tool("smoke", "--work-dir", str(work), "--gc", "--delete")
-    assert f"removed {both}" in done.stdout
+    assert json.loads(run_tool("--work-dir", str(work), "--json").stdout)[0]["id"] == old
+    deletion = run_tool("smoke", "--work-dir", str(work), "--gc", "--delete")
+    assert f"removed {stage_and_run}" in deletion.stdout
     assert not (work / old).exists()
     assert list((work / ".cluster").iterdir()) == []
-    assert tool("--work-dir", str(tmp_path / "none")).returncode == 2
+    assert run_tool("--work-dir", str(tmp_path / "none")).returncode == 2
 
 
-@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
-def test_a_moved_or_copied_work_dir_counts_and_verify_finds_what_the_copy_broke(tmp_path, how):
+@pytest.mark.parametrize("move_or_copy", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_work_dir_is_used_and_verify_detects_a_changed_file(
+    tmp_path, move_or_copy
+):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path / "old")
-    how(tmp_path / "old", tmp_path / "new")
+    move_or_copy(tmp_path / "old", tmp_path / "new")
     new = tmp_path / "new"
     assert all(s.done for s in state.statuses(plan, new, verify=True).values())
     (new / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # as long as "101"
     assert all(s.done for s in state.statuses(plan, new).values())
-    known = state.statuses(plan, new, verify=True)
-    assert "its checksum differs" in known[fakes.id_of(plan, "c")].why
-    outcome = fakes.local_pool.run_plan(plan, new, known, fakes.FAST)
+    statuses = state.statuses(plan, new, verify=True)
+    assert "its checksum differs" in statuses[fakes.id_of(plan, "c")].why
+    outcome = fakes.local_pool.run_plan(plan, new, statuses, fakes.FAST)
     assert [i.split("-")[1] for i in outcome.ran] == ["c"]
     assert (new / fakes.id_of(plan, "c") / "value.txt").read_text() == "101"
 
 
-def test_the_directory_of_a_killed_try_is_kept_with_its_stage_and_goes_with_it(tmp_path):
+def test_the_directory_of_a_killed_attempt_is_pruned_only_with_its_stage(tmp_path):
     plan = fakes.diamond()
-    kept, gone = fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
-    for stage_id in (kept, gone):
+    kept, removed = fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
+    for stage_id in (kept, removed):
         (tmp_path / stage_id).mkdir()
         attempt = attempts.begin(tmp_path, stage_id, True, lambda: True)
         (attempt.path / "half.bin").write_bytes(b"x" * 1000)
         os.close(attempt.open_log())
-    forgotten = tmp_path / f"{kept}.try-{'0' * 16}"
-    forgotten.mkdir()
+    unknown_attempt = tmp_path / f"{kept}.try-{'0' * 16}"
+    unknown_attempt.mkdir()
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {kept: ["p"]})}
     assert len(entries) == 5
-    next_try = next(
+    attempt_entry = next(
         e
         for i, e in entries.items()
         if ".try-" in i and i in attempts.attempt_names(tmp_path, kept)
     )
-    assert next_try.kept_by == (f"the next attempt of {kept}",)
-    assert next_try.bytes == 1000
+    assert attempt_entry.kept_by == (f"the next attempt of {kept}",)
+    assert attempt_entry.bytes == 1000
     chosen = work_dir.prunable(entries.values(), True)
     assert all(work_dir.remove(tmp_path, e) for e in chosen)
-    left = [p.name for p in tmp_path.iterdir() if p.name != ".locks"]
-    assert sorted(left) == sorted([kept, next_try.id])
+    remaining = [p.name for p in tmp_path.iterdir() if p.name != ".locks"]
+    assert sorted(remaining) == sorted([kept, attempt_entry.id])
 
 
-def gc(work: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run_gc(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs tools/work_dir.py --gc."""
     command = [sys.executable, str(REPO / "tools/work_dir.py"), "--work-dir", str(work), "--gc"]
-    return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_what_a_results_folder_elsewhere_cites_is_kept_without_being_named(tmp_path):
-    suite, plan, work, _ = world(tmp_path)
+def test_stages_cited_by_results_in_other_folders_are_kept(tmp_path):
+    suite, plan, work, _ = make_suite(tmp_path)
     results = tmp_path / "elsewhere" / "results"
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     collect(suite, plan, work, results)
     assert [r.results for r in cited_stages.citing_folders(work)] == [results]
-    completed = gc(work, "--delete")
+    completed = run_gc(work, "--delete")
     assert completed.returncode == 0, completed.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
 
     hidden = results.parent.rename(tmp_path / "unmounted")
-    completed = gc(work)
+    completed = run_gc(work)
     assert completed.returncode == 0
     assert f"{results} no longer exists" in completed.stdout
-    completed = gc(work, "--delete")
+    completed = run_gc(work, "--delete")
     assert completed.returncode == 2
     assert f"--forget {results}" in completed.stderr
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)
     hidden.rename(results.parent)
-    assert "unreferenced: 0 stage" in gc(work).stdout
+    assert "unreferenced: 0 stage" in run_gc(work).stdout
 
     shutil.rmtree(results)
-    completed = gc(work, "--delete")
+    completed = run_gc(work, "--delete")
     assert completed.returncode == 0, completed.stderr
     assert f"{results} no longer exists" in completed.stdout
-    # A few have the ids of the repository's own results.
+    # Some remain: the repository's own results cite stages of the same ids.
     assert {p.name for p in work.glob("*-*")} < set(plan.stages)
 
 
 def test_the_fix_for_a_deleted_results_folder_works(tmp_path):
-    suite, plan, work, _ = world(tmp_path)
+    suite, plan, work, _ = make_suite(tmp_path)
     results = tmp_path / "elsewhere" / "results"
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     shutil.rmtree(results.parent)
-    assert gc(work, "--delete").returncode == 2
-    done = gc(work, "--delete", "--forget", str(results))
+    assert run_gc(work, "--delete").returncode == 2
+    done = run_gc(work, "--delete", "--forget", str(results))
     assert done.returncode == 0, done.stderr
     assert {p.name for p in work.glob("*-*")} < set(plan.stages)
-    assert gc(work, "--forget", str(results)).returncode == 2
+    assert run_gc(work, "--forget", str(results)).returncode == 2
 
 
 def test_results_in_the_work_dir_are_found_after_a_move(tmp_path):
-    suite, plan, work, _ = world(tmp_path)
+    suite, plan, work, _ = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, work / "results")
     moved = work.rename(tmp_path / "moved")
-    assert "unreferenced: 0 stage" in gc(moved).stdout
+    assert "unreferenced: 0 stage" in run_gc(moved).stdout
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": 3}'])
 def test_a_damaged_note_keeps_everything(tmp_path, text):
-    suite, plan, work, results = world(tmp_path)
+    suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     (note,) = (work / cited_stages.FOLDER).iterdir()
     note.write_text(text)
-    completed = gc(work, "--delete")
+    completed = run_gc(work, "--delete")
     assert (completed.returncode, note.name in completed.stderr) == (2, True)
     assert {p.name for p in work.glob("*-*")} == set(plan.stages)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import engine_fakes as fakes
 import pytest
-from test_engine_collect import of, world
+from test_engine_collect import load_record, make_suite
 from test_suite_config import build
 
 from kdep_bench.engine.collect import collect
@@ -52,11 +52,11 @@ def test_what_is_no_list_of_names_is_refused(value: object) -> None:
 
 
 def test_the_record_says_so_and_no_stage_runs_again(tmp_path: Path) -> None:
-    suite, plan, work, results = world(tmp_path, methods=["kdep", "scratch"])
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     stated = suite.data["scores_note"]
-    before_any = [of(results, m).notes for m in ("kdep", "scratch")]
+    before_any = [load_record(results, m).notes for m in ("kdep", "scratch")]
     assert before_any == [[NOTE + stated]] * 2
 
     name = suite.data["name"]
@@ -65,12 +65,14 @@ def test_the_record_says_so_and_no_stage_runs_again(tmp_path: Path) -> None:
         teacher["card"] = {**teacher.get("card", {}), "trained_on": [name]}
     again = build_plan(suite, fakes.PRETEND)
     assert again.stages.keys() == plan.stages.keys()
-    before = of(results, "kdep").config_hash
+    before = load_record(results, "kdep").config_hash
     collect(suite, again, work, results)
-    (note,) = [n for n in of(results, "kdep").notes if n.startswith(NOTE) and stated not in n]
+    (note,) = [
+        n for n in load_record(results, "kdep").notes if n.startswith(NOTE) and stated not in n
+    ]
     assert f"was trained on {name}, and this task is evaluated on {name}" in note
-    assert of(results, "scratch").notes == [NOTE + stated]
-    assert of(results, "kdep").config_hash == before
+    assert load_record(results, "scratch").notes == [NOTE + stated]
+    assert load_record(results, "kdep").config_hash == before
 
 
 def test_a_suite_may_declare_both() -> None:
